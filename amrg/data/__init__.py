@@ -1,0 +1,1 @@
+"""Studies on disk to shards, and shards to a stream of samples."""

@@ -1,0 +1,1 @@
+"""Scores of generated reports: language metrics, clinical metrics, statistics."""

@@ -1,0 +1,1 @@
+"""Memory banks: storage, and how the visual and the report bank are built."""

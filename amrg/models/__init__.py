@@ -1,0 +1,1 @@
+"""The networks: vision encoder, Q-Former, classifier, Hopfield memory, decoder, report generator."""

@@ -1,0 +1,1 @@
+"""Fused kernels, imported as ``amrg.kernels``."""

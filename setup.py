@@ -1,0 +1,49 @@
+"""Packages ``amrg`` and, as ``amrg.kernels``, the top-level folder ``kernels``."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "demo": ["nibabel>=5.2,<6"],  # reads the CT that the embedded data set is rendered from
+    "eval": ["pycocoevalcap>=1.2,<2"],  # reference BLEU, ROUGE-L, METEOR and CIDEr
+    "viewer": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4"],  # plots and the HTML page
+    "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
+    "dev": [
+        "pytest>=8,<10",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.9,<1",
+        "mypy>=1.13,<3",
+        "types-PyYAML",
+        "scikit-learn>=1.5,<2",
+    ],
+}
+
+setup(
+    name="amrg",
+    version="0.1.0",
+    description="Chest X-ray report generation with an associative memory, at cluster scale",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["amrg", "amrg.*"]), "amrg.kernels", "amrg.kernels.hopfield"],
+    package_dir={"amrg": "amrg", "amrg.kernels": "kernels"},
+    install_requires=[
+        "torch>=2.9,<3",
+        "torchvision>=0.24,<1",
+        "timm>=1.0.20,<2",
+        "transformers>=5,<6",
+        "peft>=0.18,<1",
+        "deepspeed>=0.18,<1",
+        "webdataset>=1.0,<2",
+        "safetensors>=0.5,<1",
+        "sentencepiece>=0.2,<1",
+        "pyarrow>=18",
+        "pydantic>=2.10,<3",
+        "pyyaml>=6,<7",
+        "tyro>=1.0,<2",
+        "rich>=14,<16",
+        "tensorboard>=2.18,<3",
+        "scipy>=1.14,<2",
+        "pillow>=11",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["amrg = amrg.cli:main"]},
+)
