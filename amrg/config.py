@@ -1,0 +1,173 @@
+"""The configuration: frozen dataclasses, defaults < YAML < command line, nothing unknown accepted."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from amrg.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which studies, how they are split, and how their films are stored."""
+
+    source: str = "openi_drr"
+    path: str | None = None  # the user's copy of the data set; the embedded source needs none
+    image_size: int = 224  # short side of the stored films, pixels
+    train_studies: int | None = None  # at most this many studies of each split; None takes all
+    val_studies: int | None = None
+    test_studies: int | None = None
+    abnormal_fraction: float | None = None  # share of studies with a finding; None keeps the natural share
+    renders_per_study: int = 1  # films rendered of each train study (openi_drr only)
+    shard_size: int = 64  # samples in one tar
+    workers: int = 2  # processes that render or decode
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Encoder and Q-Former of stage 1."""
+
+    encoder: str = "hybrid_swin"  # `hybrid_swin` (pretrained convolutional stem, Swin stages) or any timm model name
+    pretrained: bool = True
+    weights: str | None = None  # a safetensors file for the encoder when there is no network
+    embed_dim: int = 128  # hybrid_swin only: width of the first Swin stage
+    depths: tuple[int, ...] = (2, 2)  # hybrid_swin only: blocks of each Swin stage
+    image_size: int = 224
+    query_dim: int = 256  # width of the Q-Former and of a disease query
+    qformer_layers: int = 2
+    qformer_heads: int = 4
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Training of the 14-way classifier."""
+
+    epochs: int = 8
+    batch_size: int = 32  # global, whatever the number of ranks
+    lr: float = 5e-4
+    weight_decay: float = 0.05
+    warmup_fraction: float = 0.1
+    clip: float = 5.0
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
+    blank: Literal["ignore", "zeros", "ones"] = "zeros"
+    class_weighting: bool = True
+    augmented_copies: int = 2  # augmented versions of each train film whose frozen features are cached
+
+
+@dataclass(frozen=True)
+class MiningConfig:
+    """Disease-aware regions for the visual bank."""
+
+    method: str = "gradcam"
+    threshold: float = 0.5  # τ on the class activation map, scaled as `amrg.memory.cam` documents
+    patches_per_finding: int = 6  # k, for one study
+    regions_per_finding: int = 500
+
+
+@dataclass(frozen=True)
+class ReportBankConfig:
+    """Rows of the report bank."""
+
+    encoder: str = "minilm"  # `minilm` (a wheel) or a folder with a BERT-like model
+    unit: Literal["report", "sentence"] = "report"
+    rows: int = 6000
+    sampling: Literal["proportional", "uniform", "stratified"] = "proportional"
+    max_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class BanksConfig:
+    mining: MiningConfig = field(default_factory=MiningConfig)
+    reports: ReportBankConfig = field(default_factory=ReportBankConfig)
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The two Hopfield networks of stage 2."""
+
+    heads: int = 4
+    head_dim: int = 128
+    beta: float = 0.25
+    learn_beta: bool = False
+    update_steps: int = 1
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The language model and the streams it reads."""
+
+    model: str = "small_llama"  # `small_llama` (from scratch, its own SentencePiece tokenizer) or a folder / hub name
+    tuning: Literal["frozen", "lora", "full"] = "full"
+    lora_rank: int = 16
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.1
+    hidden_size: int = 256  # small_llama only
+    layers: int = 4  # small_llama only
+    heads: int = 4  # small_llama only
+    vocab_size: int = 1200  # small_llama only
+    visual_tokens: int = 49  # the encoder's grid is mean-pooled to at most this many
+    use_visual: bool = True
+    use_queries: bool = True
+    use_visual_memory: bool = True
+    use_report_memory: bool = True
+    prompt: str = (
+        "Human: <Img>{image}</Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. \n"
+        "Assistant:"
+    )
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    epochs: int = 10
+    batch_size: int = 32  # global
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    weight_decay: float = 0.05
+    warmup_fraction: float = 0.05
+    clip: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
+    max_report_tokens: int = 100
+    ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    split: Literal["val", "test"] = "test"
+    batch_size: int = 32
+    num_beams: int = 3
+    min_new_tokens: int = 0
+    max_new_tokens: int = 100
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    bootstrap: int = 1000  # resamples of a confidence interval
+    meteor_timeout: float = 60.0  # seconds
+    page_studies: int = 12  # sample studies on the HTML page
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything one run needs."""
+
+    name: str = "demo"
+    runs: str = "runs"  # folder of all artefacts
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    banks: BanksConfig = field(default_factory=BanksConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -1,0 +1,58 @@
+"""What a study is, whatever data set it came from, and what a source must offer."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from amrg.data.labels import LABELS
+
+SPLITS: tuple[str, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One report with its labels; pixels are loaded separately.
+
+    Attributes:
+        key: unique in the data set and safe as a WebDataset key (letters, digits, ``-`` and ``_``).
+        group: hashed patient; memory rows of a study's own group are invisible to it.
+        split: one of ``SPLITS``.
+        report: the cleaned text that the model should write.
+        labels: the 14 labels by name: 1.0 positive, 0.0 negative, -1.0 uncertain, None not mentioned.
+    """
+
+    key: str
+    group: str
+    split: str
+    report: str
+    labels: dict[str, float | None]
+
+    def __post_init__(self) -> None:
+        assert self.split in SPLITS, self.split
+        assert tuple(self.labels) == LABELS
+
+
+@dataclass(frozen=True)
+class Films:
+    """The pixels of one study.
+
+    Attributes:
+        views: one or more grey films, uint8 [H, W].
+        masks: true lesion extent on the first view by finding, bool [H, W]; empty where the data set has none.
+    """
+
+    views: list[np.ndarray]
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A data set on disk. Instances are picklable: worker processes call ``films``."""
+
+    def studies(self) -> list[Study]:
+        """All studies in a fixed order."""
+        ...
+
+    def films(self, study: Study) -> Films:
+        """The films of one study: a function of the study (and the config's seed) alone."""
+        ...
