@@ -171,3 +171,60 @@ class Config:
     stage2: Stage2Config = field(default_factory=Stage2Config)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """A configuration file by path, or by bare name among those shipped in ``configs/``."""
+    for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+    raise UserError(f"no configuration file {name}: give a path, or one of {shipped}")
+
+
+def load(name: str) -> Config:
+    """Read a YAML file over the defaults; unknown keys and wrong types are refused with their path in the file."""
+    path = find_config(name)
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    return from_dict(content, str(path))
+
+
+def from_dict(content: Any, where: str) -> Config:
+    """Check a mapping against ``Config``; ``where`` names its origin in the error."""
+    unknown = _unknown_keys(content, Config)
+    if unknown:
+        key, known = unknown
+        raise UserError(f"{where}: unknown key `{key}`; known there: {', '.join(known)}")
+    try:
+        return TypeAdapter(Config).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise UserError(f"{where}: `{key}`: {first['msg']} (found {first['input']!r})") from None
+
+
+def _unknown_keys(content: Any, section: type, prefix: str = "") -> tuple[str, list[str]] | None:
+    """The first key of ``content`` that ``section`` has no field for, with the fields it has."""
+    if not isinstance(content, dict):
+        return None
+    fields = {f.name: f for f in dataclasses.fields(section)}
+    for key, value in content.items():
+        if key not in fields:
+            return f"{prefix}{key}", list(fields)
+        default_factory = fields[key].default_factory
+        if isinstance(default_factory, type) and dataclasses.is_dataclass(default_factory):
+            found = _unknown_keys(value, default_factory, f"{prefix}{key}.")
+            if found:
+                return found
+    return None
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+    """A configuration section as plain JSON-able values."""
+    return TypeAdapter(type(section)).dump_python(section, mode="json")

@@ -1,0 +1,181 @@
+"""Artefacts: folders that say what they are, where they came from, and that are never seen half written.
+
+An artefact lives at ``<root>/<kind>-<identity>``: the identity is a hash of the kind, its format version, the part of the
+configuration that shapes it, the seed and the content hashes of its inputs. So the same work done again finds the folder
+and is a no-op, changed work gets a folder of its own, and nothing that was written is lost.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from amrg import __version__
+from amrg.errors import UserError
+from amrg.progress import say
+
+MANIFEST = "manifest.json"
+
+#: Left out of the content hash: what holds times (``logs``) ...
+LOGS = "logs"
+#: ... and removed when the artefact is whole: what only a resumed step needs.
+SCRATCH = ("checkpoints", "scratch")
+
+_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "timm", "webdataset", "numpy", "scipy", "pillow")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder and its manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return self.manifest["kind"]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the names and contents of its files (``logs`` and the manifest itself left out)."""
+        return self.manifest["content_hash"]
+
+    @property
+    def mark(self) -> str | None:
+        """A warning that everything made from this artefact must carry, such as a bank that holds test rows."""
+        return self.manifest.get("mark")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what an artefact will hold."""
+
+    kind: str
+    version: int
+    config: dict[str, Any]
+    inputs: dict[str, Artifact]
+    seed: int
+
+    @property
+    def identity(self) -> str:
+        inputs = {name: artifact.hash for name, artifact in self.inputs.items()}
+        return _sha256_json([self.kind, self.version, self.config, self.seed, inputs])[:10]
+
+    def path(self, root: Path) -> Path:
+        return root / f"{self.kind}-{self.identity}"
+
+
+def open_artifact(path: Path, kind: str) -> Artifact:
+    """Open a finished artefact of the given kind.
+
+    Raises:
+        UserError: it is missing, half written, unreadable or of another kind.
+    """
+    if not path.is_dir():
+        raise UserError(f"no {kind} artefact at {path}: make it with `amrg {command_for(kind)} CONFIG`")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        found = manifest["kind"]
+        manifest["content_hash"], manifest["inputs"], manifest["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is not an artefact (no readable {MANIFEST}): give a folder made by `amrg {command_for(kind)}`"
+        ) from None
+    if found != kind:
+        raise UserError(
+            f"{path} holds a {found} artefact where a {kind} artefact is needed: make one with `amrg {command_for(kind)}`"
+        )
+    return Artifact(path, manifest)
+
+
+def command_for(kind: str) -> str:
+    """The verb that makes artefacts of this kind."""
+    return {"data": "prepare", "reports": "generate", "scores": "evaluate"}.get(kind, kind)
+
+
+def find(root: Path, recipe: Recipe) -> Artifact | None:
+    """The finished artefact of a recipe, or None when it is still to be made."""
+    path = recipe.path(root)
+    return open_artifact(path, recipe.kind) if path.is_dir() else None
+
+
+@contextmanager
+def build(root: Path, recipe: Recipe) -> Iterator[Path]:
+    """Give the folder to write into, and seal it when the block ends without an exception.
+
+    The folder is ``<final name>.partial``: it is kept when the work is interrupted, and given again on the next start, so
+    that a step can go on from what lies there.
+    """
+    final = recipe.path(root)
+    partial = final.with_name(final.name + ".partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {root}: {error.strerror}; choose another folder with --runs") from None
+    if any(partial.iterdir()):
+        say(f"{recipe.kind}: going on with the interrupted {partial}")
+    yield partial
+    seal(partial, final, recipe)
+
+
+def seal(partial: Path, final: Path, recipe: Recipe) -> None:
+    """Hash, describe and rename a finished folder."""
+    for name in SCRATCH:
+        shutil.rmtree(partial / name, ignore_errors=True)
+    marks = [artifact.mark for artifact in recipe.inputs.values() if artifact.mark]
+    own_mark = partial / "MARK"
+    if own_mark.exists():
+        marks.append(own_mark.read_text().strip())
+    manifest = {
+        "kind": recipe.kind,
+        "format_version": recipe.version,
+        "content_hash": content_hash(partial),
+        "inputs": {
+            name: {"kind": artifact.kind, "path": os.path.relpath(artifact.path, final.parent), "hash": artifact.hash}
+            for name, artifact in recipe.inputs.items()
+        },
+        "config": recipe.config,
+        "seed": recipe.seed,
+        "packages": {"amrg": __version__, **_package_versions()},
+    }
+    if marks:
+        manifest["mark"] = "; ".join(sorted(set(marks)))
+    # The manifest is written last: a folder with a manifest is whole.
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    os.rename(partial, final)
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 over (relative path, SHA-256 of content) of every file, in path order."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST and LOGS not in path.relative_to(folder).parts
+    )
+    return _sha256_json([[path.relative_to(folder).as_posix(), file_hash(path)] for path in files])
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of one file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
