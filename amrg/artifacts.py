@@ -5,6 +5,7 @@ configuration that shapes it, the seed and the content hashes of its inputs. So 
 and is a no-op, changed work gets a folder of its own, and nothing that was written is lost.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from amrg.errors import UserError
 from amrg.progress import say
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 
 #: Left out of the content hash: what holds times (``logs``) ...
 LOGS = "logs"
@@ -106,11 +108,14 @@ def find(root: Path, recipe: Recipe) -> Artifact | None:
 
 
 @contextmanager
-def build(root: Path, recipe: Recipe) -> Iterator[Path]:
+def build(root: Path, recipe: Recipe, lead: bool = True) -> Iterator[Path]:
     """Give the folder to write into, and seal it when the block ends without an exception.
 
     The folder is ``<final name>.partial``: it is kept when the work is interrupted, and given again on the next start, so
-    that a step can go on from what lies there.
+    that a step can go on from what lies there. Of several ranks only the lead locks and seals it.
+
+    Raises:
+        UserError: the folder cannot be written, or another process is making the same artefact.
     """
     final = recipe.path(root)
     partial = final.with_name(final.name + ".partial")
@@ -118,16 +123,31 @@ def build(root: Path, recipe: Recipe) -> Iterator[Path]:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {root}: {error.strerror}; choose another folder with --runs") from None
-    if any(partial.iterdir()):
-        say(f"{recipe.kind}: going on with the interrupted {partial}")
-    yield partial
-    seal(partial, final, recipe)
+    if not lead:
+        yield partial
+        return
+    with _locked(partial):
+        if any(path.name != LOCK for path in partial.iterdir()):
+            say(f"{recipe.kind}: going on with what an interrupted run left")
+        yield partial
+        _seal(partial, final, recipe)
 
 
-def seal(partial: Path, final: Path, recipe: Recipe) -> None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing {folder}: wait for it or stop it") from None
+        yield
+
+
+def _seal(partial: Path, final: Path, recipe: Recipe) -> None:
     """Hash, describe and rename a finished folder."""
     for name in SCRATCH:
         shutil.rmtree(partial / name, ignore_errors=True)
+    (partial / LOCK).unlink()
     marks = [artifact.mark for artifact in recipe.inputs.values() if artifact.mark]
     own_mark = partial / "MARK"
     if own_mark.exists():

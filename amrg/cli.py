@@ -1,0 +1,117 @@
+"""The ``amrg`` command: one verb an arrow of the chain.
+
+amrg run CONFIG [--dry-run] [--section.key VALUE ...]
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+
+import tyro
+
+from amrg import config as configuration
+from amrg.config import Config
+from amrg.errors import UserError
+
+USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
+       amrg inspect ARTEFACT [--verify] [--show-text]
+
+verbs, each reading what the one before it made:
+  run        all of the following; what is made already is kept
+  prepare    studies on disk to shards
+  stage1     train the 14-way classifier with its disease queries
+  banks      mine disease-aware regions, encode the train reports
+  stage2     train the report generator
+  generate   write a report for each held-out study
+  evaluate   score the reports; writes scores.json and a page
+  inspect    say what an artefact is, where it came from, and show a few rows
+
+CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg VERB --help` lists every setting.
+An interrupted command goes on where it was when it is typed again."""
+
+VERBS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
+
+
+def parse(arguments: list[str], prog: str) -> Config:
+    """``[CONFIG] [--section.key VALUE ...]`` to a configuration: defaults < YAML < command line.
+
+    Raises:
+        UserError: unknown or malformed file, key, flag or value; one line.
+    """
+    name = "demo"
+    if arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+    base = configuration.load(name)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.cli(Config, default=base, args=arguments, prog=prog)
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise UserError(_one_line(said.getvalue())) from None
+    # Once more through the strict checks, now with what the command line said.
+    return configuration.from_dict(configuration.to_dict(config), "command line")
+
+
+def _one_line(message: str) -> str:
+    """tyro's boxed message as one line, without the pointer to its help."""
+    lines = [
+        line.strip(" │╭╮╰╯─-") if set(line) <= set(" │╭╮╰╯─-") else line.strip(" │") for line in message.splitlines()
+    ]
+    text = " ".join(line for line in lines[1:] if line)
+    return re.split(r" For full helptext| Argument helptext", text)[0]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; exit code 0, 2 for what the user can put right, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    run_cli(lambda: _dispatch(arguments))
+
+
+def run_cli(action: Callable[[], None]) -> None:
+    """Run a command; turn a UserError into one line and exit code 2, and an interruption into a promise."""
+    try:
+        action()
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; the same command goes on from here", 130))
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"amrg: {message}", file=sys.stderr)
+    return code
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    verb, *rest = arguments
+    if verb == "inspect":
+        from amrg.inspect import main as inspect
+
+        inspect(rest)
+        return
+    if verb not in VERBS:
+        raise UserError(f"unknown verb `{verb}`; one of {', '.join((*VERBS, 'inspect'))}")
+    dry_run = "--dry-run" in rest
+    config = parse([argument for argument in rest if argument != "--dry-run"], f"amrg {verb} [CONFIG] [--dry-run]")
+
+    from amrg import pipeline
+
+    verbs = tuple(pipeline.STEPS) if verb == "run" else (verb,)
+    if dry_run:
+        for name in verbs:
+            print(pipeline.describe(name, config))
+    elif verb == "run":
+        pipeline.run_all(config)
+    else:
+        pipeline.run_step(verb, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The chain of steps: what each reads, which part of the configuration shapes it, and which function does it.
+
+prepare → stage1 → banks → stage2 → generate → evaluate
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amrg.artifacts import Artifact, Recipe, build, find, open_artifact
+from amrg.config import Config, find_config, to_dict
+from amrg.errors import UserError
+from amrg.progress import say
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb.
+
+    Attributes:
+        kind: what it makes.
+        version: format of its output; raised when the same inputs and configuration would give something else.
+        settings: the part of the configuration that decides what it makes (not how fast).
+        inputs: kinds of the artefacts it reads.
+        make: writes the outputs into the given folder.
+    """
+
+    kind: str
+    version: int
+    settings: Callable[[Config], dict[str, Any]]
+    inputs: tuple[str, ...]
+    make: Callable[[Config, dict[str, Path], Path], None]
+
+
+def root(config: Config) -> Path:
+    """The folder of all artefacts of a configuration."""
+    return Path(config.runs) / config.name
+
+
+def recipe(verb: str, config: Config) -> Recipe:
+    """What the verb would make; opens its inputs (UserError names the command that makes a missing one)."""
+    step = STEPS[verb]
+    inputs = {kind: _made(kind, config) for kind in step.inputs}
+    return Recipe(step.kind, step.version, step.settings(config), inputs, config.seed)
+
+
+def run_step(verb: str, config: Config) -> Artifact:
+    """Make the verb's artefact, or say that it is there already. Every rank of a distributed run calls this."""
+    plan = recipe(verb, config)
+    made = find(root(config), plan)
+    if made:
+        say(f"{verb}: already made, nothing to do: {made.path}")
+        return made
+    say(f"{verb}: making {plan.path(root(config))}")
+    with build(root(config), plan, lead=os.environ.get("RANK", "0") == "0") as folder:
+        STEPS[verb].make(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
+        _barrier()  # no rank still reads what sealing removes
+    _barrier()  # no rank looks for the artefact before it is sealed
+    return _made(plan.kind, config)
+
+
+def _barrier() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+def run_all(config: Config) -> Artifact:
+    """The whole chain; what was made before is kept."""
+    for verb in STEPS:
+        result = run_step(verb, config)
+    return result
+
+
+def describe(verb: str, config: Config) -> str:
+    """What `--dry-run` prints for one verb."""
+    step = STEPS[verb]
+    try:
+        plan = recipe(verb, config)
+    except UserError as error:
+        return f"{verb}: would make a {step.kind} artefact, but not yet: {error}"
+    made = find(root(config), plan)
+    return f"{verb}: {'is there' if made else 'would make'}: {plan.path(root(config))}"
+
+
+def _made(kind: str, config: Config) -> Artifact:
+    verb = next(verb for verb, step in STEPS.items() if step.kind == kind)
+    plan = recipe(verb, config)
+    return open_artifact(plan.path(root(config)), kind)
+
+
+# Each step imports what it needs when it runs: `amrg --help` stays instant, and a reader of one data set needs no other.
+
+
+def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    from amrg.data.shards import prepare
+    from amrg.data.sources import open_source
+
+    prepare(open_source(config.data, config.seed), config.data, folder, config.seed)
+
+
+def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    from amrg.training.stage1 import train_stage1
+
+    train_stage1(config, inputs["data"], folder)
+
+
+def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    from amrg.memory.building import build_banks
+
+    build_banks(config, inputs["data"], inputs["stage1"], folder)
+
+
+def _stage2(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    from amrg.training.stage2 import train_stage2
+
+    train_stage2(config, inputs["data"], inputs["stage1"], inputs["banks"], folder)
+
+
+def _generate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    from amrg.training.generate import generate
+
+    generate(config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], folder)
+
+
+def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    from amrg.evaluation.evaluate import evaluate
+
+    evaluate(config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], inputs["reports"], folder)
+
+
+def _data_settings(config: Config) -> dict[str, Any]:
+    settings = to_dict(config.data)
+    del settings["workers"]  # decides how fast, not what
+    return settings
+
+
+def _stage2_settings(config: Config) -> dict[str, Any]:
+    stage2 = to_dict(config.stage2)
+    # The content, not the name: an edited DeepSpeed JSON is another run.
+    stage2["ds_config"] = json.loads(find_config(config.stage2.ds_config).read_text())
+    return {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder), "stage2": stage2}
+
+
+STEPS: dict[str, Step] = {
+    "prepare": Step("data", 1, _data_settings, (), _prepare),
+    "stage1": Step(
+        "stage1", 1, lambda c: {"vision": to_dict(c.vision), "stage1": to_dict(c.stage1)}, ("data",), _stage1
+    ),
+    "banks": Step("banks", 1, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
+    "stage2": Step("stage2", 1, _stage2_settings, ("data", "stage1", "banks"), _stage2),
+    "generate": Step("reports", 1, lambda c: to_dict(c.generate), ("data", "stage1", "banks", "stage2"), _generate),
+    "evaluate": Step(
+        "scores", 1, lambda c: to_dict(c.evaluate), ("data", "stage1", "banks", "stage2", "reports"), _evaluate
+    ),
+}
