@@ -1,8 +1,8 @@
 """Artefacts: folders that say what they are, where they came from, and that are never seen half written.
 
-An artefact lives at ``<root>/<kind>-<identity>``: the identity is a hash of the kind, its format version, the part of the
-configuration that shapes it, the seed and the content hashes of its inputs. So the same work done again finds the folder
-and is a no-op, changed work gets a folder of its own, and nothing that was written is lost.
+An artefact lives at ``<root>/<kind>-<identity>``: the identity is a hash of the kind, its format version, the part of
+the configuration that shapes it, the seed and the content hashes of its inputs. So the same work done again finds the
+folder and is a no-op, changed work gets a folder of its own, and nothing that was written is lost.
 """
 
 import fcntl
@@ -90,9 +90,8 @@ def open_artifact(path: Path, kind: str) -> Artifact:
             f"{path} is not an artefact (no readable {MANIFEST}): give a folder made by `amrg {command_for(kind)}`"
         ) from None
     if found != kind:
-        raise UserError(
-            f"{path} holds a {found} artefact where a {kind} artefact is needed: make one with `amrg {command_for(kind)}`"
-        )
+        needed = f"a {kind} artefact is needed: make one with `amrg {command_for(kind)}`"
+        raise UserError(f"{path} holds a {found} artefact where {needed}")
     return Artifact(path, manifest)
 
 
@@ -111,8 +110,8 @@ def find(root: Path, recipe: Recipe) -> Artifact | None:
 def build(root: Path, recipe: Recipe, lead: bool = True) -> Iterator[Path]:
     """Give the folder to write into, and seal it when the block ends without an exception.
 
-    The folder is ``<final name>.partial``: it is kept when the work is interrupted, and given again on the next start, so
-    that a step can go on from what lies there. Of several ranks only the lead locks and seals it.
+    The folder is ``<final name>.partial``: it is kept when the work is interrupted, and given again on the next start,
+    so that a step can go on from what lies there. Of several ranks only the lead locks and seals it.
 
     Raises:
         UserError: the folder cannot be written, or another process is making the same artefact.

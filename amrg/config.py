@@ -3,12 +3,14 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from amrg.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,14 @@ class DataConfig:
 
     source: str = "openi_drr"
     path: str | None = None  # the user's copy of the data set; the embedded source needs none
-    image_size: int = 224  # short side of the stored films, pixels
-    train_studies: int | None = None  # at most this many studies of each split; None takes all
-    val_studies: int | None = None
-    test_studies: int | None = None
-    abnormal_fraction: float | None = None  # share of studies with a finding; None keeps the natural share
-    renders_per_study: int = 1  # films rendered of each train study (openi_drr only)
-    shard_size: int = 64  # samples in one tar
-    workers: int = 2  # processes that render or decode
+    image_size: PositiveInt = 224  # short side of the stored films, pixels
+    train_studies: PositiveInt | None = None  # at most this many studies of each split; None takes all
+    val_studies: PositiveInt | None = None
+    test_studies: PositiveInt | None = None
+    abnormal_fraction: Fraction | None = None  # share of studies with a finding; None keeps the natural share
+    renders_per_study: PositiveInt = 1  # films rendered of each train study (openi_drr only)
+    shard_size: PositiveInt = 64  # samples in one tar
+    workers: PositiveInt = 2  # processes that render or decode
 
 
 @dataclass(frozen=True)
@@ -34,29 +36,29 @@ class VisionConfig:
     encoder: str = "hybrid_swin"  # `hybrid_swin` (pretrained convolutional stem, Swin stages) or any timm model name
     pretrained: bool = True
     weights: str | None = None  # a safetensors file for the encoder when there is no network
-    embed_dim: int = 128  # hybrid_swin only: width of the first Swin stage
+    embed_dim: PositiveInt = 128  # hybrid_swin only: width of the first Swin stage
     depths: tuple[int, ...] = (2, 2)  # hybrid_swin only: blocks of each Swin stage
-    image_size: int = 224
-    query_dim: int = 256  # width of the Q-Former and of a disease query
-    qformer_layers: int = 2
-    qformer_heads: int = 4
+    image_size: PositiveInt = 224
+    query_dim: PositiveInt = 256  # width of the Q-Former and of a disease query
+    qformer_layers: PositiveInt = 2
+    qformer_heads: PositiveInt = 4
 
 
 @dataclass(frozen=True)
 class Stage1Config:
     """Training of the 14-way classifier."""
 
-    epochs: int = 8
-    batch_size: int = 32  # global, whatever the number of ranks
-    lr: float = 5e-4
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.1
-    clip: float = 5.0
+    epochs: PositiveInt = 8
+    batch_size: PositiveInt = 32  # global, whatever the number of ranks
+    lr: PositiveFloat = 5e-4
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_fraction: Fraction = 0.1
+    clip: PositiveFloat = 5.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
     blank: Literal["ignore", "zeros", "ones"] = "zeros"
     class_weighting: bool = True
-    augmented_copies: int = 2  # augmented versions of each train film whose frozen features are cached
+    augmented_copies: PositiveInt = 2  # augmented versions of each train film whose frozen features are cached
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class MiningConfig:
 
     method: str = "gradcam"
     threshold: float = 0.5  # τ on the class activation map, scaled as `amrg.memory.cam` documents
-    patches_per_finding: int = 6  # k, for one study
-    regions_per_finding: int = 500
+    patches_per_finding: PositiveInt = 6  # k, for one study
+    regions_per_finding: PositiveInt = 500
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ class ReportBankConfig:
 
     encoder: str = "minilm"  # `minilm` (a wheel) or a folder with a BERT-like model
     unit: Literal["report", "sentence"] = "report"
-    rows: int = 6000
+    rows: PositiveInt = 6000
     sampling: Literal["proportional", "uniform", "stratified"] = "proportional"
-    max_tokens: int = 256
+    max_tokens: PositiveInt = 256
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,12 @@ class BanksConfig:
 class MemoryConfig:
     """The two Hopfield networks of stage 2."""
 
-    heads: int = 4
-    head_dim: int = 128
-    beta: float = 0.25
+    heads: PositiveInt = 4
+    head_dim: PositiveInt = 128
+    beta: PositiveFloat = 0.25
     learn_beta: bool = False
-    update_steps: int = 1
-    dropout: float = 0.1
+    update_steps: PositiveInt = 1
+    dropout: Fraction = 0.1
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,14 @@ class DecoderConfig:
 
     model: str = "small_llama"  # `small_llama` (from scratch, its own SentencePiece tokenizer) or a folder / hub name
     tuning: Literal["frozen", "lora", "full"] = "full"
-    lora_rank: int = 16
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.1
-    hidden_size: int = 256  # small_llama only
-    layers: int = 4  # small_llama only
-    heads: int = 4  # small_llama only
-    vocab_size: int = 1200  # small_llama only
-    visual_tokens: int = 49  # the encoder's grid is mean-pooled to at most this many
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveFloat = 16.0
+    lora_dropout: Fraction = 0.1
+    hidden_size: PositiveInt = 256  # small_llama only
+    layers: PositiveInt = 4  # small_llama only
+    heads: PositiveInt = 4  # small_llama only
+    vocab_size: PositiveInt = 1200  # small_llama only
+    visual_tokens: PositiveInt = 49  # the encoder's grid is mean-pooled to at most this many
     use_visual: bool = True
     use_queries: bool = True
     use_visual_memory: bool = True
@@ -124,35 +126,35 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class Stage2Config:
-    epochs: int = 10
-    batch_size: int = 32  # global
-    lr: float = 1e-3
-    min_lr: float = 1e-6
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.05
-    clip: float = 1.0
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 32  # global
+    lr: PositiveFloat = 1e-3
+    min_lr: NonNegativeFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_fraction: Fraction = 0.05
+    clip: PositiveFloat = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
-    max_report_tokens: int = 100
+    max_report_tokens: PositiveInt = 100
     ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
     split: Literal["val", "test"] = "test"
-    batch_size: int = 32
-    num_beams: int = 3
-    min_new_tokens: int = 0
-    max_new_tokens: int = 100
-    repetition_penalty: float = 1.0
+    batch_size: PositiveInt = 32
+    num_beams: PositiveInt = 3
+    min_new_tokens: NonNegativeInt = 0
+    max_new_tokens: PositiveInt = 100
+    repetition_penalty: PositiveFloat = 1.0
     length_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    bootstrap: int = 1000  # resamples of a confidence interval
-    meteor_timeout: float = 60.0  # seconds
-    page_studies: int = 12  # sample studies on the HTML page
+    bootstrap: PositiveInt = 1000  # resamples of a confidence interval
+    meteor_timeout: PositiveFloat = 60.0  # seconds
+    page_studies: NonNegativeInt = 12  # sample studies on the HTML page
 
 
 @dataclass(frozen=True)

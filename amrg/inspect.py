@@ -49,8 +49,8 @@ def _verify(artifact: Artifact) -> None:
     found = content_hash(artifact.path)
     if found != artifact.hash:
         raise UserError(
-            f"{artifact.path} was changed after it was made (content hash {found[:12]}, manifest {artifact.hash[:12]}): "
-            "delete the folder and make it again"
+            f"{artifact.path} was changed after it was made (content hash {found[:12]}, "
+            f"manifest {artifact.hash[:12]}): delete the folder and make it again"
         )
 
 

@@ -93,7 +93,7 @@ def _made(kind: str, config: Config) -> Artifact:
     return open_artifact(plan.path(root(config)), kind)
 
 
-# Each step imports what it needs when it runs: `amrg --help` stays instant, and a reader of one data set needs no other.
+# Each step imports what it needs when it runs, so that `amrg --help` and `--dry-run` are instant.
 
 
 def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:

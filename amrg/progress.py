@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -37,7 +37,7 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, don
         total: number of all items, ``done`` included; taken from ``len(iterable)`` when it has one.
         done: items finished earlier (a resumed step starts there).
     """
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = done + len(iterable)
     if _silent():
         yield from iterable

@@ -1,0 +1,101 @@
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from amrg import cli, config
+from amrg.config import Config
+from amrg.errors import UserError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_then_yaml_then_command_line(tmp_path):
+    path = write(tmp_path, "seed: 3\nmemory: {beta: 2, heads: 8}\n")
+    read = cli.parse([path, "--memory.beta", "0.5"], "amrg")
+    assert (read.seed, read.memory.heads, read.memory.beta, read.memory.head_dim) == (
+        3,
+        8,
+        0.5,
+        Config().memory.head_dim,
+    )
+
+
+def test_a_configuration_survives_its_dictionary():
+    changed = dataclasses.replace(Config(), vision=dataclasses.replace(Config().vision, depths=(1, 2, 3)))
+    assert config.from_dict(config.to_dict(changed), "x") == changed
+
+
+@pytest.mark.parametrize("path", sorted(config.CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_load(path):
+    assert config.load(path.name).runs == "runs"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("memory: {bta: 1}", r"mine.yaml: unknown key `memory.bta`; known there: .*beta"),
+        ("banks: {mining: {tau: 1}}", r"unknown key `banks.mining.tau`"),
+        ("memory: {beta: hot}", r"mine.yaml: `memory.beta`.*hot"),
+        ("vision: 3", r"mine.yaml: `vision`"),
+        ("stage1: {dtype: fp8}", r"`stage1.dtype`"),
+        ("stage2: {batch_size: 0}", r"`stage2.batch_size`.*greater than 0"),
+        ("a: [", r"not readable YAML"),
+        ("- 1", r"the top level"),
+    ],
+)
+def test_a_bad_file_is_one_line_with_the_path_of_the_key(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config.load(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--memory.bta", "1"], "--memory.bta"),
+        (["--memory.beta", "hot"], "--memory.beta.*hot"),
+        (["--stage2.batch-size", "-4"], "`stage2.batch_size`"),
+        (["nowhere.yaml"], "no configuration file nowhere.yaml.*demo.yaml"),
+    ],
+)
+def test_a_bad_command_line_is_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        cli.parse(arguments, "amrg")
+    assert "\n" not in str(caught.value)
+
+
+def amrg(*arguments, cwd):
+    return subprocess.run([sys.executable, "-m", "amrg.cli", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown verb `fly`"),
+        (["stage1"], "no data artefact at .*: make it with `amrg prepare"),
+        (["stage2", "demo", "--stage2.ds-config", "zero9.json"], "zero9.json|no data artefact"),
+        (["inspect", "nowhere"], "nowhere is not an artefact"),
+    ],
+)
+def test_the_command_exits_with_2_and_one_line(arguments, message, tmp_path):
+    done = amrg(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_writes_nothing_and_names_every_step(tmp_path):
+    done = amrg("run", "demo", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(cli.VERBS[1:])
+    assert list(tmp_path.iterdir()) == []
