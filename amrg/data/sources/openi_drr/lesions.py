@@ -1,0 +1,181 @@
+"""Lesions of lung and heart. Each takes the canvas and where the report saw it; sizes are in millimetres."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from amrg.data.sources.openi_drr.anatomy import LOBES, SPACING
+from amrg.data.sources.openi_drr.canvas import Canvas, edge, noise
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and how bad, as far as the annotation says.
+
+    Attributes:
+        side: ``left`` or ``right``.
+        zone: ``upper``, ``middle``, ``lower`` (lobes), ``base``, ``apex``, ``hilum``, or empty for anywhere.
+        severity: from 0 (trace) through 1 (as usual) to 2 (severe).
+    """
+
+    side: str
+    zone: str = ""
+    severity: float = 1.0
+
+
+_LOBE_OF = {
+    ("left", "upper"): ("lung_upper_lobe_left",),
+    ("left", "middle"): ("lung_upper_lobe_left",),  # the lingula
+    ("left", "lower"): ("lung_lower_lobe_left",),
+    ("right", "upper"): ("lung_upper_lobe_right",),
+    ("right", "middle"): ("lung_middle_lobe_right",),
+    ("right", "lower"): ("lung_lower_lobe_right",),
+}
+#: Rows between which a zone's centre lies, as shares of the way from apex to lowest open lung on that side.
+_ROWS = {"apex": (0.0, 0.3), "upper": (0.1, 0.5), "hilum": (0.4, 0.65), "middle": (0.6, 0.9), "lower": (0.55, 0.95),
+         "base": (0.68, 0.98), "": (0.2, 0.95)}  # fmt: skip
+
+
+def lobe_mask(canvas: Canvas, site: Site) -> np.ndarray:
+    """Bool volume: the lobe of the site, or its whole lung."""
+    names = _LOBE_OF.get((site.side, site.zone)) or tuple(name for name in LOBES if name.endswith(site.side))
+    table = np.zeros(len(LOBES) + 1, bool)
+    table[[LOBES.index(name) + 1 for name in names]] = True
+    return table[canvas.anatomy.lobe]
+
+
+def place(canvas: Canvas, site: Site, clear_mm: float = 0.0) -> tuple[float, float, float]:
+    """A random voxel (y, r, c) of the site that a film shows: open field, at least ``clear_mm`` inside the lung."""
+    columns = np.arange(canvas.anatomy.open_field.shape[1])
+    on_side = columns > canvas.anatomy.midline if site.side == "left" else columns < canvas.anatomy.midline
+    field = canvas.anatomy.open_field & on_side
+    rows = np.flatnonzero(field.any(1))
+    low, high = _ROWS[site.zone]
+    first, last = rows[0] + low * (rows[-1] - rows[0]), rows[0] + high * (rows[-1] - rows[0])
+    field = field & ((np.arange(len(field)) >= first) & (np.arange(len(field)) <= last))[:, None]
+    candidates = lobe_mask(canvas, site) & field & (canvas.anatomy.wall > clear_mm)
+    if not candidates.any():
+        candidates = (canvas.anatomy.lung > 0.5) & field
+    found = np.flatnonzero(candidates)
+    y, r, c = np.unravel_index(found[canvas.rng.integers(len(found))], candidates.shape)
+    return float(y), float(r), float(c)
+
+
+def airspace(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float, density: float, patchy: float) -> None:
+    """A cloud of filled alveoli with a ragged edge, kept to its lobe; ``patchy`` in [0, 1] lets air show through."""
+    rng = canvas.rng
+    center = place(canvas, site, 8.0)
+    radii = tuple(radius * rng.uniform(0.8, 1.25) for _ in range(3))
+    box = canvas.box(center, tuple(1.7 * r for r in radii))
+    y, r, c = canvas.offsets(box, center)
+    distance = np.sqrt((y / radii[0]) ** 2 + (r / radii[1]) ** 2 + (c / radii[2]) ** 2)
+    ragged = 0.22 * noise(rng, box, 22.0) + (0.08 + 0.1 * patchy) * noise(rng, box, 8.0)
+    alpha = density * edge(1 - distance + ragged, 0.09)
+    alpha *= np.clip(1 - patchy * (0.45 + 0.6 * noise(rng, box, 8.0)), 0, 1) if patchy else 1
+    alpha *= lobe_mask(canvas, site)[box]
+    canvas.paint(box, alpha, labels)
+
+
+def consolidation(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
+    """Dense, confluent, bounded by its lobe (air bronchograms are below a film's resolution here)."""
+    radius = canvas.rng.uniform(28, 38) * (0.75 + 0.3 * site.severity)
+    airspace(canvas, site, labels, radius, canvas.rng.uniform(0.62, 0.85), 0.1)
+
+
+def opacity(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
+    """Patchy opacity or infiltrate: one to three clouds, thinner than a consolidation."""
+    for index in range(canvas.rng.integers(1, 4)):
+        radius = canvas.rng.uniform(17, 26) * (0.8 + 0.25 * site.severity) * (1 if index == 0 else 0.7)
+        airspace(canvas, site, labels, radius, canvas.rng.uniform(0.42, 0.6), 0.45)
+
+
+def atelectasis(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
+    """Plates of collapsed lung seen edge on, with some haze round them."""
+    rng = canvas.rng
+    first = place(canvas, site, 6.0)
+    for index in range(rng.integers(1, 4)):
+        jitter = (0.0, index * rng.uniform(7, 13) * rng.choice([-1, 1]) / SPACING[1], rng.normal(0, 6) / SPACING[2])
+        center = tuple(a + b for a, b in zip(first, jitter, strict=True))
+        half = rng.uniform(24, 38) * (0.75 + 0.25 * site.severity)
+        depth, thick = rng.uniform(22, 36), rng.uniform(2.6, 4.4) * (0.8 + 0.2 * site.severity)
+        box = canvas.box(center, (1.2 * depth, half, 1.2 * half))  # type: ignore[arg-type]
+        y, r, c = canvas.offsets(box, center)  # type: ignore[arg-type]
+        lateral = 1 if site.side == "left" else -1
+        slope = np.tan(np.radians(rng.normal(12, 14))) * lateral
+        normal = r - slope * c - rng.normal(0, 0.08) * y + rng.uniform(-0.004, 0.004) * c**2 + noise(rng, box, 22.0)
+        inside = edge(1 - (c / half) ** 2 - (y / depth) ** 2, 0.12)
+        alpha = 0.85 * edge(thick - np.abs(normal), 0.6) * inside
+        alpha += 0.16 * np.exp(-((normal / (2.5 * thick)) ** 2)) * inside
+        canvas.paint(box, np.minimum(alpha, 1) * (canvas.anatomy.lobe[box] > 0), labels)
+
+
+def nodule(canvas: Canvas, site: Site, labels: tuple[str, ...], mass: bool = False) -> None:
+    """A round soft-tissue lesion, slightly lobulated."""
+    radius = canvas.rng.uniform(16, 28) if mass else canvas.rng.uniform(7, 11) * (0.85 + 0.15 * site.severity)
+    _ball(canvas, site, labels, radius, 1.08, 0.10)
+
+
+def granuloma(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
+    """A small, sharply bounded, calcified nodule."""
+    _ball(canvas, site, labels, canvas.rng.uniform(4.0, 6.5), 2.6, 0.04)
+
+
+def _ball(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float, target: float, lobulation: float) -> None:
+    center = place(canvas, site, radius + 3)
+    box = canvas.box(center, (radius * 1.5,) * 3)
+    y, r, c = canvas.offsets(box, center)
+    distance = np.sqrt(y**2 + r**2 + c**2) / radius + lobulation * noise(canvas.rng, box, 8.0)
+    canvas.paint(box, edge(1 - distance, 0.07), labels, target)
+
+
+def cardiomegaly(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
+    """The heart grown by a margin, most to the left and down, none where the great vessels leave it."""
+    rng = canvas.rng
+    margin = rng.uniform(9, 13) + 6.0 * severity
+    _grow_heart(canvas, margin, labels)
+
+
+def habitus_heart(canvas: Canvas, margin: float) -> None:
+    """A normal heart's variation: `margin` mm wider than the CT's."""
+    _grow_heart(canvas, margin, ())
+
+
+def _grow_heart(canvas: Canvas, margin: float, labels: tuple[str, ...]) -> None:
+    center = canvas.anatomy.landmarks["heart"]
+    box = canvas.box(center, (75.0, 75.0, 110.0))
+    _, r, c = canvas.offsets(box, center)
+    leftward = 0.45 + 0.55 * edge(c, 25.0)
+    low = edge(r + 28.0, 12.0)
+    reach = canvas.anatomy.heart[box] + margin * leftward * low
+    canvas.paint(box, edge(reach, 1.2) * canvas.anatomy.lung[box], labels)
+
+
+def edema(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
+    """Perihilar haze, thickened septa and blurred vessels in both lungs, densest near the hila and below."""
+    rng, chest = canvas.rng, canvas.anatomy
+    density = rng.uniform(0.05, 0.09) + 0.05 * severity
+    for side in ("left", "right"):
+        site = Site(side, "hilum")
+        columns = np.flatnonzero((chest.lobe > 0).any((0, 1)))
+        middle = int(chest.midline)
+        span = slice(middle, int(columns[-1]) + 1) if side == "left" else slice(int(columns[0]), middle)
+        box = (slice(14, 86), slice(20, 190), span)
+        center = (52.0, 95.0 + rng.normal(0, 5), chest.midline + (38 if side == "left" else -38))
+        y, r, c = canvas.offsets(box, center)
+        near = np.exp(-((r / 75) ** 2) - (c / 62) ** 2 - (y / 80) ** 2)
+        septa = np.exp(-((noise(rng, box, 8.0) / 0.25) ** 2))
+        cloud = np.clip(1 + 0.55 * noise(rng, box, 22.0), 0, None)
+        alpha = density * near * cloud * (0.6 + 1.1 * septa)
+        canvas.paint(box, np.clip(alpha, 0, 0.8) * lobe_mask(canvas, Site(site.side))[box], labels)
+
+
+def interstitial(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
+    """A net of thickened septa without haze, in one lung or part of it."""
+    rng = canvas.rng
+    center = place(canvas, site, 10.0)
+    reach = rng.uniform(38, 55)
+    box = canvas.box(center, (60.0, reach * 1.5, reach * 1.5))
+    _, r, c = canvas.offsets(box, center)
+    septa = np.exp(-((noise(rng, box, 8.0) / 0.22) ** 2)) * np.exp(-((r / reach) ** 2) - (c / reach) ** 2)
+    alpha = (0.2 + 0.06 * site.severity) * septa * (canvas.anatomy.lobe[box] > 0)
+    canvas.paint(box, alpha, labels)

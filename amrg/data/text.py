@@ -1,0 +1,110 @@
+"""Cleaning of report text by named, versioned rules.
+
+De-identification left ``XXXX`` (Open-i) or ``___`` (MIMIC-CXR) where words were. A phrase or word is taken out where the
+sentence reads on without it; otherwise the whole sentence goes.
+"""
+
+import re
+from collections.abc import Callable
+
+#: Raised whenever a rule changes what it returns: part of the data artefact's identity.
+VERSION = 1
+
+_MASK = "XXXX"
+_VERBS = (
+    "is|are|was|were|has|have|had|be|been|being|appear|appears|appeared|remain|remains|seen|noted|demonstrate|"
+    "demonstrates|show|shows|project|projects|overlie|overlies|extend|extends|may|could|can|measures|measuring"
+)
+_PREPOSITIONS = "of|in|at|on|by|to|with|from|for|since|over|within|near|into|through|and|or|than|along|between"
+_PLACES = "lobe|lung|lungs|right|left|lower|upper|middle|base|bilateral|multiple|several|small|large|few"
+_ARTICLES = "a|an|the|this|that|these|those"
+
+
+def mask_token(text: str) -> str:
+    """Write every kind of de-identification mark, and runs of them, as one ``XXXX``."""
+    text = re.sub(r"_{2,}|\bX{3,}\b", _MASK, text)
+    return re.sub(rf"{_MASK}(?:[\s/]+{_MASK})+", _MASK, text)
+
+
+def whitespace(text: str) -> str:
+    """One space between words, none before punctuation, one after."""
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+([.,;:?!])", r"\1", text)
+    text = re.sub(r"([,;])(?=[A-Za-z])", r"\1 ", text)
+    text = re.sub(r"(?<=[a-z)])\.(?=[A-Z])", ". ", text)
+    return re.sub(r"\.(?:\s*\.)+", ".", text).strip()
+
+
+def numbering(text: str) -> str:
+    """Drop the numbers of a list (``1. Clear lungs. 2. …``), never a measurement (``1.5 cm``)."""
+    return re.sub(r"(?:(?<=^)|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[A-Za-z])", "", text)
+
+
+def known_words(text: str) -> str:
+    """Restore the few masked words that admit one reading only."""
+    text = re.sub(rf"\b([Xx])-{_MASK}\b", r"\1-ray", text)
+    return re.sub(rf"\b{_MASK}-[Aa]-{_MASK}\b", "port-a-cath", text)
+
+
+def masked_phrases(text: str) -> str:
+    """Drop a closing phrase whose content is masked: ``…, compared to XXXX.``"""
+    lead = r"(?:,?\s*(?:when |as )?(?:compared|comparison)(?: is made)?)?"
+    return re.sub(
+        rf"{lead}\s+(?:since|from|dated|on|at|of|in|by|to|with)\s+(?:the )?(?:prior |previous )?{_MASK}(?=\s*[.,;])",
+        "",
+        text,
+    )
+
+
+def masked_words(text: str) -> str:
+    """Drop a masked modifier (``no XXXX infiltrate``); drop the sentence where the masked word carried it."""
+    return " ".join(kept for sentence in sentences(text) if (kept := _unmask(sentence)))
+
+
+def _unmask(sentence: str) -> str:
+    while _MASK in sentence:
+        before, _, after = sentence.partition(_MASK)
+        follows = re.match(r"\s+([A-Za-z]+)", after)
+        modifiable = f"{_ARTICLES}|no|{_PLACES}|{_PREPOSITIONS}|{_VERBS}|[a-z]+(?:ed|al|ar|ic)"
+        loose = re.search(rf"(?:^|\b(?:{modifiable})\s)\s*$", before, re.I)
+        carried = not follows or re.fullmatch(f"{_VERBS}|{_PREPOSITIONS}", follows[1], re.I)
+        if carried or not loose:
+            return ""
+        sentence = before + after.lstrip()
+    return sentence
+
+
+def capitals(text: str) -> str:
+    """Every sentence starts with a capital and ends with a full stop."""
+    kept = [part[0].upper() + part[1:] for part in sentences(text) if re.search("[A-Za-z]{2}", part)]
+    return " ".join(part if part[-1] in ".?!" else part.rstrip(",;: ") + "." for part in kept)
+
+
+#: The rules in the order in which they are applied.
+RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("mask_token", mask_token),
+    ("whitespace", whitespace),
+    ("numbering", numbering),
+    ("known_words", known_words),
+    ("masked_phrases", masked_phrases),
+    ("masked_words", masked_words),
+    ("whitespace", whitespace),
+    ("capitals", capitals),
+)
+
+
+def clean(text: str) -> str:
+    """Apply all ``RULES``; the result may be empty."""
+    for _, rule in RULES:
+        text = rule(text)
+    return text
+
+
+def sentences(text: str) -> list[str]:
+    """Split at full stops that end a sentence (not inside ``1.5`` or ``Dr.``)."""
+    return [part.strip() for part in re.split(r"(?<=[.?!])(?<!\bDr\.)(?<!\bvs\.)\s+", text) if part.strip()]
+
+
+def fold(text: str) -> str:
+    """What two texts must share to count as the same report: their words, whatever case and punctuation."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
