@@ -1,0 +1,92 @@
+"""Films and masks as bytes and as arrays, and the one geometry by which a film becomes a square model input."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+JPEG_QUALITY = 95
+
+#: Larger images are refused before a pixel is decoded: a few bytes can claim gigabytes. The largest radiographs made
+#: today (4,280 × 3,520 pixels) have a quarter of this.
+MAX_PIXELS = 64_000_000
+
+
+def encode_film(film: np.ndarray) -> bytes:
+    """A grey film, uint8 [H, W], as JPEG."""
+    assert film.ndim == 2, film.shape
+    assert film.dtype == np.uint8, film.dtype
+    return _encode(Image.fromarray(film), "JPEG", quality=JPEG_QUALITY)
+
+
+def decode_film(data: bytes) -> np.ndarray:
+    """A stored film as grey uint8 [H, W].
+
+    Raises:
+        ValueError: the bytes are no whole image, or it claims more than ``MAX_PIXELS`` pixels.
+    """
+    return np.asarray(_decode(data).convert("L"))
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """A mask, bool [H, W], as 1-bit PNG."""
+    assert mask.ndim == 2, mask.shape
+    assert mask.dtype == np.bool_, mask.dtype
+    return _encode(Image.fromarray(mask), "PNG")
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """A stored mask as bool [H, W]. Raises ValueError as ``decode_film`` does."""
+    return np.asarray(_decode(data).convert("1"))
+
+
+def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
+    """Scale a film or mask down so that its short side has ``short_side`` pixels; a smaller one is left as it is."""
+    scale = short_side / min(image.shape)
+    return image if scale >= 1 else _resize(image, round(image.shape[0] * scale), round(image.shape[1] * scale))
+
+
+def letterbox(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale the whole film or mask into a square [size, size] and fill the rest with 0, the film in the middle.
+
+    Nothing is cut off (a centre crop loses the costophrenic angles of wide films, where effusions show) and nothing is
+    stretched (heart size is judged by a ratio of widths).
+    """
+    scale = size / max(image.shape)
+    height, width = (max(1, round(side * scale)) for side in image.shape)
+    top, left = (size - height) // 2, (size - width) // 2
+    square = np.zeros((size, size), image.dtype)
+    square[top : top + height, left : left + width] = _resize(image, height, width)
+    return square
+
+
+def to_model_input(views: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """The films of a study, each uint8 [H, W], as one array uint8 [views, size, size] (see ``letterbox``)."""
+    return np.stack([letterbox(view, size) for view in views])
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape == (height, width):
+        return image
+    if image.dtype == np.bool_:  # a pixel belongs to the lesion when at least half of its area does
+        area = Image.fromarray(image.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+        return np.asarray(area) >= 128
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
+    with io.BytesIO() as file:
+        image.save(file, kind, **options)
+        return file.getvalue()
+
+
+def _decode(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"image of {image.width} × {image.height} pixels, more than {MAX_PIXELS} are refused")
+        image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises SyntaxError on a broken PNG
+        raise ValueError(f"not a readable image ({type(error).__name__})") from None
+    return image

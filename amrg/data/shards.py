@@ -1,0 +1,248 @@
+"""Studies to WebDataset shards, with an index that says where each sample lies and what its bytes hash to.
+
+``shards/<split>-<number>.tar`` holds whole samples of one split, the members of a sample side by side:
+``<key>.0.jpg`` (``.1.jpg`` … for further views), ``<key>.<finding>.mask.png`` where the true extent is known, and
+``<key>.json``. ``index.parquet`` has one row per sample (``INDEX``), in the order of the shards.
+
+The bytes are a function of the source, the configuration and the seed: not of the number of workers, nor of how often
+the work was interrupted.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset as wds
+
+from amrg.artifacts import file_hash
+from amrg.config import DataConfig
+from amrg.data.images import encode_film, encode_mask, shrink
+from amrg.data.labels import LABELS
+from amrg.data.studies import SPLITS, Films, Source, Study
+from amrg.errors import UserError
+from amrg.progress import track
+
+#: One row per sample. ``offset`` and ``size`` are bytes of the tar (headers and padding included), so that one sample
+#: can be read, and checked against ``sha256``, without its neighbours.
+INDEX = pa.schema(
+    {
+        "split": pa.string(),
+        "shard": pa.string(),
+        "key": pa.string(),
+        "group": pa.string(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "sha256": pa.string(),
+        "views": pa.int32(),
+        "labels": pa.struct({label: pa.float32() for label in LABELS}),
+        "report": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What one worker writes in one go."""
+
+    name: str
+    studies: list[Study]
+
+
+def prepare(source: Source, config: DataConfig, folder: Path, seed: int) -> None:
+    """Write the shards and the index of a data set; shards that an interrupted run finished are kept.
+
+    Args:
+        source: the data set; pickled once for each of ``config.workers`` processes.
+        config: ``image_size`` (short side of the stored films), ``shard_size`` and ``workers`` are read.
+        folder: receives ``shards/`` and ``index.parquet``; ``scratch/`` is only needed to go on after an interruption.
+        seed: studies are shuffled before they are cut into shards, so that each shard is a fair sample of its split.
+
+    Raises:
+        UserError: a split is empty, two studies share a key, a film is unreadable, the disk is full.
+    """
+    plan = _plan(source.studies(), config.shard_size, seed)
+    try:
+        for name in ("shards", "scratch"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        todo = [shard for shard in plan if not _is_whole(shard, folder)]
+        with _workers(source, config, folder) as pool:
+            futures = [pool.submit(_write_shard, shard) for shard in todo]
+            for future in track(as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)):
+                future.result()
+        rows = [row for shard in plan for row in json.loads(_notes(shard, folder).read_text())["rows"]]
+        temporary = folder / "scratch" / "index.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), temporary)
+        temporary.replace(folder / "index.parquet")
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker died while writing shards (out of memory?): start again, finished shards are kept; "
+            "--data.workers 1 needs the least memory"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write shards to {folder}: {error.strerror or type(error).__name__}") from None
+
+
+def read_index(folder: Path, split: str, columns: list[str] | None = None) -> pa.Table:
+    """The index rows of one split, in stored order.
+
+    Raises:
+        UserError: there is no readable index, or the split is empty or unknown.
+    """
+    path = folder / "index.parquet"
+    try:
+        table = pq.read_table(path, columns=columns, filters=[("split", "=", split)])
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"no readable index at {path} ({type(error).__name__}): make the data artefact with `amrg prepare CONFIG`"
+        ) from None
+    if not table.num_rows:
+        raise UserError(f"{path}: the split `{split}` has no studies (splits: {', '.join(SPLITS)})")
+    return table
+
+
+def anonymous(key: str) -> str:
+    """A name for a study that may stand in logs and error messages."""
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def _plan(studies: list[Study], shard_size: int, seed: int) -> list[_Shard]:
+    repeated = [key for key, times in Counter(study.key for study in studies).items() if times > 1]
+    if repeated:
+        raise UserError(f"the data source gives {len(repeated)} keys to more than one study: keys must be unique")
+    plan = []
+    for number, split in enumerate(SPLITS):
+        members = [study for study in studies if study.split == split]
+        if not members:
+            raise UserError(f"the split `{split}` is empty: check data.path and data.{split}_studies")
+        order = np.random.default_rng([seed, number]).permutation(len(members))
+        for start in range(0, len(members), shard_size):
+            chosen = [members[i] for i in order[start : start + shard_size]]
+            plan.append(_Shard(f"{split}-{start // shard_size:06d}", chosen))
+    return plan
+
+
+def _tar(shard: _Shard, folder: Path) -> Path:
+    return folder / "shards" / f"{shard.name}.tar"
+
+
+def _notes(shard: _Shard, folder: Path) -> Path:
+    """Index rows of one shard; written after the tar, so that they stand for a whole shard."""
+    return folder / "scratch" / f"{shard.name}.json"
+
+
+def _is_whole(shard: _Shard, folder: Path) -> bool:
+    try:
+        notes = json.loads(_notes(shard, folder).read_text())
+        keys = [row["key"] for row in notes["rows"]]
+        return keys == [study.key for study in shard.studies] and file_hash(_tar(shard, folder)) == notes["sha256"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+# ---- in the worker processes ----
+
+_source: Source
+_image_size: int
+_folder: Path
+
+
+@contextmanager
+def _workers(source: Source, config: DataConfig, folder: Path) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes with one numerical thread each: bytes must not depend on how many threads summed something."""
+    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    pool = ProcessPoolExecutor(
+        config.workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(source, config.image_size, folder),
+    )
+    os.environ.update(dict.fromkeys(threads, "1"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for name, value in threads.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _start_worker(source: Source, image_size: int, folder: Path) -> None:
+    global _source, _image_size, _folder
+    _source, _image_size, _folder = source, image_size, folder
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def die_with_parent() -> None:  # a killed parent cannot stop its pool, whose workers would wait for ever
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def _write_shard(shard: _Shard) -> None:
+    # The process id keeps a worker that outlives a killed run for a moment out of the next run's way.
+    temporary = _folder / "scratch" / f"{shard.name}.{os.getpid()}"
+    rows: list[dict[str, Any]] = []
+    with temporary.open("wb") as file, wds.TarWriter(file, encoder=False, user="", group="", mtime=0) as tar:
+        for study in shard.studies:
+            offset = tar.tarstream.offset
+            films = _films(study)
+            tar.write(_members(study, films))
+            place = {"shard": shard.name, "offset": offset, "size": tar.tarstream.offset - offset}
+            rows.append(place | {"views": len(films.views)} | _record(study))
+    data = temporary.read_bytes()
+    for row in rows:
+        row["sha256"] = hashlib.sha256(data[row["offset"] : row["offset"] + row["size"]]).hexdigest()
+    temporary.replace(_tar(shard, _folder))
+    notes = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows}
+    temporary.write_text(json.dumps(notes))
+    temporary.replace(_notes(shard, _folder))
+
+
+def _films(study: Study) -> Films:
+    try:
+        films = _source.films(study)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"a film of study {anonymous(study.key)} (hashed key) cannot be read ({type(error).__name__}): "
+            "repair it or take the study out of the data set, then start again"
+        ) from None
+    assert films.views, "a study without films"
+    assert all(mask.shape == films.views[0].shape for mask in films.masks.values()), "a mask of another size"
+    return films
+
+
+def _members(study: Study, films: Films) -> dict[str, Any]:
+    """One sample as webdataset writes it: members by suffix."""
+    assert re.fullmatch(r"[\w-]+", study.key, re.ASCII), "a key that is not safe in a tar"
+    slugs = {finding: re.sub(r"[^a-z0-9]+", "-", finding.lower()) for finding in films.masks}
+    assert len(set(slugs.values())) == len(slugs), "two masks of one name"
+    members: dict[str, Any] = {"__key__": study.key}
+    for number, view in enumerate(films.views):
+        members[f"{number}.jpg"] = encode_film(shrink(view, _image_size))
+    for finding, mask in films.masks.items():
+        members[f"{slugs[finding]}.mask.png"] = encode_mask(shrink(mask, _image_size))
+    record = _record(study) | {"masks": {slug: finding for finding, slug in slugs.items()}}
+    members["json"] = json.dumps(record, ensure_ascii=False).encode()
+    return members
+
+
+def _record(study: Study) -> dict[str, Any]:
+    return {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels")}

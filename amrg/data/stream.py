@@ -1,0 +1,220 @@
+"""Shards to samples: one after the other (``read``), or as shuffled global batches for training (``Stream``)."""
+
+import hashlib
+import io
+import json
+import logging
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from amrg.data.images import decode_film, decode_mask
+from amrg.data.labels import LABELS
+from amrg.data.shards import anonymous, read_index
+from amrg.data.studies import Study
+from amrg.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MAX_LANES = 64
+#: Bad samples that are named one by one in the log; the rest is counted.
+NAMED = 10
+
+_PLACE = ["shard", "key", "offset", "size", "sha256"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A study with its pixels.
+
+    Attributes:
+        study: report and labels.
+        views: films, uint8 [H, W] each.
+        masks: true extent of findings on the first view, bool [H, W] by finding; empty where it is not known.
+    """
+
+    study: Study
+    views: list[np.ndarray]
+    masks: dict[str, np.ndarray]
+
+
+def count(folder: Path, split: str) -> int:
+    """Number of studies of a split."""
+    return read_index(folder, split, ["split"]).num_rows
+
+
+def studies(folder: Path, split: str) -> list[Study]:
+    """The studies of a split in index order, without a film being opened."""
+    rows = read_index(folder, split, ["key", "group", "split", "report", "labels"]).to_pylist()
+    return [_study(row) for row in rows]
+
+
+def read(folder: Path, split: str) -> Iterator[Sample]:
+    """Every sample of a split, in index order.
+
+    Raises:
+        UserError: a sample is damaged; the message names its shard.
+    """
+    for row in read_index(folder, split, _PLACE).to_pylist():
+        try:
+            yield _load(folder, row)
+        except ValueError as error:
+            raise UserError(f"{_tar(folder, row)}: {_damage(row, error)}; {_REMEDY}") from None
+
+
+class Stream:
+    """Shuffled batches of a split, the same for any number of ranks, and resumable at any batch.
+
+    The order is a function of (seed, epoch) alone: shards are shuffled, and samples inside each. This sequence is cut
+    into lanes of equal length, and a global batch takes the same number of samples from the head of every lane, so
+    a lane reads shard after shard. Rank r of W serves the lanes congruent to r. The number of lanes is the largest
+    divisor of the batch size up to ``MAX_LANES``, however few shards there are: a lane may be less than a shard.
+
+    Each sample comes at most once an epoch. The last samples of the sequence, fewer than a batch, are left out, other
+    ones in each epoch. A damaged sample is skipped, counted in ``bad``, named in the log, and its place taken by the
+    next good one of its lane, so that batches stay full.
+
+    Args:
+        folder: a data artefact.
+        split: usually ``train``.
+        batch_size: samples of a global batch, over all ranks.
+        seed: of the order.
+        rank: this process.
+        world: number of processes; must divide the number of lanes.
+        max_bad_fraction: of this rank's share of the split; with more damaged samples than that, reading stops.
+
+    Raises:
+        UserError: the split has less than one batch, the ranks do not fit the lanes, or too many samples are damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        self.bad: dict[str, str] = {}
+        self.lanes = max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
+        self._folder, self._seed, self._rank, self._world = folder, seed, rank, world
+        self._rows = read_index(folder, split, _PLACE)
+        self._shards = _runs(self._rows["shard"].to_numpy())
+        self._per_lane = batch_size // self.lanes
+        self.steps_per_epoch = len(self._rows) // batch_size
+        self._most_bad = max_bad_fraction * len(self._rows) / world
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"the split `{split}` has {len(self._rows)} studies, less than one batch of {batch_size}: "
+                "lower the batch size"
+            )
+        if self.lanes % world:
+            raise UserError(
+                f"a batch of {batch_size} is read in {self.lanes} lanes, which {world} ranks cannot share evenly: "
+                f"choose a batch size that is a multiple of {world}"
+            )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Sample]]:
+        """This rank's part of each global batch of an epoch, from batch ``start`` on."""
+        order = self._order(epoch)
+        length = len(order) // self.lanes
+        mine = [order[lane * length : (lane + 1) * length] for lane in range(self._rank, self.lanes, self._world)]
+        for step in range(start, self.steps_per_epoch):
+            positions = range(step * self._per_lane, (step + 1) * self._per_lane)
+            yield [self._good(lane, position) for lane in mine for position in positions]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The index rows in the order of an epoch: shards shuffled, then rows inside each. int64 [rows]"""
+        generator = np.random.default_rng([self._seed, epoch])
+        return np.concatenate(
+            [generator.permutation(self._shards[i]) for i in generator.permutation(len(self._shards))]
+        )
+
+    def _good(self, lane: np.ndarray, position: int) -> Sample:
+        """The sample at a position of a lane, or the next one (from its end on to its start) that can be read."""
+        for candidate in (*lane[position:], *lane[:position]):
+            row = self._rows.slice(candidate, 1).to_pylist()[0]
+            if row["key"] in self.bad:
+                continue
+            try:
+                return _load(self._folder, row)
+            except ValueError as error:
+                self._skip(row, error)
+        raise UserError(f"{self._folder}: a whole lane of samples is damaged; {_REMEDY}")
+
+    def _skip(self, row: dict[str, Any], error: ValueError) -> None:
+        self.bad[row["key"]] = str(error)
+        if len(self.bad) <= NAMED:
+            logger.warning("skipped: %s.tar: %s", row["shard"], _damage(row, error))
+        if len(self.bad) == NAMED:
+            logger.warning("further damaged samples are counted, not named")
+        if len(self.bad) > self._most_bad:
+            raise UserError(
+                f"{_tar(self._folder, row)}: {_damage(row, error)}; {len(self.bad)} such samples are more than "
+                f"the {self._most_bad:.1f} tolerated; {_REMEDY}"
+            )
+
+
+_REMEDY = "delete this data artefact and make it again with `amrg prepare CONFIG`"
+
+
+def _runs(shards: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each shard, from the shard's name in each row."""
+    return np.split(np.arange(len(shards)), np.flatnonzero(shards[1:] != shards[:-1]) + 1)
+
+
+def _tar(folder: Path, row: dict[str, Any]) -> Path:
+    return folder / "shards" / f"{row['shard']}.tar"
+
+
+def _damage(row: dict[str, Any], error: ValueError) -> str:
+    return f"sample {anonymous(row['key'])} (hashed key) at byte {row['offset']} is damaged: {error}"
+
+
+def _load(folder: Path, row: dict[str, Any]) -> Sample:
+    """Read one sample where the index says it lies.
+
+    Raises:
+        ValueError: it is not what was written, or cannot be decoded.
+        UserError: its shard is not there.
+    """
+    path = _tar(folder, row)
+    try:
+        with path.open("rb") as file:
+            file.seek(row["offset"])
+            data = file.read(row["size"])
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {_REMEDY}") from None
+    if len(data) < row["size"]:
+        raise ValueError("the shard ends in the middle of it")
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise ValueError("its bytes are not those of the index (sha256)")
+    return _decode(data, row["key"])
+
+
+def _decode(data: bytes, key: str) -> Sample:
+    """The members of one sample, as they lie in the tar. Raises ValueError when they are no sample of this key."""
+    try:
+        members: dict[str, Any] = next(group_by_keys(tar_file_expander([{"url": "", "stream": io.BytesIO(data)}])))
+        record = json.loads(members["json"])
+        films = [members[f"{number}.jpg"] for number in range(sum(name.endswith(".jpg") for name in members))]
+        masks = {finding: members[f"{slug}.mask.png"] for slug, finding in record["masks"].items()}
+        study = _study(record)
+    except (StopIteration, tarfile.TarError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"its members are not a sample ({type(error).__name__})") from None
+    if not study.key == members["__key__"] == key or not films:
+        raise ValueError("it is another sample, or has no film")
+    pixels = {finding: decode_mask(content) for finding, content in masks.items()}
+    return Sample(study, [decode_film(content) for content in films], pixels)
+
+
+def _study(record: dict[str, Any]) -> Study:
+    labels = {label: record["labels"][label] for label in LABELS}
+    return Study(record["key"], record["group"], record["split"], record["report"], labels)
