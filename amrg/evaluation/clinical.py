@@ -1,0 +1,102 @@
+"""Clinical efficacy: do the generated reports state the findings that the reference reports state?
+
+Both texts pass the same rule labeler. Blank counts as absent; uncertain counts as absent (the R2Gen convention, the
+default) or as present.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from amrg.data.labels import FINDINGS, LABELS
+from amrg.evaluation.labeler import label_report
+
+Uncertain = Literal["absent", "present"]
+
+#: The five findings of the CheXpert competition (Irvin et al., 2019).
+FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+
+#: Name → the labels averaged over. The headline is over the findings proper: "No Finding" is not one.
+LABEL_SETS: dict[str, tuple[str, ...]] = {"13": FINDINGS, "14": LABELS, "5": FIVE}
+
+
+def label_matrix(texts: Sequence[str]) -> np.ndarray:
+    """Labels of reports, float64 [S, 14]: 1, 0, -1, and NaN for blank."""
+    rows = [[np.nan if v is None else v for v in label_report(t).values()] for t in texts]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(LABELS))
+
+
+def stated(labels_SK: np.ndarray, uncertain: Uncertain = "absent") -> np.ndarray:
+    """Which findings count as stated, bool of the same shape."""
+    return (labels_SK == 1) | ((labels_SK == -1) & (uncertain == "present"))
+
+
+@dataclass(frozen=True)
+class ClinicalScores:
+    """True positives, false positives and false negatives of every study and label: bool [S, 14] each."""
+
+    tp: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+
+    @classmethod
+    def of(cls, truth_SK: np.ndarray, said_SK: np.ndarray) -> "ClinicalScores":
+        """From what is stated in the reference and in the generated reports, bool [S, 14]."""
+        return cls(truth_SK & said_SK, ~truth_SK & said_SK, truth_SK & ~said_SK)
+
+    def micro(self, labels: Sequence[str], weights_BS: np.ndarray | None = None) -> np.ndarray:
+        """Precision, recall and F1 over all studies and labels together, [B, 3]."""
+        columns = [LABELS.index(name) for name in labels]
+        counts = np.stack([c[:, columns].sum(1) for c in (self.tp, self.fp, self.fn)], axis=1)  # [S, 3]
+        return _rates(_summed(counts, weights_BS))
+
+    def per_label(self, weights_BS: np.ndarray | None = None) -> np.ndarray:
+        """Precision, recall and F1 of each label, [B, 14, 3]."""
+        counts = np.stack([self.tp, self.fp, self.fn], axis=2).reshape(len(self.tp), -1)
+        return _rates(_summed(counts, weights_BS).reshape(-1, len(LABELS), 3))
+
+    def macro(self, labels: Sequence[str]) -> np.ndarray:
+        """Mean precision, recall and F1 over those of the labels that some reference states, [3]."""
+        support = (self.tp | self.fn).any(0)
+        columns = [i for i in map(LABELS.index, labels) if support[i]]
+        return self.per_label()[0, columns].mean(0) if columns else np.zeros(3)
+
+    def example_based(self, labels: Sequence[str]) -> np.ndarray:
+        """Precision, recall and F1 of each study, averaged over studies, [3]; agreeing on nothing at all counts as 1."""
+        columns = [LABELS.index(name) for name in labels]
+        counts = np.stack([c[:, columns].sum(1) for c in (self.tp, self.fp, self.fn)], axis=1)
+        rates = _rates(counts)
+        rates[counts.sum(1) == 0] = 1.0
+        return rates.mean(0)
+
+    def summary(self) -> dict[str, dict]:
+        """All averages and the per-label table, ready for JSON."""
+        averages = {}
+        for name, labels in LABEL_SETS.items():
+            averages[f"micro_{name}"] = _named(self.micro(labels)[0])
+            averages[f"macro_{name}"] = _named(self.macro(labels))
+            averages[f"example_{name}"] = _named(self.example_based(labels))
+        support, said = (self.tp | self.fn).sum(0), (self.tp | self.fp).sum(0)
+        table = self.per_label()[0]
+        per_label = {
+            name: {**_named(table[i]), "reference": int(support[i]), "generated": int(said[i])}
+            for i, name in enumerate(LABELS)
+        }
+        return {**averages, "per_label": per_label}
+
+
+def _summed(counts_SC: np.ndarray, weights_BS: np.ndarray | None) -> np.ndarray:
+    return counts_SC.sum(0, keepdims=True) if weights_BS is None else weights_BS @ counts_SC.astype(np.float64)
+
+
+def _rates(counts: np.ndarray) -> np.ndarray:
+    """(tp, fp, fn) in the last axis → (precision, recall, F1); 0 where the denominator is 0, as scikit-learn does."""
+    tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    safe = [np.where(d > 0, d, 1) for d in (tp + fp, tp + fn, 2 * tp + fp + fn)]
+    return np.stack([tp / safe[0], tp / safe[1], 2 * tp / safe[2]], axis=-1)
+
+
+def _named(rates: np.ndarray) -> dict[str, float]:
+    return dict(zip(("precision", "recall", "f1"), map(float, rates), strict=True))

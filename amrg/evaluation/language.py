@@ -1,0 +1,157 @@
+"""BLEU-1 to 4, ROUGE-L, CIDEr and METEOR over whole references, once per study, over the whole corpus.
+
+The scores are those of ``pycocoevalcap``; only the tokens differ from its COCO pipeline, which needs Java to make them.
+"""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+
+import numpy as np
+
+from amrg.errors import UserError
+
+#: Stored with every score: two numbers are comparable only when their tokens are.
+TOKENIZER = "amrg-1: lower case; words and numbers with inner - ' / or decimal point; all other characters separate"
+
+_TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
+
+
+def tokenize(text: str) -> list[str]:
+    """Words and numbers of a text, lower case, without punctuation (close to what PTB tokens minus punctuation are)."""
+    return _TOKEN.findall(text.lower())
+
+
+@dataclass(frozen=True)
+class LanguageScores:
+    """Corpus scores, and what a bootstrap needs to score any resample of the studies.
+
+    Attributes:
+        bleu_counts: int64 [S, 10]: clipped matches of 1- to 4-grams, n-grams of 1 to 4 generated, lengths generated
+            and reference.
+        rouge_l, cider: float64 [S] per study; the corpus score is the mean.
+        words: mean number of tokens of a generated and of a reference report.
+        empty: studies whose generated report has no token at all (they are scored, and get 0).
+    """
+
+    bleu_counts: np.ndarray
+    rouge_l: np.ndarray
+    cider: np.ndarray
+    words: tuple[float, float]
+    empty: int
+
+    def corpus(self, weights_BS: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Scores by name, one per row of ``weights_BS`` (how often a resample holds each study); default: all once."""
+        weights = np.ones((1, len(self.rouge_l))) if weights_BS is None else weights_BS
+        total = weights.sum(1)
+        bleu = corpus_bleu(weights @ self.bleu_counts)
+        return {
+            **{f"BLEU-{n + 1}": bleu[:, n] for n in range(4)},
+            "ROUGE-L": weights @ self.rouge_l / total,
+            "CIDEr": weights @ self.cider / total,
+        }
+
+
+def score_language(references: Mapping[str, str], generated: Mapping[str, str]) -> LanguageScores:
+    """Score generated reports against the whole references.
+
+    Args:
+        references, generated: text by study key; the keys must be the same set.
+
+    Raises:
+        UserError: the keys differ, there is no study, a reference has no words, or ``pycocoevalcap`` is not installed.
+    """
+    if not references or references.keys() != generated.keys():
+        raise UserError(f"{len(generated)} generated reports for {len(references)} references: one for each is needed")
+    try:
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as error:
+        raise UserError(f"language metrics need pycocoevalcap ({error}): pip install 'amrg[eval]'") from None
+    keys = sorted(references)
+    truth = {k: [" ".join(tokenize(references[k]))] for k in keys}
+    said = {k: [" ".join(tokenize(generated[k]))] for k in keys}
+    if wordless := sum(not truth[k][0] for k in keys):
+        raise UserError(f"{wordless} reference reports have no words: leave those studies out when preparing the data")
+    bleu = BleuScorer(n=4)
+    for k in keys:
+        bleu += (said[k][0], truth[k])
+    counts = [(*c["correct"], *c["guess"], c["testlen"], c["reflen"][0]) for c in bleu.ctest]
+    return LanguageScores(
+        bleu_counts=np.array(counts, dtype=np.int64),
+        rouge_l=np.asarray(Rouge().compute_score(truth, said)[1], dtype=np.float64),
+        cider=np.asarray(Cider().compute_score(truth, said)[1], dtype=np.float64),
+        words=(_mean_words(said), _mean_words(truth)),
+        empty=sum(not said[k][0] for k in keys),
+    )
+
+
+def corpus_bleu(counts_B10: np.ndarray) -> np.ndarray:
+    """BLEU-1 to 4 [B, 4] from summed counts (Papineni et al., 2002), with the guards of ``pycocoevalcap``."""
+    small, tiny = 1e-9, 1e-15
+    correct, guess = counts_B10[:, :4], counts_B10[:, 4:8]
+    logs = np.log((correct + tiny) / (guess + small)).cumsum(1) / np.arange(1, 5)
+    ratio = (counts_B10[:, 8] + tiny) / (counts_B10[:, 9] + small)
+    penalty = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
+    return np.exp(logs) * penalty[:, None]
+
+
+def meteor(references: Sequence[str], systems: Mapping[str, Sequence[str]], timeout: float) -> dict[str, float] | str:
+    """METEOR 1.5 of each system over the corpus by its own jar, or ``"unavailable: <reason>"``.
+
+    Args:
+        references: whole reference reports.
+        systems: generated reports of each system, in the references' order.
+        timeout: seconds for all of them, after which Java is stopped. Starting it takes some ten.
+    """
+    spec = importlib.util.find_spec("pycocoevalcap")
+    java = shutil.which("java")
+    if spec is None or not spec.submodule_search_locations:
+        return "unavailable: pycocoevalcap is not installed"
+    if java is None:
+        return "unavailable: no Java on this machine"
+    jar = Path(spec.submodule_search_locations[0]) / "meteor" / "meteor-1.5.jar"
+    command = [java, "-Xmx1G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    try:
+        process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
+    except OSError as error:
+        return f"unavailable: Java did not start ({error.strerror})"
+    timer = threading.Timer(timeout, process.kill)
+    timer.start()
+    try:
+        return {name: _meteor(process, references, texts) for name, texts in systems.items()}
+    except (OSError, ValueError):  # the pipe closed under us
+        late = not timer.is_alive()
+        return f"unavailable: METEOR took longer than {timeout:g} s" if late else "unavailable: METEOR ended early"
+    finally:
+        timer.cancel()
+        process.kill()
+        process.communicate()
+
+
+def _meteor(process: "subprocess.Popen[str]", references: Sequence[str], generated: Sequence[str]) -> float:
+    """One corpus through the jar's line protocol: statistics of every pair, then their evaluation."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def ask(line: str) -> str:
+        print(line, file=process.stdin, flush=True)  # type: ignore[arg-type]
+        return process.stdout.readline().strip()  # type: ignore[union-attr]
+
+    pairs = [(" ".join(tokenize(r)), " ".join(tokenize(g))) for r, g in zip(references, generated, strict=True)]
+    statistics = {pair: ask(" ||| ".join(("SCORE", *pair))) for pair in dict.fromkeys(pairs)}
+    ask(" ||| ".join(("EVAL", *(statistics[pair] for pair in pairs))))  # answers with the score of every pair ...
+    for _ in pairs[1:]:
+        process.stdout.readline()
+    return float(process.stdout.readline())  # ... and then the corpus score
+
+
+def _mean_words(texts: Mapping[str, list[str]]) -> float:
+    return float(np.mean([len(t[0].split()) for t in texts.values()]))

@@ -1,0 +1,91 @@
+"""Do activation maps point at the true lesion? Measured per finding, with a control.
+
+A map may look right only because the finding is always in the same place. So each number stands beside the same number
+with the masks of the *other* studies that have the finding: their mean, which is what a random derangement gives on
+average, without its noise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from amrg.evaluation.statistics import interval, resample
+
+#: A map's region, for IoU: pixels of at least this share of its maximum.
+REGION = 0.5
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """Numbers of one finding; arrays are per study, [S].
+
+    Attributes:
+        ratio: mean activation inside the true lesion / mean of the whole image (0 for an empty map).
+        control: the same with the other studies' masks, averaged.
+        iou: of the map's region (``REGION``) with the lesion.
+        hit: whether the map's peak lies in the lesion (pointing game; Zhang et al., 2016, no tolerance).
+        chance: share of the image that the lesion covers, which is what a random peak hits.
+    """
+
+    ratio: np.ndarray
+    control: np.ndarray
+    iou: np.ndarray
+    hit: np.ndarray
+    chance: np.ndarray
+    empty_maps: int
+
+    def summary(self, groups: list[str], samples: int, seed: int) -> dict[str, float | list[float] | int]:
+        """Means over studies, with bootstrap intervals of the ratio and of its quotient with the control."""
+        weights = resample(groups, samples, seed)
+        total = weights.sum(1)
+        ratio_B, control_B = weights @ self.ratio / total, weights @ self.control / total
+        return {
+            "studies": len(self.ratio),
+            "ratio": float(self.ratio.mean()),
+            "ratio_interval": list(interval(ratio_B)),
+            "control": float(self.control.mean()),
+            "over_control": float(self.ratio.mean() / max(self.control.mean(), 1e-12)),
+            "over_control_interval": list(interval(ratio_B / np.maximum(control_B, 1e-12))),
+            "iou": float(self.iou.mean()),
+            "pointing": float(self.hit.mean()),
+            "pointing_chance": float(self.chance.mean()),
+            "empty_maps": self.empty_maps,
+        }
+
+
+def localise(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisation:
+    """Compare activation maps of one finding with its true masks.
+
+    Args:
+        maps_SHW: non-negative activations on any grid, one map for each study that has the finding. S ≥ 2.
+        masks_SHW: bool, at the image's size, each with at least one true pixel.
+    """
+    assert len(maps_SHW) == len(masks_SHW) >= 2, (len(maps_SHW), len(masks_SHW))
+    masks = masks_SHW.reshape(len(masks_SHW), -1).astype(np.float64)
+    area = masks.sum(1)
+    assert area.min() > 0, "an empty mask has no inside"
+    maps = enlarge(maps_SHW, masks_SHW.shape[1:]).reshape(len(masks), -1).astype(np.float64)
+    assert maps.min() >= 0, "activation maps are non-negative"
+
+    mean, peak = maps.mean(1), maps.max(1)
+    filled = peak > 0
+    inside = (maps @ masks.T) / area[None] / np.where(filled, mean, 1)[:, None]  # [map, mask]
+    ratio = np.diag(inside).copy()
+    region = (maps >= REGION * peak[:, None]) & filled[:, None]
+    overlap = (region * masks).sum(1)
+    return Localisation(
+        ratio=ratio,
+        control=(inside.sum(1) - ratio) / (len(masks) - 1),
+        iou=overlap / (region.sum(1) + area - overlap),
+        hit=masks[np.arange(len(masks)), maps.argmax(1)] * filled,
+        chance=area / masks.shape[1],
+        empty_maps=int((~filled).sum()),
+    )
+
+
+def enlarge(maps_NHW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Maps bilinearly interpolated to (H, W), float32 [N, H, W]; cell centres stay where they are."""
+    maps = torch.from_numpy(np.ascontiguousarray(maps_NHW, dtype=np.float32))[:, None]
+    return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)[:, 0].numpy()

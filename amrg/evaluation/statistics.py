@@ -1,0 +1,56 @@
+"""Bootstrap confidence intervals by patient group, and 2×2 tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+#: Coverage of every interval quoted.
+CONFIDENCE = 0.95
+
+
+def resample(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
+    """How often each bootstrap sample holds each study, int64 [samples, S].
+
+    Whole groups are drawn with replacement, so that the studies of one patient stay together.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples)
+    return drawn[:, index]
+
+
+def interval(values_B: np.ndarray) -> tuple[float, float]:
+    """Percentile interval of bootstrap values; those that are not a number (a resample without positives) drop out."""
+    values_B = values_B[np.isfinite(values_B)]
+    if not len(values_B):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def two_by_two(present: np.ndarray, mentioned: np.ndarray) -> dict[str, float | list[float]]:
+    """Do reports of studies with a finding mention it more often than reports of studies without?
+
+    Args:
+        present, mentioned: bool [S].
+
+    Returns:
+        The four counts, both rates of mention, the odds ratio with 0.5 added to each cell (Haldane, 1956; Anscombe,
+        1956) with its Woolf interval, and the two-sided p of Fisher's exact test.
+    """
+    a, b = int((present & mentioned).sum()), int((present & ~mentioned).sum())
+    c, d = int((~present & mentioned).sum()), int((~present & ~mentioned).sum())
+    cells = np.array([a, b, c, d]) + 0.5
+    log_odds = np.log(cells[0] * cells[3] / (cells[1] * cells[2]))
+    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt((1 / cells).sum())
+    return {
+        "present_mentioned": a,
+        "present_not_mentioned": b,
+        "absent_mentioned": c,
+        "absent_not_mentioned": d,
+        "rate_present": a / max(a + b, 1),
+        "rate_absent": c / max(c + d, 1),
+        "odds_ratio": float(np.exp(log_odds)),
+        "interval": [float(np.exp(log_odds - half)), float(np.exp(log_odds + half))],
+        "p": float(stats.fisher_exact([[a, b], [c, d]]).pvalue),
+    }

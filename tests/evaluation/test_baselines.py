@@ -1,0 +1,35 @@
+"""Baselines: the reports a model must beat."""
+
+import numpy as np
+import pytest
+
+from amrg.errors import UserError
+from amrg.evaluation.baselines import most_frequent_normal, nearest_neighbour, random_train
+
+
+def test_most_frequent_normal_report() -> None:
+    normal, other = "Lungs are clear. Heart size is normal.", "No acute disease."
+    assert most_frequent_normal(["Large effusion."] * 9 + [other, normal, normal]) == normal
+
+
+def test_unique_texts_fall_back_to_the_most_frequent_sentences() -> None:
+    reports = ["Lungs are clear. Bones are intact.", "Lungs are clear. No effusion.", "No effusion.", "No mass seen."]
+    assert most_frequent_normal(reports) in ("Lungs are clear. No effusion.", "No effusion.")
+    assert most_frequent_normal(reports) == most_frequent_normal(reports[::-1])
+
+
+def test_no_normal_report() -> None:
+    with pytest.raises(UserError, match="no train report is normal"):
+        most_frequent_normal(["Large effusion."])
+
+
+def test_nearest_neighbour_is_by_angle_and_another_patient() -> None:
+    train = np.array([[10.0, 0.0], [0.0, 0.1], [1.0, 1.0]])
+    query = np.array([[0.0, 5.0], [1.0, 0.1]])
+    assert nearest_neighbour(query, train, ["x", "y"], ["a", "b", "c"]).tolist() == [1, 0]
+    assert nearest_neighbour(query, train, ["b", "a"], ["a", "b", "c"]).tolist() == [2, 2]
+
+
+def test_random_is_seeded() -> None:
+    assert (random_train(50, 7, 1) == random_train(50, 7, 1)).all()
+    assert set(random_train(200, 7, 1)) == set(range(7))

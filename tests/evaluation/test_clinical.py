@@ -1,0 +1,88 @@
+"""Clinical scores against scikit-learn, statistics against their definitions."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import precision_recall_fscore_support
+
+from amrg.data.labels import FINDINGS, LABELS
+from amrg.evaluation.clinical import FIVE, ClinicalScores, label_matrix, stated
+from amrg.evaluation.statistics import interval, resample, two_by_two
+
+
+@pytest.fixture
+def matrices() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    truth, said = rng.random((37, 14)) < 0.3, rng.random((37, 14)) < 0.3
+    truth[:, 3] = False  # a finding that no reference states
+    truth[0] = said[0] = False
+    return truth, said
+
+
+def test_averages_equal_scikit_learn(matrices: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, said = matrices
+    scores = ClinicalScores.of(truth, said)
+    columns = [LABELS.index(f) for f in FINDINGS]
+    expected = precision_recall_fscore_support(truth[:, columns], said[:, columns], average="micro")[:3]
+    assert scores.micro(FINDINGS)[0] == pytest.approx(expected)
+    expected = precision_recall_fscore_support(truth, said, average=None, zero_division=0)[:3]
+    assert scores.per_label()[0] == pytest.approx(np.stack(expected, 1))
+    five = [LABELS.index(f) for f in FIVE]
+    assert scores.macro(FIVE) == pytest.approx(scores.per_label()[0, five].mean(0))
+    present = [i for i in columns if truth[:, i].any()]
+    assert len(present) == 12
+    assert scores.macro(FINDINGS) == pytest.approx(scores.per_label()[0, present].mean(0))
+
+
+def test_example_based(matrices: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, said = matrices
+    p, r, f, _ = precision_recall_fscore_support(truth, said, average="samples", zero_division=0)
+    both_silent = (~truth & ~said).all(1).mean()  # scikit-learn gives 0 there, agreement on nothing is 1 here
+    assert ClinicalScores.of(truth, said).example_based(LABELS) == pytest.approx(np.array([p, r, f]) + both_silent)
+
+
+def test_weights_repeat_studies(matrices: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, said = matrices
+    times = np.random.default_rng(1).integers(0, 3, len(truth))
+    repeated = ClinicalScores.of(np.repeat(truth, times, 0), np.repeat(said, times, 0))
+    scores = ClinicalScores.of(truth, said)
+    assert scores.micro(LABELS, times[None]) == pytest.approx(repeated.micro(LABELS))
+    assert scores.per_label(times[None]) == pytest.approx(repeated.per_label())
+
+
+def test_policies_for_blank_and_uncertain() -> None:
+    matrix = label_matrix(["Small effusion. Possible pneumonia. No pneumothorax.", ""])
+    effusion, pneumonia, pneumothorax = (LABELS.index(n) for n in ("Pleural Effusion", "Pneumonia", "Pneumothorax"))
+    assert stated(matrix)[0].nonzero()[0].tolist() == [effusion]
+    assert set(stated(matrix, "present")[0].nonzero()[0]) == {effusion, pneumonia}
+    assert matrix[0, pneumothorax] == 0
+    assert np.isnan(matrix[1]).all()
+    assert not stated(matrix)[1].any()
+    assert label_matrix([]).shape == (0, 14)
+
+
+def test_resample_keeps_patients_together() -> None:
+    groups = ["a", "b", "a", "c"]
+    weights = resample(groups, 200, seed=3)
+    assert weights.shape == (200, 4)
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert (weights[:, [0, 1, 3]].sum(1) == 3).all()
+    assert (weights == resample(groups, 200, seed=3)).all()
+
+
+def test_interval_of_a_mean_matches_its_standard_error() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    weights = resample([str(i) for i in range(400)], 4000, seed=0)
+    low, high = interval(weights @ values / 400)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
+    assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_two_by_two() -> None:
+    present = np.array([True] * 10 + [False] * 20)
+    mentioned = np.array([True] * 8 + [False] * 2 + [True] * 1 + [False] * 19)
+    table = two_by_two(present, mentioned)
+    assert table["odds_ratio"] == pytest.approx(8.5 * 19.5 / (2.5 * 1.5))
+    assert table["interval"][0] < table["odds_ratio"] < table["interval"][1]
+    assert table["p"] < 0.001
+    empty = two_by_two(np.zeros(4, bool), np.zeros(4, bool))
+    assert np.isfinite(empty["odds_ratio"])
