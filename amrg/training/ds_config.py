@@ -1,0 +1,174 @@
+"""A DeepSpeed JSON, taken as it is: "auto" is filled in from our configuration, and a disagreement is an error.
+
+The keys that both sides know are listed here once; everything else in the file goes to DeepSpeed untouched.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from amrg.config import find_config
+from amrg.errors import UserError
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a model is trained; the same for both stages.
+
+    Attributes:
+        section: part of the configuration the values come from, for error messages (``stage1``, ``stage2``).
+        epochs: passes over the training split.
+        batch_size: samples of one optimiser step, over all ranks and accumulation steps.
+        lr, min_lr: peak and final learning rate.
+        weight_decay: decoupled decay; vectors (biases, norms) are spared.
+        warmup_fraction: share of all steps spent warming up.
+        clip: largest global gradient norm.
+        dtype: ``bfloat16`` computes under torch autocast; weights, gradients and moments stay float32.
+        ds_config: a DeepSpeed JSON, or the bare name of one in ``configs/``.
+        checkpoint_steps: optimiser steps between two checkpoints inside an epoch (each epoch ends with one, too).
+    """
+
+    section: str
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_fraction: float
+    clip: float
+    dtype: Literal["float32", "bfloat16"]
+    min_lr: float = 0.0
+    ds_config: str = "zero0.json"
+    checkpoint_steps: int = 200
+
+
+def read(name: str) -> dict[str, Any]:
+    """The content of a DeepSpeed JSON by path or by bare name.
+
+    Raises:
+        UserError: there is none, or it is not a JSON object.
+    """
+    path = find_config(name)
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, as DeepSpeed's documentation describes")
+    return content
+
+
+def resolve(content: dict[str, Any], ours: Optimisation, world_size: int, total_steps: int) -> dict[str, Any]:
+    """The configuration that ``deepspeed.initialize`` gets.
+
+    Args:
+        content: the parsed JSON; not changed.
+        ours: what our configuration says.
+        world_size: number of ranks.
+        total_steps: optimiser steps of the whole run.
+
+    Raises:
+        UserError: a value of the file contradicts ours (both are named), the batch cannot be divided among the
+            ranks, or an "auto" stands where nothing is known to fill it in.
+    """
+    config = json.loads(json.dumps(content))
+    for key, value in _CONVENTIONS.items():
+        section, leaf = _descend(config, key)
+        if section is not None and section.get(leaf) == AUTO:
+            section[leaf] = value
+    for key, (name, value) in _shared(ours, total_steps).items():
+        section, leaf = _descend(config, key)
+        if section is None or leaf not in section:
+            continue
+        if section[leaf] == AUTO:
+            section[leaf] = value
+        elif section[leaf] != value:
+            raise _conflict(ours, key, section[leaf], name, value)
+    _precision(config, ours)
+    _batch(config, ours, world_size)
+    config.setdefault("gradient_clipping", ours.clip)
+    # "auto" here means "as DeepSpeed thinks best", which is what it does when the key is absent.
+    zero = config.get("zero_optimization", {})
+    for key in [key for key, value in zero.items() if value == AUTO]:
+        del zero[key]
+    for key in _autos(config):
+        raise UserError(f'{ours.ds_config}: nothing is known to fill in `{key}: "auto"`; give a value or remove it')
+    return config
+
+
+def _shared(ours: Optimisation, total_steps: int) -> dict[str, tuple[str, Any]]:
+    """Keys of the JSON that our configuration decides: their name there and the value."""
+    warmup = round(ours.warmup_fraction * total_steps)
+    return {
+        "train_batch_size": ("batch_size", ours.batch_size),
+        "gradient_clipping": ("clip", ours.clip),
+        "optimizer.params.lr": ("lr", ours.lr),
+        "optimizer.params.weight_decay": ("weight_decay", ours.weight_decay),
+        "scheduler.params.warmup_max_lr": ("lr", ours.lr),
+        "scheduler.params.warmup_num_steps": ("warmup_fraction × steps", warmup),
+        "scheduler.params.total_num_steps": ("steps", total_steps),
+    }
+
+
+#: "auto" values that stand for a convention rather than for something of ours.
+_CONVENTIONS = {
+    "optimizer.params.betas": [0.9, 0.999],
+    "optimizer.params.eps": 1e-8,
+    "scheduler.params.warmup_min_lr": 0.0,
+}
+
+
+def _precision(config: dict[str, Any], ours: Optimisation) -> None:
+    """DeepSpeed's own bf16 mode is used only where the file asks for it; fp16 is not one of our dtypes."""
+    for name, dtype in (("bf16", "bfloat16"), ("bfloat16", "bfloat16"), ("fp16", "float16")):
+        section = config.get(name)
+        if not isinstance(section, dict):
+            continue
+        if section.get("enabled") == AUTO:
+            section["enabled"] = False
+        elif section.get("enabled") and ours.dtype != dtype:
+            raise _conflict(ours, f"{name}.enabled", True, "dtype", ours.dtype)
+
+
+def _batch(config: dict[str, Any], ours: Optimisation, world_size: int) -> None:
+    """Fill in and check micro-batch × accumulation × ranks = global batch."""
+    micro = config.get("train_micro_batch_size_per_gpu", AUTO)
+    accumulation = config.get("gradient_accumulation_steps", AUTO)
+    if accumulation == AUTO:
+        accumulation = 1 if micro == AUTO else max(1, ours.batch_size // (micro * world_size))
+    if micro == AUTO:
+        micro = ours.batch_size // (accumulation * world_size)
+    if micro * accumulation * world_size != ours.batch_size:
+        raise UserError(
+            f"{ours.ds_config}: train_micro_batch_size_per_gpu {micro} × gradient_accumulation_steps {accumulation} × "
+            f"{world_size} ranks is {micro * accumulation * world_size}, but {ours.section}.batch_size is "
+            f"{ours.batch_size}: change one of them"
+        )
+    config["train_batch_size"] = ours.batch_size
+    config["train_micro_batch_size_per_gpu"] = micro
+    config["gradient_accumulation_steps"] = accumulation
+
+
+def _descend(config: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+    *parents, leaf = key.split(".")
+    section: Any = config
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, dict) else None
+    return (section if isinstance(section, dict) else None), leaf
+
+
+def _conflict(ours: Optimisation, key: str, theirs: Any, name: str, value: Any) -> UserError:
+    return UserError(
+        f"{ours.ds_config} says `{key}: {json.dumps(theirs)}` but {ours.section}.{name} is {json.dumps(value)}: "
+        'make them equal, or write "auto" in the JSON'
+    )
+
+
+def _autos(value: Any, prefix: str = "") -> Iterator[str]:
+    if value == AUTO:
+        yield prefix
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _autos(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -1,0 +1,322 @@
+"""DeepSpeed as the only engine: one process or many, CPU (gloo) or GPU (nccl), any ZeRO stage.
+
+What the loop needs of it: a step, the full trainable weights and moments (however they are partitioned), and the
+parameters made whole for a moment. Because state goes in and out whole, it can be resumed under another world size.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from amrg.training.ds_config import Optimisation, read, resolve
+
+#: A batch is whatever ``loss`` understands; its tensors have the samples on their first axis.
+Batch = Any
+Loss = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor | float]]]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def barrier() -> None:
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.barrier()
+
+
+def device() -> torch.device:
+    """This rank's device: its GPU where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def start() -> None:
+    """Join the process group (once): alone, or with the other ranks that a launcher has started."""
+    if distributed.is_initialized():
+        return
+    backend = "gloo"
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+        backend = "nccl"
+    ranks, me = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local = ranks == int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
+    if local:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    timeout = timedelta(minutes=30)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    if ranks == 1:
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout)
+    elif local:
+        # The ranks of one machine meet in a file: no port to collide on, nothing listening beyond the loopback.
+        rendezvous = f"file://{_rendezvous()}"
+        distributed.init_process_group(backend, init_method=rendezvous, rank=me, world_size=ranks, timeout=timeout)
+    else:
+        distributed.init_process_group(backend, timeout=timeout)
+    atexit.register(_leave)
+
+
+def _rendezvous() -> Path:
+    """A file name that the ranks of one launcher, and no others, agree on: its process id and when it started."""
+    parent = os.getppid()
+    born = Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    return Path(tempfile.gettempdir()) / f"amrg-{os.getuid()}-{parent}-{born}-{os.environ.get('MASTER_PORT', '0')}"
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed without its chatter, and without compiling an operator nobody asked for."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class _Objective(nn.Module):
+    """The model together with its loss, so that one forward of the engine is one loss."""
+
+    def __init__(self, model: nn.Module, loss: Loss, dtype: str) -> None:
+        super().__init__()
+        self.model, self.loss, self.dtype = model, loss, dtype
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        with precision(self.dtype):
+            return self.loss(self.model, batch)
+
+
+def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bfloat16, or nothing for float32."""
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+class Engine:
+    """A model under ``deepspeed.initialize``.
+
+    Args:
+        model: what is trained; parameters without ``requires_grad`` stay as they are.
+        loss: ``loss(model, batch) -> (mean over the batch's samples, metrics that are means, too)``.
+        ours: optimisation settings; the DeepSpeed JSON is read from there.
+        total_steps: optimiser steps of the whole run.
+
+    Raises:
+        UserError: the JSON is missing, malformed or contradicts our settings.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, ours: Optimisation, total_steps: int) -> None:
+        start()
+        config = resolve(read(ours.ds_config), ours, world_size(), total_steps)
+        self.model, self.accumulation = model, config["gradient_accumulation_steps"]
+        groups = _decay_groups(model, ours.weight_decay)
+        client = None
+        if "optimizer" not in config:
+            client = torch.optim.AdamW(groups, lr=ours.lr, fused=True)
+        elif device().type == "cpu":
+            config["optimizer"].setdefault("params", {})["torch_adam"] = True  # nothing is compiled on a CPU
+        deepspeed = _deepspeed()
+        self._engine, *_ = deepspeed.initialize(
+            model=_Objective(model, loss, ours.dtype), optimizer=client, model_parameters=groups, config=config
+        )
+        # Made now and not lazily: DeepSpeed links the moments of all groups after the first group's first step.
+        self._make_moments(0)
+
+    def step(self, batch: Batch, lr: float) -> dict[str, float]:
+        """One optimiser step on this rank's share of a global batch.
+
+        Returns:
+            ``loss`` and the metrics of the loss function, means over the whole global batch.
+        """
+        if self._engine.lr_scheduler is None:  # else the JSON brought a scheduler of its own
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = lr
+        sums: dict[str, float] = {}
+        for micro in split(batch, self.accumulation):
+            loss, metrics = self._engine(micro)
+            self._engine.backward(loss)
+            self._engine.step()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) / self.accumulation
+        return mean_over_ranks(sums)
+
+    def scheduler_state(self) -> dict[str, Any] | None:
+        """State of a scheduler that the DeepSpeed JSON brought; ours has none."""
+        scheduler = self._engine.lr_scheduler
+        return scheduler.state_dict() if scheduler is not None else None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Full trainable weights (float32, CPU) and persistent buffers. Every rank must call this."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        result = {}
+        for name, parameter in _trainable(self.model):
+            full = safe_get_full_fp32_param(parameter)
+            result[name] = _copy(parameter if full is None else full)
+        names = {name for name, _ in self.model.named_parameters()}
+        buffers = {name: _copy(value) for name, value in self.model.state_dict().items() if name not in names}
+        return result | buffers
+
+    def moments(self) -> dict[str, Tensor]:
+        """Full optimiser moments (CPU) by ``<weight>.<moment>``. Every rank must call this."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        result = {}
+        for name, parameter in _trainable(self.model):
+            for moment in MOMENTS:
+                if _partitioned(parameter):
+                    value = safe_get_full_optimizer_state(parameter, moment)
+                else:
+                    value = self._engine.optimizer.state[parameter][moment]
+                result[f"{name}.{moment}"] = _copy(value)
+        return result
+
+    def restore(
+        self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int, scheduler: dict[str, Any] | None
+    ) -> None:
+        """Go on from what ``weights``, ``moments`` and ``scheduler_state`` gave after ``step`` steps."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        fill(self.model, weights)
+        self._make_moments(step)
+        for name, parameter in _trainable(self.model):
+            values: dict[str | None, Tensor] = {
+                None: weights[name],
+                **{moment: moments[f"{name}.{moment}"] for moment in MOMENTS},
+            }
+            for moment, value in values.items():
+                if hasattr(parameter, "ds_id"):
+                    _set_shard(parameter, value, moment)
+                elif not _partitioned(parameter):
+                    if moment:
+                        self._engine.optimizer.state[parameter][moment].copy_(value)
+                elif moment:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+                else:
+                    safe_set_full_fp32_param(parameter, value)
+        if scheduler is not None:
+            self._engine.lr_scheduler.load_state_dict(scheduler)
+        self._engine.global_steps = step
+
+    def _make_moments(self, step: int) -> None:
+        """Give the optimiser the state that it would make in its first step, as after ``step`` steps."""
+        zero = self._engine.optimizer
+        base = getattr(zero, "optimizer", zero)
+        flat = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3
+        if flat is None:
+            flat = getattr(zero, "single_partition_of_fp32_groups", None)  # ZeRO 1 and 2
+        if flat is None:
+            flat = [parameter for group in base.param_groups for parameter in group["params"]]
+        for parameter in flat:
+            moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+            count = torch.tensor(float(step), device=parameter.device) if isinstance(base, torch.optim.AdamW) else step
+            base.state[parameter] = {"step": count, **moments}
+        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+            zero._lazy_init_hp_params_optimizer_state()
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into equal parts along the samples: a tensor or list, or a dict or tuple of those."""
+    if parts == 1:
+        return [batch]
+    if isinstance(batch, dict):
+        cut = {key: split(value, parts) for key, value in batch.items()}
+        return [{key: pieces[i] for key, pieces in cut.items()} for i in range(parts)]
+    if isinstance(batch, tuple):
+        return list(zip(*(split(value, parts) for value in batch), strict=True))
+    size = len(batch) // parts
+    return [batch[i * size : (i + 1) * size] for i in range(parts)]
+
+
+def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each value over the ranks (float64)."""
+    if world_size() == 1:
+        return values
+    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device())
+    distributed.all_reduce(packed)
+    return dict(zip(values, (packed / world_size()).tolist(), strict=True))
+
+
+def gather_lists(mine: list[Any]) -> list[Any]:
+    """The lists of all ranks joined in rank order, on every rank."""
+    if world_size() == 1:
+        return mine
+    gathered: list[Any] = [None] * world_size()
+    distributed.all_gather_object(gathered, mine)
+    return [item for part in gathered for item in part]
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module, change: bool = False) -> Iterator[None]:
+    """Within the block all parameters are whole on every rank (ZeRO 3 keeps them apart otherwise).
+
+    Args:
+        model: the model.
+        change: the block changes parameters, in the same way on every rank.
+    """
+    partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        yield
+        return
+    with _deepspeed().zero.GatheredParameters(partitioned, modifier_rank=0 if change else None):
+        yield
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights (a subset of the state) into a model, partitioned or not."""
+    with gathered(model, change=True), torch.no_grad():
+        _, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected, unexpected
+
+
+def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and other vectors do not."""
+    trainable = [parameter for _, parameter in _trainable(model)]
+    matrices = [parameter for parameter in trainable if _shape(parameter) >= 2]
+    vectors = [parameter for parameter in trainable if _shape(parameter) < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _shape(parameter: nn.Parameter) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _partitioned(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _set_shard(parameter: Any, value: Tensor, moment: str | None) -> None:
+    """Set this rank's shard of a ZeRO-3 parameter (DeepSpeed's own setter fails where the last shard is padded)."""
+    shard = parameter.ds_tensor.numel()
+    flat = torch.nn.functional.pad(value.flatten(), (0, shard * world_size() - value.numel()))
+    parameter._z3_optimizer.set_local_hp_param(flat.narrow(0, shard * rank(), shard), parameter, moment)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

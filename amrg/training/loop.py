@@ -1,0 +1,168 @@
+"""The training loop of both stages: epochs, validation, the best weights, and a resume that changes nothing.
+
+All randomness of a step follows from (seed, step, rank), the learning rate from the step, the order of samples from
+(seed, epoch): a checkpoint therefore holds weights, moments and a cursor, and a run killed anywhere and started again
+ends in the same bits as one that was not.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from amrg.errors import UserError
+from amrg.progress import say, track
+from amrg.training import checkpoint
+from amrg.training.ds_config import Optimisation
+from amrg.training.engine import Batch, Engine, Loss, barrier, fill, mean_over_ranks, precision, rank
+from amrg.training.schedule import warmup_cosine
+
+CURVES = "curves.jsonl"
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    batches: Callable[[int, int], Iterator[Batch]],
+    steps_per_epoch: int,
+    optimisation: Optimisation,
+    validate: Callable[[Any], dict[str, float]],
+    select: tuple[str, bool],
+    folder: Path,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Train, and leave the weights of the best epoch in the model.
+
+    Args:
+        model: parameters with ``requires_grad`` are trained; buffers are kept in checkpoints, too.
+        loss: ``loss(model, batch)`` gives a mean over the samples of the batch and a dict of metrics (means, too).
+        batches: ``batches(epoch, start_step)`` yields this rank's share of each global batch of the epoch, from
+            ``start_step`` on; a function of its arguments alone.
+        steps_per_epoch: optimiser steps of one epoch.
+        optimisation: settings.
+        validate: ``validate(model)`` gives metrics; called on every rank, in evaluation mode, without gradients. What
+            the ranks return is averaged.
+        select: (name among the validation metrics, higher is better).
+        folder: receives ``curves.jsonl`` (one row an epoch, no times), ``checkpoints/`` and ``logs/steps.jsonl``.
+        seed: of everything random in a step (dropout).
+
+    Returns:
+        The rows of ``curves.jsonl``.
+
+    Raises:
+        UserError: the loss is no longer finite, or the DeepSpeed JSON contradicts the settings.
+    """
+    total = optimisation.epochs * steps_per_epoch
+    warmup = round(optimisation.warmup_fraction * total)
+    engine = Engine(model, loss, optimisation, total)
+    run = _Run(folder, engine, select)
+    stream: Iterator[Batch] | None = None
+    for step in track(range(run.step, total), f"{optimisation.section}: training", total, run.step):
+        epoch, within = divmod(step, steps_per_epoch)
+        if stream is None or within == 0:
+            stream = batches(epoch, within)
+            model.train()
+        lr = warmup_cosine(step, total, warmup, optimisation.lr, optimisation.min_lr)
+        torch.manual_seed(_step_seed(seed, step))
+        began = time.monotonic()
+        metrics = engine.step(next(stream), lr)
+        run.note(step, lr, metrics, time.monotonic() - began)
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"{optimisation.section}: the loss is {metrics['loss']} at step {step + 1}: lower "
+                f"{optimisation.section}.lr or use dtype float32; {folder / 'checkpoints'} keeps the last good state"
+            )
+        if within + 1 == steps_per_epoch:
+            run.end_epoch(epoch, lr, _validated(validate, model, optimisation))
+        elif (step + 1) % optimisation.checkpoint_steps == 0:
+            run.save()
+    run.finish(model)
+    return run.rows
+
+
+def _validated(validate: Callable[[Any], dict[str, float]], model: nn.Module, ours: Optimisation) -> dict[str, float]:
+    model.eval()
+    with torch.no_grad(), precision(ours.dtype):
+        return mean_over_ranks(validate(model))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """One seed for each (seed, step, rank)."""
+    return int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0])
+
+
+class _Run:
+    """The cursor of a run: where it is, what it has seen, its best epoch; saved and found again."""
+
+    def __init__(self, folder: Path, engine: Engine, select: tuple[str, bool]) -> None:
+        self.folder, self.engine = folder, engine
+        self.metric, self.higher = select
+        self.step = 0
+        self.best: float | None = None
+        self.sums: dict[str, float] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.log = folder / "logs" / "steps.jsonl"
+        found = checkpoint.latest(folder / "checkpoints")
+        if found:
+            state = found.state
+            engine.restore(found.weights(), found.optimizer(), state["step"], state["scheduler"])
+            self.step, self.best = state["step"], state["best"]
+            self.sums, self.rows = state["sums"], state["rows"]
+            say(f"going on from step {self.step}")
+        if rank() == 0:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(self, step: int, lr: float, metrics: dict[str, float], seconds: float) -> None:
+        self.step = step + 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.sums["steps"] = self.sums.get("steps", 0.0) + 1
+        if rank() == 0:
+            with self.log.open("a") as log:
+                log.write(json.dumps({"step": self.step, "lr": lr, **metrics, "seconds": round(seconds, 4)}) + "\n")
+
+    def end_epoch(self, epoch: int, lr: float, validation: dict[str, float]) -> None:
+        """Close the epoch's row, decide whether it is the best, and save."""
+        steps = self.sums.pop("steps")
+        trained = {f"train_{name}": value / steps for name, value in self.sums.items()}
+        value = validation[self.metric]
+        better = self.best is None or (value > self.best if self.higher else value < self.best)
+        if better:
+            self.best = value
+        self.sums = {}
+        self.rows.append({"epoch": epoch + 1, "step": self.step, "lr": lr, **trained, **validation, "best": better})
+        shown = ", ".join(f"{name} {number:.4f}" for name, number in {**trained, **validation}.items())
+        say(f"epoch {epoch + 1}: {shown}{' (best so far)' if better else ''}")
+        self.save(better)
+
+    def save(self, is_best: bool = False) -> None:
+        weights, moments = self.engine.weights(), self.engine.moments()
+        if rank() == 0:
+            state = {
+                "step": self.step,
+                "best": self.best,
+                "sums": self.sums,
+                "rows": self.rows,
+                "scheduler": self.engine.scheduler_state(),
+            }
+            checkpoint.save(self.folder / "checkpoints", weights, moments, state, is_best)
+        barrier()
+
+    def finish(self, model: nn.Module) -> None:
+        """Write the curves and put the best weights into the model."""
+        if rank() == 0:
+            partial = self.folder / f"{CURVES}.partial"
+            partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            os.replace(partial, self.folder / CURVES)
+        found = checkpoint.latest(self.folder / "checkpoints")
+        assert found is not None, "a run has at least one epoch"
+        fill(model, found.best())
+        model.eval()
+        barrier()

@@ -1,0 +1,106 @@
+"""The loop under real DeepSpeed processes: killed and resumed, over ranks and ZeRO stages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from amrg.training import checkpoint
+
+SCRIPT = Path(__file__).with_name("small_run.py")
+STEPS = 9
+
+
+def start(ranks: int, folder: Path, pause: float, *configs: str) -> list[subprocess.Popen[bytes]]:
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_SIZE": str(ranks),
+        "MASTER_PORT": uuid.uuid4().hex,  # only names the rendezvous file
+    }
+    command = [sys.executable, str(SCRIPT), str(folder), str(pause), *configs]
+    return [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[bytes]]) -> None:
+    assert [process.wait(timeout=120) for process in processes] == [0] * len(processes)
+
+
+def steps(folder: Path) -> list[dict[str, float]]:
+    log = folder / "logs" / "steps.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in steps(folder)]
+
+
+@pytest.mark.parametrize(("ranks", "config", "killed_after"), [(1, "zero0.json", 5), (2, "zero3.json", 7)])
+def test_killed_and_resumed_run_ends_in_the_same_bits(
+    tmp_path: Path, ranks: int, config: str, killed_after: int
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    finish(start(ranks, straight, 0.0, config))
+    processes = start(ranks, broken, 0.3, config)
+    deadline = time.monotonic() + 60
+    while len(steps(broken / config)) < killed_after and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed_after <= len(steps(broken / config)) < STEPS
+    finish(start(ranks, broken, 0.0, config))
+
+    again = steps(broken / config)[-1]["step"], len(steps(broken / config))
+    assert again[0] == STEPS
+    assert again[1] < 2 * STEPS - 1  # it did not start over
+    assert (broken / config / "curves.jsonl").read_bytes() == (straight / config / "curves.jsonl").read_bytes()
+    assert (broken / config / "model.safetensors").read_bytes() == (
+        straight / config / "model.safetensors"
+    ).read_bytes()
+    mine, theirs = (checkpoint.latest(folder / config / "checkpoints") for folder in (broken, straight))
+    assert mine is not None
+    assert theirs is not None
+    for left, right in ((mine.weights(), theirs.weights()), (mine.optimizer(), theirs.optimizer())):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_zero_stages_agree_on_two_ranks(tmp_path: Path) -> None:
+    configs = [f"zero{stage}.json" for stage in range(4)]
+    finish(start(2, tmp_path, 0.0, *configs))
+    reference = load_file(tmp_path / configs[0] / "model.safetensors")
+    for config in configs[1:]:
+        assert losses(tmp_path / config) == pytest.approx(losses(tmp_path / configs[0]), rel=1e-5)
+        found = load_file(tmp_path / config / "model.safetensors")
+        for name, value in reference.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_resume_under_another_world_size_and_stage(tmp_path: Path) -> None:
+    """A ZeRO-3 checkpoint of two ranks goes on with one rank and no ZeRO from the same weights."""
+    processes = start(2, tmp_path, 0.3, "zero3.json")
+    deadline = time.monotonic() + 60
+    while len(steps(tmp_path / "zero3.json")) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()
+        process.wait()
+    done = len(steps(tmp_path / "zero3.json"))
+    (tmp_path / "zero3.json").rename(tmp_path / "zero0.json")
+    finish(start(1, tmp_path, 0.0, "zero0.json"))
+    rows = steps(tmp_path / "zero0.json")
+    assert rows[-1]["step"] == STEPS
+    assert rows[done]["step"] > 1
+    assert (tmp_path / "zero0.json" / "model.safetensors").exists()
