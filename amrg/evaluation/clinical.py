@@ -64,7 +64,7 @@ class ClinicalScores:
         return self.per_label()[0, columns].mean(0) if columns else np.zeros(3)
 
     def example_based(self, labels: Sequence[str]) -> np.ndarray:
-        """Precision, recall and F1 of each study, averaged over studies, [3]; agreeing on nothing at all counts as 1."""
+        """Precision, recall and F1 of each study, averaged, [3]; where both reports state nothing, that counts as 1."""
         columns = [LABELS.index(name) for name in labels]
         counts = np.stack([c[:, columns].sum(1) for c in (self.tp, self.fp, self.fn)], axis=1)
         rates = _rates(counts)

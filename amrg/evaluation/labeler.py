@@ -8,6 +8,7 @@ positive outweighs uncertain outweighs negative, as in the CheXpert labeler (Irv
 import re
 from bisect import bisect_right
 from functools import lru_cache
+from typing import NamedTuple
 
 from amrg.data.labels import BLANK, FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
 from amrg.evaluation import phrases
@@ -15,9 +16,17 @@ from amrg.evaluation import phrases
 #: Stored with every score; raise it whenever a phrase or rule changes what comes out.
 VERSION = "1"
 
-_SENTENCE = re.compile(r"[;?!]|\.(?!\d)|\n\s*\n")
-_SPACE = re.compile(r"\s+")
+_SENTENCE = re.compile(r"(?:[^;?!.\n]|\.(?=\d))+")
 _STRENGTH = {POSITIVE: 3, UNCERTAIN: 2, NEGATIVE: 1, BLANK: 0}
+
+
+class Mention(NamedTuple):
+    """A label that a text asserts: positive, negative or uncertain, and the characters that say so."""
+
+    label: str
+    value: float
+    start: int
+    end: int
 
 
 def _compile(expression: str) -> re.Pattern[str]:
@@ -44,41 +53,49 @@ def label_report(text: str) -> dict[str, float | None]:
     positive or uncertain; otherwise it is blank, as in CheXpert. An empty text gets 14 blanks.
     """
     labels: dict[str, float | None] = dict.fromkeys(LABELS, BLANK)
-    empty = True
-    for sentence in _SENTENCE.split(text.lower()):
-        sentence = _SPACE.sub(" ", sentence).strip()
-        if not sentence:
-            continue
-        empty = False
-        for label, value in label_sentence(sentence):
-            if _STRENGTH[value] > _STRENGTH[labels[label]]:
-                labels[label] = value
+    for mention in mentions(normalise(text)):
+        if _STRENGTH[mention.value] > _STRENGTH[labels[mention.label]]:
+            labels[mention.label] = mention.value
     sick = any(labels[f] in (POSITIVE, UNCERTAIN) for f in FINDINGS if f != "Support Devices")
-    if not empty and not sick:
+    if re.search(r"\w", text) and not sick:
         labels[NO_FINDING] = POSITIVE
     return labels
 
 
+def normalise(text: str) -> str:
+    """The text with one space between words and one line for each paragraph, as ``mentions`` reads it."""
+    return "\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
+
+
+def mentions(text: str) -> list[Mention]:
+    """Every mention in a normalised text, sentence by sentence, with its place in the text."""
+    found = []
+    for sentence in _SENTENCE.finditer(text.lower()):
+        offset = sentence.start()
+        found += [m._replace(start=m.start + offset, end=m.end + offset) for m in label_sentence(sentence[0])]
+    return found
+
+
 @lru_cache(maxsize=65536)
-def label_sentence(sentence: str) -> tuple[tuple[str, float], ...]:
-    """The labels one lower-case sentence asserts, in reading order (a label may come more than once)."""
-    found: list[tuple[str, float]] = []
-    mentions = [(m, _MENTION_LABELS[int((m.lastgroup or "g0")[1:])]) for m in _MENTION.finditer(sentence)]
-    mentions = [(m, labels) for m, labels in mentions if labels]
+def label_sentence(sentence: str) -> tuple[Mention, ...]:
+    """What one lower-case sentence asserts (a label may come more than once)."""
+    found: list[Mention] = []
     for pattern, labels in _NORMAL:
-        if pattern.search(sentence):
-            found += [(label, NEGATIVE) for label in labels]
-    if not mentions:
+        if normal := pattern.search(sentence):
+            found += [Mention(label, NEGATIVE, *normal.span()) for label in labels]
+    matches = [(m, _MENTION_LABELS[int((m.lastgroup or "g0")[1:])]) for m in _MENTION.finditer(sentence)]
+    matches = [(m, labels) for m, labels in matches if labels]
+    if not matches:
         return tuple(found)
     text = _PSEUDO.sub(lambda m: " " * len(m[0]), sentence)
     breaks = [m.start() for m in _BREAK.finditer(text)]
     pre = list(_PRE.finditer(text))
     post = list(_POST.finditer(text))
-    for mention, labels in mentions:
-        value = _after(mention, text, post, breaks)
+    for match, labels in matches:
+        value = _after(match, text, post, breaks)
         if value is None:
-            value = _before(mention, text, pre, breaks)
-        found += [(label, value) for label in labels]
+            value = _before(match, text, pre, breaks)
+        found += [Mention(label, value, *match.span()) for label in labels]
     return tuple(found)
 
 

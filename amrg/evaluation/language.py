@@ -138,19 +138,20 @@ def meteor(references: Sequence[str], systems: Mapping[str, Sequence[str]], time
 
 def _meteor(process: "subprocess.Popen[str]", references: Sequence[str], generated: Sequence[str]) -> float:
     """One corpus through the jar's line protocol: statistics of every pair, then their evaluation."""
-    assert process.stdin is not None
-    assert process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
 
     def ask(line: str) -> str:
-        print(line, file=process.stdin, flush=True)  # type: ignore[arg-type]
-        return process.stdout.readline().strip()  # type: ignore[union-attr]
+        print(line, file=stdin, flush=True)
+        return stdout.readline().strip()
 
     pairs = [(" ".join(tokenize(r)), " ".join(tokenize(g))) for r, g in zip(references, generated, strict=True)]
     statistics = {pair: ask(" ||| ".join(("SCORE", *pair))) for pair in dict.fromkeys(pairs)}
     ask(" ||| ".join(("EVAL", *(statistics[pair] for pair in pairs))))  # answers with the score of every pair ...
     for _ in pairs[1:]:
-        process.stdout.readline()
-    return float(process.stdout.readline())  # ... and then the corpus score
+        stdout.readline()
+    return float(stdout.readline())  # ... and then the corpus score
 
 
 def _mean_words(texts: Mapping[str, list[str]]) -> float:

@@ -3,7 +3,7 @@
 import pytest
 
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.evaluation.labeler import label_report
+from amrg.evaluation.labeler import label_report, mentions, normalise
 from amrg.evaluation.labeler_check import check
 
 P, N, U = 1.0, 0.0, -1.0
@@ -77,7 +77,7 @@ def test_positive_outweighs_uncertain_outweighs_negative() -> None:
         ("Possible pneumonia.", None),
         ("Cardiomegaly.", None),
         ("", None),
-        (" \n ", None),
+        (" \n . ", None),
     ],
 )
 def test_no_finding(text: str, value: float | None) -> None:
@@ -98,3 +98,13 @@ def test_agrees_with_experts_on_real_reports() -> None:
     covered = [r["f1"] for r in rows.values() if r["positives"] >= 15]  # 30 in both halves together
     assert len(covered) >= 9
     assert sum(covered) / len(covered) >= 0.85
+
+
+def test_mentions_say_where() -> None:
+    text = normalise("Heart  size is normal.\nSmall left\npleural effusion; no pneumothorax.")
+    found = {(m.label, m.value): text[m.start : m.end] for m in mentions(text)}
+    assert found == {
+        ("Cardiomegaly", N): "Heart size is normal",
+        ("Pleural Effusion", P): "effusion",
+        ("Pneumothorax", N): "pneumothorax",
+    }

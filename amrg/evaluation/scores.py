@@ -1,0 +1,90 @@
+"""Scores of several systems on the same studies: the model and its baselines, side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from amrg.data.labels import FINDINGS, LABELS
+from amrg.evaluation.clinical import FIVE, ClinicalScores, label_matrix, stated
+from amrg.evaluation.language import LanguageScores, meteor, score_language
+from amrg.evaluation.statistics import interval, resample, two_by_two
+
+MODEL = "model"
+
+
+def score_systems(
+    references: Sequence[str],
+    systems: Mapping[str, Sequence[str]],
+    groups: Sequence[str],
+    samples: int,
+    seed: int,
+    meteor_timeout: float,
+) -> dict[str, dict[str, Any]]:
+    """Language and clinical scores of each system, with bootstrap intervals by patient.
+
+    Args:
+        references: whole reference reports, [S].
+        systems: by name, the reports it wrote for the same studies; the first is the one to judge, and every other
+            one gets ``model_minus_this``: the paired difference in the headline clinical F1 and its interval.
+        groups: patient of each study.
+        samples, seed: of the bootstrap.
+        meteor_timeout: seconds.
+    """
+    weights = resample(groups, samples, seed)
+    truth = label_matrix(references)
+    meteor_scores = meteor(references, systems, meteor_timeout)
+    scores: dict[str, dict[str, Any]] = {}
+    headline: dict[str, tuple[float, np.ndarray]] = {}
+    for name, texts in systems.items():
+        language = score_language(_keyed(references), _keyed(texts))
+        said = label_matrix(texts)
+        strict, lenient = (ClinicalScores.of(stated(truth, p), stated(said, p)) for p in ("absent", "present"))
+        scores[name] = {
+            "language": _with_intervals(language, weights),
+            "words": {"generated": language.words[0], "reference": language.words[1]},
+            "empty": language.empty,
+            "distinct": len(set(texts)),
+            "clinical": strict.summary() | {"intervals": _clinical_intervals(strict, weights)},
+            "clinical_uncertain_as_present": lenient.summary(),
+        }
+        scores[name]["language"]["METEOR"] = meteor_scores if isinstance(meteor_scores, str) else meteor_scores[name]
+        headline[name] = float(strict.micro(FINDINGS)[0, 2]), strict.micro(FINDINGS, weights)[:, 2]
+    judged, *baselines = systems
+    for name in baselines:
+        difference = headline[judged][1] - headline[name][1]
+        scores[name]["model_minus_this"] = {
+            "value": headline[judged][0] - headline[name][0],
+            "interval": list(interval(difference)),
+        }
+    return scores
+
+
+def mention_tables(present_SK: np.ndarray, generated: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each finding that some study has and some lacks: does its report mention it more often? (``two_by_two``)
+
+    Args:
+        present_SK: bool [S, 14], the studies' own labels.
+        generated: their generated reports.
+    """
+    said = stated(label_matrix(generated))
+    columns = {f: LABELS.index(f) for f in FINDINGS}
+    mixed = {f: k for f, k in columns.items() if 0 < present_SK[:, k].sum() < len(present_SK)}
+    return {f: two_by_two(present_SK[:, k], said[:, k]) for f, k in mixed.items()}
+
+
+def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, Any]:
+    resampled = language.corpus(weights)
+    return {n: {"value": float(v[0]), "interval": list(interval(resampled[n]))} for n, v in language.corpus().items()}
+
+
+def _clinical_intervals(scores: ClinicalScores, weights: np.ndarray) -> dict[str, list[float]]:
+    return {
+        "micro_13": list(interval(scores.micro(FINDINGS, weights)[:, 2])),
+        "micro_14": list(interval(scores.micro(LABELS, weights)[:, 2])),
+        "micro_5": list(interval(scores.micro(FIVE, weights)[:, 2])),
+    }
+
+
+def _keyed(texts: Sequence[str]) -> dict[str, str]:
+    return {f"{i:08d}": text for i, text in enumerate(texts)}
