@@ -1,0 +1,240 @@
+"""Associative memory over a frozen bank: the published Hopfield layer with its projections absorbed into the queries.
+
+Shape legend: B batch, L queries of a sample, S state width, H heads, K width of a head's association space,
+V width of a head's value, N rows of the bank, D width of the bank, O output width.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from amrg.kernels import Retrieval, hopfield_retrieve
+from amrg.kernels.hopfield.cpu import ROWS, TopK, association_blocks
+from amrg.models.association import Bank, Block, FrozenMemory, normalise_rows
+
+
+class HopfieldMemory(FrozenMemory):
+    """Hopfield retrieval from a frozen bank (Ramsauer et al. 2021), all heads over one bank that is never projected.
+
+    Equal to hflayers' ``HopfieldLayer`` with frozen ``lookup_weights`` (kernels/hopfield/README.md derives it).
+
+    Args:
+        state_dim, memory_dim, out_dim: S, D, O.
+        heads, head_dim, value_dim: H, K, V; V = K unless given.
+        beta: scaling of the association; 1/√K unless given.
+        learn_beta: learn it, one per head, as its logarithm. Otherwise it is a buffer that ``set_beta`` may schedule.
+        update_steps: number of associations; the state of the next is what the last one retrieved.
+        update_eps: a head stops updating once its association moves by no more than this over a sample
+            (Frobenius norm, the largest of the batch); 0 never stops and spares the check.
+        dropout: on the last association, in training.
+    """
+
+    beta: Tensor
+
+    def __init__(
+        self, state_dim: int, memory_dim: int, out_dim: int, *, heads: int, head_dim: int, value_dim: int | None = None,
+        beta: float | None = None, learn_beta: bool = False, update_steps: int = 1, update_eps: float = 1e-4,
+        dropout: float = 0.0,
+    ):  # fmt: skip
+        super().__init__()
+        value_dim = head_dim if value_dim is None else value_dim
+        if update_steps < 1:
+            raise ValueError(f"update_steps counts the associations, at least 1, got {update_steps}")
+        self.heads, self.head_dim, self.dropout = heads, head_dim, dropout
+        self.update_steps, self.update_eps = update_steps, update_eps
+        self.state_norm = nn.LayerNorm(state_dim)
+        self.key_gain, self.value_gain = (nn.Parameter(torch.ones(memory_dim)) for _ in range(2))
+        self.key_shift, self.value_shift = (nn.Parameter(torch.zeros(memory_dim)) for _ in range(2))
+        self.q_proj = nn.Linear(state_dim, heads * head_dim)
+        self.k_proj = nn.Linear(memory_dim, heads * head_dim)
+        self.v_proj = nn.Linear(memory_dim, heads * value_dim)
+        self.out_proj = nn.Linear(heads * value_dim, out_dim)
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        self.learn_beta = learn_beta
+        start = torch.full((heads,), head_dim**-0.5 if beta is None else float(beta))
+        if learn_beta:
+            self.log_beta = nn.Parameter(start.log())
+        else:
+            self.register_buffer("beta", start)
+        self._last: tuple[Tensor, Tensor, Bank, Tensor | None] | None = None
+
+    def set_beta(self, beta: float | Tensor) -> None:
+        """Set β, a number or one per head [H]; for schedules."""
+        if self.learn_beta:
+            raise ValueError("beta is learned: it cannot be scheduled too")
+        self.beta.copy_(torch.as_tensor(beta))
+
+    def forward(
+        self, x_BLS: Tensor, memory_ND: Tensor | None = None, *, query_group: Tensor | None = None,
+        memory_group: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """[B, L, S] → [B, L, O].
+
+        ``memory_ND`` holds normalised rows (``normalise_rows``); without it, those of ``set_memory``. ``query_group``
+        [B] and ``memory_group`` [N], int64: a sample does not see the rows of its own group; −1 is seen by all and
+        sees all.
+        """
+        bank = self._bank(memory_ND, memory_group)
+        query_group = self._spread(query_group, bank, x_BLS.shape[1])
+        queries, result = self._associate(x_BLS, bank, query_group)
+        self._last = (queries.detach().flatten(0, 1), result.lse_M.detach(), bank, query_group)
+        value_dim = self.v_proj.out_features // self.heads
+        rows = result.retrieved_MD.view_as(queries)
+        mass = result.mass_M.to(rows.dtype).view(*rows.shape[:2], 1)  # 1 unless dropped out or wholly masked
+        values = torch.baddbmm(
+            mass * self.v_proj.bias.view(self.heads, 1, value_dim),
+            rows * self.value_gain + mass * self.value_shift,
+            self.v_proj.weight.view(self.heads, value_dim, -1).transpose(1, 2),
+        )
+        return self.out_proj(values.transpose(0, 1).reshape(*x_BLS.shape[:2], -1))
+
+    def _spread(self, query_group: Tensor | None, bank: Bank, length: int) -> Tensor | None:
+        """Group of every absorbed query, in the order (head, sample, query)."""
+        if query_group is None or bank.group is None:
+            return None
+        return query_group.repeat_interleave(length).repeat(self.heads)
+
+    def _absorb(self, key_space_HMK: Tensor) -> Tensor:
+        """β γk ⊙ (Wkᵀ q): key space → the space of the bank's rows, [H, M, D]."""
+        beta = self.log_beta.exp() if self.learn_beta else self.beta
+        weight = self.k_proj.weight.view(self.heads, self.head_dim, -1)
+        return torch.bmm(key_space_HMK * beta[:, None, None].to(key_space_HMK.dtype), weight) * self.key_gain
+
+    def _retrieve(self, queries_HMD: Tensor, bank: Bank, group: Tensor | None, dropout: float = 0.0) -> Retrieval:
+        memory_group = None if group is None else bank.group
+        return hopfield_retrieve(
+            queries_HMD.flatten(0, 1), bank.rows, memory_scale=bank.scale, query_group=group,
+            memory_group=memory_group, dropout=dropout,
+        )  # fmt: skip
+
+    def _associate(self, x_BLS: Tensor, bank: Bank, group: Tensor | None) -> tuple[Tensor, Retrieval]:
+        """The last absorbed queries [H, B·L, D] and what they retrieve."""
+        state = self.q_proj(self.state_norm(x_BLS)).view(-1, self.heads, self.head_dim).transpose(0, 1)
+        queries = self._absorb(state)
+        weight = self.k_proj.weight.view(self.heads, self.head_dim, -1).transpose(1, 2)
+        bias = self.k_proj.bias.view(self.heads, 1, self.head_dim)
+        active = torch.ones(self.heads, dtype=torch.bool, device=x_BLS.device)
+        before: tuple[Tensor, Tensor] | None = None
+        for _ in range(1, self.update_steps):
+            result = self._retrieve(queries, bank, group)
+            if before is not None and self.update_eps > 0:
+                now = (queries, result.lse_M)
+                active = active & (self._change(now, before, bank, group, x_BLS.shape[0]) > self.update_eps)
+                if not (torch.compiler.is_compiling() or active.any()):
+                    break
+            before = (queries, result.lse_M)
+            rows = result.retrieved_MD.view_as(queries)
+            state = torch.baddbmm(bias, rows * self.key_gain + self.key_shift, weight)
+            queries = torch.where(active[:, None, None], self._absorb(state), queries)
+        dropout = self.dropout if self.training else 0.0
+        return queries, self._retrieve(queries, bank, group, dropout)
+
+    @torch.no_grad()
+    def _change(
+        self, now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], bank: Bank, group: Tensor | None, batch: int
+    ) -> Tensor:
+        """How far each head's association moved, [H]: Frobenius norm over a sample, the largest of the batch."""
+        moved = torch.zeros_like(now[1])
+        memory_group = None if group is None else bank.group
+        pair = (
+            association_blocks(queries.detach().flatten(0, 1), bank.rows, bank.scale, lse, group, memory_group)
+            for queries, lse in (now, before)
+        )
+        for (rows, _, new), (_, _, old) in zip(*pair, strict=True):
+            moved[rows] += (new - old).square_().sum(1)
+        return moved.view(self.heads, batch, -1).sum(2).sqrt().amax(1)
+
+    def _last_blocks(self) -> tuple[Iterator[Block], int, int]:
+        if self._last is None:
+            raise ValueError("no association yet: call forward first")
+        queries, lse, bank, group = self._last
+        memory_group = None if group is None else bank.group
+        blocks = association_blocks(queries, bank.rows, bank.scale, lse, group, memory_group)
+        return blocks, queries.shape[0], bank.rows.shape[0]
+
+    @torch.no_grad()
+    def attribution(
+        self, x_BLS: Tensor, memory_ND: Tensor | None = None, *, query_group: Tensor | None = None,
+        memory_group: Tensor | None = None, top_k: int = 5,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The rows each query retrieves most of: weights [B, L, top_k], averaged over heads, and int64 row indices.
+
+        Where fewer than top_k rows are visible, the index is −1 and the weight 0.
+        """
+        bank = self._bank(memory_ND, memory_group)
+        group = self._spread(query_group, bank, x_BLS.shape[1])
+        queries, result = self._associate(x_BLS, bank, group)
+        count = queries.shape[1]
+        lse = result.lse_M.view(self.heads, count)
+        weights, indices = [], []
+        for start in range(0, count, max(ROWS // self.heads, 1)):
+            some = slice(start, start + max(ROWS // self.heads, 1))
+            part = queries[:, some].flatten(0, 1)
+            hides = None if group is None else group.view(self.heads, count)[:, some].flatten()
+            blocks = association_blocks(
+                part, bank.rows, bank.scale, lse[:, some].flatten(), hides, None if group is None else bank.group
+            )
+            size = part.shape[0] // self.heads
+            top = TopK(size, top_k, lse)
+            for _, columns, block in blocks:
+                mean = block.view(self.heads, size, -1).mean(0)
+                top.add(mean.masked_fill_(mean == 0, -math.inf), columns.start)
+            weights.append(top.scores.masked_fill(top.indices < 0, 0.0))
+            indices.append(top.indices)
+        shape = (*x_BLS.shape[:2], top_k)
+        return torch.cat(weights).view(shape), torch.cat(indices).view(shape)
+
+    @classmethod
+    def from_hflayers(
+        cls, state_dict: Mapping[str, Tensor], *, num_heads: int, hidden_size: int, beta: float, update_steps: int = 1
+    ) -> Self:
+        """The parameters of hflayers' ``HopfieldLayer``, its ``lookup_weights`` normalised and frozen as the bank.
+
+        Expects the layer's defaults: affine norms of stored, state and projected patterns, biases, output projection.
+        ``hidden_size`` is the width of one head. ``update_steps`` = its ``update_steps_max`` + 1.
+
+        Raises:
+            ValueError: a parameter is missing, or one that has no counterpart here is present.
+        """
+        given = dict(state_dict)
+        if _CORE + "in_proj_weight" in given:
+            together, width = given.pop(_CORE + "in_proj_weight"), num_heads * hidden_size
+            parts = together.split([width, width, together.shape[0] - 2 * width])
+            given |= {_CORE + f"{name}_proj_weight": part for name, part in zip("qkv", parts, strict=True)}
+        missing = sorted(_FROM_HFLAYERS.keys() - given.keys())
+        unknown = sorted(given.keys() - _FROM_HFLAYERS.keys())
+        if missing or unknown:
+            raise ValueError(f"not a HopfieldLayer of default options: missing {missing}, unknown {unknown}")
+        renamed = {new: given[old] for old, new in _FROM_HFLAYERS.items()}
+        q, k, v = (renamed[f"{name}_proj.weight"] for name in "qkv")
+        biases = renamed.pop("in_proj.bias").split([q.shape[0], k.shape[0], v.shape[0]])
+        renamed |= {f"{name}_proj.bias": bias for name, bias in zip("qkv", biases, strict=True)}
+        rows = renamed.pop("memory")[0]
+        module = cls(
+            q.shape[1], k.shape[1], renamed["out_proj.weight"].shape[0], heads=num_heads, head_dim=hidden_size,
+            value_dim=v.shape[0] // num_heads, beta=beta, update_steps=update_steps,
+        )  # fmt: skip
+        module.load_state_dict(renamed | {"beta": module.beta})
+        module.set_memory(normalise_rows(rows))
+        return module
+
+
+_CORE = "hopfield.association_core."
+_FROM_HFLAYERS = {
+    "lookup_weights": "memory",
+    "hopfield.norm_state_pattern.weight": "state_norm.weight",
+    "hopfield.norm_state_pattern.bias": "state_norm.bias",
+    "hopfield.norm_stored_pattern.weight": "key_gain",
+    "hopfield.norm_stored_pattern.bias": "key_shift",
+    "hopfield.norm_pattern_projection.weight": "value_gain",
+    "hopfield.norm_pattern_projection.bias": "value_shift",
+    **{_CORE + f"{name}_proj_weight": f"{name}_proj.weight" for name in "qkv"},
+    _CORE + "in_proj_bias": "in_proj.bias",
+    _CORE + "out_proj.weight": "out_proj.weight",
+    _CORE + "out_proj.bias": "out_proj.bias",
+}

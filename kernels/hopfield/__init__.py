@@ -1,0 +1,1 @@
+"""Associative retrieval over a shared frozen memory."""
