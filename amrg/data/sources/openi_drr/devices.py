@@ -4,7 +4,7 @@ import numpy as np
 from scipy import interpolate
 
 from amrg.data.sources.openi_drr.anatomy import SPACING
-from amrg.data.sources.openi_drr.canvas import Canvas
+from amrg.data.sources.openi_drr.canvas import Canvas, edge
 
 Point = tuple[float, float]  # row, column
 
@@ -13,7 +13,7 @@ def draw(canvas: Canvas, kind: str, side: str) -> np.ndarray:
     """One device as mm of water on the plane [R, C].
 
     Args:
-        kind: ``pacemaker``, ``port``, ``picc``, ``central line``, ``endotracheal tube``, ``enteric tube``, ``chest tube``.
+        kind: a key of ``_DRAW``.
         side: where it enters, ``left`` or ``right``.
     """
     plane = np.zeros(canvas.anatomy.water.shape[1:], np.float32)
@@ -29,10 +29,10 @@ def _stroke(plane: np.ndarray, points: list[Point], width_mm: float, density: fl
     low_r, low_c = max(int(min(r)) - 4, 0), max(int(min(c)) - 4, 0)
     part = plane[low_r : int(max(r)) + 5, low_c : int(max(c)) + 5]
     grid_r, grid_c = np.ogrid[low_r : low_r + part.shape[0], low_c : low_c + part.shape[1]]
-    squared = np.full(part.shape, np.inf, np.float32)
+    squared = np.full(part.shape, 1e4, np.float32)
     for row, column in zip(r, c, strict=True):
         np.minimum(squared, (grid_r - row) ** 2 + (grid_c - column) ** 2, out=squared)
-    part += density / (1 + np.exp((np.sqrt(squared) - width_mm / 2 / SPACING[1]) / 0.25)).astype(np.float32)
+    part += density * edge(width_mm / 2 / SPACING[1] - np.sqrt(squared), 0.25)
 
 
 def _disc(plane: np.ndarray, center: Point, radii_mm: Point, angle: float, power: float, density: float) -> None:
@@ -41,7 +41,7 @@ def _disc(plane: np.ndarray, center: Point, radii_mm: Point, angle: float, power
     dr, dc = (r - center[0]) * SPACING[1], (c - center[1]) * SPACING[2]
     a, b = dr * np.cos(angle) - dc * np.sin(angle), dr * np.sin(angle) + dc * np.cos(angle)
     level = (np.abs(a) / radii_mm[0]) ** power + (np.abs(b) / radii_mm[1]) ** power
-    plane += (density / (1 + np.exp(np.clip((level - 1) / 0.12, -30, 30)))).astype(np.float32)
+    plane += (density * edge(1 - level, 0.12)).astype(np.float32)
 
 
 def _cava(canvas: Canvas) -> list[Point]:
@@ -120,9 +120,9 @@ def _enteric(canvas: Canvas, plane: np.ndarray, sign: float) -> None:
 
 
 def _chest_tube(canvas: Canvas, plane: np.ndarray, sign: float) -> None:
-    middle, rng = canvas.anatomy.midline, canvas.rng
-    _stroke(plane, [(150.0, middle + sign * 112), (118.0, middle + sign * 88), (70.0, middle + sign * (66 + rng.normal(0, 5))),
-                    (38 + rng.normal(0, 4), middle + sign * 52)], 5.0, 13.0)  # fmt: skip
+    middle, wander = canvas.anatomy.midline, canvas.rng.normal(0, 5)
+    points = [(150.0, 112.0), (118.0, 88.0), (70.0, 66.0 + wander), (38.0 + wander, 52.0)]
+    _stroke(plane, [(row, middle + sign * column) for row, column in points], 5.0, 13.0)
 
 
 _DRAW = {
@@ -134,4 +134,3 @@ _DRAW = {
     "enteric tube": _enteric,
     "chest tube": _chest_tube,
 }
-KINDS = tuple(_DRAW)

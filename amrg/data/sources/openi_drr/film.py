@@ -19,7 +19,7 @@ _PARENCHYMA = {"consolidation", "pneumonia", "atelectasis"}
 def render(findings: tuple[Finding, ...], seed: tuple[int, ...], size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Film uint8 [size, size] and, by label, the lesions' projected extent, bool [size, size].
 
-    The patient (pose, habitus, exposure, noise) follows from ``seed`` alone, whatever the findings, so the same seed with
+    The patient (pose, habitus, exposure, noise) follows from ``seed`` alone, whatever the findings: the same seed with
     and without a lesion gives two films of one patient.
     """
     patient, places, exposure = (np.random.default_rng((*seed, part)) for part in range(3))
@@ -28,11 +28,11 @@ def render(findings: tuple[Finding, ...], seed: tuple[int, ...], size: int) -> t
         lesions.habitus_heart(canvas, patient.uniform(0, 4))
     drawn = _paint_all(canvas, findings)
     path = canvas.paths() + patient.uniform(0.65, 1.05) * canvas.bones()
-    path += _habitus(canvas, patient)
+    path += _habitus(canvas, patient) + drawn
     wobble = np.stack([projection.smooth_field(patient, size, 5, 2.0) for _ in range(2)])
     grid = projection.film_grid(canvas.pose, size, canvas.anatomy.midline, wobble)
-    film = projection.develop(projection.sample(path + drawn, grid, 3), exposure)
-    masks = {label: projection.sample(plane, grid, 1) >= 1 for label, plane in canvas.extents().items()}
+    film = projection.develop(projection.sample(path, grid, 3), exposure)
+    masks = {label: projection.sample(plane, grid, 1) >= 1 for label, plane in canvas.extents(path).items()}
     if drawn.any():
         masks["Support Devices"] = projection.sample(drawn, grid, 1) > 3
     return film, {label: mask for label, mask in masks.items() if mask.any()}

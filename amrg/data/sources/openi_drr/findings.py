@@ -7,8 +7,8 @@ from amrg.data.labels import LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
 from amrg.data.sources.openi_drr.reports import Annotation, Report
 
 #: Labels of each kind of finding. What fills alveoli is also a Lung Opacity, and a Pneumonia a Consolidation, as in
-#: CheXpert's hierarchy (Irvin et al. 2019, figure 1). Its other two arrows are left out: a heart's size says nothing more
-#: under Enlarged Cardiomediastinum, and nobody calls a granuloma an opacity. A granuloma counts as a Lung Lesion.
+#: CheXpert's hierarchy (Irvin et al. 2019, figure 1). Its other two arrows are left out: a heart's size would say
+#: nothing more under Enlarged Cardiomediastinum, and nobody calls a granuloma an opacity, though it is a Lung Lesion.
 KIND_LABELS: dict[str, tuple[str, ...]] = {
     "cardiomegaly": ("Cardiomegaly",),
     "opacity": ("Lung Opacity",),
@@ -32,11 +32,12 @@ _KINDS = {
     "Density": "opacity", "Consolidation": "consolidation", "Pneumonia": "pneumonia",
     "Pulmonary Atelectasis": "atelectasis", "Nodule": "nodule", "Mass": "mass", "Calcified Granuloma": "granuloma",
     "Granuloma": "granuloma", "Granulomatous Disease": "granuloma", "Pleural Effusion": "effusion",
-    "Pneumothorax": "pneumothorax", "Pulmonary Edema": "edema", "Pulmonary Congestion": "edema", "Heart Failure": "edema",
-    "Catheters, Indwelling": "device", "Implanted Medical Device": "device", "Medical Device": "device",
-    "Tube, Inserted": "device", "Lung, Hyperlucent": "large lungs", "Emphysema": "large lungs",
-    "Pulmonary Emphysema": "large lungs", "Pulmonary Disease, Chronic Obstructive": "large lungs",
-    "Diaphragmatic Eventration": "raised dome", "Scoliosis": "scoliosis",
+    "Pneumothorax": "pneumothorax", "Pulmonary Edema": "edema", "Pulmonary Congestion": "edema",
+    "Heart Failure": "edema", "Catheters, Indwelling": "device", "Implanted Medical Device": "device",
+    "Medical Device": "device", "Tube, Inserted": "device", "Lung, Hyperlucent": "large lungs",
+    "Emphysema": "large lungs", "Pulmonary Emphysema": "large lungs",
+    "Pulmonary Disease, Chronic Obstructive": "large lungs", "Diaphragmatic Eventration": "raised dome",
+    "Scoliosis": "scoliosis",
 }  # fmt: skip
 #: Not seen on a frontal film of this size, or too slight to look for: such studies are kept and nothing is drawn.
 _UNSEEN = {

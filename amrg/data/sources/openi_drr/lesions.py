@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from amrg.data.sources.openi_drr.anatomy import LOBES, SPACING
-from amrg.data.sources.openi_drr.canvas import Canvas, edge, noise
+from amrg.data.sources.openi_drr.canvas import Box, Canvas, edge, noise
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ _LOBE_OF = {
     ("right", "lower"): ("lung_lower_lobe_right",),
 }
 #: Rows between which a zone's centre lies, as shares of the way from apex to lowest open lung on that side.
-_ROWS = {"apex": (0.0, 0.3), "upper": (0.1, 0.5), "hilum": (0.4, 0.65), "middle": (0.6, 0.9), "lower": (0.55, 0.95),
-         "base": (0.68, 0.98), "": (0.2, 0.95)}  # fmt: skip
+_ROWS = {"apex": (0.0, 0.3), "upper": (0.1, 0.5), "hilum": (0.4, 0.65), "middle": (0.55, 0.85), "lower": (0.5, 0.88),
+         "base": (0.62, 0.88), "": (0.2, 0.88)}  # fmt: skip
 
 
 def lobe_mask(canvas: Canvas, site: Site) -> np.ndarray:
@@ -45,7 +45,7 @@ def lobe_mask(canvas: Canvas, site: Site) -> np.ndarray:
 
 
 def place(canvas: Canvas, site: Site, clear_mm: float = 0.0) -> tuple[float, float, float]:
-    """A random voxel (y, r, c) of the site that a film shows: open field, at least ``clear_mm`` inside the lung."""
+    """A random voxel (y, r, c) of the site that a film shows: open field, if possible ``clear_mm`` inside the lung."""
     columns = np.arange(canvas.anatomy.open_field.shape[1])
     on_side = columns > canvas.anatomy.midline if site.side == "left" else columns < canvas.anatomy.midline
     field = canvas.anatomy.open_field & on_side
@@ -53,20 +53,24 @@ def place(canvas: Canvas, site: Site, clear_mm: float = 0.0) -> tuple[float, flo
     low, high = _ROWS[site.zone]
     first, last = rows[0] + low * (rows[-1] - rows[0]), rows[0] + high * (rows[-1] - rows[0])
     field = field & ((np.arange(len(field)) >= first) & (np.arange(len(field)) <= last))[:, None]
-    candidates = lobe_mask(canvas, site) & field & (canvas.anatomy.wall > clear_mm)
-    if not candidates.any():
-        candidates = (canvas.anatomy.lung > 0.5) & field
-    found = np.flatnonzero(candidates)
-    y, r, c = np.unravel_index(found[canvas.rng.integers(len(found))], candidates.shape)
+    wanted = lobe_mask(canvas, site)
+    found = np.argwhere(wanted[:, field])
+    if not len(found):
+        wanted = lobe_mask(canvas, Site(site.side))
+        found = np.argwhere(wanted[:, field])
+    depth = canvas.anatomy.wall[:, field][found[:, 0], found[:, 1]]
+    deep = found[depth >= min(clear_mm, np.quantile(depth, 0.7))]
+    y, index = deep[canvas.rng.integers(len(deep))]
+    r, c = np.argwhere(field)[index]
     return float(y), float(r), float(c)
 
 
 def airspace(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float, density: float, patchy: float) -> None:
     """A cloud of filled alveoli with a ragged edge, kept to its lobe; ``patchy`` in [0, 1] lets air show through."""
     rng = canvas.rng
-    center = place(canvas, site, 8.0)
-    radii = tuple(radius * rng.uniform(0.8, 1.25) for _ in range(3))
-    box = canvas.box(center, tuple(1.7 * r for r in radii))
+    center = place(canvas, site, 16.0)
+    radii = radius * rng.uniform(0.8, 1.25, 3)
+    box = canvas.box(center, 1.7 * radii)
     y, r, c = canvas.offsets(box, center)
     distance = np.sqrt((y / radii[0]) ** 2 + (r / radii[1]) ** 2 + (c / radii[2]) ** 2)
     ragged = 0.22 * noise(rng, box, 22.0) + (0.08 + 0.1 * patchy) * noise(rng, box, 8.0)
@@ -79,14 +83,14 @@ def airspace(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float,
 def consolidation(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
     """Dense, confluent, bounded by its lobe (air bronchograms are below a film's resolution here)."""
     radius = canvas.rng.uniform(28, 38) * (0.75 + 0.3 * site.severity)
-    airspace(canvas, site, labels, radius, canvas.rng.uniform(0.62, 0.85), 0.1)
+    airspace(canvas, site, labels, radius, canvas.rng.uniform(0.7, 0.9), 0.1)
 
 
 def opacity(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
     """Patchy opacity or infiltrate: one to three clouds, thinner than a consolidation."""
     for index in range(canvas.rng.integers(1, 4)):
-        radius = canvas.rng.uniform(17, 26) * (0.8 + 0.25 * site.severity) * (1 if index == 0 else 0.7)
-        airspace(canvas, site, labels, radius, canvas.rng.uniform(0.42, 0.6), 0.45)
+        radius = canvas.rng.uniform(19, 28) * (0.8 + 0.25 * site.severity) * (1 if index == 0 else 0.7)
+        airspace(canvas, site, labels, radius, canvas.rng.uniform(0.55, 0.75), 0.4)
 
 
 def atelectasis(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
@@ -97,15 +101,15 @@ def atelectasis(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
         jitter = (0.0, index * rng.uniform(7, 13) * rng.choice([-1, 1]) / SPACING[1], rng.normal(0, 6) / SPACING[2])
         center = tuple(a + b for a, b in zip(first, jitter, strict=True))
         half = rng.uniform(24, 38) * (0.75 + 0.25 * site.severity)
-        depth, thick = rng.uniform(22, 36), rng.uniform(2.6, 4.4) * (0.8 + 0.2 * site.severity)
-        box = canvas.box(center, (1.2 * depth, half, 1.2 * half))  # type: ignore[arg-type]
-        y, r, c = canvas.offsets(box, center)  # type: ignore[arg-type]
+        depth, thick = rng.uniform(22, 36), rng.uniform(3.2, 5.2) * (0.8 + 0.2 * site.severity)
+        box = canvas.box(center, (1.2 * depth, half, 1.2 * half))
+        y, r, c = canvas.offsets(box, center)
         lateral = 1 if site.side == "left" else -1
         slope = np.tan(np.radians(rng.normal(12, 14))) * lateral
         normal = r - slope * c - rng.normal(0, 0.08) * y + rng.uniform(-0.004, 0.004) * c**2 + noise(rng, box, 22.0)
         inside = edge(1 - (c / half) ** 2 - (y / depth) ** 2, 0.12)
-        alpha = 0.85 * edge(thick - np.abs(normal), 0.6) * inside
-        alpha += 0.16 * np.exp(-((normal / (2.5 * thick)) ** 2)) * inside
+        alpha = 0.65 * edge(thick - np.abs(normal), 0.6) * inside
+        alpha += 0.2 * np.exp(-((normal / (2.5 * thick)) ** 2)) * inside
         canvas.paint(box, np.minimum(alpha, 1) * (canvas.anatomy.lobe[box] > 0), labels)
 
 
@@ -147,13 +151,14 @@ def _grow_heart(canvas: Canvas, margin: float, labels: tuple[str, ...]) -> None:
     leftward = 0.45 + 0.55 * edge(c, 25.0)
     low = edge(r + 28.0, 12.0)
     reach = canvas.anatomy.heart[box] + margin * leftward * low
-    canvas.paint(box, edge(reach, 1.2) * canvas.anatomy.lung[box], labels)
+    whole = edge(reach, 1.2)
+    canvas.paint(box, whole * canvas.anatomy.lung[box], labels, extent=whole)
 
 
 def edema(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
     """Perihilar haze, thickened septa and blurred vessels in both lungs, densest near the hila and below."""
     rng, chest = canvas.rng, canvas.anatomy
-    density = rng.uniform(0.05, 0.09) + 0.05 * severity
+    density = rng.uniform(0.09, 0.12) + 0.05 * severity
     for side in ("left", "right"):
         site = Site(side, "hilum")
         columns = np.flatnonzero((chest.lobe > 0).any((0, 1)))
@@ -163,10 +168,17 @@ def edema(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
         center = (52.0, 95.0 + rng.normal(0, 5), chest.midline + (38 if side == "left" else -38))
         y, r, c = canvas.offsets(box, center)
         near = np.exp(-((r / 75) ** 2) - (c / 62) ** 2 - (y / 80) ** 2)
-        septa = np.exp(-((noise(rng, box, 8.0) / 0.25) ** 2))
+        septa = _septa(canvas, box)
         cloud = np.clip(1 + 0.55 * noise(rng, box, 22.0), 0, None)
-        alpha = density * near * cloud * (0.6 + 1.1 * septa)
+        alpha = density * near * cloud * (0.75 + 0.8 * septa)
         canvas.paint(box, np.clip(alpha, 0, 0.8) * lobe_mask(canvas, Site(site.side))[box], labels)
+
+
+def _septa(canvas: Canvas, box: Box) -> np.ndarray:
+    """A net of lines in sheets about 17 mm deep: thinner ones would cancel along the beam."""
+    sheets = -(-(box[0].stop - box[0].start) // 6)
+    lines = np.exp(-((noise(canvas.rng, (slice(0, sheets), *box[1:]), 6.0) / 0.3) ** 2))
+    return lines.repeat(6, 0)[: box[0].stop - box[0].start]
 
 
 def interstitial(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
@@ -176,6 +188,6 @@ def interstitial(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
     reach = rng.uniform(38, 55)
     box = canvas.box(center, (60.0, reach * 1.5, reach * 1.5))
     _, r, c = canvas.offsets(box, center)
-    septa = np.exp(-((noise(rng, box, 8.0) / 0.22) ** 2)) * np.exp(-((r / reach) ** 2) - (c / reach) ** 2)
-    alpha = (0.2 + 0.06 * site.severity) * septa * (canvas.anatomy.lobe[box] > 0)
+    near = np.exp(-((r / reach) ** 2) - (c / reach) ** 2)
+    alpha = (0.3 + 0.08 * site.severity) * _septa(canvas, box) * near * (canvas.anatomy.lobe[box] > 0)
     canvas.paint(box, alpha, labels)

@@ -16,7 +16,7 @@ def _half(canvas: Canvas, side: str, rows: slice) -> Box:
 
 def _sulcus(canvas: Canvas, side: str) -> float:
     """Row of the lateral costophrenic angle: the lowest lung in the outer quarter of that side."""
-    lung = (canvas.anatomy.lobe > 0).any(0)
+    lung = canvas.anatomy.lobe.max(0) > 0
     columns = np.flatnonzero(lung.any(0))
     quarter = (columns[-1] - columns[0]) // 10
     outer = slice(columns[-1] - quarter, columns[-1]) if side == "left" else slice(columns[0], columns[0] + quarter)
@@ -26,24 +26,23 @@ def _sulcus(canvas: Canvas, side: str) -> float:
 def effusion(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]) -> None:
     """Fluid that fills the recesses from below and climbs along the wall: a meniscus.
 
-    The fluid's thickness at the wall shrinks from ``thick`` at the sulcus to nothing ``height`` above it, so its edge is
-    concave and rises to the side.
+    The layer at the wall thins out from ``thick`` at the costophrenic angle to nothing ``height`` above it, so that
+    seen edge on, at the side, its border is concave and rises outwards.
     """
-    rng = canvas.rng
+    rng, chest = canvas.rng, canvas.anatomy
     sulcus = _sulcus(canvas, side)
-    height = rng.uniform(30, 42) + 28.0 * severity
-    thick = 0.9 * height
-    top = int(sulcus - height / SPACING[1] - 4)
-    box = _half(canvas, side, slice(top, 202))
-    chest = canvas.anatomy
-    above = ((sulcus - np.arange(box[1].start, box[1].stop)) * SPACING[1])[None, :, None]
-    share = np.clip(1 - above / height, 0, None)
-    thickness = thick * share**2.2 + 9.0 * (share > 0.75) + rng.normal(0, 0.3)
-    depth = chest.wall[box] + 1.2 * noise(rng, box, 22.0)
+    height = rng.uniform(52, 68) + 48.0 * severity
+    thick = rng.uniform(26, 34) + 28.0 * severity
+    box = _half(canvas, side, slice(int(sulcus - height / SPACING[1]), 202))
+    above = ((sulcus - np.arange(box[1].start, box[1].stop)) * SPACING[1])[None, :, None].astype(np.float32)
+    lateral = np.abs((np.arange(box[2].start, box[2].stop) - chest.midline) * SPACING[2]).astype(np.float32)
+    layer = thick * np.clip(1 - above / height, 0, None) ** 1.5 * np.clip((lateral - 15) / 70, 0.1, 1)
     # voxels cut by the lung's surface belong to the fluid too, or a dark seam would lie under it
-    touched = np.maximum.reduce([chest.lung[box], np.roll(chest.lung[box], 1, 1), np.roll(chest.lung[box], -1, 1)])
-    alpha = edge(thickness - depth, 1.3) * (touched > 0.02) * (above < height)
-    canvas.paint(box, alpha, labels)
+    lung = chest.lung[box]
+    touched = np.maximum.reduce([lung, np.roll(lung, 1, 1), np.roll(lung, -1, 1)]) > 0.02
+    # behind the dome fluid shows little and must not end in a line: it thins out towards the spine and downwards
+    fade = np.clip((lateral - 18) / 45, 0, 1) * np.clip(1 + above / 45, 0, 1)
+    canvas.paint(box, edge(layer - chest.rim[box] + noise(rng, box, 22.0), 1.3) * touched * fade, labels)
 
 
 def pneumothorax(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]) -> None:
@@ -55,8 +54,9 @@ def pneumothorax(canvas: Canvas, side: str, severity: float, labels: tuple[str, 
     below = ((np.arange(box[1].start, box[1].stop) - apex) * SPACING[1])[None, :, None]
     thickness = (rng.uniform(11, 15) + 8.0 * severity) * np.clip(1 - (below / reach) ** 2, 0, 1)
     inward = thickness - chest.wall[box] + 0.8 * noise(rng, box, 22.0)
-    lung = chest.lung[box] > 0.3
-    canvas.paint(box, edge(inward, 0.8) * lung, labels, target=0.0)
+    lung = np.clip(2.5 * chest.lung[box] - 1.5, 0, 1)  # not the wall's share of the voxels at its surface
+    air = edge(inward, 0.8) * lung
+    canvas.paint(box, air, labels, target=0.0, extent=0.35 * air)
     pleura = np.exp(-((inward / 1.1) ** 2)) * lung * (thickness > 2)
     canvas.paint(box, 0.8 * pleura, ())
 

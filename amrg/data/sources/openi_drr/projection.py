@@ -1,5 +1,6 @@
-"""From a volume to a film: parallel projection as sums of sheared slices, a 2-D warp, and the response of a detector."""
+"""From a volume to a film: parallel projection as sums of sheared slices, a 2-D warp, a detector's response."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +81,7 @@ def project(
     edges = [0, *(np.flatnonzero(np.diff(steps)) + 1), len(rows)]
     plane = np.zeros(total.shape[1:], np.float32) if into is None else into
     top, left = (box[1].start, box[2].start) if box else (0, 0)
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         part = total[stop] - total[start]
         _add_shifted(plane, part, top + rows[start:stop].mean(), left + columns[start:stop].mean())
     return plane
@@ -136,21 +137,21 @@ def sample(plane: np.ndarray, grid: np.ndarray, order: int) -> np.ndarray:
 def develop(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Film uint8 [H, W] of line integrals in mm of water: scatter, quantum noise, local contrast, exposure.
 
-    Every exposure ends at a random black, white and mid-grey point, as a console's automatic exposure with an operator's
-    taste would: the film's overall brightness carries nothing about the patient.
+    Every exposure ends at a random black, white and mid-grey point, as a console's automatic exposure and an operator's
+    taste would have it: a film's overall brightness says nothing about the patient.
     """
     size = path.shape[0]
     primary = np.exp(-_WATER * path)
-    scatter = ndimage.gaussian_filter(primary, size * 0.08)
-    signal = primary + rng.uniform(0.08, 0.3) * scatter
-    quanta = 10 ** rng.uniform(3.4, 4.4) / signal.mean()
+    signal = primary + rng.uniform(0.08, 0.3) * ndimage.gaussian_filter(primary, size * 0.08)
+    quanta = 10 ** rng.uniform(3.7, 4.7) / signal.mean()
     grain = ndimage.gaussian_filter(rng.standard_normal(path.shape, dtype=np.float32), rng.uniform(0.4, 0.8)) * 1.6
     density = -np.log(np.maximum(signal + grain * np.sqrt(signal / quanta), 1e-4))
-    density -= rng.uniform(0.25, 0.5) * ndimage.gaussian_filter(density, size * rng.uniform(0.07, 0.11))
+    broad = ndimage.gaussian_filter(density, size * rng.uniform(0.07, 0.11))
+    fine = density - ndimage.gaussian_filter(density, size * 0.014)
+    density += rng.uniform(0.3, 1.0) * fine - rng.uniform(0.25, 0.5) * broad
     black, middle, white = np.percentile(density, [rng.uniform(1, 4), 50, rng.uniform(97, 99.7)])
-    scaled = np.clip((density - black) / (white - black), 0, None)
-    scaled = np.minimum(scaled, 1 + 0.1 * np.tanh((scaled - 1) / 0.1).clip(0))
-    grey = ((middle - black) / (white - black)).clip(0.05, 0.95)
+    scaled = np.clip((density - black) / (white - black), 0, 1)
+    grey = np.clip((middle - black) / (white - black), 0.05, 0.95)
     scaled = scaled ** (np.log(rng.uniform(0.42, 0.6)) / np.log(grey))
     low, high = rng.uniform(2, 26), rng.uniform(212, 246)
     return np.clip(low + (high - low) * scaled, 0, 255).round().astype(np.uint8)
