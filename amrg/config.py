@@ -38,6 +38,7 @@ class VisionConfig:
     weights: str | None = None  # a safetensors file for the encoder when there is no network
     embed_dim: PositiveInt = 128  # hybrid_swin only: width of the first Swin stage
     depths: tuple[int, ...] = (2, 2)  # hybrid_swin only: blocks of each Swin stage
+    frozen_blocks: PositiveInt = 3  # hybrid_swin only: stages of the convolutional stem that are never trained
     image_size: PositiveInt = 224
     query_dim: PositiveInt = 256  # width of the Q-Former and of a disease query
     qformer_layers: PositiveInt = 2

@@ -1,0 +1,157 @@
+"""Stage 1's model: vision encoder, Q-Former with 14 learned disease queries, and two 14-way multi-label heads.
+
+Shape legend: B batch, N visual tokens, D query width, Q = K = 14 labels, H W grid rows and columns, C channels.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+from amrg.config import VisionConfig, to_dict
+from amrg.data.labels import LABELS
+from amrg.errors import UserError
+from amrg.models.vision import VisionFeatures, build_encoder
+
+
+@dataclass(frozen=True)
+class Stage1Output:
+    """What stage 1 says of a batch.
+
+    Attributes:
+        tokens_BND: the coarse grid, row by row, projected to the queries' width.
+        queries_BQD: the Q-Former's output for each disease query.
+        logits_BK: label i from query i.
+        cam_logits_BK: the same labels from the fine grid, pooled; class activation maps explain these.
+        fine_BHWC: the fine grid, normalised: what the pooled head reads.
+        pooled_BD: the mean of ``tokens_BND``, one vector for a film.
+    """
+
+    tokens_BND: Tensor
+    queries_BQD: Tensor
+    logits_BK: Tensor
+    cam_logits_BK: Tensor
+    fine_BHWC: Tensor
+    pooled_BD: Tensor
+
+    @property
+    def scores_BK(self) -> Tensor:
+        """Both heads together: the logit by which a film is judged."""
+        return (self.logits_BK + self.cam_logits_BK) / 2
+
+
+class PooledHead(nn.Module):
+    """One linear score per cell and class, pooled by log-sum-exp over the cells.
+
+    Between the mean (blind to small lesions) and the maximum (trains one cell at a time): Pinheiro & Collobert 2015,
+    arXiv:1411.6228, here with r = 1; the mean form keeps the logit's size independent of the number of cells.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, len(LABELS))
+
+    def forward(self, fine_BHWC: Tensor) -> Tensor:
+        """[B, H, W, C] → logits [B, K]."""
+        scores_BPK = self.linear(fine_BHWC).flatten(1, 2).float()
+        return torch.logsumexp(scores_BPK, dim=1) - torch.tensor(scores_BPK.shape[1]).log()
+
+
+class DiseaseClassifier(nn.Module):
+    """Encoder, Q-Former and heads; see ``Stage1Output``.
+
+    The Q-Former's cross-attention reads both grids: the coarse tokens carry context, the fine ones small lesions.
+    """
+
+    def __init__(self, config: VisionConfig, pretrained: bool | None = None) -> None:
+        """Build from ``config``; ``pretrained`` overrides ``config.pretrained``."""
+        super().__init__()
+        if config.query_dim % config.qformer_heads:
+            raise UserError(
+                f"vision.query_dim {config.query_dim} must be a multiple of vision.qformer_heads {config.qformer_heads}"
+            )
+        self.config = config
+        dim = config.query_dim
+        self.encoder = build_encoder(config, pretrained)
+        self.fine_norm = nn.LayerNorm(self.encoder.fine_dim)
+        self.coarse_norm = nn.LayerNorm(self.encoder.coarse_dim)
+        self.fine_projection = nn.Linear(self.encoder.fine_dim, dim)
+        self.coarse_projection = nn.Linear(self.encoder.coarse_dim, dim)
+        self.disease_queries = nn.Parameter(torch.randn(len(LABELS), dim) * 0.02)
+        self.qformer = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=dim,
+                num_hidden_layers=config.qformer_layers,
+                num_attention_heads=config.qformer_heads,
+                intermediate_size=4 * dim,
+                encoder_hidden_size=dim,
+                cross_attention_frequency=1,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
+        self.query_weight_KD = nn.Parameter(torch.randn(len(LABELS), dim) * dim**-0.5)
+        self.query_bias_K = nn.Parameter(torch.zeros(len(LABELS)))
+        self.cam_head = PooledHead(self.encoder.fine_dim)
+
+    def forward(self, images_B3HW: Tensor) -> Stage1Output:
+        """Images [B, 3, H, W] in [0, 1] (``amrg.models.vision.to_images``) → ``Stage1Output``."""
+        return self.from_stem(self.encoder.stem(images_B3HW))
+
+    def from_stem(self, stem_out: Tensor) -> Stage1Output:
+        """The same from the cached output of the encoder's frozen stem."""
+        return self.from_features(self.encoder.trunk(stem_out))
+
+    def from_features(self, features: VisionFeatures) -> Stage1Output:
+        """Everything after the encoder."""
+        fine_BHWC = self.fine_norm(features.fine_BHWC)
+        tokens_BND = self.coarse_projection(self.coarse_norm(features.coarse_BHWC)).flatten(1, 2)
+        keys_BMD = torch.cat([tokens_BND, self.regions(fine_BHWC).flatten(1, 2)], dim=1)
+        queries_BQD = self.qformer(
+            query_embeds=self.disease_queries.expand(len(keys_BMD), -1, -1), encoder_hidden_states=keys_BMD
+        ).last_hidden_state
+        return Stage1Output(
+            tokens_BND=tokens_BND,
+            queries_BQD=queries_BQD,
+            logits_BK=((queries_BQD * self.query_weight_KD).sum(-1) + self.query_bias_K).float(),
+            cam_logits_BK=self.cam_head(fine_BHWC),
+            fine_BHWC=fine_BHWC,
+            pooled_BD=tokens_BND.mean(dim=1),
+        )
+
+    def regions(self, fine_BHWC: Tensor) -> Tensor:
+        """Normalised fine cells [..., C] → [..., D]: the trained projection that also makes rows of the visual bank."""
+        return self.fine_projection(fine_BHWC)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": to_dict(self.config)}
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Read what ``save_pretrained`` wrote; UserError if the folder is something else."""
+        try:
+            content = json.loads((folder / "config.json").read_text())
+            config, labels = TypeAdapter(VisionConfig).validate_python(content["vision"]), content["labels"]
+            weights = load_file(folder / "model.safetensors")
+        except (OSError, ValueError, KeyError) as error:
+            reason = type(error).__name__
+            raise UserError(f"{folder} is not a saved disease classifier ({reason}): run `amrg stage1`") from None
+        if tuple(labels) != LABELS:
+            raise UserError(f"{folder} was trained for other labels: {', '.join(labels)}")
+        model = cls(config, pretrained=False)
+        try:
+            model.load_state_dict(weights, strict=True)
+        except RuntimeError:
+            raise UserError(f"{folder}: the weights do not fit its config.json") from None
+        return model.eval()

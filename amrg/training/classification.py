@@ -1,0 +1,118 @@
+"""Multi-label targets, their loss, and what a classifier's scores are worth.
+
+Shape legend: B batch (or N studies), K = 14 labels.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn import functional as F
+
+from amrg.data.labels import BLANK, LABELS, UNCERTAIN
+from amrg.data.studies import Study
+
+Policy = Literal["ignore", "zeros", "ones"]
+_POLICY_VALUE: dict[Policy, float] = {"ignore": float("nan"), "zeros": 0.0, "ones": 1.0}
+
+#: The most that a positive of a rare class weighs against a negative.
+MAX_POSITIVE_WEIGHT = 8.0
+
+
+def targets(studies: list[Study], uncertain: Policy, blank: Policy) -> Tensor:
+    """Labels → float [N, K]: 1, 0, or NaN where the label is to be ignored.
+
+    Args:
+        studies: their labels are 1, 0, -1 (uncertain) or None (not mentioned).
+        uncertain, blank: what these two count as.
+    """
+    special = {UNCERTAIN: _POLICY_VALUE[uncertain], BLANK: _POLICY_VALUE[blank]}
+    rows = [[special.get(study.labels[name], study.labels[name]) for name in LABELS] for study in studies]
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(studies), len(LABELS))
+
+
+def positive_weights(targets_NK: Tensor) -> Tensor:
+    """[K]: negatives per positive of a class, from 1 to ``MAX_POSITIVE_WEIGHT``; 1 for a class without positives."""
+    positive_K = (targets_NK == 1).sum(0)
+    ratio_K = (targets_NK == 0).sum(0) / positive_K.clamp(min=1)
+    return torch.where(positive_K > 0, ratio_K.clamp(1.0, MAX_POSITIVE_WEIGHT), 1.0)
+
+
+def multilabel_loss(logits_BK: Tensor, targets_BK: Tensor, positive_weight_K: Tensor) -> Tensor:
+    """Binary cross-entropy, NaN targets left out.
+
+    The sum is divided by B·K, ignored entries included, so that the mean over ranks is the loss of the global batch.
+    """
+    known_BK = ~targets_BK.isnan()
+    loss_BK = F.binary_cross_entropy_with_logits(
+        logits_BK, targets_BK.nan_to_num(), pos_weight=positive_weight_K, reduction="none"
+    )
+    return (loss_BK * known_BK).mean()
+
+
+def auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float | None:
+    """Probability that a positive scores above a negative, ties counting half; None without both kinds."""
+    positives = int(positive_N.sum())
+    negatives = len(positive_N) - positives
+    if positives == 0 or negatives == 0:
+        return None
+    ranks_N = rankdata(scores_N)
+    return float((ranks_N[positive_N].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def f1(predicted_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """2·TP / (2·TP + FP + FN); 0 where nothing is positive or predicted."""
+    hits = int((predicted_N & positive_N).sum())
+    total = int(predicted_N.sum() + positive_N.sum())
+    return 2 * hits / total if total else 0.0
+
+
+def best_threshold(scores_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """The score at or above which calling a film positive gives the highest F1 (the highest such score).
+
+    Without a positive there is nothing to choose by: infinity, nothing is called.
+    """
+    if not positive_N.any():
+        return float("inf")
+    order = np.argsort(-scores_N, kind="stable")
+    ordered = scores_N[order]
+    hits = np.cumsum(positive_N[order])
+    called = np.arange(1, len(order) + 1)
+    f1_N = 2 * hits / (called + positive_N.sum())
+    f1_N[:-1][ordered[:-1] == ordered[1:]] = -1.0  # equal scores are called together
+    return float(ordered[int(np.argmax(f1_N))])
+
+
+def score_table(
+    scores_NK: np.ndarray, targets_NK: np.ndarray, thresholds: dict[str, float]
+) -> dict[str, dict[str, float | int | None]]:
+    """Per class: positives, negatives, AUROC, and F1 at the given thresholds. NaN targets are left out."""
+    table: dict[str, dict[str, float | int | None]] = {}
+    for k, name in enumerate(LABELS):
+        known = ~np.isnan(targets_NK[:, k])
+        scores, positive = scores_NK[known, k], targets_NK[known, k] == 1
+        table[name] = {
+            "positives": int(positive.sum()),
+            "negatives": int((~positive).sum()),
+            "auroc": auroc(scores, positive),
+            "f1": f1(scores >= thresholds[name], positive) if positive.any() else None,
+        }
+    return table
+
+
+def choose_thresholds(scores_NK: np.ndarray, targets_NK: np.ndarray) -> dict[str, float]:
+    """``best_threshold`` of each class, on the scores' scale."""
+    return {
+        name: best_threshold(scores_NK[known, k], targets_NK[known, k] == 1)
+        for k, name in enumerate(LABELS)
+        for known in [~np.isnan(targets_NK[:, k])]
+    }
+
+
+def mean_auroc(table: dict[str, dict[str, float | int | None]], labels: tuple[str, ...], least: int) -> float | None:
+    """Mean AUROC over those of ``labels`` with at least ``least`` positives (None if there are none)."""
+    found = [row["auroc"] for name, row in table.items() if name in labels and (row["positives"] or 0) >= least]
+    values = [value for value in found if value is not None]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,51 @@
+"""A cache of features that never change: one memory-mapped file, filled in order, resumable.
+
+Shape legend: N rows, B rows of one batch.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class FeatureCache:
+    """Rows [N, *shape] on disk; a run that is interrupted while filling goes on where it stopped.
+
+    Args:
+        path: the data file; ``<path>.done`` beside it counts the rows that are complete.
+        rows: N.
+        shape: of one row.
+        dtype: of the values on disk.
+    """
+
+    def __init__(self, path: Path, rows: int, shape: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._counter = path.with_name(path.name + ".done")
+        size = rows
+        for side in shape:
+            size *= side
+        self.rows_N = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(rows, *shape)
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    @property
+    def done(self) -> int:
+        """Rows that are complete."""
+        return int(self._counter.read_text()) if self._counter.exists() else 0
+
+    def fill(self, batches: Iterable[Tensor]) -> None:
+        """Append ``batches`` [B, *shape], which must begin with row ``done``, up to the last row."""
+        start = self.done
+        for batch in batches:
+            self.rows_N[start : start + len(batch)] = batch.to(self.rows_N.dtype)
+            start += len(batch)
+            self._counter.write_text(str(start))
+        assert start == len(self), f"{start} of {len(self)} rows filled"
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        """The rows as a copy in memory."""
+        assert self.done == len(self), "the cache is not complete"
+        return self.rows_N[rows].clone()
