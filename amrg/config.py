@@ -114,6 +114,7 @@ class DecoderConfig:
     layers: PositiveInt = 4  # small_llama only
     heads: PositiveInt = 4  # small_llama only
     vocab_size: PositiveInt = 1200  # small_llama only
+    dropout: Fraction = 0.1  # small_llama only: of its attention, and of the streams
     visual_tokens: PositiveInt = 49  # the encoder's grid is mean-pooled to at most this many
     use_visual: bool = True
     use_queries: bool = True
@@ -154,7 +155,8 @@ class GenerateConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     bootstrap: PositiveInt = 1000  # resamples of a confidence interval
-    meteor_timeout: PositiveFloat = 60.0  # seconds
+    meteor: bool = True  # needs Java, which takes some ten seconds to start
+    meteor_timeout: PositiveFloat = 60.0  # seconds, for all systems together
     page_studies: NonNegativeInt = 12  # sample studies on the HTML page
 
 

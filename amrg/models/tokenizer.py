@@ -1,0 +1,48 @@
+"""A SentencePiece tokenizer of the reports themselves, as a transformers tokenizer."""
+
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase
+
+from amrg.errors import UserError
+
+
+def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train on texts; the result depends on their set and the size alone (one thread, sorted, no sampling).
+
+    Args:
+        reports: texts of the **train** split.
+        vocab_size: number of tokens, 256 bytes and 4 special ones among them; fewer where the texts give fewer.
+
+    Raises:
+        UserError: the size leaves no room for the characters of the texts, or there are no texts.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sorted(set(reports))),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            byte_fallback=True,  # nothing is ever unknown
+            num_threads=1,
+            minloglevel=2,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+        )
+    except (RuntimeError, OSError):
+        raise UserError(
+            f"no tokenizer of {vocab_size} tokens can be trained on {len(set(reports))} distinct reports: "
+            "change decoder.vocab_size, or give more train studies"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(model.getvalue())
+        return LlamaTokenizer.from_pretrained(folder, legacy=False, pad_token="<pad>")
