@@ -85,7 +85,9 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int) -> None
             for future in track(as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)):
                 future.result()
         rows = [row for shard in plan for row in json.loads(_notes(shard, folder).read_text())["rows"]]
-        temporary = folder / "scratch" / "index.parquet"
+        for path in {*(folder / "shards").iterdir()} - {_tar(shard, folder) for shard in plan}:
+            path.unlink()  # of an interrupted run on a data set that has changed since
+        temporary = folder / "scratch" / f"index.{os.getpid()}"
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), temporary)
         temporary.replace(folder / "index.parquet")
     except BrokenProcessPool:

@@ -139,8 +139,8 @@ class Stream:
 
     def _good(self, lane: np.ndarray, position: int) -> Sample:
         """The sample at a position of a lane, or the next one (from its end on to its start) that can be read."""
-        for candidate in (*lane[position:], *lane[:position]):
-            row = self._rows.slice(candidate, 1).to_pylist()[0]
+        for shift in range(len(lane)):
+            row = self._rows.slice(lane[(position + shift) % len(lane)], 1).to_pylist()[0]
             if row["key"] in self.bad:
                 continue
             try:

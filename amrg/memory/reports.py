@@ -2,11 +2,11 @@
 
 import importlib.util
 import json
-import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -109,8 +109,11 @@ class TextEncoder:
             model, info = AutoModel.from_pretrained(
                 files.model, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-            raise UserError(f"{files.model}: no usable text encoder ({_first_line(error)})") from None
+        except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+            raise UserError(
+                f"{files.model}: no usable text encoder ({type(error).__name__}): a file of it is missing, damaged or "
+                "not of a BERT-like model"
+            ) from None
         missing = sorted(key for key in info["missing_keys"] if not key.startswith(_UNUSED))
         if missing:
             raise UserError(
@@ -178,7 +181,3 @@ def _pooling(folder: Path) -> str:
     if len(chosen) != 1:
         raise UserError(f"{path}: only [CLS] and mean pooling are known")
     return chosen[0]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -157,6 +157,7 @@ def test_a_killed_run_goes_on_without_redoing_whole_shards(prepared, tmp_path):
     assert 0 < len(finished) < 5
     broken = next(iter(finished)).stem  # a finished shard that was damaged since is made again
     (folder / "shards" / f"{broken}.tar").write_bytes(b"cut")
+    (folder / "shards" / "train-000099.tar").write_bytes(b"of studies that are gone")
     prepare(TinySource(), CONFIG, folder, seed=5)
     assert bytes_of(folder) == bytes_of(prepared)
     kept = [path for path, written in finished.items() if path.stat().st_mtime_ns == written]

@@ -151,10 +151,12 @@ def test_incomplete_weights_are_refused(tiny_bert):
         TextEncoder(str(tiny_bert), 256)
 
 
-@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "both"])
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "pytorch_model.bin", "folder"])
 def test_an_unusable_encoder_is_one_clear_line(tiny_bert, damage):
-    if damage == "both":
+    if damage == "folder":
         tiny_bert = tiny_bert / "nowhere"
+    elif damage == "pytorch_model.bin":
+        (tiny_bert / "model.safetensors").rename(tiny_bert / damage)
     else:
         (tiny_bert / damage).write_bytes(b"{")
     with pytest.raises(UserError, match="text encoder") as caught:
