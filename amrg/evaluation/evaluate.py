@@ -1,0 +1,183 @@
+"""The ``evaluate`` step: generated reports and the stage-1 classifier → ``scores.json`` and ``index.html``."""
+
+import json
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from amrg.artifacts import Artifact, open_artifact
+from amrg.config import Config
+from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.stream import studies as read_studies
+from amrg.data.studies import Study
+from amrg.evaluation import labeler, language
+from amrg.evaluation.baselines import most_frequent_normal, nearest_neighbour, random_train
+from amrg.evaluation.inputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
+from amrg.evaluation.localisation import localise
+from amrg.evaluation.probe import brightness_probe
+from amrg.evaluation.reports import read_reports
+from amrg.evaluation.scores import MODEL, mention_tables, score_systems
+from amrg.evaluation.showcase import CONTACT_FILMS, Banks, pick, positives, read_curves, sample_studies
+from amrg.models.stage1 import DiseaseClassifier
+from amrg.progress import say
+from amrg.viewer.page import Page, write_page
+from amrg.viewer.table import score_table
+
+#: Of the layout of ``scores.json``.
+FORMAT = 1
+
+#: A finding counts in the probe's mean with at least so many positives, as in stage 1's mean AUROC.
+LEAST_POSITIVES = 10
+
+_PACKAGES = ("amrg", "torch", "transformers", "numpy", "scipy", "pycocoevalcap")
+
+
+def evaluate(
+    config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, generated: Path, folder: Path
+) -> None:
+    """Score the generated reports beside the baselines, print the table, write the page.
+
+    Args:
+        config: ``evaluate``, ``banks.mining.method`` and ``seed`` are read.
+        data, stage1, banks, stage2, generated: artefacts.
+        folder: receives ``scores.json`` and ``index.html``.
+
+    Raises:
+        UserError: the generated reports are not those of the split's studies, or a reference has no words.
+    """
+    kinds = {"data": data, "stage1": stage1, "banks": banks, "stage2": stage2, "reports": generated}
+    inputs = {kind: open_artifact(path, kind) for kind, path in kinds.items()}
+    split = inputs["reports"].manifest["config"]["split"]
+    studies = read_studies(data, split)
+    reports = read_reports(generated, studies)
+    chosen = pick(studies, config.evaluate.page_studies)
+    rows = Banks(banks, [reports[i] for i in chosen])
+
+    model = DiseaseClassifier.from_pretrained(stage1 / "model")
+    test = view_test(model, data, split, config.banks.mining.method)
+    train = view_train(model, data, rows.films)
+    texts = [r.text for r in reports]
+    scores = {
+        "format": FORMAT,
+        "name": config.name,
+        "source": config.data.source,
+        "split": split,
+        "studies": len(studies),
+        "patients": len({s.group for s in studies}),
+        "marks": sorted({a.mark for a in inputs.values() if a.mark}),
+        "systems": _systems(config, test, train, texts),
+        "mentions": mention_tables(_present(test), texts),
+        "localisation": _localisation(config, test),
+        "classifier": _classifier(stage1, split),
+        "probe": _probe(test, train) if config.data.source == "openi_drr" else None,
+        **_origin(config, inputs),
+    }
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    page = Page(
+        scores=scores,
+        curves=read_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
+        contact=[_captioned(test, i) for i in pick(studies, CONTACT_FILMS)],
+        studies=sample_studies(test, train, reports, chosen, rows),
+    )
+    write_page(page, folder / "index.html")
+    Console().print(score_table(scores))
+    say("the page is index.html in the folder of the scores")
+
+
+def _systems(config: Config, test: TestView, train: TrainView, generated: list[str]) -> dict[str, dict[str, Any]]:
+    """The model and its baselines, scored alike."""
+    groups = [s.group for s in test.studies]
+    train_reports = [s.report for s in train.studies]
+    nearest = nearest_neighbour(test.pooled_SD, train.pooled_MD, groups, [s.group for s in train.studies])
+    chance = random_train(len(groups), len(train_reports), config.seed)
+    systems = {
+        MODEL: generated,
+        "nearest neighbour": [train_reports[i] for i in nearest],
+        "most frequent normal": [most_frequent_normal(train_reports)] * len(groups),
+        "random train report": [train_reports[i] for i in chance],
+    }
+    return score_systems(
+        [s.report for s in test.studies],
+        systems,
+        groups,
+        config.evaluate.bootstrap,
+        config.seed,
+        config.evaluate.meteor_timeout if config.evaluate.meteor else None,
+    )
+
+
+def _present(test: TestView) -> np.ndarray:
+    """What the studies have by their own labels, bool [S, 14]."""
+    return _labels(test.studies) == 1
+
+
+def _localisation(config: Config, test: TestView) -> dict[str, Any]:
+    """``Localisation.summary`` of each finding with a true lesion in at least two studies."""
+    table = {}
+    for finding in FINDINGS:
+        have = [i for i, masks in enumerate(test.masks) if finding in masks and masks[finding].any()]
+        if len(have) >= 2:
+            maps = test.maps_SKhw[have, LABELS.index(finding)]
+            result = localise(maps, np.stack([test.masks[i][finding] for i in have]))
+            groups = [test.studies[i].group for i in have]
+            table[finding] = result.summary(groups, config.evaluate.bootstrap, config.seed)
+    return table
+
+
+def _classifier(stage1: Path, split: str) -> dict[str, Any]:
+    """Stage 1's own scores on the split: per label, and the mean AUROC."""
+    scores = json.loads((stage1 / "scores.json").read_text())[split]
+    return {"per_label": scores["per_label"], "mean_auroc": scores["mean_auroc"]}
+
+
+def _probe(test: TestView, train: TrainView) -> dict[str, Any]:
+    """Was a shortcut painted into the rendered films? AUROC of their brightness alone."""
+    train_films, test_films = train.probe_films, test.films[:PROBE_FILMS]
+    train_labels, truth = _labels(train.studies[: len(train_films)]), _labels(test.studies[: len(test_films)])
+    found = brightness_probe(train_films, train_labels, test_films, truth, LABELS)
+    positives = dict(zip(LABELS, (truth == 1).sum(0).tolist(), strict=True))
+    enough = [found[f] for f in FINDINGS if f in found and positives[f] >= LEAST_POSITIVES]
+    return {
+        "per_label": {name: {"positives": positives[name], "auroc": value} for name, value in found.items()},
+        "mean_auroc": float(np.mean(enough)) if enough else None,
+        "least_positives": LEAST_POSITIVES,
+    }
+
+
+def _labels(studies: list[Study]) -> np.ndarray:
+    """The studies' own labels, float64 [S, 14]; not mentioned counts as absent, as in stage 1's default."""
+    return np.array([[s.labels[label] or 0.0 for label in LABELS] for s in studies])
+
+
+def _origin(config: Config, inputs: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
+    """What must be equal for two scores to be comparable."""
+    return {
+        "settings": {
+            **inputs["reports"].manifest["config"],
+            "references": "whole, each study once",
+            "tokenizer": language.TOKENIZER,
+            "labeler": f"amrg rules {labeler.VERSION}; blank → absent, uncertain → absent",
+            "activation maps": config.banks.mining.method,
+            "bootstrap": config.evaluate.bootstrap,
+            "seed": config.seed,
+        },
+        "inputs": {kind: artifact.hash for kind, artifact in inputs.items()},
+        "versions": {**{name: version(name) for name in _PACKAGES}, "commit": _commit()},
+    }
+
+
+def _commit() -> str:
+    """The commit this code was checked out at, or "unknown" (an installed package)."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _captioned(test: TestView, index: int) -> tuple[np.ndarray, str]:
+    return test.films[index], ", ".join(positives(test.studies[index])) or "no finding"

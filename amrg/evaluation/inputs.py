@@ -1,0 +1,123 @@
+"""One pass of the stage-1 classifier over the films: what the baselines, localisation and the page need of it.
+
+Shape legend: S test studies, M train patients, K = 14 labels, D width of a pooled feature, h w grid of the maps.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from amrg.data.images import letterbox
+from amrg.data.stream import Sample, count, read
+from amrg.data.studies import Study
+from amrg.memory.cam import cam
+from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.vision import to_images
+from amrg.progress import track
+
+BATCH = 32
+
+#: Train films that the brightness probe learns from; more do not change a fit of 13 numbers.
+PROBE_FILMS = 1000
+
+
+@dataclass(frozen=True)
+class TestView:
+    """The split under test, in index order: first views, and what stage 1 makes of them.
+
+    Attributes:
+        films: uint8 [S, size, size], as the model sees them.
+        masks: true lesions by finding, bool [size, size], for each study.
+        pooled_SD, probabilities_SK: stage 1's pooled feature and its probabilities.
+        maps_SKhw: activation maps, non-negative.
+        grid: cells on a side of the encoder's fine grid, the unit of the visual bank's boxes.
+    """
+
+    studies: list[Study]
+    films: np.ndarray
+    masks: list[dict[str, np.ndarray]]
+    pooled_SD: np.ndarray
+    probabilities_SK: np.ndarray
+    maps_SKhw: np.ndarray
+    grid: int
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """One film of each train patient, for the nearest-neighbour baseline and the brightness probe.
+
+    Attributes:
+        probe_films: uint8 [≤ PROBE_FILMS, size, size], of the first studies.
+        wanted: the films asked for by study key, for thumbnails of the visual bank's regions.
+    """
+
+    studies: list[Study]
+    pooled_MD: np.ndarray
+    probe_films: np.ndarray
+    wanted: dict[str, np.ndarray]
+
+
+def view_test(model: DiseaseClassifier, data: Path, split: str, method: str) -> TestView:
+    """Run the classifier and the activation-map ``method`` over a split."""
+    size = model.config.image_size
+    studies, films, masks, pooled, logits, maps = [], [], [], [], [], []
+    for samples in _batches(track(read(data, split), f"films of {split}", count(data, split))):
+        batch = _films(samples, size)
+        images = to_images(list(batch), size)
+        with torch.no_grad():
+            out = model(images)
+        maps.append(cam(model, images, method).numpy())
+        pooled.append(out.pooled_BD.float().numpy())
+        logits.append(out.scores_BK.float().numpy())
+        films.append(batch)
+        studies += [s.study for s in samples]
+        masks += [{finding: letterbox(mask, size) for finding, mask in s.masks.items()} for s in samples]
+    probabilities = 1 / (1 + np.exp(-np.concatenate(logits)))
+    return TestView(
+        studies=studies,
+        films=np.concatenate(films),
+        masks=masks,
+        pooled_SD=np.concatenate(pooled),
+        probabilities_SK=probabilities,
+        maps_SKhw=np.concatenate(maps),
+        grid=model.encoder.grid,
+    )
+
+
+def view_train(model: DiseaseClassifier, data: Path, wanted: set[str]) -> TrainView:
+    """Pooled features of the first study of each train patient; the films of the ``wanted`` study keys are kept."""
+    size = model.config.image_size
+    studies: list[Study] = []
+    pooled: list[np.ndarray] = []
+    probe_films: list[np.ndarray] = []
+    films: dict[str, np.ndarray] = {}
+    seen: set[str] = set()
+
+    def first_of_each() -> Iterator[Sample]:
+        for sample in track(read(data, "train"), "films of train", count(data, "train")):
+            if sample.study.key in wanted:
+                films[sample.study.key] = letterbox(sample.views[0], size)
+            if sample.study.group not in seen:
+                seen.add(sample.study.group)
+                yield sample
+
+    for samples in _batches(first_of_each()):
+        probe_films += list(_films(samples[: max(0, PROBE_FILMS - len(probe_films))], size))
+        with torch.no_grad():
+            pooled.append(model(to_images([s.views[0] for s in samples], size)).pooled_BD.float().numpy())
+        studies += [s.study for s in samples]
+    return TrainView(studies, np.concatenate(pooled), np.stack(probe_films), films)
+
+
+def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    iterator = iter(samples)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def _films(samples: list[Sample], size: int) -> np.ndarray:
+    return np.array([letterbox(s.views[0], size) for s in samples])

@@ -1,0 +1,122 @@
+"""Which studies the page shows, and what it shows of each."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.studies import Study
+from amrg.evaluation.highlight import highlighted
+from amrg.evaluation.inputs import TestView, TrainView
+from amrg.evaluation.reports import Generated
+from amrg.memory.bank import MemoryBank
+from amrg.memory.building import REPORTS, VISUAL
+from amrg.viewer.page import MemoryRow, SampleStudy
+
+CONTACT_FILMS = 24
+
+#: At most so many activation maps of a study, and rows of each bank.
+_MAPS, _ROWS = 3, {VISUAL: 6, REPORTS: 3}
+
+
+def positives(study: Study) -> list[str]:
+    """The findings that the study has by its own labels."""
+    return [f for f in FINDINGS if study.labels[f] == 1]
+
+
+def pick(studies: Sequence[Study], count: int) -> list[int]:
+    """``count`` studies that show something of everything: the findings and "nothing" in turn, first come first served.
+
+    The choice looks at labels alone, never at what was generated.
+    """
+    queues = [[i for i, s in enumerate(studies) if f in positives(s)] for f in FINDINGS]
+    queues.append([i for i, s in enumerate(studies) if not positives(s)])
+    chosen: dict[int, None] = {}
+    while len(chosen) < min(count, len(studies)):
+        for queue in queues:
+            fresh = [i for i in queue if i not in chosen]
+            if fresh and len(chosen) < count:
+                chosen[fresh[0]] = None
+    return sorted(chosen)
+
+
+class Banks:
+    """The rows that reports retrieved, looked up in the banks they came from.
+
+    Args:
+        folder: a banks artefact.
+        reports: the generated reports whose rows will be shown.
+    """
+
+    def __init__(self, folder: Path, reports: Sequence[Generated]) -> None:
+        self._rows: dict[str, dict[int, dict[str, Any]]] = {}
+        for bank in (VISUAL, REPORTS):
+            table = MemoryBank.open(folder / bank).provenance
+            shown = sorted({row["row"] for report in reports for row in _heaviest(report, bank)})
+            kept = [row for row in shown if 0 <= row < table.num_rows]
+            self._rows[bank] = dict(zip(kept, table.take(kept).to_pylist(), strict=True))
+
+    @property
+    def films(self) -> set[str]:
+        """Train studies whose film is needed for the regions."""
+        return {row["key"] for row in self._rows[VISUAL].values() if row["box"] is not None}
+
+    def of(self, report: Generated, films: dict[str, Any], grid: int) -> dict[str, list[MemoryRow]]:
+        """The heaviest rows of each bank; ``films`` by study key, ``grid`` cells on the boxes' side."""
+        shown: dict[str, list[MemoryRow]] = {}
+        for bank, rows in self._rows.items():
+            for entry in _heaviest(report, bank):
+                if row := rows.get(entry["row"]):
+                    shown.setdefault(bank, []).append(
+                        MemoryRow(
+                            weight=entry["weight"],
+                            source=row["source"],
+                            findings=row["findings"] or [],
+                            text=row["text"],
+                            film=films.get(row["key"]),
+                            box=tuple(row["box"]) if row["box"] is not None else None,
+                            grid=grid,
+                        )
+                    )
+        return shown
+
+
+def sample_studies(
+    test: TestView, train: TrainView, reports: Sequence[Generated], chosen: Sequence[int], banks: Banks
+) -> list[SampleStudy]:
+    """What the page shows of the chosen studies."""
+    samples = []
+    for i in chosen:
+        study, report = test.studies[i], reports[i]
+        probabilities = dict(zip(LABELS, map(float, test.probabilities_SK[i]), strict=True))
+        found = positives(study)
+        shown = sorted(found, key=lambda f: (f not in test.masks[i], FINDINGS.index(f)))[:_MAPS]
+        reference, generated = highlighted(study.report, report.text)
+        samples.append(
+            SampleStudy(
+                key=study.key,
+                film=test.films[i],
+                findings=found,
+                probabilities={f: probabilities[f] for f in FINDINGS},
+                maps={f: test.maps_SKhw[i, LABELS.index(f)] for f in shown},
+                masks={f: m for f, m in test.masks[i].items() if f in shown},
+                reference=reference,
+                generated=generated,
+                memory=banks.of(report, train.wanted, test.grid),
+            )
+        )
+    return samples
+
+
+def read_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each stage's ``curves.jsonl``."""
+    return {
+        stage: [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+        for stage, folder in folders.items()
+    }
+
+
+def _heaviest(report: Generated, bank: str) -> list[dict[str, Any]]:
+    rows = report.memory.get(bank, [])
+    return sorted(rows, key=lambda row: -row["weight"])[: _ROWS[bank]]

@@ -1,0 +1,77 @@
+"""Films, activation maps, lesion outlines and texts as pieces of HTML, all inlined: the page needs no server."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+from scipy.ndimage import binary_erosion
+
+#: Colour of activation, light to strong: (share of the maximum, red, green, blue, opacity).
+_HEAT = ((0.0, 255, 220, 80, 0), (0.35, 255, 200, 60, 60), (0.7, 255, 120, 20, 130), (1.0, 235, 30, 30, 175))
+_OUTLINE = (64, 224, 255, 255)  # cyan: not in the heat scale, and told from it by those who see no red
+
+
+def film_url(film: np.ndarray, size: int | None = None) -> str:
+    """A grey film, uint8 [H, W], as a data URL; scaled to ``size`` pixels on the long side if given."""
+    image = Image.fromarray(film)
+    if size is not None:
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return _url(image, "JPEG", quality=82)
+
+
+def heat_url(map_HW: np.ndarray) -> str:
+    """A non-negative activation map as a transparent PNG of its own grid; the browser smooths it over the film."""
+    share = np.asarray(map_HW, dtype=np.float64)
+    share = share / share.max() if share.max() > 0 else share
+    stops = np.array(_HEAT, dtype=np.float64)
+    channels = [np.interp(share, stops[:, 0], stops[:, c]) for c in range(1, 5)]
+    return _url(Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8)), "PNG")
+
+
+def outline_url(mask: np.ndarray) -> str:
+    """The border of a mask, bool [H, W], as a transparent PNG of twice the size."""
+    large = np.kron(mask, np.ones((2, 2), dtype=bool))
+    border = large & ~binary_erosion(large, iterations=2)
+    return _url(Image.fromarray(border[..., None] * np.array(_OUTLINE, dtype=np.uint8)), "PNG")
+
+
+def crop(film: np.ndarray, box: tuple[int, int, int, int], grid: int, margin: float = 1.0) -> np.ndarray:
+    """The part of a square film [S, S] under a box (x0, y0, x1, y1 in cells of a ``grid`` × ``grid`` patch grid).
+
+    ``margin`` cells are added on each side: one patch alone shows nothing a reader could recognise.
+    """
+    cell = film.shape[0] / grid
+    x0, y0 = (max(0, round((v - margin) * cell)) for v in box[:2])
+    x1, y1 = (min(film.shape[0], round((v + margin) * cell)) for v in box[2:])
+    return film[y0:y1, x0:x1]
+
+
+#: Kinds of marked text and what the reader is told of each.
+KINDS = {
+    "hit": "in both reports",
+    "miss": "only in the reference",
+    "extra": "only in the generated report",
+    "unsure": "uncertain",
+}
+
+
+def marked(text: str, spans: Sequence[tuple[int, int, str, str]]) -> Markup:
+    """A text with spans (start, end, kind, label) marked; of overlapping spans the first wins."""
+    pieces, at = [], 0
+    for start, end, kind, label in sorted(spans):
+        if start < at:
+            continue
+        pieces += [escape(text[at:start]), f'<mark class="{kind}" title="{escape(label)}: {KINDS[kind]}">']
+        pieces += [escape(text[start:end]), "</mark>"]
+        at = end
+    return Markup("".join([*pieces, escape(text[at:])]).replace("\n", "<br>"))
+
+
+def _url(image: Image.Image, kind: str, **options: int) -> str:
+    with io.BytesIO() as file:
+        image.save(file, kind, **options)
+        return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,180 @@
+"""The result page: one HTML file that needs nothing else, to be opened from disk or sent to a colleague."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from amrg.data.labels import LABELS
+from amrg.viewer.overlays import crop, film_url, heat_url, outline_url
+from amrg.viewer.plots import line_chart
+from amrg.viewer.table import METRICS, score_rows
+
+#: What every page says.
+ALWAYS = "Research software. Not for clinical use."
+#: What a page on the embedded data says as well (design, section 7).
+EMBEDDED = (
+    "Real reports, real anatomy of one person, rendered lesions: every film is a simulated radiograph of one CT with "
+    "the reported lesions painted in. The scores measure the detection of painted lesions and say nothing clinical."
+)
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """A row of a bank that was retrieved.
+
+    Attributes:
+        weight: share of the association it got, averaged over queries and heads, in [0, 1].
+        source: region, report, sentence or disease_token.
+        findings: what it was filed under.
+        text: of a report row.
+        film: the square film of a region row, uint8 [S, S], with ``box`` (cells) on a ``grid`` × ``grid`` patch grid.
+    """
+
+    weight: float
+    source: str
+    findings: Sequence[str]
+    text: str | None = None
+    film: np.ndarray | None = None
+    box: tuple[int, int, int, int] | None = None
+    grid: int = 14
+
+
+@dataclass(frozen=True)
+class SampleStudy:
+    """One study to look at.
+
+    Attributes:
+        film: uint8 [H, W].
+        findings: what the study has.
+        probabilities: the classifier's, for the findings worth showing.
+        maps: activation map by finding, non-negative, on any grid that covers the film.
+        masks: true lesion by finding, bool [H, W].
+        reference, generated: the reports, findings marked (``overlays.marked``).
+        memory: retrieved rows by bank ("visual", "report"), the heaviest first.
+    """
+
+    key: str
+    film: np.ndarray
+    findings: Sequence[str]
+    probabilities: dict[str, float]
+    maps: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    reference: Markup
+    generated: Markup
+    memory: dict[str, list[MemoryRow]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows. ``scores`` is the content of ``scores.json``; curves are rows of each ``curves.jsonl``."""
+
+    scores: dict[str, Any]
+    curves: dict[str, list[dict[str, Any]]]
+    contact: Sequence[tuple[np.ndarray, str]]
+    studies: Sequence[SampleStudy]
+
+
+def write_page(page: Page, path: Path) -> None:
+    """Render the page into one file."""
+    path.write_text(render(page), encoding="utf-8")
+
+
+def render(page: Page) -> str:
+    """The page as text; the same input gives the same bytes."""
+    environment = Environment(
+        loader=PackageLoader("amrg.viewer", "."),
+        autoescape=select_autoescape(default_for_string=True, default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["span"] = lambda pair: f"{number(pair[0])} – {number(pair[1])}"
+    heads, rows = score_rows(page.scores)
+    return environment.get_template("page.html.j2").render(
+        scores=page.scores,
+        always=ALWAYS,
+        embedded=EMBEDDED if page.scores["source"] == "openi_drr" else None,
+        score_heads=heads,
+        score_rows=rows,
+        unavailable=_unavailable(page.scores),
+        labels=LABELS,
+        charts={stage: charts(rows) for stage, rows in page.curves.items()},
+        contact=[(film_url(film, 168), caption) for film, caption in page.contact],
+        studies=[_study(study) for study in page.studies],
+    )
+
+
+def number(value: float | int | None) -> str:
+    """A number for a table: three decimals below 10, fewer above; a dash for what is not known."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def charts(rows: list[dict[str, Any]]) -> list[Markup]:
+    """One chart for each quantity; ``val_x`` is drawn into the chart of ``x``."""
+    names = sorted({name for row in rows for name, v in row.items() if isinstance(v, float)})
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.removeprefix("val_"), []).append(name)
+    return [
+        line_chart(
+            {_spoken(name): [(row["epoch"], row[name]) for row in rows if name in row] for name in members},
+            _spoken(title),
+        )
+        for title, members in groups.items()
+    ]
+
+
+def _spoken(name: str) -> str:
+    return name.replace("val_", "validation ").replace("_", " ")
+
+
+def _unavailable(scores: dict[str, Any]) -> list[str]:
+    """Reasons, once each, why a metric has no number."""
+    values = [(m, system["language"][m]) for system in scores["systems"].values() for m in METRICS]
+    return sorted({f"{name} {value}" for name, value in values if isinstance(value, str)})
+
+
+def _study(study: SampleStudy) -> dict[str, Any]:
+    shown = [
+        {
+            "finding": finding,
+            "true": finding in study.findings,
+            "probability": study.probabilities.get(finding),
+            "heat": heat_url(map_HW),
+            "outline": outline_url(study.masks[finding]) if finding in study.masks else None,
+        }
+        for finding, map_HW in study.maps.items()
+    ]
+    return {
+        "key": study.key,
+        "film": film_url(study.film),
+        "findings": study.findings,
+        "shown": shown,
+        "probabilities": sorted(study.probabilities.items(), key=lambda item: -item[1]),
+        "reference": study.reference,
+        "generated": study.generated,
+        "memory": {bank: [_memory(row) for row in rows] for bank, rows in study.memory.items()},
+    }
+
+
+def _memory(row: MemoryRow) -> dict[str, Any]:
+    thumbnail = None
+    if row.film is not None and row.box is not None:
+        thumbnail = film_url(crop(row.film, row.box, row.grid), 112)
+    return {
+        "weight": row.weight,
+        "source": row.source.replace("_", " "),
+        "findings": row.findings,
+        "text": row.text,
+        "thumbnail": thumbnail,
+    }

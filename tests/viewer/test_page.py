@@ -1,0 +1,137 @@
+"""The page: complete, self-contained, the same bytes every time, and nothing from a report becomes markup."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_up import page
+from PIL import Image
+
+from amrg.viewer.overlays import crop, heat_url, marked, outline_url
+from amrg.viewer.page import ALWAYS, EMBEDDED, render
+from amrg.viewer.plots import line_chart
+
+VOID = {"meta", "link", "img", "br", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects attributes and checks that every tag is closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.urls, self.ids, self.targets, self.alts = [], [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.urls += [v for k, v in values.items() if k in ("src", "href") and v]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag == "img":
+            assert "alt" in values
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def html():
+    return render(page())
+
+
+def picture(url):
+    return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+
+
+def test_well_formed_and_self_contained(html):
+    checker = Checker()
+    checker.feed(html)
+    assert not checker.open
+    assert len(set(checker.ids)) == len(checker.ids)
+    for url in checker.urls:
+        assert url.startswith(("data:", "#")), url[:60]
+        if url.startswith("#"):
+            assert url[1:] in checker.ids
+        elif url.startswith("data:image"):
+            picture(url).load()
+    assert not re.search(r"@import|url\(|<script|https?:", html)
+
+
+def test_says_what_it_must(html):
+    assert ALWAYS in html
+    assert EMBEDDED in html
+    other = page()
+    other.scores["source"] = "mimic_cxr"
+    other.scores["marks"] = ["bank holds <test> rows"]
+    text = render(other)
+    assert EMBEDDED not in text
+    assert "bank holds &lt;test&gt; rows" in text
+    for section in ("scores", "findings", "place", "probe", "curves", "samples", "contact", "origin"):
+        assert f'<section id="{section}">' in html
+
+
+def test_texts_are_escaped(html):
+    assert "&lt;enlarged&gt; &amp; the lungs" in html
+    assert "&lt;words&gt;" in html
+
+
+def test_same_bytes_again(html):
+    assert render(page()) == html
+
+
+def test_without_probe_masks_or_studies():
+    bare = page()
+    bare.scores.update(probe=None, localisation={})
+    text = render(type(bare)(bare.scores, {}, [], []))
+    assert 'id="probe"' not in text
+    assert "no lesion masks" in text
+
+
+def test_marked_spans():
+    spans = [(0, 5, "hit", "Heart"), (3, 8, "miss", "Overlap"), (10, 13, "unsure", 'A "quote"')]
+    html = marked("heart <b> and\nmore", spans)
+    assert html == (
+        '<mark class="hit" title="Heart: in both reports">heart</mark> &lt;b&gt; '
+        '<mark class="unsure" title="A &quot;quote&quot;: uncertain">and</mark><br>more'
+    )
+
+
+def test_heat_is_clear_where_nothing_is_active():
+    alpha = np.asarray(picture(heat_url(np.array([[0.0, 1.0], [2.0, 4.0]]))))[..., 3]
+    assert alpha[0, 0] == 0
+    assert alpha[0, 1] < alpha[1, 0] < alpha[1, 1]
+    assert not np.asarray(picture(heat_url(np.zeros((3, 3)))))[..., 3].any()
+
+
+def test_outline_is_the_border_alone():
+    mask = np.zeros((20, 20), bool)
+    mask[5:15, 5:15] = True
+    alpha = np.asarray(picture(outline_url(mask)))[..., 3] > 0
+    assert alpha.shape == (40, 40)
+    assert alpha[10, 10:30].all()
+    assert not alpha[14:26, 14:26].any()
+    assert not alpha[:10].any()
+
+
+def test_crop_stays_inside():
+    film = np.arange(196 * 196, dtype=np.uint32).reshape(196, 196)
+    assert crop(film, (0, 0, 1, 1), grid=14).shape == (28, 28)
+    assert crop(film, (5, 6, 6, 7), grid=14)[0, 0] == film[70, 56]
+    assert crop(film, (13, 13, 14, 14), grid=14).shape == (28, 28)
+
+
+def test_chart_places_points_by_value():
+    svg = line_chart({"loss": [(1, 0.0), (2, 1.0), (3, float("nan"))]}, "a < b")
+    assert "a &lt; b" in svg
+    (points,) = re.findall(r'points="([^"]+)"', svg)
+    (x1, y1), (x2, y2) = (map(float, p.split(",")) for p in points.split())
+    assert x1 < x2
+    assert y1 > y2
+    assert line_chart({"flat": [(1, 2.0), (2, 2.0)]}, "flat")
+    assert line_chart({"none": []}, "none") == ""
