@@ -16,8 +16,9 @@ from amrg.viewer.page import MemoryRow, SampleStudy
 
 CONTACT_FILMS = 24
 
-#: At most so many activation maps of a study, and rows of each bank.
-_MAPS, _ROWS = 3, {VISUAL: 6, REPORTS: 3}
+#: The banks by the names that generated reports give them, and the most rows shown of each.
+_BANKS = {"visual": (VISUAL, 5), "report": (REPORTS, 3)}
+_MAPS = 3  # at most so many activation maps of a study
 
 
 def positives(study: Study) -> list[str]:
@@ -51,8 +52,8 @@ class Banks:
 
     def __init__(self, folder: Path, reports: Sequence[Generated]) -> None:
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
-        for bank in (VISUAL, REPORTS):
-            table = MemoryBank.open(folder / bank).provenance
+        for bank, (name, _) in _BANKS.items():
+            table = MemoryBank.open(folder / name).provenance
             shown = sorted({row["row"] for report in reports for row in _heaviest(report, bank)})
             kept = [row for row in shown if 0 <= row < table.num_rows]
             self._rows[bank] = dict(zip(kept, table.take(kept).to_pylist(), strict=True))
@@ -60,7 +61,7 @@ class Banks:
     @property
     def films(self) -> set[str]:
         """Train studies whose film is needed for the regions."""
-        return {row["key"] for row in self._rows[VISUAL].values() if row["box"] is not None}
+        return {row["key"] for row in self._rows["visual"].values() if row["box"] is not None}
 
     def of(self, report: Generated, films: dict[str, Any], grid: int) -> dict[str, list[MemoryRow]]:
         """The heaviest rows of each bank; ``films`` by study key, ``grid`` cells on the boxes' side."""
@@ -119,4 +120,4 @@ def read_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
 
 def _heaviest(report: Generated, bank: str) -> list[dict[str, Any]]:
     rows = report.memory.get(bank, [])
-    return sorted(rows, key=lambda row: -row["weight"])[: _ROWS[bank]]
+    return sorted(rows, key=lambda row: -row["weight"])[: _BANKS[bank][1]]

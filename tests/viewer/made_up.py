@@ -108,7 +108,7 @@ def page():
                 masks={f: mask(centres[i]) for f in truth[i]},
                 reference=reference,
                 generated=other,
-                memory={"visual": [region, region, token], "reports": [text, text]},
+                memory={"visual": [region, region, token], "report": [text, text]},
             )
         )
     contact = [(film(rng, c), ", ".join(t) or "no finding") for c, t in zip(centres[:24], truth[:24], strict=True)]

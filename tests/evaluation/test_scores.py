@@ -1,0 +1,57 @@
+"""Systems side by side: what stands in the table is what the single metrics give."""
+
+import numpy as np
+import pytest
+
+from amrg.data.labels import LABELS
+from amrg.evaluation.highlight import highlighted
+from amrg.evaluation.scores import mention_tables, score_systems
+
+REFERENCES = ["Small effusion.", "No effusion. Heart size is normal.", "Cardiomegaly. Large effusion."] * 4
+GROUPS = [f"p{i // 2}" for i in range(12)]
+
+
+def score(**systems):
+    return score_systems(REFERENCES, systems, GROUPS, samples=100, seed=0, meteor_timeout=None)
+
+
+def test_a_perfect_system_and_one_that_says_nothing():
+    scores = score(model=REFERENCES, silent=[""] * 12)
+    assert scores["model"]["clinical"]["micro_13"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert scores["model"]["clinical"]["intervals"]["micro_13"] == [1.0, 1.0]
+    assert scores["model"]["language"]["BLEU-4"]["value"] == pytest.approx(1.0, abs=1e-6)
+    assert scores["silent"]["empty"] == 12
+    assert scores["silent"]["clinical"]["micro_13"]["f1"] == 0
+    assert scores["silent"]["language"]["ROUGE-L"]["value"] == 0
+    assert scores["silent"]["model_minus_this"] == {"value": 1.0, "interval": [1.0, 1.0]}
+    assert "model_minus_this" not in scores["model"]
+    assert scores["model"]["language"]["METEOR"].startswith("unavailable: ")
+
+
+def test_same_system_twice_does_not_differ():
+    said = REFERENCES[1:] + REFERENCES[:1]
+    scores = score(model=said, again=said)
+    assert scores["again"]["model_minus_this"] == {"value": 0.0, "interval": [0.0, 0.0]}
+    low, high = scores["model"]["clinical"]["intervals"]["micro_13"]
+    assert low <= scores["model"]["clinical"]["micro_13"]["f1"] <= high
+    assert score(model=said, again=said) == scores
+
+
+def test_mention_tables_use_the_studies_own_labels():
+    present = np.zeros((12, 14), bool)
+    present[:6, LABELS.index("Pleural Effusion")] = True
+    present[:, LABELS.index("Edema")] = True  # nobody is without: no table
+    tables = mention_tables(present, ["Small effusion."] * 6 + ["No effusion."] * 6)
+    assert set(tables) == {"Pleural Effusion"}
+    assert tables["Pleural Effusion"]["odds_ratio"] == pytest.approx(169.0)
+
+
+def test_highlighted_texts():
+    reference, generated = highlighted(
+        "Small effusion. Cardiomegaly. No pneumothorax.", "Effusion. Rib fracture. Possible pneumonia."
+    )
+    assert reference.count('class="hit"') == generated.count('class="hit"') == 1
+    assert '<mark class="miss" title="Cardiomegaly: only in the reference">Cardiomegaly</mark>' in reference
+    assert '<mark class="extra" title="Fracture: only in the generated report">fracture</mark>' in generated
+    assert '<mark class="unsure" title="Pneumonia: uncertain">pneumonia</mark>' in generated
+    assert "pneumothorax<" not in reference
