@@ -70,6 +70,7 @@ class MiningConfig:
     threshold: float = 0.5  # τ on the class activation map, scaled as `amrg.memory.cam` documents
     patches_per_finding: PositiveInt = 6  # k, for one study
     regions_per_finding: PositiveInt = 500
+    films: PositiveInt | None = None  # mine only so many train films, drawn by the seed; None takes all
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class DecoderConfig:
     model: str = "small_llama"  # `small_llama` (from scratch, its own SentencePiece tokenizer) or a folder / hub name
     tuning: Literal["frozen", "lora", "full"] = "full"
     lora_rank: PositiveInt = 16
-    lora_alpha: PositiveFloat = 16.0
+    lora_alpha: PositiveInt = 16
     lora_dropout: Fraction = 0.1
     hidden_size: PositiveInt = 256  # small_llama only
     layers: PositiveInt = 4  # small_llama only

@@ -134,7 +134,6 @@ class HybridSwin(VisionEncoder):
         self.stages = nn.ModuleList(self._stages(config))
         self.fine_dim = config.embed_dim
         self.coarse_dim = config.embed_dim * 2
-        self.to(memory_format=torch.channels_last)
 
     def _stages(self, config: VisionConfig) -> list[nn.Module]:
         if len(config.depths) != 2:

@@ -72,10 +72,10 @@ def f1(predicted_N: np.ndarray, positive_N: np.ndarray) -> float:
 def best_threshold(scores_N: np.ndarray, positive_N: np.ndarray) -> float:
     """The score at or above which calling a film positive gives the highest F1 (the highest such score).
 
-    Without a positive there is nothing to choose by: infinity, nothing is called.
+    Without a positive there is nothing to choose by: 1, so that no probability is called.
     """
     if not positive_N.any():
-        return float("inf")
+        return 1.0
     order = np.argsort(-scores_N, kind="stable")
     ordered = scores_N[order]
     hits = np.cumsum(positive_N[order])
@@ -103,7 +103,7 @@ def score_table(
 
 
 def choose_thresholds(scores_NK: np.ndarray, targets_NK: np.ndarray) -> dict[str, float]:
-    """``best_threshold`` of each class, on the scores' scale."""
+    """``best_threshold`` of each class; scores are probabilities."""
     return {
         name: best_threshold(scores_NK[known, k], targets_NK[known, k] == 1)
         for k, name in enumerate(LABELS)

@@ -1,0 +1,240 @@
+"""Disease-aware regions: the rows of the visual bank.
+
+For each train film and each finding that it has and that the classifier finds in it: the patches (16×16 pixels, one
+cell of the fine grid) whose activation exceeds τ. Everything else is blackened, the layout kept, and the masked film
+encoded again; its cells at the strongest patches, through stage 1's trained projection, become rows. The 14 disease
+queries are rows as well.
+
+Shape legend: K = 14 labels, H W fine grid, D row length.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amrg.config import Config
+from amrg.data.labels import FINDINGS, LABELS, POSITIVE
+from amrg.data.stream import Sample, read, studies
+from amrg.memory.bank import HEADER, BankWriter
+from amrg.memory.cam import activation_maps, class_scales
+from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.vision import to_images
+from amrg.progress import say, track
+
+STATS = "stats.json"
+#: Two rows of one film and finding with at least this cosine are the same region twice.
+SAME = 0.98
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A film with one finding, and where its activation exceeds τ.
+
+    Attributes:
+        film: position among the mined films.
+        finding: its name.
+        shown_HW: all patches above τ, bool: what the masked film keeps.
+        patches: (row, column, activation) of the strongest, none beside a stronger one.
+    """
+
+    film: int
+    finding: str
+    shown_HW: np.ndarray
+    patches: list[tuple[int, int, float]]
+
+
+def mine_regions(config: Config, data: Path, stage1: Path, folder: Path) -> None:
+    """Build the visual bank in ``folder``, with ``stats.json`` beside it; a finished one is kept.
+
+    Args:
+        config: ``banks.mining``, ``stage1.dtype`` and ``seed`` are read.
+        data: a data artefact; only its train split is read.
+        stage1: a stage 1 artefact.
+        folder: of the bank.
+    """
+    if (folder / HEADER).exists():
+        return
+    model = DiseaseClassifier.from_pretrained(stage1 / "model")
+    thresholds = json.loads((stage1 / "thresholds.json").read_text())
+    chosen = _films(config, data)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in FINDINGS}
+    found, scales = _search(config, data, model, thresholds, chosen, counts)
+    selected = select(found, config.banks.mining.regions_per_finding, counts)
+    about = {"method": config.banks.mining.method, "threshold": config.banks.mining.threshold, "scales": scales}
+    (folder / STATS).unlink(missing_ok=True)
+    with BankWriter(folder, model.config.query_dim, about=about) as writer:
+        for rows_ND, provenance in _encode(config, data, model, chosen, selected, counts):
+            writer.add(rows_ND, provenance)
+        writer.add(model.disease_queries.detach(), [_token(name) for name in LABELS])
+        stats = {
+            "films": len(chosen),
+            **about,
+            "findings": {name: dict(sorted(counts[name].items())) for name in counts},
+        }
+        (folder / STATS).write_text(json.dumps(stats, indent=2) + "\n")
+    regions, empty = (sum(counts[name][key] for name in FINDINGS) for key in ("rows", "empty"))
+    say(f"visual bank: {regions} regions and {len(LABELS)} disease tokens; {empty} masks were empty ({STATS})")
+
+
+def _films(config: Config, data: Path) -> list[int]:
+    """Index rows of the train films to mine, ascending."""
+    total, wanted = len(studies(data, "train")), config.banks.mining.films
+    if wanted is None or wanted >= total:
+        return list(range(total))
+    return sorted(np.random.default_rng(config.seed).permutation(total)[:wanted].tolist())
+
+
+def _search(
+    config: Config,
+    data: Path,
+    model: DiseaseClassifier,
+    thresholds: dict[str, float],
+    chosen: list[int],
+    counts: dict[str, Counter[str]],
+) -> tuple[list[Candidate], dict[str, float]]:
+    """Candidates on all films, and the divisor of each class's maps."""
+    ours, columns = config.banks.mining, {name: LABELS.index(name) for name in FINDINGS}
+    maps: list[tuple[int, str, np.ndarray]] = []
+    number = 0
+    for samples in _batches(_read(data, chosen, "searching films for regions")):
+        with torch.no_grad(), _precision(config):
+            out = model(to_images([sample.views[0] for sample in samples], model.config.image_size))
+        probabilities_BK = out.scores_BK.double().sigmoid()
+        maps_BKHW = activation_maps(model.cam_head, out.fine_BHWC, ours.method).numpy()
+        for b, sample in enumerate(samples):
+            for name, k in columns.items():
+                if sample.study.labels[name] == POSITIVE:
+                    counts[name]["positive"] += 1
+                    if probabilities_BK[b, k] >= thresholds[name]:
+                        maps.append((number, name, maps_BKHW[b, k].copy()))
+                    else:
+                        counts[name]["missed"] += 1
+            number += 1
+    peaks: dict[str, list[float]] = {name: [] for name in FINDINGS}
+    for _, name, map_HW in maps:
+        peaks[name].append(float(map_HW.max()))
+    scales = dict(zip(FINDINGS, class_scales(list(peaks.values())), strict=True))
+    found = []
+    for film, name, map_HW in maps:
+        shown_HW, patches, touching = strongest(map_HW / scales[name], ours.threshold, ours.patches_per_finding)
+        counts[name]["touching"] += touching
+        counts[name]["empty"] += not patches
+        if patches:
+            found.append(Candidate(film, name, shown_HW, patches))
+    return found, scales
+
+
+def strongest(map_HW: np.ndarray, threshold: float, most: int) -> tuple[np.ndarray, list[tuple[int, int, float]], int]:
+    """The patches of a scaled map above a threshold.
+
+    Returns:
+        all of them, bool [H, W]; the strongest, at most ``most``, as (row, column, activation), leaving out patches
+        that touch a stronger one (also by a corner); and how many were left out so before the last was taken.
+    """
+    shown_HW = map_HW > threshold
+    taken: list[tuple[int, int, float]] = []
+    touching = 0
+    for cell in np.argsort(-map_HW, axis=None, kind="stable")[: int(shown_HW.sum())]:
+        y, x = divmod(int(cell), map_HW.shape[1])
+        if len(taken) == most:
+            break
+        if any(abs(y - v) <= 1 and abs(x - u) <= 1 for v, u, _ in taken):
+            touching += 1
+        else:
+            taken.append((y, x, float(map_HW[y, x])))
+    return shown_HW, taken, touching
+
+
+def select(found: list[Candidate], most: int, counts: dict[str, Counter[str]]) -> list[Candidate]:
+    """At most ``most`` patches of each finding: every film's strongest first, then every film's second, and so on."""
+    kept: list[Candidate] = []
+    for name in FINDINGS:
+        own = [candidate for candidate in found if candidate.finding == name]
+        turns = sorted((rank, i) for i, candidate in enumerate(own) for rank in range(len(candidate.patches)))
+        taken = Counter(i for _, i in turns[:most])
+        counts[name]["over_limit"] += len(turns) - min(most, len(turns))
+        kept += [Candidate(c.film, name, c.shown_HW, c.patches[: taken[i]]) for i, c in enumerate(own) if taken[i]]
+    return sorted(kept, key=lambda candidate: (candidate.film, LABELS.index(candidate.finding)))
+
+
+def _encode(
+    config: Config,
+    data: Path,
+    model: DiseaseClassifier,
+    chosen: list[int],
+    selected: list[Candidate],
+    counts: dict[str, Counter[str]],
+) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
+    """Rows and provenance of the selected regions, film by film."""
+    of_film: dict[int, list[Candidate]] = {}
+    for candidate in selected:
+        of_film.setdefault(candidate.film, []).append(candidate)
+    samples = _read(data, [chosen[film] for film in of_film], "encoding regions")
+    pairs = ((sample, candidate) for sample, film in zip(samples, of_film, strict=True) for candidate in of_film[film])
+    for batch in _batches(pairs):
+        images = to_images([sample.views[0] for sample, _ in batch], model.config.image_size)
+        shown = torch.from_numpy(np.stack([candidate.shown_HW for _, candidate in batch])).float()
+        masked = images * F.interpolate(shown[:, None], images.shape[-2:], mode="nearest")
+        with torch.no_grad(), _precision(config):
+            regions_BHWD = model.regions(model(masked).fine_BHWC).float()
+        for (sample, candidate), regions_HWD in zip(batch, regions_BHWD, strict=True):
+            rows_ND = torch.stack([regions_HWD[y, x] for y, x, _ in candidate.patches])
+            fresh = distinct(rows_ND)
+            counts[candidate.finding]["same"] += len(rows_ND) - len(fresh)
+            counts[candidate.finding]["rows"] += len(fresh)
+            yield rows_ND[fresh], [_region(sample, candidate, i) for i in fresh]
+
+
+def distinct(rows_ND: Tensor) -> list[int]:
+    """Positions of the rows that are not the same (``SAME``) as an earlier kept one."""
+    unit_ND = F.normalize(rows_ND, dim=-1)
+    kept: list[int] = []
+    for i in range(len(unit_ND)):
+        if not kept or float((unit_ND[kept] @ unit_ND[i]).max()) < SAME:
+            kept.append(i)
+    return kept
+
+
+def _region(sample: Sample, candidate: Candidate, i: int) -> dict[str, Any]:
+    y, x, score = candidate.patches[i]
+    study = sample.study
+    return {
+        "key": study.key,
+        "group": study.group,
+        "split": study.split,
+        "findings": [candidate.finding],
+        "source": "region",
+        "box": [x, y, x + 1, y + 1],
+        "score": score,
+    }
+
+
+def _token(name: str) -> dict[str, Any]:
+    return {"key": "", "group": "", "split": "train", "findings": [name], "source": "disease_token"}
+
+
+def _read(data: Path, rows: list[int], label: str) -> Iterator[Sample]:
+    """The train samples at these ascending index rows."""
+    wanted = set(rows)
+    samples = (sample for row, sample in enumerate(read(data, "train")) if row in wanted)
+    return track(samples, label, len(rows))
+
+
+def _precision(config: Config) -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.stage1.dtype == "bfloat16")
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch

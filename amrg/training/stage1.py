@@ -1,0 +1,265 @@
+"""Stage 1: train the disease classifier, choose thresholds on validation, score the test split once.
+
+Where the encoder has a frozen stem, its output is computed once for every film (and its augmented copies) and cached;
+else films are streamed from the shards and augmented as they come.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amrg.config import Config
+from amrg.data.labels import FINDINGS
+from amrg.data.stream import Sample, Stream, count, read, studies
+from amrg.errors import UserError
+from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.vision import to_images
+from amrg.progress import say, track
+from amrg.training import engine
+from amrg.training.augment import augment
+from amrg.training.classification import (
+    choose_thresholds,
+    mean_auroc,
+    multilabel_loss,
+    positive_weights,
+    score_table,
+    targets,
+)
+from amrg.training.ds_config import Optimisation
+from amrg.training.features import FeatureCache
+from amrg.training.loop import fit
+
+#: A class counts in the mean AUROC of a split with at least so many positives there.
+LEAST_POSITIVES = 10
+_BATCH = 32  # films computed at a time where nothing depends on it
+
+
+def train_stage1(config: Config, data: Path, folder: Path) -> None:
+    """Train on ``data``; the epoch with the best mean AUROC on validation is kept.
+
+    Args:
+        config: ``vision``, ``stage1`` and ``seed`` are read.
+        data: a data artefact.
+        folder: receives ``model/`` (``DiseaseClassifier.save_pretrained``), ``thresholds.json`` (probabilities),
+            ``scores.json`` and ``curves.jsonl``; a run that was interrupted goes on from what lies there.
+    """
+    engine.start()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = DiseaseClassifier(config.vision).to(engine.device())
+    films = (_CachedFilms if model.encoder.frozen_stem else _StreamedFilms)(config, data, folder, model)
+    weight_K = positive_weights(films.targets["train"]).to(engine.device())
+    _start_biases(model, films.targets["train"])
+
+    def loss(model: DiseaseClassifier, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        inputs, targets_BK = (tensor.to(engine.device()) for tensor in batch)
+        out = films.predict(model, inputs)
+        query_loss = multilabel_loss(out.logits_BK, targets_BK, weight_K)
+        cam_loss = multilabel_loss(out.cam_logits_BK, targets_BK, weight_K)
+        return query_loss + cam_loss, {"query_loss": query_loss.detach(), "cam_loss": cam_loss.detach()}
+
+    def validate(model: DiseaseClassifier) -> dict[str, float]:
+        scores_NK, targets_NK = films.scores(model, "val"), films.targets["val"].numpy()
+        table = score_table(scores_NK, targets_NK, choose_thresholds(scores_NK, targets_NK))
+        found = [mean_auroc(table, FINDINGS, least) for least in (LEAST_POSITIVES, 1)]
+        return {"val_auroc": next((value for value in found if value is not None), 0.5)}
+
+    ours = config.stage1
+    optimisation = Optimisation(
+        "stage1",
+        ours.epochs,
+        ours.batch_size,
+        ours.lr,
+        ours.weight_decay,
+        ours.warmup_fraction,
+        ours.clip,
+        ours.dtype,
+    )
+    fit(
+        model,
+        loss,
+        films.batches,
+        films.steps_per_epoch,
+        optimisation,
+        validate,
+        ("val_auroc", True),
+        folder,
+        config.seed,
+    )
+    with engine.gathered(model), torch.no_grad(), engine.precision(ours.dtype):
+        model.eval()
+        probabilities = {split: films.scores(model, split) for split in ("val", "test")}
+        if engine.rank() == 0:
+            model.save_pretrained(folder / "model")
+            _write_scores(probabilities, {split: films.targets[split].numpy() for split in probabilities}, folder)
+            films.close()
+    engine.barrier()
+
+
+def _start_biases(model: DiseaseClassifier, targets_NK: Tensor) -> None:
+    """Both heads start at the (weighted) frequency of each label, not at 1/2."""
+    weight_K = positive_weights(targets_NK)
+    positive_K, negative_K = (targets_NK == 1).sum(0) * weight_K, (targets_NK == 0).sum(0)
+    with torch.no_grad():
+        for bias_K in (model.query_bias_K, model.cam_head.linear.bias):
+            bias_K.copy_(torch.log((positive_K + 1) / (negative_K + 1)))
+
+
+def _write_scores(probabilities: dict[str, np.ndarray], truth: dict[str, np.ndarray], folder: Path) -> None:
+    """Thresholds from validation; per class and mean scores of both splits at these."""
+    thresholds = choose_thresholds(probabilities["val"], truth["val"])
+    scores = {}
+    for split, probabilities_NK in probabilities.items():
+        table = score_table(probabilities_NK, truth[split], thresholds)
+        mean = mean_auroc(table, FINDINGS, LEAST_POSITIVES)
+        scores[split] = {"mean_auroc": mean, "least_positives": LEAST_POSITIVES, "per_label": table}
+        shown = f"{mean:.3f}" if mean is not None else "none has so many"
+        say(f"{split}: mean AUROC of the findings with at least {LEAST_POSITIVES} positives: {shown}")
+    for name, content in (("thresholds", thresholds), ("scores", scores)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+class _Films:
+    """Films and targets of the three splits, as the two kinds of encoders want them."""
+
+    steps_per_epoch: int
+
+    def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
+        self.config, self.data = config, data
+        ours = config.stage1
+        self.targets = {
+            split: targets(studies(data, split), ours.uncertain, ours.blank) for split in ("train", "val", "test")
+        }
+
+    def predict(self, model: DiseaseClassifier, inputs: Tensor) -> Any:
+        """``Stage1Output`` of a batch of inputs as ``batches`` yields them."""
+        raise NotImplementedError
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's (inputs, targets) of each global batch of the epoch, from batch ``start`` on."""
+        raise NotImplementedError
+
+    def inputs(self, split: str) -> Iterator[Tensor]:
+        """Inputs of a split in index order, without augmentation, batch by batch."""
+        raise NotImplementedError
+
+    def scores(self, model: DiseaseClassifier, split: str) -> np.ndarray:
+        """Probabilities [N, K] of a split, on every rank; the ranks take turns in the batches."""
+        mine = []
+        for number, inputs in enumerate(self.inputs(split)):
+            if number % engine.world_size() == engine.rank():
+                out = self.predict(model, inputs.to(engine.device()))
+                mine.append((number, out.scores_BK.double().sigmoid().cpu().numpy()))
+        return np.concatenate([part for _, part in sorted(engine.gather_lists(mine), key=lambda item: item[0])])
+
+    def close(self) -> None:
+        """Remove what was only needed for training."""
+
+
+class _CachedFilms(_Films):
+    """Inputs are the frozen stem's output, from a cache beside the outputs."""
+
+    def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
+        super().__init__(config, data, folder, model)
+        self.folder = folder / "features"
+        size, batch = len(self.targets["train"]), config.stage1.batch_size
+        self.steps_per_epoch = size // batch
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"the split `train` has {size} studies, less than one batch of {batch}: lower the batch size"
+            )
+        self.copies = config.stage1.augmented_copies
+        with torch.no_grad():
+            shape = model.encoder.stem(
+                torch.zeros(1, 3, *[config.vision.image_size] * 2, device=engine.device())
+            ).shape[1:]
+        if engine.rank() == 0:
+            for split in self.targets:
+                for copy in range(self.copies if split == "train" else 1):
+                    self._fill(model, split, copy, shape)
+        engine.barrier()
+        self.caches = {
+            split: [self._cache(split, copy, shape) for copy in range(self.copies if split == "train" else 1)]
+            for split in self.targets
+        }
+
+    def _cache(self, split: str, copy: int, shape: torch.Size) -> FeatureCache:
+        return FeatureCache(self.folder / f"{split}-{copy}.bin", len(self.targets[split]), shape)
+
+    def _fill(self, model: DiseaseClassifier, split: str, copy: int, shape: torch.Size) -> None:
+        cache = self._cache(split, copy, shape)
+        if cache.done < len(cache):
+            films = _batched(islice(read(self.data, split), cache.done, None), _BATCH)
+            cache.fill(self._stem(model, films, split, copy, cache.done))
+
+    def _stem(self, model: DiseaseClassifier, films: Any, split: str, copy: int, start: int) -> Iterator[Tensor]:
+        total = len(range(0, len(self.targets[split]), _BATCH))
+        label = f"stage1: frozen features of {split}, copy {copy + 1}"
+        for number, samples in enumerate(track(films, label, total, start // _BATCH), start // _BATCH):
+            images = to_images([sample.views[0] for sample in samples], self.config.vision.image_size)
+            if split == "train":
+                images = augment(images, _generator(self.config.seed, copy, number))
+            with torch.no_grad(), engine.precision(self.config.stage1.dtype):
+                yield model.encoder.stem(images.to(engine.device())).cpu()
+
+    def predict(self, model: DiseaseClassifier, inputs: Tensor) -> Any:
+        return model.from_stem(inputs.float())
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = _generator(self.config.seed, epoch)
+        order = torch.randperm(len(self.targets["train"]), generator=generator)
+        copy_of = torch.randint(self.copies, order.shape, generator=generator)
+        size = self.config.stage1.batch_size
+        for step in range(start, self.steps_per_epoch):
+            rows = order[step * size : (step + 1) * size][engine.rank() :: engine.world_size()]
+            inputs = torch.stack([self.caches["train"][copy_of[row]].rows_N[row] for row in rows])
+            yield inputs, self.targets["train"][rows]
+
+    def inputs(self, split: str) -> Iterator[Tensor]:
+        (cache,) = self.caches[split]
+        yield from cache[:].split(_BATCH)
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+class _StreamedFilms(_Films):
+    """Inputs are images, read from the shards as they are needed."""
+
+    def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
+        super().__init__(config, data, folder, model)
+        size = config.stage1.batch_size
+        self.stream = Stream(data, "train", size, config.seed, engine.rank(), engine.world_size())
+        self.steps_per_epoch = self.stream.steps_per_epoch
+
+    def predict(self, model: DiseaseClassifier, inputs: Tensor) -> Any:
+        return model(inputs)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        ours = self.config.stage1
+        for step, samples in enumerate(self.stream.epoch(epoch, start), start):
+            images = to_images([sample.views[0] for sample in samples], self.config.vision.image_size)
+            images = augment(images, _generator(self.config.seed, epoch, step, engine.rank()))
+            yield images, targets([sample.study for sample in samples], ours.uncertain, ours.blank)
+
+    def inputs(self, split: str) -> Iterator[Tensor]:
+        for samples in _batched(track(read(self.data, split), f"films of {split}", count(self.data, split)), _BATCH):
+            yield to_images([sample.views[0] for sample in samples], self.config.vision.image_size)
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    iterator = iter(samples)
+    while batch := list(islice(iterator, size)):
+        yield batch
