@@ -1,7 +1,7 @@
 """Cleaning of report text by named, versioned rules.
 
-De-identification left ``XXXX`` (Open-i) or ``___`` (MIMIC-CXR) where words were. A phrase or word is taken out where the
-sentence reads on without it; otherwise the whole sentence goes.
+De-identification left ``XXXX`` (Open-i) or ``___`` (MIMIC-CXR) where words were. A phrase or word is taken out where
+the sentence reads on without it; otherwise the whole sentence goes.
 """
 
 import re

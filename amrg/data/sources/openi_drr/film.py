@@ -13,6 +13,7 @@ from amrg.data.sources.openi_drr.lesions import Site
 from amrg.data.sources.openi_drr.projection import Pose
 
 _PAIRED = {"effusion", "blunted angle"}  # without a side in the report, both lungs at times
+_HEARTS = {"cardiomegaly", "large heart?"}
 _PARENCHYMA = {"consolidation", "pneumonia", "atelectasis"}
 
 
@@ -24,8 +25,9 @@ def render(findings: tuple[Finding, ...], seed: tuple[int, ...], size: int) -> t
     """
     patient, places, exposure = (np.random.default_rng((*seed, part)) for part in range(3))
     canvas = Canvas(load(), places, _posed(projection.draw_pose(patient), findings, places))
-    if not any(finding.kind in ("cardiomegaly", "large heart?") for finding in findings):
-        lesions.habitus_heart(canvas, patient.uniform(0, 4))
+    usual_heart = patient.uniform(0, 4)
+    if not any(finding.kind in _HEARTS for finding in findings):
+        lesions.habitus_heart(canvas, usual_heart)
     drawn = _paint_all(canvas, findings)
     path = canvas.paths() + patient.uniform(0.65, 1.05) * canvas.bones()
     path += _habitus(canvas, patient) + drawn
@@ -65,7 +67,7 @@ def _paint_all(canvas: Canvas, findings: tuple[Finding, ...]) -> np.ndarray:
             drawn += devices.draw(canvas, finding.device, _side(canvas, finding, finding.device == "pacemaker")[0])
         elif finding.kind == "edema":
             lesions.edema(canvas, finding.severity, labels)
-        elif finding.kind in ("cardiomegaly", "large heart?"):
+        elif finding.kind in _HEARTS:
             lesions.cardiomegaly(canvas, finding.severity - (finding.kind == "large heart?"), labels)
         else:
             for side in _side(canvas, finding):
