@@ -85,9 +85,10 @@ def _find(name: str) -> str:
 
 def save_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save what training could change: the whole model, or the LoRA adapter alone; with the tokenizer."""
-    if any(parameter.requires_grad for parameter in model.parameters()):
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with _quiet():
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def load_decoder(config: DecoderConfig, folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:

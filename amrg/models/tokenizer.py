@@ -16,7 +16,7 @@ def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokeni
 
     Args:
         reports: texts of the **train** split.
-        vocab_size: number of tokens, 256 bytes and 4 special ones among them; fewer where the texts give fewer.
+        vocab_size: number of tokens, 4 special ones among them; fewer where the texts give fewer.
 
     Raises:
         UserError: the size leaves no room for the characters of the texts, or there are no texts.
@@ -30,7 +30,6 @@ def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokeni
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             character_coverage=1.0,
-            byte_fallback=True,  # nothing is ever unknown
             num_threads=1,
             minloglevel=2,
             unk_id=0,

@@ -174,9 +174,8 @@ class Engine:
         for name, parameter in _trainable(self.model):
             full = safe_get_full_fp32_param(parameter)
             result[name] = _copy(parameter if full is None else full)
-        names = {name for name, _ in self.model.named_parameters()}
-        buffers = {name: _copy(value) for name, value in self.model.state_dict().items() if name not in names}
-        return result | buffers
+        kept = self.model.state_dict().keys()
+        return result | {name: _copy(value) for name, value in self.model.named_buffers() if name in kept}
 
     def moments(self) -> dict[str, Tensor]:
         """Full optimiser moments (CPU) by ``<weight>.<moment>``. Every rank must call this."""

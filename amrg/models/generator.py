@@ -1,0 +1,268 @@
+"""The report generator: stage 1's vision, two Hopfield memories over the banks, and a causal language model.
+
+The language model reads ``[before ; visual tokens ; queries ; visual memory ; report memory ; after ; report]``, where
+*before* and *after* are the prompt on either side of ``{image}``.
+
+Shape legend: B studies, M films, N visual tokens, Q = 14 queries, D query width, E width of the language model,
+P positions of the streams, T report tokens, K top rows.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
+from amrg.errors import UserError
+from amrg.models.association import Bank
+from amrg.models.decoder import load_decoder, save_decoder
+from amrg.models.hopfield import HopfieldMemory
+from amrg.models.stage1 import DiseaseClassifier
+
+IMAGE = "{image}"
+IGNORED = -100  # target of a position that the loss leaves out
+WEIGHTS = "model.safetensors"
+
+
+class ReportGenerator(nn.Module):
+    """See the module's docstring; build with the parts, or with ``from_pretrained``.
+
+    Args:
+        stage1: the classifier; its parameters are trained where they require gradients.
+        decoder: a causal LM of transformers (or peft around one).
+        tokenizer: of the decoder.
+        banks: the visual and the report bank, normalised; rows are buffers, never parameters, never saved here.
+        memory: settings of both Hopfield memories.
+        settings: streams and prompt.
+    """
+
+    def __init__(
+        self,
+        stage1: DiseaseClassifier,
+        decoder: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        banks: tuple[Bank, Bank],
+        memory: MemoryConfig,
+        settings: DecoderConfig,
+    ) -> None:
+        super().__init__()
+        if settings.prompt.count(IMAGE) != 1:
+            raise UserError(f"decoder.prompt must contain {IMAGE} once: that is where the image goes")
+        if not (
+            settings.use_visual or settings.use_queries or settings.use_visual_memory or settings.use_report_memory
+        ):
+            raise UserError("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
+        self.stage1, self.decoder, self.tokenizer = stage1, decoder, tokenizer
+        self.memory_config, self.settings = memory, settings
+        dim, width = stage1.config.query_dim, decoder.get_input_embeddings().embedding_dim
+        self.visual_memory = _memory(memory, dim, banks[0]) if settings.use_visual_memory else None
+        self.report_memory = _memory(memory, dim, banks[1]) if settings.use_report_memory else None
+        self.projection = nn.Linear(dim, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(settings.dropout)
+        # Streams start with the size that the model's own embeddings have.
+        nn.init.constant_(self.norm.weight, float(decoder.get_input_embeddings().weight.detach().std()))
+        before, after = settings.prompt.split(IMAGE)
+        first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        self.before = first + tokenizer(before, add_special_tokens=False).input_ids
+        self.after = tokenizer(after, add_special_tokens=False).input_ids
+
+    def see(self, images_M3HW: Tensor, views: list[int]) -> tuple[Tensor, Tensor]:
+        """Films → visual tokens [B, N, D] and queries [B, Q, D]; the views of a study are averaged token by token.
+
+        Args:
+            images_M3HW: all films, in [0, 1], study after study.
+            views: number of films of each study.
+        """
+        seen = self.stage1(images_M3HW)
+        tokens = pool_tokens(seen.tokens_BND, self.settings.visual_tokens if self.settings.use_visual else 0)
+        return _average(tokens, views), _average(seen.queries_BQD, views)
+
+    @property
+    def seen_shape(self) -> tuple[int, int, int]:
+        """N, Q and D of what ``see`` returns."""
+        queries, dim = self.stage1.disease_queries.shape
+        grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
+        return pool_tokens(grid, self.settings.visual_tokens if self.settings.use_visual else 0).shape[1], queries, dim
+
+    def streams(self, tokens_BND: Tensor, queries_BQD: Tensor, group_B: Tensor) -> Tensor:
+        """What the language model sees of a study: [B, P, E].
+
+        Args:
+            tokens_BND: from ``see``.
+            queries_BQD: from ``see``; also the states that retrieve from both memories.
+            group_B: ``group_id`` of each study's patient; rows of that patient are invisible.
+        """
+        parts = [tokens_BND]
+        if self.settings.use_queries:
+            parts.append(queries_BQD)
+        if self.visual_memory is not None:
+            parts.append(self.visual_memory(queries_BQD, query_group=group_B))
+        if self.report_memory is not None:
+            parts.append(self.report_memory(queries_BQD, query_group=group_B))
+        return self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
+
+    def forward(self, tokens_BND: Tensor, queries_BQD: Tensor, group_B: Tensor, report_BT: Tensor) -> Tensor:
+        """The summed cross-entropy of each study's report tokens, [B].
+
+        Args:
+            tokens_BND, queries_BQD, group_B: as for ``streams``.
+            report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
+        """
+        prefix = self._prefix(self.streams(tokens_BND, queries_BQD, group_B))
+        report = self.decoder.get_input_embeddings()(report_BT.clamp(min=0))
+        logits = self.decoder(
+            inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
+            logits_to_keep=report_BT.shape[1] + 1,  # from the last prompt position on; padding follows, so no mask
+            use_cache=False,
+        ).logits[:, :-1]
+        losses = F.cross_entropy(logits.float().transpose(1, 2), report_BT, ignore_index=IGNORED, reduction="none")
+        return losses.sum(1)
+
+    @torch.no_grad()
+    def generate(
+        self, tokens_BND: Tensor, queries_BQD: Tensor, group_B: Tensor, decoding: GenerateConfig, synced: bool = False
+    ) -> list[str]:
+        """Write a report for each study.
+
+        Args:
+            tokens_BND, queries_BQD, group_B: as for ``streams``.
+            decoding: beams, lengths and penalties.
+            synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
+        """
+        prefix = self._prefix(self.streams(tokens_BND, queries_BQD, group_B))
+        written = self.decoder.generate(
+            inputs_embeds=prefix,
+            attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
+            do_sample=False,
+            num_beams=decoding.num_beams,
+            min_new_tokens=decoding.min_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
+            repetition_penalty=decoding.repetition_penalty,
+            length_penalty=decoding.length_penalty,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            synced_gpus=synced,
+        )
+        return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def retrieved(self, queries_BQD: Tensor, group_B: Tensor, count: int) -> list[dict[str, list[dict[str, Any]]]]:
+        """For each study and bank the rows that its queries retrieve most of.
+
+        Returns:
+            ``{"visual": [{"row", "weight"}, …], "report": …}`` a study, at most ``count`` rows, heaviest first; the
+            weight is the mean over queries and heads, so that all rows of a bank together weigh 1.
+        """
+        result: list[dict[str, list[dict[str, Any]]]] = [{"visual": [], "report": []} for _ in group_B]
+        for name, memory in (("visual", self.visual_memory), ("report", self.report_memory)):
+            if memory is not None:
+                top = memory.attribution(queries_BQD, query_group=group_B, top_k=count)
+                for study, weights_QK, rows_QK in zip(result, *top, strict=True):
+                    study[name] = _heaviest(weights_QK, rows_QK, count)
+        return result
+
+    def encode(self, report: str, max_tokens: int) -> list[int]:
+        """Token ids of a report, closed by the end token unless it was cut at ``max_tokens``."""
+        ids = self.tokenizer(report, add_special_tokens=False).input_ids
+        return ids[:max_tokens] if len(ids) > max_tokens else [*ids, self.tokenizer.eos_token_id]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` (all but the language model) and ``decoder/``.
+
+        Of the language model only what could change is written: everything, or a LoRA adapter, or nothing.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "model_type": "amrg_report_generator",
+            "memory": to_dict(self.memory_config),
+            "decoder": to_dict(self.settings),
+        }
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        self.stage1.save_pretrained(folder / "stage1")
+        save_file({name: value.contiguous() for name, value in self._own_state().items()}, folder / WEIGHTS)
+        save_decoder(self.decoder, self.tokenizer, folder / "decoder")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, banks: tuple[Bank, Bank]) -> Self:
+        """Read what ``save_pretrained`` wrote, with the banks it was trained with.
+
+        Raises:
+            UserError: the folder is something else, or the banks have rows of another length.
+        """
+        try:
+            content = json.loads((folder / "config.json").read_text())
+            memory = TypeAdapter(MemoryConfig).validate_python(content["memory"])
+            settings = TypeAdapter(DecoderConfig).validate_python(content["decoder"])
+            weights = load_file(folder / WEIGHTS)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{folder} is not a saved report generator ({type(error).__name__}): run `amrg stage2`"
+            ) from None
+        stage1 = DiseaseClassifier.from_pretrained(folder / "stage1")
+        model = cls(stage1, *load_decoder(settings, folder / "decoder"), banks, memory, settings)
+        try:
+            model.load_state_dict(weights, strict=False)
+        except RuntimeError:
+            raise UserError(f"{folder} was trained with other banks (their rows differ in length)") from None
+        assert model._own_state().keys() == weights.keys()
+        return model.eval()
+
+    def _own_state(self) -> dict[str, Tensor]:
+        return {n: v for n, v in self.state_dict().items() if not n.startswith(("decoder.", "stage1."))}
+
+    def _prefix(self, streams_BPE: Tensor) -> Tensor:
+        embed = self.decoder.get_input_embeddings()
+        ids = torch.tensor(self.before + self.after, device=streams_BPE.device)
+        prompt = embed(ids).to(streams_BPE.dtype).expand(len(streams_BPE), -1, -1)
+        cut = len(self.before)
+        return torch.cat([prompt[:, :cut], streams_BPE, prompt[:, cut:]], dim=1)
+
+
+def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
+    """Mean-pool a square grid of tokens to the largest square grid of at most ``most``; none for 0."""
+    if most == 0:
+        return tokens_BND[:, :0]
+    side = math.isqrt(tokens_BND.shape[1])
+    smaller = math.isqrt(most)
+    if side * side != tokens_BND.shape[1] or smaller >= side:
+        return tokens_BND
+    grid = tokens_BND.transpose(1, 2).unflatten(2, (side, side))
+    return F.adaptive_avg_pool2d(grid, smaller).flatten(2).transpose(1, 2)
+
+
+def _average(values_MND: Tensor, views: list[int]) -> Tensor:
+    return torch.stack([part.mean(0) for part in values_MND.split(views)])
+
+
+def _memory(config: MemoryConfig, dim: int, bank: Bank) -> HopfieldMemory:
+    memory = HopfieldMemory(
+        dim,
+        bank.rows.shape[1],
+        dim,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        beta=config.beta,
+        learn_beta=config.learn_beta,
+        update_steps=config.update_steps,
+        dropout=config.dropout,
+    )
+    memory.set_memory(bank.rows, group=bank.group, scale=bank.scale)
+    return memory
+
+
+def _heaviest(weights_QK: Tensor, rows_QK: Tensor, count: int) -> list[dict[str, Any]]:
+    """The rows with the largest sum of weights over the queries."""
+    sums: dict[int, float] = {}
+    for row, weight in zip(rows_QK.flatten().tolist(), weights_QK.flatten().tolist(), strict=True):
+        if row >= 0:
+            sums[row] = sums.get(row, 0.0) + weight / len(rows_QK)
+    first = sorted(sums.items(), key=lambda item: (-item[1], item[0]))[:count]
+    return [{"row": row, "weight": round(weight, 6)} for row, weight in first]

@@ -1,0 +1,82 @@
+"""Write a report for every study of a held-out split."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from amrg.config import Config
+from amrg.data.stream import count
+from amrg.errors import UserError
+from amrg.memory.bank import group_id
+from amrg.models.generator import ReportGenerator
+from amrg.progress import track
+from amrg.training import engine
+from amrg.training.seen import Seen
+from amrg.training.stage2 import MODEL, SCRATCH, open_banks, shares
+
+REPORTS = "reports.jsonl"
+TOP_ROWS = 5  # memory rows named for each study and bank
+
+
+def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path) -> None:
+    """Write ``reports.jsonl``: each study of ``config.generate.split`` once, in the order of their keys.
+
+    A line is ``{key, group, reference, generated, memory: {visual: [{row, weight}, …], report: […]}}``. Finished
+    batches are kept in ``scratch/`` while the work goes on, so that an interrupted run goes on from there.
+
+    Args:
+        config: ``generate`` is read.
+        data, banks, stage2: artefacts (stage 2's model has its own copy of stage 1's; ``stage1`` is not read).
+        folder: receives the file.
+
+    Raises:
+        UserError: the split is empty, or an artefact is not what it should be.
+    """
+    engine.start()
+    decoding = config.generate
+    if not count(data, decoding.split):
+        raise UserError(f"the split `{decoding.split}` of {data} has no studies to write reports for")
+    model = ReportGenerator.from_pretrained(stage2 / MODEL, open_banks(banks)).to(engine.device())
+    seen = Seen(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
+    parts = folder / SCRATCH / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    batches = list(shares(len(seen), decoding.batch_size))
+    done = len(list(parts.glob("*.json")))
+    for number in track(range(done, len(batches)), "writing reports", len(batches), done):
+        rows, counted = batches[number]
+        mine = _write(model, seen, rows, config)
+        lines = engine.gather_lists([line for line, one in zip(mine, counted.tolist(), strict=True) if one])
+        if engine.rank() == 0:
+            _replace(parts / f"{number:06d}.json", json.dumps(lines))
+        engine.barrier()
+    if engine.rank() == 0:
+        lines = sorted(
+            (line for path in sorted(parts.glob("*.json")) for line in json.loads(path.read_text())),
+            key=lambda line: line["key"],
+        )
+        assert [line["key"] for line in lines] == sorted(study.key for study in seen.studies)
+        _replace(folder / REPORTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    engine.barrier()
+
+
+def _write(model: ReportGenerator, seen: Seen, rows: torch.Tensor, config: Config) -> list[dict[str, object]]:
+    """The lines of some studies."""
+    tokens, queries = seen[rows]
+    studies = [seen.studies[row] for row in rows.tolist()]
+    group_B = torch.tensor([group_id(study.group) for study in studies], device=engine.device())
+    with torch.no_grad(), engine.precision(config.stage2.dtype):
+        texts = model.generate(tokens, queries, group_B, config.generate, synced=engine.world_size() > 1)
+    memory = model.retrieved(queries, group_B, TOP_ROWS)
+    return [
+        {"key": study.key, "group": study.group, "reference": study.report, "generated": text, "memory": top}
+        for study, text, top in zip(studies, texts, memory, strict=True)
+    ]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that it is never seen half written."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

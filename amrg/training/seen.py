@@ -1,0 +1,62 @@
+"""What stage 1 sees of each study, computed once: inputs of a stage 2 whose vision is frozen."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amrg.data.stream import Sample, read, studies
+from amrg.models.generator import ReportGenerator
+from amrg.models.vision import to_images
+from amrg.progress import track
+from amrg.training import engine
+from amrg.training.features import FeatureCache
+
+_BATCH = 32  # studies looked at together
+
+
+def look(model: ReportGenerator, samples: list[Sample]) -> tuple[Tensor, Tensor]:
+    """Visual tokens [B, N, D] and queries [B, Q, D] of samples, from their films."""
+    films = [film for sample in samples for film in sample.views]
+    images = to_images(films, model.stage1.config.image_size).to(engine.device())
+    return model.see(images, [len(sample.views) for sample in samples])
+
+
+class Seen:
+    """The studies of a split in index order, with their visual tokens and queries.
+
+    Args:
+        model: whose stage 1 looks, as it is now.
+        data: a data artefact.
+        split: of it.
+        folder: of the cache; rank 0 fills it (an interrupted filling goes on), the others wait.
+        dtype: ``bfloat16`` looks under autocast.
+    """
+
+    def __init__(self, model: ReportGenerator, data: Path, split: str, folder: Path, dtype: str) -> None:
+        self.studies = studies(data, split)
+        tokens, queries, dim = model.seen_shape
+        self._tokens = tokens
+        self._cache = FeatureCache(folder / split, len(self.studies), (tokens + queries, dim))
+        if engine.rank() == 0 and self._cache.done < len(self.studies):
+            with torch.no_grad(), engine.precision(dtype):
+                self._cache.fill(self._compute(model.eval(), data, split))
+        engine.barrier()
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, N, D] and queries [B, Q, D] of rows [B], float32, on this rank's device."""
+        both = self._cache[rows].float().to(engine.device())
+        return both[:, : self._tokens], both[:, self._tokens :]
+
+    def _compute(self, model: ReportGenerator, data: Path, split: str) -> Iterator[Tensor]:
+        done = self._cache.done
+        samples = itertools.islice(read(data, split), done, None)
+        batches = iter(lambda: list(itertools.islice(samples, _BATCH)), [])
+        total = -(-len(self) // _BATCH)
+        for batch in track(batches, f"stage 1 looks at {split}", total, done // _BATCH):
+            yield torch.cat(look(model, batch), dim=1).cpu()

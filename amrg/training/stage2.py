@@ -1,0 +1,215 @@
+"""Stage 2: train the report generator on the train reports; the epoch with the lowest validation loss is kept.
+
+With frozen vision, what stage 1 sees of each study is computed once and cached; else films are streamed.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amrg.config import Config
+from amrg.data.stream import Stream, count, read, studies
+from amrg.data.studies import Study
+from amrg.errors import UserError
+from amrg.memory.bank import MemoryBank, group_id
+from amrg.memory.building import REPORTS, VISUAL
+from amrg.models.association import Bank
+from amrg.models.decoder import build_decoder
+from amrg.models.generator import IGNORED, ReportGenerator
+from amrg.models.stage1 import DiseaseClassifier
+from amrg.training import engine
+from amrg.training.ds_config import Optimisation
+from amrg.training.loop import fit
+from amrg.training.seen import Seen, look
+
+MODEL = "model"
+SCRATCH = "scratch"  # removed when the artefact is whole
+
+#: Parts of the classifier that only its own loss reaches.
+_HEADS = ("query_weight_KD", "query_bias_K", "cam_head")
+
+
+def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: Path) -> None:
+    """Train on ``data`` from the classifier of ``stage1`` and the rows of ``banks``.
+
+    Args:
+        config: ``memory``, ``decoder``, ``stage2`` and ``seed`` are read.
+        data, stage1, banks: artefacts.
+        folder: receives ``model/`` (``ReportGenerator.save_pretrained``) and ``curves.jsonl``; a run that was
+            interrupted goes on from what lies there.
+
+    Raises:
+        UserError: the train split has less than one batch, the decoder cannot be had, or the loss is not finite.
+    """
+    engine.start()
+    ours = config.stage2
+    model = build_generator(config, data, stage1, banks).to(engine.device())
+    source = (_Streamed if ours.train_vision else _Cached)(config, model, data, folder / SCRATCH)
+    fit(
+        model,
+        loss,
+        source.batches,
+        source.steps_per_epoch,
+        Optimisation(
+            section="stage2",
+            epochs=ours.epochs,
+            batch_size=ours.batch_size,
+            lr=ours.lr,
+            min_lr=ours.min_lr,
+            weight_decay=ours.weight_decay,
+            warmup_fraction=ours.warmup_fraction,
+            clip=ours.clip,
+            dtype=ours.dtype,
+            ds_config=ours.ds_config,
+        ),
+        source.validate,
+        ("val_loss", False),
+        folder,
+        config.seed,
+    )
+    with engine.gathered(model):
+        if engine.rank() == 0:
+            model.save_pretrained(folder / MODEL)
+    engine.barrier()
+
+
+def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
+    """The generator as training starts with it: a function of the artefacts, the configuration and its seed."""
+    classifier = DiseaseClassifier.from_pretrained(stage1 / "model")
+    if not config.stage2.train_vision:
+        classifier.requires_grad_(False)
+    for name, parameter in classifier.named_parameters():
+        if name.startswith(_HEADS):
+            parameter.requires_grad_(False)
+    reports = [study.report for study in studies(data, "train")]
+    decoder, tokenizer = build_decoder(config.decoder, reports, config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return ReportGenerator(classifier, decoder, tokenizer, open_banks(banks), config.memory, config.decoder)
+
+
+def open_banks(folder: Path) -> tuple[Bank, Bank]:
+    """The visual and the report bank of a banks artefact, in memory."""
+    visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
+    return Bank(visual.all().float(), None, visual.groups), Bank(reports.all().float(), None, reports.groups)
+
+
+def loss(model: ReportGenerator, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up)."""
+    tokens, queries = look(model, batch["samples"]) if "samples" in batch else (batch["tokens"], batch["queries"])
+    summed_B = model(tokens, queries, batch["group"], batch["report"])
+    return (summed_B * batch["weight"]).mean(), {}
+
+
+class _Source:
+    """Batches of the train split and the loss on validation."""
+
+    steps_per_epoch: int
+
+    def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
+        self.model, self.data = model, data
+        self.seed, self.batch_size = config.seed, config.stage2.batch_size
+        self.max_tokens = config.stage2.max_report_tokens
+        for split in ("train", "val"):
+            if not count(data, split):
+                raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
+
+    def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        """This rank's part of each global batch of the epoch, from batch ``start`` on."""
+        raise NotImplementedError
+
+    def validation(self) -> Iterator[dict[str, Any]]:
+        """Batches of the validation split, each with this rank's share; equally many on every rank."""
+        raise NotImplementedError
+
+    def validate(self, model: ReportGenerator) -> dict[str, float]:
+        """Cross-entropy per report token over the validation split, and how widely the memories associate."""
+        sums = {"loss": 0.0, "tokens": 0.0}
+        for batch in self.validation():
+            summed, _ = loss(model, {**batch, "weight": batch["counts"]})
+            sums["loss"] += float(summed) * len(batch["counts"])
+            sums["tokens"] += float(((batch["report"] != IGNORED).sum(1) * batch["counts"]).sum())
+        mean = engine.mean_over_ranks(sums)
+        result = {"val_loss": mean["loss"] / mean["tokens"]}
+        for name, memory in (("visual", model.visual_memory), ("report", model.report_memory)):
+            if memory is not None:
+                result[f"{name}_perplexity"] = memory.metrics()["perplexity"]
+        return result
+
+    def pack(self, batch: list[Study]) -> dict[str, Tensor]:
+        """``group`` [B] and ``report`` [B, T] of studies, and ``counts`` [B] of ones."""
+        encoded = [torch.tensor(self.model.encode(study.report, self.max_tokens)) for study in batch]
+        report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
+        group_B = torch.tensor([group_id(study.group) for study in batch])
+        packed = {"report": report_BT, "group": group_B, "counts": torch.ones(len(batch))}
+        return {name: value.to(engine.device()) for name, value in packed.items()}
+
+    def weighted(self, packed: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With ``weight`` [B], so that the mean over samples and ranks is the mean over the global batch's tokens."""
+        mean = engine.mean_over_ranks({"tokens": float((packed["report"] != IGNORED).sum())})["tokens"]
+        return {**packed, "weight": packed["counts"] * len(packed["counts"]) / mean}
+
+
+class _Cached(_Source):
+    """Vision is frozen: tokens and queries come from a cache."""
+
+    def __init__(self, config: Config, model: ReportGenerator, data: Path, folder: Path) -> None:
+        super().__init__(config, model, data)
+        self.train, self.val = (Seen(model, data, s, folder, config.stage2.dtype) for s in ("train", "val"))
+        self.steps_per_epoch = len(self.train) // self.batch_size
+        if not self.steps_per_epoch or self.batch_size % engine.world_size():
+            raise UserError(
+                f"stage2.batch_size {self.batch_size} does not fit {len(self.train)} train studies on "
+                f"{engine.world_size()} ranks: take a multiple of the ranks, at most the studies"
+            )
+
+    def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        order = torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(len(self.train)))
+        for step in range(start, self.steps_per_epoch):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self.weighted(self._batch(self.train, rows[engine.rank() :: engine.world_size()]))
+
+    def validation(self) -> Iterator[dict[str, Any]]:
+        for rows, counted in shares(len(self.val), self.batch_size):
+            yield self._batch(self.val, rows) | {"counts": counted.to(engine.device())}
+
+    def _batch(self, seen: Seen, rows: Tensor) -> dict[str, Any]:
+        tokens, queries = seen[rows]
+        return {"tokens": tokens, "queries": queries} | self.pack([seen.studies[row] for row in rows.tolist()])
+
+
+class _Streamed(_Source):
+    """Vision is trained: films come from the shards."""
+
+    def __init__(self, config: Config, model: ReportGenerator, data: Path, folder: Path) -> None:
+        super().__init__(config, model, data)
+        self._stream = Stream(data, "train", self.batch_size, self.seed, engine.rank(), engine.world_size())
+        self.steps_per_epoch = self._stream.steps_per_epoch
+
+    def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        for samples in self._stream.epoch(epoch, start):
+            yield {"samples": samples} | self.weighted(self.pack([sample.study for sample in samples]))
+
+    def validation(self) -> Iterator[dict[str, Any]]:
+        samples = list(read(self.data, "val"))
+        for rows, counted in shares(len(samples), self.batch_size):
+            mine = [samples[row] for row in rows.tolist()]
+            packed = self.pack([sample.study for sample in mine])
+            yield {"samples": mine} | packed | {"counts": counted.to(engine.device())}
+
+
+def shares(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's rows of each batch of 0 … total - 1, and 1 for a row that counts, 0 for one that only fills up.
+
+    Every rank gets equally many batches of equal size, as collectives inside the model need.
+    """
+    world = engine.world_size()
+    for start in range(0, total, batch_size):
+        rows = torch.arange(start, min(start + batch_size, total))
+        padded = torch.cat([rows, rows[:1].expand(-len(rows) % world)])
+        counts = (torch.arange(len(padded)) < len(rows)).float()
+        yield padded[engine.rank() :: world], counts[engine.rank() :: world]

@@ -1,0 +1,24 @@
+"""The step `stage2` on as many ranks as a launcher starts: deepspeed, torchrun or plain python.
+
+deepspeed launchers/stage2.py [CONFIG] [--ds_config zero3.json] [--section.key VALUE ...]
+"""
+
+import argparse
+
+from amrg.cli import parse, run_cli
+from amrg.pipeline import run_step
+
+
+def main() -> None:
+    """The same step, configuration and artefact as `amrg stage2`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--local_rank", "--local-rank", help="given by launchers; LOCAL_RANK says the same")
+    parser.add_argument("--ds_config", "--ds-config")
+    ours, arguments = parser.parse_known_args()
+    if ours.ds_config:
+        arguments += ["--stage2.ds_config", ours.ds_config]
+    run_cli(lambda: run_step("stage2", parse(arguments, "launchers/stage2.py")))
+
+
+if __name__ == "__main__":
+    main()
