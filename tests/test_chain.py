@@ -1,0 +1,111 @@
+"""The whole chain on a few real studies, as a user starts it; and killed at random moments, as a cluster would."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amrg.artifacts import MANIFEST, content_hash
+
+TINY = Path(__file__).parent / "tiny.yaml"
+KINDS = {"data", "stage1", "banks", "stage2", "reports", "scores"}
+
+
+def start(root, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "amrg.cli", *arguments, "--runs", str(root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(root, *arguments):
+    process = start(root, *arguments)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
+
+
+def artefacts(root):
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted((root / "tiny").glob(f"*/{MANIFEST}"))}
+
+
+def reports_of(root):
+    return [path.read_text() for path in (root / "tiny").glob("reports-*/reports.jsonl")][0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed")
+    return root, finish(root, "run", str(TINY))
+
+
+def test_the_chain_makes_every_artefact_and_says_where(undisturbed):
+    root, output = undisturbed
+    made = artefacts(root)
+    assert {manifest["kind"] for manifest in made.values()} == KINDS
+    for name, manifest in made.items():
+        assert manifest["content_hash"] == content_hash(root / "tiny" / name)
+        assert str(root) not in json.dumps(manifest)
+    assert not list((root / "tiny").glob("*.partial"))
+    assert "index.html" in output
+
+
+def test_each_test_study_is_reported_once_and_none_in_the_output(undisturbed):
+    root, output = undisturbed
+    rows = [json.loads(line) for line in reports_of(root).splitlines()]
+    assert len({row["key"] for row in rows}) == len(rows) == 8
+    assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
+    for row in rows:
+        assert row["reference"]
+        assert row["reference"] not in output
+
+
+def test_done_again_nothing_is_done(undisturbed):
+    root, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    output = finish(root, "run", str(TINY))
+    assert output.count("already made") == len(KINDS)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_changed_setting_reuses_what_it_does_not_touch(undisturbed):
+    root, _ = undisturbed
+    output = finish(root, "run", str(TINY), "--dry-run", "--generate.num-beams", "1")
+    states = [line.split(": ")[1] for line in output.splitlines()]
+    assert states == ["is there"] * 4 + ["would make", "would make a scores artefact, but not yet"]
+
+
+def test_inspect_and_verify(undisturbed):
+    root, _ = undisturbed
+    for path in sorted((root / "tiny").iterdir()):
+        shown = subprocess.run(
+            [sys.executable, "-m", "amrg.cli", "inspect", str(path), "--verify"], capture_output=True, text=True
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert "content hash verified" in shown.stdout
+        for row in reports_of(root).splitlines():
+            assert json.loads(row)["reference"] not in shown.stdout
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_hashes(undisturbed, tmp_path):
+    root, _ = undisturbed
+    chance = random.Random(0)
+    for _ in range(40):
+        process = start(tmp_path, "run", str(TINY))
+        try:
+            process.communicate(timeout=chance.uniform(8, 30))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            continue
+        assert process.returncode == 0
+        break
+    wanted = {name: manifest["content_hash"] for name, manifest in artefacts(root).items()}
+    assert {name: manifest["content_hash"] for name, manifest in artefacts(tmp_path).items()} == wanted
