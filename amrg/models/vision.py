@@ -13,6 +13,7 @@ Two kinds, by ``VisionConfig.encoder``:
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,9 +173,13 @@ def _wheel_weights(net: nn.Module, weights: str | None) -> dict[str, Tensor]:
     path = Path(weights) if weights else _wheel_file()
     if not path.is_file():
         raise UserError(f"no weights at {path}: correct vision.weights")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
     names, expected = list(net.state_dict()), list(net.state_dict().values())
-    if [tuple(t.shape) for t in stored.values()] != [tuple(t.shape) for t in expected]:
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        fits = [tuple(tensor.shape) for tensor in stored.values()] == [tuple(tensor.shape) for tensor in expected]
+    except (OSError, EOFError, RuntimeError, UnpicklingError, AttributeError):
+        fits = False
+    if not fits:
         raise UserError(f"{path} does not hold the weights of EfficientNet-lite0")
     return dict(zip(names, stored.values(), strict=True))
 
@@ -195,7 +200,8 @@ def _fold_batch_norms(net: nn.Module) -> None:
             if isinstance(child, nn.Conv2d):
                 convolution = name
             elif isinstance(child, nn.BatchNorm2d) and convolution:
-                setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), child))
+                folded = fuse_conv_bn_eval(getattr(module, convolution), child)
+                setattr(module, convolution, folded.requires_grad_(True))  # its bias comes from statistics
                 setattr(module, name, getattr(child, "act", nn.Identity()))
                 convolution = ""
 
