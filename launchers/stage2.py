@@ -17,7 +17,11 @@ def main() -> None:
     ours, arguments = parser.parse_known_args()
     if ours.ds_config:
         arguments += ["--stage2.ds_config", ours.ds_config]
-    run_cli(lambda: run_step("stage2", parse(arguments, "launchers/stage2.py")))
+
+    def action() -> None:
+        run_step("stage2", parse(arguments, "launchers/stage2.py"))
+
+    run_cli(action)
 
 
 if __name__ == "__main__":
