@@ -60,6 +60,7 @@ class Stage1Config:
     blank: Literal["ignore", "zeros", "ones"] = "zeros"
     class_weighting: bool = True
     augmented_copies: PositiveInt = 2  # augmented versions of each train film whose frozen features are cached
+    ds_config: str = "zero0.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
 
 
 @dataclass(frozen=True)

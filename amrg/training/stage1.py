@@ -81,6 +81,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         ours.warmup_fraction,
         ours.clip,
         ours.dtype,
+        ds_config=ours.ds_config,
     )
     fit(
         model,
