@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from amrg.artifacts import Artifact, open_artifact
@@ -57,9 +58,10 @@ def evaluate(
     chosen = pick(studies, config.evaluate.page_studies)
     rows = Banks(banks, [reports[i] for i in chosen])
 
-    model = DiseaseClassifier.from_pretrained(stage1 / "model")
-    test = view_test(model, data, split, config.banks.mining.method)
-    train = view_train(model, data, rows.films)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = DiseaseClassifier.from_pretrained(stage1 / "model").to(device)
+    test = view_test(model, data, split, config.banks.mining.method, config.stage1.dtype)
+    train = view_train(model, data, rows.films, config.stage1.dtype)
     texts = [r.text for r in reports]
     scores = {
         "format": FORMAT,

@@ -14,8 +14,8 @@ import torch
 from amrg.data.images import letterbox
 from amrg.data.stream import Sample, count, read
 from amrg.data.studies import Study
-from amrg.memory.cam import cam
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.memory.cam import activation_maps
+from amrg.models.stage1 import DiseaseClassifier, Stage1Output
 from amrg.models.vision import to_images
 from amrg.progress import track
 
@@ -61,34 +61,31 @@ class TrainView:
     wanted: dict[str, np.ndarray]
 
 
-def view_test(model: DiseaseClassifier, data: Path, split: str, method: str) -> TestView:
-    """Run the classifier and the activation-map ``method`` over a split."""
+def view_test(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestView:
+    """Run the classifier and the activation-map ``method`` over a split, in the precision it was trained in."""
     size = model.config.image_size
-    studies, films, masks, pooled, logits, maps = [], [], [], [], [], []
+    studies, films, masks, pooled, probabilities, maps = [], [], [], [], [], []
     for samples in _batches(track(read(data, split), f"films of {split}", count(data, split))):
         batch = _films(samples, size)
-        images = to_images(list(batch), size)
-        with torch.no_grad():
-            out = model(images)
-        maps.append(cam(model, images, method).numpy())
-        pooled.append(out.pooled_BD.float().numpy())
-        logits.append(out.scores_BK.float().numpy())
+        out = _see(model, batch, dtype)
+        maps.append(activation_maps(model.cam_head, out.fine_BHWC, method).cpu().numpy())
+        pooled.append(out.pooled_BD.float().cpu().numpy())
+        probabilities.append(out.scores_BK.double().sigmoid().cpu().numpy())
         films.append(batch)
         studies += [s.study for s in samples]
         masks += [{finding: letterbox(mask, size) for finding, mask in s.masks.items()} for s in samples]
-    probabilities = 1 / (1 + np.exp(-np.concatenate(logits)))
     return TestView(
         studies=studies,
         films=np.concatenate(films),
         masks=masks,
         pooled_SD=np.concatenate(pooled),
-        probabilities_SK=probabilities,
+        probabilities_SK=np.concatenate(probabilities),
         maps_SKhw=np.concatenate(maps),
         grid=model.encoder.grid,
     )
 
 
-def view_train(model: DiseaseClassifier, data: Path, wanted: set[str]) -> TrainView:
+def view_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: str) -> TrainView:
     """Pooled features of the first study of each train patient; the films of the ``wanted`` study keys are kept."""
     size = model.config.image_size
     studies: list[Study] = []
@@ -106,9 +103,9 @@ def view_train(model: DiseaseClassifier, data: Path, wanted: set[str]) -> TrainV
                 yield sample
 
     for samples in _batches(first_of_each()):
-        probe_films += list(_films(samples[: max(0, PROBE_FILMS - len(probe_films))], size))
-        with torch.no_grad():
-            pooled.append(model(to_images([s.views[0] for s in samples], size)).pooled_BD.float().numpy())
+        batch = _films(samples, size)
+        probe_films += list(batch[: max(0, PROBE_FILMS - len(probe_films))])
+        pooled.append(_see(model, batch, dtype).pooled_BD.float().cpu().numpy())
         studies += [s.study for s in samples]
     return TrainView(studies, np.concatenate(pooled), np.stack(probe_films), films)
 
@@ -120,4 +117,11 @@ def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 
 
 def _films(samples: list[Sample], size: int) -> np.ndarray:
-    return np.array([letterbox(s.views[0], size) for s in samples])
+    return np.stack([letterbox(s.views[0], size) for s in samples])
+
+
+def _see(model: DiseaseClassifier, films: np.ndarray, dtype: str) -> Stage1Output:
+    device = next(model.parameters()).device
+    images = to_images(list(films), films.shape[1]).to(device)
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        return model(images)

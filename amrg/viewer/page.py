@@ -12,7 +12,7 @@ from markupsafe import Markup
 from amrg.data.labels import LABELS
 from amrg.viewer.overlays import crop, film_url, heat_url, outline_url
 from amrg.viewer.plots import line_chart
-from amrg.viewer.table import METRICS, score_rows
+from amrg.viewer.table import score_rows, unavailable
 
 #: What every page says.
 ALWAYS = "Research software. Not for clinical use."
@@ -102,7 +102,7 @@ def render(page: Page) -> str:
         embedded=EMBEDDED if page.scores["source"] == "openi_drr" else None,
         score_heads=heads,
         score_rows=rows,
-        unavailable=_unavailable(page.scores),
+        unavailable=unavailable(page.scores),
         labels=LABELS,
         charts={stage: charts(rows) for stage, rows in page.curves.items()},
         contact=[(film_url(film, 168), caption) for film, caption in page.contact],
@@ -120,28 +120,17 @@ def number(value: float | int | None) -> str:
 
 
 def charts(rows: list[dict[str, Any]]) -> list[Markup]:
-    """One chart for each quantity; ``val_x`` is drawn into the chart of ``x``."""
+    """One chart for each quantity; ``train_x`` and ``val_x`` share the chart of ``x``."""
     names = sorted({name for row in rows for name, v in row.items() if isinstance(v, float)})
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name in names:
-        groups.setdefault(name.removeprefix("val_"), []).append(name)
-    return [
-        line_chart(
-            {_spoken(name): [(row["epoch"], row[name]) for row in rows if name in row] for name in members},
-            _spoken(title),
-        )
-        for title, members in groups.items()
-    ]
+        part, quantity = next(((p, name.removeprefix(p)) for p in _PARTS if name.startswith(p)), ("", name))
+        line = [(row["epoch"], row[name]) for row in rows if name in row]
+        groups.setdefault(quantity, {})[_PARTS.get(part, quantity.replace("_", " "))] = line
+    return [line_chart(lines, quantity.replace("_", " ")) for quantity, lines in groups.items()]
 
 
-def _spoken(name: str) -> str:
-    return name.replace("val_", "validation ").replace("_", " ")
-
-
-def _unavailable(scores: dict[str, Any]) -> list[str]:
-    """Reasons, once each, why a metric has no number."""
-    values = [(m, system["language"][m]) for system in scores["systems"].values() for m in METRICS]
-    return sorted({f"{name} {value}" for name, value in values if isinstance(value, str)})
+_PARTS = {"train_": "training", "val_": "validation"}
 
 
 def _study(study: SampleStudy) -> dict[str, Any]:

@@ -20,6 +20,9 @@ def line_chart(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x
         return Markup("")
     xs, ys = _ticks([p[0] for p in points], whole=True), _ticks([p[1] for p in points])
 
+    decimals = max(0, math.ceil(-math.log10(ys[1] - ys[0]) - 1e-9))
+    decimals += round((ys[1] - ys[0]) * 10**decimals, 6) % 1 > 0  # a step of 0.25 needs one more
+
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - xs[0]) / (xs[-1] - xs[0]) * (_WIDTH - _LEFT - _RIGHT)
         up = (y - ys[0]) / (ys[-1] - ys[0]) * (_HEIGHT - _TOP - _BOTTOM)
@@ -29,7 +32,7 @@ def line_chart(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x
     for y in ys:
         height = place(xs[0], y)[1]
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{height + 3.5}" text-anchor="end">{y:g}</text>')
+        parts.append(f'<text x="{_LEFT - 5}" y="{height + 3.5}" text-anchor="end">{y:.{decimals}f}</text>')
     for x in xs:
         parts.append(f'<text x="{place(x, ys[0])[0]}" y="{_HEIGHT - _BOTTOM + 14}" text-anchor="middle">{x:g}</text>')
     parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">{x_label}</text>')

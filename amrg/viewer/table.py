@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -15,13 +16,13 @@ def cell(score: dict[str, Any] | float | str | None) -> str:
         return score.split(":")[0]
     if isinstance(score, dict):
         low, high = score["interval"]
-        return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{score['value']:.3f} [{low:.3f} – {high:.3f}]"
     return f"{score:.3f}"
 
 
 def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Column heads and rows, one system each, the model first. Works on what ``scores.json`` holds."""
-    heads = ["", "clinical F1, 13 findings [95%]", "F1 macro", "F1, 5", *METRICS, "words"]
+    heads = ["", "clinical F1, 13 findings [95%]", "… macro", "… 5 findings", *METRICS, "words"]
     rows = []
     for name, system in scores["systems"].items():
         clinical, language = system["clinical"], system["language"]
@@ -41,11 +42,20 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def score_table(scores: dict[str, Any]) -> Table:
-    """The same as a table for the terminal."""
+    """The same on its side, for a terminal of 80 columns: one system in each column."""
     heads, rows = score_rows(scores)
-    table = Table(title=f"{scores['studies']} {scores['split']} studies", title_justify="left")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*row)
+    title = f"{scores['studies']} {scores['split']} studies"
+    reasons = "\n".join(unavailable(scores)) or None
+    table = Table(title=title, title_justify="left", caption=reasons, caption_justify="left", box=box.SIMPLE)
+    table.add_column("")
+    for system, *_ in rows:
+        table.add_column(system, justify="right", min_width=13)  # an interval on one line
+    for i, head in enumerate(heads[1:], start=1):
+        table.add_row(head, *(row[i].replace(" [", "\n").removesuffix("]") for row in rows))
     return table
+
+
+def unavailable(scores: dict[str, Any]) -> list[str]:
+    """Reasons, once each, why a metric has no number."""
+    values = [(m, system["language"][m]) for system in scores["systems"].values() for m in METRICS]
+    return sorted({f"{name} {value}" for name, value in values if isinstance(value, str)})

@@ -11,7 +11,7 @@ from made_up import page
 from PIL import Image
 
 from amrg.viewer.overlays import crop, heat_url, marked, outline_url
-from amrg.viewer.page import ALWAYS, EMBEDDED, render
+from amrg.viewer.page import ALWAYS, EMBEDDED, charts, render
 from amrg.viewer.plots import line_chart
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -124,6 +124,24 @@ def test_crop_stays_inside():
     assert crop(film, (0, 0, 1, 1), grid=14).shape == (28, 28)
     assert crop(film, (5, 6, 6, 7), grid=14)[0, 0] == film[70, 56]
     assert crop(film, (13, 13, 14, 14), grid=14).shape == (28, 28)
+
+
+def test_axis_numbers_tell_near_values_apart():
+    for low, high in ((133.9899, 133.9903), (0.0, 1.25), (1e-5, 9e-4), (0, 5000)):
+        svg = line_chart({"x": [(1, low), (2, high)]}, "x")
+        numbers = re.findall(r'text-anchor="end">([^<]+)<', svg)
+        assert len(set(numbers)) == len(numbers) >= 2
+        steps = np.diff([float(n) for n in numbers])
+        assert np.allclose(steps, steps[0], rtol=1e-6)
+        assert float(numbers[0]) <= low
+        assert float(numbers[-1]) >= high
+
+
+def test_training_and_validation_share_a_chart():
+    (chart,) = charts([{"epoch": 1, "train_loss": 2.0, "val_loss": 3.0}, {"epoch": 2, "train_loss": 1.0}])
+    assert chart.count("<polyline") == 2
+    assert "training" in chart
+    assert "validation" in chart
 
 
 def test_chart_places_points_by_value():
