@@ -1,0 +1,148 @@
+"""The evaluate step on small artefacts made by the real writers, without any training."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from amrg.artifacts import Recipe, build, open_artifact
+from amrg.config import Config, DataConfig, EvaluateConfig, VisionConfig
+from amrg.data.labels import LABELS
+from amrg.data.shards import prepare
+from amrg.data.stream import studies
+from amrg.data.studies import Films, Study
+from amrg.errors import UserError
+from amrg.evaluation.evaluate import evaluate
+from amrg.evaluation.showcase import pick, positives
+from amrg.memory.bank import BankWriter
+from amrg.memory.building import REPORTS, VISUAL
+from amrg.models.stage1 import DiseaseClassifier
+
+CONFIG = Config(
+    data=DataConfig(image_size=224, shard_size=8, workers=1),
+    vision=VisionConfig(embed_dim=32, depths=(1, 1), query_dim=32, qformer_layers=1, pretrained=False),
+    evaluate=EvaluateConfig(bootstrap=20, meteor=False, page_studies=3),
+)
+TEXTS = {
+    "Cardiomegaly": "The heart is enlarged. Lungs are clear.",
+    "Pleural Effusion": "Small left pleural effusion.",
+    None: "Heart size is normal. No effusion.",
+}
+
+
+class Blobs:
+    """12 train and 6 test studies in turn enlarged, effused, normal; a film is noise with a blob, a mask its place."""
+
+    def studies(self):
+        return [
+            Study(
+                f"{split}{i}", f"{split}-p{i}", split, text, dict.fromkeys(LABELS) | ({finding: 1.0} if finding else {})
+            )
+            for split, count in (("train", 12), ("val", 3), ("test", 6))
+            for i in range(count)
+            for finding, text in [list(TEXTS.items())[i % 3]]
+        ]
+
+    def films(self, study):
+        rng = np.random.default_rng(int.from_bytes(study.key.encode(), "big"))
+        mask = np.zeros((224, 224), bool)
+        y, x = rng.integers(30, 150, 2)
+        mask[y : y + 40, x : x + 40] = True
+        found = positives(study)
+        film = rng.integers(60, 120, (224, 224)) + 90 * mask * bool(found)
+        return Films([film.astype(np.uint8)], dict.fromkeys(found, mask))
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory):
+    """Path of each artefact by kind."""
+    root = tmp_path_factory.mktemp("runs")
+    made = {}
+
+    def make(kind, write, config=None):
+        recipe = Recipe(kind, 1, config or {}, dict(made), 0)
+        with build(root, recipe) as folder:
+            write(folder)
+        made[kind] = open_artifact(recipe.path(root), kind)
+
+    def stage1(folder):
+        torch.manual_seed(0)
+        DiseaseClassifier(CONFIG.vision).save_pretrained(folder / "model")
+        row = {"positives": 2, "negatives": 4, "auroc": 0.5, "f1": 0.5}
+        scores = {"test": {"mean_auroc": None, "per_label": dict.fromkeys(LABELS, row)}}
+        (folder / "scores.json").write_text(json.dumps(scores))
+        (folder / "curves.jsonl").write_text('{"epoch": 1, "train_loss": 1.0}\n')
+
+    def banks(folder):
+        known = {"key": "train0", "group": "train-p0", "split": "train"}
+        region = known | {"source": "region", "findings": ["Cardiomegaly"], "box": [3, 3, 4, 4]}
+        report = known | {"source": "report", "findings": [], "text": "A <b>stored</b> report."}
+        for name, row in ((VISUAL, region), (REPORTS, report)):
+            with BankWriter(folder / name, 8) as writer:
+                writer.add(torch.randn(2, 8), [row, row])
+
+    def reports(folder):
+        memory = {"visual": [{"row": 1, "weight": 0.7}], "report": [{"row": 0, "weight": 0.4}]}
+        lines = [
+            json.dumps({"key": s.key, "generated": s.report, "memory": memory})
+            for s in studies(made["data"].path, "test")
+        ]
+        (folder / "reports.jsonl").write_text("\n".join(lines) + "\n")
+
+    make("data", lambda folder: prepare(Blobs(), CONFIG.data, folder, 0))
+    make("stage1", stage1)
+    make("banks", banks)
+    make("stage2", lambda folder: (folder / "curves.jsonl").write_text('{"epoch": 1, "val_loss": 2.0}\n'))
+    make("reports", reports, {"split": "test", "num_beams": 3})
+    return {kind: artefact.path for kind, artefact in made.items()}
+
+
+def run(artefacts, folder, config=CONFIG):
+    folder.mkdir()
+    evaluate(config, *(artefacts[k] for k in ("data", "stage1", "banks", "stage2", "reports")), folder)
+    return json.loads((folder / "scores.json").read_text()), (folder / "index.html").read_text()
+
+
+def test_scores_page_and_table(artefacts, tmp_path, capsys):
+    scores, page = run(artefacts, tmp_path / "a")
+    assert scores["systems"]["model"]["clinical"]["micro_13"]["f1"] == 1.0  # it repeats the references
+    assert list(scores["systems"]) == ["model", "nearest neighbour", "most frequent normal", "random train report"]
+    assert scores["systems"]["most frequent normal"]["clinical"]["micro_13"]["f1"] == 0.0
+    assert set(scores["localisation"]) == {"Cardiomegaly", "Pleural Effusion"}
+    assert scores["mentions"]["Pleural Effusion"]["odds_ratio"] > 1
+    assert scores["settings"]["num_beams"] == 3
+    assert scores["inputs"]["banks"] == open_artifact(artefacts["banks"], "banks").hash
+    assert scores["probe"] is not None
+    assert "A &lt;b&gt;stored&lt;/b&gt; report." in page
+    assert page.count("<article>") == 3
+    printed = capsys.readouterr().out
+    assert "nearest" in printed
+    assert not any(text in printed for text in TEXTS.values())
+
+
+def test_same_bytes_again_and_no_probe_on_real_films(artefacts, tmp_path):
+    first, page = run(artefacts, tmp_path / "a")
+    assert run(artefacts, tmp_path / "b") == (first, page)
+    other = replace(CONFIG, data=replace(CONFIG.data, source="iu_xray"))
+    assert run(artefacts, tmp_path / "c", other)[0]["probe"] is None
+
+
+def test_reports_of_other_studies_are_refused(artefacts, tmp_path):
+    foreign = tmp_path / "reports"
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text((artefacts["reports"] / "manifest.json").read_text())
+    (foreign / "reports.jsonl").write_text('{"key": "other", "generated": ""}\n')
+    with pytest.raises(UserError, match="lacks 6 of 6 studies and has 1"):
+        run(artefacts | {"reports": foreign}, tmp_path / "a")
+    assert not list((tmp_path / "a").iterdir())
+    with pytest.raises(UserError, match="holds a stage1 artefact"):
+        run(artefacts | {"reports": artefacts["stage1"]}, tmp_path / "b")
+
+
+def test_pick_goes_round_the_findings():
+    chosen = [Blobs().studies()[12 + 3 + i] for i in pick(Blobs().studies()[15:], 3)]
+    assert [positives(s) for s in chosen] == [["Cardiomegaly"], ["Pleural Effusion"], []]
+    assert pick(Blobs().studies(), 100) == list(range(21))
+    assert pick([], 4) == []
