@@ -151,7 +151,8 @@ PSEUDO = (
     r" (?:change|increase|decrease|improvement|worsening|progression|enlargement of)s?(?: (?:in|of|from|to|since))?"
     r"|not (?:significantly |appreciably |substantially )?(?:changed|increased|decreased|improved|only|well"
     r"|completely|included)"
-    r"|no longer than|without (?:overt )?difficulty|may be (?:obtained|helpful|considered)|no comparison|no prior"
+    r"|no longer than|near(?:ly|-)?(?: complete(?:ly)?)? resol(?:ved|ution of)|without (?:overt )?difficulty"
+    r"|may be (?:obtained|helpful|considered)|no comparison|no prior"
 )
 
 PRE_NEGATION = (
@@ -174,7 +175,7 @@ PRE_UNCERTAIN = (
     r"|n)(?: for| of)?|suspected"
     r"|suggest(?:s|ing|ive|ed)?(?: of)?|equivocal|versus|vs|potential(?:ly)?|presumed|presumably|cannot be certain"
     r"|differential|alternatively|please correlate|correlat(?:e|ion)(?: clinically)?(?: as to| with| for)?"
-    r"|evaluat(?:e|ion) (?:for|of)"
+    r"|(?:eval|evaluate|evaluation|assess|assessment|sensitivity) (?:for|of|to detect)"
     r"|worrisome(?: for)?|consider(?:ation for)?|to exclude|(?:to|should) rule out|if"
 )
 POST_UNCERTAIN = (

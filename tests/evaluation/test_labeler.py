@@ -42,6 +42,8 @@ SENTENCES = [
     ("Widened mediastinum.", {"Enlarged Cardiomediastinum": P}),
     ("No pericardial effusion.", {"Pleural Effusion": None}),
     ("Right hydropneumothorax.", {"Pneumothorax": P, "Pleural Effusion": P}),
+    ("Nearly resolved right effusion.", {"Pleural Effusion": P}),
+    ("Sensitivity to detect a pneumothorax is diminished.", {"Pneumothorax": U}),
     ("Removal of the left chest tube.", {"Support Devices": N}),
     ("Left PICC line tip in the SVC.", {"Support Devices": P}),
     ("Sequela of prior granulomatous infection.", {"Pneumonia": None}),
