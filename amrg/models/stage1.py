@@ -100,15 +100,19 @@ class DiseaseClassifier(nn.Module):
         self.query_bias_K = nn.Parameter(torch.zeros(len(LABELS)))
         self.cam_head = PooledHead(self.encoder.fine_dim)
 
-    def forward(self, images_B3HW: Tensor) -> Stage1Output:
-        """Images [B, 3, H, W] in [0, 1] (``amrg.models.vision.to_images``) → ``Stage1Output``."""
-        return self.from_stem(self.encoder.stem(images_B3HW))
+    def forward(self, inputs: Tensor, cached: bool = False) -> Stage1Output:
+        """Images [B, 3, H, W] in [0, 1] (``to_images``) → ``Stage1Output``.
+
+        With ``cached``, ``inputs`` are what the encoder's frozen stem gave for the images. (It is an argument because
+        ZeRO-3 gathers a module's parameters where its ``forward`` is called, and only there.)
+        """
+        return self._from_features(self.encoder.trunk(inputs if cached else self.encoder.stem(inputs)))
 
     def from_stem(self, stem_out: Tensor) -> Stage1Output:
         """The same from the cached output of the encoder's frozen stem."""
-        return self.from_features(self.encoder.trunk(stem_out))
+        return self(stem_out, cached=True)
 
-    def from_features(self, features: VisionFeatures) -> Stage1Output:
+    def _from_features(self, features: VisionFeatures) -> Stage1Output:
         """Everything after the encoder."""
         fine_BHWC = self.fine_norm(features.fine_BHWC)
         tokens_BND = self.coarse_projection(self.coarse_norm(features.coarse_BHWC)).flatten(1, 2)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import Sample, Stream, count, read, studies
+from amrg.data.stream import Stream, count, read, studies
 from amrg.errors import UserError
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
@@ -35,6 +35,8 @@ from amrg.training.classification import (
 from amrg.training.ds_config import Optimisation
 from amrg.training.features import FeatureCache
 from amrg.training.loop import fit
+
+T = TypeVar("T")
 
 #: A class counts in the mean AUROC of a split with at least so many positives there.
 LEAST_POSITIVES = 10
@@ -152,12 +154,16 @@ class _Films:
         raise NotImplementedError
 
     def scores(self, model: DiseaseClassifier, split: str) -> np.ndarray:
-        """Probabilities [N, K] of a split, on every rank; the ranks take turns in the batches."""
-        mine = []
-        for number, inputs in enumerate(self.inputs(split)):
-            if number % engine.world_size() == engine.rank():
-                out = self.predict(model, inputs.to(engine.device()))
-                mine.append((number, out.scores_BK.double().sigmoid().cpu().numpy()))
+        """Probabilities [N, K] of a split, on every rank; the ranks take turns in the batches.
+
+        In the last round a rank without a batch repeats another's: under ZeRO-3 all must run equally often.
+        """
+        world, me = engine.world_size(), engine.rank()
+        mine: list[tuple[int, np.ndarray]] = []
+        for number, turn in enumerate(_batched(self.inputs(split), world)):
+            out = self.predict(model, turn[min(me, len(turn) - 1)].to(engine.device()))
+            if me < len(turn):
+                mine.append((number * world + me, out.scores_BK.double().sigmoid().cpu().numpy()))
         return np.concatenate([part for _, part in sorted(engine.gather_lists(mine), key=lambda item: item[0])])
 
     def close(self) -> None:
@@ -260,7 +266,7 @@ def _generator(*seeds: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def _batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    iterator = iter(samples)
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

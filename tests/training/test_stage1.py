@@ -1,0 +1,97 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.stream import read
+from amrg.errors import UserError
+from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.vision import to_images
+from amrg.training import checkpoint
+from amrg.training.classification import auroc
+from amrg.training.stage1 import train_stage1
+from tests.films import CONFIG, FINDING, SIZES, prepare_squares
+
+K = LABELS.index(FINDING)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare_squares(tmp_path_factory.mktemp("data"))
+
+
+def changed(**stage1):
+    return dataclasses.replace(CONFIG, stage1=dataclasses.replace(CONFIG.stage1, **stage1))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage1")
+    train_stage1(changed(epochs=6, lr=1e-3), data, folder)
+    return folder
+
+
+def test_what_it_leaves(trained):
+    assert {path.name for path in trained.iterdir()} == {
+        "model",
+        "thresholds.json",
+        "scores.json",
+        "curves.jsonl",
+        "checkpoints",
+        "logs",
+    }
+    rows = [json.loads(line) for line in (trained / "curves.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["train_loss"] == pytest.approx(rows[-1]["train_query_loss"] + rows[-1]["train_cam_loss"], rel=1e-5)
+
+
+def test_it_learns_and_its_scores_are_those_of_the_saved_model(trained, data):
+    model = DiseaseClassifier.from_pretrained(trained / "model")
+    scores, thresholds = (json.loads((trained / f"{name}.json").read_text()) for name in ("scores", "thresholds"))
+    assert list(thresholds) == list(LABELS)
+    assert thresholds["Edema"] == 1.0  # no positive to choose by: never called
+    for split in ("val", "test"):
+        samples = list(read(data, split))
+        with torch.no_grad():
+            found_N = model(to_images([s.views[0] for s in samples], 64)).scores_BK[:, K].sigmoid().numpy()
+        positive_N = np.array([s.study.labels[FINDING] == 1 for s in samples])
+        row = scores[split]["per_label"][FINDING]
+        assert row["positives"] == row["negatives"] == SIZES[split] / 2
+        assert row["auroc"] == pytest.approx(auroc(found_N, positive_N), abs=0.05)  # bfloat16 there, float32 here
+        assert row["auroc"] > 0.9
+        assert scores[split]["mean_auroc"] is None  # fewer than 10 positives
+        assert all(scores[split]["per_label"][name]["auroc"] is None for name in FINDINGS if name != FINDING)
+
+
+def test_interrupted_and_resumed_it_ends_in_the_same_bits(data, tmp_path, monkeypatch):
+    train_stage1(CONFIG, data, tmp_path / "whole")
+    save = checkpoint.save
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage1(CONFIG, data, tmp_path / "cut")
+    monkeypatch.undo()
+    train_stage1(CONFIG, data, tmp_path / "cut")
+    for name in ("model/model.safetensors", "scores.json", "thresholds.json", "curves.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_an_encoder_without_a_frozen_stem_streams_its_films(data, tmp_path):
+    vision = dataclasses.replace(CONFIG.vision, encoder="resnet18", pretrained=False)
+    train_stage1(dataclasses.replace(changed(epochs=1), vision=vision), data, tmp_path)
+    model = DiseaseClassifier.from_pretrained(tmp_path / "model")
+    assert model.config == vision
+    assert json.loads((tmp_path / "scores.json").read_text())["test"]["per_label"][FINDING]["auroc"] is not None
+
+
+def test_a_batch_larger_than_the_split(data, tmp_path):
+    with pytest.raises(UserError, match="24 studies, less than one batch of 32"):
+        train_stage1(changed(batch_size=32), data, tmp_path)
