@@ -1,14 +1,12 @@
-"""Cleaning of report text by named, versioned rules.
+"""Cleaning of report text by named rules.
 
 De-identification left ``XXXX`` (Open-i) or ``___`` (MIMIC-CXR) where words were. A phrase or word is taken out where
-the sentence reads on without it; otherwise the whole sentence goes.
+the sentence reads on without it; otherwise the whole sentence goes. A rule that returns something else than before asks
+for a new version of the ``prepare`` step, whose artefacts hold the cleaned texts.
 """
 
 import re
 from collections.abc import Callable
-
-#: Raised whenever a rule changes what it returns: part of the data artefact's identity.
-VERSION = 1
 
 _MASK = "XXXX"
 _VERBS = (

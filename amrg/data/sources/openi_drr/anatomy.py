@@ -37,8 +37,7 @@ LOBES = (
 _BONES = ("rib_", "vertebrae_", "scapula_", "clavicula_", "humerus_", "sternum", "costal")
 _VESSELS = ("heart", "aorta", "pulmonary_vein", "brachiocephalic", "subclavian", "carotid", "vena_cava", "atrial")
 _ABDOMEN = ("liver", "spleen", "stomach", "colon", "kidney")
-_LANDMARKS = ("heart", "aorta", "trachea", "superior_vena_cava", "vertebrae_T4", "vertebrae_T8", "stomach",
-              "clavicula_left", "clavicula_right", "sternum")  # fmt: skip
+_LANDMARKS = ("heart", "trachea", "superior_vena_cava", "vertebrae_T8", "stomach")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ class Canvas:
         anatomy: the healthy chest.
         rng: where every random choice of this patient comes from.
         pose: how the patient stands; lesions such as hyperinflation change it.
-        planes: additions in mm of water that are drawn in the plane [R, C] (wires, breasts).
     """
 
     anatomy: Anatomy

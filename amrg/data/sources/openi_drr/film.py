@@ -96,12 +96,9 @@ def _paint(canvas: Canvas, finding: Finding, side: str, labels: tuple[str, ...])
         lesions.interstitial(canvas, site, labels)
     elif finding.kind == "atelectasis":
         lesions.atelectasis(canvas, replace(site, zone=site.zone or "base"), labels)
-    elif finding.kind in ("nodule", "mass"):
+    elif finding.kind in ("nodule", "mass", "granuloma"):
         for _ in range(canvas.rng.integers(2, 5) if finding.several else 1):
-            lesions.nodule(canvas, site, labels, mass=finding.kind == "mass")
-    elif finding.kind == "granuloma":
-        for _ in range(canvas.rng.integers(2, 5) if finding.several else 1):
-            lesions.granuloma(canvas, site, labels)
+            lesions.round_lesion(canvas, site, labels, finding.kind)
     elif finding.kind == "effusion":
         pleura.effusion(canvas, side, finding.severity, labels)
     elif finding.kind == "blunted angle":

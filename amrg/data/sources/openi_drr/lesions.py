@@ -113,18 +113,14 @@ def atelectasis(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
         canvas.paint(box, np.minimum(alpha, 1) * (canvas.anatomy.lobe[box] > 0), labels)
 
 
-def nodule(canvas: Canvas, site: Site, labels: tuple[str, ...], mass: bool = False) -> None:
-    """A round soft-tissue lesion, slightly lobulated."""
-    radius = canvas.rng.uniform(16, 28) if mass else canvas.rng.uniform(7, 11) * (0.85 + 0.15 * site.severity)
-    _ball(canvas, site, labels, radius, 1.08, 0.10)
-
-
-def granuloma(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
-    """A small, sharply bounded, calcified nodule."""
-    _ball(canvas, site, labels, canvas.rng.uniform(4.0, 6.5), 2.6, 0.04)
-
-
-def _ball(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float, target: float, lobulation: float) -> None:
+def round_lesion(canvas: Canvas, site: Site, labels: tuple[str, ...], kind: str) -> None:
+    """A ``nodule`` or ``mass`` of soft tissue, slightly lobulated, or a small, sharp, calcified ``granuloma``."""
+    smallest, largest, target, lobulation = {
+        "nodule": (7.0, 11.0, 1.08, 0.10),
+        "mass": (16.0, 28.0, 1.08, 0.10),
+        "granuloma": (4.0, 6.5, 2.6, 0.04),
+    }[kind]
+    radius = canvas.rng.uniform(smallest, largest)
     center = place(canvas, site, radius + 3)
     box = canvas.box(center, (radius * 1.5,) * 3)
     y, r, c = canvas.offsets(box, center)
