@@ -3,7 +3,6 @@
 prepare → stage1 → banks → stage2 → generate → evaluate
 """
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from amrg.artifacts import Artifact, Recipe, build, find, open_artifact
-from amrg.config import Config, find_config, to_dict
+from amrg.config import Config, Stage1Config, Stage2Config, to_dict
 from amrg.errors import UserError
 from amrg.progress import say
+from amrg.training import ds_config
 
 
 @dataclass(frozen=True)
@@ -139,18 +139,22 @@ def _data_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
+def _stage1_settings(config: Config) -> dict[str, Any]:
+    return {"vision": to_dict(config.vision), "stage1": _with_engine(config.stage1)}
+
+
 def _stage2_settings(config: Config) -> dict[str, Any]:
-    stage2 = to_dict(config.stage2)
-    # The content, not the name: an edited DeepSpeed JSON is another run.
-    stage2["ds_config"] = json.loads(find_config(config.stage2.ds_config).read_text())
-    return {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder), "stage2": stage2}
+    return {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder), "stage2": _with_engine(config.stage2)}
+
+
+def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
+    """A stage's settings with the content of its DeepSpeed JSON, not the name: an edited file is another run."""
+    return {**to_dict(stage), "ds_config": ds_config.read(stage.ds_config)}
 
 
 STEPS: dict[str, Step] = {
     "prepare": Step("data", 1, _data_settings, (), _prepare),
-    "stage1": Step(
-        "stage1", 1, lambda c: {"vision": to_dict(c.vision), "stage1": to_dict(c.stage1)}, ("data",), _stage1
-    ),
+    "stage1": Step("stage1", 1, _stage1_settings, ("data",), _stage1),
     "banks": Step("banks", 1, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 1, _stage2_settings, ("data", "stage1", "banks"), _stage2),
     "generate": Step("reports", 1, lambda c: to_dict(c.generate), ("data", "stage1", "banks", "stage2"), _generate),
