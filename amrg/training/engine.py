@@ -228,9 +228,10 @@ class Engine:
         if flat is None:
             flat = [parameter for group in base.param_groups for parameter in group["params"]]
         for parameter in flat:
-            moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
             count = torch.tensor(float(step), device=parameter.device) if isinstance(base, torch.optim.AdamW) else step
-            base.state[parameter] = {"step": count, **moments}
+            # Moments that are there stay the same tensors: ZeRO 1 and 2 hold views of them.
+            moments = base.state.get(parameter) or {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+            base.state[parameter] = {**moments, "step": count}
         if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
             zero._lazy_init_hp_params_optimizer_state()
 

@@ -46,7 +46,7 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in steps(folder)]
 
 
-@pytest.mark.parametrize(("ranks", "config", "killed_after"), [(1, "zero0.json", 5), (2, "zero3.json", 7)])
+@pytest.mark.parametrize(("ranks", "config", "killed_after"), [(1, "zero1.json", 5), (2, "zero3.json", 7)])
 def test_killed_and_resumed_run_ends_in_the_same_bits(
     tmp_path: Path, ranks: int, config: str, killed_after: int
 ) -> None:
