@@ -37,4 +37,4 @@ def test_a_slow_loop_says_how_far_it_is_and_what_is_left(monkeypatch, capsys):
 
 def test_an_error_inside_the_loop_is_not_swallowed():
     with pytest.raises(ZeroDivisionError):
-        list(1 / item for item in progress.track([0], "failing"))
+        [1 / item for item in progress.track([0], "failing")]
