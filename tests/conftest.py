@@ -1,0 +1,92 @@
+"""Artefacts of the first three steps, made in a second from random films: for tests of what reads them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amrg.artifacts import build
+from amrg.config import Config, DataConfig, load
+from amrg.data.labels import LABELS
+from amrg.data.shards import prepare
+from amrg.data.stream import studies
+from amrg.data.studies import Films, Study
+from amrg.memory.bank import BankWriter
+from amrg.memory.building import REPORTS, VISUAL
+from amrg.models.stage1 import DiseaseClassifier
+from amrg.pipeline import recipe, root
+
+TINY = Path(__file__).parent / "tiny.yaml"
+SIZES = {"train": 16, "val": 3, "test": 5}
+
+
+class RandomSource:
+    """Noise with a report; every third study has two films."""
+
+    def studies(self) -> list[Study]:
+        return [
+            Study(f"{split}-{number}", f"patient-{split}-{number}", split, report(number), dict.fromkeys(LABELS))
+            for split, size in SIZES.items()
+            for number in range(size)
+        ]
+
+    def films(self, study: Study) -> Films:
+        number = int(study.key.split("-")[1])
+        generator = np.random.default_rng([len(study.split), number])
+        return Films([generator.integers(0, 256, (224, 224), np.uint8) for _ in range(1 + (number % 3 == 0))])
+
+
+def report(number: int) -> str:
+    lungs = ("The lungs are clear.", "There is a small left pleural effusion.", "Mild bibasilar atelectasis.")
+    return f"{lungs[number % 3]} Heart size is {'normal' if number % 2 else 'enlarged'}. No pneumothorax."
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """The folders and the configuration they were made with."""
+
+    config: Config
+    data: Path
+    stage1: Path
+    banks: Path
+
+
+def make_artefacts(folder: Path) -> Artefacts:
+    """The three artefacts at the places where the pipeline looks for them."""
+    config = load(str(TINY))
+    config = Config(**{**vars(config), "runs": str(folder)})
+    made = {}
+    for verb in ("prepare", "stage1", "banks"):
+        plan = recipe(verb, config)
+        with build(root(config), plan) as partial:
+            _MAKE[verb](config, made.get("prepare", partial), partial)
+        made[verb] = plan.path(root(config))
+    return Artefacts(config, made["prepare"], made["stage1"], made["banks"])
+
+
+def _data(config: Config, data: Path, partial: Path) -> None:
+    prepare(RandomSource(), DataConfig(shard_size=4, workers=1), partial, 0)
+
+
+def _stage1(config: Config, data: Path, partial: Path) -> None:
+    torch.manual_seed(0)
+    DiseaseClassifier(config.vision, pretrained=False).save_pretrained(partial / "model")
+
+
+def _banks(config: Config, data: Path, partial: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    train = studies(data, "train")
+    for name, dim, source in ((VISUAL, config.vision.query_dim, "region"), (REPORTS, 24, "report")):
+        with BankWriter(partial / name, dim) as writer:
+            origins = [{"key": s.key, "group": s.group, "split": s.split, "source": source} for s in train]
+            writer.add(torch.randn(len(train), dim, generator=generator), origins)
+
+
+_MAKE = {"prepare": _data, "stage1": _stage1, "banks": _banks}
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
+    return make_artefacts(tmp_path_factory.mktemp("artefacts"))

@@ -1,0 +1,168 @@
+"""The report generator against an independent computation, and the properties it must have."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, VisionConfig
+from amrg.errors import UserError
+from amrg.models.association import Bank, normalise_rows
+from amrg.models.decoder import build_decoder
+from amrg.models.generator import IGNORED, ReportGenerator, pool_tokens
+from amrg.models.stage1 import DiseaseClassifier
+
+REPORTS = ["The heart is large. Clear lungs.", "Small left effusion.", "Normal."]
+SETTINGS = DecoderConfig(
+    hidden_size=16, layers=2, heads=2, vocab_size=60, visual_tokens=4, prompt="Film {image}. Text:"
+)
+VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=8, qformer_layers=1, qformer_heads=2, image_size=64)
+DECODING = GenerateConfig(num_beams=2, max_new_tokens=6)
+
+
+def banks() -> tuple[Bank, Bank]:
+    generator = torch.Generator().manual_seed(7)
+    groups = torch.tensor([0, 0, 1, 1, 2, -1, 9])
+    return tuple(Bank(normalise_rows(torch.randn(7, dim, generator=generator)), None, groups) for dim in (8, 5))  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> DiseaseClassifier:
+    torch.manual_seed(0)
+    return DiseaseClassifier(VISION, pretrained=False).requires_grad_(False).eval()
+
+
+def build(classifier: DiseaseClassifier, **changes: object) -> ReportGenerator:
+    settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    torch.manual_seed(3)
+    parts = build_decoder(settings, REPORTS, 0)
+    model = ReportGenerator(classifier, *parts, banks(), MemoryConfig(heads=2, head_dim=4, beta=2.0), settings)
+    return model.eval()
+
+
+def inputs(model: ReportGenerator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    encoded = [torch.tensor(model.encode(report, 50)) for report in REPORTS]
+    report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
+    shapes = ((3, 4, 8), (3, 14, 8))
+    tokens, queries = (torch.randn(shape, generator=generator) for shape in shapes)
+    return tokens, queries, torch.tensor([0, 1, 2]), report_BT
+
+
+def test_loss_is_the_cross_entropy_of_the_report_tokens_alone(classifier: DiseaseClassifier) -> None:
+    """One study at a time, unpadded, with the labels of transformers' own loss."""
+    model = build(classifier)
+    tokens, queries, groups, report_BT = inputs(model)
+    found = model(tokens, queries, groups, report_BT)
+    embed = model.decoder.get_input_embeddings()
+    for i in range(3):
+        streams = model.streams(tokens[i : i + 1], queries[i : i + 1], groups[i : i + 1])
+        assert streams.shape == (1, 4 + 3 * 14, 16)
+        report = report_BT[i][report_BT[i] != IGNORED]
+        assert report[-1] == model.tokenizer.eos_token_id
+        before, after, text = (embed(torch.tensor(ids))[None] for ids in (model.before, model.after, report.tolist()))
+        whole = torch.cat([before, streams, after, text], dim=1)
+        labels = torch.full(whole.shape[:2], IGNORED)
+        labels[0, -len(report) :] = report
+        mean = model.decoder(inputs_embeds=whole, labels=labels).loss
+        torch.testing.assert_close(found[i], mean * len(report), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_reach_what_is_trained_and_nothing_else(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    model(*inputs(model)).sum().backward()
+    names = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    for part in ("projection", "norm", "visual_memory.q_proj", "report_memory.out_proj", "decoder"):
+        assert any(name.startswith(part) for name in names), part
+    assert not any(name.startswith("stage1") for name in names)
+    assert not any("memory.memory" in name for name in (*dict(model.named_parameters()), *model.state_dict()))
+
+
+def test_rows_of_the_patient_are_invisible(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    tokens, queries, groups, _ = inputs(model)
+    before = model.streams(tokens, queries, groups)
+    for memory in (model.visual_memory, model.report_memory):
+        assert memory is not None
+        assert memory.memory is not None
+        memory.memory[:2] += 5.0  # rows of group 0
+    after = model.streams(tokens, queries, groups)
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+    assert not torch.allclose(after[1], before[1])
+    for found in model.retrieved(queries, groups, 7)[0].values():
+        assert {row["row"] for row in found} == {2, 3, 4, 5, 6}
+        assert sum(row["weight"] for row in found) == pytest.approx(1.0, abs=1e-4)
+        assert found == sorted(found, key=lambda row: -row["weight"])
+
+
+def test_a_study_is_written_alike_alone_and_in_a_batch(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    tokens, queries, groups, _ = inputs(model)
+    together = model.generate(tokens, queries, groups, DECODING)
+    alone = [model.generate(tokens[i : i + 1], queries[i : i + 1], groups[i : i + 1], DECODING)[0] for i in range(3)]
+    assert together == alone
+
+
+def test_saved_and_loaded(classifier: DiseaseClassifier, tmp_path: Path) -> None:
+    model = build(classifier)
+    for parameter in (model.projection.weight, model.norm.bias):
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path / "model")
+    loaded = ReportGenerator.from_pretrained(tmp_path / "model", banks())
+    batch = inputs(model)
+    torch.testing.assert_close(loaded(*batch), model(*batch), rtol=0, atol=0)
+    assert loaded.generate(*batch[:3], DECODING) == model.generate(*batch[:3], DECODING)
+    wrong = Bank(torch.randn(4, 11), None, torch.zeros(4, dtype=torch.long))
+    with pytest.raises(UserError, match="banks"):
+        ReportGenerator.from_pretrained(tmp_path / "model", (wrong, wrong))
+    with pytest.raises(UserError, match="amrg stage2"):
+        ReportGenerator.from_pretrained(tmp_path, banks())
+
+
+def test_views_of_a_study_are_averaged(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tokens, queries = model.see(images, [2, 1])
+    single_tokens, single_queries = model.see(images, [1, 1, 1])
+    torch.testing.assert_close(tokens, torch.stack([single_tokens[:2].mean(0), single_tokens[2]]))
+    torch.testing.assert_close(queries, torch.stack([single_queries[:2].mean(0), single_queries[2]]))
+    assert (*tokens.shape[1:2], *queries.shape[1:]) == model.seen_shape
+
+
+@pytest.mark.parametrize(
+    ("off", "length"),
+    [("use_visual", 42), ("use_queries", 32), ("use_visual_memory", 32), ("use_report_memory", 32)],
+)
+def test_each_stream_can_be_switched_off(classifier: DiseaseClassifier, off: str, length: int) -> None:
+    model = build(classifier, **{off: False})
+    tokens, queries, groups, report_BT = inputs(model)
+    tokens = tokens[:, : model.seen_shape[0]]
+    assert model.streams(tokens, queries, groups).shape[1] == length
+    model(tokens, queries, groups, report_BT).sum().backward()
+    idle = {name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None}
+    # The softmax drops what does not depend on the row; these serve only further association steps.
+    assert {name.split(".", 1)[1] for name in idle} <= {"key_shift", "k_proj.bias"}
+
+
+def test_settings_that_make_no_sense(classifier: DiseaseClassifier) -> None:
+    with pytest.raises(UserError, match=r"\{image\}"):
+        build(classifier, prompt="no place for the film")
+    with pytest.raises(UserError, match="at least one"):
+        build(classifier, use_visual=False, use_queries=False, use_visual_memory=False, use_report_memory=False)
+
+
+def test_pooling_keeps_the_mean_and_the_order() -> None:
+    tokens = torch.arange(16.0).view(1, 16, 1)
+    torch.testing.assert_close(pool_tokens(tokens, 5), torch.tensor([2.5, 4.5, 10.5, 12.5]).view(1, 4, 1))
+    assert pool_tokens(tokens, 16) is tokens
+    assert pool_tokens(tokens, 0).shape == (1, 0, 1)
+
+
+def test_a_cut_report_has_no_end(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    whole = model.encode(REPORTS[0], 50)
+    assert whole[-1] == model.tokenizer.eos_token_id
+    assert model.encode(REPORTS[0], 3) == whole[:3]
+    assert model.encode(REPORTS[0], len(whole) - 1) == whole

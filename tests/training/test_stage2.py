@@ -1,0 +1,128 @@
+"""Stage 2 and generation on random films: what they write, and that they go on where they stopped."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amrg.config import Config
+from amrg.data.stream import studies
+from amrg.errors import UserError
+from amrg.models.generator import ReportGenerator
+from amrg.training import generate as generation
+from amrg.training.generate import generate
+from amrg.training.stage2 import loss, open_banks, shares, train_stage2
+
+
+def trained(artefacts: Any, folder: Path, **changes: Any) -> Config:
+    """Stage 2 in ``folder``; returns the configuration used."""
+    config = artefacts.config
+    config = dataclasses.replace(config, stage2=dataclasses.replace(config.stage2, epochs=2, batch_size=4, **changes))
+    train_stage2(config, artefacts.data, artefacts.stage1, artefacts.banks, folder)
+    return config
+
+
+@pytest.fixture(scope="module")
+def stage2(artefacts: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    folder = tmp_path_factory.mktemp("stage2")
+    return trained(artefacts, folder), folder
+
+
+def test_training_writes_curves_and_a_model_that_loads(artefacts: Any, stage2: tuple[Config, Path]) -> None:
+    _, folder = stage2
+    rows = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["val_loss"] < rows[0]["val_loss"]
+    assert rows[0]["train_loss"] == pytest.approx(math.log(200), abs=0.6)  # about uniform at first
+    model = ReportGenerator.from_pretrained(folder / "model", open_banks(artefacts.banks))
+    assert model.decoder.config.hidden_size == 32
+
+
+def test_again_with_the_same_seed_it_is_the_same(artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path) -> None:
+    _, folder = stage2
+    trained(artefacts, tmp_path)
+    for name in ("curves.jsonl", "model/model.safetensors", "model/decoder/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_vision_trains_too_when_asked(artefacts: Any, tmp_path: Path) -> None:
+    trained(artefacts, tmp_path, train_vision=True, dtype="float32")
+    model = ReportGenerator.from_pretrained(tmp_path / "model", open_banks(artefacts.banks))
+    before = type(model.stage1).from_pretrained(artefacts.stage1 / "model").state_dict()
+    changed = {name for name, value in model.stage1.state_dict().items() if not torch.equal(value, before[name])}
+    assert "disease_queries" in changed
+    assert not any(name.startswith(("cam_head", "query_weight", "encoder.frozen")) for name in changed)
+
+
+def test_reports_cover_the_split_once_in_order(artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path) -> None:
+    config, folder = stage2
+    generate(config, artefacts.data, artefacts.stage1, artefacts.banks, folder, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    expected = sorted(studies(artefacts.data, "test"), key=lambda study: study.key)
+    assert [(row["key"], row["group"], row["reference"]) for row in rows] == [
+        (s.key, s.group, s.report) for s in expected
+    ]
+    for row in rows:
+        assert len(row["memory"]["visual"]) == len(row["memory"]["report"]) == generation.TOP_ROWS
+        assert all(0 <= top["row"] < 16 for top in row["memory"]["visual"])
+
+
+def test_interrupted_generation_goes_on(
+    artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = stage2
+    inputs = (config, artefacts.data, artefacts.stage1, artefacts.banks, folder)
+    (tmp_path / "whole").mkdir()
+    generate(*inputs, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    (tmp_path / "broken" / "reports.jsonl").unlink()
+    (tmp_path / "broken" / "scratch" / "parts" / "000001.json").unlink()
+    written = []
+    write = generation._write
+    monkeypatch.setattr(generation, "_write", lambda *arguments: written.append(1) or write(*arguments))
+    generate(*inputs, tmp_path / "broken")
+    assert len(written) == 1  # of two batches
+    whole, broken = (tmp_path / name / "reports.jsonl" for name in ("whole", "broken"))
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_a_split_of_less_than_a_batch_is_refused(artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path) -> None:
+    config, _ = stage2
+    config = dataclasses.replace(config, stage2=dataclasses.replace(config.stage2, batch_size=17))
+    with pytest.raises(UserError, match="batch_size 17"):
+        train_stage2(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path)
+
+
+def test_parts_of_a_batch_add_up_to_its_loss() -> None:
+    """Mean over samples with weights = mean over the tokens of the whole batch, however it is cut."""
+
+    class Fake:
+        def __call__(self, tokens: Any, queries: Any, group: Any, report: torch.Tensor) -> torch.Tensor:
+            return report.sum(1)
+
+    report = torch.tensor([[1.0, 2.0], [3.0, 0.0], [5.0, 6.0], [2.0, 0.0]])
+    lengths = torch.tensor([2.0, 1.0, 2.0, 1.0])
+    batch = {
+        "tokens": None,
+        "queries": None,
+        "group": None,
+        "report": report,
+        "weight": torch.full((4,), 4 / lengths.sum()),
+    }
+    whole, _ = loss(Fake(), batch)  # type: ignore[arg-type]
+    assert whole == pytest.approx(report.sum() / lengths.sum())
+    halves = [
+        loss(Fake(), {**batch, "report": report[rows], "weight": batch["weight"][rows]})[0]  # type: ignore[arg-type, index]
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
+    assert sum(halves) / 2 == pytest.approx(whole)
+
+
+def test_shares_alone() -> None:
+    found = [(rows.tolist(), counts.tolist()) for rows, counts in shares(5, 3)]
+    assert found == [([0, 1, 2], [1.0, 1.0, 1.0]), ([3, 4], [1.0, 1.0])]
