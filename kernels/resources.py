@@ -1,0 +1,201 @@
+"""What every shipped kernel compiles to on each GPU generation, read from the cubin; no GPU is needed.
+
+    python -m amrg.kernels.resources [--kernel forward] [--generation 90] [--width 768] [--csv FILE]
+
+Exits with 1 if a configuration breaks a promise: registers spilled, too much shared memory, no tensor-core
+instructions (wgmma on sm_90), or no asynchronous copies.
+"""
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from amrg.kernels.hopfield import configs, device
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+#: everything a kernel can do at once, the most it can need
+CONSTANTS = {"GROUPED": True, "DROPOUT": True, "ENTROPY": True, "PRECISION": "ieee", "K": 8, "SLOTS": 8}
+TYPES = dict.fromkeys(("q", "g"), "*bf16") | dict.fromkeys(("q_group", "z_group", "seed"), "*i64")
+TYPES |= dict.fromkeys(("scale", "r", "lse", "mass", "entropy", "centre", "lift", "dq", "dz", "scores"), "*fp32")
+TYPES |= {"indices": "*i32", "M": "i32", "N": "i32", "span": "i32", "threshold": "i32", "rescale": "fp32"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """Limits of a generation (CUDA programming guide) and published peaks of one card of it."""
+
+    name: str
+    shared_block: int  # bytes of shared memory one block may have
+    shared_sm: int  # bytes one multiprocessor has
+    tensor_columns: int  # columns of tensor memory
+    teraflops: float  # dense bfloat16
+    terabytes: float  # memory bandwidth, TB/s
+
+
+CARDS = {
+    80: Card("A100 80GB", 163 * 1024, 164 * 1024, 0, 312, 2.039),
+    90: Card("H100 SXM", 227 * 1024, 228 * 1024, 0, 989, 3.35),
+    100: Card("B200", 227 * 1024, 228 * 1024, 512, 2250, 8.0),
+}
+REGISTERS, THREADS, BLOCKS = 65536, 2048, 32  # of one multiprocessor, alike on all three
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One compiled configuration."""
+
+    kernel: str
+    storage: str
+    generation: int
+    width: int
+    block: str  # queries × memory rows × tile of the width
+    warps: int
+    registers: int
+    stack: int
+    spills: int  # local loads and stores
+    shared: int  # bytes
+    tensor_columns: int
+    mma: int  # HMMA: warp-level tensor-core instructions
+    wgmma: int  # HGMMA: Hopper's
+    tcgen05: int  # UTC*MMA: Blackwell's
+    async_copies: int  # LDGSTS, UTMALDG
+    blocks_per_sm: int
+
+    def faults(self) -> list[str]:
+        """The promises this configuration breaks; empty if none."""
+        card = CARDS[self.generation]
+        tensor = {80: self.mma, 90: self.wgmma, 100: self.tcgen05}[self.generation]
+        checks = {
+            "registers spill to local memory": self.spills == 0 and self.stack == 0,
+            f"more than {card.shared_block} bytes of shared memory": self.shared <= card.shared_block,
+            f"more than {card.tensor_columns} columns of tensor memory": self.tensor_columns <= card.tensor_columns,
+            "no tensor-core instructions of its generation": tensor > 0,
+            "no asynchronous copies": self.async_copies > 0,
+        }
+        return [fault for fault, kept in checks.items() if not kept]
+
+
+def _tool(name: str, cubin: bytes, *options: str) -> str:
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([program, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def measure(kernel: str, storage: str, generation: int, width: int) -> Usage:
+    """Compile one shipped configuration and read its cubin."""
+    launch = configs.launch(kernel, storage, generation, width)
+    function = getattr(device, f"{kernel}_kernel")
+    constants = {**CONSTANTS, "D": width, "INT8": storage == "int8", **launch.constants()}
+    types = TYPES | {"z": "*i8" if storage == "int8" else "*bf16"}
+    names = function.arg_names
+    pointers = [i for i, name in enumerate(names) if types.get(name, "").startswith("*")]
+    source = ASTSource(
+        fn=function,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs={(i,): constants[name] for i, name in enumerate(names) if name not in types},
+        attrs={(i,): [["tt.divisibility", 16]] for i in pointers},  # as torch allocates them
+    )
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=options)
+    cubin = compiled.asm["cubin"]
+    usage, assembly = _tool("cuobjdump", cubin, "--dump-resource-usage"), _tool("nvdisasm", cubin)
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+
+    def count(pattern: str) -> int:
+        return len(re.findall(rf"\b{pattern}\b", assembly))
+
+    threads, shared, card = 32 * launch.warps, compiled.metadata.shared, CARDS[generation]
+    fitting = (
+        card.shared_sm // (shared + 1024),  # a block's own kilobyte
+        REGISTERS // (-(-registers // 8) * 8 * threads), THREADS // threads, BLOCKS,
+    )  # fmt: skip
+    return Usage(
+        kernel, storage, generation, width, f"{launch.BM}×{launch.BN}×{launch.BD}", launch.warps, registers, stack,
+        count("(?:LDL|STL)"), shared, getattr(compiled.metadata, "tmem_size", 0) or 0, count("HMMA"), count("HGMMA"),
+        count(r"UTC\w*MMA"), count("(?:LDGSTS|UTMALDG)"), min(fitting),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A prediction from published peaks, not a measurement."""
+
+    operations: int
+    bytes: int
+    microseconds: float
+    bound: str
+
+
+def roofline(usage: Usage, queries: int, rows: int) -> Roofline | None:
+    """The least time the card allows: products at its peak, operands moved once. None for the attribution."""
+    if usage.kernel == "top_rows":
+        return None
+    # the memory's gradient computes its scores again for every tile of the width
+    again = -(-usage.width // 128) if usage.kernel == "backward_memory" else 1
+    products = {"forward": 2, "backward_queries": 3, "backward_memory": 2 * again + 2}[usage.kernel]
+    operations = 2 * products * queries * rows * usage.width
+    read = {"forward": 1, "backward_queries": 2, "backward_memory": 2}[usage.kernel]  # q, g
+    written = 4 * usage.width * (rows if usage.kernel == "backward_memory" else queries)
+    moved = rows * usage.width * (1 if usage.storage == "int8" else 2) + 2 * read * queries * usage.width + written
+    card = CARDS[usage.generation]
+    compute, memory = operations / card.teraflops / 1e6, moved / card.terabytes / 1e6
+    return Roofline(operations, moved, max(compute, memory), "compute" if compute > memory else "memory")
+
+
+def select(kernel: str | None, generation: int | None, width: int | None) -> Iterator[Usage]:
+    for key in configs.SHIPPED:
+        if kernel in (None, key[0]) and generation in (None, key[2]) and width in (None, key[3]):
+            yield measure(*key)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernel", choices=sorted({key[0] for key in configs.SHIPPED}))
+    parser.add_argument("--generation", type=int, choices=configs.GENERATIONS)
+    parser.add_argument("--width", type=int, choices=configs.WIDTHS)
+    parser.add_argument("--queries", type=int, default=504, help="of the roofline (batch 6, 14 queries, 6 heads)")
+    parser.add_argument("--rows", type=int, default=7014, help="of the roofline")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    options = parser.parse_args()
+    print(
+        f"Triton {triton.__version__}. Compiled, not timed on a GPU. The roofline is a prediction from published peaks"
+    )
+    print(f"({', '.join(card.name for card in CARDS.values())}) for {options.queries} queries, {options.rows} rows.")
+    print(
+        "| kernel | rows | sm | D | block | regs | stack | spills | smem KiB | tmem | mma/wgmma/tcgen05 | async |",
+        end="",
+    )
+    print(" blocks/SM | GFLOP | MB | ≥ µs | bound | faults |\n|" + "---|" * 18)
+    rows, broken = [], False
+    for usage in select(options.kernel, options.generation, options.width):
+        model, faults = roofline(usage, options.queries, options.rows), usage.faults()
+        broken |= bool(faults)
+        cells = (
+            usage.kernel, usage.storage, usage.generation, usage.width, usage.block, usage.registers, usage.stack,
+            usage.spills, f"{usage.shared / 1024:.0f}", usage.tensor_columns,
+            f"{usage.mma}/{usage.wgmma}/{usage.tcgen05}", usage.async_copies, usage.blocks_per_sm,
+            *((f"{model.operations / 1e9:.1f}", f"{model.bytes / 1e6:.1f}", f"{model.microseconds:.0f}", model.bound)
+              if model else ("", "", "", "")), "; ".join(faults),
+        )  # fmt: skip
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        rows.append(asdict(usage) | (asdict(model) if model else {}))
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, max(rows, key=len).keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    return int(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

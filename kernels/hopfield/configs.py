@@ -73,6 +73,10 @@ def launch(kernel: str, storage: str, generation: int, width: int) -> Launch:
 
 
 def generation(capability: tuple[int, int]) -> int | None:
-    """The newest generation in the table that is not newer than the card; None for an older card."""
-    known = [g for g in GENERATIONS if g <= capability[0] * 10 + capability[1]]
-    return known[-1] if known else None
+    """The generation whose configurations a card takes; None for cards older than Ampere.
+
+    Cards outside the table (sm_120 has neither wgmma nor tcgen05, and half the shared memory) take the smallest ones.
+    """
+    if capability < (8, 0):
+        return None
+    return {9: 90, 10: 100}.get(capability[0], 80)

@@ -5,6 +5,8 @@ block of memory are loaded once (asynchronously) and serve every product of the 
 second axis reads the rows [first, last) of the memory, ``span`` of them.
 """
 
+# mypy: ignore-errors
+# Triton compiles this subset of Python itself, with types of its own
 import triton
 import triton.language as tl
 
@@ -82,8 +84,8 @@ def _visible(rows, columns, N, q_group, z_group, GROUPED: tl.constexpr, M):
 @triton.jit
 def forward_kernel(
     q, z, scale, q_group, z_group, seed, r, lse, mass, entropy, M, N, span, threshold, rescale,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, FLIP: tl.constexpr, RELOAD: tl.constexpr, GROUPED: tl.constexpr,
-    DROPOUT: tl.constexpr, ENTROPY: tl.constexpr, INT8: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, FLIP: tl.constexpr, RELOAD: tl.constexpr,
+    GROUPED: tl.constexpr, DROPOUT: tl.constexpr, ENTROPY: tl.constexpr, INT8: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Block of queries × span of memory rows → retrieved [splits, M, D], lse, mass, entropy [splits, M]."""
     TILES: tl.constexpr = (D + BD - 1) // BD
@@ -279,7 +281,7 @@ def top_rows_kernel(
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
     GROUPED: tl.constexpr, INT8: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The K largest scores of each query in a span of memory rows, and their rows: [splits, M, K], −inf and −1 if fewer.
+    """The K largest scores of each query in a span of memory, and their rows: [splits, M, K]; −inf and −1 if fewer.
 
     ``SLOTS``: K rounded up to a power of two.
     """

@@ -7,10 +7,9 @@ blockwise products of ``cpu.py`` there.
 from typing import Any
 
 import torch
-from torch import Tensor
-
 import triton
 from amrg.kernels.hopfield import configs, cpu, device
+from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
 

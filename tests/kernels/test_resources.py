@@ -1,0 +1,35 @@
+"""What the shipped kernels compile to: a change that spills registers or loses the tensor cores fails here."""
+
+import pytest
+from amrg.kernels import resources
+from amrg.kernels.hopfield import configs
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in configs.SHIPPED if key[3] == 768], ids=lambda key: "-".join(map(str, key))
+)
+def test_configurations_keep_their_promises(key):
+    usage = resources.measure(*key)
+    assert not usage.faults(), usage
+    assert usage.blocks_per_sm >= 1
+
+
+def test_a_fault_is_named():
+    good = resources.Usage("forward", "half", 90, 768, "16×64×128", 8, 200, 0, 0, 200_000, 0, 0, 10, 0, 5, 1)
+    assert not good.faults()
+    bad = resources.Usage("forward", "half", 90, 768, "16×64×128", 8, 255, 8, 3, 240_000, 0, 10, 0, 0, 0, 0)
+    assert len(bad.faults()) == 4
+
+
+def test_roofline_by_hand():
+    usage = resources.Usage("forward", "half", 80, 768, "", 8, 0, 0, 0, 0, 0, 1, 0, 0, 1, 1)
+    model = resources.roofline(usage, 504, 7014)
+    assert model.operations == 4 * 504 * 7014 * 768
+    assert model.bytes == 2 * 7014 * 768 + 2 * 504 * 768 + 4 * 504 * 768
+    assert model.microseconds == pytest.approx(model.operations / 312e6)
+    assert model.bound == "compute"
+
+
+def test_every_card_has_a_generation_or_none():
+    cards = {(7, 5): None, (8, 0): 80, (8, 9): 80, (9, 0): 90, (10, 0): 100, (12, 0): 80}
+    assert {card: configs.generation(card) for card in cards} == cards
