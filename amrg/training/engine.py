@@ -4,84 +4,28 @@ What the loop needs of it: a step, the full trainable weights and moments (howev
 parameters made whole for a moment. Because state goes in and out whole, it can be resumed under another world size.
 """
 
-import atexit
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from amrg.training.ds_config import Optimisation, read, resolve
+from amrg.training.ranks import barrier, device, gather_lists, mean_over_ranks, rank, start, world_size
+
+__all__ = [
+    "Engine", "barrier", "device", "fill", "gather_lists", "gathered", "mean_over_ranks", "precision", "rank", "split",
+    "start", "world_size",
+]  # fmt: skip
 
 #: A batch is whatever ``loss`` understands; its tensors have the samples on their first axis.
 Batch = Any
 Loss = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor | float]]]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def barrier() -> None:
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.barrier()
-
-
-def device() -> torch.device:
-    """This rank's device: its GPU where there is one, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def start() -> None:
-    """Join the process group (once): alone, or with the other ranks that a launcher has started."""
-    if distributed.is_initialized():
-        return
-    backend = "gloo"
-    if device().type == "cuda":
-        torch.cuda.set_device(device())
-        backend = "nccl"
-    ranks, me = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local = ranks == int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
-    if local:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    timeout = timedelta(minutes=30)
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    if ranks == 1:
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout)
-    elif local:
-        # The ranks of one machine meet in a file: no port to collide on, nothing listening beyond the loopback.
-        rendezvous = f"file://{_rendezvous()}"
-        distributed.init_process_group(backend, init_method=rendezvous, rank=me, world_size=ranks, timeout=timeout)
-    else:
-        distributed.init_process_group(backend, timeout=timeout)
-    atexit.register(_leave)
-
-
-def _rendezvous() -> Path:
-    """A file name that the ranks of one launcher, and no others, agree on: its process id and when it started."""
-    parent = os.getppid()
-    born = Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    return Path(tempfile.gettempdir()) / f"amrg-{os.getuid()}-{parent}-{born}-{os.environ.get('MASTER_PORT', '0')}"
-
-
-def _leave() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _deepspeed() -> Any:
@@ -261,24 +205,6 @@ def split(batch: Batch, parts: int) -> list[Batch]:
         return list(zip(*(split(value, parts) for value in batch), strict=True))
     size = len(batch) // parts
     return [batch[i * size : (i + 1) * size] for i in range(parts)]
-
-
-def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """The mean of each value over the ranks (float64)."""
-    if world_size() == 1:
-        return values
-    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device())
-    distributed.all_reduce(packed)
-    return dict(zip(values, (packed / world_size()).tolist(), strict=True))
-
-
-def gather_lists(mine: list[Any]) -> list[Any]:
-    """The lists of all ranks joined in rank order, on every rank."""
-    if world_size() == 1:
-        return mine
-    gathered: list[Any] = [None] * world_size()
-    distributed.all_gather_object(gathered, mine)
-    return [item for part in gathered for item in part]
 
 
 @contextlib.contextmanager
