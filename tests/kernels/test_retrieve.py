@@ -3,7 +3,9 @@
 import pytest
 import torch
 from amrg.kernels import hopfield_retrieve, quantize_rows
+from amrg.kernels.hopfield import cpu
 from amrg.kernels.hopfield.reference import keep_mask, reference_retrieve
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tolerances import assert_close
 
@@ -180,3 +182,31 @@ def test_arguments_that_do_not_fit_are_refused(change, message):
     arguments = {"queries": torch.zeros(2, 4), "memory": torch.zeros(5, 4), **change}
     with pytest.raises(ValueError, match=message):
         hopfield_retrieve(**arguments)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.bytes = max(self.bytes, out.numel() * out.element_size())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_working_memory_does_not_grow_with_the_memory(dtype):
+    sizes = []
+    for n in (20_000, 200_000):
+        queries, rows = torch.randn(84, 16), torch.ones(n, 16).to(dtype)
+        scale = torch.ones(n) if dtype == torch.int8 else None
+        with LargestTensor() as largest:
+            out = cpu.forward(queries, rows, scale, None, None, None, 0.0, 3, True, False)
+            grads = [torch.ones_like(t) for t in out[:3]]
+            cpu.backward(*grads, queries, rows, scale, *out[:3], None, None, None, out[6], 0.0, False)
+        sizes.append(largest.bytes)
+    assert sizes[0] == sizes[1] < 2**21
