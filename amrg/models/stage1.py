@@ -4,9 +4,8 @@ Shape legend: B batch, N visual tokens, D query width, Q = K = 14 labels, H W gr
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import TypeAdapter
@@ -20,9 +19,8 @@ from amrg.errors import UserError
 from amrg.models.vision import VisionFeatures, build_encoder
 
 
-@dataclass(frozen=True)
-class Stage1Output:
-    """What stage 1 says of a batch.
+class Stage1Output(NamedTuple):
+    """What stage 1 says of a batch. (A tuple: ZeRO-3 looks for tensors in tuples to know when backward begins.)
 
     Attributes:
         tokens_BND: the coarse grid, row by row, projected to the queries' width.
