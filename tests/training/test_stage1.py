@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +86,25 @@ def test_interrupted_and_resumed_it_ends_in_the_same_bits(data, tmp_path, monkey
     train_stage1(CONFIG, data, tmp_path / "cut")
     for name in ("model/model.safetensors", "scores.json", "thresholds.json", "curves.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_two_ranks_under_zero_3_learn_what_one_learns(data, tmp_path):
+    train_stage1(changed(dtype="float32"), data, tmp_path / "alone")
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("stage1_run.py")),
+        str(data),
+        str(tmp_path / "two"),
+        "zero3.json",
+    ]
+    shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_SIZE": "2", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    ranks = [subprocess.Popen(command, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    alone, two = (
+        [json.loads(line) for line in (tmp_path / name / "curves.jsonl").read_text().splitlines()]
+        for name in ("alone", "two")
+    )
+    assert two == [pytest.approx(row, rel=1e-4) for row in alone]
 
 
 def test_an_encoder_without_a_frozen_stem_streams_its_films(data, tmp_path):
