@@ -94,6 +94,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["odds"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
     environment.filters["span"] = lambda pair: f"{number(pair[0])} – {number(pair[1])}"
     heads, rows = score_rows(page.scores)
     return environment.get_template("page.html.j2").render(
