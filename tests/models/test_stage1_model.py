@@ -55,7 +55,6 @@ def test_both_heads_and_every_part_learn(model, images):
     model.zero_grad()
     out = model(images)
     (out.logits_BK.square().sum() + out.cam_logits_BK.square().sum()).backward()
-    # A constant added to all keys changes no attention weight: biases of keys have no gradient but rounding.
     dead = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not dead
     model.zero_grad()
