@@ -67,7 +67,7 @@ def test_pooled_head_by_hand():
     for b in range(2):
         for k in range(14):
             cells = [
-                float(fine_BHWC[b, y, x] @ head.linear.weight[k] + head.linear.bias[k])
+                (fine_BHWC[b, y, x] @ head.linear.weight[k] + head.linear.bias[k]).item()
                 for y in range(2)
                 for x in range(3)
             ]
