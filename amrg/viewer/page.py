@@ -150,7 +150,6 @@ def _study(study: SampleStudy) -> dict[str, Any]:
         "film": film_url(study.film),
         "findings": study.findings,
         "shown": shown,
-        "probabilities": sorted(study.probabilities.items(), key=lambda item: -item[1]),
         "reference": study.reference,
         "generated": study.generated,
         "memory": {bank: [_memory(row) for row in rows] for bank, rows in study.memory.items()},
