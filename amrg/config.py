@@ -68,7 +68,7 @@ class MiningConfig:
     """Disease-aware regions for the visual bank."""
 
     method: str = "gradcam"
-    threshold: float = 0.5  # τ on the class activation map, scaled as `amrg.memory.cam` documents
+    threshold: float = 0.5  # τ on the class activation map, scaled as `amrg.mining.cam` documents
     patches_per_finding: PositiveInt = 6  # k, for one study
     regions_per_finding: PositiveInt = 500
     films: PositiveInt | None = None  # mine only so many train films, drawn by the seed; None takes all

@@ -110,7 +110,7 @@ def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
-    from amrg.memory.building import build_banks
+    from amrg.mining.building import build_banks
 
     build_banks(config, inputs["data"], inputs["stage1"], folder)
 

@@ -37,7 +37,7 @@ def artefacts(root):
 
 
 def reports_of(root):
-    return [path.read_text() for path in (root / "tiny").glob("reports-*/reports.jsonl")][0]
+    return next(path.read_text() for path in (root / "tiny").glob("reports-*/reports.jsonl"))
 
 
 @pytest.fixture(scope="module")

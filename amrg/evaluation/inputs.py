@@ -14,10 +14,11 @@ import torch
 from amrg.data.images import letterbox
 from amrg.data.stream import Sample, count, read
 from amrg.data.studies import Study
-from amrg.memory.cam import activation_maps
+from amrg.mining.cam import activation_maps
 from amrg.models.stage1 import DiseaseClassifier, Stage1Output
 from amrg.models.vision import to_images
 from amrg.progress import track
+from amrg.training import engine
 
 BATCH = 32
 
@@ -123,5 +124,5 @@ def _films(samples: list[Sample], size: int) -> np.ndarray:
 def _see(model: DiseaseClassifier, films: np.ndarray, dtype: str) -> Stage1Output:
     device = next(model.parameters()).device
     images = to_images(list(films), films.shape[1]).to(device)
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.no_grad(), engine.precision(dtype):
         return model(images)

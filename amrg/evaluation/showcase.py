@@ -10,8 +10,7 @@ from amrg.data.studies import Study
 from amrg.evaluation.highlight import highlighted
 from amrg.evaluation.inputs import TestView, TrainView
 from amrg.evaluation.reports import Generated
-from amrg.memory.bank import MemoryBank
-from amrg.memory.building import REPORTS, VISUAL
+from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
 from amrg.viewer.page import MemoryRow, SampleStudy
 
 CONTACT_FILMS = 24

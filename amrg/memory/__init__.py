@@ -1,1 +1,1 @@
-"""Memory banks: storage, and how the visual and the report bank are built."""
+"""Memory banks: their storage, the encoding of reports, and how rows are sampled."""

@@ -35,6 +35,9 @@ FORMAT = 1
 HEADER = "bank.json"
 TABLE = "provenance.parquet"
 
+#: Folders of the two banks inside a banks artefact.
+VISUAL, REPORTS = "visual", "reports"
+
 #: What is known of a row. ``key`` and ``group`` are the study's; a row that no patient owns (a disease token) has empty
 #: ones. ``box`` is x0, y0, x1, y1 on the encoder's patch grid. ``source`` is one of ``SOURCES``.
 PROVENANCE = pa.schema(

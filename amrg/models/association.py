@@ -46,11 +46,6 @@ class AssociationStatistics:
         }
 
 
-def normalise_rows(memory_ND: Tensor, eps: float = 1e-5) -> Tensor:
-    """LayerNorm of each row without affine parameters: how a bank is stored and what the memories expect."""
-    return nn.functional.layer_norm(memory_ND, memory_ND.shape[-1:], eps=eps)
-
-
 class Bank(NamedTuple):
     """Rows [N, D], scale [N] of int8 rows, and group [N] of each row."""
 

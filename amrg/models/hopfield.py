@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.cpu import ROWS, TopK, association_blocks
-from amrg.models.association import Bank, Block, FrozenMemory, normalise_rows
+from amrg.memory.bank import normalise_rows
+from amrg.models.association import Bank, Block, FrozenMemory
 
 
 class HopfieldMemory(FrozenMemory):

@@ -237,13 +237,13 @@ def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and other vectors do not."""
     trainable = [parameter for _, parameter in _trainable(model)]
-    matrices = [parameter for parameter in trainable if _shape(parameter) >= 2]
-    vectors = [parameter for parameter in trainable if _shape(parameter) < 2]
+    matrices = [parameter for parameter in trainable if _dims(parameter) >= 2]
+    vectors = [parameter for parameter in trainable if _dims(parameter) < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
-def _shape(parameter: nn.Parameter) -> int:
+def _dims(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 

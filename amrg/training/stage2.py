@@ -15,8 +15,7 @@ from amrg.config import Config
 from amrg.data.stream import Stream, count, read, studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.memory.bank import MemoryBank, group_id
-from amrg.memory.building import REPORTS, VISUAL
+from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.models.association import Bank
 from amrg.models.decoder import build_decoder
 from amrg.models.generator import IGNORED, ReportGenerator

@@ -16,8 +16,7 @@ from amrg.data.studies import Films, Study
 from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
 from amrg.evaluation.showcase import pick, positives
-from amrg.memory.bank import BankWriter
-from amrg.memory.building import REPORTS, VISUAL
+from amrg.memory.bank import REPORTS, VISUAL, BankWriter
 from amrg.models.stage1 import DiseaseClassifier
 
 CONFIG = Config(

@@ -7,8 +7,8 @@ import torch
 from amrg.kernels import quantize_rows
 from amrg.kernels.baselines import conventional, published
 
+from amrg.memory.bank import normalise_rows
 from amrg.models import CrossAttention, HopfieldMemory
-from amrg.models.hopfield import normalise_rows
 from tests.tolerances import assert_close
 
 B, L, S, D, OUT, H, K, V, N = 3, 5, 21, 33, 19, 3, 17, 11, 203

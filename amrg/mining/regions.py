@@ -25,10 +25,11 @@ from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS, POSITIVE
 from amrg.data.stream import Sample, read, studies
 from amrg.memory.bank import HEADER, BankWriter
-from amrg.memory.cam import activation_maps, class_scales
+from amrg.mining.cam import activation_maps, class_scales
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from amrg.progress import say, track
+from amrg.training import engine
 
 STATS = "stats.json"
 #: Two rows of one film and finding with at least this cosine are the same region twice.
@@ -64,7 +65,7 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path) -> None
     """
     if (folder / HEADER).exists():
         return
-    model = DiseaseClassifier.from_pretrained(stage1 / "model")
+    model = DiseaseClassifier.from_pretrained(stage1 / "model").to(engine.device())
     thresholds = json.loads((stage1 / "thresholds.json").read_text())
     chosen = _films(config, data)
     counts: dict[str, Counter[str]] = {name: Counter() for name in FINDINGS}
@@ -107,10 +108,11 @@ def _search(
     maps: list[tuple[int, str, np.ndarray]] = []
     number = 0
     for samples in _batches(_read(data, chosen, "searching films for regions")):
-        with torch.no_grad(), _precision(config):
-            out = model(to_images([sample.views[0] for sample in samples], model.config.image_size))
-        probabilities_BK = out.scores_BK.double().sigmoid()
-        maps_BKHW = activation_maps(model.cam_head, out.fine_BHWC, ours.method).numpy()
+        with torch.no_grad(), engine.precision(config.stage1.dtype):
+            images = to_images([sample.views[0] for sample in samples], model.config.image_size)
+            out = model(images.to(engine.device()))
+        probabilities_BK = out.scores_BK.double().sigmoid().cpu()
+        maps_BKHW = activation_maps(model.cam_head, out.fine_BHWC, ours.method).cpu().numpy()
         for b, sample in enumerate(samples):
             for name, k in columns.items():
                 if sample.study.labels[name] == POSITIVE:
@@ -185,8 +187,8 @@ def _encode(
         images = to_images([sample.views[0] for sample, _ in batch], model.config.image_size)
         shown = torch.from_numpy(np.stack([candidate.shown_HW for _, candidate in batch])).float()
         masked = images * F.interpolate(shown[:, None], images.shape[-2:], mode="nearest")
-        with torch.no_grad(), _precision(config):
-            regions_BHWD = model.regions(model(masked).fine_BHWC).float()
+        with torch.no_grad(), engine.precision(config.stage1.dtype):
+            regions_BHWD = model.regions(model(masked.to(engine.device())).fine_BHWC).float().cpu()
         for (sample, candidate), regions_HWD in zip(batch, regions_BHWD, strict=True):
             rows_ND = torch.stack([regions_HWD[y, x] for y, x, _ in candidate.patches])
             fresh = distinct(rows_ND)
@@ -228,10 +230,6 @@ def _read(data: Path, rows: list[int], label: str) -> Iterator[Sample]:
     wanted = set(rows)
     samples = (sample for row, sample in enumerate(read(data, "train")) if row in wanted)
     return track(samples, label, len(rows))
-
-
-def _precision(config: Config) -> torch.autocast:
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.stage1.dtype == "bfloat16")
 
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 from amrg.config import Config
-from amrg.memory.mining import mine_regions
+from amrg.memory.bank import REPORTS, VISUAL
 from amrg.memory.reports import encode_reports
-
-#: Folders of the two banks inside a banks artefact.
-VISUAL, REPORTS = "visual", "reports"
+from amrg.mining.regions import mine_regions
 
 
 def build_banks(config: Config, data: Path, stage1: Path, folder: Path) -> None:

@@ -3,7 +3,7 @@ import torch
 
 from amrg.config import VisionConfig
 from amrg.errors import UserError
-from amrg.memory.cam import METHODS, activation_maps, cam, class_scales
+from amrg.mining.cam import METHODS, activation_maps, cam, class_scales
 from amrg.models.stage1 import DiseaseClassifier, PooledHead
 
 

@@ -9,8 +9,8 @@ import torch
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import read
 from amrg.memory.bank import MemoryBank, normalise_rows
-from amrg.memory.cam import cam
-from amrg.memory.mining import STATS, Candidate, distinct, mine_regions, select, strongest
+from amrg.mining.cam import cam
+from amrg.mining.regions import STATS, Candidate, distinct, mine_regions, select, strongest
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from tests.films import CONFIG, FINDING, SIZES, prepare_squares
