@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "demo": ["nibabel>=5.2,<6"],  # reads the CT that the embedded data set is rendered from
     "eval": ["pycocoevalcap>=1.2,<2"],  # reference BLEU, ROUGE-L, METEOR and CIDEr
-    "viewer": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4"],  # plots and the HTML page
+    "viewer": ["jinja2>=3.1,<4", "matplotlib>=3.9,<4"],  # the HTML page, the plots of benchmarks
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
     "dev": [
         "pytest>=8,<10",
@@ -24,6 +24,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["amrg", "amrg.*"]), "amrg.kernels", "amrg.kernels.hopfield"],
+    package_data={"amrg.viewer": ["*.j2"]},
     package_dir={"amrg": "amrg", "amrg.kernels": "kernels"},
     install_requires=[
         "torch>=2.9,<3",

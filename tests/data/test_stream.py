@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from PIL import Image
-from test_shards import TinySource
 
 from amrg.config import DataConfig
 from amrg.data import images
 from amrg.data.shards import INDEX, prepare, read_index
 from amrg.data.stream import Stream, count, read, studies
 from amrg.errors import UserError
+from tests.data.test_shards import TinySource
 
 
 @pytest.fixture(scope="module")

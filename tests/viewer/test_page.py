@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_up import page
 from PIL import Image
 
 from amrg.viewer.overlays import crop, heat_url, marked, outline_url
 from amrg.viewer.page import ALWAYS, EMBEDDED, charts, render
 from amrg.viewer.plots import line_chart
+from tests.viewer.made_up import page
 
 VOID = {"meta", "link", "img", "br", "input"}
 
