@@ -9,7 +9,8 @@ from torch import Tensor
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, VisionConfig
 from amrg.errors import UserError
-from amrg.models.association import Bank, normalise_rows
+from amrg.memory.bank import normalise_rows
+from amrg.models.association import Bank
 from amrg.models.decoder import build_decoder
 from amrg.models.generator import IGNORED, ReportGenerator, pool_tokens
 from amrg.models.stage1 import DiseaseClassifier
