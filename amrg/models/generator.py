@@ -10,7 +10,7 @@ P positions of the streams, T report tokens, K top rows.
 import json
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import TypeAdapter
@@ -29,6 +29,14 @@ from amrg.models.stage1 import DiseaseClassifier
 IMAGE = "{image}"
 IGNORED = -100  # target of a position that the loss leaves out
 WEIGHTS = "model.safetensors"
+
+
+class Sight(NamedTuple):
+    """What stage 1 sees of studies: visual tokens, queries, and how sure it is of each label (logits)."""
+
+    tokens_BND: Tensor
+    queries_BQD: Tensor
+    logits_BQ: Tensor
 
 
 class ReportGenerator(nn.Module):
@@ -68,14 +76,17 @@ class ReportGenerator(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         # Streams start with the size that the model's own embeddings have.
-        nn.init.constant_(self.norm.weight, float(decoder.get_input_embeddings().weight.detach().std()))
+        size = float(decoder.get_input_embeddings().weight.detach().std())
+        nn.init.constant_(self.norm.weight, size)
+        if settings.use_queries:
+            self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * size)
         before, after = settings.prompt.split(IMAGE)
         first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         self.before = first + tokenizer(before, add_special_tokens=False).input_ids
         self.after = tokenizer(after, add_special_tokens=False).input_ids
 
-    def see(self, images_M3HW: Tensor, views: list[int]) -> tuple[Tensor, Tensor]:
-        """Films → visual tokens [B, N, D] and queries [B, Q, D]; the views of a study are averaged token by token.
+    def see(self, images_M3HW: Tensor, views: list[int]) -> Sight:
+        """Films → what stage 1 sees; the views of a study are averaged, token by token.
 
         Args:
             images_M3HW: all films, in [0, 1], study after study.
@@ -83,7 +94,7 @@ class ReportGenerator(nn.Module):
         """
         seen = self.stage1(images_M3HW)
         tokens = pool_tokens(seen.tokens_BND, self.settings.visual_tokens if self.settings.use_visual else 0)
-        return _average(tokens, views), _average(seen.queries_BQD, views)
+        return Sight(*(_average(values, views) for values in (tokens, seen.queries_BQD, seen.scores_BK)))
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
@@ -92,14 +103,14 @@ class ReportGenerator(nn.Module):
         grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
         return pool_tokens(grid, self.settings.visual_tokens if self.settings.use_visual else 0).shape[1], queries, dim
 
-    def streams(self, tokens_BND: Tensor, queries_BQD: Tensor, group_B: Tensor) -> Tensor:
+    def streams(self, sight: Sight, group_B: Tensor) -> Tensor:
         """What the language model sees of a study: [B, P, E].
 
         Args:
-            tokens_BND: from ``see``.
-            queries_BQD: from ``see``; also the states that retrieve from both memories.
+            sight: from ``see``; its queries are also the states that retrieve from both memories.
             group_B: ``group_id`` of each study's patient; rows of that patient are invisible.
         """
+        tokens_BND, queries_BQD, logits_BQ = sight
         parts = [tokens_BND]
         if self.settings.use_queries:
             parts.append(queries_BQD)
@@ -107,16 +118,22 @@ class ReportGenerator(nn.Module):
             parts.append(self.visual_memory(queries_BQD, query_group=group_B))
         if self.report_memory is not None:
             parts.append(self.report_memory(queries_BQD, query_group=group_B))
-        return self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
+        streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
+        if not self.settings.use_queries:
+            return streams_BPE
+        # A query carries its finding in one direction of many; this says plainly how sure stage 1 is of it.
+        sure_BQE = logits_BQ.sigmoid()[..., None] * self.finding_QE
+        before = tokens_BND.shape[1]
+        return streams_BPE + F.pad(sure_BQE, (0, 0, before, streams_BPE.shape[1] - before - sure_BQE.shape[1]))
 
-    def forward(self, tokens_BND: Tensor, queries_BQD: Tensor, group_B: Tensor, report_BT: Tensor) -> Tensor:
+    def forward(self, sight: Sight, group_B: Tensor, report_BT: Tensor) -> Tensor:
         """The summed cross-entropy of each study's report tokens, [B].
 
         Args:
-            tokens_BND, queries_BQD, group_B: as for ``streams``.
+            sight, group_B: as for ``streams``.
             report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
         """
-        prefix = self._prefix(self.streams(tokens_BND, queries_BQD, group_B))
+        prefix = self._prefix(self.streams(sight, group_B))
         report = self.decoder.get_input_embeddings()(report_BT.clamp(min=0))
         logits = self.decoder(
             inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
@@ -127,17 +144,15 @@ class ReportGenerator(nn.Module):
         return losses.sum(1)
 
     @torch.no_grad()
-    def generate(
-        self, tokens_BND: Tensor, queries_BQD: Tensor, group_B: Tensor, decoding: GenerateConfig, synced: bool = False
-    ) -> list[str]:
+    def generate(self, sight: Sight, group_B: Tensor, decoding: GenerateConfig, synced: bool = False) -> list[str]:
         """Write a report for each study.
 
         Args:
-            tokens_BND, queries_BQD, group_B: as for ``streams``.
+            sight, group_B: as for ``streams``.
             decoding: beams, lengths and penalties.
             synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
         """
-        prefix = self._prefix(self.streams(tokens_BND, queries_BQD, group_B))
+        prefix = self._prefix(self.streams(sight, group_B))
         written = self.decoder.generate(
             inputs_embeds=prefix,
             attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),

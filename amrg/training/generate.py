@@ -63,12 +63,12 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
 
 def _write(model: ReportGenerator, seen: Seen, rows: torch.Tensor, config: Config) -> list[dict[str, object]]:
     """The lines of some studies."""
-    tokens, queries = seen[rows]
+    sight = seen[rows]
     studies = [seen.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=engine.device())
     with torch.no_grad(), engine.precision(config.stage2.dtype):
-        texts = model.generate(tokens, queries, group_B, config.generate, synced=engine.world_size() > 1)
-    memory = model.retrieved(queries, group_B, TOP_ROWS)
+        texts = model.generate(sight, group_B, config.generate, synced=engine.world_size() > 1)
+    memory = model.retrieved(sight.queries_BQD, group_B, TOP_ROWS)
     return [
         {"key": study.key, "group": study.group, "reference": study.report, "generated": text, "memory": top}
         for study, text, top in zip(studies, texts, memory, strict=True)

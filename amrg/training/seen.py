@@ -1,6 +1,7 @@
 """What stage 1 sees of each study, computed once: inputs of a stage 2 whose vision is frozen."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amrg.data.stream import Sample, read, studies
-from amrg.models.generator import ReportGenerator
+from amrg.models.generator import ReportGenerator, Sight
 from amrg.models.vision import to_images
 from amrg.progress import track
 from amrg.training import engine
@@ -17,15 +18,15 @@ from amrg.training.features import FeatureCache
 _BATCH = 32  # studies looked at together
 
 
-def look(model: ReportGenerator, samples: list[Sample]) -> tuple[Tensor, Tensor]:
-    """Visual tokens [B, N, D] and queries [B, Q, D] of samples, from their films."""
+def look(model: ReportGenerator, samples: list[Sample]) -> Sight:
+    """What stage 1 sees of samples, from their films."""
     films = [film for sample in samples for film in sample.views]
     images = to_images(films, model.stage1.config.image_size).to(engine.device())
     return model.see(images, [len(sample.views) for sample in samples])
 
 
 class Seen:
-    """The studies of a split in index order, with their visual tokens and queries.
+    """The studies of a split in index order, with what stage 1 sees of each.
 
     Args:
         model: whose stage 1 looks, as it is now.
@@ -38,8 +39,9 @@ class Seen:
     def __init__(self, model: ReportGenerator, data: Path, split: str, folder: Path, dtype: str) -> None:
         self.studies = studies(data, split)
         tokens, queries, dim = model.seen_shape
-        self._tokens = tokens
-        self._cache = FeatureCache(folder / split, len(self.studies), (tokens + queries, dim))
+        self._shapes = ((tokens, dim), (queries, dim), (queries,))
+        self._sizes = [math.prod(shape) for shape in self._shapes]
+        self._cache = FeatureCache(folder / split, len(self.studies), (sum(self._sizes),))
         if engine.rank() == 0 and self._cache.done < len(self.studies):
             with torch.no_grad(), engine.precision(dtype):
                 self._cache.fill(self._compute(model.eval(), data, split))
@@ -48,10 +50,10 @@ class Seen:
     def __len__(self) -> int:
         return len(self.studies)
 
-    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, N, D] and queries [B, Q, D] of rows [B], float32, on this rank's device."""
-        both = self._cache[rows].float().to(engine.device())
-        return both[:, : self._tokens], both[:, self._tokens :]
+    def __getitem__(self, rows: Tensor) -> Sight:
+        """What is seen of rows [B], float32, on this rank's device."""
+        parts = self._cache[rows].float().to(engine.device()).split(self._sizes, dim=1)
+        return Sight(*(part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)))
 
     def _compute(self, model: ReportGenerator, data: Path, split: str) -> Iterator[Tensor]:
         done = self._cache.done
@@ -59,4 +61,4 @@ class Seen:
         batches = iter(lambda: list(itertools.islice(samples, _BATCH)), [])
         total = -(-len(self) // _BATCH)
         for batch in track(batches, f"stage 1 looks at {split}", total, done // _BATCH):
-            yield torch.cat(look(model, batch), dim=1).cpu()
+            yield torch.cat([part.flatten(1) for part in look(model, batch)], dim=1).cpu()

@@ -18,7 +18,7 @@ from amrg.errors import UserError
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.models.association import Bank
 from amrg.models.decoder import build_decoder
-from amrg.models.generator import IGNORED, ReportGenerator
+from amrg.models.generator import IGNORED, ReportGenerator, Sight
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.training import engine
 from amrg.training.ds_config import Optimisation
@@ -99,8 +99,8 @@ def open_banks(folder: Path) -> tuple[Bank, Bank]:
 
 def loss(model: ReportGenerator, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up)."""
-    tokens, queries = look(model, batch["samples"]) if "samples" in batch else (batch["tokens"], batch["queries"])
-    summed_B = model(tokens, queries, batch["group"], batch["report"])
+    sight = look(model, batch["samples"]) if "samples" in batch else Sight(*batch["sight"])
+    summed_B = model(sight, batch["group"], batch["report"])
     return (summed_B * batch["weight"]).mean(), {}
 
 
@@ -154,7 +154,7 @@ class _Source:
 
 
 class _Cached(_Source):
-    """Vision is frozen: tokens and queries come from a cache."""
+    """Vision is frozen: what it sees comes from a cache."""
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path, folder: Path) -> None:
         super().__init__(config, model, data)
@@ -177,8 +177,7 @@ class _Cached(_Source):
             yield self._batch(self.val, rows) | {"counts": counted.to(engine.device())}
 
     def _batch(self, seen: Seen, rows: Tensor) -> dict[str, Any]:
-        tokens, queries = seen[rows]
-        return {"tokens": tokens, "queries": queries} | self.pack([seen.studies[row] for row in rows.tolist()])
+        return {"sight": seen[rows]} | self.pack([seen.studies[row] for row in rows.tolist()])
 
 
 class _Streamed(_Source):
