@@ -12,10 +12,11 @@ from rich.console import Console
 
 from amrg.artifacts import Artifact, open_artifact
 from amrg.config import Config
+from amrg.data import labeler
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import studies as read_studies
 from amrg.data.studies import Study
-from amrg.evaluation import labeler, language
+from amrg.evaluation import language
 from amrg.evaluation.baselines import most_frequent_normal, nearest_neighbour, random_train
 from amrg.evaluation.inputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
 from amrg.evaluation.localisation import localise

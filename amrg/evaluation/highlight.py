@@ -2,7 +2,7 @@
 
 from markupsafe import Markup
 
-from amrg.evaluation.labeler import Mention, mentions, normalise
+from amrg.data.labeler import Mention, mentions, normalise
 from amrg.viewer.overlays import marked
 
 

@@ -9,8 +9,8 @@ import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from amrg.data.labeler import label_report
 from amrg.errors import UserError
-from amrg.evaluation.labeler import label_report
 
 #: How a MeSH heading such as ``Opacity/lung/base/left`` states a label. Round opacities are lesions, as in CheXpert.
 HEADINGS: dict[str, re.Pattern[str]] = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from amrg.config import Config
+from amrg.data.labeler import findings_first
 from amrg.data.stream import Stream, count, read, studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
@@ -113,6 +114,7 @@ class _Source:
         self.model, self.data = model, data
         self.seed, self.batch_size = config.seed, config.stage2.batch_size
         self.max_tokens = config.stage2.max_report_tokens
+        self.order = findings_first if config.stage2.findings_first else str
         for split in ("train", "val"):
             if not count(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
@@ -141,7 +143,8 @@ class _Source:
 
     def pack(self, batch: list[Study]) -> dict[str, Tensor]:
         """``group`` [B] and ``report`` [B, T] of studies, and ``counts`` [B] of ones."""
-        encoded = [torch.tensor(self.model.encode(study.report, self.max_tokens)) for study in batch]
+        reports = [self.order(study.report) for study in batch]
+        encoded = [torch.tensor(self.model.encode(report, self.max_tokens)) for report in reports]
         report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
         group_B = torch.tensor([group_id(study.group) for study in batch])
         packed = {"report": report_BT, "group": group_B, "counts": torch.ones(len(batch))}
