@@ -87,12 +87,13 @@ class HopfieldMemory(FrozenMemory):
         value_dim = self.v_proj.out_features // self.heads
         rows = result.retrieved_MD.view_as(queries)
         mass = result.mass_M.to(rows.dtype).view(*rows.shape[:2], 1)  # 1 unless dropped out or wholly masked
+        # weights on the left: their gradients come out in the weights' own layout, not to be copied into it
         values = torch.baddbmm(
-            mass * self.v_proj.bias.view(self.heads, 1, value_dim),
-            rows * self.value_gain + mass * self.value_shift,
-            self.v_proj.weight.view(self.heads, value_dim, -1).transpose(1, 2),
+            (mass * self.v_proj.bias.view(self.heads, 1, value_dim)).mT,
+            self.v_proj.weight.view(self.heads, value_dim, -1),
+            (rows * self.value_gain + mass * self.value_shift).mT,
         )
-        return self.out_proj(values.transpose(0, 1).reshape(*x_BLS.shape[:2], -1))
+        return self.out_proj(values.permute(2, 0, 1).reshape(*x_BLS.shape[:2], -1))
 
     def _spread(self, query_group: Tensor | None, bank: Bank, length: int) -> Tensor | None:
         """Group of every absorbed query, in the order (head, sample, query)."""

@@ -20,11 +20,15 @@ def tile_width(rows: int) -> int:
 
 
 def _tiles(memory: Tensor, scale: Tensor | None, dtype: torch.dtype, width: int) -> Iterator[tuple[int, int, Tensor]]:
-    """(first row, last row + 1, tile [width, D] in the dtype of the computation)."""
+    """(first row, last row + 1, tile [width, D] in the dtype of the computation); a tile may overwrite the last one."""
+    ready = scale is None and memory.dtype == dtype
+    buffer = memory.new_empty(0 if ready else min(width, memory.shape[0]), memory.shape[1], dtype=dtype)
     for start in range(0, memory.shape[0], width):
-        tile = memory[start : start + width].to(dtype)
+        tile = memory[start : start + width]
+        if not ready:
+            tile = buffer[: tile.shape[0]].copy_(tile)
         if scale is not None:
-            tile = tile * scale[start : start + width, None]
+            tile *= scale[start : start + width, None]
         yield start, start + tile.shape[0], tile
 
 
