@@ -11,7 +11,6 @@ outputs and all gradients agree with ours; peak memory is measured in a fresh pr
 """
 
 import argparse
-import csv
 import importlib
 import platform
 import statistics
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,30 +26,11 @@ from typing import Any
 import torch
 from amrg.kernels import baselines, hopfield_retrieve, quantize_rows
 from amrg.kernels.footprint import PeakSampler, in_fresh_process, reset_peak, resident
+from amrg.kernels.measurements import Row, plot, show, write
 from torch import Tensor, nn
 
 QUERIES, HEADS, HEAD_DIM, BETA = 14, 6, 1024, 4.0 / 32  # the paper's sizes; β that keeps gradients away from 0
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative, single precision
-
-
-@dataclass
-class Row:
-    """One measured variant."""
-
-    what: str  # module (forward and backward) or operator (forward)
-    variant: str
-    batch: int
-    rows: int
-    width: int
-    dtype: str
-    seconds: float  # median
-    gigaflops: float  # of the absorbed form's operation count, whatever the variant spends
-    extra_megabytes: float | None = None  # peak beyond parameters, input and bank
-    slower: float | None = None  # times ours; None where the results disagree
-    output_error: float | None = None
-    gradient_error: float | None = None
-    peak_share: float | None = None  # GPU: of the card's published peak, whichever binds
-    gigabytes_per_second: float | None = None  # GPU: operands moved once
 
 
 @dataclass(frozen=True)
@@ -232,53 +212,35 @@ def linear_rows(sizes: list[int], width: int, repeats: int) -> list[Row]:
     """Cost and extra memory of one batch-1 retrieval from memory-mapped banks of growing size."""
     queries = torch.randn(QUERIES * HEADS, width, generator=torch.Generator().manual_seed(0)) / width**0.5
     rows = []
-    for size in sizes:
-        for dtype in (torch.bfloat16, torch.int8):
-            with tempfile.NamedTemporaryFile(suffix=".bank") as file:
-                bank = torch.from_file(file.name, shared=True, size=size * width, dtype=dtype).view(size, width)
-                scale = torch.empty(size) if dtype == torch.int8 else None
-                for start in range(0, size, 65536):
-                    part = torch.randn(min(65536, size - start), width)
-                    if scale is None:
-                        bank[start : start + len(part)] = part
-                    else:
-                        bank[start : start + len(part)], scale[start : start + len(part)] = quantize_rows(part)
-                hopfield_retrieve(queries, bank[:8192], memory_scale=None if scale is None else scale[:8192])  # warm
-                seconds, extra = [], 0
-                for _ in range(repeats):
-                    before, start_time = resident("RssAnon"), time.perf_counter()
-                    with PeakSampler() as sampler:
-                        hopfield_retrieve(queries, bank, memory_scale=scale)
-                    seconds.append(time.perf_counter() - start_time)
-                    extra = max(extra, sampler.peak - before)
-                value = statistics.median(seconds)
-                gigaflops = 4 * len(queries) * size * width / value / 1e9
-                rows.append(Row("operator", "ours", 1, size, width, str(dtype)[6:], value, gigaflops, extra / 1e6))
+    for size, dtype in ((n, t) for n in sizes for t in (torch.bfloat16, torch.int8)):
+        with tempfile.NamedTemporaryFile(suffix=".bank") as file:
+            bank, scale = _mapped_bank(file.name, size, width, dtype)
+            # the first call also loads code
+            hopfield_retrieve(queries, bank[:8192], memory_scale=None if scale is None else scale[:8192])
+            seconds, extra = [], 0
+            for _ in range(repeats):
+                before, start = resident("RssAnon"), time.perf_counter()
+                with PeakSampler() as sampler:
+                    hopfield_retrieve(queries, bank, memory_scale=scale)
+                seconds.append(time.perf_counter() - start)
+                extra = max(extra, sampler.peak - before)
+        value = statistics.median(seconds)
+        rate = 4 * len(queries) * size * width / value / 1e9
+        rows.append(Row("operator", "ours", 1, size, width, str(dtype)[6:], value, rate, extra / 1e6))
     return rows
 
 
-def show(row: Row) -> None:
-    memory = "" if row.extra_megabytes is None else f"{row.extra_megabytes:8.0f} MB extra"
-    ratio = "" if row.slower is None else f"{row.slower:7.2f}× ours"
-    if row.output_error is not None:
-        ratio = (ratio or "disagrees, no ratio") + f"  errors {row.output_error:.0e} {row.gradient_error:.0e}"
-    gpu = "" if row.peak_share is None else f"{row.gigabytes_per_second:.0f} GB/s, {row.peak_share:.0%} of the card"
-    print(
-        f"{row.what:8} {row.variant:14} batch {row.batch:3} N {row.rows:8} D {row.width:4} {row.dtype:8} "
-        f"{row.seconds * 1e3:10.1f} ms {row.gigaflops:8.1f} GFLOP/s {memory} {ratio} {gpu}", flush=True,
-    )  # fmt: skip
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    labels = [f"{row.what} {row.variant}\nB {row.batch}, N {row.rows}" for row in rows]
-    axes.barh(labels, [row.seconds for row in rows], color=["C0" if row.variant == "ours" else "C7" for row in rows])
-    axes.set(xscale="log", xlabel="seconds (median)")
-    axes.tick_params(labelsize=6)
-    figure.savefig(path)
+def _mapped_bank(path: str, size: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    bank = torch.from_file(path, shared=True, size=size * width, dtype=dtype).view(size, width)
+    scale = torch.empty(size) if dtype == torch.int8 else None
+    for start in range(0, size, 65536):
+        rows = torch.randn(min(65536, size - start), width)
+        part = slice(start, start + len(rows))
+        if scale is None:
+            bank[part] = rows
+        else:
+            bank[part], scale[part] = quantize_rows(rows)
+    return bank, scale
 
 
 def main() -> None:
@@ -313,10 +275,7 @@ def main() -> None:
                 rows.append(row)
                 show(row)
     if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        write(rows, options.csv)
     if options.plot:
         plot(rows, options.plot)
 

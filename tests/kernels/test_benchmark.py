@@ -1,7 +1,7 @@
 """The benchmark measures what it says: the same function in every variant, and no ratio where results differ."""
 
 import torch
-from amrg.kernels import benchmark, footprint
+from amrg.kernels import benchmark, footprint, measurements
 
 
 def test_variants_compute_the_same_function_and_gradients():
@@ -15,8 +15,8 @@ def test_variants_compute_the_same_function_and_gradients():
 
 
 def test_no_ratio_is_shown_where_results_differ(capsys):
-    row = benchmark.Row("module", "published", 2, 40, 32, "float32", 1.0, 1.0, 3.0, None, 1e-2, 1e-1)
-    benchmark.show(row)
+    row = measurements.Row("module", "published", 2, 40, 32, "float32", 1.0, 1.0, 3.0, None, 1e-2, 1e-1)
+    measurements.show(row)
     assert "disagrees" in capsys.readouterr().out
 
 
