@@ -119,6 +119,7 @@ class ReportGenerator(nn.Module):
         if self.report_memory is not None:
             parts.append(self.report_memory(queries_BQD, query_group=group_B))
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
+        streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
         if not self.settings.use_queries:
             return streams_BPE
         # A query carries its finding in one direction of many; this says plainly how sure stage 1 is of it.
@@ -134,7 +135,7 @@ class ReportGenerator(nn.Module):
             report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
         """
         prefix = self._prefix(self.streams(sight, group_B))
-        report = self.decoder.get_input_embeddings()(report_BT.clamp(min=0))
+        report = self._hide(self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout)
         logits = self.decoder(
             inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
             logits_to_keep=report_BT.shape[1] + 1,  # from the last prompt position on; padding follows, so no mask
@@ -232,6 +233,12 @@ class ReportGenerator(nn.Module):
 
     def _own_state(self) -> dict[str, Tensor]:
         return {n: v for n, v in self.state_dict().items() if not n.startswith(("decoder.", "stage1."))}
+
+    def _hide(self, values_BLE: Tensor, share: float) -> Tensor:
+        """In training, set a random share of the positions to zero."""
+        if not self.training or share == 0.0:
+            return values_BLE
+        return values_BLE * (torch.rand(values_BLE.shape[:2], device=values_BLE.device) >= share)[..., None]
 
     def _prefix(self, streams_BPE: Tensor) -> Tensor:
         embed = self.decoder.get_input_embeddings()

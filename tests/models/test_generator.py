@@ -149,6 +149,16 @@ def test_each_stream_can_be_switched_off(classifier: DiseaseClassifier, off: str
     assert {name.split(".", 1)[1] for name in idle} <= {"key_shift", "k_proj.bias"}
 
 
+def test_streams_are_hidden_in_training_only(classifier: DiseaseClassifier) -> None:
+    model = build(classifier, stream_dropout=0.999999, use_queries=False, dropout=0.0)
+    sight, groups, _ = inputs(model)
+    torch.manual_seed(0)
+    assert not model.train().streams(sight, groups).any()
+    assert model.eval().streams(sight, groups).all(dim=-1).all()
+    visible = build(classifier, use_queries=False, dropout=0.0)
+    torch.testing.assert_close(model.streams(sight, groups), visible.streams(sight, groups))
+
+
 def test_settings_that_make_no_sense(classifier: DiseaseClassifier) -> None:
     with pytest.raises(UserError, match=r"\{image\}"):
         build(classifier, prompt="no place for the film")
