@@ -79,7 +79,8 @@ class ReportGenerator(nn.Module):
         size = float(decoder.get_input_embeddings().weight.detach().std())
         nn.init.constant_(self.norm.weight, size)
         if settings.use_queries:
-            self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * size)
+            # Four times as large: a finding that is surely there outshines its stream, like a word of its own.
+            self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
         before, after = settings.prompt.split(IMAGE)
         first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         self.before = first + tokenizer(before, add_special_tokens=False).input_ids
