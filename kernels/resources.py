@@ -1,6 +1,6 @@
 """What every shipped kernel compiles to on each GPU generation, read from the cubin; no GPU is needed.
 
-    python -m amrg.kernels.resources [--kernel forward] [--generation 90] [--width 768] [--csv FILE]
+    python -m amrg.kernels.resources [--kernel forward] [--generation 90] [--width 768] [--options none]
 
 Exits with 1 if a configuration breaks a promise: registers spilled, too much shared memory, no tensor-core
 instructions (wgmma on sm_90), or no asynchronous copies.
@@ -21,8 +21,12 @@ from amrg.kernels.hopfield import configs, device
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-#: everything a kernel can do at once, the most it can need
-CONSTANTS = {"GROUPED": True, "DROPOUT": True, "ENTROPY": True, "PRECISION": "ieee", "K": 8, "SLOTS": 8}
+CONSTANTS = {"PRECISION": "ieee", "K": 8, "SLOTS": 8}
+OPTIONS = {
+    "all": {"GROUPED": True, "DROPOUT": True, "ENTROPY": True},
+    "mask": {"GROUPED": True, "DROPOUT": False, "ENTROPY": False},  # as in generation
+    "none": {"GROUPED": False, "DROPOUT": False, "ENTROPY": False},
+}
 TYPES = dict.fromkeys(("q", "g"), "*bf16") | dict.fromkeys(("q_group", "z_group", "seed"), "*i64")
 TYPES |= dict.fromkeys(("scale", "r", "lse", "mass", "entropy", "centre", "lift", "dq", "dz", "scores"), "*fp32")
 TYPES |= {"indices": "*i32", "M": "i32", "N": "i32", "span": "i32", "threshold": "i32", "rescale": "fp32"}
@@ -91,11 +95,11 @@ def _tool(name: str, cubin: bytes, *options: str) -> str:
         return subprocess.run([program, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def measure(kernel: str, storage: str, generation: int, width: int) -> Usage:
-    """Compile one shipped configuration and read its cubin."""
+def measure(kernel: str, storage: str, generation: int, width: int, options: str = "all") -> Usage:
+    """Compile one shipped configuration with one of ``OPTIONS`` and read its cubin."""
     launch = configs.launch(kernel, storage, generation, width)
     function = getattr(device, f"{kernel}_kernel")
-    constants = {**CONSTANTS, "D": width, "INT8": storage == "int8", **launch.constants()}
+    constants = {**CONSTANTS, **OPTIONS[options], "D": width, "INT8": storage == "int8", **launch.constants()}
     types = TYPES | {"z": "*i8" if storage == "int8" else "*bf16"}
     names = function.arg_names
     pointers = [i for i, name in enumerate(names) if types.get(name, "").startswith("*")]
@@ -105,8 +109,8 @@ def measure(kernel: str, storage: str, generation: int, width: int) -> Usage:
         constexprs={(i,): constants[name] for i, name in enumerate(names) if name not in types},
         attrs={(i,): [["tt.divisibility", 16]] for i in pointers},  # as torch allocates them
     )
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=options)
+    compiler = {"num_warps": launch.warps, "num_stages": launch.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=compiler)
     cubin = compiled.asm["cubin"]
     usage, assembly = _tool("cuobjdump", cubin, "--dump-resource-usage"), _tool("nvdisasm", cubin)
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
@@ -152,10 +156,10 @@ def roofline(usage: Usage, queries: int, rows: int) -> Roofline | None:
     return Roofline(operations, moved, max(compute, memory), "compute" if compute > memory else "memory")
 
 
-def select(kernel: str | None, generation: int | None, width: int | None) -> Iterator[Usage]:
+def select(kernel: str | None, generation: int | None, width: int | None, options: str) -> Iterator[Usage]:
     for key in configs.SHIPPED:
         if kernel in (None, key[0]) and generation in (None, key[2]) and width in (None, key[3]):
-            yield measure(*key)
+            yield measure(key[0], key[1], key[2], key[3], options)
 
 
 def main() -> int:
@@ -163,6 +167,7 @@ def main() -> int:
     parser.add_argument("--kernel", choices=sorted({key[0] for key in configs.SHIPPED}))
     parser.add_argument("--generation", type=int, choices=configs.GENERATIONS)
     parser.add_argument("--width", type=int, choices=configs.WIDTHS)
+    parser.add_argument("--options", choices=OPTIONS, default="all", help="what is compiled in")
     parser.add_argument("--queries", type=int, default=504, help="of the roofline (batch 6, 14 queries, 6 heads)")
     parser.add_argument("--rows", type=int, default=7014, help="of the roofline")
     parser.add_argument("--csv", type=Path, help="also write the table here")
@@ -177,7 +182,7 @@ def main() -> int:
     )
     print(" blocks/SM | GFLOP | MB | ≥ µs | bound | faults |\n|" + "---|" * 18)
     rows, broken = [], False
-    for usage in select(options.kernel, options.generation, options.width):
+    for usage in select(options.kernel, options.generation, options.width, options.options):
         model, faults = roofline(usage, options.queries, options.rows), usage.faults()
         broken |= bool(faults)
         cells = (

@@ -49,7 +49,7 @@ _TABLE: dict[tuple[str, str], dict[int, tuple[Launch, Launch]]] = {
         100: (_flipped(16), _flipped(16)),
     },
     ("backward_queries", "half"): {
-        80: (_upright(32, 32), _upright(16, 32)),
+        80: (_upright(16, 32), _upright(16, 32)),
         90: (_flipped(32, reload=True), _flipped(16)),
         100: (_flipped(32), _flipped(32, reload=True, rows=32)),
     },
@@ -58,13 +58,21 @@ _TABLE: dict[tuple[str, str], dict[int, tuple[Launch, Launch]]] = {
         90: (_flipped(16, reload=True, stages=3), _flipped(16, reload=True, stages=3)),
         100: (_flipped(16, reload=True), _flipped(16, reload=True)),
     },
-    ("backward_memory", "half"): {g: (Launch(32, 64), Launch(32, 64)) for g in GENERATIONS},
-    ("top_rows", "half"): {g: (Launch(16, 64), Launch(16, 64)) for g in GENERATIONS},
+    ("backward_memory", "half"): {
+        80: (Launch(32, 64), Launch(32, 64)),
+        90: (Launch(32, 64), Launch(32, 64)),
+        100: (Launch(32, 64, stages=3), Launch(32, 64, stages=3)),
+    },
+    ("top_rows", "half"): {
+        80: (Launch(16, 64), Launch(16, 64)),
+        90: (Launch(16, 64), Launch(16, 64)),
+        100: (Launch(32, 64), Launch(32, 64)),
+    },
     ("top_rows", "int8"): {g: (Launch(16, 64), Launch(16, 64)) for g in GENERATIONS},
 }
 
 #: (kernel, storage, generation, width) of everything that is shipped
-SHIPPED = [(*key, g, width) for key, row in _TABLE.items() for g in row for width in WIDTHS]
+SHIPPED = [(kernel, storage, g, w) for (kernel, storage), row in _TABLE.items() for g in row for w in WIDTHS]
 
 
 def launch(kernel: str, storage: str, generation: int, width: int) -> Launch:

@@ -4,12 +4,14 @@ import pytest
 from amrg.kernels import resources
 from amrg.kernels.hopfield import configs
 
+WIDEST = [key for key in configs.SHIPPED if key[3] == 768]
+CASES = [(key, "all") for key in WIDEST]
+CASES += [(key, "mask") for key in WIDEST if key[0] in ("forward", "backward_queries") and key[1] == "half"]
 
-@pytest.mark.parametrize(
-    "key", [key for key in configs.SHIPPED if key[3] == 768], ids=lambda key: "-".join(map(str, key))
-)
-def test_configurations_keep_their_promises(key):
-    usage = resources.measure(*key)
+
+@pytest.mark.parametrize(("key", "options"), CASES, ids=str)
+def test_configurations_keep_their_promises(key, options):
+    usage = resources.measure(*key, options)
     assert not usage.faults(), usage
     assert usage.blocks_per_sm >= 1
 
