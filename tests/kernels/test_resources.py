@@ -4,9 +4,8 @@ import pytest
 from amrg.kernels import resources
 from amrg.kernels.hopfield import configs
 
-WIDEST = [key for key in configs.SHIPPED if key[3] == 768]
-CASES = [(key, "all") for key in WIDEST]
-CASES += [(key, "mask") for key in WIDEST if key[0] in ("forward", "backward_queries") and key[1] == "half"]
+CASES = [(key, "all") for key in configs.SHIPPED]
+CASES += [(key, "mask") for key in configs.SHIPPED if key[0] in ("forward", "backward_queries") and key[3] == 768]
 
 
 @pytest.mark.parametrize(("key", "options"), CASES, ids=str)
