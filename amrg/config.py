@@ -120,6 +120,7 @@ class DecoderConfig:
     # Small data: a decoder that cannot lean on the words before, nor know a film again, reads the findings instead.
     stream_dropout: Fraction = 0.0  # share of stream positions hidden in training
     word_dropout: Fraction = 0.0  # share of report tokens hidden from the decoder in training
+    outline: bool = False  # name the findings first, then write (`amrg.data.outline`); cut off what is generated
     visual_tokens: PositiveInt = 49  # the encoder's grid is mean-pooled to at most this many
     use_visual: bool = True
     use_queries: bool = True
@@ -143,7 +144,6 @@ class Stage2Config:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
     max_report_tokens: PositiveInt = 100
-    findings_first: bool = False  # learn reports with the sentences that state a finding in front (scored as written)
     ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from amrg.data import phrases
 from amrg.data.labels import BLANK, FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
-from amrg.data.text import sentences
 
 #: Stored with every score; raise it whenever a phrase or rule changes what comes out.
 VERSION = "1"
@@ -132,17 +131,3 @@ def _after(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks:
                 return None
             return NEGATIVE if cue["n"] else UNCERTAIN
     return None
-
-
-def findings_first(report: str) -> str:
-    """The report with the sentences that state a positive finding in front, by the finding's place among the labels.
-
-    Reports name a finding at any point between stereotyped negatives. A decoder that searches for the likeliest text
-    then prefers, sentence by sentence, the negative; with a fixed place for what is wrong it does not have to.
-    """
-
-    def place(sentence: str) -> int:
-        labels = label_report(sentence)
-        return next((k for k, finding in enumerate(FINDINGS) if labels[finding] == POSITIVE), len(FINDINGS))
-
-    return " ".join(sorted(sentences(report), key=place))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
+from amrg.data.outline import outlined, without_outline
 from amrg.errors import UserError
 from amrg.models.association import Bank
 from amrg.models.decoder import load_decoder, save_decoder
@@ -168,7 +169,8 @@ class ReportGenerator(nn.Module):
             pad_token_id=self.tokenizer.pad_token_id,
             synced_gpus=synced,
         )
-        return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [without_outline(text) if self.settings.outline else text.strip() for text in texts]
 
     @torch.no_grad()
     def retrieved(self, queries_BQD: Tensor, group_B: Tensor, count: int) -> list[dict[str, list[dict[str, Any]]]]:
@@ -187,8 +189,8 @@ class ReportGenerator(nn.Module):
         return result
 
     def encode(self, report: str, max_tokens: int) -> list[int]:
-        """Token ids of a report, closed by the end token unless it was cut at ``max_tokens``."""
-        ids = self.tokenizer(report, add_special_tokens=False).input_ids
+        """Token ids of what is to be written, closed by the end token unless it was cut at ``max_tokens``."""
+        ids = self.tokenizer(outlined(report) if self.settings.outline else report, add_special_tokens=False).input_ids
         return ids[:max_tokens] if len(ids) > max_tokens else [*ids, self.tokenizer.eos_token_id]
 
     def save_pretrained(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from amrg.config import Config
-from amrg.data.labeler import findings_first
+from amrg.data.outline import outlined
 from amrg.data.stream import Stream, count, read, studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
@@ -85,8 +85,9 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     for name, parameter in classifier.named_parameters():
         if name.startswith(_HEADS):
             parameter.requires_grad_(False)
-    reports = [study.report for study in studies(data, "train")]
-    decoder, tokenizer = build_decoder(config.decoder, reports, config.seed)
+    written = outlined if config.decoder.outline else str
+    texts = [written(study.report) for study in studies(data, "train")]
+    decoder, tokenizer = build_decoder(config.decoder, texts, config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return ReportGenerator(classifier, decoder, tokenizer, open_banks(banks), config.memory, config.decoder)
@@ -114,7 +115,6 @@ class _Source:
         self.model, self.data = model, data
         self.seed, self.batch_size = config.seed, config.stage2.batch_size
         self.max_tokens = config.stage2.max_report_tokens
-        self.order = findings_first if config.stage2.findings_first else str
         for split in ("train", "val"):
             if not count(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
@@ -143,8 +143,7 @@ class _Source:
 
     def pack(self, batch: list[Study]) -> dict[str, Tensor]:
         """``group`` [B] and ``report`` [B, T] of studies, and ``counts`` [B] of ones."""
-        reports = [self.order(study.report) for study in batch]
-        encoded = [torch.tensor(self.model.encode(report, self.max_tokens)) for report in reports]
+        encoded = [torch.tensor(self.model.encode(study.report, self.max_tokens)) for study in batch]
         report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
         group_B = torch.tensor([group_id(study.group) for study in batch])
         packed = {"report": report_BT, "group": group_B, "counts": torch.ones(len(batch))}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from amrg.data.labeler import findings_first, label_report, mentions, normalise
+from amrg.data.labeler import label_report, mentions, normalise
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.evaluation.labeler_check import check
 
@@ -110,12 +110,3 @@ def test_mentions_say_where() -> None:
         ("Pleural Effusion", P): "effusion",
         ("Pneumothorax", N): "pneumothorax",
     }
-
-
-def test_findings_first_moves_whole_sentences_and_keeps_the_order_of_the_rest():
-    report = "Heart size is normal. No pneumothorax. There is a small left effusion. Cardiomegaly is present."
-    assert findings_first(report) == (
-        "Cardiomegaly is present. There is a small left effusion. Heart size is normal. No pneumothorax."
-    )
-    assert findings_first("Lungs are clear. No effusion.") == "Lungs are clear. No effusion."
-    assert findings_first("") == ""

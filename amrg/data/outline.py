@@ -1,0 +1,31 @@
+"""Plan, then write: a report behind an outline that names the findings it states.
+
+A finding can be worded in many ways, "the lungs are clear" in few: a decoder that searches for the likeliest text prefers
+the stereotype even where the finding is the likelier content. An outline gives every finding one wording and one place,
+so that what is decided there is content; the report then only has to follow its own outline.
+"""
+
+from amrg.data.labeler import label_report
+from amrg.data.labels import FINDINGS, POSITIVE
+from amrg.data.text import sentences
+
+_REPORT = "Report:"
+
+
+def outlined(report: str) -> str:
+    """``cardiomegaly, edema. Report: …``, the sentences that state a finding in front, in the order of the outline."""
+    labels = label_report(report)
+    stated = [finding.lower() for finding in FINDINGS if labels[finding] == POSITIVE]
+    ordered = " ".join(sorted(sentences(report), key=_place))
+    return f"{', '.join(stated) or 'none'}. {_REPORT} {ordered}".strip()
+
+
+def without_outline(text: str) -> str:
+    """The report behind an outline; the whole text where there is none."""
+    before, mark, after = text.partition(_REPORT)
+    return (after if mark else before).strip()
+
+
+def _place(sentence: str) -> int:
+    labels = label_report(sentence)
+    return next((k for k, finding in enumerate(FINDINGS) if labels[finding] == POSITIVE), len(FINDINGS))
