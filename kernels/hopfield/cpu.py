@@ -62,14 +62,14 @@ def association_blocks(
     for rows, q, group in _chunks(queries, query_group):
         width = tile_width(q.shape[0])
         buffer = q.new_empty(q.shape[0], min(width, memory.shape[0]))
-        safe = _finite(lse[rows].to(q.dtype))
+        safe = finite(lse[rows].to(q.dtype))
         for start, stop, tile in _tiles(memory, scale, q.dtype, width):
             columns = None if memory_group is None else memory_group[start:stop]
             block = _score(q, tile, group, columns, buffer[:, : stop - start])
             yield rows, slice(start, stop), block.sub_(safe[:, None]).exp_()
 
 
-def _finite(x: Tensor) -> Tensor:
+def finite(x: Tensor) -> Tensor:
     return x.masked_fill(x == -torch.inf, 0.0)
 
 
@@ -123,10 +123,10 @@ def forward(
         if entropy:
             entropies[rows] = state.entropy()
         if top is not None:
-            weights[rows], indices[rows] = (top.scores - _finite(lse[rows])[:, None]).exp_(), top.indices
+            weights[rows], indices[rows] = (top.scores - finite(lse[rows])[:, None]).exp_(), top.indices
         if stored is not None:
             for j, shift in enumerate(shifts):
-                stored[:, j * width : (j + 1) * width].mul_(torch.exp(shift - _finite(lse[rows]))[:, None])
+                stored[:, j * width : (j + 1) * width].mul_(torch.exp(shift - finite(lse[rows]))[:, None])
     return retrieved, lse, mass, entropies, weights, indices, association
 
 
@@ -144,7 +144,7 @@ class _Softmax:
     def exponentiate(self, block: Tensor) -> Tensor:
         """Turn scores into exponentials in place; returns the shift that was subtracted, [rows]."""
         peak = torch.maximum(self.peak, block.amax(1))
-        shift = _finite(peak)
+        shift = finite(peak)
         block.sub_(shift[:, None]).exp_()
         self.decay = torch.exp(self.peak - shift)
         if self.plogp is not None:  # Σ −p ln p when every p so far shrinks by the decay
@@ -159,7 +159,7 @@ class _Softmax:
         self.kept = self.kept * self.decay + block.sum(1) if dropped else self.total
 
     def lse(self) -> Tensor:
-        return _finite(self.peak) + self.total.log()
+        return finite(self.peak) + self.total.log()
 
     def _inverse(self, dropout: float) -> Tensor:
         return torch.where(self.total > 0, 1 / (self.total * (1 - dropout)), 0.0)
@@ -185,7 +185,7 @@ def backward(
     grad_queries = torch.empty_like(queries, memory_format=torch.contiguous_format)
     grad_memory = torch.zeros(memory.shape if need_memory else (0, memory.shape[1]), dtype=dtype, device=memory.device)
     for rows, q, group in _chunks(queries, query_group):
-        g, safe = grad[rows].to(dtype), _finite(lse[rows])
+        g, safe = grad[rows].to(dtype), finite(lse[rows])
         lift = grad_mass[rows][:, None]
         # Σ_k a_ik ∂L/∂a_ik, less what comes straight through lse
         centre = (g * retrieved[rows]).sum(1) + grad_mass[rows] * mass[rows]
@@ -212,3 +212,13 @@ def backward(
                 grad_memory[start:stop].addmm_(slope.T, q).addmm_(kept.T, g)
         grad_queries[rows] = total
     return grad_queries, grad_memory.to(memory.dtype)
+
+
+def merge(r_SMD: Tensor, lse_SM: Tensor, mass_SM: Tensor, entropy_SM: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Retrievals from S disjoint parts of a memory as one from the whole (exact: log-sum-exp weights)."""
+    if r_SMD.shape[0] == 1:
+        return r_SMD[0], lse_SM[0], mass_SM[0], entropy_SM[0]
+    lse = torch.logsumexp(lse_SM, 0)
+    share = torch.exp(lse_SM - finite(lse))
+    entropy = (share * entropy_SM + torch.special.entr(share)).sum(0)
+    return torch.einsum("sm,smd->md", share, r_SMD), lse, (share * mass_SM).sum(0), entropy

@@ -97,7 +97,7 @@ class Fused:
         r = torch.empty(grid[1], self.count, self.width, device=self.q.device)
         lse, mass, entropies = (torch.empty(grid[1], self.count, device=self.q.device) for _ in range(3))
         self._run("forward", grid, launch, r=r, lse=lse, mass=mass, entropy=entropies, span=span, ENTROPY=entropy)
-        r, lse, mass, entropies = merge(r, lse, mass, entropies)
+        r, lse, mass, entropies = cpu.merge(r, lse, mass, entropies)
         weights, indices = self._top(lse, top_k)
         entropies = entropies if entropy else entropies[:0].clone()
         return r.to(self.queries.dtype), lse, mass, entropies, weights, indices, lse.new_empty(0, 0)
@@ -113,7 +113,7 @@ class Fused:
         self._run("top_rows", grid, launch, scores=scores, indices=indices, span=span, K=top_k, SLOTS=slots)
         best, order = scores.transpose(0, 1).flatten(1).topk(top_k, dim=1)
         rows = indices.transpose(0, 1).flatten(1).gather(1, order).long()
-        return torch.exp(best - _finite(lse)[:, None]), rows
+        return torch.exp(best - cpu.finite(lse)[:, None]), rows
 
     def backward(
         self, grad: Tensor, grad_lse: Tensor, grad_mass: Tensor, retrieved: Tensor, lse: Tensor, mass: Tensor,
@@ -133,17 +133,3 @@ class Fused:
             blocks = triton.cdiv(self.rows, launch.BN), triton.cdiv(self.width, launch.BD)
             self._run("backward_memory", blocks, launch, **shared, dz=dz)
         return dq.sum(0).to(self.queries.dtype), dz.to(self.z.dtype)
-
-
-def _finite(x: Tensor) -> Tensor:
-    return x.masked_fill(x == -torch.inf, 0.0)
-
-
-def merge(r_SMD: Tensor, lse_SM: Tensor, mass_SM: Tensor, entropy_SM: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Retrievals from S disjoint parts of a memory as one from the whole (exact: log-sum-exp weights)."""
-    if r_SMD.shape[0] == 1:
-        return r_SMD[0], lse_SM[0], mass_SM[0], entropy_SM[0]
-    lse = torch.logsumexp(lse_SM, 0)
-    share = torch.exp(lse_SM - _finite(lse))
-    entropy = (share * entropy_SM + torch.special.entr(share)).sum(0)
-    return torch.einsum("sm,smd->md", share, r_SMD), lse, (share * mass_SM).sum(0), entropy

@@ -1,0 +1,301 @@
+"""The two ways of retrieving from a bank without holding it: queries visit the rows, or rows visit the queries.
+
+Both use the operator's own forward and backward on partial memories. The backward of a part needs, of the whole, only
+``lse`` and ``centre_i = g_i · r_i + g_mass_i m_i − g_lse_i`` (kernels/hopfield/README.md), one number a query.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amrg.kernels import Retrieval
+from amrg.kernels.hopfield.autograd import hopfield_backward, hopfield_forward
+from amrg.kernels.hopfield.cpu import finite, merge
+from amrg.memory.exchange import Exchange, Spec
+
+if TYPE_CHECKING:
+    from amrg.memory.sharding import ShardedMemory
+
+#: Apart by a prime, so that shards and ranks draw dropout of their own.
+_SHARD_SEED = 1_000_003
+
+
+class Shard(NamedTuple):
+    """Some rows of a bank and the number of the first."""
+
+    rows: Tensor
+    scale: Tensor | None
+    group: Tensor | None
+    start: int
+
+
+class Request(NamedTuple):
+    """One retrieval, arguments as ``ShardedMemory.retrieve``."""
+
+    memory: "ShardedMemory"
+    queries: Tensor
+    query_group: Tensor | None = None
+    dropout: float = 0.0
+    seed: Tensor | int | None = None
+    top_k: int = 0
+    return_entropy: bool = False
+
+
+class _Ask(NamedTuple):
+    """What is asked of a shard: a request without its memory."""
+
+    queries: Tensor
+    group: Tensor | None
+    seed: Tensor | None
+    dropout: float
+    top_k: int
+    entropy: bool
+
+    def visitors(self) -> list[Tensor]:
+        """What travels to a shard."""
+        return [self.queries] if self.group is None else [self.queries, self.group]
+
+
+#: What a shard answers, a tensor for each: retrieved, lse, mass, then entropy and (weights, indices) where asked for.
+_Answer = list[Tensor]
+
+
+def gather_way(requests: Sequence[Request]) -> list[Retrieval]:
+    """Queries visit the rows."""
+    return _run(_Gather, requests)
+
+
+def ring_way(requests: Sequence[Request]) -> list[Retrieval]:
+    """Rows visit the queries."""
+    return _run(_Ring, requests)
+
+
+def _run(way: Any, requests: Sequence[Request]) -> list[Retrieval]:
+    asks = [_ask(request) for request in requests]
+    flat = iter(way.apply([request.memory for request in requests], asks, *(ask.queries for ask in asks)))
+    results = []
+    for ask in asks:
+        retrieved, lse, mass = (next(flat) for _ in range(3))
+        entropy = next(flat) if ask.entropy else None
+        weights, indices = (next(flat), next(flat)) if ask.top_k else (None, None)
+        results.append(Retrieval(retrieved, lse, mass, entropy, weights, indices))
+    return results
+
+
+def _ask(request: Request) -> _Ask:
+    seed = None
+    if request.dropout:
+        drawn = torch.randint(2**62, ()) if request.seed is None else torch.as_tensor(request.seed, dtype=torch.int64)
+        seed = drawn.to(request.queries.device)
+    group = None if request.memory.group is None else request.query_group
+    return _Ask(request.queries, group, seed, request.dropout, request.top_k, request.return_entropy)
+
+
+def _answer(ask: _Ask, shard: Shard) -> _Answer:
+    """Retrieve from one shard; float32 (float64 for such queries), rows numbered as in the whole bank."""
+    r, lse, mass, entropy, weights, indices, _ = hopfield_forward(
+        ask.queries.detach(), shard.rows, shard.scale, ask.group, None if ask.group is None else shard.group,
+        _seed(ask, shard), ask.dropout, ask.top_k, ask.entropy, False,
+    )  # fmt: skip
+    answer = [r.to(lse.dtype), lse, mass]
+    if ask.entropy:
+        answer.append(entropy)
+    if ask.top_k:
+        answer += [weights, torch.where(indices >= 0, indices + shard.start, indices)]
+    return answer
+
+
+def _merge(ask: _Ask, answers: Sequence[_Answer]) -> _Answer:
+    """The answers of disjoint rows as one."""
+    if len(answers) == 1:
+        return answers[0]
+    r, lse, mass, *rest = (torch.stack(pieces) for pieces in zip(*answers, strict=True))
+    entropy = rest.pop(0) if ask.entropy else torch.zeros_like(lse)
+    whole = merge(r, lse, mass, entropy)
+    answer = list(whole[: 4 if ask.entropy else 3])
+    if ask.top_k:
+        weights = rest[0] * torch.exp(lse - finite(whole[1]))[..., None]
+        top, order = weights.transpose(0, 1).flatten(1).topk(ask.top_k, dim=1)
+        answer += [top, rest[1].transpose(0, 1).flatten(1).gather(1, order)]
+    return answer
+
+
+def _seed(ask: _Ask, shard: Shard) -> Tensor | None:
+    return None if ask.seed is None else ask.seed + _SHARD_SEED * shard.start
+
+
+class _Slope(NamedTuple):
+    """What the backward of a part needs of the whole, a row for each query."""
+
+    grad: Tensor
+    lse: Tensor
+    centre: Tensor
+    lift: Tensor
+
+
+def _slope(answer: Sequence[Tensor], grads: Sequence[Tensor]) -> _Slope:
+    retrieved, lse, mass = answer
+    grad, grad_lse, lift = grads
+    centre = (grad.to(lse.dtype) * retrieved.to(lse.dtype)).sum(1) + lift * mass
+    return _Slope(grad, lse, centre - grad_lse.masked_fill(lse == -torch.inf, 0.0), lift)
+
+
+def _descend(ask: _Ask, shard: Shard, slope: _Slope) -> Tensor:
+    """One shard's part of the gradient of the queries."""
+    queries = ask.queries.detach()
+    # The operator forms the centre from what was retrieved: with nothing retrieved, only the given one is left of it.
+    grad_queries, _ = hopfield_backward(
+        slope.grad.contiguous(), -slope.centre, slope.lift.contiguous(), queries, shard.rows, shard.scale,
+        torch.zeros_like(queries), slope.lse, torch.zeros_like(slope.lse), ask.group,
+        None if ask.group is None else shard.group, _seed(ask, shard), slope.lse.new_empty(0, 0), ask.dropout, False,
+    )  # fmt: skip
+    return grad_queries
+
+
+class _Sharded(torch.autograd.Function):
+    """Forward and backward but for the way; a subclass gives ``answers`` and ``gradients``."""
+
+    @classmethod
+    def forward(cls, ctx: Any, memories: Sequence["ShardedMemory"], asks: Sequence[_Ask], *queries: Tensor) -> Any:
+        ctx.memories, ctx.asks = memories, asks
+        answers, ctx.visit = cls.answers(memories, asks)
+        saved: list[Tensor] = []
+        for ask, answer in zip(asks, answers, strict=True):
+            answer[0] = answer[0].to(ask.queries.dtype)
+            saved += answer[:3]
+            ctx.mark_non_differentiable(*answer[3:])
+        ctx.save_for_backward(*saved)
+        ctx.lengths = [len(answer) for answer in answers]
+        return tuple(tensor for answer in answers for tensor in answer)
+
+    @classmethod
+    def backward(cls, ctx: Any, *grads: Tensor) -> Any:
+        slopes, start = [], 0
+        for i, length in enumerate(ctx.lengths):
+            slopes.append(_slope(ctx.saved_tensors[i * 3 : i * 3 + 3], grads[start : start + 3]))
+            start += length
+        return None, None, *cls.gradients(ctx.memories, ctx.asks, ctx.visit, slopes)
+
+    @staticmethod
+    def answers(memories: Sequence["ShardedMemory"], asks: Sequence[_Ask]) -> tuple[list[_Answer], Any]:
+        """The merged answers, and what the backward needs to go the same way."""
+        raise NotImplementedError
+
+    @staticmethod
+    def gradients(
+        memories: Sequence["ShardedMemory"], asks: Sequence[_Ask], visit: Any, slopes: Sequence[_Slope]
+    ) -> list[Tensor]:
+        """The gradients of this rank's queries."""
+        raise NotImplementedError
+
+
+class _Gather(_Sharded):
+    @staticmethod
+    def answers(memories: Sequence["ShardedMemory"], asks: Sequence[_Ask]) -> tuple[list[_Answer], Any]:
+        trip = _Trip(memories[0].layout.levels, asks)
+        gathered = trip.out([ask.visitors() for ask in asks])
+        visiting = [
+            ask._replace(queries=tensors[0], group=None if ask.group is None else tensors[1])
+            for ask, tensors in zip(asks, gathered, strict=True)
+        ]
+        answers = [_answer(ask, memory.own()) for ask, memory in zip(visiting, memories, strict=True)]
+        return trip.home(answers, lambda i, pieces: _merge(asks[i], pieces)), (trip, visiting)
+
+    @staticmethod
+    def gradients(
+        memories: Sequence["ShardedMemory"], asks: Sequence[_Ask], visit: Any, slopes: Sequence[_Slope]
+    ) -> list[Tensor]:
+        trip, visiting = visit
+        gathered = trip.out([list(slope) for slope in slopes])
+        partial = [
+            [_descend(ask, memory.own(), _Slope(*tensors))]
+            for ask, memory, tensors in zip(visiting, memories, gathered, strict=True)
+        ]
+        return [grad for (grad,) in trip.home(partial, lambda _, pieces: [torch.stack([p for (p,) in pieces]).sum(0)])]
+
+
+class _Trip:
+    """The way of queries to every shard, level by level, and of what was found back to whose queries they are."""
+
+    def __init__(self, levels: Sequence[Exchange], asks: Sequence[_Ask]) -> None:
+        self.levels = levels
+        self.counts: list[list[list[int]]] = []  # [level][rank][bank]: queries that the rank brought to the level
+        mine = [len(ask.queries) for ask in asks]
+        for level in levels:
+            self.counts.append(level.counts(mine, asks[0].queries.device))
+            mine = [sum(theirs) for theirs in zip(*self.counts[-1], strict=True)]
+
+    def out(self, banks: list[list[Tensor]]) -> list[list[Tensor]]:
+        """Tensors with a row for each query → those of all ranks, joined."""
+        for level, counts in zip(self.levels, self.counts, strict=True):
+            specs = [_flat(_specs(banks, theirs)) for theirs in counts]
+            everyone = [_like(banks, tensors) for tensors in level.gather(_flat(banks), specs)]
+            banks = [
+                [torch.cat(pieces) for pieces in zip(*(theirs[i] for theirs in everyone), strict=True)]
+                for i in range(len(banks))
+            ]
+        return banks
+
+    def home(self, banks: list[list[Tensor]], join: Any) -> list[list[Tensor]]:
+        """Tensors with a row for each query of all ranks → ``join(bank, [from each rank])`` of this rank's."""
+        for level, counts in reversed(list(zip(self.levels, self.counts, strict=True))):
+            pieces = [
+                [tensor.split([theirs[i] for theirs in counts]) for tensor in tensors]
+                for i, tensors in enumerate(banks)
+            ]
+            outgoing = [[piece[r] for tensors in pieces for piece in tensors] for r in range(level.size)]
+            specs = [_flat(_specs(banks, counts[level.rank]))] * level.size
+            everyone = [_like(banks, tensors) for tensors in level.swap(outgoing, specs)]
+            banks = [join(i, [theirs[i] for theirs in everyone]) for i in range(len(banks))]
+        return banks
+
+
+class _Ring(_Sharded):
+    @staticmethod
+    def answers(memories: Sequence["ShardedMemory"], asks: Sequence[_Ask]) -> tuple[list[_Answer], Any]:
+        so_far: list[list[_Answer]] = [[] for _ in asks]
+        for shards in _passing(memories):
+            so_far = [
+                [_merge(ask, [*before, _answer(ask, shard)])]
+                for ask, shard, before in zip(asks, shards, so_far, strict=True)
+            ]
+        return [answer for (answer,) in so_far], None
+
+    @staticmethod
+    def gradients(
+        memories: Sequence["ShardedMemory"], asks: Sequence[_Ask], visit: Any, slopes: Sequence[_Slope]
+    ) -> list[Tensor]:
+        totals = [torch.zeros_like(slope.grad, dtype=slope.lse.dtype) for slope in slopes]
+        for shards in _passing(memories):
+            for total, ask, shard, slope in zip(totals, asks, shards, slopes, strict=True):
+                total += _descend(ask, shard, slope)
+        return [total.to(ask.queries.dtype) for total, ask in zip(totals, asks, strict=True)]
+
+
+def _passing(memories: Sequence["ShardedMemory"]) -> Any:
+    """The shards of all memories, rank by rank."""
+    flat = memories[0].layout.flat
+    own = [memory.parts() for memory in memories]
+    specs = [[spec for memory in memories for spec in memory.specs(rank)] for rank in range(flat.size)]
+    for owner, tensors in flat.rounds(_flat(own), specs):
+        yield [memory.shard(owner, parts) for memory, parts in zip(memories, _like(own, tensors), strict=True)]
+
+
+def _flat(nested: Sequence[Sequence[Any]]) -> list[Any]:
+    return [item for items in nested for item in items]
+
+
+def _like(shape: Sequence[Sequence[Any]], flat: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Cut a flat list as ``shape`` is cut."""
+    items = iter(flat)
+    return [[next(items) for _ in part] for part in shape]
+
+
+def _specs(banks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> list[list[Spec]]:
+    """Specs of the same tensors with another number of rows for each bank."""
+    return [
+        [((count, *tensor.shape[1:]), tensor.dtype) for tensor in tensors]
+        for tensors, count in zip(banks, counts, strict=True)
+    ]
