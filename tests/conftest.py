@@ -13,7 +13,8 @@ from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import studies
 from amrg.data.studies import Films, Study
-from amrg.memory.bank import REPORTS, VISUAL, BankWriter
+from amrg.memory.bank import REPORTS, VISUAL
+from amrg.memory.writer import BankWriter
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.pipeline import recipe, root
 

@@ -1,8 +1,8 @@
 """Plan, then write: a report behind an outline that names the findings it states.
 
-A finding can be worded in many ways, "the lungs are clear" in few: a decoder that searches for the likeliest text prefers
-the stereotype even where the finding is the likelier content. An outline gives every finding one wording and one place,
-so that what is decided there is content; the report then only has to follow its own outline.
+A finding can be worded in many ways, "the lungs are clear" in few: a decoder that searches for the likeliest text
+prefers the stereotype even where the finding is the likelier content. An outline gives every finding one wording and
+one place, so that what is decided there is content; the report then only has to follow its own outline.
 """
 
 from amrg.data.labeler import label_report

@@ -43,6 +43,10 @@ class Exchange:
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         self.sent = 0
 
+    def global_rank(self, rank: int) -> int:
+        """The number among all ranks of a rank of this group."""
+        return rank if self.group is None else distributed.get_global_rank(self.group, rank)
+
     def counts(self, mine: Sequence[int], device: torch.device) -> list[list[int]]:
         """Some whole numbers of every rank, equally many on each."""
         packed = torch.tensor(mine, dtype=torch.int64, device=device)
@@ -90,10 +94,7 @@ class Exchange:
 
     def _pass_on(self, message: Tensor, coming: Tensor) -> list[Any]:
         """Start sending to the next rank and receiving from the one before; empty messages are not sent."""
-        after, before = (
-            distributed.get_global_rank(self.group or distributed.group.WORLD, (self.rank + step) % self.size)
-            for step in (1, -1)
-        )
+        after, before = (self.global_rank((self.rank + step) % self.size) for step in (1, -1))
         transfers = []
         if len(message):
             transfers.append(distributed.P2POp(distributed.isend, message, after, self.group))

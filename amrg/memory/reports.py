@@ -20,8 +20,9 @@ from amrg.data.labels import POSITIVE
 from amrg.data.stream import studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.memory.bank import HEADER, BankWriter
+from amrg.memory.bank import HEADER
 from amrg.memory.sampling import sample_rows
+from amrg.memory.writer import BankWriter
 from amrg.progress import track
 
 #: Encoders that come as a wheel: name in the configuration → (import name, distribution, folder inside).

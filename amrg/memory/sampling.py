@@ -14,12 +14,15 @@ Every candidate is filed under its findings (under none: a class of its own), an
 Allotments are whole numbers by largest remainder. A candidate with several findings is drawn for one of them only and
 then gone for the others, so the classes draw in order of size, rarest first; draws that a class cannot fill are
 allotted again among the classes with candidates left, until the bank is full.
+
+``k_center`` looks at the vectors and not at findings: few rows that lie everywhere.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
+import torch
 
 
 def sample_rows(findings: Sequence[Sequence[str]], rows: int, sampling: str, seed: int) -> np.ndarray:
@@ -54,6 +57,39 @@ def sample_rows(findings: Sequence[Sequence[str]], rows: int, sampling: str, see
         weights = np.where(left > 0, 1 if sampling == "uniform" else sizes, 0)
         _draw(classes, _allot(rows - int(chosen.sum()), weights), chosen, generator)
     return np.flatnonzero(chosen)
+
+
+def k_center(vectors: Callable[[], Iterable[torch.Tensor]], count: int, rows: int, seed: int) -> np.ndarray:
+    """Rows that cover the rest: each is the farthest from all chosen before (Gonzalez 1985, within twice the optimum).
+
+    Args:
+        vectors: called for every pass over the candidates, gives them in blocks, float32 [n, D].
+        count: number of candidates.
+        rows: how many to choose; as many passes are made.
+        seed: of the first one.
+
+    Returns:
+        Numbers of the chosen candidates, ascending, int64 [min(rows, count)].
+    """
+    distance = torch.full((count,), torch.inf)
+    chosen = [int(np.random.default_rng(seed).integers(count))]
+    while len(chosen) < min(rows, count):
+        centre, start = _nth(vectors(), chosen[-1]), 0
+        for block in vectors():
+            part = distance[start : start + len(block)]
+            torch.minimum(part, (block - centre).square().sum(1), out=part)
+            start += len(block)
+        distance[chosen] = -1.0  # a twin of a chosen row has distance 0, too
+        chosen.append(int(distance.argmax()))
+    return np.sort(np.array(chosen[:rows], np.int64))
+
+
+def _nth(blocks: Iterable[torch.Tensor], number: int) -> torch.Tensor:
+    for block in blocks:
+        if number < len(block):
+            return block[number]
+        number -= len(block)
+    raise IndexError(number)
 
 
 def _draw(classes: list[np.ndarray], quotas: np.ndarray, chosen: np.ndarray, generator: np.random.Generator) -> None:

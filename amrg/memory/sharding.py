@@ -55,11 +55,10 @@ class Layout:
             self.levels = [Exchange(self._subgroup(ranks)) for ranks in (across, inside)]
 
     def _subgroup(self, ranks: Sequence[int]) -> distributed.ProcessGroup:
-        world = self.flat.group or distributed.group.WORLD
         # Only its members take part: other groups of a hybrid layout need not make theirs at the same time.
-        return distributed.new_group(
-            [distributed.get_global_rank(world, rank) for rank in ranks], use_local_synchronization=True
-        )
+        group = distributed.new_group([self.flat.global_rank(r) for r in ranks], use_local_synchronization=True)
+        assert isinstance(group, distributed.ProcessGroup)
+        return group
 
     @property
     def sent(self) -> int:
@@ -117,10 +116,9 @@ class ShardedMemory(nn.Module):
         for name, value in (("rows", rows.detach()), ("scale", scale), ("group", group)):
             self.register_buffer(name, value, persistent=False)
         self.spans = _check_tiling(layout.flat, rows, start, total, identity, scale, group)
-        self.way = way
         if way == "auto":
-            element = rows.dtype.itemsize
-            self.way = cheapest(total, self.dim, layout.flat.size, queries, element, scale is not None, copy_bytes)
+            way = cheapest(total, self.dim, layout.flat.size, queries, rows.dtype.itemsize, copy_bytes)
+        self.way = way
         if self.way == "replicate":
             self._replicate()
 

@@ -1,16 +1,20 @@
 """What the ways of sharded retrieval move and hold: the formulas, the choice between them, and tables of predictions.
 
-``python -m amrg.memory.traffic`` prints the tables of ``docs/memory-banks.md``. Bytes are those that ``Exchange`` counts.
+``python -m amrg.memory.traffic`` prints the tables of ``docs/memory-banks.md``. Bytes are those that ``Exchange``
+counts.
 Predicted times are bytes over stated bandwidths and nothing else: no latency, no computation, no overlap.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from amrg.memory.exchange import padded_bytes
+from amrg.memory.exchange import Spec, padded_bytes
+
+Way = Literal["replicate", "gather", "ring"]
 
 COUNT = 8  # bytes of a whole number in a header
 
@@ -38,7 +42,7 @@ class Rows:
 
     def stored(self, rows: int) -> int:
         """Bytes of some rows as they travel."""
-        parts = [((rows, self.dim), _DTYPES[self.element])]
+        parts: list[Spec] = [((rows, self.dim), _DTYPES[self.element])]
         parts += [((rows,), torch.float32)] if self.element == 1 else []
         parts += [((rows,), torch.int64)] if self.grouped else []
         return sum(map(padded_bytes, parts))
@@ -50,7 +54,8 @@ class Rows:
 
     def answer(self, queries: int) -> int:
         """Bytes of what a shard found for some queries: retrieved, lse, mass, and what was asked for."""
-        parts = [((queries, self.dim), torch.float32)] + [((queries,), torch.float32)] * (3 if self.entropy else 2)
+        parts: list[Spec] = [((queries, self.dim), torch.float32)]
+        parts += [((queries,), torch.float32)] * (3 if self.entropy else 2)
         parts += [((queries, self.top_k), torch.float32), ((queries, self.top_k), torch.int64)] if self.top_k else []
         return sum(map(padded_bytes, parts))
 
@@ -108,11 +113,9 @@ def ring_bytes(banks: Sequence[Rows], spans: Sequence[Sequence[tuple[int, int]]]
     )
 
 
-def cheapest(
-    rows: int, dim: int, ranks: int, queries: int, element: int, scaled: bool, copy_bytes: int
-) -> str:  # fmt: skip
+def cheapest(rows: int, dim: int, ranks: int, queries: int, element: int, copy_bytes: int) -> Way:
     """``replicate`` where a copy fits in ``copy_bytes``; else what sends less for ``queries`` a rank and step."""
-    bank = Rows(rows, dim, 1 if scaled else min(element, 4))
+    bank = Rows(rows, dim, element)
     if ranks == 1 or bank.stored(rows) <= copy_bytes:
         return "replicate"
     spans = [[(rows * r // ranks, rows * (r + 1) // ranks) for r in range(ranks)]]

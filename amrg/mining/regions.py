@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS, POSITIVE
 from amrg.data.stream import Sample, read, studies
-from amrg.memory.bank import HEADER, BankWriter
+from amrg.memory.bank import HEADER
+from amrg.memory.writer import BankWriter
 from amrg.mining.cam import activation_maps, class_scales
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images

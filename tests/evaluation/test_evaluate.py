@@ -16,7 +16,8 @@ from amrg.data.studies import Films, Study
 from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
 from amrg.evaluation.showcase import pick, positives
-from amrg.memory.bank import REPORTS, VISUAL, BankWriter
+from amrg.memory.bank import REPORTS, VISUAL
+from amrg.memory.writer import BankWriter
 from amrg.models.stage1 import DiseaseClassifier
 
 CONFIG = Config(

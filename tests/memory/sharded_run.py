@@ -1,4 +1,6 @@
-"""One of W real processes that retrieve from sharded banks and compare with the whole bank: python sharded_run.py FOLDER.
+"""One of W real processes that retrieve from sharded banks and compare with the whole bank.
+
+python sharded_run.py FOLDER
 
 Every check is an assertion; the test that starts the processes looks at their exit codes.
 """
@@ -157,7 +159,7 @@ def check_dropout(layout: Layout) -> None:
 def check_refusals(layout: Layout) -> None:
     """A row dropped, doubled, beyond the end, or of another bank: the same error everywhere, naming the rank."""
     rank, last = layout.flat.rank, layout.flat.size - 1
-    rows, group = bank(40, WIDTHS[0], 1)
+    rows, _ = bank(40, WIDTHS[0], 1)
     start, stop = span(40, rank, layout.flat.size)
     wrong = rank == last
     cases = {

@@ -1,13 +1,15 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from amrg.errors import UserError
-from amrg.memory.bank import BankWriter, MemoryBank, group_id, normalise_rows
+from amrg.memory.bank import PROVENANCE, MemoryBank, group_id, normalise_rows
+from amrg.memory.writer import BankWriter, join
 
 D = 12
 
@@ -76,8 +78,10 @@ def test_provenance_says_where_each_row_came_from(tmp_path):
         writer.add(vectors(3), [full, token, origin(2)])
     bank = MemoryBank.open(tmp_path)
     table = bank.provenance.to_pylist()
-    assert table[0] == full | {"row": 0}
-    assert table[1] == {"box": None, "text": None, "score": None, "row": 1} | token
+    assert {name: table[0][name] for name in full} == full
+    assert {name: table[1][name] for name in token} == token
+    assert [row["row"] for row in table] == [0, 1, 2]
+    assert [row["group_id"] for row in table] == [group_id("p0"), -1, group_id("p2")]
     assert table[2]["findings"] is None
     assert bank.groups.tolist() == [group_id("p0"), -1, group_id("p2")]
     assert bank.groups.dtype == torch.int64
@@ -138,7 +142,14 @@ def lose_chunk(folder):
 
 def lose_row(folder):
     table = pq.read_table(folder / "provenance.parquet")
-    pq.write_table(table.slice(1), folder / "provenance.parquet")
+    pq.write_table(pa.concat_tables([table.slice(0, 3), table.slice(4)]), folder / "provenance.parquet")
+
+
+def swap_chunks(folder):
+    first, second, spare = (folder / f"{name}.safetensors" for name in ("rows-00000", "rows-00001", "spare"))
+    first.rename(spare)
+    second.rename(first)
+    spare.rename(second)
 
 
 def cut_table(folder):
@@ -158,12 +169,13 @@ def no_header(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_chunk, r"rows-00001\.safetensors: missing or unreadable"),
-        (other_shape, r"rows-00001\.safetensors: shape \[8, 13\], not \[8, 12\]"),
-        (lose_chunk, r"rows-00001\.safetensors: missing or unreadable"),
-        (lose_row, r"provenance\.parquet: 22 rows, the bank 23"),
+        (cut_chunk, r"rows-00001\.safetensors: rows 8 to 15 are missing or unreadable"),
+        (other_shape, r"rows-00001\.safetensors: rows 8 to 15 have shape \[8, 13\], not \[8, 12\]"),
+        (lose_chunk, r"rows-00001\.safetensors: rows 8 to 15 are missing or unreadable"),
+        (lose_row, r"provenance\.parquet: 22 rows, the bank 23: row 3 is missing"),
         (cut_table, r"provenance\.parquet: missing or unreadable"),
         (wrong_count, r"bank\.json: its chunks have 23 rows, the bank 24"),
+        (swap_chunks, r"rows-00000\.safetensors: holds the rows from 8 on where rows 0 to 7 belong"),
         (no_header, r"not a memory bank"),
     ],
 )
@@ -175,19 +187,76 @@ def test_a_damaged_bank_is_one_line_that_names_the_file(tmp_path, damage, messag
     assert "\n" not in str(caught.value)
 
 
-def test_verification_sees_a_flipped_byte_and_swapped_chunks(tmp_path):
+def flip_byte(folder):
+    path = folder / "rows-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # in the last row of the chunk
+    path.write_bytes(content)
+
+
+def put_nan(folder):
+    path = folder / "rows-00001.safetensors"
+    rows = load_file(path)["rows"]
+    rows[2, 5] = float("nan")
+    save_file({"rows": rows}, path, {"first": "8"})
+
+
+def swap_contents(folder):
+    """Chunks that claim each other's place."""
+    first, second = (folder / f"rows-{number:05d}.safetensors" for number in (0, 1))
+    rows = load_file(first)["rows"], load_file(second)["rows"]
+    save_file({"rows": rows[1]}, first, {"first": "0"})
+    save_file({"rows": rows[0]}, second, {"first": "8"})
+
+
+def rewrite_origin(folder):
+    table = pq.read_table(folder / "provenance.parquet").to_pylist()
+    table[4]["key"] = "somebody"
+    pq.write_table(pa.Table.from_pylist(table, schema=PROVENANCE), folder / "provenance.parquet")
+
+
+def double_row(folder):
+    table = pq.read_table(folder / "provenance.parquet")
+    doubled = pa.concat_tables([table.slice(0, 3), table.slice(2, 1), table.slice(4)])
+    pq.write_table(doubled, folder / "provenance.parquet")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_byte, r"rows-00001\.safetensors: row 15 was changed"),
+        (put_nan, r"rows-00001\.safetensors: row 10 is not finite"),
+        (swap_contents, r"rows-00000\.safetensors: row 0 was changed"),
+        (rewrite_origin, r"provenance\.parquet: row 4 says something else"),
+        (double_row, r"provenance\.parquet: row 3 is missing: row 2 stands in its place"),
+    ],
+)
+def test_verification_names_the_file_and_the_row(tmp_path, damage, message):
     write(tmp_path).verify()
-    first, second = tmp_path / "rows-00000.safetensors", tmp_path / "rows-00001.safetensors"
-    content = bytearray(second.read_bytes())
-    content[-3] ^= 1
-    original = second.read_bytes()
-    second.write_bytes(content)
-    with pytest.raises(UserError, match="rows-00001"):
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
         MemoryBank.open(tmp_path).verify()
-    second.write_bytes(first.read_bytes())
-    first.write_bytes(original)
-    with pytest.raises(UserError, match="rows-00000"):
-        MemoryBank.open(tmp_path).verify()
+
+
+def test_int8_rows_carry_their_scale(tmp_path):
+    bank = write(tmp_path, dtype=torch.int8)
+    bank.verify()
+    expected = layer_norm(vectors(23))
+    assert bank.rows(3, 9).dtype == torch.int8
+    torch.testing.assert_close(bank.vectors(3, 9).double(), expected[3:9], atol=0.012, rtol=0)
+    assert (bank.rows(0, 23).int().abs().amax(1) == 127).all()
+
+
+def test_parts_written_side_by_side_join_to_the_same_bank(tmp_path):
+    whole = write(tmp_path / "whole")
+    for name, (start, stop) in {"a": (0, 8), "b": (8, 9), "c": (9, 23)}.items():
+        with BankWriter(tmp_path / name, D, chunk_rows=8) as writer:
+            writer.add(vectors(23)[start:stop], [origin(number) for number in range(start, stop)])
+    joined = join([tmp_path / name for name in "abc"], tmp_path / "joined")
+    joined.verify()
+    assert joined.content_hash == whole.content_hash
+    assert joined.all().equal(whole.all())
+    assert joined.provenance.equals(whole.provenance)
 
 
 def test_chunks_are_plain_safetensors(tmp_path):

@@ -23,7 +23,7 @@ def start(script: Path, ranks: int, *arguments: object) -> list[subprocess.Compl
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        )
         for rank in range(ranks)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
