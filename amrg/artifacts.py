@@ -28,6 +28,8 @@ LOCK = ".lock"
 LOGS = "logs"
 #: ... and removed when the artefact is whole: what only a resumed step needs.
 SCRATCH = ("checkpoints", "scratch")
+#: What everything made from an artefact must be told.
+_MARK = "MARK"
 
 _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "timm", "webdataset", "numpy", "scipy", "pillow")
 
@@ -142,13 +144,18 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def mark(folder: Path, warning: str) -> None:
+    """Put a mark on an artefact that is being made: all that is made from it, scores included, carries it."""
+    (folder / _MARK).write_text(warning + "\n")
+
+
 def _seal(partial: Path, final: Path, recipe: Recipe) -> None:
     """Hash, describe and rename a finished folder."""
     for name in SCRATCH:
         shutil.rmtree(partial / name, ignore_errors=True)
     (partial / LOCK).unlink()
     marks = [artifact.mark for artifact in recipe.inputs.values() if artifact.mark]
-    own_mark = partial / "MARK"
+    own_mark = partial / _MARK
     if own_mark.exists():
         marks.append(own_mark.read_text().strip())
     manifest = {

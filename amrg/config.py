@@ -87,6 +87,10 @@ class ReportBankConfig:
 
 @dataclass(frozen=True)
 class BanksConfig:
+    """The two memory banks."""
+
+    splits: tuple[Literal["train", "val", "test"], ...] = ("train",)  # more than train leaks held-out reports: marked
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"  # of the stored rows
     mining: MiningConfig = field(default_factory=MiningConfig)
     reports: ReportBankConfig = field(default_factory=ReportBankConfig)
 
@@ -101,6 +105,16 @@ class MemoryConfig:
     learn_beta: bool = False
     update_steps: PositiveInt = 1
     dropout: Fraction = 0.1
+
+
+@dataclass(frozen=True)
+class ShardingConfig:
+    """How several ranks hold the banks: decides speed and memory, not what is retrieved (docs/memory-banks.md)."""
+
+    way: Literal["auto", "replicate", "gather", "ring"] = "auto"
+    copy_bytes: PositiveInt = 2**30  # auto: a bank of at most this size is held whole by every rank
+    ranks_per_copy: PositiveInt | None = None  # consecutive ranks that hold one copy between them; None: all ranks
+    node_ranks: PositiveInt | None = None  # ranks of one node, where a copy spans nodes: queries cross nodes once
 
 
 @dataclass(frozen=True)
@@ -144,6 +158,7 @@ class Stage2Config:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
     max_report_tokens: PositiveInt = 100
+    accept_banks_with_held_out_rows: bool = False  # train on banks that leak; every score then carries the mark
     ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
 
 
@@ -178,6 +193,7 @@ class Config:
     stage1: Stage1Config = field(default_factory=Stage1Config)
     banks: BanksConfig = field(default_factory=BanksConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     stage2: Stage2Config = field(default_factory=Stage2Config)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

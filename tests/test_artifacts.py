@@ -3,7 +3,7 @@ import json
 import pytest
 
 from amrg import artifacts
-from amrg.artifacts import Artifact, Recipe, build, content_hash, find, open_artifact
+from amrg.artifacts import Artifact, Recipe, build, content_hash, find, mark, open_artifact
 from amrg.errors import UserError
 
 
@@ -78,7 +78,7 @@ def test_two_writers_of_one_artefact_are_refused(tmp_path):
 
 def test_a_mark_is_inherited(tmp_path):
     with build(tmp_path, recipe("banks")) as folder:
-        (folder / "MARK").write_text("bank holds test rows\n")
+        mark(folder, "bank holds test rows")
     banks = open_artifact(recipe("banks").path(tmp_path), "banks")
     stage2 = make(tmp_path, recipe("stage2", {"banks": banks}))
     scores = make(tmp_path, recipe("scores", {"stage2": stage2}))

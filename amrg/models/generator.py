@@ -9,6 +9,7 @@ P positions of the streams, T report tokens, K top rows.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -22,9 +23,10 @@ from transformers import PreTrainedTokenizerBase
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
 from amrg.data.outline import outlined, without_outline
 from amrg.errors import UserError
+from amrg.memory.sharding import ShardedMemory
 from amrg.models.association import Bank
 from amrg.models.decoder import load_decoder, save_decoder
-from amrg.models.hopfield import HopfieldMemory
+from amrg.models.hopfield import HopfieldMemory, associate_together
 from amrg.models.stage1 import DiseaseClassifier
 
 IMAGE = "{image}"
@@ -57,7 +59,7 @@ class ReportGenerator(nn.Module):
         stage1: DiseaseClassifier,
         decoder: Any,
         tokenizer: PreTrainedTokenizerBase,
-        banks: tuple[Bank, Bank],
+        banks: Sequence[Bank | ShardedMemory],
         memory: MemoryConfig,
         settings: DecoderConfig,
     ) -> None:
@@ -116,10 +118,8 @@ class ReportGenerator(nn.Module):
         parts = [tokens_BND]
         if self.settings.use_queries:
             parts.append(queries_BQD)
-        if self.visual_memory is not None:
-            parts.append(self.visual_memory(queries_BQD, query_group=group_B))
-        if self.report_memory is not None:
-            parts.append(self.report_memory(queries_BQD, query_group=group_B))
+        memories = [memory for memory in (self.visual_memory, self.report_memory) if memory is not None]
+        parts += associate_together([m.associating(queries_BQD, query_group=group_B) for m in memories])
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
         streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
         if not self.settings.use_queries:
@@ -210,7 +210,7 @@ class ReportGenerator(nn.Module):
         save_decoder(self.decoder, self.tokenizer, folder / "decoder")
 
     @classmethod
-    def from_pretrained(cls, folder: Path, banks: tuple[Bank, Bank]) -> Self:
+    def from_pretrained(cls, folder: Path, banks: Sequence[Bank | ShardedMemory]) -> Self:
         """Read what ``save_pretrained`` wrote, with the banks it was trained with.
 
         Raises:
@@ -267,7 +267,7 @@ def _average(values_MND: Tensor, views: list[int]) -> Tensor:
     return torch.stack([part.mean(0) for part in values_MND.split(views)])
 
 
-def _memory(config: MemoryConfig, dim: int, bank: Bank) -> HopfieldMemory:
+def _memory(config: MemoryConfig, dim: int, bank: Bank | ShardedMemory) -> HopfieldMemory:
     memory = HopfieldMemory(
         dim,
         bank.rows.shape[1],
@@ -279,7 +279,7 @@ def _memory(config: MemoryConfig, dim: int, bank: Bank) -> HopfieldMemory:
         update_steps=config.update_steps,
         dropout=config.dropout,
     )
-    memory.set_memory(bank.rows, group=bank.group, scale=bank.scale)
+    memory.set_bank(bank)
     return memory
 
 

@@ -4,17 +4,64 @@ Shape legend: B batch, L queries of a sample, S state width, H heads, K width of
 V width of a head's value, N rows of the bank, D width of the bank, O output width.
 """
 
-import math
-from collections.abc import Iterator, Mapping
-from typing import Self
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from amrg.kernels import Retrieval, hopfield_retrieve
-from amrg.kernels.hopfield.cpu import ROWS, TopK, association_blocks
+from amrg.kernels.hopfield.cpu import association_blocks
+from amrg.memory.attribution import top_rows, top_rows_together
 from amrg.memory.bank import normalise_rows
+from amrg.memory.sharding import ShardedMemory, retrieve_together
+from amrg.memory.ways import Request, Shard
 from amrg.models.association import Bank, Block, FrozenMemory
+
+
+class Ask(NamedTuple):
+    """A retrieval that a memory needs: queries [M, D], from which bank, and what they must not see."""
+
+    queries: Tensor
+    bank: Bank
+    group: Tensor | None
+    dropout: float = 0.0
+
+
+R = TypeVar("R")
+Steps = Generator[Ask, Retrieval, R]
+
+
+def associate_together(memories: Sequence[Steps[R]]) -> list[R]:
+    """Run several memories step by step, so that those on sharded banks share one exchange a step."""
+    results: list[R | None] = [None] * len(memories)
+    asks = {i: next(memory) for i, memory in enumerate(memories)}
+    while asks:
+        answers = _answer(list(asks.values()))
+        following = {}
+        for i, answer in zip(asks, answers, strict=True):
+            try:
+                following[i] = memories[i].send(answer)
+            except StopIteration as end:
+                results[i] = end.value
+        asks = following
+    return cast("list[R]", results)
+
+
+def _answer(asks: Sequence[Ask]) -> list[Retrieval]:
+    together = [
+        Request(ask.bank.sharded, ask.queries, ask.group, ask.dropout) for ask in asks if ask.bank.sharded is not None
+    ]
+    sharded = iter(retrieve_together(together) if together else ())
+    return [next(sharded) if ask.bank.sharded is not None else _retrieve(ask) for ask in asks]
+
+
+def _retrieve(ask: Ask) -> Retrieval:
+    memory_group = None if ask.group is None else ask.bank.group
+    return hopfield_retrieve(
+        ask.queries, ask.bank.rows, memory_scale=ask.bank.scale, query_group=ask.group, memory_group=memory_group,
+        dropout=ask.dropout,
+    )  # fmt: skip
 
 
 class HopfieldMemory(FrozenMemory):
@@ -64,6 +111,13 @@ class HopfieldMemory(FrozenMemory):
             self.register_buffer("beta", start)
         self._last: tuple[Tensor, Tensor, Bank, Tensor | None] | None = None
 
+    def set_bank(self, bank: Bank | ShardedMemory) -> None:
+        """Hold a whole bank, or this rank's part of one that all ranks retrieve from together."""
+        if isinstance(bank, ShardedMemory) and bank.way != "replicate":
+            self.sharded = bank
+        else:
+            self.set_memory(bank.rows, group=bank.group, scale=bank.scale)
+
     def set_beta(self, beta: float | Tensor) -> None:
         """Set β, a number or one per head [H]; for schedules."""
         if self.learn_beta:
@@ -80,9 +134,16 @@ class HopfieldMemory(FrozenMemory):
         [B] and ``memory_group`` [N], int64: a sample does not see the rows of its own group; −1 is seen by all and
         sees all.
         """
+        return associate_together([self.associating(x_BLS, memory_ND, query_group, memory_group)])[0]
+
+    def associating(
+        self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
+        memory_group: Tensor | None = None,
+    ) -> "Steps[Tensor]":  # fmt: skip
+        """``forward`` as steps that ask for retrievals, so that several memories can ask together."""
         bank = self._bank(memory_ND, memory_group)
         query_group = self._spread(query_group, bank, x_BLS.shape[1])
-        queries, result = self._associate(x_BLS, bank, query_group)
+        queries, result = yield from self._associate(x_BLS, bank, query_group)
         self._last = (queries.detach().flatten(0, 1), result.lse_M.detach(), bank, query_group)
         value_dim = self.v_proj.out_features // self.heads
         rows = result.retrieved_MD.view_as(queries)
@@ -107,14 +168,7 @@ class HopfieldMemory(FrozenMemory):
         weight = self.k_proj.weight.view(self.heads, self.head_dim, -1)
         return torch.bmm(key_space_HMK * beta[:, None, None].to(key_space_HMK.dtype), weight) * self.key_gain
 
-    def _retrieve(self, queries_HMD: Tensor, bank: Bank, group: Tensor | None, dropout: float = 0.0) -> Retrieval:
-        memory_group = None if group is None else bank.group
-        return hopfield_retrieve(
-            queries_HMD.flatten(0, 1), bank.rows, memory_scale=bank.scale, query_group=group,
-            memory_group=memory_group, dropout=dropout,
-        )  # fmt: skip
-
-    def _associate(self, x_BLS: Tensor, bank: Bank, group: Tensor | None) -> tuple[Tensor, Retrieval]:
+    def _associate(self, x_BLS: Tensor, bank: Bank, group: Tensor | None) -> "Steps[tuple[Tensor, Retrieval]]":
         """The last absorbed queries [H, B·L, D] and what they retrieve."""
         state = self.q_proj(self.state_norm(x_BLS)).view(-1, self.heads, self.head_dim).transpose(0, 1)
         queries = self._absorb(state)
@@ -123,8 +177,9 @@ class HopfieldMemory(FrozenMemory):
         active = torch.ones(self.heads, dtype=torch.bool, device=x_BLS.device)
         before: tuple[Tensor, Tensor] | None = None
         for _ in range(1, self.update_steps):
-            result = self._retrieve(queries, bank, group)
-            if before is not None and self.update_eps > 0:
+            result = yield Ask(queries.flatten(0, 1), bank, group)
+            # Ranks that share a bank must ask equally often: they take all steps.
+            if before is not None and self.update_eps > 0 and bank.sharded is None:
                 now = (queries, result.lse_M)
                 active = active & (self._change(now, before, bank, group, x_BLS.shape[0]) > self.update_eps)
                 if not (torch.compiler.is_compiling() or active.any()):
@@ -134,7 +189,7 @@ class HopfieldMemory(FrozenMemory):
             state = torch.baddbmm(bias, rows * self.key_gain + self.key_shift, weight)
             queries = torch.where(active[:, None, None], self._absorb(state), queries)
         dropout = self.dropout if self.training else 0.0
-        return queries, self._retrieve(queries, bank, group, dropout)
+        return queries, (yield Ask(queries.flatten(0, 1), bank, group, dropout))
 
     @torch.no_grad()
     def _change(
@@ -160,6 +215,15 @@ class HopfieldMemory(FrozenMemory):
         return blocks, queries.shape[0], bank.rows.shape[0]
 
     @torch.no_grad()
+    def _last_entropy(self) -> Tensor:
+        assert self._last is not None
+        assert self.sharded is not None
+        queries, _, _, group = self._last
+        entropy = self.sharded.retrieve(queries, query_group=group, return_entropy=True).entropy_M
+        assert entropy is not None
+        return entropy
+
+    @torch.no_grad()
     def attribution(
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, *, query_group: Tensor | None = None,
         memory_group: Tensor | None = None, top_k: int = 5,
@@ -170,26 +234,16 @@ class HopfieldMemory(FrozenMemory):
         """
         bank = self._bank(memory_ND, memory_group)
         group = self._spread(query_group, bank, x_BLS.shape[1])
-        queries, result = self._associate(x_BLS, bank, group)
-        count = queries.shape[1]
-        lse = result.lse_M.view(self.heads, count)
-        weights, indices = [], []
-        for start in range(0, count, max(ROWS // self.heads, 1)):
-            some = slice(start, start + max(ROWS // self.heads, 1))
-            part = queries[:, some].flatten(0, 1)
-            hides = None if group is None else group.view(self.heads, count)[:, some].flatten()
-            blocks = association_blocks(
-                part, bank.rows, bank.scale, lse[:, some].flatten(), hides, None if group is None else bank.group
-            )
-            size = part.shape[0] // self.heads
-            top = TopK(size, top_k, lse)
-            for _, columns, block in blocks:
-                mean = block.view(self.heads, size, -1).mean(0)
-                top.add(mean.masked_fill_(mean == 0, -math.inf), columns.start)
-            weights.append(top.scores.masked_fill(top.indices < 0, 0.0))
-            indices.append(top.indices)
+        queries, result = associate_together([self._associate(x_BLS, bank, group)])[0]
+        lse_HM = result.lse_M.view(self.heads, -1)
+        group_M = None if group is None else group[: lse_HM.shape[1]]
+        visitors = queries.transpose(0, 1), lse_HM.T, group_M
+        if bank.sharded is not None:
+            weights, indices = top_rows_together(bank.sharded, *visitors, top_k)
+        else:
+            weights, indices = top_rows(Shard(bank.rows, bank.scale, bank.group, 0), *visitors, top_k)
         shape = (*x_BLS.shape[:2], top_k)
-        return torch.cat(weights).view(shape), torch.cat(indices).view(shape)
+        return weights.view(shape), indices.view(shape)
 
     @classmethod
     def from_hflayers(

@@ -38,7 +38,8 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     decoding = config.generate
     if not count(data, decoding.split):
         raise UserError(f"the split `{decoding.split}` of {data} has no studies to write reports for")
-    model = ReportGenerator.from_pretrained(stage2 / MODEL, open_banks(banks)).to(engine.device())
+    memories = open_banks(config, banks, decoding.batch_size)
+    model = ReportGenerator.from_pretrained(stage2 / MODEL, memories).to(engine.device())
     seen = Seen(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from amrg.config import Config
+from amrg.data.labels import LABELS
 from amrg.data.outline import outlined
 from amrg.data.stream import Stream, count, read, studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.memory.bank import REPORTS, TRAIN, VISUAL, MemoryBank, group_id
+from amrg.memory.sharding import Layout, ShardedMemory, hybrid_group
 from amrg.models.association import Bank
 from amrg.models.decoder import build_decoder
 from amrg.models.generator import IGNORED, ReportGenerator, Sight
@@ -28,6 +30,8 @@ from amrg.training.seen import Seen, look
 
 MODEL = "model"
 SCRATCH = "scratch"  # removed when the artefact is whole
+
+Memory = Bank | ShardedMemory
 
 #: Parts of the classifier that only its own loss reaches.
 _HEADS = ("query_weight_KD", "query_bias_K", "cam_head")
@@ -47,6 +51,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     """
     engine.start()
     ours = config.stage2
+    refuse_held_out_rows(config, banks)
     model = build_generator(config, data, stage1, banks).to(engine.device())
     source = (_Streamed if ours.train_vision else _Cached)(config, model, data, folder / SCRATCH)
     fit(
@@ -90,13 +95,49 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     decoder, tokenizer = build_decoder(config.decoder, texts, config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return ReportGenerator(classifier, decoder, tokenizer, open_banks(banks), config.memory, config.decoder)
+        memories = open_banks(config, banks, config.stage2.batch_size // engine.world_size())
+        return ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder)
 
 
-def open_banks(folder: Path) -> tuple[Bank, Bank]:
-    """The visual and the report bank of a banks artefact, in memory."""
+def open_banks(
+    config: Config, folder: Path, studies_together: int
+) -> tuple[Bank | ShardedMemory, Bank | ShardedMemory]:
+    """The visual and the report bank of a banks artefact: whole, or this rank's part, as ``sharding`` says.
+
+    Args:
+        config: ``sharding`` and ``memory`` are read.
+        folder: a banks artefact.
+        studies_together: that a rank retrieves for at a time.
+    """
     visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
-    return Bank(visual.all().float(), None, visual.groups), Bank(reports.all().float(), None, reports.groups)
+    if engine.world_size() == 1:
+        return _whole(visual), _whole(reports)
+    ours = config.sharding
+    layout = Layout(None if ours.ranks_per_copy is None else hybrid_group(ours.ranks_per_copy), ours.node_ranks)
+    queries = studies_together * len(LABELS) * config.memory.heads
+    sharded = (
+        ShardedMemory.open(
+            bank, layout, device=engine.device(), way=ours.way, copy_bytes=ours.copy_bytes, queries=queries
+        )
+        for bank in (visual, reports)
+    )
+    return next(sharded), next(sharded)
+
+
+def _whole(bank: MemoryBank) -> Bank:
+    return Bank(bank.all(), bank.scale(0, len(bank)), bank.groups)
+
+
+def refuse_held_out_rows(config: Config, folder: Path) -> None:
+    """Raises UserError where a bank has rows of other splits than train, unless the configuration accepts that."""
+    for name in (VISUAL, REPORTS):
+        held_out = MemoryBank.open(folder / name).header["splits"].keys() - {TRAIN}
+        if held_out and not config.stage2.accept_banks_with_held_out_rows:
+            raise UserError(
+                f"{folder / name} holds rows of {' and '.join(sorted(held_out))} studies: their reports would leak "
+                "into what is generated. Build the banks with banks.splits [train], or say "
+                "stage2.accept_banks_with_held_out_rows: true (every score then carries a mark)"
+            )
 
 
 def loss(model: ReportGenerator, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:

@@ -32,7 +32,7 @@ def test_deepspeed_with_two_ranks_under_zero_3(artefacts: Any, tmp_path: Path) -
     (made,) = artefacts.data.parent.glob("stage2-*")
     manifest = open_artifact(made, "stage2").manifest
     assert manifest["config"]["stage2"]["ds_config"]["zero_optimization"]["stage"] == 3
-    model = ReportGenerator.from_pretrained(made / "model", open_banks(artefacts.banks))
+    model = ReportGenerator.from_pretrained(made / "model", open_banks(artefacts.config, artefacts.banks, 8))
     assert all(parameter.numel() and parameter.isfinite().all() for parameter in model.parameters())
     again = call(tmp_path, sys.executable, script, config, "--ds_config", "zero3.json", "--runs", runs)
     assert again.returncode == 0, again.stderr

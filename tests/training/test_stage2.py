@@ -39,7 +39,7 @@ def test_training_writes_curves_and_a_model_that_loads(artefacts: Any, stage2: t
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["val_loss"] < rows[0]["val_loss"]
     assert rows[0]["train_loss"] == pytest.approx(math.log(200), abs=0.6)  # about uniform at first
-    model = ReportGenerator.from_pretrained(folder / "model", open_banks(artefacts.banks))
+    model = ReportGenerator.from_pretrained(folder / "model", open_banks(artefacts.config, artefacts.banks, 8))
     assert model.decoder.config.hidden_size == 32
 
 
@@ -52,7 +52,7 @@ def test_again_with_the_same_seed_it_is_the_same(artefacts: Any, stage2: tuple[C
 
 def test_vision_trains_too_when_asked(artefacts: Any, tmp_path: Path) -> None:
     trained(artefacts, tmp_path, train_vision=True, dtype="float32")
-    model = ReportGenerator.from_pretrained(tmp_path / "model", open_banks(artefacts.banks))
+    model = ReportGenerator.from_pretrained(tmp_path / "model", open_banks(artefacts.config, artefacts.banks, 8))
     before = type(model.stage1).from_pretrained(artefacts.stage1 / "model").state_dict()
     changed = {name for name, value in model.stage1.state_dict().items() if not torch.equal(value, before[name])}
     assert "disease_queries" in changed
