@@ -217,12 +217,15 @@ def _check_tiling(
     """Every rank's span of rows, checked to cover each row exactly once. The same error on every rank."""
     mine = (start, start + len(rows), total, rows.shape[1], str(rows.dtype), identity)
     fits = all(part is None or len(part) == len(rows) for part in (scale, group))
+    wrong = _first_broken(rows if scale is None else scale[:, None], start)
     everyone: list = [None] * flat.size
-    distributed.all_gather_object(everyone, (*mine, scale is None, group is None, fits), group=flat.group)
-    for rank, (*_, ok) in enumerate(everyone):
+    distributed.all_gather_object(everyone, (*mine, scale is None, group is None, fits, wrong), group=flat.group)
+    for rank, (*_, ok, row) in enumerate(everyone):
+        if row is not None:
+            raise UserError(f"sharded bank: rank {rank}: row {row} is not finite: `amrg bank verify` names its file")
         if not ok:
             raise UserError(f"sharded bank: rank {rank} has scales or groups of another number than its rows")
-        differs = [a for a, b, c in zip(_SAME, everyone[rank][2:-1], everyone[0][2:-1], strict=True) if b != c]
+        differs = [a for a, b, c in zip(_SAME, everyone[rank][2:-2], everyone[0][2:-2], strict=True) if b != c]
         if differs:
             raise UserError(f"sharded bank: rank {rank} differs from rank 0 in {', '.join(differs)}: same bank needed")
     expected = 0
@@ -234,6 +237,15 @@ def _check_tiling(
     if expected != total:
         raise UserError(f"sharded bank: rows {expected} to {total - 1} of {total} are on no rank, or beyond the bank")
     return [(first, stop) for first, stop, *_ in everyone]
+
+
+def _first_broken(values: Tensor, start: int) -> int | None:
+    """Number of the first row that is not finite; looked for in parts, as rows can fill the memory."""
+    for first in range(0, len(values), 65536):
+        broken = (~values[first : first + 65536].isfinite().all(1)).nonzero().flatten()
+        if len(broken):
+            return start + first + int(broken[0])
+    return None
 
 
 _SAME = ("number of rows", "width", "dtype", "content", "having scales", "having groups")

@@ -5,6 +5,7 @@ python sharded_run.py FOLDER
 Every check is an assertion; the test that starts the processes looks at their exit codes.
 """
 
+import copy
 import itertools
 import os
 import sys
@@ -19,6 +20,7 @@ from amrg.errors import UserError
 from amrg.memory.bank import normalise_rows
 from amrg.memory.sharding import Layout, Request, ShardedMemory, hybrid_group, retrieve_together, span
 from amrg.memory.traffic import Rows, gather_bytes, ring_bytes, two_level_bytes
+from amrg.models.hopfield import HopfieldMemory
 from tests.tolerances import relative_error
 
 EXACT = 1e-5
@@ -156,6 +158,27 @@ def check_dropout(layout: Layout) -> None:
         assert float((gradient * step).sum()) == pytest.approx(float(up - down) / 2, rel=0.02, abs=2e-5)
 
 
+def check_module(layout: Layout) -> None:
+    """The memory of the model: output, gradients, attribution and perplexity, with several updates."""
+    rows, group = bank(37, WIDTHS[0], 1)
+    torch.manual_seed(layout.flat.rank)
+    x, mine = torch.randn(2, 3, 8, requires_grad=True), torch.randint(-1, 4, (2,))
+    torch.manual_seed(1)
+    whole = HopfieldMemory(8, WIDTHS[0], 5, heads=2, head_dim=4, beta=8.0, update_steps=2, update_eps=0.0)
+    whole.set_memory(rows, group=group)
+    for way in ("gather", "ring"):
+        module = copy.deepcopy(whole)
+        module.set_bank(shard(rows, group, layout, way))
+        outputs = [memory(x, query_group=mine) for memory in (module, whole)]
+        gradients = [torch.autograd.grad(out.sin().sum(), x)[0] for out in outputs]
+        for found, truth in (outputs, gradients):
+            assert relative_error(found, truth) < EXACT
+        assert module.metrics()["perplexity"] == pytest.approx(whole.metrics()["perplexity"], rel=EXACT)
+        (weights, found), (expected, truth) = (m.attribution(x, query_group=mine, top_k=6) for m in (module, whole))
+        assert found.equal(truth)
+        assert relative_error(weights, expected) < EXACT
+
+
 def check_refusals(layout: Layout) -> None:
     """A row dropped, doubled, beyond the end, or of another bank: the same error everywhere, naming the rank."""
     rank, last = layout.flat.rank, layout.flat.size - 1
@@ -175,6 +198,10 @@ def check_refusals(layout: Layout) -> None:
             "identity": str(wrong),
         },
     }
+    broken = rows[start:stop].clone()
+    if wrong:
+        broken[-1, 2] = float("nan")
+    cases[f"rank {last}: row 39 is not finite"] = {"rows": broken, "start": start}
     for message, given in cases.items():
         if last == 0 and ("repeats" in message or "differs" in message):
             continue
@@ -190,6 +217,7 @@ def main(folder: Path) -> None:
     check_ways(layout)
     check_int8(layout)
     check_together_and_bytes(layout)
+    check_module(layout)
     check_dropout(layout)
     check_refusals(layout)
     if ranks == 4:

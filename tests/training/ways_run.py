@@ -1,0 +1,36 @@
+"""Stage 2 and generation under ZeRO 3 with the banks held in every way: python ways_run.py RUNS FOLDER WAY..."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from amrg.config import load
+from amrg.training import engine
+from amrg.training.generate import generate
+from amrg.training.stage2 import train_stage2
+
+TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+
+
+def run(runs: Path, folder: Path, way: str) -> None:
+    """No dropout: what is drawn depends on who holds which rows."""
+    config = load(str(TINY))
+    config = dataclasses.replace(
+        config,
+        memory=dataclasses.replace(config.memory, dropout=0.0),
+        decoder=dataclasses.replace(config.decoder, dropout=0.0),
+        stage2=dataclasses.replace(config.stage2, ds_config="zero3.json", dtype="float32", batch_size=4),
+        sharding=dataclasses.replace(config.sharding, way=way),
+        generate=dataclasses.replace(config.generate, batch_size=2),
+    )
+    data, stage1, banks = (next((runs / config.name).glob(f"{kind}-*")) for kind in ("data", "stage1", "banks"))
+    train_stage2(config, data, stage1, banks, folder / "stage2")
+    generate(config, data, stage1, banks, folder / "stage2", folder)
+
+
+if __name__ == "__main__":
+    engine.start()
+    for name in sys.argv[3:]:
+        target = Path(sys.argv[2]) / name
+        target.mkdir(parents=True, exist_ok=True)
+        run(Path(sys.argv[1]), target, name)
