@@ -6,6 +6,8 @@ EXTRAS = {
     "demo": ["nibabel>=5.2,<6"],  # reads the CT that the embedded data set is rendered from
     "eval": ["pycocoevalcap>=1.2,<2"],  # reference BLEU, ROUGE-L, METEOR and CIDEr
     "viewer": ["jinja2>=3.1,<4", "matplotlib>=3.9,<4"],  # the HTML page, the plots of benchmarks
+    "search": ["faiss-cpu>=1.10,<2"],  # indexes of banks too large to be read for every query
+    "search-gpu": ["faiss-gpu-cu12>=1.10,<2"],  # the same on a GPU, instead of `search`
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
     "dev": [
         "pytest>=8,<10",

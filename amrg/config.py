@@ -104,6 +104,7 @@ class MemoryConfig:
     beta: PositiveFloat = 0.25
     learn_beta: bool = False
     update_steps: PositiveInt = 1
+    search: Literal["exact", "ivf", "hnsw"] = "exact"  # candidates from a faiss index instead of the whole bank
     dropout: Fraction = 0.1
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from amrg.memory.search import ApproximateMemory
 from amrg.memory.sharding import ShardedMemory
 
 Block = tuple[slice, slice, Tensor]  # queries, memory rows, association weights between them
@@ -35,7 +36,7 @@ class AssociationStatistics:
         self.perplexity += entropy.exp().sum()
 
     def add_entropy(self, entropy: Tensor) -> None:
-        """Of associations whose rows are on other ranks, only the perplexity is known here."""
+        """Of associations whose rows are not read here, only the perplexity is known."""
         self.queries += entropy.numel()
         self.perplexity += entropy.exp().sum()
 
@@ -56,12 +57,18 @@ class AssociationStatistics:
 
 
 class Bank(NamedTuple):
-    """Rows [N, D], scale [N] of int8 rows, and group [N] of each row; of a sharded bank those of this rank."""
+    """Rows [N, D], scale [N] of int8 rows, and group [N] of each row; of a sharded bank those of this rank.
+
+    ``indirect`` retrieves where the rows at hand are not (or not all) read: from other ranks, or through an index.
+    """
 
     rows: Tensor
     scale: Tensor | None
     group: Tensor | None
-    sharded: ShardedMemory | None = None
+    indirect: ShardedMemory | ApproximateMemory | None = None
+
+
+Memory = Bank | ShardedMemory | ApproximateMemory
 
 
 class FrozenMemory(nn.Module):
@@ -75,7 +82,7 @@ class FrozenMemory(nn.Module):
         super().__init__()
         for name in ("memory", "memory_scale", "memory_group"):
             self.register_buffer(name, None, persistent=False)
-        self.sharded: ShardedMemory | None = None
+        self.indirect: ShardedMemory | ApproximateMemory | None = None
         self._statistics: AssociationStatistics | None = None
 
     def set_memory(self, rows_ND: Tensor, *, group: Tensor | None = None, scale: Tensor | None = None) -> None:
@@ -85,8 +92,8 @@ class FrozenMemory(nn.Module):
     def _bank(self, memory: Tensor | None, memory_group: Tensor | None) -> Bank:
         if memory is not None:
             return Bank(memory, None, memory_group)
-        if self.sharded is not None:
-            return Bank(self.sharded.rows, self.sharded.scale, self.sharded.group, self.sharded)
+        if self.indirect is not None:
+            return Bank(self.indirect.rows, self.indirect.scale, self.indirect.group, self.indirect)
         if self.memory is None:
             raise ValueError("no memory: pass one to forward or call set_memory first")
         return Bank(self.memory, self.memory_scale, self.memory_group if memory_group is None else memory_group)
@@ -96,12 +103,12 @@ class FrozenMemory(nn.Module):
         raise NotImplementedError
 
     def _last_entropy(self) -> Tensor:
-        """Entropy of the last forward's associations with a sharded bank, [queries]."""
+        """Entropy of the last forward's associations with an indirect bank, [queries]."""
         raise NotImplementedError
 
     def observe(self) -> None:
         """Add the last forward to the statistics; costs one more product of its size."""
-        if self.sharded is not None:
+        if self.indirect is not None:
             self._statistics = self._statistics or AssociationStatistics(0, next(self.parameters()).device)
             self._statistics.add_entropy(self._last_entropy())
             return
@@ -116,4 +123,6 @@ class FrozenMemory(nn.Module):
             self.observe()
         assert self._statistics is not None
         result, self._statistics = self._statistics.result(), None
+        if isinstance(self.indirect, ApproximateMemory):
+            result["missed_bound"] = float(self.indirect.missed.mean())
         return result

@@ -23,8 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
 from amrg.data.outline import outlined, without_outline
 from amrg.errors import UserError
-from amrg.memory.sharding import ShardedMemory
-from amrg.models.association import Bank
+from amrg.models.association import Memory
 from amrg.models.decoder import load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, associate_together
 from amrg.models.stage1 import DiseaseClassifier
@@ -59,7 +58,7 @@ class ReportGenerator(nn.Module):
         stage1: DiseaseClassifier,
         decoder: Any,
         tokenizer: PreTrainedTokenizerBase,
-        banks: Sequence[Bank | ShardedMemory],
+        banks: Sequence[Memory],
         memory: MemoryConfig,
         settings: DecoderConfig,
     ) -> None:
@@ -210,7 +209,7 @@ class ReportGenerator(nn.Module):
         save_decoder(self.decoder, self.tokenizer, folder / "decoder")
 
     @classmethod
-    def from_pretrained(cls, folder: Path, banks: Sequence[Bank | ShardedMemory]) -> Self:
+    def from_pretrained(cls, folder: Path, banks: Sequence[Memory]) -> Self:
         """Read what ``save_pretrained`` wrote, with the banks it was trained with.
 
         Raises:
@@ -267,7 +266,7 @@ def _average(values_MND: Tensor, views: list[int]) -> Tensor:
     return torch.stack([part.mean(0) for part in values_MND.split(views)])
 
 
-def _memory(config: MemoryConfig, dim: int, bank: Bank | ShardedMemory) -> HopfieldMemory:
+def _memory(config: MemoryConfig, dim: int, bank: Memory) -> HopfieldMemory:
     memory = HopfieldMemory(
         dim,
         bank.rows.shape[1],

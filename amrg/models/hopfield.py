@@ -14,9 +14,10 @@ from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.cpu import association_blocks
 from amrg.memory.attribution import top_rows, top_rows_together
 from amrg.memory.bank import normalise_rows
+from amrg.memory.search import ApproximateMemory
 from amrg.memory.sharding import ShardedMemory, retrieve_together
 from amrg.memory.ways import Request, Shard
-from amrg.models.association import Bank, Block, FrozenMemory
+from amrg.models.association import Bank, Block, FrozenMemory, Memory
 
 
 class Ask(NamedTuple):
@@ -50,13 +51,17 @@ def associate_together(memories: Sequence[Steps[R]]) -> list[R]:
 
 def _answer(asks: Sequence[Ask]) -> list[Retrieval]:
     together = [
-        Request(ask.bank.sharded, ask.queries, ask.group, ask.dropout) for ask in asks if ask.bank.sharded is not None
+        Request(ask.bank.indirect, ask.queries, ask.group, ask.dropout)
+        for ask in asks
+        if isinstance(ask.bank.indirect, ShardedMemory)
     ]
     sharded = iter(retrieve_together(together) if together else ())
-    return [next(sharded) if ask.bank.sharded is not None else _retrieve(ask) for ask in asks]
+    return [next(sharded) if isinstance(ask.bank.indirect, ShardedMemory) else _retrieve(ask) for ask in asks]
 
 
 def _retrieve(ask: Ask) -> Retrieval:
+    if isinstance(ask.bank.indirect, ApproximateMemory):
+        return ask.bank.indirect.retrieve(ask.queries, query_group=ask.group, dropout=ask.dropout)
     memory_group = None if ask.group is None else ask.bank.group
     return hopfield_retrieve(
         ask.queries, ask.bank.rows, memory_scale=ask.bank.scale, query_group=ask.group, memory_group=memory_group,
@@ -111,10 +116,10 @@ class HopfieldMemory(FrozenMemory):
             self.register_buffer("beta", start)
         self._last: tuple[Tensor, Tensor, Bank, Tensor | None] | None = None
 
-    def set_bank(self, bank: Bank | ShardedMemory) -> None:
-        """Hold a whole bank, or this rank's part of one that all ranks retrieve from together."""
-        if isinstance(bank, ShardedMemory) and bank.way != "replicate":
-            self.sharded = bank
+    def set_bank(self, bank: Memory) -> None:
+        """Hold a whole bank, or one behind an index, or this rank's part of one that all ranks retrieve from."""
+        if isinstance(bank, ApproximateMemory) or (isinstance(bank, ShardedMemory) and bank.way != "replicate"):
+            self.indirect = bank
         else:
             self.set_memory(bank.rows, group=bank.group, scale=bank.scale)
 
@@ -179,7 +184,7 @@ class HopfieldMemory(FrozenMemory):
         for _ in range(1, self.update_steps):
             result = yield Ask(queries.flatten(0, 1), bank, group)
             # Ranks that share a bank must ask equally often: they take all steps.
-            if before is not None and self.update_eps > 0 and bank.sharded is None:
+            if before is not None and self.update_eps > 0 and bank.indirect is None:
                 now = (queries, result.lse_M)
                 active = active & (self._change(now, before, bank, group, x_BLS.shape[0]) > self.update_eps)
                 if not (torch.compiler.is_compiling() or active.any()):
@@ -217,9 +222,9 @@ class HopfieldMemory(FrozenMemory):
     @torch.no_grad()
     def _last_entropy(self) -> Tensor:
         assert self._last is not None
-        assert self.sharded is not None
+        assert self.indirect is not None
         queries, _, _, group = self._last
-        entropy = self.sharded.retrieve(queries, query_group=group, return_entropy=True).entropy_M
+        entropy = self.indirect.retrieve(queries, query_group=group, return_entropy=True).entropy_M
         assert entropy is not None
         return entropy
 
@@ -238,8 +243,8 @@ class HopfieldMemory(FrozenMemory):
         lse_HM = result.lse_M.view(self.heads, -1)
         group_M = None if group is None else group[: lse_HM.shape[1]]
         visitors = queries.transpose(0, 1), lse_HM.T, group_M
-        if bank.sharded is not None:
-            weights, indices = top_rows_together(bank.sharded, *visitors, top_k)
+        if isinstance(bank.indirect, ShardedMemory):
+            weights, indices = top_rows_together(bank.indirect, *visitors, top_k)
         else:
             weights, indices = top_rows(Shard(bank.rows, bank.scale, bank.group, 0), *visitors, top_k)
         shape = (*x_BLS.shape[:2], top_k)

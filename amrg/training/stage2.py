@@ -18,8 +18,9 @@ from amrg.data.stream import Stream, count, read, studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS, TRAIN, VISUAL, MemoryBank, group_id
+from amrg.memory.search import ApproximateMemory, Kind
 from amrg.memory.sharding import Layout, ShardedMemory, hybrid_group
-from amrg.models.association import Bank
+from amrg.models.association import Bank, Memory
 from amrg.models.decoder import build_decoder
 from amrg.models.generator import IGNORED, ReportGenerator, Sight
 from amrg.models.stage1 import DiseaseClassifier
@@ -30,8 +31,6 @@ from amrg.training.seen import Seen, look
 
 MODEL = "model"
 SCRATCH = "scratch"  # removed when the artefact is whole
-
-Memory = Bank | ShardedMemory
 
 #: Parts of the classifier that only its own loss reaches.
 _HEADS = ("query_weight_KD", "query_bias_K", "cam_head")
@@ -99,9 +98,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
         return ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder)
 
 
-def open_banks(
-    config: Config, folder: Path, studies_together: int
-) -> tuple[Bank | ShardedMemory, Bank | ShardedMemory]:
+def open_banks(config: Config, folder: Path, studies_together: int) -> tuple[Memory, Memory]:
     """The visual and the report bank of a banks artefact: whole, or this rank's part, as ``sharding`` says.
 
     Args:
@@ -110,9 +107,13 @@ def open_banks(
         studies_together: that a rank retrieves for at a time.
     """
     visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
+    ours, kind = config.sharding, config.memory.search
+    if kind != "exact":
+        if ours.way in ("gather", "ring"):
+            raise UserError(f"memory.search {kind} reads a bank that each rank holds whole: sharding.way replicate")
+        return _indexed(visual, kind), _indexed(reports, kind)
     if engine.world_size() == 1:
         return _whole(visual), _whole(reports)
-    ours = config.sharding
     layout = Layout(None if ours.ranks_per_copy is None else hybrid_group(ours.ranks_per_copy), ours.node_ranks)
     queries = studies_together * len(LABELS) * config.memory.heads
     sharded = (
@@ -122,6 +123,10 @@ def open_banks(
         for bank in (visual, reports)
     )
     return next(sharded), next(sharded)
+
+
+def _indexed(bank: MemoryBank, kind: Kind) -> ApproximateMemory:
+    return ApproximateMemory(bank.all(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind)
 
 
 def _whole(bank: MemoryBank) -> Bank:
@@ -179,7 +184,8 @@ class _Source:
         result = {"val_loss": mean["loss"] / mean["tokens"]}
         for name, memory in (("visual", model.visual_memory), ("report", model.report_memory)):
             if memory is not None:
-                result[f"{name}_perplexity"] = memory.metrics()["perplexity"]
+                metrics = memory.metrics()
+                result |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
         return result
 
     def pack(self, batch: list[Study]) -> dict[str, Tensor]:
