@@ -40,9 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     build.add_argument("folder", type=Path, help="of the new bank")
     build.add_argument("--dtype", choices=dtypes, default="float32", help="of the stored rows")
     build.add_argument("--allow-split", nargs="+", default=["train"], help="splits accepted; others than train leak")
-    build.add_argument(
-        "--encoder", help="what made the vectors: only banks of one encoder merge; `search --text` uses it"
-    )
+    build.add_argument("--encoder", help="that made the vectors; banks of different ones do not merge")
     merge = command("merge", _merge, "all rows of several banks, one after the other")
     merge.add_argument("banks", type=Path, nargs="+")
     merge.add_argument("--to", type=Path, required=True, help="folder of the new bank")

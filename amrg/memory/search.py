@@ -138,6 +138,7 @@ class _Cells:
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, inner)
         index.cp.spherical, index.cp.niter, index.cp.seed, index.cp.max_points_per_centroid = True, 5, _SEED, 64
         # Rows have (nearly) one length, so that the largest product is the smallest angle.
+        index.cp.min_points_per_centroid = 20
         spread = torch.randperm(count, generator=torch.Generator().manual_seed(_SEED))[: cells * 64]
         index.train(memory.numbers(spread.sort().values.to(memory.rows.device)).cpu().numpy())
         graph = faiss.IndexHNSWFlat(dim, 32, inner) if kind == "hnsw" else None

@@ -1,5 +1,8 @@
 """Banks made of banks, against plain computations on all rows."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +113,22 @@ def test_k_center_takes_the_farthest_each_time() -> None:
     seed = next(s for s in range(50) if np.random.default_rng(s).integers(6) == 0)
     for rows, expected in ((1, [0]), (2, [0, 3]), (3, [0, 3, 4]), (6, [0, 1, 2, 3, 4, 5]), (9, [0, 1, 2, 3, 4, 5])):
         assert k_center(lambda: points.split(4), 6, rows, seed).tolist() == expected
+
+
+def test_a_range_is_read_without_the_rest(tmp_path) -> None:
+    """Half of the rows costs about half of the bytes."""
+    rows = torch.randn(64, 2**15, generator=torch.Generator().manual_seed(0))
+    with BankWriter(tmp_path / "bank", rows.shape[1], chunk_rows=8) as writer:
+        writer.add(rows, [{"key": "k", "group": "p", "split": "train", "source": "region"}] * 64)
+    program = (
+        "import sys; from pathlib import Path; from amrg.memory.bank import MemoryBank; "
+        "from amrg.memory.scale_benchmark import forget, read_bytes; folder = Path(sys.argv[1]); "
+        "bank = MemoryBank.open(folder); forget(folder); before = read_bytes(); "
+        "rows = bank.rows(int(sys.argv[2]), int(sys.argv[3])); print(read_bytes() - before)"
+    )
+    half, whole = (
+        int(subprocess.run([sys.executable, "-c", program, str(tmp_path / "bank"), *span], text=True, check=True,
+                           stdout=subprocess.PIPE).stdout)
+        for span in (("32", "64"), ("0", "64"))
+    )  # fmt: skip
+    assert half <= 0.75 * whole or whole == 0  # a file system in memory reads nothing
