@@ -8,6 +8,7 @@ EXTRAS = {
     "viewer": ["jinja2>=3.1,<4", "matplotlib>=3.9,<4"],  # the HTML page, the plots of benchmarks
     "search": ["faiss-cpu>=1.10,<2"],  # indexes of banks too large to be read for every query
     "search-gpu": ["faiss-gpu-cu12>=1.10,<2"],  # the same on a GPU, instead of `search`
+    "dicom": ["pydicom>=3,<4"],  # radiographs as hospitals store them
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
     "dev": [
         "pytest>=8,<10",

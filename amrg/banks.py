@@ -132,7 +132,9 @@ def _show(options: argparse.Namespace) -> None:
         for row in table.to_pylist():
             counts.update((finding, row["split"]) for finding in row["findings"] or ["none"])
     splits = sorted(bank.header["splits"])
-    findings = sorted({name for name, _ in counts}, key=lambda name: -sum(counts[name, split] for split in splits))
+    findings = sorted(
+        {name for name, _ in counts}, key=lambda name: (-sum(counts[name, split] for split in splits), name)
+    )
     console = Console(soft_wrap=True)
     header = bank.header
     console.print(f"{options.bank}: {len(bank):,} rows of {bank.dim} numbers, {header['dtype']}", highlight=False)

@@ -19,6 +19,9 @@ class DataConfig:
 
     source: str = "openi_drr"
     path: str | None = None  # the user's copy of the data set; the embedded source needs none
+    sections: Literal["findings", "impression", "both"] = "findings"  # of the report, to be written
+    splits: Literal["official", "patient", "temporal"] = "official"  # as published, by patient and seed, or by time
+    labels: Literal["published", "negbio", "rules"] = "published"  # MIMIC-CXR has two files; rules: our labeler
     image_size: PositiveInt = 224  # short side of the stored films, pixels
     train_studies: PositiveInt | None = None  # at most this many studies of each split; None takes all
     val_studies: PositiveInt | None = None

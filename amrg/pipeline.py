@@ -153,7 +153,7 @@ def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
 
 
 STEPS: dict[str, Step] = {
-    "prepare": Step("data", 2, _data_settings, (), _prepare),
+    "prepare": Step("data", 3, _data_settings, (), _prepare),
     "stage1": Step("stage1", 1, _stage1_settings, ("data",), _stage1),
     "banks": Step("banks", 2, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 2, _stage2_settings, ("data", "stage1", "banks"), _stage2),

@@ -51,6 +51,8 @@ INDEX = pa.schema(
         "views": pa.int32(),
         "labels": pa.struct({label: pa.float32() for label in LABELS}),
         "report": pa.string(),
+        "projections": pa.list_(pa.string()),
+        "prior": pa.string(),
     }
 )
 
@@ -247,4 +249,5 @@ def _members(study: Study, films: Films) -> dict[str, Any]:
 
 
 def _record(study: Study) -> dict[str, Any]:
-    return {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels")}
+    told = {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels", "prior")}
+    return told | {"projections": list(study.views)}

@@ -50,7 +50,7 @@ def count(folder: Path, split: str) -> int:
 
 def studies(folder: Path, split: str) -> list[Study]:
     """The studies of a split in index order, without a film being opened."""
-    rows = read_index(folder, split, ["key", "group", "split", "report", "labels"]).to_pylist()
+    rows = read_index(folder, split, ["key", "group", "split", "report", "labels", "projections", "prior"]).to_pylist()
     return [_study(row) for row in rows]
 
 
@@ -217,4 +217,7 @@ def _decode(data: bytes, key: str) -> Sample:
 
 def _study(record: dict[str, Any]) -> Study:
     labels = {label: record["labels"][label] for label in LABELS}
-    return Study(record["key"], record["group"], record["split"], record["report"], labels)
+    projections = tuple(record.get("projections") or ())
+    return Study(
+        record["key"], record["group"], record["split"], record["report"], labels, projections, record.get("prior", "")
+    )

@@ -20,6 +20,8 @@ class Study:
         split: one of ``SPLITS``.
         report: the cleaned text that the model should write.
         labels: the 14 labels by name: 1.0 positive, 0.0 negative, -1.0 uncertain, None not mentioned.
+        views: projection of each film (PA, AP, LATERAL …) where the data set tells.
+        prior: key of the same patient's study before this one, or empty.
     """
 
     key: str
@@ -27,6 +29,8 @@ class Study:
     split: str
     report: str
     labels: dict[str, float | None]
+    views: tuple[str, ...] = ()
+    prior: str = ""
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split

@@ -42,7 +42,7 @@ def test_parse() -> None:
     assert report("Pleural Effusion/left/small", "Technical Quality of Image Unsatisfactory ") == Report(
         "CXR7",
         "Small left effusion is seen.",
-        "Small left effusion is seen. See above.",
+        "See above.",
         (Annotation("Pleural Effusion", ("left", "small")), Annotation("Technical Quality of Image Unsatisfactory")),
     )
 
@@ -122,9 +122,9 @@ def test_what_cannot_be_rendered_is_refused(term: str) -> None:
 
 def test_duplicates_keep_their_first() -> None:
     first, again, other = (
-        Report("CXR1", "Clear lungs.", "Clear lungs. Normal.", ()),
-        Report("CXR2", "clear LUNGS", "clear LUNGS. No change.", ()),
-        Report("CXR3", "No", "No", ()),
+        Report("CXR1", "Clear lungs.", "Normal.", ()),
+        Report("CXR2", "clear LUNGS", "No change.", ()),
+        Report("CXR3", "No", "", ()),
     )
     assert deduplicate([first, again, other]) == [first, other]
 

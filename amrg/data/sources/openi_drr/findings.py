@@ -99,7 +99,7 @@ def interpret(report: Report) -> tuple[Finding, ...] | None:
         if kind is None:
             return None
         if kind:
-            found.append(_finding(kind, annotation, report.text))
+            found.append(_finding(kind, annotation, report.text()))
     return tuple(dict.fromkeys(found))
 
 

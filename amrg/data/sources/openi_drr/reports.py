@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
+from amrg.data.sections import Sections, chosen_text
 from amrg.data.text import clean, fold
 from amrg.errors import UserError
 
@@ -22,7 +23,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Report:
-    """One Open-i study: its number, cleaned findings text, the same with the impression after it, and annotations.
+    """One Open-i study: its number, cleaned findings and impression, and annotations.
 
     The findings alone leave out much of what the annotators saw: of the studies annotated with an effusion 64 % name
     it there and 93 % with the impression; atelectasis 50 and 83 %, pneumonia 6 and 87 %.
@@ -30,8 +31,12 @@ class Report:
 
     uid: str
     findings: str
-    text: str
+    impression: str
     annotations: tuple[Annotation, ...]
+
+    def text(self, sections: Sections = "both") -> str:
+        """What is to be written of it."""
+        return chosen_text(self.findings, self.impression, sections)
 
 
 def wheel_file(package: str, version: str, name: str) -> Path:
@@ -61,7 +66,7 @@ def parse(content: bytes) -> Report | None:
     findings, impression = _section(root, "FINDINGS"), _section(root, "IMPRESSION")
     if len(findings.split()) < _SHORTEST:
         return None
-    return Report(uid.get("id", ""), findings, f"{findings} {impression}".strip(), annotations)
+    return Report(uid.get("id", ""), findings, impression, annotations)
 
 
 def _section(root: ET.Element, label: str) -> str:

@@ -7,16 +7,11 @@ from amrg.data.labels import FINDINGS, POSITIVE
 from amrg.data.sources.openi_drr.film import render
 from amrg.data.sources.openi_drr.findings import Finding, interpret, labels_of
 from amrg.data.sources.openi_drr.reports import Report, read_reports
+from amrg.data.splits import draw
 from amrg.data.studies import SPLITS, Films, Study
 from amrg.errors import UserError
 
 _TRAIN, _VAL = 0.7, 0.8  # 70 % train, 10 % validation, 20 % test
-
-
-def draw(seed: int, purpose: str, name: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 class OpeniDrr:
@@ -38,7 +33,7 @@ class OpeniDrr:
         by_split: dict[str, list[tuple[Report, tuple[Finding, ...]]]] = {split: [] for split in SPLITS}
         for report in read_reports():
             findings = interpret(report)
-            if findings is not None:
+            if findings is not None and report.text(config.sections):
                 by_split[self._split(report.uid)].append((report, findings))
         limits = (config.train_studies, config.val_studies, config.test_studies)
         for (split, members), limit in zip(by_split.items(), limits, strict=True):
@@ -78,7 +73,7 @@ class OpeniDrr:
             for index in range(renders):
                 key = f"{report.uid}-r{index}" if split == "train" else report.uid
                 self._findings[key] = findings
-                self._studies.append(Study(key, group, split, report.text, labels_of(findings)))
+                self._studies.append(Study(key, group, split, report.text(self._config.sections), labels_of(findings)))
 
     def studies(self) -> list[Study]:
         return list(self._studies)

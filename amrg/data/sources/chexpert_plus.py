@@ -1,0 +1,124 @@
+"""CheXpert Plus: one CSV with reports by section, CheXbert labels as JSON lines, films as PNG, JPEG or DICOM."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from amrg.config import DataConfig
+from amrg.data.film_files import load_film
+from amrg.data.labeler import label_report
+from amrg.data.labels import LABELS
+from amrg.data.sections import chosen_text
+from amrg.data.sources.mimic_cxr import data_root
+from amrg.data.sources.tables import find, labels_of, read_csv
+from amrg.data.splits import arrange, hashed
+from amrg.data.studies import Films, Study
+from amrg.errors import UserError
+from amrg.progress import say
+
+TABLE = "df_chexpert_plus_240401.csv"
+_SPLITS = {"train": "train", "valid": "val", "val": "val", "test": "test"}
+_COLUMNS = (
+    "path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "patient_report_date_order", "section_findings",
+    "section_impression", "split",
+)  # fmt: skip
+_LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json"}
+_IMAGE_FOLDERS = ("PNG", "PNG/PNG", "PNGs", "DICOM", ".")
+_SUFFIXES = (".png", ".jpg", ".dcm")  # the table says .jpg, the PNG release has .png
+
+
+class ChexpertPlus:
+    """Studies of CheXpert Plus. Implements ``amrg.data.studies.Source``.
+
+    The published split has no test part: use ``data.splits patient``.
+
+    Args:
+        config: ``path`` holds the table, ``chexbert_labels/`` (unless ``labels`` is ``rules``) and a folder of films.
+        seed: of the split and of who is kept under a limit.
+
+    Raises:
+        UserError: a file or column is missing, or a split is empty.
+    """
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        self._root, self._config = data_root(config), config
+        self._films: dict[str, list[str]] = {}
+        self._studies = arrange(self._read(), config, seed)
+
+    def studies(self) -> list[Study]:
+        return list(self._studies)
+
+    def films(self, study: Study) -> Films:
+        """All films of a study, frontal ones first."""
+        return Films([self._film(path) for path in self._films[study.key]])
+
+    def _film(self, name: str) -> np.ndarray:
+        for folder in _IMAGE_FOLDERS:
+            for suffix in _SUFFIXES:
+                path = (self._root / folder / name).with_suffix(suffix)
+                if path.exists():
+                    return load_film(path, self._config.image_size)
+        raise FileNotFoundError("a film that the table names is not there")
+
+    def _read(self) -> list[Study]:
+        path = find(self._root, TABLE, why="reports of CheXpert Plus")
+        table = read_csv(path, _COLUMNS, multiline=True)
+        rows = sorted(
+            table.to_pylist(),
+            key=lambda r: (
+                r["deid_patient_id"] or "",
+                float(r["patient_report_date_order"] or 0),
+                r["path_to_image"],
+            ),
+        )
+        labels = self._labels()
+        studies: dict[str, Study] = {}
+        order, silent = {"Frontal": 0}, 0
+        last: dict[str, str] = {}
+        for row in sorted(rows, key=lambda r: order.get(r["frontal_lateral"], 1)):
+            name = row["path_to_image"] or ""
+            if not name or ".." in Path(name).parts or Path(name).is_absolute():
+                raise UserError(f"{path}: a path_to_image is empty or leaves the folder")
+            self._films.setdefault(_key(name), []).append(name)
+        for row in rows:
+            name, key = row["path_to_image"], _key(row["path_to_image"])
+            if key in studies:
+                continue
+            text = chosen_text(row["section_findings"], row["section_impression"], self._config.sections)
+            if not text:
+                silent += 1
+                continue
+            if row["split"] not in _SPLITS:
+                raise UserError(f"{path}: split {row['split']!r} is none of {', '.join(_SPLITS)}")
+            group = hashed(f"chexpert {row['deid_patient_id']}")
+            given = label_report(text) if self._config.labels == "rules" else labels.get(name)
+            studies[key] = Study(
+                key, group, _SPLITS[row["split"]], text, given or dict.fromkeys(LABELS), (row["ap_pa"] or "",),
+                last.get(group, ""),
+            )  # fmt: skip
+            last[group] = key
+        if silent:
+            say(f"{silent} films have no {self._config.sections} text and are left out")
+        return list(studies.values())
+
+    def _labels(self) -> dict[str, dict[str, float | None]]:
+        if self._config.labels == "rules":
+            return {}
+        name = _LABEL_FILES[self._config.sections]
+        path = find(self._root, f"chexbert_labels/{name}", name, why="labels; data.labels rules does without")
+        labels = {}
+        with path.open() as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                    labels[row["path_to_image"]] = labels_of(row, f"{path}, line {number}")
+                except (ValueError, KeyError, TypeError):
+                    raise UserError(f"{path}, line {number}: no JSON object with path_to_image and labels") from None
+        return labels
+
+
+def _key(path: str) -> str:
+    """The study of a film: ``train/patient00001/study1/view1_frontal.jpg`` → ``train-patient00001-study1``."""
+    return re.sub(r"[^\w-]", "-", str(Path(path).parent), flags=re.ASCII)

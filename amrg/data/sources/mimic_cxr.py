@@ -1,0 +1,183 @@
+"""MIMIC-CXR-JPG and its reports as PhysioNet publishes them, or in R2Gen's selection (``annotation.json``)."""
+
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amrg.config import DataConfig
+from amrg.data.film_files import load_film
+from amrg.data.labeler import label_report
+from amrg.data.labels import LABELS
+from amrg.data.sections import chosen_text, split_sections
+from amrg.data.sources.r2gen import ANNOTATION, R2Gen
+from amrg.data.sources.tables import find, labels_of, read_csv
+from amrg.data.splits import arrange, hashed
+from amrg.data.studies import Films, Study
+from amrg.errors import UserError
+from amrg.progress import say, track
+
+_SPLITS = {"train": "train", "validate": "val", "test": "test"}
+_FRONTAL = {"PA": 0, "AP": 1}  # the first film is the one that is mined
+_SUFFIXES = (".jpg", ".png", ".dcm")
+
+
+def open_mimic_cxr(config: DataConfig, seed: int) -> "MimicCxr | R2Gen":
+    """The reader for what lies in ``data.path``: R2Gen's selection where its annotation is there."""
+    root = data_root(config)
+    return R2Gen(config, seed, "mimic") if (root / ANNOTATION).exists() else MimicCxr(config, seed)
+
+
+def data_root(config: DataConfig) -> Path:
+    """Raises UserError unless ``data.path`` is a folder."""
+    if config.path is None or not Path(config.path).is_dir():
+        raise UserError(
+            f"data.path {config.path} is not a folder: the source {config.source} reads your copy from there"
+        )
+    return Path(config.path)
+
+
+class MimicCxr:
+    """Studies of MIMIC-CXR-JPG. Implements ``amrg.data.studies.Source``.
+
+    Args:
+        config: ``path`` holds ``files/``, the three ``mimic-cxr-2.0.0-*.csv.gz`` and the reports
+            (``mimic-cxr-reports.zip``, or unpacked).
+        seed: of the split and of who is kept under a limit.
+
+    Raises:
+        UserError: a file or column is missing, or a split is empty.
+    """
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        self._root, self._config = data_root(config), config
+        self._films: dict[str, list[Path]] = {}
+        self._studies = arrange(self._read(), config, seed)
+        self._films = {study.key: self._films[study.key] for study in self._studies}
+
+    def studies(self) -> list[Study]:
+        return list(self._studies)
+
+    def films(self, study: Study) -> Films:
+        """All films of a study, frontal ones first."""
+        return Films([self._film(path) for path in self._films[study.key]])
+
+    def _film(self, stem: Path) -> np.ndarray:
+        path = next((path for path in map(stem.with_suffix, _SUFFIXES) if path.exists()), None)
+        if path is None:
+            raise FileNotFoundError("a film that the metadata name is not there")
+        return load_film(path, self._config.image_size)
+
+    def _read(self) -> list[Study]:
+        films, splits = self._metadata(), self._splits()
+        labels, report = self._labels(), _reports(self._root)
+        studies, silent = [], 0
+        last: dict[str, str] = {}
+        for (subject, number), views in track(sorted(films.items(), key=_time), "reading reports"):
+            raw = report(subject, number)
+            found = split_sections(raw) if raw else {}
+            text = chosen_text(found.get("findings"), found.get("impression"), self._config.sections)
+            split = splits.get(number)
+            if not text or split is None:
+                silent += 1
+                continue
+            key = f"s{number}"
+            folder = self._root / "files" / f"p{subject[:2]}" / f"p{subject}" / key
+            ordered = sorted(views, key=lambda view: (_FRONTAL.get(view["view"], 2), view["dicom"]))
+            self._films[key] = [folder / view["dicom"] for view in ordered]
+            group = hashed(f"mimic {subject}")
+            found_labels = label_report(text) if self._config.labels == "rules" else labels.get(number)
+            studies.append(
+                Study(
+                    key,
+                    group,
+                    split,
+                    text,
+                    found_labels or dict.fromkeys(LABELS),
+                    tuple(view["view"] for view in ordered),
+                    last.get(group, ""),
+                )
+            )
+            last[group] = key
+        if silent:
+            say(f"{silent} of {len(films)} studies have no {self._config.sections} text or no split and are left out")
+        return studies
+
+    def _metadata(self) -> dict[tuple[str, str], list[dict[str, str]]]:
+        """(subject, study) → its films with view, date and time."""
+        path = self._table("metadata", "views and order of studies")
+        columns = ("subject_id", "study_id", "dicom_id", "ViewPosition", "StudyDate", "StudyTime")
+        films: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+        for subject, number, dicom, view, date, time in _rows(path, columns):
+            films[subject, number].append(
+                {"dicom": dicom, "view": view or "", "date": date or "", "time": (time or "").zfill(10)}
+            )
+        return films
+
+    def _splits(self) -> dict[str, str]:
+        path = self._table("split", "the published split")
+        splits = {}
+        for number, split in _rows(path, ("study_id", "split")):
+            if split not in _SPLITS:
+                raise UserError(f"{path}: split {split!r} is none of {', '.join(_SPLITS)}")
+            splits[number] = _SPLITS[split]
+        return splits
+
+    def _labels(self) -> dict[str, dict[str, float | None]]:
+        if self._config.labels == "rules":
+            return {}
+        name = "negbio" if self._config.labels == "negbio" else "chexpert"
+        path = self._table(name, "labels of studies; data.labels rules does without")
+        columns = ("study_id", *LABELS)
+        return {
+            row[0]: labels_of(dict(zip(LABELS, row[1:], strict=True)), f"{path}, study row {i}")
+            for i, row in enumerate(_rows(path, columns))
+        }
+
+    def _table(self, name: str, why: str) -> Path:
+        return find(self._root, f"mimic-cxr-2.0.0-{name}.csv.gz", f"mimic-cxr-2.0.0-{name}.csv", why=why)
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> "zip[tuple[Any, ...]]":
+    table = read_csv(path, columns)
+    return zip(*(table[name].to_pylist() for name in columns), strict=True)
+
+
+def _time(entry: tuple[tuple[str, str], list[dict[str, str]]]) -> tuple[str, str, str, str]:
+    """Order of studies: by patient, then by (shifted) date and time."""
+    (subject, number), views = entry
+    return subject, views[0]["date"], views[0]["time"], number
+
+
+def _reports(root: Path) -> Callable[[str, str], str | None]:
+    """(subject, study) → the text of its report, None where there is none."""
+    archive = root / "mimic-cxr-reports.zip"
+    if archive.exists():
+        try:
+            reports = zipfile.ZipFile(archive)
+            # The root inside the archive differs between releases: a report is found by its study.
+            names = {Path(name).stem: name for name in reports.namelist() if name.endswith(".txt")}
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{archive} is not a readable archive ({type(error).__name__}): fetch it again") from None
+        return lambda subject, number: _text(reports.read(names[f"s{number}"])) if f"s{number}" in names else None
+    folder = find(
+        root, "mimic-cxr-reports/files", "mimic-cxr-reports", "reports/files", "reports", "files",
+        why="reports: mimic-cxr-reports.zip, or its folder",
+    )  # fmt: skip
+
+    def read(subject: str, number: str) -> str | None:
+        path = folder / f"p{subject[:2]}" / f"p{subject}" / f"s{number}.txt"
+        return _text(path.read_bytes()) if path.exists() else None
+
+    return read
+
+
+def _text(data: bytes) -> str | None:
+    """None for a report that is not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None

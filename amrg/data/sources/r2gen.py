@@ -1,0 +1,81 @@
+"""R2Gen's ``annotation.json``: a list of studies for each split, with cleaned reports and paths of films."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from amrg.config import DataConfig
+from amrg.data.film_files import load_film
+from amrg.data.labeler import label_report
+from amrg.data.sources.tables import find
+from amrg.data.splits import arrange, hashed
+from amrg.data.studies import SPLITS, Films, Study
+from amrg.data.text import clean
+from amrg.errors import UserError
+from amrg.progress import say
+
+ANNOTATION = "annotation.json"
+
+
+class R2Gen:
+    """Studies of an annotation file; films in ``images/`` or ``files/`` beside it. Implements ``studies.Source``.
+
+    Labels are those of our rule labeler: the file has none. Its reports are one text, ``data.sections`` does not apply.
+
+    Args:
+        config: ``path`` holds the annotation and the films.
+        seed: of the split and of who is kept under a limit.
+        data_set: ``iu_xray`` or ``mimic``: how patients are told apart.
+
+    Raises:
+        UserError: the file is missing or not of that shape, or a split is empty.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, data_set: str) -> None:
+        if config.path is None or not Path(config.path).is_dir():
+            raise UserError(
+                f"data.path {config.path} is not a folder: the source {config.source} reads your copy there"
+            )
+        root = Path(config.path)
+        self._size, self._data_set = config.image_size, data_set
+        self._images = find(root, "images", "files", why="films of the annotation")
+        path = find(root, ANNOTATION, why="R2Gen's selection of studies")
+        try:
+            content = json.loads(path.read_text())
+            entries = [(split, entry) for split in SPLITS for entry in content[split]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no R2Gen annotation ({type(error).__name__}): lists train, val, test") from None
+        self._films: dict[str, list[Path]] = {}
+        studies, silent = [], 0
+        for number, (split, entry) in enumerate(entries):
+            study = self._study(split, entry, f"{path}, entry {number}")
+            silent += not study.report
+            if study.report:
+                studies.append(study)
+        if silent:
+            say(f"{silent} of {len(entries)} studies have an empty report and are left out")
+        self._studies = arrange(studies, config, seed)
+
+    def studies(self) -> list[Study]:
+        return list(self._studies)
+
+    def films(self, study: Study) -> Films:
+        return Films([load_film(path, self._size) for path in self._films[study.key]])
+
+    def _study(self, split: str, entry: Any, where: str) -> Study:
+        try:
+            name, report, paths = str(entry["id"]), entry["report"], [str(path) for path in entry["image_path"]]
+            patient = f"mimic {entry['subject_id']}" if self._data_set == "mimic" else f"iu {name.split('_')[0]}"
+        except (KeyError, TypeError):
+            raise UserError(f"{where}: id, report and image_path expected (for MIMIC-CXR subject_id too)") from None
+        key = re.sub(r"[^\w-]", "-", name, flags=re.ASCII)
+        if not paths or not isinstance(report, str) or any(_leaves(path) for path in paths):
+            raise UserError(f"{where}: a report and paths inside the image folder expected")
+        self._films[key] = [self._images / path.removeprefix("files/") for path in paths]
+        text = clean(report)
+        return Study(key, hashed(patient), split, text, label_report(text))
+
+
+def _leaves(path: str) -> bool:
+    return Path(path).is_absolute() or ".." in Path(path).parts

@@ -1,0 +1,69 @@
+"""Published tables: found by name, read by column name, in whatever order the columns come."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as csv
+
+from amrg.data.labels import LABELS
+from amrg.errors import UserError
+
+
+def find(root: Path, *names: str, why: str) -> Path:
+    """The first of some files or folders that is there.
+
+    Raises:
+        UserError: none is; says what it is for.
+    """
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    raise UserError(f"{root} has no {' or '.join(names)} ({why}): set data.path to the folder that holds it")
+
+
+def read_csv(path: Path, columns: Sequence[str], *, multiline: bool = False) -> pa.Table:
+    """Some columns of a CSV (``.gz`` too), all as text; empty cells are null.
+
+    Raises:
+        UserError: unreadable, or a column is missing.
+    """
+    try:
+        # Columns are named only: a copy may have more of them, and an unnamed index in front.
+        table = csv.read_csv(
+            path,
+            parse_options=csv.ParseOptions(newlines_in_values=multiline),
+            convert_options=csv.ConvertOptions(
+                include_columns=list(columns), column_types=dict.fromkeys(columns, pa.string()), null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )  # fmt: skip
+    except KeyError as error:
+        raise UserError(f"{path} has no column {error.args[0].split(chr(39))[1]}: is it the published file?") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not a readable table ({type(error).__name__}): fetch it again") from None
+    return table
+
+
+def label_value(value: Any, where: str) -> float | None:
+    """A published label: 1, 0, −1, or nothing.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if number not in (1.0, 0.0, -1.0):
+        raise UserError(f"{where}: a label is {value!r}, not 1, 0, -1 or empty")
+    return number
+
+
+def labels_of(row: dict[str, Any], where: str) -> dict[str, float | None]:
+    """The 14 labels of a row by name (``Pleural Effusion`` etc.), in our order."""
+    return {label: label_value(row.get(label), where) for label in LABELS}

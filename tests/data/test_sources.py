@@ -1,0 +1,200 @@
+"""Every published layout becomes the studies that were put in."""
+
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+
+from amrg.config import DataConfig
+from amrg.data.labels import LABELS
+from amrg.data.shards import prepare
+from amrg.data.sources import open_source
+from amrg.data.splits import arrange, hashed
+from amrg.data.stream import read, studies
+from amrg.data.studies import Study
+from amrg.errors import UserError
+from tests.data.published import CHEXPERT, MIMIC, film, make_chexpert, make_iu_xray, make_mimic
+
+
+def shuffled(columns):
+    return random.Random(1).sample(list(columns), len(columns))
+
+
+def config(source, root, **more):
+    return DataConfig(source=source, path=str(root), workers=1, shard_size=2, **more)
+
+
+def labels(marked):
+    return {label: float(marked[label]) if label in marked else None for label in LABELS}
+
+
+@pytest.fixture(scope="module")
+def mimic(tmp_path_factory):
+    return make_mimic(tmp_path_factory.mktemp("mimic") / "copy")
+
+
+def test_mimic_becomes_shards_with_what_was_put_in(mimic, tmp_path) -> None:
+    ours = config("mimic_cxr", mimic, image_size=48)
+    prepare(pickle.loads(pickle.dumps(open_source(ours, 0))), ours, tmp_path, 0)
+    found = {study.key: study for split in ("train", "val", "test") for study in studies(tmp_path, split)}
+    assert len(found) == 4  # the fifth has no findings
+    for subject, number, split, _, _, views, findings, _, marked in MIMIC[:4]:
+        study = found[f"s{number}"]
+        assert (study.split, study.report) == ({"validate": "val"}.get(split, split), findings)
+        assert study.labels == labels(marked)
+        assert study.group == hashed(f"mimic {subject}")
+        assert subject not in repr(study)
+        assert sorted(study.views) == sorted(view for _, view in views)
+    assert found["s50414267"].views == ("PA", "LATERAL")
+    assert [found[key].prior for key in ("s50414267", "s53189527", "s57375967")] == ["", "s50414267", ""]
+    sample = next(s for s in read(tmp_path, "train") if s.study.key == "s50414267")
+    for view, number in zip(sample.views, (1, 0), strict=True):  # the frontal film first
+        assert np.abs(view.astype(int) - film(number).astype(int)).max() <= 4
+
+
+def test_mimic_columns_in_any_order_and_unpacked_reports_give_the_same(mimic, tmp_path) -> None:
+    other = make_mimic(tmp_path / "copy", shuffled, archive=False)
+    for more in ({}, {"labels": "negbio"}):
+        first, second = (open_source(config("mimic_cxr", root, **more), 0) for root in (mimic, other))
+        assert first.studies() == second.studies()
+
+
+def test_mimic_sections_and_rules(mimic) -> None:
+    def texts(**more):
+        return {s.key: s.report for s in open_source(config("mimic_cxr", mimic, splits="patient", **more), 6).studies()}
+
+    both = texts(sections="both")
+    assert both["s50414267"] == "The lungs are clear. No acute process."
+    assert both["s57375967"] == "Heart is enlarged."
+    assert both["s50578979"] == "Nothing to add."
+    ruled = open_source(config("mimic_cxr", mimic, labels="rules"), 0).studies()
+    effusion = next(study for study in ruled if study.key == "s53189527")
+    assert effusion.labels["Pleural Effusion"] == 1.0
+    assert effusion.labels["Edema"] is None
+
+
+def test_r2gens_selection_of_mimic(tmp_path) -> None:
+    root = make_mimic(tmp_path / "copy")
+    content = {"train": [], "val": [], "test": []}
+    for subject, number, split, _, _, views, findings, _, _ in MIMIC[:4]:
+        name = {"validate": "val"}.get(split, split)
+        path = f"p{subject[:2]}/p{subject}/s{number}/{views[0][0]}.jpg"
+        entry = {"id": views[0][0], "study_id": int(number), "subject_id": int(subject), "report": findings}
+        content[name].append(entry | {"image_path": [path], "split": name})
+    (root / "annotation.json").write_text(json.dumps(content))
+    source = open_source(config("mimic_cxr", root), 0)
+    found = {study.key: study for study in source.studies()}
+    assert found["aa-lat"].group == hashed("mimic 10000032")
+    assert found["ab"].labels["Pleural Effusion"] == 1.0
+    assert source.films(found["aa-lat"]).views[0].shape == (60, 48)
+
+
+@pytest.mark.parametrize("index_column", [False, True])
+def test_chexpert_plus(tmp_path, index_column) -> None:
+    root = make_chexpert(tmp_path / "copy", shuffled if index_column else list, index_column)
+    source = open_source(config("chexpert_plus", root, splits="patient"), 0)
+    found = {study.key: study for study in source.studies()}
+    assert len(found) == len(CHEXPERT) - 1  # one has no findings
+    first, second = found["train-patient00001-study1"], found["train-patient00001-study2"]
+    assert first.report == "Clear lungs. Normal heart."
+    assert second.labels == labels({"Pleural Effusion": 1, "Edema": -1})
+    assert second.prior == first.key
+    assert first.group == second.group == hashed("chexpert patient00001")
+    frontal, lateral = source.films(first).views
+    assert (frontal == film(0)).all()
+    assert (lateral == film(1)).all()
+    both = {
+        s.key: s.report
+        for s in open_source(config("chexpert_plus", root, splits="patient", sections="both"), 0).studies()
+    }
+    assert both["train-patient00002-study1"] == "Enlarged heart."
+    assert both["train-patient00001-study2"] == "Small effusion. Effusion."
+
+
+def test_iu_xray(tmp_path) -> None:
+    source = open_source(config("iu_xray", make_iu_xray(tmp_path)), 0)
+    found = {study.key: study for study in source.studies()}
+    assert [study.split for study in found.values()] == ["train", "train", "val", "test"]
+    study = found["CXR2384_IM-0942"]
+    assert study.report == "The heart size is normal. There is a left pleural effusion."
+    assert study.labels["Pleural Effusion"] == 1.0
+    assert [len(source.films(s).views) for s in found.values()] == [2, 1, 3, 2]
+    assert (source.films(found["CXR7_IM-2263"]).views[2] == film(8)).all()
+
+
+def patients(numbers):
+    return [
+        Study(f"s{p}-{k}", f"p{p}", "train", "A report.", dict.fromkeys(LABELS))
+        for p, n in numbers.items()
+        for k in range(n)
+    ]
+
+
+def test_a_split_by_patient_keeps_patients_together_and_follows_the_seed() -> None:
+    many = patients(dict.fromkeys(range(300), 2))
+    first, again, other = (arrange(many, DataConfig(splits="patient"), seed) for seed in (0, 0, 1))
+    assert first == again != other
+    by_patient = {}
+    for study in first:
+        by_patient.setdefault(study.group, set()).add(study.split)
+    assert all(len(splits) == 1 for splits in by_patient.values())
+    counts = [sum(study.split == split for study in first) / 600 for split in ("train", "val", "test")]
+    assert counts == pytest.approx([0.7, 0.1, 0.2], abs=0.06)
+
+
+def test_a_split_by_time_tests_on_each_patients_last_study() -> None:
+    found = {s.key: s.split for s in arrange(patients({1: 4, 2: 1, 3: 2}), DataConfig(splits="temporal"), 0)}
+    assert found == {
+        "s1-0": "train", "s1-1": "train", "s1-2": "val", "s1-3": "test", "s2-0": "train", "s3-0": "val", "s3-1": "test",
+    }  # fmt: skip
+
+
+def test_limits_keep_a_seeded_part() -> None:
+    many = patients(dict.fromkeys(range(100), 1))
+    part = arrange(many, DataConfig(splits="patient", train_studies=20), 0)
+    assert sum(study.split == "train" for study in part) == 20
+    whole = arrange(many, DataConfig(splits="patient"), 0)
+    assert [study for study in whole if study in part] == part
+
+
+def edit(path, change):
+    path.write_text(change(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "mimic-cxr-2.0.0-split.csv.gz").unlink(), r"has no mimic-cxr-2\.0\.0-split\.csv"),
+        (lambda root: (root / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(b"dicom_id,study\n1,2\n"), "split.csv.gz"),
+        (lambda root: (root / "mimic-cxr-reports.zip").write_bytes(b"no zip"), "not a readable archive"),
+        (lambda root: (root / "mimic-cxr-2.0.0-metadata.csv.gz").write_bytes(b"\x1f\x8bcut"), "not a readable table"),
+    ],
+)
+def test_a_broken_copy_is_one_line(tmp_path, damage, message) -> None:
+    root = make_mimic(tmp_path / "copy")
+    damage(root)
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(config("mimic_cxr", root), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_patients_in_two_published_splits_and_empty_splits_are_refused(tmp_path) -> None:
+    torn = [Study(f"s{k}", "p", split, "A report.", dict.fromkeys(LABELS)) for k, split in enumerate(("train", "test"))]
+    with pytest.raises(UserError, match="1 patients are in more than one"):
+        arrange(torn, DataConfig(), 0)
+    with pytest.raises(UserError, match="the split `val` has no studies"):
+        open_source(config("chexpert_plus", make_chexpert(tmp_path / "copy")), 0)
+    with pytest.raises(UserError, match="is not a folder"):
+        open_source(config("mimic_cxr", tmp_path / "nowhere"), 0)
+
+
+@pytest.mark.parametrize("entry", [{"id": "a"}, {"id": "a", "report": "x", "image_path": ["../../etc/passwd"]}])
+def test_a_wrong_annotation_is_one_line(tmp_path, entry) -> None:
+    root = make_iu_xray(tmp_path)
+    content = json.loads((root / "annotation.json").read_text())
+    content["val"] = [entry]
+    (root / "annotation.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"annotation\.json, entry 2"):
+        open_source(config("iu_xray", root), 0)
