@@ -132,18 +132,16 @@ def _show(options: argparse.Namespace) -> None:
         for row in table.to_pylist():
             counts.update((finding, row["split"]) for finding in row["findings"] or ["none"])
     splits = sorted(bank.header["splits"])
-    findings = sorted(
-        {name for name, _ in counts}, key=lambda name: (-sum(counts[name, split] for split in splits), name)
-    )
+    total = {name: sum(counts[name, split] for split in splits) for name, _ in counts}
+    findings = sorted(total, key=lambda name: (-total[name], name))
     console = Console(soft_wrap=True)
     header = bank.header
     console.print(f"{options.bank}: {len(bank):,} rows of {bank.dim} numbers, {header['dtype']}", highlight=False)
     console.print(f"content hash {bank.content_hash}", highlight=False)
     shown = Table("finding", *splits, "", title="rows by finding (a row may have several) and split")
-    most = max(sum(counts[name, split] for split in splits) for name in findings)
     for name in findings:
         numbers = [counts[name, split] for split in splits]
-        shown.add_row(name, *map(str, numbers), "█" * math.ceil(30 * sum(numbers) / most))
+        shown.add_row(name, *map(str, numbers), "█" * math.ceil(30 * total[name] / max(total.values())))
     console.print(shown)
     if options.plot:
         _draw(options.plot, findings, splits, counts, f"{options.bank.name}: {len(bank):,} rows")

@@ -29,6 +29,7 @@ class DataConfig:
     abnormal_fraction: Fraction | None = None  # share of studies with a finding; None keeps the natural share
     renders_per_study: PositiveInt = 1  # films rendered of each train study (openi_drr only)
     shard_size: PositiveInt = 64  # samples in one tar
+    max_bad_fraction: Fraction = 0.01  # of studies whose films cannot be read; prepare leaves them out, and stops above
     workers: PositiveInt = 2  # processes that render or decode
 
 

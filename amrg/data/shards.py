@@ -31,11 +31,12 @@ import webdataset as wds
 
 from amrg.artifacts import file_hash
 from amrg.config import DataConfig
+from amrg.data.card import describe
 from amrg.data.images import encode_film, encode_mask, shrink
 from amrg.data.labels import LABELS
 from amrg.data.studies import SPLITS, Films, Source, Study
 from amrg.errors import UserError
-from amrg.progress import track
+from amrg.progress import say, track
 
 #: One row per sample. ``offset`` and ``size`` are bytes of the tar (headers and padding included), so that one sample
 #: can be read, and checked against ``sha256``, without its neighbours.
@@ -57,6 +58,9 @@ INDEX = pa.schema(
 )
 
 
+NAMED = 20  # bad studies named in a message; statistics.json has more
+
+
 @dataclass(frozen=True)
 class _Shard:
     """What one worker writes in one go."""
@@ -70,12 +74,14 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int) -> None
 
     Args:
         source: the data set; pickled once for each of ``config.workers`` processes.
-        config: ``image_size`` (short side of the stored films), ``shard_size`` and ``workers`` are read.
-        folder: receives ``shards/`` and ``index.parquet``; ``scratch/`` is only needed to go on after an interruption.
+        config: ``image_size`` (short side of the stored films), ``shard_size``, ``max_bad_fraction`` and ``workers``
+            are read.
+        folder: receives ``shards/``, ``index.parquet``, ``statistics.json`` and ``card.md``;
+            ``scratch/`` is only needed to go on after an interruption.
         seed: studies are shuffled before they are cut into shards, so that each shard is a fair sample of its split.
 
     Raises:
-        UserError: a split is empty, two studies share a key, a film is unreadable, the disk is full.
+        UserError: a split is empty, two studies share a key, too many films are unreadable, the disk is full.
     """
     plan = _plan(source.studies(), config.shard_size, seed)
     try:
@@ -86,10 +92,14 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int) -> None
             futures = [pool.submit(_write_shard, shard) for shard in todo]
             for future in track(as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)):
                 future.result()
-        rows = [row for shard in plan for row in json.loads(_notes(shard, folder).read_text())["rows"]]
+        notes = [json.loads(_notes(shard, folder).read_text()) for shard in plan]
+        rows = [row for note in notes for row in note["rows"]]
+        skipped = [one for note in notes for one in note["skipped"]]
+        _tolerate(skipped, len(rows) + len(skipped), config.max_bad_fraction)
         for path in {*(folder / "shards").iterdir()} - {_tar(shard, folder) for shard in plan}:
             path.unlink()  # of an interrupted run on a data set that has changed since
         temporary = folder / "scratch" / f"index.{os.getpid()}"
+        describe(rows, skipped, config, folder)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), temporary)
         temporary.replace(folder / "index.parquet")
     except BrokenProcessPool:
@@ -140,6 +150,19 @@ def _plan(studies: list[Study], shard_size: int, seed: int) -> list[_Shard]:
     return plan
 
 
+def _tolerate(skipped: list[dict[str, str]], total: int, fraction: float) -> None:
+    """Name what was left out; stop where it is too much."""
+    if not skipped:
+        return
+    named = ", ".join(f"{one['key']} ({one['reason']})" for one in skipped[:NAMED])
+    if len(skipped) > fraction * total:
+        raise UserError(
+            f"films of {len(skipped)} of {total} studies cannot be read, more than data.max_bad_fraction {fraction}; "
+            f"hashed keys: {named}; repair them (`amrg doctor` says which), or raise the fraction, then start again"
+        )
+    say(f"left out, films that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
+
+
 def _tar(shard: _Shard, folder: Path) -> Path:
     return folder / "shards" / f"{shard.name}.tar"
 
@@ -152,8 +175,9 @@ def _notes(shard: _Shard, folder: Path) -> Path:
 def _is_whole(shard: _Shard, folder: Path) -> bool:
     try:
         notes = json.loads(_notes(shard, folder).read_text())
-        keys = [row["key"] for row in notes["rows"]]
-        return keys == [study.key for study in shard.studies] and file_hash(_tar(shard, folder)) == notes["sha256"]
+        left_out = {one["key"] for one in notes["skipped"]}
+        expected = [study.key for study in shard.studies if anonymous(study.key) not in left_out]
+        return [row["key"] for row in notes["rows"]] == expected and file_hash(_tar(shard, folder)) == notes["sha256"]
     except (OSError, ValueError, KeyError):
         return False
 
@@ -204,10 +228,15 @@ def _write_shard(shard: _Shard) -> None:
     # The process id keeps a worker that outlives a killed run for a moment out of the next run's way.
     temporary = _folder / "scratch" / f"{shard.name}.{os.getpid()}"
     rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
     with temporary.open("wb") as file, wds.TarWriter(file, encoder=False, user="", group="", mtime=0) as tar:
         for study in shard.studies:
             offset = tar.tarstream.offset
-            films = _films(study)
+            try:
+                films = _films(study)
+            except (OSError, ValueError) as error:
+                skipped.append({"key": anonymous(study.key), "reason": _reason(error)})
+                continue
             tar.write(_members(study, films))
             place = {"shard": shard.name, "offset": offset, "size": tar.tarstream.offset - offset}
             rows.append(place | {"views": len(films.views)} | _record(study))
@@ -215,22 +244,21 @@ def _write_shard(shard: _Shard) -> None:
     for row in rows:
         row["sha256"] = hashlib.sha256(data[row["offset"] : row["offset"] + row["size"]]).hexdigest()
     temporary.replace(_tar(shard, _folder))
-    notes = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows}
+    notes = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows, "skipped": skipped}
     temporary.write_text(json.dumps(notes))
     temporary.replace(_notes(shard, _folder))
 
 
 def _films(study: Study) -> Films:
-    try:
-        films = _source.films(study)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"a film of study {anonymous(study.key)} (hashed key) cannot be read ({type(error).__name__}): "
-            "repair it or take the study out of the data set, then start again"
-        ) from None
+    films = _source.films(study)
     assert films.views, "a study without films"
     assert all(mask.shape == films.views[0].shape for mask in films.masks.values()), "a mask of another size"
     return films
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why a film could not be read, without a path in it."""
+    return type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
 def _members(study: Study, films: Films) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from PIL import Image
 from amrg.artifacts import content_hash
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
-from amrg.data.shards import prepare, read_index
+from amrg.data.shards import anonymous, prepare, read_index
 from amrg.data.stream import count, read, studies
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
@@ -178,6 +178,22 @@ def test_what_a_user_can_put_right_is_one_line_without_names(source, message, tm
     assert "secret" not in str(caught.value)
     assert "s-004" not in str(caught.value)
     assert not (tmp_path / "index.parquet").exists()
+
+
+def test_films_that_cannot_be_read_are_left_out_and_counted(prepared, tmp_path, capsys):
+    prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_bad_fraction=0.1), tmp_path, seed=5)
+    keys = [[item.key for item in studies(folder, "train")] for folder in (prepared, tmp_path)]
+    assert keys[1] == [key for key in keys[0] if key != "s-004"]
+    assert [sample.study.key for sample in read(tmp_path, "train")] == keys[1]
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    assert sum(statistics["skipped"].values()) == 1
+    assert statistics["skipped_studies"] == [anonymous("s-004")]
+    assert statistics["splits"]["train"]["studies"] == len(keys[1])
+    assert anonymous("s-004") in capsys.readouterr().err
+    before = bytes_of(tmp_path)
+    prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_bad_fraction=0.1), tmp_path, seed=5)
+    assert bytes_of(tmp_path) == before
+    assert "| train | 9 |" in (tmp_path / "card.md").read_text()
 
 
 def test_keys_must_be_unique(tmp_path):

@@ -1,0 +1,82 @@
+"""What a prepared data set holds, in numbers and as a page to read."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from amrg.config import DataConfig
+from amrg.data.labels import LABELS, NEGATIVE, POSITIVE, UNCERTAIN
+from amrg.data.studies import SPLITS
+
+STATISTICS, CARD = "statistics.json", "card.md"
+
+
+def describe(rows: list[dict[str, Any]], skipped: list[dict[str, str]], config: DataConfig, folder: Path) -> None:
+    """Write ``statistics.json`` and ``card.md``.
+
+    Args:
+        rows: of the index.
+        skipped: studies whose films could not be read: ``key`` (hashed) and ``reason``.
+        config: what was asked for.
+        folder: of the data artefact.
+    """
+    statistics = {
+        "splits": {split: _counts([row for row in rows if row["split"] == split]) for split in SPLITS},
+        "skipped": dict(sorted(Counter(one["reason"] for one in skipped).items())),
+        "skipped_studies": [one["key"] for one in skipped][:100],
+    }
+    (folder / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
+    (folder / CARD).write_text(_page(statistics, config))
+
+
+def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    lengths = [len(row["report"].split()) for row in rows]
+    return {
+        "studies": len(rows),
+        "patients": len({row["group"] for row in rows}),
+        "films": sum(row["views"] for row in rows),
+        "bytes": sum(row["size"] for row in rows),
+        "words": {"mean": round(sum(lengths) / max(len(lengths), 1), 1), "most": max(lengths, default=0)},
+        "labels": {
+            label: {
+                name: sum(row["labels"][label] == value for row in rows)
+                for name, value in (("positive", POSITIVE), ("negative", NEGATIVE), ("uncertain", UNCERTAIN))
+            }
+            for label in LABELS
+        },
+    }
+
+
+def _page(statistics: dict[str, Any], config: DataConfig) -> str:
+    splits = statistics["splits"]
+    lines = [
+        f"# Data card: {config.source}",
+        "",
+        f"Reports: {config.sections}; split: {config.splits}; labels: {config.labels}; films with a short side of "
+        f"{config.image_size} pixels. Prepared for training report generators; not for clinical use.",
+        "",
+        "| split | studies | patients | films | MB | words a report (mean, most) |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {part['studies']:,} | {part['patients']:,} | {part['films']:,} | {part['bytes'] / 1e6:,.1f} | "
+            f"{part['words']['mean']}, {part['words']['most']} |"
+            for name, part in splits.items()
+        ),
+        "",
+        "| label, studies positive (uncertain) | " + " | ".join(splits) + " |",
+        "|---" * (len(splits) + 1) + "|",
+        *(
+            f"| {label} | "
+            + " | ".join(
+                f"{part['labels'][label]['positive']:,} ({part['labels'][label]['uncertain']:,})"
+                for part in splits.values()
+            )
+            + " |"
+            for label in LABELS
+        ),
+        "",
+        "Studies left out because a film could not be read: "
+        + (", ".join(f"{count} ({reason})" for reason, count in statistics["skipped"].items()) or "none"),
+    ]
+    return "\n".join(lines) + "\n"
