@@ -19,12 +19,12 @@ from amrg.errors import UserError
 from amrg.progress import say
 
 TABLE = "df_chexpert_plus_240401.csv"
-_SPLITS = {"train": "train", "valid": "val", "val": "val", "test": "test"}
-_COLUMNS = (
+PUBLISHED_SPLITS = {"train": "train", "valid": "val", "val": "val", "test": "test"}
+COLUMNS = (
     "path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "patient_report_date_order", "section_findings",
     "section_impression", "split",
 )  # fmt: skip
-_LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json"}
+LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json"}
 _IMAGE_FOLDERS = ("PNG", "PNG/PNG", "PNGs", "DICOM", ".")
 _SUFFIXES = (".png", ".jpg", ".dcm")  # the table says .jpg, the PNG release has .png
 
@@ -55,16 +55,14 @@ class ChexpertPlus:
         return Films([self._film(path) for path in self._films[study.key]])
 
     def _film(self, name: str) -> np.ndarray:
-        for folder in _IMAGE_FOLDERS:
-            for suffix in _SUFFIXES:
-                path = (self._root / folder / name).with_suffix(suffix)
-                if path.exists():
-                    return load_film(path, self._config.image_size)
-        raise FileNotFoundError("a film that the table names is not there")
+        path = film_file(self._root, name)
+        if path is None:
+            raise FileNotFoundError("a film that the table names is not there")
+        return load_film(path, self._config.image_size)
 
     def _read(self) -> list[Study]:
         path = find(self._root, TABLE, why="reports of CheXpert Plus")
-        table = read_csv(path, _COLUMNS, multiline=True)
+        table = read_csv(path, COLUMNS, multiline=True)
         rows = sorted(
             table.to_pylist(),
             key=lambda r: (
@@ -90,12 +88,12 @@ class ChexpertPlus:
             if not text:
                 silent += 1
                 continue
-            if row["split"] not in _SPLITS:
-                raise UserError(f"{path}: split {row['split']!r} is none of {', '.join(_SPLITS)}")
+            if row["split"] not in PUBLISHED_SPLITS:
+                raise UserError(f"{path}: split {row['split']!r} is none of {', '.join(PUBLISHED_SPLITS)}")
             group = hashed(f"chexpert {row['deid_patient_id']}")
             given = label_report(text) if self._config.labels == "rules" else labels.get(name)
             studies[key] = Study(
-                key, group, _SPLITS[row["split"]], text, given or dict.fromkeys(LABELS), (row["ap_pa"] or "",),
+                key, group, PUBLISHED_SPLITS[row["split"]], text, given or dict.fromkeys(LABELS), (row["ap_pa"] or "",),
                 last.get(group, ""),
             )  # fmt: skip
             last[group] = key
@@ -106,7 +104,7 @@ class ChexpertPlus:
     def _labels(self) -> dict[str, dict[str, float | None]]:
         if self._config.labels == "rules":
             return {}
-        name = _LABEL_FILES[self._config.sections]
+        name = LABEL_FILES[self._config.sections]
         path = find(self._root, f"chexbert_labels/{name}", name, why="labels; data.labels rules does without")
         labels = {}
         with path.open() as file:
@@ -122,3 +120,9 @@ class ChexpertPlus:
 def _key(path: str) -> str:
     """The study of a film: ``train/patient00001/study1/view1_frontal.jpg`` → ``train-patient00001-study1``."""
     return re.sub(r"[^\w-]", "-", str(Path(path).parent), flags=re.ASCII)
+
+
+def film_file(root: Path, name: str) -> Path | None:
+    """The file of a film that the table names, in whichever release lies there; None where there is none."""
+    candidates = ((root / folder / name).with_suffix(suffix) for folder in _IMAGE_FOLDERS for suffix in _SUFFIXES)
+    return next((path for path in candidates if path.exists()), None)

@@ -3,6 +3,7 @@
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from amrg.data.studies import Films, Study
 from amrg.errors import UserError
 from amrg.progress import say, track
 
-_SPLITS = {"train": "train", "validate": "val", "test": "test"}
+PUBLISHED_SPLITS = {"train": "train", "validate": "val", "test": "test"}
 _FRONTAL = {"PA": 0, "AP": 1}  # the first film is the one that is mined
 _SUFFIXES = (".jpg", ".png", ".dcm")
 
@@ -66,7 +67,7 @@ class MimicCxr:
         return Films([self._film(path) for path in self._films[study.key]])
 
     def _film(self, stem: Path) -> np.ndarray:
-        path = next((path for path in map(stem.with_suffix, _SUFFIXES) if path.exists()), None)
+        path = film_file(stem)
         if path is None:
             raise FileNotFoundError("a film that the metadata name is not there")
         return load_film(path, self._config.image_size)
@@ -121,9 +122,9 @@ class MimicCxr:
         path = self._table("split", "the published split")
         splits = {}
         for number, split in _rows(path, ("study_id", "split")):
-            if split not in _SPLITS:
-                raise UserError(f"{path}: split {split!r} is none of {', '.join(_SPLITS)}")
-            splits[number] = _SPLITS[split]
+            if split not in PUBLISHED_SPLITS:
+                raise UserError(f"{path}: split {split!r} is none of {', '.join(PUBLISHED_SPLITS)}")
+            splits[number] = PUBLISHED_SPLITS[split]
         return splits
 
     def _labels(self) -> dict[str, dict[str, float | None]]:
@@ -152,27 +153,54 @@ def _time(entry: tuple[tuple[str, str], list[dict[str, str]]]) -> tuple[str, str
     return subject, views[0]["date"], views[0]["time"], number
 
 
+def film_file(stem: Path) -> Path | None:
+    """The file of a film, whatever its kind; None where there is none."""
+    return next((path for path in map(stem.with_suffix, _SUFFIXES) if path.exists()), None)
+
+
 def _reports(root: Path) -> Callable[[str, str], str | None]:
     """(subject, study) → the text of its report, None where there is none."""
-    archive = root / "mimic-cxr-reports.zip"
-    if archive.exists():
-        try:
-            reports = zipfile.ZipFile(archive)
-            # The root inside the archive differs between releases: a report is found by its study.
-            names = {Path(name).stem: name for name in reports.namelist() if name.endswith(".txt")}
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{archive} is not a readable archive ({type(error).__name__}): fetch it again") from None
-        return lambda subject, number: _text(reports.read(names[f"s{number}"])) if f"s{number}" in names else None
-    folder = find(
-        root, "mimic-cxr-reports/files", "mimic-cxr-reports", "reports/files", "reports", "files",
-        why="reports: mimic-cxr-reports.zip, or its folder",
-    )  # fmt: skip
+    archive = _archive(root)
+    if archive is not None:
+        return lambda _, number: _text(archive[f"s{number}"]()) if f"s{number}" in archive else None
+    folder = _report_folder(root)
 
     def read(subject: str, number: str) -> str | None:
         path = folder / f"p{subject[:2]}" / f"p{subject}" / f"s{number}.txt"
         return _text(path.read_bytes()) if path.exists() else None
 
     return read
+
+
+def report_files(root: Path) -> dict[str, Callable[[], bytes]]:
+    """Every report that is there: ``s<study>`` → how to read it. Walks an unpacked folder.
+
+    Raises:
+        UserError: there are no reports.
+    """
+    archive = _archive(root)
+    if archive is not None:
+        return archive
+    return {path.stem: path.read_bytes for path in _report_folder(root).glob("p*/p*/s*.txt")}
+
+
+def _archive(root: Path) -> dict[str, Callable[[], bytes]] | None:
+    path = root / "mimic-cxr-reports.zip"
+    if not path.exists():
+        return None
+    try:
+        file = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable archive ({type(error).__name__}): fetch it again") from None
+    # The root inside the archive differs between releases: a report is found by its study.
+    return {Path(name).stem: partial(file.read, name) for name in file.namelist() if name.endswith(".txt")}
+
+
+def _report_folder(root: Path) -> Path:
+    return find(
+        root, "mimic-cxr-reports/files", "mimic-cxr-reports", "reports/files", "reports", "files",
+        why="reports: mimic-cxr-reports.zip, or its folder",
+    )  # fmt: skip
 
 
 def _text(data: bytes) -> str | None:
