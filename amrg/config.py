@@ -31,6 +31,7 @@ class DataConfig:
     shard_size: PositiveInt = 64  # samples in one tar
     max_bad_fraction: Fraction = 0.01  # of studies whose films cannot be read; prepare leaves them out, and stops above
     workers: PositiveInt = 2  # processes that render or decode
+    readers: NonNegativeInt = 0  # processes of each rank that read ahead while it trains on films; 0: none
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 def _data_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.data)
-    del settings["workers"]  # decides how fast, not what
+    for name in ("workers", "readers"):  # decide how fast, not what
+        del settings[name]
     return settings
 
 

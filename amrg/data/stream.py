@@ -5,12 +5,14 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from torch.utils.data import DataLoader, Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from amrg.data.images import decode_film, decode_mask
@@ -41,6 +43,10 @@ class Sample:
     study: Study
     views: list[np.ndarray]
     masks: dict[str, np.ndarray]
+
+
+#: One rank's part of a batch (None where a lane holds nothing that can be read), and the damaged rows met on the way.
+Part = tuple[list[Sample | None], dict[int, str]]
 
 
 def count(folder: Path, split: str) -> int:
@@ -87,6 +93,7 @@ class Stream:
         rank: this process.
         world: number of processes; must divide the number of lanes.
         max_bad_fraction: of this rank's share of the split; with more damaged samples than that, reading stops.
+        readers: processes that read ahead for this rank; 0 reads when a batch is asked for.
 
     Raises:
         UserError: the split has less than one batch, the ranks do not fit the lanes, or too many samples are damaged.
@@ -101,6 +108,7 @@ class Stream:
         rank: int = 0,
         world: int = 1,
         max_bad_fraction: float = 0.01,
+        readers: int = 0,
     ) -> None:
         self.bad: dict[str, str] = {}
         self.lanes = max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
@@ -109,6 +117,7 @@ class Stream:
         self._shards = _runs(self._rows["shard"].to_numpy())
         self._per_lane = batch_size // self.lanes
         self.steps_per_epoch = len(self._rows) // batch_size
+        self._readers = readers
         self._most_bad = max_bad_fraction * len(self._rows) / world
         if not self.steps_per_epoch:
             raise UserError(
@@ -123,12 +132,34 @@ class Stream:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Sample]]:
         """This rank's part of each global batch of an epoch, from batch ``start`` on."""
+        batches = _Batches(self._folder, self._rows, self._lanes(epoch), self._per_lane)
+        steps = range(start, self.steps_per_epoch)
+        # Each step is a function of its number: reader processes change who reads it, not what comes or in which order.
+        loader: Iterable[Part] = (
+            DataLoader(
+                batches,
+                batch_size=None,
+                sampler=steps,
+                num_workers=self._readers,
+                multiprocessing_context="spawn",
+                collate_fn=_as_it_is,
+            )
+            if self._readers
+            else map(batches.__getitem__, steps)
+        )
+        for found, bad in loader:
+            for number, reason in bad.items():
+                self._skip(number, reason)
+            samples = [sample for sample in found if sample is not None]
+            if len(samples) < len(found):
+                raise UserError(f"{self._folder}: a whole lane of samples is damaged; {_REMEDY}")
+            yield samples
+
+    def _lanes(self, epoch: int) -> list[np.ndarray]:
+        """The index rows of this rank's lanes in an epoch."""
         order = self._order(epoch)
         length = len(order) // self.lanes
-        mine = [order[lane * length : (lane + 1) * length] for lane in range(self._rank, self.lanes, self._world)]
-        for step in range(start, self.steps_per_epoch):
-            positions = range(step * self._per_lane, (step + 1) * self._per_lane)
-            yield [self._good(lane, position) for lane in mine for position in positions]
+        return [order[lane * length : (lane + 1) * length] for lane in range(self._rank, self.lanes, self._world)]
 
     def _order(self, epoch: int) -> np.ndarray:
         """The index rows in the order of an epoch: shards shuffled, then rows inside each. int64 [rows]"""
@@ -137,29 +168,52 @@ class Stream:
             [generator.permutation(self._shards[i]) for i in generator.permutation(len(self._shards))]
         )
 
-    def _good(self, lane: np.ndarray, position: int) -> Sample:
-        """The sample at a position of a lane, or the next one (from its end on to its start) that can be read."""
-        for shift in range(len(lane)):
-            row = self._rows.slice(lane[(position + shift) % len(lane)], 1).to_pylist()[0]
-            if row["key"] in self.bad:
-                continue
-            try:
-                return _load(self._folder, row)
-            except ValueError as error:
-                self._skip(row, error)
-        raise UserError(f"{self._folder}: a whole lane of samples is damaged; {_REMEDY}")
-
-    def _skip(self, row: dict[str, Any], error: ValueError) -> None:
-        self.bad[row["key"]] = str(error)
+    def _skip(self, number: int, reason: str) -> None:
+        row = _row(self._rows, number)
+        if row["key"] in self.bad:
+            return
+        self.bad[row["key"]] = reason
         if len(self.bad) <= NAMED:
-            logger.warning("skipped: %s.tar: %s", row["shard"], _damage(row, error))
+            logger.warning("skipped: %s.tar: %s", row["shard"], _damage(row, reason))
         if len(self.bad) == NAMED:
             logger.warning("further damaged samples are counted, not named")
         if len(self.bad) > self._most_bad:
             raise UserError(
-                f"{_tar(self._folder, row)}: {_damage(row, error)}; {len(self.bad)} such samples are more than "
+                f"{_tar(self._folder, row)}: {_damage(row, reason)}; {len(self.bad)} such samples are more than "
                 f"the {self._most_bad:.1f} tolerated; {_REMEDY}"
             )
+
+
+class _Batches(Dataset[Part]):
+    """One rank's parts of the batches of an epoch by their number."""
+
+    def __init__(self, folder: Path, rows: pa.Table, lanes: list[np.ndarray], per_lane: int) -> None:
+        self._folder, self._rows, self._lanes, self._per_lane = folder, rows, lanes, per_lane
+
+    def __getitem__(self, step: int) -> Part:
+        bad: dict[int, str] = {}
+        positions = range(step * self._per_lane, (step + 1) * self._per_lane)
+        return [self._good(lane, position, bad) for lane in self._lanes for position in positions], bad
+
+    def _good(self, lane: np.ndarray, position: int, bad: dict[int, str]) -> Sample | None:
+        """The sample at a position of a lane, or the next one (from its end on to its start) that can be read."""
+        for shift in range(len(lane)):
+            number = int(lane[(position + shift) % len(lane)])
+            if number in bad:
+                continue
+            try:
+                return _load(self._folder, _row(self._rows, number))
+            except ValueError as error:
+                bad[number] = str(error)
+        return None
+
+
+def _row(rows: pa.Table, number: int) -> dict[str, Any]:
+    return rows.slice(number, 1).to_pylist()[0]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 _REMEDY = "delete this data artefact and make it again with `amrg prepare CONFIG`"
@@ -174,7 +228,7 @@ def _tar(folder: Path, row: dict[str, Any]) -> Path:
     return folder / "shards" / f"{row['shard']}.tar"
 
 
-def _damage(row: dict[str, Any], error: ValueError) -> str:
+def _damage(row: dict[str, Any], error: ValueError | str) -> str:
     return f"sample {anonymous(row['key'])} (hashed key) at byte {row['offset']} is damaged: {error}"
 
 

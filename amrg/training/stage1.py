@@ -243,7 +243,9 @@ class _StreamedFilms(_Films):
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
         super().__init__(config, data, folder, model)
         size = config.stage1.batch_size
-        self.stream = Stream(data, "train", size, config.seed, engine.rank(), engine.world_size())
+        self.stream = Stream(
+            data, "train", size, config.seed, engine.rank(), engine.world_size(), readers=config.data.readers
+        )
         self.steps_per_epoch = self.stream.steps_per_epoch
 
     def predict(self, model: DiseaseClassifier, inputs: Tensor) -> Any:

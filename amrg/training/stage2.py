@@ -234,7 +234,9 @@ class _Streamed(_Source):
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path, folder: Path) -> None:
         super().__init__(config, model, data)
-        self._stream = Stream(data, "train", self.batch_size, self.seed, engine.rank(), engine.world_size())
+        self._stream = Stream(
+            data, "train", self.batch_size, self.seed, engine.rank(), engine.world_size(), readers=config.data.readers
+        )
         self.steps_per_epoch = self._stream.steps_per_epoch
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:

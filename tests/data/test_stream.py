@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from amrg.config import DataConfig
-from amrg.data import images
+from amrg.data import images, stream
 from amrg.data.shards import INDEX, prepare, read_index
 from amrg.data.stream import Stream, count, read, studies
 from amrg.errors import UserError
@@ -94,6 +94,66 @@ def test_resumes_at_any_batch_with_another_world_size(data):
         ranks = [keys(Stream(data, "train", 8, 1, rank, 2).epoch(2, start)) for rank in range(2)]
         joined = [sorted(a + b) for a, b in zip(*ranks, strict=True)]
         assert joined == [sorted(batch) for batch in whole[start:]]
+
+
+@pytest.mark.parametrize(("world", "readers", "start"), [(1, 1, 0), (2, 3, 2)])
+def test_reader_processes_change_nothing(copy, world, readers, start):
+    damage(copy, read_index(copy, "train").to_pylist()[20], flip)
+    for rank in range(world):
+        plain, ahead = (Stream(copy, "train", 8, 1, rank, world, 0.05, readers=n) for n in (0, readers))
+        for epoch in range(3 if world == 1 else 1):
+            assert keys(ahead.epoch(epoch, start)) == keys(plain.epoch(epoch, start))
+        assert ahead.bad == plain.bad
+
+
+def mutate(content, generator):
+    """A shard with one seeded fault: bytes flipped or zeroed, a piece cut out, moved or doubled, or an end cut off."""
+    size = len(content)
+    start, length = int(generator.integers(size)), int(generator.integers(1, 3000))
+    piece = content[start : start + length]
+    kind = generator.integers(6)
+    if kind == 0:
+        content[start] ^= 1 << int(generator.integers(8))
+    elif kind == 1:
+        content[start : start + length] = bytes(len(piece))
+    elif kind == 2:
+        del content[start : start + length]
+    elif kind == 3:
+        del content[start:]
+    elif kind == 4:
+        content[start:start] = piece
+    else:
+        there = int(generator.integers(size))
+        content[start : start + length], content[there:there] = b"", piece
+
+
+def test_two_hundred_mutated_shards_lose_nothing_silently(copy):
+    """Every sample of the index is read as it was written, or refused."""
+    rows = [row for row in read_index(copy, "train").to_pylist() if row["shard"] == "train-000000"]
+    path = copy / "shards" / "train-000000.tar"
+    original = path.read_bytes()
+    truth = {row["key"]: stream._load(copy, row) for row in rows}
+    refused = 0
+    for seed in range(200):
+        content = bytearray(original)
+        mutate(content, np.random.default_rng(seed))
+        path.write_bytes(content)
+        for row in rows:
+            try:
+                found = stream._load(copy, row)
+            except ValueError:
+                refused += 1
+                continue
+            assert found.study == truth[row["key"]].study
+            assert all((a == b).all() for a, b in zip(found.views, truth[row["key"]].views, strict=True))
+        tolerant = Stream(copy, "train", 8, seed, max_bad_fraction=1.0)
+        try:
+            assert all(len(batch) == 8 for batch in tolerant.epoch(0))
+        except UserError as error:
+            assert "a whole lane" in str(error)  # noqa: PT017
+        assert len(tolerant.bad) <= len(rows)
+    assert 200 <= refused < 200 * len(rows)
+    path.write_bytes(original)
 
 
 def test_a_lane_reads_shard_after_shard(data):

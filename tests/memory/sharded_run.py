@@ -17,9 +17,10 @@ from amrg.kernels import hopfield_retrieve, quantize_rows
 from torch import Tensor, distributed
 
 from amrg.errors import UserError
-from amrg.memory.bank import normalise_rows
+from amrg.memory.bank import MemoryBank, group_id, normalise_rows
 from amrg.memory.sharding import Layout, Request, ShardedMemory, hybrid_group, retrieve_together, span
 from amrg.memory.traffic import Rows, gather_bytes, ring_bytes, two_level_bytes
+from amrg.memory.writer import BankWriter, join
 from amrg.models.hopfield import HopfieldMemory
 from tests.tolerances import relative_error
 
@@ -179,6 +180,35 @@ def check_module(layout: Layout) -> None:
         assert relative_error(weights, expected) < EXACT
 
 
+def check_disk(layout: Layout, folder: Path) -> None:
+    """Written by two ranks (where there are two), opened by all: the same rows, hash and results as from one writer."""
+    rank, writers = layout.flat.rank, min(2, layout.flat.size)
+    vectors = torch.randn(41, WIDTHS[0], generator=torch.Generator().manual_seed(9))
+    origins = [
+        {"key": f"k{i}", "group": f"p{i % 5}", "split": "train", "source": "region", "score": i / 7} for i in range(41)
+    ]
+
+    def write(path: Path, start: int, stop: int) -> None:
+        with BankWriter(path, WIDTHS[0], dtype=torch.int8, chunk_rows=8) as writer:
+            writer.add(vectors[start:stop], origins[start:stop])
+
+    if rank < writers:
+        write(folder / f"part-{rank}", *span(41, rank, writers))
+    distributed.barrier()
+    if rank == 0:
+        write(folder / "alone", 0, 41)
+        join([folder / f"part-{r}" for r in range(writers)], folder / "joined")
+    distributed.barrier()
+    alone, joined = (MemoryBank.open(folder / name) for name in ("alone", "joined"))
+    joined.verify()
+    assert joined.content_hash == alone.content_hash
+    queries, _ = questions(3, WIDTHS[0], 4)
+    group = torch.tensor([group_id(f"p{i}") for i in range(3)])
+    whole = {"rows": alone.all(), "scale": alone.scale(0, 41), "memory_group": alone.groups}
+    for way in ("replicate", "gather", "ring"):
+        compare(ShardedMemory.open(joined, layout, way=way), whole, queries, group, top_k=4)
+
+
 def check_refusals(layout: Layout) -> None:
     """A row dropped, doubled, beyond the end, or of another bank: the same error everywhere, naming the rank."""
     rank, last = layout.flat.rank, layout.flat.size - 1
@@ -220,6 +250,7 @@ def main(folder: Path) -> None:
     check_module(layout)
     check_dropout(layout)
     check_refusals(layout)
+    check_disk(layout, folder)
     if ranks == 4:
         check_levels(Layout(node_ranks=2))
         check_ways(Layout(hybrid_group(2)))
