@@ -117,7 +117,8 @@ def streaming(folder: Path, count: int) -> None:
     hand_rate, bare_rate, our_rate = rate(hand), rate(bare), rate(ours)
     print(
         f"streaming {STORED}-pixel films: by hand {hand_rate:.0f}/s, ours {our_rate:.0f}/s: "
-        f"{our_rate / hand_rate:.1f} times as many; decoding alone {bare_rate:.0f}/s: ours {our_rate / bare_rate:.2f} of it"
+        f"{our_rate / hand_rate:.1f} times as many; decoding alone {bare_rate:.0f}/s: ours "
+        f"{our_rate / bare_rate:.2f} of it"
     )
 
 

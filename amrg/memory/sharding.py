@@ -49,7 +49,7 @@ class Layout:
         size = self.flat.size
         if node_ranks and 1 < node_ranks < size:
             if size % node_ranks:
-                raise UserError(f"memory.node_ranks {node_ranks} does not divide the {size} ranks that share a bank")
+                raise UserError(f"sharding.node_ranks {node_ranks} does not divide the {size} ranks that share a bank")
             node, place = divmod(self.flat.rank, node_ranks)
             across, inside = range(place, size, node_ranks), range(node * node_ranks, (node + 1) * node_ranks)
             self.levels = [Exchange(self._subgroup(ranks)) for ranks in (across, inside)]
@@ -73,7 +73,9 @@ def hybrid_group(ranks_per_copy: int) -> distributed.ProcessGroup:
         UserError: the ranks do not divide evenly.
     """
     if distributed.get_world_size() % ranks_per_copy:
-        raise UserError(f"memory.shard_ranks {ranks_per_copy} does not divide {distributed.get_world_size()} ranks")
+        raise UserError(
+            f"sharding.ranks_per_copy {ranks_per_copy} does not divide {distributed.get_world_size()} ranks"
+        )
     mine, _ = distributed.new_subgroups(ranks_per_copy)
     return mine
 
@@ -165,8 +167,8 @@ class ShardedMemory(nn.Module):
         """As ``amrg.kernels.hopfield_retrieve`` from all N rows; every rank of the layout calls it, with any number of
         queries. Differentiable in the queries. Attribution numbers rows of the whole bank.
 
-        The dropout is drawn for each shard from the seed of the query's rank: equal in distribution for any number of
-        ranks, repeatable for the same number.
+        The dropout is drawn for each shard by the rank that works on it, from its seed: equal in distribution for any
+        number of ranks, repeatable for the same number.
         """
         request = Request(self, queries, query_group, dropout, seed, top_k, return_entropy)
         return retrieve_together([request])[0]
