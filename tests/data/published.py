@@ -165,3 +165,26 @@ def make_iu_xray(root: Path) -> Path:
         content[split].append({"id": name, "report": report, "image_path": paths, "split": split})
     (root / "annotation.json").write_text(json.dumps(content))
     return root
+
+
+OPENI = """<?xml version="1.0" encoding="utf-8"?>
+<eCitation><meta type="rr"/><uId id="CXR{number}"/><MedlineCitation Owner="Indiana University"><Article><Abstract>
+<AbstractText Label="COMPARISON">None.</AbstractText><AbstractText Label="INDICATION">Cough</AbstractText>
+<AbstractText Label="FINDINGS">{findings}</AbstractText><AbstractText Label="IMPRESSION">1. Normal.</AbstractText>
+</Abstract></Article></MedlineCitation><MeSH><major>normal</major></MeSH>{images}</eCitation>"""
+
+
+def make_openi(root: Path, studies: int = 60) -> Path:
+    """Open-i's reports and films; the third study has no findings, the fourth names a film that is not there."""
+    (root / "ecgen-radiology").mkdir(parents=True)
+    (root / "NLMCXR_png").mkdir()
+    for number in range(1, studies + 1):
+        names = [f"CXR{number}_IM-{number:04d}-{view}" for view in ("1001", "2001")]
+        for k, name in enumerate(names):
+            if number != 4:
+                Image.fromarray(film(k)).save(root / "NLMCXR_png" / f"{name}.png")
+        images = "".join(f'<parentImage id="{name}"><figureId>F1</figureId></parentImage>' for name in names)
+        findings = "" if number == 3 else f"Effusion number {number}."
+        text = OPENI.format(number=number, findings=findings, images=images)
+        (root / "ecgen-radiology" / f"{number}.xml").write_text(text)
+    return root

@@ -15,7 +15,7 @@ from amrg.data.splits import arrange, hashed
 from amrg.data.stream import read, studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from tests.data.published import CHEXPERT, MIMIC, film, make_chexpert, make_iu_xray, make_mimic
+from tests.data.published import CHEXPERT, MIMIC, film, make_chexpert, make_iu_xray, make_mimic, make_openi
 
 
 def shuffled(columns):
@@ -122,6 +122,23 @@ def test_iu_xray(tmp_path) -> None:
     assert study.labels["Pleural Effusion"] == 1.0
     assert [len(source.films(s).views) for s in found.values()] == [2, 1, 3, 2]
     assert (source.films(found["CXR7_IM-2263"]).views[2] == film(8)).all()
+
+
+def test_openis_own_release(tmp_path) -> None:
+    root = make_openi(tmp_path / "copy")
+    source = open_source(config("openi", root, splits="patient"), 0)
+    found = {study.key: study for study in source.studies()}
+    assert sorted(found) == sorted(f"CXR{n}" for n in range(1, 61) if n not in (3, 4))
+    assert found["CXR7"].report == "Effusion number 7."
+    assert found["CXR7"].labels["Pleural Effusion"] == 1.0
+    assert [(view == film(k)).all() for k, view in enumerate(source.films(found["CXR7"]).views)] == [True, True]
+    both = open_source(config("openi", root, splits="patient", sections="both"), 0)
+    assert next(s for s in both.studies() if s.key == "CXR7").report == "Effusion number 7. Normal."
+    with pytest.raises(UserError, match=r"val.*data\.splits patient"):
+        open_source(config("openi", root), 0)
+    (root / "ecgen-radiology" / "5.xml").write_text("<cut")
+    with pytest.raises(UserError, match=r"5\.xml is no XML"):
+        open_source(config("openi", root), 0)
 
 
 def patients(numbers):

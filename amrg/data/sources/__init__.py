@@ -4,7 +4,7 @@ from amrg.config import DataConfig
 from amrg.data.studies import Source
 from amrg.errors import UserError
 
-SOURCES: tuple[str, ...] = ("openi_drr", "mimic_cxr", "chexpert_plus", "iu_xray")
+SOURCES: tuple[str, ...] = ("openi_drr", "mimic_cxr", "chexpert_plus", "iu_xray", "openi")
 
 
 def open_source(config: DataConfig, seed: int) -> Source:
@@ -29,4 +29,8 @@ def open_source(config: DataConfig, seed: int) -> Source:
         from amrg.data.sources.r2gen import R2Gen
 
         return R2Gen(config, seed, "iu_xray")
+    if config.source == "openi":
+        from amrg.data.sources.openi import Openi
+
+        return Openi(config, seed)
     raise UserError(f"unknown data source `{config.source}`: data.source is one of {', '.join(SOURCES)}")

@@ -1,0 +1,72 @@
+"""Open-i's own release: one XML a study, films as PNG under the names that the XML gives."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from amrg.config import DataConfig
+from amrg.data.film_files import load_film
+from amrg.data.labeler import label_report
+from amrg.data.sections import chosen_text
+from amrg.data.sources.mimic_cxr import data_root
+from amrg.data.splits import arrange, hashed
+from amrg.data.studies import Films, Study
+from amrg.errors import UserError
+from amrg.progress import say
+
+_SUFFIXES = (".png", ".jpg", ".dcm")
+
+
+class Openi:
+    """Studies of Open-i. Implements ``amrg.data.studies.Source``.
+
+    There is no published split: use ``data.splits patient`` (every study is a patient of its own). Labels are those of our
+    rule labeler.
+
+    Args:
+        config: ``path`` holds the XML files and the films, at any depth (``ecgen-radiology/``, ``NLMCXR_png/``).
+        seed: of the split and of who is kept under a limit.
+
+    Raises:
+        UserError: there are no reports, one is no XML, or a split is empty.
+    """
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        root = data_root(config)
+        self._size = config.image_size
+        reports = sorted(root.rglob("*.xml"))
+        if not reports:
+            raise UserError(f"{root} has no XML reports: set data.path to the folder of Open-i's release")
+        films = {path.stem: path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES}
+        self._films: dict[str, list[Path]] = {}
+        studies = []
+        for path in reports:
+            try:
+                content = ET.parse(path).getroot()
+            except ET.ParseError:
+                raise UserError(f"{path.name} is no XML: fetch Open-i's reports again") from None
+            study = self._study(content, config, films)
+            if study is not None:
+                studies.append(study)
+        if len(studies) < len(reports):
+            left_out = len(reports) - len(studies)
+            say(f"{left_out} of {len(reports)} studies have no {config.sections} text or no film and are left out")
+        self._studies = arrange(studies, config, seed)
+
+    def studies(self) -> list[Study]:
+        return list(self._studies)
+
+    def films(self, study: Study) -> Films:
+        return Films([load_film(path, self._size) for path in self._films[study.key]])
+
+    def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path]) -> Study | None:
+        """None without a text, or where the XML names no film that is there."""
+        uid = content.find("uId")
+        key = uid.get("id", "") if uid is not None else ""
+        sections = {node.get("Label", ""): node.text or "" for node in content.iter("AbstractText")}
+        text = chosen_text(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
+        names = [image.get("id", "") for image in content.iter("parentImage")]
+        paths = [films[name] for name in names if name in films]
+        if not key.isalnum() or not text or not paths:
+            return None
+        self._films[key] = paths
+        return Study(key, hashed(f"iu {key}"), "train", text, label_report(text))
