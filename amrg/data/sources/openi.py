@@ -19,8 +19,8 @@ _SUFFIXES = (".png", ".jpg", ".dcm")
 class Openi:
     """Studies of Open-i. Implements ``amrg.data.studies.Source``.
 
-    There is no published split: use ``data.splits patient`` (every study is a patient of its own). Labels are those of our
-    rule labeler.
+    There is no published split: use ``data.splits patient`` (every study is a patient of its own). Labels are those of
+    our rule labeler.
 
     Args:
         config: ``path`` holds the XML files and the films, at any depth (``ecgen-radiology/``, ``NLMCXR_png/``).
