@@ -131,4 +131,4 @@ def test_a_range_is_read_without_the_rest(tmp_path) -> None:
                            stdout=subprocess.PIPE).stdout)
         for span in (("32", "64"), ("0", "64"))
     )  # fmt: skip
-    assert half <= 0.75 * whole or whole == 0  # a file system in memory reads nothing
+    assert half <= 0.75 * whole + 2**20  # some read-ahead; a file system in memory reads nothing at all
