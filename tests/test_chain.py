@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,24 @@ def test_inspect_and_verify(undisturbed):
         assert "content hash verified" in shown.stdout
         for row in reports_of(root).splitlines():
             assert json.loads(row)["reference"] not in shown.stdout
+
+
+def test_banks_with_held_out_rows_are_refused_and_marked_to_the_end(undisturbed, tmp_path):
+    root = shutil.copytree(undisturbed[0], tmp_path / "runs")
+    leaky = ["--banks.splits", "train", "test"]
+    finish(root, "banks", str(TINY), *leaky)
+    refused = start(root, "stage2", str(TINY), *leaky)
+    said, _ = refused.communicate()
+    assert refused.returncode == 2
+    assert "holds rows of test studies" in said.splitlines()[-1]
+    finish(root, "run", str(TINY), *leaky, "--stage2.accept-banks-with-held-out-rows")
+    marks = {
+        manifest["kind"]: manifest.get("mark", "") for manifest in artefacts(root).values() if manifest.get("mark")
+    }
+    assert set(marks) == {"banks", "stage2", "reports", "scores"}
+    assert all("test studies" in mark for mark in marks.values())
+    scores = [json.loads(path.read_text())["marks"] for path in (root / "tiny").glob("scores-*/scores.json")]
+    assert sorted(map(len, scores)) == [0, 1]
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_hashes(undisturbed, tmp_path):
