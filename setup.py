@@ -8,6 +8,8 @@ EXTRAS = {
     "viewer": ["jinja2>=3.1,<4", "matplotlib>=3.9,<4"],  # the HTML page, the plots of benchmarks
     "search": ["faiss-cpu>=1.10,<2"],  # indexes of banks too large to be read for every query
     "search-gpu": ["faiss-gpu-cu12>=1.10,<2"],  # the same on a GPU, instead of `search`
+    "s3": ["s3fs>=2024.6"],  # shards in S3 and what speaks its protocol
+    "gs": ["gcsfs>=2024.6"],  # shards in Google Cloud Storage
     "dicom": ["pydicom>=3,<4"],  # radiographs as hospitals store them
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
     "dev": [
@@ -16,6 +18,7 @@ EXTRAS = {
         "ruff>=0.9,<1",
         "mypy>=1.13,<3",
         "types-PyYAML",
+        "moto[server]>=5,<6",
         "scikit-learn>=1.5,<2",
     ],
 }
@@ -38,6 +41,7 @@ setup(
         "deepspeed>=0.18,<1",
         "webdataset>=1.0,<2",
         "safetensors>=0.5,<1",
+        "fsspec>=2024.6",
         "sentencepiece>=0.2,<1",
         "pyarrow>=18",
         "pydantic>=2.10,<3",

@@ -18,6 +18,7 @@ from amrg.errors import UserError
 USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg inspect ARTEFACT [--verify] [--show-text]
        amrg doctor PATH
+       amrg mirror DATA URL
        amrg bank build|merge|subset|verify|show|search ...
 
 verbs, each reading what the one before it made:
@@ -30,6 +31,7 @@ verbs, each reading what the one before it made:
   evaluate   score the reports; writes scores.json and a page
   inspect    say what an artefact is, where it came from, and show a few rows
   doctor     check a copy of a data set before it is prepared
+  mirror     copy shards to object storage (s3://, gs://), to be read from there
   bank       make, join, thin out, check, describe and search memory banks
 
 CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg VERB --help` lists every setting.
@@ -105,13 +107,18 @@ def _dispatch(arguments: list[str]) -> None:
 
         doctor(rest)
         return
+    if verb == "mirror":
+        from amrg.mirror import main as mirror
+
+        mirror(rest)
+        return
     if verb == "bank":
         from amrg.banks import main as bank
 
         bank(rest)
         return
     if verb not in VERBS:
-        raise UserError(f"unknown verb `{verb}`; one of {', '.join((*VERBS, 'inspect', 'doctor', 'bank'))}")
+        raise UserError(f"unknown verb `{verb}`; one of {', '.join((*VERBS, 'inspect', 'doctor', 'mirror', 'bank'))}")
     dry_run = "--dry-run" in rest
     config = parse([argument for argument in rest if argument != "--dry-run"], f"amrg {verb} [CONFIG] [--dry-run]")
 

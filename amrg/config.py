@@ -29,7 +29,7 @@ class DataConfig:
     abnormal_fraction: Fraction | None = None  # share of studies with a finding; None keeps the natural share
     renders_per_study: PositiveInt = 1  # films rendered of each train study (openi_drr only)
     shard_size: PositiveInt = 64  # samples in one tar
-    max_bad_fraction: Fraction = 0.01  # of studies whose films cannot be read; prepare leaves them out, and stops above
+    max_bad_fraction: Fraction = 0.01  # of studies with damaged films or labels; prepare leaves them out, stops above
     workers: PositiveInt = 2  # processes that render or decode
     readers: NonNegativeInt = 0  # processes of each rank that read ahead while it trains on films; 0: none
 
@@ -164,6 +164,7 @@ class Stage2Config:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
     max_report_tokens: PositiveInt = 100
+    group_by_length: bool = False  # batches of reports of like length: less padding, another order
     accept_banks_with_held_out_rows: bool = False  # train on banks that leak; every score then carries the mark
     ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
 

@@ -196,13 +196,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _bad_labels(rows: list[dict[str, Any]], key: str) -> set[str]:
-    wrong = set()
-    for row in rows:
-        try:
-            labels_of(row, "")
-        except UserError:
-            wrong.add(str(row[key]))
-    return wrong
+    return {str(row[key]) for row in rows if labels_of(row)[1]}
 
 
 def _one_split(report: _Report, pairs: Iterable[tuple[str, str]]) -> None:

@@ -157,10 +157,10 @@ def _tolerate(skipped: list[dict[str, str]], total: int, fraction: float) -> Non
     named = ", ".join(f"{one['key']} ({one['reason']})" for one in skipped[:NAMED])
     if len(skipped) > fraction * total:
         raise UserError(
-            f"films of {len(skipped)} of {total} studies cannot be read, more than data.max_bad_fraction {fraction}; "
+            f"{len(skipped)} of {total} studies cannot be read, more than data.max_bad_fraction {fraction}; "
             f"hashed keys: {named}; repair them (`amrg doctor` says which), or raise the fraction, then start again"
         )
-    say(f"left out, films that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
+    say(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
 
 
 def _tar(shard: _Shard, folder: Path) -> Path:
@@ -250,6 +250,8 @@ def _write_shard(shard: _Shard) -> None:
 
 
 def _films(study: Study) -> Films:
+    if study.fault:
+        raise ValueError(study.fault)
     films = _source.films(study)
     assert films.views, "a study without films"
     assert all(mask.shape == films.views[0].shape for mask in films.masks.values()), "a mask of another size"

@@ -5,19 +5,21 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch.utils.data import DataLoader, Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from amrg.data.images import decode_film, decode_mask
 from amrg.data.labels import LABELS
 from amrg.data.shards import anonymous, read_index
+from amrg.data.storage import ShardFiles
 from amrg.data.studies import Study
 from amrg.errors import UserError
 
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 MAX_LANES = 64
 #: Bad samples that are named one by one in the log; the rest is counted.
 NAMED = 10
+
+#: Batches among which samples are sorted when a stream groups them by length.
+WINDOW = 16
 
 _PLACE = ["shard", "key", "offset", "size", "sha256"]
 
@@ -45,8 +50,10 @@ class Sample:
     masks: dict[str, np.ndarray]
 
 
-#: One rank's part of a batch (None where a lane holds nothing that can be read), and the damaged rows met on the way.
-Part = tuple[list[Sample | None], dict[int, str]]
+#: One rank's part of a batch (None where a whole lane is damaged), and the damaged rows met on the way.
+Part = tuple[Any, dict[int, str]]
+#: What a rank's samples of a batch become where they are decoded: stacked, padded. Picklable.
+Collate = Callable[[list[Sample]], Any]
 
 
 def count(folder: Path, split: str) -> int:
@@ -60,15 +67,21 @@ def studies(folder: Path, split: str) -> list[Study]:
     return [_study(row) for row in rows]
 
 
+def views(folder: Path, split: str) -> list[int]:
+    """Number of films of each study of a split, in index order."""
+    return read_index(folder, split, ["views"])["views"].to_pylist()
+
+
 def read(folder: Path, split: str) -> Iterator[Sample]:
     """Every sample of a split, in index order.
 
     Raises:
         UserError: a sample is damaged; the message names its shard.
     """
+    files = ShardFiles(folder)
     for row in read_index(folder, split, _PLACE).to_pylist():
         try:
-            yield _load(folder, row)
+            yield _load(files, row)
         except ValueError as error:
             raise UserError(f"{_tar(folder, row)}: {_damage(row, error)}; {_REMEDY}") from None
 
@@ -85,6 +98,9 @@ class Stream:
     ones in each epoch. A damaged sample is skipped, counted in ``bad``, named in the log, and its place taken by the
     next good one of its lane, so that batches stay full.
 
+    With ``lengths`` the samples of a batch are of like length: in every lane, each stretch of ``WINDOW`` batches is
+    sorted, and its batches are shuffled again.
+
     Args:
         folder: a data artefact.
         split: usually ``train``.
@@ -94,6 +110,9 @@ class Stream:
         world: number of processes; must divide the number of lanes.
         max_bad_fraction: of this rank's share of the split; with more damaged samples than that, reading stops.
         readers: processes that read ahead for this rank; 0 reads when a batch is asked for.
+        collate: applied to this rank's samples of a batch, in the reader processes where there are any; its tensors
+            are pinned where there is a GPU.
+        lengths: of each sample of the split, in index order.
 
     Raises:
         UserError: the split has less than one batch, the ranks do not fit the lanes, or too many samples are damaged.
@@ -109,6 +128,8 @@ class Stream:
         world: int = 1,
         max_bad_fraction: float = 0.01,
         readers: int = 0,
+        collate: Collate = list,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         self.bad: dict[str, str] = {}
         self.lanes = max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
@@ -117,7 +138,8 @@ class Stream:
         self._shards = _runs(self._rows["shard"].to_numpy())
         self._per_lane = batch_size // self.lanes
         self.steps_per_epoch = len(self._rows) // batch_size
-        self._readers = readers
+        self._readers, self._collate = readers, collate
+        self._lengths = None if lengths is None else np.asarray(lengths)
         self._most_bad = max_bad_fraction * len(self._rows) / world
         if not self.steps_per_epoch:
             raise UserError(
@@ -130,9 +152,9 @@ class Stream:
                 f"choose a batch size that is a multiple of {world}"
             )
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Sample]]:
-        """This rank's part of each global batch of an epoch, from batch ``start`` on."""
-        batches = _Batches(self._folder, self._rows, self._lanes(epoch), self._per_lane)
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """This rank's part of each global batch of an epoch (what ``collate`` gave), from batch ``start`` on."""
+        batches = _Batches(self._folder, self._rows, self._lanes(epoch), self._per_lane, self._collate)
         steps = range(start, self.steps_per_epoch)
         # Each step is a function of its number: reader processes change who reads it, not what comes or in which order.
         loader: Iterable[Part] = (
@@ -143,6 +165,7 @@ class Stream:
                 num_workers=self._readers,
                 multiprocessing_context="spawn",
                 collate_fn=_as_it_is,
+                pin_memory=torch.cuda.is_available(),
             )
             if self._readers
             else map(batches.__getitem__, steps)
@@ -150,16 +173,18 @@ class Stream:
         for found, bad in loader:
             for number, reason in bad.items():
                 self._skip(number, reason)
-            samples = [sample for sample in found if sample is not None]
-            if len(samples) < len(found):
+            if found is None:
                 raise UserError(f"{self._folder}: a whole lane of samples is damaged; {_REMEDY}")
-            yield samples
+            yield found
 
     def _lanes(self, epoch: int) -> list[np.ndarray]:
         """The index rows of this rank's lanes in an epoch."""
         order = self._order(epoch)
         length = len(order) // self.lanes
-        return [order[lane * length : (lane + 1) * length] for lane in range(self._rank, self.lanes, self._world)]
+        lanes = [order[lane * length : (lane + 1) * length] for lane in range(self._rank, self.lanes, self._world)]
+        if self._lengths is None:
+            return lanes
+        return [by_length(lane, self._lengths, self._per_lane, [self._seed, epoch]) for lane in lanes]
 
     def _order(self, epoch: int) -> np.ndarray:
         """The index rows in the order of an epoch: shards shuffled, then rows inside each. int64 [rows]"""
@@ -187,13 +212,16 @@ class Stream:
 class _Batches(Dataset[Part]):
     """One rank's parts of the batches of an epoch by their number."""
 
-    def __init__(self, folder: Path, rows: pa.Table, lanes: list[np.ndarray], per_lane: int) -> None:
-        self._folder, self._rows, self._lanes, self._per_lane = folder, rows, lanes, per_lane
+    def __init__(self, folder: Path, rows: pa.Table, lanes: list[np.ndarray], per_lane: int, collate: Collate) -> None:
+        self._files, self._rows, self._lanes = ShardFiles(folder), rows, lanes
+        self._per_lane, self._collate = per_lane, collate
 
     def __getitem__(self, step: int) -> Part:
         bad: dict[int, str] = {}
         positions = range(step * self._per_lane, (step + 1) * self._per_lane)
-        return [self._good(lane, position, bad) for lane in self._lanes for position in positions], bad
+        found = [self._good(lane, position, bad) for lane in self._lanes for position in positions]
+        samples = [sample for sample in found if sample is not None]
+        return (self._collate(samples) if len(samples) == len(found) else None), bad
 
     def _good(self, lane: np.ndarray, position: int, bad: dict[int, str]) -> Sample | None:
         """The sample at a position of a lane, or the next one (from its end on to its start) that can be read."""
@@ -202,10 +230,26 @@ class _Batches(Dataset[Part]):
             if number in bad:
                 continue
             try:
-                return _load(self._folder, _row(self._rows, number))
+                return _load(self._files, _row(self._rows, number))
             except ValueError as error:
                 bad[number] = str(error)
         return None
+
+
+def by_length(order: np.ndarray, lengths: np.ndarray, size: int, seed: list[int]) -> np.ndarray:
+    """An order in which each ``size`` samples that follow one another are of like length.
+
+    Every stretch of ``WINDOW`` × ``size`` samples is sorted and cut into batches, which are shuffled; what is left of a
+    batch stays at the end. Which batch comes when follows from ``seed`` alone: parallel lanes put like with like.
+    """
+    generator = np.random.default_rng([*seed, 1])
+    whole = len(order) // size * size
+    result = []
+    for start in range(0, whole, WINDOW * size):
+        stretch = order[start : min(start + WINDOW * size, whole)]
+        batches = stretch[np.argsort(lengths[stretch], kind="stable")].reshape(-1, size)
+        result.append(batches[generator.permutation(len(batches))].flatten())
+    return np.concatenate([*result, order[whole:]])
 
 
 def _row(rows: pa.Table, number: int) -> dict[str, Any]:
@@ -232,20 +276,17 @@ def _damage(row: dict[str, Any], error: ValueError | str) -> str:
     return f"sample {anonymous(row['key'])} (hashed key) at byte {row['offset']} is damaged: {error}"
 
 
-def _load(folder: Path, row: dict[str, Any]) -> Sample:
+def _load(files: ShardFiles, row: dict[str, Any]) -> Sample:
     """Read one sample where the index says it lies.
 
     Raises:
         ValueError: it is not what was written, or cannot be decoded.
         UserError: its shard is not there.
     """
-    path = _tar(folder, row)
     try:
-        with path.open("rb") as file:
-            file.seek(row["offset"])
-            data = file.read(row["size"])
+        data = files.read(row["shard"], row["offset"], row["size"])
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {_REMEDY}") from None
+        raise UserError(f"{row['shard']}.tar: {error.strerror}; {_REMEDY}") from None
     if len(data) < row["size"]:
         raise ValueError("the shard ends in the middle of it")
     if hashlib.sha256(data).hexdigest() != row["sha256"]:

@@ -21,12 +21,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
-from amrg.data.outline import outlined, without_outline
+from amrg.data.outline import without_outline
 from amrg.errors import UserError
 from amrg.models.association import Memory
 from amrg.models.decoder import load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, associate_together
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.stage1 import DiseaseClassifier, per_study
+from amrg.models.tokenizer import ReportEncoder
 
 IMAGE = "{image}"
 IGNORED = -100  # target of a position that the loss leaves out
@@ -88,7 +89,7 @@ class ReportGenerator(nn.Module):
         self.before = first + tokenizer(before, add_special_tokens=False).input_ids
         self.after = tokenizer(after, add_special_tokens=False).input_ids
 
-    def see(self, images_M3HW: Tensor, views: list[int]) -> Sight:
+    def see(self, images_M3HW: Tensor, views: Sequence[int]) -> Sight:
         """Films → what stage 1 sees; the views of a study are averaged, token by token.
 
         Args:
@@ -97,7 +98,7 @@ class ReportGenerator(nn.Module):
         """
         seen = self.stage1(images_M3HW)
         tokens = pool_tokens(seen.tokens_BND, self.settings.visual_tokens if self.settings.use_visual else 0)
-        return Sight(*(_average(values, views) for values in (tokens, seen.queries_BQD, seen.scores_BK)))
+        return Sight(*(per_study(values, views) for values in (tokens, seen.queries_BQD, seen.scores_BK)))
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
@@ -187,10 +188,9 @@ class ReportGenerator(nn.Module):
                     study[name] = _heaviest(weights_QK, rows_QK, count)
         return result
 
-    def encode(self, report: str, max_tokens: int) -> list[int]:
-        """Token ids of what is to be written, closed by the end token unless it was cut at ``max_tokens``."""
-        ids = self.tokenizer(outlined(report) if self.settings.outline else report, add_special_tokens=False).input_ids
-        return ids[:max_tokens] if len(ids) > max_tokens else [*ids, self.tokenizer.eos_token_id]
+    def report_encoder(self, max_tokens: int) -> ReportEncoder:
+        """Reports → token ids, as ``forward`` wants them."""
+        return ReportEncoder(self.tokenizer, self.settings.outline, max_tokens)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json``, ``model.safetensors`` (all but the language model) and ``decoder/``.
@@ -260,10 +260,6 @@ def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
         return tokens_BND
     grid = tokens_BND.transpose(1, 2).unflatten(2, (side, side))
     return F.adaptive_avg_pool2d(grid, smaller).flatten(2).transpose(1, 2)
-
-
-def _average(values_MND: Tensor, views: list[int]) -> Tensor:
-    return torch.stack([part.mean(0) for part in values_MND.split(views)])
 
 
 def _memory(config: MemoryConfig, dim: int, bank: Memory) -> HopfieldMemory:

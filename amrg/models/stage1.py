@@ -4,6 +4,7 @@ Shape legend: B batch, N visual tokens, D query width, Q = K = 14 labels, H W gr
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -42,6 +43,13 @@ class Stage1Output(NamedTuple):
     def scores_BK(self) -> Tensor:
         """Both heads together: the logit by which a film is judged."""
         return (self.logits_BK + self.cam_logits_BK) / 2
+
+
+def per_study(values_M: Tensor, views: Sequence[int]) -> Tensor:
+    """Values of films [M, …], study after study → their means over the ``views`` films of each study [B, …]."""
+    if len(values_M) == len(views):
+        return values_M
+    return torch.stack([part.mean(0) for part in values_M.split(list(views))])
 
 
 class PooledHead(nn.Module):

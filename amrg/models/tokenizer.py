@@ -3,12 +3,33 @@
 import io
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
+from amrg.data.outline import outlined
 from amrg.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReportEncoder:
+    """A report → token ids of what is to be written, closed by the end token unless it was cut. Picklable.
+
+    Attributes:
+        tokenizer: of the decoder.
+        outline: the findings are named first.
+        max_tokens: where a longer report is cut.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    outline: bool
+    max_tokens: int
+
+    def __call__(self, report: str) -> list[int]:
+        ids = self.tokenizer(outlined(report) if self.outline else report, add_special_tokens=False).input_ids
+        return ids[: self.max_tokens] if len(ids) > self.max_tokens else [*ids, self.tokenizer.eos_token_id]
 
 
 def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:

@@ -8,21 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amrg.data.stream import Sample, read, studies
+from amrg.data.stream import read, studies
 from amrg.models.generator import ReportGenerator, Sight
-from amrg.models.vision import to_images
 from amrg.progress import track
 from amrg.training import engine
 from amrg.training.features import FeatureCache
+from amrg.training.packing import PerFilm, stack_films
 
 _BATCH = 32  # studies looked at together
 
 
-def look(model: ReportGenerator, samples: list[Sample]) -> Sight:
-    """What stage 1 sees of samples, from their films."""
-    films = [film for sample in samples for film in sample.views]
-    images = to_images(films, model.stage1.config.image_size).to(engine.device())
-    return model.see(images, [len(sample.views) for sample in samples])
+def look(model: ReportGenerator, films: PerFilm) -> Sight:
+    """What stage 1 sees of studies, from their films."""
+    return model.see(films.images(engine.device()), films.views)
 
 
 class Seen:
@@ -61,4 +59,5 @@ class Seen:
         batches = iter(lambda: list(itertools.islice(samples, _BATCH)), [])
         total = -(-len(self) // _BATCH)
         for batch in track(batches, f"stage 1 looks at {split}", total, done // _BATCH):
-            yield torch.cat([part.flatten(1) for part in look(model, batch)], dim=1).cpu()
+            seen = look(model, stack_films(batch, model.stage1.config.image_size))
+            yield torch.cat([part.flatten(1) for part in seen], dim=1).cpu()

@@ -7,7 +7,7 @@ else films are streamed from the shards and augmented as they come.
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +17,9 @@ from torch import Tensor
 
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import Stream, count, read, studies
+from amrg.data.stream import Stream, count, read, studies, views
 from amrg.errors import UserError
-from amrg.models.stage1 import DiseaseClassifier
-from amrg.models.vision import to_images
+from amrg.models.stage1 import DiseaseClassifier, Stage1Output, per_study
 from amrg.progress import say, track
 from amrg.training import engine
 from amrg.training.augment import augment
@@ -35,6 +34,7 @@ from amrg.training.classification import (
 from amrg.training.ds_config import Optimisation
 from amrg.training.features import FeatureCache
 from amrg.training.loop import fit
+from amrg.training.packing import PerFilm, Stage1Packer, stack_films
 
 T = TypeVar("T")
 
@@ -60,11 +60,11 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
     weight_K = positive_weights(films.targets["train"]).to(engine.device())
     _start_biases(model, films.targets["train"])
 
-    def loss(model: DiseaseClassifier, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        inputs, targets_BK = (tensor.to(engine.device()) for tensor in batch)
+    def loss(model: DiseaseClassifier, batch: tuple[PerFilm, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        inputs, targets_BK = batch[0], batch[1].to(engine.device())
         out = films.predict(model, inputs)
-        query_loss = multilabel_loss(out.logits_BK, targets_BK, weight_K)
-        cam_loss = multilabel_loss(out.cam_logits_BK, targets_BK, weight_K)
+        query_loss = multilabel_loss(per_study(out.logits_BK, inputs.views), targets_BK, weight_K)
+        cam_loss = multilabel_loss(per_study(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
         return query_loss + cam_loss, {"query_loss": query_loss.detach(), "cam_loss": cam_loss.detach()}
 
     def validate(model: DiseaseClassifier) -> dict[str, float]:
@@ -141,15 +141,15 @@ class _Films:
             split: targets(studies(data, split), ours.uncertain, ours.blank) for split in ("train", "val", "test")
         }
 
-    def predict(self, model: DiseaseClassifier, inputs: Tensor) -> Any:
-        """``Stage1Output`` of a batch of inputs as ``batches`` yields them."""
+    def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
+        """What the model says of each film of a batch, as ``batches`` yields them."""
         raise NotImplementedError
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[PerFilm, Tensor]]:
         """This rank's (inputs, targets) of each global batch of the epoch, from batch ``start`` on."""
         raise NotImplementedError
 
-    def inputs(self, split: str) -> Iterator[Tensor]:
+    def inputs(self, split: str) -> Iterator[PerFilm]:
         """Inputs of a split in index order, without augmentation, batch by batch."""
         raise NotImplementedError
 
@@ -161,9 +161,10 @@ class _Films:
         world, me = engine.world_size(), engine.rank()
         mine: list[tuple[int, np.ndarray]] = []
         for number, turn in enumerate(_batched(self.inputs(split), world)):
-            out = self.predict(model, turn[min(me, len(turn) - 1)].to(engine.device()))
+            inputs = turn[min(me, len(turn) - 1)]
+            scores_BK = per_study(self.predict(model, inputs).scores_BK, inputs.views)
             if me < len(turn):
-                mine.append((number * world + me, out.scores_BK.double().sigmoid().cpu().numpy()))
+                mine.append((number * world + me, scores_BK.double().sigmoid().cpu().numpy()))
         return np.concatenate([part for _, part in sorted(engine.gather_lists(mine), key=lambda item: item[0])])
 
     def close(self) -> None:
@@ -183,6 +184,8 @@ class _CachedFilms(_Films):
                 f"the split `train` has {size} studies, less than one batch of {batch}: lower the batch size"
             )
         self.copies = config.stage1.augmented_copies
+        # A row of a cache is a film; these say where the films of each study begin.
+        self.edges = {split: [0, *accumulate(views(data, split))] for split in self.targets}
         with torch.no_grad():
             shape = model.encoder.stem(
                 torch.zeros(1, 3, *[config.vision.image_size] * 2, device=engine.device())
@@ -198,40 +201,46 @@ class _CachedFilms(_Films):
         }
 
     def _cache(self, split: str, copy: int, shape: torch.Size) -> FeatureCache:
-        return FeatureCache(self.folder / f"{split}-{copy}.bin", len(self.targets[split]), shape)
+        return FeatureCache(self.folder / f"{split}-{copy}.bin", self.edges[split][-1], shape)
 
     def _fill(self, model: DiseaseClassifier, split: str, copy: int, shape: torch.Size) -> None:
         cache = self._cache(split, copy, shape)
         if cache.done < len(cache):
-            films = _batched(islice(read(self.data, split), cache.done, None), _BATCH)
-            cache.fill(self._stem(model, films, split, copy, cache.done))
+            start = self.edges[split].index(cache.done)
+            batches = _batched(islice(read(self.data, split), start, None), _BATCH)
+            cache.fill(self._stem(model, batches, split, copy, start))
 
-    def _stem(self, model: DiseaseClassifier, films: Any, split: str, copy: int, start: int) -> Iterator[Tensor]:
+    def _stem(self, model: DiseaseClassifier, batches: Any, split: str, copy: int, start: int) -> Iterator[Tensor]:
         total = len(range(0, len(self.targets[split]), _BATCH))
         label = f"stage1: frozen features of {split}, copy {copy + 1}"
-        for number, samples in enumerate(track(films, label, total, start // _BATCH), start // _BATCH):
-            images = to_images([sample.views[0] for sample in samples], self.config.vision.image_size)
+        for number, samples in enumerate(track(batches, label, total, start // _BATCH), start // _BATCH):
+            images = stack_films(samples, self.config.vision.image_size).images(torch.device("cpu"))
             if split == "train":
                 images = augment(images, _generator(self.config.seed, copy, number))
             with torch.no_grad(), engine.precision(self.config.stage1.dtype):
                 yield model.encoder.stem(images.to(engine.device())).cpu()
 
-    def predict(self, model: DiseaseClassifier, inputs: Tensor) -> Any:
-        return model.from_stem(inputs.float())
+    def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
+        return model.from_stem(inputs.values_M.to(engine.device()).float())
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[PerFilm, Tensor]]:
         generator = _generator(self.config.seed, epoch)
         order = torch.randperm(len(self.targets["train"]), generator=generator)
         copy_of = torch.randint(self.copies, order.shape, generator=generator)
         size = self.config.stage1.batch_size
         for step in range(start, self.steps_per_epoch):
             rows = order[step * size : (step + 1) * size][engine.rank() :: engine.world_size()]
-            inputs = torch.stack([self.caches["train"][copy_of[row]].rows_N[row] for row in rows])
-            yield inputs, self.targets["train"][rows]
+            parts = [self._of_study("train", row, int(copy_of[row])) for row in rows.tolist()]
+            yield PerFilm(torch.cat(parts), tuple(map(len, parts))), self.targets["train"][rows]
 
-    def inputs(self, split: str) -> Iterator[Tensor]:
-        (cache,) = self.caches[split]
-        yield from cache[:].split(_BATCH)
+    def inputs(self, split: str) -> Iterator[PerFilm]:
+        for rows in _batched(range(len(self.targets[split])), _BATCH):
+            parts = [self._of_study(split, row) for row in rows]
+            yield PerFilm(torch.cat(parts), tuple(map(len, parts)))
+
+    def _of_study(self, split: str, row: int, copy: int = 0) -> Tensor:
+        """Cached features of the films of one study."""
+        return self.caches[split][copy].rows_N[self.edges[split][row] : self.edges[split][row + 1]]
 
     def close(self) -> None:
         shutil.rmtree(self.folder)
@@ -244,23 +253,30 @@ class _StreamedFilms(_Films):
         super().__init__(config, data, folder, model)
         size = config.stage1.batch_size
         self.stream = Stream(
-            data, "train", size, config.seed, engine.rank(), engine.world_size(), readers=config.data.readers
+            data,
+            "train",
+            size,
+            config.seed,
+            engine.rank(),
+            engine.world_size(),
+            readers=config.data.readers,
+            collate=Stage1Packer(config.vision.image_size, config.stage1),
         )
         self.steps_per_epoch = self.stream.steps_per_epoch
 
-    def predict(self, model: DiseaseClassifier, inputs: Tensor) -> Any:
-        return model(inputs)
+    def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
+        return model(inputs.values_M.to(engine.device()))
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        ours = self.config.stage1
-        for step, samples in enumerate(self.stream.epoch(epoch, start), start):
-            images = to_images([sample.views[0] for sample in samples], self.config.vision.image_size)
-            images = augment(images, _generator(self.config.seed, epoch, step, engine.rank()))
-            yield images, targets([sample.study for sample in samples], ours.uncertain, ours.blank)
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[PerFilm, Tensor]]:
+        for step, (inputs, targets_BK) in enumerate(self.stream.epoch(epoch, start), start):
+            generator = _generator(self.config.seed, epoch, step, engine.rank())
+            images = augment(inputs.images(torch.device("cpu")), generator)
+            yield PerFilm(images, inputs.views), targets_BK
 
-    def inputs(self, split: str) -> Iterator[Tensor]:
+    def inputs(self, split: str) -> Iterator[PerFilm]:
         for samples in _batched(track(read(self.data, split), f"films of {split}", count(self.data, split)), _BATCH):
-            yield to_images([sample.views[0] for sample in samples], self.config.vision.image_size)
+            inputs = stack_films(samples, self.config.vision.image_size)
+            yield PerFilm(inputs.images(engine.device()), inputs.views)
 
 
 def _generator(*seeds: int) -> torch.Generator:

@@ -4,6 +4,7 @@ With frozen vision, what stage 1 sees of each study is computed once and cached;
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from torch import Tensor
 from amrg.config import Config
 from amrg.data.labels import LABELS
 from amrg.data.outline import outlined
-from amrg.data.stream import Stream, count, read, studies
-from amrg.data.studies import Study
+from amrg.data.stream import Stream, by_length, count, read, studies
 from amrg.errors import UserError
-from amrg.memory.bank import REPORTS, TRAIN, VISUAL, MemoryBank, group_id
+from amrg.memory.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.memory.search import ApproximateMemory, Kind
 from amrg.memory.sharding import Layout, ShardedMemory, hybrid_group
 from amrg.models.association import Bank, Memory
@@ -27,6 +27,7 @@ from amrg.models.stage1 import DiseaseClassifier
 from amrg.training import engine
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
+from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import Seen, look
 
 MODEL = "model"
@@ -147,7 +148,7 @@ def refuse_held_out_rows(config: Config, folder: Path) -> None:
 
 def loss(model: ReportGenerator, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up)."""
-    sight = look(model, batch["samples"]) if "samples" in batch else Sight(*batch["sight"])
+    sight = look(model, batch["films"]) if "films" in batch else Sight(*batch["sight"])
     summed_B = model(sight, batch["group"], batch["report"])
     return (summed_B * batch["weight"]).mean(), {}
 
@@ -160,7 +161,7 @@ class _Source:
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         self.model, self.data = model, data
         self.seed, self.batch_size = config.seed, config.stage2.batch_size
-        self.max_tokens = config.stage2.max_report_tokens
+        self.reports = ReportPacker(model.report_encoder(config.stage2.max_report_tokens))
         for split in ("train", "val"):
             if not count(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
@@ -188,16 +189,15 @@ class _Source:
                 result |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
         return result
 
-    def pack(self, batch: list[Study]) -> dict[str, Tensor]:
-        """``group`` [B] and ``report`` [B, T] of studies, and ``counts`` [B] of ones."""
-        encoded = [torch.tensor(self.model.encode(study.report, self.max_tokens)) for study in batch]
-        report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
-        group_B = torch.tensor([group_id(study.group) for study in batch])
-        packed = {"report": report_BT, "group": group_B, "counts": torch.ones(len(batch))}
-        return {name: value.to(engine.device()) for name, value in packed.items()}
+    def lengths(self, config: Config) -> list[int] | None:
+        """Tokens of each train report, where batches are grouped by them."""
+        if not config.stage2.group_by_length:
+            return None
+        return [len(self.reports.encode(study.report)) for study in studies(self.data, "train")]
 
-    def weighted(self, packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    def weighted(self, packed: dict[str, Any]) -> dict[str, Any]:
         """With ``weight`` [B], so that the mean over samples and ranks is the mean over the global batch's tokens."""
+        packed = _to_device(packed)
         mean = engine.mean_over_ranks({"tokens": float((packed["report"] != IGNORED).sum())})["tokens"]
         return {**packed, "weight": packed["counts"] * len(packed["counts"]) / mean}
 
@@ -209,6 +209,7 @@ class _Cached(_Source):
         super().__init__(config, model, data)
         self.train, self.val = (Seen(model, data, s, folder, config.stage2.dtype) for s in ("train", "val"))
         self.steps_per_epoch = len(self.train) // self.batch_size
+        self._lengths = self.lengths(config)
         if not self.steps_per_epoch or self.batch_size % engine.world_size():
             raise UserError(
                 f"stage2.batch_size {self.batch_size} does not fit {len(self.train)} train studies on "
@@ -216,17 +217,21 @@ class _Cached(_Source):
             )
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        order = torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(len(self.train)))
+        drawn = np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
+        if self._lengths is not None:
+            drawn = by_length(drawn, np.array(self._lengths), self.batch_size, [self.seed, epoch])
+        order = torch.from_numpy(drawn)
         for step in range(start, self.steps_per_epoch):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield self.weighted(self._batch(self.train, rows[engine.rank() :: engine.world_size()]))
 
     def validation(self) -> Iterator[dict[str, Any]]:
         for rows, counted in shares(len(self.val), self.batch_size):
-            yield self._batch(self.val, rows) | {"counts": counted.to(engine.device())}
+            yield _to_device(self._batch(self.val, rows) | {"counts": counted})
 
     def _batch(self, seen: Seen, rows: Tensor) -> dict[str, Any]:
-        return {"sight": seen[rows]} | self.pack([seen.studies[row] for row in rows.tolist()])
+        chosen = [seen.studies[row] for row in rows.tolist()]
+        return {"sight": seen[rows], **self.reports([s.report for s in chosen], [s.group for s in chosen])}
 
 
 class _Streamed(_Source):
@@ -234,21 +239,34 @@ class _Streamed(_Source):
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path, folder: Path) -> None:
         super().__init__(config, model, data)
+        self._pack = Stage2Packer(model.stage1.config.image_size, self.reports)
         self._stream = Stream(
-            data, "train", self.batch_size, self.seed, engine.rank(), engine.world_size(), readers=config.data.readers
+            data,
+            "train",
+            self.batch_size,
+            self.seed,
+            engine.rank(),
+            engine.world_size(),
+            readers=config.data.readers,
+            collate=self._pack,
+            lengths=self.lengths(config),
         )
         self.steps_per_epoch = self._stream.steps_per_epoch
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        for samples in self._stream.epoch(epoch, start):
-            yield {"samples": samples} | self.weighted(self.pack([sample.study for sample in samples]))
+        yield from map(self.weighted, self._stream.epoch(epoch, start))
 
     def validation(self) -> Iterator[dict[str, Any]]:
-        samples = list(read(self.data, "val"))
-        for rows, counted in shares(len(samples), self.batch_size):
-            mine = [samples[row] for row in rows.tolist()]
-            packed = self.pack([sample.study for sample in mine])
-            yield {"samples": mine} | packed | {"counts": counted.to(engine.device())}
+        samples = read(self.data, "val")
+        for number, (rows, counted) in enumerate(shares(count(self.data, "val"), self.batch_size)):
+            together = list(islice(samples, self.batch_size))
+            mine = [together[row - number * self.batch_size] for row in rows.tolist()]
+            yield _to_device(self._pack(mine) | {"counts": counted})
+
+
+def _to_device(batch: dict[str, Any]) -> dict[str, Any]:
+    """Tensors on this rank's device; films follow when they are looked at."""
+    return {name: v.to(engine.device()) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
 def shares(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

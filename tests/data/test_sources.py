@@ -1,5 +1,7 @@
 """Every published layout becomes the studies that were put in."""
 
+import dataclasses
+import gzip
 import json
 import pickle
 import random
@@ -59,6 +61,24 @@ def test_mimic_columns_in_any_order_and_unpacked_reports_give_the_same(mimic, tm
     for more in ({}, {"labels": "negbio"}):
         first, second = (open_source(config("mimic_cxr", root, **more), 0) for root in (mimic, other))
         assert first.studies() == second.studies()
+
+
+def test_a_label_out_of_range_leaves_its_study_out_and_is_counted(tmp_path) -> None:
+    root = make_mimic(tmp_path / "copy")
+    path = root / "mimic-cxr-2.0.0-chexpert.csv.gz"
+    header, *rows = gzip.decompress(path.read_bytes()).decode().splitlines()
+    broken = next(i for i, row in enumerate(rows) if row.split(",")[1] == "50414267")
+    column = header.split(",").index("Edema")
+    cells = rows[broken].split(",")
+    rows[broken] = ",".join([*cells[:column], "7.0", *cells[column + 1 :]])
+    path.write_bytes(gzip.compress("\n".join([header, *rows]).encode()))
+    ours = config("mimic_cxr", root, image_size=48, max_bad_fraction=0.3)
+    prepare(open_source(ours, 0), ours, tmp_path / "data", 0)
+    told = json.loads((tmp_path / "data" / "statistics.json").read_text())
+    assert told["skipped"] == {"a label that is not 1, 0, -1 or empty": 1}
+    assert "s50414267" not in {s.key for s in studies(tmp_path / "data", "train")}
+    with pytest.raises(UserError, match=r"1 of 4 studies cannot be read.*a label that is not"):
+        prepare(open_source(ours, 0), dataclasses.replace(ours, max_bad_fraction=0.1), tmp_path / "again", 0)
 
 
 def test_mimic_sections_and_rules(mimic) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from amrg.config import DataConfig
 from amrg.data import images, stream
 from amrg.data.shards import INDEX, prepare, read_index
+from amrg.data.storage import ShardFiles
 from amrg.data.stream import Stream, count, read, studies
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
@@ -132,7 +133,7 @@ def test_two_hundred_mutated_shards_lose_nothing_silently(copy):
     rows = [row for row in read_index(copy, "train").to_pylist() if row["shard"] == "train-000000"]
     path = copy / "shards" / "train-000000.tar"
     original = path.read_bytes()
-    truth = {row["key"]: stream._load(copy, row) for row in rows}
+    truth = {row["key"]: stream._load(ShardFiles(copy), row) for row in rows}
     refused = 0
     for seed in range(200):
         content = bytearray(original)
@@ -140,7 +141,7 @@ def test_two_hundred_mutated_shards_lose_nothing_silently(copy):
         path.write_bytes(content)
         for row in rows:
             try:
-                found = stream._load(copy, row)
+                found = stream._load(ShardFiles(copy), row)
             except ValueError:
                 refused += 1
                 continue

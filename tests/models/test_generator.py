@@ -45,7 +45,7 @@ def build(classifier: DiseaseClassifier, **changes: object) -> ReportGenerator:
 
 def inputs(model: ReportGenerator) -> tuple[Sight, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
-    encoded = [torch.tensor(model.encode(report, 50)) for report in REPORTS]
+    encoded = [torch.tensor(model.report_encoder(50)(report)) for report in REPORTS]
     report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
     shapes = ((3, model.seen_shape[0], 8), (3, 14, 8), (3, 14))
     sight = Sight(*(torch.randn(shape, generator=generator) for shape in shapes))
@@ -175,7 +175,7 @@ def test_pooling_keeps_the_mean_and_the_order() -> None:
 
 def test_a_cut_report_has_no_end(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
-    whole = model.encode(REPORTS[0], 50)
+    whole = model.report_encoder(50)(REPORTS[0])
     assert whole[-1] == model.tokenizer.eos_token_id
-    assert model.encode(REPORTS[0], 3) == whole[:3]
-    assert model.encode(REPORTS[0], len(whole) - 1) == whole
+    assert model.report_encoder(3)(REPORTS[0]) == whole[:3]
+    assert model.report_encoder(len(whole) - 1)(REPORTS[0]) == whole

@@ -91,17 +91,20 @@ class ChexpertPlus:
             if row["split"] not in PUBLISHED_SPLITS:
                 raise UserError(f"{path}: split {row['split']!r} is none of {', '.join(PUBLISHED_SPLITS)}")
             group = hashed(f"chexpert {row['deid_patient_id']}")
-            given = label_report(text) if self._config.labels == "rules" else labels.get(name)
+            given, fault = labels.get(name, (dict.fromkeys(LABELS), ""))
+            if self._config.labels == "rules":
+                given = label_report(text)
             studies[key] = Study(
-                key, group, PUBLISHED_SPLITS[row["split"]], text, given or dict.fromkeys(LABELS), (row["ap_pa"] or "",),
-                last.get(group, ""),
+                key, group, PUBLISHED_SPLITS[row["split"]], text, given, (row["ap_pa"] or "",), last.get(group, ""),
+                fault,
             )  # fmt: skip
             last[group] = key
         if silent:
             say(f"{silent} films have no {self._config.sections} text and are left out")
         return list(studies.values())
 
-    def _labels(self) -> dict[str, dict[str, float | None]]:
+    def _labels(self) -> dict[str, tuple[dict[str, float | None], str]]:
+        """Film → what ``labels_of`` says of its line."""
         if self._config.labels == "rules":
             return {}
         name = LABEL_FILES[self._config.sections]
@@ -111,7 +114,7 @@ class ChexpertPlus:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
-                    labels[row["path_to_image"]] = labels_of(row, f"{path}, line {number}")
+                    labels[row["path_to_image"]] = labels_of(row)
                 except (ValueError, KeyError, TypeError):
                     raise UserError(f"{path}, line {number}: no JSON object with path_to_image and labels") from None
         return labels

@@ -90,18 +90,11 @@ class MimicCxr:
             ordered = sorted(views, key=lambda view: (_FRONTAL.get(view["view"], 2), view["dicom"]))
             self._films[key] = [folder / view["dicom"] for view in ordered]
             group = hashed(f"mimic {subject}")
-            found_labels = label_report(text) if self._config.labels == "rules" else labels.get(number)
-            studies.append(
-                Study(
-                    key,
-                    group,
-                    split,
-                    text,
-                    found_labels or dict.fromkeys(LABELS),
-                    tuple(view["view"] for view in ordered),
-                    last.get(group, ""),
-                )
-            )
+            found_labels, fault = labels.get(number, (dict.fromkeys(LABELS), ""))
+            if self._config.labels == "rules":
+                found_labels = label_report(text)
+            projections = tuple(view["view"] for view in ordered)
+            studies.append(Study(key, group, split, text, found_labels, projections, last.get(group, ""), fault))
             last[group] = key
         if silent:
             say(f"{silent} of {len(films)} studies have no {self._config.sections} text or no split and are left out")
@@ -127,16 +120,14 @@ class MimicCxr:
             splits[number] = PUBLISHED_SPLITS[split]
         return splits
 
-    def _labels(self) -> dict[str, dict[str, float | None]]:
+    def _labels(self) -> dict[str, tuple[dict[str, float | None], str]]:
+        """Study → what ``labels_of`` says of its row."""
         if self._config.labels == "rules":
             return {}
         name = "negbio" if self._config.labels == "negbio" else "chexpert"
         path = self._table(name, "labels of studies; data.labels rules does without")
         columns = ("study_id", *LABELS)
-        return {
-            row[0]: labels_of(dict(zip(LABELS, row[1:], strict=True)), f"{path}, study row {i}")
-            for i, row in enumerate(_rows(path, columns))
-        }
+        return {row[0]: labels_of(dict(zip(LABELS, row[1:], strict=True))) for row in _rows(path, columns)}
 
     def _table(self, name: str, why: str) -> Path:
         return find(self._root, f"mimic-cxr-2.0.0-{name}.csv.gz", f"mimic-cxr-2.0.0-{name}.csv", why=why)

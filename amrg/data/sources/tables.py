@@ -47,23 +47,22 @@ def read_csv(path: Path, columns: Sequence[str], *, multiline: bool = False) -> 
     return table
 
 
-def label_value(value: Any, where: str) -> float | None:
-    """A published label: 1, 0, −1, or nothing.
+def labels_of(row: dict[str, Any]) -> tuple[dict[str, float | None], str]:
+    """The 14 labels of a row by name (``Pleural Effusion`` etc.), in our order, and what is wrong with them, or ``""``.
 
-    Raises:
-        UserError: it is something else.
+    A label is 1, 0, −1 or nothing; any other value is a fault of the study, and counts as nothing here.
     """
+    labels = {label: _label(row.get(label)) for label in LABELS}
+    wrong = [label for label, value in labels.items() if value is not None and value not in (1.0, 0.0, -1.0)]
+    fault = "a label that is not 1, 0, -1 or empty" if wrong else ""
+    return labels | dict.fromkeys(wrong), fault
+
+
+def _label(value: Any) -> float | None:
+    """A published value as a number; None where there is none, infinity where it is no number."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
-        number = math.nan
-    if number not in (1.0, 0.0, -1.0):
-        raise UserError(f"{where}: a label is {value!r}, not 1, 0, -1 or empty")
-    return number
-
-
-def labels_of(row: dict[str, Any], where: str) -> dict[str, float | None]:
-    """The 14 labels of a row by name (``Pleural Effusion`` etc.), in our order."""
-    return {label: label_value(row.get(label), where) for label in LABELS}
+        return math.inf

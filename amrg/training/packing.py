@@ -1,0 +1,98 @@
+"""Samples to what a step of training reads: stacked, padded, ready to be pinned. Runs where samples are decoded.
+
+Shape legend: M films, B studies, S pixels on a side, K = 14 labels, T report tokens.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from amrg.config import Stage1Config
+from amrg.data.images import to_model_input
+from amrg.data.stream import Sample
+from amrg.memory.bank import group_id
+from amrg.models.generator import IGNORED
+from amrg.models.tokenizer import ReportEncoder
+from amrg.training.classification import targets
+
+
+@dataclass(frozen=True)
+class PerFilm:
+    """Something of every film of some studies; its length and its slices count studies.
+
+    Attributes:
+        values_M: [M, …], study after study.
+        views: number of films of each study.
+    """
+
+    values_M: Tensor
+    views: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, part: slice) -> Self:
+        edges = [0, *accumulate(self.views)]
+        chosen = list(pairwise(edges))[part]
+        assert part.step in (None, 1)
+        first, last = (chosen[0][0], chosen[-1][1]) if chosen else (0, 0)
+        return type(self)(self.values_M[first:last], self.views[part])
+
+    def pin_memory(self) -> Self:
+        """For torch's DataLoader."""
+        return type(self)(self.values_M.pin_memory(), self.views)
+
+    def images(self, device: torch.device) -> Tensor:
+        """uint8 films [M, S, S] as model inputs [M, 3, S, S] in [0, 1] on a device; they travel as bytes."""
+        return self.values_M.to(device, non_blocking=True)[:, None].expand(-1, 3, -1, -1) / 255.0
+
+
+def stack_films(samples: Iterable[Sample], size: int) -> PerFilm:
+    """All films of samples, letterboxed: uint8 [M, size, size]."""
+    samples = list(samples)
+    views = tuple(len(sample.views) for sample in samples)
+    return PerFilm(torch.from_numpy(to_model_input([view for s in samples for view in s.views], size)), views)
+
+
+@dataclass(frozen=True)
+class Stage1Packer:
+    """Samples → (films, targets [B, K])."""
+
+    size: int
+    config: Stage1Config
+
+    def __call__(self, samples: list[Sample]) -> tuple[PerFilm, Tensor]:
+        labels = targets([sample.study for sample in samples], self.config.uncertain, self.config.blank)
+        return stack_films(samples, self.size), labels
+
+
+@dataclass(frozen=True)
+class ReportPacker:
+    """Reports and patients → ``report`` [B, T], ``group`` [B] and ``counts`` [B] of ones."""
+
+    encode: ReportEncoder
+
+    def __call__(self, reports: Sequence[str], groups: Sequence[str]) -> dict[str, Tensor]:
+        encoded = [torch.tensor(self.encode(report)) for report in reports]
+        return {
+            "report": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED),
+            "group": torch.tensor([group_id(group) for group in groups]),
+            "counts": torch.ones(len(reports)),
+        }
+
+
+@dataclass(frozen=True)
+class Stage2Packer:
+    """Samples → what ``ReportPacker`` gives, with their ``films``."""
+
+    size: int
+    reports: ReportPacker
+
+    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+        studies = [sample.study for sample in samples]
+        packed = self.reports([study.report for study in studies], [study.group for study in studies])
+        return {"films": stack_films(samples, self.size), **packed}
