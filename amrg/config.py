@@ -76,7 +76,7 @@ class MiningConfig:
     threshold: float = 0.5  # τ on the class activation map, scaled as `amrg.mining.cam` documents
     patches_per_finding: PositiveInt = 6  # k, for one study
     regions_per_finding: PositiveInt = 500
-    films: PositiveInt | None = None  # mine only so many train films, drawn by the seed; None takes all
+    films: PositiveInt | None = None  # mine only the films of so many train studies, drawn by the seed; None: all
 
 
 @dataclass(frozen=True)

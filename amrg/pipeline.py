@@ -155,8 +155,8 @@ def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
 
 STEPS: dict[str, Step] = {
     "prepare": Step("data", 3, _data_settings, (), _prepare),
-    "stage1": Step("stage1", 1, _stage1_settings, ("data",), _stage1),
-    "banks": Step("banks", 2, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
+    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1),
+    "banks": Step("banks", 3, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 2, _stage2_settings, ("data", "stage1", "banks"), _stage2),
     "generate": Step("reports", 1, lambda c: to_dict(c.generate), ("data", "stage1", "banks", "stage2"), _generate),
     "evaluate": Step(

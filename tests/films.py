@@ -21,7 +21,7 @@ CONFIG = Config(
 
 
 class Squares:
-    """Every second study has the finding; its square covers one cell of the fine grid."""
+    """Every second study has the finding; its square covers one cell. Every fourth has a second film, mirrored."""
 
     def studies(self) -> list[Study]:
         return [
@@ -38,7 +38,9 @@ class Squares:
         mask = np.zeros((SIZE, SIZE), bool)
         y, x = generator.integers(0, 4, 2) * 16
         mask[y : y + 16, x : x + 16] = True
-        return Films([(film + 110 * mask).clip(0, 255).astype(np.uint8)], {FINDING: mask})
+        shown = (film + 110 * mask).clip(0, 255).astype(np.uint8)
+        second = [shown[:, ::-1].copy()] if int(study.key.split("-")[1]) % 4 == 0 else []
+        return Films([shown, *second], {FINDING: mask})
 
 
 def _labels(present: bool) -> dict[str, float | None]:

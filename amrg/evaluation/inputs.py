@@ -53,13 +53,13 @@ class TrainView:
 
     Attributes:
         probe_films: uint8 [≤ PROBE_FILMS, size, size], of the first studies.
-        wanted: the films asked for by study key, for thumbnails of the visual bank's regions.
+        wanted: all films of the studies asked for by study key, for thumbnails of the visual bank's regions.
     """
 
     studies: list[Study]
     pooled_MD: np.ndarray
     probe_films: np.ndarray
-    wanted: dict[str, np.ndarray]
+    wanted: dict[str, list[np.ndarray]]
 
 
 def view_test(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestView:
@@ -92,13 +92,13 @@ def view_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: st
     studies: list[Study] = []
     pooled: list[np.ndarray] = []
     probe_films: list[np.ndarray] = []
-    films: dict[str, np.ndarray] = {}
+    films: dict[str, list[np.ndarray]] = {}
     seen: set[str] = set()
 
     def first_of_each() -> Iterator[Sample]:
         for sample in track(read(data, "train"), "films of train", count(data, "train")):
             if sample.study.key in wanted:
-                films[sample.study.key] = letterbox(sample.views[0], size)
+                films[sample.study.key] = [letterbox(view, size) for view in sample.views]
             if sample.study.group not in seen:
                 seen.add(sample.study.group)
                 yield sample

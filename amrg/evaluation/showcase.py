@@ -62,7 +62,7 @@ class Banks:
         """Train studies whose film is needed for the regions."""
         return {row["key"] for row in self._rows["visual"].values() if row["box"] is not None}
 
-    def of(self, report: Generated, films: dict[str, Any], grid: int) -> dict[str, list[MemoryRow]]:
+    def of(self, report: Generated, films: dict[str, list[Any]], grid: int) -> dict[str, list[MemoryRow]]:
         """The heaviest rows of each bank; ``films`` by study key, ``grid`` cells on the boxes' side."""
         shown: dict[str, list[MemoryRow]] = {}
         for bank, rows in self._rows.items():
@@ -74,7 +74,7 @@ class Banks:
                             source=row["source"],
                             findings=row["findings"] or [],
                             text=row["text"],
-                            film=films.get(row["key"]),
+                            film=films[row["key"]][row["view"]] if row["box"] is not None else None,
                             box=tuple(row["box"]) if row["box"] is not None else None,
                             grid=grid,
                         )

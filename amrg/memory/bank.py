@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from amrg.artifacts import file_hash
 from amrg.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 HEADER = "bank.json"
 TABLE = "provenance.parquet"
 
@@ -38,8 +38,9 @@ TABLE = "provenance.parquet"
 VISUAL, REPORTS = "visual", "reports"
 
 #: What is known of a row. ``key`` and ``group`` are the study's; a row that no patient owns (a disease token) has empty
-#: ones. ``box`` is x0, y0, x1, y1 on the encoder's patch grid. ``source`` is one of ``SOURCES``. ``group_id`` is what
-#: retrieval compares (``group_id``), ``hash`` is of the vector and all the rest (``row_hash``).
+#: ones. ``box`` is x0, y0, x1, y1 on the encoder's patch grid, on film number ``view`` of the study. ``source`` is one
+#: of ``SOURCES``. ``group_id`` is what retrieval compares (``group_id``), ``hash`` is of the vector and all the rest
+#: (``row_hash``).
 PROVENANCE = pa.schema(
     {
         "row": pa.int64(),
@@ -48,6 +49,7 @@ PROVENANCE = pa.schema(
         "split": pa.string(),
         "findings": pa.list_(pa.string()),
         "source": pa.string(),
+        "view": pa.int32(),
         "box": pa.list_(pa.int32(), 4),
         "text": pa.string(),
         "score": pa.float32(),
@@ -56,7 +58,7 @@ PROVENANCE = pa.schema(
     }
 )
 #: What is told of a row; the other columns follow from it.
-TOLD = ("key", "group", "split", "findings", "source", "box", "text", "score")
+TOLD = ("key", "group", "split", "findings", "source", "view", "box", "text", "score")
 SOURCES = ("region", "report", "sentence", "disease_token")
 
 #: The split whose rows may be remembered: of any other, memory would tell what is to be predicted.

@@ -91,7 +91,7 @@ class BankWriter:
         Args:
             rows_ND: [N, D].
             provenance: N entries with ``key``, ``group``, ``split``, ``source`` and what is known of ``findings``,
-                ``box``, ``text``, ``score`` (see ``PROVENANCE``).
+                ``view``, ``box``, ``text``, ``score`` (see ``PROVENANCE``).
 
         Raises:
             UserError: a row of another length or with NaN or infinity (it is named), or of a split that is not allowed.

@@ -12,7 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from amrg.data.stream import Sample, read, studies
 from amrg.memory.bank import DTYPES, HEADER, TRAIN
 from amrg.memory.writer import BankWriter
 from amrg.mining.cam import activation_maps, class_scales
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.vision import to_images
 from amrg.progress import say, track
 from amrg.training import engine
+from amrg.training.packing import stack_films
 
 STATS = "stats.json"
 #: Two rows of one film and finding with at least this cosine are the same region twice.
@@ -44,13 +45,15 @@ class Candidate:
     """A film with one finding, and where its activation exceeds τ.
 
     Attributes:
-        film: position among the mined films.
+        study: position among the mined studies.
+        view: number of the film among the study's.
         finding: its name.
         shown_HW: all patches above τ, bool: what the masked film keeps.
         patches: (row, column, activation) of the strongest, none beside a stronger one.
     """
 
-    film: int
+    study: int
+    view: int
     finding: str
     shown_HW: np.ndarray
     patches: list[tuple[int, int, float]]
@@ -83,7 +86,7 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path) -> None
             writer.add(rows_ND, provenance)
         writer.add(model.disease_queries.detach(), [_token(name) for name in LABELS])
         stats = {
-            "films": len(chosen),
+            "studies": len(chosen),
             **about,
             "findings": {name: dict(sorted(counts[name].items())) for name in counts},
         }
@@ -111,34 +114,34 @@ def _search(
 ) -> tuple[list[Candidate], dict[str, float]]:
     """Candidates on all films, and the divisor of each class's maps."""
     ours, columns = config.banks.mining, {name: LABELS.index(name) for name in FINDINGS}
-    maps: list[tuple[int, str, np.ndarray]] = []
+    maps: list[tuple[int, int, str, np.ndarray]] = []
     number = 0
     for samples in _batches(_read(config, data, chosen, "searching films for regions")):
+        films = stack_films(samples, model.config.image_size)
         with torch.no_grad(), engine.precision(config.stage1.dtype):
-            images = to_images([sample.views[0] for sample in samples], model.config.image_size)
-            out = model(images.to(engine.device()))
-        probabilities_BK = out.scores_BK.double().sigmoid().cpu()
-        maps_BKHW = activation_maps(model.cam_head, out.fine_BHWC, ours.method).cpu().numpy()
-        for b, sample in enumerate(samples):
+            out = model(films.images(engine.device()))
+        probabilities_BK = per_study(out.scores_BK, films.views).double().sigmoid().cpu()
+        maps_MKHW = activation_maps(model.cam_head, out.fine_BHWC, ours.method).cpu()
+        for b, (sample, maps_VKHW) in enumerate(zip(samples, maps_MKHW.split(list(films.views)), strict=True)):
             for name, k in columns.items():
                 if sample.study.labels[name] == POSITIVE:
-                    counts[name]["positive"] += 1
+                    counts[name]["positive"] += len(maps_VKHW)
                     if probabilities_BK[b, k] >= thresholds[name]:
-                        maps.append((number, name, maps_BKHW[b, k].copy()))
+                        maps += [(number, view, name, m.numpy().copy()) for view, m in enumerate(maps_VKHW[:, k])]
                     else:
-                        counts[name]["missed"] += 1
+                        counts[name]["missed"] += len(maps_VKHW)
             number += 1
     peaks: dict[str, list[float]] = {name: [] for name in FINDINGS}
-    for _, name, map_HW in maps:
+    for _, _, name, map_HW in maps:
         peaks[name].append(float(map_HW.max()))
     scales = dict(zip(FINDINGS, class_scales(list(peaks.values())), strict=True))
     found = []
-    for film, name, map_HW in maps:
+    for study, view, name, map_HW in maps:
         shown_HW, patches, touching = strongest(map_HW / scales[name], ours.threshold, ours.patches_per_finding)
         counts[name]["touching"] += touching
         counts[name]["empty"] += not patches
         if patches:
-            found.append(Candidate(film, name, shown_HW, patches))
+            found.append(Candidate(study, view, name, shown_HW, patches))
     return found, scales
 
 
@@ -171,8 +174,8 @@ def select(found: list[Candidate], most: int, counts: dict[str, Counter[str]]) -
         turns = sorted((rank, i) for i, candidate in enumerate(own) for rank in range(len(candidate.patches)))
         taken = Counter(i for _, i in turns[:most])
         counts[name]["over_limit"] += len(turns) - min(most, len(turns))
-        kept += [Candidate(c.film, name, c.shown_HW, c.patches[: taken[i]]) for i, c in enumerate(own) if taken[i]]
-    return sorted(kept, key=lambda candidate: (candidate.film, LABELS.index(candidate.finding)))
+        kept += [replace(c, patches=c.patches[: taken[i]]) for i, c in enumerate(own) if taken[i]]
+    return sorted(kept, key=lambda candidate: (candidate.study, candidate.view, LABELS.index(candidate.finding)))
 
 
 def _encode(
@@ -184,13 +187,13 @@ def _encode(
     counts: dict[str, Counter[str]],
 ) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
     """Rows and provenance of the selected regions, film by film."""
-    of_film: dict[int, list[Candidate]] = {}
+    of_study: dict[int, list[Candidate]] = {}
     for candidate in selected:
-        of_film.setdefault(candidate.film, []).append(candidate)
-    samples = _read(config, data, [chosen[film] for film in of_film], "encoding regions")
-    pairs = ((sample, candidate) for sample, film in zip(samples, of_film, strict=True) for candidate in of_film[film])
+        of_study.setdefault(candidate.study, []).append(candidate)
+    samples = _read(config, data, [chosen[study] for study in of_study], "encoding regions")
+    pairs = ((sample, candidate) for sample, own in zip(samples, of_study.values(), strict=True) for candidate in own)
     for batch in _batches(pairs):
-        images = to_images([sample.views[0] for sample, _ in batch], model.config.image_size)
+        images = to_images([sample.views[candidate.view] for sample, candidate in batch], model.config.image_size)
         shown = torch.from_numpy(np.stack([candidate.shown_HW for _, candidate in batch])).float()
         masked = images * F.interpolate(shown[:, None], images.shape[-2:], mode="nearest")
         with torch.no_grad(), engine.precision(config.stage1.dtype):
@@ -222,6 +225,7 @@ def _region(sample: Sample, candidate: Candidate, i: int) -> dict[str, Any]:
         "split": study.split,
         "findings": [candidate.finding],
         "source": "region",
+        "view": candidate.view,
         "box": [x, y, x + 1, y + 1],
         "score": score,
     }

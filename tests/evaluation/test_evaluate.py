@@ -77,7 +77,7 @@ def artefacts(tmp_path_factory):
 
     def banks(folder):
         known = {"key": "train0", "group": "train-p0", "split": "train"}
-        region = known | {"source": "region", "findings": ["Cardiomegaly"], "box": [3, 3, 4, 4]}
+        region = known | {"source": "region", "findings": ["Cardiomegaly"], "view": 0, "box": [3, 3, 4, 4]}
         report = known | {"source": "report", "findings": [], "text": "A <b>stored</b> report."}
         for name, row in ((VISUAL, region), (REPORTS, report)):
             with BankWriter(folder / name, 8) as writer:

@@ -32,11 +32,11 @@ def test_just_the_planted_patches_are_found():
 
 def test_every_film_gives_its_strongest_before_any_gives_its_second():
     shown = np.zeros((14, 14), bool)
-    found = [Candidate(film, "Edema", shown, [(0, x, 1.0 - x / 10) for x in (0, 2, 4)]) for film in range(4)]
-    found.append(Candidate(1, "Atelectasis", shown, [(5, 5, 1.0)]))
+    found = [Candidate(film, 0, "Edema", shown, [(0, x, 1.0 - x / 10) for x in (0, 2, 4)]) for film in range(4)]
+    found.append(Candidate(1, 0, "Atelectasis", shown, [(5, 5, 1.0)]))
     counts = {name: Counter() for name in FINDINGS}
     kept = select(found, 6, counts)
-    assert [(c.film, c.finding, len(c.patches)) for c in kept] == [
+    assert [(c.study, c.finding, len(c.patches)) for c in kept] == [
         (0, "Edema", 2),
         (1, "Edema", 2),
         (1, "Atelectasis", 1),
@@ -69,6 +69,7 @@ def test_rows_are_cells_of_the_masked_film_through_the_trained_projection(mined)
     bank, films = MemoryBank.open(root / "bank"), {s.study.key: s for s in read(data, "train")}
     rows = bank.provenance.to_pylist()
     regions = [row for row in rows if row["source"] == "region"]
+    assert {row["view"] for row in regions} == {0, 1}
     assert 0 < len(regions) <= CONFIG.banks.mining.regions_per_finding
     assert {row["split"] for row in rows} == {"train"}
     scale = json.loads((root / "bank" / STATS).read_text())["scales"][FINDING]
@@ -76,7 +77,7 @@ def test_rows_are_cells_of_the_masked_film_through_the_trained_projection(mined)
         sample = films[row["key"]]
         assert row["findings"] == [FINDING]
         assert row["group"] == sample.study.group
-        image = to_images(sample.views, 64)
+        image = to_images([sample.views[row["view"]]], 64)
         x, y, right, bottom = row["box"]
         assert (right, bottom) == (x + 1, y + 1)
         with torch.no_grad():
@@ -103,7 +104,7 @@ def test_disease_tokens_are_rows_that_everybody_sees(mined):
 def test_counts_add_up_and_no_finding_is_never_mined(mined):
     root, _, _ = mined
     bank, stats = MemoryBank.open(root / "bank"), json.loads((root / "bank" / STATS).read_text())
-    assert stats["films"] == SIZES["train"]
+    assert stats["studies"] == SIZES["train"]
     assert set(stats["findings"]) == set(FINDINGS)
     assert stats["findings"][FINDING]["positive"] == SIZES["train"] / 2
     assert sum(c.get("rows", 0) for c in stats["findings"].values()) == len(bank) - 14
@@ -130,6 +131,6 @@ def test_empty_masks_and_missed_findings_are_counted(mined, tmp_path):
         config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
         mine_regions(config, data, stage1, tmp_path / key)
         stats = json.loads((tmp_path / key / STATS).read_text())
-        assert stats["films"] == 10
+        assert stats["studies"] == 10
         assert stats["findings"][FINDING][key] == stats["findings"][FINDING]["positive"] > 0
         assert len(MemoryBank.open(tmp_path / key)) == 14  # the disease tokens alone
