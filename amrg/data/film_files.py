@@ -20,7 +20,12 @@ def load_film(path: Path, short_side: int) -> np.ndarray:
         ValueError: no whole image, or more than ``MAX_PIXELS`` pixels; OSError: no such file.
     """
     data = path.read_bytes()
-    if path.suffix.lower() in (".dcm", ".dicom") or data[128:132] == b"DICM":
+    return read_dicom(data) if path.suffix.lower() in (".dcm", ".dicom") else read_film(data, short_side)
+
+
+def read_film(data: bytes, short_side: int) -> np.ndarray:
+    """The same from the bytes of a file, whose kind is told by its content."""
+    if data[128:132] == b"DICM":
         return read_dicom(data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
@@ -51,6 +56,8 @@ def read_dicom(data: bytes) -> np.ndarray:
         raise UserError("DICOM films need pydicom: `pip install 'amrg[dicom]'`") from None
     try:
         record = pydicom.dcmread(io.BytesIO(data))
+        if "PixelData" not in record:
+            raise ValueError("a DICOM object without pixels")
         if record.Rows * record.Columns > MAX_PIXELS:
             raise ValueError(f"image of {record.Columns} × {record.Rows} pixels, more than {MAX_PIXELS} are refused")
         pixels = apply_voi_lut(apply_modality_lut(record.pixel_array, record), record)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
 from amrg.data.outline import without_outline
@@ -107,6 +108,21 @@ class ReportGenerator(nn.Module):
         grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
         return pool_tokens(grid, self.settings.visual_tokens if self.settings.use_visual else 0).shape[1], queries, dim
 
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where each stream lies among the P positions of ``streams``; one that is off has none."""
+        tokens, queries, _ = self.seen_shape
+        settings, places, at = self.settings, {}, 0
+        for name, size in (
+            ("visual tokens", tokens),
+            ("queries", queries * settings.use_queries),
+            ("visual memory", queries * settings.use_visual_memory),
+            ("report memory", queries * settings.use_report_memory),
+        ):
+            places[name] = slice(at, at + size)
+            at += size
+        return places
+
     def streams(self, sight: Sight, group_B: Tensor) -> Tensor:
         """What the language model sees of a study: [B, P, E].
 
@@ -147,15 +163,28 @@ class ReportGenerator(nn.Module):
         return losses.sum(1)
 
     @torch.no_grad()
-    def generate(self, sight: Sight, group_B: Tensor, decoding: GenerateConfig, synced: bool = False) -> list[str]:
+    def generate(
+        self,
+        sight: Sight,
+        group_B: Tensor,
+        decoding: GenerateConfig,
+        synced: bool = False,
+        streamer: BaseStreamer | None = None,
+        hidden: Sequence[str] = (),
+    ) -> list[str]:
         """Write a report for each study.
 
         Args:
             sight, group_B: as for ``streams``.
             decoding: beams, lengths and penalties.
             synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
+            streamer: is given each token when it is written; one study and one beam only.
+            hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
         """
-        prefix = self._prefix(self.streams(sight, group_B))
+        streams_BPE = self.streams(sight, group_B)
+        for name in hidden:
+            streams_BPE[:, self.places[name]] = 0.0
+        prefix = self._prefix(streams_BPE)
         written = self.decoder.generate(
             inputs_embeds=prefix,
             attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
@@ -168,6 +197,7 @@ class ReportGenerator(nn.Module):
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
             synced_gpus=synced,
+            streamer=streamer,
         )
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [without_outline(text) if self.settings.outline else text.strip() for text in texts]
