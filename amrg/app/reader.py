@@ -115,9 +115,9 @@ class Reader:
         with self._lock:
             with engine.precision(self.dtype):
                 seen = self.classifier(images)
-                maps_MKHW = activation_maps(self.classifier.cam_head, seen.fine_BHWC, self.config.banks.mining.method)
                 # Rounded as `amrg generate` keeps them, so that the same report comes out.
                 sight = Sight(*(part.bfloat16().float() for part in self.model.see(images, [len(films)])))
+            maps_MKHW = activation_maps(self.classifier.cam_head, seen.fine_BHWC, self.config.banks.mining.method)
             association = self._associate(sight, group_1)
         probability_K = seen.scores_BK.double().sigmoid().mean(0).tolist()
         return Look(

@@ -54,6 +54,8 @@ def read_dicom(data: bytes) -> np.ndarray:
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise UserError("DICOM films need pydicom: `pip install 'amrg[dicom]'`") from None
+    # Otherwise its warnings quote what a file says of the patient.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
         record = pydicom.dcmread(io.BytesIO(data))
         if "PixelData" not in record:
@@ -62,7 +64,9 @@ def read_dicom(data: bytes) -> np.ndarray:
             raise ValueError(f"image of {record.Columns} × {record.Rows} pixels, more than {MAX_PIXELS} are refused")
         pixels = apply_voi_lut(apply_modality_lut(record.pixel_array, record), record)
         inverted = record.PhotometricInterpretation == "MONOCHROME1"
-    except (pydicom.errors.InvalidDicomError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # pydicom raises whatever it stumbles over in a damaged file: TypeError, zlib.error, …
         raise ValueError(f"not a readable DICOM film ({type(error).__name__})") from None
     if pixels.ndim != 2:
         raise ValueError(f"a DICOM object of shape {list(pixels.shape)} is not one grey film")

@@ -25,6 +25,8 @@ export function choice(group, value, checked, choose, ...children) {
   );
 }
 
+/** A share as a length of styles, and as a reader sees it. */
+export const length = (share) => `${100 * share}%`;
 export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
 /** The JSON of an address; throws an Error with a sentence for the reader. */

@@ -1,6 +1,6 @@
 // The film: its activation maps, the threshold, the patches that would be mined, and the findings to choose from.
 
-import { $, ask, choice, complain, h, percent } from "./dom.js";
+import { $, ask, choice, complain, h, length, percent } from "./dom.js";
 
 let look = null;
 let film = 0;
@@ -34,8 +34,8 @@ function row({ name, probability, threshold, stated }) {
       finding = name;
       draw();
     },
-    h("span", {}, found ? h("b", {}, name) : name, stated ? h("small", {}, " in the reference") : null),
-    h("span", { class: "bar" }, h("i", { style: { width: percent(probability) } }), h("u", { style: { left: percent(threshold) } })),
+    h("span", {}, found ? h("b", {}, name) : name, stated ? h("small", {}, " in reference") : null),
+    h("span", { class: "bar" }, h("i", { style: { width: length(probability) } }), h("u", { style: { left: length(threshold) } })),
     h("span", { class: "number" }, percent(probability)),
   );
   label.classList.toggle("found", found);

@@ -1,6 +1,6 @@
 // The report as it is written, and the memory rows: of the whole film, or of the sentence that is chosen.
 
-import { $, ask, complain, h, percent } from "./dom.js";
+import { $, ask, complain, h, length, percent } from "./dom.js";
 
 const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
 const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "words"];
@@ -11,6 +11,7 @@ let source = null; // of the events of the report being written
 let sentences = [];
 let drawn = []; // what each finished sentence drew on
 let chosen = null;
+let without = []; // memories that were switched off for it
 let whole = null; // sentences of the report with every memory, to compare with
 const rows = new Map(); // what is known of a bank's row, asked for once
 
@@ -37,12 +38,11 @@ export function stopWriting() {
 function write() {
   if (!look) return;
   stopWriting();
-  [sentences, drawn] = [[], []];
+  [sentences, drawn, without] = [[], [], off()];
   choose(null);
   $("plan").hidden = true;
   $("again").disabled = false;
   $("state").textContent = "writing …";
-  const without = off();
   source = new EventSource(`/api/looks/${look.place}/${encodeURIComponent(look.name)}/report?${new URLSearchParams({ off: without })}`);
   source.addEventListener("text", ({ data }) => {
     const told = JSON.parse(data);
@@ -60,7 +60,7 @@ function write() {
     stopWriting();
     if (!without.length) whole = sentences;
     showSentences(false);
-    $("state").textContent = summary(without);
+    $("state").textContent = summary();
   });
   source.addEventListener("problem", ({ data }) => fail(JSON.parse(data).error));
   source.onerror = () => source && fail("The viewer stopped answering while it wrote. Is `amrg view` still running?");
@@ -73,7 +73,7 @@ function fail(message) {
   complain(message);
 }
 
-function summary(without) {
+function summary() {
   const count = `${sentences.length} ${sentences.length === 1 ? "sentence" : "sentences"}`;
   if (!without.length) return `${count}, with every memory`;
   const missing = `without ${without.join(" and ")} memory`;
@@ -134,7 +134,7 @@ function choose(number) {
       ? "What the film retrieved: each row's share of the association, the mean over the disease queries and heads."
       : `While “${sentences[number]}” was written: each row's share of the attention paid to its memory.`;
   showShares(number === null ? null : drawn[number].shares);
-  for (const bank of BANKS) showRows(bank, what[bank]);
+  for (const bank of BANKS) showRows(bank, without.includes(bank) ? null : what[bank]);
 }
 
 function showShares(shares) {
@@ -143,7 +143,7 @@ function showShares(shares) {
   const parts = STREAMS.filter((name) => name in shares);
   const colour = (name) => `c${STREAMS.indexOf(name)}`;
   $("shares").replaceChildren(
-    h("div", { class: "stack", "aria-hidden": "true" }, ...parts.map((name) => h("i", { class: colour(name), style: { width: percent(shares[name]) } }))),
+    h("div", { class: "stack", "aria-hidden": "true" }, ...parts.map((name) => h("i", { class: colour(name), style: { width: length(shares[name]) } }))),
     h("ul", { "aria-label": "Attention" }, ...parts.map((name) => h("li", { class: colour(name) }, `${CALLED[name] ?? name} ${percent(shares[name])}`))),
   );
 }
@@ -152,7 +152,7 @@ async function showRows(bank, of) {
   const list = document.querySelector(`[data-bank="${bank}"]`);
   const mine = (list.dataset.turn = String(Number(list.dataset.turn ?? 0) + 1));
   if (!of?.length) {
-    list.replaceChildren(h("li", { class: "none" }, of ? "No row is visible to this study." : "This memory was switched off."));
+    list.replaceChildren(h("li", { class: "none" }, of ? "No row is visible to this study." : "Switched off: the writer could not read it."));
     return;
   }
   try {
@@ -167,9 +167,9 @@ function item(bank, { row, weight }, known) {
   const from = known.key ? `row ${row}, from ${known.split} study ${known.key}` : `row ${row}, of no study`;
   return h(
     "li",
-    {},
+    { class: known.image ? "pictured" : "" },
     known.image ? h("img", { src: known.image, alt: `region of ${named(known)}` }) : null,
-    h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: percent(weight) } })), h("span", {}, percent(weight))),
+    h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: length(weight) } })), h("span", {}, percent(weight))),
     h("div", { class: "body" }, named(known), known.text ? h("p", {}, known.text) : null),
     h("div", { class: "body soft" }, from),
   );
