@@ -50,7 +50,7 @@ class Look:
     Attributes:
         films: the whole film in a square, uint8 [SHOWN_SIZE, SHOWN_SIZE] each, as the maps lie on it.
         group: ``group_id`` of the patient; ``NO_GROUP`` for a film that was dropped.
-        probabilities: of each finding, both heads of stage 1 together, the mean over the films.
+        probabilities: of each finding: stage 1's logits of all films together, both heads.
         maps_MKHW: activation maps, 1 being the peak of a typical positive train film (``amrg.mining.cam``).
         association: with each memory that the generator has.
     """
@@ -119,7 +119,7 @@ class Reader:
                 sight = Sight(*(part.bfloat16().float() for part in self.model.see(images, [len(films)])))
             maps_MKHW = activation_maps(self.classifier.cam_head, seen.fine_BHWC, self.config.banks.mining.method)
             association = self._associate(sight, group_1)
-        probability_K = seen.scores_BK.double().sigmoid().mean(0).tolist()
+        probability_K = seen.scores_BK.double().mean(0).sigmoid().tolist()
         return Look(
             films=[letterbox(film, SHOWN_SIZE) for film in films],
             group=group,

@@ -90,9 +90,6 @@ class Shelf:
         self._folder, self._files, self._rows = folder, ShardFiles(folder), read_index(folder, split, _PLACE)
         self._numbers = {key: number for number, key in enumerate(self._rows["key"].to_pylist())}
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._numbers
-
     def __getitem__(self, key: str) -> Sample:
         """Raises KeyError where there is no such study; UserError where its sample is damaged."""
         return _undamaged(self._files, self._folder, _row(self._rows, self._numbers[key]))

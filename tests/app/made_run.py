@@ -8,9 +8,9 @@ import torch
 
 from amrg.artifacts import Artifact, build, open_artifact
 from amrg.data.stream import Sample, read, studies
-from amrg.memory.bank import group_id
-from amrg.models.generator import IGNORED, ReportGenerator
+from amrg.models.generator import ReportGenerator
 from amrg.pipeline import recipe, root
+from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import look
 from amrg.training.stage2 import MODEL, build_generator
 from tests.conftest import make_artefacts
@@ -46,14 +46,12 @@ def make_run(folder: Path) -> dict[str, Artifact]:
 
 def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     """Some steps of plain training, so that sentences are written and depend on what is read."""
+    batch = Stage2Packer(model.stage1.config.image_size, ReportPacker(model.report_encoder(40)))(samples)
     with torch.no_grad():
-        sight = look(model.eval(), samples)
-    group_B = torch.tensor([group_id(sample.study.group) for sample in samples])
-    encoded = [torch.tensor(model.encode(sample.study.report, 40)) for sample in samples]
-    report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
+        sight = look(model.eval(), batch["films"])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=1e-2)
     for _ in range(STEPS):
         optimiser.zero_grad()
-        model(sight, group_B, report_BT).mean().backward()
+        model(sight, batch["group"], batch["report"]).mean().backward()
         optimiser.step()
