@@ -17,7 +17,7 @@ EXTRAS = {
     "gs": ["gcsfs>=2024.6"],  # shards in Google Cloud Storage
     "dicom": ["pydicom>=3,<4"],  # radiographs as hospitals store them
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
-    "browser": ["selenium>=4.30,<5", "axe-selenium-python>=3,<4"],  # the web application in a real browser
+    "browser": ["selenium>=4.30,<5"],  # the web application in a real browser (make test-browser)
     "dev": [
         "pytest>=8,<10",
         "hypothesis>=6.100,<7",
