@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -62,7 +63,7 @@ def read_dicom(data: bytes) -> np.ndarray:
             raise ValueError("a DICOM object without pixels")
         if record.Rows * record.Columns > MAX_PIXELS:
             raise ValueError(f"image of {record.Columns} × {record.Rows} pixels, more than {MAX_PIXELS} are refused")
-        pixels = apply_voi_lut(apply_modality_lut(record.pixel_array, record), record)
+        pixels = apply_voi_lut(apply_modality_lut(_decompressed(record), record), record)
         inverted = record.PhotometricInterpretation == "MONOCHROME1"
     except ValueError:
         raise
@@ -72,6 +73,14 @@ def read_dicom(data: bytes) -> np.ndarray:
         raise ValueError(f"a DICOM object of shape {list(pixels.shape)} is not one grey film")
     film = to_8_bit(pixels.astype(np.float64))
     return 255 - film if inverted else film
+
+
+def _decompressed(record: Any) -> np.ndarray:
+    try:
+        return record.pixel_array
+    except RuntimeError:
+        syntax = record.file_meta.TransferSyntaxUID
+        raise ValueError(f"pydicom finds no decoder for a film compressed as {syntax.name}") from None
 
 
 def to_8_bit(pixels: np.ndarray) -> np.ndarray:

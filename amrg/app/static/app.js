@@ -69,7 +69,13 @@ function later(action) {
 /** Check the study in the list that is looked at, if it is there. */
 function mark() {
   const [place, name] = located() ?? [];
-  for (const input of $("studies").querySelectorAll("input")) input.checked = place === $("split").value && input.value === name;
+  for (const input of $("studies").querySelectorAll("input")) {
+    input.checked = place === $("split").value && input.value === name;
+    if (!input.checked) continue;
+    const [list, entry] = [$("studies"), input.parentElement];
+    const above = entry.offsetTop - list.offsetTop;
+    if (above < list.scrollTop || above + entry.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = above - 40;
+  }
 }
 
 function located() {

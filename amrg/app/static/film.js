@@ -76,10 +76,12 @@ async function minePatches(threshold, said) {
   if (mine !== asked) return;
   $("above").textContent = `${said}; ${patches.length || "no"} ${patches.length === 1 ? "patch" : "patches"} mined here`;
   $("overlay").append(
-    ...patches.flatMap(({ row, column }, number) => [
-      svg("rect", { x: column, y: row, width: 1, height: 1 }),
-      svg("text", { x: column + 1.12, y: row + 0.8 }, number + 1),
-    ]),
+    ...patches.flatMap(({ row, column }, number) => {
+      const place = { x: column, y: row, width: 1, height: 1 };
+      const atEdge = column > look.grid - 2;
+      const label = { x: column + (atEdge ? -0.12 : 1.12), y: row + 0.8, "text-anchor": atEdge ? "end" : "start" };
+      return [svg("rect", { class: "under", ...place }), svg("rect", place), svg("text", label, number + 1)];
+    }),
   );
   await $("image").decode();
   $("patches").replaceChildren(

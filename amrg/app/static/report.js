@@ -115,7 +115,7 @@ function drew(of) {
   });
 }
 
-const named = ({ source, findings }) => [findings.join(", ") || "no finding", source.replace("_", " ")].join(", ");
+const named = ({ source, findings }) => [...findings, source.replace("_", " ")].join(", ");
 const brief = (known) => (known.text ? `“${known.text.length > 60 ? `${known.text.slice(0, 60)}…` : known.text}”` : named(known));
 
 async function fetchRow(bank, row) {
