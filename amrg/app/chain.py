@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from amrg.artifacts import MANIFEST, Artifact, open_artifact
-from amrg.config import BanksConfig, Config, GenerateConfig, MemoryConfig
+from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config
 from amrg.errors import UserError
 
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
@@ -36,18 +36,16 @@ class Chain:
         return sorted({one.mark for one in (self.data, self.stage1, self.banks, self.stage2) if one.mark})
 
     @property
-    def source(self) -> str:
-        """Of the data (``data.source``)."""
-        return self.data.manifest["config"]["source"]
-
-    @property
     def config(self) -> Config:
         """The settings that the viewer reads, as the artefacts were made with them."""
         try:
+            stage2 = self.stage2.manifest["config"]
             return Config(
                 name=self.name,
+                data=_as(DataConfig, {"source": self.data.manifest["config"]["source"]}),
                 banks=_as(BanksConfig, self.banks.manifest["config"]),
-                memory=_as(MemoryConfig, self.stage2.manifest["config"]["memory"]),
+                memory=_as(MemoryConfig, stage2["memory"]),
+                stage2=_as(Stage2Config, {"dtype": stage2["stage2"]["dtype"]}),
                 generate=_as(GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}),
             )
         except (KeyError, ValidationError):
@@ -55,11 +53,6 @@ class Chain:
                 f"{self.stage2.path.parent}: its artefacts were made with settings that this version does not know: "
                 "make them again with `amrg run`"
             ) from None
-
-    @property
-    def dtype(self) -> Literal["float32", "bfloat16"]:
-        """In which stage 2 was trained and its reports were written."""
-        return self.stage2.manifest["config"]["stage2"]["dtype"]
 
 
 def open_chain(run: Path) -> Chain:

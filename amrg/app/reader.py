@@ -83,7 +83,7 @@ class Reader:
     """
 
     def __init__(self, chain: Chain) -> None:
-        self.config, self.dtype = chain.config, chain.dtype
+        self.config = chain.config
         banks = open_banks(self.config, chain.banks.path, 1)
         self.model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, banks).to(engine.device())
         self.model.decoder.set_attn_implementation("eager")
@@ -113,7 +113,7 @@ class Reader:
         images = to_images(films, size).to(engine.device())
         group_1 = torch.tensor([group], device=images.device)
         with self._lock:
-            with engine.precision(self.dtype):
+            with engine.precision(self.config.stage2.dtype):
                 seen = self.classifier(images)
                 # Rounded as `amrg generate` keeps them, so that the same report comes out.
                 sight = Sight(*(part.bfloat16().float() for part in self.model.see(images, [len(films)])))
@@ -144,7 +144,7 @@ class Reader:
         """
         hidden = [MEMORIES[name] for name in sorted(off) if name in look.association]
         group_1 = torch.tensor([look.group], device=engine.device())
-        with self._lock, engine.precision(self.dtype), watched(self.model.decoder) as steps:
+        with self._lock, engine.precision(self.config.stage2.dtype), watched(self.model.decoder) as steps:
             pen = _Pen(self, look, off, steps, tell)
             self.model.generate(look.sight, group_1, self.decoding, streamer=pen, hidden=hidden)
 

@@ -96,10 +96,10 @@ class Desk:
         return HTMLResponse(
             self._page.render(
                 name=chain.name,
-                source=chain.source,
+                source=config.data.source,
                 generator=chain.stage2.path.name,
                 always=ALWAYS,
-                embedded=EMBEDDED if chain.source == "openi_drr" else None,
+                embedded=EMBEDDED if config.data.source == "openi_drr" else None,
                 marks=chain.marks,
                 splits=list(reversed(SPLITS)),
                 max_bytes=MAX_BYTES,

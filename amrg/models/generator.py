@@ -10,6 +10,7 @@ P positions of the streams, T report tokens, K top rows.
 import json
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -31,6 +32,7 @@ from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.tokenizer import ReportEncoder
 
 IMAGE = "{image}"
+STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
 IGNORED = -100  # target of a position that the loss leaves out
 WEIGHTS = "model.safetensors"
 
@@ -110,18 +112,12 @@ class ReportGenerator(nn.Module):
 
     @property
     def places(self) -> dict[str, slice]:
-        """Where each stream lies among the P positions of ``streams``; one that is off has none."""
+        """Where each of ``STREAMS`` lies among the P positions of ``streams``; one that is off has none."""
         tokens, queries, _ = self.seen_shape
-        settings, places, at = self.settings, {}, 0
-        for name, size in (
-            ("visual tokens", tokens),
-            ("queries", queries * settings.use_queries),
-            ("visual memory", queries * settings.use_visual_memory),
-            ("report memory", queries * settings.use_report_memory),
-        ):
-            places[name] = slice(at, at + size)
-            at += size
-        return places
+        use = self.settings
+        sizes = tokens, *(queries * on for on in (use.use_queries, use.use_visual_memory, use.use_report_memory))
+        edges = pairwise([0, *accumulate(sizes)])
+        return {name: slice(*ends) for name, ends in zip(STREAMS, edges, strict=True)}
 
     def streams(self, sight: Sight, group_B: Tensor) -> Tensor:
         """What the language model sees of a study: [B, P, E].

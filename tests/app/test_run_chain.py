@@ -19,7 +19,8 @@ def test_each_artefact_leads_to_the_chain(run, kind):
     assert chain.config.generate.num_beams == (1 if kind == "stage2" else 2)
     assert chain.config.memory.heads == 2
     assert chain.config.banks.mining.threshold == 0.01
-    assert (chain.name, chain.source, chain.marks) == ("tiny", "openi_drr", [])
+    assert (chain.name, chain.config.data.source, chain.marks) == ("tiny", "openi_drr", [])
+    assert chain.config.stage2.dtype == "bfloat16"
 
 
 def test_a_folder_leads_to_its_newest_scores(run, folder, tmp_path):
