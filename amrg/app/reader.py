@@ -27,6 +27,7 @@ from amrg.memory.bank import VISUAL, MemoryBank
 from amrg.mining.cam import activation_maps
 from amrg.mining.regions import strongest
 from amrg.models.generator import ReportGenerator, Sight
+from amrg.models.hopfield import HopfieldMemory
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from amrg.training import engine
@@ -96,10 +97,10 @@ class Reader:
         self._lock = threading.Lock()
 
     @property
-    def memories(self) -> list[str]:
-        """Names of the memories that the generator has."""
-        of = {"visual": self.model.visual_memory, "report": self.model.report_memory}
-        return [name for name, memory in of.items() if memory is not None]
+    def memories(self) -> dict[str, HopfieldMemory]:
+        """The memories that the generator has, by name."""
+        both = {"visual": self.model.visual_memory, "report": self.model.report_memory}
+        return {name: memory for name, memory in both.items() if memory is not None}
 
     @property
     def grid(self) -> int:
@@ -118,7 +119,11 @@ class Reader:
                 # Rounded as `amrg generate` keeps them, so that the same report comes out.
                 sight = Sight(*(part.bfloat16().float() for part in self.model.see(images, [len(films)])))
             maps_MKHW = activation_maps(self.classifier.cam_head, seen.fine_BHWC, self.config.banks.mining.method)
-            association = self._associate(sight, group_1)
+            association = {
+                name: Association(*(part[0].cpu() for part in found))
+                for name, memory in self.memories.items()
+                for found in [memory.attribution(sight.queries_BQD, query_group=group_1, top_k=KEPT)]
+            }
         probability_K = seen.scores_BK.double().mean(0).sigmoid().tolist()
         return Look(
             films=[letterbox(film, SHOWN_SIZE) for film in films],
@@ -169,16 +174,6 @@ class Reader:
     def positions(self) -> int:
         """Of the decoder's input up to the last stream."""
         return len(self.model.before) + max(place.stop for place in self.model.places.values())
-
-    def _associate(self, sight: Sight, group_1: Tensor) -> dict[str, Association]:
-        memories = {"visual": self.model.visual_memory, "report": self.model.report_memory}
-        return {
-            name: Association(*(part[0].cpu() for part in memory.attribution(
-                sight.queries_BQD, query_group=group_1, top_k=KEPT
-            )))
-            for name, memory in memories.items()
-            if memory is not None
-        }  # fmt: skip
 
 
 class _Pen(BaseStreamer):

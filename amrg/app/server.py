@@ -106,7 +106,7 @@ class Desk:
                 threshold=config.banks.mining.threshold,
                 method=config.banks.mining.method,
                 beams=config.generate.num_beams,
-                memories=[name for name in MEMORIES if name in self._reader.memories],
+                memories=list(self._reader.memories),
             )
         )
 
