@@ -3,13 +3,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check lint types
+.PHONY: demo test test-browser check lint types
 
 demo: $(INSTALLED)
 	$(BIN)/amrg run demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# The pages of `amrg view` in a real Chromium (Debian's, installed where it is missing; that needs root).
+test-browser: $(INSTALLED)
+	command -v chromedriver >/dev/null || (apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core)
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[browser]'
+	$(BIN)/pip install --quiet --no-deps 'axe-playwright-python>=0.1.8,<0.2'  # for the axe-core inside
+	AMRG_BROWSER=1 $(BIN)/python -m pytest tests/app/test_browser.py
 
 check: lint types test
 

@@ -5,13 +5,19 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "demo": ["nibabel>=5.2,<6"],  # reads the CT that the embedded data set is rendered from
     "eval": ["pycocoevalcap>=1.2,<2"],  # reference BLEU, ROUGE-L, METEOR and CIDEr
-    "viewer": ["jinja2>=3.1,<4", "matplotlib>=3.9,<4"],  # the HTML page, the plots of benchmarks
+    "viewer": [  # the HTML page, the plots of benchmarks, the web application
+        "jinja2>=3.1,<4",
+        "matplotlib>=3.9,<4",
+        "starlette>=1,<2",
+        "uvicorn>=0.40,<1",
+    ],
     "search": ["faiss-cpu>=1.10,<2"],  # indexes of banks too large to be read for every query
     "search-gpu": ["faiss-gpu-cu12>=1.10,<2"],  # the same on a GPU, instead of `search`
     "s3": ["s3fs>=2024.6"],  # shards in S3 and what speaks its protocol
     "gs": ["gcsfs>=2024.6"],  # shards in Google Cloud Storage
     "dicom": ["pydicom>=3,<4"],  # radiographs as hospitals store them
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
+    "browser": ["selenium>=4.30,<5"],  # the web application in a real browser (make test-browser)
     "dev": [
         "pytest>=8,<10",
         "hypothesis>=6.100,<7",
@@ -20,6 +26,7 @@ EXTRAS = {
         "types-PyYAML",
         "moto[server]>=5,<6",
         "scikit-learn>=1.5,<2",
+        "httpx2>=2,<3",
     ],
 }
 
@@ -30,7 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["amrg", "amrg.*"]), "amrg.kernels", "amrg.kernels.hopfield"],
-    package_data={"amrg.viewer": ["*.j2"]},
+    package_data={"amrg.viewer": ["*.j2"], "amrg.app": ["*.j2", "static/*"]},
     package_dir={"amrg": "amrg", "amrg.kernels": "kernels"},
     install_requires=[
         "torch>=2.9,<3",

@@ -20,6 +20,7 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg doctor PATH
        amrg mirror DATA URL
        amrg bank build|merge|subset|verify|show|search ...
+       amrg view RUN [--host ADDRESS] [--port NUMBER]
 
 verbs, each reading what the one before it made:
   run        all of the following; what is made already is kept
@@ -33,6 +34,7 @@ verbs, each reading what the one before it made:
   doctor     check a copy of a data set before it is prepared
   mirror     copy shards to object storage (s3://, gs://), to be read from there
   bank       make, join, thin out, check, describe and search memory banks
+  view       look at a run in the browser: films, maps, memory, reports as they are written
 
 CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg VERB --help` lists every setting.
 An interrupted command goes on where it was when it is typed again."""
@@ -117,8 +119,14 @@ def _dispatch(arguments: list[str]) -> None:
 
         bank(rest)
         return
+    if verb == "view":
+        from amrg.app.view import main as view
+
+        view(rest)
+        return
     if verb not in VERBS:
-        raise UserError(f"unknown verb `{verb}`; one of {', '.join((*VERBS, 'inspect', 'doctor', 'mirror', 'bank'))}")
+        known = (*VERBS, "inspect", "doctor", "mirror", "bank", "view")
+        raise UserError(f"unknown verb `{verb}`; one of {', '.join(known)}")
     dry_run = "--dry-run" in rest
     config = parse([argument for argument in rest if argument != "--dry-run"], f"amrg {verb} [CONFIG] [--dry-run]")
 

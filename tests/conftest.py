@@ -1,5 +1,6 @@
 """Artefacts of the first three steps, made in a second from random films: for tests of what reads them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +74,20 @@ def _data(config: Config, data: Path, partial: Path) -> None:
 def _stage1(config: Config, data: Path, partial: Path) -> None:
     torch.manual_seed(0)
     DiseaseClassifier(config.vision, pretrained=False).save_pretrained(partial / "model")
+    (partial / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, 0.5)))
 
 
 def _banks(config: Config, data: Path, partial: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train = studies(data, "train")
-    for name, dim, source in ((VISUAL, config.vision.query_dim, "region"), (REPORTS, 24, "report")):
+    region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}
+    for name, dim in ((VISUAL, config.vision.query_dim), (REPORTS, 24)):
         with BankWriter(partial / name, dim) as writer:
-            origins = [{"key": s.key, "group": s.group, "split": s.split, "source": source} for s in train]
+            origins = [
+                {"key": s.key, "group": s.group, "split": s.split}
+                | (region if name == VISUAL else {"source": "report", "text": s.report})
+                for s in train
+            ]
             writer.add(torch.randn(len(train), dim, generator=generator), origins)
 
 

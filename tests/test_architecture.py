@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"amrg.cli"},
     {"amrg.banks", "amrg.doctor", "amrg.inspect", "amrg.mirror", "amrg.pipeline"},
-    {"amrg.evaluation"},
+    {"amrg.app", "amrg.evaluation"},
     {"amrg.viewer"},
     {"amrg.mining"},
     {"amrg.training"},

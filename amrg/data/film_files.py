@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,7 +21,12 @@ def load_film(path: Path, short_side: int) -> np.ndarray:
         ValueError: no whole image, or more than ``MAX_PIXELS`` pixels; OSError: no such file.
     """
     data = path.read_bytes()
-    if path.suffix.lower() in (".dcm", ".dicom") or data[128:132] == b"DICM":
+    return read_dicom(data) if path.suffix.lower() in (".dcm", ".dicom") else read_film(data, short_side)
+
+
+def read_film(data: bytes, short_side: int) -> np.ndarray:
+    """The same from the bytes of a file, whose kind is told by its content."""
+    if data[128:132] == b"DICM":
         return read_dicom(data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
@@ -49,18 +55,32 @@ def read_dicom(data: bytes) -> np.ndarray:
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise UserError("DICOM films need pydicom: `pip install 'amrg[dicom]'`") from None
+    # Otherwise its warnings quote what a file says of the patient.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
         record = pydicom.dcmread(io.BytesIO(data))
+        if "PixelData" not in record:
+            raise ValueError("a DICOM object without pixels")
         if record.Rows * record.Columns > MAX_PIXELS:
             raise ValueError(f"image of {record.Columns} × {record.Rows} pixels, more than {MAX_PIXELS} are refused")
-        pixels = apply_voi_lut(apply_modality_lut(record.pixel_array, record), record)
+        pixels = apply_voi_lut(apply_modality_lut(_decompressed(record), record), record)
         inverted = record.PhotometricInterpretation == "MONOCHROME1"
-    except (pydicom.errors.InvalidDicomError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # pydicom raises whatever it stumbles over in a damaged file: TypeError, zlib.error, …
         raise ValueError(f"not a readable DICOM film ({type(error).__name__})") from None
     if pixels.ndim != 2:
         raise ValueError(f"a DICOM object of shape {list(pixels.shape)} is not one grey film")
     film = to_8_bit(pixels.astype(np.float64))
     return 255 - film if inverted else film
+
+
+def _decompressed(record: Any) -> np.ndarray:
+    try:
+        return record.pixel_array
+    except RuntimeError:
+        syntax = record.file_meta.TransferSyntaxUID
+        raise ValueError(f"pydicom finds no decoder for a film compressed as {syntax.name}") from None
 
 
 def to_8_bit(pixels: np.ndarray) -> np.ndarray:

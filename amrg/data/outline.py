@@ -22,8 +22,14 @@ def outlined(report: str) -> str:
 
 def without_outline(text: str) -> str:
     """The report behind an outline; the whole text where there is none."""
-    before, mark, after = text.partition(_REPORT)
-    return (after if mark else before).strip()
+    outline, report = split_outline(text)
+    return outline if report is None else report
+
+
+def split_outline(text: str) -> tuple[str, str | None]:
+    """The outline and the report behind it; None for a report that has not begun."""
+    outline, mark, report = text.partition(_REPORT)
+    return outline.strip(), report.strip() if mark else None
 
 
 def _place(sentence: str) -> int:

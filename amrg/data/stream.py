@@ -80,10 +80,19 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
     """
     files = ShardFiles(folder)
     for row in read_index(folder, split, _PLACE).to_pylist():
-        try:
-            yield _load(files, row)
-        except ValueError as error:
-            raise UserError(f"{_tar(folder, row)}: {_damage(row, error)}; {_REMEDY}") from None
+        yield _undamaged(files, folder, row)
+
+
+class Shelf:
+    """The samples of a split by the key of their study, each read when it is asked for."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._files, self._rows = folder, ShardFiles(folder), read_index(folder, split, _PLACE)
+        self._numbers = {key: number for number, key in enumerate(self._rows["key"].to_pylist())}
+
+    def __getitem__(self, key: str) -> Sample:
+        """Raises KeyError where there is no such study; UserError where its sample is damaged."""
+        return _undamaged(self._files, self._folder, _row(self._rows, self._numbers[key]))
 
 
 class Stream:
@@ -274,6 +283,14 @@ def _tar(folder: Path, row: dict[str, Any]) -> Path:
 
 def _damage(row: dict[str, Any], error: ValueError | str) -> str:
     return f"sample {anonymous(row['key'])} (hashed key) at byte {row['offset']} is damaged: {error}"
+
+
+def _undamaged(files: ShardFiles, folder: Path, row: dict[str, Any]) -> Sample:
+    """``_load``, damage being the user's to repair."""
+    try:
+        return _load(files, row)
+    except ValueError as error:
+        raise UserError(f"{_tar(folder, row)}: {_damage(row, error)}; {_REMEDY}") from None
 
 
 def _load(files: ShardFiles, row: dict[str, Any]) -> Sample:

@@ -10,6 +10,7 @@ P positions of the streams, T report tokens, K top rows.
 import json
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
 from amrg.data.outline import without_outline
@@ -30,6 +32,7 @@ from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.tokenizer import ReportEncoder
 
 IMAGE = "{image}"
+STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
 IGNORED = -100  # target of a position that the loss leaves out
 WEIGHTS = "model.safetensors"
 
@@ -107,6 +110,15 @@ class ReportGenerator(nn.Module):
         grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
         return pool_tokens(grid, self.settings.visual_tokens if self.settings.use_visual else 0).shape[1], queries, dim
 
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where each of ``STREAMS`` lies among the P positions of ``streams``; one that is off has none."""
+        tokens, queries, _ = self.seen_shape
+        use = self.settings
+        sizes = tokens, *(queries * on for on in (use.use_queries, use.use_visual_memory, use.use_report_memory))
+        edges = pairwise([0, *accumulate(sizes)])
+        return {name: slice(*ends) for name, ends in zip(STREAMS, edges, strict=True)}
+
     def streams(self, sight: Sight, group_B: Tensor) -> Tensor:
         """What the language model sees of a study: [B, P, E].
 
@@ -147,15 +159,28 @@ class ReportGenerator(nn.Module):
         return losses.sum(1)
 
     @torch.no_grad()
-    def generate(self, sight: Sight, group_B: Tensor, decoding: GenerateConfig, synced: bool = False) -> list[str]:
+    def generate(
+        self,
+        sight: Sight,
+        group_B: Tensor,
+        decoding: GenerateConfig,
+        synced: bool = False,
+        streamer: BaseStreamer | None = None,
+        hidden: Sequence[str] = (),
+    ) -> list[str]:
         """Write a report for each study.
 
         Args:
             sight, group_B: as for ``streams``.
             decoding: beams, lengths and penalties.
             synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
+            streamer: is given each token when it is written; one study and one beam only.
+            hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
         """
-        prefix = self._prefix(self.streams(sight, group_B))
+        streams_BPE = self.streams(sight, group_B)
+        for name in hidden:
+            streams_BPE[:, self.places[name]] = 0.0
+        prefix = self._prefix(streams_BPE)
         written = self.decoder.generate(
             inputs_embeds=prefix,
             attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
@@ -168,6 +193,7 @@ class ReportGenerator(nn.Module):
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
             synced_gpus=synced,
+            streamer=streamer,
         )
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [without_outline(text) if self.settings.outline else text.strip() for text in texts]

@@ -23,10 +23,14 @@ def film_url(film: np.ndarray, size: int | None = None) -> str:
     return _url(image, "JPEG", quality=82)
 
 
-def heat_url(map_HW: np.ndarray) -> str:
-    """A non-negative activation map as a transparent PNG of its own grid; the browser smooths it over the film."""
+def heat_url(map_HW: np.ndarray, top: float | None = None) -> str:
+    """A non-negative activation map as a transparent PNG of its own grid; the browser smooths it over the film.
+
+    The strongest colour is for ``top``, the map's own maximum unless given.
+    """
     share = np.asarray(map_HW, dtype=np.float64)
-    share = share / share.max() if share.max() > 0 else share
+    top = share.max() if top is None else top
+    share = share / top if top > 0 else share
     stops = np.array(_HEAT, dtype=np.float64)
     channels = [np.interp(share, stops[:, 0], stops[:, c]) for c in range(1, 5)]
     return _url(Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8)), "PNG")

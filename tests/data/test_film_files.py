@@ -1,6 +1,7 @@
 """Films as data sets store them: the same film from every kind of file."""
 
 import io
+import random
 import struct
 import zlib
 
@@ -9,9 +10,10 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage, generate_uid
 
-from amrg.data.film_files import load_film, to_8_bit
+from amrg.data.film_files import load_film, read_film, to_8_bit
 
 GREY = np.add.outer(np.arange(40), 3 * np.arange(60)).astype(np.uint8)  # 40 × 60, 0 … 216
 
@@ -116,8 +118,37 @@ def test_dicom_without_one_grey_film_is_refused(tmp_path) -> None:
     record = pydicom.dcmread(path)
     del record.PixelData
     record.save_as(tmp_path / "empty.dcm")
-    with pytest.raises(ValueError, match="DICOM"):
+    with pytest.raises(ValueError, match="without pixels"):
         load_film(tmp_path / "empty.dcm", 40)
+    packed = pydicom.dcmread(path)
+    packed.file_meta.TransferSyntaxUID, packed.PixelData = JPEGLSLossless, encapsulate([b"no decoder reads this"])
+    packed.save_as(tmp_path / "packed.dcm")
+    with pytest.raises(ValueError, match="no decoder for a film compressed as JPEG-LS"):
+        load_film(tmp_path / "packed.dcm", 40)
+
+
+def test_what_a_dicom_says_of_the_patient_is_not_quoted(tmp_path, recwarn, caplog) -> None:
+    """pydicom would warn of a value that is no identifier, and print it."""
+    data = dicom(tmp_path / "film.dcm", GREY).read_bytes()
+    misplaced = data.replace(b"1.2.840.10008.5.1.4.1.1.7", b"Doe^Jane.0008.5.1.4.1.1.7")
+    assert misplaced != data
+    assert read_film(misplaced, 40).shape == GREY.shape
+    assert "Doe" not in caplog.text + "".join(str(warning.message) for warning in recwarn)
+
+
+def test_a_damaged_dicom_is_read_or_refused(tmp_path) -> None:
+    whole = dicom(tmp_path / "film.dcm", GREY, WindowCenter=100, WindowWidth=50).read_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in chance.sample(range(132, len(whole)), 3):
+            damaged[place] = chance.randrange(256)
+        try:
+            assert read_film(bytes(damaged[: chance.choice([None, chance.randrange(len(whole))])]), 40).ndim == 2
+        except ValueError:
+            refused += 1
+    assert 100 < refused < 400
 
 
 def test_pixels_that_are_not_numbers_are_refused() -> None:

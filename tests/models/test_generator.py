@@ -149,6 +149,23 @@ def test_each_stream_can_be_switched_off(classifier: DiseaseClassifier, off: str
     assert {name.split(".", 1)[1] for name in idle} <= {"key_shift", "k_proj.bias"}
 
 
+def test_a_hidden_memory_is_never_read(classifier: DiseaseClassifier) -> None:
+    """Whatever is in the bank, the report is the same; and places tell which positions a memory fills."""
+    model = build(classifier)
+    sight, groups, _ = inputs(model)
+    assert list(model.places.values()) == [slice(0, 4), slice(4, 18), slice(18, 32), slice(32, 46)]
+    before = model.streams(sight, groups)
+    hidden = model.generate(sight, groups, DECODING, hidden=["report memory"])
+    memory = model.report_memory
+    assert memory is not None
+    memory.set_bank(Bank(normalise_rows(torch.randn(9, 5)), None, torch.arange(9)))
+    torch.nn.init.normal_(memory.out_proj.bias, std=9.0)
+    changed = (model.streams(sight, groups) != before).any(dim=-1).any(dim=0)
+    assert changed.tolist() == [position >= 32 for position in range(46)]
+    assert model.generate(sight, groups, DECODING, hidden=["report memory"]) == hidden
+    assert build(classifier, use_visual=False, use_visual_memory=False).places["report memory"] == slice(14, 28)
+
+
 def test_streams_are_hidden_in_training_only(classifier: DiseaseClassifier) -> None:
     model = build(classifier, stream_dropout=0.999999, use_queries=False, dropout=0.0)
     sight, groups, _ = inputs(model)

@@ -1,0 +1,111 @@
+"""Which artefacts a run consists of, found from any folder of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from amrg.artifacts import MANIFEST, Artifact, open_artifact
+from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config
+from amrg.errors import UserError
+
+#: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
+OPENED_BY = ("scores", "reports", "stage2")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The artefacts behind one report generator; ``reports`` is None where none were generated yet."""
+
+    data: Artifact
+    stage1: Artifact
+    banks: Artifact
+    stage2: Artifact
+    reports: Artifact | None
+
+    @property
+    def name(self) -> str:
+        """Of the run: of the folder in which the artefacts lie."""
+        return self.stage2.path.resolve().parent.name
+
+    @property
+    def marks(self) -> list[str]:
+        """Warnings that everything made from the artefacts carries."""
+        return sorted({one.mark for one in (self.data, self.stage1, self.banks, self.stage2) if one.mark})
+
+    @property
+    def config(self) -> Config:
+        """The settings that the viewer reads, as the artefacts were made with them."""
+        try:
+            stage2 = self.stage2.manifest["config"]
+            return Config(
+                name=self.name,
+                data=_as(DataConfig, {"source": self.data.manifest["config"]["source"]}),
+                banks=_as(BanksConfig, self.banks.manifest["config"]),
+                memory=_as(MemoryConfig, stage2["memory"]),
+                stage2=_as(Stage2Config, {"dtype": stage2["stage2"]["dtype"]}),
+                generate=_as(GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}),
+            )
+        except (KeyError, ValidationError):
+            raise UserError(
+                f"{self.stage2.path.parent}: its artefacts were made with settings that this version does not know: "
+                "make them again with `amrg run`"
+            ) from None
+
+
+def open_chain(run: Path) -> Chain:
+    """The artefacts of a run.
+
+    Args:
+        run: a scores, reports or stage2 artefact, or a folder of artefacts: then its newest scores (or, where there
+            are none, reports or generator).
+
+    Raises:
+        UserError: it is none of these, an input is missing or was changed, or lies outside the run's folder.
+    """
+    head = _open(run if (run / MANIFEST).is_file() else _newest(run))
+    found = {name: _input(head, name) for name in head.manifest["inputs"]}
+    found[head.kind] = head
+    missing = [kind for kind in ("data", "stage1", "banks", "stage2") if kind not in found]
+    if missing:
+        raise UserError(f"{head.path} does not name its {', '.join(missing)}: make it again with `amrg run`")
+    return Chain(found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"))
+
+
+def _newest(run: Path) -> Path:
+    if not run.is_dir():
+        raise UserError(f"no run at {run}: give a folder made by `amrg run`, such as runs/demo")
+    for kind in OPENED_BY:
+        manifests = sorted(run.glob(f"{kind}-*/{MANIFEST}"), key=lambda path: (path.stat().st_mtime_ns, path))
+        if manifests:
+            return manifests[-1].parent
+    raise UserError(f"{run} holds no report generator: train one with `amrg run CONFIG`, or give another folder")
+
+
+def _open(path: Path) -> Artifact:
+    try:
+        kind = json.loads((path / MANIFEST).read_text())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not an artefact: it has no readable {MANIFEST}") from None
+    if kind not in OPENED_BY:
+        raise UserError(f"{path} holds a {kind} artefact: give one of {', '.join(OPENED_BY)}, or the folder of the run")
+    return open_artifact(path, kind)
+
+
+def _input(head: Artifact, name: str) -> Artifact:
+    """An input of an artefact, checked to be beside it and to be what it was made from."""
+    told = head.manifest["inputs"][name]
+    beside = head.path.resolve().parent
+    path = (beside / told["path"]).resolve()
+    if path.parent != beside:
+        raise UserError(f"{head.path} names an input outside the folder of its run ({told['path']}): not opened")
+    artifact = open_artifact(path, told["kind"])
+    if artifact.hash != told["hash"]:
+        raise UserError(f"{path} is not what {head.path.name} was made from: make it again with `amrg run`")
+    return artifact
+
+
+def _as(kind: type, content: Any) -> Any:
+    return TypeAdapter(kind).validate_python(content)

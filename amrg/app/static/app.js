@@ -1,0 +1,110 @@
+// The study that is looked at: chosen from the list, dropped as a file, or named in the address.
+
+import { $, ask, calm, choice, complain, h } from "./dom.js";
+import { showFilm } from "./film.js";
+import { showReport, stopWriting } from "./report.js";
+
+let opening = null; // what is being opened; opening something else gives it up
+let listing = null;
+let pause = 0;
+
+/** Look at what `start` asks for. A failure leaves the page as it was. */
+async function open(start) {
+  opening?.abort();
+  const mine = (opening = new AbortController());
+  $("film").setAttribute("aria-busy", "true");
+  try {
+    const look = await start(mine.signal);
+    if (mine.signal.aborted) return;
+    calm();
+    stopWriting();
+    history.replaceState(null, "", `#${look.place}/${encodeURIComponent(look.name)}`);
+    showFilm(look);
+    showReport(look);
+    mark();
+  } catch (error) {
+    if (error.name !== "AbortError") complain(error.message);
+  } finally {
+    if (opening === mine) $("film").setAttribute("aria-busy", "false");
+  }
+}
+
+const openStudy = (place, name) => open((signal) => ask(`/api/looks/${place}/${encodeURIComponent(name)}`, { signal }));
+
+function openFile(file) {
+  const most = Number(document.body.dataset.maxBytes);
+  if (file.size > most) {
+    complain(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB; films of up to ${most / 2 ** 20} MB are read. Nothing was sent.`);
+    return;
+  }
+  open((signal) => ask("/api/looks", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal }));
+}
+
+async function list() {
+  listing?.abort();
+  const mine = (listing = new AbortController());
+  const [split, words] = [$("split").value, $("words").value];
+  try {
+    const found = await ask(`/api/studies?${new URLSearchParams({ split, words })}`, { signal: mine.signal });
+    const shown = found.studies.length < found.found ? `, the first ${found.studies.length} shown` : "";
+    $("count").textContent = `${found.found} of ${found.total} studies${shown}`;
+    $("studies").replaceChildren(
+      ...found.studies.map(({ key, findings }) =>
+        choice("study", key, false, () => later(() => openStudy(split, key)), key, h("small", {}, findings.join(", ") || "no finding")),
+      ),
+    );
+    mark();
+    return found.studies[0]?.key;
+  } catch (error) {
+    if (error.name !== "AbortError") complain(error.message);
+  }
+}
+
+/** Arrow keys and typing go through many in a row: only where they rest is acted upon. */
+function later(action) {
+  clearTimeout(pause);
+  pause = setTimeout(action, 150);
+}
+
+/** Check the study in the list that is looked at, if it is there. */
+function mark() {
+  const [place, name] = located() ?? [];
+  for (const input of $("studies").querySelectorAll("input")) {
+    input.checked = place === $("split").value && input.value === name;
+    if (!input.checked) continue;
+    const [list, entry] = [$("studies"), input.parentElement];
+    const above = entry.offsetTop - list.offsetTop;
+    if (above < list.scrollTop || above + entry.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = above - 40;
+  }
+}
+
+function located() {
+  const [, place, name] = /^#([^/]+)\/(.+)$/.exec(location.hash) ?? [];
+  return place && [place, decodeURIComponent(name)];
+}
+
+$("split").addEventListener("change", list);
+$("words").addEventListener("input", () => later(list));
+$("problem").querySelector("button").addEventListener("click", calm);
+$("file").addEventListener("change", ({ target }) => {
+  if (target.files[0]) openFile(target.files[0]);
+  target.value = ""; // the same file may be chosen again
+});
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  $("drop").classList.add("over");
+});
+addEventListener("dragleave", (event) => event.relatedTarget || $("drop").classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  const [file] = event.dataTransfer.files;
+  if (file) openFile(file);
+});
+addEventListener("hashchange", () => located() && openStudy(...located()));
+
+const asked = located();
+if (asked && [...$("split").options].some(({ value }) => value === asked[0])) $("split").value = asked[0];
+const first = await list();
+if (asked) await openStudy(...asked);
+else if (first) await openStudy($("split").value, first);

@@ -1,0 +1,176 @@
+// The report as it is written, and the memory rows: of the whole film, or of the sentence that is chosen.
+
+import { $, ask, complain, h, length, percent } from "./dom.js";
+
+const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
+const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "words"];
+const CALLED = { "visual tokens": "film", queries: "disease queries", words: "prompt and words before" };
+
+let look = null;
+let source = null; // of the events of the report being written
+let sentences = [];
+let drawn = []; // what each finished sentence drew on
+let chosen = null;
+let without = []; // memories that were switched off for it
+let whole = null; // sentences of the report with every memory, to compare with
+const rows = new Map(); // what is known of a bank's row, asked for once
+
+for (const input of $("switches").querySelectorAll("input")) input.addEventListener("change", write);
+$("again").addEventListener("click", write);
+$("whole").addEventListener("click", () => choose(null));
+
+const off = () => [...$("switches").querySelectorAll("input:not(:checked)")].map((input) => input.name);
+
+export function showReport(newLook) {
+  look = newLook;
+  whole = null;
+  $("reference").hidden = look.reference === null;
+  $("reference").querySelector("p").textContent = look.reference ?? "";
+  $("no-reference").hidden = look.reference !== null;
+  write();
+}
+
+export function stopWriting() {
+  source?.close();
+  source = null;
+}
+
+function write() {
+  if (!look) return;
+  stopWriting();
+  [sentences, drawn, without] = [[], [], off()];
+  choose(null);
+  $("plan").hidden = true;
+  $("again").disabled = false;
+  $("state").textContent = "writing …";
+  source = new EventSource(`/api/looks/${look.place}/${encodeURIComponent(look.name)}/report?${new URLSearchParams({ off: without })}`);
+  source.addEventListener("text", ({ data }) => {
+    const told = JSON.parse(data);
+    $("plan").hidden = !told.plan;
+    $("plan").textContent = `Plan: ${told.plan}`;
+    sentences = told.sentences;
+    showSentences(true);
+  });
+  source.addEventListener("sentence", ({ data }) => {
+    const { number, ...what } = JSON.parse(data);
+    drawn[number] = what;
+    showSentences(true);
+  });
+  source.addEventListener("end", () => {
+    stopWriting();
+    if (!without.length) whole = sentences;
+    showSentences(false);
+    $("state").textContent = summary();
+  });
+  source.addEventListener("problem", ({ data }) => fail(JSON.parse(data).error));
+  source.onerror = () => source && fail("The viewer stopped answering while it wrote. Is `amrg view` still running?");
+}
+
+function fail(message) {
+  stopWriting();
+  $("state").textContent = "not finished";
+  showSentences(false);
+  complain(message);
+}
+
+function summary() {
+  const count = `${sentences.length} ${sentences.length === 1 ? "sentence" : "sentences"}`;
+  if (!without.length) return `${count}, with every memory`;
+  const missing = `without ${without.join(" and ")} memory`;
+  if (!whole) return `${count}, ${missing}`;
+  const changed = sentences.filter(differs).length + whole.filter((sentence) => !sentences.includes(sentence)).length;
+  return changed ? `${count}, ${missing}: the report changed` : `${count}, ${missing}: the same report`;
+}
+
+const differs = (sentence) => whole !== null && !whole.includes(sentence);
+
+function showSentences(growing) {
+  const focused = [...$("sentences").querySelectorAll("button")].indexOf(document.activeElement);
+  $("sentences").replaceChildren(
+    ...sentences.map((sentence, number) => {
+      const last = growing && number === sentences.length - 1;
+      return h(
+        "li",
+        { class: last ? "growing" : "" },
+        h(
+          "button",
+          { type: "button", disabled: !drawn[number], "aria-pressed": String(chosen === number), onclick: () => choose(chosen === number ? null : number) },
+          h("span", { class: "text" }, sentence),
+          !last && differs(sentence) ? h("span", { class: "differs" }, "differs") : null,
+          h("span", { class: "drew" }, ...(drawn[number] ? drew(drawn[number].rows) : [])),
+        ),
+      );
+    }),
+  );
+  if (focused >= 0) $("sentences").querySelectorAll("button")[focused]?.focus();
+}
+
+/** One line: the heaviest row of each memory. */
+function drew(of) {
+  return BANKS.filter((bank) => of[bank]?.length).flatMap((bank, number) => {
+    const [{ row, weight }] = of[bank];
+    const known = rows.get(`${bank}/${row}`);
+    if (!known) fetchRow(bank, row).then(() => showSentences(source !== null), (error) => complain(error.message));
+    return [number ? " · " : "", h("b", { class: bank }, `${bank} ${percent(weight)}`), ` ${known ? brief(known) : "…"}`];
+  });
+}
+
+const named = ({ source, findings }) => [...findings, source.replace("_", " ")].join(", ");
+const brief = (known) => (known.text ? `“${known.text.length > 60 ? `${known.text.slice(0, 60)}…` : known.text}”` : named(known));
+
+async function fetchRow(bank, row) {
+  const name = `${bank}/${row}`;
+  if (!rows.has(name)) rows.set(name, await ask(`/api/banks/${name}`));
+  return rows.get(name);
+}
+
+function choose(number) {
+  chosen = number;
+  if (number !== null || sentences.length) showSentences(source !== null);
+  $("whole").hidden = number === null;
+  const what = number === null ? look.memory : drawn[number].rows;
+  $("memory-what").textContent =
+    number === null
+      ? "What the film retrieved: each row's share of the association, the mean over the disease queries and heads."
+      : `While “${sentences[number]}” was written: each row's share of the attention paid to its memory.`;
+  showShares(number === null ? null : drawn[number].shares);
+  for (const bank of BANKS) showRows(bank, without.includes(bank) ? null : what[bank]);
+}
+
+function showShares(shares) {
+  $("shares").hidden = shares === null;
+  if (shares === null) return;
+  const parts = STREAMS.filter((name) => name in shares);
+  const colour = (name) => `c${STREAMS.indexOf(name)}`;
+  $("shares").replaceChildren(
+    h("div", { class: "stack", "aria-hidden": "true" }, ...parts.map((name) => h("i", { class: colour(name), style: { width: length(shares[name]) } }))),
+    h("ul", { "aria-label": "Attention" }, ...parts.map((name) => h("li", { class: colour(name) }, `${CALLED[name] ?? name} ${percent(shares[name])}`))),
+  );
+}
+
+async function showRows(bank, of) {
+  const list = document.querySelector(`[data-bank="${bank}"]`);
+  const mine = (list.dataset.turn = String(Number(list.dataset.turn ?? 0) + 1));
+  if (!of?.length) {
+    list.replaceChildren(h("li", { class: "none" }, of ? "No row is visible to this study." : "Switched off: the writer could not read it."));
+    return;
+  }
+  try {
+    const known = await Promise.all(of.map(({ row }) => fetchRow(bank, row)));
+    if (list.dataset.turn === mine) list.replaceChildren(...of.map((entry, number) => item(bank, entry, known[number])));
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
+function item(bank, { row, weight }, known) {
+  const from = known.key ? `row ${row}, from ${known.split} study ${known.key}` : `row ${row}, of no study`;
+  return h(
+    "li",
+    { class: known.image ? "pictured" : "" },
+    known.image ? h("img", { src: known.image, alt: `region of ${named(known)}` }) : null,
+    h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: length(weight) } })), h("span", {}, percent(weight))),
+    h("div", { class: "body" }, named(known), known.text ? h("p", {}, known.text) : null),
+    h("div", { class: "body soft" }, from),
+  );
+}
