@@ -11,6 +11,7 @@ from typing import Any
 
 from amrg.artifacts import Artifact, Recipe, build, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
+from amrg.data import labeler
 from amrg.errors import UserError
 from amrg.progress import say
 from amrg.training import ds_config
@@ -137,6 +138,8 @@ def _data_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.data)
     for name in ("workers", "readers"):  # decide how fast, not what
         del settings[name]
+    if config.data.source not in ("openi_drr", "openi"):  # there labels are the experts'; elsewhere they may be ours
+        settings["labeler"] = labeler.VERSION
     return settings
 
 
@@ -145,7 +148,10 @@ def _stage1_settings(config: Config) -> dict[str, Any]:
 
 
 def _stage2_settings(config: Config) -> dict[str, Any]:
-    return {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder), "stage2": _with_engine(config.stage2)}
+    settings = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
+    if config.decoder.outline:
+        settings["labeler"] = labeler.VERSION  # it writes the outlines
+    return {**settings, "stage2": _with_engine(config.stage2)}
 
 
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
