@@ -148,10 +148,14 @@ def _stage1_settings(config: Config) -> dict[str, Any]:
 
 
 def _stage2_settings(config: Config) -> dict[str, Any]:
-    settings = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
+    settings: dict[str, Any] = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
     if config.decoder.outline:
         settings["labeler"] = labeler.VERSION  # it writes the outlines
     return {**settings, "stage2": _with_engine(config.stage2)}
+
+
+def _evaluate_settings(config: Config) -> dict[str, Any]:
+    return {**to_dict(config.evaluate), "labeler": labeler.VERSION}
 
 
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
@@ -165,7 +169,5 @@ STEPS: dict[str, Step] = {
     "banks": Step("banks", 2, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 2, _stage2_settings, ("data", "stage1", "banks"), _stage2),
     "generate": Step("reports", 1, lambda c: to_dict(c.generate), ("data", "stage1", "banks", "stage2"), _generate),
-    "evaluate": Step(
-        "scores", 1, lambda c: to_dict(c.evaluate), ("data", "stage1", "banks", "stage2", "reports"), _evaluate
-    ),
+    "evaluate": Step("scores", 2, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

@@ -110,7 +110,7 @@ def test_scores_page_and_table(artefacts, tmp_path, capsys):
     assert scores["systems"]["model"]["clinical"]["micro_13"]["f1"] == 1.0  # it repeats the references
     assert list(scores["systems"]) == ["model", "nearest neighbour", "most frequent normal", "random train report"]
     assert scores["systems"]["most frequent normal"]["clinical"]["micro_13"]["f1"] == 0.0
-    assert set(scores["localisation"]) == {"Cardiomegaly", "Pleural Effusion"}
+    assert set(scores["localisation"]) == {"Cardiomegaly", "Pleural Effusion", "all lesions"}
     assert scores["mentions"]["Pleural Effusion"]["odds_ratio"] > 1
     assert scores["settings"]["num_beams"] == 3
     assert scores["inputs"]["banks"] == open_artifact(artefacts["banks"], "banks").hash
