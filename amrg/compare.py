@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from amrg.errors import UserError
-from amrg.evaluation.comparison import Difference, Run, compare, read_run
+from amrg.evaluation.comparison import Difference, Run, compare, read_run, run_name
 
 #: Shown unless all are asked for.
 SHOWN = (
@@ -62,27 +63,21 @@ def main(arguments: list[str]) -> None:
 
 def _named_apart(paths: list[Path]) -> list[Path]:
     resolved = [path.resolve() for path in paths]
-    if len({path.name for path in resolved}) < len(resolved):
+    if len({run_name(path) for path in resolved}) < len(resolved):
         raise UserError("two of the runs have the same name: a run is not compared with itself; rename a copied folder")
     return resolved
 
 
 def _table(first: Run, other: str, rows: Mapping[str, Difference], everything: bool) -> Table:
-    table = Table("", "first", "other", "difference", "95%", "p", "Holm", title_justify="left")
-    table.title = f"{other} against {first.name}"
+    table = Table(title=f"{other} against {first.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in ("first", "other", "difference", "95%", "p", "Holm"):
+        table.add_column(head, justify="right", no_wrap=True)
     for name, d in rows.items():
         if everything or name in SHOWN:
             low, high = d.interval
-            change = f"{d.other - d.first:+.3f}"
-            numbers = (
-                f"{d.first:.3f}",
-                f"{d.other:.3f}",
-                change,
-                f"{low:+.3f} – {high:+.3f}",
-                f"{d.p:.4f}",
-                f"{d.holm:.4f}",
-            )
-            table.add_row(name, *numbers)
+            scores = (f"{d.first:.3f}", f"{d.other:.3f}", f"{d.other - d.first:+.3f}", f"{low:+.3f} – {high:+.3f}")
+            table.add_row(name, *scores, f"{d.p:.4f}", f"{d.holm:.4f}")
     return table
 
 

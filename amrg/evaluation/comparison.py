@@ -72,7 +72,12 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{file} holds no reports")
     if lacking := sum(not report.reference or not report.group for report in reports):
         raise UserError(f"{file}: {lacking} of {len(reports)} lines lack `reference` or `group`, which pairing needs")
-    return Run(path.name, reports)
+    return Run(run_name(path), reports)
+
+
+def run_name(path: Path) -> str:
+    """``demo/scores-1234567890``: the artefact and the folder of the run it lies in."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _kind(path: Path) -> str:

@@ -16,7 +16,8 @@ from amrg.config import Config
 from amrg.data import labeler
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import studies as read_studies
-from amrg.data.studies import Study
+from amrg.data.studies import SPLITS, Study
+from amrg.errors import UserError
 from amrg.evaluation import language
 from amrg.evaluation.baselines import most_frequent_normal, nearest_neighbour, random_train
 from amrg.evaluation.inputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
@@ -60,7 +61,9 @@ def evaluate(
     """
     kinds = {"data": data, "stage1": stage1, "banks": banks, "stage2": stage2, "reports": generated}
     inputs = {kind: open_artifact(path, kind) for kind, path in kinds.items()}
-    split = inputs["reports"].manifest["config"]["split"]
+    split = inputs["reports"].manifest["config"].get("split")
+    if split not in SPLITS:
+        raise UserError(f"{generated} does not say which split it was generated for: make it with `amrg generate`")
     studies = read_studies(data, split)
     reports = read_reports(generated, studies)
     chosen = pick(studies, config.evaluate.page_studies)

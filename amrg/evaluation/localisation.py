@@ -84,7 +84,7 @@ class Localisation:
             "ratio_interval": list(interval(ratio_B)),
             "control": float(self.control.mean()),
             "over_control": float(self.ratio.mean() / max(self.control.mean(), 1e-12)),
-            "over_control_interval": list(interval(ratio_B / np.maximum(control_B, 1e-12))),
+            "over_control_interval": list(interval(ratio_B / np.where(control_B > 0, control_B, np.nan))),
             "iou": float(self.iou.mean()),
             "iou_interval": list(interval(iou_B)),
             "pointing": float(self.hit.mean()),

@@ -78,6 +78,7 @@ def _parse(line: str, where: str) -> Generated:
         group, reference = record.get("group") or "", record.get("reference") or ""
         rows = [row for bank in memory.values() for row in bank]
         good = all(isinstance(value, str) for value in (key, text, group, reference))
+        "".join((key, text, group, reference)).encode()  # half a surrogate pair can be read, and never written again
         good = good and all(isinstance(r["row"], int) and isinstance(r["weight"], int | float) for r in rows)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False

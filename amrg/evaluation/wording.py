@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from amrg.data.text import fold
 from amrg.evaluation.language import tokenize
@@ -59,7 +60,7 @@ def retrieved_texts(banks: Path, reports: Sequence[Generated]) -> list[list[str]
     table = MemoryBank.open(banks / REPORTS).provenance
     wanted = {row["row"] for report in reports for row in report.memory.get("report", [])}
     rows = sorted(row for row in wanted if 0 <= row < table.num_rows)
-    texts = dict(zip(rows, table["text"].take(rows).to_pylist(), strict=True))
+    texts = dict(zip(rows, table["text"].take(pa.array(rows, pa.int64())).to_pylist(), strict=True))
     found = ([texts.get(row["row"]) for row in report.memory.get("report", [])] for report in reports)
     return [[text for text in some if text] for some in found]
 

@@ -10,7 +10,7 @@ from scipy import stats
 from amrg.artifacts import Recipe, build, open_artifact
 from amrg.compare import main
 from amrg.errors import UserError
-from amrg.evaluation.comparison import compare, holm, read_run
+from amrg.evaluation.comparison import compare, holm, read_run, run_name
 
 SICK, WELL = "Small left pleural effusion.", "No pleural effusion."
 
@@ -32,12 +32,12 @@ def test_a_better_run_and_the_same_run(tmp_path):
     perfect = read_run(write(tmp_path / "perfect.jsonl", lines([SICK, WELL] * 20)))
     again = read_run(write(tmp_path / "again.jsonl", lines([WELL] * 40)))
     found = compare(silent, [perfect, again], samples=400, seed=0)
-    better, same = (found[name]["F1 micro-13"] for name in ("perfect.jsonl", "again.jsonl"))
+    better, same = (found[name]["F1 micro-13"] for name in (perfect.name, again.name))
     assert (better.first, better.other, better.interval) == (0, 1, (1, 1))
     assert better.p == pytest.approx(1 / 401)
     assert (same.other - same.first, same.interval, same.p, same.holm) == (0, (0, 0), 1, 1)
-    assert found["perfect.jsonl"]["ROUGE-L"].p == pytest.approx(1 / 401)
-    assert better.holm == pytest.approx(min(1, len(found) * len(found["again.jsonl"]) / 401))
+    assert found[perfect.name]["ROUGE-L"].p == pytest.approx(1 / 401)
+    assert better.holm == pytest.approx(min(1, len(found) * len(found[again.name]) / 401))
     assert compare(silent, [perfect, again], samples=400, seed=0) == found
 
 
@@ -51,7 +51,7 @@ def test_p_is_that_of_scipys_exact_permutation_test(tmp_path):
         read_run(write(tmp_path / f"{name}.jsonl", lines(said, texts[0], groups)))
         for name, said in (("one", texts[1]), ("two", texts[2]))
     )
-    found = compare(one, [two], samples=20_000, seed=0)["two.jsonl"]["ROUGE-L"]
+    found = compare(one, [two], samples=20_000, seed=0)[two.name]["ROUGE-L"]
     from pycocoevalcap.rouge.rouge import Rouge
 
     each = [
@@ -67,7 +67,7 @@ def test_patients_are_swapped_and_drawn_whole(tmp_path):
     groups = ["p"] * 8
     first = read_run(write(tmp_path / "a.jsonl", lines([WELL] * 8, groups=groups)))
     other = read_run(write(tmp_path / "b.jsonl", lines([SICK, WELL] * 4, groups=groups)))
-    found = compare(first, [other], samples=50, seed=0)["b.jsonl"]["F1 micro-13"]
+    found = compare(first, [other], samples=50, seed=0)[other.name]["F1 micro-13"]
     assert found.p == 1
     assert found.interval == (1, 1)
 
@@ -81,7 +81,7 @@ def test_holm_by_hand():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lines([WELL] * 4)[:3], "has 4 studies and b.jsonl has 3, 3 of them the same"),
+        (lines([WELL] * 4)[:3], "a.jsonl has 4 studies and .*/b.jsonl has 3, 3 of them the same"),
         (lines([WELL] * 4, [WELL] * 4), "other references or patients for 2 of 4"),
         (lines([WELL] * 4, groups=["q"] * 4), "other references or patients for 4 of 4"),
         ([*lines([WELL] * 4), lines([WELL] * 4)[0]], "line 5 repeats the study of line 1"),
@@ -116,7 +116,7 @@ def test_command(tmp_path, capsys):
     assert "uncertain" not in printed
     assert "effusion" not in printed
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["runs"][scores.path.name]["F1 micro-13"]["other"] == 1
+    assert written["runs"][run_name(scores.path)]["F1 micro-13"]["other"] == 1
     assert (written["studies"], written["patients"]) == (12, 6)
 
     for arguments, message in (
