@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "demo": ["nibabel>=5.2,<6"],  # reads the CT that the embedded data set is rendered from
     "eval": ["pycocoevalcap>=1.2,<2"],  # reference BLEU, ROUGE-L, METEOR and CIDEr
+    "clinical": ["radeval>=2.2,<3"],  # metrics with learned weights: BERTScore, CheXbert, RadGraph, RadCliQ, GREEN
     "viewer": ["jinja2>=3.1,<4", "matplotlib>=3.9,<4"],  # the HTML page, the plots of benchmarks
     "search": ["faiss-cpu>=1.10,<2"],  # indexes of banks too large to be read for every query
     "search-gpu": ["faiss-gpu-cu12>=1.10,<2"],  # the same on a GPU, instead of `search`
