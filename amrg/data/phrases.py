@@ -181,7 +181,7 @@ PSEUDO = (
 PRE_NEGATION = (
     r"no longer|no|not|neither|nor|without|negative for|free of|clear of|absence of|absent|lack of|denies|rather than"
     r"|resolved|resolution of"
-    r"|clearing of|removal of|excludes?|rule[sd] out|never|unlikely(?: to (?:be|represent|reflect))?"
+    r"|clearing of|removal of|excludes?|rule[sd] out|never|unlikely to (?:be|represent|reflect)"
 )
 POST_NEGATION = (
     r"(?:(?:is|are|was|were|has|have|been|not|be|now|since|completely|interval(?:ly)?)[\s-]+)*"

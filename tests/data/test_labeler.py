@@ -172,6 +172,7 @@ SENTENCES = [
     ("Doubtful small left effusion.", {"Pleural Effusion": U}),
     ("No CHF.", {"Edema": N}),
     ("Left base atelectasis/infiltrate.", {"Atelectasis": P, "Lung Opacity": P}),
+    ("Pneumonia unlikely, small effusion.", {"Pneumonia": N, "Pleural Effusion": P}),
     ("Monitoring and support devices are unchanged.", {"Support Devices": P}),
     ("Left shoulder prosthesis.", {"Support Devices": None}),
 ]
