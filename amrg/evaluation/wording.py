@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from amrg.data.text import fold
+from amrg.data.text import fold, sentences
 from amrg.evaluation.language import tokenize
 from amrg.evaluation.reports import Generated
 from amrg.memory.bank import REPORTS, MemoryBank
@@ -90,7 +90,7 @@ def copying(
     words = [tokenize(text) for text in texts]
     rows = [[tokenize(row) for row in found] for found in retrieved]
     others = [rows[j] for j in _another(groups)]
-    known = {n: set().union(*(_ngrams(tokenize(t), n) for t in train)) for n in COPIED}
+    known = _known(words, train)
     found: dict[str, float | None] = {}
     for n in COPIED:
         found[f"retrieved_{n}"] = _mean([_share(w, _all(r, n), n) for w, r in zip(words, rows, strict=True) if r])
@@ -115,6 +115,17 @@ def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
+def _known(words: Sequence[Sequence[str]], train: Sequence[str]) -> dict[int, set[tuple[str, ...]]]:
+    """Those n-grams of some reports that stand in a train report; of train itself nothing is held."""
+    asked = {n: _all(words, n) for n in COPIED}
+    known: dict[int, set[tuple[str, ...]]] = {n: set() for n in COPIED}
+    for text in train:
+        tokens = tokenize(text)
+        for n in COPIED:
+            known[n] |= asked[n].intersection(_ngrams(tokens, n))
+    return known
+
+
 def _all(rows: Sequence[Sequence[str]], n: int) -> set[tuple[str, ...]]:
     return set().union(*(_ngrams(row, n) for row in rows))
 
@@ -135,5 +146,4 @@ def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
 
 
 def _repeats_a_sentence(text: str) -> bool:
-    parts = [fold(part) for part in text.split(".")]
-    return max(Counter(part for part in parts if part).values(), default=0) > 1
+    return max(Counter(map(fold, sentences(text))).values(), default=0) > 1
