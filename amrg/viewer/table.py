@@ -19,7 +19,7 @@ def cell(score: dict[str, Any] | float | str | None) -> str:
         return f"{score['value']:.3f}"
     if isinstance(score, dict):
         low, high = score["interval"]
-        return f"{score['value']:.3f} [{low:.3f} – {high:.3f}]"
+        return f"{score['value']:.3f} [{low:.3f}–{high:.3f}]"
     return f"{score:.3f}"
 
 
@@ -45,16 +45,17 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def clinical_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """F1 of every average, each system under both readings of uncertain findings."""
-    averages = [f"{kind}_{labels}" for labels in ("14", "5") for kind in ("micro", "macro", "example")]
-    policies = {"clinical": "absent", "clinical_uncertain_as_present": "present"}
+    """F1 of every average under both readings of uncertain findings, one system in each column."""
+    readings = {"clinical": "absent", "clinical_uncertain_as_present": "present"}
     rows = []
-    for name, system in scores["systems"].items():
-        for policy, reading in policies.items():
-            found = system[policy]
-            f1 = [{"value": found[a]["f1"], "interval": found["intervals"][a]} for a in averages]
-            rows.append([name, reading, *map(cell, f1)])
-    return ["", "uncertain counts as", *(a.replace("_", "-") for a in averages)], rows
+    for labels in ("14", "5"):
+        for kind in ("micro", "macro", "example"):
+            for policy, reading in readings.items():
+                found = [system[policy] for system in scores["systems"].values()]
+                name = f"{kind}_{labels}"
+                f1 = [cell({"value": one[name]["f1"], "interval": one["intervals"][name]}) for one in found]
+                rows.append([f"{kind}, {labels} labels", reading, *f1])
+    return ["F1", "uncertain counts as", *scores["systems"]], rows
 
 
 def learned_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
