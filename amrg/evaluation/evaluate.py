@@ -28,7 +28,7 @@ from amrg.evaluation.reports import Generated, read_reports
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
 from amrg.evaluation.showcase import CONTACT_FILMS, Banks, pick, positives, read_curves, sample_studies
 from amrg.evaluation.statistics import resample
-from amrg.evaluation.wording import copying, retrieved_texts, wording
+from amrg.evaluation.wording import copying, retrieved_sets, retrieved_texts, wording
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.progress import say
 from amrg.viewer.page import Page, write_page
@@ -85,6 +85,7 @@ def evaluate(
         "systems": _systems(config, test, train, texts),
         "references": {"wording": wording([s.report for s in studies])},
         "copying": _copying(data, banks, studies, reports),
+        "retrieved_sets": retrieved_sets(reports),
         "mentions": mention_tables(_present(test), texts),
         "localisation": _localisation(config, test),
         "classifier": _classifier(stage1, split),

@@ -65,6 +65,12 @@ def retrieved_texts(banks: Path, reports: Sequence[Generated]) -> list[list[str]
     return [[text for text in some if text] for some in found]
 
 
+def retrieved_sets(reports: Sequence[Generated]) -> dict[str, int]:
+    """By bank, how many different sets of rows the studies retrieved: few where retrieval hardly looks at the film."""
+    banks = sorted({bank for report in reports for bank, rows in report.memory.items() if rows})
+    return {b: len({frozenset(row["row"] for row in r.memory.get(b, [])) for r in reports}) for b in banks}
+
+
 def loops(words: Sequence[str]) -> bool:
     """Whether the same few words come again and again."""
     return max(Counter(_ngrams(words, LOOP_NGRAM)).values(), default=0) >= LOOP_TIMES

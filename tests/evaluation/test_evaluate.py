@@ -113,6 +113,7 @@ def test_scores_page_and_table(artefacts, tmp_path, capsys):
     assert scores["systems"]["most frequent normal"]["clinical"]["micro_13"]["f1"] == 0.0
     assert set(scores["localisation"]) == {"Cardiomegaly", "Pleural Effusion", "all lesions"}
     assert scores["mentions"]["Pleural Effusion"]["odds_ratio"] > 1
+    assert scores["retrieved_sets"] == {"report": 1, "visual": 1}
     assert scores["settings"]["num_beams"] == 3
     assert scores["inputs"]["banks"] == open_artifact(artefacts["banks"], "banks").hash
     assert scores["probe"] is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amrg.evaluation.reports import Generated
-from amrg.evaluation.wording import copying, loops, retrieved_texts, wording
+from amrg.evaluation.wording import copying, loops, retrieved_sets, retrieved_texts, wording
 from amrg.memory.bank import REPORTS
 from amrg.memory.writer import BankWriter
 
@@ -69,4 +69,8 @@ def test_retrieved_texts(tmp_path: Path) -> None:
         writer.add(torch.randn(3, 4), [origin | {"text": f"Text {i}."} for i in range(3)])
     rows = [{"row": i, "weight": 0.1} for i in (2, 0, 7)]
     reports = [Generated("a", "", {"report": rows}), Generated("b", "", {"visual": rows}), Generated("c", "")]
+    assert retrieved_sets(reports) == {"report": 2, "visual": 2}  # one set each, and none
+    assert retrieved_sets([Generated("a", "", {"report": rows}), Generated("b", "", {"report": rows[::-1]})]) == {
+        "report": 1
+    }
     assert retrieved_texts(tmp_path, reports) == [["Text 2.", "Text 0."], [], []]

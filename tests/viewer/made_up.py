@@ -77,6 +77,7 @@ def page():
             name: copying(texts, rows, references, groups)
             for name, texts in (("generated", generated), ("reference", references))
         },
+        "retrieved_sets": {"report": 40, "visual": 12},
         "mentions": mention_tables(present, generated),
         "localisation": place,
         "classifier": {
