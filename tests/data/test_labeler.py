@@ -1,5 +1,6 @@
 """The report labeler: sentences with a known reading, and the experts' MeSH annotations of real reports."""
 
+import sys
 from collections import Counter
 
 import pytest
@@ -228,6 +229,7 @@ def test_agrees_with_experts_on_real_reports() -> None:
     assert sum(covered) / len(covered) >= 0.90
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the radlabels wheel is for Python up to 3.12")
 def test_agrees_with_another_program_where_its_reading_is_ours() -> None:
     found = against_radlabels()
     assert set(found) == set(FINDINGS)
