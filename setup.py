@@ -11,6 +11,7 @@ EXTRAS = {
         "starlette>=1,<2",
         "uvicorn>=0.40,<1",
     ],
+    "clinical": ["radeval>=2.2,<3"],  # metrics with learned weights: BERTScore, CheXbert, RadGraph, RadCliQ, GREEN
     "search": ["faiss-cpu>=1.10,<2"],  # indexes of banks too large to be read for every query
     "search-gpu": ["faiss-gpu-cu12>=1.10,<2"],  # the same on a GPU, instead of `search`
     "s3": ["s3fs>=2024.6"],  # shards in S3 and what speaks its protocol

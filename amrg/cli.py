@@ -4,6 +4,7 @@ amrg run CONFIG [--dry-run] [--section.key VALUE ...]
 """
 
 import contextlib
+import importlib
 import io
 import re
 import sys
@@ -21,6 +22,8 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg mirror DATA URL
        amrg bank build|merge|subset|verify|show|search ...
        amrg view RUN [--host ADDRESS] [--port NUMBER]
+       amrg compare RUN RUN ...
+       amrg export REPORTS FILE [--onto FILE]
 
 verbs, each reading what the one before it made:
   run        all of the following; what is made already is kept
@@ -35,10 +38,22 @@ verbs, each reading what the one before it made:
   mirror     copy shards to object storage (s3://, gs://), to be read from there
   bank       make, join, thin out, check, describe and search memory banks
   view       look at a run in the browser: films, maps, memory, reports as they are written
+  compare    paired tests between runs that wrote reports for the same studies
+  export     generated reports in the format of the ReXrank leaderboard
 
 CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg VERB --help` lists every setting.
 An interrupted command goes on where it was when it is typed again."""
 
+#: Verbs beside the chain: the module whose ``main`` gets the arguments.
+BESIDE = {
+    "inspect": "amrg.inspect",
+    "doctor": "amrg.doctor",
+    "mirror": "amrg.mirror",
+    "bank": "amrg.banks",
+    "view": "amrg.app.view",
+    "compare": "amrg.compare",
+    "export": "amrg.export",
+}
 VERBS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
 
 
@@ -99,34 +114,11 @@ def _dispatch(arguments: list[str]) -> None:
         print(USAGE)
         return
     verb, *rest = arguments
-    if verb == "inspect":
-        from amrg.inspect import main as inspect
-
-        inspect(rest)
-        return
-    if verb == "doctor":
-        from amrg.doctor import main as doctor
-
-        doctor(rest)
-        return
-    if verb == "mirror":
-        from amrg.mirror import main as mirror
-
-        mirror(rest)
-        return
-    if verb == "bank":
-        from amrg.banks import main as bank
-
-        bank(rest)
-        return
-    if verb == "view":
-        from amrg.app.view import main as view
-
-        view(rest)
+    if verb in BESIDE:
+        importlib.import_module(BESIDE[verb]).main(rest)  # imported when it is asked for: `--help` is instant
         return
     if verb not in VERBS:
-        known = (*VERBS, "inspect", "doctor", "mirror", "bank", "view")
-        raise UserError(f"unknown verb `{verb}`; one of {', '.join(known)}")
+        raise UserError(f"unknown verb `{verb}`; one of {', '.join((*VERBS, *BESIDE))}")
     dry_run = "--dry-run" in rest
     config = parse([argument for argument in rest if argument != "--dry-run"], f"amrg {verb} [CONFIG] [--dry-run]")
 

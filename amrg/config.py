@@ -185,6 +185,16 @@ class EvaluateConfig:
     bootstrap: PositiveInt = 1000  # resamples of a confidence interval
     meteor: bool = True  # needs Java, which takes some ten seconds to start
     meteor_timeout: PositiveFloat = 60.0  # seconds, for all systems together
+    # Metrics with learned weights, through radeval (extra `clinical`); those it cannot run are said to be unavailable.
+    learned: tuple[Literal["BERTScore", "CheXbert", "RadGraph", "RadCliQ", "RaTEScore", "GREEN"], ...] = (
+        "BERTScore",
+        "CheXbert",
+        "RadGraph",
+        "RadCliQ",
+        "RaTEScore",
+        "GREEN",
+    )
+    learned_timeout: PositiveFloat = 3600.0  # seconds, for one of them on all systems together
     page_studies: NonNegativeInt = 12  # sample studies on the HTML page
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from amrg.artifacts import Artifact, Recipe, build, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
+from amrg.data import labeler
 from amrg.errors import UserError
 from amrg.progress import say
 from amrg.training import ds_config
@@ -137,6 +138,8 @@ def _data_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.data)
     for name in ("workers", "readers"):  # decide how fast, not what
         del settings[name]
+    if config.data.source not in ("openi_drr", "openi"):  # there labels are the experts'; elsewhere they may be ours
+        settings["labeler"] = labeler.VERSION
     return settings
 
 
@@ -145,7 +148,14 @@ def _stage1_settings(config: Config) -> dict[str, Any]:
 
 
 def _stage2_settings(config: Config) -> dict[str, Any]:
-    return {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder), "stage2": _with_engine(config.stage2)}
+    settings: dict[str, Any] = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
+    if config.decoder.outline:
+        settings["labeler"] = labeler.VERSION  # it writes the outlines
+    return {**settings, "stage2": _with_engine(config.stage2)}
+
+
+def _evaluate_settings(config: Config) -> dict[str, Any]:
+    return {**to_dict(config.evaluate), "labeler": labeler.VERSION}
 
 
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
@@ -159,7 +169,5 @@ STEPS: dict[str, Step] = {
     "banks": Step("banks", 3, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 2, _stage2_settings, ("data", "stage1", "banks"), _stage2),
     "generate": Step("reports", 1, lambda c: to_dict(c.generate), ("data", "stage1", "banks", "stage2"), _generate),
-    "evaluate": Step(
-        "scores", 1, lambda c: to_dict(c.evaluate), ("data", "stage1", "banks", "stage2", "reports"), _evaluate
-    ),
+    "evaluate": Step("scores", 2, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

@@ -1,8 +1,10 @@
 """A rule labeler: report text → the 14 labels, each positive, negative, uncertain or blank.
 
 A mention of a finding is positive unless a cue governs it. A cue's scope runs to the end of its clause; the nearest cue
-before a mention wins, and a cue after the mention ("… cannot be excluded") wins over one before it. Over a report,
-positive outweighs uncertain outweighs negative, as in the CheXpert labeler (Irvin et al., 2019, section 3.2).
+before a mention wins, and a cue after the mention ("… cannot be excluded") wins over one before it; through a list it
+governs all members. A mention of which something is said ("… is unchanged") does not belong to a list that was denied
+before it. "History of …" says nothing. Over a report, positive outweighs uncertain outweighs negative, as in the
+CheXpert labeler (Irvin et al., 2019, section 3.2).
 """
 
 import re
@@ -14,7 +16,7 @@ from amrg.data import phrases
 from amrg.data.labels import BLANK, FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
 
 #: Stored with every score; raise it whenever a phrase or rule changes what comes out.
-VERSION = "1"
+VERSION = "2"
 
 _SENTENCE = re.compile(r"(?:[^;?!.\n]|\.(?=\d))+")
 _STRENGTH = {POSITIVE: 3, UNCERTAIN: 2, NEGATIVE: 1, BLANK: 0}
@@ -41,9 +43,12 @@ def _table(entries: tuple[tuple[tuple[str, ...], str], ...]) -> tuple[re.Pattern
 _MENTION, _MENTION_LABELS = _table(phrases.MENTIONS)
 _NORMAL = [(_compile(e), labels) for labels, e in phrases.NORMALS]
 _PSEUDO = _compile(phrases.PSEUDO)
-_PRE = re.compile(rf"\b(?:(?P<u>{phrases.PRE_UNCERTAIN})|(?P<n>{phrases.PRE_NEGATION}))\b")
+_PRE = re.compile(rf"\b(?:(?P<h>{phrases.PRE_HISTORY})|(?P<u>{phrases.PRE_UNCERTAIN})|(?P<n>{phrases.PRE_NEGATION}))\b")
 _POST = re.compile(rf"\b(?:(?P<u>{phrases.POST_UNCERTAIN})|(?P<n>{phrases.POST_NEGATION}))\b")
+_ASSERTION = _compile(phrases.POST_ASSERTION)
 _BREAK = re.compile(phrases.BREAKS)
+_VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|appears?|remains?|persists?)\b")
+_LIST = re.compile(r"[\s,/]*(?:(?:and|or|nor|any|an?|the|acute|focal|pleural|lobar|left|right|large|small)\b[\s,/]*)*")
 
 
 def label_report(text: str) -> dict[str, float | None]:
@@ -87,15 +92,22 @@ def label_sentence(sentence: str) -> tuple[Mention, ...]:
     matches = [(m, labels) for m, labels in matches if labels]
     if not matches:
         return tuple(found)
-    text = _PSEUDO.sub(lambda m: " " * len(m[0]), sentence)
+    starts = [m.start() for m, _ in matches]
+    text = _PSEUDO.sub(
+        # "no enlargement of the heart" denies a finding, "no enlargement of the effusion" does not
+        lambda m: m[0] if any(m.start() <= s < m.end() for s in starts) else " " * len(m[0]),
+        sentence,
+    )
     breaks = [m.start() for m in _BREAK.finditer(text)]
     pre = list(_PRE.finditer(text))
     post = list(_POST.finditer(text))
     for match, labels in matches:
-        value = _after(match, text, post, breaks)
+        later = [m.span() for m, _ in matches if m.start() >= match.end()]
+        value = _after(match, text, post, breaks, later)
         if value is None:
             value = _before(match, text, pre, breaks)
-        found += [Mention(label, value, *match.span()) for label in labels]
+        if value is not BLANK:
+            found += [Mention(label, value, *match.span()) for label in labels]
     return tuple(found)
 
 
@@ -104,16 +116,22 @@ def _broken(breaks: list[int], start: int, end: int) -> bool:
     return bisect_right(breaks, end - 1) > bisect_right(breaks, start - 1)
 
 
-def _before(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int]) -> float:
-    """What the nearest cue before (or inside) a mention makes of it."""
+def _before(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int]) -> float | None:
+    """What the nearest cue before (or inside) a mention makes of it; blank when it is history."""
     value, doubt = POSITIVE, None
+    asserted = _ASSERTION.match(text[mention.end() :].lstrip())
     for cue in reversed(cues):
         if cue.start() >= mention.end():
             continue
         if _broken(breaks, cue.end(), mention.start()):
             break
-        if doubt is not None and "," in text[cue.end() : doubt]:
+        if cue["h"]:
+            return BLANK
+        between = text[cue.end() : mention.start() if doubt is None else doubt]
+        if doubt is not None and "," in between:
             break  # "no effusion, possible pneumonia": the negation ended before the doubt
+        if asserted and re.search(r",| and ", between):
+            break
         if cue["n"]:
             return NEGATIVE  # also "no opacity to suggest pneumonia": the doubt itself is denied
         value, doubt = UNCERTAIN, cue.start()
@@ -122,11 +140,25 @@ def _before(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks
     return value
 
 
-def _after(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int]) -> float | None:
-    """What a cue that follows the mention closely makes of it; None without one."""
+def _after(
+    mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int], later: list[tuple[int, int]]
+) -> float | None:
+    """What a cue that follows the mention closely makes of it; None without one.
+
+    Only other mentions (``later``, their places) and what joins a list may hold a comma: "effusion, and pneumothorax
+    are not seen".
+    """
     for cue in cues:
+        if cue.start() < mention.end():
+            continue
         gap = text[mention.end() : cue.start()]
-        if cue.start() >= mention.end() and len(gap) <= 40 and "," not in gap:
+        between = [(start - mention.end(), end - mention.end()) for start, end in later if start < cue.start()]
+        if between:
+            rest = "".join(" " if any(a <= i < b for a, b in between) else c for i, c in enumerate(gap))
+            listed = _LIST.fullmatch(rest) is not None
+        else:
+            listed = len(gap) <= 60 and "," not in gap and not _VERB.search(gap)
+        if listed:
             if _broken(breaks, mention.end(), cue.start()) or _PRE.search(gap):
                 return None
             return NEGATIVE if cue["n"] else UNCERTAIN

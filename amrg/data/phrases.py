@@ -8,7 +8,11 @@ from amrg.data.labels import LABELS
 
 assert "No Finding" in LABELS  # decided by rule, so it has no phrases here
 
-_GAP = r"(?:[\s,/]+(?!but\b|however\b|and\b|with\b|without\b|which\b|there\b)[\w'-]+){0,5}?[\s,/]+"
+#: Words between a structure and what is said of it: no new clause, no other structure, no "normal" that stands alone.
+_GAP = (
+    r"(?:[\s,/]+(?!(?:but|however|and|with|without|which|there|lungs?|pulmonary|lymph|nodes?|aort\w+|hil\w+|mediastin\w+"
+    r"|normal(?! (?:to|or)\b))\b)[\w'-]+){0,8}?[\s,/]+"
+)
 _HEART = (
     r"(?:heart|cardiac)(?:[\s-]+(?:size|silhouettes?|shadow|contours?|borders?|diameter|outline))*"
     r"|cardio\s?-?pericardial silhouette"
@@ -17,7 +21,10 @@ _MEDIASTINUM = (
     r"(?:cardio\s?-?mediastin(?:al|um)|mediastin(?:al|um))"
     r"(?:\s+(?:silhouettes?|contours?|structures?|shadow|size|width))*"
 )
-_LARGE = r"(?:enlarge(?:d|ment)|prominen(?:t|ce)|increased in size|widen(?:ed|ing)|dilated|large(?:r)?|increased)"
+_LARGE = (
+    r"(?:enlarge(?:d|ment)|prominen(?:t|ce)|increased in size|widen(?:ed|ing)|dilated"
+    r"|larger?(?! (?!than\b|in\b|but\b|and\b|since\b)\w)|increased)"
+)
 
 #: (labels, expression): what counts as a mention. An empty tuple swallows the words without labelling anything.
 MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -39,6 +46,10 @@ MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
         r"fractures? may not be|(?:catheter|lead|wire|screw)(?: is| are)? fractur\w+|fractured (?:\w+ )?(?:leads?"
         r"|wires?|screws?)",
     ),
+    (
+        (),
+        r"(?:breast|humer\w+|shoulder|hip|knee|joint) (?:prosthe\w+|replacements?)|(?:humer\w+|clavic\w+) fixation",
+    ),
     ((), r"mass effect|(?:compression )?deformit(?:y|ies)|soft tissue (?:densit(?:y|ies)|opacit(?:y|ies))"),
     # heart and mediastinum
     (("Cardiomegaly",), r"cardiomegaly|cardiac enlargement|megalocardia"),
@@ -50,13 +61,18 @@ MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("Cardiomegaly",), rf"{_LARGE} (?:of )?(?:the )?(?:{_HEART})"),
     (("Cardiomegaly",), rf"borderline(?: in)? (?:{_HEART})"),
     (("Cardiomegaly",), r"(?:left|right) (?:ventricular|atrial) enlargement"),
+    (("Cardiomegaly",), rf"increase in (?:the )?(?:{_HEART})"),
     (("Cardiomegaly",), rf"{_LARGE} (?:of )?(?:the )?cardio\s?-?mediastinal silhouettes?"),
     (("Cardiomegaly",), rf"cardio\s?-?mediastinal silhouettes?(?:{_GAP}){_LARGE}"),
     (("Enlarged Cardiomediastinum",), rf"(?:{_MEDIASTINUM})(?:{_GAP}){_LARGE}"),
     (("Enlarged Cardiomediastinum",), rf"{_LARGE} (?:of )?(?:the )?(?:superior |upper |right )?(?:{_MEDIASTINUM})"),
+    (
+        ("Enlarged Cardiomediastinum",),
+        r"paratracheal (?:prominence|fullness|widening)|mediastinal (?:fullness|widening)",
+    ),
     # pleura
     (("Pneumothorax", "Pleural Effusion"), r"(?:hydro|haemo|hemo)-?\s?pneumothora(?:x|ces)"),
-    (("Pneumothorax",), r"pneumothora(?:x|ces)|pneumo-thorax"),
+    (("Pneumothorax",), r"pneumothora(?:x|ces)|pneumo-thorax|pleural air\b|air in the pleural space"),
     (
         ("Pleural Effusion",),
         r"effusions?|pleural fluid|(?:hydro|haemo|hemo|chylo)-?thorax|empyema|fluid in the (?:pleura|fissures?)",
@@ -67,13 +83,14 @@ MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
         r"|parenchymal|"
         r"pericardial))*[\s/-]+(?:thickening|scar(?:ring|s)?|plaques?|calcifications?|fibrosis|capp?(?:s|ing)?)"
         r"|(?:bi)?apical (?:thickening|caps?)|fibronodular thickening|fissural thickening"
-        r"|thickening of the pleura|fibrothorax|pleural reaction|pleural disease",
+        r"|thickening of (?:the )?(?:\w+ )?(?:pleura|fissures?)|fibrothorax|pleural reaction|pleural disease",
     ),
     # lungs
     (("Pneumonia",), r"(?:broncho)?pneumonias?|pneumonitis|infect(?:ion|ious|ive)(?: process| etiology)?s?"),
     (
         ("Lung Lesion",),
-        r"(?:nodular|mass-?like|rounded|round) (?:opacit(?:y|ies)|densit(?:y|ies)|opacification|lesions?)"
+        r"(?:nodular|mass-?like|rounded|round) (?:(?:left|right|upper|mid|middle|lower|lung|lobe|apical|basilar) ){0,3}"
+        r"(?:opacit(?:y|ies)|densit(?:y|ies)|opacification|lesions?)"
         r"|(?:micro)?nodul(?:es?|arity)"
         r"|mass(?:es)?|granulomas?|granulomata|cavitary lesions?|lung lesions?|pulmonary lesions?|neoplas\w+"
         r"|carcinoma|tumou?rs?"
@@ -98,25 +115,30 @@ MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
         r"|densit(?:y|ies)|opacit(?:y|ies))"
         r"|airspace|(?:parenchymal|lung|basilar|basal|lobe|perihilar|retrocardiac|patchy|hazy|streaky|linear"
         r"|interstitial) densit(?:y|ies)"
-        r"|alveolar disease",
+        r"|alveolar disease"
+        r"|densit(?:y|ies)(?=,? (?:\w+ ){0,5}(?:lungs?|midlungs?|lobes?|bas(?:e|es|ilar)|lingula|perihilar"
+        r"|suprahilar)\b)",
     ),
     # bones and devices
     (("Fracture",), r"fractur\w+"),
     (
         ("Support Devices",),
-        r"pacemakers?|pacers?|pacing|(?:aicd|icd)s?|defibrillators?|(?:picc|central venous|venous|dialysis"
+        r"pacemakers?|pacers?|pacing|(?:aicd|icd)s?|defibrillators?"
+        r"|(?:picc?|central|central venous|venous|vascular|arterial|dialysis"
         r"|subclavian|jugular|ij|port) "
         r"(?:lines?|caths?)|catheters?|port-?a-?caths?|mediports?|infusaports?|chest ports?|picc|port(?= (?:is|tip"
         r"|with|catheter|in))"
         r"|shunt|portacatheter|tubing|(?:spine|spinal|cervical|thoracic|lumbar) fusion|tip (?:\w+ ){0,6}(?:svc"
         r"|cavoatrial|caval|vena cava)"
-        r"|(?:ivc|vena cava|caval) filter|tips(?= (?:noted|is|in))|(?:endotracheal|tracheostomy|nasogastric"
+        r"|(?:ivc|vena cava|caval) filter|tips(?= (?:noted|is|in))"
+        r"|(?:endotracheal|tracheostomy|nasogastric|orogastric|og"
         r"|enteric|feeding|chest|ng|et|ett|drainage|gastric|g) tubes?|tubes?|tracheostomy|ett"
         r"|(?:prosthetic|mechanical|artificial)[\w\s]{0,20}valves?|valve (?:replacement|prosthesis)|prosthe(?:sis"
         r"|ses|tic)|stents?"
-        r"|hardware|arthroplast\w+|generator|(?:neuro)?stimulators?|leads?\b|dobbhoff|sheath|swan-ganz|drains?"
-        r"|(?:closure|cardiac|assist) devices?"
-        r"|implant(?:ed|s)?(?: \w+)? devices?|rods?|screws?|fixation|vagal nerve",
+        r"|hardware|generator|(?:neuro)?stimulators?|leads?\b|dobbhoff|sheath|swan-ganz|drains?"
+        r"|(?:closure|cardiac|assist|support(?:ing|ive)?|monitoring) devices?"
+        r"|balloon pump|lvad|ecmo|cannulas?|pigtail"
+        r"|implant(?:ed|s)?(?: \w+)? devices?|rods?|fixation|vagal nerve",
     ),
 )
 
@@ -137,6 +159,7 @@ NORMALS: tuple[tuple[tuple[str, ...], str], ...] = (
         ("Enlarged Cardiomediastinum",),
         rf"(?:{_MEDIASTINUM})(?:[\s,]+(?!but\b|however\b)[\w'-]+){{0,8}}?[\s,]+(?:normal|unremarkable|within limits)",
     ),
+    (("Pleural Effusion",), r"pleural spaces? (?:is|are) (?:clear|unremarkable|normal)"),
     (("Lung Opacity",), r"(?:lungs?|lung fields?)(?: [\w,]+){0,3}? clear\b(?! of)|clear lungs?"),
     (
         ("Fracture",),
@@ -156,9 +179,9 @@ PSEUDO = (
 )
 
 PRE_NEGATION = (
-    r"no longer|no|not|nor|without|negative for|free of|clear of|absence of|absent|lack of|denies|rather than"
+    r"no longer|no|not|neither|nor|without|negative for|free of|clear of|absence of|absent|lack of|denies|rather than"
     r"|resolved|resolution of"
-    r"|clearing of|removal of|excludes?|ruled out|rule out|never"
+    r"|clearing of|removal of|excludes?|rule[sd] out|never|unlikely to (?:be|represent|reflect)"
 )
 POST_NEGATION = (
     r"(?:(?:is|are|was|were|has|have|been|not|be|now|since|completely|interval(?:ly)?)[\s-]+)*"
@@ -176,7 +199,9 @@ PRE_UNCERTAIN = (
     r"|suggest(?:s|ing|ive|ed)?(?: of)?|equivocal|versus|vs|potential(?:ly)?|presumed|presumably|cannot be certain"
     r"|differential|alternatively|please correlate|correlat(?:e|ion)(?: clinically)?(?: as to| with| for)?"
     r"|(?:eval|evaluate|evaluation|assess|assessment|sensitivity) (?:for|of|to detect)"
-    r"|worrisome(?: for)?|consider(?:ation for)?|to exclude|(?:to|should) rule out|if"
+    r"|suggestion of|doubtful|favor(?:s|ed|ing)?|less likely|either"
+    r"|in the (?:appropriate|right|proper|correct) clinical"
+    r"|worrisome(?: for)?|consider(?:ation for)?|to exclude|rule out|if"
 )
 POST_UNCERTAIN = (
     r"(?:is|are|can\s?not|can not|could|may|might|would|be|not|difficult to|cannot)(?: \w+){0,4}? (?:excluded?"
@@ -184,7 +209,18 @@ POST_UNCERTAIN = (
     r"|not (?:entirely |completely |definitely )?excluded|versus|vs|(?:is|are|remains?) (?:a )?(?:possible"
     r"|possibility|question(?:able|ed)|equivocal)"
     r"|(?:would be|is) (?:a|another) (?:\w+ )?(?:consideration|possibility)|could be (?:considered|present)"
-    r"|may be (?:present|considered)|suspected"
+    r"|may be (?:present|considered)|suspected|(?:is |are )?(?:less likely|doubtful)"
+    r"|in the (?:appropriate|right|proper|correct) clinical"
+)
+
+#: "History of pneumonia" says nothing about the film.
+PRE_HISTORY = r"history of|h/o"
+
+#: A mention that something is said of is a new assertion: "no infiltrate, left effusion is unchanged".
+POST_ASSERTION = (
+    r"(?:(?:is|are|has|have|remains?|appears?|again|been|now|not)\s+)*"
+    r"(?:unchanged|stable|changed|increased|decreased|improved|worsened|larger|smaller|small|moderate|large|persists?"
+    r"|remains?)"
 )
 
 #: Where the scope of a cue ends: a new clause, or a comma that opens a fresh assertion.
@@ -194,6 +230,7 @@ BREAKS = (
     r"|because of|as well as|with(?= (?:\w+ )?(?:stable|mild|moderate|small|minimal|unchanged"
     r"|persistent|bibasilar|left|right|residual|associated|adjacent|low|chronic|interval|streaky|patchy"
     r"|subsegmental)))\b"
+    r"|\b(?:seen|identified|noted|visualized|evident|appreciated|demonstrated|present)(?=,(?!\s*(?:or|nor)\b))"
     r"|[:(]|,(?=\s*(?:and )?(?:stable|mild|moderate|severe|minimal|unchanged|persistent|status|there|normal|heart"
     r"|lungs?|the|mildly|stably|low"
     r"|bibasilar|improved|interval|again|clear|calcified|chronic|old|borderline)\b)"

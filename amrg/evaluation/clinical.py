@@ -57,27 +57,33 @@ class ClinicalScores:
         counts = np.stack([self.tp, self.fp, self.fn], axis=2).reshape(len(self.tp), -1)
         return _rates(_summed(counts, weights_BS).reshape(-1, len(LABELS), 3))
 
-    def macro(self, labels: Sequence[str]) -> np.ndarray:
-        """Mean precision, recall and F1 over those of the labels that some reference states, [3]."""
+    def macro(self, labels: Sequence[str], weights_BS: np.ndarray | None = None) -> np.ndarray:
+        """Mean precision, recall and F1 over those of the labels that some reference states, [B, 3]."""
         support = (self.tp | self.fn).any(0)
         columns = [i for i in map(LABELS.index, labels) if support[i]]
-        return self.per_label()[0, columns].mean(0) if columns else np.zeros(3)
+        rates = self.per_label(weights_BS)
+        return rates[:, columns].mean(1) if columns else np.zeros((len(rates), 3))
 
-    def example_based(self, labels: Sequence[str]) -> np.ndarray:
-        """Precision, recall and F1 of each study, averaged, [3]; where both reports state nothing, that counts as 1."""
+    def example_based(self, labels: Sequence[str], weights_BS: np.ndarray | None = None) -> np.ndarray:
+        """Precision, recall and F1 of each study, averaged; agreement on nothing at all counts as 1. [B, 3]"""
         columns = [LABELS.index(name) for name in labels]
         counts = np.stack([c[:, columns].sum(1) for c in (self.tp, self.fp, self.fn)], axis=1)
         rates = _rates(counts)
         rates[counts.sum(1) == 0] = 1.0
-        return rates.mean(0)
+        weights = np.ones((1, len(rates))) if weights_BS is None else weights_BS
+        return weights @ rates / weights.sum(1, keepdims=True)
+
+    def averages(self, weights_BS: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """``micro_13``, ``macro_13``, ``example_13``, … ``example_5``: precision, recall and F1, [B, 3] each."""
+        return {
+            f"{kind}_{name}": average(labels, weights_BS)
+            for name, labels in LABEL_SETS.items()
+            for kind, average in (("micro", self.micro), ("macro", self.macro), ("example", self.example_based))
+        }
 
     def summary(self) -> dict[str, dict]:
         """All averages and the per-label table, ready for JSON."""
-        averages = {}
-        for name, labels in LABEL_SETS.items():
-            averages[f"micro_{name}"] = _named(self.micro(labels)[0])
-            averages[f"macro_{name}"] = _named(self.macro(labels))
-            averages[f"example_{name}"] = _named(self.example_based(labels))
+        averages = {name: _named(value[0]) for name, value in self.averages().items()}
         support, said = (self.tp | self.fn).sum(0), (self.tp | self.fp).sum(0)
         table = self.per_label()[0]
         per_label = {

@@ -1,8 +1,9 @@
 """The ``evaluate`` step: generated reports and the stage-1 classifier → ``scores.json`` and ``index.html``."""
 
+import contextlib
 import json
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,34 @@ from amrg.config import Config
 from amrg.data import labeler
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import studies as read_studies
-from amrg.data.studies import Study
+from amrg.data.studies import SPLITS, Study
+from amrg.errors import UserError
 from amrg.evaluation import language
 from amrg.evaluation.baselines import most_frequent_normal, nearest_neighbour, random_train
 from amrg.evaluation.inputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
-from amrg.evaluation.localisation import localise
+from amrg.evaluation.learned import learned_scores
+from amrg.evaluation.localisation import Localisation, localise
 from amrg.evaluation.probe import brightness_probe
-from amrg.evaluation.reports import read_reports
+from amrg.evaluation.reports import Generated, read_reports
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
 from amrg.evaluation.showcase import CONTACT_FILMS, Banks, pick, positives, read_curves, sample_studies
+from amrg.evaluation.statistics import resample
+from amrg.evaluation.wording import copying, retrieved_sets, retrieved_texts, wording
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.progress import say
 from amrg.viewer.page import Page, write_page
 from amrg.viewer.table import score_table
 
 #: Of the layout of ``scores.json``.
-FORMAT = 1
+FORMAT = 2
 
 #: A finding counts in the probe's mean with at least so many positives, as in stage 1's mean AUROC.
 LEAST_POSITIVES = 10
 
-_PACKAGES = ("amrg", "torch", "transformers", "numpy", "scipy", "pycocoevalcap")
+#: The row of the localisation table that counts every lesion.
+ALL_FINDINGS = "all lesions"
+
+_PACKAGES = ("amrg", "torch", "transformers", "numpy", "scipy", "pycocoevalcap", "radeval")
 
 
 def evaluate(
@@ -53,7 +61,9 @@ def evaluate(
     """
     kinds = {"data": data, "stage1": stage1, "banks": banks, "stage2": stage2, "reports": generated}
     inputs = {kind: open_artifact(path, kind) for kind, path in kinds.items()}
-    split = inputs["reports"].manifest["config"]["split"]
+    split = inputs["reports"].manifest["config"].get("split")
+    if split not in SPLITS:
+        raise UserError(f"{generated} does not say which split it was generated for: make it with `amrg generate`")
     studies = read_studies(data, split)
     reports = read_reports(generated, studies)
     chosen = pick(studies, config.evaluate.page_studies)
@@ -73,6 +83,9 @@ def evaluate(
         "patients": len({s.group for s in studies}),
         "marks": sorted({a.mark for a in inputs.values() if a.mark}),
         "systems": _systems(config, test, train, texts),
+        "references": {"wording": wording([s.report for s in studies])},
+        "copying": _copying(data, banks, studies, reports),
+        "retrieved_sets": retrieved_sets(reports),
         "mentions": mention_tables(_present(test), texts),
         "localisation": _localisation(config, test),
         "classifier": _classifier(stage1, split),
@@ -103,14 +116,28 @@ def _systems(config: Config, test: TestView, train: TrainView, generated: list[s
         "most frequent normal": [most_frequent_normal(train_reports)] * len(groups),
         "random train report": [train_reports[i] for i in chance],
     }
-    return score_systems(
-        [s.report for s in test.studies],
+    references, settings = [s.report for s in test.studies], config.evaluate
+    scores = score_systems(
+        references,
         systems,
         groups,
-        config.evaluate.bootstrap,
+        settings.bootstrap,
         config.seed,
-        config.evaluate.meteor_timeout if config.evaluate.meteor else None,
+        settings.meteor_timeout if settings.meteor else None,
     )
+    weights = resample(groups, settings.bootstrap, config.seed)
+    learned = learned_scores(settings.learned, references, systems, weights, settings.learned_timeout)
+    for name, found in learned.items():
+        scores[name]["learned"] = found
+    return scores
+
+
+def _copying(data: Path, banks: Path, studies: list[Study], reports: list[Generated]) -> dict[str, Any]:
+    """What the generated reports share with memory and train, and what the references share with the same."""
+    train, groups = [s.report for s in read_studies(data, "train")], [s.group for s in studies]
+    rows = retrieved_texts(banks, reports)
+    texts = {"generated": [r.text for r in reports], "reference": [s.report for s in studies]}
+    return {name: copying(some, rows, train, groups) for name, some in texts.items()}
 
 
 def _present(test: TestView) -> np.ndarray:
@@ -119,16 +146,19 @@ def _present(test: TestView) -> np.ndarray:
 
 
 def _localisation(config: Config, test: TestView) -> dict[str, Any]:
-    """``Localisation.summary`` of each finding with a true lesion in at least two studies."""
-    table = {}
+    """``Localisation.summary`` of each finding with a true lesion in at least two studies, and of all together."""
+    found: dict[str, Localisation] = {}
+    groups: dict[str, list[str]] = {}
     for finding in FINDINGS:
         have = [i for i, masks in enumerate(test.masks) if finding in masks and masks[finding].any()]
         if len(have) >= 2:
             maps = test.maps_SKhw[have, LABELS.index(finding)]
-            result = localise(maps, np.stack([test.masks[i][finding] for i in have]))
-            groups = [test.studies[i].group for i in have]
-            table[finding] = result.summary(groups, config.evaluate.bootstrap, config.seed)
-    return table
+            found[finding] = localise(maps, np.stack([test.masks[i][finding] for i in have]))
+            groups[finding] = [test.studies[i].group for i in have]
+    if found:
+        found[ALL_FINDINGS] = Localisation.together(list(found.values()))
+        groups[ALL_FINDINGS] = [group for some in groups.values() for group in some]
+    return {name: one.summary(groups[name], config.evaluate.bootstrap, config.seed) for name, one in found.items()}
 
 
 def _classifier(stage1: Path, split: str) -> dict[str, Any]:
@@ -169,13 +199,21 @@ def _origin(config: Config, inputs: dict[str, Artifact]) -> dict[str, dict[str, 
             "seed": config.seed,
         },
         "inputs": {kind: artifact.hash for kind, artifact in inputs.items()},
-        "versions": {**{name: version(name) for name in _PACKAGES}, "commit": _commit()},
+        "versions": {**_versions(), "commit": _commit()},
     }
 
 
+def _versions() -> dict[str, str]:
+    installed = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
+
+
 def _commit() -> str:
-    """The commit this code was checked out at, or "unknown" (an installed package)."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this code, "-dirty" when it was changed since; "unknown" for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

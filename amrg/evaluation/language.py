@@ -57,6 +57,18 @@ class LanguageScores:
             "CIDEr": weights @ self.cider / total,
         }
 
+    def stacked(self, other: "LanguageScores") -> "LanguageScores":
+        """The studies of both behind one another; lengths and empty reports are those of both together."""
+        one, two = len(self.rouge_l), len(other.rouge_l)
+        words = [(one * a + two * b) / (one + two) for a, b in zip(self.words, other.words, strict=True)]
+        return LanguageScores(
+            np.concatenate([self.bleu_counts, other.bleu_counts]),
+            np.concatenate([self.rouge_l, other.rouge_l]),
+            np.concatenate([self.cider, other.cider]),
+            (words[0], words[1]),
+            self.empty + other.empty,
+        )
+
 
 def score_language(references: Mapping[str, str], generated: Mapping[str, str]) -> LanguageScores:
     """Score generated reports against the whole references.

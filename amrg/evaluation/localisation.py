@@ -5,7 +5,9 @@ with the masks of the *other* studies that have the finding: their mean, which i
 average, without its noise.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,10 @@ from amrg.evaluation.statistics import interval, resample
 
 #: A map's region, for IoU: pixels of at least this share of its maximum.
 REGION = 0.5
+
+#: Thirds of the studies by the area of the lesion, where there are at least so many studies.
+SIZES = ("small", "medium", "large")
+LEAST_STUDIES = 6
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Localisation:
         iou: of the map's region (``REGION``) with the lesion.
         hit: whether the map's peak lies in the lesion (pointing game; Zhang et al., 2016, no tolerance).
         chance: share of the image that the lesion covers, which is what a random peak hits.
+        empty: whether the map has no activation at all.
     """
 
     ratio: np.ndarray
@@ -34,24 +41,56 @@ class Localisation:
     iou: np.ndarray
     hit: np.ndarray
     chance: np.ndarray
-    empty_maps: int
+    empty: np.ndarray
 
-    def summary(self, groups: list[str], samples: int, seed: int) -> dict[str, float | list[float] | int]:
-        """Means over studies, with bootstrap intervals of the ratio and of its quotient with the control."""
-        weights = resample(groups, samples, seed)
-        total = weights.sum(1)
-        ratio_B, control_B = weights @ self.ratio / total, weights @ self.control / total
+    def summary(self, groups: Sequence[str], samples: int, seed: int) -> dict[str, Any]:
+        """Means over studies with bootstrap intervals by patient; the same for ``sizes``, terciles of lesion area.
+
+        Args:
+            groups: patient of each study.
+            samples, seed: of the bootstrap.
+        """
+        found = self._means(resample(groups, samples, seed))
+        if len(self.ratio) < LEAST_STUDIES:
+            return {**found, "sizes": {}}
+        sizes = {}
+        for name, rows in zip(SIZES, self.terciles(), strict=True):
+            part = self.part(rows)
+            area = {"area_least": float(part.chance.min()), "area_most": float(part.chance.max())}
+            sizes[name] = part._means(resample([groups[i] for i in rows], samples, seed)) | area
+        return {**found, "sizes": sizes}
+
+    def terciles(self) -> list[np.ndarray]:
+        """Rows of the studies with the smallest, the middle and the largest lesions, as equal in number as can be."""
+        return np.array_split(np.argsort(self.chance, kind="stable"), len(SIZES))
+
+    def part(self, rows: np.ndarray) -> "Localisation":
+        """Some of the studies."""
+        return Localisation(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def together(cls, parts: Sequence["Localisation"]) -> "Localisation":
+        """Several findings as one; a study counts once for each lesion."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def _means(self, weights_BS: np.ndarray) -> dict[str, Any]:
+        total = weights_BS.sum(1)
+        ratio_B, control_B, iou_B, hit_B = (
+            weights_BS @ x / total for x in (self.ratio, self.control, self.iou, self.hit)
+        )
         return {
             "studies": len(self.ratio),
             "ratio": float(self.ratio.mean()),
             "ratio_interval": list(interval(ratio_B)),
             "control": float(self.control.mean()),
             "over_control": float(self.ratio.mean() / max(self.control.mean(), 1e-12)),
-            "over_control_interval": list(interval(ratio_B / np.maximum(control_B, 1e-12))),
+            "over_control_interval": list(interval(ratio_B / np.where(control_B > 0, control_B, np.nan))),
             "iou": float(self.iou.mean()),
+            "iou_interval": list(interval(iou_B)),
             "pointing": float(self.hit.mean()),
+            "pointing_interval": list(interval(hit_B)),
             "pointing_chance": float(self.chance.mean()),
-            "empty_maps": self.empty_maps,
+            "empty_maps": int(self.empty.sum()),
         }
 
 
@@ -81,7 +120,7 @@ def localise(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisation:
         iou=overlap / (region.sum(1) + area - overlap),
         hit=masks[np.arange(len(masks)), maps.argmax(1)] * filled,
         chance=area / masks.shape[1],
-        empty_maps=int((~filled).sum()),
+        empty=~filled,
     )
 
 

@@ -13,11 +13,20 @@ FILE = "reports.jsonl"
 
 @dataclass(frozen=True)
 class Generated:
-    """One generated report and the memory rows behind it: for each bank, ``[{"row": int, "weight": float}, …]``."""
+    """One generated report.
+
+    Attributes:
+        key: of its study.
+        text: may be empty: it is scored, and gets what silence deserves.
+        memory: for each bank the rows behind it, ``[{"row": int, "weight": float}, …]``.
+        group, reference: patient, and the report that was to be written, where the line tells.
+    """
 
     key: str
     text: str
     memory: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    group: str = ""
+    reference: str = ""
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[Generated]:
@@ -28,20 +37,10 @@ def read_reports(path: Path, studies: list[Study]) -> list[Generated]:
         studies: every study of the split that was generated for.
 
     Raises:
-        UserError: the file is missing or malformed, a study comes twice, or the studies are not those of the split.
+        UserError: as ``parse_reports``, or the studies are not those of the split.
     """
     file = path / FILE if path.is_dir() else path
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file} ({type(error).__name__}): make it with `amrg generate`") from None
-    found: dict[str, Generated] = {}
-    first: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        report = _parse(line, f"{file} line {number}")
-        if report.key in found:
-            raise UserError(f"{file} line {number} repeats the study of line {first[report.key]}: one line for each")
-        found[report.key], first[report.key] = report, number
+    found = parse_reports(file)
     wanted = {s.key for s in studies}
     missing, foreign = len(wanted - found.keys()), len(found.keys() - wanted)
     if missing or foreign:
@@ -52,15 +51,37 @@ def read_reports(path: Path, studies: list[Study]) -> list[Generated]:
     return [found[s.key] for s in studies]
 
 
+def parse_reports(file: Path) -> dict[str, Generated]:
+    """Every line of a file of reports, by study key.
+
+    Raises:
+        UserError: the file is missing or malformed, or a study comes twice.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file} ({type(error).__name__}): make it with `amrg generate`") from None
+    found: dict[str, Generated] = {}
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, start=1):
+        report = _parse(line, f"{file} line {number}")
+        if report.key in found:
+            raise UserError(f"{file} line {number} repeats the study of line {first[report.key]}: one line for each")
+        found[report.key], first[report.key] = report, number
+    return found
+
+
 def _parse(line: str, where: str) -> Generated:
     try:
         record = json.loads(line)
         key, text, memory = record["key"], record["generated"], record.get("memory") or {}
+        group, reference = record.get("group") or "", record.get("reference") or ""
         rows = [row for bank in memory.values() for row in bank]
-        good = isinstance(key, str) and isinstance(text, str)
+        good = all(isinstance(value, str) for value in (key, text, group, reference))
+        "".join((key, text, group, reference)).encode()  # half a surrogate pair can be read, and never written again
         good = good and all(isinstance(r["row"], int) and isinstance(r["weight"], int | float) for r in rows)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return Generated(key, text, memory)
+    return Generated(key, text, memory, group, reference)

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.evaluation.clinical import FIVE, ClinicalScores, label_matrix, stated
+from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
 from amrg.evaluation.language import LanguageScores, meteor, score_language
 from amrg.evaluation.statistics import interval, resample, two_by_two
+from amrg.evaluation.wording import wording
 
 MODEL = "model"
 
@@ -44,11 +45,9 @@ def score_systems(
         strict, lenient = (ClinicalScores.of(stated(truth, p), stated(said, p)) for p in ("absent", "present"))
         scores[name] = {
             "language": _with_intervals(language, weights),
-            "words": {"generated": language.words[0], "reference": language.words[1]},
-            "empty": language.empty,
-            "distinct": len(set(texts)),
+            "wording": wording(texts),
             "clinical": strict.summary() | {"intervals": _clinical_intervals(strict, weights)},
-            "clinical_uncertain_as_present": lenient.summary(),
+            "clinical_uncertain_as_present": lenient.summary() | {"intervals": _clinical_intervals(lenient, weights)},
         }
         scores[name]["language"]["METEOR"] = meteor_scores if isinstance(meteor_scores, str) else meteor_scores[name]
         headline[name] = float(strict.micro(FINDINGS)[0, 2]), strict.micro(FINDINGS, weights)[:, 2]
@@ -81,11 +80,8 @@ def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, 
 
 
 def _clinical_intervals(scores: ClinicalScores, weights: np.ndarray) -> dict[str, list[float]]:
-    return {
-        "micro_13": list(interval(scores.micro(FINDINGS, weights)[:, 2])),
-        "micro_14": list(interval(scores.micro(LABELS, weights)[:, 2])),
-        "micro_5": list(interval(scores.micro(FIVE, weights)[:, 2])),
-    }
+    """Of F1, for every average."""
+    return {name: list(interval(values[:, 2])) for name, values in scores.averages(weights).items()}
 
 
 def _keyed(texts: Sequence[str]) -> dict[str, str]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.studies import Study
 from amrg.evaluation.highlight import highlighted
@@ -55,7 +57,7 @@ class Banks:
             table = MemoryBank.open(folder / name).provenance
             shown = sorted({row["row"] for report in reports for row in _heaviest(report, bank)})
             kept = [row for row in shown if 0 <= row < table.num_rows]
-            self._rows[bank] = dict(zip(kept, table.take(kept).to_pylist(), strict=True))
+            self._rows[bank] = dict(zip(kept, table.take(pa.array(kept, pa.int64())).to_pylist(), strict=True))
 
     @property
     def films(self) -> set[str]:

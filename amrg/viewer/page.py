@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from amrg.data.labels import LABELS
+from amrg.viewer import table
 from amrg.viewer.overlays import crop, film_url, heat_url, outline_url
 from amrg.viewer.plots import line_chart
-from amrg.viewer.table import score_rows, unavailable
 
 #: What every page says.
 ALWAYS = "Research software. Not for clinical use."
@@ -96,14 +96,17 @@ def render(page: Page) -> str:
     environment.filters["number"] = number
     environment.filters["odds"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
     environment.filters["span"] = lambda pair: f"{number(pair[0])} – {number(pair[1])}"
-    heads, rows = score_rows(page.scores)
     return environment.get_template("page.html.j2").render(
         scores=page.scores,
         always=ALWAYS,
         embedded=EMBEDDED if page.scores["source"] == "openi_drr" else None,
-        score_heads=heads,
-        score_rows=rows,
-        unavailable=unavailable(page.scores),
+        scored=table.score_rows(page.scores),
+        learned=table.learned_rows(page.scores),
+        clinical=table.clinical_rows(page.scores),
+        wording=table.wording_rows(page.scores),
+        copying=table.copying_rows(page.scores),
+        sizes=table.size_rows(page.scores),
+        unavailable=table.unavailable(page.scores),
         labels=LABELS,
         charts={stage: charts(rows) for stage, rows in page.curves.items()},
         contact=[(film_url(film, 168), caption) for film, caption in page.contact],

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
@@ -14,9 +15,11 @@ def cell(score: dict[str, Any] | float | str | None) -> str:
         return "–"
     if isinstance(score, str):
         return score.split(":")[0]
+    if isinstance(score, dict) and score["interval"] is None:
+        return f"{score['value']:.3f}"
     if isinstance(score, dict):
         low, high = score["interval"]
-        return f"{score['value']:.3f} [{low:.3f} – {high:.3f}]"
+        return f"{score['value']:.3f} [{low:.3f}–{high:.3f}]"
     return f"{score:.3f}"
 
 
@@ -35,17 +38,86 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 cell(clinical["macro_13"]["f1"]),
                 cell(clinical["micro_5"]["f1"]),
                 *map(cell, short),
-                f"{system['words']['generated']:.0f}",
+                f"{system['wording']['words_mean']:.0f}",
             ]
         )
     return heads, rows
+
+
+def clinical_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """F1 of every average under both readings of uncertain findings, one system in each column."""
+    readings = {"clinical": "absent", "clinical_uncertain_as_present": "present"}
+    rows = []
+    for labels in ("14", "5"):
+        for kind in ("micro", "macro", "example"):
+            for policy, reading in readings.items():
+                found = [system[policy] for system in scores["systems"].values()]
+                name = f"{kind}_{labels}"
+                f1 = [cell({"value": one[name]["f1"], "interval": one["intervals"][name]}) for one in found]
+                rows.append([f"{kind}, {labels} labels", reading, *f1])
+    return ["F1", "uncertain counts as", *scores["systems"]], rows
+
+
+def learned_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The metrics with learned weights that could be run; no rows when none could."""
+    systems = {name: system["learned"] for name, system in scores["systems"].items()}
+    names = sorted({n for found in systems.values() for n, value in found.items() if not isinstance(value, str)})
+    return ["", *names], [
+        [name, *(cell(found.get(n)) for n in names)] for name, found in systems.items()
+    ] if names else []
+
+
+def wording_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Length and repetition of the references and of each system."""
+    shares = {
+        "different reports": "different",
+        "same as the most frequent": "generic",
+        "a phrase in a loop": "loops",
+        "a sentence twice": "repeated_sentences",
+        "cut off": "cut_off",
+        "empty": "empty",
+    }
+    texts = {"references": scores["references"], **scores["systems"]}
+    rows = []
+    for name, found in ((name, text["wording"]) for name, text in texts.items()):
+        spread = f"{found['words_mean']:.0f} ({found['words_p10']:.0f} – {found['words_p90']:.0f})"
+        distinct = [f"{found[key]:.3f}" for key in ("distinct_1", "distinct_4")]
+        rows.append([name, spread, *(percent(found[key]) for key in shares.values()), *distinct])
+    return ["", "words, mean (10% – 90%)", *shares, "distinct-1", "distinct-4"], rows
+
+
+def copying_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """What generated reports and references share with memory and train."""
+    heads = {
+        "retrieved rows": "retrieved_{n}",
+        "rows retrieved for another study": "others_{n}",
+        "any train report": "train_{n}",
+    }
+    columns = [(f"{n} words: {head}", key.format(n=n)) for n in (4, 8) for head, key in heads.items()]
+    columns += [("whole: a retrieved row", "whole_retrieved"), ("whole: a train report", "whole_train")]
+    rows = [[name, *(percent(found[key]) for _, key in columns)] for name, found in scores["copying"].items()]
+    return ["", *(head for head, _ in columns)], rows
+
+
+def size_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Localisation by the size of the lesion."""
+    measures = {"inside / whole": "ratio", "IoU": "iou", "pointing": "pointing", "chance": "pointing_chance"}
+    found = {name: row["sizes"] for name, row in scores["localisation"].items() if row["sizes"]}
+    sizes = list(next(iter(found.values()), {}))
+    heads = ["", *(f"{measure}: {size}" for measure in measures for size in sizes)]
+    return heads, [[n, *(f"{s[z][key]:.3f}" for key in measures.values() for z in sizes)] for n, s in found.items()]
+
+
+def percent(share: float | None) -> str:
+    """A share for a table."""
+    return "–" if share is None else f"{100 * share:.1f}%"
 
 
 def score_table(scores: dict[str, Any]) -> Table:
     """The same on its side, for a terminal of 80 columns: one system in each column."""
     heads, rows = score_rows(scores)
     title = f"{scores['studies']} {scores['split']} studies"
-    reasons = "\n".join(unavailable(scores)) or None
+    reasons = Text("\n".join(unavailable(scores)))  # as it is: brackets are no markup
     table = Table(title=title, title_justify="left", caption=reasons, caption_justify="left", box=box.SIMPLE)
     table.add_column("")
     for system, *_ in rows:
@@ -56,6 +128,10 @@ def score_table(scores: dict[str, Any]) -> Table:
 
 
 def unavailable(scores: dict[str, Any]) -> list[str]:
-    """Reasons, once each, why a metric has no number."""
-    values = [(m, system["language"][m]) for system in scores["systems"].values() for m in METRICS]
-    return sorted({f"{name} {value}" for name, value in values if isinstance(value, str)})
+    """Reasons, once each, why metrics have no number."""
+    reasons: dict[str, dict[str, None]] = {}
+    for system in scores["systems"].values():
+        for name, value in {**system["language"], **system["learned"]}.items():
+            if isinstance(value, str):
+                reasons.setdefault(value, {})[name] = None
+    return [f"{', '.join(names)} {reason}" for reason, names in reasons.items()]

@@ -1,6 +1,7 @@
 """The evaluate step on small artefacts made by the real writers, without any training."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -110,8 +111,9 @@ def test_scores_page_and_table(artefacts, tmp_path, capsys):
     assert scores["systems"]["model"]["clinical"]["micro_13"]["f1"] == 1.0  # it repeats the references
     assert list(scores["systems"]) == ["model", "nearest neighbour", "most frequent normal", "random train report"]
     assert scores["systems"]["most frequent normal"]["clinical"]["micro_13"]["f1"] == 0.0
-    assert set(scores["localisation"]) == {"Cardiomegaly", "Pleural Effusion"}
+    assert set(scores["localisation"]) == {"Cardiomegaly", "Pleural Effusion", "all lesions"}
     assert scores["mentions"]["Pleural Effusion"]["odds_ratio"] > 1
+    assert scores["retrieved_sets"] == {"report": 1, "visual": 1}
     assert scores["settings"]["num_beams"] == 3
     assert scores["inputs"]["banks"] == open_artifact(artefacts["banks"], "banks").hash
     assert scores["probe"] is not None
@@ -139,6 +141,39 @@ def test_reports_of_other_studies_are_refused(artefacts, tmp_path):
     assert not list((tmp_path / "a").iterdir())
     with pytest.raises(UserError, match="holds a stage1 artefact"):
         run(artefacts | {"reports": artefacts["stage1"]}, tmp_path / "b")
+
+
+def test_a_damaged_film_is_named_by_its_shard_and_nothing_is_written(artefacts, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(artefacts["data"], data)
+    (shard,) = (data / "shards").glob("test*.tar")
+    content = bytearray(shard.read_bytes())
+    content[1500:1600] = bytes(100)
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"test.*\.tar: sample .* is damaged") as error:
+        run(artefacts | {"data": data}, tmp_path / "a")
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "a").iterdir())
+
+
+def test_silence_and_unlucky_texts_are_scored(artefacts, tmp_path):
+    """All reports empty but one, which is markup and half a thousand times the same word; no row of it is known."""
+    odd = tmp_path / "odd"
+    shutil.copytree(artefacts["reports"], odd)
+    lines = [json.loads(line) for line in (odd / "reports.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"generated": "", "memory": {"report": [{"row": 10**9, "weight": 0.5}]}}
+    lines[0]["generated"] = "<script>||| " * 500
+    (odd / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores, page = run(artefacts | {"reports": odd}, tmp_path / "a")
+    assert scores["systems"]["model"]["wording"]["empty"] == pytest.approx(5 / 6)
+    assert scores["systems"]["model"]["wording"]["loops"] == pytest.approx(1 / 6)
+    assert scores["systems"]["model"]["clinical"]["micro_13"]["f1"] == 0
+    assert scores["copying"]["generated"]["retrieved_4"] is None
+    assert "<script" not in page
+    (odd / "manifest.json").write_text((odd / "manifest.json").read_text().replace('"split": "test",', ""))
+    with pytest.raises(UserError, match="does not say which split"):
+        run(artefacts | {"reports": odd}, tmp_path / "b")
 
 
 def test_pick_goes_round_the_findings():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from amrg.errors import UserError
@@ -36,6 +37,7 @@ def test_equal_to_pycocoevalcap_on_real_reports(pairs: tuple[dict[str, str], dic
     scores = score_language(references, generated)
     corpus = {name: float(value[0]) for name, value in scores.corpus().items()}
     bleu = Bleu(4).compute_score(truth, said, verbose=0)[0]
+    assert len(keys) == 500
     assert [corpus[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu, abs=1e-9)
     assert corpus["ROUGE-L"] == pytest.approx(Rouge().compute_score(truth, said)[0], abs=1e-9)
     assert corpus["CIDEr"] == pytest.approx(Cider().compute_score(truth, said)[0], abs=1e-9)
@@ -83,14 +85,17 @@ def test_bad_input(references: dict[str, str], generated: dict[str, str], messag
         score_language(references, generated)
 
 
-def test_meteor_or_the_reason_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    references = ["The heart is normal in size.", "There is no pleural effusion."]
-    short = ["Heart size is normal.", "No effusion."]
-    assert meteor(references, {"a": short}, timeout=0.01) == "unavailable: METEOR took longer than 0.01 s"
-    scores = meteor(references, {"short": short, "same": references, "empty": ["", ""]}, timeout=120)
+def test_meteor_equals_pycocoevalcap_on_real_reports(pairs: tuple[dict[str, str], dict[str, str]]) -> None:
+    references, generated = (list(texts.values()) for texts in pairs)
+    scores = meteor(references, {"real": generated, "empty": [""] * 500}, timeout=120)
     assert isinstance(scores, dict)
-    assert scores["short"] == pytest.approx(0.2957785948059113, abs=1e-9)  # pycocoevalcap's Meteor on these tokens
-    assert scores["same"] == pytest.approx(1.0)
+    truth, said = ({i: [" ".join(tokenize(t))] for i, t in enumerate(texts)} for texts in (references, generated))
+    assert scores["real"] == pytest.approx(Meteor().compute_score(truth, said)[0], abs=1e-6)
     assert scores["empty"] == 0
+
+
+def test_why_there_is_no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (["The heart is normal in size."], {"a": ["Heart size is normal."]})
+    assert meteor(*asked, timeout=0.01) == "unavailable: METEOR took longer than 0.01 s"
     monkeypatch.setenv("PATH", "")
-    assert meteor(references, {"a": short}, timeout=1) == "unavailable: no Java on this machine"
+    assert meteor(*asked, timeout=1) == "unavailable: no Java on this machine"

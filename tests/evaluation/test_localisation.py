@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amrg.evaluation.localisation import enlarge, localise
+from amrg.evaluation.localisation import Localisation, enlarge, localise
 
 
 def _square(x: int, y: int, size: int = 16) -> np.ndarray:
@@ -44,8 +44,33 @@ def test_empty_map_counts_as_pointing_nowhere() -> None:
     maps = masks.astype(np.float32)
     maps[1] = 0
     result = localise(maps, masks)
-    assert result.empty_maps == 1
+    assert result.empty.tolist() == [False, True]
+    assert result.summary(["a", "b"], 10, 0)["empty_maps"] == 1
     assert (result.ratio[1], result.hit[1], result.iou[1]) == (0, 0, 0)
+
+
+def test_terciles_by_area() -> None:
+    """Seven lesions of sides 4 to 16, the maps perfect for the large ones and blind to the others."""
+    sides = [10, 4, 16, 6, 12, 8, 14]
+    masks = np.stack([_square(3 * i, 3 * i, side) for i, side in enumerate(sides)])
+    maps = np.stack([mask if side >= 14 else ~mask for mask, side in zip(masks, sides, strict=True)])
+    result = localise(maps.astype(np.float32), masks)
+    assert [[sides[i] for i in rows] for rows in result.terciles()] == [[4, 6, 8], [10, 12], [14, 16]]
+    sizes = result.summary([str(i) for i in range(7)], 50, 0)["sizes"]
+    assert list(sizes) == ["small", "medium", "large"]
+    assert [row["studies"] for row in sizes.values()] == [3, 2, 2]
+    assert [row["pointing"] for row in sizes.values()] == [0, 0, 1]
+    assert sizes["large"]["iou"] == sizes["large"]["iou_interval"][0] == pytest.approx(1)
+    assert sizes["small"]["area_most"] == pytest.approx(64 / 64**2)
+    assert not localise(maps[:5].astype(np.float32), masks[:5]).summary(list("abcde"), 5, 0)["sizes"]
+
+
+def test_lesions_of_several_findings_together() -> None:
+    masks = np.stack([_square(0, 0), _square(32, 16)])
+    one, two = localise(masks.astype(np.float32), masks), localise((~masks).astype(np.float32), masks)
+    both = Localisation.together([one, two])
+    assert both.hit.tolist() == [1, 1, 0, 0]
+    assert both.summary(["a", "b", "a", "b"], 20, 0)["pointing_interval"] == [0.5, 0.5]  # patients stay together
 
 
 def test_enlarge_keeps_cell_centres() -> None:

@@ -41,12 +41,25 @@ def test_order_is_that_of_the_studies_and_empty_texts_are_kept(tmp_path):
         ([{"key": "s0", "generated": "", "memory": [1]}], "line 1 is not a report"),
         ([{"key": "s0", "generated": "", "memory": {"visual": [{"row": "a", "weight": 1}]}}], "line 1 is not"),
         ([], "lacks 3 of 3"),
+        (['{"key": "s0", "generated": "\\ud800"}'], "line 1 is not a report"),
+        (["[" * 100_000], "line 1 is not a report"),
+        ([LINES[0], "", LINES[1]], "line 2 is not a report"),
+        ([LINES[0] | {"key": 0}], "line 1 is not a report"),
+        ([LINES[0] | {"reference": 3}], "line 1 is not a report"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, lines, message):
     with pytest.raises(UserError, match=message) as error:
         read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
     assert "\n" not in str(error.value)
+
+
+def test_line_ends_inside_a_text_end_no_line(tmp_path):
+    """``splitlines`` would cut at U+2028 and friends, which JSON may hold as they are."""
+    lines = [json.dumps(line | {"generated": "a\u2028b\x85c"}, ensure_ascii=False) for line in LINES]
+    file = tmp_path / "reports.jsonl"
+    file.write_bytes("\r\n".join(lines).encode())
+    assert [r.text for r in read_reports(file, STUDIES)] == ["a\u2028b\x85c"] * 3
 
 
 def test_missing_or_binary_file(tmp_path):

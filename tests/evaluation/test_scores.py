@@ -20,7 +20,8 @@ def test_a_perfect_system_and_one_that_says_nothing():
     assert scores["model"]["clinical"]["micro_13"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
     assert scores["model"]["clinical"]["intervals"]["micro_13"] == [1.0, 1.0]
     assert scores["model"]["language"]["BLEU-4"]["value"] == pytest.approx(1.0, abs=1e-6)
-    assert scores["silent"]["empty"] == 12
+    assert scores["silent"]["wording"]["empty"] == 1
+    assert scores["model"]["clinical_uncertain_as_present"]["intervals"]["example_5"] == [1.0, 1.0]
     assert scores["silent"]["clinical"]["micro_13"]["f1"] == 0
     assert scores["silent"]["language"]["ROUGE-L"]["value"] == 0
     assert scores["silent"]["model_minus_this"] == {"value": 1.0, "interval": [1.0, 1.0]}

@@ -6,6 +6,7 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.evaluation.highlight import highlighted
 from amrg.evaluation.localisation import localise
 from amrg.evaluation.scores import mention_tables, score_systems
+from amrg.evaluation.wording import copying, wording
 from amrg.viewer.page import MemoryRow, Page, SampleStudy
 
 SIZE = 224
@@ -55,6 +56,14 @@ def page():
         have = [i for i in range(40) if f in truth[i]]
         maps = np.stack([activation(rng, centres[i]) for i in have])
         place[f] = localise(maps, np.stack([mask(centres[i]) for i in have])).summary([groups[i] for i in have], 50, 0)
+    scored = score_systems(references, systems, groups, 50, 0, None)
+    for i, found in enumerate(scored.values()):
+        found["learned"] = {
+            "BERTScore": {"value": 0.9 - 0.1 * i, "interval": [0.4, 0.95]},
+            "GREEN": "unavailable: <no> GPU",
+        }
+        found["learned"]["CheXbert F1 micro-14"] = {"value": 0.5, "interval": None}
+    rows = [references[i : i + 2] for i in range(40)]
     scores = {
         "name": "made-up",
         "source": "openi_drr",
@@ -62,7 +71,13 @@ def page():
         "studies": 40,
         "patients": 40,
         "marks": [],
-        "systems": score_systems(references, systems, groups, 50, 0, None),
+        "systems": scored,
+        "references": {"wording": wording(references)},
+        "copying": {
+            name: copying(texts, rows, references, groups)
+            for name, texts in (("generated", generated), ("reference", references))
+        },
+        "retrieved_sets": {"report": 40, "visual": 12},
         "mentions": mention_tables(present, generated),
         "localisation": place,
         "classifier": {

@@ -72,7 +72,7 @@ def test_says_what_it_must(html):
     text = render(other)
     assert EMBEDDED not in text
     assert "bank holds &lt;test&gt; rows" in text
-    for section in ("scores", "findings", "place", "probe", "curves", "samples", "contact", "origin"):
+    for section in ("scores", "findings", "wording", "place", "probe", "curves", "samples", "contact", "origin"):
         assert f'<section id="{section}">' in html
 
 

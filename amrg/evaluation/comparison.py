@@ -1,0 +1,217 @@
+"""Paired comparison of runs that wrote reports for the same studies.
+
+The studies of one patient are one unit in both tests: a bootstrap draws patients with their reports of both runs, a
+permutation swaps the two runs' reports of whole patients (Noreen, 1989: approximate randomisation).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amrg.artifacts import MANIFEST, open_artifact
+from amrg.errors import UserError
+from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
+from amrg.evaluation.language import LanguageScores, score_language
+from amrg.evaluation.reports import FILE, Generated, parse_reports
+from amrg.evaluation.statistics import interval, resample
+
+#: Studies × resamples held in memory at a time.
+_CELLS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """Reports of one run with what they answer, in the order of their keys."""
+
+    name: str
+    reports: list[Generated]
+
+    @property
+    def keys(self) -> list[str]:
+        return [report.key for report in self.reports]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One score of two runs.
+
+    Attributes:
+        first, other: the scores.
+        interval: 95% bootstrap interval of ``other - first``.
+        p: two-sided p of the permutation test; ``holm``: the same, corrected for all tests made together (Holm, 1979).
+    """
+
+    first: float
+    other: float
+    interval: tuple[float, float]
+    p: float
+    holm: float
+
+
+def read_run(path: Path) -> Run:
+    """The reports behind a scores or a reports artefact, or of a JSONL file of ``key, group, reference, generated``.
+
+    Raises:
+        UserError: it is none of these, a line is malformed or without reference, or a study comes twice.
+    """
+    file = path
+    if path.is_dir():
+        kind = _kind(path)
+        folder = path
+        if kind == "scores":
+            made_from = open_artifact(path, kind).manifest["inputs"]["reports"]
+            folder = path.parent / made_from["path"]
+            if open_artifact(folder, "reports").hash != made_from["hash"]:
+                raise UserError(f"{folder} is no longer what {path} was made from: evaluate again")
+        file = open_artifact(folder, "reports").path / FILE
+    reports = sorted(parse_reports(file).values(), key=lambda report: report.key)
+    if not reports:
+        raise UserError(f"{file} holds no reports")
+    if lacking := sum(not report.reference or not report.group for report in reports):
+        raise UserError(f"{file}: {lacking} of {len(reports)} lines lack `reference` or `group`, which pairing needs")
+    return Run(run_name(path), reports)
+
+
+def run_name(path: Path) -> str:
+    """``demo/scores-1234567890``: the artefact and the folder of the run it lies in."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _kind(path: Path) -> str:
+    try:
+        kind = json.loads((path / MANIFEST).read_text())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    if kind not in ("scores", "reports"):
+        raise UserError(f"{path} is neither a scores nor a reports artefact: give one, or a file of reports")
+    return kind
+
+
+def check_pairing(first: Run, other: Run) -> None:
+    """Refuse runs that did not answer the same questions.
+
+    Raises:
+        UserError: their studies, patients or references differ.
+    """
+    mine, theirs = set(first.keys), set(other.keys)
+    if mine != theirs:
+        raise UserError(
+            f"{first.name} has {len(mine)} studies and {other.name} has {len(theirs)}, {len(mine & theirs)} of them "
+            "the same: only runs over the same studies are compared; generate both from the same data and split"
+        )
+    pairs = zip(first.reports, other.reports, strict=True)
+    if changed := sum((a.reference, a.group) != (b.reference, b.group) for a, b in pairs):
+        raise UserError(
+            f"{first.name} and {other.name} have other references or patients for {changed} of {len(mine)} studies: "
+            "generate both from the same data"
+        )
+
+
+def compare(first: Run, others: Sequence[Run], samples: int, seed: int) -> dict[str, dict[str, Difference]]:
+    """Every other run against the first, by run and score.
+
+    Args:
+        first: what the others are measured against.
+        others: their names must differ.
+        samples: resamples of the bootstrap and of the permutation test.
+        seed: of both.
+
+    Raises:
+        UserError: the runs are not over the same studies.
+    """
+    for other in others:
+        check_pairing(first, other)
+    groups = [report.group for report in first.reports]
+    base = _score(first)
+    bootstrap = resample(groups, samples, seed)
+    swaps = _swaps(groups, samples, seed)
+    rows = {}
+    for other in others:
+        rows[other.name] = _differences(base, _score(other), bootstrap, swaps)
+    corrected = iter(holm([d.p for row in rows.values() for d in row.values()]))
+    return {
+        run: {name: Difference(d.first, d.other, d.interval, d.p, next(corrected)) for name, d in row.items()}
+        for run, row in rows.items()
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the order given."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """All that the scores of one run, or of two stacked, are sums of."""
+
+    language: LanguageScores
+    clinical: Mapping[str, ClinicalScores]
+
+    def scores(self, weights_BS: np.ndarray) -> dict[str, np.ndarray]:
+        found = self.language.corpus(weights_BS)
+        for policy, scores in self.clinical.items():
+            for name, values in scores.averages(weights_BS).items():
+                found[f"F1 {name.replace('_', '-')}{policy}"] = values[:, 2]
+        return found
+
+    def stacked(self, other: "_Scored") -> "_Scored":
+        """Both runs' studies behind one another, so that a weight picks from which run a study's report is taken."""
+        clinical = {
+            policy: ClinicalScores(*(np.concatenate([getattr(s, c) for s in pair]) for c in ("tp", "fp", "fn")))
+            for policy, pair in ((p, (self.clinical[p], other.clinical[p])) for p in self.clinical)
+        }
+        return _Scored(self.language.stacked(other.language), clinical)
+
+
+def _score(run: Run) -> _Scored:
+    references = [report.reference for report in run.reports]
+    generated = [report.text for report in run.reports]
+    truth, said = label_matrix(references), label_matrix(generated)
+    language = score_language(dict(zip(run.keys, references, strict=True)), dict(zip(run.keys, generated, strict=True)))
+    return _Scored(
+        language,
+        {
+            "": ClinicalScores.of(stated(truth), stated(said)),
+            " (uncertain as present)": ClinicalScores.of(stated(truth, "present"), stated(said, "present")),
+        },
+    )
+
+
+def _swaps(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
+    """Whether each permutation swaps each study's reports, bool [samples, S]; one patient's are swapped together."""
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    return np.random.default_rng([seed, 1]).integers(2, size=(samples, len(names))).astype(bool)[:, index]
+
+
+def _differences(first: _Scored, other: _Scored, bootstrap: np.ndarray, swaps: np.ndarray) -> dict[str, Difference]:
+    count = bootstrap.shape[1]
+    whole = np.ones((1, count))
+    one, two = first.scores(whole), other.scores(whole)
+    pieces = np.array_split(np.arange(len(bootstrap)), max(1, bootstrap.size // _CELLS))
+    resampled: dict[str, list[np.ndarray]] = {name: [] for name in one}
+    permuted: dict[str, list[np.ndarray]] = {name: [] for name in one}
+    both = first.stacked(other)
+    for piece in pieces:
+        drawn_one, drawn_two = first.scores(bootstrap[piece]), other.scores(bootstrap[piece])
+        kept = np.hstack([~swaps[piece], swaps[piece]]).astype(np.float64)
+        taken = np.hstack([swaps[piece], ~swaps[piece]]).astype(np.float64)
+        mixed_one, mixed_two = both.scores(kept), both.scores(taken)
+        for name in one:
+            resampled[name].append(drawn_two[name] - drawn_one[name])
+            permuted[name].append(mixed_two[name] - mixed_one[name])
+    found = {}
+    for name in one:
+        difference = float(two[name][0] - one[name][0])
+        # the tolerance keeps rounding from telling a permutation that swaps nothing from the runs as they are
+        extreme = np.abs(np.concatenate(permuted[name])) >= abs(difference) - 1e-12
+        p = (1 + int(extreme.sum())) / (1 + len(extreme))
+        bounds = interval(np.concatenate(resampled[name]))
+        found[name] = Difference(float(one[name][0]), float(two[name][0]), bounds, p, p)
+    return found

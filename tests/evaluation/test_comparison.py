@@ -1,0 +1,145 @@
+"""Paired comparison: known answers, an independent reference for the permutation test, and every refusal."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from amrg.artifacts import Recipe, build, open_artifact
+from amrg.compare import main
+from amrg.errors import UserError
+from amrg.evaluation.comparison import compare, holm, read_run, run_name
+
+SICK, WELL = "Small left pleural effusion.", "No pleural effusion."
+
+
+def lines(generated, reference=None, groups=None):
+    reference = reference or [SICK, WELL] * (len(generated) // 2)
+    groups = groups or [f"p{i // 2}" for i in range(len(generated))]
+    rows = zip(groups, reference, generated, strict=True)
+    return [{"key": f"s{i:03d}", "group": g, "reference": r, "generated": t} for i, (g, r, t) in enumerate(rows)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_better_run_and_the_same_run(tmp_path):
+    silent = read_run(write(tmp_path / "silent.jsonl", lines([WELL] * 40)))
+    perfect = read_run(write(tmp_path / "perfect.jsonl", lines([SICK, WELL] * 20)))
+    again = read_run(write(tmp_path / "again.jsonl", lines([WELL] * 40)))
+    found = compare(silent, [perfect, again], samples=400, seed=0)
+    better, same = (found[name]["F1 micro-13"] for name in (perfect.name, again.name))
+    assert (better.first, better.other, better.interval) == (0, 1, (1, 1))
+    assert better.p == pytest.approx(1 / 401)
+    assert (same.other - same.first, same.interval, same.p, same.holm) == (0, (0, 0), 1, 1)
+    assert found[perfect.name]["ROUGE-L"].p == pytest.approx(1 / 401)
+    assert better.holm == pytest.approx(min(1, len(found) * len(found[again.name]) / 401))
+    assert compare(silent, [perfect, again], samples=400, seed=0) == found
+
+
+def test_p_is_that_of_scipys_exact_permutation_test(tmp_path):
+    """ROUGE-L is a mean over studies: for one study a patient scipy's paired permutation test is the same test."""
+    rng = np.random.default_rng(0)
+    words = np.array(["heart", "size", "is", "normal", "there", "no", "pleural", "effusion", "seen"])
+    texts = [[" ".join(rng.choice(words, 6)) for _ in range(9)] for _ in range(3)]
+    groups = [f"p{i}" for i in range(9)]
+    one, two = (
+        read_run(write(tmp_path / f"{name}.jsonl", lines(said, texts[0], groups)))
+        for name, said in (("one", texts[1]), ("two", texts[2]))
+    )
+    found = compare(one, [two], samples=20_000, seed=0)[two.name]["ROUGE-L"]
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    each = [
+        Rouge().compute_score({i: [r] for i, r in enumerate(texts[0])}, {i: [t] for i, t in enumerate(said)})[1]
+        for said in texts[1:]
+    ]
+    exact = stats.permutation_test(each, lambda x, y: y.mean() - x.mean(), permutation_type="samples", n_resamples=1e9)
+    assert found.p == pytest.approx(exact.pvalue, abs=0.02)
+
+
+def test_patients_are_swapped_and_drawn_whole(tmp_path):
+    """All studies are one patient's: nothing can be told from two labels of one unit."""
+    groups = ["p"] * 8
+    first = read_run(write(tmp_path / "a.jsonl", lines([WELL] * 8, groups=groups)))
+    other = read_run(write(tmp_path / "b.jsonl", lines([SICK, WELL] * 4, groups=groups)))
+    found = compare(first, [other], samples=50, seed=0)[other.name]["F1 micro-13"]
+    assert found.p == 1
+    assert found.interval == (1, 1)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lines([WELL] * 4)[:3], "a.jsonl has 4 studies and .*/b.jsonl has 3, 3 of them the same"),
+        (lines([WELL] * 4, [WELL] * 4), "other references or patients for 2 of 4"),
+        (lines([WELL] * 4, groups=["q"] * 4), "other references or patients for 4 of 4"),
+        ([*lines([WELL] * 4), lines([WELL] * 4)[0]], "line 5 repeats the study of line 1"),
+        ([{"key": "s", "generated": "x"}], "1 of 1 lines lack `reference` or `group`"),
+        ([], "holds no reports"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused_in_one_line(tmp_path, other, message):
+    first = write(tmp_path / "a.jsonl", lines([WELL] * 4))
+    with pytest.raises(UserError, match=message) as error:
+        main([str(first), str(write(tmp_path / "b.jsonl", other)), "--resamples", "5"])
+    assert "\n" not in str(error.value)
+
+
+def test_command(tmp_path, capsys):
+    """Artefacts of both kinds lead to the same reports; the table has no report text in it."""
+
+    def make(kind, name, write_into, inputs=None):
+        recipe = Recipe(kind, 1, {"name": name}, inputs or {}, 0)
+        with build(tmp_path, recipe) as folder:
+            write_into(folder)
+        return open_artifact(recipe.path(tmp_path), kind)
+
+    made = [
+        make("reports", name, lambda folder, said=said: write(folder / "reports.jsonl", lines(said)))
+        for name, said in (("a", [WELL] * 12), ("b", [SICK, WELL] * 6))
+    ]
+    scores = make("scores", "b", lambda folder: (folder / "scores.json").write_text("{}"), {"reports": made[1]})
+    main([str(made[0].path), str(scores.path), "--resamples", "50", "--json", str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    assert "F1 micro-13" in printed
+    assert "uncertain" not in printed
+    assert "effusion" not in printed
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["runs"][run_name(scores.path)]["F1 micro-13"]["other"] == 1
+    assert (written["studies"], written["patients"]) == (12, 6)
+
+    for arguments, message in (
+        ([made[0].path], "one run alone"),
+        ([made[0].path, made[0].path], "not compared with itself"),
+        ([made[0].path, tmp_path], "neither a scores nor a reports"),
+        ([made[0].path, tmp_path / "none"], "cannot read"),
+        ([made[0].path, made[1].path, "--resamples", "0"], "at least 1"),
+        ([made[0].path, made[1].path, "--resamples", "5", "--json", tmp_path / "no" / "x"], "cannot write"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(list(map(str, arguments)))
+    (made[1].path / "manifest.json").write_text(
+        (made[1].path / "manifest.json").read_text().replace(made[1].hash, "0" * 64)
+    )
+    with pytest.raises(UserError, match="no longer what"):
+        main([str(made[0].path), str(scores.path)])
+
+
+def test_every_pair_of_subsets_of_a_patient_stays_together():
+    from amrg.evaluation.comparison import _swaps
+
+    swaps = _swaps(["a", "b", "a", "c", "b"], 200, 0)
+    assert (swaps[:, 0] == swaps[:, 2]).all()
+    assert (swaps[:, 1] == swaps[:, 4]).all()
+    assert {tuple(row) for row in swaps[:, [0, 1, 3]]} == set(itertools.product((False, True), repeat=3))

@@ -1,0 +1,82 @@
+"""ReXrank's format: what its own evaluation script reads is there, and nothing is lost or mixed up."""
+
+import json
+
+import pytest
+
+from amrg.artifacts import Recipe, build, open_artifact
+from amrg.errors import UserError
+from amrg.export import main
+
+
+@pytest.fixture
+def reports(tmp_path):
+    """A reports artefact over three studies, made from data whose reports are findings."""
+    made = {}
+    for kind, config in (("data", {"sections": "findings"}), ("reports", {})):
+        recipe = Recipe(kind, 1, config, dict(made), 0)
+        with build(tmp_path, recipe) as folder:
+            rows = [
+                {
+                    "key": f"s{i}",
+                    "group": f"p{i}",
+                    "reference": f"Reference {i}, «ü».",
+                    "generated": f"Text {i}." * (i != 1),
+                }
+                for i in (2, 0, 1)
+            ]
+            (folder / "reports.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        made[kind] = open_artifact(recipe.path(tmp_path), kind)
+    return made["reports"].path
+
+
+def test_with_our_references(reports, tmp_path):
+    main([str(reports), str(tmp_path / "out.json")])
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert list(written) == ["s0", "s1", "s2"]
+    assert written["s2"] == {
+        "section_findings": "Reference 2, «ü».",
+        "section_impression": None,
+        "report": "Reference 2, «ü».",
+        "model_prediction": "Text 2.",
+    }
+    assert written["s1"]["model_prediction"] == ""
+    with pytest.raises(UserError, match="exists"):
+        main([str(reports), str(tmp_path / "out.json")])
+
+
+def test_onto_their_test_set(reports, tmp_path):
+    """Their ids have no ``s``; what else they say of a study (NaN for a missing section, too) stays."""
+    theirs = '{"1": {"context": "x", "section_impression": NaN}, "0": {"section_findings": "F"}, "2": {}}'
+    (tmp_path / "theirs.json").write_text(theirs)
+    main([str(reports), str(tmp_path / "out.json"), "--onto", str(tmp_path / "theirs.json")])
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [study["model_prediction"] for study in written.values()] == ["", "Text 0.", "Text 2."]
+    assert list(written) == ["1", "0", "2"]
+    assert written["0"]["section_findings"] == "F"
+    assert written["1"]["section_impression"] != written["1"]["section_impression"]  # NaN
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ('{"0": {}, "1": {}}', "0 of the 2 studies of the test set have no report, and 1 reports are of other"),
+        ('{"0": {}, "1": {}, "2": {}, "3": {}}', "1 of the 4 studies"),
+        ("[]", "is not a ReXrank test set"),
+        ("{}", "is not a ReXrank test set"),
+        ('{"0": 1}', "is not a ReXrank test set"),
+        ("\x00", "is not a ReXrank test set"),
+    ],
+)
+def test_what_does_not_fit_is_refused(reports, tmp_path, theirs, message):
+    (tmp_path / "theirs.json").write_text(theirs)
+    with pytest.raises(UserError, match=message):
+        main([str(reports), str(tmp_path / "out.json"), "--onto", str(tmp_path / "theirs.json")])
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_where_it_cannot_be_written(reports, tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        main([str(reports), str(tmp_path / "no" / "out.json")])
+    with pytest.raises(UserError, match="no reports artefact"):
+        main([str(tmp_path / "none"), str(tmp_path / "out.json")])
