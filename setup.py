@@ -16,6 +16,7 @@ EXTRAS = {
     "search-gpu": ["faiss-gpu-cu12>=1.10,<2"],  # the same on a GPU, instead of `search`
     "s3": ["s3fs>=2024.6"],  # shards in S3 and what speaks its protocol
     "gs": ["gcsfs>=2024.6"],  # shards in Google Cloud Storage
+    "wandb": ["wandb>=0.18,<1"],  # Weights & Biases beside TensorBoard
     "dicom": ["pydicom>=3,<4"],  # radiographs as hospitals store them
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
     "browser": ["selenium>=4.30,<5"],  # the web application in a real browser (make test-browser)

@@ -60,7 +60,7 @@ class Stage1Config:
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.1
     clip: PositiveFloat = 5.0
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # float16: GPUs only
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
     blank: Literal["ignore", "zeros", "ones"] = "zeros"
     class_weighting: bool = True
@@ -161,12 +161,23 @@ class Stage2Config:
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.05
     clip: PositiveFloat = 1.0
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # float16: GPUs only
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
     max_report_tokens: PositiveInt = 100
+    activation_checkpointing: bool = False  # the decoder's activations are computed again in the backward: less memory
+    compile: bool = False  # torch.compile the decoder
     group_by_length: bool = False  # batches of reports of like length: less padding, another order
     accept_banks_with_held_out_rows: bool = False  # train on banks that leak; every score then carries the mark
     ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    """What training tells while it runs; changes nothing of what is learned."""
+
+    tensorboard: bool = True  # scalars in logs/tensorboard of the artefact
+    wandb_project: str | None = None  # tell Weights & Biases too (extra `wandb`)
+    every: PositiveInt = 100  # steps between two looks at time by part, gradients by module, and perplexity
 
 
 @dataclass(frozen=True)
@@ -213,6 +224,7 @@ class Config:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     stage2: Stage2Config = field(default_factory=Stage2Config)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 

@@ -28,6 +28,7 @@ from amrg.errors import UserError
 from amrg.models.association import Memory
 from amrg.models.decoder import load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, associate_together
+from amrg.models.parts import DECODER, MEMORY, part
 from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.tokenizer import ReportEncoder
 
@@ -131,7 +132,8 @@ class ReportGenerator(nn.Module):
         if self.settings.use_queries:
             parts.append(queries_BQD)
         memories = [memory for memory in (self.visual_memory, self.report_memory) if memory is not None]
-        parts += associate_together([m.associating(queries_BQD, query_group=group_B) for m in memories])
+        with part(MEMORY):
+            parts += associate_together([m.associating(queries_BQD, query_group=group_B) for m in memories])
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
         streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
         if not self.settings.use_queries:
@@ -150,12 +152,13 @@ class ReportGenerator(nn.Module):
         """
         prefix = self._prefix(self.streams(sight, group_B))
         report = self._hide(self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout)
-        logits = self.decoder(
-            inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
-            logits_to_keep=report_BT.shape[1] + 1,  # from the last prompt position on; padding follows, so no mask
-            use_cache=False,
-        ).logits[:, :-1]
-        losses = F.cross_entropy(logits.float().transpose(1, 2), report_BT, ignore_index=IGNORED, reduction="none")
+        with part(DECODER):
+            logits = self.decoder(
+                inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
+                logits_to_keep=report_BT.shape[1] + 1,  # from the last prompt position on; padding follows, so no mask
+                use_cache=False,
+            ).logits[:, :-1]
+            losses = F.cross_entropy(logits.float().transpose(1, 2), report_BT, ignore_index=IGNORED, reduction="none")
         return losses.sum(1)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from amrg.config import VisionConfig, to_dict
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
+from amrg.models.parts import QFORMER, VISION, part
 from amrg.models.vision import VisionFeatures, build_encoder
 
 
@@ -112,7 +113,8 @@ class DiseaseClassifier(nn.Module):
         With ``cached``, ``inputs`` are what the encoder's frozen stem gave for the images. (It is an argument because
         ZeRO-3 gathers a module's parameters where its ``forward`` is called, and only there.)
         """
-        return self._from_features(self.encoder.trunk(inputs if cached else self.encoder.stem(inputs)))
+        with part(VISION):
+            return self._from_features(self.encoder.trunk(inputs if cached else self.encoder.stem(inputs)))
 
     def from_stem(self, stem_out: Tensor) -> Stage1Output:
         """The same from the cached output of the encoder's frozen stem."""
@@ -123,9 +125,10 @@ class DiseaseClassifier(nn.Module):
         fine_BHWC = self.fine_norm(features.fine_BHWC)
         tokens_BND = self.coarse_projection(self.coarse_norm(features.coarse_BHWC)).flatten(1, 2)
         keys_BMD = torch.cat([tokens_BND, self.regions(fine_BHWC).flatten(1, 2)], dim=1)
-        queries_BQD = self.qformer(
-            query_embeds=self.disease_queries.expand(len(keys_BMD), -1, -1), encoder_hidden_states=keys_BMD
-        ).last_hidden_state
+        with part(QFORMER):
+            queries_BQD = self.qformer(
+                query_embeds=self.disease_queries.expand(len(keys_BMD), -1, -1), encoder_hidden_states=keys_BMD
+            ).last_hidden_state
         return Stage1Output(
             tokens_BND=tokens_BND,
             queries_BQD=queries_BQD,

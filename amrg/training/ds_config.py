@@ -26,7 +26,8 @@ class Optimisation:
         weight_decay: decoupled decay; vectors (biases, norms) are spared.
         warmup_fraction: share of all steps spent warming up.
         clip: largest global gradient norm.
-        dtype: ``bfloat16`` computes under torch autocast; weights, gradients and moments stay float32.
+        dtype: ``bfloat16`` computes under torch autocast; weights, gradients and moments stay float32. ``float16`` is
+            DeepSpeed's mixed precision, for GPUs.
         ds_config: a DeepSpeed JSON, or the bare name of one in ``configs/``.
         checkpoint_steps: optimiser steps between two checkpoints inside an epoch (each epoch ends with one, too).
     """
@@ -38,7 +39,7 @@ class Optimisation:
     weight_decay: float
     warmup_fraction: float
     clip: float
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "float16"]
     min_lr: float = 0.0
     ds_config: str = "zero0.json"
     checkpoint_steps: int = 200
@@ -121,13 +122,15 @@ _CONVENTIONS = {
 
 
 def _precision(config: dict[str, Any], ours: Optimisation) -> None:
-    """DeepSpeed's own bf16 mode is used only where the file asks for it; fp16 is not one of our dtypes."""
+    """DeepSpeed's own bf16 mode is used only where the file asks for it; its fp16 mode (it scales the loss) always."""
+    if ours.dtype == "float16":
+        config.setdefault("fp16", {"enabled": AUTO})
     for name, dtype in (("bf16", "bfloat16"), ("bfloat16", "bfloat16"), ("fp16", "float16")):
         section = config.get(name)
         if not isinstance(section, dict):
             continue
         if section.get("enabled") == AUTO:
-            section["enabled"] = False
+            section["enabled"] = dtype == ours.dtype == "float16"
         elif section.get("enabled") and ours.dtype != dtype:
             raise _conflict(ours, f"{name}.enabled", True, "dtype", ours.dtype)
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amrg.errors import UserError
+from amrg.models.parts import OPTIMISER, part
 from amrg.training.ds_config import Optimisation, read, resolve
 from amrg.training.ranks import barrier, device, gather_lists, mean_over_ranks, rank, start, world_size
 
@@ -67,8 +69,9 @@ class _Objective(nn.Module):
 
 
 def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing for float32."""
-    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    """Autocast to bfloat16 or float16, or nothing for float32."""
+    half = torch.float16 if dtype == "float16" else torch.bfloat16
+    return torch.autocast(device().type, dtype=half, enabled=dtype != "float32")
 
 
 class Engine:
@@ -86,6 +89,8 @@ class Engine:
 
     def __init__(self, model: nn.Module, loss: Loss, ours: Optimisation, total_steps: int) -> None:
         start()
+        if ours.dtype == "float16" and device().type == "cpu":
+            raise UserError(f"{ours.section}.dtype float16 needs a GPU: use bfloat16 or float32")
         config = resolve(read(ours.ds_config), ours, world_size(), total_steps)
         self.model, self.accumulation = model, config["gradient_accumulation_steps"]
         groups = _decay_groups(model, ours.weight_decay)
@@ -101,23 +106,45 @@ class Engine:
         # Made now and not lazily: DeepSpeed links the moments of all groups after the first group's first step.
         self._make_moments(0)
 
-    def step(self, batch: Batch, lr: float) -> dict[str, float]:
+    def step(self, batch: Batch, lr: float, norms: bool = False) -> tuple[dict[str, float], dict[str, float]]:
         """One optimiser step on this rank's share of a global batch.
 
+        Args:
+            batch, lr: samples and learning rate.
+            norms: tell the norm of the gradients of each module, too.
+
         Returns:
-            ``loss`` and the metrics of the loss function, means over the whole global batch.
+            ``loss`` and the metrics of the loss function, means over the whole global batch; and norms of gradients
+            before clipping: ``gradient_norm`` of all where DeepSpeed tells it, ``gradient_norm/<module>``.
         """
         if self._engine.lr_scheduler is None:  # else the JSON brought a scheduler of its own
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr
         sums: dict[str, float] = {}
+        told: dict[str, float] = {}
         for micro in split(batch, self.accumulation):
             loss, metrics = self._engine(micro)
             self._engine.backward(loss)
-            self._engine.step()
+            if norms and self._engine.is_gradient_accumulation_boundary():
+                told = self._gradient_norms()
+            with part(OPTIMISER):
+                self._engine.step()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / self.accumulation
-        return mean_over_ranks(sums)
+        whole = self._engine.get_global_grad_norm()
+        return mean_over_ranks(sums), told if whole is None else {"gradient_norm": float(whole), **told}
+
+    def _gradient_norms(self) -> dict[str, float]:
+        """Norm of the gradients of each module, however they are partitioned. Every rank must call this."""
+        from deepspeed.utils import safe_get_full_grad
+
+        squares: dict[str, float] = {}
+        for name, parameter in _trainable(self.model):
+            gradient = safe_get_full_grad(parameter) if _partitioned(parameter) else parameter.grad
+            if gradient is not None:
+                module = f"gradient_norm/{name.split('.')[0]}"
+                squares[module] = squares.get(module, 0.0) + float(gradient.float().square().sum())
+        return {module: square**0.5 for module, square in squares.items()}
 
     def scheduler_state(self) -> dict[str, Any] | None:
         """State of a scheduler that the DeepSpeed JSON brought; ours has none."""

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from amrg.config import TelemetryConfig
 from amrg.errors import UserError
 from amrg.progress import say, track
 from amrg.training import checkpoint
 from amrg.training.ds_config import Optimisation
 from amrg.training.engine import Batch, Engine, Loss, barrier, fill, mean_over_ranks, precision, rank
 from amrg.training.schedule import warmup_cosine
+from amrg.training.telemetry import Telemetry, look
 
 CURVES = "curves.jsonl"
 
@@ -37,6 +39,8 @@ def fit(
     select: tuple[str, bool],
     folder: Path,
     seed: int,
+    telemetry: TelemetryConfig,
+    closely: Callable[[Any], dict[str, float]] = lambda model: {},
 ) -> list[dict[str, Any]]:
     """Train, and leave the weights of the best epoch in the model.
 
@@ -52,6 +56,8 @@ def fit(
         select: (name among the validation metrics, higher is better).
         folder: receives ``curves.jsonl`` (one row an epoch, no times), ``checkpoints/`` and ``logs/steps.jsonl``.
         seed: of everything random in a step (dropout).
+        telemetry: what to tell of a step.
+        closely: ``closely(model)`` gives what is told of the steps that are looked at closely; called on every rank.
 
     Returns:
         The rows of ``curves.jsonl``.
@@ -63,6 +69,7 @@ def fit(
     warmup = round(optimisation.warmup_fraction * total)
     engine = Engine(model, loss, optimisation, total)
     run = _Run(folder, engine, select)
+    log = Telemetry(folder, telemetry, optimisation.section, optimisation.batch_size)
     stream: Iterator[Batch] | None = None
     for step in track(range(run.step, total), f"{optimisation.section}: training", total, run.step):
         epoch, within = divmod(step, steps_per_epoch)
@@ -72,8 +79,14 @@ def fit(
         lr = warmup_cosine(step, total, warmup, optimisation.lr, optimisation.min_lr)
         torch.manual_seed(_step_seed(seed, step))
         began = time.monotonic()
-        metrics = engine.step(next(stream), lr)
-        run.note(step, lr, metrics, time.monotonic() - began)
+        batch = next(stream)
+        waited = time.monotonic() - began
+        with look(log.looks_at(step)) as shares:
+            metrics, norms = engine.step(batch, lr, norms=log.looks_at(step))
+        seconds = time.monotonic() - began
+        run.note(step, metrics)
+        seen = closely(model) if log.looks_at(step) else {}
+        log.tell(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"{optimisation.section}: the loss is {metrics['loss']} at step {step + 1}: lower "
@@ -83,6 +96,7 @@ def fit(
             run.end_epoch(epoch, lr, _validated(validate, model, optimisation))
         elif (step + 1) % optimisation.checkpoint_steps == 0:
             run.save()
+    log.close()
     run.finish(model)
     return run.rows
 
@@ -108,7 +122,6 @@ class _Run:
         self.best: float | None = None
         self.sums: dict[str, float] = {}
         self.rows: list[dict[str, Any]] = []
-        self.log = folder / "logs" / "steps.jsonl"
         found = checkpoint.latest(folder / "checkpoints")
         if found:
             state = found.state
@@ -116,17 +129,12 @@ class _Run:
             self.step, self.best = state["step"], state["best"]
             self.sums, self.rows = state["sums"], state["rows"]
             say(f"going on from step {self.step}")
-        if rank() == 0:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
 
-    def note(self, step: int, lr: float, metrics: dict[str, float], seconds: float) -> None:
+    def note(self, step: int, metrics: dict[str, float]) -> None:
         self.step = step + 1
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.sums["steps"] = self.sums.get("steps", 0.0) + 1
-        if rank() == 0:
-            with self.log.open("a") as log:
-                log.write(json.dumps({"step": self.step, "lr": lr, **metrics, "seconds": round(seconds, 4)}) + "\n")
 
     def end_epoch(self, epoch: int, lr: float, validation: dict[str, float]) -> None:
         """Close the epoch's row, decide whether it is the best, and save."""

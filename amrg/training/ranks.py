@@ -3,12 +3,15 @@
 import atexit
 import os
 import tempfile
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
+
+_LAST_BREATH = 0.2  # seconds
 
 
 def rank() -> int:
@@ -66,7 +69,12 @@ def _rendezvous() -> Path:
 
 def _leave() -> None:
     if distributed.is_initialized():
+        alone = distributed.get_world_size() == 1
         distributed.destroy_process_group()
+        if not alone:
+            # Gloo's threads let go of the last collective's tensors a moment after it is done, and need the interpreter
+            # for it: one that is gone by then aborts the process.
+            time.sleep(_LAST_BREATH)
 
 
 def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:

@@ -95,6 +95,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         ("val_auroc", True),
         folder,
         config.seed,
+        config.telemetry,
     )
     with engine.gathered(model), torch.no_grad(), engine.precision(ours.dtype):
         model.eval()

@@ -53,6 +53,10 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     ours = config.stage2
     refuse_held_out_rows(config, banks)
     model = build_generator(config, data, stage1, banks).to(engine.device())
+    if ours.activation_checkpointing:
+        model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if ours.compile:
+        model.decoder.compile(dynamic=True)
     source = (_Streamed if ours.train_vision else _Cached)(config, model, data, folder / SCRATCH)
     fit(
         model,
@@ -75,6 +79,8 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         ("val_loss", False),
         folder,
         config.seed,
+        config.telemetry,
+        associations,
     )
     with engine.gathered(model):
         if engine.rank() == 0:
@@ -153,6 +159,16 @@ def loss(model: ReportGenerator, batch: dict[str, Any]) -> tuple[Tensor, dict[st
     return (summed_B * batch["weight"]).mean(), {}
 
 
+def associations(model: ReportGenerator) -> dict[str, float]:
+    """How widely each memory associated last; every rank must call this."""
+    told: dict[str, float] = {}
+    for name, memory in (("visual", model.visual_memory), ("report", model.report_memory)):
+        if memory is not None:
+            metrics = memory.metrics()
+            told |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
+    return told
+
+
 class _Source:
     """Batches of the train split and the loss on validation."""
 
@@ -182,12 +198,7 @@ class _Source:
             sums["loss"] += float(summed) * len(batch["counts"])
             sums["tokens"] += float(((batch["report"] != IGNORED).sum(1) * batch["counts"]).sum())
         mean = engine.mean_over_ranks(sums)
-        result = {"val_loss": mean["loss"] / mean["tokens"]}
-        for name, memory in (("visual", model.visual_memory), ("report", model.report_memory)):
-            if memory is not None:
-                metrics = memory.metrics()
-                result |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
-        return result
+        return {"val_loss": mean["loss"] / mean["tokens"], **associations(model)}
 
     def lengths(self, config: Config) -> list[int] | None:
         """Tokens of each train report, where batches are grouped by them."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from amrg.config import TelemetryConfig
 from amrg.training import engine
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
@@ -46,6 +47,21 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[s
     return error, {"absolute": error.detach().sqrt().item()}
 
 
+def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -> Optimisation:
+    return Optimisation(
+        section="stage2",
+        epochs=EPOCHS,
+        batch_size=batch_size,
+        lr=0.05,
+        weight_decay=0.01,
+        warmup_fraction=0.2,
+        clip=clip,
+        dtype="float32",
+        ds_config=ds_config,
+        checkpoint_steps=2,
+    )
+
+
 def run(
     folder: Path, ds_config: str, batch_size: int = SAMPLES // STEPS, pause: float = 0.0, **changes: object
 ) -> nn.Module:
@@ -62,19 +78,9 @@ def run(
     def validate(model: nn.Module) -> dict[str, float]:
         return {"val_loss": nn.functional.mse_loss(model(inputs), targets).item()}
 
-    ours = Optimisation(
-        section="stage2",
-        epochs=EPOCHS,
-        batch_size=batch_size,
-        lr=0.05,
-        weight_decay=0.01,
-        warmup_fraction=0.2,
-        clip=1.0,
-        dtype="float32",
-        ds_config=ds_config,
-        checkpoint_steps=2,
-    )
-    fit(model, loss, batches, STEPS, ours, validate, ("val_loss", False), folder, seed=3)
+    ours = optimisation(ds_config, batch_size=batch_size)
+    telemetry = TelemetryConfig(tensorboard=False)
+    fit(model, loss, batches, STEPS, ours, validate, ("val_loss", False), folder, 3, telemetry)
     return model
 
 

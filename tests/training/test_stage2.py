@@ -59,6 +59,37 @@ def test_vision_trains_too_when_asked(artefacts: Any, tmp_path: Path) -> None:
     assert not any(name.startswith(("cam_head", "query_weight", "encoder.frozen")) for name in changed)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation_checkpointing": True},
+        {"compile": True},
+        {"ds_config": "accumulate.json"},
+        {"group_by_length": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_ways_to_save_time_or_memory_learn_the_same(artefacts: Any, tmp_path: Path, change: dict[str, Any]) -> None:
+    if "ds_config" in change:
+        change = {"ds_config": str(tmp_path / change["ds_config"])}
+        content = {"gradient_accumulation_steps": 2, "zero_optimization": {"stage": 1}, "train_batch_size": "auto"}
+        Path(change["ds_config"]).write_text(json.dumps(content))
+    still = dataclasses.replace(
+        artefacts.config,
+        memory=dataclasses.replace(artefacts.config.memory, dropout=0.0),
+        decoder=dataclasses.replace(artefacts.config.decoder, dropout=0.0),
+    )
+    plain, changed = (
+        trained(dataclasses.replace(artefacts, config=still), tmp_path / name, dtype="float32", **more)
+        and [json.loads(line) for line in (tmp_path / name / "curves.jsonl").read_text().splitlines()]
+        for name, more in (("plain", {}), ("changed", change))
+    )
+    grouped = "group_by_length" in change  # other batches, the same task
+    for row, expected in zip(changed, plain, strict=True):
+        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.05 if grouped else 1e-5)
+        assert row["train_loss"] != expected["train_loss"] or not grouped
+
+
 def test_reports_cover_the_split_once_in_order(artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path) -> None:
     config, folder = stage2
     generate(config, artefacts.data, artefacts.stage1, artefacts.banks, folder, tmp_path)

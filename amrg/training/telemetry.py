@@ -1,0 +1,170 @@
+"""What a run tells while it trains: a JSON line and TensorBoard scalars a step, and now and then where the time goes.
+
+Every ``telemetry.every`` steps one step is looked at closely: the share of each part of the model in its time, forward
+and backward (from torch's profiler: an operator of the backward belongs to the part whose forward recorded it), the
+norm of the gradients of each module, and how widely the memories associate. Nothing here changes what is learned.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from amrg.config import TelemetryConfig
+from amrg.errors import UserError
+from amrg.models.parts import PREFIX
+from amrg.training.ranks import rank
+
+STEPS = "steps.jsonl"
+_BACKWARD = "autograd::engine::evaluate_function"
+_COLLECTIVES = ("gloo:", "nccl:", "record_param_comms")
+
+
+class Telemetry:
+    """The logs of one run: ``logs/steps.jsonl``, ``logs/tensorboard/`` and, where asked for, Weights & Biases.
+
+    Args:
+        folder: of the artefact that is being made; ``logs/`` is no part of its content.
+        config: what to tell.
+        section: ``stage1`` or ``stage2``.
+        batch_size: samples of a step over all ranks.
+    """
+
+    def __init__(self, folder: Path, config: TelemetryConfig, section: str, batch_size: int) -> None:
+        self._every, self._batch_size = config.every, batch_size
+        self._writers: list[Any] = []
+        if rank() != 0:
+            return
+        logs = folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self._writers.append(_Lines(logs / STEPS))
+        if config.tensorboard:
+            self._writers.append(_TensorBoard(logs / "tensorboard"))
+        if config.wandb_project is not None:
+            self._writers.append(_Wandb(logs, config.wandb_project, section))
+
+    def looks_at(self, step: int) -> bool:
+        """Whether this step (from 0) is one that is looked at closely; the first ones, which warm up, are not."""
+        return step % self._every == min(self._every - 1, 5)
+
+    def tell(self, step: int, values: dict[str, float], seconds: float, waited: float) -> None:
+        """One step: its metrics, how long it took and how much of that it waited for data."""
+        speed = {"samples_per_second": self._batch_size / max(seconds, 1e-9), "share/data": waited / max(seconds, 1e-9)}
+        for writer in self._writers:
+            writer.write(step, {**values, **speed, "seconds": seconds})
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+class Shares:
+    """Where the time of one step went; ``values`` is filled when the block of ``look`` ends."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+
+@contextmanager
+def look(wanted: bool) -> Iterator[Shares]:
+    """If ``wanted``, profile the block: ``share/<part>`` of its time for each part of the model."""
+    found = Shares()
+    if not wanted:
+        yield found
+        return
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as profiler:
+        began = time.monotonic()
+        yield found
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+    found.values = {f"share/{name}": spent / seconds for name, spent in sorted(time_of_parts(profiler).items())}
+
+
+def time_of_parts(profiler: profile) -> dict[str, float]:
+    """Seconds of each part that ``amrg.models.parts.part`` marks, forward and backward, and of ``exchange``.
+
+    A part inside another counts as itself alone. On a GPU the time of kernels is counted, elsewhere that of the CPU.
+    """
+    spent: defaultdict[str, float] = defaultdict(float)
+    part_of: dict[int, str] = {}
+    backward: list[Any] = []
+    for event in profiler.events() or []:
+        if event.name.startswith(_BACKWARD):
+            backward.append(event)
+            continue
+        if event.name.startswith(_COLLECTIVES):
+            spent["exchange"] += _seconds(event)
+        elif event.name.startswith(PREFIX):
+            name = event.name.removeprefix(PREFIX)
+            spent[name] += _seconds(event)
+            around = _part_around(event)
+            if around:
+                spent[around] -= _seconds(event)
+        elif event.sequence_nr >= 0 and (around := _part_around(event)):
+            part_of[event.sequence_nr] = around
+    for event in backward:
+        if event.sequence_nr in part_of:
+            spent[part_of[event.sequence_nr]] += _seconds(event)
+    return dict(spent)
+
+
+def _part_around(event: Any) -> str | None:
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith(PREFIX):
+            return parent.name.removeprefix(PREFIX)
+        parent = parent.cpu_parent
+    return None
+
+
+def _seconds(event: Any) -> float:
+    """Of an event and what it called."""
+    return (event.device_time_total if torch.cuda.is_available() else event.cpu_time_total) / 1e6
+
+
+class _Lines:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **{name: round(v, 8) for name, v in values.items()}}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, folder: Path, project: str, section: str) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("telemetry.wandb_project needs wandb: `pip install 'amrg[wandb]'`") from None
+        self._run = wandb.init(project=project, name=section, dir=str(folder))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,104 @@
+import dataclasses
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from amrg.config import TelemetryConfig
+from amrg.models.parts import part
+from amrg.training.engine import Engine
+from amrg.training.stage2 import train_stage2
+from amrg.training.telemetry import Telemetry, look
+from tests.training.small_run import build, data, loss, optimisation
+
+
+class TwoParts(nn.Module):
+    """A heavy part with a light one inside, a light one beside it, and something that no part owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heavy = nn.Parameter(torch.randn(700, 700) / 30)
+        self.light = nn.Parameter(torch.randn(700, 70) / 30)
+
+    def forward(self, x):
+        with part("heavy"):
+            x = x @ self.heavy @ self.heavy @ self.heavy @ self.heavy
+            with part("inner"):
+                x = x @ self.light
+        with part("light"):
+            x = (x @ self.light[:70]).relu()
+        time.sleep(0.02)
+        return x.sum()
+
+
+def test_time_is_told_by_part_forward_and_backward():
+    torch.manual_seed(0)
+    model, x = TwoParts(), torch.randn(600, 700, requires_grad=True)
+    model(x).backward()  # warm
+    with look(True) as whole:
+        model(x).backward()
+    with look(True) as forward, torch.no_grad():
+        model(x)
+    shares = whole.values
+    assert set(shares) == {"share/heavy", "share/inner", "share/light"}
+    assert all(value > 0 for value in shares.values())
+    assert sum(shares.values()) < 1.0  # the sleep belongs to nobody
+    assert shares["share/heavy"] > 3 * (shares["share/inner"] + shares["share/light"])
+    # A backward of matrix products costs twice its forward: it is counted where it belongs.
+    assert shares["share/heavy"] > forward.values["share/heavy"]
+    with look(False) as nothing:
+        model(x)
+    assert nothing.values == {}
+
+
+def test_gradient_norms_are_those_of_autograd():
+    inputs, targets = data()
+    model, truth = build().eval(), build().eval()
+    error, _ = loss(truth, (inputs, targets))
+    error.backward()
+    engine = Engine(model, loss, optimisation("zero1.json", clip=1e-3), 9)
+    _, told = engine.step((inputs, targets), 0.0, norms=True)
+    total = 0.0
+    for name, module in truth.named_children():
+        squares = sum(float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None)
+        total += squares
+        if squares:
+            assert told[f"gradient_norm/{name}"] == pytest.approx(squares**0.5, rel=1e-5)
+    assert told["gradient_norm"] == pytest.approx(total**0.5, rel=1e-5)
+    assert engine.step((inputs, targets), 0.0)[1].keys() == {"gradient_norm"}
+
+
+def test_lines_and_tensorboard_hold_what_was_told(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = Telemetry(tmp_path, TelemetryConfig(every=4), "stage2", batch_size=8)
+    assert [step for step in range(12) if log.looks_at(step)] == [3, 7, 11]
+    for step in range(1, 4):
+        log.tell(step, {"loss": 1 / step}, seconds=0.5, waited=0.125)
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "logs" / "steps.jsonl").read_text().splitlines()]
+    assert rows[1] == {"step": 2, "loss": 0.5, "samples_per_second": 16.0, "share/data": 0.25, "seconds": 0.5}
+    events = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))
+    events.Reload()
+    assert [(e.step, round(e.value, 6)) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.333333)]
+
+
+def test_stage_2_tells_where_its_time_goes(artefacts, tmp_path):
+    config = artefacts.config
+    config = dataclasses.replace(
+        config,
+        stage2=dataclasses.replace(config.stage2, epochs=2, batch_size=4, train_vision=True),
+        telemetry=TelemetryConfig(tensorboard=False, every=4),
+    )
+    train_stage2(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "logs" / "steps.jsonl").read_text().splitlines()]
+    watched = [row for row in rows if "share/decoder" in row]
+    assert [row["step"] for row in watched] == [4, 8]
+    for row in watched:
+        shares = {name: value for name, value in row.items() if name.startswith("share/")}
+        assert {"vision", "qformer", "memory", "decoder", "optimiser", "data"} <= {n.split("/")[1] for n in shares}
+        assert all(0 < value < 1 for value in shares.values())
+        assert row["visual_perplexity"] >= 1
+        assert {"gradient_norm/decoder", "gradient_norm/visual_memory", "gradient_norm/stage1"} <= row.keys()
