@@ -189,6 +189,7 @@ class GenerateConfig:
     max_new_tokens: PositiveInt = 100
     repetition_penalty: PositiveFloat = 1.0
     length_penalty: float = 1.0
+    ds_config: str | None = None  # a ZeRO-3 JSON: the decoder is split over the ranks while it writes
 
 
 @dataclass(frozen=True)

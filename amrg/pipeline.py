@@ -158,6 +158,12 @@ def _evaluate_settings(config: Config) -> dict[str, Any]:
     return {**to_dict(config.evaluate), "labeler": labeler.VERSION}
 
 
+def _generate_settings(config: Config) -> dict[str, Any]:
+    settings = to_dict(config.generate)
+    del settings["ds_config"]  # decides how weights are held, not what is written
+    return settings
+
+
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
     """A stage's settings with the content of its DeepSpeed JSON, not the name: an edited file is another run."""
     return {**to_dict(stage), "ds_config": ds_config.read(stage.ds_config)}
@@ -168,6 +174,6 @@ STEPS: dict[str, Step] = {
     "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1),
     "banks": Step("banks", 3, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 2, _stage2_settings, ("data", "stage1", "banks"), _stage2),
-    "generate": Step("reports", 1, lambda c: to_dict(c.generate), ("data", "stage1", "banks", "stage2"), _generate),
+    "generate": Step("reports", 1, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate),
     "evaluate": Step("scores", 2, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

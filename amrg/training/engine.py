@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from amrg.errors import UserError
 from amrg.models.parts import OPTIMISER, part
-from amrg.training.ds_config import Optimisation, read, resolve
+from amrg.training.ds_config import AUTO, Optimisation, read, resolve
 from amrg.training.ranks import barrier, device, gather_lists, mean_over_ranks, rank, start, world_size
 
 __all__ = [
-    "Engine", "barrier", "device", "fill", "gather_lists", "gathered", "mean_over_ranks", "precision", "rank", "split",
-    "start", "world_size",
+    "Engine", "barrier", "device", "fill", "gather_lists", "gathered", "mean_over_ranks", "partition", "precision",
+    "rank", "split", "start", "world_size",
 ]  # fmt: skip
 
 #: A batch is whatever ``loss`` understands; its tensors have the samples on their first axis.
@@ -219,6 +219,21 @@ class Engine:
             base.state[parameter] = {**moments, "step": count}
         if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
             zero._lazy_init_hp_params_optimizer_state()
+
+
+def partition(module: nn.Module, ds_config: str) -> None:
+    """Split the weights of a module that only computes over the ranks (ZeRO 3); it gathers a layer at a time.
+
+    Raises:
+        UserError: the JSON is missing, malformed, or not one of ZeRO 3.
+    """
+    zero = read(ds_config).get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        raise UserError(
+            f"{ds_config} is of ZeRO stage {zero.get('stage')}: only stage 3 splits weights; take zero3.json"
+        )
+    kept = {key: value for key, value in zero.items() if value != AUTO and key != "offload_optimizer"}
+    _deepspeed().initialize(model=module, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": kept})
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:

@@ -13,7 +13,9 @@ from amrg.training.ds_config import Optimisation, read, resolve
 OURS = Optimisation("stage2", 3, 32, 1e-3, 0.05, 0.1, 1.0, "bfloat16", ds_config="mine.json")
 
 
-@pytest.mark.parametrize("name", ["zero0.json", "zero1.json", "zero2.json", "zero3.json", "zero3_offload.json"])
+@pytest.mark.parametrize(
+    "name", ["zero0.json", "zero1.json", "zero2.json", "zero3.json", "zero3_offload.json", "zero3_nvme.json"]
+)
 def test_shipped_files_resolve(name: str) -> None:
     resolved = resolve(read(name), OURS, world_size=2, total_steps=30)
     assert resolved["train_batch_size"] == 32

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amrg.training import checkpoint
+from amrg.errors import UserError
+from amrg.training import checkpoint, engine
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 STEPS = 9
@@ -104,3 +105,19 @@ def test_resume_under_another_world_size_and_stage(tmp_path: Path) -> None:
     assert rows[-1]["step"] == STEPS
     assert rows[done]["step"] > 1
     assert (tmp_path / "zero0.json" / "model.safetensors").exists()
+
+
+def test_a_partitioned_module_computes_what_it_did() -> None:
+    engine.start()
+    torch.manual_seed(0)
+    module, inputs = (
+        torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)),
+        torch.randn(4, 5),
+    )
+    expected = module(inputs)
+    with pytest.raises(UserError, match="stage 1: only stage 3"):
+        engine.partition(module, "zero1.json")
+    engine.partition(module, "zero3.json")
+    assert all(parameter.numel() == 0 for parameter in module.parameters())  # kept apart until a layer is computed
+    for _ in range(2):
+        torch.testing.assert_close(module(inputs), expected)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("ways_run.py")
 
@@ -26,20 +28,33 @@ def start(ranks: int, runs: Path, folder: Path, *ways: str) -> None:
     assert [process.wait(timeout=200) for process in processes] == [0] * ranks
 
 
-def test_every_way_under_zero_3_equals_one_rank(artefacts: Any, tmp_path: Path) -> None:
+RUNS = ("replicate-0", "replicate-1", "replicate-2", "replicate-3", "gather-3", "ring-3")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_way_and_zero_stage_on_two_ranks_equals_one_rank(artefacts: Any, tmp_path: Path) -> None:
     runs = artefacts.data.parent.parent
     one, two = tmp_path / "one", tmp_path / "two"
-    start(1, runs, one, "auto")
-    start(2, runs, two, "replicate", "gather", "ring")
-    truth = [json.loads(line) for line in (one / "auto" / "stage2" / "curves.jsonl").read_text().splitlines()]
-    reports = [json.loads(line) for line in (one / "auto" / "reports.jsonl").read_text().splitlines()]
-    for way in ("replicate", "gather", "ring"):
-        curves = [json.loads(line) for line in (two / way / "stage2" / "curves.jsonl").read_text().splitlines()]
-        for row, expected in zip(curves, truth, strict=True):
-            for name in ("train_loss", "val_loss", "visual_perplexity", "report_perplexity"):
-                assert row[name] == pytest.approx(expected[name], rel=1e-4), (way, name)
-        written = [json.loads(line) for line in (two / way / "reports.jsonl").read_text().splitlines()]
-        for line, expected in zip(written, reports, strict=True):
+    start(1, runs, one, "auto-1")
+    start(2, runs, two, *RUNS)
+    curves, steps = (lines(one / "auto-1" / "stage2" / name) for name in ("curves.jsonl", "logs/steps.jsonl"))
+    reports = lines(one / "auto-1" / "reports.jsonl")
+    files = ("model.safetensors", "decoder/model.safetensors")
+    weights = [load_file(one / "auto-1" / "stage2" / "model" / file) for file in files]
+    assert len(steps) == 20
+    for name in RUNS:
+        found = lines(two / name / "stage2" / "logs" / "steps.jsonl")
+        assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in steps], rel=1e-5), name
+        for row, expected in zip(lines(two / name / "stage2" / "curves.jsonl"), curves, strict=True):
+            for key in ("val_loss", "visual_perplexity", "report_perplexity"):
+                assert row[key] == pytest.approx(expected[key], rel=1e-4), (name, key)
+        for file, truth in zip(files, weights, strict=True):
+            for key, value in load_file(two / name / "stage2" / "model" / file).items():
+                torch.testing.assert_close(value, truth[key], rtol=1e-3, atol=2e-5, msg=f"{name} {key}")
+        for line, expected in zip(lines(two / name / "reports.jsonl"), reports, strict=True):
             assert line["generated"] == expected["generated"]
             for bank in ("visual", "report"):
                 mine, theirs = line["memory"][bank], expected["memory"][bank]

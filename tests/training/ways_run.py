@@ -1,4 +1,4 @@
-"""Stage 2 and generation under ZeRO 3 with the banks held in every way: python ways_run.py RUNS FOLDER WAY..."""
+"""Twenty steps of stage 2, and generation: python ways_run.py RUNS FOLDER WAY-STAGE... (banks held so, that ZeRO)."""
 
 import dataclasses
 import sys
@@ -12,16 +12,18 @@ from amrg.training.stage2 import train_stage2
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
 
 
-def run(runs: Path, folder: Path, way: str) -> None:
+def run(runs: Path, folder: Path, way: str, stage: str) -> None:
     """No dropout: what is drawn depends on who holds which rows."""
     config = load(str(TINY))
     config = dataclasses.replace(
         config,
         memory=dataclasses.replace(config.memory, dropout=0.0),
         decoder=dataclasses.replace(config.decoder, dropout=0.0),
-        stage2=dataclasses.replace(config.stage2, ds_config="zero3.json", dtype="float32", batch_size=4),
+        stage2=dataclasses.replace(
+            config.stage2, ds_config=f"zero{stage}.json", dtype="float32", batch_size=4, epochs=5
+        ),
         sharding=dataclasses.replace(config.sharding, way=way),
-        generate=dataclasses.replace(config.generate, batch_size=2),
+        generate=dataclasses.replace(config.generate, batch_size=2, ds_config="zero3.json" if stage == "3" else None),
     )
     data, stage1, banks = (next((runs / config.name).glob(f"{kind}-*")) for kind in ("data", "stage1", "banks"))
     train_stage2(config, data, stage1, banks, folder / "stage2")
@@ -33,4 +35,4 @@ if __name__ == "__main__":
     for name in sys.argv[3:]:
         target = Path(sys.argv[2]) / name
         target.mkdir(parents=True, exist_ok=True)
-        run(Path(sys.argv[1]), target, name)
+        run(Path(sys.argv[1]), target, *name.split("-"))
