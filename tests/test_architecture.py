@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From top to bottom; the rooms of one row do not know each other.
 ROWS = [
     {"amrg.cli"},
+    {"amrg.cluster"},
     {"amrg.banks", "amrg.compare", "amrg.doctor", "amrg.export", "amrg.inspect", "amrg.mirror", "amrg.pipeline"},
     {"amrg.app", "amrg.evaluation"},
     {"amrg.viewer"},
