@@ -37,7 +37,7 @@ def run(config: Config) -> Artifact:
         UserError: a step's own mistakes, or machines that were lost and could not be replaced.
     """
     config = dataclasses.replace(config, runs=str(Path(config.runs).absolute()))
-    with _connected(config):
+    with connected(config):
         readers = start_readers(config.cluster)
         for verb in STEPS:
             made = find(root(config), recipe(verb, config))
@@ -56,9 +56,10 @@ def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 
 @contextmanager
-def _connected(config: Config) -> Iterator[None]:
+def connected(config: Config) -> Iterator[None]:
     """Join the cluster of this machine, or start one on its loopback for as long as the run takes."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
     common: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": True}
     try:
         ray.init(address="auto", **common)

@@ -26,13 +26,15 @@ PATIENCE = 60.0
 PAUSE = 0.5
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD")
 class Reader:
     """Reads what it is asked for, one part at a time."""
 
     def __init__(self, number: int) -> None:
         torch.set_num_threads(1)
         self._metrics = ReaderMetrics(number)
+
+    def ping(self) -> None:
+        """Answers when the reader is there."""
 
     def part(self, parts: Parts, step: int) -> Part:
         """One worker's part of the batch ``step``; the same whenever and wherever it is asked for."""
@@ -45,7 +47,13 @@ class Reader:
 def start_readers(ours: ClusterConfig) -> list[Any]:
     """The readers of a run; they end with the driver, and start again by themselves when they die."""
     resources = {ours.reader_resource: 1.0} if ours.reader_resource else {}
-    reader = Reader.options(num_cpus=ours.reader_cpus, resources=resources)
+    reader = ray.remote(Reader).options(
+        num_cpus=ours.reader_cpus,
+        resources=resources,
+        max_restarts=-1,
+        max_task_retries=0,
+        scheduling_strategy="SPREAD",
+    )
     return [reader.remote(number) for number in range(ours.readers)]
 
 
@@ -71,7 +79,7 @@ class ReadAhead:
         ahead = iter(steps)
         for _ in steps:
             while len(ordered) < self._ours.prefetch and (step := next(ahead, None)) is not None:
-                ordered.append((step, self._order(shared, step)))
+                ordered.append((step, self._order(self._reader(step), shared, step)))
             ready, _ = ray.wait([order for _, order in ordered], num_returns=len(ordered), timeout=0)
             step, order = ordered.popleft()
             began = time.monotonic()
@@ -79,8 +87,10 @@ class ReadAhead:
             self._metrics.waited(time.monotonic() - began, len(ready))
             yield part
 
-    def _order(self, shared: Any, step: int, attempt: int = 0) -> Any:
-        reader = self._readers[(step * self._world + self._rank + attempt) % len(self._readers)]
+    def _reader(self, step: int, shift: int = 0) -> Any:
+        return self._readers[(step * self._world + self._rank + shift) % len(self._readers)]
+
+    def _order(self, reader: Any, shared: Any, step: int) -> Any:
         return reader.part.remote(shared, step)
 
     def _take(self, shared: Any, step: int, order: Any) -> Part:
@@ -89,22 +99,23 @@ class ReadAhead:
         lost = 0
         while True:
             try:
-                return ray.get(order, timeout=PAUSE)
+                if order is not None:
+                    return ray.get(order, timeout=PAUSE)
+                reader = self._alive(step)
+                order = reader and self._order(reader, shared, step)
             except GetTimeoutError:
                 pass
             except RayTaskError as error:
                 raise UserError(str(error.cause)) if isinstance(error.cause, UserError) else error from None
             except RayError as error:
-                lost += isinstance(error, RayActorError)
+                order, lost = None, lost + 1
                 self._metrics.lost()
-                logger.warning("a reader was lost (%s): another one reads batch %d", type(error).__name__, step)
-                if lost > self._ours.max_failures + len(self._readers):
+                logger.warning("batch %d was lost with its reader (%s): ordered again", step, type(error).__name__)
+                if lost > self._ours.max_failures:
                     raise UserError(
                         f"readers died {lost} times over batch {step}: out of memory, or a film that kills them "
-                        "(`ray logs` of the readers say more); fewer readers on a node, or cluster.readers 0"
+                        "(their logs say more: `ray logs cluster`); fewer readers on a node, or cluster.readers 0"
                     ) from None
-                time.sleep(PAUSE)
-                order = self._order(shared, step, lost)
             now = time.monotonic()
             if now - warned > PATIENCE:
                 warned = now
@@ -116,3 +127,17 @@ class ReadAhead:
                     f"no reader delivered batch {step} within cluster.data_timeout {self._ours.data_timeout:.0f} s: "
                     "look at the readers' nodes with `ray status`; the same command goes on from the last checkpoint"
                 )
+
+    def _alive(self, step: int) -> Any:
+        """A reader that can be given an order, or None after a pause."""
+        for shift in range(len(self._readers)):
+            reader = self._reader(step, shift)
+            try:
+                ray.get(reader.ping.remote(), timeout=PAUSE)
+            except GetTimeoutError:
+                return reader  # busy
+            except RayActorError:
+                continue  # starting again, or waiting for a node
+            return reader
+        time.sleep(PAUSE)
+        return None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group, remove_placement_group
@@ -31,12 +32,16 @@ from amrg.pipeline import recipe, root, run_step
 from amrg.progress import say
 from amrg.training.loop import watching
 
+logger = logging.getLogger(__name__)
+
 #: Ray Train's own files of a run, below the artefacts; removed with the run.
 RAY_FILES = ".ray"
 #: Seconds for a lost worker's lock to be released (shared storage takes its time).
 LOCK_PATIENCE = 120.0
 #: Seconds in which a smaller group must find room once a larger one has not.
 ROOM = 10.0
+#: Ray Train tries once: how often, and with how many, is decided here.
+_ONCE: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0, "controller_failure_limit": 3}
 
 
 def train(verb: str, config: Config, batch_size: int | None, readers: list[Any]) -> None:
@@ -63,15 +68,17 @@ def train(verb: str, config: Config, batch_size: int | None, readers: list[Any])
                 return
             except TrainingFailedError as error:
                 lost_at = time.time()
-                _raise_mistake(error)
+                what, accident = _diagnose(error)
+                if not accident:
+                    logger.error("%s", error)
                 before, progress = progress, _progress(verb, config)
                 failures = 1 if progress != before else failures + 1
-                if failures > ours.max_failures:
+                if failures > (ours.max_failures if accident else min(ours.max_failures, 1)):
                     raise UserError(
-                        f"{verb}: the workers failed {failures} times in a row without progress, at last with: "
-                        f"{_last_line(error)}; the same command goes on from the last checkpoint"
+                        f"{verb}: the workers failed {failures} times in a row without progress, at last with: {what}; "
+                        "the same command goes on from the last checkpoint"
                     ) from None
-                say(f"{verb}: a worker was lost ({_last_line(error)}); starting again from the last checkpoint")
+                say(f"{verb}: {what}; starting again from the last checkpoint")
     finally:
         shutil.rmtree(files, ignore_errors=True)
 
@@ -85,8 +92,8 @@ def _fit(task: dict[str, Any], world: int, ours: ClusterConfig, files: Path) -> 
         run_config=RunConfig(
             name=f"{task['verb']}-{uuid.uuid4().hex[:8]}",
             storage_path=str(files),
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=3),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            failure_config=FailureConfig(**_ONCE),
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees Train V1
         ),
         torch_config=TorchConfig(timeout_s=1800),
     )
@@ -149,13 +156,22 @@ def _progress(verb: str, config: Config) -> set[str]:
     return {path.name for pattern in ("checkpoints/*", "scratch/**/*") for path in partial.glob(pattern)}
 
 
-def _raise_mistake(error: TrainingFailedError) -> None:
-    """Raise the UserError of a worker here, where nobody will try again."""
+def _diagnose(error: TrainingFailedError) -> tuple[str, bool]:
+    """What happened in one line, and whether a machine or process was lost (else our code failed).
+
+    Raises:
+        UserError: of a worker, raised here, where nobody will try again.
+    """
+    failures = getattr(error, "worker_failures", {})
+    lost = sorted(rank for rank, failure in failures.items() if isinstance(failure, RayError))
+    if lost:
+        return f"lost the worker of rank {', '.join(map(str, lost))}", True
     named = f"{UserError.__module__}.{UserError.__qualname__}: "
-    for failure in getattr(error, "worker_failures", {}).values():
-        last = _last_line(failure)
-        if last.startswith(named):
-            raise UserError(last.removeprefix(named)) from None
+    lines = [_last_line(failure) for failure in failures.values()]
+    for line in lines:
+        if line.startswith(named):
+            raise UserError(line.removeprefix(named)) from None
+    return (lines or [_last_line(error)])[0], not failures
 
 
 def _last_line(error: BaseException) -> str:
@@ -211,8 +227,8 @@ def _run(verb: str, config: Config) -> None:
         try:
             run_step(verb, config)
             return
-        except Busy:
-            if time.monotonic() > deadline:
+        except UserError as error:
+            if not isinstance(error, Busy) or time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
 
