@@ -7,7 +7,8 @@ deliver, the next one reads, and the batches are those of the stream without Ray
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,9 +22,10 @@ from amrg.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two lines about data that does not come, and before an order is given again.
-PATIENCE = 60.0
-PAUSE = 0.5
+#: Seconds between two lines about data that does not come.
+NOTICE = 60.0
+#: Seconds that a reader may keep silent before another one gets its order.
+SILENCE = 2.0
 
 
 class Reader:
@@ -33,8 +35,9 @@ class Reader:
         torch.set_num_threads(1)
         self._metrics = ReaderMetrics(number)
 
-    def ping(self) -> None:
-        """Answers when the reader is there."""
+    @ray.method(concurrency_group="answers")
+    def here(self) -> None:
+        """Answers while the reader reads, too."""
 
     def part(self, parts: Parts, step: int) -> Part:
         """One worker's part of the batch ``step``; the same whenever and wherever it is asked for."""
@@ -47,7 +50,7 @@ class Reader:
 def start_readers(ours: ClusterConfig) -> list[Any]:
     """The readers of a run; they end with the driver, and start again by themselves when they die."""
     resources = {ours.reader_resource: 1.0} if ours.reader_resource else {}
-    reader = ray.remote(Reader).options(
+    reader = ray.remote(concurrency_groups={"answers": 1})(Reader).options(
         num_cpus=ours.reader_cpus,
         resources=resources,
         max_restarts=-1,
@@ -72,72 +75,90 @@ class ReadAhead:
 
     def __init__(self, readers: list[Any], ours: ClusterConfig, rank: int, world: int, metrics: WorkerMetrics) -> None:
         self._readers, self._ours, self._rank, self._world, self._metrics = readers, ours, rank, world, metrics
+        self._away: dict[int, Any] = {}  # readers that were lost or silent, and the answer that each of them owes
 
     def __call__(self, parts: Parts, steps: range) -> Iterator[Part]:
         shared = ray.put(parts)
-        ordered: deque[tuple[int, Any]] = deque()
+        orders: deque[_Order] = deque()
         ahead = iter(steps)
         for _ in steps:
-            while len(ordered) < self._ours.prefetch and (step := next(ahead, None)) is not None:
-                ordered.append((step, self._order(self._reader(step), shared, step)))
-            ready, _ = ray.wait([order for _, order in ordered], num_returns=len(ordered), timeout=0)
-            step, order = ordered.popleft()
+            while len(orders) < self._ours.prefetch and (step := next(ahead, None)) is not None:
+                orders.append(self._order(shared, step, self._is_here))
+            ready, _ = ray.wait([order.part for order in orders], num_returns=len(orders), timeout=0)
             began = time.monotonic()
-            part = self._take(shared, step, order)
+            part = self._take(shared, orders.popleft())
             self._metrics.waited(time.monotonic() - began, len(ready))
             yield part
 
-    def _reader(self, step: int, shift: int = 0) -> Any:
-        return self._readers[(step * self._world + self._rank + shift) % len(self._readers)]
+    def _order(self, shared: Any, step: int, fit: Callable[[int], bool]) -> "_Order":
+        """Order a part from the reader whose turn it is, or from the next one that is ``fit``."""
+        turns = [(step * self._world + self._rank + shift) % len(self._readers) for shift in range(len(self._readers))]
+        reader = next((number for number in turns if fit(number)), turns[0])
+        return _Order(step, reader, self._readers[reader].part.remote(shared, step))
 
-    def _order(self, reader: Any, shared: Any, step: int) -> Any:
-        return reader.part.remote(shared, step)
-
-    def _take(self, shared: Any, step: int, order: Any) -> Part:
-        """The part that was ordered, from another reader where the first was lost."""
-        began = warned = time.monotonic()
+    def _take(self, shared: Any, order: "_Order") -> Part:
+        """The part that was ordered, from another reader where the first is lost."""
+        began = noticed = time.monotonic()
         lost = 0
         while True:
             try:
-                if order is not None:
-                    return ray.get(order, timeout=PAUSE)
-                reader = self._alive(step)
-                order = reader and self._order(reader, shared, step)
+                return ray.get(order.part, timeout=SILENCE)
             except GetTimeoutError:
-                pass
+                if not self._answers(order.reader) and len(self._away) < len(self._readers):
+                    order = self._order(shared, order.step, self._answers)
             except RayTaskError as error:
                 raise UserError(str(error.cause)) if isinstance(error.cause, UserError) else error from None
             except RayError as error:
-                order, lost = None, lost + 1
-                self._metrics.lost()
-                logger.warning("batch %d was lost with its reader (%s): ordered again", step, type(error).__name__)
-                if lost > self._ours.max_failures:
-                    raise UserError(
-                        f"readers died {lost} times over batch {step}: out of memory, or a film that kills them "
-                        "(their logs say more: `ray logs cluster`); fewer readers on a node, or cluster.readers 0"
-                    ) from None
+                lost += 1
+                self._lost(order, lost, error)
+                order = self._order(shared, order.step, self._answers)
             now = time.monotonic()
-            if now - warned > PATIENCE:
-                warned = now
-                logger.warning(
-                    "no data since %.0f s (batch %d): are the nodes of the readers there?", now - began, step
-                )
+            if now - noticed > NOTICE:
+                noticed = now
+                logger.warning("no data for %.0f s (batch %d): are the readers' nodes there?", now - began, order.step)
             if now - began > self._ours.data_timeout:
                 raise UserError(
-                    f"no reader delivered batch {step} within cluster.data_timeout {self._ours.data_timeout:.0f} s: "
-                    "look at the readers' nodes with `ray status`; the same command goes on from the last checkpoint"
+                    f"no reader delivered batch {order.step} within cluster.data_timeout "
+                    f"{self._ours.data_timeout:.0f} s: look at the readers' nodes with `ray status`; the same command "
+                    "goes on from the last checkpoint"
                 )
 
-    def _alive(self, step: int) -> Any:
-        """A reader that can be given an order, or None after a pause."""
-        for shift in range(len(self._readers)):
-            reader = self._reader(step, shift)
+    def _lost(self, order: "_Order", times: int, error: RayError) -> None:
+        """Note that a reader did not deliver; enough is enough for one part."""
+        self._away[order.reader] = self._readers[order.reader].here.remote()
+        self._metrics.lost()
+        logger.warning("batch %d was lost with its reader (%s): ordered again", order.step, type(error).__name__)
+        if times > self._ours.max_failures:
+            raise UserError(
+                f"readers died {times} times over batch {order.step}: out of memory, or a film that kills them (their "
+                "logs say more: `ray logs cluster`); take fewer readers on a node, or cluster.readers 0"
+            ) from None
+
+    def _answers(self, number: int) -> bool:
+        """Whether a reader answers now; a busy one does."""
+        answer = self._readers[number].here.remote()
+        self._away[number] = answer
+        ray.wait([answer], timeout=SILENCE)
+        return self._is_here(number)
+
+    def _is_here(self, number: int) -> bool:
+        """Whether a reader owes no answer, as far as is known."""
+        if number in self._away:
+            answered, _ = ray.wait([self._away[number]], timeout=0)
+            if not answered:
+                return False
             try:
-                ray.get(reader.ping.remote(), timeout=PAUSE)
-            except GetTimeoutError:
-                return reader  # busy
+                ray.get(self._away.pop(number))
             except RayActorError:
-                continue  # starting again, or waiting for a node
-            return reader
-        time.sleep(PAUSE)
-        return None
+                self._away[number] = self._readers[number].here.remote()
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A part that reader number ``reader`` is to deliver."""
+
+    step: int
+    reader: int
+    part: Any

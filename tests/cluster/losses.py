@@ -1,8 +1,9 @@
-"""Stage 2 on several raylets of this machine, undisturbed and with losses: python losses.py RUNS LOSS...
+"""Stage 2 on several raylets of this machine, undisturbed and with losses: python losses.py RUNS LOSSES...
 
-Writes one JSON line for each run: what was lost, seconds until training went on, hashes of what was trained, and what
-the run left behind. To be started in namespaces of its own (``namespaced``), where nothing but the loopback is and
-where every process seen is ours.
+LOSSES is what one run loses, joined by "+" (nothing, reader, worker, node, room, driver, patience). Writes one JSON
+line for each run: seconds until training went on after each loss, hashes of what was trained, what the run left
+behind. To be started in namespaces of its own (``namespaces.py``), where nothing but the loopback is and where every
+process seen is ours.
 """
 
 import json
@@ -25,9 +26,9 @@ from amrg.artifacts import file_hash
 SCRIPT = Path(__file__).with_name("stage2_run.py")
 #: A machine with room for one worker and one reader.
 NODE = {"num_cpus": 1, "resources": {"reader": 1}, "object_store_memory": 80 * 2**20}
-#: The step during which something is lost: after the checkpoint of step 8, before that of step 12.
-DURING = 10
-STEPS = 24
+#: Lines in the log of steps at which something is lost: some steps after a checkpoint, and before the next one.
+WHEN = (6, 13)
+TRAINED = ("curves.jsonl", "model/model.safetensors", "model/decoder/model.safetensors")
 
 
 def processes(name: str) -> list[int]:
@@ -52,23 +53,21 @@ class Losses:
         self.command = [sys.executable, str(SCRIPT), str(runs)]
         os.environ["RAY_ADDRESS"] = self.cluster.address
 
-    def run(self, loss: str, *settings: str) -> dict[str, object]:
-        """One run, during which ``loss`` happens."""
+    def run(self, losses: str, *settings: str) -> dict[str, object]:
+        """One run, during which the ``losses`` happen."""
         driver = self.start(*settings)
-        seconds = 0.0
-        if loss != "nothing":
-            self.wait_for(driver, lambda: len(self.steps()) >= DURING)
-            done, began = len(self.steps()), time.monotonic()
-            driver = getattr(self, loss)(driver, *settings)
-            self.wait_for(driver, lambda: len(self.steps()) > done + 1)
-            seconds = time.monotonic() - began
+        back: dict[str, float] = {}
+        for when, loss in zip(WHEN, losses.replace("nothing", "").split("+"), strict=False):
+            if loss:
+                self.wait_for(driver, when)
+                done, began = len(self.steps()), time.monotonic()
+                driver = getattr(self, loss)(driver, *settings)
+                self.wait_for(driver, done + 2)  # one line may have been on its way
+                back[loss] = round(time.monotonic() - began, 1)
         code, said = driver.wait(timeout=150), self.output.read_text()
-        (made,) = self.root.glob("stage2-*") if code == 0 else (None,)
-        steps = self.steps()
-        row = {"loss": loss, "code": code, "seconds": round(seconds, 1), "steps": len(steps), "said": said}
-        if made:
-            row |= {name: file_hash(made / name) for name in ("curves.jsonl", "model/model.safetensors")}
-            row["decoder"] = file_hash(made / "model" / "decoder" / "model.safetensors")
+        row = {"losses": losses, "code": code, "back": back, "steps": len(self.steps()), "said": said}
+        for made in self.root.glob("stage2-*[0-9a-f]"):
+            row["hashes"] = {path: file_hash(made / path) for path in TRAINED}
             shutil.rmtree(made)
         return row | {"left": self.left()}
 
@@ -80,9 +79,9 @@ class Losses:
     def steps(self) -> list[str]:
         return [line for path in self.root.glob("stage2-*/logs/steps.jsonl") for line in path.read_text().splitlines()]
 
-    def wait_for(self, driver: subprocess.Popen[bytes], done: "object") -> None:
+    def wait_for(self, driver: subprocess.Popen[bytes], steps: int) -> None:
         deadline = time.monotonic() + 120
-        while not done() and driver.poll() is None:  # type: ignore[operator]
+        while len(self.steps()) < steps and driver.poll() is None:
             assert time.monotonic() < deadline, self.output.read_text()
             time.sleep(0.02)
 
@@ -129,7 +128,7 @@ class Losses:
         """Ctrl-C; then the same command again."""
         driver.send_signal(signal.SIGINT)
         driver.wait()
-        assert driver.returncode == 130, self.output.read_text()
+        assert driver.returncode == 130, (driver.returncode, self.output.read_text())
         assert self.left() == [next(self.root.glob("*.partial")).name]
         return self.start(*settings)
 
@@ -146,9 +145,9 @@ def connected_to(cluster: Cluster) -> Iterator[None]:
 def main(runs: Path, losses: list[str]) -> None:
     scene = Losses(runs)
     try:
-        for loss in losses:
-            name, *settings = loss.split()
-            print(json.dumps(scene.run(name, *settings)), flush=True)
+        for one in losses:
+            names, *settings = one.split()
+            print(json.dumps(scene.run(names, *settings)), flush=True)
     finally:
         scene.cluster.shutdown()
 
