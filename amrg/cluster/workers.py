@@ -7,9 +7,8 @@ the next smaller one that divides the batch.
 
 import logging
 import os
-import queue
 import shutil
-import threading
+import signal
 import time
 import uuid
 from contextlib import ExitStack
@@ -84,7 +83,7 @@ def train(verb: str, config: Config, batch_size: int | None, readers: list[Any])
 
 
 def _fit(task: dict[str, Any], world: int, ours: ClusterConfig, files: Path) -> None:
-    """One group of workers, to its end. In a thread of its own, so that Ctrl-C stays ours to handle."""
+    """One group of workers, to its end."""
     trainer = TorchTrainer(
         _work,
         train_loop_config=task,
@@ -97,19 +96,13 @@ def _fit(task: dict[str, Any], world: int, ours: ClusterConfig, files: Path) -> 
         ),
         torch_config=TorchConfig(timeout_s=1800),
     )
-    ended: queue.Queue[BaseException | None] = queue.Queue()
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-            ended.put(None)
-        except BaseException as error:  # handed to the thread that waits
-            ended.put(error)
-
-    threading.Thread(target=fit, daemon=True).start()
-    error = ended.get()
-    if error is not None:
-        raise error
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit:  # Ray Train's way of ending on Ctrl-C, once it has stopped the workers
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def resources(ours: ClusterConfig) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""Stage 2 on several raylets of this machine, undisturbed and with losses: python losses.py RUNS LOSSES...
+"""Stage 2 on several raylets of this machine, undisturbed and with losses: python losses.py RUNS RESULT LOSSES...
 
-LOSSES is what one run loses, joined by "+" (nothing, reader, worker, node, room, driver, patience). Writes one JSON
-line for each run: seconds until training went on after each loss, hashes of what was trained, what the run left
+LOSSES is what one run loses, joined by "+" (nothing, reader, worker, node, room, driver, patience). RESULT gets one
+JSON line for each run: seconds until training went on after each loss, hashes of what was trained, what the run left
 behind. To be started in namespaces of its own (``namespaces.py``), where nothing but the loopback is and where every
 process seen is ours.
 """
@@ -142,15 +142,16 @@ def connected_to(cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
 
 
-def main(runs: Path, losses: list[str]) -> None:
+def main(runs: Path, result: Path, losses: list[str]) -> None:
     scene = Losses(runs)
     try:
         for one in losses:
             names, *settings = one.split()
-            print(json.dumps(scene.run(names, *settings)), flush=True)
+            with result.open("a") as file:
+                file.write(json.dumps(scene.run(names, *settings)) + "\n")
     finally:
         scene.cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -21,10 +21,10 @@ def environment(home: Path) -> dict[str, str]:
     """Ray with few waits, one numerical thread, and a home of its own for what it writes there."""
     ours = {
         "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_TMPDIR": "/tmp",
     }
     return os.environ | ours
 

@@ -1,4 +1,4 @@
-"""The stream through readers, in namespaces of its own: python readers_run.py DATA. Writes JSON."""
+"""The stream through readers, in namespaces of its own: python readers_run.py DATA RESULT"""
 
 import json
 import os
@@ -84,4 +84,4 @@ def main(data: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    print(json.dumps(main(Path(sys.argv[1]))))
+    Path(sys.argv[2]).write_text(json.dumps(main(Path(sys.argv[1]))))

@@ -14,9 +14,10 @@ SCRIPT = Path(__file__).with_name("readers_run.py")
 
 @pytest.fixture(scope="module")
 def found(artefacts: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    done = namespaces.run(tmp_path_factory.mktemp("home"), str(SCRIPT), str(artefacts.data))
+    folder = tmp_path_factory.mktemp("readers")
+    done = namespaces.run(folder, str(SCRIPT), str(artefacts.data), str(folder / "result.json"))
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads((folder / "result.json").read_text())
 
 
 @pytest.mark.parametrize("world", [1, 2])
