@@ -7,6 +7,7 @@ the next smaller one that divides the batch.
 
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group, remove_placement_group
@@ -39,6 +39,10 @@ RAY_FILES = ".ray"
 LOCK_PATIENCE = 120.0
 #: Seconds in which a smaller group must find room once a larger one has not.
 ROOM = 10.0
+#: What a worker's own exception has, and the news of its death has not.
+_TRACEBACK = "Traceback (most recent call last)"
+#: What the exceptions of ranks say whose peer is gone.
+_PEERS = re.compile("gloo|nccl|c10d|connection|socket|timed out", re.IGNORECASE)
 #: Ray Train tries once: how often, and with how many, is decided here.
 _ONCE: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0, "controller_failure_limit": 3}
 
@@ -150,26 +154,30 @@ def _progress(verb: str, config: Config) -> set[str]:
 
 
 def _diagnose(error: TrainingFailedError) -> tuple[str, bool]:
-    """What happened in one line, and whether a machine or process was lost (else our code failed).
+    """What happened in one line, and whether a process or its connections were lost (else our code failed).
 
     Raises:
         UserError: of a worker, raised here, where nobody will try again.
     """
-    failures = getattr(error, "worker_failures", {})
-    lost = sorted(rank for rank, failure in failures.items() if isinstance(failure, RayError))
-    if lost:
-        return f"lost the worker of rank {', '.join(map(str, lost))}", True
+    failures = {rank: str(failure) for rank, failure in getattr(error, "worker_failures", {}).items()}
+    raised = {rank: _last_line(text) for rank, text in failures.items() if _TRACEBACK in text}
     named = f"{UserError.__module__}.{UserError.__qualname__}: "
-    lines = [_last_line(failure) for failure in failures.values()]
-    for line in lines:
+    for line in raised.values():
         if line.startswith(named):
             raise UserError(line.removeprefix(named)) from None
-    return (lines or [_last_line(error)])[0], not failures
+    lost = sorted(failures.keys() - raised.keys())
+    if lost:
+        return f"lost the worker of rank {', '.join(map(str, lost))}", True
+    for rank, line in raised.items():
+        if not _PEERS.search(line):
+            return f"rank {rank} failed: {line}", False
+    if raised:
+        return f"rank {min(raised)} lost a peer", True
+    return f"the workers did not start: {_last_line(str(error))}", True
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")
 
 
 # ---- in the worker processes ----

@@ -56,10 +56,13 @@ def orders(readers: list[Any], parts: Slow, steps: range, **changes: Any) -> lis
     """The steps that come, or why none did."""
     ours = ClusterConfig(**{"prefetch": 3, "max_failures": 1} | changes)
     ahead = ReadAhead(readers, ours, 0, 1, WorkerMetrics("stage2", 0))
+    found: list[Any] = []
     try:
-        return [step for _, bad in ahead(parts, steps) for step in bad]
+        for _, bad in ahead(parts, steps):
+            found += bad
     except UserError as error:
-        return [str(error)]
+        found.append(str(error))
+    return found
 
 
 def main(data: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A reader, a worker, a machine, the driver: what is lost changes nothing in what is trained (real Ray, real kills)."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,5 +40,6 @@ def test_the_weights_are_those_of_the_undisturbed_run(runs: dict[str, Any], loss
 def test_a_lost_worker_costs_the_steps_since_the_checkpoint_and_a_lost_reader_none(runs: dict[str, Any]) -> None:
     assert runs["nothing"]["steps"] == 20
     assert 20 < runs["reader+worker"]["steps"] < 24
-    assert "lost the worker of rank" in runs["reader+worker"]["said"]
-    assert "going on from step 12" in runs["reader+worker"]["said"]
+    said = runs["reader+worker"]["said"]
+    assert re.search("lost the worker of rank|lost a peer", said)
+    assert "going on from step 12" in said

@@ -29,10 +29,17 @@ def test_a_users_mistake_in_a_worker_ends_the_run_in_its_own_words() -> None:
 
 
 def test_a_lost_worker_counts_for_more_than_what_its_peers_say() -> None:
-    failures = {0: RuntimeError(f"{TRACE}RuntimeError: connection closed by peer"), 1: RayActorError()}
-    assert _diagnose(WorkerGroupError("failed", failures)) == ("lost the worker of rank 1", True)
+    peer = RuntimeError(f"{TRACE}RuntimeError: Connection closed by peer [10.0.0.3]:4321")
+    assert _diagnose(WorkerGroupError("failed", {0: peer, 1: RayActorError()})) == ("lost the worker of rank 1", True)
+    assert _diagnose(WorkerGroupError("failed", {0: peer})) == (
+        "rank 0 lost a peer",
+        True,
+    )  # its death is not yet known
 
 
 def test_an_error_of_ours_is_no_accident() -> None:
     failures = {0: RuntimeError(f"{TRACE}ZeroDivisionError: division by zero")}
-    assert _diagnose(WorkerGroupError("failed", failures)) == ("ZeroDivisionError: division by zero", False)
+    assert _diagnose(WorkerGroupError("failed", failures)) == (
+        "rank 0 failed: ZeroDivisionError: division by zero",
+        False,
+    )
