@@ -1,6 +1,7 @@
 """Studies a second through 1, 2, … readers, when reading is all there is to do: python -m amrg.cluster.benchmark"""
 
 import argparse
+import logging
 import tempfile
 import time
 from itertools import islice
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--readers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     steps = arguments.studies // arguments.batch - 1
     with tempfile.TemporaryDirectory() as folder:
         prepare(MadeUp(arguments.studies), DataConfig(image_size=STORED, workers=2), Path(folder), 0)

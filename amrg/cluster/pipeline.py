@@ -1,6 +1,7 @@
 """The chain of steps on a Ray cluster: the one this runs in, or one of this machine alone."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def connected(config: Config) -> Iterator[None]:
     """Join the cluster of this machine, or start one on its loopback for as long as the run takes."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
-    common: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": True}
+    common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     try:
         ray.init(address="auto", **common)
     except ConnectionError:

@@ -42,15 +42,15 @@ class Reader:
     def part(self, parts: Parts, step: int) -> Part:
         """One worker's part of the batch ``step``; the same whenever and wherever it is asked for."""
         began = time.monotonic()
-        part = parts(step)
-        self._metrics.read(len(part[0]), time.monotonic() - began)
+        part = parts[step]
+        self._metrics.read(parts.samples, time.monotonic() - began)
         return part
 
 
 def start_readers(ours: ClusterConfig) -> list[Any]:
     """The readers of a run; they end with the driver, and start again by themselves when they die."""
     resources = {ours.reader_resource: 1.0} if ours.reader_resource else {}
-    reader = ray.remote(concurrency_groups={"answers": 1})(Reader).options(
+    reader = ray.remote(concurrency_groups={"answers": 1})(Reader).options(  # type: ignore[call-overload]
         num_cpus=ours.reader_cpus,
         resources=resources,
         max_restarts=-1,

@@ -14,7 +14,7 @@ import ray
 from amrg.cluster.metrics import WorkerMetrics
 from amrg.cluster.readers import ReadAhead, start_readers
 from amrg.config import ClusterConfig
-from amrg.data.stream import Part, Sample, Stream, fetching
+from amrg.data.stream import Part, Sample, Stream, fetch_now, fetching
 from amrg.errors import UserError
 
 BATCH, SEED = 4, 3
@@ -25,10 +25,12 @@ SIZES = ((1, 2), (2, 4), (5, 3))
 class Slow:
     """Parts that take their time, and one that ends its reader."""
 
+    samples = 1
+
     def __init__(self, seconds: float, deadly: int | None = None) -> None:
         self.seconds, self.deadly = seconds, deadly
 
-    def __call__(self, step: int) -> Part:
+    def __getitem__(self, step: int) -> Part:
         if self.seconds:
             time.sleep(self.seconds)
         if step == self.deadly:
@@ -68,7 +70,7 @@ def orders(readers: list[Any], parts: Slow, steps: range, **changes: Any) -> lis
 def main(data: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for world in (1, 2):
-        found[f"alone {world}"] = batches(data, world, lambda rank: map)
+        found[f"alone {world}"] = batches(data, world, lambda rank: fetch_now)
     actors = start_readers(ClusterConfig(readers=max(readers for readers, _ in SIZES)))
     for readers, prefetch in SIZES:
         ours = ClusterConfig(prefetch=prefetch)
