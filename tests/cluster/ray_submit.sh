@@ -8,7 +8,7 @@
 set -euo pipefail
 
 if [[ ${1:-} != inside ]]; then
-    work=$(mktemp -d)
+    work=$(mktemp -d -p /var/tmp)
     trap 'rm -rf "$work"' EXIT
     checkout=$(cd "$(dirname "$0")/../.." && pwd)
     python=$(readlink -f "$(dirname "$(command -v "${1:-python}")")")/python
@@ -24,14 +24,15 @@ mkdir -p "$HOME/.ssh" "$work/tmp" /run/sshd
 mount --bind "$work/tmp" /tmp
 
 # The user of cluster.yaml, and the machine's ssh server with one key.
-sed "s#^root:.*#&\nubuntu:x:0:0::$HOME:/bin/bash#" /etc/passwd > "$work/passwd"
+{ echo "ubuntu:x:0:0::$HOME:/bin/bash"; cat /etc/passwd; } > "$work/passwd"
 mount --bind "$work/passwd" /etc/passwd
 ssh-keygen -q -t ed25519 -N '' -f "$HOME/.ssh/id_ed25519"
 ssh-keygen -q -t ed25519 -N '' -f "$work/host_key"
 cp "$HOME/.ssh/id_ed25519.pub" "$work/authorized_keys"
 /usr/sbin/sshd -f /dev/null -E "$work/sshd.log" -h "$work/host_key" -o ListenAddress=127.0.0.1 -o StrictModes=no \
-    -o AuthorizedKeysFile="$work/authorized_keys" -o PasswordAuthentication=no \
-    -o SetEnv="PATH=$PATH PYTHONPATH=$HOME/am-mrg OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0"
+    -o AuthorizedKeysFile="$work/authorized_keys" -o PasswordAuthentication=no
+# What the set-up of cluster.yaml would install is there; the package is the copy that `ray up` makes.
+echo "export PATH=$PATH PYTHONPATH=$HOME/am-mrg OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0" > "$HOME/.bashrc"
 
 cd "$checkout"
 ray get-auth-token --generate > /dev/null
