@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from amrg.artifacts import Artifact, find
+from amrg.artifacts import Artifact, find, open_artifact
 from amrg.cluster.readers import start_readers
 from amrg.cluster.workers import train
 from amrg.cluster.writers import ray_tasks
@@ -49,7 +49,7 @@ def run(config: Config) -> Artifact:
             else:
                 batch = _SHARED.get(verb)
                 train(verb, config, batch and batch(config), readers if verb in _SHARED else [])
-        return run_step(verb, config)
+    return open_artifact(recipe(verb, config).path(root(config)), STEPS[verb].kind)
 
 
 def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:

@@ -24,6 +24,7 @@ def environment(home: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_metrics_report_interval_ms": "1000",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     return os.environ | ours

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,19 @@ def orders(readers: list[Any], parts: Slow, steps: range, **changes: Any) -> lis
     return found
 
 
+def exported() -> list[str]:
+    """Names of our metrics as Prometheus gets them from this node; gauges only come and go."""
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    found: set[str] = set()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and len(found) < 2:
+        with urllib.request.urlopen(address) as answer:
+            found = set(re.findall(r"^(ray_amrg_\w+)\{", answer.read().decode(), re.MULTILINE))
+        time.sleep(0.5)
+    return sorted(found)
+
+
 def main(data: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for world in (1, 2):
@@ -77,6 +92,7 @@ def main(data: Path) -> dict[str, Any]:
         for world in (1, 2):
             fetches = [ReadAhead(actors[:readers], ours, r, world, WorkerMetrics("stage2", r)) for r in range(world)]
             found[f"{readers} readers {world}"] = batches(data, world, fetches.__getitem__)
+    found["metrics"] = exported()
     for actor in actors[1:]:
         ray.kill(actor)
     found["slow"] = orders(actors, Slow(2.5), range(2))  # the others are gone for ever

@@ -45,3 +45,7 @@ def test_a_part_that_kills_its_readers_ends_the_run_and_the_readers_come_back(fo
 
 def test_data_that_does_not_come_ends_the_wait(found: dict[str, Any]) -> None:
     assert "cluster.data_timeout 3 s" in found["late"][0]
+
+
+def test_prometheus_gets_rates_and_waits(found: dict[str, Any]) -> None:
+    assert {"ray_amrg_reader_samples_total", "ray_amrg_data_wait_seconds_total"} <= set(found["metrics"])
