@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from amrg.config import DataConfig
 from amrg.data.shards import Shard, Submit, start_writing, write_shard
 from amrg.data.studies import Source
+from amrg.errors import UserError
 
 #: Bytes must not depend on how many threads summed something (as in ``amrg.data.shards``).
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -31,7 +33,11 @@ def _write(run: str, source: list[Any], image_size: int, folder: Path, shard: Sh
 
 @contextmanager
 def ray_tasks(source: Source, config: DataConfig, folder: Path) -> Iterator[Submit]:
-    """``Writers`` for ``prepare``; ``folder`` must lie on storage that all nodes share."""
+    """``Writers`` for ``prepare``; ``folder`` must lie on storage that all nodes share.
+
+    Raises:
+        UserError: a shard's writers died again and again.
+    """
     shared = ray.put(source)
     refs: list[Any] = []
 
@@ -42,6 +48,13 @@ def ray_tasks(source: Source, config: DataConfig, folder: Path) -> Iterator[Subm
 
     try:
         yield submit
+    except RayTaskError:  # what the writing itself raised
+        raise
+    except RayError as error:
+        raise UserError(
+            f"the writers of a shard died {_RETRIES + 1} times ({type(error).__name__}; out of memory?): start again, "
+            "finished shards are kept; smaller shards (data.shard_size) need less memory"
+        ) from None
     finally:
         for ref in refs:
             ray.cancel(ref)
