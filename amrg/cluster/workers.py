@@ -29,7 +29,7 @@ from amrg.data.stream import MAX_LANES, fetching, lanes_of
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root, run_step
 from amrg.progress import say
-from amrg.training.loop import watching
+from amrg.training.telemetry import watching
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from amrg.data.stream import Part, Sample, Stream, fetch_now, fetching
 from amrg.errors import UserError
 
 BATCH, SEED = 4, 3
+COUNTERS = {"ray_amrg_reader_samples_total", "ray_amrg_data_wait_seconds_total"}
 #: Readers and prefetch: one, as many as ranks, more than lanes.
 SIZES = ((1, 2), (2, 4), (5, 3))
 
@@ -75,7 +76,7 @@ def exported() -> list[str]:
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     found: set[str] = set()
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and len(found) < 2:
+    while time.monotonic() < deadline and len(COUNTERS & found) < len(COUNTERS):
         with urllib.request.urlopen(address) as answer:
             found = set(re.findall(r"^(ray_amrg_\w+)\{", answer.read().decode(), re.MULTILINE))
         time.sleep(0.5)

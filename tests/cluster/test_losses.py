@@ -11,7 +11,7 @@ from tests.cluster import namespaces
 from tests.conftest import make_artefacts
 
 SCRIPT = Path(__file__).with_name("losses.py")
-RUNS = ("nothing", "reader+worker", "node", "driver+patience")
+RUNS = ("nothing", "reader+worker", "node+driver+patience")
 
 
 @pytest.fixture(scope="module")
