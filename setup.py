@@ -18,6 +18,7 @@ EXTRAS = {
     "gs": ["gcsfs>=2024.6"],  # shards in Google Cloud Storage
     "wandb": ["wandb>=0.18,<1"],  # Weights & Biases beside TensorBoard
     "dicom": ["pydicom>=3,<4"],  # radiographs as hospitals store them
+    "ray": ["ray[default,train]>=2.60,<3"],  # many machines: launchers/pipeline.py
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
     "browser": ["selenium>=4.30,<5"],  # the web application in a real browser (make test-browser)
     "dev": [

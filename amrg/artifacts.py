@@ -34,6 +34,10 @@ _MARK = "MARK"
 _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "timm", "webdataset", "numpy", "scipy", "pillow")
 
 
+class Busy(UserError):
+    """Another process is making the same artefact."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A finished folder and its manifest."""
@@ -116,7 +120,8 @@ def build(root: Path, recipe: Recipe, lead: bool = True) -> Iterator[Path]:
     so that a step can go on from what lies there. Of several ranks only the lead locks and seals it.
 
     Raises:
-        UserError: the folder cannot be written, or another process is making the same artefact.
+        UserError: the folder cannot be written.
+        Busy: another process is making the same artefact.
     """
     final = recipe.path(root)
     partial = final.with_name(final.name + ".partial")
@@ -140,7 +145,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is writing {folder}: wait for it or stop it") from None
+            raise Busy(f"another process is writing {folder}: wait for it or stop it") from None
         yield
 
 

@@ -211,6 +211,23 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """Ray: who trains, who reads, how much may be lost. Decides how fast, not what (docs/cluster.md)."""
+
+    workers: PositiveInt = 2  # processes that train and generate, one rank each
+    min_workers: PositiveInt = 1  # with fewer than that the run waits, then ends; sizes between must divide the batch
+    worker_cpus: PositiveFloat = 1.0  # that a worker reserves
+    worker_gpus: NonNegativeInt | None = None  # that a worker reserves; None: one where the cluster has any, else none
+    readers: NonNegativeInt = 2  # actors that read and decode films for all workers; 0: workers read for themselves
+    reader_cpus: NonNegativeFloat = 0.0  # that a reader reserves
+    reader_resource: str | None = None  # of which a reader takes 1: keeps readers on the nodes that offer it
+    prefetch: PositiveInt = 4  # parts of batches that each worker has ordered and not yet trained on
+    max_failures: NonNegativeInt = 3  # losses in a row without progress in between, of workers or at one batch
+    node_timeout: PositiveFloat = 600.0  # seconds to wait for nodes before going on with fewer workers, or ending
+    data_timeout: PositiveFloat = 1500.0  # seconds a worker waits for one batch; less than the 1800 of its peers
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything one run needs."""
 
@@ -228,6 +245,7 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

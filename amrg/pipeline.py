@@ -16,6 +16,9 @@ from amrg.errors import UserError
 from amrg.progress import say
 from amrg.training import ds_config
 
+#: Writes a step's outputs: configuration, folders of the inputs by their kind, the folder to write into.
+Make = Callable[[Config, dict[str, Path], Path], None]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -33,7 +36,7 @@ class Step:
     version: int
     settings: Callable[[Config], dict[str, Any]]
     inputs: tuple[str, ...]
-    make: Callable[[Config, dict[str, Path], Path], None]
+    make: Make
 
 
 def root(config: Config) -> Path:
@@ -48,8 +51,14 @@ def recipe(verb: str, config: Config) -> Recipe:
     return Recipe(step.kind, step.version, step.settings(config), inputs, config.seed)
 
 
-def run_step(verb: str, config: Config) -> Artifact:
-    """Make the verb's artefact, or say that it is there already. Every rank of a distributed run calls this."""
+def run_step(verb: str, config: Config, make: Make | None = None) -> Artifact:
+    """Make the verb's artefact, or say that it is there already. Every rank of a distributed run calls this.
+
+    Args:
+        verb: of ``STEPS``.
+        config: of the run.
+        make: does the step's work in another place; it must write the same as the step's own.
+    """
     plan = recipe(verb, config)
     made = find(root(config), plan)
     if made:
@@ -57,7 +66,7 @@ def run_step(verb: str, config: Config) -> Artifact:
         return made
     say(f"{verb}: making {plan.path(root(config))}")
     with build(root(config), plan, lead=os.environ.get("RANK", "0") == "0") as folder:
-        STEPS[verb].make(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
+        (make or STEPS[verb].make)(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
         _barrier()  # no rank still reads what sealing removes
     _barrier()  # no rank looks for the artefact before it is sealed
     return _made(plan.kind, config)

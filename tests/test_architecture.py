@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From top to bottom; the rooms of one row do not know each other.
 ROWS = [
     {"amrg.cli"},
+    {"amrg.cluster"},
     {"amrg.banks", "amrg.compare", "amrg.doctor", "amrg.export", "amrg.inspect", "amrg.mirror", "amrg.pipeline"},
     {"amrg.app", "amrg.evaluation"},
     {"amrg.viewer"},
@@ -65,4 +66,10 @@ def test_deepspeed_and_ray_stay_out_of_the_lower_rooms():
     ]
     assert lower
     wrong = [str(path) for path in lower for module in imports(path) if module.split(".")[0] in ("deepspeed", "ray")]
+    assert not wrong, wrong
+
+
+def test_only_the_cluster_knows_ray():
+    others = [path for path in (ROOT / "amrg").rglob("*.py") if "cluster" not in path.relative_to(ROOT).parts]
+    wrong = [str(path) for path in others for module in imports(path) if module.split(".")[0] == "ray"]
     assert not wrong, wrong

@@ -15,10 +15,10 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -62,14 +62,20 @@ NAMED = 20  # bad studies named in a message; statistics.json has more
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
     """What one worker writes in one go."""
 
     name: str
     studies: list[Study]
 
 
-def prepare(source: Source, config: DataConfig, folder: Path, seed: int) -> None:
+#: Has a shard written (``write_shard``, after ``start_writing``).
+Submit = Callable[[Shard], "Future[None]"]
+#: Those who write the shards of a source, for as long as they are needed.
+Writers = Callable[[Source, DataConfig, Path], AbstractContextManager[Submit]]
+
+
+def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers: Writers | None = None) -> None:
     """Write the shards and the index of a data set; shards that an interrupted run finished are kept.
 
     Args:
@@ -79,6 +85,7 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int) -> None
         folder: receives ``shards/``, ``index.parquet``, ``statistics.json`` and ``card.md``;
             ``scratch/`` is only needed to go on after an interruption.
         seed: studies are shuffled before they are cut into shards, so that each shard is a fair sample of its split.
+        writers: who writes the shards; None: ``config.workers`` processes of this machine.
 
     Raises:
         UserError: a split is empty, two studies share a key, too many films are unreadable, the disk is full.
@@ -88,8 +95,8 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int) -> None
         for name in ("shards", "scratch"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         todo = [shard for shard in plan if not _is_whole(shard, folder)]
-        with _workers(source, config, folder) as pool:
-            futures = [pool.submit(_write_shard, shard) for shard in todo]
+        with (writers or _processes)(source, config, folder) as submit:
+            futures = [submit(shard) for shard in todo]
             for future in track(as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)):
                 future.result()
         notes = [json.loads(_notes(shard, folder).read_text()) for shard in plan]
@@ -134,7 +141,7 @@ def anonymous(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
-def _plan(studies: list[Study], shard_size: int, seed: int) -> list[_Shard]:
+def _plan(studies: list[Study], shard_size: int, seed: int) -> list[Shard]:
     repeated = [key for key, times in Counter(study.key for study in studies).items() if times > 1]
     if repeated:
         raise UserError(f"the data source gives {len(repeated)} keys to more than one study: keys must be unique")
@@ -146,7 +153,7 @@ def _plan(studies: list[Study], shard_size: int, seed: int) -> list[_Shard]:
         order = np.random.default_rng([seed, number]).permutation(len(members))
         for start in range(0, len(members), shard_size):
             chosen = [members[i] for i in order[start : start + shard_size]]
-            plan.append(_Shard(f"{split}-{start // shard_size:06d}", chosen))
+            plan.append(Shard(f"{split}-{start // shard_size:06d}", chosen))
     return plan
 
 
@@ -163,16 +170,16 @@ def _tolerate(skipped: list[dict[str, str]], total: int, fraction: float) -> Non
     say(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
 
 
-def _tar(shard: _Shard, folder: Path) -> Path:
+def _tar(shard: Shard, folder: Path) -> Path:
     return folder / "shards" / f"{shard.name}.tar"
 
 
-def _notes(shard: _Shard, folder: Path) -> Path:
+def _notes(shard: Shard, folder: Path) -> Path:
     """Index rows of one shard; written after the tar, so that they stand for a whole shard."""
     return folder / "scratch" / f"{shard.name}.json"
 
 
-def _is_whole(shard: _Shard, folder: Path) -> bool:
+def _is_whole(shard: Shard, folder: Path) -> bool:
     try:
         notes = json.loads(_notes(shard, folder).read_text())
         left_out = {one["key"] for one in notes["skipped"]}
@@ -190,7 +197,7 @@ _folder: Path
 
 
 @contextmanager
-def _workers(source: Source, config: DataConfig, folder: Path) -> Iterator[ProcessPoolExecutor]:
+def _processes(source: Source, config: DataConfig, folder: Path) -> Iterator[Submit]:
     """Fresh processes with one numerical thread each: bytes must not depend on how many threads summed something."""
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     pool = ProcessPoolExecutor(
@@ -201,7 +208,7 @@ def _workers(source: Source, config: DataConfig, folder: Path) -> Iterator[Proce
     )
     os.environ.update(dict.fromkeys(threads, "1"))
     try:
-        yield pool
+        yield lambda shard: pool.submit(write_shard, shard)
     finally:
         pool.shutdown(cancel_futures=True)
         for name, value in threads.items():
@@ -211,9 +218,14 @@ def _workers(source: Source, config: DataConfig, folder: Path) -> Iterator[Proce
                 os.environ[name] = value
 
 
-def _start_worker(source: Source, image_size: int, folder: Path) -> None:
+def start_writing(source: Source, image_size: int, folder: Path) -> None:
+    """What a process must know before it writes shards."""
     global _source, _image_size, _folder
     _source, _image_size, _folder = source, image_size, folder
+
+
+def _start_worker(source: Source, image_size: int, folder: Path) -> None:
+    start_writing(source, image_size, folder)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -224,7 +236,8 @@ def _start_worker(source: Source, image_size: int, folder: Path) -> None:
     threading.Thread(target=die_with_parent, daemon=True).start()
 
 
-def _write_shard(shard: _Shard) -> None:
+def write_shard(shard: Shard) -> None:
+    """Write one shard and the notes that stand for it, whole."""
     # The process id keeps a worker that outlives a killed run for a moment out of the next run's way.
     temporary = _folder / "scratch" / f"{shard.name}.{os.getpid()}"
     rows: list[dict[str, Any]] = []

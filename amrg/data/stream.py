@@ -6,9 +6,11 @@ import json
 import logging
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +56,44 @@ class Sample:
 Part = tuple[Any, dict[int, str]]
 #: What a rank's samples of a batch become where they are decoded: stacked, padded. Picklable.
 Collate = Callable[[list[Sample]], Any]
+
+
+class Parts(Protocol):
+    """A rank's parts of the batches of an epoch; can be pickled, and gives the same wherever it is asked.
+
+    Attributes:
+        samples: in one part.
+    """
+
+    samples: int
+
+    def __getitem__(self, step: int) -> Part: ...
+
+
+#: Gives the parts of some steps in their order, read by whom it likes, as far ahead as it likes.
+Fetch = Callable[[Parts, range], Iterable[Part]]
+
+_FETCH: ContextVar[Fetch | None] = ContextVar("fetch", default=None)
+
+
+@contextmanager
+def fetching(fetch: Fetch) -> Iterator[None]:
+    """Within the block ``fetch`` gets the parts of every ``Stream``, which starts no reader processes of its own."""
+    token = _FETCH.set(fetch)
+    try:
+        yield
+    finally:
+        _FETCH.reset(token)
+
+
+def fetch_now(parts: Parts, steps: range) -> Iterable[Part]:
+    """Read a part when it is asked for."""
+    return map(parts.__getitem__, steps)
+
+
+def lanes_of(batch_size: int) -> int:
+    """Lanes that a global batch is read in: its largest divisor up to ``MAX_LANES``."""
+    return max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
 
 
 def count(folder: Path, split: str) -> int:
@@ -141,7 +181,7 @@ class Stream:
         lengths: Sequence[int] | None = None,
     ) -> None:
         self.bad: dict[str, str] = {}
-        self.lanes = max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
+        self.lanes = lanes_of(batch_size)
         self._folder, self._seed, self._rank, self._world = folder, seed, rank, world
         self._rows = read_index(folder, split, _PLACE)
         self._shards = _runs(self._rows["shard"].to_numpy())
@@ -165,26 +205,26 @@ class Stream:
         """This rank's part of each global batch of an epoch (what ``collate`` gave), from batch ``start`` on."""
         batches = _Batches(self._folder, self._rows, self._lanes(epoch), self._per_lane, self._collate)
         steps = range(start, self.steps_per_epoch)
-        # Each step is a function of its number: reader processes change who reads it, not what comes or in which order.
-        loader: Iterable[Part] = (
-            DataLoader(
-                batches,
-                batch_size=None,
-                sampler=steps,
-                num_workers=self._readers,
-                multiprocessing_context="spawn",
-                collate_fn=_as_it_is,
-                pin_memory=torch.cuda.is_available(),
-            )
-            if self._readers
-            else map(batches.__getitem__, steps)
-        )
-        for found, bad in loader:
+        # Each step is a function of its number: readers change who reads it, not what comes or in which order.
+        fetch = _FETCH.get() or (self._fetch_ahead if self._readers else fetch_now)
+        for found, bad in fetch(batches, steps):
             for number, reason in bad.items():
                 self._skip(number, reason)
             if found is None:
                 raise UserError(f"{self._folder}: a whole lane of samples is damaged; {_REMEDY}")
             yield found
+
+    def _fetch_ahead(self, parts: Any, steps: range) -> Iterable[Part]:
+        """By reader processes of this rank's own."""
+        return DataLoader(
+            parts,
+            batch_size=None,
+            sampler=steps,
+            num_workers=self._readers,
+            multiprocessing_context="spawn",
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def _lanes(self, epoch: int) -> list[np.ndarray]:
         """The index rows of this rank's lanes in an epoch."""
@@ -224,6 +264,7 @@ class _Batches(Dataset[Part]):
     def __init__(self, folder: Path, rows: pa.Table, lanes: list[np.ndarray], per_lane: int, collate: Collate) -> None:
         self._files, self._rows, self._lanes = ShardFiles(folder), rows, lanes
         self._per_lane, self._collate = per_lane, collate
+        self.samples = len(lanes) * per_lane
 
     def __getitem__(self, step: int) -> Part:
         bad: dict[int, str] = {}

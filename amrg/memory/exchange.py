@@ -36,7 +36,10 @@ class Exchange:
     Attributes:
         rank, size: of this rank in the group, and of the group.
         sent: bytes handed over for other ranks so far.
+        sent_by_all: the same, of all exchanges of this process.
     """
+
+    sent_by_all = 0
 
     def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
         self.group = group
@@ -47,12 +50,16 @@ class Exchange:
         """The number among all ranks of a rank of this group."""
         return rank if self.group is None else distributed.get_global_rank(self.group, rank)
 
+    def _count(self, sent: int) -> None:
+        self.sent += sent
+        Exchange.sent_by_all += sent
+
     def counts(self, mine: Sequence[int], device: torch.device) -> list[list[int]]:
         """Some whole numbers of every rank, equally many on each."""
         packed = torch.tensor(mine, dtype=torch.int64, device=device)
         out = packed.new_empty(self.size * len(mine))
         distributed.all_gather_into_tensor(out, packed, group=self.group)
-        self.sent += (self.size - 1) * packed.nbytes
+        self._count((self.size - 1) * packed.nbytes)
         return out.view(self.size, -1).tolist()
 
     def gather(self, mine: Sequence[Tensor], specs: Sequence[Sequence[Spec]]) -> list[list[Tensor]]:
@@ -61,7 +68,7 @@ class Exchange:
         message = _pack(mine, length)
         out = message.new_empty(self.size * length)
         distributed.all_gather_into_tensor(out, message, group=self.group)
-        self.sent += (self.size - 1) * length
+        self._count((self.size - 1) * length)
         return [_unpack(out[r * length :], theirs) for r, theirs in enumerate(specs)]
 
     def swap(self, mine: Sequence[Sequence[Tensor]], specs: Sequence[Sequence[Spec]]) -> list[list[Tensor]]:
@@ -71,7 +78,7 @@ class Exchange:
         out = messages[0].new_empty(sum(sizes))
         given = [len(message) for message in messages]
         distributed.all_to_all_single(out, torch.cat(messages), sizes, given, group=self.group)
-        self.sent += sum(given) - given[self.rank]
+        self._count(sum(given) - given[self.rank])
         starts = itertools.accumulate(sizes, initial=0)
         return [_unpack(out[start:], theirs) for start, theirs in zip(starts, specs, strict=False)]
 
@@ -100,7 +107,7 @@ class Exchange:
             transfers.append(distributed.P2POp(distributed.isend, message, after, self.group))
         if len(coming):
             transfers.append(distributed.P2POp(distributed.irecv, coming, before, self.group))
-        self.sent += len(message)
+        self._count(len(message))
         return distributed.batch_isend_irecv(transfers) if transfers else []
 
 

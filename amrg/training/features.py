@@ -3,6 +3,7 @@
 Shape legend: N rows, B rows of one batch.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class FeatureCache:
 
     def __init__(self, path: Path, rows: int, shape: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._counter = path.with_name(path.name + ".done")
         size = rows
         for side in shape:
@@ -42,8 +44,17 @@ class FeatureCache:
         for batch in batches:
             self.rows_N[start : start + len(batch)] = batch.to(self.rows_N.dtype)
             start += len(batch)
+            self._flush()
             self._counter.write_text(str(start))
         assert start == len(self), f"{start} of {len(self)} rows filled"
+
+    def _flush(self) -> None:
+        """What the counter counts outlives a lost machine, and is seen by others that share the disk."""
+        descriptor = os.open(self._path, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         """The rows as a copy in memory."""

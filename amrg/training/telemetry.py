@@ -8,8 +8,9 @@ norm of the gradients of each module, and how widely the memories associate. Not
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,24 @@ from amrg.models.parts import PREFIX
 from amrg.training.ranks import rank
 
 STEPS = "steps.jsonl"
+
+#: Told of each optimiser step on each rank: its number, and what the log of steps has of it.
+Watcher = Callable[[int, dict[str, float]], None]
+
+_WATCHER: ContextVar[Watcher] = ContextVar("watcher", default=lambda step, values: None)
+
 _BACKWARD = "autograd::engine::evaluate_function"
 _COLLECTIVES = ("gloo:", "nccl:", "record_param_comms")
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Within the block ``watcher`` is told of every step that is trained."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
 
 
 class Telemetry:
@@ -56,8 +73,10 @@ class Telemetry:
     def tell(self, step: int, values: dict[str, float], seconds: float, waited: float) -> None:
         """One step: its metrics, how long it took and how much of that it waited for data."""
         speed = {"samples_per_second": self._batch_size / max(seconds, 1e-9), "share/data": waited / max(seconds, 1e-9)}
+        told = {**values, **speed, "seconds": seconds}
+        _WATCHER.get()(step, told)
         for writer in self._writers:
-            writer.write(step, {**values, **speed, "seconds": seconds})
+            writer.write(step, told)
 
     def close(self) -> None:
         for writer in self._writers:

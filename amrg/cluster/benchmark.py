@@ -1,0 +1,83 @@
+"""Studies a second through 1, 2, … readers, when reading is all there is to do: python -m amrg.cluster.benchmark
+
+A study is a stored film of 512 pixels, decoded and letterboxed to the 224 that stage 1 trains on. ``--wait`` adds
+seconds for each study, as remote storage would.
+"""
+
+import argparse
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import ray
+from torch import Tensor
+
+from amrg.cluster.metrics import WorkerMetrics
+from amrg.cluster.readers import ReadAhead, start_readers
+from amrg.config import ClusterConfig, DataConfig, Stage1Config
+from amrg.data.benchmark import STORED, MadeUp
+from amrg.data.shards import prepare
+from amrg.data.stream import Sample, Stream, fetching
+from amrg.training.packing import PerFilm, Stage1Packer
+
+SIZE = 224  # of the model's images
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Stage 1's packer, after a wait."""
+
+    wait: float
+
+    def __call__(self, samples: list[Sample]) -> tuple[PerFilm, Tensor]:
+        time.sleep(self.wait * len(samples))
+        return Stage1Packer(SIZE, Stage1Config())(samples)
+
+
+def rate(data: Path, readers: int, batch: int, steps: int, wait: float) -> float:
+    """Studies a second of one worker, from the second batch on."""
+    ours = ClusterConfig(prefetch=2 * readers)
+    actors = start_readers(ClusterConfig(readers=readers))
+    ray.get([actor.here.remote() for actor in actors])
+    ahead = ReadAhead(actors, ours, 0, 1, WorkerMetrics("benchmark", 0))
+    with fetching(ahead):
+        batches = Stream(data, "train", batch, seed=0, collate=Packer(wait)).epoch(0)
+        next(batches)
+        began = time.monotonic()
+        read = sum(len(films) for films, _ in islice(batches, steps))
+        seconds = time.monotonic() - began
+    for actor in actors:
+        ray.kill(actor)
+    return read / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--readers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--wait", type=float, default=0.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    steps = arguments.studies // arguments.batch - 1
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(MadeUp(arguments.studies), DataConfig(image_size=STORED, workers=2), Path(folder), 0)
+        rates = {
+            readers: [
+                rate(Path(folder), readers, arguments.batch, steps, arguments.wait) for _ in range(arguments.repeats)
+            ]
+            for readers in arguments.readers
+        }
+    one = max(rates[arguments.readers[0]])
+    print("| readers | studies/s (best of repeats) | all repeats | beside the first |\n|---|---|---|---|")
+    for readers, found in rates.items():
+        every = ", ".join(f"{value:.0f}" for value in found)
+        print(f"| {readers} | {max(found):.0f} | {every} | {max(found) / one:.2f}× |")
+
+
+if __name__ == "__main__":
+    main()

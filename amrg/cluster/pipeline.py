@@ -1,0 +1,77 @@
+"""The chain of steps on a Ray cluster: the one this runs in, or one of this machine alone."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from amrg.artifacts import Artifact, find, open_artifact
+from amrg.cluster.readers import start_readers
+from amrg.cluster.workers import train
+from amrg.cluster.writers import ray_tasks
+from amrg.config import Config
+from amrg.data.shards import prepare
+from amrg.data.sources import open_source
+from amrg.pipeline import STEPS, recipe, root, run_step
+from amrg.progress import say
+
+#: Steps that run on many workers, and the batch they share; the others run on one.
+_SHARED: dict[str, Callable[[Config], int]] = {
+    "stage1": lambda config: config.stage1.batch_size,
+    "stage2": lambda config: config.stage2.batch_size,
+    "generate": lambda config: config.generate.batch_size,
+}
+
+
+def run(config: Config) -> Artifact:
+    """The whole chain; what was made before is kept, and what was begun goes on where it was.
+
+    Args:
+        config: of the run; ``runs`` must be a folder that all nodes share.
+
+    Raises:
+        UserError: a step's own mistakes, or machines that were lost and could not be replaced.
+    """
+    config = dataclasses.replace(config, runs=str(Path(config.runs).absolute()))
+    with connected(config):
+        readers = start_readers(config.cluster)
+        for verb in STEPS:
+            made = find(root(config), recipe(verb, config))
+            if made:
+                say(f"{verb}: already made, nothing to do: {made.path}")
+            elif verb == "prepare":
+                run_step(verb, config, _prepare)
+            else:
+                batch = _SHARED.get(verb)
+                train(verb, config, batch and batch(config), readers if verb in _SHARED else [])
+    return open_artifact(recipe(verb, config).path(root(config)), STEPS[verb].kind)
+
+
+def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    prepare(open_source(config.data, config.seed), config.data, folder, config.seed, ray_tasks)
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Join the cluster of this machine, or start one on its loopback for as long as the run takes."""
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
+    common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    try:
+        ray.init(address="auto", **common)
+    except ConnectionError:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # without it Ray takes another address
+        cpus = max(os.cpu_count() or 1, round(config.cluster.workers * config.cluster.worker_cpus))
+        ray.init(num_cpus=cpus, _node_ip_address="127.0.0.1", **common)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    has = ray.cluster_resources()
+    say(f"Ray: {len(nodes)} nodes, {has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs")
+    try:
+        yield
+    finally:
+        ray.shutdown()

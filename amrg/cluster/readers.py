@@ -1,0 +1,164 @@
+"""Readers: Ray actors that read and decode parts of batches ahead of the workers that train on them.
+
+A part is a function of its step (``amrg.data.stream``), so a reader has no state that could be lost: what one does not
+deliver, the next one reads, and the batches are those of the stream without Ray, in the same order.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from amrg.cluster.metrics import ReaderMetrics, WorkerMetrics
+from amrg.config import ClusterConfig
+from amrg.data.stream import Part, Parts
+from amrg.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two lines about data that does not come.
+NOTICE = 60.0
+#: Seconds that a reader may keep silent before another one gets its order.
+SILENCE = 2.0
+
+
+class Reader:
+    """Reads what it is asked for, one part at a time."""
+
+    def __init__(self, number: int) -> None:
+        torch.set_num_threads(1)
+        self._metrics = ReaderMetrics(number)
+
+    @ray.method(concurrency_group="answers")
+    def here(self) -> None:
+        """Answers while the reader reads, too."""
+
+    def part(self, parts: Parts, step: int) -> Part:
+        """One worker's part of the batch ``step``; the same whenever and wherever it is asked for."""
+        began = time.monotonic()
+        part = parts[step]
+        self._metrics.read(parts.samples, time.monotonic() - began)
+        return part
+
+
+def start_readers(ours: ClusterConfig) -> list[Any]:
+    """The readers of a run; they end with the driver, and start again by themselves when they die."""
+    resources = {ours.reader_resource: 1.0} if ours.reader_resource else {}
+    reader = ray.remote(concurrency_groups={"answers": 1})(Reader).options(  # type: ignore[call-overload]
+        num_cpus=ours.reader_cpus,
+        resources=resources,
+        max_restarts=-1,
+        max_task_retries=0,
+        scheduling_strategy="SPREAD",
+    )
+    return [reader.remote(number) for number in range(ours.readers)]
+
+
+class ReadAhead:
+    """One worker's orders to the readers. A ``Fetch`` of ``amrg.data.stream``.
+
+    At most ``prefetch`` parts are ordered and not yet taken, which bounds the object store. Readers take turns over
+    the parts of all workers: where their numbers divide, a reader serves always the same workers, hence lanes.
+
+    Args:
+        readers: actors, at least one.
+        ours: ``prefetch``, ``max_failures`` and ``data_timeout`` are read.
+        rank, world: of the worker.
+        metrics: of the worker.
+    """
+
+    def __init__(self, readers: list[Any], ours: ClusterConfig, rank: int, world: int, metrics: WorkerMetrics) -> None:
+        self._readers, self._ours, self._rank, self._world, self._metrics = readers, ours, rank, world, metrics
+        self._away: dict[int, Any] = {}  # readers that were lost or silent, and the answer that each of them owes
+
+    def __call__(self, parts: Parts, steps: range) -> Iterator[Part]:
+        shared = ray.put(parts)
+        orders: deque[_Order] = deque()
+        ahead = iter(steps)
+        for _ in steps:
+            while len(orders) < self._ours.prefetch and (step := next(ahead, None)) is not None:
+                orders.append(self._order(shared, step, self._is_here))
+            ready, _ = ray.wait([order.part for order in orders], num_returns=len(orders), timeout=0)
+            began = time.monotonic()
+            part = self._take(shared, orders.popleft())
+            self._metrics.waited(time.monotonic() - began, len(ready))
+            yield part
+
+    def _order(self, shared: Any, step: int, fit: Callable[[int], bool]) -> "_Order":
+        """Order a part from the reader whose turn it is, or from the next one that is ``fit``."""
+        turns = [(step * self._world + self._rank + shift) % len(self._readers) for shift in range(len(self._readers))]
+        reader = next((number for number in turns if fit(number)), turns[0])
+        return _Order(step, reader, self._readers[reader].part.remote(shared, step))
+
+    def _take(self, shared: Any, order: "_Order") -> Part:
+        """The part that was ordered, from another reader where the first is lost."""
+        began = noticed = time.monotonic()
+        lost = 0
+        while True:
+            try:
+                return ray.get(order.part, timeout=SILENCE)
+            except GetTimeoutError:
+                if not self._answers(order.reader) and len(self._away) < len(self._readers):
+                    order = self._order(shared, order.step, self._answers)
+            except RayTaskError as error:
+                raise UserError(str(error.cause)) if isinstance(error.cause, UserError) else error from None
+            except RayError as error:
+                lost += 1
+                self._lost(order, lost, error)
+                order = self._order(shared, order.step, self._answers)
+            now = time.monotonic()
+            if now - noticed > NOTICE:
+                noticed = now
+                logger.warning("no data for %.0f s (batch %d): are the readers' nodes there?", now - began, order.step)
+            if now - began > self._ours.data_timeout:
+                raise UserError(
+                    f"no reader delivered batch {order.step} within cluster.data_timeout "
+                    f"{self._ours.data_timeout:.0f} s: look at the readers' nodes with `ray status`; the same command "
+                    "goes on from the last checkpoint"
+                )
+
+    def _lost(self, order: "_Order", times: int, error: RayError) -> None:
+        """Note that a reader did not deliver; enough is enough for one part."""
+        self._away[order.reader] = self._readers[order.reader].here.remote()
+        self._metrics.lost()
+        logger.warning("batch %d was lost with its reader (%s): ordered again", order.step, type(error).__name__)
+        if times > self._ours.max_failures:
+            raise UserError(
+                f"readers died {times} times over batch {order.step}: out of memory, or a film that kills them (their "
+                "logs say more: `ray logs cluster`); take fewer readers on a node, or cluster.readers 0"
+            ) from None
+
+    def _answers(self, number: int) -> bool:
+        """Whether a reader answers now; a busy one does."""
+        answer = self._readers[number].here.remote()
+        self._away[number] = answer
+        ray.wait([answer], timeout=SILENCE)
+        return self._is_here(number)
+
+    def _is_here(self, number: int) -> bool:
+        """Whether a reader owes no answer, as far as is known."""
+        if number in self._away:
+            answered, _ = ray.wait([self._away[number]], timeout=0)
+            if not answered:
+                return False
+            try:
+                ray.get(self._away.pop(number))
+            except RayActorError:
+                self._away[number] = self._readers[number].here.remote()
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A part that reader number ``reader`` is to deliver."""
+
+    step: int
+    reader: int
+    part: Any

@@ -1,0 +1,244 @@
+"""Workers: Ray Train runs a step on as many ranks as the cluster has room for, and again when some of them are lost.
+
+What a step has done lies in its artefact's folder, on storage that all nodes share: checkpoints of training, finished
+parts of what is generated. A new group of workers goes on from there, of the same size if the nodes come back, else of
+the next smaller one that divides the batch.
+"""
+
+import logging
+import os
+import re
+import shutil
+import signal
+import time
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util import placement_group, remove_placement_group
+
+from amrg.artifacts import Busy
+from amrg.cluster.metrics import WorkerMetrics
+from amrg.cluster.readers import ReadAhead
+from amrg.config import ClusterConfig, Config, from_dict, to_dict
+from amrg.data.stream import MAX_LANES, fetching, lanes_of
+from amrg.errors import UserError
+from amrg.pipeline import recipe, root, run_step
+from amrg.progress import say
+from amrg.training.telemetry import watching
+
+logger = logging.getLogger(__name__)
+
+#: Ray Train's own files of a run, below the artefacts; removed with the run.
+RAY_FILES = ".ray"
+#: Seconds for a lost worker's lock to be released (shared storage takes its time).
+LOCK_PATIENCE = 120.0
+#: Seconds in which a smaller group must find room once a larger one has not.
+ROOM = 10.0
+#: What a worker's own exception has, and the news of its death has not.
+_TRACEBACK = "Traceback (most recent call last)"
+#: What the exceptions of ranks say whose peer is gone.
+_PEERS = re.compile("gloo|nccl|c10d|connection|socket|timed out", re.IGNORECASE)
+#: Ray Train tries once: how often, and with how many, is decided here.
+_ONCE: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0, "controller_failure_limit": 3}
+
+
+def train(verb: str, config: Config, batch_size: int | None, readers: list[Any]) -> None:
+    """Run a step on the workers; a loss starts them again, as often as there is progress in between.
+
+    Args:
+        verb: the step.
+        config: of the run; ``runs`` must be a folder that all nodes share.
+        batch_size: that the ranks must share evenly; None runs the step on one worker.
+        readers: of films (``start_readers``); with none, workers read for themselves.
+
+    Raises:
+        UserError: the step's own mistakes, too many losses in a row, or no room for the workers.
+    """
+    ours = config.cluster
+    files = root(config).absolute() / RAY_FILES
+    failures, progress, lost_at = 0, _progress(verb, config), None
+    try:
+        while True:
+            world = _room(ours, batch_size)
+            task = {"verb": verb, "config": to_dict(config), "readers": readers, "lost_at": lost_at}
+            try:
+                _fit(task, world, ours, files)
+                return
+            except TrainingFailedError as error:
+                lost_at = time.time()
+                what, accident = _diagnose(error)
+                if not accident:
+                    logger.error("%s", error)
+                before, progress = progress, _progress(verb, config)
+                failures = 1 if progress != before else failures + 1
+                if failures > (ours.max_failures if accident else min(ours.max_failures, 1)):
+                    raise UserError(
+                        f"{verb}: the workers failed {failures} times in a row without progress, at last with: {what}; "
+                        "the same command goes on from the last checkpoint"
+                    ) from None
+                say(f"{verb}: {what}; starting again from the last checkpoint")
+    finally:
+        shutil.rmtree(files, ignore_errors=True)
+
+
+def _fit(task: dict[str, Any], world: int, ours: ClusterConfig, files: Path) -> None:
+    """One group of workers, to its end."""
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=task,
+        scaling_config=ScalingConfig(num_workers=world, resources_per_worker=resources(ours)),
+        run_config=RunConfig(
+            name=f"{task['verb']}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(files),
+            failure_config=FailureConfig(**_ONCE),
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]  # mypy sees Train V1
+        ),
+        torch_config=TorchConfig(timeout_s=1800),
+    )
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit:  # Ray Train's way of ending on Ctrl-C, once it has stopped the workers
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def resources(ours: ClusterConfig) -> dict[str, float]:
+    """What one worker reserves."""
+    gpus = ours.worker_gpus
+    if gpus is None:
+        gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
+    return {"CPU": ours.worker_cpus} | ({"GPU": float(gpus)} if gpus else {})
+
+
+def _room(ours: ClusterConfig, batch_size: int | None) -> int:
+    """The largest number of workers that the cluster has room for; waits for nodes, which may be on their way."""
+    if batch_size is None:
+        sizes = [1]
+    else:
+        smaller = range(ours.workers - 1, ours.min_workers - 1, -1)
+        sizes = [ours.workers, *(size for size in smaller if shares_evenly(batch_size, size))]
+    each = resources(ours)
+    for size in sizes:
+        wait = ours.node_timeout if size == sizes[0] else ROOM
+        group = placement_group([each] * size, strategy="PACK")
+        try:
+            if group.wait(wait):
+                if size < sizes[0]:
+                    say(f"the cluster has room for {size} of {sizes[0]} workers: going on with these")
+                return size
+        finally:
+            remove_placement_group(group)
+    raise UserError(
+        f"the cluster has no room for {sizes[-1]} workers with {each} each within cluster.node_timeout "
+        f"{ours.node_timeout:.0f} s (it has {ray.available_resources()}): add nodes, or lower cluster.workers"
+    )
+
+
+def shares_evenly(batch_size: int, workers: int) -> bool:
+    """Whether so many ranks can share a global batch, streamed or not."""
+    return batch_size % workers == 0 and (workers > MAX_LANES or lanes_of(batch_size) % workers == 0)
+
+
+def _progress(verb: str, config: Config) -> set[str]:
+    """What a step has finished so far, by name: another set is progress."""
+    plan = recipe(verb, config)
+    partial = Path(f"{plan.path(root(config))}.partial")
+    return {path.name for pattern in ("checkpoints/*", "scratch/**/*") for path in partial.glob(pattern)}
+
+
+def _diagnose(error: TrainingFailedError) -> tuple[str, bool]:
+    """What happened in one line, and whether a process or its connections were lost (else our code failed).
+
+    Raises:
+        UserError: of a worker, raised here, where nobody will try again.
+    """
+    failures = {rank: str(failure) for rank, failure in getattr(error, "worker_failures", {}).items()}
+    raised = {rank: _last_line(text) for rank, text in failures.items() if _TRACEBACK in text}
+    named = f"{UserError.__module__}.{UserError.__qualname__}: "
+    for line in raised.values():
+        if line.startswith(named):
+            raise UserError(line.removeprefix(named)) from None
+    lost = sorted(failures.keys() - raised.keys())
+    if lost:
+        return f"lost the worker of rank {', '.join(map(str, lost))}", True
+    for rank, line in raised.items():
+        if not _PEERS.search(line):
+            return f"rank {rank} failed: {line}", False
+    if raised:
+        return f"rank {min(raised)} lost a peer", True
+    return f"the workers did not start: {_last_line(str(error))}", True
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")
+
+
+# ---- in the worker processes ----
+
+
+class _StepFilter(logging.Filter):
+    """Gives log records the rank and the step they were written at."""
+
+    step = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.step = self.step
+        return True
+
+
+def _work(task: dict[str, Any]) -> None:
+    """One rank of a step. Ray Train has joined it with the others by now."""
+    config = from_dict(task["config"], "the configuration of the run")
+    verb, rank, world = task["verb"], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if not root(config).is_dir():
+        raise UserError(
+            f"node {ray.util.get_node_ip_address()} does not see {root(config)}: `runs` must be a folder on storage "
+            "that all nodes share, under the same path"
+        )
+    place = _log_with_rank_and_step(rank)
+    metrics = WorkerMetrics(verb, rank)
+    lost_at = task["lost_at"]
+
+    def watch(step: int, row: dict[str, float]) -> None:
+        nonlocal lost_at
+        place.step = step
+        metrics.trained(step, row)
+        if lost_at is not None:
+            say(f"{verb}: training again at step {step}, {time.time() - lost_at:.1f} s after the loss was noticed")
+            lost_at = None
+
+    with ExitStack() as stack:
+        stack.enter_context(watching(watch))
+        if task["readers"]:
+            stack.enter_context(fetching(ReadAhead(task["readers"], config.cluster, rank, world, metrics)))
+        _run(verb, config)
+
+
+def _run(verb: str, config: Config) -> None:
+    """The step, once the lock of a worker that was lost is free."""
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            run_step(verb, config)
+            return
+        except UserError as error:
+            if not isinstance(error, Busy) or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
+def _log_with_rank_and_step(rank: int) -> _StepFilter:
+    place = _StepFilter()
+    handler = logging.StreamHandler()
+    handler.addFilter(place)
+    handler.setFormatter(logging.Formatter(f"%(levelname)s rank {rank} step %(step)d: %(message)s"))
+    ours = logging.getLogger("amrg")
+    ours.handlers[:], ours.propagate = [handler], False
+    return place

@@ -1,0 +1,25 @@
+"""The whole chain on a Ray cluster: prepare, stage1, banks, stage2, generate, evaluate.
+
+ray submit cluster.yaml launchers/pipeline.py [CONFIG] [--section.key VALUE ...]
+ray job submit --address http://HEAD:8265 -- python launchers/pipeline.py [CONFIG] [--section.key VALUE ...]
+python launchers/pipeline.py [CONFIG] [--section.key VALUE ...]      a cluster of this machine alone
+"""
+
+import sys
+
+from amrg.cli import parse, run_cli
+
+
+def main() -> None:
+    """The same steps, configuration and artefacts as `amrg run`."""
+
+    def action() -> None:
+        from amrg.cluster.pipeline import run
+
+        run(parse(sys.argv[1:], "launchers/pipeline.py"))
+
+    run_cli(action)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Commands in namespaces of their own: no network but the loopback, no process but theirs, none that outlives them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+#: In its own process namespace the first process is the only parent there is, and its end is everybody's.
+_UNSHARE = ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "-n", "-p", "-f", "--mount-proc", "--kill-child"]
+_UP = 'ip link set lo up && exec "$@"'
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str) -> list[str]:
+    return [*_UNSHARE, "bash", "-c", _UP, "_", *arguments]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Ray with few waits, one numerical thread, and a home of its own for what it writes there."""
+    ours = {
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    }
+    return os.environ | ours
+
+
+def run(home: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """``python ARGUMENTS`` to its end; skips the test where namespaces are not allowed."""
+    probe = subprocess.run(command("true"), capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"no namespaces here: {probe.stderr.strip()}")
+    return subprocess.run(
+        command(sys.executable, *arguments), env=environment(home), capture_output=True, text=True, timeout=timeout
+    )

@@ -1,0 +1,41 @@
+"""Decisions about losses, and the launcher's mistakes; real groups of workers are in ``test_losses.py``."""
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train import WorkerGroupError
+
+from amrg.cluster.workers import _diagnose, shares_evenly
+from amrg.data.stream import MAX_LANES, lanes_of
+from amrg.errors import UserError
+
+TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1\n'
+
+
+def test_a_smaller_group_must_share_the_lanes() -> None:
+    assert [size for size in range(1, 13) if shares_evenly(12, size)] == [1, 2, 3, 4, 6, 12]
+    assert lanes_of(96) == 48
+    assert not shares_evenly(96, 32)  # divides the batch, not its lanes
+    assert shares_evenly(2 * 96, 96)  # more ranks than any stream has lanes: features come from a cache
+    assert MAX_LANES < 96
+
+
+def test_a_users_mistake_in_a_worker_ends_the_run_in_its_own_words() -> None:
+    failures = {
+        0: RuntimeError(f"{TRACE}amrg.errors.UserError: stage2.lr is odd: choose another\n"),
+        1: RuntimeError(f"{TRACE}RuntimeError: connection closed by peer\n"),
+    }
+    with pytest.raises(UserError, match=r"^stage2.lr is odd: choose another$"):
+        _diagnose(WorkerGroupError("failed", failures))
+
+
+def test_a_lost_worker_counts_for_more_than_what_its_peers_say() -> None:
+    peer = RuntimeError(f"{TRACE}RuntimeError: Connection closed by peer [10.0.0.3]:4321")
+    assert _diagnose(WorkerGroupError("failed", {0: peer, 1: RayActorError()})) == ("lost the worker of rank 1", True)
+    # The death of rank 1 may not have been noticed yet.
+    assert _diagnose(WorkerGroupError("failed", {0: peer})) == ("rank 0 lost a peer", True)
+
+
+def test_an_error_of_ours_is_no_accident() -> None:
+    failures = {0: RuntimeError(f"{TRACE}ZeroDivisionError: division by zero")}
+    said = "rank 0 failed: ZeroDivisionError: division by zero"
+    assert _diagnose(WorkerGroupError("failed", failures)) == (said, False)
