@@ -4,6 +4,7 @@ prepare → stage1 → banks → stage2 → generate → evaluate
 """
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Step:
         settings: the part of the configuration that decides what it makes (not how fast).
         inputs: kinds of the artefacts it reads.
         make: writes the outputs into the given folder.
+        shared: all ranks of a run make it together; else the first makes it and the others wait.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Step:
     settings: Callable[[Config], dict[str, Any]]
     inputs: tuple[str, ...]
     make: Make
+    shared: bool = False
 
 
 def root(config: Config) -> Path:
@@ -64,11 +67,18 @@ def run_step(verb: str, config: Config, make: Make | None = None) -> Artifact:
     if made:
         say(f"{verb}: already made, nothing to do: {made.path}")
         return made
+    lead = os.environ.get("RANK", "0") == "0"
+    if not (lead or STEPS[verb].shared):
+        while not plan.path(root(config)).is_dir():  # the launcher ends this rank, too, should the first one fail
+            time.sleep(1.0)
+        return _made(plan.kind, config)
     say(f"{verb}: making {plan.path(root(config))}")
-    with build(root(config), plan, lead=os.environ.get("RANK", "0") == "0") as folder:
+    with build(root(config), plan, lead=lead) as folder:
         (make or STEPS[verb].make)(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
-        _barrier()  # no rank still reads what sealing removes
-    _barrier()  # no rank looks for the artefact before it is sealed
+        if STEPS[verb].shared:
+            _barrier()  # no rank still reads what sealing removes
+    if STEPS[verb].shared:
+        _barrier()  # no rank looks for the artefact before it is sealed
     return _made(plan.kind, config)
 
 
@@ -79,11 +89,12 @@ def _barrier() -> None:
         distributed.barrier()
 
 
-def run_all(config: Config) -> Artifact:
-    """The whole chain; what was made before is kept."""
-    for verb in STEPS:
-        result = run_step(verb, config)
-    return result
+def run_all(config: Config, last: str = "evaluate") -> Artifact:
+    """The chain up to a step; what was made before is kept. Every rank of a distributed run calls this."""
+    verbs = list(STEPS)[: list(STEPS).index(last) + 1]
+    for verb in verbs:
+        STEPS[verb].settings(config)  # a file that is missing is told now, not hours later
+    return [run_step(verb, config) for verb in verbs][-1]
 
 
 def describe(verb: str, config: Config) -> str:
@@ -180,9 +191,9 @@ def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
 
 STEPS: dict[str, Step] = {
     "prepare": Step("data", 3, _data_settings, (), _prepare),
-    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1),
+    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, shared=True),
     "banks": Step("banks", 3, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
-    "stage2": Step("stage2", 2, _stage2_settings, ("data", "stage1", "banks"), _stage2),
-    "generate": Step("reports", 1, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate),
+    "stage2": Step("stage2", 2, _stage2_settings, ("data", "stage1", "banks"), _stage2, shared=True),
+    "generate": Step("reports", 1, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
     "evaluate": Step("scores", 2, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

@@ -1,6 +1,7 @@
 """The launchers as a user calls them: two ranks under DeepSpeed, one under plain Python."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,17 +23,20 @@ def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_deepspeed_with_two_ranks_under_zero_3(artefacts: Any, tmp_path: Path) -> None:
-    """The call of the documentation, from a foreign folder, with the JSON by its bare name."""
+    """The call of the documentation, from a foreign folder, with the JSON by its bare name; the banks are missing."""
     script, config = str(ROOT / "launchers" / "stage2.py"), str(ROOT / "tests" / "tiny.yaml")
-    runs = str(artefacts.data.parent.parent)
+    made_before = shutil.copytree(artefacts.data.parent, tmp_path / "runs" / "tiny")
+    shutil.rmtree(next(made_before.glob("banks-*")))
+    runs = str(tmp_path / "runs")
     done = call(
         tmp_path, "deepspeed", "--num_accelerators", "2", script, config, "--ds_config", "zero3.json", "--runs", runs
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (made,) = artefacts.data.parent.glob("stage2-*")
+    (made,), (banks,) = (made_before.glob(f"{kind}-*") for kind in ("stage2", "banks"))
+    assert (done.stdout + done.stderr).count("banks: making") == 1
     manifest = open_artifact(made, "stage2").manifest
     assert manifest["config"]["stage2"]["ds_config"]["zero_optimization"]["stage"] == 3
-    model = ReportGenerator.from_pretrained(made / "model", open_banks(artefacts.config, artefacts.banks, 8))
+    model = ReportGenerator.from_pretrained(made / "model", open_banks(artefacts.config, banks, 8))
     assert all(parameter.numel() and parameter.isfinite().all() for parameter in model.parameters())
     again = call(tmp_path, sys.executable, script, config, "--ds_config", "zero3.json", "--runs", runs)
     assert again.returncode == 0, again.stderr
