@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).with_name("stage2_run.py")
 #: A machine with room for one worker and one reader.
 NODE = {"num_cpus": 1, "resources": {"reader": 1}, "object_store_memory": 80 * 2**20}
 #: Lines in the log of steps at which something is lost: some steps after a checkpoint, and before the next one.
-WHEN = (6, 13, 20)
+WHEN = (6, 11, 16)
 TRAINED = ("curves.jsonl", "model/model.safetensors", "model/decoder/model.safetensors")
 
 

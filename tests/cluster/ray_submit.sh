@@ -38,7 +38,7 @@ cd "$checkout"
 ray get-auth-token --generate > /dev/null
 ray up -y cluster.yaml
 ray submit cluster.yaml launchers/pipeline.py am-mrg/tests/tiny.yaml
-ray submit cluster.yaml launchers/pipeline.py am-mrg/tests/tiny.yaml | tee "$work/again"
+ray submit cluster.yaml launchers/pipeline.py am-mrg/tests/tiny.yaml -- --cluster.readers 1 | tee "$work/again"
 [[ $(grep -c "already made" "$work/again") == 6 ]]
 ray down -y cluster.yaml
 sleep 3

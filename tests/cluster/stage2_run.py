@@ -9,9 +9,9 @@ from amrg.cluster.readers import start_readers
 from amrg.cluster.workers import train
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
-#: Vision is trained, so that films are streamed; checkpoints every four steps of 20.
+#: Vision is trained, so that films are streamed; checkpoints every four steps of 24.
 SETTINGS = """
---stage2.train-vision --stage2.batch-size 4 --stage2.epochs 5 --stage2.dtype float32 --stage2.ds-config zero2.json
+--stage2.train-vision --stage2.batch-size 4 --stage2.epochs 6 --stage2.dtype float32 --stage2.ds-config zero2.json
 --cluster.reader-resource reader --cluster.node-timeout 30
 """
 
