@@ -166,9 +166,19 @@ class Stage2Config:
     max_report_tokens: PositiveInt = 100
     activation_checkpointing: bool = False  # the decoder's activations are computed again in the backward: less memory
     compile: bool = False  # torch.compile the decoder
+    watch_reports: NonNegativeInt = 8  # validation reports written each epoch to watch for loops and stock texts
     group_by_length: bool = False  # batches of reports of like length: less padding, another order
     accept_banks_with_held_out_rows: bool = False  # train on banks that leak; every score then carries the mark
     ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """What keeps the work of a long run; changes nothing of what is learned."""
+
+    checkpoint_steps: PositiveInt = 200  # optimiser steps between two checkpoints; each epoch ends with one, too
+    keep: PositiveInt = 2  # checkpoints that stay on disk
+    explosion: PositiveFloat = 20.0  # a loss so many times the median of the last 100 stops the run
 
 
 @dataclass(frozen=True)
@@ -242,6 +252,7 @@ class Config:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     stage2: Stage2Config = field(default_factory=Stage2Config)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import ray
-from torch import Tensor
 
 from amrg.cluster.metrics import WorkerMetrics
 from amrg.cluster.readers import ReadAhead, start_readers
@@ -21,7 +21,7 @@ from amrg.config import ClusterConfig, DataConfig, Stage1Config
 from amrg.data.benchmark import STORED, MadeUp
 from amrg.data.shards import prepare
 from amrg.data.stream import Sample, Stream, fetching
-from amrg.training.packing import PerFilm, Stage1Packer
+from amrg.training.packing import Stage1Packer
 
 SIZE = 224  # of the model's images
 
@@ -32,7 +32,7 @@ class Packer:
 
     wait: float
 
-    def __call__(self, samples: list[Sample]) -> tuple[PerFilm, Tensor]:
+    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
         time.sleep(self.wait * len(samples))
         return Stage1Packer(SIZE, Stage1Config())(samples)
 
@@ -47,7 +47,7 @@ def rate(data: Path, readers: int, batch: int, steps: int, wait: float) -> float
         batches = Stream(data, "train", batch, seed=0, collate=Packer(wait)).epoch(0)
         next(batches)
         began = time.monotonic()
-        read = sum(len(films) for films, _ in islice(batches, steps))
+        read = sum(len(batch["films"]) for batch in islice(batches, steps))
         seconds = time.monotonic() - began
     for actor in actors:
         ray.kill(actor)

@@ -29,7 +29,6 @@ class Optimisation:
         dtype: ``bfloat16`` computes under torch autocast; weights, gradients and moments stay float32. ``float16`` is
             DeepSpeed's mixed precision, for GPUs.
         ds_config: a DeepSpeed JSON, or the bare name of one in ``configs/``.
-        checkpoint_steps: optimiser steps between two checkpoints inside an epoch (each epoch ends with one, too).
     """
 
     section: str
@@ -42,7 +41,6 @@ class Optimisation:
     dtype: Literal["float32", "bfloat16", "float16"]
     min_lr: float = 0.0
     ds_config: str = "zero0.json"
-    checkpoint_steps: int = 200
 
 
 def read(name: str) -> dict[str, Any]:

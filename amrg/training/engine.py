@@ -106,12 +106,15 @@ class Engine:
         # Made now and not lazily: DeepSpeed links the moments of all groups after the first group's first step.
         self._make_moments(0)
 
-    def step(self, batch: Batch, lr: float, norms: bool = False) -> tuple[dict[str, float], dict[str, float]]:
+    def step(
+        self, batch: Batch, lr: float, norms: bool = False, flags: dict[str, float] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """One optimiser step on this rank's share of a global batch.
 
         Args:
             batch, lr: samples and learning rate.
             norms: tell the norm of the gradients of each module, too.
+            flags: this rank's; their means over the ranks come back among the metrics.
 
         Returns:
             ``loss`` and the metrics of the loss function, means over the whole global batch; and norms of gradients
@@ -131,8 +134,12 @@ class Engine:
                 self._engine.step()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / self.accumulation
+        self.own_loss = sums["loss"]
         whole = self._engine.get_global_grad_norm()
-        return mean_over_ranks(sums), told if whole is None else {"gradient_norm": float(whole), **told}
+        return mean_over_ranks({**sums, **(flags or {})}), told if whole is None else {
+            "gradient_norm": float(whole),
+            **told,
+        }
 
     def _gradient_norms(self) -> dict[str, float]:
         """Norm of the gradients of each module, however they are partitioned. Every rank must call this."""

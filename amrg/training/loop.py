@@ -11,22 +11,25 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import nn
 
-from amrg.config import TelemetryConfig
+from amrg.config import SafetyConfig, TelemetryConfig
 from amrg.errors import UserError
 from amrg.progress import say, track
 from amrg.training import checkpoint
 from amrg.training.ds_config import Optimisation
-from amrg.training.engine import Batch, Engine, Loss, barrier, fill, mean_over_ranks, precision, rank
+from amrg.training.engine import Batch, Engine, Loss, barrier, fill, gather_lists, mean_over_ranks, precision, rank
+from amrg.training.guards import LossGuard, memory_advice, stop_requests
 from amrg.training.schedule import warmup_cosine
 from amrg.training.telemetry import Telemetry, look
 
-CURVES = "curves.jsonl"
+CURVES, CHECKPOINTS = "curves.jsonl", "checkpoints"
+#: Flags that travel with the metrics of a step.
+_STOP, _FULL = "stop", "full"
 
 
 def fit(
@@ -40,6 +43,8 @@ def fit(
     folder: Path,
     seed: int,
     telemetry: TelemetryConfig,
+    safety: SafetyConfig,
+    made_from: dict[str, str],
     closely: Callable[[Any], dict[str, float]] = lambda model: {},
 ) -> list[dict[str, Any]]:
     """Train, and leave the weights of the best epoch in the model.
@@ -57,48 +62,66 @@ def fit(
         folder: receives ``curves.jsonl`` (one row an epoch, no times), ``checkpoints/`` and ``logs/steps.jsonl``.
         seed: of everything random in a step (dropout).
         telemetry: what to tell of a step.
+        safety: how often to save, and when to stop.
+        made_from: hashes of what the run reads, by name; a checkpoint that was made from something else is refused.
         closely: ``closely(model)`` gives what is told of the steps that are looked at closely; called on every rank.
 
     Returns:
         The rows of ``curves.jsonl``.
 
     Raises:
-        UserError: the loss is no longer finite, or the DeepSpeed JSON contradicts the settings.
+        UserError: the loss is no longer finite or explodes, memory or disk are full, the checkpoint was made from
+            something else, or the DeepSpeed JSON contradicts the settings.
+        KeyboardInterrupt: SIGINT or SIGTERM came to any rank; what was done is saved.
     """
     total = optimisation.epochs * steps_per_epoch
     warmup = round(optimisation.warmup_fraction * total)
+    made_from = {**made_from, "frozen weights": checkpoint.fingerprint(model)}
     engine = Engine(model, loss, optimisation, total)
-    run = _Run(folder, engine, select)
+    run = _Run(folder, engine, select, safety.keep, made_from)
     log = Telemetry(folder, telemetry, optimisation.section, optimisation.batch_size)
+    guard = LossGuard(optimisation.section, safety.explosion)
     stream: Iterator[Batch] | None = None
-    for step in track(range(run.step, total), f"{optimisation.section}: training", total, run.step):
-        epoch, within = divmod(step, steps_per_epoch)
-        if stream is None or within == 0:
-            stream = batches(epoch, within)
-            model.train()
-        lr = warmup_cosine(step, total, warmup, optimisation.lr, optimisation.min_lr)
-        torch.manual_seed(_step_seed(seed, step))
-        began = time.monotonic()
-        batch = next(stream)
-        waited = time.monotonic() - began
-        with look(log.looks_at(step)) as shares:
-            metrics, norms = engine.step(batch, lr, norms=log.looks_at(step))
-        seconds = time.monotonic() - began
-        run.note(step, metrics)
-        seen = closely(model) if log.looks_at(step) else {}
-        log.tell(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
-        if not math.isfinite(metrics["loss"]):
-            raise UserError(
-                f"{optimisation.section}: the loss is {metrics['loss']} at step {step + 1}: lower "
-                f"{optimisation.section}.lr or use dtype float32; {folder / 'checkpoints'} keeps the last good state"
-            )
-        if within + 1 == steps_per_epoch:
-            run.end_epoch(epoch, lr, _validated(validate, model, optimisation))
-        elif (step + 1) % optimisation.checkpoint_steps == 0:
-            run.save()
+    with stop_requests() as stopping, memory_advice(optimisation.section):
+        for step in track(range(run.step, total), f"{optimisation.section}: training", total, run.step):
+            epoch, within = divmod(step, steps_per_epoch)
+            if stream is None or within == 0:
+                stream = batches(epoch, within)
+                model.train()
+            lr = warmup_cosine(step, total, warmup, optimisation.lr, optimisation.min_lr)
+            torch.manual_seed(_step_seed(seed, step))
+            began = time.monotonic()
+            batch = next(stream)
+            waited = time.monotonic() - began
+            flags = {_STOP: float(stopping.came), _FULL: float(run.cannot_save())}
+            with look(log.looks_at(step)) as shares:
+                metrics, norms = engine.step(batch, lr, log.looks_at(step), flags)
+            seconds = time.monotonic() - began
+            # What one rank met, all learn of in the same step: none is left waiting for the others.
+            stop, full = metrics.pop(_STOP), metrics.pop(_FULL)
+            run.note(step, metrics)
+            seen = closely(model) if log.looks_at(step) else {}
+            log.tell(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
+            if wrong := guard.wrong_with(metrics["loss"]):
+                raise guard.stop(wrong, step + 1, _blamed(engine.own_loss, batch))
+            if full:
+                run.give_up()
+            if within + 1 == steps_per_epoch:
+                run.end_epoch(epoch, lr, _validated(validate, model, optimisation))
+            elif stop or (step + 1) % safety.checkpoint_steps == 0:
+                run.save()
+            if stop:
+                run.wait()
+                raise KeyboardInterrupt
     log.close()
     run.finish(model)
     return run.rows
+
+
+def _blamed(own_loss: float, batch: Batch) -> list[tuple[int, list[str]]]:
+    """Ranks whose own loss is not finite, with the hashed keys of their studies. Every rank must call this."""
+    keys = batch.get("study", []) if isinstance(batch, dict) else []
+    return gather_lists([] if math.isfinite(own_loss) else [(rank(), keys)])
 
 
 def _validated(validate: Callable[[Any], dict[str, float]], model: nn.Module, ours: Optimisation) -> dict[str, float]:
@@ -112,19 +135,32 @@ def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0])
 
 
+def _refuse_another(before: dict[str, str], now: dict[str, str], path: Path) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{path} was made from other {name} ({before.get(name, 'unknown')[:12]}, now {value[:12]}): give those "
+                f"back, or remove {path.parent} to train anew"
+            )
+
+
 class _Run:
     """The cursor of a run: where it is, what it has seen, its best epoch; saved and found again."""
 
-    def __init__(self, folder: Path, engine: Engine, select: tuple[str, bool]) -> None:
-        self.folder, self.engine = folder, engine
+    def __init__(
+        self, folder: Path, engine: Engine, select: tuple[str, bool], keep: int, made_from: dict[str, str]
+    ) -> None:
+        self.folder, self.engine, self.made_from = folder, engine, made_from
+        self.writer = checkpoint.Writer(folder / CHECKPOINTS, keep) if rank() == 0 else None
         self.metric, self.higher = select
         self.step = 0
         self.best: float | None = None
         self.sums: dict[str, float] = {}
         self.rows: list[dict[str, Any]] = []
-        found = checkpoint.latest(folder / "checkpoints")
+        found = checkpoint.latest(folder / CHECKPOINTS)
         if found:
             state = found.state
+            _refuse_another(state["made_from"], made_from, found.path)
             engine.restore(found.weights(), found.optimizer(), state["step"], state["scheduler"])
             self.step, self.best = state["step"], state["best"]
             self.sums, self.rows = state["sums"], state["rows"]
@@ -152,19 +188,35 @@ class _Run:
 
     def save(self, is_best: bool = False) -> None:
         weights, moments = self.engine.weights(), self.engine.moments()
-        if rank() == 0:
+        if self.writer is not None:
             state = {
                 "step": self.step,
                 "best": self.best,
-                "sums": self.sums,
-                "rows": self.rows,
+                "sums": dict(self.sums),
+                "rows": list(self.rows),
                 "scheduler": self.engine.scheduler_state(),
+                "made_from": self.made_from,
             }
-            checkpoint.save(self.folder / "checkpoints", weights, moments, state, is_best)
+            self.writer.save(weights, moments, state, is_best)
+
+    def cannot_save(self) -> bool:
+        return self.writer is not None and self.writer.failed()
+
+    def wait(self) -> None:
+        """Until what was saved is on disk, on every rank."""
+        if self.writer is not None:
+            self.writer.wait()
         barrier()
+
+    def give_up(self) -> NoReturn:
+        """End all ranks because the first cannot save; the reason is told by that one."""
+        if self.writer is not None:
+            self.writer.wait()
+        raise UserError("the first rank cannot write checkpoints")
 
     def finish(self, model: nn.Module) -> None:
         """Write the curves and put the best weights into the model."""
+        self.wait()
         if rank() == 0:
             partial = self.folder / f"{CURVES}.partial"
             partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))

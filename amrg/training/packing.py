@@ -13,7 +13,9 @@ from torch import Tensor
 
 from amrg.config import Stage1Config
 from amrg.data.images import to_model_input
+from amrg.data.shards import anonymous
 from amrg.data.stream import Sample
+from amrg.data.studies import Study
 from amrg.memory.bank import group_id
 from amrg.models.generator import IGNORED
 from amrg.models.tokenizer import ReportEncoder
@@ -58,30 +60,37 @@ def stack_films(samples: Iterable[Sample], size: int) -> PerFilm:
     return PerFilm(torch.from_numpy(to_model_input([view for s in samples for view in s.views], size)), views)
 
 
+def hashed_keys(studies: Iterable[Study]) -> list[str]:
+    """Names by which a message may tell of studies."""
+    return [anonymous(study.key) for study in studies]
+
+
 @dataclass(frozen=True)
 class Stage1Packer:
-    """Samples → (films, targets [B, K])."""
+    """Samples → ``films``, ``targets`` [B, K], and the hashed keys of the studies."""
 
     size: int
     config: Stage1Config
 
-    def __call__(self, samples: list[Sample]) -> tuple[PerFilm, Tensor]:
-        labels = targets([sample.study for sample in samples], self.config.uncertain, self.config.blank)
-        return stack_films(samples, self.size), labels
+    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+        studies = [sample.study for sample in samples]
+        labels = targets(studies, self.config.uncertain, self.config.blank)
+        return {"films": stack_films(samples, self.size), "targets": labels, "study": hashed_keys(studies)}
 
 
 @dataclass(frozen=True)
 class ReportPacker:
-    """Reports and patients → ``report`` [B, T], ``group`` [B] and ``counts`` [B] of ones."""
+    """Studies → ``report`` [B, T], ``group`` [B], ``counts`` [B] of ones, and their hashed keys."""
 
     encode: ReportEncoder
 
-    def __call__(self, reports: Sequence[str], groups: Sequence[str]) -> dict[str, Tensor]:
-        encoded = [torch.tensor(self.encode(report)) for report in reports]
+    def __call__(self, studies: Sequence[Study]) -> dict[str, Any]:
+        encoded = [torch.tensor(self.encode(study.report)) for study in studies]
         return {
             "report": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED),
-            "group": torch.tensor([group_id(group) for group in groups]),
-            "counts": torch.ones(len(reports)),
+            "group": torch.tensor([group_id(study.group) for study in studies]),
+            "counts": torch.ones(len(studies)),
+            "study": hashed_keys(studies),
         }
 
 
@@ -93,6 +102,4 @@ class Stage2Packer:
     reports: ReportPacker
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
-        studies = [sample.study for sample in samples]
-        packed = self.reports([study.report for study in studies], [study.group for study in studies])
-        return {"films": stack_films(samples, self.size), **packed}
+        return {"films": stack_films(samples, self.size), **self.reports([sample.study for sample in samples])}

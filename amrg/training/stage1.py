@@ -23,6 +23,7 @@ from amrg.models.stage1 import DiseaseClassifier, Stage1Output, per_study
 from amrg.progress import say, track
 from amrg.training import engine
 from amrg.training.augment import augment
+from amrg.training.checkpoint import made_from
 from amrg.training.classification import (
     choose_thresholds,
     mean_auroc,
@@ -34,7 +35,7 @@ from amrg.training.classification import (
 from amrg.training.ds_config import Optimisation
 from amrg.training.features import FeatureCache
 from amrg.training.loop import fit
-from amrg.training.packing import PerFilm, Stage1Packer, stack_films
+from amrg.training.packing import PerFilm, Stage1Packer, hashed_keys, stack_films
 
 T = TypeVar("T")
 
@@ -60,8 +61,8 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
     weight_K = positive_weights(films.targets["train"]).to(engine.device())
     _start_biases(model, films.targets["train"])
 
-    def loss(model: DiseaseClassifier, batch: tuple[PerFilm, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        inputs, targets_BK = batch[0], batch[1].to(engine.device())
+    def loss(model: DiseaseClassifier, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        inputs, targets_BK = batch["films"], batch["targets"].to(engine.device())
         out = films.predict(model, inputs)
         query_loss = multilabel_loss(per_study(out.logits_BK, inputs.views), targets_BK, weight_K)
         cam_loss = multilabel_loss(per_study(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
@@ -96,6 +97,8 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         folder,
         config.seed,
         config.telemetry,
+        config.safety,
+        made_from(config.seed, ours.batch_size, data),
     )
     with engine.gathered(model), torch.no_grad(), engine.precision(ours.dtype):
         model.eval()
@@ -146,7 +149,7 @@ class _Films:
         """What the model says of each film of a batch, as ``batches`` yields them."""
         raise NotImplementedError
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[PerFilm, Tensor]]:
+    def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """This rank's (inputs, targets) of each global batch of the epoch, from batch ``start`` on."""
         raise NotImplementedError
 
@@ -185,6 +188,7 @@ class _CachedFilms(_Films):
                 f"the split `train` has {size} studies, less than one batch of {batch}: lower the batch size"
             )
         self.copies = config.stage1.augmented_copies
+        self.keys = hashed_keys(studies(data, "train"))
         # A row of a cache is a film; these say where the films of each study begin.
         self.edges = {split: [0, *accumulate(views(data, split))] for split in self.targets}
         with torch.no_grad():
@@ -224,7 +228,7 @@ class _CachedFilms(_Films):
     def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
         return model.from_stem(inputs.values_M.to(engine.device()).float())
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[PerFilm, Tensor]]:
+    def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         generator = _generator(self.config.seed, epoch)
         order = torch.randperm(len(self.targets["train"]), generator=generator)
         copy_of = torch.randint(self.copies, order.shape, generator=generator)
@@ -232,7 +236,11 @@ class _CachedFilms(_Films):
         for step in range(start, self.steps_per_epoch):
             rows = order[step * size : (step + 1) * size][engine.rank() :: engine.world_size()]
             parts = [self._of_study("train", row, int(copy_of[row])) for row in rows.tolist()]
-            yield PerFilm(torch.cat(parts), tuple(map(len, parts))), self.targets["train"][rows]
+            yield {
+                "films": PerFilm(torch.cat(parts), tuple(map(len, parts))),
+                "targets": self.targets["train"][rows],
+                "study": [self.keys[row] for row in rows.tolist()],
+            }
 
     def inputs(self, split: str) -> Iterator[PerFilm]:
         for rows in _batched(range(len(self.targets[split])), _BATCH):
@@ -268,11 +276,11 @@ class _StreamedFilms(_Films):
     def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
         return model(inputs.values_M.to(engine.device()))
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[PerFilm, Tensor]]:
-        for step, (inputs, targets_BK) in enumerate(self.stream.epoch(epoch, start), start):
+    def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        for step, batch in enumerate(self.stream.epoch(epoch, start), start):
             generator = _generator(self.config.seed, epoch, step, engine.rank())
-            images = augment(inputs.images(torch.device("cpu")), generator)
-            yield PerFilm(images, inputs.views), targets_BK
+            films = batch["films"]
+            yield {**batch, "films": PerFilm(augment(films.images(torch.device("cpu")), generator), films.views)}
 
     def inputs(self, split: str) -> Iterator[PerFilm]:
         for samples in _batched(track(read(self.data, split), f"films of {split}", count(self.data, split)), _BATCH):

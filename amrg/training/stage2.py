@@ -25,6 +25,7 @@ from amrg.models.decoder import build_decoder
 from amrg.models.generator import IGNORED, ReportGenerator, Sight
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.training import engine
+from amrg.training.checkpoint import made_from
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
 from amrg.training.packing import ReportPacker, Stage2Packer
@@ -80,6 +81,8 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         folder,
         config.seed,
         config.telemetry,
+        config.safety,
+        made_from(config.seed, ours.batch_size, data, banks),
         associations,
     )
     with engine.gathered(model):
@@ -241,8 +244,7 @@ class _Cached(_Source):
             yield _to_device(self._batch(self.val, rows) | {"counts": counted})
 
     def _batch(self, seen: Seen, rows: Tensor) -> dict[str, Any]:
-        chosen = [seen.studies[row] for row in rows.tolist()]
-        return {"sight": seen[rows], **self.reports([s.report for s in chosen], [s.group for s in chosen])}
+        return {"sight": seen[rows], **self.reports([seen.studies[row] for row in rows.tolist()])}
 
 
 class _Streamed(_Source):

@@ -3,6 +3,7 @@
 python small_run.py FOLDER SECONDS_PER_STEP DS_CONFIG...      one run for each DS_CONFIG, in FOLDER/DS_CONFIG
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from amrg.config import TelemetryConfig
+from amrg.config import SafetyConfig, TelemetryConfig
 from amrg.training import engine
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
 
-FEATURES, SAMPLES, STEPS, EPOCHS = 5, 24, 3, 3
+FEATURES, SAMPLES, STEPS = 5, 24, 3
+EPOCHS = int(os.environ.get("SMALL_RUN_EPOCHS", "3"))
 
 
 def build() -> nn.Module:
@@ -58,7 +60,6 @@ def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -
         clip=clip,
         dtype="float32",
         ds_config=ds_config,
-        checkpoint_steps=2,
     )
 
 
@@ -79,8 +80,8 @@ def run(
         return {"val_loss": nn.functional.mse_loss(model(inputs), targets).item()}
 
     ours = optimisation(ds_config, batch_size=batch_size)
-    telemetry = TelemetryConfig(tensorboard=False)
-    fit(model, loss, batches, STEPS, ours, validate, ("val_loss", False), folder, 3, telemetry)
+    telemetry, safety = TelemetryConfig(tensorboard=False), SafetyConfig(checkpoint_steps=2)
+    fit(model, loss, batches, STEPS, ours, validate, ("val_loss", False), folder, 3, telemetry, safety, {})
     return model
 
 

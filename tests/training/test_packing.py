@@ -7,6 +7,7 @@ import torch
 
 from amrg.config import Stage1Config
 from amrg.data.labels import LABELS
+from amrg.data.shards import anonymous
 from amrg.data.stream import Sample, Stream, by_length, read
 from amrg.data.studies import Study
 from amrg.memory.bank import group_id
@@ -62,7 +63,9 @@ def test_packers_travel_to_other_processes_and_give_padded_batches():
         assert row[:length].tolist() == encode(text)
         assert (row[length:] == IGNORED).all()
     assert batch["group"].tolist() == [group_id(f"p{n}") for n in range(3)]
-    films, targets_BK = Stage1Packer(16, Stage1Config())(samples())
+    first = Stage1Packer(16, Stage1Config())(samples())
+    films, targets_BK = first["films"], first["targets"]
+    assert first["study"] == batch["study"] == [anonymous(f"s{n}") for n in range(3)]
     assert films.views == (2, 1, 3)
     assert targets_BK.sum(1).tolist() == [0, 14, 0]
 
@@ -117,6 +120,7 @@ def test_stage_1_judges_a_study_by_all_its_films(artefacts, tmp_path):
         found = cached.scores(model, "test")
         alone = [model(films.images(torch.device("cpu"))).scores_BK.mean(0).sigmoid() for films in packed]
     assert found == pytest.approx(torch.stack(alone).numpy(), abs=2e-3)  # the cache holds bfloat16
-    inputs, targets_BK = next(cached.batches(0, 0))
-    assert len(inputs) == len(targets_BK) == ours.batch_size
+    batch = next(cached.batches(0, 0))
+    inputs = batch["films"]
+    assert len(inputs) == len(batch["targets"]) == len(batch["study"]) == ours.batch_size
     assert sum(inputs.views) == len(inputs.values_M) > len(inputs)
