@@ -206,7 +206,7 @@ def _fill(
 def _remove(path: Path) -> None:
     """Remove a checkpoint so that it is never found half removed."""
     if path.exists():
-        gone = path.with_name(path.name.removesuffix(".partial") + ".partial")
+        gone = path.with_name(f"{path.name.removesuffix('.gone')}.gone")
         path.rename(gone)
         shutil.rmtree(gone)
 

@@ -5,6 +5,7 @@ the whole job or one rank gets SIGKILL: some steps later, at once, or while a ch
 started again, and at last left alone. Prints how often each kind of kill happened, as JSON.
 """
 
+import importlib
 import json
 import os
 import random
@@ -72,6 +73,8 @@ def kill(ranks: list[int], who: int | None) -> None:
 
 def main(folder: Path, kills: int, seed: int, pause: float, epochs: int, config: str) -> None:
     engine._deepspeed()
+    for lazily in ("torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"):
+        importlib.import_module(lazily)  # what each start would import again
     os.environ.update(WORLD_SIZE=str(RANKS), LOCAL_SIZE=str(RANKS))
     draw, done = random.Random(seed), Counter[str]()
     for number in range(kills):

@@ -4,7 +4,6 @@ python small_run.py FOLDER SECONDS_PER_STEP DS_CONFIG...      one run for each D
 """
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
 
 FEATURES, SAMPLES, STEPS = 5, 24, 3
-EPOCHS = int(os.environ.get("SMALL_RUN_EPOCHS", "3"))
+EPOCHS = 3
 
 
 def build() -> nn.Module:
