@@ -100,8 +100,8 @@ def run_cli(action: Callable[[], None]) -> None:
         action()
     except UserError as error:
         sys.exit(_fail(str(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; the same command goes on from here", 130))
+    except KeyboardInterrupt as stop:
+        sys.exit(_fail(str(stop) or "interrupted; the same command goes on from here", 130))
 
 
 def _fail(message: str, code: int) -> int:

@@ -4,7 +4,6 @@ The scores are those of ``pycocoevalcap``; only the tokens differ from its COCO 
 """
 
 import importlib.util
-import re
 import shutil
 import subprocess
 import threading
@@ -15,17 +14,11 @@ from subprocess import DEVNULL, PIPE
 
 import numpy as np
 
+from amrg.data.wording import tokenize
 from amrg.errors import UserError
 
 #: Stored with every score: two numbers are comparable only when their tokens are.
 TOKENIZER = "amrg-1: lower case; words and numbers with inner - ' / or decimal point; all other characters separate"
-
-_TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
-
-
-def tokenize(text: str) -> list[str]:
-    """Words and numbers of a text, lower case, without punctuation (close to what PTB tokens minus punctuation are)."""
-    return _TOKEN.findall(text.lower())
 
 
 @dataclass(frozen=True)

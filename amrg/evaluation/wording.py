@@ -13,15 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from amrg.data.text import fold, sentences
-from amrg.evaluation.language import tokenize
+from amrg.data.wording import generic, loops, ngrams, tokenize
 from amrg.evaluation.reports import Generated
 from amrg.memory.bank import REPORTS, MemoryBank
 
 #: Lengths of the n-grams whose copies are counted: half a sentence, and a whole one.
 COPIED = (4, 8)
-
-#: A report loops when the same ``LOOP_NGRAM`` words stand in it ``LOOP_TIMES`` times.
-LOOP_NGRAM, LOOP_TIMES = 4, 3
 
 
 def wording(texts: Sequence[str]) -> dict[str, float]:
@@ -36,7 +33,6 @@ def wording(texts: Sequence[str]) -> dict[str, float]:
     """
     words = [tokenize(text) for text in texts]
     lengths = np.array([len(w) for w in words], dtype=np.float64)
-    folded = Counter(map(fold, texts))
     total = len(texts)
     return {
         "words_mean": float(lengths.mean()),
@@ -45,8 +41,8 @@ def wording(texts: Sequence[str]) -> dict[str, float]:
         "words_p90": float(np.quantile(lengths, 0.9)),
         "distinct_1": _distinct(words, 1),
         "distinct_4": _distinct(words, 4),
-        "different": len(folded) / total,
-        "generic": max(folded.values()) / total,
+        "different": len(set(map(fold, texts))) / total,
+        "generic": generic(texts),
         "loops": sum(map(loops, words)) / total,
         "repeated_sentences": sum(map(_repeats_a_sentence, texts)) / total,
         "cut_off": sum(bool(w) and not t.rstrip().endswith((".", "?", "!")) for w, t in zip(words, texts, strict=True))
@@ -69,11 +65,6 @@ def retrieved_sets(reports: Sequence[Generated]) -> dict[str, int]:
     """By bank, how many different sets of rows the studies retrieved: few where retrieval hardly looks at the film."""
     banks = sorted({bank for report in reports for bank, rows in report.memory.items() if rows})
     return {b: len({frozenset(row["row"] for row in r.memory.get(b, [])) for r in reports}) for b in banks}
-
-
-def loops(words: Sequence[str]) -> bool:
-    """Whether the same few words come again and again."""
-    return max(Counter(_ngrams(words, LOOP_NGRAM)).values(), default=0) >= LOOP_TIMES
 
 
 def copying(
@@ -117,10 +108,6 @@ def _another(groups: Sequence[str]) -> list[int]:
     return [next((j for j in rest if groups[j] != groups[i]), i) for i, rest in following]
 
 
-def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
 def _known(words: Sequence[Sequence[str]], train: Sequence[str]) -> dict[int, set[tuple[str, ...]]]:
     """Those n-grams of some reports that stand in a train report; of train itself nothing is held."""
     asked = {n: _all(words, n) for n in COPIED}
@@ -128,17 +115,17 @@ def _known(words: Sequence[Sequence[str]], train: Sequence[str]) -> dict[int, se
     for text in train:
         tokens = tokenize(text)
         for n in COPIED:
-            known[n] |= asked[n].intersection(_ngrams(tokens, n))
+            known[n] |= asked[n].intersection(ngrams(tokens, n))
     return known
 
 
 def _all(rows: Sequence[Sequence[str]], n: int) -> set[tuple[str, ...]]:
-    return set().union(*(_ngrams(row, n) for row in rows))
+    return set().union(*(ngrams(row, n) for row in rows))
 
 
 def _share(words: Sequence[str], known: set[tuple[str, ...]], n: int) -> float:
-    ngrams = _ngrams(words, n)
-    return sum(g in known for g in ngrams) / len(ngrams) if ngrams else float("nan")
+    found = ngrams(words, n)
+    return sum(g in known for g in found) / len(found) if found else float("nan")
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -147,8 +134,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
-    ngrams = [g for w in words for g in _ngrams(w, n)]
-    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+    found = [g for w in words for g in ngrams(w, n)]
+    return len(set(found)) / len(found) if found else 0.0
 
 
 def _repeats_a_sentence(text: str) -> bool:

@@ -3,26 +3,28 @@
 ``<folder>/step-00000123/`` holds ``weights`` (trainable weights and buffers), ``optimizer`` (its moments), ``best``
 (the weights of the best epoch so far) and ``state.json``, which has the hash of each of the others. It is written under
 another name, flushed and renamed; only then older ones go. So whatever is found is whole; should a disk have damaged
-the newest one nevertheless, the one before it is used. Frozen weights are in none: ``fingerprint`` tells whether those
-that a resumed run starts from are the same.
+the newest one nevertheless, the one before it is used. Frozen weights are in none: ``base_fingerprint`` tells whether
+those that a resumed run starts from are the same. No random state is in one either: all randomness of a step follows
+from (seed, step, rank).
 """
 
 import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amrg.artifacts import file_hash
 from amrg.errors import UserError
-from amrg.memory.bank import HEADER, REPORTS, VISUAL
+from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
 from amrg.progress import say
 
 WEIGHTS, OPTIMIZER, BEST, STATE = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
@@ -36,7 +38,7 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        return json.loads((self.path / STATE).read_text())
+        return json.loads((self.path / STATE).read_text())["state"]
 
     def weights(self) -> dict[str, Tensor]:
         return load_file(self.path / WEIGHTS)
@@ -51,9 +53,14 @@ class Checkpoint:
     def damage(self) -> str | None:
         """The first file that is not what was written, or None."""
         try:
-            hashes = self.state["sha256"]
+            content = json.loads((self.path / STATE).read_text())
+            if content["state_sha256"] != _hash(content["state"]):
+                return STATE
+            hashes = content["sha256"]
             return next((name for name, known in hashes.items() if file_hash(self.path / name) != known), None)
-        except (OSError, ValueError, KeyError):
+        except FileNotFoundError as missing:
+            return Path(missing.filename).name
+        except (OSError, ValueError, KeyError, TypeError):
             return STATE
 
 
@@ -63,8 +70,8 @@ def latest(folder: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
     """
-    found = [Checkpoint(path) for path in sorted(folder.glob("step-*[0-9]"), reverse=True)]
-    for checkpoint in found:
+    found = _all(folder)
+    for checkpoint in reversed(found):
         damage = checkpoint.damage()
         if damage is None:
             return checkpoint
@@ -74,8 +81,24 @@ def latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def forget_after(found: Checkpoint) -> None:
+    """Remove newer checkpoints than the one that is gone on from: they were found damaged."""
+    for checkpoint in _all(found.path.parent):
+        if checkpoint.path.name > found.path.name:
+            _remove(checkpoint.path)
+
+
+def newest(folder: Path) -> Checkpoint:
+    """The newest checkpoint of a folder that has some, unread: for what was written a moment ago."""
+    return _all(folder)[-1]
+
+
+def _all(folder: Path) -> list[Checkpoint]:
+    return [Checkpoint(path) for path in sorted(folder.glob("step-*[0-9]"))]
+
+
 class Writer:
-    """Writes checkpoints of one run in a thread, one at a time. For one rank only.
+    """Writes checkpoints of one run in a thread, one at a time. For one rank only; an error is told by ``error``.
 
     Args:
         folder: where checkpoints live.
@@ -84,46 +107,51 @@ class Writer:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._thread: threading.Thread | None = None
+        self.error: str | None = None
 
     def save(
         self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any], is_best: bool
     ) -> None:
         """Begin to write the checkpoint of ``state["step"]``, once the one before it is written.
 
+        Nothing more is written after an error: the run is about to end.
+
         Args:
             weights: trainable weights and buffers by name, on the CPU; not to be changed afterwards.
             optimizer: moments by ``<weight name>.<moment>``, likewise.
             state: JSON-able cursor; ``step`` is the number of optimiser steps done.
             is_best: these weights are the best so far; otherwise the best of the previous checkpoint is kept.
-
-        Raises:
-            UserError: the one before could not be written.
         """
         self.wait()
-        self._pending = self._thread.submit(save, self._folder, weights, optimizer, state, is_best, self._keep)
-
-    def failed(self) -> bool:
-        """Whether the last one is known to have failed."""
-        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+        if self.error is None:
+            # Not a daemon: a process that ends for another reason still finishes what it writes.
+            self._thread = threading.Thread(target=self._write, args=(weights, optimizer, state, is_best))
+            self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written.
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
-        Raises:
-            UserError: it could not be written.
-        """
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
+    def _write(
+        self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any], is_best: bool
+    ) -> None:
         try:
-            pending.result()
-        except OSError as error:
-            raise UserError(
-                f"cannot write a checkpoint to {self._folder}: {error.strerror or type(error).__name__}; "
-                "the ones before it are whole: make room, and the same command goes on from there"
-            ) from None
+            unfit = [name for name, value in (weights | optimizer).items() if not value.isfinite().all()]
+            if unfit:
+                raise ValueError(f"{unfit[0]} has values that are not finite")
+            save(self._folder, weights, optimizer, state, is_best, self._keep)
+        except (OSError, SafetensorError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+            self.error = (
+                f"cannot write the checkpoint of step {state['step']} to {self._folder}: {reason}; those before it are "
+                "whole: put it right, and the same command goes on from there"
+            )
+        except BaseException as error:
+            self.error = f"cannot write the checkpoint of step {state['step']}: {type(error).__name__}: {error}"
+            raise
 
 
 def save(
@@ -134,44 +162,68 @@ def save(
     is_best: bool,
     keep: int = 1,
 ) -> None:
-    """Write one checkpoint, and remove all but the ``keep`` newest; see ``Writer.save``."""
+    """Write one checkpoint, and remove all but the ``keep`` newest; see ``Writer.save``.
+
+    Raises:
+        OSError, SafetensorError: the disk refuses; nothing of the new checkpoint is left, nothing older is gone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = [path for path in sorted(folder.glob("step-*[0-9]")) if path.name < f"step-{state['step']:08d}"]
     final = folder / f"step-{state['step']:08d}"
+    earlier = [checkpoint.path for checkpoint in _all(folder) if checkpoint.path.name < final.name]
     partial = folder / f"{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
-        save_file(weights, partial / WEIGHTS)
-        save_file(optimizer, partial / OPTIMIZER)
-    except Exception as error:  # safetensors has an exception of its own for what the disk refuses
+        _fill(partial, weights, optimizer, state, None if is_best else earlier[-1] if earlier else None)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(None, str(error)) from None
-    best = partial / WEIGHTS if is_best else earlier and earlier[-1] / BEST
-    if best and best.exists():
-        os.link(best, partial / BEST)
-    hashes = {path.name: file_hash(path) for path in partial.iterdir()}
-    (partial / STATE).write_text(json.dumps({**state, "sha256": hashes}))
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one of this step
+        raise
+    _remove(final)  # this step was saved before, and found damaged or gone back behind
     os.rename(partial, final)
     _flush(folder)
-    kept = {final, *earlier[len(earlier) - keep + 1 :]} if keep > 1 else {final}
+    kept = {final, *earlier[::-1][: keep - 1]}
     for path in folder.iterdir():
         if path not in kept:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _fill(
+    partial: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any], before: Path | None
+) -> None:
+    """All files of a checkpoint, on disk; the best weights are those of ``before``, or these where it is None."""
+    partial.mkdir()
+    save_file(weights, partial / WEIGHTS)
+    save_file(optimizer, partial / OPTIMIZER)
+    best = partial / WEIGHTS if before is None else before / BEST
+    if best.exists():
+        os.link(best, partial / BEST)
+    hashes = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+    content = {"state": state, "state_sha256": _hash(state), "sha256": hashes}
+    (partial / STATE).write_text(json.dumps(content))
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint so that it is never found half removed."""
+    if path.exists():
+        gone = path.with_name(f"{path.name.removesuffix('.gone')}.gone")
+        path.rename(gone)
+        shutil.rmtree(gone)
+
+
+def _hash(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def made_from(seed: int, batch_size: int, data: Path, banks: Path | None = None) -> dict[str, str]:
     """Hashes of what decides the batches and the memories of a run."""
     told = {"seed": str(seed), "batch size": str(batch_size), "data": file_hash(data / "index.parquet")}
     if banks is not None:
-        told |= {f"rows of the {name} bank": file_hash(banks / name / HEADER) for name in (VISUAL, REPORTS)}
+        told |= {f"rows of the {name} bank": MemoryBank.open(banks / name).content_hash for name in (VISUAL, REPORTS)}
     return told
 
 
-def fingerprint(model: nn.Module) -> str:
+def base_fingerprint(model: nn.Module) -> str:
     """A hash of the weights that are not trained: names, shapes, contents. To be taken before ZeRO parts them."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

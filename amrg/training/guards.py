@@ -1,12 +1,15 @@
 """What ends a run early without losing work: a signal, a loss that is no number or explodes, no memory left."""
 
 import contextlib
+import errno
 import math
 import signal
 import statistics
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -17,18 +20,32 @@ from amrg.progress import say
 #: Losses that the median is taken of, and how many are needed before it means something.
 MEDIAN_OF, LEAST = 100, 20
 
+#: Seconds in which a second signal is the first one again: launchers pass on what the terminal has already sent.
+ECHO = 1.0
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class StoppedOnRequest(KeyboardInterrupt):
+    """A signal ended the run; all of its work is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped as asked after step {step}, which is saved: the same command goes on from there")
+
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has come; a second one interrupts at once."""
+    """Whether SIGTERM or SIGINT has come; a second one stops at once."""
 
     def __init__(self) -> None:
         self.came = False
+        self._since = 0.0
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.came:
+        if self.came and time.monotonic() - self._since > ECHO:
             raise KeyboardInterrupt
-        self.came = True
-        say("stopping after this step; once more stops at once")
+        if not self.came:
+            self.came, self._since = True, time.monotonic()
+            say("stopping after this step; once more stops at once")
 
 
 @contextlib.contextmanager
@@ -64,42 +81,51 @@ class LossGuard:
             return f"is {loss}"
         if len(self._recent) >= LEAST:
             median = statistics.median(self._recent)
-            if loss > self._explosion * median:
+            if loss > self._explosion * median > 0:
                 return f"is {loss:.4g}, {loss / median:.0f} times the median of the last {len(self._recent)} steps"
         self._recent.append(loss)
         return None
 
-    def stop(self, wrong: str, step: int, blamed: list[tuple[int, list[str]]]) -> UserError:
+    def stop(self, wrong: str, step: int, losses: Sequence[tuple[int, float, list[str]]]) -> UserError:
         """The error to raise, the same on every rank.
 
         Args:
             wrong: from ``wrong_with``.
             step: from 1.
-            blamed: ranks whose own loss is not finite, and the hashed keys of their studies.
+            losses: of each rank its number, its own loss and the hashed keys of its studies. Blamed are the ranks whose
+                loss is not finite; where all are, the one with the largest.
         """
-        ranks = "; ".join(f"rank {rank}, studies {', '.join(keys) or 'unknown'}" for rank, keys in blamed)
-        where = f" ({ranks}; hashed keys)" if blamed else ""
+        blamed = [row for row in losses if not math.isfinite(row[1])] or [max(losses, key=lambda row: row[1])]
+        ranks = "; ".join(f"rank {rank}, studies {', '.join(keys) or 'unknown'}" for rank, _, keys in blamed)
         return UserError(
-            f"{self._section}: the loss {wrong} at step {step}{where}: lower {self._section}.lr or use dtype float32; "
-            "the last good checkpoint is kept, and the same command goes on from it"
+            f"{self._section}: the loss {wrong} at step {step} ({ranks}; hashed keys): lower {self._section}.lr or use "
+            "dtype float32; the last good checkpoint is kept, and the same command goes on from it"
         )
 
 
 @contextlib.contextmanager
-def memory_advice(section: str) -> Iterator[None]:
-    """Turn running out of memory into one line that says what helps."""
+def told_plainly(section: str, folder: Path) -> Iterator[None]:
+    """Turn running out of memory or disk into one line that says what helps."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
-        out = True
+        raise _out_of_memory(section) from None
     except RuntimeError as error:
-        out = "can't allocate memory" in str(error) or "not enough memory" in str(error)
-        if not out:
-            raise
-    else:
-        out = False
-    if out:
-        raise UserError(
-            f"{section}: out of memory in a step: raise gradient_accumulation_steps in the DeepSpeed JSON, set "
-            "stage2.activation_checkpointing, take a higher ZeRO stage or zero3_offload.json, or lower batch_size"
-        )
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise _out_of_memory(section) from None
+        raise
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise UserError(
+                f"{section}: cannot write to {folder}: {error.strerror}; the last checkpoint is whole: make room, and "
+                "the same command goes on from it"
+            ) from None
+        raise
+
+
+def _out_of_memory(section: str) -> UserError:
+    return UserError(
+        f"{section}: out of memory in a step: give the DeepSpeed JSON a smaller train_micro_batch_size_per_gpu (it "
+        "accumulates the rest), set stage2.activation_checkpointing, take a higher ZeRO stage or zero3_offload.json, "
+        f"or lower {section}.batch_size"
+    )

@@ -6,16 +6,15 @@ ends in the same bits as one that was not.
 """
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amrg.config import SafetyConfig, TelemetryConfig
 from amrg.errors import UserError
@@ -23,13 +22,13 @@ from amrg.progress import say, track
 from amrg.training import checkpoint
 from amrg.training.ds_config import Optimisation
 from amrg.training.engine import Batch, Engine, Loss, barrier, fill, gather_lists, mean_over_ranks, precision, rank
-from amrg.training.guards import LossGuard, memory_advice, stop_requests
+from amrg.training.guards import LossGuard, StoppedOnRequest, stop_requests, told_plainly
 from amrg.training.schedule import warmup_cosine
 from amrg.training.telemetry import Telemetry, look
 
 CURVES, CHECKPOINTS = "curves.jsonl", "checkpoints"
 #: Flags that travel with the metrics of a step.
-_STOP, _FULL = "stop", "full"
+_STOP, _UNSAVED = "stop", "unsaved"
 
 
 def fit(
@@ -50,7 +49,7 @@ def fit(
     """Train, and leave the weights of the best epoch in the model.
 
     Args:
-        model: parameters with ``requires_grad`` are trained; buffers are kept in checkpoints, too.
+        model: parameters with ``requires_grad`` are trained; checkpoints hold these and the buffers that change.
         loss: ``loss(model, batch)`` gives a mean over the samples of the batch and a dict of metrics (means, too).
         batches: ``batches(epoch, start_step)`` yields this rank's share of each global batch of the epoch, from
             ``start_step`` on; a function of its arguments alone.
@@ -72,17 +71,17 @@ def fit(
     Raises:
         UserError: the loss is no longer finite or explodes, memory or disk are full, the checkpoint was made from
             something else, or the DeepSpeed JSON contradicts the settings.
-        KeyboardInterrupt: SIGINT or SIGTERM came to any rank; what was done is saved.
+        StoppedOnRequest: SIGINT or SIGTERM came to any rank; what was done is saved.
     """
     total = optimisation.epochs * steps_per_epoch
     warmup = round(optimisation.warmup_fraction * total)
-    made_from = {**made_from, "frozen weights": checkpoint.fingerprint(model)}
+    made_from = {**made_from, "frozen weights": checkpoint.base_fingerprint(model)}
     engine = Engine(model, loss, optimisation, total)
     run = _Run(folder, engine, select, safety.keep, made_from)
     log = Telemetry(folder, telemetry, optimisation.section, optimisation.batch_size)
     guard = LossGuard(optimisation.section, safety.explosion)
     stream: Iterator[Batch] | None = None
-    with stop_requests() as stopping, memory_advice(optimisation.section):
+    with stop_requests() as stopping, told_plainly(optimisation.section, folder):
         for step in track(range(run.step, total), f"{optimisation.section}: training", total, run.step):
             epoch, within = divmod(step, steps_per_epoch)
             if stream is None or within == 0:
@@ -93,35 +92,35 @@ def fit(
             began = time.monotonic()
             batch = next(stream)
             waited = time.monotonic() - began
-            flags = {_STOP: float(stopping.came), _FULL: float(run.cannot_save())}
+            flags = {_STOP: float(stopping.came), _UNSAVED: float(run.cannot_save())}
             with look(log.looks_at(step)) as shares:
                 metrics, norms = engine.step(batch, lr, log.looks_at(step), flags)
             seconds = time.monotonic() - began
             # What one rank met, all learn of in the same step: none is left waiting for the others.
-            stop, full = metrics.pop(_STOP), metrics.pop(_FULL)
+            stop, unsaved = metrics.pop(_STOP), metrics.pop(_UNSAVED)
             run.note(step, metrics)
             seen = closely(model) if log.looks_at(step) else {}
             log.tell(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
             if wrong := guard.wrong_with(metrics["loss"]):
-                raise guard.stop(wrong, step + 1, _blamed(engine.own_loss, batch))
-            if full:
-                run.give_up()
+                losses = gather_lists([(rank(), engine.own_loss, _keys(batch))])
+                raise guard.stop(wrong, step + 1, losses)
+            if unsaved:
+                run.wait()
             if within + 1 == steps_per_epoch:
                 run.end_epoch(epoch, lr, _validated(validate, model, optimisation))
             elif stop or (step + 1) % safety.checkpoint_steps == 0:
                 run.save()
             if stop:
                 run.wait()
-                raise KeyboardInterrupt
+                raise StoppedOnRequest(step + 1)
     log.close()
     run.finish(model)
     return run.rows
 
 
-def _blamed(own_loss: float, batch: Batch) -> list[tuple[int, list[str]]]:
-    """Ranks whose own loss is not finite, with the hashed keys of their studies. Every rank must call this."""
-    keys = batch.get("study", []) if isinstance(batch, dict) else []
-    return gather_lists([] if math.isfinite(own_loss) else [(rank(), keys)])
+def _keys(batch: Batch) -> list[str]:
+    """The hashed keys of the studies of a batch, where it tells them."""
+    return batch.get("study", []) if isinstance(batch, dict) else []
 
 
 def _validated(validate: Callable[[Any], dict[str, float]], model: nn.Module, ours: Optimisation) -> dict[str, float]:
@@ -133,6 +132,23 @@ def _validated(validate: Callable[[Any], dict[str, float]], model: nn.Module, ou
 def _step_seed(seed: int, step: int) -> int:
     """One seed for each (seed, step, rank)."""
     return int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0])
+
+
+def _latest(folder: Path) -> checkpoint.Checkpoint | None:
+    """The checkpoint that all ranks go on from; the first one looks for it, and whether it is damaged."""
+    chosen: list[tuple[str | None, str | None]] = []
+    if rank() == 0:
+        try:
+            found = checkpoint.latest(folder)
+            chosen = [(found.path.name if found else None, None)]
+            if found:
+                checkpoint.forget_after(found)
+        except UserError as error:
+            chosen = [(None, str(error))]
+    (name, wrong), *_ = gather_lists(chosen)
+    if wrong:
+        raise UserError(wrong)
+    return checkpoint.Checkpoint(folder / name) if name else None
 
 
 def _refuse_another(before: dict[str, str], now: dict[str, str], path: Path) -> None:
@@ -157,7 +173,9 @@ class _Run:
         self.best: float | None = None
         self.sums: dict[str, float] = {}
         self.rows: list[dict[str, Any]] = []
-        found = checkpoint.latest(folder / CHECKPOINTS)
+        kept = engine.model.state_dict().keys()
+        self.start = {n: buffer.detach().cpu().clone() for n, buffer in engine.model.named_buffers() if n in kept}
+        found = _latest(folder / CHECKPOINTS)
         if found:
             state = found.state
             _refuse_another(state["made_from"], made_from, found.path)
@@ -187,8 +205,10 @@ class _Run:
         self.save(better)
 
     def save(self, is_best: bool = False) -> None:
+        """Copy what was learned, and begin to write it."""
         weights, moments = self.engine.weights(), self.engine.moments()
         if self.writer is not None:
+            weights = {name: value for name, value in weights.items() if not self._as_at_start(name, value)}
             state = {
                 "step": self.step,
                 "best": self.best,
@@ -199,20 +219,20 @@ class _Run:
             }
             self.writer.save(weights, moments, state, is_best)
 
+    def _as_at_start(self, name: str, value: Tensor) -> bool:
+        """Whether this is a buffer that training has not changed: it comes with the model, as frozen weights do."""
+        return name in self.start and torch.equal(self.start[name], value)
+
     def cannot_save(self) -> bool:
-        return self.writer is not None and self.writer.failed()
+        return self.writer is not None and self.writer.error is not None
 
     def wait(self) -> None:
-        """Until what was saved is on disk, on every rank."""
+        """Until what was saved is on disk. Every rank must call this, and all raise the same UserError if it is not."""
         if self.writer is not None:
             self.writer.wait()
-        barrier()
-
-    def give_up(self) -> NoReturn:
-        """End all ranks because the first cannot save; the reason is told by that one."""
-        if self.writer is not None:
-            self.writer.wait()
-        raise UserError("the first rank cannot write checkpoints")
+        errors = gather_lists([self.writer.error] if self.writer is not None and self.writer.error else [])
+        if errors:
+            raise UserError(errors[0])
 
     def finish(self, model: nn.Module) -> None:
         """Write the curves and put the best weights into the model."""
@@ -221,8 +241,6 @@ class _Run:
             partial = self.folder / f"{CURVES}.partial"
             partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
             os.replace(partial, self.folder / CURVES)
-        found = checkpoint.latest(self.folder / "checkpoints")
-        assert found is not None, "a run has at least one epoch"
-        fill(model, found.best())
+        fill(model, self.start | checkpoint.newest(self.folder / CHECKPOINTS).best())
         model.eval()
         barrier()

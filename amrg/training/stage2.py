@@ -30,6 +30,7 @@ from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
 from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import Seen, look
+from amrg.training.watch import watch_reports
 
 MODEL = "model"
 SCRATCH = "scratch"  # removed when the artefact is whole
@@ -179,7 +180,7 @@ class _Source:
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         self.model, self.data = model, data
-        self.seed, self.batch_size = config.seed, config.stage2.batch_size
+        self.seed, self.batch_size, self.ours = config.seed, config.stage2.batch_size, config.stage2
         self.reports = ReportPacker(model.report_encoder(config.stage2.max_report_tokens))
         for split in ("train", "val"):
             if not count(data, split):
@@ -194,14 +195,17 @@ class _Source:
         raise NotImplementedError
 
     def validate(self, model: ReportGenerator) -> dict[str, float]:
-        """Cross-entropy per report token over the validation split, and how widely the memories associate."""
+        """Cross-entropy per report token over the validation split, what is watched, and how the memories associate."""
         sums = {"loss": 0.0, "tokens": 0.0}
-        for batch in self.validation():
+        watched: dict[str, float] = {}
+        for number, batch in enumerate(self.validation()):
+            if number == 0 and self.ours.watch_reports:
+                watched = watch_reports(model, batch, self.ours.watch_reports, self.ours.max_report_tokens)
             summed, _ = loss(model, {**batch, "weight": batch["counts"]})
             sums["loss"] += float(summed) * len(batch["counts"])
             sums["tokens"] += float(((batch["report"] != IGNORED).sum(1) * batch["counts"]).sum())
         mean = engine.mean_over_ranks(sums)
-        return {"val_loss": mean["loss"] / mean["tokens"], **associations(model)}
+        return {"val_loss": mean["loss"] / mean["tokens"], **watched, **associations(model)}
 
     def lengths(self, config: Config) -> list[int] | None:
         """Tokens of each train report, where batches are grouped by them."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amrg.evaluation.reports import Generated
-from amrg.evaluation.wording import copying, loops, retrieved_sets, retrieved_texts, wording
+from amrg.evaluation.wording import copying, retrieved_sets, retrieved_texts, wording
 from amrg.memory.bank import REPORTS
 from amrg.memory.writer import BankWriter
 
@@ -25,13 +25,6 @@ def test_length_and_repetition() -> None:
     assert found["empty"] == 0.2
     assert found["distinct_1"] == pytest.approx(11 / 26)
     assert wording([""])["distinct_4"] == 0
-
-
-def test_loops() -> None:
-    phrase = ["no", "focal", "lung", "disease"]
-    assert loops(phrase * 3)
-    assert not loops(phrase * 2)
-    assert not loops(["no", "effusion"])
 
 
 def test_copying() -> None:

@@ -3,7 +3,7 @@
 python small_run.py FOLDER SECONDS_PER_STEP DS_CONFIG...      one run for each DS_CONFIG, in FOLDER/DS_CONFIG
 """
 
-import os
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from amrg.cli import run_cli
 from amrg.config import SafetyConfig, TelemetryConfig
 from amrg.training import engine
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
 
 FEATURES, SAMPLES, STEPS = 5, 24, 3
-EPOCHS = int(os.environ.get("SMALL_RUN_EPOCHS", "3"))
+EPOCHS = 3
 
 
 def build() -> nn.Module:
@@ -64,7 +65,7 @@ def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -
 
 
 def run(
-    folder: Path, ds_config: str, batch_size: int = SAMPLES // STEPS, pause: float = 0.0, **changes: object
+    folder: Path, ds_config: str, batch_size: int = SAMPLES // STEPS, pause: float = 0.0, epochs: int = EPOCHS
 ) -> nn.Module:
     inputs, targets = data()
     model = build()
@@ -79,15 +80,15 @@ def run(
     def validate(model: nn.Module) -> dict[str, float]:
         return {"val_loss": nn.functional.mse_loss(model(inputs), targets).item()}
 
-    ours = optimisation(ds_config, batch_size=batch_size)
+    ours = dataclasses.replace(optimisation(ds_config, batch_size=batch_size), epochs=epochs)
     telemetry, safety = TelemetryConfig(tensorboard=False), SafetyConfig(checkpoint_steps=2)
     fit(model, loss, batches, STEPS, ours, validate, ("val_loss", False), folder, 3, telemetry, safety, {})
     return model
 
 
-def main(folder: Path, pause: float, configs: list[str]) -> None:
+def main(folder: Path, pause: float, configs: list[str], epochs: int = EPOCHS) -> None:
     for config in configs:
-        trained = run(folder / config, config, pause=pause)
+        trained = run(folder / config, config, pause=pause, epochs=epochs)
         with engine.gathered(trained):
             if engine.rank() == 0:
                 save_file(trained.state_dict(), folder / config / "model.safetensors")
@@ -95,4 +96,4 @@ def main(folder: Path, pause: float, configs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
+    run_cli(lambda: main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))

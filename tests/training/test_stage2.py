@@ -39,6 +39,7 @@ def test_training_writes_curves_and_a_model_that_loads(artefacts: Any, stage2: t
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["val_loss"] < rows[0]["val_loss"]
     assert rows[0]["train_loss"] == pytest.approx(math.log(200), abs=0.6)  # about uniform at first
+    assert all(row["watched_generic"] in (1 / 3, 2 / 3, 1.0) for row in rows)  # of three validation studies
     model = ReportGenerator.from_pretrained(folder / "model", open_banks(artefacts.config, artefacts.banks, 8))
     assert model.decoder.config.hidden_size == 32
 
