@@ -41,6 +41,19 @@ def build_decoder(config: DecoderConfig, reports: Sequence[str], seed: int) -> t
         return _tune(model, config), tokenizer
 
 
+def shape_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> Any:
+    """The decoder as ``build_decoder`` makes it, but of an architecture alone: for the meta device, where nothing weighs.
+
+    Args:
+        config: as above.
+        architecture: configuration of a causal LM of transformers; ``small_llama`` needs none.
+        tokenizer: its length and special tokens are read, for ``small_llama``.
+    """
+    if config.model == SMALL_LLAMA:
+        return _tune(_small_llama(config, tokenizer), config)
+    return _tune(AutoModelForCausalLM.from_config(architecture, dtype=torch.float32), config)
+
+
 def load_pretrained(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal LM (float32) and its tokenizer from a folder, the local cache, or the hub.
 
