@@ -12,8 +12,9 @@ from amrg.planning.memory import Held, Weights, Zero, check, held, weigh
 from amrg.planning.skeleton import Base, Skeleton, stage1_skeleton, stage2_skeleton
 from amrg.planning.trace import Trace, Tracer
 from amrg.planning.traffic import Banks, Moved, Seconds, moved, seconds, share_banks
-from amrg.training import ds_config
-from amrg.training.ds_config import Optimisation
+from amrg.training import ds_config, stage1, stage2
+
+_OPTIMISATION = {"stage1": stage1.optimisation, "stage2": stage2.optimisation}
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Assumptions:
         bandwidth: share of every bandwidth that is reached.
         reserve: share of the memory that CUDA, libraries and fragmentation take.
         base: how the frozen part of the decoder is kept.
-        checkpointing: the decoder's layers are computed again in the backward.
-        studies, films: of the train split; None takes what is known of the data set.
+        studies: of the train split; None takes what is known of the data set.
     """
 
     gpus: int
@@ -39,9 +39,7 @@ class Assumptions:
     bandwidth: float = 0.8
     reserve: float = 0.06
     base: Base = "float32"
-    checkpointing: bool = False
     studies: int | None = None
-    films: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def train_size(config: Config, given: Assumptions) -> Size:
     studies = given.studies or config.data.train_studies or (known.studies if known else None)
     if studies is None:
         raise UserError(f"how many studies {config.data.source} has is not known here: give --studies")
-    films = given.films or (known.films / known.studies if known else 1.0)
+    films = known.films / known.studies if known else 1.0
     films *= config.data.renders_per_study if config.data.source == "openi_drr" else 1
     return Size(studies, round(studies * films))
 
@@ -114,11 +112,12 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     # Each render of the embedded data set is a sample of its own.
     samples = size.films if config.data.source == "openi_drr" else size.studies
     steps = max(samples // ours.batch_size, 1)
-    zero = Zero.read(ds_config.resolve(ds_config.read(ours.ds_config), optimisation(config, section), given.gpus, steps))
+    zero = Zero.read(ds_config.resolve(ds_config.read(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps))
     check(zero, given.base)
+    checkpointing = section == "stage2" and config.stage2.activation_checkpointing
     skeleton = skeleton_of(config, section, given, size, tokenizer)
     weights = weigh(skeleton.model, given.base)
-    tracer = Tracer(skeleton, ours.dtype, given.checkpointing)
+    tracer = Tracer(skeleton, ours.dtype, checkpointing)
     one, two = tracer.trace(1), tracer.trace(2)
 
     def parts(micro: int) -> dict[str, Held]:
@@ -132,22 +131,13 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
         }
 
     trace, banks = one.at(two, zero.micro), banks_of(config, skeleton, given, zero.micro)
-    traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), given.checkpointing)
+    traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
     time = seconds(
         trace.flops * zero.accumulation, traffic, given.device, ours.dtype, given.gpus, given.efficiency, given.bandwidth
     )
     return Plan(
         section, weights, zero, banks, size, parts(zero.micro), largest(parts, given.memory), traffic, time, steps,
         ours.epochs, _cache(config, tracer, given) if section == "stage2" else None, skeleton.assumed,
-    )  # fmt: skip
-
-
-def optimisation(config: Config, section: str) -> Optimisation:
-    """A stage's settings as the engine reads them."""
-    ours: Stage1Config | Stage2Config = getattr(config, section)
-    return Optimisation(
-        section, ours.epochs, ours.batch_size, ours.lr, ours.weight_decay, ours.warmup_fraction, ours.clip, ours.dtype,
-        ds_config=ours.ds_config,
     )  # fmt: skip
 
 
@@ -197,4 +187,4 @@ def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, i
     )
     ours = config.generate
     sequences = -(-ours.batch_size // given.gpus) * ours.num_beams
-    return tracer.cache_bytes() * sequences * (prompt + streams + ours.max_new_tokens), sequences
+    return tracer.cache_bytes() * sequences * (prompt + streams + ours.max_new_tokens - 1), sequences  # the last token is never read

@@ -63,18 +63,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         loss,
         source.batches,
         source.steps_per_epoch,
-        Optimisation(
-            section="stage2",
-            epochs=ours.epochs,
-            batch_size=ours.batch_size,
-            lr=ours.lr,
-            min_lr=ours.min_lr,
-            weight_decay=ours.weight_decay,
-            warmup_fraction=ours.warmup_fraction,
-            clip=ours.clip,
-            dtype=ours.dtype,
-            ds_config=ours.ds_config,
-        ),
+        optimisation(config),
         source.validate,
         ("val_loss", False),
         folder,
@@ -86,6 +75,23 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         if engine.rank() == 0:
             model.save_pretrained(folder / MODEL)
     engine.barrier()
+
+
+def optimisation(config: Config) -> Optimisation:
+    """The settings of stage 2 as the engine reads them."""
+    ours = config.stage2
+    return Optimisation(
+        section="stage2",
+        epochs=ours.epochs,
+        batch_size=ours.batch_size,
+        lr=ours.lr,
+        min_lr=ours.min_lr,
+        weight_decay=ours.weight_decay,
+        warmup_fraction=ours.warmup_fraction,
+        clip=ours.clip,
+        dtype=ours.dtype,
+        ds_config=ours.ds_config,
+    )
 
 
 def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
