@@ -61,7 +61,8 @@ class Zero:
             2 if halves else 4,
             int(zero.get("reduce_bucket_size", _BUCKET)),
             int(zero.get("stage3_param_persistence_threshold", _PERSISTENT)),
-            int(zero.get("stage3_max_live_parameters", _LIVE)) + int(zero.get("stage3_prefetch_bucket_size", _PREFETCH)),
+            int(zero.get("stage3_max_live_parameters", _LIVE))
+            + int(zero.get("stage3_prefetch_bucket_size", _PREFETCH)),
             place("offload_param") if stage == 3 else None,
             place("offload_optimizer") if stage else None,
             resolved["gradient_accumulation_steps"],

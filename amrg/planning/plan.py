@@ -112,7 +112,9 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     # Each render of the embedded data set is a sample of its own.
     samples = size.films if config.data.source == "openi_drr" else size.studies
     steps = max(samples // ours.batch_size, 1)
-    zero = Zero.read(ds_config.resolve(ds_config.read(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps))
+    zero = Zero.read(
+        ds_config.resolve(ds_config.read(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps)
+    )
     check(zero, given.base)
     checkpointing = section == "stage2" and config.stage2.activation_checkpointing
     skeleton = skeleton_of(config, section, given, size, tokenizer)
@@ -133,7 +135,13 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     trace, banks = one.at(two, zero.micro), banks_of(config, skeleton, given, zero.micro)
     traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
     time = seconds(
-        trace.flops * zero.accumulation, traffic, given.device, ours.dtype, given.gpus, given.efficiency, given.bandwidth
+        trace.flops * zero.accumulation,
+        traffic,
+        given.device,
+        ours.dtype,
+        given.gpus,
+        given.efficiency,
+        given.bandwidth,
     )
     return Plan(
         section, weights, zero, banks, size, parts(zero.micro), largest(parts, given.memory), traffic, time, steps,
@@ -187,4 +195,6 @@ def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, i
     )
     ours = config.generate
     sequences = -(-ours.batch_size // given.gpus) * ours.num_beams
-    return tracer.cache_bytes() * sequences * (prompt + streams + ours.max_new_tokens - 1), sequences  # the last token is never read
+    return tracer.cache_bytes() * sequences * (
+        prompt + streams + ours.max_new_tokens - 1
+    ), sequences  # the last token is never read

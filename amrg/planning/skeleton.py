@@ -133,9 +133,7 @@ def stage2_skeleton(config: Config, base: Base = "float32", films: int = 1, toke
 def no_sight(model: ReportGenerator, samples: int) -> Sight:
     """What stage 1 would have seen of some studies, zeros."""
     tokens, queries, dim = model.seen_shape
-    return Sight(
-        torch.zeros(samples, tokens, dim), torch.zeros(samples, queries, dim), torch.zeros(samples, queries)
-    )
+    return Sight(torch.zeros(samples, tokens, dim), torch.zeros(samples, queries, dim), torch.zeros(samples, queries))
 
 
 def bank_rows(config: Config) -> tuple[Rows, Rows]:

@@ -50,12 +50,12 @@ def measure(config: Config, runs: Path) -> dict[str, int]:
     """One optimiser step; gradients are measured before the optimiser takes them."""
     data, stage1, banks = (next((runs / config.name).glob(f"{kind}-*")) for kind in ("data", "stage1", "banks"))
     model = build_generator(config, data, stage1, banks)
+    samples = SAMPLES // engine.world_size()
+    sight = tuple(no_sight(model, samples))  # while the parameters are whole
     ours = Engine(model, loss, optimisation(config), 10)
     deep = ours._engine
-    samples = SAMPLES // engine.world_size()
     report_BT = torch.randint(0, 50, (samples, 9), generator=torch.Generator().manual_seed(0))
     ones_B = torch.ones(samples)
-    sight = tuple(no_sight(model, samples))
     batch = {"sight": sight, "group": ones_B.long(), "report": report_BT, "weight": ones_B}
     gradients = 0
     for micro in engine.split(batch, ours.accumulation):
