@@ -1,4 +1,4 @@
-"""``amrg plan [CONFIG] --gpus N``: what a run needs and how long it takes, before it is started. All of it is prediction.
+"""``amrg plan [CONFIG] --gpus N``: what a run needs and how long it takes, predicted before it is started.
 
 Memory by part on the fullest GPU, bytes that a step moves, time of a step and of the run on a roofline, and the largest
 micro-batch. docs/scaling.md says how to read it, and which figures were checked against measured ones.
@@ -24,7 +24,6 @@ from amrg.planning.skeleton import Base
 from amrg.progress import say
 
 STAGES = ("stage1", "stage2")
-#: A host's memory and disk are not counted, but what is offloaded is told.
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -86,9 +85,10 @@ def _assumptions(options: argparse.Namespace) -> Assumptions:
 
 def _print(console: Console, config: Config, found: Plan, given: Assumptions) -> None:
     ours, zero = getattr(config, found.section), found.zero
+    trained, weights = found.weights.trainable / 1e6, found.weights.total / 1e6
     console.print(
-        f"\n{found.section} of {config.name} on {given.gpus} × {given.device.name}, ZeRO {zero.stage} ({ours.ds_config}): "
-        f"{found.weights.trainable / 1e6:,.1f} of {found.weights.total / 1e6:,.1f} million weights are trained",
+        f"\n{found.section} of {config.name} on {given.gpus} × {given.device.name}, ZeRO {zero.stage} "
+        f"({ours.ds_config}): {trained:,.1f} of {weights:,.1f} million weights are trained",
         highlight=False,
     )
     console.print(_memory(found, given))
@@ -152,9 +152,10 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
 
 def _assumed(given: Assumptions) -> str:
     return (
-        f"\nEverything above is predicted: {given.efficiency:.0%} of the datasheet's arithmetic and {given.bandwidth:.0%} of "
-        f"its bandwidths are assumed, {size(NET_RATE)}/s a GPU between nodes, reports at their greatest length, {given.reserve:.0%} of the "
-        "memory held back; reading data, validation and checkpoints are not in the time."
+        f"\nAll of it is predicted. Assumed: {given.efficiency:.0%} of the peak arithmetic, {given.bandwidth:.0%} "
+        f"of its bandwidths, {size(NET_RATE)}/s a GPU between nodes, reports at their greatest length, "
+        f"{given.reserve:.0%} of the memory held back. Not in the time: reading films, what frozen vision sees once, "
+        "validation, checkpoints."
     )
 
 

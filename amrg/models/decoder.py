@@ -42,7 +42,7 @@ def build_decoder(config: DecoderConfig, reports: Sequence[str], seed: int) -> t
 
 
 def shape_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> Any:
-    """The decoder as ``build_decoder`` makes it, but of an architecture alone: for the meta device, where nothing weighs.
+    """What ``build_decoder`` makes, of an architecture alone: for the meta device, where nothing weighs.
 
     Args:
         config: as above.

@@ -1,6 +1,6 @@
 """What one stage needs on so many devices: memory by part, traffic, time, and the largest micro-batch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from amrg.config import Config, Stage1Config, Stage2Config
@@ -10,7 +10,7 @@ from amrg.planning.architectures import TRAIN_SPLITS, Size
 from amrg.planning.devices import Device
 from amrg.planning.memory import Held, Weights, Zero, check, held, weigh
 from amrg.planning.skeleton import Base, Skeleton, stage1_skeleton, stage2_skeleton
-from amrg.planning.trace import Trace, Tracer
+from amrg.planning.trace import Tracer
 from amrg.planning.traffic import Banks, Moved, Seconds, moved, seconds, share_banks
 from amrg.training import ds_config, stage1, stage2
 
@@ -121,9 +121,11 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     weights = weigh(skeleton.model, given.base)
     tracer = Tracer(skeleton, ours.dtype, checkpointing)
     one, two = tracer.trace(1), tracer.trace(2)
+    # Stage 1 learns from every film of a study; stage 2's trace has a study's films in it.
+    films = size.films / samples if section == "stage1" else 1.0
 
     def parts(micro: int) -> dict[str, Held]:
-        trace, banks = one.at(two, micro), banks_of(config, skeleton, given, micro)
+        trace, banks = one.at(two, micro * films), banks_of(config, skeleton, given, micro)
         return {
             **held(weights, zero, given.gpus),
             "activations": Held(trace.saved + banks.visitors),
@@ -132,7 +134,7 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
             "reserve": Held(given.reserve * given.memory),
         }
 
-    trace, banks = one.at(two, zero.micro), banks_of(config, skeleton, given, zero.micro)
+    trace, banks = one.at(two, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
     traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
     time = seconds(
         trace.flops * zero.accumulation,

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from amrg.config import DecoderConfig
-from amrg.errors import UserError
 from amrg.models.decoder import build_decoder, save_decoder
 from amrg.planning.devices import DEVICES
-from amrg.planning.memory import Zero, check, held
 from amrg.planning.plan import Assumptions, plan
 from tests.conftest import Artefacts, report
 from tests.planning.measure_run import configure
