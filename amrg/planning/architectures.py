@@ -30,7 +30,6 @@ PUBLISHED: dict[str, Any] = {
     "llama-2-13b": lambda: _llama(32000, 5120, 13824, 40, 40, 40),
     "llama-3.1-8b": lambda: _llama(128256, 4096, 14336, 32, 32, 8),
     "smollm2-135m": lambda: _llama(49152, 576, 1536, 30, 9, 3, tied=True),
-    "smollm2": lambda: _llama(49152, 576, 1536, 30, 9, 3, tied=True),
     "qwen1.5-0.5b": lambda: Qwen2Config(
         vocab_size=151936,
         hidden_size=1024,

@@ -164,7 +164,8 @@ def _partitioned(weights: Weights, zero: Zero, ranks: int, optimiser: float) -> 
     stay = whole + weights.buffer_bytes
     return {
         "weights": Held(stay, shares) if zero.weights_off else Held(stay + shares),
-        "gradients": _placed(gradients, zero.optimiser_off),
+        # Offloaded, they lie on the host twice: as they came, and in float32 for the optimiser there.
+        "gradients": Held(0, gradients * (1 + 4 / p)) if zero.optimiser_off else Held(gradients),
         "optimiser": _placed(optimiser, zero.optimiser_off),
         "buffers": Held(zero.bucket * p + gathered),
     }

@@ -1,6 +1,6 @@
 """What DeepSpeed holds in stage 2: python measure_run.py RUNS OUT CASE..., a case being TUNING-ACCUMULATION-JSON.
 
-``RUNS/decoder`` holds the decoder of the LoRA cases. Writes ``OUT-RANK.json``: bytes of each case by part.
+``RUNS/decoder`` holds the decoder of the LoRA cases, ``RUNS/encoder`` says how wide the report bank is. Writes ``OUT-RANK.json``: bytes of each case by part.
 """
 
 import dataclasses
@@ -35,6 +35,9 @@ def configure(runs: Path, case: str) -> Config:
         decoder["model"] = str(runs / "decoder")
     return dataclasses.replace(
         config,
+        banks=dataclasses.replace(
+            config.banks, reports=dataclasses.replace(config.banks.reports, encoder=str(runs / "encoder"))
+        ),
         decoder=dataclasses.replace(config.decoder, **decoder),
         stage2=dataclasses.replace(config.stage2, ds_config=str(path), batch_size=SAMPLES, dtype="float32"),
     )
@@ -60,7 +63,7 @@ def measure(config: Config, runs: Path) -> dict[str, int]:
     gradients = 0
     for micro in engine.split(batch, ours.accumulation):
         deep.backward(deep(micro)[0])
-        gradients = held_gradients(model, deep.optimizer)
+        gradients = max(gradients, held_gradients(model, deep.optimizer))
         deep.step()
     buffers = [b for name, b in model.named_buffers() if not name.rpartition(".")[2].startswith("memory")]
     rows = [b for name, b in model.named_buffers() if name.rpartition(".")[2].startswith("memory")]
