@@ -24,6 +24,7 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg view RUN [--host ADDRESS] [--port NUMBER]
        amrg compare RUN RUN ...
        amrg export REPORTS FILE [--onto FILE]
+       amrg plan [CONFIG] --gpus N [--gpu-memory GB] [--section.key VALUE ...]
 
 verbs, each reading what the one before it made:
   run        all of the following; what is made already is kept
@@ -40,6 +41,7 @@ verbs, each reading what the one before it made:
   view       look at a run in the browser: films, maps, memory, reports as they are written
   compare    paired tests between runs that wrote reports for the same studies
   export     generated reports in the format of the ReXrank leaderboard
+  plan       memory of a GPU by part, bytes moved, time and largest micro-batch of training, predicted
 
 CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg VERB --help` lists every setting.
 An interrupted command goes on where it was when it is typed again."""
@@ -53,6 +55,7 @@ BESIDE = {
     "view": "amrg.app.view",
     "compare": "amrg.compare",
     "export": "amrg.export",
+    "plan": "amrg.plan",
 }
 VERBS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
 

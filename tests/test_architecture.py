@@ -7,12 +7,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: From top to bottom; the rooms of one row do not know each other.
 ROWS = [
+    {"amrg.plan"},  # reads its command line as the launchers do
     {"amrg.cli"},
     {"amrg.cluster"},
     {"amrg.banks", "amrg.compare", "amrg.doctor", "amrg.export", "amrg.inspect", "amrg.mirror", "amrg.pipeline"},
     {"amrg.app", "amrg.evaluation"},
     {"amrg.viewer"},
-    {"amrg.mining"},
+    {"amrg.mining", "amrg.planning"},
     {"amrg.training"},
     {"amrg.models"},
     {"amrg.memory"},

@@ -55,6 +55,19 @@ def build_decoder(config: DecoderConfig, reports: Sequence[str], seed: int) -> t
         return _tune(model, config), tokenizer
 
 
+def shape_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> Any:
+    """What ``build_decoder`` makes, of an architecture alone: for the meta device, where nothing weighs.
+
+    Args:
+        config: as above.
+        architecture: configuration of a causal LM of transformers; ``small_llama`` needs none.
+        tokenizer: its length and special tokens are read, for ``small_llama``.
+    """
+    if config.model == SMALL_LLAMA:
+        return _tune(_small_llama(config, tokenizer), config)
+    return _tune(AutoModelForCausalLM.from_config(architecture, dtype=torch.float32), config)
+
+
 def load_pretrained(name: str, dtype: str = "float32") -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer from a folder, a GGUF file, the local cache, or the hub.
 

@@ -83,7 +83,8 @@ class ReportGenerator(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         # Streams start with the size that the model's own embeddings have.
-        size = float(decoder.get_input_embeddings().weight.detach().std())
+        embeddings = decoder.get_input_embeddings().weight.detach()
+        size = 1.0 if embeddings.is_meta else float(embeddings.std())  # `amrg plan` builds a model without numbers
         nn.init.constant_(self.norm.weight, size)
         if settings.use_queries:
             # Four times as large: a finding that is surely there outshines its stream, like a word of its own.

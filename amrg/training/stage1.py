@@ -74,8 +74,34 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         found = [mean_auroc(table, FINDINGS, least) for least in (LEAST_POSITIVES, 1)]
         return {"val_auroc": next((value for value in found if value is not None), 0.5)}
 
+    fit(
+        model,
+        loss,
+        films.batches,
+        films.steps_per_epoch,
+        optimisation(config),
+        validate,
+        ("val_auroc", True),
+        folder,
+        config.seed,
+        config.telemetry,
+        config.safety,
+        made_from(config.seed, config.stage1.batch_size, data),
+    )
+    with engine.gathered(model), torch.no_grad(), engine.precision(config.stage1.dtype):
+        model.eval()
+        probabilities = {split: films.scores(model, split) for split in ("val", "test")}
+        if engine.rank() == 0:
+            model.save_pretrained(folder / "model")
+            _write_scores(probabilities, {split: films.targets[split].numpy() for split in probabilities}, folder)
+            films.close()
+    engine.barrier()
+
+
+def optimisation(config: Config) -> Optimisation:
+    """The settings of stage 1 as the engine reads them."""
     ours = config.stage1
-    optimisation = Optimisation(
+    return Optimisation(
         "stage1",
         ours.epochs,
         ours.batch_size,
@@ -86,28 +112,6 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         ours.dtype,
         ds_config=ours.ds_config,
     )
-    fit(
-        model,
-        loss,
-        films.batches,
-        films.steps_per_epoch,
-        optimisation,
-        validate,
-        ("val_auroc", True),
-        folder,
-        config.seed,
-        config.telemetry,
-        config.safety,
-        made_from(config.seed, ours.batch_size, data),
-    )
-    with engine.gathered(model), torch.no_grad(), engine.precision(ours.dtype):
-        model.eval()
-        probabilities = {split: films.scores(model, split) for split in ("val", "test")}
-        if engine.rank() == 0:
-            model.save_pretrained(folder / "model")
-            _write_scores(probabilities, {split: films.targets[split].numpy() for split in probabilities}, folder)
-            films.close()
-    engine.barrier()
 
 
 def _start_biases(model: DiseaseClassifier, targets_NK: Tensor) -> None:

@@ -65,18 +65,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         loss,
         source.batches,
         source.steps_per_epoch,
-        Optimisation(
-            section="stage2",
-            epochs=ours.epochs,
-            batch_size=ours.batch_size,
-            lr=ours.lr,
-            min_lr=ours.min_lr,
-            weight_decay=ours.weight_decay,
-            warmup_fraction=ours.warmup_fraction,
-            clip=ours.clip,
-            dtype=ours.dtype,
-            ds_config=ours.ds_config,
-        ),
+        optimisation(config),
         source.validate,
         ("val_loss", False),
         folder,
@@ -92,14 +81,26 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     engine.barrier()
 
 
+def optimisation(config: Config) -> Optimisation:
+    """The settings of stage 2 as the engine reads them."""
+    ours = config.stage2
+    return Optimisation(
+        section="stage2",
+        epochs=ours.epochs,
+        batch_size=ours.batch_size,
+        lr=ours.lr,
+        min_lr=ours.min_lr,
+        weight_decay=ours.weight_decay,
+        warmup_fraction=ours.warmup_fraction,
+        clip=ours.clip,
+        dtype=ours.dtype,
+        ds_config=ours.ds_config,
+    )
+
+
 def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
     """The generator as training starts with it: a function of the artefacts, the configuration and its seed."""
-    classifier = DiseaseClassifier.from_pretrained(stage1 / "model")
-    if not config.stage2.train_vision:
-        classifier.requires_grad_(False)
-    for name, parameter in classifier.named_parameters():
-        if name.startswith(_HEADS):
-            parameter.requires_grad_(False)
+    classifier = freeze(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
     written = outlined if config.decoder.outline else str
     texts = [written(study.report) for study in studies(data, "train")]
     decoder, tokenizer = build_decoder(config.decoder, texts, config.seed)
@@ -107,6 +108,16 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
         torch.manual_seed(config.seed)
         memories = open_banks(config, banks, config.stage2.batch_size // engine.world_size())
         return ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder)
+
+
+def freeze(classifier: DiseaseClassifier, train_vision: bool) -> DiseaseClassifier:
+    """Leave trainable what stage 2 trains of stage 1: nothing, or all that its own loss reaches."""
+    if not train_vision:
+        classifier.requires_grad_(False)
+    for name, parameter in classifier.named_parameters():
+        if name.startswith(_HEADS):
+            parameter.requires_grad_(False)
+    return classifier
 
 
 def open_banks(config: Config, folder: Path, studies_together: int) -> tuple[Memory, Memory]:

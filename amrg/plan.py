@@ -1,0 +1,191 @@
+"""``amrg plan [CONFIG] --gpus N``: what a run needs and how long it takes, predicted before it is started.
+
+Memory by part on the fullest GPU, bytes that a step moves, time of a step and of the run on a roofline, and the largest
+micro-batch. docs/scaling.md says how to read it, and which figures were checked against measured ones.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from amrg.cli import parse
+from amrg.config import Config
+from amrg.errors import UserError
+from amrg.memory.traffic import NET_RATE
+from amrg.planning.devices import DEVICES
+from amrg.planning.plan import Assumptions, Plan, plan
+from amrg.planning.skeleton import Base
+from amrg.progress import say
+
+STAGES = ("stage1", "stage2")
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def main(arguments: list[str]) -> None:
+    """Print the plan of both stages, or of one."""
+    options, rest = _parser().parse_known_args(arguments)
+    config = parse(rest, "amrg plan [CONFIG] --gpus N")
+    given = _assumptions(options)
+    console = Console(soft_wrap=True)
+    told: dict[str, Any] = {}
+    for stage in STAGES if options.stage is None else (options.stage,):
+        say(f"tracing {stage} without numbers")
+        found = plan(config, stage, given)
+        told[stage] = _as_json(found)
+        _print(console, config, found, given)
+    console.print(_assumed(given))
+    if options.json:
+        _write(options.json, told)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="amrg plan [CONFIG] [--section.key VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpus", type=int, default=1, help="ranks (default 1)")
+    parser.add_argument("--device", choices=DEVICES, default="h100", help="whose datasheet peaks (default h100)")
+    parser.add_argument("--gpu-memory", type=float, help="GB of one GPU, 1 GB = 1e9 bytes (default: the device's)")
+    parser.add_argument("--stage", choices=STAGES, help="only this one (default: both)")
+    parser.add_argument("--studies", type=int, help="of the train split (default: as configured, else as published)")
+    parser.add_argument(
+        "--base",
+        choices=get_args(Base),
+        default="float32",
+        help="how frozen decoder weights are kept (default float32)",
+    )
+    parser.add_argument("--efficiency", type=float, default=0.4, help="share of peak arithmetic reached (default 0.4)")
+    parser.add_argument("--bandwidth", type=float, default=0.8, help="share of all bandwidths reached (default 0.8)")
+    parser.add_argument("--json", type=Path, help="write all figures, in bytes and seconds, to this file too")
+    return parser
+
+
+def _assumptions(options: argparse.Namespace) -> Assumptions:
+    for name in ("gpus", "gpu_memory", "studies"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: more than 0 is needed")
+    for name in ("efficiency", "bandwidth"):
+        if not 0 < getattr(options, name) <= 1:
+            raise UserError(f"--{name} {getattr(options, name)}: a share of the peak, above 0 and at most 1")
+    device = DEVICES[options.device]
+    memory = device.memory if options.gpu_memory is None else options.gpu_memory * 1e9
+    return Assumptions(
+        options.gpus, device, memory, options.efficiency, options.bandwidth, base=options.base, studies=options.studies
+    )
+
+
+def _print(console: Console, config: Config, found: Plan, given: Assumptions) -> None:
+    ours, zero = getattr(config, found.section), found.zero
+    trained, weights = found.weights.trainable / 1e6, found.weights.total / 1e6
+    console.print(
+        f"\n{found.section} of {config.name} on {given.gpus} × {given.device.name}, ZeRO {zero.stage} "
+        f"({ours.ds_config}): {trained:,.1f} of {weights:,.1f} million weights are trained",
+        highlight=False,
+    )
+    console.print(_memory(found, given))
+    console.print(_step(found))
+    console.print("\n".join(_lines(config, found, given)), highlight=False)
+
+
+def _memory(found: Plan, given: Assumptions) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("memory of a GPU", no_wrap=True)
+    table.add_column("GPU", justify="right")
+    table.add_column("host", justify="right")
+    for name, part in found.parts.items():
+        table.add_row(name, size(part.device), size(part.host) if part.host else "")
+    table.add_row(
+        f"together, of {size(given.memory)}",
+        size(found.device_bytes),
+        size(found.host_bytes) if found.host_bytes else "",
+    )
+    return table
+
+
+def _step(found: Plan) -> Table:
+    moved, spent = found.moved, found.seconds
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("a step of a GPU", no_wrap=True)
+    table.add_column("moved", justify="right")
+    table.add_column("time", justify="right")
+    rows = (
+        ("arithmetic", None, spent.arithmetic),
+        ("its own memory (beside the arithmetic)", moved.memory, spent.memory),
+        ("gradients and weights between GPUs", moved.gradients + moved.weights, spent.communication),
+        ("queries to the banks, or their rows", moved.banks_near + moved.banks_far, spent.banks),
+        ("to and from the host", moved.host, spent.host),
+    )
+    for name, count, seconds in rows:
+        table.add_row(name, "" if count is None else size(count), duration(seconds))
+    table.add_row("together", "", duration(spent.step))
+    return table
+
+
+def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
+    ours, zero = getattr(config, found.section), found.zero
+    fits = found.device_bytes <= given.memory
+    lines = [
+        f"batch {ours.batch_size} = {zero.micro} a GPU × {zero.accumulation} accumulated × {given.gpus} GPUs: "
+        + ("fits" if fits else "DOES NOT FIT"),
+        f"largest micro-batch: {found.largest}"
+        if found.largest
+        else "no micro-batch fits: more GPUs, a higher ZeRO stage, offloading, or activation_checkpointing",
+        f"{found.size.studies:,} studies, {found.steps:,} steps an epoch, {found.epochs} epochs: "
+        f"{duration(found.total_seconds)}, {found.total_seconds * given.gpus / 3600:,.1f} GPU-hours",
+    ]
+    if found.cache:
+        count, sequences = found.cache
+        lines.append(f"KV cache when reports are written: {size(count)} for {sequences} sequences of a GPU")
+    if found.banks.ways:
+        lines.append(f"banks: visual and report {' and '.join(found.banks.ways)}")
+    return lines + [f"taken as given: {what}" for what in found.assumed]
+
+
+def _assumed(given: Assumptions) -> str:
+    return (
+        f"\nAll of it is predicted. Assumed: {given.efficiency:.0%} of the peak arithmetic, {given.bandwidth:.0%} "
+        f"of its bandwidths, {size(NET_RATE)}/s a GPU between nodes, reports at their greatest length, "
+        f"{given.reserve:.0%} of the memory held back. Not in the time: reading films, what frozen vision sees once, "
+        "validation, checkpoints."
+    )
+
+
+def _as_json(found: Plan) -> dict[str, Any]:
+    """All figures but the sizes of single weights."""
+    content = {name: value for name, value in asdict(found).items() if name != "weights"}
+    return content | {
+        "trained": found.weights.trainable, "weights": found.weights.total, "step_seconds": found.seconds.step,
+        "total_seconds": found.total_seconds, "device_bytes": found.device_bytes, "host_bytes": found.host_bytes,
+    }  # fmt: skip
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def size(count: float) -> str:
+    """Bytes as read by people; 1 GB = 1e9 bytes."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:,.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as read by people."""
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds * 1000:.2f} ms" if seconds else "0"

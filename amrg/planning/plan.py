@@ -1,0 +1,202 @@
+"""What one stage needs on so many devices: memory by part, traffic, time, and the largest micro-batch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from amrg.config import Config, Stage1Config, Stage2Config
+from amrg.data.labels import LABELS
+from amrg.errors import UserError
+from amrg.planning.architectures import TRAIN_SPLITS, Size
+from amrg.planning.devices import Device
+from amrg.planning.memory import Held, Weights, Zero, check, held, weigh
+from amrg.planning.skeleton import Base, Skeleton, stage1_skeleton, stage2_skeleton
+from amrg.planning.trace import Tracer
+from amrg.planning.traffic import Banks, Moved, Seconds, moved, seconds, share_banks
+from amrg.training import ds_config, stage1, stage2
+
+_OPTIMISATION = {"stage1": stage1.optimisation, "stage2": stage2.optimisation}
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a plan takes as given.
+
+    Attributes:
+        gpus: ranks.
+        memory: bytes of each; None takes the device's.
+        device: whose peaks.
+        efficiency: share of the peak arithmetic that is reached.
+        bandwidth: share of every bandwidth that is reached.
+        reserve: share of the memory that CUDA, libraries and fragmentation take.
+        base: how the frozen part of the decoder is kept.
+        studies: of the train split; None takes what is known of the data set.
+    """
+
+    gpus: int
+    device: Device
+    memory: float
+    efficiency: float = 0.4
+    bandwidth: float = 0.8
+    reserve: float = 0.06
+    base: Base = "float32"
+    studies: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage, predicted.
+
+    Attributes:
+        section: ``stage1`` or ``stage2``.
+        weights, zero, banks, size: what the figures are of.
+        parts: bytes by part at the configured micro-batch.
+        largest: samples of the largest micro-batch that fits; 0 where none does.
+        moved, seconds: of an optimiser step, of one device.
+        steps: optimiser steps of an epoch.
+        epochs: of the run.
+        cache: bytes of keys and values when reports are written (stage 2), and sequences held together.
+        assumed: in words.
+    """
+
+    section: str
+    weights: Weights
+    zero: Zero
+    banks: Banks
+    size: Size
+    parts: dict[str, Held]
+    largest: int
+    moved: Moved
+    seconds: Seconds
+    steps: int
+    epochs: int
+    cache: tuple[float, int] | None
+    assumed: tuple[str, ...]
+
+    @property
+    def device_bytes(self) -> float:
+        return sum(part.device for part in self.parts.values())
+
+    @property
+    def host_bytes(self) -> float:
+        return sum(part.host for part in self.parts.values())
+
+    @property
+    def total_seconds(self) -> float:
+        return self.seconds.step * self.steps * self.epochs
+
+
+def train_size(config: Config, given: Assumptions) -> Size:
+    """Studies and films of the train split: as told, as configured, or as published.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    known = TRAIN_SPLITS.get(config.data.source)
+    studies = given.studies or config.data.train_studies or (known.studies if known else None)
+    if studies is None:
+        raise UserError(f"how many studies {config.data.source} has is not known here: give --studies")
+    films = known.films / known.studies if known else 1.0
+    films *= config.data.renders_per_study if config.data.source == "openi_drr" else 1
+    return Size(studies, round(studies * films))
+
+
+def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None) -> Plan:
+    """The plan of one stage.
+
+    Raises:
+        UserError: the batch does not divide among the ranks, the DeepSpeed JSON contradicts the configuration, or sizes
+            of a model are not known.
+    """
+    ours: Stage1Config | Stage2Config = getattr(config, section)
+    size = train_size(config, given)
+    # Each render of the embedded data set is a sample of its own.
+    samples = size.films if config.data.source == "openi_drr" else size.studies
+    steps = max(samples // ours.batch_size, 1)
+    zero = Zero.read(
+        ds_config.resolve(ds_config.read(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps)
+    )
+    check(zero, given.base)
+    checkpointing = section == "stage2" and config.stage2.activation_checkpointing
+    skeleton = skeleton_of(config, section, given, size, tokenizer)
+    weights = weigh(skeleton.model, given.base)
+    tracer = Tracer(skeleton, ours.dtype, checkpointing)
+    one, two = tracer.trace(1), tracer.trace(2)
+    # Stage 1 learns from every film of a study; stage 2's trace has a study's films in it.
+    films = size.films / samples if section == "stage1" else 1.0
+
+    def parts(micro: int) -> dict[str, Held]:
+        trace, banks = one.at(two, micro * films), banks_of(config, skeleton, given, micro)
+        return {
+            **held(weights, zero, given.gpus),
+            "activations": Held(trace.saved + banks.visitors),
+            "working memory": Held(trace.working),
+            "banks": Held(banks.held),
+            "reserve": Held(given.reserve * given.memory),
+        }
+
+    trace, banks = one.at(two, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
+    traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
+    time = seconds(
+        trace.flops * zero.accumulation,
+        traffic,
+        given.device,
+        ours.dtype,
+        given.gpus,
+        given.efficiency,
+        given.bandwidth,
+    )
+    return Plan(
+        section, weights, zero, banks, size, parts(zero.micro), largest(parts, given.memory), traffic, time, steps,
+        ours.epochs, _cache(config, tracer, given) if section == "stage2" else None, skeleton.assumed,
+    )  # fmt: skip
+
+
+def skeleton_of(config: Config, section: str, given: Assumptions, size: Size, tokenizer: Any = None) -> Skeleton:
+    """The stage's model without numbers."""
+    if section == "stage1":
+        return stage1_skeleton(config)
+    films = 1 if config.data.source == "openi_drr" else max(round(size.films / size.studies), 1)
+    return stage2_skeleton(config, given.base, films, tokenizer)
+
+
+def banks_of(config: Config, skeleton: Skeleton, given: Assumptions, micro: int) -> Banks:
+    """How the ranks hold a stage's banks, and what a micro-batch's retrieval moves."""
+    per_study = len(LABELS) * config.memory.heads
+    return share_banks(
+        skeleton.banks,
+        config.sharding,
+        config.memory.search,
+        given.gpus,
+        micro * per_study,
+        config.stage2.batch_size // given.gpus * per_study,
+        given.device.node_ranks,
+    )
+
+
+def largest(parts: Any, memory: float, limit: int = 2**16) -> int:
+    """The largest micro-batch whose parts fit, 0 where one sample does not."""
+
+    def fits(micro: int) -> bool:
+        return sum(part.device for part in parts(micro).values()) <= memory
+
+    low, high = 0, 1
+    while high < limit and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, int]:
+    """Bytes of keys and values on a rank when a batch of reports is at its longest, and its sequences."""
+    model: Any = tracer.model
+    prompt = len(model.before) + len(model.after)
+    streams = model.seen_shape[0] + len(LABELS) * sum(
+        (config.decoder.use_queries, config.decoder.use_visual_memory, config.decoder.use_report_memory)
+    )
+    ours = config.generate
+    sequences = -(-ours.batch_size // given.gpus) * ours.num_beams
+    return tracer.cache_bytes() * sequences * (
+        prompt + streams + ours.max_new_tokens - 1
+    ), sequences  # the last token is never read

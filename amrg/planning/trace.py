@@ -1,0 +1,187 @@
+"""What one forward and backward keeps and computes, found by running the model on tensors without numbers.
+
+Fake tensors (shapes, dtypes, autograd and autocast, but no memory) let a 7B model be traced in seconds on a laptop.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from amrg.planning.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Of one micro-batch on one device.
+
+    Attributes:
+        saved: bytes that autograd keeps between forward and backward, parameters and banks not counted.
+        peak: the most bytes that live at a time, gradients of parameters counted only while they come into being.
+        flops: operations of forward and backward.
+    """
+
+    saved: float
+    peak: float
+    flops: float
+
+    @property
+    def working(self) -> float:
+        """Bytes that come and go on top of what is saved."""
+        return max(self.peak - self.saved, 0.0)
+
+    def at(self, other: "Trace", samples: float) -> "Trace":
+        """The line through traces of one sample (this one) and of two (``other``), at any number of samples."""
+
+        def line(name: str) -> float:
+            one, two = getattr(self, name), getattr(other, name)
+            return one + (two - one) * (samples - 1)
+
+        return Trace(line("saved"), line("peak"), line("flops"))
+
+
+class Tracer:
+    """A skeleton, ready to be traced at any number of samples.
+
+    Args:
+        skeleton: what is traced; its model goes over to fake tensors.
+        dtype: ``bfloat16`` traces under autocast.
+        checkpointing: the decoder's layers are computed again in the backward instead of being kept.
+    """
+
+    def __init__(self, skeleton: Skeleton, dtype: str, checkpointing: bool = False) -> None:
+        self.skeleton, self.dtype, self._fake = skeleton, dtype, FakeTensorMode(allow_non_fake_inputs=True)
+        model = skeleton.model
+        if checkpointing:
+            checkpoint_layers(model)
+        kept = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            with self._fake:
+                self.model = model.to_empty(device="cpu").train()
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(kept)
+
+    def trace(self, samples: int) -> Trace:
+        """Trace a micro-batch."""
+        with self._fake:
+            return traced(self.skeleton, self.model, samples, self.dtype)
+
+    def cache_bytes(self) -> float:
+        """Bytes that generation keeps of one position of one sequence: keys and values of all layers."""
+        positions = 8
+        self.model.eval()
+        with self._fake, torch.no_grad(), autocast(self.dtype):
+            size = cache_bytes(self.model.decoder, positions)
+        self.model.train()
+        return size / positions
+
+
+def cache_bytes(decoder: Any, positions: int, sequences: int = 1) -> int:
+    """Bytes of the cache after a forward of a causal LM."""
+    width = decoder.get_input_embeddings().embedding_dim
+    cache = decoder(inputs_embeds=torch.zeros(sequences, positions, width), use_cache=True).past_key_values
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Let the decoder compute its layers again in the backward."""
+    if hasattr(model, "decoder"):
+        model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def autocast(dtype: str) -> torch.autocast:
+    """As the engine computes."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def traced(skeleton: Skeleton, model: nn.Module, samples: int, dtype: str) -> Trace:
+    """One forward and backward of ``model``, on fake tensors or on real ones."""
+    own = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
+    with torch.no_grad():
+        inputs = skeleton.inputs(model, samples)
+    saved: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in own:
+            saved[id(storage)] = (storage.nbytes(), tensor)
+        return tensor
+
+    with _passing_gradients(model):
+        with _Live() as live:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(dtype):
+                loss = skeleton.loss(model, inputs)
+            kept = sum(size for size, _ in saved.values())
+            saved.clear()
+            loss.backward()
+        # Apart from the above: the counter holds on to what would be freed.
+        with FlopCounterMode(display=False, custom_mapping=_RETRIEVAL) as counter:
+            with autocast(dtype):
+                loss = skeleton.loss(model, inputs)
+            loss.backward()
+    return Trace(float(kept), float(live.peak), float(counter.get_total_flops()))
+
+
+@contextmanager
+def _passing_gradients(model: nn.Module) -> Iterator[None]:
+    """Gradients of parameters are dropped as soon as they are whole: they are counted elsewhere."""
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(drop) for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of all storages made in the block while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._known.add(tensor.untyped_storage())  # it was there before, or is counted already
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, storage.nbytes()).atexit = False
+        return out
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def _forward_flops(queries: Any, memory: Any, *_: Any, **__: Any) -> int:
+    return 4 * queries[0] * memory[0] * memory[1]  # scores and what they retrieve
+
+
+def _backward_flops(grad: Any, *arguments: Any, **__: Any) -> int:
+    memory = arguments[3]
+    return 6 * grad[0] * memory[0] * memory[1]  # scores again, their gradient, and that of the queries
+
+
+_RETRIEVAL = {
+    torch.ops.amrg.hopfield_forward: _forward_flops,
+    torch.ops.amrg.hopfield_backward: _backward_flops,
+}

@@ -1,0 +1,83 @@
+"""Plans as they are asked for."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from amrg import cli
+from amrg.config import load
+from amrg.errors import UserError
+from amrg.planning.devices import DEVICES
+from amrg.planning.memory import Held
+from amrg.planning.plan import Assumptions, largest, plan
+from tests.conftest import TINY
+
+GIVEN = Assumptions(2, DEVICES["h100"], 80e9)
+
+
+def test_largest_micro_batch_is_the_last_that_fits() -> None:
+    def parts(micro: int) -> dict[str, Held]:
+        return {"weights": Held(100.0, 10_000.0), "activations": Held(7.0 * micro)}
+
+    assert [largest(parts, memory) for memory in (106, 107, 120, 121, 1000)] == [0, 1, 2, 3, 128]
+
+
+def test_command_tells_both_stages_and_writes_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    arguments = ["--gpus", "2", "--gpu-memory", "24", "--json", str(file), "--stage2.batch-size", "12"]
+    cli.main(["plan", str(TINY), *arguments])
+    said = capsys.readouterr().out
+    assert "batch 12 = 6 a GPU × 1 accumulated × 2 GPUs: fits" in said
+    assert "24 studies, 2 steps an epoch, 2 epochs" in said
+    told = json.loads(file.read_text())
+    assert set(told) == {"stage1", "stage2"}
+    stage2 = told["stage2"]
+    assert stage2["device_bytes"] == pytest.approx(sum(part["device"] for part in stage2["parts"].values()))
+    assert stage2["total_seconds"] == pytest.approx(stage2["step_seconds"] * 2 * 2)
+
+
+def test_offloading_moves_weights_and_optimiser_to_the_host() -> None:
+    config = load(str(TINY))
+    here, away = (
+        plan(
+            dataclasses.replace(config, stage2=dataclasses.replace(config.stage2, ds_config=f"{name}.json")),
+            "stage2",
+            GIVEN,
+        )
+        for name in ("zero3", "zero3_offload")
+    )
+    for name in ("weights", "gradients", "optimiser"):
+        ours, theirs = here.parts[name], away.parts[name]
+        assert ours.host == 0
+        assert theirs.host > 0
+        assert theirs.device + theirs.host == pytest.approx(ours.device, rel=0.5)
+    assert away.moved.host > here.moved.host == 0
+    assert away.seconds.step > here.seconds.step
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", "3"], "3 ranks"),
+        (["--gpus", "0"], "--gpus 0: more than 0"),
+        (["--efficiency", "1.5"], "--efficiency 1.5"),
+        (["--stage", "stage2", "--decoder.model", "nowhere/x-3b"], "decoder.model nowhere/x-3b"),
+        (["--data.source", "iu_xray", "--banks.reports.encoder", "nowhere"], "banks.reports.encoder nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", str(TINY), *arguments])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert told.startswith("amrg: ")
+    assert said in told
+
+
+def test_unknown_size_of_a_data_set_is_asked_for() -> None:
+    config = load(str(TINY))
+    unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, source="openi", train_studies=None))
+    with pytest.raises(UserError, match="give --studies"):
+        plan(unknown, "stage2", GIVEN)

@@ -1,0 +1,111 @@
+"""What is found without numbers equals what is found with them."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BertConfig
+
+from amrg.config import Config
+from amrg.models.generator import ReportGenerator
+from amrg.models.stage1 import DiseaseClassifier
+from amrg.planning.architectures import PUBLISHED
+from amrg.planning.devices import DEVICES
+from amrg.planning.plan import Assumptions, plan
+from amrg.planning.skeleton import Skeleton, no_sight, stage1_skeleton, stage2_skeleton
+from amrg.planning.trace import Tracer
+from amrg.training import engine
+from amrg.training.stage2 import build_generator
+from tests.conftest import Artefacts
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+@pytest.fixture(scope="module")
+def config(artefacts: Artefacts) -> Config:
+    folder = artefacts.data.parent.parent / "narrow"
+    BertConfig(hidden_size=24).save_pretrained(folder)
+    reports = dataclasses.replace(artefacts.config.banks.reports, encoder=str(folder))
+    return changed(artefacts.config, "banks", reports=reports)
+
+
+@pytest.fixture(scope="module")
+def generator(config: Config, artefacts: Artefacts) -> ReportGenerator:
+    return build_generator(config, artefacts.data, artefacts.stage1, artefacts.banks)
+
+
+def kept(skeleton: Skeleton, model: Any, samples: int, dtype: str) -> int:
+    """Bytes that autograd keeps for the backward of a real forward, parameters and banks not counted."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    found: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor  # keeps it alive: an address is not used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), engine.precision(dtype):
+        skeleton.loss(model, skeleton.inputs(model, samples))
+    return sum(t.untyped_storage().nbytes() for address, t in found.items() if address not in own)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_of_stage1(config: Config, dtype: str) -> None:
+    skeleton = stage1_skeleton(config)
+    tracer = Tracer(skeleton, dtype)
+    predicted = tracer.trace(1).at(tracer.trace(2), 5).saved
+    model = DiseaseClassifier(config.vision, pretrained=False).train()
+    assert predicted == pytest.approx(kept(skeleton, model, 5, dtype), rel=0.05)
+
+
+@pytest.mark.parametrize(("dtype", "checkpointing"), [("float32", False), ("bfloat16", False), ("float32", True)])
+def test_activations_of_stage2(config: Config, generator: Any, dtype: str, checkpointing: bool) -> None:
+    skeleton = stage2_skeleton(config, tokenizer=generator.tokenizer)
+    tracer = Tracer(skeleton, dtype, checkpointing)
+    predicted = tracer.trace(1).at(tracer.trace(2), 5).saved
+    if checkpointing:
+        generator.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    measured = kept(skeleton, generator.train(), 5, dtype)
+    generator.decoder.gradient_checkpointing_disable()
+    print(dtype, checkpointing, predicted, measured)
+    assert predicted == pytest.approx(measured, rel=0.05)
+
+
+def test_cache_is_exactly_what_generation_holds(config: Config, generator: Any) -> None:
+    ours = config.generate
+    given = Assumptions(1, DEVICES["h100"], 80e9)
+    planned = plan(changed(config, "stage2", dtype="float32"), "stage2", given, generator.tokenizer).cache
+    studies = ours.batch_size
+    generator.eval()
+    with torch.no_grad():
+        prefix = generator._prefix(generator.streams(no_sight(generator, studies), torch.zeros(studies).long()))
+        cache = generator.decoder.generate(
+            inputs_embeds=prefix,
+            attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long),
+            num_beams=ours.num_beams,
+            min_new_tokens=ours.max_new_tokens,
+            max_new_tokens=ours.max_new_tokens,
+            do_sample=False,
+            pad_token_id=generator.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+        ).past_key_values
+    assert planned == (sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers), studies * ours.num_beams)
+
+
+#: As the model cards and safetensors' indices of these models say.
+NUMBERS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-3.1-8b": 8_030_261_248,
+    "smollm2-135m": 134_515_008,
+    "qwen1.5-0.5b": 463_987_712,
+}
+
+
+def test_published_dimensions_give_the_published_numbers_of_weights() -> None:
+    with torch.device("meta"):
+        models = {name: AutoModelForCausalLM.from_config(make()) for name, make in PUBLISHED.items()}
+    assert {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()} == NUMBERS
