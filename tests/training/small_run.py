@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from amrg.cli import run_cli
 from amrg.config import SafetyConfig, TelemetryConfig
 from amrg.training import engine
 from amrg.training.ds_config import Optimisation
@@ -23,14 +22,14 @@ FEATURES, SAMPLES, STEPS = 5, 24, 3
 EPOCHS = 3
 
 
-def build() -> nn.Module:
+def build(dropout: float = 0.2) -> nn.Module:
     """Odd sizes (nothing divides by two), dropout, and a frozen layer."""
     torch.manual_seed(1)
     model = nn.Sequential(
         nn.Linear(FEATURES, 7),
         nn.LayerNorm(7),
         nn.Tanh(),
-        nn.Dropout(0.2),
+        nn.Dropout(dropout),
         nn.Linear(7, 3, bias=False),
         nn.Linear(3, 1),
     )
@@ -65,10 +64,11 @@ def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -
 
 
 def run(
-    folder: Path, ds_config: str, batch_size: int = SAMPLES // STEPS, pause: float = 0.0, epochs: int = EPOCHS
-) -> nn.Module:
+    folder: Path, ds_config: str, batch_size: int = SAMPLES // STEPS, pause: float = 0.0, epochs: int = EPOCHS,
+    dropout: float = 0.2,
+) -> nn.Module:  # fmt: skip
     inputs, targets = data()
-    model = build()
+    model = build(dropout)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(100 + epoch))
@@ -86,9 +86,9 @@ def run(
     return model
 
 
-def main(folder: Path, pause: float, configs: list[str], epochs: int = EPOCHS) -> None:
+def main(folder: Path, pause: float, configs: list[str], epochs: int = EPOCHS, dropout: float = 0.2) -> None:
     for config in configs:
-        trained = run(folder / config, config, pause=pause, epochs=epochs)
+        trained = run(folder / config, config, pause=pause, epochs=epochs, dropout=dropout)
         with engine.gathered(trained):
             if engine.rank() == 0:
                 save_file(trained.state_dict(), folder / config / "model.safetensors")
@@ -96,4 +96,4 @@ def main(folder: Path, pause: float, configs: list[str], epochs: int = EPOCHS) -
 
 
 if __name__ == "__main__":
-    run_cli(lambda: main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

@@ -1,9 +1,9 @@
 """What a checkpoint holds, and what becomes of a run that is killed, told to stop, or cannot save."""
 
 import errno
+import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +18,7 @@ from amrg.errors import UserError
 from amrg.training import checkpoint, engine, loop
 from amrg.training.guards import LossGuard, told_plainly
 from tests.training.small_run import optimisation
-from tests.training.test_loop import SCRIPT, finish, start, steps
+from tests.training.test_loop import SCRIPT, steps
 
 QUIET = TelemetryConfig(tensorboard=False)
 
@@ -160,41 +160,41 @@ def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
 
-def wait_for(condition, processes, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline and all(p.poll() is None for p in processes):
-        time.sleep(0.001)
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    """The folder of the runs of forked_run.py, and what they told."""
+    folder = tmp_path_factory.mktemp("forked")
+    script = SCRIPT.with_name("forked_run.py")
+    subprocess.run([sys.executable, script, folder], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return folder, json.loads((folder / "outcome.json").read_text())
 
 
-def test_a_signal_to_one_rank_ends_all_with_everything_saved(tmp_path):
-    straight, told = tmp_path / "straight", tmp_path / "told"
-    finish(start(2, straight, 0.0, "zero2.json"))
-    processes = start(2, told, 0.3, "zero2.json")
-    wait_for(lambda: len(steps(told / "zero2.json")) >= 4, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=60) for process in processes] == [130] * 2
-    done = steps(told / "zero2.json")[-1]["step"]
-    assert checkpoint.latest(told / "zero2.json" / "checkpoints").state["step"] == done < 9
-    finish(start(2, told, 0.0, "zero2.json"))
-    assert steps(told / "zero2.json")[-1]["step"] == 9
-    assert len(steps(told / "zero2.json")) == 9  # not one step was done twice
-    assert weights(told / "zero2.json") == weights(straight / "zero2.json")
+def test_twenty_kills_change_not_one_bit(forked):
+    folder, outcome = forked
+    assert sum(sum(outcome[config].values()) for config in ("zero1.json", "zero3.json")) == 20
+    for config in ("zero1.json", "zero3.json"):
+        straight, killed = folder / "straight" / config, folder / "killed" / config
+        assert weights(killed) == weights(straight)
+        assert (killed / "curves.jsonl").read_bytes() == (straight / "curves.jsonl").read_bytes()
+        losses = {row["step"]: row["loss"] for row in steps(straight)}
+        assert all(losses[row["step"]] == row["loss"] for row in steps(killed))
+        assert len(losses) < len(steps(killed)) < 2 * len(losses)  # some steps were done again, and most were not
 
 
-@pytest.mark.parametrize(("config", "seed"), [("zero1.json", 1), ("zero3.json", 2)])
-def test_ten_kills_change_not_one_bit(tmp_path, config, seed):
-    script = SCRIPT.with_name("kills_run.py")
-    for folder, kills, pause in (("straight", 0, 0.0), ("killed", 10, 0.02)):
-        arguments = [str(value) for value in (tmp_path / folder, kills, seed, pause, 12, config)]
-        subprocess.run(
-            [sys.executable, str(script), *arguments], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-    straight, killed = tmp_path / "straight" / config, tmp_path / "killed" / config
-    assert weights(killed) == weights(straight)
-    assert (killed / "curves.jsonl").read_bytes() == (straight / "curves.jsonl").read_bytes()
-    losses = {row["step"]: row["loss"] for row in steps(straight)}
-    assert all(losses[row["step"]] == row["loss"] for row in steps(killed))
-    assert len(losses) < len(steps(killed)) < 2 * len(losses)  # some steps were done again, and most were not
+def test_a_signal_to_one_rank_ends_all_with_everything_saved(forked):
+    folder, outcome = forked
+    assert outcome["stopped"]["codes"] == [130, 130]
+    assert 4 <= outcome["stopped"]["saved"] == outcome["stopped"]["steps"] < 9
+    assert [row["step"] for row in steps(folder / "stopped" / "zero2.json")] == list(range(1, 10))  # none twice
+    assert weights(folder / "stopped" / "zero2.json") == weights(folder / "straight" / "zero2.json")
+
+
+def test_a_run_goes_on_alike_on_fewer_ranks(forked):
+    folder, outcome = forked
+    assert outcome["resized"]["saved"] < 9
+    whole, resized = (steps(folder / name / "zero3.json") for name in ("whole", "resized"))
+    assert [row["step"] for row in resized] == list(range(1, 10))
+    assert [row["loss"] for row in resized] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
 
 
 def test_values_that_are_not_finite_are_never_written(tmp_path):
