@@ -57,7 +57,7 @@ def finish(ranks: list[int]) -> None:
 
 
 def wait_for(condition, ranks: list[int]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         assert os.waitpid(ranks[0], os.WNOHANG) == (0, 0), "the run ended too early"
