@@ -120,12 +120,12 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     skeleton = skeleton_of(config, section, given, size, tokenizer)
     weights = weigh(skeleton.model, given.base)
     tracer = Tracer(skeleton, ours.dtype, checkpointing)
-    one, two = tracer.trace(1), tracer.trace(2)
+    two, three = tracer.trace(2), tracer.trace(3)
     # Stage 1 learns from every film of a study; stage 2's trace has a study's films in it.
     films = size.films / samples if section == "stage1" else 1.0
 
     def parts(micro: int) -> dict[str, Held]:
-        trace, banks = one.at(two, micro * films), banks_of(config, skeleton, given, micro)
+        trace, banks = two.at(three, micro * films), banks_of(config, skeleton, given, micro)
         return {
             **held(weights, zero, given.gpus),
             "activations": Held(trace.saved + banks.visitors),
@@ -134,7 +134,7 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
             "reserve": Held(given.reserve * given.memory),
         }
 
-    trace, banks = one.at(two, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
+    trace, banks = two.at(three, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
     traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
     time = seconds(
         trace.flops * zero.accumulation,
