@@ -6,6 +6,7 @@ micro-batch. docs/scaling.md says how to read it, and which figures were checked
 
 import argparse
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +30,7 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 def main(arguments: list[str]) -> None:
     """Print the plan of both stages, or of one."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses an old name of theirs
     options, rest = _parser().parse_known_args(arguments)
     config = parse(rest, "amrg plan [CONFIG] --gpus N")
     given = _assumptions(options)
