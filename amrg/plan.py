@@ -9,7 +9,7 @@ import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -21,7 +21,6 @@ from amrg.errors import UserError
 from amrg.memory.traffic import NET_RATE
 from amrg.planning.devices import DEVICES
 from amrg.planning.plan import Assumptions, Plan, plan
-from amrg.planning.skeleton import Base
 from amrg.progress import say
 
 STAGES = ("stage1", "stage2")
@@ -58,12 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu-memory", type=float, help="GB of one GPU, 1 GB = 1e9 bytes (default: the device's)")
     parser.add_argument("--stage", choices=STAGES, help="only this one (default: both)")
     parser.add_argument("--studies", type=int, help="of the train split (default: as configured, else as published)")
-    parser.add_argument(
-        "--base",
-        choices=get_args(Base),
-        default="float32",
-        help="how frozen decoder weights are kept (default float32)",
-    )
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of peak arithmetic reached (default 0.4)")
     parser.add_argument("--bandwidth", type=float, default=0.8, help="share of all bandwidths reached (default 0.8)")
     parser.add_argument("--json", type=Path, help="write all figures, in bytes and seconds, to this file too")
@@ -80,9 +73,7 @@ def _assumptions(options: argparse.Namespace) -> Assumptions:
             raise UserError(f"--{name} {getattr(options, name)}: a share of the peak, above 0 and at most 1")
     device = DEVICES[options.device]
     memory = device.memory if options.gpu_memory is None else options.gpu_memory * 1e9
-    return Assumptions(
-        options.gpus, device, memory, options.efficiency, options.bandwidth, base=options.base, studies=options.studies
-    )
+    return Assumptions(options.gpus, device, memory, options.efficiency, options.bandwidth, studies=options.studies)
 
 
 def _print(console: Console, config: Config, found: Plan, given: Assumptions) -> None:

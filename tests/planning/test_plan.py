@@ -61,6 +61,7 @@ def test_offloading_moves_weights_and_optimiser_to_the_host() -> None:
     [
         (["--gpus", "3"], "3 ranks"),
         (["--gpus", "0"], "--gpus 0: more than 0"),
+        (["--stage", "stage2", "--decoder.base-dtype", "nf4"], "decoder.base_dtype nf4"),
         (["--efficiency", "1.5"], "--efficiency 1.5"),
         (["--stage", "stage2", "--decoder.model", "nowhere/x-3b"], "decoder.model nowhere/x-3b"),
         (["--data.source", "iu_xray", "--banks.reports.encoder", "nowhere"], "banks.reports.encoder nowhere"),
