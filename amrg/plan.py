@@ -139,14 +139,14 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
         count, sequences = found.cache
         lines.append(f"KV cache when reports are written: {size(count)} for {sequences} sequences of a GPU")
     if found.banks.ways:
-        lines.append(f"banks: visual and report {' and '.join(found.banks.ways)}")
+        lines.append(f"how the ranks hold each bank: {', '.join(found.banks.ways)}")
     return lines + [f"taken as given: {what}" for what in found.assumed]
 
 
 def _assumed(given: Assumptions) -> str:
     return (
         f"\nAll of it is predicted. Assumed: {given.efficiency:.0%} of the peak arithmetic, {given.bandwidth:.0%} "
-        f"of its bandwidths, {size(NET_RATE)}/s a GPU between nodes, reports at their greatest length, "
+        f"of all bandwidths, {size(NET_RATE)}/s a GPU between nodes, reports at their greatest length, "
         f"{given.reserve:.0%} of the memory held back. Not in the time: reading films, what frozen vision sees once, "
         "validation, checkpoints."
     )
