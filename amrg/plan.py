@@ -6,9 +6,10 @@ micro-batch. docs/scaling.md says how to read it, and which figures were checked
 
 import argparse
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -20,7 +21,6 @@ from amrg.errors import UserError
 from amrg.memory.traffic import NET_RATE
 from amrg.planning.devices import DEVICES
 from amrg.planning.plan import Assumptions, Plan, plan
-from amrg.planning.skeleton import Base
 from amrg.progress import say
 
 STAGES = ("stage1", "stage2")
@@ -29,6 +29,7 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 def main(arguments: list[str]) -> None:
     """Print the plan of both stages, or of one."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses an old name of theirs
     options, rest = _parser().parse_known_args(arguments)
     config = parse(rest, "amrg plan [CONFIG] --gpus N")
     given = _assumptions(options)
@@ -56,12 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu-memory", type=float, help="GB of one GPU, 1 GB = 1e9 bytes (default: the device's)")
     parser.add_argument("--stage", choices=STAGES, help="only this one (default: both)")
     parser.add_argument("--studies", type=int, help="of the train split (default: as configured, else as published)")
-    parser.add_argument(
-        "--base",
-        choices=get_args(Base),
-        default="float32",
-        help="how frozen decoder weights are kept (default float32)",
-    )
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of peak arithmetic reached (default 0.4)")
     parser.add_argument("--bandwidth", type=float, default=0.8, help="share of all bandwidths reached (default 0.8)")
     parser.add_argument("--json", type=Path, help="write all figures, in bytes and seconds, to this file too")
@@ -78,9 +73,7 @@ def _assumptions(options: argparse.Namespace) -> Assumptions:
             raise UserError(f"--{name} {getattr(options, name)}: a share of the peak, above 0 and at most 1")
     device = DEVICES[options.device]
     memory = device.memory if options.gpu_memory is None else options.gpu_memory * 1e9
-    return Assumptions(
-        options.gpus, device, memory, options.efficiency, options.bandwidth, base=options.base, studies=options.studies
-    )
+    return Assumptions(options.gpus, device, memory, options.efficiency, options.bandwidth, studies=options.studies)
 
 
 def _print(console: Console, config: Config, found: Plan, given: Assumptions) -> None:
@@ -146,14 +139,14 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
         count, sequences = found.cache
         lines.append(f"KV cache when reports are written: {size(count)} for {sequences} sequences of a GPU")
     if found.banks.ways:
-        lines.append(f"banks: visual and report {' and '.join(found.banks.ways)}")
+        lines.append(f"how the ranks hold each bank: {', '.join(found.banks.ways)}")
     return lines + [f"taken as given: {what}" for what in found.assumed]
 
 
 def _assumed(given: Assumptions) -> str:
     return (
         f"\nAll of it is predicted. Assumed: {given.efficiency:.0%} of the peak arithmetic, {given.bandwidth:.0%} "
-        f"of its bandwidths, {size(NET_RATE)}/s a GPU between nodes, reports at their greatest length, "
+        f"of all bandwidths, {size(NET_RATE)}/s a GPU between nodes, reports at their greatest length, "
         f"{given.reserve:.0%} of the memory held back. Not in the time: reading films, what frozen vision sees once, "
         "validation, checkpoints."
     )

@@ -63,6 +63,7 @@ def shape_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> A
         architecture: configuration of a causal LM of transformers; ``small_llama`` needs none.
         tokenizer: its length and special tokens are read, for ``small_llama``.
     """
+    _base_dtype(config)
     if config.model == SMALL_LLAMA:
         return _tune(_small_llama(config, tokenizer), config)
     return _tune(AutoModelForCausalLM.from_config(architecture, dtype=torch.float32), config)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from amrg.errors import UserError
+from amrg.models.decoder import SMOLLM2
 
 
 def _llama(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, keys: int, tied: bool = False) -> Any:
@@ -67,8 +68,9 @@ def language_model(name: str) -> tuple[PretrainedConfig, str]:
             return AutoConfig.from_pretrained(name, local_files_only=True), f"{name}/config.json"
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"decoder.model {name}: its config.json names no known model ({error})") from None
+    called = "smollm2-135m" if name == SMOLLM2 else Path(name).name.lower()
     for known, make in PUBLISHED.items():
-        if Path(name).name.lower().startswith(known):
+        if called.startswith(known):
             return make(), f"published dimensions of {known}"
     raise UserError(
         f"decoder.model {name} is no folder with a config.json, and its sizes are not among the published ones "

@@ -28,7 +28,6 @@ class Assumptions:
         efficiency: share of the peak arithmetic that is reached.
         bandwidth: share of every bandwidth that is reached.
         reserve: share of the memory that CUDA, libraries and fragmentation take.
-        base: how the frozen part of the decoder is kept.
         studies: of the train split; None takes what is known of the data set.
     """
 
@@ -38,7 +37,6 @@ class Assumptions:
     efficiency: float = 0.4
     bandwidth: float = 0.8
     reserve: float = 0.06
-    base: Base = "float32"
     studies: int | None = None
 
 
@@ -115,17 +113,18 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     zero = Zero.read(
         ds_config.resolve(ds_config.read(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps)
     )
-    check(zero, given.base)
+    base: Base = config.decoder.base_dtype if section == "stage2" else "float32"
+    check(zero, base)
     checkpointing = section == "stage2" and config.stage2.activation_checkpointing
-    skeleton = skeleton_of(config, section, given, size, tokenizer)
-    weights = weigh(skeleton.model, given.base)
+    skeleton = skeleton_of(config, section, size, tokenizer)
+    weights = weigh(skeleton.model, base)
     tracer = Tracer(skeleton, ours.dtype, checkpointing)
-    one, two = tracer.trace(1), tracer.trace(2)
+    two, three = tracer.trace(2), tracer.trace(3)
     # Stage 1 learns from every film of a study; stage 2's trace has a study's films in it.
     films = size.films / samples if section == "stage1" else 1.0
 
     def parts(micro: int) -> dict[str, Held]:
-        trace, banks = one.at(two, micro * films), banks_of(config, skeleton, given, micro)
+        trace, banks = two.at(three, micro * films), banks_of(config, skeleton, given, micro)
         return {
             **held(weights, zero, given.gpus),
             "activations": Held(trace.saved + banks.visitors),
@@ -134,7 +133,7 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
             "reserve": Held(given.reserve * given.memory),
         }
 
-    trace, banks = one.at(two, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
+    trace, banks = two.at(three, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
     traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
     time = seconds(
         trace.flops * zero.accumulation,
@@ -151,12 +150,12 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     )  # fmt: skip
 
 
-def skeleton_of(config: Config, section: str, given: Assumptions, size: Size, tokenizer: Any = None) -> Skeleton:
+def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None) -> Skeleton:
     """The stage's model without numbers."""
     if section == "stage1":
         return stage1_skeleton(config)
     films = 1 if config.data.source == "openi_drr" else max(round(size.films / size.studies), 1)
-    return stage2_skeleton(config, given.base, films, tokenizer)
+    return stage2_skeleton(config, films, tokenizer)
 
 
 def banks_of(config: Config, skeleton: Skeleton, given: Assumptions, micro: int) -> Banks:

@@ -23,7 +23,7 @@ from amrg.planning.architectures import encoder_width, language_model
 from amrg.training.classification import multilabel_loss
 from amrg.training.stage2 import freeze
 
-#: How the numbers of a frozen decoder are kept; `int8` and `nf4` as bitsandbytes does.
+#: ``decoder.base_dtype``
 Base = Literal["float32", "bfloat16", "int8", "nf4"]
 
 
@@ -83,12 +83,11 @@ def stage1_skeleton(config: Config) -> Skeleton:
     return Skeleton("stage1", model, inputs, loss)
 
 
-def stage2_skeleton(config: Config, base: Base = "float32", films: int = 1, tokenizer: Any = None) -> Skeleton:
+def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Skeleton:
     """Stage 2 as it is trained.
 
     Args:
         config: decoder, banks and streams.
-        base: how the frozen part of the decoder is kept.
         films: of a study, where vision is trained.
         tokenizer: of the decoder; without one, the prompt is taken to have a token every four characters.
 
@@ -105,7 +104,7 @@ def stage2_skeleton(config: Config, base: Base = "float32", films: int = 1, toke
     rows = bank_rows(config)
     with torch.device("meta"):
         decoder = shape_decoder(config.decoder, architecture, tokenizer)
-        if base != "float32":
+        if config.decoder.base_dtype != "float32":  # quantised weights compute in bfloat16
             for parameter in decoder.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()

@@ -90,9 +90,9 @@ def share_banks(
     ways: list[Way] = []
     for bank in banks:
         way = "replicate" if search != "exact" or ranks == 1 else ours.way
-        ways.append(
-            cheapest(bank.rows, bank.dim, size, expected, bank.element, ours.copy_bytes) if way == "auto" else way
-        )  # type: ignore[arg-type]
+        if way == "auto":
+            way = cheapest(bank.rows, bank.dim, size, expected, bank.element, ours.copy_bytes)
+        ways.append(way)
     held = sum(
         b.stored(b.rows if way == "replicate" else -(-b.rows // size)) for b, way in zip(banks, ways, strict=True)
     )

@@ -1,6 +1,7 @@
 """What DeepSpeed holds in stage 2: python measure_run.py RUNS OUT CASE..., a case being TUNING-ACCUMULATION-JSON.
 
-``RUNS/decoder`` holds the decoder of the LoRA cases, ``RUNS/encoder`` says how wide the report bank is. Writes ``OUT-RANK.json``: bytes of each case by part.
+``RUNS/decoder`` holds the decoder of the cases but full ones, ``RUNS/encoder`` says how wide the report bank is.
+Writes ``OUT-RANK.json``: bytes of each case by part.
 """
 
 import dataclasses

@@ -56,22 +56,24 @@ def kept(skeleton: Skeleton, model: Any, samples: int, dtype: str) -> int:
 def test_activations_of_stage1(config: Config, dtype: str) -> None:
     skeleton = stage1_skeleton(config)
     tracer = Tracer(skeleton, dtype)
-    predicted = tracer.trace(1).at(tracer.trace(2), 5).saved
+    predicted = tracer.trace(2).at(tracer.trace(3), 5).saved
     model = DiseaseClassifier(config.vision, pretrained=False).train()
-    assert predicted == pytest.approx(kept(skeleton, model, 5, dtype), rel=0.05)
+    assert predicted == pytest.approx(kept(skeleton, model, 5, dtype), rel=0.02)
 
 
 @pytest.mark.parametrize(("dtype", "checkpointing"), [("float32", False), ("bfloat16", False), ("float32", True)])
 def test_activations_of_stage2(config: Config, generator: Any, dtype: str, checkpointing: bool) -> None:
     skeleton = stage2_skeleton(config, tokenizer=generator.tokenizer)
     tracer = Tracer(skeleton, dtype, checkpointing)
-    predicted = tracer.trace(1).at(tracer.trace(2), 5).saved
+    predicted = tracer.trace(2).at(tracer.trace(3), 5).saved
     if checkpointing:
         generator.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     measured = kept(skeleton, generator.train(), 5, dtype)
-    generator.decoder.gradient_checkpointing_disable()
-    print(dtype, checkpointing, predicted, measured)
-    assert predicted == pytest.approx(measured, rel=0.05)
+    if checkpointing:
+        generator.decoder.gradient_checkpointing_disable()
+    # The CPU's retrieval keeps its associations, float32, with 16 rows of each bank; a GPU's does not.
+    associations = 2 * 5 * 14 * config.memory.heads * 16 * 4
+    assert predicted == pytest.approx(measured - associations, rel=0.02)
 
 
 def test_cache_is_exactly_what_generation_holds(config: Config, generator: Any) -> None:
