@@ -1,12 +1,15 @@
 """Pinned launch configurations, one per kernel, GPU generation, storage and width: fixed, the same on every rank.
 
 ``python -m amrg.kernels.resources`` shows what each compiles to. They were chosen there (no spilled registers, shared
-memory within the generation's limit, tensor cores and asynchronous copies in use), not by timing on a GPU.
+memory within the generation's limit, tensor cores and asynchronous copies in use), not by timing on a GPU, with the
+compiler of ``TRITON``. With an older one some spill or ask for more shared memory than there is: it is not used then.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+#: Major and minor version of Triton, at least.
+TRITON = (3, 9)
 GENERATIONS = (80, 90, 100)  # compute capabilities: Ampere, Hopper, Blackwell
 WIDTHS = (384, 768)  # a bank of width D takes the configuration of the next of these
 

@@ -1,7 +1,7 @@
 """The GPU back end: launches the kernels of ``device.py`` with the pinned configurations.
 
-Fused for bfloat16, float16 and int8 rows up to the widest of ``configs.WIDTHS``; any other memory on a GPU takes the
-blockwise products of ``cpu.py`` there.
+Fused for bfloat16, float16 and int8 rows up to the widest of ``configs.WIDTHS``, with Triton of ``configs.TRITON`` or
+newer; else a GPU takes the blockwise products of ``cpu.py``.
 """
 
 from typing import Any
@@ -12,13 +12,20 @@ from amrg.kernels.hopfield import configs, cpu, device
 from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
+#: Whether this compiler is one that the launch configurations were chosen for.
+CHOSEN_FOR = tuple(map(int, triton.__version__.split(".")[:2])) >= configs.TRITON
 
 
 def fused(queries: Tensor, memory: Tensor) -> bool:
     """Whether the kernels serve these operands on this GPU."""
     known = memory.dtype in (*HALF, torch.int8) and queries.dtype != torch.float64
     narrow = memory.shape[1] <= configs.WIDTHS[-1] and memory.shape[0] > 0 and queries.shape[0] > 0
-    return known and narrow and configs.generation(torch.cuda.get_device_capability(queries.device)) is not None
+    return (
+        CHOSEN_FOR
+        and known
+        and narrow
+        and configs.generation(torch.cuda.get_device_capability(queries.device)) is not None
+    )
 
 
 def forward(

@@ -1,0 +1,19 @@
+"""What the shipped kernels compile to: a change that spills registers or loses the tensor cores fails here.
+
+Started by ``test_resources.py`` with the Triton that the configurations were chosen for.
+"""
+
+import pytest
+from amrg.kernels import resources
+from amrg.kernels.hopfield import configs, triton
+
+CASES = [(key, "all") for key in configs.SHIPPED]
+CASES += [(key, "mask") for key in configs.SHIPPED if key[0] in ("forward", "backward_queries") and key[3] == 768]
+
+
+@pytest.mark.parametrize(("key", "options"), CASES, ids=str)
+def test_configurations_keep_their_promises(key, options):
+    assert triton.CHOSEN_FOR
+    usage = resources.measure(*key, options)
+    assert not usage.faults(), usage
+    assert usage.blocks_per_sm >= 1
