@@ -1,6 +1,7 @@
 """The language model that writes: any causal LM of transformers, or a small Llama made from scratch."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import tempfile
@@ -46,12 +47,13 @@ def build_decoder(config: DecoderConfig, reports: Sequence[str], seed: int) -> t
     Raises:
         UserError: no such model, no weights on disk and no network, or settings that make no sense together.
     """
+    dtype = _base_dtype(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.model == SMALL_LLAMA:
             tokenizer = train_tokenizer(reports, config.vocab_size)
             return _tune(_small_llama(config, tokenizer), config), tokenizer
-        model, tokenizer = load_pretrained(config.model, _base_dtype(config))
+        model, tokenizer = load_pretrained(config.model, dtype)
         return _tune(model, config), tokenizer
 
 
@@ -84,7 +86,7 @@ def load_pretrained(name: str, dtype: str = "float32") -> tuple[Any, PreTrainedT
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             # Safetensors only: a checkpoint in pickles could run code.
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, **_precision(dtype)
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -92,6 +94,10 @@ def load_pretrained(name: str, dtype: str = "float32") -> tuple[Any, PreTrainedT
                 f"decoder.model {name} holds no causal LM that transformers can load ({type(error).__name__}): "
                 f"give a folder with config.json, safetensors and a tokenizer, or `{SMALL_LLAMA}`"
             ) from None
+    for module in model.modules():
+        # bitsandbytes on some CPUs reorders 4-bit weights in evaluation for good; training would then go wrong unseen.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
@@ -199,11 +205,32 @@ def load_decoder(config: DecoderConfig, folder: Path) -> tuple[Any, PreTrainedTo
     if config.tuning == "full":
         return load_pretrained(str(folder))
     model, tokenizer = load_pretrained(config.model, _base_dtype(config))
+    model.requires_grad_(False)
     if config.tuning == "lora":
         if not (folder / ADAPTER).is_file():
             raise UserError(f"{folder} holds no LoRA adapter: train it with `amrg stage2`")
         model = PeftModel.from_pretrained(model, str(folder))
     return model, tokenizer
+
+
+def base_fingerprint(model: Any) -> str:
+    """SHA-256 over names, shapes and contents of the decoder's frozen weights; empty where all are trained.
+
+    The same for a base model with and without a LoRA adapter around it. Reads one tensor at a time.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    frozen = {
+        name.replace(".base_layer.", "."): parameter.detach()
+        for name, parameter in base.named_parameters()
+        if not (parameter.requires_grad or ".lora_" in name)
+    }
+    if not frozen:
+        return ""
+    digest = hashlib.sha256()
+    for name, weight in sorted(frozen.items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _small_llama(config: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:

@@ -26,7 +26,7 @@ from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
 from amrg.data.outline import without_outline
 from amrg.errors import UserError
 from amrg.models.association import Memory
-from amrg.models.decoder import load_decoder, save_decoder
+from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, associate_together
 from amrg.models.parts import DECODER, MEMORY, part
 from amrg.models.stage1 import DiseaseClassifier, per_study
@@ -232,6 +232,7 @@ class ReportGenerator(nn.Module):
             "model_type": "amrg_report_generator",
             "memory": to_dict(self.memory_config),
             "decoder": to_dict(self.settings),
+            "base_fingerprint": base_fingerprint(self.decoder) if self.settings.tuning != "full" else "",
         }
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         self.stage1.save_pretrained(folder / "stage1")
@@ -243,19 +244,23 @@ class ReportGenerator(nn.Module):
         """Read what ``save_pretrained`` wrote, with the banks it was trained with.
 
         Raises:
-            UserError: the folder is something else, or the banks have rows of another length.
+            UserError: the folder is something else, or the base model or the length of the banks' rows is another.
         """
         try:
             content = json.loads((folder / "config.json").read_text())
             memory = TypeAdapter(MemoryConfig).validate_python(content["memory"])
             settings = TypeAdapter(DecoderConfig).validate_python(content["decoder"])
+            base = content.get("base_fingerprint", "")
             weights = load_file(folder / WEIGHTS)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{folder} is not a saved report generator ({type(error).__name__}): run `amrg stage2`"
             ) from None
         stage1 = DiseaseClassifier.from_pretrained(folder / "stage1")
-        model = cls(stage1, *load_decoder(settings, folder / "decoder"), banks, memory, settings)
+        decoder, tokenizer = load_decoder(settings, folder / "decoder")
+        if base and base_fingerprint(decoder) != base:
+            raise UserError(f"{folder} was trained with another base model than what {settings.model} is now")
+        model = cls(stage1, decoder, tokenizer, banks, memory, settings)
         try:
             model.load_state_dict(weights, strict=False)
         except RuntimeError:
@@ -277,7 +282,7 @@ class ReportGenerator(nn.Module):
         ids = torch.tensor(self.before + self.after, device=streams_BPE.device)
         prompt = embed(ids).to(streams_BPE.dtype).expand(len(streams_BPE), -1, -1)
         cut = len(self.before)
-        return torch.cat([prompt[:, :cut], streams_BPE, prompt[:, cut:]], dim=1)
+        return torch.cat([prompt[:, :cut], streams_BPE, prompt[:, cut:]], dim=1).to(embed.weight.dtype)
 
 
 def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
-from amrg.models.decoder import build_decoder, load_decoder, save_decoder
+from amrg.models.decoder import base_fingerprint, build_decoder, load_decoder, save_decoder
 from amrg.models.tokenizer import train_tokenizer
 
 REPORTS = [
@@ -66,6 +66,51 @@ def test_saved_and_loaded_it_gives_the_same_logits(tmp_path: Path, tuning: str) 
     loaded, _ = load_decoder(config, tmp_path / "saved")
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
     assert torch.equal(logits(model), untrained) == (tuning == "frozen")
+
+
+def test_the_fingerprint_is_that_of_the_frozen_base(tmp_path: Path) -> None:
+    model, tokenizer = build_decoder(SMALL, REPORTS, 0)
+    assert base_fingerprint(model) == ""
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    tuned = {
+        (tuning, rank): build_decoder(
+            dataclasses.replace(SMALL, model=str(tmp_path), tuning=tuning, lora_rank=rank), [], 0
+        )[0]
+        for tuning, rank in (("frozen", 1), ("lora", 1), ("lora", 2))
+    }
+    found = {base_fingerprint(model) for model in tuned.values()}
+    assert len(found) == 1
+    weight = next(p for n, p in tuned["lora", 2].named_parameters() if n.endswith("v_proj.base_layer.weight"))
+    weight.data[0, 0] = -weight.data[0, 0]
+    assert base_fingerprint(tuned["lora", 2]) not in found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "nf4"])
+def test_lora_is_float32_on_a_base_of_any_dtype(tmp_path: Path, dtype: str) -> None:
+    """Outputs near those of float32, gradients for the adapter alone, and the same logits after a reload."""
+    model, tokenizer = build_decoder(dataclasses.replace(SMALL, hidden_size=64), REPORTS, 0)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = dataclasses.replace(SMALL, model=str(tmp_path / "base"), tuning="lora", base_dtype=dtype)
+    tuned, _ = build_decoder(config, [], 0)
+    before = base_fingerprint(tuned)
+    error = (logits(tuned).float() - logits(model)).norm() / logits(model).norm()
+    assert error < {"float32": 1e-6, "bfloat16": 0.02, "int8": 0.05, "nf4": 0.2}[dtype]
+    ids = torch.arange(4, 14)[None]
+    tuned.train()(input_ids=ids, labels=ids).loss.backward()
+    for name, parameter in tuned.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None) == (".lora_" in name)
+        assert not parameter.requires_grad or parameter.dtype == torch.float32
+    save_decoder(tuned, tokenizer, tmp_path / "saved")
+    loaded, _ = load_decoder(config, tmp_path / "saved")
+    assert base_fingerprint(loaded) == base_fingerprint(tuned) == before
+    torch.testing.assert_close(logits(loaded), logits(tuned), rtol=0, atol=0)
+
+
+def test_full_tuning_needs_float32() -> None:
+    with pytest.raises(UserError, match="base_dtype nf4"):
+        build_decoder(dataclasses.replace(SMALL, base_dtype="nf4"), REPORTS, 0)
 
 
 def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

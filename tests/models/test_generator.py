@@ -126,6 +126,22 @@ def test_saved_and_loaded(classifier: DiseaseClassifier, tmp_path: Path) -> None
         ReportGenerator.from_pretrained(tmp_path, banks())
 
 
+@pytest.mark.parametrize("tuning", ["lora", "frozen"])
+def test_another_base_model_is_refused(classifier: DiseaseClassifier, tmp_path: Path, tuning: str) -> None:
+    base, tokenizer = build_decoder(SETTINGS, REPORTS, 0)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = build(classifier, model=str(tmp_path / "base"), tuning=tuning)
+    model.save_pretrained(tmp_path / "model")
+    batch = inputs(model)
+    loaded = ReportGenerator.from_pretrained(tmp_path / "model", banks())
+    torch.testing.assert_close(loaded(*batch), model(*batch), rtol=0, atol=0)
+    base.get_input_embeddings().weight.data[3, 5] += 1e-3
+    base.save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="another base model"):
+        ReportGenerator.from_pretrained(tmp_path / "model", banks())
+
+
 def test_views_of_a_study_are_averaged(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
