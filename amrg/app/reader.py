@@ -112,7 +112,7 @@ class Reader:
         """Run the models on the films of a study, uint8 [H, W] each."""
         size = self.classifier.config.image_size
         images = to_images(films, size).to(engine.device())
-        group_1 = torch.tensor([group], device=images.device)
+        hidden = self.model.hidden_group(torch.tensor([group], device=images.device))
         with self._lock:
             with engine.precision(self.config.stage2.dtype):
                 seen = self.classifier(images)
@@ -122,7 +122,7 @@ class Reader:
             association = {
                 name: Association(*(part[0].cpu() for part in found))
                 for name, memory in self.memories.items()
-                for found in [memory.attribution(sight.queries_BQD, query_group=group_1, top_k=KEPT)]
+                for found in [memory.attribution(sight.queries_BQD, query_group=hidden, top_k=KEPT)]
             }
         probability_K = seen.scores_BK.double().mean(0).sigmoid().tolist()
         return Look(
