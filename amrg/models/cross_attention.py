@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from amrg.kernels.hopfield.reference import hidden
 from amrg.errors import UserError
+from amrg.kernels.hopfield.reference import hidden
 from amrg.models.association import Bank, Block, FrozenMemory, Memory
 from amrg.models.hopfield import Steps
 
