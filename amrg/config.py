@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -294,7 +295,7 @@ def from_dict(content: Any, where: str) -> Config:
         key, known = unknown
         raise UserError(f"{where}: unknown key `{key}`; known there: {', '.join(known)}")
     try:
-        return TypeAdapter(Config).validate_python(content)
+        return _adapter(Config).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the top level"
@@ -317,6 +318,11 @@ def _unknown_keys(content: Any, section: type, prefix: str = "") -> tuple[str, l
     return None
 
 
+@cache  # building one takes longer than using it
+def _adapter(section: type) -> TypeAdapter[Any]:
+    return TypeAdapter(section)
+
+
 def to_dict(section: Any) -> dict[str, Any]:
     """A configuration section as plain JSON-able values."""
-    return TypeAdapter(type(section)).dump_python(section, mode="json")
+    return _adapter(type(section)).dump_python(section, mode="json")

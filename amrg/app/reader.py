@@ -26,6 +26,7 @@ from amrg.errors import UserError
 from amrg.memory.bank import VISUAL, MemoryBank
 from amrg.mining.cam import activation_maps
 from amrg.mining.regions import strongest
+from amrg.models.cross_attention import CrossAttention
 from amrg.models.generator import ReportGenerator, Sight
 from amrg.models.hopfield import HopfieldMemory
 from amrg.models.stage1 import DiseaseClassifier
@@ -97,7 +98,7 @@ class Reader:
         self._lock = threading.Lock()
 
     @property
-    def memories(self) -> dict[str, HopfieldMemory]:
+    def memories(self) -> dict[str, HopfieldMemory | CrossAttention]:
         """The memories that the generator has, by name."""
         both = {"visual": self.model.visual_memory, "report": self.model.report_memory}
         return {name: memory for name, memory in both.items() if memory is not None}

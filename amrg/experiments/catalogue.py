@@ -101,10 +101,10 @@ def _retrieval(config: Config, studies: int) -> list[Variant]:
 
 
 def _temporal(config: Config, studies: int) -> list[Variant]:
-    return [
-        Variant("as configured"),
-        Variant("train early, test late", {"data.splits": "temporal"}),
-    ]
+    name = "train early, test late"
+    if config.data.source == "openi_drr":
+        name += " (by study number: there are no dates)"
+    return [Variant("as configured"), Variant(name, {"data.splits": "temporal"})]
 
 
 def _leakage(config: Config, studies: int) -> list[Variant]:
@@ -126,7 +126,7 @@ def _leakage(config: Config, studies: int) -> list[Variant]:
 _ALL = (
     Experiment(
         "mask-threshold", "Threshold of the masks",
-        "From which threshold τ on does what a map shows agree best with the true lesion, and how often is nothing left?",
+        "At which threshold τ does a mask agree best with the true lesion, and how often is nothing left?",
         lambda config, studies: [], maps="thresholds", x_label="τ",
     ),
     Experiment(
@@ -149,7 +149,8 @@ _ALL = (
     ),
     Experiment(
         "bank-sampling", "Sampling of the report bank",
-        "If the bank cannot hold all reports, which should it hold, finding by finding?", _bank_sampling, per_class=True,
+        "If the bank cannot hold all reports, which should it hold, finding by finding?", _bank_sampling,
+        per_class=True,
     ),
     Experiment(
         "retrieval", "Retrieval",

@@ -1,4 +1,4 @@
-"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--dry-run] [--section.key VALUE ...]``: table, plot, paragraph, page."""
+"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--dry-run] [--section.key VALUE ...]``."""
 
 import argparse
 from collections.abc import Sequence
@@ -148,4 +148,4 @@ def _note(config: Config, seeds: int, paired: bool) -> str:
         else ""
     )
     trained = "one training" if seeds == 1 else f"{seeds} trainings"
-    return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row, on the same data, stage 1 and banks. {drawn}.{tested}"
+    return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row. {drawn}.{tested}"

@@ -68,7 +68,7 @@ def lesions(config: Config, data: Path, stage1: Path, banks: Path) -> Lesions:
 
 
 def at_thresholds(found: Lesions, thresholds: Sequence[float], samples: int, seed: int) -> list[Row]:
-    """IoU of what exceeds each τ with the lesion, pointing (a map that nowhere exceeds τ misses), share of empty masks."""
+    """IoU of what exceeds each τ with the lesion, pointing (a map that nowhere exceeds τ misses), empty masks, area."""
     weights_BL = resample(found.groups, samples, seed)
     large = enlarge(found.maps_LHW, found.masks.shape[1:]).reshape(len(found.masks), -1)
     masks = found.masks.reshape(len(found.masks), -1)

@@ -147,7 +147,7 @@ def _training_facts(made: Sequence[Sequence[Made]], paired: bool) -> list[dict[s
 
 
 def epochs_to(curve: Sequence[dict[str, Any]], target: float) -> float:
-    """Epochs until the validation loss was first at most ``target``, between epochs by a straight line; NaN if never."""
+    """Epochs until the validation loss was first at most ``target``, a straight line between epochs; NaN if never."""
     before: dict[str, Any] | None = None
     for row in curve:
         if row["val_loss"] <= target:

@@ -86,7 +86,7 @@ def render(config: Config, results: Sequence[Result]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """One line a variant: each score with its interval, the difference in the headline and its test, each seed, facts."""
+    """One line a variant: scores with intervals, the difference in the headline and its test, seeds, facts."""
     lines = [_flat(row) for row in rows]
     names = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
@@ -121,10 +121,14 @@ def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             row.name,
             *(span(row.scores[name]) if name in row.scores else "–" for name in scores),
             *(_difference(row) if tested else []),
-            *(f"{row.facts[n]:,.0f}" if n.endswith(" rows") else number(row.facts.get(n)) for n in facts),
+            *(_fact(name, row.facts.get(name)) for name in facts),
         ]
         for row in rows
     ]
+
+
+def _fact(name: str, value: float | None) -> str:
+    return f"{value:,.0f}" if value is not None and name.endswith(" rows") else number(value)
 
 
 def _difference(row: Row) -> list[str]:
@@ -135,7 +139,7 @@ def _difference(row: Row) -> list[str]:
 
 
 def plot(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
-    """Panels side by side, one for each score or fact: along x where the variants have a place there, else line by line.
+    """Panels side by side, one for each score or fact: along x where variants have a place there, else line by line.
 
     Bars are 95% intervals; small grey points are single seeds.
 
@@ -147,30 +151,35 @@ def plot(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
     height = 3.2 if along else 1.1 + 0.36 * len(rows)
     figure = Figure(figsize=(4.2 * len(shown) + (0 if along else 1.6), height), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown), sharey=not along)), shown, strict=True):
-        drawn = [(i, row, score) for i, row in enumerate(rows) if (score := _value(row, name)) is not None]
-        drawn.sort(key=lambda one: one[1].x or 0.0)
-        for i, row, score in drawn:
-            place = row.x if along else i
-            low, high = score.interval or (score.value, score.value)
-            seeds = row.seeds if name == HEADLINE else []
-            if along:
-                axes.vlines(place, low, high, color=_BLUE)
-                axes.plot([place] * len(seeds), seeds, "o", color=_GREY, ms=3)
-            else:
-                axes.hlines(place, low, high, color=_BLUE)
-                axes.plot(seeds, [place] * len(seeds), "o", color=_GREY, ms=3)
-        values, places = [s.value for *_, s in drawn], [row.x if along else i for i, row, _ in drawn]
+        places, scores, seeds = _drawn(rows, name)
+        ends = [score.interval or (score.value, score.value) for score in scores]
+        values, (low, high) = [score.value for score in scores], zip(*ends, strict=True)
+        (axes.vlines if along else axes.hlines)(places, low, high, color=_BLUE)
         axes.plot(*((places, values) if along else (values, places)), "o-" if along else "o", color=_BLUE, ms=5, lw=1)
+        for place, of_place in zip(places, seeds, strict=True):
+            points = [place] * len(of_place)
+            axes.plot(*((points, of_place) if along else (of_place, points)), "o", color=_GREY, ms=3)
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
         if along:
             axes.set_xlabel(x_label)
-            if len(places) > 2 and max(places) > 8 * min(places) > 0:
+            if max(places) > 8 * min(places) > 0:
                 axes.set_xscale("log", base=2)
         else:
             axes.set_yticks(range(len(rows)), [row.name for row in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
     return _svg(figure)
+
+
+def _drawn(rows: Sequence[Row], name: str) -> tuple[list[float], list[Score], list[list[float]]]:
+    """Place of each variant that has the number, the number, and its seeds; along x where variants have a place."""
+    drawn = []
+    for i, row in enumerate(rows):
+        score = _value(row, name)
+        if score is not None:
+            drawn.append((float(i) if row.x is None else row.x, score, row.seeds if name == HEADLINE else []))
+    places, scores, seeds = zip(*sorted(drawn, key=lambda one: one[0]), strict=True)
+    return list(places), list(scores), list(seeds)
 
 
 def _value(row: Row, name: str) -> Score | None:

@@ -19,7 +19,7 @@ def span(score: Score) -> str:
 
 
 def verdict(row: Row) -> str:
-    """``better``, ``worse``, ``no different`` (not shown to differ) or ``the same`` (no report changed the score)."""
+    """``better``, ``worse``, ``no different`` (not shown to differ) or ``the same`` (in every resample)."""
     d = row.difference
     assert d is not None
     if d.first == d.other and d.interval == (0.0, 0.0):
@@ -34,7 +34,7 @@ def compared(row: Row, first: Row) -> str:
     d, said = row.difference, verdict(row)
     assert d is not None
     if said == "the same":
-        return f"“{row.name}” scores the same as “{first.name}”: the change did not reach the reports."
+        return f"“{row.name}” has exactly the {F1} of “{first.name}”, in every resample."
     low, high = d.interval
     numbers = f"{d.other - d.first:+.3f} (95% {low:+.3f} to {high:+.3f}, corrected p {d.holm:.3f})"
     if said == "no different":
@@ -67,8 +67,17 @@ def seeds(rows: Sequence[Row]) -> str:
     )
 
 
+def silent(rows: Sequence[Row]) -> str:
+    """What is to be said where no variant states a single finding rightly; empty elsewhere."""
+    if any(row.scores[HEADLINE].value > 0 for row in rows):
+        return ""
+    return "No variant states a single finding rightly: nothing can be concluded."
+
+
 def ablation(rows: Sequence[Row]) -> list[str]:
     """Does memory help, and does it matter what it holds?"""
+    if nothing := silent(rows):
+        return [nothing, *paired(rows)]
     named = {row.name: row for row in rows}
     off, mismatched = named["both off"], named["mismatched memory"]
     helps = {
@@ -82,8 +91,8 @@ def ablation(rows: Sequence[Row]) -> list[str]:
         "better": "Memory retrieved for another patient does even better, so what it holds is not why it helps.",
     }.get(
         verdict(mismatched),
-        "Memory retrieved for another patient does no measurable harm, so the generator hardly depends on which rows "
-        "it is given: what memory adds, if anything, is not the retrieved content.",
+        "Memory retrieved for another patient is not shown to do harm: that the generator uses what is retrieved for "
+        "its own film is not shown either.",
     )
     return [f"{helps} {matters}", *paired(rows)]
 
@@ -100,10 +109,11 @@ def beta(rows: Sequence[Row]) -> list[str]:
         for name in ("visual perplexity", "report perplexity")
         if name in low.facts and name in high.facts
     )
+    ahead = "The fastest also has" if fastest == best.name else f"Not the fastest but {best.name} has"
     text = (
-        f"The validation loss that all trainings reach is reached first by {fastest} (after {speed[fastest]:.1f} epochs) "
-        f"and last by {slowest} ({speed[slowest]:.1f}). "
-        f"{'The fastest also has' if fastest == best.name else f'Not the fastest but {best.name} has'} the highest {F1}, "
+        f"The validation loss that all trainings reach is reached first by {fastest} (after {speed[fastest]:.1f} "
+        f"epochs) and last by {slowest} ({speed[slowest]:.1f}). "
+        f"{ahead} the highest {F1}, "
         f"{span(best.scores[HEADLINE])}."
     )
     return [
@@ -141,7 +151,7 @@ def temporal(rows: Sequence[Row]) -> list[str]:
     apart = one.interval[1] < two.interval[0] or two.interval[1] < one.interval[0]
     said = "apart" if apart else "overlapping, so a loss over time is neither shown nor excluded"
     return [
-        f"{F1[0].upper()}{F1[1:]} is {span(one)} “{a.name}” and {span(two)} on later studies: intervals {said}. "
+        f"{F1[0].upper()}{F1[1:]} is {span(one)} “{a.name}” and {span(two)} “{b.name}”: intervals {said}. "
         "The two are scored on different studies and trained on different ones, so part of any difference may be the "
         "studies themselves.",
         seeds(rows),
@@ -150,16 +160,18 @@ def temporal(rows: Sequence[Row]) -> list[str]:
 
 def leakage(rows: Sequence[Row]) -> list[str]:
     """How much the fault is worth, and what masking the patient prevents."""
+    if nothing := silent(rows):
+        return [nothing, *paired(rows)]
     masked, leaked = rows[2], rows[3]
     gain = leaked.difference
     assert gain is not None
     worth = {
-        "better": f"The fault is worth {gain.other - gain.first:+.3f} {F1}: scores of code that has it cannot be believed.",
-        "worse": "The fault does not even raise the score: the generator does not profit from finding the answer.",
+        "better": f"The fault is worth {gain.other - gain.first:+.3f} {F1}: scores with it cannot be believed.",
+        "worse": "The fault lowers the score here: the generator does not profit from finding the answer.",
     }.get(
         verdict(leaked),
-        "That the fault raises the score is not shown here: the generator hardly uses what it retrieves, so it does not "
-        "profit from finding the answer there either.",
+        "That the fault raises the score is not shown here: at this scale the generator does not visibly copy the "
+        "answer that it could retrieve.",
     )
     prevented = (
         "Hiding a patient's own rows, which this code does, prevents it even then."
@@ -180,8 +192,8 @@ def thresholds(rows: Sequence[Row]) -> list[str]:
     half = best.scores["IoU"].value
     text += " Even so, most of lesion and mask do not overlap." if half < 1 / 3 else ""
     return [
-        f"{text} The peak lies in the lesion in {span(best.scores['pointing'])} of cases there. At {emptiest.name} nothing "
-        f"is left of {span(emptiest.scores['empty masks'])} of the maps."
+        f"{text} The peak lies in the lesion in {span(best.scores['pointing'])} of cases there. At {emptiest.name} "
+        f"nothing is left of {span(emptiest.scores['empty masks'])} of the maps."
     ]
 
 
@@ -197,9 +209,9 @@ def methods(rows: Sequence[Row]) -> list[str]:
     assert control.interval is not None
     knows = "more than" if control.interval[0] > 1 else "not shown to be more than"
     text = (
-        f"The peak lies in the true lesion: {told}. Highest is {best.name}, its interval {sure}. Its activation inside the "
-        f"lesion is {span(control)} times that inside other studies' lesions of the same finding: {knows} a map that only "
-        "knows where such lesions usually are."
+        f"The peak lies in the true lesion: {told}. Highest is {best.name}, its interval {sure}. Its activation inside "
+        f"the lesion is {span(control)} times that inside other studies' lesions of the same finding: {knows} a "
+        "map that only knows where such lesions usually are."
     )
     return [text, *paired(rows)]
 
