@@ -13,7 +13,13 @@ from amrg.experiments import command
 from amrg.experiments.catalogue import EXPERIMENTS, Experiment
 from amrg.experiments.sweep import Sweep, Variant, changed, folder_of, seeded, show_forecast
 
-SMALL = {"stage2.epochs": 1, "generate.max_new_tokens": 6, "generate.num_beams": 1, "evaluate.bootstrap": 40}
+SMALL = {
+    "memory.beta": 200.0,
+    "stage2.epochs": 1,
+    "generate.max_new_tokens": 6,
+    "generate.num_beams": 1,
+    "evaluate.bootstrap": 40,
+}
 
 
 def test_changes_reach_their_setting_and_nothing_else():
