@@ -319,7 +319,7 @@ def _unknown_keys(content: Any, section: type, prefix: str = "") -> tuple[str, l
 
 
 @cache  # building one takes longer than using it
-def _adapter(section: type) -> TypeAdapter[Any]:
+def _adapter(section: Any) -> TypeAdapter[Any]:
     return TypeAdapter(section)
 
 

@@ -99,6 +99,8 @@ def ablation(rows: Sequence[Row]) -> list[str]:
 
 def beta(rows: Sequence[Row]) -> list[str]:
     """Speed, spread and score along β."""
+    if nothing := silent(rows):
+        return [nothing, *paired(rows)]
     speed = {row.name: row.facts["epochs to common loss"] for row in rows}
     fastest, slowest = min(speed, key=lambda n: speed[n]), max(speed, key=lambda n: speed[n])
     best = max(rows, key=lambda row: row.scores[HEADLINE].value)
