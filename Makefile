@@ -3,10 +3,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check lint types
+.PHONY: demo experiments test test-browser check lint types
 
 demo: $(INSTALLED)
 	$(BIN)/amrg run demo
+
+# All nine experiments (docs/experiments.md) on the demo scale; interrupted, the same command goes on.
+SEEDS ?= 2
+experiments: $(INSTALLED)
+	$(BIN)/amrg experiment all demo --seeds $(SEEDS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -3,17 +3,11 @@
 amrg run CONFIG [--dry-run] [--section.key VALUE ...]
 """
 
-import contextlib
 import importlib
-import io
-import re
 import sys
 from collections.abc import Callable
 
-import tyro
-
-from amrg import config as configuration
-from amrg.config import Config
+from amrg.arguments import parse
 from amrg.errors import UserError
 
 USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
@@ -23,6 +17,7 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg bank build|merge|subset|verify|show|search ...
        amrg view RUN [--host ADDRESS] [--port NUMBER]
        amrg compare RUN RUN ...
+       amrg experiment NAME [CONFIG] [--seeds N] [--dry-run] [--section.key VALUE ...]
        amrg export REPORTS FILE [--onto FILE]
        amrg plan [CONFIG] --gpus N [--gpu-memory GB] [--section.key VALUE ...]
 
@@ -40,6 +35,7 @@ verbs, each reading what the one before it made:
   bank       make, join, thin out, check, describe and search memory banks
   view       look at a run in the browser: films, maps, memory, reports as they are written
   compare    paired tests between runs that wrote reports for the same studies
+  experiment one of nine experiments, or all: variants of a run over several seeds, with a table, a plot and a page
   export     generated reports in the format of the ReXrank leaderboard
   plan       memory of a GPU by part, bytes moved, time and largest micro-batch of training, predicted
 
@@ -54,41 +50,11 @@ BESIDE = {
     "bank": "amrg.banks",
     "view": "amrg.app.view",
     "compare": "amrg.compare",
+    "experiment": "amrg.experiments.command",
     "export": "amrg.export",
     "plan": "amrg.plan",
 }
 VERBS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
-
-
-def parse(arguments: list[str], prog: str) -> Config:
-    """``[CONFIG] [--section.key VALUE ...]`` to a configuration: defaults < YAML < command line.
-
-    Raises:
-        UserError: unknown or malformed file, key, flag or value; one line.
-    """
-    name = "demo"
-    if arguments and not arguments[0].startswith("-"):
-        name, *arguments = arguments
-    base = configuration.load(name)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.cli(Config, default=base, args=arguments, prog=prog)
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
-        raise UserError(_one_line(said.getvalue())) from None
-    # Once more through the strict checks, now with what the command line said.
-    return configuration.from_dict(configuration.to_dict(config), "command line")
-
-
-def _one_line(message: str) -> str:
-    """tyro's boxed message as one line, without the pointer to its help."""
-    lines = [
-        line.strip(" │╭╮╰╯─-") if set(line) <= set(" │╭╮╰╯─-") else line.strip(" │") for line in message.splitlines()
-    ]
-    text = " ".join(line for line in lines[1:] if line)
-    return re.split(r" For full helptext| Argument helptext", text)[0]
 
 
 def main(arguments: list[str] | None = None) -> None:

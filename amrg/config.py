@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,6 +105,7 @@ class BanksConfig:
 class MemoryConfig:
     """The two Hopfield networks of stage 2."""
 
+    retrieval: Literal["hopfield", "cross_attention"] = "hopfield"  # plain cross-attention is the control
     heads: PositiveInt = 4
     head_dim: PositiveInt = 128
     beta: PositiveFloat = 0.25
@@ -111,6 +113,7 @@ class MemoryConfig:
     update_steps: PositiveInt = 1
     search: Literal["exact", "ivf", "hnsw"] = "exact"  # candidates from a faiss index instead of the whole bank
     dropout: Fraction = 0.1
+    hide_own_patient: bool = True  # a study does not see memory rows of its own patient; False leaks
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class Stage2Config:
+    seed: NonNegativeInt | None = None  # of this training alone, on the same inputs; None: the run's seed
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32  # global
     lr: PositiveFloat = 1e-3
@@ -201,6 +205,7 @@ class GenerateConfig:
     max_new_tokens: PositiveInt = 100
     repetition_penalty: PositiveFloat = 1.0
     length_penalty: float = 1.0
+    memory: Literal["own", "mismatched"] = "own"  # mismatched: retrieved for another patient's study, as a control
     ds_config: str | None = None  # a ZeRO-3 JSON: the decoder is split over the ranks while it writes
 
 
@@ -290,7 +295,7 @@ def from_dict(content: Any, where: str) -> Config:
         key, known = unknown
         raise UserError(f"{where}: unknown key `{key}`; known there: {', '.join(known)}")
     try:
-        return TypeAdapter(Config).validate_python(content)
+        return _adapter(Config).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the top level"
@@ -313,6 +318,11 @@ def _unknown_keys(content: Any, section: type, prefix: str = "") -> tuple[str, l
     return None
 
 
+@cache  # building one takes longer than using it
+def _adapter(section: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(section)
+
+
 def to_dict(section: Any) -> dict[str, Any]:
     """A configuration section as plain JSON-able values."""
-    return TypeAdapter(type(section)).dump_python(section, mode="json")
+    return _adapter(type(section)).dump_python(section, mode="json")

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"amrg.plan"},  # reads its command line as the launchers do
     {"amrg.cli"},
-    {"amrg.cluster"},
+    {"amrg.cluster", "amrg.experiments"},
     {"amrg.banks", "amrg.compare", "amrg.doctor", "amrg.export", "amrg.inspect", "amrg.mirror", "amrg.pipeline"},
     {"amrg.app", "amrg.evaluation"},
     {"amrg.viewer"},
@@ -19,6 +19,7 @@ ROWS = [
     {"amrg.memory"},
     {"amrg.kernels"},
     {"amrg.data"},
+    {"amrg.arguments"},
     {"amrg.artifacts", "amrg.config"},
     {"amrg.progress"},
     {"amrg.errors"},

@@ -26,6 +26,7 @@ from amrg.errors import UserError
 from amrg.memory.bank import VISUAL, MemoryBank
 from amrg.mining.cam import activation_maps
 from amrg.mining.regions import strongest
+from amrg.models.cross_attention import CrossAttention
 from amrg.models.generator import ReportGenerator, Sight
 from amrg.models.hopfield import HopfieldMemory
 from amrg.models.stage1 import DiseaseClassifier
@@ -97,7 +98,7 @@ class Reader:
         self._lock = threading.Lock()
 
     @property
-    def memories(self) -> dict[str, HopfieldMemory]:
+    def memories(self) -> dict[str, HopfieldMemory | CrossAttention]:
         """The memories that the generator has, by name."""
         both = {"visual": self.model.visual_memory, "report": self.model.report_memory}
         return {name: memory for name, memory in both.items() if memory is not None}
@@ -112,7 +113,7 @@ class Reader:
         """Run the models on the films of a study, uint8 [H, W] each."""
         size = self.classifier.config.image_size
         images = to_images(films, size).to(engine.device())
-        group_1 = torch.tensor([group], device=images.device)
+        hidden = self.model.hidden_group(torch.tensor([group], device=images.device))
         with self._lock:
             with engine.precision(self.config.stage2.dtype):
                 seen = self.classifier(images)
@@ -122,7 +123,7 @@ class Reader:
             association = {
                 name: Association(*(part[0].cpu() for part in found))
                 for name, memory in self.memories.items()
-                for found in [memory.attribution(sight.queries_BQD, query_group=group_1, top_k=KEPT)]
+                for found in [memory.attribution(sight.queries_BQD, query_group=hidden, top_k=KEPT)]
             }
         probability_K = seen.scores_BK.double().mean(0).sigmoid().tolist()
         return Look(

@@ -138,6 +138,14 @@ def compare(first: Run, others: Sequence[Run], samples: int, seed: int) -> dict[
     }
 
 
+def scores_of(run: Run, samples: int, seed: int) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Every score of one run with its bootstrap interval, by the names that ``compare`` uses."""
+    scored = _score(run)
+    whole = scored.scores(np.ones((1, len(run.reports))))
+    drawn = scored.scores(resample([report.group for report in run.reports], samples, seed))
+    return {name: (float(value[0]), interval(drawn[name])) for name, value in whole.items()}
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction, in the order given."""
     corrected, largest = [0.0] * len(p_values), 0.0

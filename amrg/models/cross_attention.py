@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from amrg.errors import UserError
 from amrg.kernels.hopfield.reference import hidden
-from amrg.models.association import Bank, Block, FrozenMemory
+from amrg.models.association import Bank, Block, FrozenMemory, Memory
+from amrg.models.hopfield import Steps
 
 
 class CrossAttention(FrozenMemory):
@@ -48,6 +50,22 @@ class CrossAttention(FrozenMemory):
         if mask is not None:  # a sample that sees no row reads nothing
             y = torch.where(mask.any(-1, keepdim=True), y, 0.0)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def set_bank(self, bank: Memory) -> None:
+        """Hold a whole bank; UserError where one is not held whole, since every row is projected in each step."""
+        if not isinstance(bank, Bank) or bank.indirect is not None:
+            raise UserError(
+                "memory.retrieval cross_attention reads every row in every step: it needs memory.search exact, one rank"
+            )
+        self.set_memory(bank.rows, group=bank.group, scale=bank.scale)
+
+    def associating(
+        self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
+        memory_group: Tensor | None = None,
+    ) -> Steps[Tensor]:  # fmt: skip
+        """``forward`` as steps of ``associate_together``: it asks for nothing."""
+        yield from ()
+        return self.forward(x_BLS, memory_ND, query_group=query_group, memory_group=memory_group)
 
     def _queries(self, x_BLS: Tensor) -> Tensor:
         return self.q_proj(self.state_norm(x_BLS)).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)

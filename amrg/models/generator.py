@@ -26,6 +26,7 @@ from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
 from amrg.data.outline import without_outline
 from amrg.errors import UserError
 from amrg.models.association import Memory
+from amrg.models.cross_attention import CrossAttention
 from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, associate_together
 from amrg.models.parts import DECODER, MEMORY, part
@@ -54,7 +55,7 @@ class ReportGenerator(nn.Module):
         decoder: a causal LM of transformers (or peft around one).
         tokenizer: of the decoder.
         banks: the visual and the report bank, normalised; rows are buffers, never parameters, never saved here.
-        memory: settings of both Hopfield memories.
+        memory: settings of both memories.
         settings: streams and prompt.
     """
 
@@ -121,12 +122,13 @@ class ReportGenerator(nn.Module):
         edges = pairwise([0, *accumulate(sizes)])
         return {name: slice(*ends) for name, ends in zip(STREAMS, edges, strict=True)}
 
-    def streams(self, sight: Sight, group_B: Tensor) -> Tensor:
+    def streams(self, sight: Sight, group_B: Tensor, asking_BQD: Tensor | None = None) -> Tensor:
         """What the language model sees of a study: [B, P, E].
 
         Args:
             sight: from ``see``; its queries are also the states that retrieve from both memories.
             group_B: ``group_id`` of each study's patient; rows of that patient are invisible.
+            asking_BQD: queries that retrieve instead.
         """
         tokens_BND, queries_BQD, logits_BQ = sight
         parts = [tokens_BND]
@@ -134,7 +136,9 @@ class ReportGenerator(nn.Module):
             parts.append(queries_BQD)
         memories = [memory for memory in (self.visual_memory, self.report_memory) if memory is not None]
         with part(MEMORY):
-            parts += associate_together([m.associating(queries_BQD, query_group=group_B) for m in memories])
+            asking_BQD = queries_BQD if asking_BQD is None else asking_BQD
+            hidden = self.hidden_group(group_B)
+            parts += associate_together([m.associating(asking_BQD, query_group=hidden) for m in memories])
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
         streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
         if not self.settings.use_queries:
@@ -143,6 +147,10 @@ class ReportGenerator(nn.Module):
         sure_BQE = logits_BQ.sigmoid()[..., None] * self.finding_QE
         before = tokens_BND.shape[1]
         return streams_BPE + F.pad(sure_BQE, (0, 0, before, streams_BPE.shape[1] - before - sure_BQE.shape[1]))
+
+    def hidden_group(self, group_B: Tensor) -> Tensor | None:
+        """The groups whose rows both memories hide from each study; None where they hide nothing."""
+        return group_B if self.memory_config.hide_own_patient else None
 
     def forward(self, sight: Sight, group_B: Tensor, report_BT: Tensor) -> Tensor:
         """The summed cross-entropy of each study's report tokens, [B].
@@ -171,17 +179,18 @@ class ReportGenerator(nn.Module):
         synced: bool = False,
         streamer: BaseStreamer | None = None,
         hidden: Sequence[str] = (),
+        asking_BQD: Tensor | None = None,
     ) -> list[str]:
         """Write a report for each study.
 
         Args:
-            sight, group_B: as for ``streams``.
+            sight, group_B, asking_BQD: as for ``streams``.
             decoding: beams, lengths and penalties.
             synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
             streamer: is given each token when it is written; one study and one beam only.
             hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
         """
-        streams_BPE = self.streams(sight, group_B)
+        streams_BPE = self.streams(sight, group_B, asking_BQD)
         for name in hidden:
             streams_BPE[:, self.places[name]] = 0.0
         prefix = self._prefix(streams_BPE)
@@ -213,7 +222,7 @@ class ReportGenerator(nn.Module):
         result: list[dict[str, list[dict[str, Any]]]] = [{"visual": [], "report": []} for _ in group_B]
         for name, memory in (("visual", self.visual_memory), ("report", self.report_memory)):
             if memory is not None:
-                top = memory.attribution(queries_BQD, query_group=group_B, top_k=count)
+                top = memory.attribution(queries_BQD, query_group=self.hidden_group(group_B), top_k=count)
                 for study, weights_QK, rows_QK in zip(result, *top, strict=True):
                     study[name] = _heaviest(weights_QK, rows_QK, count)
         return result
@@ -297,18 +306,21 @@ def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
     return F.adaptive_avg_pool2d(grid, smaller).flatten(2).transpose(1, 2)
 
 
-def _memory(config: MemoryConfig, dim: int, bank: Memory) -> HopfieldMemory:
-    memory = HopfieldMemory(
-        dim,
-        bank.rows.shape[1],
-        dim,
-        heads=config.heads,
-        head_dim=config.head_dim,
-        beta=config.beta,
-        learn_beta=config.learn_beta,
-        update_steps=config.update_steps,
-        dropout=config.dropout,
-    )
+def _memory(config: MemoryConfig, dim: int, bank: Memory) -> HopfieldMemory | CrossAttention:
+    sizes = dim, bank.rows.shape[1], dim
+    memory: HopfieldMemory | CrossAttention
+    if config.retrieval == "cross_attention":
+        memory = CrossAttention(*sizes, heads=config.heads, head_dim=config.head_dim, dropout=config.dropout)
+    else:
+        memory = HopfieldMemory(
+            *sizes,
+            heads=config.heads,
+            head_dim=config.head_dim,
+            beta=config.beta,
+            learn_beta=config.learn_beta,
+            update_steps=config.update_steps,
+            dropout=config.dropout,
+        )
     memory.set_bank(bank)
     return memory
 

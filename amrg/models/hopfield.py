@@ -36,16 +36,15 @@ Steps = Generator[Ask, Retrieval, R]
 def associate_together(memories: Sequence[Steps[R]]) -> list[R]:
     """Run several memories step by step, so that those on sharded banks share one exchange a step."""
     results: list[R | None] = [None] * len(memories)
-    asks = {i: next(memory) for i, memory in enumerate(memories)}
-    while asks:
-        answers = _answer(list(asks.values()))
-        following = {}
-        for i, answer in zip(asks, answers, strict=True):
+    answers: dict[int, Retrieval | None] = dict.fromkeys(range(len(memories)))
+    while answers:
+        asks = {}
+        for i, answer in answers.items():
             try:
-                following[i] = memories[i].send(answer)
+                asks[i] = next(memories[i]) if answer is None else memories[i].send(answer)
             except StopIteration as end:
                 results[i] = end.value
-        asks = following
+        answers = dict(zip(asks, _answer(list(asks.values())), strict=True))
     return cast("list[R]", results)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -64,14 +65,31 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     engine.barrier()
 
 
+def strangers(groups: Sequence[str]) -> torch.Tensor:
+    """For each study another patient's, a permutation, int64 [S]: the same distance along the split for all, from half
+    its length on.
+
+    Raises:
+        UserError: no such distance, as where one patient has most of the studies.
+    """
+    names = list(groups)
+    for distance in (*range(len(names) // 2, len(names)), *range(1, len(names) // 2)):
+        if distance and all(a != b for a, b in zip(names, names[distance:] + names[:distance], strict=True)):
+            return (torch.arange(len(names)) + distance) % len(names)
+    raise UserError("generate.memory mismatched: there is no study of another patient for each study of the split")
+
+
 def _write(model: ReportGenerator, seen: Seen, rows: torch.Tensor, config: Config) -> list[dict[str, object]]:
     """The lines of some studies."""
     sight = seen[rows]
     studies = [seen.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=engine.device())
+    asking_BQD = sight.queries_BQD
+    if config.generate.memory == "mismatched":
+        asking_BQD = seen[strangers([study.group for study in seen.studies])[rows]].queries_BQD
     with torch.no_grad(), engine.precision(config.stage2.dtype):
-        texts = model.generate(sight, group_B, config.generate, synced=engine.world_size() > 1)
-    memory = model.retrieved(sight.queries_BQD, group_B, TOP_ROWS)
+        texts = model.generate(sight, group_B, config.generate, synced=engine.world_size() > 1, asking_BQD=asking_BQD)
+    memory = model.retrieved(asking_BQD, group_B, TOP_ROWS)
     return [
         {"key": study.key, "group": study.group, "reference": study.report, "generated": text, "memory": top}
         for study, text, top in zip(studies, texts, memory, strict=True)

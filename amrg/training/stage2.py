@@ -4,6 +4,7 @@ With frozen vision, what stage 1 sees of each study is computed once and cached;
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     """Train on ``data`` from the classifier of ``stage1`` and the rows of ``banks``.
 
     Args:
-        config: ``memory``, ``decoder``, ``stage2`` and ``seed`` are read.
+        config: ``memory``, ``decoder``, ``stage2`` and ``seed`` (unless ``stage2`` has its own) are read.
         data, stage1, banks: artefacts.
         folder: receives ``model/`` (``ReportGenerator.save_pretrained``) and ``curves.jsonl``; a run that was
             interrupted goes on from what lies there.
@@ -53,6 +54,8 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     """
     engine.start()
     ours = config.stage2
+    if ours.seed is not None:
+        config = replace(config, seed=ours.seed)
     refuse_held_out_rows(config, banks)
     model = build_generator(config, data, stage1, banks).to(engine.device())
     if ours.activation_checkpointing:

@@ -86,13 +86,7 @@ def write_page(page: Page, path: Path) -> None:
 
 def render(page: Page) -> str:
     """The page as text; the same input gives the same bytes."""
-    environment = Environment(
-        loader=PackageLoader("amrg.viewer", "."),
-        autoescape=select_autoescape(default_for_string=True, default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters["number"] = number
     environment.filters["odds"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
     environment.filters["span"] = lambda pair: f"{number(pair[0])} – {number(pair[1])}"
@@ -111,6 +105,17 @@ def render(page: Page) -> str:
         charts={stage: charts(rows) for stage, rows in page.curves.items()},
         contact=[(film_url(film, 168), caption) for film, caption in page.contact],
         studies=[_study(study) for study in page.studies],
+    )
+
+
+def templates() -> Environment:
+    """The templates of all pages; whatever enters one is escaped."""
+    return Environment(
+        loader=PackageLoader("amrg.viewer", "."),
+        autoescape=select_autoescape(default_for_string=True, default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -212,3 +212,35 @@ def test_a_cut_report_has_no_end(classifier: DiseaseClassifier) -> None:
     assert whole[-1] == model.tokenizer.eos_token_id
     assert model.report_encoder(3)(REPORTS[0]) == whole[:3]
     assert model.report_encoder(len(whole) - 1)(REPORTS[0]) == whole
+
+
+def test_a_stranger_can_ask_and_own_rows_can_be_shown(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    sight, groups, _ = inputs(model)
+    order = torch.tensor([1, 2, 0])
+    places = model.places
+    swapped, own = model.streams(sight, groups, sight.queries_BQD[order]), model.streams(sight, groups)
+    assert torch.equal(swapped[:, places["visual tokens"]], own[:, places["visual tokens"]])
+    assert not torch.allclose(swapped[:, places["report memory"]], own[:, places["report memory"]])
+    model.memory_config = dataclasses.replace(model.memory_config, hide_own_patient=False)
+    unmasked = model.streams(sight, torch.full((3,), 5), None)  # no row is of group 5: nothing could be hidden
+    assert torch.equal(model.streams(sight, groups), unmasked)
+    assert not torch.allclose(unmasked[:, places["report memory"]], own[:, places["report memory"]])
+
+
+def test_plain_cross_attention_takes_the_memories_place(classifier: DiseaseClassifier, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    memory = MemoryConfig(heads=2, head_dim=4, retrieval="cross_attention")
+    parts = build_decoder(SETTINGS, REPORTS, 0)
+    model = ReportGenerator(classifier, *parts, banks(), memory, SETTINGS).eval()
+    sight, groups, report_BT = inputs(model)
+    expected = model.visual_memory(sight.queries_BQD, query_group=groups)
+    streams = model.norm(model.projection(expected))
+    torch.testing.assert_close(model.streams(sight, groups)[:, model.places["visual memory"]], streams)
+    model(sight, groups, report_BT).sum().backward()
+    assert model.visual_memory.k_proj.weight.grad.abs().sum() > 0
+    rows = model.retrieved(sight.queries_BQD, groups, 2)
+    assert all(row["row"] not in (0, 1) for row in rows[0]["visual"])  # rows of the study's own patient
+    model.save_pretrained(tmp_path / "model")
+    again = ReportGenerator.from_pretrained(tmp_path / "model", banks())
+    assert torch.equal(again.streams(sight, groups), model.streams(sight, groups))

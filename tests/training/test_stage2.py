@@ -15,7 +15,7 @@ from amrg.data.stream import studies
 from amrg.errors import UserError
 from amrg.models.generator import ReportGenerator
 from amrg.training import generate as generation
-from amrg.training.generate import generate
+from amrg.training.generate import generate, strangers
 from amrg.training.stage2 import loss, open_banks, shares, train_stage2
 
 
@@ -157,3 +157,12 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
 def test_shares_alone() -> None:
     found = [(rows.tolist(), counts.tolist()) for rows, counts in shares(5, 3)]
     assert found == [([0, 1, 2], [1.0, 1.0, 1.0]), ([3, 4], [1.0, 1.0])]
+
+
+def test_strangers_are_a_permutation_over_other_patients() -> None:
+    groups = ["a", "a", "b", "c", "c"]
+    order = strangers(groups)
+    assert sorted(order.tolist()) == list(range(5))
+    assert all(groups[i] != groups[j] for i, j in enumerate(order.tolist()))
+    with pytest.raises(UserError, match="mismatched"):
+        strangers(["a", "a", "a", "b"])

@@ -31,17 +31,24 @@ class OpeniDrr:
         self._findings: dict[str, tuple[Finding, ...]] = {}
         self._studies: list[Study] = []
         by_split: dict[str, list[tuple[Report, tuple[Finding, ...]]]] = {split: [] for split in SPLITS}
-        for report in read_reports():
-            findings = interpret(report)
-            if findings is not None and report.text(config.sections):
-                by_split[self._split(report.uid)].append((report, findings))
+        usable = [
+            (report, found)
+            for report in read_reports()
+            if (found := interpret(report)) is not None and report.text(config.sections)
+        ]
+        order = {uid: i / len(usable) for i, uid in enumerate(sorted((r.uid for r, _ in usable), key=number))}
+        for report, findings in usable:
+            by_split[self._split(report.uid, order[report.uid])].append((report, findings))
         limits = (config.train_studies, config.val_studies, config.test_studies)
         for (split, members), limit in zip(by_split.items(), limits, strict=True):
             self._add(split, self._chosen(members, limit))
 
-    def _split(self, uid: str) -> str:
-        """A study's split follows from its number and the seed, whichever other studies are kept."""
-        place = draw(self._seed, "split", uid)
+    def _split(self, uid: str, order: float) -> str:
+        """A study's split follows from its number and the seed, whichever other studies are kept.
+
+        Open-i publishes no dates and no patients: ``temporal`` goes by the order of the studies' numbers, in [0, 1).
+        """
+        place = order if self._config.splits == "temporal" else draw(self._seed, "split", uid)
         return "train" if place < _TRAIN else "val" if place < _VAL else "test"
 
     def _chosen(
@@ -68,7 +75,7 @@ class OpeniDrr:
                 f"no study is left in split {split}: raise data.{split}_studies or change abnormal_fraction"
             )
         renders = self._config.renders_per_study if split == "train" else 1
-        for report, findings in sorted(members, key=lambda member: int(member[0].uid.removeprefix("CXR"))):
+        for report, findings in sorted(members, key=lambda member: number(member[0].uid)):
             group = hashlib.sha256(report.uid.encode()).hexdigest()[:16]
             for index in range(renders):
                 key = f"{report.uid}-r{index}" if split == "train" else report.uid
@@ -84,6 +91,11 @@ class OpeniDrr:
         seed = (self._seed, int.from_bytes(digest[:8], "big"))
         film, masks = render(self._findings[study.key], seed, self._config.image_size)
         return Films([film], {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
+
+
+def number(uid: str) -> int:
+    """Of a study, ``CXR17`` → 17."""
+    return int(uid.removeprefix("CXR"))
 
 
 def is_abnormal(findings: tuple[Finding, ...]) -> bool:

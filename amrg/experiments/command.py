@@ -1,0 +1,151 @@
+"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--dry-run] [--section.key VALUE ...]``."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from amrg import pipeline
+from amrg.arguments import parse
+from amrg.config import Config
+from amrg.data.stream import studies
+from amrg.errors import UserError
+from amrg.experiments import localising, result, words
+from amrg.experiments.catalogue import EXPERIMENTS, THRESHOLDS, Experiment
+from amrg.experiments.measure import HEADLINE, Row, measure
+from amrg.experiments.result import Result
+from amrg.experiments.sweep import Made, Sweep, Variant, show_forecast
+from amrg.progress import say
+from amrg.viewer.overlays import film_url, heat_url, outline_url
+
+#: Beside the headline score, what the plots show; those an experiment does not have are left out.
+_PANELS = {
+    "": (HEADLINE, "ROUGE-L"),
+    "beta": (HEADLINE, "epochs to common loss", "report perplexity"),
+    "cam-method": ("pointing", "IoU", HEADLINE),
+    "mask-threshold": ("IoU", "pointing", "empty masks"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one experiment or all; what is made already is kept, so the same command goes on after an interruption."""
+    parser = _Parser(prog="amrg experiment", description=__doc__, allow_abbrev=False)
+    parser.add_argument("name", choices=[*EXPERIMENTS, "all"])
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of stage 2 for each variant (default 3)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what is to be made and how long it may take")
+    options, rest = parser.parse_known_args(list(arguments))
+    if options.seeds < 1:
+        raise UserError(f"--seeds {options.seeds}: at least 1 is needed")
+    config = parse(rest, f"amrg experiment {options.name} [CONFIG]")
+    chosen = list(EXPERIMENTS.values()) if options.name == "all" else [EXPERIMENTS[options.name]]
+    pages = run(config, chosen, options.seeds, options.dry_run)
+    for page in pages:
+        print(page)
+
+
+def run(config: Config, chosen: Sequence[Experiment], seeds: int, dry_run: bool = False) -> list[Path]:
+    """Run experiments and write their pages and that of all; returns the pages.
+
+    Args:
+        config: of the run that they vary; its data are prepared first.
+        chosen: experiments.
+        seeds: trainings of stage 2 for each variant.
+        dry_run: only print the forecast.
+    """
+    data = pipeline.run_all(config, "prepare").path
+    texts = len({(study.group, study.report) for study in studies(data, "train")})
+    variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}
+    sweep = Sweep(config, [variant for some in variants.values() for variant in some], seeds)
+    show_forecast(sweep.forecast())
+    if dry_run:
+        return []
+    pages = []
+    for number, experiment in enumerate(chosen, start=1):
+        say(f"experiment {number} of {len(chosen)}: {experiment.name}")
+        pages.append(_run_one(config, experiment, variants[experiment.name], sweep))
+    return [*pages, result.write_all(config, list(EXPERIMENTS))]
+
+
+def _run_one(config: Config, experiment: Experiment, variants: list[Variant], sweep: Sweep) -> Path:
+    """One experiment: its page; what cannot be had is said there, so that the others still run."""
+    told = Result(experiment.name, experiment.title, experiment.question)
+    made: list[list[Made]] = []
+    try:
+        for number, variant in enumerate(variants, start=1):
+            say(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.left()}")
+            made.append(sweep.run(variant))
+        rows = measure(config, made, experiment.paired, experiment.per_class) if made else []
+        if experiment.maps == "methods":
+            rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
+        elif experiment.maps == "thresholds":
+            rows, told = _thresholds(config, told, sweep.base())
+    except UserError as error:
+        say(f"{experiment.name}: {error}")
+        return result.write(config, replace(told, unavailable=str(error)), [])
+    panels = _PANELS.get(experiment.name, _PANELS[""])
+    if experiment.per_class:
+        panels = tuple(name for name in rows[0].scores if name == HEADLINE or name.removeprefix("F1 ")[0].isupper())
+    told = replace(
+        told,
+        paragraphs=words.sentences(experiment.name, rows),
+        table=result.as_table(rows),
+        note=_note(config, sweep.seeds if made else 0, bool(made) and experiment.paired),
+        plot=result.plot(rows, panels[:4], experiment.x_label),
+    )
+    return result.write(config, told, rows)
+
+
+def _with_maps(config: Config, row: Row, made: Made) -> Row:
+    """A row with how well the maps of its method point at the lesions, where the data has masks."""
+    method = made.variant.changes["banks.mining.method"]
+    banks = replace(config.banks, mining=replace(config.banks.mining, method=str(method)))
+    try:
+        found = localising.lesions(
+            replace(config, banks=banks), made.path("data"), made.path("stage1"), made.path("banks")
+        )
+    except localising.NoMasks:
+        return row
+    scores = localising.of_method(found, config.evaluate.bootstrap, config.seed)
+    return replace(row, scores={**scores, **row.scores})
+
+
+def _thresholds(config: Config, told: Result, made: Made) -> tuple[list[Row], Result]:
+    """Rows for each τ, and lesions to look at."""
+    found = localising.lesions(config, made.path("data"), made.path("stage1"), made.path("banks"))
+    rows = localising.at_thresholds(found, THRESHOLDS, config.evaluate.bootstrap, config.seed)
+    threshold = config.banks.mining.threshold
+    overlays = [
+        {
+            "film": film_url(found.films[i]),
+            "heat": heat_url(np.where(found.maps_LHW[i] > threshold, found.maps_LHW[i], 0.0), top=1.0),
+            "outline": outline_url(found.masks[i]),
+            "finding": found.findings[i],
+        }
+        for i in localising.drawn(found, config.seed)
+    ]
+    note = f"Heat: what exceeds τ = {threshold:g}, strongest where the map is 1 or more. Outline: the true lesion."
+    return rows, replace(told, overlays=overlays, overlay_note=note)
+
+
+def _note(config: Config, seeds: int, paired: bool) -> str:
+    drawn = f"Intervals: 95%, bootstrap over patients, {config.evaluate.bootstrap} resamples"
+    if not seeds:
+        return f"{drawn}. Every lesion of the {config.generate.split} split counts once."
+    tested = (
+        f" Difference and p: {HEADLINE} against the first row, paired by patient (permutation test), p corrected for "
+        "the rows of this table (Holm)."
+        if paired
+        else ""
+    )
+    trained = "one training" if seeds == 1 else f"{seeds} trainings"
+    return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row. {drawn}.{tested}"

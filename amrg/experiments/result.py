@@ -1,0 +1,197 @@
+"""What an experiment leaves: ``result.json``, ``table.csv`` and ``index.html``; and the page of all of a run."""
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from amrg.config import Config
+from amrg.experiments.measure import HEADLINE, Row, Score
+from amrg.experiments.sweep import folder_of
+from amrg.experiments.words import span
+from amrg.viewer.page import ALWAYS, EMBEDDED, number, templates
+
+RESULT, TABLE, PAGE = "result.json", "table.csv", "index.html"
+_BLUE, _GREY = "#005a9c", "#8795a1"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One experiment for the reader: all that its part of the page shows.
+
+    Attributes:
+        name, title, question: of the experiment.
+        unavailable: why it could not be run; everything below is then empty.
+        paragraphs: what it showed.
+        table: column heads and rows, as text.
+        note: on the table.
+        plot: a data URL.
+        overlays: ``film``, ``heat``, ``outline`` (data URLs) and ``finding``; overlay_note says what they show.
+    """
+
+    name: str
+    title: str
+    question: str
+    unavailable: str = ""
+    paragraphs: list[str] = field(default_factory=list)
+    table: tuple[list[str], list[list[str]]] | None = None
+    note: str = ""
+    plot: str = ""
+    overlays: list[dict[str, str]] = field(default_factory=list)
+    overlay_note: str = ""
+
+
+def write(config: Config, result: Result, rows: Sequence[Row]) -> Path:
+    """Write an experiment's folder and the run's page anew; returns the experiment's page."""
+    folder = folder_of(config) / result.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TABLE).unlink(missing_ok=True)
+    if rows:
+        (folder / TABLE).write_text(as_csv(rows))
+    (folder / RESULT).write_text(json.dumps(asdict(result)) + "\n")
+    (folder / PAGE).write_text(render(config, [result]), encoding="utf-8")
+    return folder / PAGE
+
+
+def write_all(config: Config, names: Sequence[str]) -> Path:
+    """The page of all experiments of the run that have a result, in the order of ``names``."""
+    files = [folder_of(config) / name / RESULT for name in names]
+    found = [Result(**json.loads(file.read_text())) for file in files if file.exists()]
+    page = folder_of(config) / PAGE
+    page.write_text(render(config, found), encoding="utf-8")
+    return page
+
+
+def render(config: Config, results: Sequence[Result]) -> str:
+    """The page as text."""
+    return (
+        templates()
+        .get_template("experiments.html.j2")
+        .render(
+            run=config.name,
+            source=config.data.source,
+            always=ALWAYS,
+            embedded=EMBEDDED if config.data.source == "openi_drr" else None,
+            results=results,
+        )
+    )
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """One line a variant: scores with intervals, the difference in the headline and its test, seeds, facts."""
+    lines = [_flat(row) for row in rows]
+    names = dict.fromkeys(name for line in lines for name in line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    line: dict[str, Any] = {"variant": row.name}
+    for name, score in row.scores.items():
+        line[name] = score.value
+        if score.interval is not None:
+            line[f"{name} low"], line[f"{name} high"] = score.interval
+    if row.difference is not None:
+        d = row.difference
+        low, high = d.interval
+        line |= {"difference": d.other - d.first, "difference low": low, "difference high": high}
+        line |= {"p": d.p, "p corrected": d.holm}
+    return line | {f"{HEADLINE} seed {i}": value for i, value in enumerate(row.seeds)} | row.facts
+
+
+def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The same for a reader: intervals in one cell with their number."""
+    scores = dict.fromkeys(name for row in rows for name in row.scores)
+    facts = dict.fromkeys(name for row in rows for name in row.facts)
+    tested = any(row.difference is not None for row in rows)
+    heads = ["", *scores, *(["difference [95%]", "corrected p"] if tested else []), *facts]
+    return heads, [
+        [
+            row.name,
+            *(span(row.scores[name]) if name in row.scores else "–" for name in scores),
+            *(_difference(row) if tested else []),
+            *(_fact(name, row.facts.get(name)) for name in facts),
+        ]
+        for row in rows
+    ]
+
+
+def _fact(name: str, value: float | None) -> str:
+    return f"{value:,.0f}" if value is not None and name.endswith(" rows") else number(value)
+
+
+def _difference(row: Row) -> list[str]:
+    if row.difference is None:
+        return ["–", "–"]
+    d = row.difference
+    return [f"{d.other - d.first:+.3f} [{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]", f"{d.holm:.3f}"]
+
+
+def plot(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
+    """Panels side by side, one for each score or fact: along x where variants have a place there, else line by line.
+
+    Bars are 95% intervals; small grey points are single seeds.
+
+    Returns:
+        an SVG as a data URL, the same for the same numbers.
+    """
+    shown = [name for name in panels if any(_value(row, name) is not None for row in rows)]
+    along = all(row.x is not None for row in rows)
+    height = 3.2 if along else 1.1 + 0.36 * len(rows)
+    figure = Figure(figsize=(4.2 * len(shown) + (0 if along else 1.6), height), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown), sharey=not along)), shown, strict=True):
+        places, scores, seeds = _drawn(rows, name)
+        ends = [score.interval or (score.value, score.value) for score in scores]
+        values, (low, high) = [score.value for score in scores], zip(*ends, strict=True)
+        (axes.vlines if along else axes.hlines)(places, low, high, color=_BLUE)
+        axes.plot(*((places, values) if along else (values, places)), "o-" if along else "o", color=_BLUE, ms=5, lw=1)
+        for place, of_place in zip(places, seeds, strict=True):
+            points = [place] * len(of_place)
+            axes.plot(*((points, of_place) if along else (of_place, points)), "o", color=_GREY, ms=3)
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.3)
+        if along:
+            axes.set_xlabel(x_label)
+            if max(places) > 8 * min(places) > 0:
+                axes.set_xscale("log", base=2)
+        else:
+            axes.set_yticks(range(len(rows)), [row.name for row in rows])
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+    return _svg(figure)
+
+
+def _drawn(rows: Sequence[Row], name: str) -> tuple[list[float], list[Score], list[list[float]]]:
+    """Place of each variant that has the number, the number, and its seeds; along x where variants have a place."""
+    drawn = []
+    for i, row in enumerate(rows):
+        score = _value(row, name)
+        if score is not None:
+            drawn.append((float(i) if row.x is None else row.x, score, row.seeds if name == HEADLINE else []))
+    places, scores, seeds = zip(*sorted(drawn, key=lambda one: one[0]), strict=True)
+    return list(places), list(scores), list(seeds)
+
+
+def _value(row: Row, name: str) -> Score | None:
+    if name in row.scores:
+        return row.scores[name]
+    value = row.facts.get(name, math.nan)
+    return None if math.isnan(value) else Score(value)
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib
+
+    with io.BytesIO() as file, matplotlib.rc_context({"svg.hashsalt": "amrg"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"

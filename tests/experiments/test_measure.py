@@ -1,0 +1,169 @@
+"""Rows, words and the page from made-up reports and curves; localisation from a made-up lesion."""
+
+import csv
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from amrg.config import Config
+from amrg.evaluation.comparison import Difference, Run
+from amrg.evaluation.reports import Generated
+from amrg.experiments import words
+from amrg.experiments.localising import Lesions, at_thresholds, of_method
+from amrg.experiments.measure import (
+    HEADLINE,
+    SHOWN,
+    Row,
+    Score,
+    class_f1,
+    epochs_to,
+    most_typical,
+    pool,
+    with_differences,
+)
+from amrg.experiments.result import Result, as_csv, as_table, plot, render
+
+EFFUSION, NORMAL = "There is a large left pleural effusion.", "The lungs are clear. No pleural effusion."
+
+
+def run(name, right):
+    """Twelve patients with an effusion each; the report says so for the first ``right``."""
+    return Run(name, [Generated(f"s{i}", EFFUSION if i < right else NORMAL, {}, f"p{i}", EFFUSION) for i in range(12)])
+
+
+def row(name, value, **more):
+    return Row(name, dict.fromkeys(SHOWN, Score(value, (value - 0.05, value + 0.05))), seeds=[value], **more)
+
+
+def test_paired_tests_take_all_seeds_of_a_patient_together():
+    pools = [pool("base", [run("a", 2), run("b", 3)]), pool("good", [run("c", 12), run("d", 11)])]
+    assert len({report.key for report in pools[0].reports}) == 24
+    assert len({report.group for report in pools[0].reports}) == 12
+    rows = with_differences(
+        [row("base", 0.3), row("good", 0.9), row("again", 0.3)], [*pools, replace(pools[0], name="again")], 400, 0
+    )
+    assert rows[0].difference is None
+    good, again = rows[1].difference, rows[2].difference
+    # micro-F1 of 5 of 24 and of 23 of 24: 2·5 / (2·5 + 19), 2·23 / (2·23 + 1)
+    assert (good.first, good.other) == pytest.approx((10 / 29, 46 / 47))
+    assert good.interval[0] > 0
+    assert good.p < 0.01
+    assert good.holm == pytest.approx(2 * good.p)
+    assert words.verdict(rows[1]) == "better"
+    assert words.verdict(rows[2]) == "the same"
+    assert again.p == 1
+
+
+def test_seeds_repeated_do_not_make_a_difference_surer():
+    once = with_differences([row("a", 0), row("b", 0)], [pool("a", [run("x", 4)]), pool("b", [run("y", 6)])], 400, 0)
+    many = with_differences(
+        [row("a", 0), row("b", 0)], [pool("a", [run("x", 4)] * 3), pool("b", [run("y", 6)] * 3)], 400, 0
+    )
+    assert once[1].difference == many[1].difference
+
+
+def test_class_f1_of_what_references_state():
+    assert class_f1(run("x", 6)) == {"Pleural Effusion": pytest.approx(2 / 3)}
+
+
+def test_epochs_to_a_loss():
+    curve = [{"epoch": i + 1, "val_loss": loss} for i, loss in enumerate((3.0, 2.0, 1.0))]
+    assert epochs_to(curve, 3.5) == 1.0
+    assert epochs_to(curve, 1.25) == pytest.approx(2.75)
+    assert np.isnan(epochs_to(curve, 0.5))
+
+
+def test_the_most_typical_text():
+    assert most_typical(["a b", "x y", "a b c"]) == "a b"
+    assert most_typical([]) == ""
+
+
+def test_localisation_of_a_made_up_lesion():
+    masks = np.zeros((2, 8, 8), bool)
+    masks[:, :4, :4] = True
+    maps = np.zeros((2, 2, 2))
+    maps[0, 0, 0] = 0.9
+    found = Lesions(["Edema", "Edema"], ["p", "q"], np.zeros((2, 8, 8), np.uint8), masks, maps)
+    low, high = at_thresholds(found, (0.4, 0.95), 50, 0)
+    assert low.scores["empty masks"].value == 0.5
+    assert low.scores["pointing"].value == 0.5
+    assert high.scores["empty masks"].value == 1.0
+    assert high.scores["pointing"].value == 0.0
+    assert high.scores["IoU"].value == 0.0
+    assert 0.2 < low.scores["IoU"].value <= 0.5
+    assert of_method(found, 50, 0)["pointing"].value == 0.5
+
+
+def differing(name, other, holm, interval):
+    return row(name, other, difference=Difference(0.3, other, interval, holm / 4, holm))
+
+
+def ablation(off, mismatched):
+    same = Difference(0.3, 0.3, (0.0, 0.0), 1, 1)
+    one_off = [row(f"{bank} memory off", 0.3, difference=same) for bank in ("visual", "report")]
+    return [row("both memories", 0.3), *one_off, off, mismatched]
+
+
+def test_words_say_what_holds_and_what_does_not():
+    worse = differing("both off", 0.2, 0.01, (-0.15, -0.05))
+    unclear = differing("mismatched memory", 0.29, 0.6, (-0.05, 0.03))
+    text = " ".join(words.sentences("memory-ablation", ablation(worse, unclear)))
+    assert "memory helps here" in text
+    assert "is not shown to do harm" in text
+    assert "“both off” is worse than “both memories” in clinical micro-F1: -0.100 (95% -0.150 to -0.050" in text
+    assert "One training each" in text
+    none = " ".join(words.sentences("memory-ablation", ablation(replace(unclear, name="both off"), unclear)))
+    assert "That memory helps is not shown here" in none
+    zero = [replace(r, scores=dict.fromkeys(SHOWN, Score(0.0, (0.0, 0.0)))) for r in ablation(worse, unclear)]
+    assert "nothing can be concluded" in words.sentences("memory-ablation", zero)[0]
+
+
+def test_words_of_the_leak():
+    rows = [row("train", 0.3), differing("seen", 0.3, 1.0, (-0.1, 0.1)), differing("hidden", 0.31, 1.0, (-0.1, 0.1)),
+            differing("leaked", 0.8, 0.001, (0.4, 0.6))]  # fmt: skip
+    assert "worth +0.500" in words.sentences("leakage", rows)[0]
+    assert "Hiding a patient's own rows" in words.sentences("leakage", rows)[0]
+    rows[3] = differing("leaked", 0.31, 0.8, (-0.1, 0.1))
+    assert "not shown here" in words.sentences("leakage", rows)[0]
+
+
+def test_words_of_beta_name_the_fastest_and_the_best():
+    facts = [{"epochs to common loss": e, "report perplexity": p} for e, p in ((3.0, 90.0), (1.5, 8.0))]
+    rows = [
+        row("β = 0.5", 0.3, x=0.5, facts=facts[0]),
+        replace(differing("β = 8", 0.2, 0.4, (-0.2, 0.1)), x=8.0, facts=facts[1]),
+    ]
+    text = words.sentences("beta", rows)[0]
+    assert "reached first by β = 8 (after 1.5 epochs) and last by β = 0.5 (3.0)" in text
+    assert "Not the fastest but β = 0.5 has" in text
+    assert "from 90.0 to 8.0 rows (report bank)" in text
+
+
+def test_words_over_time_compare_intervals():
+    assert "intervals overlapping" in words.sentences("temporal", [row("a", 0.3), row("b", 0.28)])[0]
+    assert "intervals apart" in words.sentences("temporal", [row("a", 0.5), row("b", 0.2)])[0]
+
+
+def test_csv_and_table_hold_every_number():
+    rows = [row("base", 0.3, facts={"report rows": 1000.0}), differing("other, with a comma", 0.4, 0.02, (0.05, 0.15))]
+    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert read[1]["variant"] == "other, with a comma"
+    assert float(read[1]["difference"]) == pytest.approx(0.1)
+    assert float(read[0][f"{HEADLINE} low"]) == pytest.approx(0.25)
+    assert read[1]["report rows"] == ""
+    heads, cells = as_table(rows)
+    assert all(len(line) == len(heads) for line in cells)
+    assert "+0.100 [+0.050, +0.150]" in cells[1]
+
+
+def test_the_page_is_the_same_every_time_and_markup_stays_text():
+    rows = [row("<b>base</b>", 0.3, x=1.0), replace(differing("b", 0.4, 0.02, (0.05, 0.15)), x=16.0)]
+    told = Result("beta", "β", "?", "", ["<script>"], as_table(rows), "", plot(rows, (HEADLINE, "none"), "β"))
+    pages = [render(Config(), [told, Result("temporal", "Time", "?", "no films")]) for _ in range(2)]
+    assert pages[0] == pages[1]
+    assert plot(rows, (HEADLINE,), "β") == plot(rows, (HEADLINE,), "β")
+    assert "<script>" not in pages[0]
+    assert "&lt;b&gt;base&lt;/b&gt;" in pages[0]
+    assert "Not run:</b> no films" in pages[0]

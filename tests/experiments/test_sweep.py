@@ -1,0 +1,149 @@
+"""Variants, seeds and what is still to be made; then one experiment from end to end, twice."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from amrg import pipeline
+from amrg.config import Config
+from amrg.errors import UserError
+from amrg.experiments import command
+from amrg.experiments.catalogue import EXPERIMENTS, Experiment
+from amrg.experiments.sweep import Sweep, Variant, changed, folder_of, seeded, show_forecast
+
+SMALL = {
+    "memory.beta": 200.0,
+    "stage2.epochs": 1,
+    "generate.max_new_tokens": 6,
+    "generate.num_beams": 1,
+    "evaluate.bootstrap": 40,
+}
+
+
+def test_changes_reach_their_setting_and_nothing_else():
+    config = changed(Config(), {"memory.beta": 2.0, "banks.mining.method": "layercam"})
+    assert config.memory.beta == 2.0
+    assert config.banks.mining.method == "layercam"
+    assert changed(config, {"memory.beta": Config().memory.beta, "banks.mining.method": "gradcam"}) == Config()
+    with pytest.raises(UserError, match=r"unknown key `memory\.betta`"):
+        changed(Config(), {"memory.betta": 2.0})
+
+
+def test_seed_0_is_the_run_as_configured():
+    assert seeded(Config(), Variant("own"), 0) == Config()
+    assert seeded(Config(seed=4), Variant("own"), 2).stage2.seed == 6
+    assert seeded(Config(seed=4), Variant("own"), 2).seed == 4
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=str)
+def test_every_variant_is_a_configuration_of_its_own(experiment: Experiment):
+    config = Config()
+    variants = experiment.variants(config, 9000)
+    found = [(repr(seeded(config, variant, 0)), variant.copied) for variant in variants]
+    assert len(set(found)) == len(found)
+    assert len({variant.name for variant in variants}) == len(variants)
+
+
+def test_sizes_of_banks_follow_the_data():
+    def rows(studies):
+        return [v.changes["banks.reports.rows"] for v in EXPERIMENTS["bank-size"].variants(Config(), studies)]
+
+    assert rows(9000) == [9000, 1000, 2000, 2250, 4000, 4500, 6500]
+    assert rows(800) == [6000, 200, 400, 6500]
+
+
+def some(config, studies):
+    """Three of the ablation's variants: two trainings for each seed, as mismatched memory is the trained model."""
+    variants = EXPERIMENTS["memory-ablation"].variants(config, studies)
+    return [variants[0], *variants[3:]]
+
+
+ABLATION = replace(EXPERIMENTS["memory-ablation"], variants=some)
+
+
+@pytest.fixture(scope="module")
+def config(artefacts, tmp_path_factory):
+    """The random films' run in a folder of its own."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "tiny").mkdir()
+    for path in (artefacts.data, artefacts.stage1, artefacts.banks):
+        (folder / "tiny" / path.name).symlink_to(path)
+    return replace(changed(artefacts.config, SMALL), runs=str(folder))
+
+
+@pytest.fixture(scope="module")
+def pages(config):
+    return command.run(config, [ABLATION], seeds=2)
+
+
+def test_counts_what_is_to_be_made(config):
+    sweep = Sweep(config, some(config, 16), 3)
+    assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 6, "generate": 9}
+    assert sweep.left() == "about 0 s and stage2, generate left"
+
+
+def test_an_experiment_leaves_table_and_page(config, pages):
+    folder = folder_of(config) / "memory-ablation"
+    assert pages == [folder / "index.html", folder_of(config) / "index.html"]
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == ["both memories", "both off", "mismatched memory"]
+    assert rows[0]["visual perplexity"]
+    assert not rows[1]["visual perplexity"]
+    assert "data:image/svg+xml;base64," in pages[0].read_text()
+    assert pages[1].read_text().count("<section") == 1
+
+
+def test_done_again_nothing_is_made(config, pages, capsys):
+    before = {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")}
+    page = pages[0].read_bytes()
+    assert command.run(config, [ABLATION], seeds=2) == pages
+    assert {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")} == before
+    assert pages[0].read_bytes() == page
+    assert "making" not in capsys.readouterr().err
+    sweep = Sweep(config, some(config, 16), 3)
+    assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 2, "generate": 3}
+    assert all(one is not None for verb, _, one, _ in sweep.forecast() if verb in ("stage2", "generate"))
+
+
+def test_the_seed_of_stage_2_and_mismatched_memory_change_what_they_should(config, pages):
+    sweep = Sweep(config, [], 2)
+    own, other = sweep.run(some(config, 16)[0])
+    mismatched, _ = sweep.run(some(config, 16)[2])
+    assert own.path("banks") == other.path("banks")
+    assert own.artifacts["stage2"].hash != other.artifacts["stage2"].hash
+    assert own.path("stage2") == mismatched.path("stage2")
+    files = [(made.path("reports") / "reports.jsonl").read_text().splitlines() for made in (own, mismatched)]
+    rows = [{line["key"]: line["memory"] for line in map(json.loads, lines)} for lines in files]
+    assert rows[0].keys() == rows[1].keys()
+    assert sorted(map(str, rows[0].values())) == sorted(map(str, rows[1].values()))  # the same, dealt out otherwise
+    assert rows[0] != rows[1]
+
+
+def test_copies_come_from_the_rows_retrieved(config):
+    retrieval = EXPERIMENTS["retrieval"]
+    chosen = [v for v in retrieval.variants(config, 16) if v.copied or v.name == "Hopfield, 1 step"]
+    assert [variant.copied for variant in chosen] == [0, 1, 5]
+    command.run(config, [replace(retrieval, variants=lambda config, studies: chosen)], seeds=1)
+    assert (folder_of(config) / "retrieval" / "table.csv").read_text().count("\n") == 4
+
+
+def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
+    bad = replace(EXPERIMENTS["temporal"], variants=lambda c, s: [Variant("no", {"stage2.batch_size": 999})])
+    page = command.run(config, [bad], seeds=1)[0].read_text()
+    assert "Not run:</b> stage2.batch_size 999 does not fit" in page
+
+
+def test_the_forecast_says_what_it_does_not_know(capsys):
+    show_forecast([("stage2", 4, 30.0, 120.0), ("generate", 5, None, None)])
+    said = capsys.readouterr().err
+    assert "predicted: 2 min, and generate, not timed yet on this machine" in said
+
+
+def test_mistakes_are_one_line():
+    with pytest.raises(UserError, match=r"invalid choice: 'gamma'"):
+        command.main(["gamma"])
+    with pytest.raises(UserError, match="--seeds 0"):
+        command.main(["beta", "--seeds", "0"])
