@@ -325,4 +325,5 @@ def _adapter(section: Any) -> TypeAdapter[Any]:
 
 def to_dict(section: Any) -> dict[str, Any]:
     """A configuration section as plain JSON-able values."""
-    return _adapter(type(section)).dump_python(section, mode="json")
+    kind: Any = type(section)
+    return _adapter(kind).dump_python(section, mode="json")
