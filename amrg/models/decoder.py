@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -224,12 +225,15 @@ def base_fingerprint(model: Any) -> str:
         for name, parameter in base.named_parameters()
         if not (parameter.requires_grad or ".lora_" in name)
     }
-    if not frozen:
-        return ""
+    return weights_hash(sorted(frozen.items())) if frozen else ""
+
+
+def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, shapes, dtypes and contents, one tensor at a time."""
     digest = hashlib.sha256()
-    for name, weight in sorted(frozen.items()):
+    for name, weight in weights:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -3,7 +3,7 @@
 ``<folder>/step-00000123/`` holds ``weights`` (trainable weights and buffers), ``optimizer`` (its moments), ``best``
 (the weights of the best epoch so far) and ``state.json``, which has the hash of each of the others. It is written under
 another name, flushed and renamed; only then older ones go. So whatever is found is whole; should a disk have damaged
-the newest one nevertheless, the one before it is used. Frozen weights are in none: ``base_fingerprint`` tells whether
+the newest one nevertheless, the one before it is used. Frozen weights are in none: ``frozen_fingerprint`` tells whether
 those that a resumed run starts from are the same. No random state is in one either: all randomness of a step follows
 from (seed, step, rank).
 """
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from amrg.artifacts import file_hash
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
+from amrg.models.decoder import weights_hash
 from amrg.progress import say
 
 WEIGHTS, OPTIMIZER, BEST, STATE = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
@@ -223,14 +223,9 @@ def made_from(seed: int, batch_size: int, data: Path, banks: Path | None = None)
     return told
 
 
-def base_fingerprint(model: nn.Module) -> str:
-    """A hash of the weights that are not trained: names, shapes, contents. To be taken before ZeRO parts them."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def frozen_fingerprint(model: nn.Module) -> str:
+    """A hash of all weights of a model that are not trained. To be taken before ZeRO parts them."""
+    return weights_hash((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
 
 
 def _flush(path: Path) -> None:

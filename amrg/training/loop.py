@@ -75,7 +75,7 @@ def fit(
     """
     total = optimisation.epochs * steps_per_epoch
     warmup = round(optimisation.warmup_fraction * total)
-    made_from = {**made_from, "frozen weights": checkpoint.base_fingerprint(model)}
+    made_from = {**made_from, "frozen weights": checkpoint.frozen_fingerprint(model)}
     engine = Engine(model, loss, optimisation, total)
     run = _Run(folder, engine, select, safety.keep, made_from)
     log = Telemetry(folder, telemetry, optimisation.section, optimisation.batch_size)
