@@ -1,4 +1,4 @@
-"""Runs of small_run.py that are killed, told to stop and started on other ranks: python forked_run.py FOLDER
+"""Runs of small_run.py that are killed, stopped and started on other ranks: python -m tests.training.forked_run FOLDER
 
 Ranks are forked from a process that has imported everything, so that a start costs a second or two instead of ten.
 FOLDER gets ``outcome.json``; tests/training/test_checkpoint.py compares what the runs have left.

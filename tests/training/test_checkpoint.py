@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from amrg.errors import UserError
 from amrg.training import checkpoint, engine, loop
 from amrg.training.guards import LossGuard, told_plainly
 from tests.training.small_run import optimisation
-from tests.training.test_loop import SCRIPT, steps
+from tests.training.test_loop import steps
 
 QUIET = TelemetryConfig(tensorboard=False)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder, step, value=1.0, keep=2, is_best=True):
@@ -164,8 +167,8 @@ def weights(folder):
 def forked(tmp_path_factory):
     """The folder of the runs of forked_run.py, and what they told."""
     folder = tmp_path_factory.mktemp("forked")
-    script = SCRIPT.with_name("forked_run.py")
-    subprocess.run([sys.executable, script, folder], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "tests.training.forked_run", str(folder)]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return folder, json.loads((folder / "outcome.json").read_text())
 
 
