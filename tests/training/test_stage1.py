@@ -73,13 +73,14 @@ def test_it_learns_and_its_scores_are_those_of_the_saved_model(trained, data):
 
 def test_interrupted_and_resumed_it_ends_in_the_same_bits(data, tmp_path, monkeypatch):
     train_stage1(CONFIG, data, tmp_path / "whole")
-    save = checkpoint.save
+    save = checkpoint.Writer.save
 
-    def save_and_die(*arguments):
-        save(*arguments)
+    def save_and_die(writer, *arguments):
+        save(writer, *arguments)
+        writer.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    monkeypatch.setattr(checkpoint.Writer, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         train_stage1(CONFIG, data, tmp_path / "cut")
     monkeypatch.undo()
