@@ -20,6 +20,7 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg experiment NAME [CONFIG] [--seeds N] [--dry-run] [--section.key VALUE ...]
        amrg export REPORTS FILE [--onto FILE]
        amrg plan [CONFIG] --gpus N [--gpu-memory GB] [--section.key VALUE ...]
+       amrg simulate [CONFIG] [--measure] [--device GPU] [--section.key VALUE ...]
 
 verbs, each reading what the one before it made:
   run        all of the following; what is made already is kept
@@ -38,6 +39,7 @@ verbs, each reading what the one before it made:
   experiment one of nine experiments, or all: variants of a run over several seeds, with a table, a plot and a page
   export     generated reports in the format of the ReXrank leaderboard
   plan       memory of a GPU by part, bytes moved, time and largest micro-batch of training, predicted
+  simulate   throughput, bottleneck and what failures cost from 1 to 4,096 workers, on measured rates
 
 CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg VERB --help` lists every setting.
 An interrupted command goes on where it was when it is typed again."""
@@ -53,6 +55,7 @@ BESIDE = {
     "experiment": "amrg.experiments.command",
     "export": "amrg.export",
     "plan": "amrg.plan",
+    "simulate": "amrg.simulate",
 }
 VERBS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
 

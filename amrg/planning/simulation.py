@@ -6,8 +6,8 @@ Events of one kind are vectors over the workers, so that 4,096 of them cost as m
     start_i = max(end_{i-1}, read_i)                      a worker waits for its batch
     end_i   = max over workers(start_i + computing) + exchange
 
-A failure of any worker stops all: they come back after `restart` seconds at the last checkpoint that was whole on disk, with
-nothing read. What varies in a step (``noise``) belongs to the step: done again, it takes as long.
+A failure of any worker stops all: they come back after `restart` seconds at the last checkpoint that was whole on disk,
+with nothing read. What varies in a step (``noise``) belongs to the step: done again, it takes as long.
 """
 
 import math

@@ -62,7 +62,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if ours.compile:
         model.decoder.compile(dynamic=True)
-    source = (_Streamed if ours.train_vision else _Cached)(config, model, data, folder / SCRATCH)
+    source = source_of(config, model, data, folder / SCRATCH)
     fit(
         model,
         loss,
@@ -185,6 +185,11 @@ def associations(model: ReportGenerator) -> dict[str, float]:
             metrics = memory.metrics()
             told |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
     return told
+
+
+def source_of(config: Config, model: ReportGenerator, data: Path, scratch: Path) -> "_Source":
+    """The batches of stage 2: films where vision is trained, else what it saw of them once, kept in ``scratch``."""
+    return (_Streamed if config.stage2.train_vision else _Cached)(config, model, data, scratch)
 
 
 class _Source:

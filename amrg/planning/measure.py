@@ -1,0 +1,234 @@
+"""Rates of this machine, for ``amrg simulate``: real stage-2 training in processes of their own, timed by part.
+
+Medians over steps; nothing is averaged away, and nothing is corrected for other work of the machine.
+"""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from amrg.config import Config, from_dict, to_dict
+from amrg.errors import UserError
+from amrg.progress import say
+
+_WARM = 2  # steps that are not counted
+_SMALL, _LARGE = 2**10, 2**22  # numbers in an all-reduce
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured; seconds unless a name says otherwise.
+
+    Attributes:
+        samples: of one worker and step in all of this.
+        compute: of a step of one worker, with its batch at hand.
+        read: of one sample by one process: read, checked, decoded, packed.
+        latency, rate: of an all-reduce between two processes (gloo): seconds of a small one, bytes a second of a
+            large one.
+        reduced: bytes of the gradients that a step reduces.
+        noise: standard deviation of the logarithm of a step's seconds.
+        copy, write: of a checkpoint, while training waits and behind its back.
+        saved: bytes of a checkpoint.
+    """
+
+    samples: int
+    compute: float
+    read: float
+    latency: float
+    rate: float
+    reduced: int
+    noise: float
+    copy: float
+    write: float
+    saved: int
+
+    @classmethod
+    def load(cls, path: Path) -> "Rates":
+        """Raises UserError where the file holds no rates."""
+        try:
+            return cls(**json.loads(path.read_text())["rates"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} holds no measured rates ({type(error).__name__}): "
+                "take them with `amrg simulate CONFIG --measure`"
+            ) from None
+
+    def exchange(self, workers: int) -> float:
+        """Seconds of a ring all-reduce of the gradients."""
+        if workers == 1:
+            return 0.0
+        return self.latency * (workers - 1) + 2 * (workers - 1) / workers * self.reduced / self.rate
+
+
+def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int) -> dict[str, Any]:
+    """Calibrate with one process and with two, and then train with one and with two.
+
+    Args:
+        config: of stage 2; vision is trained, so that films are read.
+        inputs: the artefacts ``data``, ``stage1`` and ``banks``.
+        samples: of one worker and step.
+        steps: that are timed.
+
+    Returns:
+        ``rates`` (of ``Rates``) and ``observed``: samples a second by number of workers.
+    """
+    say("measuring: reading, step and checkpoint of one process")
+    found = _start(1, "calibrate", config, inputs, samples, steps)
+    say("measuring: transfers between two processes")
+    found |= _start(2, "exchange", config, inputs, samples, steps)
+    observed = {}
+    for workers in (1, 2):
+        say(f"measuring: training with {workers} worker{'s' if workers > 1 else ''}")
+        observed[str(workers)] = _start(workers, "train", config, inputs, samples, steps)["samples_per_second"]
+    return {"rates": asdict(Rates(samples=samples, **found)), "observed": observed, "steps": steps}
+
+
+def _start(
+    workers: int, what: str, config: Config, inputs: dict[str, Path], samples: int, steps: int
+) -> dict[str, Any]:
+    """Run ``_work`` on so many processes of one thread each; what the first found."""
+    told = {"what": what, "config": to_dict(config), "samples": samples, "steps": steps} | {
+        "inputs": {name: str(path) for name, path in inputs.items()}
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "told.json").write_text(json.dumps(told))
+        shared = os.environ | {
+            "WORLD_SIZE": str(workers), "LOCAL_SIZE": str(workers), "OMP_NUM_THREADS": "1",
+            "MASTER_PORT": uuid.uuid4().hex,  # only names the file where they meet
+        }  # fmt: skip
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "amrg.planning.measure", folder],
+                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(workers)
+        ]
+        try:
+            codes = [process.wait() for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        if any(codes):
+            raise UserError(f"measuring failed in a process of its own (exit codes {codes}); its message stands above")
+        return json.loads((Path(folder) / "found.json").read_text())
+
+
+def _work(folder: Path) -> None:
+    """One of the processes."""
+    from amrg.training import engine
+
+    told = json.loads((folder / "told.json").read_text())
+    engine.start()
+    config = from_dict(told["config"], "measuring")
+    batch = told["samples"] * engine.world_size()
+    config = replace(config, stage2=replace(config.stage2, batch_size=batch))
+    inputs = {name: Path(path) for name, path in told["inputs"].items()}
+    found = _WORK[told["what"]](config, inputs, told["samples"], told["steps"], folder)
+    if engine.rank() == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+    engine.barrier()
+
+
+class _Training:
+    """Stage 2 as it is trained, a step at a time."""
+
+    def __init__(self, config: Config, inputs: dict[str, Path], folder: Path) -> None:
+        from amrg.training.engine import Engine
+        from amrg.training.stage2 import build_generator, loss, optimisation, source_of
+
+        self.model = build_generator(config, inputs["data"], inputs["stage1"], inputs["banks"])
+        self.source = source_of(config, self.model, inputs["data"], folder)
+        self.engine = Engine(self.model, loss, optimisation(config), 1000)
+        self.model.train()
+        self.epoch = 0
+        self.batches: Iterator[dict[str, Any]] = iter(())
+
+    def next(self) -> Any:
+        """The next batch; epochs follow each other."""
+        for batch in self.batches:
+            return batch
+        self.batches, self.epoch = self.source.batches(self.epoch, 0), self.epoch + 1
+        return next(self.batches)
+
+
+def _calibrate(config: Config, inputs: dict[str, Path], samples: int, steps: int, folder: Path) -> dict[str, Any]:
+    from amrg.training import checkpoint
+
+    run = _Training(config, inputs, folder)
+    read, batches, _ = _timed(run.next, steps)
+    turn = iter(batches)
+    compute, _, noise = _timed(lambda: run.engine.step(next(turn), 1e-6), steps)
+    copy, kept, _ = _timed(lambda: (run.engine.weights(), run.engine.moments()), 3)
+    weights, moments = kept[-1]
+    write, *_ = _timed(lambda: checkpoint.save(folder / "checkpoints", weights, moments, {"step": 1}, is_best=True), 3)
+    trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
+    return {
+        "read": read / samples,
+        "compute": compute,
+        "noise": noise,
+        "copy": copy,
+        "write": write,
+        "reduced": sum(tensor.nbytes for name, tensor in weights.items() if name in trained),
+        "saved": sum(tensor.nbytes for part in (weights, moments) for tensor in part.values()),
+    }
+
+
+def _exchange(config: Config, inputs: dict[str, Path], samples: int, steps: int, folder: Path) -> dict[str, Any]:
+    import torch
+    from torch import distributed
+
+    small, large = torch.zeros(_SMALL), torch.zeros(_LARGE)
+    latency, *_ = _timed(lambda: distributed.all_reduce(small), steps)
+    seconds, *_ = _timed(lambda: distributed.all_reduce(large), steps)
+    return {"latency": latency, "rate": large.nbytes / seconds}  # each of two sends its half twice
+
+
+def _train(config: Config, inputs: dict[str, Path], samples: int, steps: int, folder: Path) -> dict[str, Any]:
+    """Samples a second over so many steps, reading and checkpoints included."""
+    from amrg.training import checkpoint, engine
+
+    run = _Training(config, inputs, folder)
+    writer = checkpoint.Writer(folder / "checkpoints", 1)
+    for _ in range(_WARM):
+        run.engine.step(run.next(), 1e-6)
+    engine.barrier()
+    began = time.perf_counter()
+    for step in range(1, steps + 1):
+        run.engine.step(run.next(), 1e-6)
+        if step % config.safety.checkpoint_steps == 0:
+            weights, moments = run.engine.weights(), run.engine.moments()
+            if engine.rank() == 0:
+                writer.save(weights, moments, {"step": step}, is_best=True)
+            engine.barrier()
+    engine.barrier()
+    seconds = time.perf_counter() - began
+    writer.wait()
+    return {"samples_per_second": steps * samples * engine.world_size() / seconds}
+
+
+_WORK: dict[str, Callable[..., dict[str, Any]]] = {"calibrate": _calibrate, "exchange": _exchange, "train": _train}
+
+
+def _timed(action: Callable[[], Any], times: int) -> tuple[float, list[Any], float]:
+    """Median seconds of an action after some that warm up, what all gave, and the spread of the seconds' logarithm."""
+    spent, results = [], []
+    for _ in range(times + _WARM):
+        began = time.perf_counter()
+        results.append(action())
+        spent.append(time.perf_counter() - began)
+    counted = spent[_WARM:]
+    return statistics.median(counted), results, statistics.pstdev(map(math.log, counted))
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))

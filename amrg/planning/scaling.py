@@ -1,0 +1,106 @@
+"""From measured or predicted rates to throughput at any number of workers, each with the same batch (weak scaling)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from amrg.config import Config
+from amrg.planning.measure import Rates
+from amrg.planning.memory import Zero
+from amrg.planning.plan import Assumptions, banks_of, plan, skeleton_of, train_size
+from amrg.planning.simulation import Cluster, Outcome, failure_times, simulate
+from amrg.planning.traffic import moved, seconds
+
+SIZES = tuple(2**i for i in range(13))  # 1 … 4,096
+_STEPS = 400  # of an undisturbed run
+_INTERVALS = 20_000  # between checkpoints, of a run that is disturbed
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of workers.
+
+    Attributes:
+        cluster: what was simulated.
+        steady: a run that nothing fails in.
+        kept: share of its throughput that is left with failures.
+        failures: how many there were in the run that says so.
+    """
+
+    cluster: Cluster
+    steady: Outcome
+    kept: float
+    failures: int
+
+
+def curve(clusters: Sequence[Cluster], mean_hours: float | None, seed: int) -> list[Point]:
+    """Simulate each; a worker fails once in ``mean_hours`` on average."""
+    return [_point(cluster, mean_hours, seed) for cluster in clusters]
+
+
+def _point(cluster: Cluster, mean_hours: float | None, seed: int) -> Point:
+    # Whole intervals between checkpoints, so that no share of a checkpoint is missing.
+    steps = max(_STEPS // cluster.checkpoint_steps, 2) * cluster.checkpoint_steps
+    steady = simulate(cluster, steps, seed=seed)
+    # A failure goes back to a checkpoint, so the steps between two of them may be one: the time is the same.
+    interval = steady.seconds / steps * cluster.checkpoint_steps
+    coarse = Cluster(
+        1, cluster.samples * cluster.workers * cluster.checkpoint_steps, interval - cluster.copy, 0.0,
+        checkpoint_steps=1, copy=cluster.copy, write=cluster.write, restart=cluster.restart,
+    )  # fmt: skip
+    failures = failure_times(cluster.workers, mean_hours, seed)
+    disturbed = simulate(coarse, _INTERVALS, failures, limit=2 * _INTERVALS * interval)
+    return Point(cluster, steady, disturbed.rate / (coarse.samples / interval), disturbed.failures)
+
+
+def like_here(rates: Rates, config: Config, restart: float, sizes: Sequence[int] = SIZES) -> list[Cluster]:
+    """Workers as fast as the one that was measured, joined by transfers as fast as those that were."""
+    return [
+        Cluster(
+            size, rates.samples, rates.compute, rates.read, config.data.readers, exchange=rates.exchange(size),
+            checkpoint_steps=config.safety.checkpoint_steps, copy=rates.copy, write=rates.write, restart=restart,
+            noise=rates.noise,
+        )
+        for size in sizes
+    ]  # fmt: skip
+
+
+def on_gpus(
+    rates: Rates, config: Config, given: Assumptions, micro: int, noise: float, storage: float, restart: float,
+    sizes: Sequence[int] = SIZES,
+) -> list[Cluster]:  # fmt: skip
+    """GPUs as `amrg plan` predicts them; only reading is as it was measured.
+
+    Args:
+        rates: measured.
+        config: of stage 2.
+        given: device, efficiency and bandwidth.
+        micro: studies of a GPU and step.
+        noise: standard deviation of the logarithm of a worker's times.
+        storage: bytes a second at which checkpoints are written.
+        restart: seconds.
+        sizes: numbers of GPUs.
+    """
+    alone = replace(given, gpus=1)
+    one = replace(config, stage2=replace(config.stage2, batch_size=micro))
+    found = plan(one, "stage2", alone)
+    skeleton = skeleton_of(one, "stage2", train_size(one, alone))
+    kept = found.parts["activations"].device
+    compute = max(found.seconds.arithmetic, found.seconds.memory)
+    saved = 12 * found.weights.trainable
+    clusters = []
+    for size in sizes:
+        there = replace(given, gpus=size)
+        banks = banks_of(replace(one, stage2=replace(one.stage2, batch_size=micro * size)), skeleton, there, micro)
+        zero: Zero = found.zero
+        traffic = moved(found.weights, zero, size, kept, (banks.near, banks.far), one.stage2.activation_checkpointing)
+        spent = seconds(0.0, traffic, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
+        exchange = spent.communication + spent.banks + spent.host
+        clusters.append(
+            Cluster(
+                size, micro, compute, rates.read, config.data.readers, exchange=exchange,
+                checkpoint_steps=config.safety.checkpoint_steps,
+                copy=saved / (given.device.host_rate * given.bandwidth), write=saved / storage, restart=restart,
+                noise=noise,
+            )
+        )  # fmt: skip
+    return clusters

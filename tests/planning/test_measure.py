@@ -1,0 +1,83 @@
+"""Rates of this machine, taken from real training, and what is made of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amrg.errors import UserError
+from amrg.planning.measure import Rates, _start, measure
+from amrg.planning.scaling import curve, like_here
+from amrg.simulate import main
+from amrg.training.stage2 import build_generator
+from tests.conftest import TINY
+
+RATES = Rates(8, 0.5, 0.01, 0.001, 1e8, 10**7, 0.0, 0.1, 0.3, 3 * 10**7)
+
+
+def write(folder: Path, rates: Rates = RATES) -> Path:
+    path = folder / "rates.json"
+    path.write_text(json.dumps({"rates": vars(rates), "observed": {"1": 13.0, "2": 20.0}}))
+    return path
+
+
+def test_what_is_measured_is_of_the_model_that_is_trained(artefacts: Any) -> None:
+    inputs = {"data": artefacts.data, "stage1": artefacts.stage1, "banks": artefacts.banks}
+    found = Rates(samples=3, latency=1, rate=1, **_start(1, "calibrate", artefacts.config, inputs, 3, 1))
+    model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
+    assert found.reduced == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert found.saved == pytest.approx(3 * found.reduced, rel=0.01)  # and some buffers
+    assert min(found.compute, found.read, found.copy, found.write) > 0
+
+
+def test_two_workers_train_and_are_timed(artefacts: Any) -> None:
+    inputs = {"data": artefacts.data, "stage1": artefacts.stage1, "banks": artefacts.banks}
+    assert _start(2, "train", artefacts.config, inputs, 3, 1)["samples_per_second"] > 0
+
+
+def test_a_process_that_fails_is_told(artefacts: Any, tmp_path: Path) -> None:
+    inputs = {"data": tmp_path, "stage1": artefacts.stage1, "banks": artefacts.banks}
+    with pytest.raises(UserError, match="exit codes"):
+        measure(artefacts.config, inputs, 3, 1)
+
+
+def test_a_ring_moves_twice_the_gradients() -> None:
+    assert RATES.exchange(1) == 0.0
+    assert RATES.exchange(2) == pytest.approx(0.001 + 0.1)
+    assert RATES.exchange(5) == pytest.approx(4 * 0.001 + 2 * 4 / 5 * 0.1)
+
+
+def test_failures_take_more_of_more_workers(artefacts: Any) -> None:
+    """Against the first-order cost of a failure: the restart, half an interval between checkpoints, and its write."""
+    points = curve(like_here(RATES, artefacts.config, restart=60.0, sizes=(1, 64, 1024)), 1000.0, 0)
+    assert points[0].kept > points[1].kept > points[2].kept
+    last = points[-1]
+    interval = 200 * last.steady.seconds / last.steady.steps
+    lost = 1 - last.kept
+    expected = (60 + interval / 2 + 0.3) / (1000 * 3600 / 1024)
+    assert lost == pytest.approx(expected / (1 + expected), rel=0.1)
+
+
+def test_the_command_prints_and_draws(artefacts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path)
+    main([str(TINY), "--rates", str(path), "--plot", str(tmp_path / "plot.png")])
+    out = capsys.readouterr().out
+    assert "4,096" in out
+    assert "13.0" in out
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    main([str(TINY), "--rates", str(path), "--device", "h100", "--micro", "4"])
+    assert "13.0" not in capsys.readouterr().out  # what a CPU did says nothing of a GPU
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rates", "nowhere.json"], "nowhere.json holds no measured rates"),
+        (["--micro", "0"], "--micro 0"),
+        (["--failure-hours", "-1"], "--failure-hours"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main([str(TINY), *arguments])
