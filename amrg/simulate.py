@@ -1,7 +1,7 @@
 """``amrg simulate [CONFIG]``: throughput of stage 2, what limits it, and what failures cost, from 1 to 4,096 workers.
 
 A discrete-event model of readers, workers, exchange and checkpoints, on rates that ``--measure`` takes from real
-training on this machine. What lies beyond the measured one and two workers is prediction. docs/scaling.md says how to read it.
+training on this machine. What lies beyond the measured one and two workers is prediction (docs/scaling.md).
 """
 
 import argparse
@@ -134,8 +134,8 @@ def _notes(points: Sequence[Point], observed: dict[str, float], options: argpars
         f"checkpoints every {last.cluster.checkpoint_steps} steps, {duration(last.cluster.copy)} of waiting each"
     )
     failing = (
-        f"a worker fails every {options.failure_hours:,.0f} hours, which costs {duration(options.restart)} and the steps "
-        "since the last checkpoint"
+        f"a worker fails every {options.failure_hours:,.0f} hours, which costs {duration(options.restart)} and the "
+        "steps since the last checkpoint"
         if options.failure_hours
         else "nothing fails"
     )
