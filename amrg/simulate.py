@@ -7,6 +7,7 @@ training on this machine. What lies beyond the measured one and two workers is p
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from amrg import pipeline
-from amrg.cli import parse
+from amrg.arguments import parse
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.plan import duration
 from amrg.planning.devices import DEVICES
 from amrg.planning.measure import Rates, measure
 from amrg.planning.plan import Assumptions
-from amrg.planning.scaling import Point, curve, like_here, on_gpus
-from amrg.planning.simulation import PARTS
+from amrg.planning.scaling import Point, curve, like_here, on_gpus, two_here
+from amrg.planning.simulation import PARTS, Cluster
 
 _WIDTH = 120  # the table is not to be cut
 
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
     if options.measure:
         _measure(config, path, options)
     rates = Rates.load(path)
-    observed = json.loads(path.read_text())["observed"] if options.device is None else {}
+    observed = rates.observed if options.device is None else {}
     if options.device is None:
         what = "workers like one process of the measured machine"
         clusters = like_here(rates, config, options.restart)
@@ -54,7 +55,8 @@ def main(arguments: list[str]) -> None:
     title = f"stage 2 of {config.name}, {clusters[0].samples} studies a worker and step, {what}"
     console = Console(soft_wrap=True, width=_WIDTH)
     console.print(_table(title, points, observed))
-    console.print("\n".join(_notes(points, observed, options)), highlight=False)
+    notes = _notes(points, options) + (_compared(rates, clusters[1]) if observed else [])
+    console.print("\n".join(notes), highlight=False)
     if options.plot:
         _draw(options.plot, title, points, observed)
 
@@ -105,7 +107,7 @@ def _measure(config: Config, path: Path, options: argparse.Namespace) -> None:
     inputs = {kind: artefact.path for kind, artefact in pipeline.recipe("stage2", config).inputs.items()}
     found = measure(config, inputs, options.micro or 8, options.steps)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    path.write_text(json.dumps(asdict(found), indent=2) + "\n")
 
 
 def _table(title: str, points: Sequence[Point], observed: dict[str, float]) -> Table:
@@ -120,13 +122,22 @@ def _table(title: str, points: Sequence[Point], observed: dict[str, float]) -> T
             f"{steady.rate:,.1f}",
             "" if measured is None else f"{measured:,.1f}",
             f"{steady.rate / workers / points[0].steady.rate:.0%}",
-            *(f"{steady.spent[part] / steady.seconds:.0%}" for part in PARTS[:-1]),
+            *(f"{round(steady.spent[part] / steady.seconds, 4) + 0.0:.0%}" for part in PARTS[:-1]),
             f"{point.kept:.1%}",
         )
     return table
 
 
-def _notes(points: Sequence[Point], observed: dict[str, float], options: argparse.Namespace) -> list[str]:
+def _compared(rates: Rates, two: Cluster) -> list[str]:
+    """Two workers of the measured machine, which has less for each of them than for one alone."""
+    crowded = two_here(rates, two)
+    return [
+        f"on the measured machine two processes that do not talk are {rates.crowding:.2f} times as slow as one alone: "
+        f"for two workers of it {crowded:,.1f} samples/s are predicted, {rates.observed['2']:,.1f} were measured"
+    ]
+
+
+def _notes(points: Sequence[Point], options: argparse.Namespace) -> list[str]:
     last = points[-1]
     lost = {part: last.steady.spent[part] for part in PARTS if part != "compute"}
     told = (
@@ -139,8 +150,7 @@ def _notes(points: Sequence[Point], observed: dict[str, float], options: argpars
         if options.failure_hours
         else "nothing fails"
     )
-    beyond = "All but `measured` is predicted." if observed else "All of it is predicted but the rate of reading."
-    return [told, failing, beyond]
+    return [told, failing, "All is predicted but the column `measured` and the rate of reading."]
 
 
 def _draw(path: Path, title: str, points: Sequence[Point], observed: dict[str, float]) -> None:
@@ -158,7 +168,7 @@ def _draw(path: Path, title: str, points: Sequence[Point], observed: dict[str, f
     left.plot(sizes, [point.steady.rate for point in points], "o-", label="predicted")
     left.plot(sizes, [point.steady.rate * point.kept for point in points], "s:", label="predicted, with failures")
     if observed:
-        left.plot([int(size) for size in observed], list(observed.values()), "k*", markersize=12, label="measured")
+        left.plot([1, 2], [observed["1"], observed["2"]], "k*", markersize=10, label="measured, on one machine")
     left.set(xscale="log", yscale="log", xlabel="workers", ylabel="samples a second")
     left.legend()
     shares: list[Any] = [[point.steady.spent[part] / point.steady.seconds for point in points] for part in PARTS[:-1]]

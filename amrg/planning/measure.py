@@ -13,7 +13,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class Rates:
         noise: standard deviation of the logarithm of a step's seconds.
         copy, write: of a checkpoint, while training waits and behind its back.
         saved: bytes of a checkpoint.
+        observed: samples a second of real training with ``1`` worker, with ``2``, and of two processes that train side
+            by side and know nothing of each other, ``1+1``.
     """
 
     samples: int
@@ -51,12 +54,18 @@ class Rates:
     copy: float
     write: float
     saved: int
+    observed: dict[str, float]
+
+    @property
+    def crowding(self) -> float:
+        """How much slower a process is beside another one of its kind, which it does not talk to."""
+        return 2 * self.observed["1"] / self.observed["1+1"]
 
     @classmethod
     def load(cls, path: Path) -> "Rates":
         """Raises UserError where the file holds no rates."""
         try:
-            return cls(**json.loads(path.read_text())["rates"])
+            return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} holds no measured rates ({type(error).__name__}): "
@@ -70,7 +79,7 @@ class Rates:
         return self.latency * (workers - 1) + 2 * (workers - 1) / workers * self.reduced / self.rate
 
 
-def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int) -> dict[str, Any]:
+def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int) -> Rates:
     """Calibrate with one process and with two, and then train with one and with two.
 
     Args:
@@ -79,18 +88,22 @@ def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int) -
         samples: of one worker and step.
         steps: that are timed.
 
-    Returns:
-        ``rates`` (of ``Rates``) and ``observed``: samples a second by number of workers.
+    Raises:
+        UserError: one of the processes failed.
     """
     say("measuring: reading, step and checkpoint of one process")
     found = _start(1, "calibrate", config, inputs, samples, steps)
     say("measuring: transfers between two processes")
     found |= _start(2, "exchange", config, inputs, samples, steps)
-    observed = {}
-    for workers in (1, 2):
-        say(f"measuring: training with {workers} worker{'s' if workers > 1 else ''}")
-        observed[str(workers)] = _start(workers, "train", config, inputs, samples, steps)["samples_per_second"]
-    return {"rates": asdict(Rates(samples=samples, **found)), "observed": observed, "steps": steps}
+
+    def train(workers: int) -> float:
+        return _start(workers, "train", config, inputs, samples, steps)["samples_per_second"]
+
+    say("measuring: training with one worker, with two, and one beside another")
+    observed = {"1": train(1), "2": train(2)}
+    with ThreadPoolExecutor(2) as both:
+        observed["1+1"] = sum(both.map(train, (1, 1)))
+    return Rates(samples=samples, observed=observed, **found)
 
 
 def _start(

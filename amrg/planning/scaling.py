@@ -64,6 +64,12 @@ def like_here(rates: Rates, config: Config, restart: float, sizes: Sequence[int]
     ]  # fmt: skip
 
 
+def two_here(rates: Rates, two: Cluster) -> float:
+    """Samples a second of two workers that share the measured machine, as its crowding makes them."""
+    crowded = replace(two, compute=two.compute * rates.crowding, read=two.read * rates.crowding)
+    return simulate(crowded, _STEPS // two.checkpoint_steps * two.checkpoint_steps or two.checkpoint_steps).rate
+
+
 def on_gpus(
     rates: Rates, config: Config, given: Assumptions, micro: int, noise: float, storage: float, restart: float,
     sizes: Sequence[int] = SIZES,

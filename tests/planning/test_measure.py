@@ -8,23 +8,26 @@ import pytest
 
 from amrg.errors import UserError
 from amrg.planning.measure import Rates, _start, measure
-from amrg.planning.scaling import curve, like_here
+from amrg.planning.scaling import curve, like_here, two_here
 from amrg.simulate import main
 from amrg.training.stage2 import build_generator
 from tests.conftest import TINY
 
-RATES = Rates(8, 0.5, 0.01, 0.001, 1e8, 10**7, 0.0, 0.1, 0.3, 3 * 10**7)
+OBSERVED = {"1": 13.0, "2": 20.0, "1+1": 16.0}
+RATES = Rates(8, 0.5, 0.01, 0.001, 1e8, 10**7, 0.0, 0.1, 0.3, 3 * 10**7, OBSERVED)
 
 
 def write(folder: Path, rates: Rates = RATES) -> Path:
     path = folder / "rates.json"
-    path.write_text(json.dumps({"rates": vars(rates), "observed": {"1": 13.0, "2": 20.0}}))
+    path.write_text(json.dumps(vars(rates)))
     return path
 
 
 def test_what_is_measured_is_of_the_model_that_is_trained(artefacts: Any) -> None:
     inputs = {"data": artefacts.data, "stage1": artefacts.stage1, "banks": artefacts.banks}
-    found = Rates(samples=3, latency=1, rate=1, **_start(1, "calibrate", artefacts.config, inputs, 3, 1))
+    found = Rates(
+        samples=3, latency=1, rate=1, observed=OBSERVED, **_start(1, "calibrate", artefacts.config, inputs, 3, 1)
+    )
     model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
     assert found.reduced == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found.saved == pytest.approx(3 * found.reduced, rel=0.01)  # and some buffers
@@ -48,6 +51,14 @@ def test_a_ring_moves_twice_the_gradients() -> None:
     assert RATES.exchange(5) == pytest.approx(4 * 0.001 + 2 * 4 / 5 * 0.1)
 
 
+def test_two_workers_of_one_machine_are_as_slow_as_it_makes_them(artefacts: Any) -> None:
+    """2 × 13 against 16 of two alone: each takes 1.625 times as long; then exchange, and a checkpoint every 200 steps."""
+    assert RATES.crowding == pytest.approx(1.625)
+    two = like_here(RATES, artefacts.config, 0.0, (2,))[0]
+    step = 1.625 * (0.5 + 8 * 0.01) + RATES.exchange(2)
+    assert two_here(RATES, two) == pytest.approx(16 / (step + 0.1 / 200))
+
+
 def test_failures_take_more_of_more_workers(artefacts: Any) -> None:
     """Against the first-order cost of a failure: the restart, half an interval between checkpoints, and its write."""
     points = curve(like_here(RATES, artefacts.config, restart=60.0, sizes=(1, 64, 1024)), 1000.0, 0)
@@ -65,6 +76,7 @@ def test_the_command_prints_and_draws(artefacts: Any, tmp_path: Path, capsys: py
     out = capsys.readouterr().out
     assert "4,096" in out
     assert "13.0" in out
+    assert "20.0 were measured" in out
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     main([str(TINY), "--rates", str(path), "--device", "h100", "--micro", "4"])
     assert "13.0" not in capsys.readouterr().out  # what a CPU did says nothing of a GPU
