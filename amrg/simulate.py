@@ -174,7 +174,7 @@ def _draw(path: Path, title: str, points: Sequence[Point], observed: dict[str, f
     shares: list[Any] = [[point.steady.spent[part] / point.steady.seconds for point in points] for part in PARTS[:-1]]
     right.stackplot(sizes, *shares, labels=PARTS[:-1])
     right.set(xscale="log", xlim=(1, sizes[-1]), ylim=(0, 1), xlabel="workers", ylabel="share of the time (predicted)")
-    right.legend(loc="lower right")
+    right.legend(loc="lower left")
     figure.suptitle(title, fontsize=10)
     try:
         figure.savefig(path, dpi=130)

@@ -52,7 +52,7 @@ def test_a_ring_moves_twice_the_gradients() -> None:
 
 
 def test_two_workers_of_one_machine_are_as_slow_as_it_makes_them(artefacts: Any) -> None:
-    """2 × 13 against 16 of two alone: each takes 1.625 times as long; then exchange, and a checkpoint every 200 steps."""
+    """2 × 13 against 16 of two alone: each takes 1.625 times as long; exchange, and a checkpoint every 200 steps."""
     assert RATES.crowding == pytest.approx(1.625)
     two = like_here(RATES, artefacts.config, 0.0, (2,))[0]
     step = 1.625 * (0.5 + 8 * 0.01) + RATES.exchange(2)
