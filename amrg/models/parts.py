@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.autograd.profiler import record_function
 
-PREFIX = "amrg::"
+PREFIX = "part of amrg: "  # not `amrg::`, the namespace of our operators
 VISION, QFORMER, MEMORY, DECODER, OPTIMISER = "vision", "qformer", "memory", "decoder", "optimiser"
 
 

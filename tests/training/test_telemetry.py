@@ -98,7 +98,8 @@ def test_stage_2_tells_where_its_time_goes(artefacts, tmp_path):
     assert [row["step"] for row in watched] == [4, 8]
     for row in watched:
         shares = {name: value for name, value in row.items() if name.startswith("share/")}
-        assert {"vision", "qformer", "memory", "decoder", "optimiser", "data"} <= {n.split("/")[1] for n in shares}
+        known = {"vision", "qformer", "memory", "decoder", "optimiser", "data"}
+        assert known <= {n.split("/")[1] for n in shares} <= known | {"exchange"}
         assert all(0 < value < 1 for value in shares.values())
         assert row["visual_perplexity"] >= 1
         assert {"gradient_norm/decoder", "gradient_norm/visual_memory", "gradient_norm/stage1"} <= row.keys()
