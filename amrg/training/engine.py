@@ -74,6 +74,20 @@ def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device().type, dtype=half, enabled=dtype != "float32")
 
 
+@contextlib.contextmanager
+def products(dtype: str) -> Iterator[None]:
+    """Where autocast is to bfloat16, products of what it leaves in float32 may round their factors to it as well.
+
+    Sums stay float32. On CPUs this also chooses oneDNN's products, on some twice as fast with factors unrounded.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == "bfloat16" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class Engine:
     """A model under ``deepspeed.initialize``.
 
@@ -92,7 +106,7 @@ class Engine:
         if ours.dtype == "float16" and device().type == "cpu":
             raise UserError(f"{ours.section}.dtype float16 needs a GPU: use bfloat16 or float32")
         config = resolve(read(ours.ds_config), ours, world_size(), total_steps)
-        self.model, self.accumulation = model, config["gradient_accumulation_steps"]
+        self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], ours.dtype
         groups = _decay_groups(model, ours.weight_decay)
         client = None
         if "optimizer" not in config:
@@ -126,8 +140,9 @@ class Engine:
         sums: dict[str, float] = {}
         told: dict[str, float] = {}
         for micro in split(batch, self.accumulation):
-            loss, metrics = self._engine(micro)
-            self._engine.backward(loss)
+            with products(self._dtype):
+                loss, metrics = self._engine(micro)
+                self._engine.backward(loss)
             if norms and self._engine.is_gradient_accumulation_boundary():
                 told = self._gradient_norms()
             with part(OPTIMISER):

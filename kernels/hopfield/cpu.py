@@ -10,7 +10,7 @@ from amrg.kernels.hopfield.reference import VISIBLE_TO_ALL, keep_mask
 from torch import Tensor
 
 ROWS = 2048  # queries worked on at a time
-TILE = 1 << 18  # scores in one tile: 1 MiB of float32, the second-level cache of one core
+TILE = 1 << 20  # scores in one tile: 4 MiB of float32, the caches of a few cores
 EMPTY = -2  # stands for "no group" among the queries, equal to no group of a memory row
 
 
