@@ -10,7 +10,7 @@ from amrg.kernels.hopfield.reference import VISIBLE_TO_ALL, keep_mask
 from torch import Tensor
 
 ROWS = 2048  # queries worked on at a time
-TILE = 1 << 20  # scores in one tile: 4 MiB of float32, the caches of a few cores
+TILE = 1 << 19  # scores in one tile: 2 MiB of float32, the second-level caches of two cores
 EMPTY = -2  # stands for "no group" among the queries, equal to no group of a memory row
 
 
