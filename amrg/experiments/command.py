@@ -1,4 +1,4 @@
-"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--dry-run] [--section.key VALUE ...]``."""
+"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]``."""
 
 import argparse
 from collections.abc import Sequence
@@ -165,4 +165,6 @@ def _note(config: Config, seeds: int, paired: bool) -> str:
         else ""
     )
     trained = "one training" if seeds == 1 else f"{seeds} trainings"
-    return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row. {drawn}.{tested}"
+    ours = config.stage2
+    length = f"{ours.epochs} epochs in batches of {ours.batch_size}"
+    return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row, {length}. {drawn}.{tested}"
