@@ -17,7 +17,7 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg bank build|merge|subset|verify|show|search ...
        amrg view RUN [--host ADDRESS] [--port NUMBER]
        amrg compare RUN RUN ...
-       amrg experiment NAME [CONFIG] [--seeds N] [--dry-run] [--section.key VALUE ...]
+       amrg experiment NAME [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]
        amrg export REPORTS FILE [--onto FILE]
        amrg plan [CONFIG] --gpus N [--gpu-memory GB] [--section.key VALUE ...]
        amrg simulate [CONFIG] [--measure] [--device GPU] [--section.key VALUE ...]

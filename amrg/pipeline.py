@@ -195,5 +195,5 @@ STEPS: dict[str, Step] = {
     "banks": Step("banks", 3, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 2, _stage2_settings, ("data", "stage1", "banks"), _stage2, shared=True),
     "generate": Step("reports", 1, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
-    "evaluate": Step("scores", 2, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
+    "evaluate": Step("scores", 3, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

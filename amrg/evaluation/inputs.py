@@ -15,7 +15,7 @@ from amrg.data.images import letterbox
 from amrg.data.stream import Sample, count, read
 from amrg.data.studies import Study
 from amrg.mining.cam import activation_maps
-from amrg.models.stage1 import DiseaseClassifier, Stage1Output
+from amrg.models.stage1 import DiseaseClassifier, Stage1Output, per_study
 from amrg.models.vision import to_images
 from amrg.progress import track
 from amrg.training import engine
@@ -28,13 +28,14 @@ PROBE_FILMS = 1000
 
 @dataclass(frozen=True)
 class TestView:
-    """The split under test, in index order: first views, and what stage 1 makes of them.
+    """The split under test, in index order, and what stage 1 makes of it.
 
     Attributes:
-        films: uint8 [S, size, size], as the model sees them.
+        films: uint8 [S, size, size], the first film of each study as the model sees it: masks are known on that one.
         masks: true lesions by finding, bool [size, size], for each study.
-        pooled_SD, probabilities_SK: stage 1's pooled feature and its probabilities.
-        maps_SKhw: activation maps, non-negative.
+        pooled_SD, probabilities_SK: stage 1's pooled feature and its probabilities, means over all films of a study as
+            in training (of probabilities: the mean logit).
+        maps_SKhw: activation maps of the first films, non-negative.
         grid: cells on a side of the encoder's fine grid, the unit of the visual bank's boxes.
     """
 
@@ -67,12 +68,14 @@ def view_test(model: DiseaseClassifier, data: Path, split: str, method: str, dty
     size = model.config.image_size
     studies, films, masks, pooled, probabilities, maps = [], [], [], [], [], []
     for samples in _batches(track(read(data, split), f"films of {split}", count(data, split))):
-        batch = _films(samples, size)
+        views = [len(s.views) for s in samples]
+        first = np.cumsum([0, *views[:-1]])
+        batch = np.stack([letterbox(film, size) for s in samples for film in s.views])
         out = _see(model, batch, dtype)
-        maps.append(activation_maps(model.cam_head, out.fine_BHWC, method).cpu().numpy())
-        pooled.append(out.pooled_BD.float().cpu().numpy())
-        probabilities.append(out.scores_BK.double().sigmoid().cpu().numpy())
-        films.append(batch)
+        maps.append(activation_maps(model.cam_head, out.fine_BHWC[first], method).cpu().numpy())
+        pooled.append(per_study(out.pooled_BD.float(), views).cpu().numpy())
+        probabilities.append(per_study(out.scores_BK.double(), views).sigmoid().cpu().numpy())
+        films.append(batch[first])
         studies += [s.study for s in samples]
         masks += [{finding: letterbox(mask, size) for finding, mask in s.masks.items()} for s in samples]
     return TestView(
@@ -104,7 +107,7 @@ def view_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: st
                 yield sample
 
     for samples in _batches(first_of_each()):
-        batch = _films(samples, size)
+        batch = np.stack([letterbox(s.views[0], size) for s in samples])
         probe_films += list(batch[: max(0, PROBE_FILMS - len(probe_films))])
         pooled.append(_see(model, batch, dtype).pooled_BD.float().cpu().numpy())
         studies += [s.study for s in samples]
@@ -115,10 +118,6 @@ def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     iterator = iter(samples)
     while batch := list(islice(iterator, BATCH)):
         yield batch
-
-
-def _films(samples: list[Sample], size: int) -> np.ndarray:
-    return np.stack([letterbox(s.views[0], size) for s in samples])
 
 
 def _see(model: DiseaseClassifier, films: np.ndarray, dtype: str) -> Stage1Output:

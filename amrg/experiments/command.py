@@ -1,7 +1,8 @@
-"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--dry-run] [--section.key VALUE ...]``."""
+"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]``."""
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,7 @@ from amrg.data.stream import studies
 from amrg.errors import UserError
 from amrg.experiments import localising, result, words
 from amrg.experiments.catalogue import EXPERIMENTS, THRESHOLDS, Experiment
+from amrg.experiments.jobs import Jobs
 from amrg.experiments.measure import HEADLINE, Row, measure
 from amrg.experiments.result import Result
 from amrg.experiments.sweep import Made, Sweep, Variant, show_forecast
@@ -43,36 +45,43 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("name", choices=[*EXPERIMENTS, "all"])
     parser.add_argument("--seeds", type=int, default=3, help="trainings of stage 2 for each variant (default 3)")
     parser.add_argument("--dry-run", action="store_true", help="only say what is to be made and how long it may take")
+    parser.add_argument("--jobs", type=int, default=1, help="steps made at a time, each with its share of the cores")
     options, rest = parser.parse_known_args(list(arguments))
-    if options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds}: at least 1 is needed")
+    for name in ("seeds", "jobs"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: at least 1 is needed")
     config = parse(rest, f"amrg experiment {options.name} [CONFIG]")
     chosen = list(EXPERIMENTS.values()) if options.name == "all" else [EXPERIMENTS[options.name]]
-    pages = run(config, chosen, options.seeds, options.dry_run)
+    pages = run(config, chosen, options.seeds, options.jobs, options.dry_run)
     for page in pages:
         print(page)
 
 
-def run(config: Config, chosen: Sequence[Experiment], seeds: int, dry_run: bool = False) -> list[Path]:
+def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1, dry_run: bool = False) -> list[Path]:
     """Run experiments and write their pages and that of all; returns the pages.
 
     Args:
         config: of the run that they vary; its data are prepared first.
         chosen: experiments.
         seeds: trainings of stage 2 for each variant.
+        jobs: steps that are made at a time.
         dry_run: only print the forecast.
     """
     data = pipeline.run_all(config, "prepare").path
     texts = len({(study.group, study.report) for study in studies(data, "train")})
     variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}
-    sweep = Sweep(config, [variant for some in variants.values() for variant in some], seeds)
+    sweep = Sweep(config, list(variants.values()), seeds, jobs)
     show_forecast(sweep.forecast())
     if dry_run:
         return []
+    sweep.base()  # first and with all cores: nearly every variant builds on it
     pages = []
-    for number, experiment in enumerate(chosen, start=1):
-        say(f"experiment {number} of {len(chosen)}: {experiment.name}")
-        pages.append(_run_one(config, experiment, variants[experiment.name], sweep))
+    with Jobs(jobs) if jobs > 1 else nullcontext() as together:
+        if together:
+            sweep.work_ahead(together)
+        for number, experiment in enumerate(chosen, start=1):
+            say(f"experiment {number} of {len(chosen)}: {experiment.name}")
+            pages.append(_run_one(config, experiment, variants[experiment.name], sweep))
     return [*pages, result.write_all(config, list(EXPERIMENTS))]
 
 
@@ -84,25 +93,33 @@ def _run_one(config: Config, experiment: Experiment, variants: list[Variant], sw
         for number, variant in enumerate(variants, start=1):
             say(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.left()}")
             made.append(sweep.run(variant))
-        rows = measure(config, made, experiment.paired, experiment.per_class) if made else []
-        if experiment.maps == "methods":
-            rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
-        elif experiment.maps == "thresholds":
-            rows, told = _thresholds(config, told, sweep.base())
+        with sweep.page():
+            rows, told = _told(config, experiment, told, made, sweep)
     except UserError as error:
         say(f"{experiment.name}: {error}")
-        return result.write(config, replace(told, unavailable=str(error)), [])
+        rows, told = [], replace(told, unavailable=str(error))
+    return result.write(config, told, rows)
+
+
+def _told(
+    config: Config, experiment: Experiment, told: Result, made: list[list[Made]], sweep: Sweep
+) -> tuple[list[Row], Result]:
+    """What was made, measured: rows of the table, and what the page says."""
+    rows = measure(config, made, experiment.paired, experiment.per_class) if made else []
+    if experiment.maps == "methods":
+        rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
+    elif experiment.maps == "thresholds":
+        rows, told = _thresholds(config, told, sweep.base())
     panels = _PANELS.get(experiment.name, _PANELS[""])
     if experiment.per_class:
         panels = tuple(name for name in rows[0].scores if name == HEADLINE or name.removeprefix("F1 ")[0].isupper())
-    told = replace(
+    return rows, replace(
         told,
         paragraphs=words.sentences(experiment.name, rows),
         table=result.as_table(rows),
         note=_note(config, sweep.seeds if made else 0, bool(made) and experiment.paired),
         plot=result.plot(rows, panels[:4], experiment.x_label),
     )
-    return result.write(config, told, rows)
 
 
 def _with_maps(config: Config, row: Row, made: Made) -> Row:
@@ -148,4 +165,6 @@ def _note(config: Config, seeds: int, paired: bool) -> str:
         else ""
     )
     trained = "one training" if seeds == 1 else f"{seeds} trainings"
-    return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row. {drawn}.{tested}"
+    ours = config.stage2
+    length = f"{ours.epochs} epochs in batches of {ours.batch_size}"
+    return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row, {length}. {drawn}.{tested}"

@@ -3,22 +3,28 @@
 A step that another variant (or an earlier, interrupted start) made is found by its content and never made twice.
 """
 
+import itertools
 import json
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from amrg import pipeline
-from amrg.artifacts import Artifact, find
+from amrg.artifacts import Artifact, find, open_artifact
 from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
+from amrg.experiments.jobs import Jobs
 from amrg.progress import say
 
 TIMES = "times.json"
-LAST = "generate"
+LAST, PAGE = "generate", "page"
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,41 @@ class Made:
         return self.artifacts[kind].path
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """How often a step is still to be made, and how many seconds one takes when so many jobs work side by side."""
+
+    verb: str
+    count: int
+    one: float | None
+    jobs: int = 1
+
+    @property
+    def all(self) -> float | None:
+        """Seconds until all are made, if no job waits for another."""
+        if not self.count:
+            return 0.0
+        return None if self.one is None else self.one * self.count / min(self.jobs, self.count)
+
+
+class _Times:
+    """Seconds of every step that was made in this folder, by what it is timed as; for several threads."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._lock = file, threading.Lock()
+        self._seconds: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
+
+    def median(self, name: str) -> float | None:
+        """None before the first."""
+        return median(self._seconds[name]) if self._seconds.get(name) else None
+
+    def note(self, name: str, seconds: float) -> None:
+        with self._lock:
+            self._seconds.setdefault(name, []).append(round(seconds, 1))
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(json.dumps(self._seconds, indent=2) + "\n")
+
+
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """The configuration with settings by dotted name replaced; a name or value that does not exist is refused."""
     content = to_dict(config)
@@ -77,17 +118,29 @@ class Sweep:
 
     Args:
         config: that the variants change.
-        variants: of all experiments to come: times are predicted over all of them.
+        experiments: the variants of each experiment to come: times are predicted over all of them.
         seeds: how many trainings of stage 2 for each variant.
+        jobs: how many steps are to be made at a time; times are kept apart by it.
     """
 
-    def __init__(self, config: Config, variants: Iterable[Variant], seeds: int) -> None:
-        self.config, self.seeds = config, seeds
-        self._variants = list(variants)
-        self._times_file = folder_of(config) / TIMES
-        self._times: dict[str, list[float]] = {}
-        if self._times_file.exists():
-            self._times = json.loads(self._times_file.read_text())
+    def __init__(self, config: Config, experiments: Sequence[Sequence[Variant]], seeds: int, jobs: int = 1) -> None:
+        self.config, self.seeds, self.jobs = config, seeds, jobs
+        self._experiments = experiments
+        self._pages = len(experiments)  # still to be written
+        self._times = _Times(folder_of(config) / TIMES)
+        self._jobs: Jobs | None = None
+        self._ahead: dict[Config, Future[dict[str, Artifact]]] = {}
+        self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+
+    def work_ahead(self, jobs: Jobs) -> None:
+        """From now on make everything in ``jobs``, in the order in which ``run`` will ask for it."""
+        self._jobs = jobs
+        for variants in self._experiments:
+            # One seed of all variants, then the next: two that are made at a time seldom wait for the same bank.
+            for seed, variant in itertools.product(range(self.seeds), variants):
+                config = seeded(self.config, variant, seed)
+                if config not in self._ahead:
+                    self._ahead[config] = jobs.submit(self._chain, config, f"{variant.name}, seed {seed}")
 
     def run(self, variant: Variant) -> list[Made]:
         """Every seed of a variant; UserError as the steps raise it."""
@@ -95,32 +148,58 @@ class Sweep:
 
     def base(self) -> Made:
         """The run as configured, up to the banks: what needs no training of stage 2."""
-        return self._one(Variant("as configured"), 0, "banks")
+        return Made(Variant("as configured"), 0, self._chain(self.config, "as configured", "banks"))
 
-    def _one(self, variant: Variant, seed: int, last: str = LAST) -> Made:
+    @contextmanager
+    def page(self) -> Iterator[None]:
+        """Around the measuring and writing of an experiment, which takes its time, too."""
+        start = time.monotonic()
+        yield
+        self._pages -= 1
+        self._times.note(self._timed_as(PAGE, self.jobs), time.monotonic() - start)
+
+    def _one(self, variant: Variant, seed: int) -> Made:
         config = seeded(self.config, variant, seed)
-        made = {}
-        for verb in steps(last):
-            plan = pipeline.recipe(verb, config)
-            known = find(pipeline.root(config), plan)
-            if known is None:
-                say(f"{variant.name}, seed {seed}: {verb}{_about(self.predicted(verb), ' (about {})')}")
-                start = time.monotonic()
-                known = pipeline.run_step(verb, config)
-                self._took(verb, time.monotonic() - start)
-            made[known.kind] = known
+        ahead = self._ahead.get(config)
+        made = ahead.result() if ahead else self._chain(config, f"{variant.name}, seed {seed}")
         return Made(variant, seed, made)
+
+    def _chain(self, config: Config, name: str, last: str = LAST) -> dict[str, Artifact]:
+        made = [self._step(verb, config, name) for verb in steps(last)]
+        return {artifact.kind: artifact for artifact in made}
+
+    def _step(self, verb: str, config: Config, name: str) -> Artifact:
+        """The artefact of a step; who needs one that another job is making waits for it."""
+        plan, folder = pipeline.recipe(verb, config), pipeline.root(config)
+        with self._locks[plan.path(folder)]:
+            known = find(folder, plan)
+            if known is not None:
+                return known
+            say(f"[{name}] {verb}{_about(self.predicted(verb), ' (about {})')}")
+            start = time.monotonic()
+            if self._jobs is None:
+                pipeline.run_step(verb, config)
+            else:
+                self._jobs.make(verb, config, name)
+            self._times.note(self._timed_as(verb, self.jobs if self._jobs else 1), time.monotonic() - start)
+            return open_artifact(plan.path(folder), plan.kind)
 
     def predicted(self, verb: str) -> float | None:
         """Seconds that a step will take: the median of those made so far; None before the first."""
-        return median(self._times[verb]) if self._times.get(verb) else None
+        return self._times.median(self._timed_as(verb, self.jobs))
+
+    def _timed_as(self, verb: str, jobs: int) -> str:
+        """What is timed together: a step takes longer beside others, and a training by its epochs."""
+        epochs = f", {self.config.stage2.epochs} epochs" if verb == "stage2" else ""
+        return f"{verb}{epochs}, {jobs} at a time"
 
     def to_make(self) -> dict[str, int]:
-        """By verb, how many steps are still to be made for all variants and seeds."""
+        """By verb, how many steps are still to be made for all variants and seeds; and pages."""
         counts = dict.fromkeys(steps(), 0)
         seen: set[str] = set()
         plans = [(Variant("as configured"), 0, "banks")]
-        plans += [(variant, seed, LAST) for variant in self._variants for seed in range(self.seeds)]
+        variants = [variant for some in self._experiments for variant in some]
+        plans += [(variant, seed, LAST) for variant in variants for seed in range(self.seeds)]
         for variant, seed, last in plans:
             config, settings = seeded(self.config, variant, seed), []
             for verb in steps(last):
@@ -128,28 +207,15 @@ class Sweep:
                 same = json.dumps([verb, settings], sort_keys=True)
                 counts[verb] += same not in seen and not _is_made(verb, config)
                 seen.add(same)
-        return counts
+        return {**counts, PAGE: self._pages}
 
-    def forecast(self) -> list[tuple[str, int, float | None, float | None]]:
-        """Rows of the table shown before the start: verb, steps to make, seconds of one, seconds of all."""
-        rows = []
-        for verb, count in self.to_make().items():
-            one = self.predicted(verb)
-            rows.append((verb, count, one, None if one is None else one * count))
-        return rows
+    def forecast(self) -> list[Forecast]:
+        """What is shown before the start."""
+        return [Forecast(verb, count, self.predicted(verb), self.jobs) for verb, count in self.to_make().items()]
 
     def left(self) -> str:
         """How much longer it may take, for a progress line."""
-        rows = [row for row in self.forecast() if row[1]]
-        known = sum(total for *_, total in rows if total is not None)
-        unknown = [verb for verb, _, one, _ in rows if one is None]
-        more = f" and {', '.join(unknown)}" if unknown else ""
-        return f"about {duration(known)}{more} left" if rows else "all is made"
-
-    def _took(self, verb: str, seconds: float) -> None:
-        self._times.setdefault(verb, []).append(round(seconds, 1))
-        self._times_file.parent.mkdir(parents=True, exist_ok=True)
-        self._times_file.write_text(json.dumps(self._times, indent=2) + "\n")
+        return f"still to come: about {together(self.forecast())}"
 
 
 def steps(last: str = LAST) -> list[str]:
@@ -162,15 +228,22 @@ def folder_of(config: Config) -> Path:
     return pipeline.root(config) / "experiments"
 
 
-def show_forecast(rows: Sequence[tuple[str, int, float | None, float | None]]) -> None:
+def show_forecast(rows: Sequence[Forecast]) -> None:
     """Print the table; a step that was never timed on this machine is said to be unknown."""
-    say("to be made (made steps are kept):")
-    for verb, count, one, total in rows:
-        say(f"  {verb:<9}{count:>4}  {duration(one):>9} each  {duration(total):>9}")
-    known = sum(total for *_, total in rows if total is not None)
-    unknown = [verb for verb, count, one, _ in rows if count and one is None]
+    jobs = rows[0].jobs
+    at_once = f", {jobs} at a time" if jobs > 1 else ""
+    say(f"to be made (made steps are kept){at_once}:")
+    for row in rows:
+        say(f"  {row.verb:<9}{row.count:>4}  {duration(row.one):>9} each  {duration(row.all):>9}")
+    say(f"predicted: {together(rows)}")
+
+
+def together(rows: Sequence[Forecast]) -> str:
+    """The time of all, and what of it is not known."""
+    known = sum(row.all for row in rows if row.all is not None)
+    unknown = [row.verb for row in rows if row.count and row.one is None]
     more = f", and {', '.join(unknown)}, not timed yet on this machine" if unknown else ""
-    say(f"predicted: {duration(known)}{more}")
+    return f"{duration(known)}{more}"
 
 
 def duration(seconds: float | None) -> str:

@@ -11,7 +11,7 @@ from amrg.config import Config
 from amrg.errors import UserError
 from amrg.experiments import command
 from amrg.experiments.catalogue import EXPERIMENTS, Experiment
-from amrg.experiments.sweep import Sweep, Variant, changed, folder_of, seeded, show_forecast
+from amrg.experiments.sweep import Forecast, Sweep, Variant, changed, folder_of, seeded, show_forecast
 
 SMALL = {
     "memory.beta": 200.0,
@@ -79,9 +79,9 @@ def pages(config):
 
 
 def test_counts_what_is_to_be_made(config):
-    sweep = Sweep(config, some(config, 16), 3)
-    assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 6, "generate": 9}
-    assert sweep.left() == "about 0 s and stage2, generate left"
+    sweep = Sweep(config, [some(config, 16)], 3)
+    assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 6, "generate": 9, "page": 1}
+    assert sweep.left() == "still to come: about 0 s, and stage2, generate, page, not timed yet on this machine"
 
 
 def test_an_experiment_leaves_table_and_page(config, pages):
@@ -103,9 +103,9 @@ def test_done_again_nothing_is_made(config, pages, capsys):
     assert {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")} == before
     assert pages[0].read_bytes() == page
     assert "making" not in capsys.readouterr().err
-    sweep = Sweep(config, some(config, 16), 3)
-    assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 2, "generate": 3}
-    assert all(one is not None for verb, _, one, _ in sweep.forecast() if verb in ("stage2", "generate"))
+    sweep = Sweep(config, [some(config, 16)], 3)
+    assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 2, "generate": 3, "page": 1}
+    assert all(row.one is not None for row in sweep.forecast() if row.verb in ("stage2", "generate"))
 
 
 def test_the_seed_of_stage_2_and_mismatched_memory_change_what_they_should(config, pages):
@@ -137,9 +137,9 @@ def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
 
 
 def test_the_forecast_says_what_it_does_not_know(capsys):
-    show_forecast([("stage2", 4, 30.0, 120.0), ("generate", 5, None, None)])
+    show_forecast([Forecast("stage2", 9, 30.0, 2), Forecast("page", 1, 30.0, 2), Forecast("generate", 5, None, 2)])
     said = capsys.readouterr().err
-    assert "predicted: 2 min, and generate, not timed yet on this machine" in said
+    assert "predicted: 3 min, and generate, not timed yet on this machine" in said
 
 
 def test_mistakes_are_one_line():
