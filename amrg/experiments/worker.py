@@ -13,9 +13,10 @@ import threading
 import traceback
 from queue import SimpleQueue
 
-from amrg import pipeline, progress
+from amrg import progress
 from amrg.config import from_dict
 from amrg.errors import UserError
+from amrg.experiments.looks import make_step
 
 #: Seconds between two progress lines: several jobs share one log.
 LOG_EVERY = 60.0
@@ -24,6 +25,7 @@ LOG_EVERY = 60.0
 def main() -> None:
     """Make what is asked until stdin ends."""
     progress.LOG_EVERY = LOG_EVERY
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that put us in the background ignores it
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     asked: SimpleQueue[str] = SimpleQueue()
@@ -46,7 +48,7 @@ def _listen(asked: "SimpleQueue[str]") -> None:
 def _make(verb: str, config: dict[str, object]) -> str | None:
     """Make a step; returns what went wrong."""
     try:
-        pipeline.run_step(verb, from_dict(config, "experiment"))
+        make_step(verb, from_dict(config, "experiment"))
     except UserError as error:
         return str(error)
     except Exception as error:
