@@ -112,7 +112,9 @@ def _told(
         rows, told = _thresholds(config, told, sweep.base())
     panels = _PANELS.get(experiment.name, _PANELS[""])
     if experiment.per_class:
-        panels = tuple(name for name in rows[0].scores if name == HEADLINE or name.removeprefix("F1 ")[0].isupper())
+        panels = tuple(
+            name for name in rows[0].scores if name == HEADLINE or (name.startswith("F1 ") and name[3].isupper())
+        )
     return rows, replace(
         told,
         paragraphs=words.sentences(experiment.name, rows),
