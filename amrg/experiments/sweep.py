@@ -21,6 +21,7 @@ from amrg.artifacts import Artifact, find, open_artifact
 from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
 from amrg.experiments.jobs import Jobs
+from amrg.experiments.looks import make_step
 from amrg.progress import say
 
 TIMES = "times.json"
@@ -178,7 +179,7 @@ class Sweep:
             say(f"[{name}] {verb}{_about(self.predicted(verb), ' (about {})')}")
             start = time.monotonic()
             if self._jobs is None:
-                pipeline.run_step(verb, config)
+                make_step(verb, config)
             else:
                 self._jobs.make(verb, config, name)
             self._times.note(self._timed_as(verb, self.jobs if self._jobs else 1), time.monotonic() - start)

@@ -36,12 +36,14 @@ def test_side_by_side_the_same_is_made(config, tmp_path, capfd):
     (tmp_path / "alone-tiny").mkdir()
     for path in (tmp_path / "tiny").iterdir():
         (tmp_path / "alone-tiny" / path.name).symlink_to(path)
-    pages = [command.run(config, [ours], seeds=1, jobs=2), command.run(alone, [ours], seeds=1)]
+    pages = [command.run(config, [ours], seeds=1, jobs=2)]
+    assert "[Hopfield, 2 steps, seed 0] stage2: making" in capfd.readouterr().err
+    pages.append(command.run(alone, [ours], seeds=1))
+    assert capfd.readouterr().err.count("stage 1 looks at train") == 1  # the second training reads what the first saw
     both, one = ({path.name for path in pipeline.root(c).glob("*-*")} for c in (config, alone))
     assert len(both) == 3 + 2 + 2
     assert both == one
     assert pages[0][0].read_bytes() == pages[1][0].read_bytes()
-    assert "[Hopfield, 2 steps, seed 0] stage2: making" in capfd.readouterr().err
 
 
 def test_what_fails_is_one_line_and_the_next_step_is_made(config, capfd):
