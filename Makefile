@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 # for less than the demo itself, in smaller batches, and two steps are made at a time: so two cores are done in an hour or so.
 SEEDS ?= 2
 JOBS ?= 2
-TRAINED := --stage2.epochs 4 --stage2.batch_size 16 --stage2.group_by_length
+TRAINED := --stage2.epochs 5 --stage2.batch_size 16 --stage2.group_by_length
 experiments: $(INSTALLED)
 	$(BIN)/amrg experiment all demo --seeds $(SEEDS) --jobs $(JOBS) $(TRAINED)
 
