@@ -45,7 +45,14 @@ def by_tasks(room: dict[str, float]) -> Each:
                 "same command goes on from the finished parts"
             ) from None
         finally:
-            for ref in refs:
-                ray.cancel(ref)
+            cancel(refs)
 
     return each
+
+
+def cancel(refs: Sequence[Any]) -> None:
+    """Give up the tasks that are not done. (Ray 2.60 ends the driver when one that is just done is cancelled.)"""
+    if refs:
+        _, away = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for ref in away:
+            ray.cancel(ref)
