@@ -43,6 +43,10 @@ def test_a_part_that_kills_its_readers_ends_the_run_and_the_readers_come_back(fo
     assert found["after that"] == [0, 1]
 
 
+def test_the_death_of_the_only_reader_counts_once(found: dict[str, Any]) -> None:
+    assert found["once"] == [0, 1, 2, 3]
+
+
 def test_data_that_does_not_come_ends_the_wait(found: dict[str, Any]) -> None:
     assert "cluster.data_timeout 3 s" in found["late"][0]
 
