@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from amrg.cluster.metrics import ReaderMetrics, WorkerMetrics
 from amrg.config import ClusterConfig
@@ -90,7 +91,7 @@ class ReadAhead:
             began = time.monotonic()
             part = self._take(shared, orders.popleft())
             self._metrics.waited(time.monotonic() - began, len(ready))
-            yield part
+            yield pin_memory(part) if torch.cuda.is_available() else part  # as torch's own loader does
 
     def _order(self, shared: Any, step: int, fit: Callable[[int], bool]) -> "_Order":
         """Order a part from the reader whose turn it is, or from the next one that is ``fit``."""
