@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +31,10 @@ LOGS = "logs"
 SCRATCH = ("checkpoints", "scratch")
 #: What everything made from an artefact must be told.
 _MARK = "MARK"
+
+#: Does something for each of some items, here (``map``) or on many machines; what came of it, in the items' order.
+#: What is done must be picklable, and what it writes must not depend on where it is done.
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "timm", "webdataset", "numpy", "scipy", "pillow")
 
@@ -147,6 +152,23 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise Busy(f"another process is writing {folder}: wait for it or stop it") from None
         yield
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a name to write a file or folder under; it gets its own when the block ends without an exception.
+
+    Where several write the same at once, one of them stays.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    try:
+        temporary.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        shutil.rmtree(temporary)
 
 
 def mark(folder: Path, warning: str) -> None:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import ray
@@ -60,23 +61,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--readers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--wait", type=float, default=0.0)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     steps = arguments.studies // arguments.batch - 1
     with tempfile.TemporaryDirectory() as folder:
         prepare(MadeUp(arguments.studies), DataConfig(image_size=STORED, workers=2), Path(folder), 0)
-        rates = {
-            readers: [
-                rate(Path(folder), readers, arguments.batch, steps, arguments.wait) for _ in range(arguments.repeats)
-            ]
-            for readers in arguments.readers
-        }
-    one = max(rates[arguments.readers[0]])
-    print("| readers | studies/s (best of repeats) | all repeats | beside the first |\n|---|---|---|---|")
+        rates: dict[int, list[float]] = {readers: [] for readers in arguments.readers}
+        for number in range(arguments.rounds):  # every round measures all, in turn from either end: load hits all alike
+            for readers in arguments.readers[:: -1 if number % 2 else 1]:
+                rates[readers].append(rate(Path(folder), readers, arguments.batch, steps, arguments.wait))
+    print(
+        "| readers | studies/s, median | spread | beside the first, median of rounds | spread |\n|---|---|---|---|---|"
+    )
     for readers, found in rates.items():
-        every = ", ".join(f"{value:.0f}" for value in found)
-        print(f"| {readers} | {max(found):.0f} | {every} | {max(found) / one:.2f}× |")
+        ratios = [value / first for value, first in zip(found, rates[arguments.readers[0]], strict=True)]
+        print(f"| {readers} | {_told(found, '.0f')} | {_told(ratios, '.2f')} |")
+
+
+def _told(values: list[float], form: str) -> str:
+    """Median and range as two cells."""
+    return f"{median(values):{form}} | {min(values):{form}}–{max(values):{form}}"
 
 
 if __name__ == "__main__":

@@ -11,16 +11,19 @@ from typing import Any
 import ray
 
 from amrg.artifacts import Artifact, find, open_artifact
+from amrg.cluster.parts import by_tasks
 from amrg.cluster.readers import start_readers
-from amrg.cluster.workers import train
+from amrg.cluster.workers import resources, train
 from amrg.cluster.writers import ray_tasks
 from amrg.config import Config
 from amrg.data.shards import prepare
 from amrg.data.sources import open_source
-from amrg.pipeline import STEPS, recipe, root, run_step
+from amrg.evaluation.evaluate import evaluate
+from amrg.mining.building import build_banks
+from amrg.pipeline import STEPS, Make, recipe, root, run_step
 from amrg.progress import say
 
-#: Steps that run on many workers, and the batch they share; the others run on one.
+#: Steps that run on workers, and the batch they share.
 _SHARED: dict[str, Callable[[Config], int]] = {
     "stage1": lambda config: config.stage1.batch_size,
     "stage2": lambda config: config.stage2.batch_size,
@@ -44,16 +47,28 @@ def run(config: Config) -> Artifact:
             made = find(root(config), recipe(verb, config))
             if made:
                 say(f"{verb}: already made, nothing to do: {made.path}")
-            elif verb == "prepare":
-                run_step(verb, config, _prepare)
+            elif verb in _IN_PARTS:
+                run_step(verb, config, _IN_PARTS[verb])
             else:
-                batch = _SHARED.get(verb)
-                train(verb, config, batch and batch(config), readers if verb in _SHARED else [])
+                train(verb, config, _SHARED[verb](config), readers)
     return open_artifact(recipe(verb, config).path(root(config)), STEPS[verb].kind)
 
 
 def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     prepare(open_source(config.data, config.seed), config.data, folder, config.seed, ray_tasks)
+
+
+def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    build_banks(config, inputs["data"], inputs["stage1"], folder, by_tasks(resources(config.cluster)))
+
+
+def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    data, stage1, banks, stage2, reports = (inputs[kind] for kind in STEPS["evaluate"].inputs)
+    evaluate(config, data, stage1, banks, stage2, reports, folder, by_tasks(resources(config.cluster)))
+
+
+#: Steps whose parts are tasks, however many workers there are.
+_IN_PARTS: dict[str, Make] = {"prepare": _prepare, "banks": _banks, "evaluate": _evaluate}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from amrg.cluster.metrics import ReaderMetrics, WorkerMetrics
 from amrg.config import ClusterConfig
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 NOTICE = 60.0
 #: Seconds that a reader may keep silent before another one gets its order.
 SILENCE = 2.0
+#: Seconds between two questions whether a reader is back.
+PAUSE = 0.2
 
 
 class Reader:
@@ -88,7 +91,7 @@ class ReadAhead:
             began = time.monotonic()
             part = self._take(shared, orders.popleft())
             self._metrics.waited(time.monotonic() - began, len(ready))
-            yield part
+            yield pin_memory(part) if torch.cuda.is_available() else part  # as torch's own loader does
 
     def _order(self, shared: Any, step: int, fit: Callable[[int], bool]) -> "_Order":
         """Order a part from the reader whose turn it is, or from the next one that is ``fit``."""
@@ -98,7 +101,7 @@ class ReadAhead:
 
     def _take(self, shared: Any, order: "_Order") -> Part:
         """The part that was ordered, from another reader where the first is lost."""
-        began = noticed = time.monotonic()
+        patience = _Patience(order.step, self._ours.data_timeout)
         lost = 0
         while True:
             try:
@@ -111,17 +114,12 @@ class ReadAhead:
             except RayError as error:
                 lost += 1
                 self._lost(order, lost, error)
+                # A reader that is not back yet would fail this order at once, and one death would count as many.
+                while not any(map(self._answers, range(len(self._readers)))):
+                    patience.check()
+                    time.sleep(PAUSE)
                 order = self._order(shared, order.step, self._answers)
-            now = time.monotonic()
-            if now - noticed > NOTICE:
-                noticed = now
-                logger.warning("no data for %.0f s (batch %d): are the readers' nodes there?", now - began, order.step)
-            if now - began > self._ours.data_timeout:
-                raise UserError(
-                    f"no reader delivered batch {order.step} within cluster.data_timeout "
-                    f"{self._ours.data_timeout:.0f} s: look at the readers' nodes with `ray status`; the same command "
-                    "goes on from the last checkpoint"
-                )
+            patience.check()
 
     def _lost(self, order: "_Order", times: int, error: RayError) -> None:
         """Note that a reader did not deliver; enough is enough for one part."""
@@ -153,6 +151,27 @@ class ReadAhead:
                 self._away[number] = self._readers[number].here.remote()
                 return False
         return True
+
+
+class _Patience:
+    """A wait for a batch, told of now and then, that ends."""
+
+    def __init__(self, step: int, timeout: float) -> None:
+        self._step, self._timeout = step, timeout
+        self._began = self._noticed = time.monotonic()
+
+    def check(self) -> None:
+        """Raises UserError once the time is over."""
+        now = time.monotonic()
+        waited = now - self._began
+        if now - self._noticed > NOTICE:
+            self._noticed = now
+            logger.warning("no data for %.0f s (batch %d): are the readers' nodes there?", waited, self._step)
+        if waited > self._timeout:
+            raise UserError(
+                f"no reader delivered batch {self._step} within cluster.data_timeout {self._timeout:.0f} s: look at "
+                "the readers' nodes with `ray status`; the same command goes on from the last checkpoint"
+            )
 
 
 @dataclass(frozen=True)

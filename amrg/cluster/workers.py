@@ -47,13 +47,13 @@ _PEERS = re.compile("gloo|nccl|c10d|connection|socket|timed out", re.IGNORECASE)
 _ONCE: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0, "controller_failure_limit": 3}
 
 
-def train(verb: str, config: Config, batch_size: int | None, readers: list[Any]) -> None:
+def train(verb: str, config: Config, batch_size: int, readers: list[Any]) -> None:
     """Run a step on the workers; a loss starts them again, as often as there is progress in between.
 
     Args:
         verb: the step.
         config: of the run; ``runs`` must be a folder that all nodes share.
-        batch_size: that the ranks must share evenly; None runs the step on one worker.
+        batch_size: that the ranks must share evenly.
         readers: of films (``start_readers``); with none, workers read for themselves.
 
     Raises:
@@ -117,13 +117,10 @@ def resources(ours: ClusterConfig) -> dict[str, float]:
     return {"CPU": ours.worker_cpus} | ({"GPU": float(gpus)} if gpus else {})
 
 
-def _room(ours: ClusterConfig, batch_size: int | None) -> int:
+def _room(ours: ClusterConfig, batch_size: int) -> int:
     """The largest number of workers that the cluster has room for; waits for nodes, which may be on their way."""
-    if batch_size is None:
-        sizes = [1]
-    else:
-        smaller = range(ours.workers - 1, ours.min_workers - 1, -1)
-        sizes = [ours.workers, *(size for size in smaller if shares_evenly(batch_size, size))]
+    smaller = range(ours.workers - 1, ours.min_workers - 1, -1)
+    sizes = [ours.workers, *(size for size in smaller if shares_evenly(batch_size, size))]
     each = resources(ours)
     for size in sizes:
         wait = ours.node_timeout if size == sizes[0] else ROOM

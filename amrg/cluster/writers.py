@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from amrg.cluster.parts import cancel
 from amrg.config import DataConfig
 from amrg.data.shards import Shard, Submit, start_writing, write_shard
 from amrg.data.studies import Source
@@ -56,5 +57,4 @@ def ray_tasks(source: Source, config: DataConfig, folder: Path) -> Iterator[Subm
             "finished shards are kept; smaller shards (data.shard_size) need less memory"
         ) from None
     finally:
-        for ref in refs:
-            ray.cancel(ref)
+        cancel(refs)

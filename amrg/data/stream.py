@@ -112,14 +112,16 @@ def views(folder: Path, split: str) -> list[int]:
     return read_index(folder, split, ["views"])["views"].to_pylist()
 
 
-def read(folder: Path, split: str) -> Iterator[Sample]:
-    """Every sample of a split, in index order.
+def read(folder: Path, split: str, numbers: Sequence[int] | None = None) -> Iterator[Sample]:
+    """The samples with these numbers in the index of a split, or every one in index order.
 
     Raises:
         UserError: a sample is damaged; the message names its shard.
     """
-    files = ShardFiles(folder)
-    for row in read_index(folder, split, _PLACE).to_pylist():
+    files, rows = ShardFiles(folder), read_index(folder, split, _PLACE)
+    if numbers is not None:
+        rows = rows.take(pa.array(numbers, pa.int64()))
+    for row in rows.to_pylist():
         yield _undamaged(files, folder, row)
 
 

@@ -3,15 +3,15 @@
 import contextlib
 import json
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
-from amrg.artifacts import Artifact, open_artifact
+from amrg.artifacts import Artifact, Each, open_artifact
 from amrg.config import Config
 from amrg.data import labeler
 from amrg.data.labels import FINDINGS, LABELS
@@ -31,6 +31,7 @@ from amrg.evaluation.statistics import resample
 from amrg.evaluation.wording import copying, retrieved_sets, retrieved_texts, wording
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.progress import say
+from amrg.training import engine
 from amrg.viewer.page import Page, write_page
 from amrg.viewer.table import score_table
 
@@ -47,7 +48,14 @@ _PACKAGES = ("amrg", "torch", "transformers", "numpy", "scipy", "pycocoevalcap",
 
 
 def evaluate(
-    config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, generated: Path, folder: Path
+    config: Config,
+    data: Path,
+    stage1: Path,
+    banks: Path,
+    stage2: Path,
+    generated: Path,
+    folder: Path,
+    each: Each = map,
 ) -> None:
     """Score the generated reports beside the baselines, print the table, write the page.
 
@@ -55,6 +63,7 @@ def evaluate(
         config: ``evaluate``, ``banks.mining.method`` and ``seed`` are read.
         data, stage1, banks, stage2, generated: artefacts.
         folder: receives ``scores.json`` and ``index.html``.
+        each: does the passes over films and the learned metrics.
 
     Raises:
         UserError: the generated reports are not those of the split's studies, or a reference has no words.
@@ -69,10 +78,7 @@ def evaluate(
     chosen = pick(studies, config.evaluate.page_studies)
     rows = Banks(banks, [reports[i] for i in chosen])
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = DiseaseClassifier.from_pretrained(stage1 / "model").to(device)
-    test = view_test(model, data, split, config.banks.mining.method, config.stage1.dtype)
-    train = view_train(model, data, rows.films, config.stage1.dtype)
+    train, test = each(_View(config, stage1, data, rows.films), ("train", split))
     texts = [r.text for r in reports]
     scores = {
         "format": FORMAT,
@@ -82,7 +88,7 @@ def evaluate(
         "studies": len(studies),
         "patients": len({s.group for s in studies}),
         "marks": sorted({a.mark for a in inputs.values() if a.mark}),
-        "systems": _systems(config, test, train, texts),
+        "systems": _systems(config, test, train, texts, each),
         "references": {"wording": wording([s.report for s in studies])},
         "copying": _copying(data, banks, studies, reports),
         "retrieved_sets": retrieved_sets(reports),
@@ -104,7 +110,26 @@ def evaluate(
     say("the page is index.html in the folder of the scores")
 
 
-def _systems(config: Config, test: TestView, train: TrainView, generated: list[str]) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _View:
+    """A pass of the classifier over the train films (where the films of the ``wanted`` studies are kept) or others."""
+
+    config: Config
+    stage1: Path
+    data: Path
+    wanted: set[str]
+
+    def __call__(self, split: str) -> TestView | TrainView:
+        model = DiseaseClassifier.from_pretrained(self.stage1 / "model").to(engine.device())
+        dtype = self.config.stage1.dtype
+        if split == "train":
+            return view_train(model, self.data, self.wanted, dtype)
+        return view_test(model, self.data, split, self.config.banks.mining.method, dtype)
+
+
+def _systems(
+    config: Config, test: TestView, train: TrainView, generated: list[str], each: Each
+) -> dict[str, dict[str, Any]]:
     """The model and its baselines, scored alike."""
     groups = [s.group for s in test.studies]
     train_reports = [s.report for s in train.studies]
@@ -126,7 +151,7 @@ def _systems(config: Config, test: TestView, train: TrainView, generated: list[s
         settings.meteor_timeout if settings.meteor else None,
     )
     weights = resample(groups, settings.bootstrap, config.seed)
-    learned = learned_scores(settings.learned, references, systems, weights, settings.learned_timeout)
+    learned = learned_scores(settings.learned, references, systems, weights, settings.learned_timeout, each)
     for name, found in learned.items():
         scores[name]["learned"] = found
     return scores

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from amrg.artifacts import Each
 from amrg.evaluation.statistics import interval
 from amrg.progress import say
 
@@ -56,6 +58,7 @@ def learned_scores(
     systems: Mapping[str, Sequence[str]],
     weights_BS: np.ndarray,
     timeout: float,
+    each: Each = map,
 ) -> dict[str, dict[str, Any]]:
     """By system and score: ``{"value", "interval"}``, or under the metric's name ``"unavailable: <reason>"``.
 
@@ -66,10 +69,11 @@ def learned_scores(
         references, systems: whole reports, in one order.
         weights_BS: how often each bootstrap sample holds each study.
         timeout: seconds for one metric on all systems.
+        each: asks for each metric.
     """
     found: dict[str, dict[str, Any]] = {name: {} for name in systems}
-    for metric in metrics:
-        answer = _ask(metric, references, systems, timeout)
+    ask = partial(_ask, references=references, systems=systems, timeout=timeout)
+    for metric, answer in zip(metrics, each(ask, metrics), strict=True):
         for name in systems:
             known = {metric: answer} if isinstance(answer, str) else _named(metric, answer[name], weights_BS)
             found[name].update(known)

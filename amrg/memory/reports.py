@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,13 +16,14 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import Each, file_hash, whole
 from amrg.config import BanksConfig
 from amrg.data.labels import POSITIVE
 from amrg.data.stream import studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.memory.bank import DTYPES, HEADER
+from amrg.memory.bank import DTYPES, HEADER, MemoryBank
+from amrg.memory.operations import merge
 from amrg.memory.sampling import sample_rows
 from amrg.memory.writer import BankWriter
 from amrg.progress import track
@@ -38,17 +41,20 @@ logging.disable_progress_bar()
 _UNUSED = "pooler."
 
 
-def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int) -> None:
+def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int, scratch: Path, each: Each = map) -> None:
     """Build the report bank from the studies of ``banks.splits``; a bank that is already there is kept.
 
     A text counts once per patient group, however many films were rendered for it. A row is filed under the positive
-    labels of its report, a sentence under those of the report it stands in.
+    labels of its report, a sentence under those of the report it stands in. The bytes do not depend on who does the
+    parts.
 
     Args:
         banks: encoder, unit, number of rows and sampling; splits and dtype.
         data: a data artefact.
         folder: of the bank.
         seed: of the sampling.
+        scratch: for finished parts; to be seen by all who do them.
+        each: does the parts.
 
     Raises:
         UserError: the encoder is missing or unusable, or the splits have no texts.
@@ -56,14 +62,41 @@ def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int) -> N
     if (folder / HEADER).exists():
         return
     config = banks.reports
-    encoder = TextEncoder(config.encoder, config.max_tokens)
     entries = _entries([study for split in banks.splits for study in studies(data, split)], config.unit)
     chosen = [entries[i] for i in sample_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)]
-    about = {"encoder": config.encoder, "pooling": encoder.pooling, "weights_sha256": encoder.fingerprint}
-    with BankWriter(folder, encoder.dim, dtype=DTYPES[banks.dtype], allow_split=banks.splits, about=about) as writer:
-        for start in track(range(0, len(chosen), TOGETHER), "encoding texts (thousands)"):
-            some = chosen[start : start + TOGETHER]
-            writer.add(encoder.encode([entry["text"] for entry in some]), some)
+    if not chosen:
+        raise UserError(f"{folder}: no rows for the bank")
+    parts = list(enumerate(chosen[start : start + TOGETHER] for start in range(0, len(chosen), TOGETHER)))
+    encoded = track(each(_Part(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+    merge([MemoryBank.open(path) for path in encoded], folder)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Encodes a part of the texts into a bank in ``scratch``."""
+
+    banks: BanksConfig
+    scratch: Path
+
+    @cached_property
+    def _encoder(self) -> "TextEncoder":
+        return TextEncoder(self.banks.reports.encoder, self.banks.reports.max_tokens)
+
+    def encode(self, part: tuple[int, list[dict[str, Any]]]) -> Path:
+        """A bank of texts, given with the part's number and their provenance; one that is there is kept."""
+        number, entries = part
+        folder = self.scratch / f"texts-{number:06d}"
+        if not folder.exists():
+            encoder, banks = self._encoder, self.banks
+            about = {
+                "encoder": banks.reports.encoder, "pooling": encoder.pooling, "weights_sha256": encoder.fingerprint,
+            }  # fmt: skip
+            with whole(folder) as temporary, BankWriter(
+                temporary, encoder.dim, dtype=DTYPES[banks.dtype], allow_split=banks.splits, about=about
+            ) as writer:  # fmt: skip
+                writer.add(encoder.encode([entry["text"] for entry in entries]), entries)
+        return folder
 
 
 def sentences(text: str) -> list[str]:

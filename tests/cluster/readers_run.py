@@ -26,17 +26,19 @@ SIZES = ((1, 2), (2, 4), (5, 3))
 
 
 class Slow:
-    """Parts that take their time, and one that ends its reader."""
+    """Parts that take their time, and one that ends its reader; with a ``mark`` on disk, but once."""
 
     samples = 1
 
-    def __init__(self, seconds: float, deadly: int | None = None) -> None:
-        self.seconds, self.deadly = seconds, deadly
+    def __init__(self, seconds: float, deadly: int | None = None, mark: Path | None = None) -> None:
+        self.seconds, self.deadly, self.mark = seconds, deadly, mark
 
     def __getitem__(self, step: int) -> Part:
         if self.seconds:
             time.sleep(self.seconds)
-        if step == self.deadly:
+        if step == self.deadly and not (self.mark and self.mark.exists()):
+            if self.mark:
+                self.mark.touch()
             os._exit(1)
         if step == 5:
             raise UserError("the shard of step 5 is not there")
@@ -83,7 +85,7 @@ def exported() -> list[str]:
     return sorted(found)
 
 
-def main(data: Path) -> dict[str, Any]:
+def main(data: Path, mark: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for world in (1, 2):
         found[f"alone {world}"] = batches(data, world, lambda rank: fetch_now)
@@ -100,10 +102,11 @@ def main(data: Path) -> dict[str, Any]:
     found["missing"] = orders(actors[:1], Slow(0.0), range(3, 8))
     found["deadly"] = orders(actors[:1], Slow(0.0, deadly=2), range(4))
     found["after that"] = orders(actors[:1], Slow(0.0), range(2))
+    found["once"] = orders(actors[:1], Slow(0.0, deadly=2, mark=mark), range(4))
     found["late"] = orders(actors[:1], Slow(6.0), range(4), data_timeout=3.0)
     return found
 
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    Path(sys.argv[2]).write_text(json.dumps(main(Path(sys.argv[1]))))
+    Path(sys.argv[2]).write_text(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]).with_name("died"))))

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("readers_run.py")
 @pytest.fixture(scope="module")
 def found(artefacts: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("readers")
-    done = namespaces.run(folder, str(SCRIPT), str(artefacts.data), str(folder / "result.json"))
+    done = namespaces.run(folder, str(SCRIPT), str(artefacts.data), str(folder / "result.json"), timeout=400)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "result.json").read_text())
 
@@ -41,6 +41,10 @@ def test_a_part_that_kills_its_readers_ends_the_run_and_the_readers_come_back(fo
     assert before == [0, 1]
     assert told.startswith("readers died 2 times over batch 2")
     assert found["after that"] == [0, 1]
+
+
+def test_the_death_of_the_only_reader_counts_once(found: dict[str, Any]) -> None:
+    assert found["once"] == [0, 1, 2, 3]
 
 
 def test_data_that_does_not_come_ends_the_wait(found: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def test_long_texts_are_cut(minilm):
 
 
 def test_one_row_per_patient_and_text_from_train_only(data, tmp_path):
-    encode_reports(BanksConfig(), data, tmp_path / "reports", seed=0)
+    encode_reports(BanksConfig(), data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
     bank = MemoryBank.open(tmp_path / "reports")
     rows = bank.provenance.to_pylist()
     assert [(row["key"], row["text"]) for row in rows] == [
@@ -102,7 +102,7 @@ def test_one_row_per_patient_and_text_from_train_only(data, tmp_path):
 def test_sentences_are_rows_of_their_own_and_the_bytes_are_reproducible(data, tmp_path):
     config = ReportBankConfig(unit="sentence", rows=3, sampling="uniform")
     for name in ("one", "two"):
-        encode_reports(BanksConfig(reports=config), data, tmp_path / name, seed=1)
+        encode_reports(BanksConfig(reports=config), data, tmp_path / name, 1, tmp_path / f"{name}-scratch")
     bank = MemoryBank.open(tmp_path / "one")
     assert len(bank) == 3
     texts = {(row["group"], row["text"]) for row in bank.provenance.to_pylist()}

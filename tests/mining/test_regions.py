@@ -10,7 +10,8 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import read
 from amrg.memory.bank import MemoryBank, normalise_rows
 from amrg.mining.cam import cam
-from amrg.mining.regions import STATS, Candidate, distinct, mine_regions, select, strongest
+from amrg.mining.miner import Candidate, distinct
+from amrg.mining.regions import STATS, mine_regions, select, strongest
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from tests.films import CONFIG, FINDING, SIZES, prepare_squares
@@ -60,7 +61,7 @@ def mined(tmp_path_factory):
     model = DiseaseClassifier(CONFIG.vision).eval()
     model.save_pretrained(root / "stage1" / "model")
     (root / "stage1" / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, 0.0)))  # everything is found
-    mine_regions(CONFIG, data, root / "stage1", root / "bank")
+    mine_regions(CONFIG, data, root / "stage1", root / "bank", root / "scratch")
     return root, data, model
 
 
@@ -113,10 +114,11 @@ def test_counts_add_up_and_no_finding_is_never_mined(mined):
 
 def test_again_it_is_the_same_and_a_finished_bank_is_kept(mined, tmp_path):
     root, data, _ = mined
-    mine_regions(CONFIG, data, root / "stage1", tmp_path)
+    bank = tmp_path / "bank"
+    mine_regions(CONFIG, data, root / "stage1", bank, tmp_path / "scratch")
     before = {path.name: path.read_bytes() for path in (root / "bank").iterdir()}
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    mine_regions(CONFIG, data, tmp_path / "no stage 1 is needed", tmp_path)
+    assert {path.name: path.read_bytes() for path in bank.iterdir()} == before
+    mine_regions(CONFIG, data, tmp_path / "no stage 1 is needed", bank, tmp_path / "nor parts")
 
 
 def test_empty_masks_and_missed_findings_are_counted(mined, tmp_path):
@@ -129,7 +131,7 @@ def test_empty_masks_and_missed_findings_are_counted(mined, tmp_path):
         (stage1 / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, threshold)))
         mining = dataclasses.replace(CONFIG.banks.mining, threshold=tau, films=10)
         config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
-        mine_regions(config, data, stage1, tmp_path / key)
+        mine_regions(config, data, stage1, tmp_path / key, tmp_path / "scratch" / key)
         stats = json.loads((tmp_path / key / STATS).read_text())
         assert stats["studies"] == 10
         assert stats["findings"][FINDING][key] == stats["findings"][FINDING]["positive"] > 0

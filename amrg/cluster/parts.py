@@ -1,0 +1,58 @@
+"""The parts of a step as Ray tasks, as many at a time as the cluster has room for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from amrg.artifacts import Each
+from amrg.errors import UserError
+
+#: Times a task is done again after its machine was lost.
+_RETRIES = 5
+#: Tasks for each place in the cluster: few, as a task that has a GPU starts a process; several, as some take longer.
+_TURNS = 4
+
+
+@ray.remote(max_retries=_RETRIES)
+def _do(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [function(item) for item in items]
+
+
+def by_tasks(room: dict[str, float]) -> Each:
+    """An ``Each`` whose items are done by tasks that reserve ``room`` (CPU and GPU).
+
+    Raises:
+        UserError: what an item raised, or the processes of a task died again and again.
+    """
+    task = _do.options(num_cpus=room["CPU"], num_gpus=room.get("GPU", 0))
+
+    def each(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        there = ray.cluster_resources()
+        places = max(1, min(int(there.get(name, 0) / amount) for name, amount in room.items()))
+        together = -(-len(items) // (_TURNS * places))
+        shared = ray.put(function)
+        refs = [task.remote(shared, items[start : start + together]) for start in range(0, len(items), together or 1)]
+        try:
+            for ref in refs:
+                yield from ray.get(ref)
+        except RayTaskError as error:
+            raise UserError(str(error.cause)) if isinstance(error.cause, UserError) else error from None
+        except RayError as error:
+            raise UserError(
+                f"the processes of one task died {_RETRIES + 1} times ({type(error).__name__}; out of memory?): the "
+                "same command goes on from the finished parts"
+            ) from None
+        finally:
+            cancel(refs)
+
+    return each
+
+
+def cancel(refs: Sequence[Any]) -> None:
+    """Give up the tasks that are not done. (Ray 2.60 ends the driver when one that is just done is cancelled.)"""
+    if refs:
+        _, away = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for ref in away:
+            ray.cancel(ref)
