@@ -194,6 +194,7 @@ def save_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     with _quiet():
         if any(parameter.requires_grad for parameter in model.parameters()):
             model.save_pretrained(folder)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
         tokenizer.save_pretrained(folder)
 
 

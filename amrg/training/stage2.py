@@ -26,6 +26,7 @@ from amrg.models.decoder import build_decoder
 from amrg.models.generator import IGNORED, ReportGenerator, Sight
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.training import engine
+from amrg.training.card import write_card
 from amrg.training.checkpoint import made_from
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
@@ -46,8 +47,8 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     Args:
         config: ``memory``, ``decoder``, ``stage2`` and ``seed`` (unless ``stage2`` has its own) are read.
         data, stage1, banks: artefacts.
-        folder: receives ``model/`` (``ReportGenerator.save_pretrained``) and ``curves.jsonl``; a run that was
-            interrupted goes on from what lies there.
+        folder: receives ``model/`` (``ReportGenerator.save_pretrained`` and a model card) and ``curves.jsonl``; a run
+            that was interrupted goes on from what lies there.
 
     Raises:
         UserError: the train split has less than one batch, the decoder cannot be had, or the loss is not finite.
@@ -63,7 +64,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     if ours.compile:
         model.decoder.compile(dynamic=True)
     source = source_of(config, model, data, folder / SCRATCH)
-    fit(
+    rows = fit(
         model,
         loss,
         source.batches,
@@ -81,6 +82,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     with engine.gathered(model):
         if engine.rank() == 0:
             model.save_pretrained(folder / MODEL)
+            write_card(folder / MODEL, model, config, data, banks, rows)
     engine.barrier()
 
 
