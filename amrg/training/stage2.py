@@ -24,6 +24,7 @@ from amrg.memory.sharding import Layout, ShardedMemory, hybrid_group
 from amrg.models.association import Bank, Memory
 from amrg.models.decoder import build_decoder
 from amrg.models.generator import IGNORED, ReportGenerator, Sight
+from amrg.models.parted import whole
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.training import engine
 from amrg.training.card import write_card
@@ -79,9 +80,10 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         made_from(config.seed, ours.batch_size, data, banks),
         associations,
     )
-    with engine.gathered(model):
+    base = model.base_fingerprint()
+    with whole(model.saved_parameters()):
         if engine.rank() == 0:
-            model.save_pretrained(folder / MODEL)
+            model.save_pretrained(folder / MODEL, base)
             write_card(folder / MODEL, model, config, data, banks, rows)
     engine.barrier()
 
@@ -108,7 +110,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     classifier = freeze(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
     written = outlined if config.decoder.outline else str
     texts = [written(study.report) for study in studies(data, "train")]
-    decoder, tokenizer = build_decoder(config.decoder, texts, config.seed)
+    decoder, tokenizer = build_decoder(config.decoder, texts, config.seed, engine.zero3(config.stage2.ds_config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         memories = open_banks(config, banks, config.stage2.batch_size // engine.world_size())
