@@ -146,7 +146,10 @@ def _find(name: str) -> str:
     if Path(name).is_file() and Path(name).suffix == ".gguf":
         return _unpacked(Path(name))
     if Path(name).is_dir():
-        return name
+        found = [] if (Path(name) / "config.json").exists() else sorted(Path(name).glob("*.gguf"))
+        if len(found) > 1:
+            raise UserError(f"decoder.model {name} holds {len(found)} GGUF files: name one of them")
+        return _unpacked(found[0]) if found else name
     try:
         return snapshot_download(name, local_files_only=True)
     except (HFValidationError, OSError):  # OSError: not in the cache
