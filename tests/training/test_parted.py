@@ -86,7 +86,8 @@ def test_it_learns_writes_and_is_saved_alike(
         weights, truth = load_file(found / file), load_file(tmp_path / file)
         assert weights.keys() == truth.keys()
         for key, value in weights.items():
-            torch.testing.assert_close(value, truth[key], rtol=1e-3, atol=2e-5, msg=f"{file} {key}")
+            atol = 5e-4 if "bfloat16" in name else 2e-5
+            torch.testing.assert_close(value, truth[key], rtol=1e-3, atol=atol, msg=f"{file} {key}")
     config = Path("stage2", "model", "config.json")
     assert (found / config).read_text() == (tmp_path / config).read_text()  # with the fingerprint of the base
     written, expected = (lines(folder / "reports.jsonl") for folder in (found, tmp_path))
