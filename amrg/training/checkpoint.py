@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from amrg.artifacts import file_hash
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
-from amrg.models.decoder import weights_hash
+from amrg.models.parted import weights_hash
 from amrg.progress import say
 
 WEIGHTS, OPTIMIZER, BEST, STATE = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
@@ -224,7 +224,7 @@ def made_from(seed: int, batch_size: int, data: Path, banks: Path | None = None)
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
-    """A hash of all weights of a model that are not trained. To be taken before ZeRO parts them."""
+    """A hash of all weights of a model that are not trained. Every rank must call this."""
     return weights_hash((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from amrg.errors import UserError
+from amrg.models.parted import Zero3, whole
 from amrg.models.parts import OPTIMISER, part
 from amrg.training.ds_config import AUTO, Optimisation, read, resolve
 from amrg.training.ranks import barrier, device, gather_lists, mean_over_ranks, rank, start, world_size
 
 __all__ = [
-    "Engine", "barrier", "device", "fill", "gather_lists", "gathered", "mean_over_ranks", "partition", "precision",
-    "rank", "split", "start", "world_size",
+    "Engine", "barrier", "device", "fill", "gather_lists", "mean_over_ranks", "partition", "precision",
+    "rank", "split", "start", "world_size", "zero3",
 ]  # fmt: skip
 
 #: A batch is whatever ``loss`` understands; its tensors have the samples on their first axis.
@@ -243,19 +244,26 @@ class Engine:
             zero._lazy_init_hp_params_optimizer_state()
 
 
-def partition(module: nn.Module, ds_config: str) -> None:
-    """Split the weights of a module that only computes over the ranks (ZeRO 3); it gathers a layer at a time.
+def zero3(ds_config: str, required: bool = False) -> Zero3:
+    """What a DeepSpeed JSON says of ZeRO, where its stage is 3 and weights lie apart on the ranks; else None.
 
     Raises:
-        UserError: the JSON is missing, malformed, or not one of ZeRO 3.
+        UserError: the JSON is missing or malformed, or of another stage where 3 is required.
     """
     zero = read(ds_config).get("zero_optimization", {})
     if zero.get("stage") != 3:
-        raise UserError(
-            f"{ds_config} is of ZeRO stage {zero.get('stage')}: only stage 3 splits weights; take zero3.json"
-        )
-    kept = {key: value for key, value in zero.items() if value != AUTO and key != "offload_optimizer"}
-    _deepspeed().initialize(model=module, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": kept})
+        if required:
+            raise UserError(
+                f"{ds_config} is of ZeRO stage {zero.get('stage')}: only stage 3 splits weights; take zero3.json"
+            )
+        return None
+    _deepspeed()  # quietly, before others import it
+    return {key: value for key, value in zero.items() if value != AUTO and key != "offload_optimizer"}
+
+
+def partition(module: nn.Module, zero: dict[str, Any]) -> None:
+    """Split the weights of a module that only computes over the ranks (``zero3``); it gathers a layer at a time."""
+    _deepspeed().initialize(model=module, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
@@ -271,27 +279,12 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     return [batch[i * size : (i + 1) * size] for i in range(parts)]
 
 
-@contextlib.contextmanager
-def gathered(model: nn.Module, change: bool = False) -> Iterator[None]:
-    """Within the block all parameters are whole on every rank (ZeRO 3 keeps them apart otherwise).
-
-    Args:
-        model: the model.
-        change: the block changes parameters, in the same way on every rank.
-    """
-    partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
-    if not partitioned:
-        yield
-        return
-    with _deepspeed().zero.GatheredParameters(partitioned, modifier_rank=0 if change else None):
-        yield
-
-
 def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put weights (a subset of the state) into a model, partitioned or not."""
-    with gathered(model, change=True), torch.no_grad():
-        _, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected, unexpected
+    """Put weights (a subset of the state) into a model, one after the other, partitioned or not."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, value in weights.items():
+        with whole([named[name]], change=True), torch.no_grad():
+            named[name].copy_(value)
 
 
 def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -40,9 +40,10 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     if not count(data, decoding.split):
         raise UserError(f"the split `{decoding.split}` of {data} has no studies to write reports for")
     memories = open_banks(config, banks, decoding.batch_size)
-    model = ReportGenerator.from_pretrained(stage2 / MODEL, memories).to(engine.device())
-    if decoding.ds_config is not None:
-        engine.partition(model.decoder, decoding.ds_config)
+    zero = None if decoding.ds_config is None else engine.zero3(decoding.ds_config, required=True)
+    model = ReportGenerator.from_pretrained(stage2 / MODEL, memories, zero).to(engine.device())
+    if zero is not None:
+        engine.partition(model.decoder, zero)
     seen = Seen(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)

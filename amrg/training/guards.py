@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import math
+import os
 import signal
 import statistics
 import threading
@@ -34,18 +35,38 @@ class StoppedOnRequest(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has come; a second one stops at once."""
+    """Whether SIGTERM or SIGINT has come, or taken the ``deepspeed`` command away; a second signal stops at once."""
 
     def __init__(self) -> None:
-        self.came = False
+        self._signalled = False
         self._since = 0.0
+        self._runner = _deepspeed_runner()
+
+    @property
+    def came(self) -> bool:
+        return self._signalled or _deepspeed_runner() != self._runner
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.came and time.monotonic() - self._since > ECHO:
+        if self._signalled and time.monotonic() - self._since > ECHO:
             raise KeyboardInterrupt
-        if not self.came:
-            self.came, self._since = True, time.monotonic()
+        if not self._signalled:
+            self._signalled, self._since = True, time.monotonic()
             say("stopping after this step; once more stops at once")
+
+
+def _deepspeed_runner() -> int | None:
+    """Process id of the ``deepspeed`` command that this rank runs under.
+
+    It passes no signal on: one that is sent to it alone ends it and leaves its launcher, which starts the ranks, and
+    the ranks behind. The launcher's parent is another process from then on.
+    """
+    launcher = Path(f"/proc/{os.getppid()}")
+    try:
+        if b"deepspeed.launcher.launch" not in (launcher / "cmdline").read_bytes():
+            return None
+        return int((launcher / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from amrg.progress import say, track
 from amrg.training import checkpoint
 from amrg.training.ds_config import Optimisation
 from amrg.training.engine import Batch, Engine, Loss, barrier, fill, gather_lists, mean_over_ranks, precision, rank
-from amrg.training.guards import LossGuard, StoppedOnRequest, stop_requests, told_plainly
+from amrg.training.guards import LossGuard, StoppedOnRequest, StopRequest, stop_requests, told_plainly
 from amrg.training.schedule import warmup_cosine
 from amrg.training.telemetry import Telemetry, look
 
@@ -76,8 +76,7 @@ def fit(
     total = optimisation.epochs * steps_per_epoch
     warmup = round(optimisation.warmup_fraction * total)
     made_from = {**made_from, "frozen weights": checkpoint.frozen_fingerprint(model)}
-    engine = Engine(model, loss, optimisation, total)
-    run = _Run(folder, engine, select, safety.keep, made_from)
+    run = _Run(folder, Engine(model, loss, optimisation, total), select, safety.keep, made_from)
     log = Telemetry(folder, telemetry, optimisation.section, optimisation.batch_size)
     guard = LossGuard(optimisation.section, safety.explosion)
     stream: Iterator[Batch] | None = None
@@ -89,23 +88,7 @@ def fit(
                 model.train()
             lr = warmup_cosine(step, total, warmup, optimisation.lr, optimisation.min_lr)
             torch.manual_seed(_step_seed(seed, step))
-            began = time.monotonic()
-            batch = next(stream)
-            waited = time.monotonic() - began
-            flags = {_STOP: float(stopping.came), _UNSAVED: float(run.cannot_save())}
-            with look(log.looks_at(step)) as shares:
-                metrics, norms = engine.step(batch, lr, log.looks_at(step), flags)
-            seconds = time.monotonic() - began
-            # What one rank met, all learn of in the same step: none is left waiting for the others.
-            stop, unsaved = metrics.pop(_STOP), metrics.pop(_UNSAVED)
-            run.note(step, metrics)
-            seen = closely(model) if log.looks_at(step) else {}
-            log.tell(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
-            if wrong := guard.wrong_with(metrics["loss"]):
-                losses = gather_lists([(rank(), engine.own_loss, _keys(batch))])
-                raise guard.stop(wrong, step + 1, losses)
-            if unsaved:
-                run.wait()
+            stop = _step(run, stream, lr, log, guard, stopping, closely)
             if within + 1 == steps_per_epoch:
                 run.end_epoch(epoch, lr, _validated(validate, model, optimisation))
             elif stop or (step + 1) % safety.checkpoint_steps == 0:
@@ -116,6 +99,37 @@ def fit(
     log.close()
     run.finish(model)
     return run.rows
+
+
+def _step(
+    run: "_Run",
+    stream: Iterator[Batch],
+    lr: float,
+    log: Telemetry,
+    guard: LossGuard,
+    stopping: StopRequest,
+    closely: Callable[[Any], dict[str, float]],
+) -> bool:
+    """The step after ``run.step``, told and judged; whether any rank was asked to stop."""
+    step, engine = run.step, run.engine
+    began = time.monotonic()
+    batch = next(stream)
+    waited = time.monotonic() - began
+    flags = {_STOP: float(stopping.came), _UNSAVED: float(run.cannot_save())}
+    with look(log.looks_at(step)) as shares:
+        metrics, norms = engine.step(batch, lr, log.looks_at(step), flags)
+    seconds = time.monotonic() - began
+    # What one rank met, all learn of in the same step: none is left waiting for the others.
+    stop, unsaved = metrics.pop(_STOP), metrics.pop(_UNSAVED)
+    run.note(step, metrics)
+    seen = closely(engine.model) if log.looks_at(step) else {}
+    log.tell(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
+    if wrong := guard.wrong_with(metrics["loss"]):
+        losses = gather_lists([(rank(), engine.own_loss, _keys(batch))])
+        raise guard.stop(wrong, step + 1, losses)
+    if unsaved:
+        run.wait()
+    return stop > 0
 
 
 def _keys(batch: Batch) -> list[str]:

@@ -19,6 +19,7 @@ from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import Stream, count, read, studies, views
 from amrg.errors import UserError
+from amrg.models.parted import whole
 from amrg.models.stage1 import DiseaseClassifier, Stage1Output, per_study
 from amrg.progress import say, track
 from amrg.training import engine
@@ -88,7 +89,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         config.safety,
         made_from(config.seed, config.stage1.batch_size, data),
     )
-    with engine.gathered(model), torch.no_grad(), engine.precision(config.stage1.dtype):
+    with whole(model.parameters()), torch.no_grad(), engine.precision(config.stage1.dtype):
         model.eval()
         probabilities = {split: films.scores(model, split) for split in ("val", "test")}
         if engine.rank() == 0:

@@ -24,8 +24,10 @@ from amrg.memory.sharding import Layout, ShardedMemory, hybrid_group
 from amrg.models.association import Bank, Memory
 from amrg.models.decoder import build_decoder
 from amrg.models.generator import IGNORED, ReportGenerator, Sight
+from amrg.models.parted import whole
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.training import engine
+from amrg.training.card import write_card
 from amrg.training.checkpoint import made_from
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
@@ -46,8 +48,8 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     Args:
         config: ``memory``, ``decoder``, ``stage2`` and ``seed`` (unless ``stage2`` has its own) are read.
         data, stage1, banks: artefacts.
-        folder: receives ``model/`` (``ReportGenerator.save_pretrained``) and ``curves.jsonl``; a run that was
-            interrupted goes on from what lies there.
+        folder: receives ``model/`` (``ReportGenerator.save_pretrained`` and a model card) and ``curves.jsonl``; a run
+            that was interrupted goes on from what lies there.
 
     Raises:
         UserError: the train split has less than one batch, the decoder cannot be had, or the loss is not finite.
@@ -63,7 +65,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     if ours.compile:
         model.decoder.compile(dynamic=True)
     source = source_of(config, model, data, folder / SCRATCH)
-    fit(
+    rows = fit(
         model,
         loss,
         source.batches,
@@ -78,9 +80,11 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         made_from(config.seed, ours.batch_size, data, banks),
         associations,
     )
-    with engine.gathered(model):
+    base = model.base_fingerprint()
+    with whole(model.saved_parameters()):
         if engine.rank() == 0:
-            model.save_pretrained(folder / MODEL)
+            model.save_pretrained(folder / MODEL, base)
+            write_card(folder / MODEL, model, config, data, banks, rows)
     engine.barrier()
 
 
@@ -106,7 +110,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     classifier = freeze(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
     written = outlined if config.decoder.outline else str
     texts = [written(study.report) for study in studies(data, "train")]
-    decoder, tokenizer = build_decoder(config.decoder, texts, config.seed)
+    decoder, tokenizer = build_decoder(config.decoder, texts, config.seed, engine.zero3(config.stage2.ds_config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         memories = open_banks(config, banks, config.stage2.batch_size // engine.world_size())

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from amrg.config import GenerateConfig
 from amrg.data.wording import generic, loops, tokenize
 from amrg.models.generator import ReportGenerator, Sight
+from amrg.models.parted import whole
 from amrg.training import engine
 from amrg.training.seen import look
 
@@ -32,7 +32,7 @@ def watch_reports(model: ReportGenerator, batch: dict[str, Any], count: int, max
     # All but the language model is small: whole while it is used outside a forward, where ZeRO 3 gathers nothing.
     small = [parameter for name, parameter in model.named_parameters() if not name.startswith("decoder.")]
     # And eager: to compile the decoder for writing as well would take longer than to write.
-    with engine.gathered(nn.ParameterList(small)), torch.compiler.set_stance("force_eager"):
+    with whole(small), torch.compiler.set_stance("force_eager"):
         written = model.generate(sight, batch["group"][:mine], decoding, synced=engine.world_size() > 1)
     counted = batch["counts"][:mine].tolist()
     return failures(engine.gather_lists([text for text, one in zip(written, counted, strict=True) if one]))

@@ -1,9 +1,13 @@
 """The launchers as a user calls them: two ranks under DeepSpeed, one under plain Python."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +15,68 @@ import pytest
 
 from amrg.artifacts import open_artifact
 from amrg.models.generator import ReportGenerator
+from amrg.training import checkpoint
 from amrg.training.stage2 import open_banks
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 
+ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
 def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+
+
+def below(process: int) -> list[int]:
+    """Process ids of all descendants."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [found for child in children for found in (int(child), *below(int(child)))]
+
+
+def running(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_to_the_deepspeed_command_saves_and_leaves_nobody(
+    artefacts: Any, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The command passes nothing on: its ranks notice that it is gone. Then the run goes on, here on one rank."""
+    made = shutil.copytree(artefacts.data.parent, tmp_path / "runs" / "tiny")
+    script, config = str(ROOT / "launchers" / "stage2.py"), str(ROOT / "tests" / "tiny.yaml")
+    arguments = [script, config, "--runs", str(tmp_path / "runs"), "--stage2.epochs", "40"]
+    command = ["deepspeed", "--num_accelerators", "2", *arguments, "--ds_config", "zero2.json"]
+    runner = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+
+    def steps() -> list[int]:
+        logs = made.glob("stage2-*/logs/steps.jsonl")
+        return [json.loads(line)["step"] for log in logs for line in log.read_text().splitlines()]
+
+    wait_for(lambda: len(steps()) >= 5)
+    others = below(runner.pid)
+    assert len(others) >= 3  # the launcher and two ranks
+    runner.send_signal(number)
+    assert runner.wait(60) != 0
+    wait_for(lambda: not any(map(running, others)), 60)
+    saved = checkpoint.latest(next(made.glob("stage2-*.partial")) / "checkpoints")
+    assert saved is not None
+    step = saved.state["step"]
+    assert 5 <= step == len(steps()) < 80
+    if number == signal.SIGTERM:
+        done = call(tmp_path, sys.executable, *arguments, "--ds_config", "zero2.json")
+        assert done.returncode == 0, done.stderr
+        assert f"going on from step {step}" in done.stderr
+        assert steps() == list(range(1, 81))
 
 
 def test_deepspeed_with_two_ranks_under_zero_3(artefacts: Any, tmp_path: Path) -> None:

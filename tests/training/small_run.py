@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from amrg.config import SafetyConfig, TelemetryConfig
+from amrg.models.parted import whole
 from amrg.training import engine
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
@@ -89,7 +90,7 @@ def run(
 def main(folder: Path, pause: float, configs: list[str], epochs: int = EPOCHS, dropout: float = 0.2) -> None:
     for config in configs:
         trained = run(folder / config, config, pause=pause, epochs=epochs, dropout=dropout)
-        with engine.gathered(trained):
+        with whole(trained.parameters()):
             if engine.rank() == 0:
                 save_file(trained.state_dict(), folder / config / "model.safetensors")
         engine.barrier()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).with_name("ways_run.py")
 
-
-def start(ranks: int, runs: Path, folder: Path, *ways: str) -> None:
+def start(ranks: int, *arguments: Path | str, script: str = "ways_run.py") -> None:
+    """Run a script of this folder on as many ranks, and wait for them."""
     shared = os.environ | {
-        "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_PORT": folder.name,
+        "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_PORT": uuid.uuid4().hex,
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(runs), str(folder), *ways],
+            [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(ranks)
