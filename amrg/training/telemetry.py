@@ -6,6 +6,7 @@ norm of the gradients of each module, and how widely the memories associate. Not
 """
 
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ Watcher = Callable[[int, dict[str, float]], None]
 _WATCHER: ContextVar[Watcher] = ContextVar("watcher", default=lambda step, values: None)
 
 _BACKWARD = "autograd::engine::evaluate_function"
+#: The profiler's library reports its starts, and that there is no GPU, between our own lines.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
 _COLLECTIVES = ("gloo:", "nccl:", "record_param_comms")
 
 
