@@ -17,9 +17,10 @@ from amrg.errors import UserError
 from amrg.experiments import localising, result, words
 from amrg.experiments.catalogue import EXPERIMENTS, THRESHOLDS, Experiment
 from amrg.experiments.jobs import Jobs
+from amrg.experiments.markdown import write_markdown
 from amrg.experiments.measure import HEADLINE, Row, measure
 from amrg.experiments.result import Result
-from amrg.experiments.sweep import Made, Sweep, Variant, show_forecast
+from amrg.experiments.sweep import Made, Sweep, Variant, folder_of, show_forecast
 from amrg.progress import say
 from amrg.viewer.overlays import film_url, heat_url, outline_url
 
@@ -82,7 +83,9 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
         for number, experiment in enumerate(chosen, start=1):
             say(f"experiment {number} of {len(chosen)}: {experiment.name}")
             pages.append(_run_one(config, experiment, variants[experiment.name], sweep))
-    return [*pages, result.write_all(config, list(EXPERIMENTS))]
+    results = result.read_all(config, list(EXPERIMENTS))
+    write_markdown(results, folder_of(config) / "results.md", "results")
+    return [*pages, result.write_all(config, results)]
 
 
 def _run_one(config: Config, experiment: Experiment, variants: list[Variant], sweep: Sweep) -> Path:

@@ -61,12 +61,16 @@ def write(config: Config, result: Result, rows: Sequence[Row]) -> Path:
     return folder / PAGE
 
 
-def write_all(config: Config, names: Sequence[str]) -> Path:
-    """The page of all experiments of the run that have a result, in the order of ``names``."""
+def read_all(config: Config, names: Sequence[str]) -> list[Result]:
+    """The experiments of the run that have a result, in the order of ``names``."""
     files = [folder_of(config) / name / RESULT for name in names]
-    found = [Result(**json.loads(file.read_text())) for file in files if file.exists()]
+    return [Result(**json.loads(file.read_text())) for file in files if file.exists()]
+
+
+def write_all(config: Config, results: Sequence[Result]) -> Path:
+    """The page of all of them."""
     page = folder_of(config) / PAGE
-    page.write_text(render(config, found), encoding="utf-8")
+    page.write_text(render(config, results), encoding="utf-8")
     return page
 
 

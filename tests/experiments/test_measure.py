@@ -12,6 +12,7 @@ from amrg.evaluation.comparison import Difference, Run
 from amrg.evaluation.reports import Generated
 from amrg.experiments import words
 from amrg.experiments.localising import Lesions, at_thresholds, of_method
+from amrg.experiments.markdown import write_markdown
 from amrg.experiments.measure import (
     HEADLINE,
     SHOWN,
@@ -167,3 +168,28 @@ def test_the_page_is_the_same_every_time_and_markup_stays_text():
     assert "<script>" not in pages[0]
     assert "&lt;b&gt;base&lt;/b&gt;" in pages[0]
     assert "Not run:</b> no films" in pages[0]
+
+
+def test_as_markdown_a_table_is_narrower_and_a_plot_is_a_file(tmp_path):
+    heads = ["", HEADLINE, "F1 Edema", "BLEU-4", "p"]
+    told = Result(
+        "beta",
+        "β",
+        "?",
+        "",
+        ["said"],
+        (heads, [["a|b", "1", "2", "3", "4"]]),
+        "note",
+        plot([row("a", 0.3)], (HEADLINE,), "β"),
+    )
+    write_markdown([told, Result("temporal", "Time", "?", "no films")], tmp_path / "results.md", "plots")
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("|")] == [
+        f"|  | {HEADLINE} | p |",
+        "| --- | --- | --- |",
+        "| a\\|b | 1 | 4 |",
+    ]
+    assert "Not run: no films" in lines
+    assert "![β](plots/beta.svg)" in lines
+    assert (tmp_path / "plots" / "beta.svg").read_text().startswith("<?xml")
+    assert not (tmp_path / "plots" / "temporal.svg").exists()

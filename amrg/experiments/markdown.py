@@ -1,0 +1,37 @@
+"""All experiments of a run as one page of Markdown with its plots beside it, for a repository."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from amrg.experiments.result import Result
+
+#: Columns that fit on a page beside those that only some experiments have; ``table.csv`` has all of them.
+_LEFT_OUT = ("F1 example-13", "BLEU-4", "CIDEr", "visual rows", "epochs to common loss")
+
+
+def write_markdown(results: Sequence[Result], page: Path, plots: str) -> None:
+    """Write the page, and each plot as an SVG into the folder ``plots`` beside it."""
+    (page.parent / plots).mkdir(parents=True, exist_ok=True)
+    parts = []
+    for result in results:
+        parts.append(f"## {result.title}\n\n*{result.question}* (`amrg experiment {result.name}`)")
+        if result.unavailable:
+            parts.append(f"Not run: {result.unavailable}")
+        parts += result.paragraphs
+        if result.table is not None:
+            parts += [pipe_table(*result.table), result.note]
+        if result.plot:
+            image = f"{plots}/{result.name}.svg"
+            (page.parent / image).write_bytes(base64.b64decode(result.plot.split(",", 1)[1]))
+            parts.append(f"![{result.title}]({image})")
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def pipe_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table without the columns that are left out, and without the F1 of single findings."""
+    single = [head for head in heads if head.startswith("F1 ") and head[3].isupper()]
+    hidden = {*_LEFT_OUT, *single}
+    kept = [i for i, head in enumerate(heads) if head not in hidden]
+    lines = [[heads[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
