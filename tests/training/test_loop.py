@@ -124,3 +124,16 @@ def test_a_partitioned_module_computes_what_it_did() -> None:
     assert all(parameter.numel() == 0 for parameter in module.parameters())  # kept apart until a layer is computed
     for _ in range(2):
         torch.testing.assert_close(module(inputs), expected)
+
+
+@pytest.mark.parametrize(("dtype", "inside"), [("bfloat16", "medium"), ("float32", "high"), ("float16", "high")])
+def test_rounded_products_end_with_the_step(dtype: str, inside: str) -> None:
+    """What a float32 run may round stays as the user set it, also after an error."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(ZeroDivisionError), engine.products(dtype):
+            assert torch.get_float32_matmul_precision() == inside
+            raise ZeroDivisionError
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
