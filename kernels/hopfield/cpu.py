@@ -92,7 +92,10 @@ def forward(
     queries: Tensor, memory: Tensor, scale: Tensor | None, query_group: Tensor | None, memory_group: Tensor | None,
     seed: Tensor | None, dropout: float, top_k: int, entropy: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Retrieved [M, D], lse [M], mass [M], entropy [M or 0], weights, indices [M, top_k], association [M, N or 0]."""
+    """Retrieved [M, D], lse [M], mass [M], entropy [M or 0], weights, indices [M, top_k], association [M, N or 0].
+
+    Of the association the entries that were dropped are negative.
+    """
     count, dtype = queries.shape[0], compute_dtype(queries)
     retrieved = torch.empty_like(queries, memory_format=torch.contiguous_format)
     lse, mass = (queries.new_empty(count, dtype=dtype) for _ in range(2))
@@ -116,7 +119,10 @@ def forward(
                 top.add(block, start)
             shifts.append(state.exponentiate(block))
             if dropout and seed is not None:
-                block = block * keep_mask(seed, (rows.start, rows.stop), (start, stop), dropout)
+                kept = block * keep_mask(seed, (rows.start, rows.stop), (start, stop), dropout)
+                if stored is not None:
+                    block.neg_().add_(kept, alpha=2)  # what is dropped is kept for the backward with a minus
+                block = kept
             state.accumulate(block, tile, bool(dropout))
         lse[rows], mass[rows] = state.lse(), state.mass(dropout)
         retrieved[rows] = state.retrieved(dropout)
@@ -195,17 +201,22 @@ def backward(
         scores, slopes = (None if association.numel() else q.new_empty(shape)), q.new_empty(shape)
         total = torch.zeros_like(q)
         for start, stop, tile in _tiles(memory, scale, dtype, width):
+            keep = None
             if scores is None:
                 block = association[rows, start:stop]
+                if dropout:
+                    keep, block = block > 0, block.abs()
             else:
                 columns = None if memory_group is None else memory_group[start:stop]
                 block = _score(q, tile, group, columns, scores[:, : stop - start]).sub_(safe[:, None]).exp_()
+                if dropout and seed is not None:
+                    keep = keep_mask(seed, (rows.start, rows.stop), (start, stop), dropout)
             slope = torch.mm(g, tile.T, out=slopes[:, : stop - start]).add_(lift)
             kept = block
-            if dropout and seed is not None:
-                keep = keep_mask(seed, (rows.start, rows.stop), (start, stop), dropout).to(dtype).div_(1 - dropout)
-                slope.mul_(keep)
-                kept = block * keep
+            if keep is not None:
+                share = keep.to(dtype).div_(1 - dropout)
+                slope.mul_(share)
+                kept = block * share if need_memory else block
             slope.sub_(centre).mul_(block)
             total.addmm_(slope, tile)
             if need_memory:
