@@ -39,7 +39,9 @@ def compared(row: Row, first: Row) -> str:
     numbers = f"{d.other - d.first:+.3f} (95% {low:+.3f} to {high:+.3f}, corrected p {d.holm:.3f})"
     if said == "no different":
         return f"“{row.name}” is not shown to differ from “{first.name}” in {F1}: {numbers}."
-    return f"“{row.name}” is {said} than “{first.name}” in {F1}: {numbers}."
+    # One training each may differ so by its seed alone: then it is said of the reports, not of the setting.
+    how = f"is {said} than" if len(row.seeds) > 1 else f"scored {'higher' if said == 'better' else 'lower'} than"
+    return f"“{row.name}” {how} “{first.name}” in {F1}: {numbers}."
 
 
 def paired(rows: Sequence[Row]) -> list[str]:
@@ -55,8 +57,8 @@ def seeds(rows: Sequence[Row]) -> str:
     count = len(rows[0].seeds)
     if count == 1:
         return (
-            "One training each: how much another seed would move these scores is not known. "
-            "Intervals and tests are over patients."
+            "One training each: how much another seed would move these scores is not known, and no difference between "
+            "settings is shown. Intervals and tests are over patients: they are about these trainings' reports."
         )
     gaps = [abs(row.scores[HEADLINE].value - rows[0].scores[HEADLINE].value) for row in rows[1:]]
     small = sum(gap < spread for gap in gaps)

@@ -113,7 +113,7 @@ def test_words_say_what_holds_and_what_does_not():
     text = " ".join(words.sentences("memory-ablation", ablation(worse, unclear)))
     assert "memory helps here" in text
     assert "is not shown to do harm" in text
-    assert "“both off” is worse than “both memories” in clinical micro-F1: -0.100 (95% -0.150 to -0.050" in text
+    assert "“both off” scored lower than “both memories” in clinical micro-F1: -0.100 (95% -0.150 to -0.050" in text
     assert "One training each" in text
     none = " ".join(words.sentences("memory-ablation", ablation(replace(unclear, name="both off"), unclear)))
     assert "That memory helps is not shown here" in none
