@@ -32,7 +32,7 @@ def main(data: Path, stage1: Path, folder: Path) -> None:
     build_banks(BANKS, data, stage1, folder / "whole")
     regions.PART = reports.TOGETHER = 32  # of one batch each; who asks for parts cuts them
     build_banks(BANKS, data, stage1, folder / "parts")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     threading.Thread(target=kill_one, daemon=True).start()
     build_banks(BANKS, data, stage1, folder / "tasks", by_tasks({"CPU": 1.0}))
 

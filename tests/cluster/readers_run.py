@@ -108,5 +108,5 @@ def main(data: Path, mark: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     Path(sys.argv[2]).write_text(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]).with_name("died"))))

@@ -26,6 +26,6 @@ def kill_one() -> None:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     threading.Thread(target=kill_one, daemon=True).start()
     prepare(TinySource(*SIZES, delay=0.05), CONFIG, Path(sys.argv[1]), 0, ray_tasks)
