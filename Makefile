@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/amrg run demo
 
 # All nine experiments (docs/experiments.md) on the demo scale; interrupted, the same command goes on. Every variant trains
-# for less than the demo itself, in smaller batches, and two steps are made at a time: so two cores are done in an hour or so.
+# for less than the demo itself, in smaller batches, and two steps are made at a time: docs/experiments.md says what was measured.
 SEEDS ?= 2
 JOBS ?= 2
 TRAINED := --stage2.epochs 5 --stage2.batch_size 16 --stage2.group_by_length
