@@ -4,6 +4,8 @@ amrg run CONFIG [--dry-run] [--section.key VALUE ...]
 """
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -74,6 +76,9 @@ def run_cli(action: Callable[[], None]) -> None:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt as stop:
         sys.exit(_fail(str(stop) or "interrupted; the same command goes on from here", 130))
+    except BrokenPipeError:  # whoever reads has read enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at the end goes nowhere
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _fail(message: str, code: int) -> int:

@@ -99,3 +99,11 @@ def test_dry_run_writes_nothing_and_names_every_step(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(cli.VERBS[1:])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    command = [sys.executable, "-c", "from amrg.cli import main; main(['stage2', '--help'])"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
