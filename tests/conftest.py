@@ -1,6 +1,7 @@
 """Artefacts of the first three steps, made in a second from random films: for tests of what reads them."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from amrg.data.shards import prepare
 from amrg.data.stream import studies
 from amrg.data.studies import Films, Study
 from amrg.memory.bank import REPORTS, VISUAL
+from amrg.memory.reports import encode_reports
 from amrg.memory.writer import BankWriter
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.pipeline import recipe, root
@@ -78,17 +80,15 @@ def _stage1(config: Config, data: Path, partial: Path) -> None:
 
 
 def _banks(config: Config, data: Path, partial: Path) -> None:
+    """Random regions; the reports as the text encoder sees them."""
     generator = torch.Generator().manual_seed(0)
     train = studies(data, "train")
     region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}
-    for name, dim in ((VISUAL, config.vision.query_dim), (REPORTS, 24)):
-        with BankWriter(partial / name, dim) as writer:
-            origins = [
-                {"key": s.key, "group": s.group, "split": s.split}
-                | (region if name == VISUAL else {"source": "report", "text": s.report})
-                for s in train
-            ]
-            writer.add(torch.randn(len(train), dim, generator=generator), origins)
+    with BankWriter(partial / VISUAL, config.vision.query_dim) as writer:
+        origins = [{"key": s.key, "group": s.group, "split": s.split} | region for s in train]
+        writer.add(torch.randn(len(train), config.vision.query_dim, generator=generator), origins)
+    encode_reports(config.banks, data, partial / REPORTS, config.seed, partial / "scratch")
+    shutil.rmtree(partial / "scratch")
 
 
 _MAKE = {"prepare": _data, "stage1": _stage1, "banks": _banks}

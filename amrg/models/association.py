@@ -89,6 +89,11 @@ class FrozenMemory(nn.Module):
         """Hold a bank of normalised rows, used by every ``forward`` that is not given one."""
         self.memory, self.memory_scale, self.memory_group = rows_ND.detach(), scale, group
 
+    @property
+    def held(self) -> Bank:
+        """The bank that ``set_memory`` or ``set_bank`` gave."""
+        return self._bank(None, None)
+
     def _bank(self, memory: Tensor | None, memory_group: Tensor | None) -> Bank:
         if memory is not None:
             return Bank(memory, None, memory_group)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from amrg.errors import UserError
 from amrg.kernels.hopfield.reference import hidden
 from amrg.models.association import Bank, Block, FrozenMemory, Memory
-from amrg.models.hopfield import Steps
+from amrg.models.hopfield import Reading, Steps
 
 
 class CrossAttention(FrozenMemory):
@@ -62,20 +62,26 @@ class CrossAttention(FrozenMemory):
     def associating(
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
-    ) -> Steps[Tensor]:  # fmt: skip
+    ) -> Steps[Reading]:  # fmt: skip
         """``forward`` as steps of ``associate_together``: it asks for nothing."""
         yield from ()
-        return self.forward(x_BLS, memory_ND, query_group=query_group, memory_group=memory_group)
+        out = self.forward(x_BLS, memory_ND, query_group=query_group, memory_group=memory_group)
+        bank = self._bank(memory_ND, memory_group)
+        return Reading(out, self._weights(x_BLS, bank, query_group).mean((1, 2)) @ self._numbers(bank, torch.float32))
 
     def _queries(self, x_BLS: Tensor) -> Tensor:
         return self.q_proj(self.state_norm(x_BLS)).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
 
     def _heads(self, projection: nn.Linear, bank: Bank) -> Tensor:
         """[1, H, N, K]."""
-        rows = bank.rows.to(projection.weight.dtype)
-        if bank.scale is not None:
-            rows = rows * bank.scale[:, None].to(rows.dtype)
+        rows = self._numbers(bank, projection.weight.dtype)
         return projection(rows).unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)[None]
+
+    @staticmethod
+    def _numbers(bank: Bank, dtype: torch.dtype) -> Tensor:
+        """The rows [N, D], int8 ones times their scale."""
+        rows = bank.rows.to(dtype)
+        return rows if bank.scale is None else rows * bank.scale[:, None].to(dtype)
 
     @staticmethod
     def _visible(query_group: Tensor | None, bank: Bank) -> Tensor | None:

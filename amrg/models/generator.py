@@ -28,9 +28,10 @@ from amrg.errors import UserError
 from amrg.models.association import Memory
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
-from amrg.models.hopfield import HopfieldMemory, associate_together
+from amrg.models.hopfield import HopfieldMemory, Steps, associate_together
 from amrg.models.parted import Zero3, whole
 from amrg.models.parts import DECODER, MEMORY, part
+from amrg.models.recall import retrieval_loss, taught
 from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.tokenizer import ReportEncoder
 
@@ -46,6 +47,13 @@ class Sight(NamedTuple):
     tokens_BND: Tensor
     queries_BQD: Tensor
     logits_BQ: Tensor
+
+
+class Predicted(NamedTuple):
+    """Of each study, [B]: cross-entropy summed over its report's tokens; ``retrieval_loss``, where it was asked for."""
+
+    loss_B: Tensor
+    retrieval_B: Tensor | None
 
 
 class ReportGenerator(nn.Module):
@@ -132,15 +140,27 @@ class ReportGenerator(nn.Module):
             group_B: ``group_id`` of each study's patient; rows of that patient are invisible.
             asking_BQD: queries that retrieve instead.
         """
-        tokens_BND, queries_BQD, logits_BQ = sight
-        parts = [tokens_BND]
-        if self.settings.use_queries:
-            parts.append(queries_BQD)
+        remembered, _ = self._remember(sight.queries_BQD if asking_BQD is None else asking_BQD, group_B)
+        return self._join(sight, remembered)
+
+    def _remember(
+        self, asking_BQD: Tensor, group_B: Tensor, own_BD: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """What each memory gives, [B, Q, D]; with studies' own reports, their ``retrieval_loss``, [B]."""
         memories = [memory for memory in (self.visual_memory, self.report_memory) if memory is not None]
+        hidden = self.hidden_group(group_B)
         with part(MEMORY):
-            asking_BQD = queries_BQD if asking_BQD is None else asking_BQD
-            hidden = self.hidden_group(group_B)
-            parts += associate_together([m.associating(asking_BQD, query_group=hidden) for m in memories])
+            asking: list[Steps[Any]] = [m.associating(asking_BQD, query_group=hidden) for m in memories]
+            if own_BD is None or self.report_memory is None:
+                return [reading.out_BLO for reading in associate_together(asking)], None
+            answers: list[Any] = associate_together([*asking, taught(self.report_memory, own_BD, hidden)])
+            *readings, taught_BD = answers
+            return [reading.out_BLO for reading in readings], retrieval_loss(readings[-1].rows_BD, taught_BD)
+
+    def _join(self, sight: Sight, remembered: list[Tensor]) -> Tensor:
+        """All streams in the language model's space, [B, P, E]."""
+        tokens_BND, queries_BQD, logits_BQ = sight
+        parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
         streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
         if not self.settings.use_queries:
@@ -154,14 +174,16 @@ class ReportGenerator(nn.Module):
         """The groups whose rows both memories hide from each study; None where they hide nothing."""
         return group_B if self.memory_config.hide_own_patient else None
 
-    def forward(self, sight: Sight, group_B: Tensor, report_BT: Tensor) -> Tensor:
-        """The summed cross-entropy of each study's report tokens, [B].
+    def forward(self, sight: Sight, group_B: Tensor, report_BT: Tensor, own_BD: Tensor | None = None) -> Predicted:
+        """How well reports are predicted.
 
         Args:
             sight, group_B: as for ``streams``.
             report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
+            own_BD: the same reports as normalised rows of the report bank, for ``retrieval_loss``.
         """
-        prefix = self._prefix(self.streams(sight, group_B))
+        remembered, retrieval_B = self._remember(sight.queries_BQD, group_B, own_BD)
+        prefix = self._prefix(self._join(sight, remembered))
         report = self._hide(self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout)
         with part(DECODER):
             logits = self.decoder(
@@ -170,7 +192,7 @@ class ReportGenerator(nn.Module):
                 use_cache=False,
             ).logits[:, :-1]
             losses = F.cross_entropy(logits.float().transpose(1, 2), report_BT, ignore_index=IGNORED, reduction="none")
-        return losses.sum(1)
+        return Predicted(losses.sum(1), retrieval_B)
 
     @torch.no_grad()
     def generate(

@@ -29,6 +29,13 @@ class Ask(NamedTuple):
     dropout: float = 0.0
 
 
+class Reading(NamedTuple):
+    """What a memory made of a retrieval [B, L, O], and the rows as they came, mean over heads and queries [B, D]."""
+
+    out_BLO: Tensor
+    rows_BD: Tensor
+
+
 R = TypeVar("R")
 Steps = Generator[Ask, Retrieval, R]
 
@@ -138,12 +145,12 @@ class HopfieldMemory(FrozenMemory):
         [B] and ``memory_group`` [N], int64: a sample does not see the rows of its own group; −1 is seen by all and
         sees all.
         """
-        return associate_together([self.associating(x_BLS, memory_ND, query_group, memory_group)])[0]
+        return associate_together([self.associating(x_BLS, memory_ND, query_group, memory_group)])[0].out_BLO
 
     def associating(
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
-    ) -> "Steps[Tensor]":  # fmt: skip
+    ) -> "Steps[Reading]":  # fmt: skip
         """``forward`` as steps that ask for retrievals, so that several memories can ask together."""
         bank = self._bank(memory_ND, memory_group)
         query_group = self._spread(query_group, bank, x_BLS.shape[1])
@@ -158,7 +165,8 @@ class HopfieldMemory(FrozenMemory):
             self.v_proj.weight.view(self.heads, value_dim, -1),
             (rows * self.value_gain + mass * self.value_shift).mT,
         )
-        return self.out_proj(values.permute(2, 0, 1).reshape(*x_BLS.shape[:2], -1))
+        out = self.out_proj(values.permute(2, 0, 1).reshape(*x_BLS.shape[:2], -1))
+        return Reading(out, rows.unflatten(1, x_BLS.shape[:2]).mean((0, 2), dtype=torch.float32))
 
     def _spread(self, query_group: Tensor | None, bank: Bank, length: int) -> Tensor | None:
         """Group of every absorbed query, in the order (head, sample, query)."""

@@ -122,7 +122,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Sk
     def loss(model: ReportGenerator, given: tuple[Any, Tensor, Tensor]) -> Tensor:
         seen, group_B, report_BT = given
         sight = seen if isinstance(seen, Sight) else model.see(seen, [films] * len(group_B))
-        return model(sight, group_B, report_BT).mean()
+        return model(sight, group_B, report_BT).loss_B.mean()
 
     used = (config.decoder.use_visual_memory, config.decoder.use_report_memory)
     kept = tuple(bank for bank, use in zip(rows, used, strict=True) if use)

@@ -5,6 +5,7 @@ With frozen vision, what stage 1 sees of each study is computed once and cached;
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from amrg.training.card import write_card
 from amrg.training.checkpoint import made_from
 from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
+from amrg.training.own_reports import OwnReports, own_reports_of
 from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import Seen, look
 from amrg.training.watch import watch_reports
@@ -65,9 +67,10 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     if ours.compile:
         model.decoder.compile(dynamic=True)
     source = source_of(config, model, data, folder / SCRATCH)
+    own_reports = own_reports_of(config, data, banks, folder / SCRATCH)
     rows = fit(
         model,
-        loss,
+        partial(loss, own_reports=own_reports),
         source.batches,
         source.steps_per_epoch,
         optimisation(config),
@@ -174,11 +177,21 @@ def refuse_held_out_rows(config: Config, folder: Path) -> None:
             )
 
 
-def loss(model: ReportGenerator, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up)."""
+def loss(
+    model: ReportGenerator, batch: dict[str, Any], own_reports: OwnReports | None = None
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up).
+
+    With ``own_reports`` the retrieval loss times its weight is added (``amrg.models.recall``).
+    """
     sight = look(model, batch["films"]) if "films" in batch else Sight(*batch["sight"])
-    summed_B = model(sight, batch["group"], batch["report"])
-    return (summed_B * batch["weight"]).mean(), {}
+    own_BD = None if own_reports is None else own_reports.of(batch["study"])
+    predicted = model(sight, batch["group"], batch["report"], own_BD)
+    report = (predicted.loss_B * batch["weight"]).mean()
+    if own_reports is None or predicted.retrieval_B is None:
+        return report, {}
+    retrieval = predicted.retrieval_B.mean()
+    return report + own_reports.weight * retrieval, {"retrieval_loss": retrieval.detach()}
 
 
 def associations(model: ReportGenerator) -> dict[str, float]:

@@ -53,5 +53,5 @@ def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     optimiser = torch.optim.Adam(trained, lr=1e-2)
     for _ in range(STEPS):
         optimiser.zero_grad()
-        model(sight, batch["group"], batch["report"]).mean().backward()
+        model(sight, batch["group"], batch["report"]).loss_B.mean().backward()
         optimiser.step()

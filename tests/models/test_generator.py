@@ -52,6 +52,10 @@ def inputs(model: ReportGenerator) -> tuple[Sight, Tensor, Tensor]:
     return sight, torch.tensor([0, 1, 2]), report_BT
 
 
+def own_reports() -> Tensor:
+    return normalise_rows(torch.randn(3, 5, generator=torch.Generator().manual_seed(1)))
+
+
 def one(sight: Sight, i: int) -> Sight:
     return Sight(*(part[i : i + 1] for part in sight))
 
@@ -61,6 +65,7 @@ def test_loss_is_the_cross_entropy_of_the_report_tokens_alone(classifier: Diseas
     model = build(classifier)
     sight, groups, report_BT = inputs(model)
     found = model(sight, groups, report_BT)
+    assert found.retrieval_B is None
     embed = model.decoder.get_input_embeddings()
     for i in range(3):
         streams = model.streams(one(sight, i), groups[i : i + 1])
@@ -72,12 +77,12 @@ def test_loss_is_the_cross_entropy_of_the_report_tokens_alone(classifier: Diseas
         labels = torch.full(whole.shape[:2], IGNORED)
         labels[0, -len(report) :] = report
         mean = model.decoder(inputs_embeds=whole, labels=labels).loss
-        torch.testing.assert_close(found[i], mean * len(report), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.loss_B[i], mean * len(report), rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_what_is_trained_and_nothing_else(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
-    model(*inputs(model)).sum().backward()
+    model(*inputs(model)).loss_B.sum().backward()
     names = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     for part in ("projection", "norm", "visual_memory.q_proj", "report_memory.out_proj", "decoder"):
         assert any(name.startswith(part) for name in names), part
@@ -159,7 +164,7 @@ def test_each_stream_can_be_switched_off(classifier: DiseaseClassifier, off: str
     model = build(classifier, **{off: False})
     sight, groups, report_BT = inputs(model)
     assert model.streams(sight, groups).shape[1] == length
-    model(sight, groups, report_BT).sum().backward()
+    model(sight, groups, report_BT).loss_B.sum().backward()
     idle = {name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None}
     # The softmax drops what does not depend on the row; these serve only further association steps.
     assert {name.split(".", 1)[1] for name in idle} <= {"key_shift", "k_proj.bias"}
@@ -237,10 +242,38 @@ def test_plain_cross_attention_takes_the_memories_place(classifier: DiseaseClass
     expected = model.visual_memory(sight.queries_BQD, query_group=groups)
     streams = model.norm(model.projection(expected))
     torch.testing.assert_close(model.streams(sight, groups)[:, model.places["visual memory"]], streams)
-    model(sight, groups, report_BT).sum().backward()
+    model(sight, groups, report_BT).loss_B.sum().backward()
     assert model.visual_memory.k_proj.weight.grad.abs().sum() > 0
     rows = model.retrieved(sight.queries_BQD, groups, 2)
     assert all(row["row"] not in (0, 1) for row in rows[0]["visual"])  # rows of the study's own patient
     model.save_pretrained(tmp_path / "model")
     again = ReportGenerator.from_pretrained(tmp_path / "model", banks())
     assert torch.equal(again.streams(sight, groups), model.streams(sight, groups))
+
+
+def test_only_what_asks_the_report_memory_learns_from_it(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    own_BD = own_reports()
+    found = model(*inputs(model), own_BD)
+    assert found.retrieval_B is not None
+    torch.testing.assert_close(found.loss_B, model(*inputs(model)).loss_B, rtol=0, atol=0)
+    found.retrieval_B.sum().backward()
+    learned = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert learned
+    assert all(name.startswith("report_memory.") for name in learned), learned
+    assert not any(part in name for name in learned for part in ("v_proj", "value_", "out_proj"))
+
+
+def test_a_small_bank_is_learned_to_be_asked_for_the_right_rows(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    given, own_BD = inputs(model), own_reports()
+    optimizer = torch.optim.Adam([p for n, p in model.named_parameters() if n.startswith("report_memory")], lr=0.02)
+    losses = []
+    for _ in range(150):
+        loss_B = model(*given, own_BD).retrieval_B
+        assert loss_B is not None
+        optimizer.zero_grad()
+        loss_B.sum().backward()
+        optimizer.step()
+        losses.append(loss_B.sum().item())
+    assert losses[-1] < 0.2 * losses[0], losses[::30]

@@ -20,7 +20,13 @@ def run(runs: Path, folder: Path, way: str, stage: str) -> None:
         memory=dataclasses.replace(config.memory, dropout=0.0),
         decoder=dataclasses.replace(config.decoder, dropout=0.0),
         stage2=dataclasses.replace(
-            config.stage2, ds_config=f"zero{stage}.json", dtype="float32", batch_size=4, epochs=5, watch_reports=2
+            config.stage2,
+            ds_config=f"zero{stage}.json",
+            dtype="float32",
+            batch_size=4,
+            epochs=5,
+            watch_reports=2,
+            retrieval_loss=1.0,
         ),
         sharding=dataclasses.replace(config.sharding, way=way),
         generate=dataclasses.replace(config.generate, batch_size=2, ds_config="zero3.json" if stage == "3" else None),

@@ -1,0 +1,73 @@
+"""The train reports as vectors of the report bank's encoder: the teachers of the retrieval loss.
+
+Shape legend: B studies, D width of the bank.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amrg.config import Config, ReportBankConfig
+from amrg.data.shards import anonymous
+from amrg.data.stream import studies
+from amrg.errors import UserError
+from amrg.memory.bank import REPORTS, MemoryBank, normalise_rows
+from amrg.memory.reports import TextEncoder
+from amrg.progress import track
+from amrg.training import engine
+from amrg.training.features import FeatureCache
+
+_TOGETHER = 500  # texts encoded between two notes of how far it is
+
+
+class OwnReports:
+    """Each train study's own report, encoded once, whether the bank holds it or not.
+
+    Args:
+        config: of the report bank.
+        data: a data artefact.
+        bank: the report bank.
+        folder: of the cache; rank 0 fills it (an interrupted filling goes on), the others wait.
+        weight: of the retrieval loss.
+
+    Raises:
+        UserError: the encoder is not the one that made the bank.
+    """
+
+    def __init__(self, config: ReportBankConfig, data: Path, bank: MemoryBank, folder: Path, weight: float) -> None:
+        self.weight = weight
+        train = studies(data, "train")
+        texts = sorted({study.report.strip() for study in train})
+        place = {text: row for row, text in enumerate(texts)}
+        self._rows = {anonymous(study.key): place[study.report.strip()] for study in train}
+        self._cache = FeatureCache(folder / "own-reports", len(texts), (bank.dim,))
+        if engine.rank() == 0 and self._cache.done < len(texts):
+            _fill(self._cache, texts, config, bank)
+        engine.barrier()
+
+    def of(self, keys: Sequence[str]) -> Tensor:
+        """Normalised rows of the studies with these hashed keys, float32 [B, D], on this rank's device."""
+        return self._cache[torch.tensor([self._rows[key] for key in keys])].float().to(engine.device())
+
+
+def own_reports_of(config: Config, data: Path, banks: Path, scratch: Path) -> OwnReports | None:
+    """The teachers of a run's retrieval loss, kept in ``scratch``; None where there is no such loss."""
+    weight = config.stage2.retrieval_loss
+    if not weight or not config.decoder.use_report_memory:
+        return None
+    return OwnReports(config.banks.reports, data, MemoryBank.open(banks / REPORTS), scratch, weight)
+
+
+def _fill(cache: FeatureCache, texts: list[str], config: ReportBankConfig, bank: MemoryBank) -> None:
+    encoder = TextEncoder(config.encoder, config.max_tokens, engine.device())
+    made_with = bank.header["about"].get("weights_sha256")
+    if encoder.fingerprint != made_with:
+        raise UserError(
+            f"{bank.folder} was made with another text encoder ({made_with[:12] if made_with else 'unknown'}) than "
+            f"banks.reports.encoder {config.encoder} ({encoder.fingerprint[:12]}): stage2.retrieval_loss needs the same"
+        )
+    starts = range(cache.done, len(texts), _TOGETHER)
+    parts = (encoder.encode(texts[start : start + _TOGETHER]) for start in starts)
+    cache.fill(normalise_rows(part) for part in track(parts, f"encoding train reports ({_TOGETHER}s)", len(starts)))
