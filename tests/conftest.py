@@ -12,7 +12,7 @@ from amrg.artifacts import build
 from amrg.config import Config, DataConfig, load
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
-from amrg.data.stream import studies
+from amrg.data.stream import studies, views
 from amrg.data.studies import Films, Study
 from amrg.memory.bank import REPORTS, VISUAL
 from amrg.memory.writer import BankWriter
@@ -80,13 +80,13 @@ def _stage1(config: Config, data: Path, partial: Path) -> None:
 def _banks(config: Config, data: Path, partial: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train = studies(data, "train")
-    region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}
+    region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}  # on the last film of each study
     for name, dim in ((VISUAL, config.vision.query_dim), (REPORTS, 24)):
         with BankWriter(partial / name, dim) as writer:
             origins = [
                 {"key": s.key, "group": s.group, "split": s.split}
-                | (region if name == VISUAL else {"source": "report", "text": s.report})
-                for s in train
+                | (region | {"view": films - 1} if name == VISUAL else {"source": "report", "text": s.report})
+                for s, films in zip(train, views(data, "train"), strict=True)
             ]
             writer.add(torch.randn(len(train), dim, generator=generator), origins)
 

@@ -20,12 +20,14 @@ from starlette.testclient import TestClient
 from amrg.app.chain import open_chain
 from amrg.app.reader import Reader, Stopped
 from amrg.app.server import MAX_BYTES, Desk, create_app
+from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import Shelf, studies
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.mining.regions import strongest
 from amrg.models.generator import ReportGenerator
 from amrg.training.stage2 import open_banks
+from amrg.viewer.overlays import crop, film_url
 from amrg.viewer.page import ALWAYS, EMBEDDED
 from tests.data.test_film_files import GREY, bomb, dicom
 
@@ -129,13 +131,17 @@ def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, r
         assert look.retrieved()[name] == found[:5]
 
 
-def test_a_row_is_told_with_its_text_or_region(client, run):
+def test_a_row_is_told_with_its_text_or_region(client, run, reader):
     bank = MemoryBank.open(run["banks"].path / REPORTS).provenance.to_pylist()
     row = client.get("/api/banks/report/3").json()
     assert (row["key"], row["text"], row["image"]) == (bank[3]["key"], bank[3]["text"], None)
-    region = client.get("/api/banks/visual/3").json()
-    assert region["findings"] == ["Edema"]
-    assert region["image"].startswith("data:image/jpeg;base64,")
+    films = Shelf(run["data"].path, "train")["train-3"].views
+    number = MemoryBank.open(run["banks"].path / VISUAL).provenance["key"].to_pylist().index("train-3")
+    region = client.get(f"/api/banks/visual/{number}").json()
+    assert (region["key"], region["view"], region["findings"]) == ("train-3", 1, ["Edema"])
+    size = reader.classifier.config.image_size
+    shown = [film_url(crop(letterbox(film, size), (3, 3, 4, 4), reader.grid), 144) for film in films]
+    assert region["image"] == shown[1] != shown[0]
 
 
 @pytest.mark.parametrize("off", [[], ["visual"], ["visual", "report"]])

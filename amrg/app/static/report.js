@@ -164,7 +164,8 @@ async function showRows(bank, of) {
 }
 
 function item(bank, { row, weight }, known) {
-  const from = known.key ? `row ${row}, from ${known.split} study ${known.key}` : `row ${row}, of no study`;
+  const film = known.image ? `film ${known.view + 1} of ` : "";
+  const from = known.key ? `row ${row}, from ${film}${known.split} study ${known.key}` : `row ${row}, of no study`;
   return h(
     "li",
     { class: known.image ? "pictured" : "" },
