@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from base64 import b64decode
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -86,9 +87,13 @@ class Page:
         finally:
             self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
-    def shot(self, name):
+    def shot(self, name, whole=False):
+        """Of what is in view, or of the whole page."""
         SHOTS.mkdir(parents=True, exist_ok=True)
-        assert self.driver.save_screenshot(str(SHOTS / f"{name}.png"))
+        asked = {"captureBeyondViewport": whole}
+        (SHOTS / f"{name}.png").write_bytes(
+            b64decode(self.driver.execute_cdp_cmd("Page.captureScreenshot", asked)["data"])
+        )
 
     def broken_rules(self):
         """WCAG 2 A and AA rules that axe-core finds broken, contrast among them, and where."""
