@@ -13,6 +13,7 @@ import uvicorn
 from PIL import Image
 
 from amrg.app.chain import open_chain
+from amrg.app.reader import Reader
 from amrg.app.server import create_app
 from tests.browser import WIDTH, Keys, Page, chromium
 from tests.data.test_film_files import dicom
@@ -154,6 +155,18 @@ def test_a_memory_switched_off_changes_the_report(page):
     page.wait(lambda: "with every memory" in page.text("#state"))
     assert page.sentences() == whole
     assert not page.all(".differs")
+
+
+def test_an_empty_report_is_said_to_be_empty(page, monkeypatch):
+    whole = page.sentences()
+    empty = {"plan": "", "sentences": []}
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "write", lambda reader, look, off, tell: tell("text", empty))
+        page.one("#again").click()
+        page.wait(lambda: "0 sentences" in page.text("#state"))
+    assert page.text("#sentences") == "The report is empty: the writer ended without a word."
+    page.one("#again").click()
+    page.wait(lambda: page.done() and page.sentences() == whole)
 
 
 def test_studies_are_found_by_split_and_words(page):

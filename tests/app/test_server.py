@@ -190,6 +190,25 @@ def test_a_dropped_film_is_looked_at_and_reported(client, tmp_path, kind):
     assert events(client, f"/api/looks/dropped/{told['name']}/report")[-1][0] == "end"
 
 
+def test_a_film_dropped_twice_is_one(app, client):
+    desk = app.routes[0].endpoint.__self__
+    first, second = (client.post("/api/looks", content=png(GREY[::-1])).json() for _ in range(2))
+    assert first == second
+    assert sum(place == "dropped" and name == first["name"] for place, name in desk._looks) == 1
+
+
+def test_a_writer_without_a_word_is_told_as_that(reader, run):
+    sample = Shelf(run["data"].path, "test")[KEY]
+    decoder, told = reader.model.decoder, []
+    end = torch.tensor([reader.model.tokenizer.eos_token_id])
+    mute = decoder.get_output_embeddings().register_forward_hook(lambda *parts: parts[-1].index_fill(-1, end, 1e9))
+    try:
+        reader.write(reader.look(sample.views, 1), set(), lambda kind, content: told.append((kind, content)))
+    finally:
+        mute.remove()
+    assert told == [("text", {"plan": "", "sentences": []})]
+
+
 def without_pixels(tmp_path):
     record = pydicom.dcmread(dicom(tmp_path / "film.dcm", GREY))
     del record.PixelData

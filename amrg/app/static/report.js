@@ -60,6 +60,7 @@ function write() {
     stopWriting();
     if (!without.length) whole = sentences;
     showSentences(false);
+    if (!sentences.length) $("sentences").replaceChildren(h("li", { class: "soft" }, "The report is empty: the writer ended without a word."));
     $("state").textContent = summary();
   });
   source.addEventListener("problem", ({ data }) => fail(JSON.parse(data).error));
