@@ -40,8 +40,8 @@ def made(experiment: Experiment, number: int) -> list[Row]:
         facts = {"epochs to common loss": 4 + i / 3, "visual perplexity": 90.0 - i, "report perplexity": 80.0 - i}
         p = 0.01 if i == 1 else 0.6
         tested = Difference(rows[0].scores[HEADLINE].value, value, (0.02, 0.2), p, p) if i else None
-        difference = tested if experiment.paired else None
-        rows.append(Row(variant.name, scores, variant.x, [value - 0.01, value + 0.01], difference, facts))
+        tests = (tested, tested) if experiment.paired else (None, None)
+        rows.append(Row(variant.name, scores, variant.x, [value - 0.01, value + 0.01], *tests, facts))
     return rows
 
 
