@@ -138,7 +138,7 @@ def test_better_is_said_only_where_patients_and_seeds_show_it():
         rows = [replace(one, name=name) for name in ("visual memory off", "report memory off", "both off")]
         said = words.sentences("memory-ablation", [first, *rows, replace(one, name="mismatched memory")])
         assert ("that it holds for other seeds is not shown" in said[0]) == ("higher" in word)
-        assert "3 seeds show only what is large beside their spread" in said[-1]
+        assert "A test of 3 seeds sees only what is large beside their spread" in said[-1]
 
 
 def test_class_f1_of_what_references_state():
