@@ -92,8 +92,8 @@ def seeds(rows: Sequence[Row]) -> str:
         return told + "Intervals are over patients, all seeds of a patient together: they do not speak for other seeds."
     return told + (
         "Intervals and tests are over patients, all seeds of a patient together, and again over seeds. Better or worse "
-        f"is said only where both show it. A test of {count} seeds sees only what is large beside their spread, and takes "
-        "that spread to be normal."
+        f"is said only where both show it. A test of {count} seeds sees only what is large beside their spread, and "
+        "takes that spread to be normal."
     )
 
 
