@@ -106,6 +106,25 @@ def open_artifact(path: Path, kind: str) -> Artifact:
     return Artifact(path, manifest)
 
 
+def open_input(artifact: Artifact, name: str) -> Artifact:
+    """An input of an artefact: beside it, and what it was made from.
+
+    Raises:
+        UserError: the artefact has no such input; it lies elsewhere, is missing, or was changed since.
+    """
+    told = artifact.manifest["inputs"].get(name)
+    if told is None:
+        raise UserError(f"{artifact.path} does not name its {name}: make it again with `amrg run`")
+    beside = artifact.path.resolve().parent
+    path = (beside / told["path"]).resolve()
+    if path.parent != beside:
+        raise UserError(f"{artifact.path} names an input outside the folder of its run ({told['path']}): not opened")
+    found = open_artifact(path, told["kind"])
+    if found.hash != told["hash"]:
+        raise UserError(f"{path} is no longer what {artifact.path} was made from: make it again with `amrg run`")
+    return found
+
+
 def command_for(kind: str) -> str:
     """The verb that makes artefacts of this kind."""
     return {"data": "prepare", "reports": "generate", "scores": "evaluate"}.get(kind, kind)

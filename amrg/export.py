@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from amrg.artifacts import open_artifact
+from amrg.artifacts import Artifact, open_artifact, open_input
 from amrg.errors import UserError
 from amrg.evaluation import rexrank
 from amrg.evaluation.reports import FILE, parse_reports
@@ -32,14 +32,13 @@ def main(arguments: list[str]) -> None:
     if options.onto:
         content = rexrank.onto(rexrank.read_test_set(options.onto), reports)
     else:
-        content = rexrank.predictions(reports, _sections(artifact.path, artifact.manifest["inputs"]))
+        content = rexrank.predictions(reports, _sections(artifact))
     _write(options.file, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
     say(f"{len(content)} studies in {options.file}")
 
 
-def _sections(path: Path, inputs: dict[str, dict[str, str]]) -> str:
-    data = open_artifact(path.parent / inputs["data"]["path"], "data")
-    return data.manifest["config"].get("sections", "findings")
+def _sections(reports: Artifact) -> str:
+    return open_input(reports, "data").manifest["config"].get("sections", "findings")
 
 
 def _write(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from amrg.artifacts import build
 from amrg.config import Config, DataConfig, load
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
-from amrg.data.stream import studies
+from amrg.data.stream import studies, views
 from amrg.data.studies import Films, Study
 from amrg.memory.bank import REPORTS, VISUAL
 from amrg.memory.reports import encode_reports
@@ -83,9 +83,12 @@ def _banks(config: Config, data: Path, partial: Path) -> None:
     """Random regions; the reports as the text encoder sees them."""
     generator = torch.Generator().manual_seed(0)
     train = studies(data, "train")
-    region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}
+    region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}  # on the last film of each study
     with BankWriter(partial / VISUAL, config.vision.query_dim) as writer:
-        origins = [{"key": s.key, "group": s.group, "split": s.split} | region for s in train]
+        origins = [
+            {"key": s.key, "group": s.group, "split": s.split} | region | {"view": films - 1}
+            for s, films in zip(train, views(data, "train"), strict=True)
+        ]
         writer.add(torch.randn(len(train), config.vision.query_dim, generator=generator), origins)
     encode_reports(config.banks, data, partial / REPORTS, config.seed, partial / "scratch")
     shutil.rmtree(partial / "scratch")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from amrg.artifacts import MANIFEST, Artifact, open_artifact
+from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
 from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config
 from amrg.errors import UserError
 
@@ -66,7 +66,7 @@ def open_chain(run: Path) -> Chain:
         UserError: it is none of these, an input is missing or was changed, or lies outside the run's folder.
     """
     head = _open(run if (run / MANIFEST).is_file() else _newest(run))
-    found = {name: _input(head, name) for name in head.manifest["inputs"]}
+    found = {name: open_input(head, name) for name in head.manifest["inputs"]}
     found[head.kind] = head
     missing = [kind for kind in ("data", "stage1", "banks", "stage2") if kind not in found]
     if missing:
@@ -92,19 +92,6 @@ def _open(path: Path) -> Artifact:
     if kind not in OPENED_BY:
         raise UserError(f"{path} holds a {kind} artefact: give one of {', '.join(OPENED_BY)}, or the folder of the run")
     return open_artifact(path, kind)
-
-
-def _input(head: Artifact, name: str) -> Artifact:
-    """An input of an artefact, checked to be beside it and to be what it was made from."""
-    told = head.manifest["inputs"][name]
-    beside = head.path.resolve().parent
-    path = (beside / told["path"]).resolve()
-    if path.parent != beside:
-        raise UserError(f"{head.path} names an input outside the folder of its run ({told['path']}): not opened")
-    artifact = open_artifact(path, told["kind"])
-    if artifact.hash != told["hash"]:
-        raise UserError(f"{path} is not what {head.path.name} was made from: make it again with `amrg run`")
-    return artifact
 
 
 def _as(kind: type, content: Any) -> Any:

@@ -66,16 +66,16 @@ class Shelves:
             raise NotThere(f"no row {number} in a {bank} bank of this run")
         with self._lock:
             (origin,) = self._banks[bank].origins(number, number + 1).to_pylist()
-        told = {name: origin[name] for name in ("key", "split", "source", "text")}
+        told = {name: origin[name] for name in ("key", "split", "source", "text", "view")}
         box = origin["box"]
         return told | {"findings": origin["findings"] or [], "image": self._thumbnail(origin) if box else None}
 
     def _thumbnail(self, origin: dict[str, Any]) -> str | None:
         try:
-            sample = self.study(origin["split"], origin["key"])
-        except UserError:  # a bank made from other data, or a film that is damaged: the row is shown without it
+            film = self.study(origin["split"], origin["key"]).views[origin["view"]]
+        except (UserError, IndexError):  # a bank made from other data, or a damaged film: the row is shown without it
             return None
-        return film_url(crop(letterbox(sample.views[0], self._size), tuple(origin["box"]), self._grid), 144)
+        return film_url(crop(letterbox(film, self._size), tuple(origin["box"]), self._grid), 144)
 
     def _split(self, split: str) -> dict[str, Study]:
         if split not in SPLITS:

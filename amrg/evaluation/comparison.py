@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amrg.artifacts import MANIFEST, open_artifact
+from amrg.artifacts import MANIFEST, open_artifact, open_input
 from amrg.errors import UserError
 from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
 from amrg.evaluation.language import LanguageScores, score_language
@@ -59,14 +59,8 @@ def read_run(path: Path) -> Run:
     """
     file = path
     if path.is_dir():
-        kind = _kind(path)
-        folder = path
-        if kind == "scores":
-            made_from = open_artifact(path, kind).manifest["inputs"]["reports"]
-            folder = path.parent / made_from["path"]
-            if open_artifact(folder, "reports").hash != made_from["hash"]:
-                raise UserError(f"{folder} is no longer what {path} was made from: evaluate again")
-        file = open_artifact(folder, "reports").path / FILE
+        found = open_artifact(path, _kind(path))
+        file = (open_input(found, "reports") if found.kind == "scores" else found).path / FILE
     reports = sorted(parse_reports(file).values(), key=lambda report: report.key)
     if not reports:
         raise UserError(f"{file} holds no reports")

@@ -76,7 +76,7 @@ class Banks:
                             source=row["source"],
                             findings=row["findings"] or [],
                             text=row["text"],
-                            film=films[row["key"]][row["view"]] if row["box"] is not None else None,
+                            film=_film(row, films),
                             box=tuple(row["box"]) if row["box"] is not None else None,
                             grid=grid,
                         )
@@ -117,6 +117,13 @@ def read_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
         stage: [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
         for stage, folder in folders.items()
     }
+
+
+def _film(row: dict[str, Any], films: dict[str, list[Any]]) -> Any:
+    """That a region was mined from; None where it is not at hand: the bank has held-out rows, or is of other data."""
+    if row["box"] is None or row["view"] >= len(films.get(row["key"], [])):
+        return None
+    return films[row["key"]][row["view"]]
 
 
 def _heaviest(report: Generated, bank: str) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class Experiment:
         per_class: the answer is in the findings one by one.
         maps: ``thresholds`` or ``methods`` where activation maps are compared with true lesions.
         x_label: where variants are steps of one number.
+        seeds: trainings of each variant that the question needs at least, however few are asked for.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Experiment:
     per_class: bool = False
     maps: str = ""
     x_label: str = ""
+    seeds: int = 1
 
 
 def _cam_method(config: Config, studies: int) -> list[Variant]:
@@ -141,7 +143,7 @@ _ALL = (
     ),
     Experiment(
         "memory-ablation", "Memory on and off",
-        "What do the two memories give, and does it matter what they hold?", _memory_ablation,
+        "What do the two memories give, and does it matter what they hold?", _memory_ablation, seeds=3,
     ),
     Experiment(
         "bank-size", "Size of the banks",

@@ -44,7 +44,12 @@ def main(arguments: Sequence[str]) -> None:
     """Run one experiment or all; what is made already is kept, so the same command goes on after an interruption."""
     parser = _Parser(prog="amrg experiment", description=__doc__, allow_abbrev=False)
     parser.add_argument("name", choices=[*EXPERIMENTS, "all"])
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of stage 2 for each variant (default 3)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="trainings of stage 2 for each variant (default 3); more where an experiment needs them",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what is to be made and how long it may take")
     parser.add_argument("--jobs", type=int, default=1, help="steps made at a time, each with its share of the cores")
     options, rest = parser.parse_known_args(list(arguments))
@@ -64,14 +69,15 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
     Args:
         config: of the run that they vary; its data are prepared first.
         chosen: experiments.
-        seeds: trainings of stage 2 for each variant.
+        seeds: trainings of stage 2 for each variant; at least those that an experiment needs (``Experiment.seeds``).
         jobs: steps that are made at a time.
         dry_run: only print the forecast.
     """
     data = pipeline.run_all(config, "prepare").path
     texts = len({(study.group, study.report) for study in studies(data, "train")})
     variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}
-    sweep = Sweep(config, list(variants.values()), seeds, jobs)
+    trainings = [max(seeds, experiment.seeds) for experiment in chosen]
+    sweep = Sweep(config, list(variants.values()), trainings, jobs)
     show_forecast(sweep.forecast())
     if dry_run:
         return []
@@ -80,22 +86,22 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
     with Jobs(jobs) if jobs > 1 else nullcontext() as together:
         if together:
             sweep.work_ahead(together)
-        for number, experiment in enumerate(chosen, start=1):
+        for number, (experiment, count) in enumerate(zip(chosen, trainings, strict=True), start=1):
             say(f"experiment {number} of {len(chosen)}: {experiment.name}")
-            pages.append(_run_one(config, experiment, variants[experiment.name], sweep))
+            pages.append(_run_one(config, experiment, variants[experiment.name], count, sweep))
     results = result.read_all(config, list(EXPERIMENTS))
     write_markdown(results, folder_of(config) / "results.md", "results")
     return [*pages, result.write_all(config, results)]
 
 
-def _run_one(config: Config, experiment: Experiment, variants: list[Variant], sweep: Sweep) -> Path:
+def _run_one(config: Config, experiment: Experiment, variants: list[Variant], seeds: int, sweep: Sweep) -> Path:
     """One experiment: its page; what cannot be had is said there, so that the others still run."""
     told = Result(experiment.name, experiment.title, experiment.question)
     made: list[list[Made]] = []
     try:
         for number, variant in enumerate(variants, start=1):
             say(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.left()}")
-            made.append(sweep.run(variant))
+            made.append(sweep.run(variant, seeds))
         with sweep.page():
             rows, told = _told(config, experiment, told, made, sweep)
     except UserError as error:
@@ -122,7 +128,7 @@ def _told(
         told,
         paragraphs=words.sentences(experiment.name, rows),
         table=result.as_table(rows),
-        note=_note(config, sweep.seeds if made else 0, bool(made) and experiment.paired),
+        note=_note(config, len(made[0]) if made else 0, bool(made) and experiment.paired),
         plot=result.plot(rows, panels[:4], experiment.x_label),
     )
 
@@ -169,6 +175,8 @@ def _note(config: Config, seeds: int, paired: bool) -> str:
         if paired
         else ""
     )
+    if paired and seeds > 1:
+        tested += " Over seeds: the mean of each seed's own difference, paired t-test, p corrected likewise."
     trained = "one training" if seeds == 1 else f"{seeds} trainings"
     ours = config.stage2
     length = f"{ours.epochs} epochs in batches of {ours.batch_size}"

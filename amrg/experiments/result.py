@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from amrg.config import Config
+from amrg.evaluation.comparison import Difference
 from amrg.experiments.measure import HEADLINE, Row, Score
 from amrg.experiments.sweep import folder_of
 from amrg.experiments.words import span
@@ -106,11 +107,11 @@ def _flat(row: Row) -> dict[str, Any]:
         line[name] = score.value
         if score.interval is not None:
             line[f"{name} low"], line[f"{name} high"] = score.interval
-    if row.difference is not None:
-        d = row.difference
-        low, high = d.interval
-        line |= {"difference": d.other - d.first, "difference low": low, "difference high": high}
-        line |= {"p": d.p, "p corrected": d.holm}
+    for d, how in ((row.difference, ""), (row.over_seeds, " over seeds")):
+        if d is not None:
+            low, high = d.interval
+            told = {"difference": d.other - d.first, "difference low": low, "difference high": high}
+            line |= {f"{name}{how}": value for name, value in (told | {"p": d.p, "p corrected": d.holm}).items()}
     return line | {f"{HEADLINE} seed {i}": value for i, value in enumerate(row.seeds)} | row.facts
 
 
@@ -118,16 +119,20 @@ def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """The same for a reader: intervals in one cell with their number."""
     scores = dict.fromkeys(name for row in rows for name in row.scores)
     facts = dict.fromkeys(name for row in rows for name in row.facts)
-    tested = any(row.difference is not None for row in rows)
-    heads = ["", *scores, *(["difference [95%]", "corrected p"] if tested else []), *facts]
+    tests = {
+        "": [row.difference for row in rows],
+        " over seeds": [row.over_seeds for row in rows],
+    }
+    tested = {how: found for how, found in tests.items() if any(found)}
+    heads = ["", *scores, *(f"{name}{how}" for how in tested for name in ("difference [95%]", "corrected p")), *facts]
     return heads, [
         [
             row.name,
             *(span(row.scores[name]) if name in row.scores else "–" for name in scores),
-            *(_difference(row) if tested else []),
+            *(cell for found in tested.values() for cell in _difference(found[i])),
             *(_fact(name, row.facts.get(name)) for name in facts),
         ]
-        for row in rows
+        for i, row in enumerate(rows)
     ]
 
 
@@ -135,10 +140,9 @@ def _fact(name: str, value: float | None) -> str:
     return f"{value:,.0f}" if value is not None and name.endswith(" rows") else number(value)
 
 
-def _difference(row: Row) -> list[str]:
-    if row.difference is None:
+def _difference(d: Difference | None) -> list[str]:
+    if d is None:
         return ["–", "–"]
-    d = row.difference
     return [f"{d.other - d.first:+.3f} [{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]", f"{d.holm:.3f}"]
 
 

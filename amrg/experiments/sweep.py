@@ -120,13 +120,15 @@ class Sweep:
     Args:
         config: that the variants change.
         experiments: the variants of each experiment to come: times are predicted over all of them.
-        seeds: how many trainings of stage 2 for each variant.
+        seeds: of each experiment, how many trainings of stage 2 for each of its variants.
         jobs: how many steps are to be made at a time; times are kept apart by it.
     """
 
-    def __init__(self, config: Config, experiments: Sequence[Sequence[Variant]], seeds: int, jobs: int = 1) -> None:
-        self.config, self.seeds, self.jobs = config, seeds, jobs
-        self._experiments = experiments
+    def __init__(
+        self, config: Config, experiments: Sequence[Sequence[Variant]], seeds: Sequence[int], jobs: int = 1
+    ) -> None:
+        self.config, self.jobs = config, jobs
+        self._experiments = list(zip(experiments, seeds, strict=True))
         self._pages = len(experiments)  # still to be written
         self._times = _Times(folder_of(config) / TIMES)
         self._jobs: Jobs | None = None
@@ -136,16 +138,16 @@ class Sweep:
     def work_ahead(self, jobs: Jobs) -> None:
         """From now on make everything in ``jobs``, in the order in which ``run`` will ask for it."""
         self._jobs = jobs
-        for variants in self._experiments:
+        for variants, seeds in self._experiments:
             # One seed of all variants, then the next: two that are made at a time seldom wait for the same bank.
-            for seed, variant in itertools.product(range(self.seeds), variants):
+            for seed, variant in itertools.product(range(seeds), variants):
                 config = seeded(self.config, variant, seed)
                 if config not in self._ahead:
                     self._ahead[config] = jobs.submit(self._chain, config, f"{variant.name}, seed {seed}")
 
-    def run(self, variant: Variant) -> list[Made]:
-        """Every seed of a variant; UserError as the steps raise it."""
-        return [self._one(variant, seed) for seed in range(self.seeds)]
+    def run(self, variant: Variant, seeds: int) -> list[Made]:
+        """So many seeds of a variant; UserError as the steps raise it."""
+        return [self._one(variant, seed) for seed in range(seeds)]
 
     def base(self) -> Made:
         """The run as configured, up to the banks: what needs no training of stage 2."""
@@ -199,8 +201,8 @@ class Sweep:
         counts = dict.fromkeys(steps(), 0)
         seen: set[str] = set()
         plans = [(Variant("as configured"), 0, "banks")]
-        variants = [variant for some in self._experiments for variant in some]
-        plans += [(variant, seed, LAST) for variant in variants for seed in range(self.seeds)]
+        for variants, seeds in self._experiments:
+            plans += [(variant, seed, LAST) for variant in variants for seed in range(seeds)]
         for variant, seed, last in plans:
             config, settings = seeded(self.config, variant, seed), []
             for verb in steps(last):

@@ -1,7 +1,8 @@
 """What an experiment showed, in sentences that follow from its numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from amrg.evaluation.comparison import Difference
 from amrg.experiments.measure import HEADLINE, Row, Score
 
 #: Corrected p below which a difference is called one.
@@ -29,19 +30,42 @@ def verdict(row: Row) -> str:
     return "better" if d.other > d.first else "worse"
 
 
+def settled(row: Row) -> bool:
+    """Whether what the reports show of a variant is shown of its setting, too: by the test over seeds, as clearly."""
+    d, seeds = row.difference, row.over_seeds
+    assert d is not None
+    return seeds is not None and seeds.holm < LEVEL and (seeds.other > seeds.first) == (d.other > d.first)
+
+
 def compared(row: Row, first: Row) -> str:
     """One sentence on a variant against the first."""
     d, said = row.difference, verdict(row)
     assert d is not None
     if said == "the same":
         return f"“{row.name}” has exactly the {F1} of “{first.name}”, in every resample."
-    low, high = d.interval
-    numbers = f"{d.other - d.first:+.3f} (95% {low:+.3f} to {high:+.3f}, corrected p {d.holm:.3f})"
+    numbers = f"{d.other - d.first:+.3f} ({_tested(d)})"
+    if row.over_seeds is not None:
+        numbers = f"{numbers[:-1]}; over {len(row.seeds)} seeds {_tested(row.over_seeds)})"
     if said == "no different":
         return f"“{row.name}” is not shown to differ from “{first.name}” in {F1}: {numbers}."
-    # One training each may differ so by its seed alone: then it is said of the reports, not of the setting.
-    how = f"is {said} than" if len(row.seeds) > 1 else f"scored {'higher' if said == 'better' else 'lower'} than"
+    # Trainings may differ so by their seeds alone: then it is said of the reports, not of the setting.
+    how = f"is {said} than" if settled(row) else f"scored {'higher' if said == 'better' else 'lower'} than"
     return f"“{row.name}” {how} “{first.name}” in {F1}: {numbers}."
+
+
+def _tested(d: Difference) -> str:
+    low, high = d.interval
+    return f"95% {low:+.3f} to {high:+.3f}, corrected p {d.holm:.3f}"
+
+
+def concluded(row: Row, cases: Mapping[str, str], otherwise: str) -> str:
+    """What follows from the verdict on a variant, and how far."""
+    said = verdict(row)
+    if said not in cases:
+        return otherwise
+    if settled(row):
+        return cases[said]
+    return f"{cases[said]} So it is in these reports; that it holds for other seeds is not shown."
 
 
 def paired(rows: Sequence[Row]) -> list[str]:
@@ -63,9 +87,13 @@ def seeds(rows: Sequence[Row]) -> str:
     gaps = [abs(row.scores[HEADLINE].value - rows[0].scores[HEADLINE].value) for row in rows[1:]]
     small = sum(gap < spread for gap in gaps)
     tail = f"; {small} of {len(gaps)} differences are smaller than that" if gaps else ""
-    return (
-        f"Each of {count} seeds by itself: the same variant differs by up to {spread:.3f} between seeds{tail}. "
-        "Intervals and tests are over patients, all seeds of a patient together: they do not speak for other seeds."
+    told = f"Each of {count} seeds by itself: the same variant differs by up to {spread:.3f} between seeds{tail}. "
+    if all(row.over_seeds is None for row in rows):
+        return told + "Intervals are over patients, all seeds of a patient together: they do not speak for other seeds."
+    return told + (
+        "Intervals and tests are over patients, all seeds of a patient together, and again over seeds. Better or worse "
+        f"is said only where both show it. A test of {count} seeds sees only what is large beside their spread, and "
+        "takes that spread to be normal."
     )
 
 
@@ -82,17 +110,20 @@ def ablation(rows: Sequence[Row]) -> list[str]:
         return [nothing, *paired(rows)]
     named = {row.name: row for row in rows}
     off, mismatched = named["both off"], named["mismatched memory"]
-    helps = {
-        "worse": "With both memories on the reports are better than without any: memory helps here.",
-        "better": "With both memories off the reports are better: memory does harm here.",
-    }.get(
-        verdict(off), "That memory helps is not shown here: with both memories off the score is not shown to be worse."
+    helps = concluded(
+        off,
+        {
+            "worse": "With both memories on the reports are better than without any: memory helps here.",
+            "better": "With both memories off the reports are better: memory does harm here.",
+        },
+        "That memory helps is not shown here: with both memories off the score is not shown to be worse.",
     )
-    matters = {
-        "worse": "Memory retrieved for another patient does harm, so what is retrieved is used.",
-        "better": "Memory retrieved for another patient does even better, so what it holds is not why it helps.",
-    }.get(
-        verdict(mismatched),
+    matters = concluded(
+        mismatched,
+        {
+            "worse": "Memory retrieved for another patient does harm, so what is retrieved is used.",
+            "better": "Memory retrieved for another patient does even better, so what it holds is not why it helps.",
+        },
         "Memory retrieved for another patient is not shown to do harm: that the generator uses what is retrieved for "
         "its own film is not shown either.",
     )
@@ -169,11 +200,12 @@ def leakage(rows: Sequence[Row]) -> list[str]:
     masked, leaked = rows[2], rows[3]
     gain = leaked.difference
     assert gain is not None
-    worth = {
-        "better": f"The fault is worth {gain.other - gain.first:+.3f} {F1}: scores with it cannot be believed.",
-        "worse": "The fault lowers the score here: the generator does not profit from finding the answer.",
-    }.get(
-        verdict(leaked),
+    worth = concluded(
+        leaked,
+        {
+            "better": f"The fault is worth {gain.other - gain.first:+.3f} {F1}: scores with it cannot be believed.",
+            "worse": "The fault lowers the score here: the generator does not profit from finding the answer.",
+        },
         "That the fault raises the score is not shown here: at this scale the generator does not visibly copy the "
         "answer that it could retrieve.",
     )

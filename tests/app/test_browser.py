@@ -1,12 +1,11 @@
 """The page in a real Chromium, clicked and typed through: `make test-browser`. Screenshots go to build/screenshots."""
 
 import contextlib
-import os
+import json
 import threading
 import time
 from base64 import b64encode
-from importlib.util import find_spec
-from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -14,27 +13,11 @@ import uvicorn
 from PIL import Image
 
 from amrg.app.chain import open_chain
+from amrg.app.reader import Reader
 from amrg.app.server import create_app
+from tests.browser import WIDTH, Keys, Page, chromium
 from tests.data.test_film_files import dicom
 
-if os.environ.get("AMRG_BROWSER") != "1":
-    pytest.skip("needs Chromium: make test-browser", allow_module_level=True)
-
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
-
-SHOTS = Path("build/screenshots")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--window-size=1440,1000",
-)  # fmt: skip
-#: A script for web pages, taken from a package that is not imported.
-AXE = Path(find_spec("axe_playwright_python").origin).with_name("axe.min.js")
-CHECK = """
-axe.run({runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}).then(({violations}) => arguments[0](violations));
-"""
 DROP = """
 const data = new DataTransfer();
 data.items.add(new File([Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0))], "film.png"));
@@ -42,55 +25,40 @@ document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: 
 """
 
 
-class Page:
-    """The page in a browser, by what a reader sees."""
+class Viewer(Page):
+    """The page of `amrg view`."""
 
     def __init__(self, driver, address):
-        self.driver, self.address = driver, address
+        super().__init__(driver)
+        self.address = address
 
     def open(self, place=""):
         self.driver.get("about:blank")
         self.driver.get(f"{self.address}/{place}")
         return self.done()
 
-    def one(self, css):
-        return self.driver.find_element(By.CSS_SELECTOR, css)
-
-    def all(self, css):
-        return self.driver.find_elements(By.CSS_SELECTOR, css)
-
-    def text(self, css):
-        return self.one(css).text
-
-    def wait(self, condition):
-        return WebDriverWait(self.driver, 30, poll_frequency=0.05).until(lambda _: condition())
-
     def done(self):
         """Until the report is written."""
         self.wait(lambda: "sentence" in self.text("#state") and self.text("#above"))
         return self
 
-    def keys(self, *keys):
-        self.driver.switch_to.active_element.send_keys(*keys)
-
-    def focus(self, css):
-        self.driver.execute_script("arguments[0].focus()", self.one(css))
-
     def sentences(self):
-        return [element.text for element in self.all("#sentences .text")]
+        return self.texts("#sentences .text")
 
     def give(self, path):
         self.one("#file").send_keys(str(path))
 
-    def shot(self, name):
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        assert self.driver.save_screenshot(str(SHOTS / f"{name}.png"))
-
-    def broken_rules(self):
-        """WCAG 2 A and AA rules that axe-core finds broken, and where."""
-        self.driver.execute_script(AXE.read_text())
-        rules = self.driver.execute_async_script(CHECK)
-        return [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in rules]
+    def film(self):
+        """What is shown of the film that is chosen: its name, film, map, patches as they are marked, and cut out."""
+        crops = "return [...document.querySelectorAll('#patches canvas')].map((canvas) => canvas.toDataURL())"
+        marks = self.all("#overlay rect:not(.under)")
+        return {
+            "name": self.one("#image").get_attribute("alt"),
+            "image": self.one("#image").get_attribute("src"),
+            "heat": self.one("#heat").get_attribute("src"),
+            "patches": [(int(mark.get_attribute("y")), int(mark.get_attribute("x"))) for mark in marks],
+            "crops": self.driver.execute_script(crops),
+        }
 
 
 @contextlib.contextmanager
@@ -109,14 +77,8 @@ def served(folder):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.binary_location = "/usr/bin/chromium"
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +89,7 @@ def address(folder):
 
 @pytest.fixture
 def page(browser, address):
-    page = Page(browser, address).open()
+    page = Viewer(browser, address).open()
     yield page
     errors = [entry for entry in browser.get_log("browser") if "the server responded with" not in entry["message"]]
     assert not errors
@@ -195,6 +157,18 @@ def test_a_memory_switched_off_changes_the_report(page):
     assert not page.all(".differs")
 
 
+def test_an_empty_report_is_said_to_be_empty(page, monkeypatch):
+    whole = page.sentences()
+    empty = {"plan": "", "sentences": []}
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "write", lambda reader, look, off, tell: tell("text", empty))
+        page.one("#again").click()
+        page.wait(lambda: "0 sentences" in page.text("#state"))
+    assert page.text("#sentences") == "The report is empty: the writer ended without a word."
+    page.one("#again").click()
+    page.wait(lambda: page.done() and page.sentences() == whole)
+
+
 def test_studies_are_found_by_split_and_words(page):
     page.one("#split").send_keys("train")
     page.wait(lambda: "16 of 16" in page.text("#count"))
@@ -238,12 +212,62 @@ def test_a_film_can_be_dropped_on_the_page(page, tmp_path):
     page.done()
 
 
+def test_each_film_of_a_study_has_its_maps_and_patches(page):
+    """Chosen by the keyboard: what is shown is what the models see of that film, and on each it is something else."""
+    page.open("#train/train-3")
+    with urlopen(f"{page.address}/api/looks/train/train-3") as answer:
+        films = json.load(answer)["films"]
+    finding = page.one("#findings :checked").get_attribute("value")
+
+    def shown(number):
+        """Once the patches of the film are there that the viewer tells when it is asked for them."""
+        query = f"film={number - 1}&finding={finding.replace(' ', '%20')}&threshold={page.text('#tau')}"
+        with urlopen(f"{page.address}/api/looks/train/train-3/patches?{query}") as answer:
+            patches = [(patch["row"], patch["column"]) for patch in json.load(answer)]
+        page.wait(lambda: page.film()["patches"] == patches and len(page.film()["crops"]) == len(patches))
+        found = page.film()
+        assert found["name"] == f"Film {number} of 2"
+        assert found["image"] == films[number - 1]["image"]
+        assert found["heat"] == films[number - 1]["maps"][finding]["heat"]
+        return found
+
+    page.focus("#threshold")
+    page.keys(Keys.HOME)  # so that both films have patches
+    first = shown(1)
+    page.focus("#views :checked")
+    page.keys(Keys.ARROW_RIGHT)
+    second = shown(2)
+    assert len(first["patches"]) == len(second["patches"]) == 6
+    assert all(first[part] != second[part] for part in ("image", "heat", "patches", "crops"))
+    page.shot("second-film")
+
+    page.focus("#findings :checked")  # another finding, on the same film
+    page.keys(Keys.ARROW_DOWN)
+    before, finding = finding, page.one("#findings :checked").get_attribute("value")
+    assert finding != before
+    assert shown(2)["heat"] != second["heat"]
+    page.keys(Keys.ARROW_UP)
+    finding = before
+    page.focus("#views :checked")
+    page.keys(Keys.ARROW_LEFT)
+    assert shown(1) == first
+    page.keys(Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_RIGHT)  # faster than the viewer answers
+    assert shown(2) == second
+    assert not page.one("#problem").is_displayed()
+
+
+def test_another_study_begins_with_its_first_film(page):
+    page.open("#train/train-3")
+    page.one("#views .choice:nth-child(2)").click()
+    page.wait(lambda: page.film()["name"] == "Film 2 of 2")
+    page.driver.execute_script("location.hash = '#train/train-4'")
+    page.wait(lambda: page.film()["name"] == "Film 1 of 1")
+    assert not page.one("#views").is_displayed()
+
+
 def test_the_address_names_the_study(page):
     page.open("#train/train-3")
     assert page.text("#film-title") == "train-3"
-    assert len(page.all("#views .choice")) == 2
-    page.one("#views .choice:nth-child(2)").click()
-    page.wait(lambda: page.one("#image").get_attribute("alt") == "Film 2 of 2")
     page.driver.get("about:blank")
     page.driver.get(f"{page.address}/#test/nobody")
     page.wait(lambda: "no such study among the test studies" in page.text("#problem"))
@@ -253,26 +277,20 @@ def test_the_address_names_the_study(page):
 @pytest.mark.parametrize("width", [1440, 1000, 390])
 def test_readable_at_any_width_in_both_schemes(page, scheme, width):
     """WCAG A and AA as far as axe-core can tell, contrast among it; nothing is cut off at the side."""
-    wanted = {"name": "prefers-color-scheme", "value": scheme}
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [wanted]})
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with page.seen(width, scheme):
         page.one("#switches [name=report] + span").click()
         page.wait(lambda: "without report memory" in page.text("#state"))
         page.one("#sentences button").click()
         page.driver.execute_script("document.getElementById('problem').hidden = false")
         page.driver.execute_script("document.querySelector('#problem p').textContent = 'Something is not right.'")
         assert page.broken_rules() == []
-        assert page.driver.execute_script("return document.documentElement.scrollWidth") <= width
+        assert page.driver.execute_script(WIDTH) <= width
         page.shot(f"{scheme}-{width}")
-    finally:
-        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_when_the_viewer_is_gone_the_page_says_so(browser, folder):
     with served(folder) as address:
-        page = Page(browser, address).open()
+        page = Viewer(browser, address).open()
     page.one("#again").click()
     page.wait(lambda: "stopped answering" in page.text("#problem"))
     assert page.text("#state") == "not finished"

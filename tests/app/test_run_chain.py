@@ -55,7 +55,7 @@ def test_what_is_no_whole_run_is_refused(run, folder, tmp_path):
     ("changes", "message"),
     [
         ({"path": "../elsewhere/data-0"}, "outside the folder of its run"),
-        ({"hash": "0" * 64}, "is not what .* was made from"),
+        ({"hash": "0" * 64}, "is no longer what .* was made from"),
     ],
 )
 def test_inputs_elsewhere_or_changed_are_not_opened(folder, tmp_path, changes, message):

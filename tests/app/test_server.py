@@ -20,12 +20,14 @@ from starlette.testclient import TestClient
 from amrg.app.chain import open_chain
 from amrg.app.reader import Reader, Stopped
 from amrg.app.server import MAX_BYTES, Desk, create_app
+from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import Shelf, studies
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.mining.regions import strongest
 from amrg.models.generator import ReportGenerator
 from amrg.training.stage2 import open_banks
+from amrg.viewer.overlays import crop, film_url
 from amrg.viewer.page import ALWAYS, EMBEDDED
 from tests.data.test_film_files import GREY, bomb, dicom
 
@@ -129,13 +131,17 @@ def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, r
         assert look.retrieved()[name] == found[:5]
 
 
-def test_a_row_is_told_with_its_text_or_region(client, run):
+def test_a_row_is_told_with_its_text_or_region(client, run, reader):
     bank = MemoryBank.open(run["banks"].path / REPORTS).provenance.to_pylist()
     row = client.get("/api/banks/report/3").json()
     assert (row["key"], row["text"], row["image"]) == (bank[3]["key"], bank[3]["text"], None)
-    region = client.get("/api/banks/visual/3").json()
-    assert region["findings"] == ["Edema"]
-    assert region["image"].startswith("data:image/jpeg;base64,")
+    films = Shelf(run["data"].path, "train")["train-3"].views
+    number = MemoryBank.open(run["banks"].path / VISUAL).provenance["key"].to_pylist().index("train-3")
+    region = client.get(f"/api/banks/visual/{number}").json()
+    assert (region["key"], region["view"], region["findings"]) == ("train-3", 1, ["Edema"])
+    size = reader.classifier.config.image_size
+    shown = [film_url(crop(letterbox(film, size), (3, 3, 4, 4), reader.grid), 144) for film in films]
+    assert region["image"] == shown[1] != shown[0]
 
 
 @pytest.mark.parametrize("off", [[], ["visual"], ["visual", "report"]])
@@ -182,6 +188,25 @@ def test_a_dropped_film_is_looked_at_and_reported(client, tmp_path, kind):
     assert all(finding["stated"] is None for finding in told["findings"])
     assert client.get(f"/api/looks/dropped/{told['name']}").json() == told
     assert events(client, f"/api/looks/dropped/{told['name']}/report")[-1][0] == "end"
+
+
+def test_a_film_dropped_twice_is_one(app, client):
+    desk = app.routes[0].endpoint.__self__
+    first, second = (client.post("/api/looks", content=png(GREY[::-1])).json() for _ in range(2))
+    assert first == second
+    assert sum(place == "dropped" and name == first["name"] for place, name in desk._looks) == 1
+
+
+def test_a_writer_without_a_word_is_told_as_that(reader, run):
+    sample = Shelf(run["data"].path, "test")[KEY]
+    decoder, told = reader.model.decoder, []
+    end = torch.tensor([reader.model.tokenizer.eos_token_id])
+    mute = decoder.get_output_embeddings().register_forward_hook(lambda *parts: parts[-1].index_fill(-1, end, 1e9))
+    try:
+        reader.write(reader.look(sample.views, 1), set(), lambda kind, content: told.append((kind, content)))
+    finally:
+        mute.remove()
+    assert told == [("text", {"plan": "", "sentences": []})]
 
 
 def without_pixels(tmp_path):

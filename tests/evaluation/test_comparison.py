@@ -62,6 +62,18 @@ def test_p_is_that_of_scipys_exact_permutation_test(tmp_path):
     assert found.p == pytest.approx(exact.pvalue, abs=0.02)
 
 
+def test_silence_is_compared_as_what_it_is(tmp_path):
+    """Two runs without a word are the same; against one that says something nothing is missing or no number."""
+    silent, mute, loud = (
+        read_run(write(tmp_path / f"{name}.jsonl", lines(said)))
+        for name, said in (("silent", [""] * 12), ("mute", [" . "] * 12), ("loud", [SICK, WELL] * 6))
+    )
+    found = compare(silent, [mute, loud], samples=50, seed=0)
+    assert all((d.other - d.first, d.interval, d.p) == (0, (0, 0), 1) for d in found[mute.name].values())
+    assert all(np.isfinite([d.first, d.other, *d.interval, d.p, d.holm]).all() for d in found[loud.name].values())
+    assert found[loud.name]["F1 micro-13"].other == 1
+
+
 def test_patients_are_swapped_and_drawn_whole(tmp_path):
     """All studies are one patient's: nothing can be told from two labels of one unit."""
     groups = ["p"] * 8
@@ -129,11 +141,14 @@ def test_command(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             main(list(map(str, arguments)))
-    (made[1].path / "manifest.json").write_text(
-        (made[1].path / "manifest.json").read_text().replace(made[1].hash, "0" * 64)
-    )
-    with pytest.raises(UserError, match="no longer what"):
-        main([str(made[0].path), str(scores.path)])
+    for artefact, before, after, message in (
+        (made[1], made[1].hash, "0" * 64, "no longer what"),
+        (scores, made[1].path.name, f"../elsewhere/{made[1].path.name}", "an input outside the folder of its run"),
+    ):
+        manifest = artefact.path / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(before, after))
+        with pytest.raises(UserError, match=message):
+            main([str(made[0].path), str(scores.path)])
 
 
 def test_every_pair_of_subsets_of_a_patient_stays_together():

@@ -131,14 +131,33 @@ def test_same_bytes_again_and_no_probe_on_real_films(artefacts, tmp_path):
     assert run(artefacts, tmp_path / "c", other)[0]["probe"] is None
 
 
-def test_reports_of_other_studies_are_refused(artefacts, tmp_path):
-    foreign = tmp_path / "reports"
-    foreign.mkdir()
-    (foreign / "manifest.json").write_text((artefacts["reports"] / "manifest.json").read_text())
-    (foreign / "reports.jsonl").write_text('{"key": "other", "generated": ""}\n')
-    with pytest.raises(UserError, match="lacks 6 of 6 studies and has 1"):
-        run(artefacts | {"reports": foreign}, tmp_path / "a")
+def with_reports(artefacts, folder, change):
+    """The artefacts with other reports: ``change`` is given the lines and may return others."""
+    shutil.copytree(artefacts["reports"], folder)
+    lines = [json.loads(line) for line in (folder / "reports.jsonl").read_text().splitlines()]
+    changed = change(lines) or lines
+    (folder / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    return artefacts | {"reports": folder}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [{"key": "other", "generated": ""}], "lacks 6 of 6 studies and has 1 that are not in the split"),
+        (lambda lines: [*lines, {"key": "other", "generated": ""}], "lacks 0 of 6 studies and has 1"),
+        (lambda lines: lines[:-1], "lacks 1 of 6 studies and has 0"),
+        (lambda lines: [*lines, lines[2]], "line 7 repeats the study of line 3"),
+        (lambda lines: [line | {"generated": None} for line in lines], "line 1 is not a report"),
+    ],
+)
+def test_reports_that_do_not_answer_the_studies_are_refused(artefacts, tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(with_reports(artefacts, tmp_path / "reports", change), tmp_path / "a")
+    assert "\n" not in str(error.value)
     assert not list((tmp_path / "a").iterdir())
+
+
+def test_another_artefact_is_refused(artefacts, tmp_path):
     with pytest.raises(UserError, match="holds a stage1 artefact"):
         run(artefacts | {"reports": artefacts["stage1"]}, tmp_path / "b")
 
@@ -158,22 +177,60 @@ def test_a_damaged_film_is_named_by_its_shard_and_nothing_is_written(artefacts, 
 
 def test_silence_and_unlucky_texts_are_scored(artefacts, tmp_path):
     """All reports empty but one, which is markup and half a thousand times the same word; no row of it is known."""
-    odd = tmp_path / "odd"
-    shutil.copytree(artefacts["reports"], odd)
-    lines = [json.loads(line) for line in (odd / "reports.jsonl").read_text().splitlines()]
-    for line in lines:
-        line |= {"generated": "", "memory": {"report": [{"row": 10**9, "weight": 0.5}]}}
-    lines[0]["generated"] = "<script>||| " * 500
-    (odd / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    scores, page = run(artefacts | {"reports": odd}, tmp_path / "a")
+
+    def change(lines):
+        for line in lines:
+            line |= {"generated": "", "memory": {"report": [{"row": 10**9, "weight": 0.5}]}}
+        lines[0]["generated"] = "<script>||| " * 500
+
+    odd = with_reports(artefacts, tmp_path / "odd", change)
+    scores, page = run(odd, tmp_path / "a")
     assert scores["systems"]["model"]["wording"]["empty"] == pytest.approx(5 / 6)
     assert scores["systems"]["model"]["wording"]["loops"] == pytest.approx(1 / 6)
     assert scores["systems"]["model"]["clinical"]["micro_13"]["f1"] == 0
     assert scores["copying"]["generated"]["retrieved_4"] is None
     assert "<script" not in page
-    (odd / "manifest.json").write_text((odd / "manifest.json").read_text().replace('"split": "test",', ""))
+    manifest = odd["reports"] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"split": "test",', ""))
     with pytest.raises(UserError, match="does not say which split"):
-        run(artefacts | {"reports": odd}, tmp_path / "b")
+        run(odd, tmp_path / "b")
+
+
+@pytest.mark.parametrize("silence", ["", " \n ", "..."])
+def test_a_run_that_says_nothing_at_all_is_scored(artefacts, tmp_path, silence, capsys):
+    """Numbers, not gaps: all that is counted of the model is 0, the baselines and the page are as ever."""
+    quiet = with_reports(artefacts, tmp_path / "quiet", lambda lines: [line | {"generated": silence} for line in lines])
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, meteor=silence == "..."))
+    scores, page = run(quiet, tmp_path / "a", config)
+    text = (tmp_path / "a" / "scores.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    model, nearest = (scores["systems"][name] for name in ("model", "nearest neighbour"))
+    assert isinstance(model["language"]["METEOR"], str) == (silence != "...")  # it takes seconds: once is enough
+    said = [score for score in model["language"].values() if not isinstance(score, str)]
+    assert [score["value"] if isinstance(score, dict) else score for score in said] == pytest.approx([0] * len(said))
+    assert model["clinical"]["micro_13"]["f1"] == model["clinical"]["macro_13"]["f1"] == 0
+    assert model["wording"]["empty"] == 1
+    assert model["wording"]["words_mean"] == 0
+    assert nearest["wording"]["empty"] == 0
+    assert nearest["language"]["BLEU-1"]["value"] > 0
+    assert page.count("<article>") == 3
+    assert "model" in capsys.readouterr().out
+
+
+def test_a_row_whose_film_is_not_at_hand_is_shown_without_it(artefacts, tmp_path):
+    """A bank that was made from other data, or holds held-out rows: only films of train studies are kept."""
+    banks = tmp_path / "banks"
+    shutil.copytree(artefacts["banks"], banks)
+    shutil.rmtree(banks / VISUAL)
+    row = {"key": "test0", "group": "test-p0", "split": "test", "source": "region", "findings": [], "view": 0}
+    rows = [row | {"box": [3, 3, 4, 4]}, row | {"box": [3, 3, 4, 4], "key": "train0", "view": 9}]
+    with BankWriter(banks / VISUAL, 8, allow_split=("train", "test")) as writer:
+        writer.add(torch.randn(2, 8), rows)
+    found = {"memory": {"visual": [{"row": 0, "weight": 0.4}, {"row": 1, "weight": 0.3}]}}
+    reports = with_reports(artefacts, tmp_path / "reports", lambda lines: [line | found for line in lines])
+    _, page = run(reports | {"banks": banks}, tmp_path / "a")
+    assert "Region of a train film" not in page
+    assert page.count("40.0% · region") == page.count("30.0% · region") == 3
 
 
 def test_pick_goes_round_the_findings():

@@ -75,6 +75,14 @@ def test_what_does_not_fit_is_refused(reports, tmp_path, theirs, message):
     assert not (tmp_path / "out.json").exists()
 
 
+def test_data_outside_the_run_is_not_opened(reports, tmp_path):
+    manifest = reports / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"path": "data-', '"path": "../data-'))
+    with pytest.raises(UserError, match="an input outside the folder of its run"):
+        main([str(reports), str(tmp_path / "out.json")])
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_where_it_cannot_be_written(reports, tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         main([str(reports), str(tmp_path / "no" / "out.json")])

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +23,7 @@ from amrg.experiments.measure import (
     class_f1,
     epochs_to,
     most_typical,
+    over_seeds,
     pool,
     with_differences,
 )
@@ -63,6 +66,79 @@ def test_seeds_repeated_do_not_make_a_difference_surer():
         [row("a", 0), row("b", 0)], [pool("a", [run("x", 4)] * 3), pool("b", [run("y", 6)] * 3)], 400, 0
     )
     assert once[1].difference == many[1].difference
+
+
+def by_hand(first, other):
+    """Difference, its 95 % interval and p of the paired t-test of three seeds: t with 2 degrees has a closed form."""
+    gaps = [b - a for a, b in zip(first, other, strict=True)]
+    mean = sum(gaps) / 3
+    error = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / 2 / 3)
+    t = mean / error
+    return mean, (mean - 4.302653 * error, mean + 4.302653 * error), 1 - abs(t) / math.sqrt(2 + t * t)
+
+
+@pytest.mark.parametrize("other", [(0.31, 0.42, 0.37), (0.52, 0.55, 0.51), (0.1, 0.6, 0.2)])
+def test_the_test_over_three_seeds_is_students(other):
+    first = (0.30, 0.35, 0.28)
+    found, (mean, interval, p) = over_seeds(first, other), by_hand(first, other)
+    assert found.other - found.first == pytest.approx(mean)
+    assert found.interval == pytest.approx(interval, rel=1e-5)
+    assert found.p == pytest.approx(p)
+
+
+def test_over_seeds_p_is_corrected_and_what_is_the_same_is_no_difference():
+    pools = [pool(name, [run(str(i), right) for i, right in enumerate((2, 3, 2))]) for name in "abc"]
+    rows = [replace(row(name, 0.3), seeds=seeds) for name, seeds in
+            (("a", [0.3, 0.35, 0.28]), ("b", [0.52, 0.55, 0.51]), ("c", [0.3, 0.35, 0.28]))]  # fmt: skip
+    first, other, same = with_differences(rows, pools, 50, 0)
+    assert first.over_seeds is None
+    assert other.over_seeds.holm == pytest.approx(2 * by_hand(rows[0].seeds, rows[1].seeds)[2])
+    assert (same.over_seeds.interval, same.over_seeds.p) == ((0, 0), 1)
+    single = with_differences([row("a", 0.3), row("b", 0.3)], [pool(name, [run("x", 2)]) for name in "ab"], 50, 0)
+    assert single[1].over_seeds is None
+
+
+def test_over_patients_three_seeds_are_swapped_together():
+    """p against every one of the 2^6 ways to swap six patients' reports, under all seeds at once, counted by hand."""
+    truth = [i < 4 for i in range(6)]  # who has an effusion
+    wrong = np.random.default_rng(0).random((2, 3, 6)) < [[[0.5]], [[0.1]]]
+    said = wrong != truth
+
+    def reports(name, effusions):
+        texts = [EFFUSION if one else NORMAL for one in effusions]
+        real = [EFFUSION if one else NORMAL for one in truth]
+        return Run(name, [Generated(f"s{i}", texts[i], {}, f"p{i}", real[i]) for i in range(6)])
+
+    def f1(said_SP):
+        hits = (said_SP & truth).sum()
+        return 2 * hits / (said_SP.sum() + 3 * sum(truth))
+
+    gaps = []
+    for swapped in itertools.product((False, True), repeat=6):
+        a, b = np.where(swapped, said[1], said[0]), np.where(swapped, said[0], said[1])
+        gaps.append(f1(b) - f1(a))
+    exact = np.mean([abs(gap) >= abs(gaps[0]) - 1e-12 for gap in gaps])
+    pools = [pool(name, [reports(str(i), of_seed) for i, of_seed in enumerate(of_run)])
+             for name, of_run in zip("ab", said, strict=True)]  # fmt: skip
+    found = with_differences([row("a", 0), row("b", 0)], pools, 20_000, 0)[1].difference
+    assert found.other - found.first == pytest.approx(gaps[0])
+    assert 1 / 64 < exact < 0.5
+    assert found.p == pytest.approx(exact, abs=0.01)
+
+
+def test_better_is_said_only_where_patients_and_seeds_show_it():
+    patients, first = Difference(0.3, 0.5, (0.1, 0.3), 0.001, 0.004), replace(row("first", 0.3), seeds=[0.3, 0.3, 0.3])
+    for holm, other, word in ((0.01, 0.5, "is better than"), (0.3, 0.5, "scored higher than"),
+                              (0.01, 0.2, "scored higher than")):  # fmt: skip
+        over = Difference(0.3, other, (-0.2, 0.6), holm, holm)
+        one = replace(row("both off", 0.5), seeds=[0.4, 0.5, 0.6], difference=patients, over_seeds=over)
+        text = words.compared(one, first)
+        assert f"“both off” {word} “first”" in text
+        assert f"; over 3 seeds 95% -0.200 to +0.600, corrected p {holm:.3f})" in text
+        rows = [replace(one, name=name) for name in ("visual memory off", "report memory off", "both off")]
+        said = words.sentences("memory-ablation", [first, *rows, replace(one, name="mismatched memory")])
+        assert ("that it holds for other seeds is not shown" in said[0]) == ("higher" in word)
+        assert "A test of 3 seeds sees only what is large beside their spread" in said[-1]
 
 
 def test_class_f1_of_what_references_state():

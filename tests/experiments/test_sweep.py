@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from amrg import pipeline
@@ -11,6 +12,7 @@ from amrg.config import Config
 from amrg.errors import UserError
 from amrg.experiments import command
 from amrg.experiments.catalogue import EXPERIMENTS, Experiment
+from amrg.experiments.measure import HEADLINE
 from amrg.experiments.sweep import Forecast, Sweep, Variant, changed, folder_of, seeded, show_forecast
 
 SMALL = {
@@ -60,7 +62,8 @@ def some(config, studies):
     return [variants[0], *variants[3:]]
 
 
-ABLATION = replace(EXPERIMENTS["memory-ablation"], variants=some)
+#: Needs two trainings of each where one is asked for.
+ABLATION = replace(EXPERIMENTS["memory-ablation"], variants=some, seeds=2)
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +78,21 @@ def config(artefacts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(config):
-    return command.run(config, [ABLATION], seeds=2)
+    return command.run(config, [ABLATION], seeds=1)
 
 
 def test_counts_what_is_to_be_made(config):
-    sweep = Sweep(config, [some(config, 16)], 3)
+    sweep = Sweep(config, [some(config, 16)], [3])
     assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 6, "generate": 9, "page": 1}
+    two = Sweep(config, [some(config, 16), EXPERIMENTS["beta"].variants(config, 16)[:2]], [3, 1])
+    assert two.to_make() == {
+        "prepare": 0,
+        "stage1": 0,
+        "banks": 0,
+        "stage2": 7,
+        "generate": 10,
+        "page": 2,
+    }  # one is shared
     assert sweep.left() == "still to come: about 0 s, and stage2, generate, page, not timed yet on this machine"
 
 
@@ -92,6 +104,11 @@ def test_an_experiment_leaves_table_and_page(config, pages):
     assert [row["variant"] for row in rows] == ["both memories", "both off", "mismatched memory"]
     assert rows[0]["visual perplexity"]
     assert not rows[1]["visual perplexity"]
+    seeds = [[float(row[f"{HEADLINE} seed {i}"]) for i in range(2)] for row in rows]
+    assert f"{HEADLINE} seed 2" not in rows[0]
+    assert float(rows[1]["difference over seeds"]) == pytest.approx(np.mean(seeds[1]) - np.mean(seeds[0]))
+    assert "2 trainings of stage 2 for each row" in pages[0].read_text()
+    assert "Over seeds: the mean of each" in pages[1].read_text()
     assert "data:image/svg+xml;base64," in pages[0].read_text()
     assert pages[1].read_text().count("<section") == 1
 
@@ -99,19 +116,19 @@ def test_an_experiment_leaves_table_and_page(config, pages):
 def test_done_again_nothing_is_made(config, pages, capsys):
     before = {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")}
     page = pages[0].read_bytes()
-    assert command.run(config, [ABLATION], seeds=2) == pages
+    assert command.run(config, [ABLATION], seeds=1) == pages
     assert {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")} == before
     assert pages[0].read_bytes() == page
     assert "making" not in capsys.readouterr().err
-    sweep = Sweep(config, [some(config, 16)], 3)
+    sweep = Sweep(config, [some(config, 16)], [3])
     assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 2, "generate": 3, "page": 1}
     assert all(row.one is not None for row in sweep.forecast() if row.verb in ("stage2", "generate"))
 
 
 def test_the_seed_of_stage_2_and_mismatched_memory_change_what_they_should(config, pages):
-    sweep = Sweep(config, [], 2)
-    own, other = sweep.run(some(config, 16)[0])
-    mismatched, _ = sweep.run(some(config, 16)[2])
+    sweep = Sweep(config, [], [])
+    own, other = sweep.run(some(config, 16)[0], 2)
+    mismatched, _ = sweep.run(some(config, 16)[2], 2)
     assert own.path("banks") == other.path("banks")
     assert own.artifacts["stage2"].hash != other.artifacts["stage2"].hash
     assert own.path("stage2") == mismatched.path("stage2")
@@ -126,8 +143,15 @@ def test_copies_come_from_the_rows_retrieved(config):
     retrieval = EXPERIMENTS["retrieval"]
     chosen = [v for v in retrieval.variants(config, 16) if v.copied or v.name == "Hopfield, 1 step"]
     assert [variant.copied for variant in chosen] == [0, 1, 5]
-    command.run(config, [replace(retrieval, variants=lambda config, studies: chosen)], seeds=1)
-    assert (folder_of(config) / "retrieval" / "table.csv").read_text().count("\n") == 4
+    page = command.run(config, [replace(retrieval, variants=lambda config, studies: chosen)], seeds=1)[0].read_text()
+    table = (folder_of(config) / "retrieval" / "table.csv").read_text()
+    assert table.count("\n") == 4
+    assert "over seeds" not in table
+    assert "One training of stage 2 for each row" in page
+
+
+def test_what_memory_gives_is_asked_of_three_seeds_the_rest_of_as_many_as_told():
+    assert {name: one.seeds for name, one in EXPERIMENTS.items() if one.seeds > 1} == {"memory-ablation": 3}
 
 
 def test_what_cannot_be_had_is_said_on_the_page(config, capsys):

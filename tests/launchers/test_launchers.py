@@ -47,6 +47,32 @@ def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
         time.sleep(0.02)
 
 
+def steps_of(run: Path) -> list[int]:
+    """Those of stage 2 that are logged."""
+    logs = run.glob("stage2-*/logs/steps.jsonl")
+    return [json.loads(line)["step"] for log in logs for line in log.read_text().splitlines()]
+
+
+def saved_step(run: Path) -> int:
+    saved = checkpoint.latest(next(run.glob("stage2-*.partial")) / "checkpoints")
+    assert saved is not None
+    return saved.state["step"]
+
+
+def test_a_signal_to_plain_python_saves_and_ends_with_130(artefacts: Any, tmp_path: Path) -> None:
+    made = shutil.copytree(artefacts.data.parent, tmp_path / "runs" / "tiny")
+    command = [sys.executable, str(ROOT / "launchers" / "stage2.py"), str(ROOT / "tests" / "tiny.yaml")]
+    command += ["--runs", str(tmp_path / "runs"), "--stage2.epochs", "40"]
+    one = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(steps_of(made)) >= 5)
+    one.send_signal(signal.SIGTERM)
+    said = one.communicate(timeout=60)[1]
+    assert one.returncode == 130
+    step = saved_step(made)
+    assert 5 <= step == len(steps_of(made)) < 80
+    assert said.splitlines()[-1].startswith(f"amrg: stopped as asked after step {step}, which is saved")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_to_the_deepspeed_command_saves_and_leaves_nobody(
     artefacts: Any, tmp_path: Path, number: signal.Signals
@@ -57,26 +83,19 @@ def test_a_signal_to_the_deepspeed_command_saves_and_leaves_nobody(
     arguments = [script, config, "--runs", str(tmp_path / "runs"), "--stage2.epochs", "40"]
     command = ["deepspeed", "--num_accelerators", "2", *arguments, "--ds_config", "zero2.json"]
     runner = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-
-    def steps() -> list[int]:
-        logs = made.glob("stage2-*/logs/steps.jsonl")
-        return [json.loads(line)["step"] for log in logs for line in log.read_text().splitlines()]
-
-    wait_for(lambda: len(steps()) >= 5)
+    wait_for(lambda: len(steps_of(made)) >= 5)
     others = below(runner.pid)
     assert len(others) >= 3  # the launcher and two ranks
     runner.send_signal(number)
-    assert runner.wait(60) != 0
+    assert runner.wait(60) == -number  # a shell calls it 143 for SIGTERM, 130 for SIGINT
     wait_for(lambda: not any(map(running, others)), 60)
-    saved = checkpoint.latest(next(made.glob("stage2-*.partial")) / "checkpoints")
-    assert saved is not None
-    step = saved.state["step"]
-    assert 5 <= step == len(steps()) < 80
+    step = saved_step(made)
+    assert 5 <= step == len(steps_of(made)) < 80
     if number == signal.SIGTERM:
         done = call(tmp_path, sys.executable, *arguments, "--ds_config", "zero2.json")
         assert done.returncode == 0, done.stderr
         assert f"going on from step {step}" in done.stderr
-        assert steps() == list(range(1, 81))
+        assert steps_of(made) == list(range(1, 81))
 
 
 def test_deepspeed_with_two_ranks_under_zero_3(artefacts: Any, tmp_path: Path) -> None:

@@ -41,90 +41,110 @@ def report(found):
     return " ".join(SENTENCES[f] for f in found) or NORMAL
 
 
+GROUPS = [f"p{i}" for i in range(40)]
+
+
+class Studies:
+    """Forty of them: what they have, what is said of them, and where; all drawn from one generator."""
+
+    def __init__(self):
+        self.rng = rng = np.random.default_rng(0)
+        self.truth = [[f for f in SENTENCES if rng.random() < 0.4] for _ in GROUPS]
+        self.said = [[f for f in SENTENCES if rng.random() < (0.7 if f in found else 0.1)] for found in self.truth]
+        self.centres = rng.integers(50, 170, (40, 2))
+        self.references, self.generated = ([report(f) for f in found] for found in (self.truth, self.said))
+
+
 def page():
-    rng = np.random.default_rng(0)
-    names = list(SENTENCES)
-    truth = [[f for f in names if rng.random() < 0.4] for _ in range(40)]
-    said = [[f for f in names if rng.random() < (0.7 if f in found else 0.1)] for found in truth]
-    centres = rng.integers(50, 170, (40, 2))
-    references, generated = [report(f) for f in truth], [report(f) for f in said]
-    groups = [f"p{i}" for i in range(40)]
-    present = np.array([[label in found for label in LABELS] for found in truth])
-    systems = {"model": generated, "nearest neighbour": references[1:] + references[:1], "normal": [NORMAL] * 40}
-    place = {}
-    for f in names:
-        have = [i for i in range(40) if f in truth[i]]
-        maps = np.stack([activation(rng, centres[i]) for i in have])
-        place[f] = localise(maps, np.stack([mask(centres[i]) for i in have])).summary([groups[i] for i in have], 50, 0)
-    scored = score_systems(references, systems, groups, 50, 0, None)
-    for i, found in enumerate(scored.values()):
-        found["learned"] = {
-            "BERTScore": {"value": 0.9 - 0.1 * i, "interval": [0.4, 0.95]},
-            "GREEN": "unavailable: <no> GPU",
-        }
-        found["learned"]["CheXbert F1 micro-14"] = {"value": 0.5, "interval": None}
+    made = Studies()
+    scores, curves = scores_of(made), curve()
+    samples = studies_shown(made)
+    shown = zip(made.centres[:24], made.truth[:24], strict=True)
+    contact = [(film(made.rng, centre), ", ".join(found) or "no finding") for centre, found in shown]
+    return Page(scores=scores, curves={"Stage 1": curves, "Stage 2": curves}, contact=contact, studies=samples)
+
+
+def scores_of(made):
+    """The content of scores.json."""
+    references, generated = made.references, made.generated
+    present = np.array([[label in found for label in LABELS] for found in made.truth])
     rows = [references[i : i + 2] for i in range(40)]
-    scores = {
+    texts = {"generated": generated, "reference": references}
+    seen = {f: {"positives": int(present[:, i].sum()), "auroc": 0.8, "f1": 0.7} for i, f in enumerate(FINDINGS)}
+    probed = {f: {"positives": 12, "auroc": 0.52} for f in SENTENCES}
+    return {
         "name": "made-up",
         "source": "openi_drr",
         "split": "test",
         "studies": 40,
         "patients": 40,
         "marks": [],
-        "systems": scored,
+        "localisation": located(made),
+        "systems": systems(references, generated),
         "references": {"wording": wording(references)},
-        "copying": {
-            name: copying(texts, rows, references, groups)
-            for name, texts in (("generated", generated), ("reference", references))
-        },
+        "copying": {name: copying(some, rows, references, GROUPS) for name, some in texts.items()},
         "retrieved_sets": {"report": 40, "visual": 12},
         "mentions": mention_tables(present, generated),
-        "localisation": place,
-        "classifier": {
-            "per_label": {
-                f: {"positives": int(present[:, i].sum()), "auroc": 0.8, "f1": 0.7} for i, f in enumerate(FINDINGS)
-            },
-            "mean_auroc": 0.8,
-        },
-        "probe": {
-            "per_label": {f: {"positives": 12, "auroc": 0.52} for f in names},
-            "mean_auroc": 0.52,
-            "least_positives": 10,
-        },
+        "classifier": {"per_label": seen, "mean_auroc": 0.8},
+        "probe": {"per_label": probed, "mean_auroc": 0.52, "least_positives": 10},
         "settings": {"num_beams": 3, "tokenizer": "<words>"},
         "inputs": {"data": "0" * 64},
         "versions": {"amrg": "0.1.0"},
     }
-    rows = [
-        {
-            "epoch": e,
-            "step": 10 * e,
-            "lr": 1e-3 / e,
-            "loss": 1 / e,
-            "val_loss": 1 / e + 0.1,
-            "val_auroc": 0.9 - 0.3 / e,
-            "best": True,
+
+
+def systems(references, generated):
+    """The model and two baselines, with learned metrics that could be run and one that could not."""
+    texts = {"model": generated, "nearest neighbour": references[1:] + references[:1], "normal": [NORMAL] * 40}
+    scored = score_systems(references, texts, GROUPS, 50, 0, None)
+    for i, found in enumerate(scored.values()):
+        found["learned"] = {
+            "BERTScore": {"value": 0.9 - 0.1 * i, "interval": [0.4, 0.95]},
+            "GREEN": "unavailable: <no> GPU",
+            "CheXbert F1 micro-14": {"value": 0.5, "interval": None},
         }
-        for e in range(1, 9)
-    ]
+    return scored
+
+
+def located(made):
+    """Localisation of every finding."""
+    found = {}
+    for f in SENTENCES:
+        have = [i for i in range(40) if f in made.truth[i]]
+        maps = np.stack([activation(made.rng, made.centres[i]) for i in have])
+        masks = np.stack([mask(made.centres[i]) for i in have])
+        found[f] = localise(maps, masks).summary([GROUPS[i] for i in have], 50, 0)
+    return found
+
+
+def curve():
+    """Eight epochs of a training."""
+    values = {"lr": lambda e: 1e-3 / e, "loss": lambda e: 1 / e, "val_loss": lambda e: 1 / e + 0.1}
+    values["val_auroc"] = lambda e: 0.9 - 0.3 / e
+    rows = range(1, 9)
+    return [{"epoch": e, "step": 10 * e, **{n: of(e) for n, of in values.items()}, "best": True} for e in rows]
+
+
+def studies_shown(made):
+    """Four studies with what they retrieved; the report of the last is empty."""
+    rng = made.rng
     region = MemoryRow(0.31, "region", ["Pleural Effusion"], film=film(rng, (60, 150)), box=(3, 9, 4, 10))
     token = MemoryRow(0.12, "disease_token", ["Cardiomegaly"])
     text = MemoryRow(0.42, "report", ["Cardiomegaly"], text="The heart is <enlarged> & the lungs are clear.")
-    studies = []
-    for i in range(4):
-        reference, other = highlighted(references[i], generated[i] if i != 3 else "")
-        studies.append(
+    samples = []
+    for i, (found, centre) in enumerate(zip(made.truth[:4], made.centres[:4], strict=True)):
+        reference, other = highlighted(made.references[i], made.generated[i] if i != 3 else "")
+        samples.append(
             SampleStudy(
                 key=f"CXR{i}",
-                film=film(rng, centres[i]),
-                findings=truth[i],
+                film=film(rng, centre),
+                findings=found,
                 probabilities=dict.fromkeys(FINDINGS, 0.5),
-                maps={f: activation(rng, centres[i]) for f in truth[i]},
-                masks={f: mask(centres[i]) for f in truth[i]},
+                maps={f: activation(rng, centre) for f in found},
+                masks={f: mask(centre) for f in found},
                 reference=reference,
                 generated=other,
                 memory={"visual": [region, region, token], "report": [text, text]},
             )
         )
-    contact = [(film(rng, c), ", ".join(t) or "no finding") for c, t in zip(centres[:24], truth[:24], strict=True)]
-    return Page(scores=scores, curves={"Stage 1": rows, "Stage 2": rows}, contact=contact, studies=studies)
+    return samples

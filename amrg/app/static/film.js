@@ -18,7 +18,7 @@ export function showFilm(newLook) {
   $("film-title").textContent = look.place === "dropped" ? "Film (opened here)" : look.name;
   $("views").hidden = look.films.length < 2;
   $("views").replaceChildren(
-    ...look.films.map((_, number) => choice("view", number, number === 0, () => chooseFilm(number), `${number + 1}`)),
+    ...look.films.map((_, number) => choice("view", number, number === 0, () => chooseFilm(number), `Film ${number + 1}`)),
   );
   $("findings").replaceChildren(...look.findings.map(row));
   chooseFilm(0);
@@ -83,7 +83,8 @@ async function minePatches(threshold, said) {
       return [svg("rect", { class: "under", ...place }), svg("rect", place), svg("text", label, number + 1)];
     }),
   );
-  await $("image").decode();
+  await $("image").decode().catch(() => {}); // another film is shown meanwhile
+  if (mine !== asked) return;
   $("patches").replaceChildren(
     ...patches.map((patch, number) => h("figure", {}, crop(patch), h("figcaption", {}, `${number + 1} · ${patch.activation.toFixed(2)}`))),
   );

@@ -60,6 +60,7 @@ function write() {
     stopWriting();
     if (!without.length) whole = sentences;
     showSentences(false);
+    if (!sentences.length) $("sentences").replaceChildren(h("li", { class: "soft" }, "The report is empty: the writer ended without a word."));
     $("state").textContent = summary();
   });
   source.addEventListener("problem", ({ data }) => fail(JSON.parse(data).error));
@@ -164,7 +165,8 @@ async function showRows(bank, of) {
 }
 
 function item(bank, { row, weight }, known) {
-  const from = known.key ? `row ${row}, from ${known.split} study ${known.key}` : `row ${row}, of no study`;
+  const film = known.image ? `film ${known.view + 1} of ` : "";
+  const from = known.key ? `row ${row}, from ${film}${known.split} study ${known.key}` : `row ${row}, of no study`;
   return h(
     "li",
     { class: known.image ? "pictured" : "" },
