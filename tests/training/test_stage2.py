@@ -13,7 +13,7 @@ import torch
 from amrg.config import Config
 from amrg.data.stream import studies
 from amrg.errors import UserError
-from amrg.models.generator import ReportGenerator
+from amrg.models.generator import Predicted, ReportGenerator
 from amrg.training import generate as generation
 from amrg.training.generate import generate, strangers
 from amrg.training.stage2 import loss, open_banks, shares, train_stage2
@@ -134,8 +134,8 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
     """Mean over samples with weights = mean over the tokens of the whole batch, however it is cut."""
 
     class Fake:
-        def __call__(self, sight: Any, group: Any, report: torch.Tensor) -> torch.Tensor:
-            return report.sum(1)
+        def __call__(self, sight: Any, group: Any, report: torch.Tensor, own: None) -> Predicted:
+            return Predicted(report.sum(1), None)
 
     report = torch.tensor([[1.0, 2.0], [3.0, 0.0], [5.0, 6.0], [2.0, 0.0]])
     lengths = torch.tensor([2.0, 1.0, 2.0, 1.0])
