@@ -93,12 +93,18 @@ def _bank_sampling(config: Config, studies: int) -> list[Variant]:
 def _retrieval(config: Config, studies: int) -> list[Variant]:
     hopfield: dict[str, Any] = {"memory.retrieval": "hopfield"}
     once = {**hopfield, "memory.update_steps": 1}
+    untaught = {**once, "stage2.retrieval_loss": 0.0}
+    without = [
+        Variant("no retrieval loss", untaught),
+        Variant("no retrieval loss, copy of the top row", untaught, copied=1),
+    ]
     return [
         Variant("Hopfield, 1 step", once),
         *(Variant(f"Hopfield, {n} steps", {**hopfield, "memory.update_steps": n}) for n in (2, 4)),
         Variant("cross-attention", {"memory.retrieval": "cross_attention"}),
         Variant("copy of the top row", once, copied=1),
         Variant(f"most typical of the top {TOP_ROWS}", once, copied=TOP_ROWS),
+        *(without if config.stage2.retrieval_loss else []),
     ]
 
 
