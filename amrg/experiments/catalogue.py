@@ -73,12 +73,12 @@ def _bank_size(config: Config, studies: int) -> list[Variant]:
         }
         return Variant(name, changes)
 
-    # A bank holds at most one row of each train study. Regions shrink with the reports, from 500 a finding for all.
+    # A bank holds at most one row of each train study. Regions shrink with the reports.
     sizes = sorted({rows for rows in (1000, 2000, 4000, studies // 4, studies // 2) if 0 < rows < studies})
-    sampling = config.banks.reports.sampling
+    sampling, regions = config.banks.reports.sampling, config.banks.mining.regions_per_finding
     return [
-        sized("all", max(config.banks.reports.rows, studies), 500, sampling),
-        *(sized(f"{rows:,} rows", rows, max(1, round(500 * rows / studies)), sampling) for rows in sizes),
+        sized("all", max(config.banks.reports.rows, studies), regions, sampling),
+        *(sized(f"{rows:,} rows", rows, max(1, round(regions * rows / studies)), sampling) for rows in sizes),
         sized("500 per finding", 500 * len(FINDINGS), 500, "uniform"),
     ]
 
