@@ -20,7 +20,7 @@ EXTRAS = {
     "quantized": ["bitsandbytes>=0.46,<1"],  # frozen base weights in 8 or 4 bits (QLoRA)
     "wandb": ["wandb>=0.18,<1"],  # Weights & Biases beside TensorBoard
     "dicom": ["pydicom>=3,<4"],  # radiographs as hospitals store them
-    "ray": ["ray[default,train]>=2.60,<3"],  # many machines: launchers/pipeline.py
+    "ray": ["ray[default,train]>=2.60,<3", "psutil>=5.9,<8"],  # many machines: launchers/pipeline.py
     "gpu": ["triton>=3.4,<4"],  # fused kernels (also brought by torch's CUDA build)
     "browser": ["selenium>=4.30,<5"],  # the web application in a real browser (make test-browser)
     "dev": [

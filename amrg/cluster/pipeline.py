@@ -72,17 +72,19 @@ _IN_PARTS: dict[str, Make] = {"prepare": _prepare, "banks": _banks, "evaluate": 
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[None]:
-    """Join the cluster of this machine, or start one on its loopback for as long as the run takes."""
+def connected(config: Config, alone: bool = False) -> Iterator[None]:
+    """Join the cluster of this machine, or (always if ``alone``) start one on its loopback while the run takes."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     try:
+        if alone:
+            raise ConnectionError
         ray.init(address="auto", **common)
     except ConnectionError:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # without it Ray takes another address
         cpus = max(os.cpu_count() or 1, round(config.cluster.workers * config.cluster.worker_cpus))
-        ray.init(num_cpus=cpus, _node_ip_address="127.0.0.1", **common)
+        ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", **common)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     has = ray.cluster_resources()
     say(f"Ray: {len(nodes)} nodes, {has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs")
