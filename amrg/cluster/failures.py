@@ -1,9 +1,9 @@
 """What failures cost, and what `amrg simulate` predicts: python -m amrg.cluster.failures [CONFIG] [--section.key VALUE]
 
-Trains one epoch of stage 2 on a Ray of its own again and again: undisturbed; with one worker killed; and for each of
-``--seeds`` with workers killed at times that are exponential, ``--mean`` seconds apart on average. The simulation
-learns a step and the writing of a checkpoint from the first run and the recovery from the second. The others it
-predicts: from the instants at which workers were killed, and on average over such instants.
+Trains the first ``--steps`` of stage 2 on a Ray of its own again and again: undisturbed; with one worker killed; and
+for each of ``--seeds`` with workers killed at times that are exponential, ``--mean`` seconds apart on average. The
+simulation learns a step and the writing of a checkpoint from the first run and the recovery from the second. The others
+it predicts: from the instants at which workers were killed, and on average over such instants.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from amrg.config import Config
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root
 from amrg.planning.simulation import Cluster, Outcome, failure_times, simulate
-from amrg.progress import say
 from amrg.training.loop import CHECKPOINTS
 from amrg.training.telemetry import STEPS
 
@@ -114,9 +113,9 @@ def _again(found: Outcome) -> float:
 
 
 class _Watch(threading.Thread):
-    """Looks at a training from its driver, and kills workers."""
+    """Looks at a training from its driver, kills workers, and interrupts the driver once there were enough steps."""
 
-    def __init__(self, folder: Path, failures: Iterable[float], steps: float, seed: int) -> None:
+    def __init__(self, folder: Path, failures: Iterable[float], steps: int, seed: int) -> None:
         super().__init__(daemon=True)
         self._log, self._checkpoints = folder / "logs" / STEPS, folder / CHECKPOINTS
         self._coming, self._last, self._choice = iter(failures), steps, random.Random(seed)
@@ -128,14 +127,19 @@ class _Watch(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        failing = None
+        failing = next(self._coming, float("inf"))
         while not self._over.wait(_LOOK):
             self._look()
-            if not self._steps or self._steps[-1].number >= self._last:
-                continue
-            failing = next(self._coming, float("inf")) if failing is None else failing
-            if monotonic() - self._steps[0].began >= failing and self._kill():
-                failing = None
+            if self.enough:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            if self._steps and monotonic() - self._steps[0].began >= failing and self._kill():
+                failing = next(self._coming, float("inf"))
+
+    @property
+    def enough(self) -> bool:
+        """Whether the last step is done; some more may be."""
+        return any(step.number == self._last for step in self._steps)
 
     def _look(self) -> None:
         """What has come since the last look."""
@@ -164,10 +168,17 @@ class _Watch(threading.Thread):
         return bool(there)
 
     def stop(self) -> Trace:
-        """What was seen."""
+        """What was seen until the last step.
+
+        Raises:
+            UserError: the training has fewer steps.
+        """
         self._over.set()
         self.join()
-        return Trace(tuple(self._steps), tuple(self._kills), tuple(self._writes.values()))
+        if not self.enough:
+            raise UserError(f"stage 2 ended before step {self._last}: take fewer --steps")
+        last = [step.number for step in self._steps].index(self._last)
+        return Trace(tuple(self._steps[: last + 1]), tuple(self._kills), tuple(self._writes.values()))
 
 
 def _workers() -> list[int]:
@@ -182,13 +193,13 @@ def _workers() -> list[int]:
     return found
 
 
-def observe(config: Config, failures: Iterable[float] = (), steps: float = float("inf"), seed: int = 0) -> Trace:
-    """Train stage 2 from its start, in a folder of its own, while workers are killed.
+def observe(config: Config, steps: int, failures: Iterable[float] = (), seed: int = 0) -> Trace:
+    """Train the first steps of stage 2, in a folder of its own, while workers are killed.
 
     Args:
         config: of the run; data, stage 1 and banks are made.
+        steps: after which it is interrupted.
         failures: rising instants, in seconds from the beginning of the first step.
-        steps: of the whole training; none is killed after them.
         seed: of the choice which worker is killed.
     """
     with _borrowed(config) as ours, connected(ours, alone=True):
@@ -196,9 +207,10 @@ def observe(config: Config, failures: Iterable[float] = (), steps: float = float
         watch.start()
         try:
             train("stage2", ours, ours.stage2.batch_size, start_readers(ours.cluster))
-        finally:
-            seen = watch.stop()
-    return seen
+        except KeyboardInterrupt:
+            if not watch.enough:
+                raise
+        return watch.stop()
 
 
 @contextmanager
@@ -213,48 +225,46 @@ def _borrowed(config: Config) -> Iterator[Config]:
         yield ours
 
 
-def compare(config: Config, between: float, seeds: Iterable[int]) -> None:
-    """Train, predict, print."""
-    say("undisturbed")
-    calm = observe(config)
-    steps = len(calm.steps)
-    say(f"{steps} steps in {calm.seconds:.1f} s; now with one worker killed half way")
-    hit = observe(config, [calm.seconds / 2], steps)
-    cluster = calibrated(config, calm, hit)
-    rows = [("undisturbed", calm, None), ("one killed", hit, None)]
-    for seed in seeds:
-        say(f"workers are killed {between:.0f} s apart on average, seed {seed}")
-        seen = observe(config, _instants(cluster.workers, between, seed), steps, seed)
-        rows.append((f"seed {seed}", seen, simulate(cluster, steps, seen.failures)))
+def compare(config: Config, steps: int, between: float, seeds: Iterable[int]) -> None:
+    """Train, predict, and print each run when it is over."""
     print("| run | workers killed | seconds | predicted | steps done again | predicted | recovery, s |")
-    print("|---|---|---|---|---|---|---|")
-    for name, seen, told in rows:
-        foretold = (f"{told.seconds:.1f}", f"{_again(told):.0f}") if told else ("", "")
-        back = ", ".join(f"{seconds:.1f}" for seconds in seen.recoveries)
-        killed = len(seen.kills)
-        print(f"| {name} | {killed} | {seen.seconds:.1f} | {foretold[0]} | {seen.again} | {foretold[1]} | {back} |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    calm = observe(config, steps)
+    print(_row("undisturbed", calm), flush=True)
+    hit = observe(config, steps, [calm.seconds / 2])
+    print(_row("one worker killed half way", hit), flush=True)
+    cluster = calibrated(config, calm, hit)
+    for seed in seeds:
+        seen = observe(config, steps, _instants(cluster.workers, between, seed), seed)
+        print(_row(f"{between:.0f} s apart, seed {seed}", seen, simulate(cluster, steps, seen.failures)), flush=True)
     killed, seconds, again = on_average(cluster, steps, between)
-    print(f"| on average, predicted | {killed:.1f} | | {seconds:.1f} | | {again:.1f} | {cluster.restart:.1f} |")
-    print(f"{steps} steps of {cluster.compute:.2f} s, {cluster.write:.2f} s from a step to its checkpoint on disk")
+    print(f"| the same, on average | {killed:.1f} | | {seconds:.1f} | | {again:.1f} | |")
+    print(
+        f"{steps} steps of {cluster.compute:.2f} s, {cluster.write:.2f} s from a step to its checkpoint on disk, "
+        f"{cluster.restart:.1f} s from a failure to the next step"
+    )
+
+
+def _row(name: str, seen: Trace, told: Outcome | None = None) -> str:
+    back = ", ".join(f"{seconds:.1f}" for seconds in seen.recoveries)
+    seconds, again = (f"{told.seconds:.1f}", f"{_again(told):.0f}") if told else ("", "")
+    return f"| {name} | {len(seen.kills)} | {seen.seconds:.1f} | {seconds} | {seen.again} | {again} | {back} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("--steps", type=int, default=60, help="of each training, within its first epoch (default 60)")
     parser.add_argument("--mean", type=float, default=40.0, help="seconds between two failures (default 40)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a run each (default 0 1)")
     options, rest = parser.parse_known_args(sys.argv[1:])
-    if options.mean <= 0:
-        raise UserError(f"--mean {options.mean}: more than 0 is needed")
+    if options.mean <= 0 or options.steps <= 0:
+        raise UserError(f"--mean {options.mean} --steps {options.steps}: more than 0 is needed")
     config = parse(rest, "python -m amrg.cluster.failures [CONFIG]")
-    config = replace(
-        config,
-        stage2=replace(config.stage2, epochs=1),  # between epochs it would be validated
-        cluster=replace(config.cluster, max_failures=_PATIENCE),
-    )
+    config = replace(config, cluster=replace(config.cluster, max_failures=_PATIENCE))
     try:
-        compare(config, options.mean, options.seeds)
+        compare(config, options.steps, options.mean, options.seeds)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was kept") from None
 
