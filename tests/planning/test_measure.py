@@ -1,5 +1,6 @@
 """Rates of this machine, taken from real training, and what is made of them."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from amrg.errors import UserError
-from amrg.planning.measure import Rates, _start, measure
+from amrg.planning.measure import Rates, _start, _timed, measure
 from amrg.planning.scaling import curve, like_here, two_here
 from amrg.simulate import main
 from amrg.training.stage2 import build_generator
@@ -43,6 +44,15 @@ def test_a_process_that_fails_is_told(artefacts: Any, tmp_path: Path) -> None:
     inputs = {"data": tmp_path, "stage1": artefacts.stage1, "banks": artefacts.banks}
     with pytest.raises(UserError, match="exit codes"):
         measure(artefacts.config, inputs, 3, 1)
+
+
+@pytest.mark.parametrize(("stretch", "least"), [(1, 1.0), (2, 2.5), (5, 4.0)])
+def test_the_fastest_stretch_counts(stretch: int, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.chain.from_iterable((0.0, seconds) for seconds in (0.5, 0.5, 1.0, 5.0, 2.0, 3.0, 9.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    seconds, results, _ = _timed(lambda: None, 5, stretch)
+    assert seconds == pytest.approx(least)
+    assert len(results) == 7  # two that warm up are not counted
 
 
 def test_a_ring_moves_twice_the_gradients() -> None:
