@@ -24,7 +24,6 @@ from time import monotonic
 import psutil
 
 from amrg.arguments import parse
-from amrg.cli import run_cli
 from amrg.cluster.pipeline import connected
 from amrg.cluster.readers import start_readers
 from amrg.cluster.workers import train
@@ -259,15 +258,16 @@ def main() -> None:
     parser.add_argument("--mean", type=float, default=40.0, help="seconds between two failures (default 40)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a run each (default 0 1)")
     options, rest = parser.parse_known_args(sys.argv[1:])
-    if options.mean <= 0 or options.steps <= 0:
-        raise UserError(f"--mean {options.mean} --steps {options.steps}: more than 0 is needed")
-    config = parse(rest, "python -m amrg.cluster.failures [CONFIG]")
-    config = replace(config, cluster=replace(config.cluster, max_failures=_PATIENCE))
     try:
+        if options.mean <= 0 or options.steps <= 0:
+            raise UserError(f"--mean {options.mean} --steps {options.steps}: more than 0 is needed")
+        config = parse(rest, "python -m amrg.cluster.failures [CONFIG]")
+        config = replace(config, cluster=replace(config.cluster, max_failures=_PATIENCE))
         compare(config, options.steps, options.mean, options.seeds)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; nothing was kept") from None
+    except UserError as error:
+        print(f"amrg: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    main()
