@@ -71,17 +71,22 @@ def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 _IN_PARTS: dict[str, Make] = {"prepare": _prepare, "banks": _banks, "evaluate": _evaluate}
 
 
+def _joined(common: dict[str, Any]) -> bool:
+    """Whether there is a cluster of this machine; it is joined."""
+    try:
+        ray.init(address="auto", **common)
+    except ConnectionError:
+        return False
+    return True
+
+
 @contextmanager
 def connected(config: Config, alone: bool = False) -> Iterator[None]:
     """Join the cluster of this machine, or (always if ``alone``) start one on its loopback while the run takes."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    try:
-        if alone:
-            raise ConnectionError
-        ray.init(address="auto", **common)
-    except ConnectionError:
+    if alone or not _joined(common):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # without it Ray takes another address
         cpus = max(os.cpu_count() or 1, round(config.cluster.workers * config.cluster.worker_cpus))
         ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", **common)

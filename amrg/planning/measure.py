@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,13 @@ class _Training:
 
     def __init__(self, config: Config, inputs: dict[str, Path], folder: Path) -> None:
         from amrg.training.engine import Engine
+        from amrg.training.own_reports import own_reports_of
         from amrg.training.stage2 import build_generator, loss, optimisation, source_of
 
         self.model = build_generator(config, inputs["data"], inputs["stage1"], inputs["banks"])
         self.source = source_of(config, self.model, inputs["data"], folder)
-        self.engine = Engine(self.model, loss, optimisation(config), 1000)
+        own_reports = own_reports_of(config, inputs["data"], inputs["banks"], folder)
+        self.engine = Engine(self.model, partial(loss, own_reports=own_reports), optimisation(config), 1000)
         self.model.train()
         self.epoch = 0
         self.batches: Iterator[dict[str, Any]] = iter(())
