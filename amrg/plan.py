@@ -1,7 +1,8 @@
 """``amrg plan [CONFIG] --gpus N``: what a run needs and how long it takes, predicted before it is started.
 
-Memory by part on the fullest GPU, bytes that a step moves, time of a step and of the run on a roofline, and the largest
-micro-batch. docs/scaling.md says how to read it, and which figures were checked against measured ones.
+Of both stages memory by part on the fullest GPU, bytes that a step moves, time of a step and of the training on a
+roofline, and the largest micro-batch; then time and GPU-hours of every step of the chain that uses GPUs.
+docs/scaling.md says how to read it, and which figures were checked against measured ones.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from amrg.cli import parse
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.memory.traffic import NET_RATE
+from amrg.planning.chain import Step, chain
 from amrg.planning.devices import DEVICES
 from amrg.planning.plan import Assumptions, Plan, plan
 from amrg.progress import say
@@ -28,18 +30,23 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def main(arguments: list[str]) -> None:
-    """Print the plan of both stages, or of one."""
+    """Print the plan of both stages and of the whole chain, or of one stage."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses an old name of theirs
     options, rest = _parser().parse_known_args(arguments)
     config = parse(rest, "amrg plan [CONFIG] --gpus N")
     given = _assumptions(options)
     console = Console(soft_wrap=True)
-    told: dict[str, Any] = {}
+    plans: dict[str, Plan] = {}
     for stage in STAGES if options.stage is None else (options.stage,):
         say(f"tracing {stage} without numbers")
-        found = plan(config, stage, given)
-        told[stage] = _as_json(found)
-        _print(console, config, found, given)
+        plans[stage] = plan(config, stage, given)
+        _print(console, config, plans[stage], given)
+    told: dict[str, Any] = {stage: _as_json(found) for stage, found in plans.items()}
+    if options.stage is None:
+        say("tracing what comes between the stages and after them")
+        steps = chain(config, plans, given)
+        told["chain"] = [asdict(step) for step in steps]
+        console.print(_chain(steps, given))
     console.print(_assumed(given))
     if options.json:
         _write(options.json, told)
@@ -55,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=1, help="ranks (default 1)")
     parser.add_argument("--device", choices=DEVICES, default="h100", help="whose datasheet peaks (default h100)")
     parser.add_argument("--gpu-memory", type=float, help="GB of one GPU, 1 GB = 1e9 bytes (default: the device's)")
-    parser.add_argument("--stage", choices=STAGES, help="only this one (default: both)")
+    parser.add_argument("--stage", choices=STAGES, help="only this one (default: both, and the whole chain)")
     parser.add_argument("--studies", type=int, help="of the train split (default: as configured, else as published)")
+    parser.add_argument("--held-out", type=int, help="studies that reports are written for (default: likewise)")
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of peak arithmetic reached (default 0.4)")
     parser.add_argument("--bandwidth", type=float, default=0.8, help="share of all bandwidths reached (default 0.8)")
     parser.add_argument("--json", type=Path, help="write all figures, in bytes and seconds, to this file too")
@@ -64,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _assumptions(options: argparse.Namespace) -> Assumptions:
-    for name in ("gpus", "gpu_memory", "studies"):
+    for name in ("gpus", "gpu_memory", "studies", "held_out"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: more than 0 is needed")
@@ -73,7 +81,10 @@ def _assumptions(options: argparse.Namespace) -> Assumptions:
             raise UserError(f"--{name} {getattr(options, name)}: a share of the peak, above 0 and at most 1")
     device = DEVICES[options.device]
     memory = device.memory if options.gpu_memory is None else options.gpu_memory * 1e9
-    return Assumptions(options.gpus, device, memory, options.efficiency, options.bandwidth, studies=options.studies)
+    return Assumptions(
+        options.gpus, device, memory, options.efficiency, options.bandwidth, studies=options.studies,
+        held_out=options.held_out,
+    )  # fmt: skip
 
 
 def _print(console: Console, config: Config, found: Plan, given: Assumptions) -> None:
@@ -143,12 +154,26 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
     return lines + [f"taken as given: {what}" for what in found.assumed]
 
 
+def _chain(steps: list[Step], given: Assumptions) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("the whole chain", no_wrap=True)
+    table.add_column(f"on {given.gpus} × {given.device.name}", no_wrap=True)
+    table.add_column("time", justify="right")
+    table.add_column("GPU-hours", justify="right")
+    for step in steps:
+        told = ("not known", "") if step.seconds is None else (duration(step.seconds), f"{step.gpu_hours:,.2f}")
+        table.add_row(step.verb, step.what, *told)
+    seconds, hours = (sum(getattr(step, name) or 0.0 for step in steps) for name in ("seconds", "gpu_hours"))
+    table.add_row("together", "", duration(seconds), f"{hours:,.2f}")
+    return table
+
+
 def _assumed(given: Assumptions) -> str:
     return (
         f"\nAll of it is predicted. Assumed: {given.efficiency:.0%} of the peak arithmetic, {given.bandwidth:.0%} "
         f"of all bandwidths, {size(NET_RATE)}/s a GPU between nodes, reports at their greatest length, "
-        f"{given.reserve:.0%} of the memory held back. Not in the time: reading films, what frozen vision sees once, "
-        "validation, checkpoints."
+        f"{given.reserve:.0%} of the memory held back. Not in the time: reading films, validation, checkpoints, the "
+        "report bank, metrics."
     )
 
 

@@ -47,14 +47,17 @@ ENCODER_WIDTHS = {"minilm": 384, "bio_clinicalbert": 768}
 
 
 class Size(NamedTuple):
-    """Of a train split."""
+    """Of a split."""
 
     studies: int
     films: int
 
 
-#: Official train splits as published.
-TRAIN_SPLITS = {"mimic_cxr": Size(222_758, 368_960), "iu_xray": Size(2_069, 2 * 2_069)}
+#: Official splits as published (IU X-ray: R2Gen's).
+SPLITS = {
+    "mimic_cxr": {"train": Size(222_758, 368_960), "val": Size(1_808, 2_991), "test": Size(3_269, 5_159)},
+    "iu_xray": {"train": Size(2_069, 2 * 2_069), "val": Size(296, 2 * 296), "test": Size(590, 2 * 590)},
+}
 
 
 def language_model(name: str) -> tuple[PretrainedConfig, str]:

@@ -6,7 +6,7 @@ from typing import Any
 from amrg.config import Config, Stage1Config, Stage2Config
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
-from amrg.planning.architectures import TRAIN_SPLITS, Size
+from amrg.planning.architectures import SPLITS, Size
 from amrg.planning.devices import Device
 from amrg.planning.memory import Held, Weights, Zero, check, held, weigh
 from amrg.planning.skeleton import Base, Skeleton, stage1_skeleton, stage2_skeleton
@@ -29,6 +29,7 @@ class Assumptions:
         bandwidth: share of every bandwidth that is reached.
         reserve: share of the memory that CUDA, libraries and fragmentation take.
         studies: of the train split; None takes what is known of the data set.
+        held_out: studies of the split that reports are written for, likewise.
     """
 
     gpus: int
@@ -38,6 +39,7 @@ class Assumptions:
     bandwidth: float = 0.8
     reserve: float = 0.06
     studies: int | None = None
+    held_out: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,27 @@ class Plan:
         return self.seconds.step * self.steps * self.epochs
 
 
-def train_size(config: Config, given: Assumptions) -> Size:
-    """Studies and films of the train split: as told, as configured, or as published.
+def split_size(config: Config, given: Assumptions, split: str = "train") -> Size:
+    """Studies and films of a split: as told, as configured, or as published.
 
     Raises:
         UserError: it is none of these.
     """
-    known = TRAIN_SPLITS.get(config.data.source)
-    studies = given.studies or config.data.train_studies or (known.studies if known else None)
+    known = SPLITS.get(config.data.source, {}).get(split)
+    train = split == "train"
+    told = (given.studies if train else given.held_out) or getattr(config.data, f"{split}_studies")
+    studies = told or (known.studies if known else None)
     if studies is None:
-        raise UserError(f"how many studies {config.data.source} has is not known here: give --studies")
+        option = "--studies" if train else "--held-out"
+        raise UserError(f"how many {split} studies {config.data.source} has is not known here: give {option}")
     films = known.films / known.studies if known else 1.0
-    films *= config.data.renders_per_study if config.data.source == "openi_drr" else 1
+    films *= config.data.renders_per_study if config.data.source == "openi_drr" and train else 1
     return Size(studies, round(studies * films))
+
+
+def samples_of(config: Config, size: Size) -> int:
+    """Samples of a train split: each render of the embedded data set is one of its own."""
+    return size.films if config.data.source == "openi_drr" else size.studies
 
 
 def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None) -> Plan:
@@ -106,9 +116,8 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
             of a model are not known.
     """
     ours: Stage1Config | Stage2Config = getattr(config, section)
-    size = train_size(config, given)
-    # Each render of the embedded data set is a sample of its own.
-    samples = size.films if config.data.source == "openi_drr" else size.studies
+    size = split_size(config, given)
+    samples = samples_of(config, size)
     steps = max(samples // ours.batch_size, 1)
     zero = Zero.read(
         ds_config.resolve(ds_config.read(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps)
@@ -189,13 +198,14 @@ def largest(parts: Any, memory: float, limit: int = 2**16) -> int:
 
 def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, int]:
     """Bytes of keys and values on a rank when a batch of reports is at its longest, and its sequences."""
-    model: Any = tracer.model
-    prompt = len(model.before) + len(model.after)
-    streams = model.seen_shape[0] + len(LABELS) * sum(
-        (config.decoder.use_queries, config.decoder.use_visual_memory, config.decoder.use_report_memory)
-    )
     ours = config.generate
     sequences = -(-ours.batch_size // given.gpus) * ours.num_beams
-    return tracer.cache_bytes() * sequences * (
-        prompt + streams + ours.max_new_tokens - 1
-    ), sequences  # the last token is never read
+    positions = prompt_length(config, tracer.model) + ours.max_new_tokens - 1  # the last token is never read
+    return tracer.cache_bytes() * sequences * positions, sequences
+
+
+def prompt_length(config: Config, model: Any) -> int:
+    """Positions that the decoder reads of a study before it writes: the prompt and all streams."""
+    use = config.decoder
+    streams = sum((use.use_queries, use.use_visual_memory, use.use_report_memory))
+    return len(model.before) + len(model.after) + model.seen_shape[0] + len(LABELS) * streams

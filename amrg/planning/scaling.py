@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from amrg.config import Config
 from amrg.planning.measure import Rates
 from amrg.planning.memory import Zero
-from amrg.planning.plan import Assumptions, banks_of, plan, skeleton_of, train_size
+from amrg.planning.plan import Assumptions, banks_of, plan, skeleton_of, split_size
 from amrg.planning.simulation import Cluster, Outcome, failure_times, simulate
 from amrg.planning.traffic import moved, seconds
 
@@ -89,7 +89,7 @@ def on_gpus(
     alone = replace(given, gpus=1)
     one = replace(config, stage2=replace(config.stage2, batch_size=micro))
     found = plan(one, "stage2", alone)
-    skeleton = skeleton_of(one, "stage2", train_size(one, alone))
+    skeleton = skeleton_of(one, "stage2", split_size(one, alone))
     kept = found.parts["activations"].device
     compute = max(found.seconds.arithmetic, found.seconds.memory)
     saved = 12 * found.weights.trainable

@@ -69,7 +69,7 @@ def stage1_skeleton(config: Config) -> Skeleton:
         model = DiseaseClassifier(config.vision, pretrained=False)
 
     def inputs(model: DiseaseClassifier, samples: int) -> Tensor:
-        films = _films(config, samples)
+        films = blank_films(config, samples)
         return model.encoder.stem(films) if model.encoder.frozen_stem else films
 
     def loss(model: DiseaseClassifier, given: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Sk
         report_BT = torch.zeros(samples, config.stage2.max_report_tokens, dtype=torch.long)
         group_B = torch.zeros(samples, dtype=torch.long)
         if config.stage2.train_vision:
-            return _films(config, samples * films), group_B, report_BT
+            return blank_films(config, samples * films), group_B, report_BT
         return no_sight(model, samples), group_B, report_BT
 
     def loss(model: ReportGenerator, given: tuple[Any, Tensor, Tensor]) -> Tensor:
@@ -152,5 +152,6 @@ def _bank(rows: Rows) -> Bank:
     return Bank(torch.zeros(rows.rows, rows.dim, dtype=dtype), scale, torch.zeros(rows.rows, dtype=torch.long))
 
 
-def _films(config: Config, count: int) -> Tensor:
+def blank_films(config: Config, count: int) -> Tensor:
+    """Films as the encoder takes them, zeros."""
     return torch.zeros(count, 3, *[config.vision.image_size] * 2)

@@ -4,7 +4,7 @@ Fake tensors (shapes, dtypes, autograd and autocast, but no memory) let a 7B mod
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +86,27 @@ class Tracer:
             size = cache_bytes(self.model.decoder, positions)
         self.model.train()
         return size / positions
+
+    def flops(self, run: Callable[[Any], Any]) -> float:
+        """Operations of ``run(model)``, forwards of the model in use."""
+        self.model.eval()
+        counter = FlopCounterMode(display=False, custom_mapping=_RETRIEVAL)
+        with self._fake, torch.no_grad(), autocast(self.dtype), counter:
+            run(self.model)
+        self.model.train()
+        return float(counter.get_total_flops())
+
+    def writing_flops(self, prompt: int) -> tuple[float, float]:
+        """Operations for one sequence: of reading ``prompt`` positions, and of a token that is written after them."""
+
+        def read(model: Any, positions: int = prompt, **more: Any) -> Any:
+            width = model.decoder.get_input_embeddings().embedding_dim
+            embeddings = torch.zeros(2, positions, width)
+            return model.decoder(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **more).past_key_values
+
+        reading = self.flops(read)
+        both = self.flops(lambda model: read(model, 1, past_key_values=read(model)))
+        return reading / 2, (both - reading) / 2
 
 
 def cache_bytes(decoder: Any, positions: int, sequences: int = 1) -> int:

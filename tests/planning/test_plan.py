@@ -32,10 +32,24 @@ def test_command_tells_both_stages_and_writes_them(capsys: pytest.CaptureFixture
     assert "batch 12 = 6 a GPU × 1 accumulated × 2 GPUs: fits" in said
     assert "24 studies, 2 steps an epoch, 2 epochs" in said
     told = json.loads(file.read_text())
-    assert set(told) == {"stage1", "stage2"}
+    assert set(told) == {"stage1", "stage2", "chain"}
     stage2 = told["stage2"]
     assert stage2["device_bytes"] == pytest.approx(sum(part["device"] for part in stage2["parts"].values()))
     assert stage2["total_seconds"] == pytest.approx(stage2["step_seconds"] * 2 * 2)
+    steps = told["chain"]
+    assert [step["verb"] for step in steps] == ["stage1", "banks", "stage2", "stage2", "generate"]
+    assert [step["seconds"] for step in steps if step["what"] == "2 epochs"] == [
+        told[stage]["total_seconds"] for stage in ("stage1", "stage2")
+    ]
+    assert all(step["gpu_hours"] == pytest.approx(step["seconds"] * 2 / 3600) for step in steps)
+    assert all(step["what"] in said for step in steps)
+
+
+def test_command_plans_one_stage_without_the_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    cli.main(["plan", str(TINY), "--stage", "stage1", "--json", str(file)])
+    assert set(json.loads(file.read_text())) == {"stage1"}
+    assert "the whole chain" not in capsys.readouterr().out
 
 
 def test_offloading_moves_weights_and_optimiser_to_the_host() -> None:
@@ -62,6 +76,7 @@ def test_offloading_moves_weights_and_optimiser_to_the_host() -> None:
         (["--gpus", "3"], "3 ranks"),
         (["--gpus", "0"], "--gpus 0: more than 0"),
         (["--stage", "stage2", "--decoder.base-dtype", "nf4"], "decoder.base_dtype nf4"),
+        (["--held-out", "-1"], "--held-out -1: more than 0"),
         (["--efficiency", "1.5"], "--efficiency 1.5"),
         (["--stage", "stage2", "--decoder.model", "nowhere/x-3b"], "decoder.model nowhere/x-3b"),
         (["--data.source", "iu_xray", "--banks.reports.encoder", "nowhere"], "banks.reports.encoder nowhere"),
