@@ -17,6 +17,7 @@ from rich.table import Table
 
 from amrg import pipeline
 from amrg.arguments import parse
+from amrg.artifacts import whole
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.plan import duration
@@ -68,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--measure", action="store_true", help="take the rates of this machine first (some minutes)")
+    parser.add_argument(
+        "--measure", action="store_true", help="take the rates of this machine first; goes on if stopped"
+    )
     parser.add_argument("--steps", type=int, default=20, help="timed steps of --measure (default 20)")
     parser.add_argument("--micro", type=int, help="studies of a worker and step (default: as measured; --measure: 8)")
     parser.add_argument("--rates", type=Path, help=f"file of the rates (default: {RATES} beside the artefacts)")
@@ -105,9 +108,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _measure(config: Config, path: Path, options: argparse.Namespace) -> None:
     inputs = {kind: artefact.path for kind, artefact in pipeline.recipe("stage2", config).inputs.items()}
-    found = measure(config, inputs, options.micro or 8, options.steps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(found), indent=2) + "\n")
+    kept = path.with_name(f"{path.name}.partial")
+    found = measure(config, inputs, options.micro or 8, options.steps, kept)
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(asdict(found), indent=2) + "\n")
+    kept.unlink()
 
 
 def _table(title: str, points: Sequence[Point], observed: dict[str, float]) -> Table:

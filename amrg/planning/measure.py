@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from amrg.artifacts import whole
 from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
 from amrg.progress import say
@@ -82,7 +83,7 @@ class Rates:
         return self.latency * (workers - 1) + 2 * (workers - 1) / workers * self.reduced / self.rate
 
 
-def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int) -> Rates:
+def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, kept: Path) -> Rates:
     """Calibrate with one process and with two, and then train with one and with two.
 
     Args:
@@ -90,34 +91,68 @@ def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int) -
         inputs: the artefacts ``data``, ``stage1`` and ``banks``.
         samples: of one worker and step.
         steps: that are timed.
+        kept: file that each result is written to as soon as it is known; one of the same training is not taken again.
 
     Raises:
         UserError: one of the processes failed.
     """
-    say("measuring: reading, step and checkpoint of one process")
-    found = _start(1, "calibrate", config, inputs, samples, steps)
-    say("measuring: transfers between two processes")
-    found |= _start(2, "exchange", config, inputs, samples, steps)
+    once = _Once(kept, _told(config, inputs, samples, steps))
 
     def train(workers: int) -> float:
         return _start(workers, "train", config, inputs, samples, steps)["samples_per_second"]
 
-    observed = dict.fromkeys(("1", "2", "1+1"), 0.0)
+    def beside() -> float:
+        with ThreadPoolExecutor(2) as both:
+            return sum(both.map(train, (1, 1)))
+
+    say("measuring: reading, step and checkpoint of one process; transfers between two")
+    alone = once("calibrate", lambda: _start(1, "calibrate", config, inputs, samples, steps))
+    between = once("exchange", lambda: _start(2, "exchange", config, inputs, samples, steps))
+    lines = {"1": partial(train, 1), "2": partial(train, 2), "1+1": beside}
+    observed = dict.fromkeys(lines, 0.0)
     for turn in range(_ROUNDS):
         say(f"measuring: training with one worker, with two, and one beside another, {turn + 1} of {_ROUNDS}")
-        with ThreadPoolExecutor(2) as both:
-            found_now = {"1": train(1), "2": train(2), "1+1": sum(both.map(train, (1, 1)))}
-        observed = {name: max(best, found_now[name]) for name, best in observed.items()}
-    return Rates(samples=samples, observed=observed, **found)
+        for name, take in lines.items():
+            observed[name] = max(observed[name], once(f"{name}, turn {turn}", take))
+    return Rates(samples=samples, observed=observed, **alone, **between)
+
+
+class _Once:
+    """Results by name, each taken once and kept in a file.
+
+    Args:
+        path: of the file; one that is damaged, or of another training, counts for nothing.
+        of: what the results are of.
+    """
+
+    def __init__(self, path: Path, of: dict[str, Any]) -> None:
+        self._path, self._content = path, {"of": of, "found": {}}
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return
+        if content.get("of") == of:
+            self._content = content
+
+    def __call__(self, name: str, take: Callable[[], Any]) -> Any:
+        found = self._content["found"]
+        if name not in found:
+            found[name] = take()
+            with whole(self._path) as temporary:
+                temporary.write_text(json.dumps(self._content))
+        return found[name]
+
+
+def _told(config: Config, inputs: dict[str, Path], samples: int, steps: int) -> dict[str, Any]:
+    paths = {name: str(path) for name, path in inputs.items()}
+    return {"config": to_dict(config), "samples": samples, "steps": steps, "inputs": paths}
 
 
 def _start(
     workers: int, what: str, config: Config, inputs: dict[str, Path], samples: int, steps: int
 ) -> dict[str, Any]:
     """Run ``_work`` on so many processes of one thread each; what the first found."""
-    told = {"what": what, "config": to_dict(config), "samples": samples, "steps": steps} | {
-        "inputs": {name: str(path) for name, path in inputs.items()}
-    }
+    told = {"what": what} | _told(config, inputs, samples, steps)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "told.json").write_text(json.dumps(told))
         shared = os.environ | {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from amrg.planning.skeleton import Skeleton
 
@@ -90,7 +90,7 @@ class Tracer:
     def flops(self, run: Callable[[Any], Any]) -> float:
         """Operations of ``run(model)``, forwards of the model in use."""
         self.model.eval()
-        counter = FlopCounterMode(display=False, custom_mapping=_RETRIEVAL)
+        counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
         with self._fake, torch.no_grad(), autocast(self.dtype), counter:
             run(self.model)
         self.model.train()
@@ -150,7 +150,7 @@ def traced(skeleton: Skeleton, model: nn.Module, samples: int, dtype: str) -> Tr
             saved.clear()
             loss.backward()
         # Apart from the above: the counter holds on to what would be freed.
-        with FlopCounterMode(display=False, custom_mapping=_RETRIEVAL) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
             with autocast(dtype):
                 loss = skeleton.loss(model, inputs)
             loss.backward()
@@ -216,7 +216,12 @@ def _backward_flops(grad: Any, *arguments: Any, **__: Any) -> int:
     return 6 * grad[0] * memory[0] * memory[1]  # scores again, their gradient, and that of the queries
 
 
-_RETRIEVAL = {
+#: What torch's counter does not know: retrieval, and attention as it is on CPUs.
+_UNCOUNTED = {
     torch.ops.amrg.hopfield_forward: _forward_flops,
     torch.ops.amrg.hopfield_backward: _backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
 }

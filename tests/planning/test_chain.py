@@ -34,15 +34,17 @@ def given(device: Device, gpus: int = 2, **values: Any) -> Assumptions:
     return Assumptions(gpus, device, 80e9, efficiency=0.5, bandwidth=0.25, **values)
 
 
-def mined(films: int | None, size: Size) -> float:
+def mined(films: int | None, size: Size, source: str = "iu_xray") -> float:
     few = dataclasses.replace(CONFIG.banks.mining, films=films, regions_per_finding=3)
-    return mining(changed("banks", mining=few), size, Film(look=2.0, maps=0.5), given(SLOW, gpus=4))[1]
+    config = changed("banks", changed("data", source=source), mining=few)
+    return mining(config, size, Film(look=2.0, maps=0.5), given(SLOW, gpus=4))[1]
 
 
 def test_mining_by_hand() -> None:
     again = 13 * 3 * 2.0  # three regions of each finding, each on a film of its own
     assert mined(None, Size(10, 20)) == (20 * 2.5 + again) / 4
     assert mined(5, Size(10, 20)) == mined(None, Size(5, 10))  # two films of each study
+    assert mined(5, Size(10, 20), "openi_drr") == (5 * 2.5 + again) / 4  # each render is a sample
     assert mined(None, Size(10, 40)) - mined(None, Size(10, 20)) == 20 * 2.5 / 4
 
 

@@ -1,5 +1,6 @@
 """Rates of this machine, taken from real training, and what is made of them."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -43,7 +44,41 @@ def test_two_workers_train_and_are_timed(artefacts: Any) -> None:
 def test_a_process_that_fails_is_told(artefacts: Any, tmp_path: Path) -> None:
     inputs = {"data": tmp_path, "stage1": artefacts.stage1, "banks": artefacts.banks}
     with pytest.raises(UserError, match="exit codes"):
-        measure(artefacts.config, inputs, 3, 1)
+        measure(artefacts.config, inputs, 3, 1, tmp_path / "kept.json")
+
+
+def test_measuring_goes_on_where_it_was_stopped(
+    artefacts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated = {
+        name: getattr(RATES, name) for name in ("compute", "read", "reduced", "noise", "copy", "write", "saved")
+    }
+    rates = iter([*range(10, 22)])  # of three turns: one worker, two, and one beside another
+    taken: list[tuple[int, str]] = []
+    stop_at = [2, 3, 99]
+
+    def start(workers: int, what: str, *_: Any) -> dict[str, Any]:
+        if len(taken) == stop_at[0]:
+            stop_at.pop(0)
+            raise KeyboardInterrupt
+        taken.append((workers, what))
+        if what == "train":
+            return {"samples_per_second": next(rates)}
+        return calibrated if what == "calibrate" else {"latency": RATES.latency, "rate": RATES.rate}
+
+    monkeypatch.setattr("amrg.planning.measure._start", start)
+    kept = tmp_path / "kept.json"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            measure(artefacts.config, {}, 8, 1, kept)
+    found = measure(artefacts.config, {}, 8, 1, kept)
+    assert taken == [(1, "calibrate"), (2, "exchange"), *[(1, "train"), (2, "train"), (1, "train"), (1, "train")] * 3]
+    assert found == dataclasses.replace(RATES, observed={"1": 18, "2": 19, "1+1": 20 + 21})
+    count = len(taken)
+    assert measure(artefacts.config, {}, 8, 1, kept) == found
+    assert len(taken) == count
+    with pytest.raises(StopIteration):
+        measure(artefacts.config, {}, 9, 1, kept)  # of another training nothing counts
 
 
 @pytest.mark.parametrize(("stretch", "least"), [(1, 1.0), (2, 2.5), (5, 4.0)])
