@@ -88,10 +88,10 @@ class Tracer:
         return size / positions
 
     def flops(self, run: Callable[[Any], Any]) -> float:
-        """Operations of ``run(model)``, forwards of the model in use."""
+        """Operations of ``run(model)``, forwards of the model in use (torch's counter wants gradients nevertheless)."""
         self.model.eval()
         counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
-        with self._fake, torch.no_grad(), autocast(self.dtype), counter:
+        with self._fake, autocast(self.dtype), counter:
             run(self.model)
         self.model.train()
         return float(counter.get_total_flops())
