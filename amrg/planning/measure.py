@@ -108,7 +108,7 @@ def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, k
     say("measuring: reading, step and checkpoint of one process; transfers between two")
     alone = once("calibrate", lambda: _start(1, "calibrate", config, inputs, samples, steps))
     between = once("exchange", lambda: _start(2, "exchange", config, inputs, samples, steps))
-    lines = {"1": partial(train, 1), "2": partial(train, 2), "1+1": beside}
+    lines: dict[str, Callable[[], float]] = {"1": partial(train, 1), "2": partial(train, 2), "1+1": beside}
     observed = dict.fromkeys(lines, 0.0)
     for turn in range(_ROUNDS):
         say(f"measuring: training with one worker, with two, and one beside another, {turn + 1} of {_ROUNDS}")
@@ -118,12 +118,7 @@ def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, k
 
 
 class _Once:
-    """Results by name, each taken once and kept in a file.
-
-    Args:
-        path: of the file; one that is damaged, or of another training, counts for nothing.
-        of: what the results are of.
-    """
+    """Results by name, each taken once and kept in a file; one that is damaged, or not ``of`` this, does not count."""
 
     def __init__(self, path: Path, of: dict[str, Any]) -> None:
         self._path, self._content = path, {"of": of, "found": {}}
