@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from amrg.config import load
 from amrg.errors import UserError
 from amrg.planning.measure import Rates, _start, _timed, measure
 from amrg.planning.scaling import curve, like_here, two_here
@@ -47,9 +48,7 @@ def test_a_process_that_fails_is_told(artefacts: Any, tmp_path: Path) -> None:
         measure(artefacts.config, inputs, 3, 1, tmp_path / "kept.json")
 
 
-def test_measuring_goes_on_where_it_was_stopped(
-    artefacts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_measuring_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calibrated = {
         name: getattr(RATES, name) for name in ("compute", "read", "reduced", "noise", "copy", "write", "saved")
     }
@@ -67,18 +66,18 @@ def test_measuring_goes_on_where_it_was_stopped(
         return calibrated if what == "calibrate" else {"latency": RATES.latency, "rate": RATES.rate}
 
     monkeypatch.setattr("amrg.planning.measure._start", start)
-    kept = tmp_path / "kept.json"
+    config, kept = load(str(TINY)), tmp_path / "kept.json"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            measure(artefacts.config, {}, 8, 1, kept)
-    found = measure(artefacts.config, {}, 8, 1, kept)
+            measure(config, {}, 8, 1, kept)
+    found = measure(config, {}, 8, 1, kept)
     assert taken == [(1, "calibrate"), (2, "exchange"), *[(1, "train"), (2, "train"), (1, "train"), (1, "train")] * 3]
     assert found == dataclasses.replace(RATES, observed={"1": 18, "2": 19, "1+1": 20 + 21})
     count = len(taken)
-    assert measure(artefacts.config, {}, 8, 1, kept) == found
+    assert measure(config, {}, 8, 1, kept) == found
     assert len(taken) == count
     with pytest.raises(StopIteration):
-        measure(artefacts.config, {}, 9, 1, kept)  # of another training nothing counts
+        measure(config, {}, 9, 1, kept)  # of another training nothing counts
 
 
 @pytest.mark.parametrize(("stretch", "least"), [(1, 1.0), (2, 2.5), (5, 4.0)])
