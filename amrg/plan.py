@@ -157,9 +157,9 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
 def _chain(steps: list[Step], given: Assumptions) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("the whole chain", no_wrap=True)
-    table.add_column(f"on {given.gpus} × {given.device.name}", no_wrap=True)
-    table.add_column("time", justify="right")
-    table.add_column("GPU-hours", justify="right")
+    table.add_column(f"on {given.gpus} × {given.device.name}")
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("GPU-hours", justify="right", no_wrap=True)
     for step in steps:
         told = ("not known", "") if step.seconds is None else (duration(step.seconds), f"{step.gpu_hours:,.2f}")
         table.add_row(step.verb, step.what, *told)

@@ -70,14 +70,14 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
     ]
     if not config.stage2.train_vision:
         # `amrg.training.seen`: rank 0 looks, the others wait.
-        steps.append(step("stage2", f"one GPU looks at {size.films:,} films", size.films * film.look))
+        steps.append(step("stage2", f"{size.films:,} films seen by one GPU", size.films * film.look))
     steps.append(step("stage2", f"{config.stage2.epochs} epochs", plans["stage2"].total_seconds))
     try:
         held_out = split_size(config, given, config.generate.split)
     except UserError as unknown:
         return [*steps, Step("generate", str(unknown), None, None)]
     ours = config.generate
-    what = f"{held_out.studies:,} reports, {ours.max_new_tokens} tokens, beams: {ours.num_beams}"
+    what = f"{held_out.studies:,} reports of {ours.max_new_tokens} tokens"
     spent = held_out.films * film.look + writing(config, held_out.studies, given, tokenizer)
     return [*steps, step("generate", what, spent)]
 
@@ -104,7 +104,7 @@ def mining(config: Config, size: Size, film: Film, given: Assumptions) -> tuple[
     ours, samples = config.banks.mining, samples_of(config, size)
     films = size.films * min(ours.films or samples, samples) / samples
     masked = len(FINDINGS) * min(ours.regions_per_finding, films)
-    what = f"{films:,.0f} films are searched, at most {masked:,.0f} encoded again"
+    what = f"{films:,.0f} films, ≤ {masked:,.0f} masked"
     return what, (films * (film.look + film.maps) + masked * film.look) / given.gpus
 
 
