@@ -32,7 +32,7 @@ def made(artefacts: Artefacts) -> tuple[Path, Any]:
     sizes = DecoderConfig(hidden_size=32, layers=1, heads=2, vocab_size=200)
     model, tokenizer = build_decoder(sizes, [report(number) for number in range(16)], 0)
     save_decoder(model, tokenizer, runs / "decoder")
-    BertConfig(hidden_size=24).save_pretrained(runs / "encoder")  # the artefact's report bank is so wide
+    BertConfig(hidden_size=384).save_pretrained(runs / "encoder")  # the artefact's report bank is so wide
     return runs, tokenizer
 
 
@@ -63,6 +63,6 @@ def test_every_part_is_within_two_percent_of_what_deepspeed_holds(case: str, mad
 
 
 def test_banks_weigh_what_their_rows_do(measured: Any) -> None:
-    rows = (Rows(16, 32, 4), Rows(16, 24, 4))
+    rows = (Rows(16, 32, 4), Rows(16, 384, 4))
     held = share_banks(rows, ShardingConfig(), "exact", 2, queries=1, expected=1, node=8).held
     assert {found["banks"] for found in measured.values()} == {held}

@@ -28,7 +28,7 @@ def changed(config: Config, section: str, **values: Any) -> Config:
 @pytest.fixture(scope="module")
 def config(artefacts: Artefacts) -> Config:
     folder = artefacts.data.parent.parent / "narrow"
-    BertConfig(hidden_size=24).save_pretrained(folder)
+    BertConfig(hidden_size=384).save_pretrained(folder)
     reports = dataclasses.replace(artefacts.config.banks.reports, encoder=str(folder))
     return changed(artefacts.config, "banks", reports=reports)
 
