@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from amrg.artifacts import Artifact, find, open_artifact
 from amrg.cluster.parts import by_tasks
@@ -87,7 +88,9 @@ def connected(config: Config, alone: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if alone or not _joined(common):
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # without it Ray takes another address
+        # Without both, for its own processes and for this one, Ray takes another address than the one it is given.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
         cpus = max(os.cpu_count() or 1, round(config.cluster.workers * config.cluster.worker_cpus))
         ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", **common)
     nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -82,7 +82,13 @@ def test_a_signal_to_the_deepspeed_command_saves_and_leaves_nobody(
     script, config = str(ROOT / "launchers" / "stage2.py"), str(ROOT / "tests" / "tiny.yaml")
     arguments = [script, config, "--runs", str(tmp_path / "runs"), "--stage2.epochs", "40"]
     command = ["deepspeed", "--num_accelerators", "2", *arguments, "--ds_config", "zero2.json"]
-    runner = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    runner = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     wait_for(lambda: len(steps_of(made)) >= 5)
     others = below(runner.pid)
     assert len(others) >= 3  # the launcher and two ranks

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import statistics
 import time
 
 import pytest
@@ -37,11 +38,15 @@ def test_time_is_told_by_part_forward_and_backward():
     torch.manual_seed(0)
     model, x = TwoParts(), torch.randn(600, 700, requires_grad=True)
     model(x).backward()  # warm
-    with look(True) as whole:
-        model(x).backward()
+    looks = []
+    for _ in range(7):
+        with look(True) as whole:
+            model(x).backward()
+        looks.append(whole.values)
     with look(True) as forward, torch.no_grad():
         model(x)
-    shares = whole.values
+    # Whatever else the machine does, it rarely meets the same part again: the median is of the work.
+    shares = {name: statistics.median(values[name] for values in looks) for name in looks[0]}
     assert set(shares) == {"share/heavy", "share/inner", "share/light"}
     assert all(value > 0 for value in shares.values())
     assert sum(shares.values()) < 1.0  # the sleep belongs to nobody
