@@ -174,7 +174,7 @@ class Reader:
     @property
     def positions(self) -> int:
         """Of the decoder's input up to the last stream."""
-        return len(self.model.before) + max(place.stop for place in self.model.places.values())
+        return len(self.model.before) + self.model.positions
 
 
 class _Pen(BaseStreamer):

@@ -92,11 +92,13 @@ class ReportGenerator(nn.Module):
         self.projection = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
-        # Streams start with the size that the model's own embeddings have.
+        # Streams, and the marks of their places, start with the size that the model's own embeddings have.
         embeddings = decoder.get_input_embeddings().weight
         with whole([embeddings]):  # `amrg plan` builds a model without numbers
             size = 1.0 if embeddings.is_meta else float(embeddings.detach().std())
         nn.init.constant_(self.norm.weight, size)
+        # Nothing else tells a decoder that learns from scratch which stream a position belongs to.
+        self.mark_PE = nn.Parameter(torch.randn(self.positions, width) * size)
         if settings.use_queries:
             # Four times as large: a finding that is surely there outshines its stream, like a word of its own.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
@@ -132,6 +134,11 @@ class ReportGenerator(nn.Module):
         edges = pairwise([0, *accumulate(sizes)])
         return {name: slice(*ends) for name, ends in zip(STREAMS, edges, strict=True)}
 
+    @property
+    def positions(self) -> int:
+        """P of ``streams``."""
+        return max(place.stop for place in self.places.values())
+
     def streams(self, sight: Sight, group_B: Tensor, asking_BQD: Tensor | None = None) -> Tensor:
         """What the language model sees of a study: [B, P, E].
 
@@ -161,7 +168,7 @@ class ReportGenerator(nn.Module):
         """All streams in the language model's space, [B, P, E]."""
         tokens_BND, queries_BQD, logits_BQ = sight
         parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
-        streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
+        streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1)))) + self.mark_PE
         streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
         if not self.settings.use_queries:
             return streams_BPE

@@ -187,6 +187,17 @@ def test_a_hidden_memory_is_never_read(classifier: DiseaseClassifier) -> None:
     assert build(classifier, use_visual=False, use_visual_memory=False).places["report memory"] == slice(14, 28)
 
 
+def test_each_position_has_a_mark_of_its_own(classifier: DiseaseClassifier) -> None:
+    """Visual tokens that are all alike differ by their marks and by nothing else."""
+    model = build(classifier)
+    sight, groups, _ = inputs(model)
+    alike = sight._replace(tokens_BND=sight.tokens_BND[:, :1].expand_as(sight.tokens_BND))
+    tokens_BNE = model.streams(alike, groups)[:, :4]
+    assert torch.pdist(tokens_BNE[0]).min() > 0.1 * model.norm.weight[0]
+    unmarked_BNE = tokens_BNE - model.mark_PE[:4]
+    torch.testing.assert_close(unmarked_BNE, unmarked_BNE[:, :1].expand_as(unmarked_BNE))
+
+
 def test_streams_are_hidden_in_training_only(classifier: DiseaseClassifier) -> None:
     model = build(classifier, stream_dropout=0.999999, use_queries=False, dropout=0.0)
     sight, groups, _ = inputs(model)
@@ -240,8 +251,9 @@ def test_plain_cross_attention_takes_the_memories_place(classifier: DiseaseClass
     model = ReportGenerator(classifier, *parts, banks(), memory, SETTINGS).eval()
     sight, groups, report_BT = inputs(model)
     expected = model.visual_memory(sight.queries_BQD, query_group=groups)
-    streams = model.norm(model.projection(expected))
-    torch.testing.assert_close(model.streams(sight, groups)[:, model.places["visual memory"]], streams)
+    place = model.places["visual memory"]
+    streams = model.norm(model.projection(expected)) + model.mark_PE[place]
+    torch.testing.assert_close(model.streams(sight, groups)[:, place], streams)
     model(sight, groups, report_BT).loss_B.sum().backward()
     assert model.visual_memory.k_proj.weight.grad.abs().sum() > 0
     rows = model.retrieved(sight.queries_BQD, groups, 2)
