@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -175,29 +176,34 @@ class Engine:
         return scheduler.state_dict() if scheduler is not None else None
 
     def weights(self) -> dict[str, Tensor]:
-        """Full trainable weights (float32, CPU) and persistent buffers. Every rank must call this."""
+        """Full trainable weights (float32, CPU) and persistent buffers, on the first rank; nothing on the others.
+
+        Every rank must call this.
+        """
         from deepspeed.utils import safe_get_full_fp32_param
 
-        result = {}
-        for name, parameter in _trainable(self.model):
-            full = safe_get_full_fp32_param(parameter)
-            result[name] = _copy(parameter if full is None else full)
+        def full(parameter: nn.Parameter) -> Tensor:
+            if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
+                return parameter  # ZeRO 0 to 2 have just made it whole
+            found = safe_get_full_fp32_param(parameter)
+            return parameter if found is None else found
+
         kept = self.model.state_dict().keys()
-        return result | {name: _copy(value) for name, value in self.model.named_buffers() if name in kept}
+        trained = ((name, full(parameter)) for name, parameter in _trainable(self.model))
+        buffers = ((name, buffer) for name, buffer in self.model.named_buffers() if name in kept)
+        return _on_first_rank(chain(trained, buffers))
 
     def moments(self) -> dict[str, Tensor]:
-        """Full optimiser moments (CPU) by ``<weight>.<moment>``. Every rank must call this."""
+        """Full optimiser moments (CPU) by ``<weight>.<moment>``, likewise."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        result = {}
-        for name, parameter in _trainable(self.model):
-            for moment in MOMENTS:
-                if _partitioned(parameter):
-                    value = safe_get_full_optimizer_state(parameter, moment)
-                else:
-                    value = self._engine.optimizer.state[parameter][moment]
-                result[f"{name}.{moment}"] = _copy(value)
-        return result
+        def full(parameter: nn.Parameter, moment: str) -> Tensor:
+            if _partitioned(parameter):
+                return safe_get_full_optimizer_state(parameter, moment)
+            return self._engine.optimizer.state[parameter][moment]
+
+        trained = _trainable(self.model)
+        return _on_first_rank((f"{name}.{m}", full(weight, m)) for name, weight in trained for m in MOMENTS)
 
     def restore(
         self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int, scheduler: dict[str, Any] | None
@@ -315,5 +321,7 @@ def _set_shard(parameter: Any, value: Tensor, moment: str | None) -> None:
     parameter._z3_optimizer.set_local_hp_param(flat.narrow(0, shard * rank(), shard), parameter, moment)
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _on_first_rank(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Copies on the CPU; the other ranks, which go through them all the same, keep none: a node has memory for one."""
+    copies = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in tensors if rank() == 0)
+    return dict(copies)

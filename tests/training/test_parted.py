@@ -88,8 +88,10 @@ def test_it_learns_writes_and_is_saved_alike(
         weights, truth = load_file(found / file), load_file(tmp_path / file)
         assert weights.keys() == truth.keys()
         for key, value in weights.items():
-            atol = 2e-5 if exact else 5e-4
-            torch.testing.assert_close(value, truth[key], rtol=1e-3, atol=atol, msg=f"{file} {key}")
+            if exact:
+                torch.testing.assert_close(value, truth[key], rtol=1e-3, atol=2e-5, msg=f"{file} {key}")
+            else:  # rounding decides where a gradient is all but nothing, and Adam's first steps are as large there
+                assert (value - truth[key]).norm() <= 0.1 * truth[key].norm(), f"{file} {key}"
     config = Path("stage2", "model", "config.json")
     assert (found / config).read_text() == (tmp_path / config).read_text()  # with the fingerprint of the base
     written, expected = (lines(folder / "reports.jsonl") for folder in (found, tmp_path))
