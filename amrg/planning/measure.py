@@ -42,7 +42,8 @@ class Rates:
             large one.
         reduced: bytes of the gradients that a step reduces.
         noise: standard deviation of the logarithm of a step's seconds.
-        copy, write: of a checkpoint, while training waits and behind its back.
+        copy, write: of a checkpoint of one worker, while training waits and behind its back.
+        gather: instead of ``copy`` where the optimiser's state lies apart on two workers.
         saved: bytes of a checkpoint.
         observed: samples a second of real training with ``1`` worker, with ``2``, and of two processes that train side
             by side and know nothing of each other, ``1+1``.
@@ -56,6 +57,7 @@ class Rates:
     reduced: int
     noise: float
     copy: float
+    gather: float
     write: float
     saved: int
     observed: dict[str, float]
@@ -81,6 +83,10 @@ class Rates:
         if workers == 1:
             return 0.0
         return self.latency * (workers - 1) + 2 * (workers - 1) / workers * self.reduced / self.rate
+
+    def collecting(self, workers: int) -> float:
+        """Seconds that training waits until a checkpoint is copied; the state that lies apart is reduced in a ring."""
+        return self.copy if workers == 1 else 2 * (workers - 1) / workers * self.gather
 
 
 def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, kept: Path) -> Rates:
@@ -219,8 +225,7 @@ def _calibrate(config: Config, inputs: dict[str, Path], samples: int, steps: int
     read, batches, _ = _timed(run.next, steps, between)
     turn = iter(batches)
     compute, _, noise = _timed(lambda: run.engine.step(next(turn), 1e-6), steps, between)
-    copy, kept, _ = _timed(lambda: (run.engine.weights(), run.engine.moments()), 3)
-    weights, moments = kept[-1]
+    copy, (weights, moments) = _copying(run)
     write, *_ = _timed(lambda: checkpoint.save(folder / "checkpoints", weights, moments, {"step": 1}, is_best=True), 3)
     trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
     return {
@@ -241,7 +246,15 @@ def _exchange(config: Config, inputs: dict[str, Path], samples: int, steps: int,
     small, large = torch.zeros(_SMALL), torch.zeros(_LARGE)
     latency, *_ = _timed(lambda: distributed.all_reduce(small), steps)
     seconds, *_ = _timed(lambda: distributed.all_reduce(large), steps)
-    return {"latency": latency, "rate": large.nbytes / seconds}  # each of two sends its half twice
+    gather, _ = _copying(_Training(config, inputs, folder))
+    rate = large.nbytes / seconds  # each of two sends its half twice
+    return {"latency": latency, "rate": rate, "gather": gather}
+
+
+def _copying(run: _Training) -> tuple[float, Any]:
+    """Seconds until training goes on, and what was copied: weights and moments."""
+    seconds, copies, _ = _timed(lambda: (run.engine.weights(), run.engine.moments()), 3)
+    return seconds, copies[-1]
 
 
 def _train(config: Config, inputs: dict[str, Path], samples: int, steps: int, folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from amrg.planning.measure import Rates
 from amrg.planning.memory import Zero
 from amrg.planning.plan import Assumptions, banks_of, plan, skeleton_of, split_size
 from amrg.planning.simulation import Cluster, Outcome, failure_times, simulate
-from amrg.planning.traffic import moved, seconds
+from amrg.planning.traffic import Moved, moved, seconds
 
 SIZES = tuple(2**i for i in range(13))  # 1 … 4,096
 _STEPS = 400  # of an undisturbed run
@@ -57,8 +57,8 @@ def like_here(rates: Rates, config: Config, restart: float, sizes: Sequence[int]
     return [
         Cluster(
             size, rates.samples, rates.compute, rates.read, config.data.readers, exchange=rates.exchange(size),
-            checkpoint_steps=config.safety.checkpoint_steps, copy=rates.copy, write=rates.write, restart=restart,
-            noise=rates.noise,
+            checkpoint_steps=config.safety.checkpoint_steps, copy=rates.collecting(size), write=rates.write,
+            restart=restart, noise=rates.noise,
         )
         for size in sizes
     ]  # fmt: skip
@@ -101,12 +101,13 @@ def on_gpus(
         traffic = moved(found.weights, zero, size, kept, (banks.near, banks.far), one.stage2.activation_checkpointing)
         spent = seconds(0.0, traffic, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
         exchange = spent.communication + spent.banks + spent.host
+        collected = Moved(2 * (size - 1) / size * saved, 0.0, 0.0, 0.0, saved, 0.0)
+        waited = seconds(0.0, collected, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
         clusters.append(
             Cluster(
                 size, micro, compute, rates.read, config.data.readers, exchange=exchange,
                 checkpoint_steps=config.safety.checkpoint_steps,
-                copy=saved / (given.device.host_rate * given.bandwidth), write=saved / storage, restart=restart,
-                noise=noise,
+                copy=waited.communication + waited.host, write=saved / storage, restart=restart, noise=noise,
             )
         )  # fmt: skip
     return clusters

@@ -17,7 +17,7 @@ from amrg.training.stage2 import build_generator
 from tests.conftest import TINY
 
 OBSERVED = {"1": 13.0, "2": 20.0, "1+1": 16.0}
-RATES = Rates(8, 0.5, 0.01, 0.001, 1e8, 10**7, 0.0, 0.1, 0.3, 3 * 10**7, OBSERVED)
+RATES = Rates(8, 0.5, 0.01, 0.001, 1e8, 10**7, 0.0, 0.1, 0.4, 0.3, 3 * 10**7, OBSERVED)
 
 
 def write(folder: Path, rates: Rates = RATES) -> Path:
@@ -28,9 +28,9 @@ def write(folder: Path, rates: Rates = RATES) -> Path:
 
 def test_what_is_measured_is_of_the_model_that_is_trained(artefacts: Any) -> None:
     inputs = {"data": artefacts.data, "stage1": artefacts.stage1, "banks": artefacts.banks}
-    found = Rates(
-        samples=3, latency=1, rate=1, observed=OBSERVED, **_start(1, "calibrate", artefacts.config, inputs, 3, 1)
-    )
+    between = {"latency": 1, "rate": 1, "gather": 1}
+    alone = _start(1, "calibrate", artefacts.config, inputs, 3, 1)
+    found = Rates(samples=3, observed=OBSERVED, **between, **alone)
     model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
     assert found.reduced == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found.saved == pytest.approx(3 * found.reduced, rel=0.01)  # and some buffers
@@ -49,9 +49,10 @@ def test_a_process_that_fails_is_told(artefacts: Any, tmp_path: Path) -> None:
 
 
 def test_measuring_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calibrated = {
-        name: getattr(RATES, name) for name in ("compute", "read", "reduced", "noise", "copy", "write", "saved")
-    }
+    calibrated, between = (
+        {name: getattr(RATES, name) for name in names.split()}
+        for names in ("compute read reduced noise copy write saved", "latency rate gather")
+    )
     rates = iter([*range(10, 22)])  # of three turns: one worker, two, and one beside another
     taken: list[tuple[int, str]] = []
     stop_at = [2, 3, 99]
@@ -63,7 +64,7 @@ def test_measuring_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
         taken.append((workers, what))
         if what == "train":
             return {"samples_per_second": next(rates)}
-        return calibrated if what == "calibrate" else {"latency": RATES.latency, "rate": RATES.rate}
+        return calibrated if what == "calibrate" else between
 
     monkeypatch.setattr("amrg.planning.measure._start", start)
     config, kept = load(str(TINY)), tmp_path / "kept.json"
@@ -95,12 +96,16 @@ def test_a_ring_moves_twice_the_gradients() -> None:
     assert RATES.exchange(5) == pytest.approx(4 * 0.001 + 2 * 4 / 5 * 0.1)
 
 
+def test_a_checkpoint_is_collected_in_a_ring_from_more_than_one() -> None:
+    assert [RATES.collecting(workers) for workers in (1, 2, 5)] == pytest.approx([0.1, 0.4, 0.64])
+
+
 def test_two_workers_of_one_machine_are_as_slow_as_it_makes_them(artefacts: Any) -> None:
-    """2 × 13 against 16 of two alone: each takes 1.625 times as long; exchange, and a checkpoint every 200 steps."""
+    """2 × 13 against 16 of two alone: each takes 1.625 times as long; exchange, and a checkpoint (0.4) in 200 steps."""
     assert RATES.crowding == pytest.approx(1.625)
     two = like_here(RATES, artefacts.config, 0.0, (2,))[0]
     step = 1.625 * (0.5 + 8 * 0.01) + RATES.exchange(2)
-    assert two_here(RATES, two) == pytest.approx(16 / (step + 0.1 / 200))
+    assert two_here(RATES, two) == pytest.approx(16 / (step + 0.4 / 200))
 
 
 def test_failures_take_more_of_more_workers(artefacts: Any) -> None:
