@@ -8,14 +8,15 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/amrg run demo
 
-# All nine experiments (docs/experiments.md) on the demo scale; interrupted, the same command goes on. Every variant trains
-# for less than the demo itself, in smaller batches, and two steps are made at a time: docs/experiments.md says what was measured.
-# Of one seed, but for what the memories give: three.
+# All nine experiments (docs/experiments.md), on the demo scale or CONFIG's; interrupted, the same command goes on. Every
+# variant trains for less than the demo itself, in smaller batches, and two steps are made at a time: docs/experiments.md says
+# what was measured. Of one seed, but for what the memories give: three.
+CONFIG ?= demo
 SEEDS ?= 1
 JOBS ?= 2
 TRAINED := --stage2.epochs 5 --stage2.batch_size 16 --stage2.group_by_length
 experiments: $(INSTALLED)
-	$(BIN)/amrg experiment all demo --seeds $(SEEDS) --jobs $(JOBS) $(TRAINED)
+	$(BIN)/amrg experiment all $(CONFIG) --seeds $(SEEDS) --jobs $(JOBS) $(TRAINED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
