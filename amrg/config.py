@@ -207,6 +207,9 @@ class GenerateConfig:
     repetition_penalty: PositiveFloat = 1.0
     length_penalty: float = 1.0
     memory: Literal["own", "mismatched"] = "own"  # mismatched: retrieved for another patient's study, as a control
+    # Who decides which findings an outline names (``decoder.outline``): the decoder, or stage 1's certainty, and then
+    # who words them: the decoder, or sentences that the report memory retrieves (`amrg.models.outliner`).
+    outline: Literal["written", "decided", "recalled"] = "written"
     ds_config: str | None = None  # a ZeRO-3 JSON: the decoder is split over the ranks while it writes
 
 

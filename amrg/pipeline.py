@@ -181,6 +181,13 @@ def _evaluate_settings(config: Config) -> dict[str, Any]:
 def _generate_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.generate)
     del settings["ds_config"]  # decides how weights are held, not what is written
+    if config.generate.outline != "written":
+        if not config.decoder.outline:
+            raise UserError(
+                f"generate.outline {config.generate.outline} begins reports with an outline, which this decoder does "
+                "not learn: say decoder.outline true, or generate.outline written"
+            )
+        settings["labeler"] = labeler.VERSION  # it tells what reports and the sentences of memory state
     return settings
 
 

@@ -23,12 +23,13 @@ from amrg.app.transcript import Transcript
 from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.memory.bank import VISUAL, MemoryBank
+from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
 from amrg.mining.cam import activation_maps
 from amrg.mining.regions import strongest
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.generator import ReportGenerator, Sight
 from amrg.models.hopfield import HopfieldMemory
+from amrg.models.outliner import Certainty, Outliner
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from amrg.training import engine
@@ -95,6 +96,10 @@ class Reader:
         self._scale_K = np.array([about.get("scales", {}).get(label, 1.0) for label in LABELS])
         # Beams are not written word by word: the page shows what one beam writes.
         self.decoding = dataclasses.replace(self.config.generate, num_beams=1)
+        self._outliner = None
+        if chain.reports is not None and self.decoding.outline != "written":
+            bank = MemoryBank.open(chain.banks.path / REPORTS) if self.decoding.outline == "recalled" else None
+            self._outliner = Outliner(Certainty.load(chain.reports.path), bank)
         self._lock = threading.Lock()
 
     @property
@@ -152,7 +157,9 @@ class Reader:
         group_1 = torch.tensor([look.group], device=engine.device())
         with self._lock, engine.precision(self.config.stage2.dtype), watched(self.model.decoder) as steps:
             pen = _Pen(self, look, off, steps, tell)
-            self.model.generate(look.sight, group_1, self.decoding, streamer=pen, hidden=hidden)
+            seen = look.sight, group_1
+            begin = self._outliner.begin(self.model, *seen, recall="report" not in off) if self._outliner else ()
+            self.model.generate(*seen, self.decoding, streamer=pen, hidden=hidden, begin=begin)
 
     def drawn_on(self, look: Look, off: set[str], attention_S: Tensor) -> dict[str, Any]:
         """How a sentence's attention is divided among the streams, and its heaviest rows of each memory.

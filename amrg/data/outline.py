@@ -5,6 +5,8 @@ prefers the stereotype even where the finding is the likelier content. An outlin
 one place, so that what is decided there is content; the report then only has to follow its own outline.
 """
 
+from collections.abc import Sequence
+
 from amrg.data.labeler import label_report
 from amrg.data.labels import FINDINGS, POSITIVE
 from amrg.data.text import sentences
@@ -14,10 +16,18 @@ _REPORT = "Report:"
 
 def outlined(report: str) -> str:
     """``cardiomegaly, edema. Report: …``, the sentences that state a finding in front, in the order of the outline."""
-    labels = label_report(report)
-    stated = [finding.lower() for finding in FINDINGS if labels[finding] == POSITIVE]
-    ordered = " ".join(sorted(sentences(report), key=_place))
-    return f"{', '.join(stated) or 'none'}. {_REPORT} {ordered}".strip()
+    return begun(stated(report), sorted(sentences(report), key=_place))
+
+
+def begun(findings: Sequence[str], first: Sequence[str]) -> str:
+    """An outline of findings, in the order of ``FINDINGS``, and the sentences that are written so far."""
+    return f"{', '.join(findings).lower() or 'none'}. {_REPORT} {' '.join(first)}".strip()
+
+
+def stated(text: str) -> list[str]:
+    """The findings that a text states, in the order of ``FINDINGS``."""
+    labels = label_report(text)
+    return [finding for finding in FINDINGS if labels[finding] == POSITIVE]
 
 
 def without_outline(text: str) -> str:
@@ -33,5 +43,4 @@ def split_outline(text: str) -> tuple[str, str | None]:
 
 
 def _place(sentence: str) -> int:
-    labels = label_report(sentence)
-    return next((k for k, finding in enumerate(FINDINGS) if labels[finding] == POSITIVE), len(FINDINGS))
+    return next((FINDINGS.index(finding) for finding in stated(sentence)), len(FINDINGS))

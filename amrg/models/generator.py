@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
@@ -211,6 +211,7 @@ class ReportGenerator(nn.Module):
         streamer: BaseStreamer | None = None,
         hidden: Sequence[str] = (),
         asking_BQD: Tensor | None = None,
+        begin: Sequence[str] = (),
     ) -> list[str]:
         """Write a report for each study.
 
@@ -220,6 +221,7 @@ class ReportGenerator(nn.Module):
             synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
             streamer: is given each token when it is written; one study and one beam only.
             hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
+            begin: what each study's text begins with (``amrg.models.outliner``); none: the decoder begins by itself.
         """
         streams_BPE = self.streams(sight, group_B, asking_BQD)
         for name in hidden:
@@ -238,6 +240,7 @@ class ReportGenerator(nn.Module):
             pad_token_id=self.tokenizer.pad_token_id,
             synced_gpus=synced,
             streamer=streamer,
+            logits_processor=LogitsProcessorList([_Begin(self.tokenizer, begin)] if begin else []),
         )
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [without_outline(text) if self.settings.outline else text.strip() for text in texts]
@@ -323,7 +326,8 @@ class ReportGenerator(nn.Module):
             model.load_state_dict(weights, strict=False)
         except RuntimeError:
             raise UserError(f"{folder} was trained with other banks (their rows differ in length)") from None
-        assert model._own_state().keys() == weights.keys()
+        if model._own_state().keys() != weights.keys():
+            raise UserError(f"{folder} was saved by another version of this package: run `amrg stage2` again")
         return model.eval()
 
     def _own_state(self) -> dict[str, Tensor]:
@@ -341,6 +345,22 @@ class ReportGenerator(nn.Module):
         prompt = embed(ids).to(streams_BPE.dtype).expand(len(streams_BPE), -1, -1)
         cut = len(self.before)
         return torch.cat([prompt[:, :cut], streams_BPE, prompt[:, cut:]], dim=1).to(embed.weight.dtype)
+
+
+class _Begin(LogitsProcessor):
+    """Each text begins with given tokens; its beams part after them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, begin: Sequence[str]) -> None:
+        self._ids = [tokenizer(text, add_special_tokens=False).input_ids for text in begin]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Written tokens [B · beams, T], scores of the next one [B · beams, V]."""
+        written, beams = input_ids.shape[1], len(scores) // len(self._ids)
+        for row_beams, ids in zip(scores.split(beams), self._ids, strict=True):
+            if written < len(ids):
+                kept = row_beams[:, ids[written]].clone()
+                row_beams.fill_(-torch.inf)[:, ids[written]] = kept
+        return scores
 
 
 def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:

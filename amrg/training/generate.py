@@ -8,10 +8,14 @@ from pathlib import Path
 import torch
 
 from amrg.config import Config
+from amrg.data.labels import FINDINGS
+from amrg.data.outline import stated
 from amrg.data.stream import count
 from amrg.errors import UserError
-from amrg.memory.bank import group_id
+from amrg.memory.bank import REPORTS as REPORT_BANK
+from amrg.memory.bank import MemoryBank, group_id
 from amrg.models.generator import ReportGenerator
+from amrg.models.outliner import Certainty, Outliner
 from amrg.progress import track
 from amrg.training import engine
 from amrg.training.seen import Seen
@@ -25,7 +29,8 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     """Write ``reports.jsonl``: each study of ``config.generate.split`` once, in the order of their keys.
 
     A line is ``{key, group, reference, generated, memory: {visual: [{row, weight}, …], report: […]}}``. Finished
-    batches are kept in ``scratch/`` while the work goes on, so that an interrupted run goes on from there.
+    batches are kept in ``scratch/`` while the work goes on, so that an interrupted run goes on from there. Where
+    stage 1 decides the outlines, its calibration is kept beside (``Certainty.save``).
 
     Args:
         config: ``generate`` is read.
@@ -45,13 +50,14 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     if zero is not None:
         engine.partition(model.decoder, zero)
     seen = Seen(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
+    outliner = _outliner(config, model, data, banks, folder)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     batches = list(shares(len(seen), decoding.batch_size))
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        mine = _write(model, seen, rows, config)
+        mine = _write(model, seen, rows, config, outliner)
         lines = engine.gather_lists([line for line, one in zip(mine, counted.tolist(), strict=True) if one])
         if engine.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
@@ -80,7 +86,26 @@ def strangers(groups: Sequence[str]) -> torch.Tensor:
     raise UserError("generate.memory mismatched: there is no study of another patient for each study of the split")
 
 
-def _write(model: ReportGenerator, seen: Seen, rows: torch.Tensor, config: Config) -> list[dict[str, object]]:
+def _outliner(config: Config, model: ReportGenerator, data: Path, banks: Path, folder: Path) -> Outliner | None:
+    """What begins the reports, calibrated on validation (on train, where those of validation are written)."""
+    if config.generate.outline == "written":
+        return None
+    split = "val" if config.generate.split == "test" else "train"
+    if not count(data, split):
+        raise UserError(f"generate.outline {config.generate.outline} is calibrated on `{split}`: that split is empty")
+    seen = Seen(model, data, split, folder / SCRATCH, config.stage2.dtype)
+    logits_NF = seen[torch.arange(len(seen))].logits_BQ[:, : len(FINDINGS)].cpu()
+    found = [stated(study.report) for study in seen.studies]
+    certainty = Certainty.fit(logits_NF, torch.tensor([[f in some for f in FINDINGS] for some in found]))
+    if engine.rank() == 0:
+        certainty.save(folder)
+    recalled = config.generate.outline == "recalled"
+    return Outliner(certainty, MemoryBank.open(banks / REPORT_BANK) if recalled else None)
+
+
+def _write(
+    model: ReportGenerator, seen: Seen, rows: torch.Tensor, config: Config, outliner: Outliner | None
+) -> list[dict[str, object]]:
     """The lines of some studies."""
     sight = seen[rows]
     studies = [seen.studies[row] for row in rows.tolist()]
@@ -88,8 +113,11 @@ def _write(model: ReportGenerator, seen: Seen, rows: torch.Tensor, config: Confi
     asking_BQD = sight.queries_BQD
     if config.generate.memory == "mismatched":
         asking_BQD = seen[strangers([study.group for study in seen.studies])[rows]].queries_BQD
+    begin = outliner.begin(model, sight, group_B, asking_BQD) if outliner else ()
     with torch.no_grad(), engine.precision(config.stage2.dtype):
-        texts = model.generate(sight, group_B, config.generate, synced=engine.world_size() > 1, asking_BQD=asking_BQD)
+        texts = model.generate(
+            sight, group_B, config.generate, synced=engine.world_size() > 1, asking_BQD=asking_BQD, begin=begin
+        )
     memory = model.retrieved(asking_BQD, group_B, TOP_ROWS)
     return [
         {"key": study.key, "group": study.group, "reference": study.report, "generated": text, "memory": top}

@@ -4,13 +4,15 @@ import functools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from amrg.artifacts import Artifact, build, open_artifact
+from amrg.data.labels import FINDINGS
 from amrg.data.stream import Sample, read, studies
 from amrg.models.generator import ReportGenerator
+from amrg.models.outliner import Certainty
 from amrg.pipeline import recipe, root
 from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import look
@@ -20,10 +22,20 @@ from tests.conftest import make_artefacts, report
 STEPS = 200
 
 
-def make_run(folder: Path) -> dict[str, Artifact]:
+#: Named of every film: what the train reports state.
+STATED = ("Cardiomegaly", "Atelectasis", "Pleural Effusion")
+
+
+def make_run(folder: Path, outline: Literal["written", "recalled"] = "written") -> dict[str, Artifact]:
     """The artefacts by kind; they lie in ``folder/tiny``."""
     made = make_artefacts(folder)
-    config = replace(made.config, generate=replace(made.config.generate, num_beams=2, max_new_tokens=24))
+    config = replace(
+        made.config,
+        decoder=replace(made.config.decoder, outline=outline != "written"),
+        generate=replace(
+            made.config.generate, num_beams=2, max_new_tokens=24 if outline == "written" else 100, outline=outline
+        ),
+    )
     found = {kind: open_artifact(path, kind) for kind, path in vars(made).items() if kind != "config"}
 
     def stage2(partial: Path) -> None:
@@ -34,6 +46,7 @@ def make_run(folder: Path) -> dict[str, Artifact]:
     def reports(partial: Path) -> None:
         lines = [json.dumps({"key": s.key, "generated": s.report, "memory": {}}) for s in studies(made.data, "test")]
         (partial / "reports.jsonl").write_text("\n".join(lines))
+        Certainty((0.0,) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6).save(partial)
 
     def scores(partial: Path) -> None:
         (partial / "scores.json").write_text("{}")

@@ -22,13 +22,17 @@ from amrg.app.reader import Reader, Stopped
 from amrg.app.server import MAX_BYTES, Desk, create_app
 from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS
+from amrg.data.outline import stated
 from amrg.data.stream import Shelf, studies
+from amrg.data.text import sentences
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.mining.regions import strongest
 from amrg.models.generator import ReportGenerator
 from amrg.training.stage2 import open_banks
 from amrg.viewer.overlays import crop, film_url
 from amrg.viewer.page import ALWAYS, EMBEDDED
+from tests.app.made_run import STATED, make_run
+from tests.conftest import report
 from tests.data.test_film_files import GREY, bomb, dicom
 
 KEY = "test-0"  # has two films
@@ -178,6 +182,20 @@ def test_switching_a_memory_off_changes_the_report(client):
     both, without = (written(events(client, f"/api/looks/test/{KEY}/report{off}")) for off in ("", "?off=visual"))
     assert both.endswith(" No pneumothorax.")
     assert both != without
+
+
+def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
+    found = make_run(tmp_path, "recalled")
+    client = TestClient(create_app(open_chain(found["reports"].path), ["testserver"]))
+    both, without = (events(client, f"/api/looks/test/{KEY}/report{off}") for off in ("", "?off=report"))
+    for told in (both, without):
+        plans = [content["plan"] for kind, content in told if kind == "text"]
+        assert plans[-1] == "cardiomegaly, atelectasis, pleural effusion."
+    known = {sentence for number in range(3) for sentence in sentences(report(number))}
+    first = [content["sentences"] for kind, content in both if kind == "text"][-1][:3]
+    assert set(first) <= known
+    assert tuple(finding for sentence in first for finding in stated(sentence)) == STATED
+    assert written(without) != written(both)
 
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])

@@ -11,9 +11,15 @@ import pytest
 import torch
 
 from amrg.config import Config
+from amrg.data.outline import stated
 from amrg.data.stream import studies
+from amrg.data.text import sentences
 from amrg.errors import UserError
+from amrg.memory.bank import REPORTS as REPORT_BANK
+from amrg.memory.bank import MemoryBank
 from amrg.models.generator import Predicted, ReportGenerator
+from amrg.models.outliner import Certainty
+from amrg.pipeline import STEPS
 from amrg.training import generate as generation
 from amrg.training.generate import generate, strangers
 from amrg.training.stage2 import loss, open_banks, shares, train_stage2
@@ -121,6 +127,34 @@ def test_interrupted_generation_goes_on(
     assert len(written) == 1  # of two batches
     whole, broken = (tmp_path / name / "reports.jsonl" for name in ("whole", "broken"))
     assert broken.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_reports_begin_in_the_words_of_memory(artefacts: Any, tmp_path: Path, split: str) -> None:
+    """Random films, and most studies have something: naming a finding in all of them is the best that can be done."""
+    changes = {"outline": "recalled", "split": split, "max_new_tokens": 60}
+    config = dataclasses.replace(
+        artefacts.config,
+        decoder=dataclasses.replace(artefacts.config.decoder, outline=True),
+        generate=dataclasses.replace(artefacts.config.generate, **changes),
+    )
+    trained(dataclasses.replace(artefacts, config=config), tmp_path / "stage2")
+    generate(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path / "stage2", tmp_path)
+    assert 0 < Certainty.load(tmp_path).threshold < 1
+    bank = MemoryBank.open(artefacts.banks / REPORT_BANK)
+    known = {sentence for text in bank.provenance["text"].to_pylist() for sentence in sentences(text)}
+    rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    assert len(rows) == len(studies(artefacts.data, split))
+    for row in rows:
+        assert any(row["generated"].startswith(sentence) and stated(sentence) for sentence in known)
+
+
+def test_an_outline_needs_a_decoder_that_plans(artefacts: Any) -> None:
+    config = dataclasses.replace(
+        artefacts.config, generate=dataclasses.replace(artefacts.config.generate, outline="decided")
+    )
+    with pytest.raises(UserError, match=r"generate\.outline decided .* decoder\.outline true"):
+        STEPS["generate"].settings(config)
 
 
 def test_a_split_of_less_than_a_batch_is_refused(artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path) -> None:
