@@ -64,7 +64,7 @@ class Losses:
                 driver = getattr(self, loss)(driver, *settings)
                 self.wait_for(driver, done + 2)  # one line may have been on its way
                 back[loss] = round(time.monotonic() - began, 1)
-        code, said = driver.wait(timeout=150), self.output.read_text()
+        code, said = driver.wait(timeout=400), self.output.read_text()
         row = {"losses": losses, "code": code, "back": back, "steps": len(self.steps()), "said": said}
         for made in self.root.glob("stage2-*[0-9a-f]"):
             row["hashes"] = {path: file_hash(made / path) for path in TRAINED}

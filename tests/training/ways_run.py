@@ -18,7 +18,7 @@ def run(runs: Path, folder: Path, way: str, stage: str) -> None:
     config = dataclasses.replace(
         config,
         memory=dataclasses.replace(config.memory, dropout=0.0),
-        decoder=dataclasses.replace(config.decoder, dropout=0.0),
+        decoder=dataclasses.replace(config.decoder, dropout=0.0, outline=True),
         stage2=dataclasses.replace(
             config.stage2,
             ds_config=f"zero{stage}.json",
@@ -29,7 +29,13 @@ def run(runs: Path, folder: Path, way: str, stage: str) -> None:
             retrieval_loss=1.0,
         ),
         sharding=dataclasses.replace(config.sharding, way=way),
-        generate=dataclasses.replace(config.generate, batch_size=2, ds_config="zero3.json" if stage == "3" else None),
+        generate=dataclasses.replace(
+            config.generate,
+            batch_size=2,
+            max_new_tokens=40,
+            outline="recalled",
+            ds_config="zero3.json" if stage == "3" else None,
+        ),
     )
     data, stage1, banks = (next((runs / config.name).glob(f"{kind}-*")) for kind in ("data", "stage1", "banks"))
     train_stage2(config, data, stage1, banks, folder / "stage2")
