@@ -19,13 +19,14 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
 from amrg.data.outline import without_outline
 from amrg.errors import UserError
 from amrg.models.association import Memory
+from amrg.models.beginning import Beginning
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, Steps, associate_together
@@ -240,7 +241,7 @@ class ReportGenerator(nn.Module):
             pad_token_id=self.tokenizer.pad_token_id,
             synced_gpus=synced,
             streamer=streamer,
-            logits_processor=LogitsProcessorList([_Begin(self.tokenizer, begin)] if begin else []),
+            logits_processor=LogitsProcessorList([Beginning(self.tokenizer, begin)] if begin else []),
         )
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [without_outline(text) if self.settings.outline else text.strip() for text in texts]
@@ -345,22 +346,6 @@ class ReportGenerator(nn.Module):
         prompt = embed(ids).to(streams_BPE.dtype).expand(len(streams_BPE), -1, -1)
         cut = len(self.before)
         return torch.cat([prompt[:, :cut], streams_BPE, prompt[:, cut:]], dim=1).to(embed.weight.dtype)
-
-
-class _Begin(LogitsProcessor):
-    """Each text begins with given tokens; its beams part after them."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, begin: Sequence[str]) -> None:
-        self._ids = [tokenizer(text, add_special_tokens=False).input_ids for text in begin]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Written tokens [B · beams, T], scores of the next one [B · beams, V]."""
-        written, beams = input_ids.shape[1], len(scores) // len(self._ids)
-        for row_beams, ids in zip(scores.split(beams), self._ids, strict=True):
-            if written < len(ids):
-                kept = row_beams[:, ids[written]].clone()
-                row_beams.fill_(-torch.inf)[:, ids[written]] = kept
-        return scores
 
 
 def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:

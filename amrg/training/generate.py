@@ -94,9 +94,10 @@ def _outliner(config: Config, model: ReportGenerator, data: Path, banks: Path, f
     if not count(data, split):
         raise UserError(f"generate.outline {config.generate.outline} is calibrated on `{split}`: that split is empty")
     seen = Seen(model, data, split, folder / SCRATCH, config.stage2.dtype)
-    logits_NF = seen[torch.arange(len(seen))].logits_BQ[:, : len(FINDINGS)].cpu()
+    logits_NQ = torch.cat([seen[rows].logits_BQ.cpu() for rows in torch.arange(len(seen)).split(1024)])
     found = [stated(study.report) for study in seen.studies]
-    certainty = Certainty.fit(logits_NF, torch.tensor([[f in some for f in FINDINGS] for some in found]))
+    truth_NF = torch.tensor([[finding in some for finding in FINDINGS] for some in found])
+    certainty = Certainty.fit(logits_NQ[:, : len(FINDINGS)], truth_NF)
     if engine.rank() == 0:
         certainty.save(folder)
     recalled = config.generate.outline == "recalled"
