@@ -3,6 +3,7 @@
 Works on any device; it is the back end of the CPU. ``README.md`` derives the recurrences.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 ROWS = 2048  # queries worked on at a time
 TILE = 1 << 19  # scores in one tile: 2 MiB of float32, the second-level caches of two cores
+LOG2_E = math.log2(math.e)
 EMPTY = -2  # stands for "no group" among the queries, equal to no group of a memory row
 
 
@@ -66,7 +68,15 @@ def association_blocks(
         for start, stop, tile in _tiles(memory, scale, q.dtype, width):
             columns = None if memory_group is None else memory_group[start:stop]
             block = _score(q, tile, group, columns, buffer[:, : stop - start])
-            yield rows, slice(start, stop), block.sub_(safe[:, None]).exp_()
+            yield rows, slice(start, stop), exp_(block.sub_(safe[:, None]))
+
+
+def exp_(x: Tensor) -> Tensor:
+    """``x.exp_()`` of numbers below 0: on CPUs torch's exp2 is 4 times as fast, 40 times where the result underflows.
+
+    Rounding the product makes the result relatively wrong by |x| · 1e-7, where it is e^−|x|.
+    """
+    return x.mul_(LOG2_E).exp2_()
 
 
 def finite(x: Tensor) -> Tensor:
@@ -151,7 +161,7 @@ class _Softmax:
         """Turn scores into exponentials in place; returns the shift that was subtracted, [rows]."""
         peak = torch.maximum(self.peak, block.amax(1))
         shift = finite(peak)
-        block.sub_(shift[:, None]).exp_()
+        exp_(block.sub_(shift[:, None]))
         self.decay = torch.exp(self.peak - shift)
         if self.plogp is not None:  # Σ −p ln p when every p so far shrinks by the decay
             self.plogp = self.decay * self.plogp + torch.special.entr(self.decay) * self.total
@@ -196,28 +206,23 @@ def backward(
         # Σ_k a_ik ∂L/∂a_ik, less what comes straight through lse
         centre = (g * retrieved[rows]).sum(1) + grad_mass[rows] * mass[rows]
         centre = (centre - grad_lse[rows].masked_fill(lse[rows] == -torch.inf, 0.0))[:, None]
+        g, lift = g / (1 - dropout), lift / (1 - dropout)
         width = tile_width(q.shape[0])
         shape = (q.shape[0], min(width, memory.shape[0]))
         scores, slopes = (None if association.numel() else q.new_empty(shape)), q.new_empty(shape)
         total = torch.zeros_like(q)
         for start, stop, tile in _tiles(memory, scale, dtype, width):
-            keep = None
             if scores is None:
-                block = association[rows, start:stop]
+                block = kept = association[rows, start:stop]
                 if dropout:
-                    keep, block = block > 0, block.abs()
+                    block, kept = block.abs(), block.clamp_min(0)
             else:
                 columns = None if memory_group is None else memory_group[start:stop]
-                block = _score(q, tile, group, columns, scores[:, : stop - start]).sub_(safe[:, None]).exp_()
+                block = kept = exp_(_score(q, tile, group, columns, scores[:, : stop - start]).sub_(safe[:, None]))
                 if dropout and seed is not None:
-                    keep = keep_mask(seed, (rows.start, rows.stop), (start, stop), dropout)
-            slope = torch.mm(g, tile.T, out=slopes[:, : stop - start]).add_(lift)
-            kept = block
-            if keep is not None:
-                share = keep.to(dtype).div_(1 - dropout)
-                slope.mul_(share)
-                kept = block * share if need_memory else block
-            slope.sub_(centre).mul_(block)
+                    kept = block * keep_mask(seed, (rows.start, rows.stop), (start, stop), dropout)
+            slope = torch.mm(g, tile.T, out=slopes[:, : stop - start]).add_(lift).mul_(kept)
+            slope.addcmul_(block, centre, value=-1)
             total.addmm_(slope, tile)
             if need_memory:
                 grad_memory[start:stop].addmm_(slope.T, q).addmm_(kept.T, g)
