@@ -48,7 +48,7 @@ setup(
         "torch>=2.9,<3",
         "torchvision>=0.24,<1",
         "timm>=1.0.20,<2",
-        "transformers>=5,<6",
+        "transformers>=5.24,<6",
         "peft>=0.18,<1",
         "deepspeed>=0.18,<1",
         "webdataset>=1.0,<2",

@@ -1,5 +1,6 @@
 """Steps as a sweep makes them: what a frozen stage 1 sees of the films is computed for one variant and kept for all."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,11 +38,11 @@ def _eyes(config: Config, inputs: dict[str, Path]) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy what ``FeatureCache`` keeps of each split, its counter last: with that it is whole."""
+    """Copy what ``Seen`` keeps of each split: all of it is there once a step has been made."""
     for split in ("train", "val", "test"):
-        if (source / f"{split}.done").exists() and not (target / split).exists():
-            target.mkdir(parents=True, exist_ok=True)
-            for name in (split, f"{split}.done"):
-                unfinished = target / f"{name}.{os.getpid()}"
-                shutil.copyfile(source / name, unfinished)
-                os.replace(unfinished, target / name)
+        if (source / split).is_dir() and not (target / split).exists():
+            unfinished = target / f"{split}.{os.getpid()}"
+            shutil.copytree(source / split, unfinished)
+            with contextlib.suppress(OSError):  # another job was first
+                unfinished.rename(target / split)
+            shutil.rmtree(unfinished, ignore_errors=True)

@@ -69,8 +69,7 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
         step("banks", *mining(config, size, film, given)),
     ]
     if not config.stage2.train_vision:
-        # `amrg.training.seen`: rank 0 looks, the others wait.
-        steps.append(step("stage2", f"{size.films:,} films seen by one GPU", size.films * film.look))
+        steps.append(step("stage2", f"{size.films:,} films seen", size.films * film.look / given.gpus))
     steps.append(step("stage2", f"{config.stage2.epochs} epochs", plans["stage2"].total_seconds))
     try:
         held_out = split_size(config, given, config.generate.split)
@@ -78,7 +77,7 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
         return [*steps, Step("generate", str(unknown), None, None)]
     ours = config.generate
     what = f"{held_out.studies:,} reports of {ours.max_new_tokens} tokens"
-    spent = held_out.films * film.look + writing(config, held_out.studies, given, tokenizer)
+    spent = held_out.films * film.look / given.gpus + writing(config, held_out.studies, given, tokenizer)
     return [*steps, step("generate", what, spent)]
 
 

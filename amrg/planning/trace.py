@@ -102,17 +102,17 @@ class Tracer:
         def read(model: Any, positions: int = prompt, **more: Any) -> Any:
             width = model.decoder.get_input_embeddings().embedding_dim
             embeddings = torch.zeros(2, positions, width)
-            return model.decoder(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **more).past_key_values
+            return model.decoder(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **more).cache
 
         reading = self.flops(read)
-        both = self.flops(lambda model: read(model, 1, past_key_values=read(model)))
+        both = self.flops(lambda model: read(model, 1, cache=read(model)))
         return reading / 2, (both - reading) / 2
 
 
 def cache_bytes(decoder: Any, positions: int, sequences: int = 1) -> int:
     """Bytes of the cache after a forward of a causal LM."""
     width = decoder.get_input_embeddings().embedding_dim
-    cache = decoder(inputs_embeds=torch.zeros(sequences, positions, width), use_cache=True).past_key_values
+    cache = decoder(inputs_embeds=torch.zeros(sequences, positions, width), use_cache=True).cache
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
@@ -120,7 +120,7 @@ def checkpoint_layers(model: nn.Module) -> None:
     """Let the decoder compute its layers again in the backward."""
     decoder: Any = getattr(model, "decoder", None)
     if decoder is not None:
-        decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def autocast(dtype: str) -> torch.autocast:

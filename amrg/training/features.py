@@ -40,13 +40,16 @@ class FeatureCache:
 
     def fill(self, batches: Iterable[Tensor]) -> None:
         """Append ``batches`` [B, *shape], which must begin with row ``done``, up to the last row."""
-        start = self.done
         for batch in batches:
-            self.rows_N[start : start + len(batch)] = batch.to(self.rows_N.dtype)
-            start += len(batch)
-            self._flush()
-            self._counter.write_text(str(start))
-        assert start == len(self), f"{start} of {len(self)} rows filled"
+            self.append(batch)
+        assert self.done == len(self), f"{self.done} of {len(self)} rows filled"
+
+    def append(self, batch: Tensor) -> None:
+        """Keep the rows [B, *shape] that follow those that are complete."""
+        start = self.done
+        self.rows_N[start : start + len(batch)] = batch.to(self.rows_N.dtype)
+        self._flush()
+        self._counter.write_text(str(start + len(batch)))
 
     def _flush(self) -> None:
         """What the counter counts outlives a lost machine, and is seen by others that share the disk."""

@@ -1,8 +1,7 @@
 """What stage 1 sees of each study, computed once: inputs of a stage 2 whose vision is frozen."""
 
-import itertools
 import math
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from amrg.training.features import FeatureCache
 from amrg.training.packing import PerFilm, stack_films
 
 _BATCH = 32  # studies looked at together
+PART = 256  # studies that one rank looks at, a multiple of ``_BATCH``: what is seen hardly depends on the ranks
 
 
 def look(model: ReportGenerator, films: PerFilm) -> Sight:
@@ -30,7 +30,7 @@ class Seen:
         model: whose stage 1 looks, as it is now.
         data: a data artefact.
         split: of it.
-        folder: of the cache; rank 0 fills it (an interrupted filling goes on), the others wait.
+        folder: of the cache. Each rank looks at every W-th part; an interrupted filling goes on, with any W.
         dtype: ``bfloat16`` looks under autocast.
     """
 
@@ -39,25 +39,36 @@ class Seen:
         tokens, queries, dim = model.seen_shape
         self._shapes = ((tokens, dim), (queries, dim), (queries,))
         self._sizes = [math.prod(shape) for shape in self._shapes]
-        self._cache = FeatureCache(folder / split, len(self.studies), (sum(self._sizes),))
-        if engine.rank() == 0 and self._cache.done < len(self.studies):
-            with torch.no_grad(), engine.precision(dtype):
-                self._cache.fill(self._compute(model.eval(), data, split))
+        self._folder = folder / split
+        starts = range(0, len(self.studies), PART)
+        with torch.no_grad(), engine.precision(dtype):
+            self._fill(model.eval(), data, split, starts[engine.rank() :: engine.world_size()])
         engine.barrier()
+        self._parts = [self._part(start).rows_N for start in starts]  # mapped when whole, by whichever machine
 
     def __len__(self) -> int:
         return len(self.studies)
 
     def __getitem__(self, rows: Tensor) -> Sight:
         """What is seen of rows [B], float32, on this rank's device."""
-        parts = self._cache[rows].float().to(engine.device()).split(self._sizes, dim=1)
+        seen = torch.stack([self._parts[row // PART][row % PART] for row in rows.tolist()])
+        parts = seen.float().to(engine.device()).split(self._sizes, dim=1)
         return Sight(*(part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)))
 
-    def _compute(self, model: ReportGenerator, data: Path, split: str) -> Iterator[Tensor]:
-        done = self._cache.done
-        samples = itertools.islice(read(data, split), done, None)
-        batches = iter(lambda: list(itertools.islice(samples, _BATCH)), [])
-        total = -(-len(self) // _BATCH)
-        for batch in track(batches, f"stage 1 looks at {split}", total, done // _BATCH):
-            seen = look(model, stack_films(batch, model.stage1.config.image_size))
-            yield torch.cat([part.flatten(1) for part in seen], dim=1).cpu()
+    def _part(self, start: int) -> FeatureCache:
+        """Of the studies from number ``start`` on."""
+        rows = min(PART, len(self.studies) - start)
+        return FeatureCache(self._folder / f"{start:08d}", rows, (sum(self._sizes),))
+
+    def _fill(self, model: ReportGenerator, data: Path, split: str, starts: range) -> None:
+        parts = {start: self._part(start) for start in starts}
+        left = [
+            (part, range(first, min(first + _BATCH, start + len(part))))
+            for start, part in parts.items()
+            for first in range(start + part.done, start + len(part), _BATCH)
+        ]
+        samples = read(data, split, [number for _, numbers in left for number in numbers])
+        total = sum(-(-len(part) // _BATCH) for part in parts.values())
+        for part, numbers in track(left, f"stage 1 looks at {split}", total, total - len(left)):
+            seen = look(model, stack_films(islice(samples, len(numbers)), model.stage1.config.image_size))
+            part.append(torch.cat([values.flatten(1) for values in seen], dim=1).cpu())

@@ -63,7 +63,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     refuse_held_out_rows(config, banks)
     model = build_generator(config, data, stage1, banks).to(engine.device())
     if ours.activation_checkpointing:
-        model.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if ours.compile:
         model.decoder.compile(dynamic=True)
     source = source_of(config, model, data, folder / SCRATCH)

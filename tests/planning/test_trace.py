@@ -67,10 +67,10 @@ def test_activations_of_stage2(config: Config, generator: Any, dtype: str, check
     tracer = Tracer(skeleton, dtype, checkpointing)
     predicted = tracer.trace(2).at(tracer.trace(3), 5).saved
     if checkpointing:
-        generator.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        generator.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     measured = kept(skeleton, generator.train(), 5, dtype)
     if checkpointing:
-        generator.decoder.gradient_checkpointing_disable()
+        generator.decoder.activation_checkpointing_disable()
     # The CPU's retrieval keeps its associations, float32, with 16 rows of each bank; a GPU's does not.
     associations = 2 * 5 * 14 * config.memory.heads * 16 * 4
     assert predicted == pytest.approx(measured - associations, rel=0.02)
