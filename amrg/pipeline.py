@@ -201,6 +201,6 @@ STEPS: dict[str, Step] = {
     "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, shared=True),
     "banks": Step("banks", 3, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 3, _stage2_settings, ("data", "stage1", "banks"), _stage2, shared=True),
-    "generate": Step("reports", 1, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
-    "evaluate": Step("scores", 3, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
+    "generate": Step("reports", 2, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
+    "evaluate": Step("scores", 4, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

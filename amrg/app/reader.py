@@ -7,7 +7,7 @@ import dataclasses
 import json
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from amrg.mining.regions import strongest
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.generator import ReportGenerator, Sight
 from amrg.models.hopfield import HopfieldMemory
-from amrg.models.outliner import Certainty, Outliner
+from amrg.models.outliner import Begun, Certainty, Outliner
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from amrg.training import engine
@@ -150,16 +150,17 @@ class Reader:
         Args:
             look: of the study.
             off: memories (``MEMORIES``) that are switched off: their positions are hidden from the decoder.
-            tell: is given ``text`` (plan and sentences so far) after each token, ``sentence`` (what it drew on) when
-                one is finished; it may raise ``Stopped``.
+            tell: is given ``text`` (plan and sentences so far) after each token, ``sentence`` (what it drew on, and the
+                report row it was ``recalled`` from) when one is finished; it may raise ``Stopped``.
         """
         hidden = [MEMORIES[name] for name in sorted(off) if name in look.association]
         group_1 = torch.tensor([look.group], device=engine.device())
         with self._lock, engine.precision(self.config.stage2.dtype), watched(self.model.decoder) as steps:
-            pen = _Pen(self, look, off, steps, tell)
-            seen = look.sight, group_1
-            begin = self._outliner.begin(self.model, *seen, recall="report" not in off) if self._outliner else ()
-            self.model.generate(*seen, self.decoding, streamer=pen, hidden=hidden, begin=begin)
+            seen, begun = (look.sight, group_1), Begun("")
+            if self._outliner:
+                (begun,) = self._outliner.begin(self.model, *seen, recall="report" not in off)
+            pen = _Pen(self, look, off, steps, begun.rows, tell)
+            self.model.generate(*seen, self.decoding, streamer=pen, hidden=hidden, begin=[begun.text])
 
     def drawn_on(self, look: Look, off: set[str], attention_S: Tensor) -> dict[str, Any]:
         """How a sentence's attention is divided among the streams, and its heaviest rows of each memory.
@@ -187,8 +188,11 @@ class Reader:
 class _Pen(BaseStreamer):
     """Turns the tokens that ``generate`` streams into what is told of them."""
 
-    def __init__(self, reader: Reader, look: Look, off: set[str], steps: deque[Tensor], tell: Tell) -> None:
+    def __init__(
+        self, reader: Reader, look: Look, off: set[str], steps: deque[Tensor], recalled: Sequence[int], tell: Tell
+    ) -> None:
         self._reader, self._look, self._off, self._steps, self._tell = reader, look, off, steps, tell
+        self._recalled = dict(enumerate(recalled))
         self._ids: list[int] = []
         self._begun = False
         self._told = 0
@@ -216,7 +220,7 @@ class _Pen(BaseStreamer):
         for number in range(self._told, finished):
             attention_S = self._transcript.attention(number, self._reader.positions)
             drawn = self._reader.drawn_on(self._look, self._off, attention_S)
-            self._tell("sentence", {"number": number, **drawn})
+            self._tell("sentence", {"number": number, "recalled": self._recalled.get(number), **drawn})
         self._told = max(self._told, finished)
 
 

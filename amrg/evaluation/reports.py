@@ -20,6 +20,7 @@ class Generated:
         text: may be empty: it is scored, and gets what silence deserves.
         memory: for each bank the rows behind it, ``[{"row": int, "weight": float}, …]``.
         group, reference: patient, and the report that was to be written, where the line tells.
+        recalled: rows of the report bank whose sentences it begins with, one of each.
     """
 
     key: str
@@ -27,6 +28,7 @@ class Generated:
     memory: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     group: str = ""
     reference: str = ""
+    recalled: list[int] = field(default_factory=list)
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[Generated]:
@@ -76,12 +78,13 @@ def _parse(line: str, where: str) -> Generated:
         record = json.loads(line)
         key, text, memory = record["key"], record["generated"], record.get("memory") or {}
         group, reference = record.get("group") or "", record.get("reference") or ""
-        rows = [row for bank in memory.values() for row in bank]
+        rows, recalled = [row for bank in memory.values() for row in bank], record.get("recalled") or []
         good = all(isinstance(value, str) for value in (key, text, group, reference))
         "".join((key, text, group, reference)).encode()  # half a surrogate pair can be read, and never written again
         good = good and all(isinstance(r["row"], int) and isinstance(r["weight"], int | float) for r in rows)
+        good = good and all(isinstance(row, int) for row in recalled)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return Generated(key, text, memory, group, reference)
+    return Generated(key, text, memory, group, reference, recalled)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from amrg.data.text import fold, sentences
-from amrg.data.wording import generic, loops, ngrams, tokenize
+from amrg.data.wording import compares, generic, loops, ngrams, tokenize
 from amrg.evaluation.reports import Generated
 from amrg.memory.bank import REPORTS, MemoryBank
 
@@ -28,8 +28,9 @@ def wording(texts: Sequence[str]) -> dict[str, float]:
         ``words_mean``, ``words_p10``, ``words_median``, ``words_p90``; ``distinct_1`` and ``distinct_4``, the share of
         different among all n-grams (Li et al., 2016); ``different``, the share of different reports among all;
         ``generic``, the share of reports that are word for word the most frequent one; ``loops``, the share that
-        repeats a phrase over and over; ``repeated_sentences``, the share that holds a sentence twice; ``cut_off``, the
-        share that does not end with a sentence; ``empty``.
+        repeats a phrase over and over; ``repeated_sentences``, the share that holds a sentence twice; ``compares``, the
+        share that speaks of a change or an earlier film; ``cut_off``, the share that does not end with a sentence;
+        ``empty``.
     """
     words = [tokenize(text) for text in texts]
     lengths = np.array([len(w) for w in words], dtype=np.float64)
@@ -45,6 +46,7 @@ def wording(texts: Sequence[str]) -> dict[str, float]:
         "generic": generic(texts),
         "loops": sum(map(loops, words)) / total,
         "repeated_sentences": sum(map(_repeats_a_sentence, texts)) / total,
+        "compares": sum(map(compares, texts)) / total,
         "cut_off": sum(bool(w) and not t.rstrip().endswith((".", "?", "!")) for w, t in zip(words, texts, strict=True))
         / total,
         "empty": sum(not w for w in words) / total,
@@ -52,13 +54,15 @@ def wording(texts: Sequence[str]) -> dict[str, float]:
 
 
 def retrieved_texts(banks: Path, reports: Sequence[Generated]) -> list[list[str]]:
-    """The texts of the report-bank rows behind each report; rows without a text (and unknown ones) are left out."""
+    """The texts of the report-bank rows behind each report: the heaviest, and those it took sentences of.
+
+    Rows without a text (and unknown ones) are left out.
+    """
     table = MemoryBank.open(banks / REPORTS).provenance
-    wanted = {row["row"] for report in reports for row in report.memory.get("report", [])}
-    rows = sorted(row for row in wanted if 0 <= row < table.num_rows)
+    behind = [dict.fromkeys([*(row["row"] for row in r.memory.get("report", [])), *r.recalled]) for r in reports]
+    rows = sorted(row for row in set().union(*behind) if 0 <= row < table.num_rows)
     texts = dict(zip(rows, table["text"].take(pa.array(rows, pa.int64())).to_pylist(), strict=True))
-    found = ([texts.get(row["row"]) for row in report.memory.get("report", [])] for report in reports)
-    return [[text for text in some if text] for some in found]
+    return [[text for row in some if (text := texts.get(row))] for some in behind]
 
 
 def retrieved_sets(reports: Sequence[Generated]) -> dict[str, int]:

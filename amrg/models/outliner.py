@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from amrg.data.labels import FINDINGS
 from amrg.data.outline import begun, stated
 from amrg.data.text import sentences
+from amrg.data.wording import compares
 from amrg.errors import UserError
 from amrg.memory.bank import MemoryBank
 from amrg.models.generator import ReportGenerator, Sight
@@ -103,6 +104,13 @@ def _best_threshold(probability_M: Tensor, truth_M: Tensor) -> float:
     return float(sorted_M[last : last + 2].mean())
 
 
+class Begun(NamedTuple):
+    """What a report begins with: an outline, then a sentence of each of these rows of the report bank."""
+
+    text: str
+    rows: tuple[int, ...] = ()
+
+
 class Outliner:
     """Begins reports.
 
@@ -123,34 +131,36 @@ class Outliner:
         group_B: Tensor,
         asking_BQD: Tensor | None = None,
         recall: bool = True,
-    ) -> list[str]:
+    ) -> list[Begun]:
         """What each report begins with, for ``ReportGenerator.generate``, which takes the same arguments.
 
         A finding's words are the first sentence, in the rows that its own query retrieves most of, heaviest first,
-        that states it and nothing that the outline does not name. Without one, or without ``recall``, the decoder
-        words it.
+        that states it, nothing that the outline does not name, and nothing that only an earlier film can tell. Without
+        one, or without ``recall``, the decoder words it.
         """
         named = self._certainty.findings(sight.logits_BQ[:, : len(FINDINGS)])
         if self._texts is None or model.report_memory is None or not recall:
-            return [begun(findings, ()) for findings in named]
+            return [Begun(begun(findings, ())) for findings in named]
         asking_BQD = sight.queries_BQD if asking_BQD is None else asking_BQD
         hidden = model.hidden_group(group_B)
         _, rows_BQK = model.report_memory.attribution(asking_BQD, query_group=hidden, top_k=ROWS)
-        return [begun(f, self._words(f, rows)) for f, rows in zip(named, rows_BQK.tolist(), strict=True)]
+        return [self._recall(findings, rows_QK) for findings, rows_QK in zip(named, rows_BQK.tolist(), strict=True)]
 
-    def _words(self, findings: list[str], rows_QK: Sequence[list[int]]) -> list[str]:
-        said: list[str] = []
+    def _recall(self, findings: list[str], rows_QK: Sequence[list[int]]) -> Begun:
+        said: dict[str, int] = {}
         left = set(findings)
         for finding in findings:
             rows = rows_QK[FINDINGS.index(finding)] if finding in left else []
-            candidates = (one for row in rows if row >= 0 for one in self._sentences(row))
-            for sentence, states in candidates:
+            candidates = ((row, *one) for row in rows if row >= 0 for one in self._sentences(row))
+            for row, sentence, states in candidates:
                 if finding in states and states <= set(findings):
-                    said.append(sentence)
+                    said[sentence] = row
                     left -= states
                     break
-        return said
+        return Begun(begun(findings, list(said)), tuple(said.values()))
 
     def _label(self, row: int) -> list[tuple[str, frozenset[str]]]:
+        """The sentences of a row that may be said of another film, and what each states."""
         assert self._texts is not None
-        return [(sentence, frozenset(stated(sentence))) for sentence in sentences(self._texts[row].as_py())]
+        said = sentences(self._texts[row].as_py())
+        return [(sentence, frozenset(stated(sentence))) for sentence in said if not compares(sentence)]

@@ -15,7 +15,7 @@ from amrg.errors import UserError
 from amrg.memory.bank import REPORTS as REPORT_BANK
 from amrg.memory.bank import MemoryBank, group_id
 from amrg.models.generator import ReportGenerator
-from amrg.models.outliner import Certainty, Outliner
+from amrg.models.outliner import Begun, Certainty, Outliner
 from amrg.progress import track
 from amrg.training import engine
 from amrg.training.seen import Seen
@@ -28,7 +28,8 @@ TOP_ROWS = 5  # memory rows named for each study and bank
 def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path) -> None:
     """Write ``reports.jsonl``: each study of ``config.generate.split`` once, in the order of their keys.
 
-    A line is ``{key, group, reference, generated, memory: {visual: [{row, weight}, …], report: […]}}``. Finished
+    A line is ``{key, group, reference, generated, memory: {visual: [{row, weight}, …], report: […]}, recalled: […]}``;
+    the first sentences of ``generated`` are those of the recalled rows of the report bank, one of each. Finished
     batches are kept in ``scratch/`` while the work goes on, so that an interrupted run goes on from there. Where
     stage 1 decides the outlines, its calibration is kept beside (``Certainty.save``).
 
@@ -114,15 +115,27 @@ def _write(
     asking_BQD = sight.queries_BQD
     if config.generate.memory == "mismatched":
         asking_BQD = seen[strangers([study.group for study in seen.studies])[rows]].queries_BQD
-    begin = outliner.begin(model, sight, group_B, asking_BQD) if outliner else ()
+    begun = outliner.begin(model, sight, group_B, asking_BQD) if outliner else [Begun("")] * len(studies)
     with torch.no_grad(), engine.precision(config.stage2.dtype):
         texts = model.generate(
-            sight, group_B, config.generate, synced=engine.world_size() > 1, asking_BQD=asking_BQD, begin=begin
+            sight,
+            group_B,
+            config.generate,
+            synced=engine.world_size() > 1,
+            asking_BQD=asking_BQD,
+            begin=[one.text for one in begun],
         )
     memory = model.retrieved(asking_BQD, group_B, TOP_ROWS)
     return [
-        {"key": study.key, "group": study.group, "reference": study.report, "generated": text, "memory": top}
-        for study, text, top in zip(studies, texts, memory, strict=True)
+        {
+            "key": study.key,
+            "group": study.group,
+            "reference": study.report,
+            "generated": text,
+            "memory": top,
+            "recalled": begin.rows,
+        }
+        for study, text, top, begin in zip(studies, texts, memory, begun, strict=True)
     ]
 
 

@@ -74,6 +74,7 @@ def wording_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "same as the most frequent": "generic",
         "a phrase in a loop": "loops",
         "a sentence twice": "repeated_sentences",
+        "an earlier film": "compares",
         "cut off": "cut_off",
         "empty": "empty",
     }

@@ -196,6 +196,11 @@ def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
     assert set(first) <= known
     assert tuple(finding for sentence in first for finding in stated(sentence)) == STATED
     assert written(without) != written(both)
+    rows = [content["recalled"] for kind, content in both if kind == "sentence"]
+    texts = [client.get(f"/api/banks/report/{row}").json()["text"] for row in rows[: len(first)]]
+    assert all(sentence in text for sentence, text in zip(first, texts, strict=True))
+    assert set(rows[len(first) :]) <= {None}
+    assert {content["recalled"] for kind, content in without if kind == "sentence"} == {None}
 
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])

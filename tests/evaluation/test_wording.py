@@ -14,6 +14,7 @@ from amrg.memory.writer import BankWriter
 def test_length_and_repetition() -> None:
     stock = "No acute disease."
     texts = [stock, "NO acute disease", "The heart is large. The heart is large.", "", "a b c d " * 3]
+    assert wording([*texts, "Stable."])["compares"] == pytest.approx(1 / 6)
     found = wording(texts)
     assert found["words_mean"] == pytest.approx((3 + 3 + 8 + 0 + 12) / 5)
     assert (found["words_p10"], found["words_median"]) == (pytest.approx(1.2), 3)
@@ -61,9 +62,13 @@ def test_retrieved_texts(tmp_path: Path) -> None:
     with BankWriter(tmp_path / REPORTS, 4) as writer:
         writer.add(torch.randn(3, 4), [origin | {"text": f"Text {i}."} for i in range(3)])
     rows = [{"row": i, "weight": 0.1} for i in (2, 0, 7)]
-    reports = [Generated("a", "", {"report": rows}), Generated("b", "", {"visual": rows}), Generated("c", "")]
+    reports = [
+        Generated("a", "", {"report": rows}),
+        Generated("b", "", {"visual": rows}),
+        Generated("c", "", recalled=[1]),
+    ]
     assert retrieved_sets(reports) == {"report": 2, "visual": 2}  # one set each, and none
     assert retrieved_sets([Generated("a", "", {"report": rows}), Generated("b", "", {"report": rows[::-1]})]) == {
         "report": 1
     }
-    assert retrieved_texts(tmp_path, reports) == [["Text 2.", "Text 0."], [], []]
+    assert retrieved_texts(tmp_path, reports) == [["Text 2.", "Text 0."], [], ["Text 1."]]

@@ -17,7 +17,7 @@ from amrg.errors import UserError
 from amrg.memory.bank import MemoryBank
 from amrg.memory.writer import BankWriter
 from amrg.models.generator import ReportGenerator, Sight
-from amrg.models.outliner import FILE, Certainty, Outliner
+from amrg.models.outliner import FILE, Begun, Certainty, Outliner
 from amrg.models.stage1 import DiseaseClassifier
 from tests.models.test_generator import build, classifier, inputs, one  # noqa: F401
 
@@ -36,16 +36,20 @@ HEART, EDEMA, EFFUSION, FRACTURE = (
 EVEN = Certainty((1.0,) * len(FINDINGS), (0.0,) * len(FINDINGS), 0.5)
 
 
-@pytest.fixture
-def bank(tmp_path: Path) -> MemoryBank:
+def bank_of(folder: Path, texts: list[str]) -> MemoryBank:
     """Texts for the rows that the generator of ``build`` holds."""
     origins = [
         {"key": f"s{n}", "group": f"p{n}", "split": "train", "findings": [], "source": "report", "text": text}
-        for n, text in enumerate(TEXTS)
+        for n, text in enumerate(texts)
     ]
-    with BankWriter(tmp_path / "bank", 5) as writer:
-        writer.add(torch.randn(len(TEXTS), 5, generator=torch.Generator().manual_seed(0)), origins)
-    return MemoryBank.open(tmp_path / "bank")
+    with BankWriter(folder / "bank", 5) as writer:
+        writer.add(torch.randn(len(texts), 5, generator=torch.Generator().manual_seed(0)), origins)
+    return MemoryBank.open(folder / "bank")
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> MemoryBank:
+    return bank_of(tmp_path, TEXTS)
 
 
 def sure_of(*findings: int) -> Tensor:
@@ -109,7 +113,7 @@ def test_words_are_those_of_the_heaviest_rows(
 ) -> None:
     model = build(classifier)
     sight, groups = seen(model, study, *named)
-    (text,) = Outliner(EVEN, bank).begin(model, sight, groups)
+    ((text, recalled),) = Outliner(EVEN, bank).begin(model, sight, groups)
     plan = [FINDINGS[k] for k in named]
     outline = ", ".join(plan).lower() or "none"
     assert text.startswith(f"{outline}. Report:")
@@ -129,6 +133,8 @@ def test_words_are_those_of_the_heaviest_rows(
         ]
         said += [sentence for *_, sentence in sorted(fitting)[-1:]]
     assert text.removeprefix(f"{outline}. Report:").strip() == " ".join(said)
+    assert len(recalled) == len(said)
+    assert all(sentence in sentences(TEXTS[row]) for sentence, row in zip(said, recalled, strict=True))
     assert bool(said) == bool({HEART, EDEMA, EFFUSION} & set(named))
     own = [TEXTS[row] for row, group in enumerate((0, 0, 1, 1, 2, -1, 9)) if group == study]
     if named == (EDEMA, FRACTURE):  # no row words a fracture
@@ -143,12 +149,24 @@ def test_memory_that_is_off_or_asked_for_another_patient(
     model = build(classifier)
     sight, groups = seen(model, 0, HEART)
     outliner = Outliner(EVEN, bank)
-    assert outliner.begin(model, sight, groups, recall=False) == ["cardiomegaly. Report:"]
-    assert Outliner(EVEN, None).begin(model, sight, groups) == ["cardiomegaly. Report:"]
-    assert outliner.begin(build(classifier, use_report_memory=False), sight, groups) == ["cardiomegaly. Report:"]
+    nothing = [Begun("cardiomegaly. Report:")]
+    assert outliner.begin(model, sight, groups, recall=False) == nothing
+    assert Outliner(EVEN, None).begin(model, sight, groups) == nothing
+    assert outliner.begin(build(classifier, use_report_memory=False), sight, groups) == nothing
     generator = torch.Generator().manual_seed(0)
     others = {outliner.begin(model, sight, groups, torch.randn(1, 14, 8, generator=generator) * 9)[0] for _ in range(9)}
     assert len(others) > 1
+
+
+def test_what_only_an_earlier_film_can_tell_is_not_said_of_another(
+    classifier: DiseaseClassifier,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    texts = ["Stable cardiomegaly.", "The heart is again enlarged. Cardiomegaly, compared to the prior study."] * 3
+    model = build(classifier)
+    sight, groups = seen(model, 0, HEART)
+    outliner = Outliner(EVEN, bank_of(tmp_path, [*texts, "Stable chest. Mild cardiomegaly."]))
+    assert outliner.begin(model, sight, groups) == [Begun("cardiomegaly. Report: Mild cardiomegaly.", (6,))]
 
 
 @pytest.mark.parametrize("beams", [1, 3])

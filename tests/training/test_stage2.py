@@ -142,11 +142,16 @@ def test_reports_begin_in_the_words_of_memory(artefacts: Any, tmp_path: Path, sp
     generate(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path / "stage2", tmp_path)
     assert 0 < Certainty.load(tmp_path).threshold < 1
     bank = MemoryBank.open(artefacts.banks / REPORT_BANK)
-    known = {sentence for text in bank.provenance["text"].to_pylist() for sentence in sentences(text)}
+    texts = bank.provenance["text"].to_pylist()
+    known = {sentence for text in texts for sentence in sentences(text)}
     rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
     assert len(rows) == len(studies(artefacts.data, split))
     for row in rows:
         assert any(row["generated"].startswith(sentence) and stated(sentence) for sentence in known)
+        left = row["generated"]
+        for place in row["recalled"]:
+            (said,) = (sentence for sentence in sentences(texts[place]) if left.startswith(sentence))
+            left = left.removeprefix(said).lstrip()
 
 
 def test_an_outline_needs_a_decoder_that_plans(artefacts: Any) -> None:

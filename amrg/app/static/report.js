@@ -83,6 +83,9 @@ function summary() {
   return changed ? `${count}, ${missing}: the report changed` : `${count}, ${missing}: the same report`;
 }
 
+/** Whether a sentence is one of the report memory's, not the writer's own. */
+const recalled = (number) => drawn[number]?.recalled != null;
+
 const differs = (sentence) => whole !== null && !whole.includes(sentence);
 
 function showSentences(growing) {
@@ -98,6 +101,7 @@ function showSentences(growing) {
           { type: "button", disabled: !drawn[number], "aria-pressed": String(chosen === number), onclick: () => choose(chosen === number ? null : number) },
           h("span", { class: "text" }, sentence),
           !last && differs(sentence) ? h("span", { class: "differs" }, "differs") : null,
+          recalled(number) ? h("span", { class: "recalled" }, "recalled") : null,
           h("span", { class: "drew" }, ...(drawn[number] ? drew(drawn[number].rows) : [])),
         ),
       );
@@ -133,10 +137,12 @@ function choose(number) {
   $("memory-what").textContent =
     number === null
       ? "What the film retrieved: each row's share of the association, the mean over the disease queries and heads."
-      : `While “${sentences[number]}” was written: each row's share of the attention paid to its memory.`;
+      : `While “${sentences[number]}” was written: each row's share of the attention paid to its memory.${origin(number)}`;
   showShares(number === null ? null : drawn[number].shares);
   for (const bank of BANKS) showRows(bank, without.includes(bank) ? null : what[bank]);
 }
+
+const origin = (number) => (recalled(number) ? ` The sentence itself is one of row ${drawn[number].recalled} of the report memory.` : "");
 
 function showShares(shares) {
   $("shares").hidden = shares === null;
