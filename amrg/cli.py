@@ -17,6 +17,7 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg doctor PATH
        amrg mirror DATA URL
        amrg bank build|merge|subset|verify|show|search ...
+       amrg write RUN STUDY ... [--json]
        amrg view RUN [--host ADDRESS] [--port NUMBER]
        amrg compare RUN RUN ...
        amrg experiment NAME [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]
@@ -36,6 +37,7 @@ verbs, each reading what the one before it made:
   doctor     check a copy of a data set before it is prepared
   mirror     copy shards to object storage (s3://, gs://), to be read from there
   bank       make, join, thin out, check, describe and search memory banks
+  write      reports of your own films (PNG, JPEG, DICOM), by the generator of a run
   view       look at a run in the browser: films, maps, memory, reports as they are written
   compare    paired tests between runs that wrote reports for the same studies
   experiment one of nine experiments, or all: variants of a run over several seeds, with a table, a plot and a page
@@ -52,6 +54,7 @@ BESIDE = {
     "doctor": "amrg.doctor",
     "mirror": "amrg.mirror",
     "bank": "amrg.banks",
+    "write": "amrg.write",
     "view": "amrg.app.view",
     "compare": "amrg.compare",
     "experiment": "amrg.experiments.command",

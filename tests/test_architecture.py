@@ -11,7 +11,16 @@ ROWS = [
     {"amrg.plan"},  # reads its command line as the launchers do
     {"amrg.cli"},
     {"amrg.cluster", "amrg.experiments"},
-    {"amrg.banks", "amrg.compare", "amrg.doctor", "amrg.export", "amrg.inspect", "amrg.mirror", "amrg.pipeline"},
+    {
+        "amrg.banks",
+        "amrg.compare",
+        "amrg.doctor",
+        "amrg.export",
+        "amrg.inspect",
+        "amrg.mirror",
+        "amrg.pipeline",
+        "amrg.write",
+    },
     {"amrg.app", "amrg.evaluation"},
     {"amrg.viewer"},
     {"amrg.mining", "amrg.planning"},

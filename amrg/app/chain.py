@@ -1,4 +1,4 @@
-"""Which artefacts a run consists of, found from any folder of it."""
+"""Which artefacts a run consists of, found from any folder of it, and its generator."""
 
 import json
 from dataclasses import dataclass
@@ -10,6 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
 from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config
 from amrg.errors import UserError
+from amrg.memory.bank import REPORTS, MemoryBank
+from amrg.models.generator import ReportGenerator
+from amrg.models.outliner import Certainty, Outliner
+from amrg.training import engine
+from amrg.training.stage2 import MODEL, open_banks
 
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
 OPENED_BY = ("scores", "reports", "stage2")
@@ -72,6 +77,23 @@ def open_chain(run: Path) -> Chain:
     if missing:
         raise UserError(f"{head.path} does not name its {', '.join(missing)}: make it again with `amrg run`")
     return Chain(found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"))
+
+
+def open_generator(chain: Chain, studies_together: int) -> tuple[ReportGenerator, Outliner | None]:
+    """The generator of a run, and what begins its reports where the decoder does not decide that alone.
+
+    Without reports there is no calibration yet: the decoder decides.
+
+    Raises:
+        UserError: an artefact is not what it should be.
+    """
+    config = chain.config
+    memories = open_banks(config, chain.banks.path, studies_together)
+    model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, memories).to(engine.device())
+    if chain.reports is None or config.generate.outline == "written":
+        return model, None
+    bank = MemoryBank.open(chain.banks.path / REPORTS) if config.generate.outline == "recalled" else None
+    return model, Outliner(Certainty.load(chain.reports.path), bank)
 
 
 def _newest(run: Path) -> Path:

@@ -18,22 +18,22 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from amrg.app.attention import Association, watched
-from amrg.app.chain import Chain
+from amrg.app.chain import Chain, open_generator
 from amrg.app.transcript import Transcript
 from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
+from amrg.memory.bank import VISUAL, MemoryBank
 from amrg.mining.cam import activation_maps
 from amrg.mining.regions import strongest
 from amrg.models.cross_attention import CrossAttention
-from amrg.models.generator import ReportGenerator, Sight
+from amrg.models.generator import Sight
 from amrg.models.hopfield import HopfieldMemory
-from amrg.models.outliner import Begun, Certainty, Outliner
+from amrg.models.outliner import Begun
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from amrg.training import engine
-from amrg.training.stage2 import MODEL, open_banks
+from amrg.training.seen import as_kept
 
 #: Is told the kind and the content of each step of a report.
 Tell = Callable[[str, dict[str, Any]], None]
@@ -87,8 +87,7 @@ class Reader:
 
     def __init__(self, chain: Chain) -> None:
         self.config = chain.config
-        banks = open_banks(self.config, chain.banks.path, 1)
-        self.model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, banks).to(engine.device())
+        self.model, self._outliner = open_generator(chain, 1)
         self.model.decoder.set_attn_implementation("eager")
         self.classifier = DiseaseClassifier.from_pretrained(chain.stage1.path / "model").to(engine.device())
         self.thresholds = _thresholds(chain.stage1.path / "thresholds.json")
@@ -96,10 +95,6 @@ class Reader:
         self._scale_K = np.array([about.get("scales", {}).get(label, 1.0) for label in LABELS])
         # Beams are not written word by word: the page shows what one beam writes.
         self.decoding = dataclasses.replace(self.config.generate, num_beams=1)
-        self._outliner = None
-        if chain.reports is not None and self.decoding.outline != "written":
-            bank = MemoryBank.open(chain.banks.path / REPORTS) if self.decoding.outline == "recalled" else None
-            self._outliner = Outliner(Certainty.load(chain.reports.path), bank)
         self._lock = threading.Lock()
 
     @property
@@ -122,8 +117,7 @@ class Reader:
         with self._lock:
             with engine.precision(self.config.stage2.dtype):
                 seen = self.classifier(images)
-                # Rounded as `amrg generate` keeps them, so that the same report comes out.
-                sight = Sight(*(part.bfloat16().float() for part in self.model.see(images, [len(films)])))
+                sight = as_kept(self.model.see(images, [len(films)]))
             maps_MKHW = activation_maps(self.classifier.cam_head, seen.fine_BHWC, self.config.banks.mining.method)
             association = {
                 name: Association(*(part[0].cpu() for part in found))

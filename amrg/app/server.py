@@ -32,8 +32,8 @@ from amrg.data.stream import Sample
 from amrg.data.studies import SPLITS
 from amrg.errors import UserError
 from amrg.memory.bank import NO_GROUP, group_id
+from amrg.viewer import ALWAYS, EMBEDDED
 from amrg.viewer.overlays import film_url, heat_url, outline_url
-from amrg.viewer.page import ALWAYS, EMBEDDED
 
 #: Larger files are refused before they are read. A radiograph of 4,280 × 3,520 pixels in 16 bits has 30 MB.
 MAX_BYTES = 64 * 2**20

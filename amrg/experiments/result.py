@@ -18,7 +18,8 @@ from amrg.evaluation.comparison import Difference
 from amrg.experiments.measure import HEADLINE, Row, Score
 from amrg.experiments.sweep import folder_of
 from amrg.experiments.words import span
-from amrg.viewer.page import ALWAYS, EMBEDDED, number, templates
+from amrg.viewer import ALWAYS, EMBEDDED
+from amrg.viewer.page import number, templates
 
 RESULT, TABLE, PAGE = "result.json", "table.csv", "index.html"
 _BLUE, _GREY = "#005a9c", "#8795a1"

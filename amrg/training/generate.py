@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from amrg.data.stream import count
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS as REPORT_BANK
 from amrg.memory.bank import MemoryBank, group_id
-from amrg.models.generator import ReportGenerator
+from amrg.models.generator import ReportGenerator, Sight
 from amrg.models.outliner import Begun, Certainty, Outliner
 from amrg.progress import track
 from amrg.training import engine
@@ -107,15 +108,38 @@ def _outliner(config: Config, model: ReportGenerator, data: Path, banks: Path, f
 
 def _write(
     model: ReportGenerator, seen: Seen, rows: torch.Tensor, config: Config, outliner: Outliner | None
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """The lines of some studies."""
-    sight = seen[rows]
     studies = [seen.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=engine.device())
-    asking_BQD = sight.queries_BQD
+    asking_BQD = None
     if config.generate.memory == "mismatched":
         asking_BQD = seen[strangers([study.group for study in seen.studies])[rows]].queries_BQD
-    begun = outliner.begin(model, sight, group_B, asking_BQD) if outliner else [Begun("")] * len(studies)
+    lines = write_reports(model, seen[rows], group_B, config, outliner, asking_BQD)
+    return [
+        {"key": study.key, "group": study.group, "reference": study.report, **line}
+        for study, line in zip(studies, lines, strict=True)
+    ]
+
+
+def write_reports(
+    model: ReportGenerator,
+    sight: Sight,
+    group_B: torch.Tensor,
+    config: Config,
+    outliner: Outliner | None,
+    asking_BQD: torch.Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """What ``reports.jsonl`` tells of some studies beside who they are: ``generated``, ``memory``, ``recalled``.
+
+    Args:
+        sight, group_B, asking_BQD: as for ``ReportGenerator.streams``; every rank needs equally many studies.
+        config: ``generate`` and ``stage2.dtype`` are read.
+        outliner: begins the reports; None leaves that to the decoder.
+    """
+    begun = [Begun("")] * len(group_B)
+    if outliner is not None:
+        begun = outliner.begin(model, sight, group_B, asking_BQD)
     with torch.no_grad(), engine.precision(config.stage2.dtype):
         texts = model.generate(
             sight,
@@ -125,17 +149,10 @@ def _write(
             asking_BQD=asking_BQD,
             begin=[one.text for one in begun],
         )
-    memory = model.retrieved(asking_BQD, group_B, TOP_ROWS)
+    memory = model.retrieved(sight.queries_BQD if asking_BQD is None else asking_BQD, group_B, TOP_ROWS)
     return [
-        {
-            "key": study.key,
-            "group": study.group,
-            "reference": study.report,
-            "generated": text,
-            "memory": top,
-            "recalled": begin.rows,
-        }
-        for study, text, top, begin in zip(studies, texts, memory, begun, strict=True)
+        {"generated": text, "memory": top, "recalled": one.rows}
+        for text, top, one in zip(texts, memory, begun, strict=True)
     ]
 
 

@@ -23,6 +23,11 @@ def look(model: ReportGenerator, films: PerFilm) -> Sight:
     return model.see(films.images(engine.device()), films.views)
 
 
+def as_kept(sight: Sight) -> Sight:
+    """Rounded as the cache of ``Seen`` keeps it: what is written of a film does not depend on who looked."""
+    return Sight(*(part.bfloat16().float() for part in sight))
+
+
 class Seen:
     """The studies of a split in index order, with what stage 1 sees of each.
 

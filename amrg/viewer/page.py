@@ -10,17 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from amrg.data.labels import LABELS
-from amrg.viewer import table
+from amrg.viewer import ALWAYS, EMBEDDED, table
 from amrg.viewer.overlays import crop, film_url, heat_url, outline_url
 from amrg.viewer.plots import line_chart
-
-#: What every page says.
-ALWAYS = "Research software. Not for clinical use."
-#: What a page on the embedded data says as well (design, section 7).
-EMBEDDED = (
-    "Real reports, real anatomy of one person, rendered lesions: every film is a simulated radiograph of one CT with "
-    "the reported lesions painted in. The scores measure the detection of painted lesions and say nothing clinical."
-)
 
 
 @dataclass(frozen=True)

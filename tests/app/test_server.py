@@ -29,8 +29,8 @@ from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.mining.regions import strongest
 from amrg.models.generator import ReportGenerator
 from amrg.training.stage2 import open_banks
+from amrg.viewer import ALWAYS, EMBEDDED
 from amrg.viewer.overlays import crop, film_url
-from amrg.viewer.page import ALWAYS, EMBEDDED
 from tests.app.made_run import STATED, make_run
 from tests.conftest import report
 from tests.data.test_film_files import GREY, bomb, dicom

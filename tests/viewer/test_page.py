@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from amrg.viewer import ALWAYS, EMBEDDED
 from amrg.viewer.overlays import crop, heat_url, marked, outline_url
-from amrg.viewer.page import ALWAYS, EMBEDDED, charts, render
+from amrg.viewer.page import charts, render
 from amrg.viewer.plots import line_chart
 from tests.viewer.made_up import page
 
