@@ -25,6 +25,7 @@ EXTRAS = {
     "browser": ["selenium>=4.30,<5"],  # the web application in a real browser (make test-browser)
     "dev": [
         "pytest>=8,<10",
+        "pytest-xdist>=3.6,<4",  # two tests at a time: many wait for processes that start
         "hypothesis>=6.100,<7",
         "ruff>=0.9,<1",
         "mypy>=1.13,<3",
