@@ -39,7 +39,7 @@ def test_seed_0_is_the_run_as_configured():
     assert seeded(Config(seed=4), Variant("own"), 2).seed == 4
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=str)
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS.keys())
 def test_every_variant_is_a_configuration_of_its_own(experiment: Experiment):
     config = Config()
     variants = experiment.variants(config, 9000)
