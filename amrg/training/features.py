@@ -1,14 +1,19 @@
-"""A cache of features that never change: one memory-mapped file, filled in order, resumable.
+"""Features that never change: computed once, by one process or by all ranks, memory-mapped, resumable.
 
 Shape legend: N rows, B rows of one batch.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from amrg.progress import track
+from amrg.training.ranks import barrier, rank, world_size
+
+PART = 256  # rows that one rank computes before its next part
 
 
 class FeatureCache:
@@ -63,3 +68,44 @@ class FeatureCache:
         """The rows as a copy in memory."""
         assert self.done == len(self), "the cache is not complete"
         return self.rows_N[rows].clone()
+
+
+class SharedFeatures:
+    """Rows [N, *shape] that the ranks compute between them, each every W-th part, and then all read.
+
+    What is computed together does not depend on the ranks; what was interrupted goes on, with any number of them.
+
+    Args:
+        folder: of the parts.
+        rows: N.
+        shape: of one row.
+        together: rows computed at a time, a divisor of ``PART``.
+        compute: ``compute(batches)`` yields the rows [B, *shape] of each of these ranges of row numbers.
+        label: what is being done, a few words.
+    """
+
+    def __init__(
+        self, folder: Path, rows: int, shape: Sequence[int], together: int,
+        compute: Callable[[list[range]], Iterator[Tensor]], label: str,
+    ) -> None:  # fmt: skip
+        def part(start: int) -> FeatureCache:
+            return FeatureCache(folder / f"{start:08d}", min(PART, rows - start), shape)
+
+        starts = range(0, rows, PART)
+        mine = {start: part(start) for start in starts[rank() :: world_size()]}
+        left = [
+            (cache, range(first, min(first + together, start + len(cache))))
+            for start, cache in mine.items()
+            for first in range(start + cache.done, start + len(cache), together)
+        ]
+        if left:
+            total = sum(-(-len(cache) // together) for cache in mine.values())
+            computed = compute([numbers for _, numbers in left])
+            for (cache, _), values in track(zip(left, computed, strict=True), label, total, total - len(left)):
+                cache.append(values)
+        barrier()
+        self._parts = [part(start).rows_N for start in starts]  # mapped when whole, whichever machine made them
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Rows [B] as a copy in memory."""
+        return torch.stack([self._parts[row // PART][row % PART] for row in rows.tolist()])

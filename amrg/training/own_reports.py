@@ -3,7 +3,8 @@
 Shape legend: B studies, D width of the bank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +16,10 @@ from amrg.data.stream import studies
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS, MemoryBank, normalise_rows
 from amrg.memory.reports import TextEncoder
-from amrg.progress import track
 from amrg.training import engine
-from amrg.training.features import FeatureCache
+from amrg.training.features import SharedFeatures
 
-_TOGETHER = 500  # texts encoded between two notes of how far it is
+_TOGETHER = 256  # texts encoded between two notes of how far it is
 
 
 class OwnReports:
@@ -29,7 +29,7 @@ class OwnReports:
         config: of the report bank.
         data: a data artefact.
         bank: the report bank.
-        folder: of the cache; rank 0 fills it (an interrupted filling goes on), the others wait.
+        folder: of the cache, which the ranks fill between them (``SharedFeatures``).
         weight: of the retrieval loss.
 
     Raises:
@@ -42,10 +42,10 @@ class OwnReports:
         texts = sorted({study.report.strip() for study in train})
         place = {text: row for row, text in enumerate(texts)}
         self._rows = {anonymous(study.key): place[study.report.strip()] for study in train}
-        self._cache = FeatureCache(folder / "own-reports", len(texts), (bank.dim,))
-        if engine.rank() == 0 and self._cache.done < len(texts):
-            _fill(self._cache, texts, config, bank)
-        engine.barrier()
+        self._cache = SharedFeatures(
+            folder / "own-reports", len(texts), (bank.dim,), _TOGETHER, partial(_encode, texts, config, bank),
+            f"encoding train reports ({_TOGETHER}s)",
+        )  # fmt: skip
 
     def of(self, keys: Sequence[str]) -> Tensor:
         """Normalised rows of the studies with these hashed keys, float32 [B, D], on this rank's device."""
@@ -60,7 +60,7 @@ def own_reports_of(config: Config, data: Path, banks: Path, scratch: Path) -> Ow
     return OwnReports(config.banks.reports, data, MemoryBank.open(banks / REPORTS), scratch, weight)
 
 
-def _fill(cache: FeatureCache, texts: list[str], config: ReportBankConfig, bank: MemoryBank) -> None:
+def _encode(texts: list[str], config: ReportBankConfig, bank: MemoryBank, batches: list[range]) -> Iterator[Tensor]:
     encoder = TextEncoder(config.encoder, config.max_tokens, engine.device())
     made_with = bank.header["about"].get("weights_sha256")
     if encoder.fingerprint != made_with:
@@ -68,6 +68,5 @@ def _fill(cache: FeatureCache, texts: list[str], config: ReportBankConfig, bank:
             f"{bank.folder} was made with another text encoder ({made_with[:12] if made_with else 'unknown'}) than "
             f"banks.reports.encoder {config.encoder} ({encoder.fingerprint[:12]}): stage2.retrieval_loss needs the same"
         )
-    starts = range(cache.done, len(texts), _TOGETHER)
-    parts = (encoder.encode(texts[start : start + _TOGETHER]) for start in starts)
-    cache.fill(normalise_rows(part) for part in track(parts, f"encoding train reports ({_TOGETHER}s)", len(starts)))
+    for numbers in batches:
+        yield normalise_rows(encoder.encode(texts[numbers.start : numbers.stop]))

@@ -1,7 +1,9 @@
 """What stage 1 sees of each study, computed once: inputs of a stage 2 whose vision is frozen."""
 
 import math
-from itertools import islice
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -9,13 +11,11 @@ from torch import Tensor
 
 from amrg.data.stream import read, studies
 from amrg.models.generator import ReportGenerator, Sight
-from amrg.progress import track
 from amrg.training import engine
-from amrg.training.features import FeatureCache
+from amrg.training.features import SharedFeatures
 from amrg.training.packing import PerFilm, stack_films
 
 _BATCH = 32  # studies looked at together
-PART = 256  # studies that one rank looks at, a multiple of ``_BATCH``: what is seen hardly depends on the ranks
 
 
 def look(model: ReportGenerator, films: PerFilm) -> Sight:
@@ -35,7 +35,7 @@ class Seen:
         model: whose stage 1 looks, as it is now.
         data: a data artefact.
         split: of it.
-        folder: of the cache. Each rank looks at every W-th part; an interrupted filling goes on, with any W.
+        folder: of the cache, which the ranks fill between them (``SharedFeatures``).
         dtype: ``bfloat16`` looks under autocast.
     """
 
@@ -44,36 +44,22 @@ class Seen:
         tokens, queries, dim = model.seen_shape
         self._shapes = ((tokens, dim), (queries, dim), (queries,))
         self._sizes = [math.prod(shape) for shape in self._shapes]
-        self._folder = folder / split
-        starts = range(0, len(self.studies), PART)
+        compute = partial(self._look, model.eval(), data, split)
         with torch.no_grad(), engine.precision(dtype):
-            self._fill(model.eval(), data, split, starts[engine.rank() :: engine.world_size()])
-        engine.barrier()
-        self._parts = [self._part(start).rows_N for start in starts]  # mapped when whole, by whichever machine
+            self._cache = SharedFeatures(
+                folder / split, len(self.studies), (sum(self._sizes),), _BATCH, compute, f"stage 1 looks at {split}"
+            )
 
     def __len__(self) -> int:
         return len(self.studies)
 
     def __getitem__(self, rows: Tensor) -> Sight:
         """What is seen of rows [B], float32, on this rank's device."""
-        seen = torch.stack([self._parts[row // PART][row % PART] for row in rows.tolist()])
-        parts = seen.float().to(engine.device()).split(self._sizes, dim=1)
+        parts = self._cache[rows].float().to(engine.device()).split(self._sizes, dim=1)
         return Sight(*(part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)))
 
-    def _part(self, start: int) -> FeatureCache:
-        """Of the studies from number ``start`` on."""
-        rows = min(PART, len(self.studies) - start)
-        return FeatureCache(self._folder / f"{start:08d}", rows, (sum(self._sizes),))
-
-    def _fill(self, model: ReportGenerator, data: Path, split: str, starts: range) -> None:
-        parts = {start: self._part(start) for start in starts}
-        left = [
-            (part, range(first, min(first + _BATCH, start + len(part))))
-            for start, part in parts.items()
-            for first in range(start + part.done, start + len(part), _BATCH)
-        ]
-        samples = read(data, split, [number for _, numbers in left for number in numbers])
-        total = sum(-(-len(part) // _BATCH) for part in parts.values())
-        for part, numbers in track(left, f"stage 1 looks at {split}", total, total - len(left)):
+    def _look(self, model: ReportGenerator, data: Path, split: str, batches: list[range]) -> Iterator[Tensor]:
+        samples = read(data, split, list(chain(*batches)))
+        for numbers in batches:
             seen = look(model, stack_films(islice(samples, len(numbers)), model.stage1.config.image_size))
-            part.append(torch.cat([values.flatten(1) for values in seen], dim=1).cpu())
+            yield torch.cat([part.flatten(1) for part in seen], dim=1).cpu()

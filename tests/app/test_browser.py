@@ -15,6 +15,7 @@ from PIL import Image
 from amrg.app.chain import open_chain
 from amrg.app.reader import Reader
 from amrg.app.server import create_app
+from tests.app.made_run import make_run
 from tests.browser import WIDTH, Keys, Page, chromium
 from tests.data.test_film_files import dicom
 
@@ -286,6 +287,22 @@ def test_readable_at_any_width_in_both_schemes(page, scheme, width):
         assert page.broken_rules() == []
         assert page.driver.execute_script(WIDTH) <= width
         page.shot(f"{scheme}-{width}")
+
+
+def test_a_sentence_of_memory_is_marked_and_names_its_row(browser, tmp_path):
+    with served(make_run(tmp_path, "recalled")["reports"].path) as address:
+        page = Viewer(browser, address).open()
+        recalled = [bool(line.find_elements("css selector", ".recalled")) for line in page.all("#sentences li")]
+        assert recalled[:1] == [True]
+        assert recalled == sorted(recalled, reverse=True)  # they come first
+        page.one("#sentences button").click()
+        assert "The sentence itself is one of row" in page.text("#memory-what")
+        assert page.broken_rules() == []
+        page.shot("recalled")
+        page.focus("#switches [name=report]")
+        page.keys(Keys.SPACE)
+        page.wait(lambda: "without report memory" in page.text("#state"))
+        assert not page.all("#sentences .recalled")
 
 
 def test_when_the_viewer_is_gone_the_page_says_so(browser, folder):

@@ -26,9 +26,9 @@ def test_each_study_gets_the_vector_of_its_own_report(artefacts: Any, tmp_path: 
     expected = normalise_rows(torch.cat([encoder.encode([study.report.strip()]) for study in chosen]))
     found = own.of([anonymous(study.key) for study in chosen])
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)  # kept in bfloat16
-    written = {path: file_hash(path) for path in tmp_path.iterdir()}
+    written = {path: file_hash(path) for path in (tmp_path / "own-reports").iterdir()}
     OwnReports(settings, artefacts.data, bank, tmp_path, 1.0)
-    assert {path: file_hash(path) for path in tmp_path.iterdir()} == written
+    assert {path: file_hash(path) for path in (tmp_path / "own-reports").iterdir()} == written
 
 
 def test_another_encoder_than_that_of_the_bank_is_refused(artefacts: Any, tmp_path: Path) -> None:

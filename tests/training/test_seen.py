@@ -9,14 +9,14 @@ import torch
 from amrg.data.stream import read
 from amrg.models.generator import ReportGenerator
 from amrg.models.vision import to_images
-from amrg.training import seen
+from amrg.training import features, seen
 from amrg.training.seen import Seen
 from amrg.training.stage2 import build_generator
 
 
 @pytest.fixture
 def model(artefacts: Any, monkeypatch: pytest.MonkeyPatch) -> ReportGenerator:
-    monkeypatch.setattr(seen, "PART", 6)  # of 16 studies: three parts, the last one of four
+    monkeypatch.setattr(features, "PART", 6)  # of 16 studies: three parts, the last one of four
     monkeypatch.setattr(seen, "_BATCH", 4)
     return build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
 
@@ -56,9 +56,9 @@ def test_what_was_stopped_goes_on_on_another_number_of_ranks(
 
     monkeypatch.setattr(seen, "look", counted)
     with monkeypatch.context() as second:
-        second.setattr(seen.engine, "rank", lambda: 1)
-        second.setattr(seen.engine, "world_size", lambda: 2)
-        second.setattr(seen.engine, "barrier", lambda: None)
+        second.setattr(features, "rank", lambda: 1)
+        second.setattr(features, "world_size", lambda: 2)
+        second.setattr(features, "barrier", lambda: None)
         Seen(model, artefacts.data, "train", tmp_path, "float32")
     assert looked == [4, 2]
     with pytest.raises(KeyboardInterrupt):

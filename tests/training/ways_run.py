@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from amrg.config import load
-from amrg.training import engine, seen
+from amrg.training import engine, features
 from amrg.training.generate import generate
 from amrg.training.stage2 import train_stage2
 
@@ -44,7 +44,7 @@ def run(runs: Path, folder: Path, way: str, stage: str) -> None:
 
 if __name__ == "__main__":
     engine.start()
-    seen.PART = 4  # so that there is something to see for each rank
+    features.PART = 4  # so that there is something to compute for each rank
     for name in sys.argv[3:]:
         target = Path(sys.argv[2]) / name
         target.mkdir(parents=True, exist_ok=True)
