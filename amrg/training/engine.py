@@ -21,8 +21,8 @@ from amrg.training.ds_config import AUTO, Optimisation, read, resolve
 from amrg.training.ranks import barrier, device, gather_lists, mean_over_ranks, rank, start, world_size
 
 __all__ = [
-    "Engine", "barrier", "device", "fill", "gather_lists", "mean_over_ranks", "partition", "precision",
-    "rank", "split", "start", "world_size", "zero3",
+    "Engine", "barrier", "device", "fill", "gather_lists", "linear_restored", "mean_over_ranks", "partition",
+    "precision", "rank", "split", "start", "world_size", "zero3",
 ]  # fmt: skip
 
 #: A batch is whatever ``loss`` understands; its tensors have the samples on their first axis.
@@ -88,6 +88,19 @@ def products(dtype: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def linear_restored() -> Iterator[None]:
+    """After the block (or the function it decorates) ``torch.nn.functional.linear`` is what it was before.
+
+    ZeRO 3 overrides it for the rest of the process: the next step would round in another way than in one of its own.
+    """
+    before = nn.functional.linear
+    try:
+        yield
+    finally:
+        nn.functional.linear = before
 
 
 class Engine:

@@ -26,6 +26,7 @@ REPORTS = "reports.jsonl"
 TOP_ROWS = 5  # memory rows named for each study and bank
 
 
+@engine.linear_restored()
 def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path) -> None:
     """Write ``reports.jsonl``: each study of ``config.generate.split`` once, in the order of their keys.
 

@@ -45,6 +45,7 @@ LEAST_POSITIVES = 10
 _BATCH = 32  # films computed at a time where nothing depends on it
 
 
+@engine.linear_restored()
 def train_stage1(config: Config, data: Path, folder: Path) -> None:
     """Train on ``data``; the epoch with the best mean AUROC on validation is kept.
 

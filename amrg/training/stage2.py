@@ -44,6 +44,7 @@ SCRATCH = "scratch"  # removed when the artefact is whole
 _HEADS = ("query_weight_KD", "query_bias_K", "cam_head")
 
 
+@engine.linear_restored()
 def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: Path) -> None:
     """Train on ``data`` from the classifier of ``stage1`` and the rows of ``banks``.
 

@@ -121,10 +121,14 @@ def test_a_partitioned_module_computes_what_it_did() -> None:
     assert engine.zero3("zero1.json") is None
     zero = engine.zero3("zero3.json", required=True)
     assert zero is not None
-    engine.partition(module, zero)
-    assert all(parameter.numel() == 0 for parameter in module.parameters())  # kept apart until a layer is computed
-    for _ in range(2):
-        torch.testing.assert_close(module(inputs), expected)
+    before = torch.nn.functional.linear
+    with engine.linear_restored():
+        engine.partition(module, zero)
+        assert all(parameter.numel() == 0 for parameter in module.parameters())  # apart until a layer is computed
+        for _ in range(2):
+            torch.testing.assert_close(module(inputs), expected)
+        assert torch.nn.functional.linear is not before
+    assert torch.nn.functional.linear is before
 
 
 @pytest.mark.parametrize(("dtype", "inside"), [("bfloat16", "medium"), ("float32", "high"), ("float16", "high")])
