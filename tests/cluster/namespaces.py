@@ -25,12 +25,13 @@ def environment(home: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_metrics_report_interval_ms": "1000",
+        "RAY_worker_niceness": "0",  # else its workers starve beside the other tests
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     return os.environ | ours
 
 
-def run(home: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run(home: Path, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """``python ARGUMENTS`` to its end; skips the test where namespaces are not allowed."""
     probe = subprocess.run(command("true"), capture_output=True, text=True)
     if probe.returncode:

@@ -18,7 +18,7 @@ RUNS = ("nothing", "reader+worker", "node+driver+patience")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("losses")
     make_artefacts(folder / "runs")
-    done = namespaces.run(folder, str(SCRIPT), str(folder / "runs"), str(folder / "result.jsonl"), *RUNS, timeout=900)
+    done = namespaces.run(folder, str(SCRIPT), str(folder / "runs"), str(folder / "result.jsonl"), *RUNS, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (folder / "result.jsonl").read_text().splitlines()]
     return {row["losses"]: row for row in rows}

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("readers_run.py")
 @pytest.fixture(scope="module")
 def found(artefacts: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("readers")
-    done = namespaces.run(folder, str(SCRIPT), str(artefacts.data), str(folder / "result.json"), timeout=400)
+    done = namespaces.run(folder, str(SCRIPT), str(artefacts.data), str(folder / "result.json"))
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "result.json").read_text())
 

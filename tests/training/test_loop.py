@@ -36,7 +36,7 @@ def start(ranks: int, folder: Path, pause: float, *configs: str) -> list[subproc
 
 
 def finish(processes: list[subprocess.Popen[bytes]]) -> None:
-    assert [process.wait(timeout=120) for process in processes] == [0] * len(processes)
+    assert [process.wait(timeout=240) for process in processes] == [0] * len(processes)
 
 
 def steps(folder: Path) -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ def start(ranks: int, *arguments: Path | str, script: str = "ways_run.py") -> No
         )
         for rank in range(ranks)
     ]
-    assert [process.wait(timeout=200) for process in processes] == [0] * ranks
+    assert [process.wait(timeout=400) for process in processes] == [0] * ranks
 
 
 RUNS = ("replicate-0", "replicate-1", "replicate-2", "replicate-3", "gather-3", "ring-3")
