@@ -25,7 +25,7 @@ def environment(home: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_metrics_report_interval_ms": "1000",
-        "RAY_worker_niceness": "0",  # else its workers starve beside the other tests
+        "RAY_worker_niceness": "0",  # else its workers starve beside other work
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     return os.environ | ours
