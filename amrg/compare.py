@@ -24,6 +24,15 @@ SHOWN = (
     "F1 example-13",
     "F1 micro-14",
     "F1 micro-5",
+    "F1 micro-13 with details",
+    "F1 macro-13 with details",
+    "side exact",
+    "side opposite",
+    "zone exact",
+    "severity exact",
+    "device kind",
+    "unsupported details",
+    "contradicting reports",
     "BLEU-1",
     "BLEU-4",
     "ROUGE-L",
@@ -69,7 +78,8 @@ def _named_apart(paths: list[Path]) -> list[Path]:
 
 
 def _table(first: Run, other: str, rows: Mapping[str, Difference], everything: bool) -> Table:
-    table = Table(title=f"{other} against {first.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = f"{other} against {first.name}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("", no_wrap=True)
     for head in ("first", "other", "difference", "95%", "p", "Holm"):
         table.add_column(head, justify="right", no_wrap=True)

@@ -202,5 +202,5 @@ STEPS: dict[str, Step] = {
     "banks": Step("banks", 3, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
     "stage2": Step("stage2", 3, _stage2_settings, ("data", "stage1", "banks"), _stage2, shared=True),
     "generate": Step("reports", 2, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
-    "evaluate": Step("scores", 4, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
+    "evaluate": Step("scores", 5, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

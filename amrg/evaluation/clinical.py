@@ -81,6 +81,11 @@ class ClinicalScores:
             for kind, average in (("micro", self.micro), ("macro", self.macro), ("example", self.example_based))
         }
 
+    def stacked(self, other: "ClinicalScores") -> "ClinicalScores":
+        """The studies of both behind one another."""
+        pairs = ((self.tp, other.tp), (self.fp, other.fp), (self.fn, other.fn))
+        return ClinicalScores(*(np.concatenate(pair) for pair in pairs))
+
     def summary(self) -> dict[str, dict]:
         """All averages and the per-label table, ready for JSON."""
         averages = {name: _named(value[0]) for name, value in self.averages().items()}

@@ -14,6 +14,7 @@ import numpy as np
 from amrg.artifacts import MANIFEST, open_artifact, open_input
 from amrg.errors import UserError
 from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
+from amrg.evaluation.details import DetailScores
 from amrg.evaluation.language import LanguageScores, score_language
 from amrg.evaluation.reports import FILE, Generated, parse_reports
 from amrg.evaluation.statistics import interval, resample
@@ -105,7 +106,7 @@ def check_pairing(first: Run, other: Run) -> None:
 
 
 def compare(first: Run, others: Sequence[Run], samples: int, seed: int) -> dict[str, dict[str, Difference]]:
-    """Every other run against the first, by run and score.
+    """Every other run against the first, by run and score; a score that one of the two does not have is left out.
 
     Args:
         first: what the others are measured against.
@@ -133,7 +134,10 @@ def compare(first: Run, others: Sequence[Run], samples: int, seed: int) -> dict[
 
 
 def scores_of(run: Run, samples: int, seed: int) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Every score of one run with its bootstrap interval, by the names that ``compare`` uses."""
+    """Every score of one run with its bootstrap interval, by the names that ``compare`` uses.
+
+    Scores of details are not a number where no report offers a case.
+    """
     scored = _score(run)
     whole = scored.scores(np.ones((1, len(run.reports))))
     drawn = scored.scores(resample([report.group for report in run.reports], samples, seed))
@@ -155,21 +159,19 @@ class _Scored:
 
     language: LanguageScores
     clinical: Mapping[str, ClinicalScores]
+    details: DetailScores
 
     def scores(self, weights_BS: np.ndarray) -> dict[str, np.ndarray]:
         found = self.language.corpus(weights_BS)
         for policy, scores in self.clinical.items():
             for name, values in scores.averages(weights_BS).items():
                 found[f"F1 {name.replace('_', '-')}{policy}"] = values[:, 2]
-        return found
+        return found | self.details.scores(weights_BS)
 
     def stacked(self, other: "_Scored") -> "_Scored":
         """Both runs' studies behind one another, so that a weight picks from which run a study's report is taken."""
-        clinical = {
-            policy: ClinicalScores(*(np.concatenate([getattr(s, c) for s in pair]) for c in ("tp", "fp", "fn")))
-            for policy, pair in ((p, (self.clinical[p], other.clinical[p])) for p in self.clinical)
-        }
-        return _Scored(self.language.stacked(other.language), clinical)
+        clinical = {policy: scores.stacked(other.clinical[policy]) for policy, scores in self.clinical.items()}
+        return _Scored(self.language.stacked(other.language), clinical, self.details.stacked(other.details))
 
 
 def _score(run: Run) -> _Scored:
@@ -183,6 +185,7 @@ def _score(run: Run) -> _Scored:
             "": ClinicalScores.of(stated(truth), stated(said)),
             " (uncertain as present)": ClinicalScores.of(stated(truth, "present"), stated(said, "present")),
         },
+        DetailScores.of(references, generated),
     )
 
 
@@ -193,26 +196,29 @@ def _swaps(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
 
 
 def _differences(first: _Scored, other: _Scored, bootstrap: np.ndarray, swaps: np.ndarray) -> dict[str, Difference]:
+    """Of every score that both runs have: a detail that no report offers a case of has none."""
     count = bootstrap.shape[1]
     whole = np.ones((1, count))
     one, two = first.scores(whole), other.scores(whole)
+    names = [name for name in one if np.isfinite([one[name][0], two[name][0]]).all()]
     pieces = np.array_split(np.arange(len(bootstrap)), max(1, bootstrap.size // _CELLS))
-    resampled: dict[str, list[np.ndarray]] = {name: [] for name in one}
-    permuted: dict[str, list[np.ndarray]] = {name: [] for name in one}
+    resampled: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    permuted: dict[str, list[np.ndarray]] = {name: [] for name in names}
     both = first.stacked(other)
     for piece in pieces:
         drawn_one, drawn_two = first.scores(bootstrap[piece]), other.scores(bootstrap[piece])
         kept = np.hstack([~swaps[piece], swaps[piece]]).astype(np.float64)
         taken = np.hstack([swaps[piece], ~swaps[piece]]).astype(np.float64)
         mixed_one, mixed_two = both.scores(kept), both.scores(taken)
-        for name in one:
+        for name in names:
             resampled[name].append(drawn_two[name] - drawn_one[name])
             permuted[name].append(mixed_two[name] - mixed_one[name])
     found = {}
-    for name in one:
+    for name in names:
         difference = float(two[name][0] - one[name][0])
-        # the tolerance keeps rounding from telling a permutation that swaps nothing from the runs as they are
-        extreme = np.abs(np.concatenate(permuted[name])) >= abs(difference) - 1e-12
+        # the tolerance keeps rounding from telling a permutation that swaps nothing from the runs as they are; one
+        # that leaves a run without a case (not a number) counts against a difference
+        extreme = ~(np.abs(np.concatenate(permuted[name])) < abs(difference) - 1e-12)
         p = (1 + int(extreme.sum())) / (1 + len(extreme))
         bounds = interval(np.concatenate(resampled[name]))
         found[name] = Difference(float(one[name][0]), float(two[name][0]), bounds, p, p)

@@ -19,11 +19,13 @@ from amrg.data.stream import studies as read_studies
 from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
 from amrg.evaluation import language
-from amrg.evaluation.baselines import most_frequent_normal, nearest_neighbour, random_train
+from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbour, random_train
+from amrg.evaluation.details import DetailScores
 from amrg.evaluation.inputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
 from amrg.evaluation.learned import learned_scores
 from amrg.evaluation.localisation import Localisation, localise
 from amrg.evaluation.probe import brightness_probe
+from amrg.evaluation.relevance import relevance
 from amrg.evaluation.reports import Generated, read_reports
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
 from amrg.evaluation.showcase import CONTACT_FILMS, Banks, pick, positives, read_curves, sample_studies
@@ -36,7 +38,7 @@ from amrg.viewer.page import Page, write_page
 from amrg.viewer.table import score_table
 
 #: Of the layout of ``scores.json``.
-FORMAT = 2
+FORMAT = 3
 
 #: A finding counts in the probe's mean with at least so many positives, as in stage 1's mean AUROC.
 LEAST_POSITIVES = 10
@@ -88,10 +90,11 @@ def evaluate(
         "studies": len(studies),
         "patients": len({s.group for s in studies}),
         "marks": sorted({a.mark for a in inputs.values() if a.mark}),
-        "systems": _systems(config, test, train, texts, each),
-        "references": {"wording": wording([s.report for s in studies])},
+        "systems": _systems(config, test, train, [s.report for s in read_studies(data, "val")], texts, each),
+        "references": _references(config, test),
         "copying": _copying(data, banks, studies, reports),
         "retrieved_sets": retrieved_sets(reports),
+        "relevance": _relevance(config, banks, test, reports),
         "mentions": mention_tables(_present(test), texts),
         "localisation": _localisation(config, test),
         "classifier": _classifier(stage1, split),
@@ -128,7 +131,7 @@ class _View:
 
 
 def _systems(
-    config: Config, test: TestView, train: TrainView, generated: list[str], each: Each
+    config: Config, test: TestView, train: TrainView, val_reports: list[str], generated: list[str], each: Each
 ) -> dict[str, dict[str, Any]]:
     """The model and its baselines, scored alike."""
     groups = [s.group for s in test.studies]
@@ -139,6 +142,7 @@ def _systems(
         MODEL: generated,
         "nearest neighbour": [train_reports[i] for i in nearest],
         "most frequent normal": [most_frequent_normal(train_reports)] * len(groups),
+        "best constant": [best_constant(train_reports, val_reports)] * len(groups),
         "random train report": [train_reports[i] for i in chance],
     }
     references, settings = [s.report for s in test.studies], config.evaluate
@@ -149,6 +153,7 @@ def _systems(
         settings.bootstrap,
         config.seed,
         settings.meteor_timeout if settings.meteor else None,
+        test.masks,
     )
     weights = resample(groups, settings.bootstrap, config.seed)
     learned = learned_scores(settings.learned, references, systems, weights, settings.learned_timeout, each)
@@ -157,12 +162,29 @@ def _systems(
     return scores
 
 
+def _references(config: Config, test: TestView) -> dict[str, Any]:
+    """How the references are worded, and how well their own details agree with the films: what is within reach."""
+    texts, groups = [s.report for s in test.studies], [s.group for s in test.studies]
+    details = DetailScores.of(texts, texts, test.masks)
+    return {
+        "wording": wording(texts),
+        "details": details.summary(resample(groups, config.evaluate.bootstrap, config.seed)),
+    }
+
+
 def _copying(data: Path, banks: Path, studies: list[Study], reports: list[Generated]) -> dict[str, Any]:
     """What the generated reports share with memory and train, and what the references share with the same."""
     train, groups = [s.report for s in read_studies(data, "train")], [s.group for s in studies]
     rows = retrieved_texts(banks, reports)
     texts = {"generated": [r.text for r in reports], "reference": [s.report for s in studies]}
     return {name: copying(some, rows, train, groups) for name, some in texts.items()}
+
+
+def _relevance(config: Config, banks: Path, test: TestView, reports: list[Generated]) -> dict[str, Any]:
+    """``relevance`` of what was retrieved, with the studies' own labels and true lesions."""
+    weights = resample([s.group for s in test.studies], config.evaluate.bootstrap, config.seed)
+    present = _present(test)[:, [LABELS.index(finding) for finding in FINDINGS]]
+    return relevance(banks, reports, present, test.masks, weights)
 
 
 def _present(test: TestView) -> np.ndarray:

@@ -3,20 +3,24 @@
 from markupsafe import Markup
 
 from amrg.data.labeler import Mention, mentions, normalise
+from amrg.evaluation.details import conflicts
 from amrg.viewer.overlays import marked
 
 
 def highlighted(reference: str, generated: str) -> tuple[Markup, Markup]:
-    """Both reports with the findings they state marked (kinds: ``overlays.KINDS``)."""
+    """Both reports with the findings they state marked (kinds: ``overlays.KINDS``).
+
+    A finding that both state is a hit only as in clinical F1 with details: sides and kinds of device do not conflict.
+    """
     texts = normalise(reference), normalise(generated)
     found = [mentions(text) for text in texts]
     stated = [{m.label for m in each if m.value == 1} for each in found]
-    both = stated[0] & stated[1]
-    marks = (_spans(each, both, alone) for each, alone in zip(found, ("miss", "extra"), strict=True))
+    kinds = dict.fromkeys(stated[0] & stated[1], "hit") | dict.fromkeys(conflicts(reference, generated), "detail")
+    marks = (_spans(each, kinds, alone) for each, alone in zip(found, ("miss", "extra"), strict=True))
     first, second = (marked(text, spans) for text, spans in zip(texts, marks, strict=True))
     return first, second
 
 
-def _spans(found: list[Mention], both: set[str], alone: str) -> list[tuple[int, int, str, str]]:
-    kinds = [(m, "unsure" if m.value == -1 else "hit" if m.label in both else alone) for m in found if m.value != 0]
+def _spans(found: list[Mention], both: dict[str, str], alone: str) -> list[tuple[int, int, str, str]]:
+    kinds = [(m, "unsure" if m.value == -1 else both.get(m.label, alone)) for m in found if m.value != 0]
     return [(m.start, m.end, kind, m.label) for m, kind in kinds]

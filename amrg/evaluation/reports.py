@@ -5,10 +5,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from amrg.data.labels import FINDINGS
 from amrg.data.studies import Study
 from amrg.errors import UserError
 
 FILE = "reports.jsonl"
+
+
+@dataclass(frozen=True)
+class Association:
+    """Of one memory, entry i of finding i's own association, mean over heads.
+
+    Attributes:
+        share: of the association, on rows of that finding.
+        top_row: the heaviest row, −1 for none.
+        side: of the weight on that finding's rows with a box, what lies on the patient's left (the image's right half);
+            None where no such row has weight.
+    """
+
+    share: list[float]
+    top_row: list[int]
+    side: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,7 @@ class Generated:
         memory: for each bank the rows behind it, ``[{"row": int, "weight": float}, …]``.
         group, reference: patient, and the report that was to be written, where the line tells.
         recalled: rows of the report bank whose sentences it begins with, one of each.
+        association: by bank, where the line tells.
     """
 
     key: str
@@ -29,6 +47,7 @@ class Generated:
     group: str = ""
     reference: str = ""
     recalled: list[int] = field(default_factory=list)
+    association: dict[str, Association] = field(default_factory=dict)
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[Generated]:
@@ -83,8 +102,23 @@ def _parse(line: str, where: str) -> Generated:
         "".join((key, text, group, reference)).encode()  # half a surrogate pair can be read, and never written again
         good = good and all(isinstance(r["row"], int) and isinstance(r["weight"], int | float) for r in rows)
         good = good and all(isinstance(row, int) for row in recalled)
+        association = {bank: _association(told) for bank, told in (record.get("association") or {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return Generated(key, text, memory, group, reference, recalled)
+    return Generated(key, text, memory, group, reference, recalled, association)
+
+
+def _association(told: dict[str, Any]) -> Association:
+    """One memory's entry of a line.
+
+    Raises:
+        ValueError: a list has not one entry for each finding, or an entry is not a number.
+    """
+    share, top_row, side = told["share"], told["top_row"], told.get("side") or [None] * len(FINDINGS)
+    good = all(len(values) == len(FINDINGS) for values in (share, top_row, side))
+    good = good and all(isinstance(row, int) for row in top_row)
+    if not good or not all(0 <= value <= 1 + 1e-6 for value in (*share, *(s for s in side if s is not None))):
+        raise ValueError("one entry for each finding is needed")
+    return Association(share, top_row, side)

@@ -7,6 +7,7 @@ import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
+from amrg.evaluation.details import DetailScores
 from amrg.evaluation.language import LanguageScores, meteor, score_language
 from amrg.evaluation.statistics import interval, resample, two_by_two
 from amrg.evaluation.wording import wording
@@ -21,8 +22,9 @@ def score_systems(
     samples: int,
     seed: int,
     meteor_timeout: float | None,
+    masks: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Language and clinical scores of each system, with bootstrap intervals by patient.
+    """Language and clinical scores of each system, and those of details, with bootstrap intervals by patient.
 
     Args:
         references: whole reference reports, [S].
@@ -31,6 +33,7 @@ def score_systems(
         groups: patient of each study.
         samples, seed: of the bootstrap.
         meteor_timeout: seconds; None leaves METEOR out.
+        masks: true lesions of each study by finding, bool [H, W]; None where none are known.
     """
     weights = resample(groups, samples, seed)
     truth = label_matrix(references)
@@ -49,6 +52,9 @@ def score_systems(
             "clinical": strict.summary() | {"intervals": _clinical_intervals(strict, weights)},
             "clinical_uncertain_as_present": lenient.summary() | {"intervals": _clinical_intervals(lenient, weights)},
         }
+        details = DetailScores.of(references, texts, masks)
+        scores[name]["details"] = details.summary(weights)
+        scores[name]["details_per_finding"] = details.per_finding()
         scores[name]["language"]["METEOR"] = meteor_scores if isinstance(meteor_scores, str) else meteor_scores[name]
         headline[name] = float(strict.micro(FINDINGS)[0, 2]), strict.micro(FINDINGS, weights)[:, 2]
     judged, *baselines = systems

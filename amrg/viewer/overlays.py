@@ -57,6 +57,7 @@ def crop(film: np.ndarray, box: tuple[int, int, int, int], grid: int, margin: fl
 #: Kinds of marked text and what the reader is told of each.
 KINDS = {
     "hit": "in both reports",
+    "detail": "in both reports, with another side or kind of device",
     "miss": "only in the reference",
     "extra": "only in the generated report",
     "unsure": "uncertain",

@@ -6,6 +6,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+#: Scores of details in the main table, by the heads of their columns.
+HEADLINES = {
+    "… with details": "F1 micro-13 with details",
+    "side exact": "side exact",
+    "side opposite": "side opposite",
+}
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
@@ -25,7 +31,7 @@ def cell(score: dict[str, Any] | float | str | None) -> str:
 
 def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Column heads and rows, one system each, the model first. Works on what ``scores.json`` holds."""
-    heads = ["", "clinical F1, 13 findings [95%]", "… macro", "… 5 findings", *METRICS, "words"]
+    heads = ["", "clinical F1, 13 findings [95%]", *HEADLINES, "… macro", "… 5 findings", *METRICS, "words"]
     rows = []
     for name, system in scores["systems"].items():
         clinical, language = system["clinical"], system["language"]
@@ -35,6 +41,7 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             [
                 name,
                 cell(headline),
+                *(cell(_known(system["details"][name])) for name in HEADLINES.values()),
                 cell(clinical["macro_13"]["f1"]),
                 cell(clinical["micro_5"]["f1"]),
                 *map(cell, short),
@@ -42,6 +49,71 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return heads, rows
+
+
+def detail_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Scores of details with the number of their cases, one system in each column.
+
+    The references have a column for what is not measured against themselves. A score without any case is left out.
+    """
+    columns = {name: system["details"] for name, system in scores["systems"].items()}
+    own = {n: one for n, one in scores["references"]["details"].items() if n.startswith(("film ", "contradicting"))}
+    rows = []
+    for name in next(iter(columns.values())):
+        found = [*(details[name] for details in columns.values()), own.get(name)]
+        if any(one and one["value"] is not None for one in found):
+            rows.append([name, *(_with_cases(name, one) for one in found)])
+    return ["", *columns, "references"], rows
+
+
+def detail_finding_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The model's counts by finding: right, opposite, of so many."""
+    measures = {
+        "side: exact, opposite, of": ("sides exact", "sides apart", "sides both"),
+        "zone: exact, overlapping, of": ("zones exact", "zones overlap", "zones both"),
+        "severity: exact, of": ("severities exact", "severities both"),
+        "device: exact, of": ("devices exact", "devices both"),
+        "side on the film: exact, opposite, of": ("film sides exact", "film sides apart", "film sides said"),
+        "zone on the film: exact, opposite, of": ("film zones exact", "film zones apart", "film zones said"),
+        "details: unsupported, of": ("unsupported", "details"),
+    }
+
+    def counts(found: dict[str, int], names: tuple[str, ...]) -> str:
+        return " / ".join(str(found[name]) for name in names) if found[names[-1]] else "–"
+
+    (model, *_) = scores["systems"].values()
+    per_finding = model["details_per_finding"]
+    return ["", *measures], [[n, *(counts(f, names) for names in measures.values())] for n, f in per_finding.items()]
+
+
+def relevance_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """One memory's association with the rows of the findings that the films have."""
+    heads = ["", "films with it", "share on its rows [95%]", "films without it [95%]", "rows of it in the bank"]
+    heads += ["different heaviest rows", "weight on the true side [95%]", "one-sided lesions"]
+    rows = {"all": found["all"], **found["findings"]} if found["all"] else {}
+    return heads, [
+        [
+            name,
+            str(row["studies"]),
+            *(cell(_known(row[key])) for key in ("with", "without")),
+            cell(row["base"]),
+            str(row["rows"]),
+            cell(_known(row["side"])),
+            str(row["sided"]),
+        ]
+        for name, row in rows.items()
+    ]
+
+
+def _known(score: dict[str, Any]) -> dict[str, Any] | None:
+    """A score that has a value; None where there was no case."""
+    return None if score["value"] is None else score
+
+
+def _with_cases(name: str, score: dict[str, Any] | None) -> str:
+    if score is None or score["value"] is None:
+        return "–"
+    return cell(score) if name.startswith("F1") else f"{cell(score)} of {score['cases']}"
 
 
 def clinical_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -119,10 +191,12 @@ def score_table(scores: dict[str, Any]) -> Table:
     heads, rows = score_rows(scores)
     title = f"{scores['studies']} {scores['split']} studies"
     reasons = Text("\n".join(unavailable(scores)))  # as it is: brackets are no markup
-    table = Table(title=title, title_justify="left", caption=reasons, caption_justify="left", box=box.SIMPLE)
+    table = Table(
+        title=title, title_justify="left", caption=reasons, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
+    )
     table.add_column("")
     for system, *_ in rows:
-        table.add_column(system, justify="right", min_width=13)  # an interval on one line
+        table.add_column(system, justify="right", min_width=11)  # an interval on one line
     for i, head in enumerate(heads[1:], start=1):
         table.add_row(head, *(row[i].replace(" [", "\n").removesuffix("]") for row in rows))
     return table

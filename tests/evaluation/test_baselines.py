@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amrg.errors import UserError
-from amrg.evaluation.baselines import most_frequent_normal, nearest_neighbour, random_train
+from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbour, random_train
 
 
 def test_most_frequent_normal_report() -> None:
@@ -33,3 +33,13 @@ def test_nearest_neighbour_is_by_angle_and_another_patient() -> None:
 def test_random_is_seeded() -> None:
     assert (random_train(50, 7, 1) == random_train(50, 7, 1)).all()
     assert set(random_train(200, 7, 1)) == set(range(7))
+
+
+def test_best_constant_is_the_one_with_the_best_micro_f1() -> None:
+    effusion, heart, both = "Small effusion.", "Cardiomegaly.", "Effusion. Cardiomegaly."
+    val = [effusion] * 3 + [heart] * 2 + ["Lungs are clear."] * 3
+    # on 8 studies with 5 findings: effusion 2·3/(8+5) = 0.46, heart 2·2/13 = 0.31, both 2·5/(16+5) = 0.48, normal 0
+    assert best_constant([effusion, heart, both, "Lungs are clear.", "Lungs are clear."], val) == both
+    assert best_constant([effusion, heart, "Lungs are clear."], val) == effusion
+    assert best_constant(["Large effusion.", effusion, effusion], val) == effusion
+    assert best_constant(["No effusion.", "Clear.", "Clear."], ["Clear."]) == "Clear."

@@ -10,7 +10,7 @@ from scipy import stats
 from amrg.artifacts import Recipe, build, open_artifact
 from amrg.compare import main
 from amrg.errors import UserError
-from amrg.evaluation.comparison import compare, holm, read_run, run_name
+from amrg.evaluation.comparison import compare, holm, read_run, run_name, scores_of
 
 SICK, WELL = "Small left pleural effusion.", "No pleural effusion."
 
@@ -74,6 +74,28 @@ def test_silence_is_compared_as_what_it_is(tmp_path):
     assert found[loud.name]["F1 micro-13"].other == 1
 
 
+def test_details_are_compared_where_both_runs_have_a_case(tmp_path):
+    """Side exact is 1 and 0; the run that is silent has no sides, so it is not tested in them."""
+    other_side = "Small right pleural effusion."
+    right, wrong, silent = (
+        read_run(write(tmp_path / f"{name}.jsonl", lines(said)))
+        for name, said in (("right", [SICK, WELL] * 20), ("wrong", [other_side, WELL] * 20), ("silent", [WELL] * 40))
+    )
+    found = compare(right, [wrong, silent], samples=200, seed=0)
+    side, f1, plain = (found[wrong.name][n] for n in ("side exact", "F1 micro-13 with details", "F1 micro-13"))
+    assert (side.first, side.other, side.interval) == (1, 0, (-1, -1))
+    assert side.p == pytest.approx(1 / 201)
+    assert (f1.first, f1.other, plain.first, plain.other) == (1, 0, 1, 1)
+    assert found[wrong.name]["side opposite"].other == 1
+    assert found[wrong.name]["unsupported details"].other == 0.5  # the side; the severity is right
+    assert "zone exact" not in found[wrong.name]
+    assert "side exact" not in found[silent.name]
+    assert found[silent.name]["contradicting reports"].p == 1
+    scores = scores_of(silent, 50, 0)
+    assert np.isnan(scores["side exact"][0])
+    assert scores["F1 micro-13 with details"] == (0, (0, 0))
+
+
 def test_patients_are_swapped_and_drawn_whole(tmp_path):
     """All studies are one patient's: nothing can be told from two labels of one unit."""
     groups = ["p"] * 8
@@ -124,7 +146,8 @@ def test_command(tmp_path, capsys):
     scores = make("scores", "b", lambda folder: (folder / "scores.json").write_text("{}"), {"reports": made[1]})
     main([str(made[0].path), str(scores.path), "--resamples", "50", "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
-    assert "F1 micro-13" in printed
+    assert "F1 micro-13 with details" in printed  # not cut on a terminal of 80 columns
+    assert "…" not in printed
     assert "uncertain" not in printed
     assert "effusion" not in printed
     written = json.loads((tmp_path / "out.json").read_text())

@@ -109,7 +109,8 @@ def run(artefacts, folder, config=CONFIG):
 def test_scores_page_and_table(artefacts, tmp_path, capsys):
     scores, page = run(artefacts, tmp_path / "a")
     assert scores["systems"]["model"]["clinical"]["micro_13"]["f1"] == 1.0  # it repeats the references
-    assert list(scores["systems"]) == ["model", "nearest neighbour", "most frequent normal", "random train report"]
+    baselines = ["nearest neighbour", "most frequent normal", "best constant", "random train report"]
+    assert list(scores["systems"]) == ["model", *baselines]
     assert scores["systems"]["most frequent normal"]["clinical"]["micro_13"]["f1"] == 0.0
     assert set(scores["localisation"]) == {"Cardiomegaly", "Pleural Effusion", "all lesions"}
     assert scores["mentions"]["Pleural Effusion"]["odds_ratio"] > 1
@@ -117,11 +118,33 @@ def test_scores_page_and_table(artefacts, tmp_path, capsys):
     assert scores["settings"]["num_beams"] == 3
     assert scores["inputs"]["banks"] == open_artifact(artefacts["banks"], "banks").hash
     assert scores["probe"] is not None
+    assert scores["format"] == 3
+    details = scores["systems"]["model"]["details"]
+    assert (details["side exact"]["value"], details["side exact"]["cases"]) == (1.0, 2)
+    assert details["film side exact"]["cases"] == scores["references"]["details"]["film side exact"]["cases"] == 2
+    assert scores["systems"]["nearest neighbour"]["details"].keys() == details.keys()
     assert "A &lt;b&gt;stored&lt;/b&gt; report." in page
     assert page.count("<article>") == 3
     printed = capsys.readouterr().out
     assert "nearest" in printed
     assert not any(text in printed for text in TEXTS.values())
+
+
+def test_relevance_of_recorded_associations(artefacts, tmp_path):
+    """The bank has rows of Cardiomegaly alone; all associations lie on them, and all on the image's right half."""
+
+    def change(lines):
+        told = {"share": [1.0] * 13, "top_row": [1] * 13, "side": [1.0] * 13}
+        return [line | {"association": {"visual": told}} for line in lines]
+
+    scores, page = run(with_reports(artefacts, tmp_path / "told", change), tmp_path / "a")
+    found = scores["relevance"]["visual"]["findings"]["Cardiomegaly"]
+    assert (found["studies"], found["base"], found["rows"], found["with"]["value"]) == (2, 1.0, 1, 1.0)
+    assert scores["relevance"]["visual"]["findings"]["Pleural Effusion"]["base"] == 0
+    assert scores["relevance"]["visual"]["alike"]["value"] == 1
+    assert scores["relevance"]["report"] is None
+    assert page.count("Not recorded") == 1
+    assert run(artefacts, tmp_path / "b")[0]["relevance"] == {"visual": None, "report": None}
 
 
 def test_same_bytes_again_and_no_probe_on_real_films(artefacts, tmp_path):

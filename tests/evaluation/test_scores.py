@@ -26,6 +26,8 @@ def test_a_perfect_system_and_one_that_says_nothing():
     assert scores["silent"]["language"]["ROUGE-L"]["value"] == 0
     assert scores["silent"]["model_minus_this"] == {"value": 1.0, "interval": [1.0, 1.0]}
     assert "model_minus_this" not in scores["model"]
+    assert scores["model"]["details"]["severity exact"] == {"value": 1.0, "interval": [1.0, 1.0], "cases": 8}
+    assert scores["silent"]["details"]["severity exact"]["value"] is None
     assert scores["model"]["language"]["METEOR"].startswith("unavailable: ")
 
 
@@ -56,3 +58,13 @@ def test_highlighted_texts():
     assert '<mark class="extra" title="Fracture: only in the generated report">fracture</mark>' in generated
     assert '<mark class="unsure" title="Pneumonia: uncertain">pneumonia</mark>' in generated
     assert "pneumothorax<" not in reference
+
+
+def test_a_finding_on_the_other_side_has_a_mark_of_its_own():
+    reference, generated = highlighted("Left effusion. Cardiomegaly.", "Right effusion. Cardiomegaly.")
+    mark = '<mark class="detail" title="Pleural Effusion: in both reports, with another side or kind of device">'
+    assert reference.count(mark) == generated.count(mark) == 1
+    assert reference.count('class="hit"') == generated.count('class="hit"') == 1
+    _, generated = highlighted("Effusion.", "Right effusion.")
+    assert 'class="hit"' in generated
+    assert 'class="detail"' not in generated

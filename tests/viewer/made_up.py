@@ -3,9 +3,12 @@
 import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS
+from amrg.evaluation.details import DetailScores
 from amrg.evaluation.highlight import highlighted
 from amrg.evaluation.localisation import localise
+from amrg.evaluation.relevance import Relevance
 from amrg.evaluation.scores import mention_tables, score_systems
+from amrg.evaluation.statistics import resample
 from amrg.evaluation.wording import copying, wording
 from amrg.viewer.page import MemoryRow, Page, SampleStudy
 
@@ -80,10 +83,11 @@ def scores_of(made):
         "patients": 40,
         "marks": [],
         "localisation": located(made),
-        "systems": systems(references, generated),
-        "references": {"wording": wording(references)},
+        "systems": systems(references, generated, lesions(made)),
+        "references": {"wording": wording(references), "details": own_details(made)},
         "copying": {name: copying(some, rows, references, GROUPS) for name, some in texts.items()},
         "retrieved_sets": {"report": 40, "visual": 12},
+        "relevance": {"visual": remembered(made), "report": None},
         "mentions": mention_tables(present, generated),
         "classifier": {"per_label": seen, "mean_auroc": 0.8},
         "probe": {"per_label": probed, "mean_auroc": 0.52, "least_positives": 10},
@@ -93,10 +97,27 @@ def scores_of(made):
     }
 
 
-def systems(references, generated):
+def lesions(made):
+    return [{f: mask(centre) for f in found} for centre, found in zip(made.centres, made.truth, strict=True)]
+
+
+def own_details(made):
+    details = DetailScores.of(made.references, made.references, lesions(made))
+    return details.summary(resample(GROUPS, 50, 0))
+
+
+def remembered(made):
+    """Relevance of a memory that knows every film."""
+    present = np.array([[f in found for f in FINDINGS] for found in made.truth])
+    rows = np.arange(present.size).reshape(present.shape)
+    whole = Relevance(0.8 * present, rows, np.full(present.shape, 0.9), present, np.full(13, 0.1), rows[:, 0])
+    return whole.summary(resample(GROUPS, 50, 0))
+
+
+def systems(references, generated, masks):
     """The model and two baselines, with learned metrics that could be run and one that could not."""
     texts = {"model": generated, "nearest neighbour": references[1:] + references[:1], "normal": [NORMAL] * 40}
-    scored = score_systems(references, texts, GROUPS, 50, 0, None)
+    scored = score_systems(references, texts, GROUPS, 50, 0, None, masks)
     for i, found in enumerate(scored.values()):
         found["learned"] = {
             "BERTScore": {"value": 0.9 - 0.1 * i, "interval": [0.4, 0.95]},

@@ -73,7 +73,8 @@ def test_says_what_it_must(html):
     text = render(other)
     assert EMBEDDED not in text
     assert "bank holds &lt;test&gt; rows" in text
-    for section in ("scores", "findings", "wording", "place", "probe", "curves", "samples", "contact", "origin"):
+    sections = ("scores", "findings", "details", "relevance", "wording", "place", "probe", "curves", "samples")
+    for section in (*sections, "contact", "origin"):
         assert f'<section id="{section}">' in html
 
 
@@ -84,6 +85,17 @@ def test_texts_are_escaped(html):
 
 def test_same_bytes_again(html):
     assert render(page()) == html
+
+
+def test_details_and_memories(html):
+    assert re.search(r"<td>side exact</td><td>1.000 \[1.000–1.000\] of \d+</td>", html)
+    assert re.search(r"<td>F1 micro-13 with details</td><td>0.\d{3} \[0.\d{3}–0.\d{3}\]</td>", html)
+    assert "<td>zone exact</td>" in html
+    assert "<td>device kind</td>" not in html  # no case
+    assert "<td>0.800 [0.800–0.800]</td><td>0.000 [0.000–0.000]</td><td>0.100</td>" in html
+    assert html.count("Not recorded") == 1
+    assert "40 different rows are some film's heaviest" in html
+    assert "the most frequent one leads for 2.5% of the films" in html
 
 
 def test_without_probe_masks_or_studies():

@@ -1,0 +1,164 @@
+"""Is what memory retrieves about the film? A finding's own association, against the rows of that finding in the bank.
+
+``generate`` tells of every report and bank, for each of the 13 findings' own associations (means over heads), the share
+on rows of that finding, the heaviest row, and the share of the weight on that finding's rows with a box that lies on
+the patient's left. A relevant memory puts more on rows of a finding where the film has it than where it has not, more
+than rows of that finding make up of the bank, and other rows for other films.
+
+Shape legend: S studies, K the 13 findings, B resamples.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amrg.data.labels import FINDINGS
+from amrg.evaluation.place import lesion_sides
+from amrg.evaluation.reports import Association, Generated
+from amrg.evaluation.statistics import interval
+from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
+
+#: The banks by the names that generated reports give them.
+FOLDERS = {"visual": VISUAL, "report": REPORTS}
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """The associations of one memory with what the studies have.
+
+    Attributes:
+        share_SK: share of finding k's association on rows of finding k.
+        top_SK: its heaviest row, −1 for none.
+        side_SK: share of the weight on that finding's rows with a box which lies on the true side of the lesion; not a
+            number where the lesion is unknown or on both sides, or no such row has weight.
+        present_SK: bool, what the studies have by their own labels.
+        base_K: share of the bank's rows that are of finding k.
+        first_S: heaviest row over all associations of a study, −1 for none.
+    """
+
+    share_SK: np.ndarray
+    top_SK: np.ndarray
+    side_SK: np.ndarray
+    present_SK: np.ndarray
+    base_K: np.ndarray
+    first_S: np.ndarray
+
+    def summary(self, weights_BS: np.ndarray) -> dict[str, Any]:
+        """Values with their bootstrap intervals, for JSON.
+
+        Returns:
+            ``all`` and, under ``findings``, each finding that some study has: number of ``studies``, mean share
+            ``with`` it, ``without`` it and ``base``; ``rows``, the number of different heaviest rows; ``side``, the
+            mean share on the true side of one-sided lesions, and ``sided``, their number. ``all`` counts a study once
+            for each finding that it has; its ``without`` and ``base`` weigh the findings alike. ``alike``: share of the
+            studies whose heaviest row is the most frequent one; ``leading``: number of different heaviest rows.
+        """
+        have = [k for k in range(len(FINDINGS)) if self.present_SK[:, k].any()]
+        return {
+            "all": self._means(have, weights_BS) if have else None,
+            "findings": {FINDINGS[k]: self._means([k], weights_BS) for k in have},
+            "alike": self._alike(weights_BS),
+            "leading": len(set(self.first_S[self.first_S >= 0].tolist())),
+        }
+
+    def _means(self, columns: list[int], weights_BS: np.ndarray) -> dict[str, Any]:
+        present, share, side = (x[:, columns] for x in (self.present_SK, self.share_SK, self.side_SK))
+        have = present & np.isfinite(side)
+        top = self.top_SK[:, columns][present]
+        once = np.ones((1, len(present)))
+
+        def without(weights: np.ndarray) -> np.ndarray:
+            """Mean over the findings, each as often as studies have it."""
+            absent = _quotient(weights @ (~present * share), weights @ ~present)
+            times = np.where(np.isfinite(absent), weights @ present, 0)
+            return _quotient((times * np.nan_to_num(absent)).sum(1), times.sum(1))
+
+        def mean(values: np.ndarray, among: np.ndarray, weights: np.ndarray) -> np.ndarray:
+            return _quotient(weights @ np.where(among, values, 0).sum(1), weights @ among.sum(1))
+
+        return {
+            "studies": int(present.sum()),
+            "with": _told(mean(share, present, once), mean(share, present, weights_BS)),
+            "without": _told(without(once), without(weights_BS)),
+            "base": float((self.base_K[columns] * present.sum(0)).sum() / present.sum()),
+            "rows": len(set(top[top >= 0].tolist())),
+            "side": _told(mean(side, have, once), mean(side, have, weights_BS)),
+            "sided": int(have.sum()),
+        }
+
+    def _alike(self, weights_BS: np.ndarray) -> dict[str, Any]:
+        counts = Counter(self.first_S[self.first_S >= 0].tolist())
+        led = self.first_S == (counts.most_common(1)[0][0] if counts else -2)
+        return _told(led.mean(keepdims=True), weights_BS @ led / weights_BS.sum(1))
+
+
+def relevance(
+    banks: Path,
+    reports: Sequence[Generated],
+    present_SK: np.ndarray,
+    masks: Sequence[Mapping[str, np.ndarray]],
+    weights_BS: np.ndarray,
+) -> dict[str, dict[str, Any] | None]:
+    """``Relevance.summary`` of each memory; None where the reports do not tell their associations.
+
+    Args:
+        banks: a banks artefact.
+        reports: one for each study.
+        present_SK: bool, what the studies have by their own labels.
+        masks: true lesions of each study by finding, bool [H, W].
+        weights_BS: how often each resample holds each study.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for bank, folder in FOLDERS.items():
+        told = [report.association[bank] for report in reports if bank in report.association]
+        if len(told) < len(reports):
+            found[bank] = None
+            continue
+        first = [max(r.memory.get(bank, []), key=lambda row: row["weight"], default={"row": -1}) for r in reports]
+        whole = Relevance(
+            share_SK=np.array([one.share for one in told], dtype=np.float64),
+            top_SK=np.array([one.top_row for one in told], dtype=np.int64),
+            side_SK=_on_true_side(told, masks),
+            present_SK=present_SK,
+            base_K=base_rates(MemoryBank.open(banks / folder)),
+            first_S=np.array([row["row"] for row in first], dtype=np.int64),
+        )
+        found[bank] = whole.summary(weights_BS)
+    return found
+
+
+def base_rates(bank: MemoryBank) -> np.ndarray:
+    """Share of a bank's rows that are of each of the 13 findings, float64 [K]."""
+    counts: Counter[str] = Counter()
+    for first, chunk in bank.chunks():
+        for row in bank.origins(first, first + chunk["rows"], ["findings"])["findings"].to_pylist():
+            counts.update(set(row or ()))
+    return np.array([counts[finding] / max(len(bank), 1) for finding in FINDINGS])
+
+
+def _on_true_side(told: Sequence[Association], masks: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """From the share on the patient's left to the share on the lesion's side, float64 [S, K]."""
+    found = np.full((len(told), len(FINDINGS)), np.nan)
+    for i, (association, lesions) in enumerate(zip(told, masks, strict=True)):
+        for k, finding in enumerate(FINDINGS):
+            left = association.side[k]
+            sides = lesion_sides(lesions[finding]) if finding in lesions else frozenset()
+            if left is not None and len(sides) == 1:
+                found[i, k] = left if "left" in sides else 1 - left
+    return found
+
+
+def _told(value_1: np.ndarray, values_B: np.ndarray) -> dict[str, Any]:
+    """``value`` and ``interval`` for JSON, None for what no study tells."""
+    if not np.isfinite(value_1[0]):
+        return {"value": None, "interval": None}
+    return {"value": float(value_1[0]), "interval": list(interval(values_B))}
+
+
+def _quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Not a number where the whole is 0."""
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
