@@ -73,10 +73,10 @@ class Stage1Config:
 class MiningConfig:
     """Disease-aware regions for the visual bank."""
 
-    method: str = "gradcam"
-    threshold: float = 0.5  # τ on the class activation map, scaled as `amrg.mining.cam` documents
-    patches_per_finding: PositiveInt = 6  # k, for one study
-    regions_per_finding: PositiveInt = 500
+    method: str = "layercam"  # the map that finds regions, in the bank and on the film that asks it
+    threshold: float = 0.5  # τ on the map's peak, scaled as `amrg.models.cam` documents: fainter regions are no rows
+    regions_per_finding: PositiveInt = 500  # one region a film and finding
+    normal_regions: PositiveInt = 2000  # of No Finding: the films whose normal anatomy can be retrieved
     films: PositiveInt | None = None  # mine only the films of so many train studies, drawn by the seed; None: all
 
 
@@ -85,7 +85,7 @@ class ReportBankConfig:
     """Rows of the report bank."""
 
     encoder: str = "minilm"  # `minilm` (a wheel) or a folder with a BERT-like model
-    unit: Literal["report", "sentence"] = "report"
+    unit: Literal["report", "sentence"] = "sentence"
     rows: PositiveInt = 6000
     sampling: Literal["proportional", "uniform", "stratified"] = "proportional"
     max_tokens: PositiveInt = 256
@@ -108,7 +108,11 @@ class MemoryConfig:
     retrieval: Literal["hopfield", "cross_attention"] = "hopfield"  # plain cross-attention is the control
     heads: PositiveInt = 4
     head_dim: PositiveInt = 128
-    beta: PositiveFloat = 0.25
+    # What asks the visual memory: the film's own regions with their place (`amrg.models.regions`), without it, or the
+    # Q-Former's queries. Regions share the rows' space, so they ask as they are, this many times their cosine.
+    visual_query: Literal["placed_regions", "regions", "queries"] = "placed_regions"
+    sharpness: PositiveFloat = 80.0
+    beta: PositiveFloat = 0.25  # of what is learned
     learn_beta: bool = False
     update_steps: PositiveInt = 1
     search: Literal["exact", "ivf", "hnsw"] = "exact"  # candidates from a faiss index instead of the whole bank
@@ -208,8 +212,11 @@ class GenerateConfig:
     length_penalty: float = 1.0
     memory: Literal["own", "mismatched"] = "own"  # mismatched: retrieved for another patient's study, as a control
     # Who decides which findings an outline names (``decoder.outline``): the decoder, or stage 1's certainty, and then
-    # who words them: the decoder, or sentences that the report memory retrieves (`amrg.models.outliner`).
+    # who words them: the decoder, or sentences that both memories retrieve (`amrg.models.composer`).
     outline: Literal["written", "decided", "recalled"] = "written"
+    # What supports side, zone, severity and device of a recalled sentence: the rows that the film's region retrieves,
+    # where its map lies, heads trained on what reports state, memory and heads, or nothing.
+    support: Literal["none", "map", "memory", "head", "all"] = "memory"
     ds_config: str | None = None  # a ZeRO-3 JSON: the decoder is split over the ranks while it writes
 
 

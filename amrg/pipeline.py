@@ -12,7 +12,7 @@ from typing import Any
 
 from amrg.artifacts import Artifact, Recipe, build, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
-from amrg.data import labeler
+from amrg.data import labeler, statements
 from amrg.errors import UserError
 from amrg.progress import say
 from amrg.training import ds_config
@@ -167,6 +167,11 @@ def _stage1_settings(config: Config) -> dict[str, Any]:
     return {"vision": to_dict(config.vision), "stage1": _with_engine(config.stage1)}
 
 
+def _banks_settings(config: Config) -> dict[str, Any]:
+    # The labeler files sentences under what they state.
+    return {**to_dict(config.banks), "labeler": labeler.VERSION, "statements": statements.VERSION}
+
+
 def _stage2_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
     if config.decoder.outline:
@@ -175,7 +180,7 @@ def _stage2_settings(config: Config) -> dict[str, Any]:
 
 
 def _evaluate_settings(config: Config) -> dict[str, Any]:
-    return {**to_dict(config.evaluate), "labeler": labeler.VERSION}
+    return {**to_dict(config.evaluate), "labeler": labeler.VERSION, "statements": statements.VERSION}
 
 
 def _generate_settings(config: Config) -> dict[str, Any]:
@@ -188,6 +193,7 @@ def _generate_settings(config: Config) -> dict[str, Any]:
                 "not learn: say decoder.outline true, or generate.outline written"
             )
         settings["labeler"] = labeler.VERSION  # it tells what reports and the sentences of memory state
+        settings["statements"] = statements.VERSION
     return settings
 
 
@@ -199,8 +205,8 @@ def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
 STEPS: dict[str, Step] = {
     "prepare": Step("data", 3, _data_settings, (), _prepare),
     "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, shared=True),
-    "banks": Step("banks", 3, lambda c: to_dict(c.banks), ("data", "stage1"), _banks),
-    "stage2": Step("stage2", 3, _stage2_settings, ("data", "stage1", "banks"), _stage2, shared=True),
-    "generate": Step("reports", 2, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
+    "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
+    "stage2": Step("stage2", 4, _stage2_settings, ("data", "stage1", "banks"), _stage2, shared=True),
+    "generate": Step("reports", 3, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
     "evaluate": Step("scores", 5, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

@@ -22,7 +22,7 @@ from amrg.memory.bank import NO_GROUP
 from amrg.models.vision import to_images
 from amrg.progress import say, track
 from amrg.training import engine
-from amrg.training.generate import write_reports
+from amrg.training.generate import Recorder, write_reports
 from amrg.training.seen import as_kept
 from amrg.viewer import ALWAYS, EMBEDDED
 
@@ -55,10 +55,11 @@ def write(chain: Chain, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """A line for each study, in order; one that cannot be read is named to the user and left out.
 
     Yields:
-        ``{study, findings: {name: probability}, generated, memory, recalled}``, the last two as in ``reports.jsonl``.
+        ``{study, findings: {name: probability}}`` and what ``write_reports`` gives, as in ``reports.jsonl``.
     """
     config = chain.config
-    model, outliner = open_generator(chain, config.generate.batch_size)
+    model, composer = open_generator(chain, config.generate.batch_size)
+    recorder = Recorder.open(model, chain.banks.path)
     size = model.stage1.config.image_size
     readable = ((study, films) for study in track(studies, "writing reports") if (films := _films(study, size)))
     while batch := list(islice(readable, config.generate.batch_size)):
@@ -66,7 +67,7 @@ def write(chain: Chain, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
         group_B = torch.full((len(batch),), NO_GROUP, device=engine.device())
         with torch.no_grad(), engine.precision(config.stage2.dtype):
             sight = as_kept(model.see(images, [len(films) for _, films in batch]))
-        lines = write_reports(model, sight, group_B, config, outliner)
+        lines = write_reports(model, sight, group_B, config, recorder, composer)
         for (study, _), sure_Q, line in zip(batch, sight.logits_BQ.sigmoid().tolist(), lines, strict=True):
             findings = {name: round(sure_Q[LABELS.index(name)], 4) for name in FINDINGS}
             yield {"study": str(study), "findings": findings, **line}

@@ -10,10 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
 from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config
 from amrg.errors import UserError
-from amrg.memory.bank import REPORTS, MemoryBank
+from amrg.models.composer import Composer
+from amrg.models.details import AttributeHeads
 from amrg.models.generator import ReportGenerator
-from amrg.models.outliner import Certainty, Outliner
 from amrg.training import engine
+from amrg.training.calibration import CALIBRATION
+from amrg.training.generate import HEADS, open_composer
 from amrg.training.stage2 import MODEL, open_banks
 
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
@@ -79,10 +81,10 @@ def open_chain(run: Path) -> Chain:
     return Chain(found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"))
 
 
-def open_generator(chain: Chain, studies_together: int) -> tuple[ReportGenerator, Outliner | None]:
-    """The generator of a run, and what begins its reports where the decoder does not decide that alone.
+def open_generator(chain: Chain, studies_together: int) -> tuple[ReportGenerator, Composer | None]:
+    """The generator of a run, and what begins its reports where the decoder does not.
 
-    Without reports there is no calibration yet: the decoder decides.
+    Without reports, what ``generate`` would say is not known: the decoder begins.
 
     Raises:
         UserError: an artefact is not what it should be.
@@ -90,10 +92,12 @@ def open_generator(chain: Chain, studies_together: int) -> tuple[ReportGenerator
     config = chain.config
     memories = open_banks(config, chain.banks.path, studies_together)
     model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, memories).to(engine.device())
-    if chain.reports is None or config.generate.outline == "written":
+    if chain.reports is None:
         return model, None
-    bank = MemoryBank.open(chain.banks.path / REPORTS) if config.generate.outline == "recalled" else None
-    return model, Outliner(Certainty.load(chain.reports.path), bank)
+    names = HEADS.get(config.generate.support, ()) if config.generate.outline == "recalled" else ()
+    heads = {name: AttributeHeads.load(chain.reports.path / name) for name in names}
+    calibration = chain.stage2.path / CALIBRATION / config.generate.split
+    return model, open_composer(config, chain.banks.path, calibration, heads)
 
 
 def _newest(run: Path) -> Path:

@@ -24,12 +24,12 @@ from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
 from amrg.memory.bank import VISUAL, MemoryBank
-from amrg.mining.cam import activation_maps
-from amrg.mining.regions import strongest
+from amrg.models import generator
+from amrg.models.cam import activation_maps
+from amrg.models.composer import ROWS, Composed
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.generator import Sight
 from amrg.models.hopfield import HopfieldMemory
-from amrg.models.outliner import Begun
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from amrg.training import engine
@@ -40,8 +40,7 @@ Tell = Callable[[str, dict[str, Any]], None]
 
 #: The memories by the names the page uses, and the streams they fill.
 MEMORIES = {"visual": "visual memory", "report": "report memory"}
-#: Rows shown of each memory, and kept of each query: what is shared out among further ones is not shown.
-SHOWN, KEPT = 5, 256
+SHOWN = 5  # rows of each memory
 #: Pixels on a side of the films shown; smaller ones are scaled up to it, as the model's own square is.
 SHOWN_SIZE = 768
 
@@ -54,7 +53,7 @@ class Look:
         films: the whole film in a square, uint8 [SHOWN_SIZE, SHOWN_SIZE] each, as the maps lie on it.
         group: ``group_id`` of the patient; ``NO_GROUP`` for a film that was dropped.
         probabilities: of each finding: stage 1's logits of all films together, both heads.
-        maps_MKHW: activation maps, 1 being the peak of a typical positive train film (``amrg.mining.cam``).
+        maps_MKHW: activation maps, 1 being the peak of a typical positive train film (``amrg.models.cam``).
         association: with each memory that the generator has.
     """
 
@@ -87,7 +86,7 @@ class Reader:
 
     def __init__(self, chain: Chain) -> None:
         self.config = chain.config
-        self.model, self._outliner = open_generator(chain, 1)
+        self.model, self._composer = open_generator(chain, 1)
         self.model.decoder.set_attn_implementation("eager")
         self.classifier = DiseaseClassifier.from_pretrained(chain.stage1.path / "model").to(engine.device())
         self.thresholds = _thresholds(chain.stage1.path / "thresholds.json")
@@ -100,8 +99,7 @@ class Reader:
     @property
     def memories(self) -> dict[str, HopfieldMemory | CrossAttention]:
         """The memories that the generator has, by name."""
-        both = {"visual": self.model.visual_memory, "report": self.model.report_memory}
-        return {name: memory for name, memory in both.items() if memory is not None}
+        return self.model.memories
 
     @property
     def grid(self) -> int:
@@ -113,7 +111,7 @@ class Reader:
         """Run the models on the films of a study, uint8 [H, W] each."""
         size = self.classifier.config.image_size
         images = to_images(films, size).to(engine.device())
-        hidden = self.model.hidden_group(torch.tensor([group], device=images.device))
+        group_1 = torch.tensor([group], device=images.device)
         with self._lock:
             with engine.precision(self.config.stage2.dtype):
                 seen = self.classifier(images)
@@ -121,8 +119,7 @@ class Reader:
             maps_MKHW = activation_maps(self.classifier.cam_head, seen.fine_BHWC, self.config.banks.mining.method)
             association = {
                 name: Association(*(part[0].cpu() for part in found))
-                for name, memory in self.memories.items()
-                for found in [memory.attribution(sight.queries_BQD, query_group=hidden, top_k=KEPT)]
+                for name, found in self.model.associations(sight, group_1, ROWS).items()
             }
         probability_K = seen.scores_BK.double().mean(0).sigmoid().tolist()
         return Look(
@@ -135,8 +132,8 @@ class Reader:
         )
 
     def patches(self, look: Look, film: int, finding: str, threshold: float) -> list[tuple[int, int, float]]:
-        """(row, column, activation) of the patches that mining would take at this threshold, strongest first."""
-        return strongest(look.map(film, finding), threshold, self.config.banks.mining.patches_per_finding)[1]
+        """(row, column, activation) of the strongest patches above a threshold, none beside a stronger one."""
+        return strongest(look.map(film, finding), threshold)
 
     def write(self, look: Look, off: set[str], tell: Tell) -> None:
         """Write the report of a study, and tell each step.
@@ -150,11 +147,16 @@ class Reader:
         hidden = [MEMORIES[name] for name in sorted(off) if name in look.association]
         group_1 = torch.tensor([look.group], device=engine.device())
         with self._lock, engine.precision(self.config.stage2.dtype), watched(self.model.decoder) as steps:
-            seen, begun = (look.sight, group_1), Begun("")
-            if self._outliner:
-                (begun,) = self._outliner.begin(self.model, *seen, recall="report" not in off)
-            pen = _Pen(self, look, off, steps, begun.rows, tell)
-            self.model.generate(*seen, self.decoding, streamer=pen, hidden=hidden, begin=[begun.text])
+            composed = Composed("")
+            if self._composer:
+                found = {
+                    name: generator.Association(*(part[None] for part in one))
+                    for name, one in look.association.items()
+                    if name not in off
+                }
+                (composed,) = self._composer.compose(look.sight, found, group_1, recall="report" not in off)
+            pen = _Pen(self, look, off, steps, [said.row for said in composed.said], tell)
+            self.model.generate(look.sight, group_1, self.decoding, streamer=pen, hidden=hidden, begin=[composed.text])
 
     def drawn_on(self, look: Look, off: set[str], attention_S: Tensor) -> dict[str, Any]:
         """How a sentence's attention is divided among the streams, and its heaviest rows of each memory.
@@ -216,6 +218,16 @@ class _Pen(BaseStreamer):
             drawn = self._reader.drawn_on(self._look, self._off, attention_S)
             self._tell("sentence", {"number": number, "recalled": self._recalled.get(number), **drawn})
         self._told = max(self._told, finished)
+
+
+def strongest(map_HW: np.ndarray, threshold: float, most: int = 6) -> list[tuple[int, int, float]]:
+    """(row, column, activation) of the strongest patches of a map, leaving out those that touch a stronger one."""
+    taken: list[tuple[int, int, float]] = []
+    for cell in np.argsort(-map_HW, axis=None, kind="stable")[: int((map_HW > threshold).sum())]:
+        y, x = divmod(int(cell), map_HW.shape[1])
+        if len(taken) < most and not any(abs(y - v) <= 1 and abs(x - u) <= 1 for v, u, _ in taken):
+            taken.append((y, x, float(map_HW[y, x])))
+    return taken
 
 
 def _even(found: Association) -> Tensor:

@@ -15,6 +15,9 @@ from amrg.data.labeler import label_sentence
 from amrg.data.labels import NEGATIVE
 
 #: The devices that a statement can name.
+#: Stored with every score; raise it whenever a rule changes what comes out.
+VERSION = "1"
+
 DEVICES: tuple[str, ...] = tuple(device for device, _ in details.DEVICE_WORDS)
 
 

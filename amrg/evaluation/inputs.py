@@ -14,7 +14,7 @@ import torch
 from amrg.data.images import letterbox
 from amrg.data.stream import Sample, count, read
 from amrg.data.studies import Study
-from amrg.mining.cam import activation_maps
+from amrg.models.cam import activation_maps
 from amrg.models.stage1 import DiseaseClassifier, Stage1Output, per_study
 from amrg.models.vision import to_images
 from amrg.progress import track

@@ -7,7 +7,7 @@ from typing import Any
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.experiments.sweep import Variant
-from amrg.mining.cam import METHODS
+from amrg.models.cam import METHODS
 from amrg.training.generate import TOP_ROWS
 
 #: Of the activation maps: thresholds that are compared with the true lesions.

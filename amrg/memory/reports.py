@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +18,11 @@ from transformers.utils import logging
 
 from amrg.artifacts import Each, file_hash, whole
 from amrg.config import BanksConfig
+from amrg.data.labeler import label_report
 from amrg.data.labels import POSITIVE
 from amrg.data.stream import studies
 from amrg.data.studies import Study
+from amrg.data.text import sentences
 from amrg.errors import UserError
 from amrg.memory.bank import DTYPES, HEADER, MemoryBank
 from amrg.memory.operations import merge
@@ -41,9 +43,8 @@ _UNUSED = "pooler."
 def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int, scratch: Path, each: Each = map) -> None:
     """Build the report bank from the studies of ``banks.splits``; a bank that is already there is kept.
 
-    A text counts once per patient group, however many films were rendered for it. A row is filed under the positive
-    labels of its report, a sentence under those of the report it stands in. The bytes do not depend on who does the
-    parts.
+    A text counts once per patient group, however many films were rendered for it. The bytes do not depend on who does
+    the parts.
 
     Args:
         banks: encoder, unit, number of rows and sampling; splits and dtype.
@@ -96,20 +97,22 @@ class _Part:
         return folder
 
 
-def sentences(text: str) -> list[str]:
-    """The sentences of a report: cut after ``.``, ``!`` or ``?`` before white space; pieces without a letter go."""
-    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if re.search(r"[^\W\d_]", part)]
-
-
 def _entries(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
-    """Provenance of every candidate row, in the order of the studies' keys, one for each (group, text)."""
+    """Provenance of every candidate row, in the order of the studies' keys, one for each (group, text).
+
+    A sentence is held at most twice, of two patients, so that whoever asks sees one that is not their own. It is filed
+    under what it states, a report under the labels of its study.
+    """
     entries: dict[tuple[str, str], dict[str, Any]] = {}
+    copies: Counter[str] = Counter()
     for study in sorted(chosen, key=lambda study: study.key):
-        findings = [label for label, value in study.labels.items() if value == POSITIVE]
         for text in sentences(study.report) if unit == "sentence" else [study.report.strip()]:
-            origin = {"key": study.key, "group": study.group, "split": study.split, "findings": findings}
-            if text:
-                entries.setdefault((study.group, text), origin | {"source": unit, "text": text})
+            if not text or (study.group, text) in entries or (unit == "sentence" and copies[text] == 2):
+                continue
+            copies[text] += 1
+            labels = label_report(text) if unit == "sentence" else study.labels
+            origin = {"key": study.key, "group": study.group, "split": study.split, "source": unit, "text": text}
+            entries[study.group, text] = origin | {"findings": [name for name, v in labels.items() if v == POSITIVE]}
     return list(entries.values())
 
 

@@ -1,36 +1,60 @@
-"""Disease-aware regions: the rows of the visual bank.
+"""The visual bank: disease-aware regions of the train films, each linked to what its own report says of it.
 
-For each train film and each finding that it has and that the classifier finds in it: the patches (16×16 pixels, one
-cell of the fine grid) whose activation exceeds τ. Everything else is blackened, the layout kept, and the masked film
-encoded again; its cells at the strongest patches, through stage 1's trained projection, become rows. The 14 disease
-queries are rows as well.
+For each train film and each finding that it has and that the classifier finds in it, the region
+(``amrg.models.regions``) becomes a row if its map's peak exceeds τ. The row's text are the sentences of the study's
+report that state the finding: from what a region looks like to the words that were used for it. The region that speaks
+for No Finding becomes a row of any film; its text are the sentences that state no finding. The 14 disease queries are
+rows as well.
 
 The classifier's work is done in parts (``amrg.mining.miner``), by whoever has time; what compares films is done here.
-
-Shape legend: K = 14 labels, H W fine grid.
 """
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from amrg.artifacts import Each, whole
 from amrg.config import Config
-from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE
+from amrg.data.statements import statements
 from amrg.data.stream import count
-from amrg.memory.bank import MemoryBank
-from amrg.memory.operations import merge
-from amrg.mining.cam import class_scales
-from amrg.mining.miner import PART, Candidate, Miner, Regions
+from amrg.data.stream import studies as read_studies
+from amrg.data.studies import Study
+from amrg.data.text import sentences
+from amrg.memory.bank import DTYPES, TRAIN
+from amrg.memory.writer import BankWriter
+from amrg.mining.miner import PART, Miner
+from amrg.models.cam import class_scales
+from amrg.models.stage1 import DiseaseClassifier
 from amrg.progress import say, track
 
 STATS = "stats.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A region of a train film.
+
+    Attributes:
+        part, index: of the file that the miner wrote, and its place in it.
+        study: number among the mined studies.
+        view: number of the film among the study's.
+        label: its name.
+        peak: maximum of the unscaled map.
+    """
+
+    part: int
+    index: int
+    study: int
+    view: int
+    label: str
+    peak: float
 
 
 def mine_regions(config: Config, data: Path, stage1: Path, folder: Path, scratch: Path, each: Each = map) -> None:
@@ -49,27 +73,30 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path, scratch
     if (folder / STATS).exists():
         return
     mining, miner = config.banks.mining, Miner(config, data, stage1, scratch)
-    chosen = _films(config, data)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in FINDINGS}
-    starts = range(0, len(chosen), PART)
-    parts = [(number, chosen[start : start + PART]) for number, start in enumerate(starts)]
-    searched = track(each(miner.search, parts), f"searching films for regions (parts of {PART} studies)", len(parts))
-    found, scales = _candidates(config, searched, counts)
-    selected = select(found, mining.regions_per_finding, counts)
+    numbers = _numbers(config, data)
+    parts = [(i, numbers[start : start + PART]) for i, start in enumerate(range(0, len(numbers), PART))]
+    files = list(track(each(miner.find, parts), f"searching films for regions (parts of {PART} studies)", len(parts)))
+    counts: dict[str, Counter[str]] = {name: Counter() for name in LABELS}
+    found = _candidates(files, counts)
+    peaks: dict[str, list[float]] = {name: [] for name in LABELS}
+    for one in found:
+        peaks[one.label].append(one.peak)
+    scales = dict(zip(LABELS, class_scales(list(peaks.values())), strict=True))
+    loud = [one for one in found if one.label == NO_FINDING or one.peak > mining.threshold * scales[one.label]]
+    for one in set(found) - set(loud):
+        counts[one.label]["faint"] += 1
+    most = {**dict.fromkeys(FINDINGS, mining.regions_per_finding), NO_FINDING: mining.normal_regions}
+    chosen = select(loud, most, config.seed, counts)
     about = {"method": mining.method, "threshold": mining.threshold, "scales": scales}
-    regions = _regions([(chosen[candidate.study], candidate) for candidate in selected], about)
-    encoded = track(each(miner.encode, regions), f"encoding regions (parts of {PART})", len(regions))
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
-    bank = merge([MemoryBank.open(path) for path in encoded], folder)
-    _count_rows(bank, selected, counts)
+    _write(config, data, stage1, folder, about, [(numbers[one.study], one) for one in chosen], files)
     findings = {name: dict(sorted(counts[name].items())) for name in counts}
     with whole(folder / STATS) as temporary:
-        temporary.write_text(json.dumps({"studies": len(chosen), **about, "findings": findings}, indent=2) + "\n")
-    rows, empty = (sum(counts[name][key] for name in FINDINGS) for key in ("rows", "empty"))
-    say(f"visual bank: {rows} regions and {len(LABELS)} disease tokens; {empty} masks were empty ({STATS})")
+        temporary.write_text(json.dumps({"studies": len(numbers), **about, "findings": findings}, indent=2) + "\n")
+    rows, faint = (sum(counts[name][key] for name in LABELS) for key in ("rows", "faint"))
+    say(f"visual bank: {rows} regions and {len(LABELS)} disease tokens; {faint} regions were too faint ({STATS})")
 
 
-def _films(config: Config, data: Path) -> list[int]:
+def _numbers(config: Config, data: Path) -> list[int]:
     """Numbers of the studies to mine among those of ``banks.splits``, ascending."""
     total = sum(count(data, split) for split in config.banks.splits)
     wanted = config.banks.mining.films
@@ -78,82 +105,92 @@ def _films(config: Config, data: Path) -> list[int]:
     return sorted(np.random.default_rng(config.seed).permutation(total)[:wanted].tolist())
 
 
-def _candidates(
-    config: Config, searched: Iterable[Path], counts: dict[str, Counter[str]]
-) -> tuple[list[Candidate], dict[str, float]]:
-    """Candidates on all films, and the divisor of each class's maps: what is typical of a class, all films tell."""
-    ours, maps = config.banks.mining, []
-    for number, path in enumerate(searched):
-        with np.load(path) as part:
-            place = zip(
-                part["study"].tolist(), part["view"].tolist(), part["label"].tolist(), part["maps"], strict=True
-            )
-            maps += [(number * PART + study, view, LABELS[label], map_HW) for study, view, label, map_HW in place]
-            for key in ("positive", "missed"):
-                for name, times in zip(FINDINGS, part[key].tolist(), strict=True):
-                    counts[name].update({key: times} if times else {})
-    peaks: dict[str, list[float]] = {name: [] for name in FINDINGS}
-    for _, _, name, map_HW in maps:
-        peaks[name].append(float(map_HW.max()))
-    scales = dict(zip(FINDINGS, class_scales(list(peaks.values())), strict=True))
+def _candidates(files: Sequence[Path], counts: dict[str, Counter[str]]) -> list[Candidate]:
     found = []
-    for study, view, name, map_HW in maps:
-        shown_HW, patches, touching = strongest(map_HW / scales[name], ours.threshold, ours.patches_per_finding)
-        counts[name]["touching"] += touching
-        counts[name]["empty"] += not patches
-        if patches:
-            found.append(Candidate(study, view, name, shown_HW, patches))
-    return found, scales
+    for number, path in enumerate(files):
+        with np.load(path) as part:
+            columns = (part[name].tolist() for name in ("study", "view", "label", "peak"))
+            for index, (study, view, label, peak) in enumerate(zip(*columns, strict=True)):
+                found.append(Candidate(number, index, number * PART + study, view, LABELS[label], peak))
+            for key in ("positive", "missed"):
+                for name, times in zip(LABELS, part[key].tolist(), strict=True):
+                    counts[name].update({key: times} if times else {})
+    return found
 
 
-def strongest(map_HW: np.ndarray, threshold: float, most: int) -> tuple[np.ndarray, list[tuple[int, int, float]], int]:
-    """The patches of a scaled map above a threshold.
-
-    Returns:
-        all of them, bool [H, W]; the strongest, at most ``most``, as (row, column, activation), leaving out patches
-        that touch a stronger one (also by a corner); and how many were left out so before the last was taken.
-    """
-    shown_HW = map_HW > threshold
-    taken: list[tuple[int, int, float]] = []
-    touching = 0
-    for cell in np.argsort(-map_HW, axis=None, kind="stable")[: int(shown_HW.sum())]:
-        y, x = divmod(int(cell), map_HW.shape[1])
-        if len(taken) == most:
-            break
-        if any(abs(y - v) <= 1 and abs(x - u) <= 1 for v, u, _ in taken):
-            touching += 1
-        else:
-            taken.append((y, x, float(map_HW[y, x])))
-    return shown_HW, taken, touching
-
-
-def select(found: list[Candidate], most: int, counts: dict[str, Counter[str]]) -> list[Candidate]:
-    """At most ``most`` patches of each finding: every film's strongest first, then every film's second, and so on."""
+def select(
+    found: Sequence[Candidate], most: Mapping[str, int], seed: int, counts: dict[str, Counter[str]]
+) -> list[Candidate]:
+    """At most ``most`` regions of each label, drawn by the seed, in the order of study, view and label."""
     kept: list[Candidate] = []
-    for name in FINDINGS:
-        own = [candidate for candidate in found if candidate.finding == name]
-        turns = sorted((rank, i) for i, candidate in enumerate(own) for rank in range(len(candidate.patches)))
-        taken = Counter(i for _, i in turns[:most])
-        counts[name]["over_limit"] += len(turns) - min(most, len(turns))
-        kept += [replace(c, patches=c.patches[: taken[i]]) for i, c in enumerate(own) if taken[i]]
-    return sorted(kept, key=lambda candidate: (candidate.study, candidate.view, LABELS.index(candidate.finding)))
+    for i, name in enumerate(LABELS):
+        own = [one for one in found if one.label == name]
+        drawn = np.random.default_rng([seed, i]).permutation(len(own))[: most[name]]
+        counts[name].update({"rows": len(drawn), "over_limit": len(own) - len(drawn)} if own else {})
+        kept += [own[j] for j in drawn]
+    return sorted(kept, key=lambda one: (one.study, one.view, LABELS.index(one.label)))
 
 
-def _regions(candidates: Sequence[tuple[int, Candidate]], about: dict[str, Any]) -> list[Regions]:
-    """The parts of the bank; the last one has the disease tokens."""
-    starts = range(0, max(len(candidates), 1), PART)
-    return [
-        Regions(number, list(candidates[start : start + PART]), start == starts[-1], about)
-        for number, start in enumerate(starts)
-    ]
+def _write(
+    config: Config,
+    data: Path,
+    stage1: Path,
+    folder: Path,
+    about: dict[str, Any],
+    chosen: Sequence[tuple[int, Candidate]],
+    files: Sequence[Path],
+) -> None:
+    """The bank: chosen regions with the number of their study among those of ``banks.splits``, then disease queries."""
+    banks = config.banks
+    model = DiseaseClassifier.from_pretrained(stage1 / "model")
+    studies = [study for split in banks.splits for study in read_studies(data, split)]
+    with BankWriter(
+        folder, model.config.query_dim, dtype=DTYPES[banks.dtype], allow_split=(*banks.splits, TRAIN), about=about
+    ) as writer:
+        for number, path in enumerate(files):
+            own = [(study, one) for study, one in chosen if one.part == number]
+            if not own:
+                continue
+            with np.load(path) as part:
+                states, boxes = part["state"], part["box"].astype(np.int64)
+            rows_ND = torch.from_numpy(states[[one.index for _, one in own]])
+            scaled = [one.peak / about["scales"][one.label] for _, one in own]
+            writer.add(
+                rows_ND,
+                [
+                    _region(studies[study], one, boxes[one.index].tolist(), score)
+                    for (study, one), score in zip(own, scaled, strict=True)
+                ],
+            )
+        writer.add(model.disease_queries.detach(), [_token(name) for name in LABELS])
 
 
-def _count_rows(bank: MemoryBank, selected: Sequence[Candidate], counts: dict[str, Counter[str]]) -> None:
-    """How many of the selected patches became rows, and how many were the same as another one."""
-    patches: Counter[str] = Counter()
-    for candidate in selected:
-        patches[candidate.finding] += len(candidate.patches)
-    told = bank.origins(0, len(bank), ["findings", "source"]).to_pylist()
-    rows = Counter(row["findings"][0] for row in told if row["source"] == "region")
-    for name, times in patches.items():
-        counts[name].update(rows=rows[name], same=times - rows[name])
+def _region(study: Study, one: Candidate, box: list[int], score: float) -> dict[str, Any]:
+    return {
+        "key": study.key,
+        "group": study.group,
+        "split": study.split,
+        "findings": [one.label],
+        "source": "region",
+        "view": one.view,
+        "box": box,
+        "text": " ".join(
+            normal_sentences(study.report) if one.label == NO_FINDING else stating(study.report, one.label)
+        ),
+        "score": score,
+    }
+
+
+def stating(report: str, finding: str) -> list[str]:
+    """The sentences of a report that state a finding."""
+    said = sentences(report)
+    return [s for s in said if any(one.finding == finding and one.presence == POSITIVE for one in statements(s))]
+
+
+def normal_sentences(report: str) -> list[str]:
+    """The sentences of a report that neither state nor suspect a finding."""
+    return [s for s in sentences(report) if all(one.presence == NEGATIVE for one in statements(s))]
+
+
+def _token(name: str) -> dict[str, Any]:
+    return {"key": "", "group": "", "split": TRAIN, "findings": [name], "source": "disease_token"}

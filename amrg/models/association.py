@@ -67,6 +67,11 @@ class Bank(NamedTuple):
     group: Tensor | None
     indirect: ShardedMemory | ApproximateMemory | None = None
 
+    @property
+    def rows_in_all(self) -> int:
+        """N, over all ranks where the bank is sharded."""
+        return self.indirect.total if isinstance(self.indirect, ShardedMemory) else len(self.rows)
+
 
 Memory = Bank | ShardedMemory | ApproximateMemory
 

@@ -67,7 +67,7 @@ class CrossAttention(FrozenMemory):
         yield from ()
         out = self.forward(x_BLS, memory_ND, query_group=query_group, memory_group=memory_group)
         bank = self._bank(memory_ND, memory_group)
-        return Reading(out, self._weights(x_BLS, bank, query_group).mean((1, 2)) @ self._numbers(bank, torch.float32))
+        return Reading(out, self._weights(x_BLS, bank, query_group).mean(1) @ self._numbers(bank, torch.float32))
 
     def _queries(self, x_BLS: Tensor) -> Tensor:
         return self.q_proj(self.state_norm(x_BLS)).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)

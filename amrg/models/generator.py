@@ -23,31 +23,54 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
+from amrg.data.labels import LABELS, NO_FINDING
 from amrg.data.outline import without_outline
 from amrg.errors import UserError
 from amrg.models.association import Memory
 from amrg.models.beginning import Beginning
+from amrg.models.cam import activation_maps
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, Steps, associate_together
 from amrg.models.parted import Zero3, whole
 from amrg.models.parts import DECODER, MEMORY, part
 from amrg.models.recall import retrieval_loss, taught
+from amrg.models.regions import PLACES, Regions, find_regions, of_studies
 from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.tokenizer import ReportEncoder
 
 IMAGE = "{image}"
 STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
+#: The two memories, in the order of their banks.
+MEMORIES = ("visual", "report")
+NORMAL_LOUDNESS = 0.25  # of the state that asks the visual memory for No Finding
 IGNORED = -100  # target of a position that the loss leaves out
 WEIGHTS = "model.safetensors"
 
 
 class Sight(NamedTuple):
-    """What stage 1 sees of studies: visual tokens, queries, and how sure it is of each label (logits)."""
+    """What stage 1 sees of studies: visual tokens, queries, how sure it is of each label (logits), and the region of
+    each label (``amrg.models.regions``)."""
 
     tokens_BND: Tensor
     queries_BQD: Tensor
     logits_BQ: Tensor
+    states_BQD: Tensor
+    places_BQP: Tensor
+    peaks_BQ: Tensor
+    boxes_BQ5: Tensor
+
+    @property
+    def regions(self) -> Regions:
+        """The regions alone."""
+        return Regions(self.states_BQD, self.places_BQP, self.peaks_BQ, self.boxes_BQ5)
+
+
+class Association(NamedTuple):
+    """What each query of studies retrieves most of: weights [B, Q, J], mean over heads, and row numbers (−1: none)."""
+
+    weights_BQJ: Tensor
+    rows_BQJ: Tensor
 
 
 class Predicted(NamedTuple):
@@ -67,6 +90,7 @@ class ReportGenerator(nn.Module):
         banks: the visual and the report bank, normalised; rows are buffers, never parameters, never saved here.
         memory: settings of both memories.
         settings: streams and prompt.
+        map_method: activation map that finds regions: the one that the visual bank was mined with.
     """
 
     def __init__(
@@ -77,6 +101,7 @@ class ReportGenerator(nn.Module):
         banks: Sequence[Memory],
         memory: MemoryConfig,
         settings: DecoderConfig,
+        map_method: str = "layercam",
     ) -> None:
         super().__init__()
         if settings.prompt.count(IMAGE) != 1:
@@ -86,9 +111,10 @@ class ReportGenerator(nn.Module):
         ):
             raise UserError("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
         self.stage1, self.decoder, self.tokenizer = stage1, decoder, tokenizer
-        self.memory_config, self.settings = memory, settings
+        self.memory_config, self.settings, self.map_method = memory, settings, map_method
         dim, width = stage1.config.query_dim, decoder.get_input_embeddings().embedding_dim
-        self.visual_memory = _memory(memory, dim, banks[0]) if settings.use_visual_memory else None
+        sharpness = None if memory.visual_query == "queries" else memory.sharpness
+        self.visual_memory = _memory(memory, dim, banks[0], sharpness) if settings.use_visual_memory else None
         self.report_memory = _memory(memory, dim, banks[1]) if settings.use_report_memory else None
         self.projection = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width)
@@ -117,7 +143,38 @@ class ReportGenerator(nn.Module):
         """
         seen = self.stage1(images_M3HW)
         tokens = pool_tokens(seen.tokens_BND, self.settings.visual_tokens if self.settings.use_visual else 0)
-        return Sight(*(per_study(values, views) for values in (tokens, seen.queries_BQD, seen.scores_BK)))
+        with whole(list(self.stage1.cam_head.parameters())):
+            maps_MQHW = activation_maps(self.stage1.cam_head, seen.fine_BHWC, self.map_method)
+        regions = of_studies(find_regions(seen.projected_BHWD, maps_MQHW), views)
+        tokens, queries, logits = (per_study(x, views) for x in (tokens, seen.queries_BQD, seen.scores_BK))
+        return Sight(tokens, queries, logits, *regions)
+
+    @property
+    def sight_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of one study's share of what ``see`` returns."""
+        tokens, queries, dim = self.seen_shape
+        return (tokens, dim), (queries, dim), (queries,), (queries, dim), (queries, PLACES), (queries,), (queries, 5)
+
+    def memory_states(self, sight: Sight) -> dict[str, Tensor]:
+        """The states [B, Q, D] that ask each memory, by ``MEMORIES``.
+
+        The report memory is asked by the Q-Former's queries, the visual memory by the film's own regions, as loud as
+        stage 1 is sure of the finding. What is normal is common to many films: its region asks softly.
+        """
+        visual_BQD, kind = sight.queries_BQD, self.memory_config.visual_query
+        if kind != "queries":
+            loudness_BQ = sight.logits_BQ.sigmoid()
+            loudness_BQ[:, LABELS.index(NO_FINDING)] = NORMAL_LOUDNESS
+            visual_BQD = sight.states_BQD * loudness_BQ[..., None]
+            if kind == "regions":
+                visual_BQD = F.pad(visual_BQD[..., :-PLACES], (0, PLACES))
+        return dict(zip(MEMORIES, (visual_BQD, sight.queries_BQD), strict=True))
+
+    @property
+    def memories(self) -> dict[str, "HopfieldMemory | CrossAttention"]:
+        """The memories that are on, by ``MEMORIES``."""
+        both = zip(MEMORIES, (self.visual_memory, self.report_memory), strict=True)
+        return {name: memory for name, memory in both if memory is not None}
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
@@ -140,34 +197,36 @@ class ReportGenerator(nn.Module):
         """P of ``streams``."""
         return max(place.stop for place in self.places.values())
 
-    def streams(self, sight: Sight, group_B: Tensor, asking_BQD: Tensor | None = None) -> Tensor:
+    def streams(self, sight: Sight, group_B: Tensor, asking: Sight | None = None) -> Tensor:
         """What the language model sees of a study: [B, P, E].
 
         Args:
-            sight: from ``see``; its queries are also the states that retrieve from both memories.
+            sight: from ``see``.
             group_B: ``group_id`` of each study's patient; rows of that patient are invisible.
-            asking_BQD: queries that retrieve instead.
+            asking: of other studies, which ask the memories instead; None: the studies themselves do.
         """
-        remembered, _ = self._remember(sight.queries_BQD if asking_BQD is None else asking_BQD, group_B)
+        remembered, _ = self._remember(asking or sight, group_B)
         return self._join(sight, remembered)
 
     def _remember(
-        self, asking_BQD: Tensor, group_B: Tensor, own_BD: Tensor | None = None
+        self, asking: Sight, group_B: Tensor, own_BQD: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """What each memory gives, [B, Q, D]; with studies' own reports, their ``retrieval_loss``, [B]."""
-        memories = [memory for memory in (self.visual_memory, self.report_memory) if memory is not None]
-        hidden = self.hidden_group(group_B)
+        """What each memory gives, [B, Q, D]; with studies' own sentences, their ``retrieval_loss``, [B]."""
+        states, hidden = self.memory_states(asking), self.hidden_group(group_B)
         with part(MEMORY):
-            asking: list[Steps[Any]] = [m.associating(asking_BQD, query_group=hidden) for m in memories]
-            if own_BD is None or self.report_memory is None:
-                return [reading.out_BLO for reading in associate_together(asking)], None
-            answers: list[Any] = associate_together([*asking, taught(self.report_memory, own_BD, hidden)])
-            *readings, taught_BD = answers
-            return [reading.out_BLO for reading in readings], retrieval_loss(readings[-1].rows_BD, taught_BD)
+            steps: list[Steps[Any]] = [
+                memory.associating(states[name], query_group=hidden) for name, memory in self.memories.items()
+            ]
+            if own_BQD is None or self.report_memory is None:
+                return [reading.out_BLO for reading in associate_together(steps)], None
+            answers: list[Any] = associate_together([*steps, taught(self.report_memory, own_BQD, hidden)])
+            *readings, taught_BQD = answers
+            loss_B = retrieval_loss(readings[-1].rows_BLD, taught_BQD, own_BQD)
+            return [reading.out_BLO for reading in readings], loss_B
 
     def _join(self, sight: Sight, remembered: list[Tensor]) -> Tensor:
         """All streams in the language model's space, [B, P, E]."""
-        tokens_BND, queries_BQD, logits_BQ = sight
+        tokens_BND, queries_BQD, logits_BQ = sight[:3]
         parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1)))) + self.mark_PE
         streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
@@ -182,15 +241,15 @@ class ReportGenerator(nn.Module):
         """The groups whose rows both memories hide from each study; None where they hide nothing."""
         return group_B if self.memory_config.hide_own_patient else None
 
-    def forward(self, sight: Sight, group_B: Tensor, report_BT: Tensor, own_BD: Tensor | None = None) -> Predicted:
+    def forward(self, sight: Sight, group_B: Tensor, report_BT: Tensor, own_BQD: Tensor | None = None) -> Predicted:
         """How well reports are predicted.
 
         Args:
             sight, group_B: as for ``streams``.
             report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
-            own_BD: the same reports as normalised rows of the report bank, for ``retrieval_loss``.
+            own_BQD: the sentences of the same reports by label, as rows of the report bank, for ``retrieval_loss``.
         """
-        remembered, retrieval_B = self._remember(sight.queries_BQD, group_B, own_BD)
+        remembered, retrieval_B = self._remember(sight, group_B, own_BQD)
         prefix = self._prefix(self._join(sight, remembered))
         report = self._hide(self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout)
         with part(DECODER):
@@ -211,20 +270,20 @@ class ReportGenerator(nn.Module):
         synced: bool = False,
         streamer: BaseStreamer | None = None,
         hidden: Sequence[str] = (),
-        asking_BQD: Tensor | None = None,
+        asking: Sight | None = None,
         begin: Sequence[str] = (),
     ) -> list[str]:
         """Write a report for each study.
 
         Args:
-            sight, group_B, asking_BQD: as for ``streams``.
+            sight, group_B, asking: as for ``streams``.
             decoding: beams, lengths and penalties.
             synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
             streamer: is given each token when it is written; one study and one beam only.
             hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
             begin: what each study's text begins with (``amrg.models.outliner``); none: the decoder begins by itself.
         """
-        streams_BPE = self.streams(sight, group_B, asking_BQD)
+        streams_BPE = self.streams(sight, group_B, asking)
         for name in hidden:
             streams_BPE[:, self.places[name]] = 0.0
         prefix = self._prefix(streams_BPE)
@@ -247,20 +306,20 @@ class ReportGenerator(nn.Module):
         return [without_outline(text) if self.settings.outline else text.strip() for text in texts]
 
     @torch.no_grad()
-    def retrieved(self, queries_BQD: Tensor, group_B: Tensor, count: int) -> list[dict[str, list[dict[str, Any]]]]:
-        """For each study and bank the rows that its queries retrieve most of.
+    def associations(self, asking: Sight, group_B: Tensor, count: int) -> dict[str, "Association"]:
+        """What each query retrieves from each memory that is on, by ``MEMORIES``.
 
-        Returns:
-            ``{"visual": [{"row", "weight"}, …], "report": …}`` a study, at most ``count`` rows, heaviest first; the
-            weight is the mean over queries and heads, so that all rows of a bank together weigh 1.
+        Args:
+            asking, group_B: as for ``streams``.
+            count: at most so many rows of each query, heaviest first.
         """
-        result: list[dict[str, list[dict[str, Any]]]] = [{"visual": [], "report": []} for _ in group_B]
-        for name, memory in (("visual", self.visual_memory), ("report", self.report_memory)):
-            if memory is not None:
-                top = memory.attribution(queries_BQD, query_group=self.hidden_group(group_B), top_k=count)
-                for study, weights_QK, rows_QK in zip(result, *top, strict=True):
-                    study[name] = _heaviest(weights_QK, rows_QK, count)
-        return result
+        states, hidden = self.memory_states(asking), self.hidden_group(group_B)
+        return {
+            name: Association(
+                *memory.attribution(states[name], query_group=hidden, top_k=min(count, memory.held.rows_in_all))
+            )
+            for name, memory in self.memories.items()
+        }
 
     def report_encoder(self, max_tokens: int) -> ReportEncoder:
         """Reports → token ids, as ``forward`` wants them."""
@@ -289,6 +348,7 @@ class ReportGenerator(nn.Module):
             "model_type": "amrg_report_generator",
             "memory": to_dict(self.memory_config),
             "decoder": to_dict(self.settings),
+            "map_method": self.map_method,
             "base_fingerprint": self.base_fingerprint() if base is None else base,
         }
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -312,7 +372,7 @@ class ReportGenerator(nn.Module):
             content = json.loads((folder / "config.json").read_text())
             memory = TypeAdapter(MemoryConfig).validate_python(content["memory"])
             settings = TypeAdapter(DecoderConfig).validate_python(content["decoder"])
-            base = content.get("base_fingerprint", "")
+            base, map_method = content.get("base_fingerprint", ""), content["map_method"]
             weights = load_file(folder / WEIGHTS)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
@@ -322,7 +382,7 @@ class ReportGenerator(nn.Module):
         decoder, tokenizer = load_decoder(settings, folder / "decoder", zero)
         if base and base_fingerprint(decoder) != base:
             raise UserError(f"{folder} was trained with another base model than what {settings.model} is now")
-        model = cls(stage1, decoder, tokenizer, banks, memory, settings)
+        model = cls(stage1, decoder, tokenizer, banks, memory, settings, map_method)
         try:
             model.load_state_dict(weights, strict=False)
         except RuntimeError:
@@ -360,7 +420,9 @@ def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
     return F.adaptive_avg_pool2d(grid, smaller).flatten(2).transpose(1, 2)
 
 
-def _memory(config: MemoryConfig, dim: int, bank: Memory) -> HopfieldMemory | CrossAttention:
+def _memory(
+    config: MemoryConfig, dim: int, bank: Memory, sharpness: float | None = None
+) -> HopfieldMemory | CrossAttention:
     sizes = dim, bank.rows.shape[1], dim
     memory: HopfieldMemory | CrossAttention
     if config.retrieval == "cross_attention":
@@ -372,18 +434,9 @@ def _memory(config: MemoryConfig, dim: int, bank: Memory) -> HopfieldMemory | Cr
             head_dim=config.head_dim,
             beta=config.beta,
             learn_beta=config.learn_beta,
+            sharpness=sharpness,
             update_steps=config.update_steps,
             dropout=config.dropout,
         )
     memory.set_bank(bank)
     return memory
-
-
-def _heaviest(weights_QK: Tensor, rows_QK: Tensor, count: int) -> list[dict[str, Any]]:
-    """The rows with the largest sum of weights over the queries."""
-    sums: dict[int, float] = {}
-    for row, weight in zip(rows_QK.flatten().tolist(), weights_QK.flatten().tolist(), strict=True):
-        if row >= 0:
-            sums[row] = sums.get(row, 0.0) + weight / len(rows_QK)
-    first = sorted(sums.items(), key=lambda item: (-item[1], item[0]))[:count]
-    return [{"row": row, "weight": round(weight, 6)} for row, weight in first]

@@ -30,10 +30,10 @@ class Ask(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a memory made of a retrieval [B, L, O], and the rows as they came, mean over heads and queries [B, D]."""
+    """What a memory made of a retrieval [B, L, O], and the rows as they came, mean over heads [B, L, D]."""
 
     out_BLO: Tensor
-    rows_BD: Tensor
+    rows_BLD: Tensor
 
 
 R = TypeVar("R")
@@ -85,6 +85,9 @@ class HopfieldMemory(FrozenMemory):
         heads, head_dim, value_dim: H, K, V; V = K unless given.
         beta: scaling of the association; 1/√K unless given.
         learn_beta: learn it, one per head, as its logarithm. Otherwise it is a buffer that ``set_beta`` may schedule.
+        sharpness: for states that lie in the space of the rows, S = D: they ask as they are, this many times their
+            cosine with a row, and what is learned is added to it. A state shorter than a row asks more quietly, one of
+            length 0 asks all rows alike. Learned, one per head, where β is. None: only what is learned asks.
         update_steps: number of associations; the state of the next is what the last one retrieved.
         update_eps: a head stops updating once its association moves by no more than this over a sample
             (Frobenius norm, the largest of the batch); 0 never stops and spares the check.
@@ -92,11 +95,12 @@ class HopfieldMemory(FrozenMemory):
     """
 
     beta: Tensor
+    sharpness_H: Tensor | None
 
     def __init__(
         self, state_dim: int, memory_dim: int, out_dim: int, *, heads: int, head_dim: int, value_dim: int | None = None,
-        beta: float | None = None, learn_beta: bool = False, update_steps: int = 1, update_eps: float = 1e-4,
-        dropout: float = 0.0,
+        beta: float | None = None, learn_beta: bool = False, sharpness: float | None = None, update_steps: int = 1,
+        update_eps: float = 1e-4, dropout: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         value_dim = head_dim if value_dim is None else value_dim
@@ -120,6 +124,17 @@ class HopfieldMemory(FrozenMemory):
             self.log_beta = nn.Parameter(start.log())
         else:
             self.register_buffer("beta", start)
+        if sharpness is None:
+            self.sharpness_H = None
+        else:
+            if state_dim != memory_dim:
+                raise ValueError(f"a state of {state_dim} numbers is none of the space of rows of {memory_dim}")
+            nn.init.zeros_(self.k_proj.weight)  # what is learned begins with nothing
+            scale = torch.full((heads,), float(sharpness))
+            if learn_beta:
+                self.sharpness_H = nn.Parameter(scale)
+            else:
+                self.register_buffer("sharpness_H", scale)
         self._last: tuple[Tensor, Tensor, Bank, Tensor | None] | None = None
 
     def set_bank(self, bank: Memory) -> None:
@@ -166,7 +181,7 @@ class HopfieldMemory(FrozenMemory):
             (rows * self.value_gain + mass * self.value_shift).mT,
         )
         out = self.out_proj(values.permute(2, 0, 1).reshape(*x_BLS.shape[:2], -1))
-        return Reading(out, rows.unflatten(1, x_BLS.shape[:2]).mean((0, 2), dtype=torch.float32))
+        return Reading(out, rows.unflatten(1, x_BLS.shape[:2]).mean(0, dtype=torch.float32))
 
     def _spread(self, query_group: Tensor | None, bank: Bank, length: int) -> Tensor | None:
         """Group of every absorbed query, in the order (head, sample, query)."""
@@ -180,10 +195,20 @@ class HopfieldMemory(FrozenMemory):
         weight = self.k_proj.weight.view(self.heads, self.head_dim, -1)
         return torch.bmm(key_space_HMK * beta[:, None, None].to(key_space_HMK.dtype), weight) * self.key_gain
 
+    def _ask_as_it_is(self, states_MD: Tensor, absorbed_HMD: Tensor) -> Tensor:
+        """Absorbed queries with the states themselves, [M, D] or [H, M, D], both as loud as the states are long."""
+        assert self.sharpness_H is not None
+        dim = states_MD.shape[-1]
+        loudness = states_MD.norm(dim=-1, keepdim=True) / dim**0.5  # 1 for a normalised row
+        scale = self.sharpness_H[:, None, None].to(absorbed_HMD.dtype) / dim
+        return absorbed_HMD * loudness.to(absorbed_HMD.dtype) + states_MD.to(absorbed_HMD.dtype) * scale
+
     def _associate(self, x_BLS: Tensor, bank: Bank, group: Tensor | None) -> "Steps[tuple[Tensor, Retrieval]]":
         """The last absorbed queries [H, B·L, D] and what they retrieve."""
         state = self.q_proj(self.state_norm(x_BLS)).view(-1, self.heads, self.head_dim).transpose(0, 1)
         queries = self._absorb(state)
+        if self.sharpness_H is not None:
+            queries = self._ask_as_it_is(x_BLS.flatten(0, 1), queries)
         weight = self.k_proj.weight.view(self.heads, self.head_dim, -1).transpose(1, 2)
         bias = self.k_proj.bias.view(self.heads, 1, self.head_dim)
         active = torch.ones(self.heads, dtype=torch.bool, device=x_BLS.device)
@@ -199,7 +224,10 @@ class HopfieldMemory(FrozenMemory):
             before = (queries, result.lse_M)
             rows = result.retrieved_MD.view_as(queries)
             state = torch.baddbmm(bias, rows * self.key_gain + self.key_shift, weight)
-            queries = torch.where(active[:, None, None], self._absorb(state), queries)
+            updated = self._absorb(state)
+            if self.sharpness_H is not None:
+                updated = self._ask_as_it_is(rows, updated)
+            queries = torch.where(active[:, None, None], updated, queries)
         dropout = self.dropout if self.training else 0.0
         return queries, (yield Ask(queries.flatten(0, 1), bank, group, dropout))
 

@@ -30,6 +30,7 @@ class Stage1Output(NamedTuple):
         logits_BK: label i from query i.
         cam_logits_BK: the same labels from the fine grid, pooled; class activation maps explain these.
         fine_BHWC: the fine grid, normalised: what the pooled head reads.
+        projected_BHWD: the fine grid, projected to the queries' width: what regions are made of (``models.regions``).
         pooled_BD: the mean of ``tokens_BND``, one vector for a film.
     """
 
@@ -38,6 +39,7 @@ class Stage1Output(NamedTuple):
     logits_BK: Tensor
     cam_logits_BK: Tensor
     fine_BHWC: Tensor
+    projected_BHWD: Tensor
     pooled_BD: Tensor
 
     @property
@@ -124,7 +126,8 @@ class DiseaseClassifier(nn.Module):
         """Everything after the encoder."""
         fine_BHWC = self.fine_norm(features.fine_BHWC)
         tokens_BND = self.coarse_projection(self.coarse_norm(features.coarse_BHWC)).flatten(1, 2)
-        keys_BMD = torch.cat([tokens_BND, self.regions(fine_BHWC).flatten(1, 2)], dim=1)
+        projected_BHWD = self.fine_projection(fine_BHWC)
+        keys_BMD = torch.cat([tokens_BND, projected_BHWD.flatten(1, 2)], dim=1)
         with part(QFORMER):
             queries_BQD = self.qformer(
                 query_embeds=self.disease_queries.expand(len(keys_BMD), -1, -1), encoder_hidden_states=keys_BMD
@@ -135,12 +138,9 @@ class DiseaseClassifier(nn.Module):
             logits_BK=((queries_BQD * self.query_weight_KD).sum(-1) + self.query_bias_K).float(),
             cam_logits_BK=self.cam_head(fine_BHWC),
             fine_BHWC=fine_BHWC,
+            projected_BHWD=projected_BHWD,
             pooled_BD=tokens_BND.mean(dim=1),
         )
-
-    def regions(self, fine_BHWC: Tensor) -> Tensor:
-        """Normalised fine cells [..., C] → [..., D]: the trained projection that also makes rows of the visual bank."""
-        return self.fine_projection(fine_BHWC)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""

@@ -89,7 +89,7 @@ def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> Film:
     kept = stage1.parts["activations"].device / films
     encoder: Any = tracer.model.encoder
     labels, features = len(LABELS), encoder.grid**2 * encoder.fine_dim
-    # `amrg.mining.cam`, in float32: the pooled head, for each label back from all scores to all features, and a map
+    # `amrg.models.cam`, in float32: the pooled head, for each label back from all scores to all features, and a map
     # from these gradients, which are written and read.
     maps = _seconds(2.0 * labels * (labels + 2) * features, 2.0 * 4 * labels * features, "float32", given)
     return Film(_seconds(flops, 2 * kept, config.stage1.dtype, given), maps)

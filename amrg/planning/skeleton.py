@@ -131,8 +131,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Sk
 
 def no_sight(model: ReportGenerator, samples: int) -> Sight:
     """What stage 1 would have seen of some studies, zeros."""
-    tokens, queries, dim = model.seen_shape
-    return Sight(torch.zeros(samples, tokens, dim), torch.zeros(samples, queries, dim), torch.zeros(samples, queries))
+    return Sight(*(torch.zeros(samples, *shape) for shape in model.sight_shapes))
 
 
 def bank_rows(config: Config) -> tuple[Rows, Rows]:

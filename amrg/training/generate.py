@@ -2,38 +2,42 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from amrg.artifacts import whole
 from amrg.config import Config
-from amrg.data.labels import FINDINGS
-from amrg.data.outline import stated
 from amrg.data.stream import count
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS as REPORT_BANK
-from amrg.memory.bank import MemoryBank, group_id
-from amrg.models.generator import ReportGenerator, Sight
-from amrg.models.outliner import Begun, Certainty, Outliner
+from amrg.memory.bank import VISUAL, MemoryBank, group_id
+from amrg.models.certainty import Certainty
+from amrg.models.composer import ROWS, Composed, Composer, head_features
+from amrg.models.details import AttributeHeads, report_details
+from amrg.models.generator import MEMORIES, Association, ReportGenerator, Sight
+from amrg.models.shares import RowLabels, heaviest
 from amrg.progress import track
 from amrg.training import engine
+from amrg.training.calibration import CALIBRATION
 from amrg.training.seen import Seen
 from amrg.training.stage2 import MODEL, SCRATCH, open_banks, shares
 
 REPORTS = "reports.jsonl"
 TOP_ROWS = 5  # memory rows named for each study and bank
+HEAD_STUDIES = 20_000  # that attribute heads are fitted on, at most
 
 
 @engine.linear_restored()
 def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path) -> None:
     """Write ``reports.jsonl``: each study of ``config.generate.split`` once, in the order of their keys.
 
-    A line is ``{key, group, reference, generated, memory: {visual: [{row, weight}, …], report: […]}, recalled: […]}``;
-    the first sentences of ``generated`` are those of the recalled rows of the report bank, one of each. Finished
-    batches are kept in ``scratch/`` while the work goes on, so that an interrupted run goes on from there. Where
-    stage 1 decides the outlines, its calibration is kept beside (``Certainty.save``).
+    A line is ``{key, group, reference, generated}`` and what ``write_reports`` gives. Finished batches are kept in
+    ``scratch/`` while the work goes on, so that an interrupted run goes on from there. Attribute heads that support
+    details are kept beside the reports.
 
     Args:
         config: ``generate`` is read.
@@ -53,14 +57,15 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     if zero is not None:
         engine.partition(model.decoder, zero)
     seen = Seen(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
-    outliner = _outliner(config, model, data, banks, folder)
+    recorder = Recorder.open(model, banks)
+    composer = _composer(config, model, data, banks, stage2, folder)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     batches = list(shares(len(seen), decoding.batch_size))
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        mine = _write(model, seen, rows, config, outliner)
+        mine = _write(model, seen, rows, config, recorder, composer)
         lines = engine.gather_lists([line for line, one in zip(mine, counted.tolist(), strict=True) if one])
         if engine.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
@@ -89,34 +94,103 @@ def strangers(groups: Sequence[str]) -> torch.Tensor:
     raise UserError("generate.memory mismatched: there is no study of another patient for each study of the split")
 
 
-def _outliner(config: Config, model: ReportGenerator, data: Path, banks: Path, folder: Path) -> Outliner | None:
-    """What begins the reports, calibrated on validation (on train, where those of validation are written)."""
-    if config.generate.outline == "written":
+@dataclass(frozen=True)
+class Recorder:
+    """What is recorded of the memories for each report; ``labels`` of the rows by memory."""
+
+    labels: Mapping[str, RowLabels]
+
+    @classmethod
+    def open(cls, model: ReportGenerator, banks: Path) -> Self:
+        """For the memories of a generator."""
+        folders, grid = dict(zip(MEMORIES, (VISUAL, REPORT_BANK), strict=True)), model.stage1.encoder.grid
+        return cls({name: RowLabels(MemoryBank.open(banks / folders[name]), grid) for name in model.memories})
+
+    def record(self, associations: Mapping[str, Association], sight: Sight, study: int) -> dict[str, Any]:
+        """``memory`` and ``association`` of a line of ``reports.jsonl``."""
+        memory: dict[str, list[dict[str, Any]]] = {name: [] for name in MEMORIES}
+        association = {}
+        for name, (weights_BQJ, rows_BQJ) in associations.items():
+            weights_QJ, rows_QJ = weights_BQJ[study], rows_BQJ[study]
+            association[name] = self.labels[name].record(weights_QJ, rows_QJ)
+            memory[name] = heaviest(weights_QJ, rows_QJ, TOP_ROWS)
+        return {"memory": memory, "association": association}
+
+
+def open_composer(
+    config: Config, banks: Path, calibration: Path, heads: Mapping[str, AttributeHeads] | None = None
+) -> Composer | None:
+    """What begins the reports; None where the decoder does.
+
+    Args:
+        config: ``generate`` is read.
+        banks: a banks artefact.
+        calibration: folder of the calibration.
+        heads: where ``generate.support`` needs some.
+
+    Raises:
+        UserError: the report bank does not hold sentences, or the calibration is missing.
+    """
+    outline = config.generate.outline
+    if outline == "written":
         return None
-    split = "val" if config.generate.split == "test" else "train"
-    if not count(data, split):
-        raise UserError(f"generate.outline {config.generate.outline} is calibrated on `{split}`: that split is empty")
-    seen = Seen(model, data, split, folder / SCRATCH, config.stage2.dtype)
-    logits_NQ = torch.cat([seen[rows].logits_BQ.cpu() for rows in torch.arange(len(seen)).split(1024)])
-    found = [stated(study.report) for study in seen.studies]
-    truth_NF = torch.tensor([[finding in some for finding in FINDINGS] for some in found])
-    certainty = Certainty.fit(logits_NQ[:, : len(FINDINGS)], truth_NF)
-    if engine.rank() == 0:
-        certainty.save(folder)
-    recalled = config.generate.outline == "recalled"
-    return Outliner(certainty, MemoryBank.open(banks / REPORT_BANK) if recalled else None)
+    certainty = Certainty.load(calibration)
+    if outline == "decided":
+        return Composer(certainty, MemoryBank.open(banks / VISUAL))
+    reports = MemoryBank.open(banks / REPORT_BANK)
+    if set(reports.origins(0, len(reports), ["source"])["source"].to_pylist()) != {"sentence"}:
+        raise UserError(
+            f"generate.outline recalled says sentences of memory, but {reports.folder} holds whole reports: build it "
+            "with banks.reports.unit sentence, or say generate.outline decided"
+        )
+    return Composer(certainty, MemoryBank.open(banks / VISUAL), reports, heads, config.generate.support)
+
+
+#: Names of the attribute heads that ``generate.support`` needs.
+HEADS = {"map": ("map",), "head": ("head",), "all": ("head",)}
+
+
+def _composer(
+    config: Config, model: ReportGenerator, data: Path, banks: Path, stage2: Path, folder: Path
+) -> Composer | None:
+    """The same for the split of ``generate``; attribute heads are fitted on train, once, and kept in the folder."""
+    heads = {}
+    if config.generate.outline == "recalled":
+        for name in HEADS.get(config.generate.support, ()):
+            seen = Seen(model, data, "train", folder / SCRATCH, config.stage2.dtype)
+            if engine.rank() == 0 and not (folder / name).is_dir():
+                _fit_heads(config, model, seen, folder, name)
+            engine.barrier()
+            heads[name] = AttributeHeads.load(folder / name)
+    return open_composer(config, banks, stage2 / CALIBRATION / config.generate.split, heads)
+
+
+def _fit_heads(config: Config, model: ReportGenerator, seen: Seen, folder: Path, name: str) -> None:
+    """Fit attribute heads on what train reports state, and keep them."""
+    rows = torch.arange(min(len(seen), HEAD_STUDIES))
+    features_NFX = torch.cat([head_features(seen[part])[name] for part in rows.split(1024)])
+    chosen = [seen.studies[row] for row in rows.tolist()]
+    heads = AttributeHeads.fit(features_NFX, [report_details(s.report) for s in chosen], [s.group for s in chosen])
+    with whole(folder / name) as temporary:
+        temporary.mkdir()
+        heads.save(temporary)
 
 
 def _write(
-    model: ReportGenerator, seen: Seen, rows: torch.Tensor, config: Config, outliner: Outliner | None
+    model: ReportGenerator,
+    seen: Seen,
+    rows: torch.Tensor,
+    config: Config,
+    recorder: Recorder,
+    composer: Composer | None,
 ) -> list[dict[str, Any]]:
     """The lines of some studies."""
     studies = [seen.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=engine.device())
-    asking_BQD = None
+    asking = None
     if config.generate.memory == "mismatched":
-        asking_BQD = seen[strangers([study.group for study in seen.studies])[rows]].queries_BQD
-    lines = write_reports(model, seen[rows], group_B, config, outliner, asking_BQD)
+        asking = seen[strangers([study.group for study in seen.studies])[rows]]
+    lines = write_reports(model, seen[rows], group_B, config, recorder, composer, asking)
     return [
         {"key": study.key, "group": study.group, "reference": study.report, **line}
         for study, line in zip(studies, lines, strict=True)
@@ -128,32 +202,43 @@ def write_reports(
     sight: Sight,
     group_B: torch.Tensor,
     config: Config,
-    outliner: Outliner | None,
-    asking_BQD: torch.Tensor | None = None,
+    recorder: Recorder,
+    composer: Composer | None,
+    asking: Sight | None = None,
 ) -> list[dict[str, Any]]:
-    """What ``reports.jsonl`` tells of some studies beside who they are: ``generated``, ``memory``, ``recalled``.
+    """What ``reports.jsonl`` records of some studies beside who they are.
+
+    A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` as
+    ``Recorder.record`` gives them, ``sentences`` those that were recalled (``amrg.models.composer.Said``), and
+    ``recalled`` their rows of the report bank; ``generated`` begins with them.
 
     Args:
-        sight, group_B, asking_BQD: as for ``ReportGenerator.streams``; every rank needs equally many studies.
+        sight, group_B, asking: as for ``ReportGenerator.streams``; every rank needs equally many studies.
         config: ``generate`` and ``stage2.dtype`` are read.
-        outliner: begins the reports; None leaves that to the decoder.
+        recorder: of the memories.
+        composer: begins the reports; None leaves that to the decoder.
     """
-    begun = [Begun("")] * len(group_B)
-    if outliner is not None:
-        begun = outliner.begin(model, sight, group_B, asking_BQD)
+    associations = model.associations(asking or sight, group_B, ROWS)
+    composed = [Composed("")] * len(group_B)
+    if composer is not None:
+        composed = composer.compose(sight, associations, group_B)
     with torch.no_grad(), engine.precision(config.stage2.dtype):
         texts = model.generate(
             sight,
             group_B,
             config.generate,
             synced=engine.world_size() > 1,
-            asking_BQD=asking_BQD,
-            begin=[one.text for one in begun],
+            asking=asking,
+            begin=[one.text for one in composed],
         )
-    memory = model.retrieved(sight.queries_BQD if asking_BQD is None else asking_BQD, group_B, TOP_ROWS)
     return [
-        {"generated": text, "memory": top, "recalled": one.rows}
-        for text, top, one in zip(texts, memory, begun, strict=True)
+        {
+            "generated": text,
+            **recorder.record(associations, asking or sight, study),
+            "recalled": [said.row for said in one.said],
+            "sentences": [said.to_dict() for said in one.said],
+        }
+        for study, (text, one) in enumerate(zip(texts, composed, strict=True))
     ]
 
 

@@ -1,6 +1,6 @@
-"""The train reports as vectors of the report bank's encoder: the teachers of the retrieval loss.
+"""The sentences of the train reports as vectors of the report bank's encoder: the teachers of the retrieval loss.
 
-Shape legend: B studies, D width of the bank.
+Shape legend: B studies, Q = 14 labels, D width of the bank.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from amrg.config import Config, ReportBankConfig
+from amrg.data.labeler import label_report
+from amrg.data.labels import LABELS, POSITIVE
 from amrg.data.shards import anonymous
 from amrg.data.stream import studies
+from amrg.data.text import sentences
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS, MemoryBank, normalise_rows
 from amrg.memory.reports import TextEncoder
@@ -23,7 +26,9 @@ _TOGETHER = 256  # texts encoded between two notes of how far it is
 
 
 class OwnReports:
-    """Each train study's own report, encoded once, whether the bank holds it or not.
+    """Each train study's own sentences by the label they state, encoded once, whether the bank holds them or not.
+
+    A label's vector is the mean over its sentences; No Finding has those that state no finding.
 
     Args:
         config: of the report bank.
@@ -37,19 +42,39 @@ class OwnReports:
     """
 
     def __init__(self, config: ReportBankConfig, data: Path, bank: MemoryBank, folder: Path, weight: float) -> None:
-        self.weight = weight
+        self.weight, self._dim = weight, bank.dim
         train = studies(data, "train")
-        texts = sorted({study.report.strip() for study in train})
-        place = {text: row for row, text in enumerate(texts)}
-        self._rows = {anonymous(study.key): place[study.report.strip()] for study in train}
+        texts = sorted({sentence for study in train for sentence in sentences(study.report)})
+        row = {text: i for i, text in enumerate(texts)}
+        self._rows = {
+            anonymous(study.key): [[row[s] for s in said] for said in by_label(study.report).values()]
+            for study in train
+        }
         self._cache = SharedFeatures(
             folder / "own-reports", len(texts), (bank.dim,), _TOGETHER, partial(_encode, texts, config, bank),
-            f"encoding train reports ({_TOGETHER}s)",
+            f"encoding sentences of train reports ({_TOGETHER}s)",
         )  # fmt: skip
 
     def of(self, keys: Sequence[str]) -> Tensor:
-        """Normalised rows of the studies with these hashed keys, float32 [B, D], on this rank's device."""
-        return self._cache[torch.tensor([self._rows[key] for key in keys])].float().to(engine.device())
+        """Of the studies with these hashed keys, [B, Q, D] float32 on this rank's device; 0 where nothing is said."""
+        return torch.stack([torch.stack([self._mean(rows) for rows in self._rows[key]]) for key in keys]).to(
+            engine.device()
+        )
+
+    def _mean(self, rows: list[int]) -> Tensor:
+        if not rows:
+            return torch.zeros(self._dim)
+        return normalise_rows(self._cache[torch.tensor(rows)].float().mean(0, keepdim=True))[0]
+
+
+def by_label(report: str) -> dict[str, list[str]]:
+    """The sentences of a report under each label they state, in the order of ``LABELS``."""
+    said: dict[str, list[str]] = {label: [] for label in LABELS}
+    for sentence in sentences(report):
+        for label, value in label_report(sentence).items():
+            if value == POSITIVE:
+                said[label].append(sentence)
+    return said
 
 
 def own_reports_of(config: Config, data: Path, banks: Path, scratch: Path) -> OwnReports | None:

@@ -41,8 +41,7 @@ class Seen:
 
     def __init__(self, model: ReportGenerator, data: Path, split: str, folder: Path, dtype: str) -> None:
         self.studies = studies(data, split)
-        tokens, queries, dim = model.seen_shape
-        self._shapes = ((tokens, dim), (queries, dim), (queries,))
+        self._shapes = model.sight_shapes
         self._sizes = [math.prod(shape) for shape in self._shapes]
         compute = partial(self._look, model.eval(), data, split)
         with torch.no_grad(), engine.precision(dtype):

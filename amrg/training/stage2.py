@@ -28,6 +28,7 @@ from amrg.models.generator import IGNORED, ReportGenerator, Sight
 from amrg.models.parted import whole
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.training import engine
+from amrg.training.calibration import calibrate
 from amrg.training.card import write_card
 from amrg.training.checkpoint import made_from
 from amrg.training.ds_config import Optimisation
@@ -90,6 +91,8 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
             model.save_pretrained(folder / MODEL, base)
             write_card(folder / MODEL, model, config, data, banks, rows)
     engine.barrier()
+    if config.decoder.outline:
+        calibrate(config, model, data, folder, folder / SCRATCH / ("trained" if ours.train_vision else ""))
 
 
 def optimisation(config: Config) -> Optimisation:
@@ -118,7 +121,8 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         memories = open_banks(config, banks, config.stage2.batch_size // engine.world_size())
-        return ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder)
+        method = MemoryBank.open(banks / VISUAL).header["about"]["method"]
+        return ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder, method)
 
 
 def freeze(classifier: DiseaseClassifier, train_vision: bool) -> DiseaseClassifier:
@@ -186,8 +190,8 @@ def loss(
     With ``own_reports`` the retrieval loss times its weight is added (``amrg.models.recall``).
     """
     sight = look(model, batch["films"]) if "films" in batch else Sight(*batch["sight"])
-    own_BD = None if own_reports is None else own_reports.of(batch["study"])
-    predicted = model(sight, batch["group"], batch["report"], own_BD)
+    own_BQD = None if own_reports is None else own_reports.of(batch["study"])
+    predicted = model(sight, batch["group"], batch["report"], own_BQD)
     report = (predicted.loss_B * batch["weight"]).mean()
     if own_reports is None or predicted.retrieval_B is None:
         return report, {}

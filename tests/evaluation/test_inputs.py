@@ -6,7 +6,7 @@ import torch
 from amrg.data.images import letterbox
 from amrg.data.stream import read
 from amrg.evaluation.inputs import view_test
-from amrg.mining.cam import activation_maps
+from amrg.models.cam import activation_maps
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 

@@ -9,7 +9,7 @@ import torch
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import read
 from amrg.memory.bank import MemoryBank, normalise_rows
-from amrg.mining.cam import cam
+from amrg.models.cam import cam
 from amrg.mining.miner import Candidate, distinct
 from amrg.mining.regions import STATS, mine_regions, select, strongest
 from amrg.models.stage1 import DiseaseClassifier

@@ -3,7 +3,7 @@ import torch
 
 from amrg.config import VisionConfig
 from amrg.errors import UserError
-from amrg.mining.cam import METHODS, activation_maps, cam, class_scales
+from amrg.models.cam import METHODS, activation_maps, cam, class_scales
 from amrg.models.stage1 import DiseaseClassifier, PooledHead
 
 
@@ -60,12 +60,13 @@ def test_methods_differ(head, fine_BHWC):
 
 def test_gradcam_of_this_head_is_its_linear_score(head, fine_BHWC):
     expected = torch.einsum("bhwc,kc->bkhw", fine_BHWC, head.linear.weight).clamp(min=0) / 15
-    torch.testing.assert_close(activation_maps(head, fine_BHWC), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(activation_maps(head, fine_BHWC, "gradcam"), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_maps_are_absolute(head, fine_BHWC):
     """A film with half the evidence has a map of half the size; nothing is stretched to 1."""
-    assert torch.allclose(activation_maps(head, fine_BHWC * 0.5), activation_maps(head, fine_BHWC) * 0.5, atol=1e-6)
+    whole, half = (activation_maps(head, fine_BHWC * scale, "gradcam") for scale in (1.0, 0.5))
+    torch.testing.assert_close(half, whole * 0.5, rtol=1e-5, atol=1e-6)
     assert class_scales([[1.0, 8.0, 2.0], [], [0.0]]) == [2.0, 1.0, 1.0]
 
 

@@ -3,7 +3,8 @@
 Shape legend: B batch, K = 14 labels, H W fine grid (14×14 at 224 pixels), C channels.
 
 All maps explain the pooled head, logit_k = logmeanexp over cells of (w_k · A + b_k), where A are the normalised fine
-features. With G_k = ∂ logit_k / ∂A:
+features. Its gradient is known in closed form: G_k = ∂ logit_k / ∂A = p_k w_k, where p_k is the softmax of the class's
+scores over the cells.
 
 ================  ==========================================================================================
 ``gradcam``       ReLU(Σ_c mean_HW(G_kc) A_c): Selvaraju et al. 2017, arXiv:1610.02391
@@ -23,10 +24,10 @@ import torch
 from torch import Tensor
 
 from amrg.errors import UserError
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.stage1 import DiseaseClassifier, PooledHead
 
 
-def cam(model: DiseaseClassifier, images_B3HW: Tensor, method: str = "gradcam") -> Tensor:
+def cam(model: DiseaseClassifier, images_B3HW: Tensor, method: str = "layercam") -> Tensor:
     """Maps of all 14 labels of a batch from one forward pass of the encoder.
 
     Args:
@@ -42,23 +43,18 @@ def cam(model: DiseaseClassifier, images_B3HW: Tensor, method: str = "gradcam") 
     return activation_maps(model.cam_head, fine_BHWC, method)
 
 
-def activation_maps(head: Callable[[Tensor], Tensor], fine_BHWC: Tensor, method: str = "gradcam") -> Tensor:
-    """The same from the fine features that ``head`` (features [B, H, W, C] → logits [B, K]) reads.
+@torch.no_grad()
+def activation_maps(head: PooledHead, fine_BHWC: Tensor, method: str = "layercam") -> Tensor:
+    """The same from the fine features that ``head`` reads.
 
-    Films do not influence each other's logits, so the gradient of a logit summed over the batch is that of each
-    film; the labels' gradients are taken together, through the head alone.
+    Only the head's weights are read, so no forward of it is needed; they must be gathered (ZeRO 3) by the caller.
     """
     if method not in METHODS:
         raise UserError(f"banks.mining.method: there is no activation map `{method}`; known: {', '.join(METHODS)}")
-    features_BHWC = fine_BHWC.detach().float().requires_grad_()
-    with torch.enable_grad():
-        total_K = head(features_BHWC).float().sum(dim=0)
-        (gradient_KBHWC,) = torch.autograd.grad(
-            total_K, features_BHWC, torch.eye(len(total_K), device=total_K.device), is_grads_batched=True
-        )
-    with torch.no_grad():
-        maps_KBHW = METHODS[method](features_BHWC, gradient_KBHWC)
-    return maps_KBHW.clamp(min=0).transpose(0, 1)
+    features_BHWC, weight_KC = fine_BHWC.float(), head.linear.weight.float()
+    scores_BKHW = torch.einsum("bhwc,kc->bkhw", features_BHWC, weight_KC)  # the bias of a class moves no softmax
+    p_BKHW = scores_BKHW.flatten(2).softmax(-1).view_as(scores_BKHW)
+    return METHODS[method](features_BHWC, weight_KC, p_BKHW).clamp(min=0)
 
 
 def class_scales(peaks: list[list[float]]) -> list[float]:
@@ -67,26 +63,32 @@ def class_scales(peaks: list[list[float]]) -> list[float]:
     return [median if median > 0 else 1.0 for median in medians]
 
 
-def _gradcam(features_BHWC: Tensor, gradient_KBHWC: Tensor) -> Tensor:
-    return torch.einsum("kbc,bhwc->kbhw", gradient_KBHWC.mean(dim=(2, 3)), features_BHWC)
+def _gradcam(features_BHWC: Tensor, weight_KC: Tensor, p_BKHW: Tensor) -> Tensor:
+    cells = p_BKHW.shape[2] * p_BKHW.shape[3]  # over which p sums to 1, so the mean gradient is w / cells
+    return torch.einsum("kc,bhwc->bkhw", weight_KC, features_BHWC) / cells
 
 
-def _gradcam_plus_plus(features_BHWC: Tensor, gradient_KBHWC: Tensor) -> Tensor:
-    squared_KBHWC = gradient_KBHWC**2
-    denominator = 2 * squared_KBHWC + gradient_KBHWC**3 * features_BHWC.sum(dim=(1, 2), keepdim=True)
-    alpha_KBHWC = torch.where(denominator != 0, squared_KBHWC / denominator, 0.0)
-    return torch.einsum("kbc,bhwc->kbhw", (alpha_KBHWC * gradient_KBHWC.relu()).sum(dim=(2, 3)), features_BHWC)
+def _gradcam_plus_plus(features_BHWC: Tensor, weight_KC: Tensor, p_BKHW: Tensor) -> Tensor:
+    maps = []
+    for weight_C, p_BHW in zip(weight_KC, p_BKHW.unbind(1), strict=True):  # a class at a time: G has H·W·C numbers
+        gradient_BHWC = p_BHW[..., None] * weight_C
+        squared_BHWC = gradient_BHWC**2
+        denominator = 2 * squared_BHWC + gradient_BHWC**3 * features_BHWC.sum(dim=(1, 2), keepdim=True)
+        alpha_BHWC = torch.where(denominator != 0, squared_BHWC / denominator, 0.0)
+        weighted_BC = (alpha_BHWC * gradient_BHWC.relu()).sum(dim=(1, 2))
+        maps.append(torch.einsum("bc,bhwc->bhw", weighted_BC, features_BHWC))
+    return torch.stack(maps, dim=1)
 
 
-def _layercam(features_BHWC: Tensor, gradient_KBHWC: Tensor) -> Tensor:
-    return (gradient_KBHWC.relu() * features_BHWC).sum(dim=-1)
+def _layercam(features_BHWC: Tensor, weight_KC: Tensor, p_BKHW: Tensor) -> Tensor:
+    return p_BKHW * torch.einsum("kc,bhwc->bkhw", weight_KC.relu(), features_BHWC)
 
 
-def _hirescam(features_BHWC: Tensor, gradient_KBHWC: Tensor) -> Tensor:
-    return (gradient_KBHWC * features_BHWC).sum(dim=-1)
+def _hirescam(features_BHWC: Tensor, weight_KC: Tensor, p_BKHW: Tensor) -> Tensor:
+    return p_BKHW * torch.einsum("kc,bhwc->bkhw", weight_KC, features_BHWC)
 
 
-METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+METHODS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "gradcam": _gradcam,
     "gradcam++": _gradcam_plus_plus,
     "layercam": _layercam,

@@ -1,0 +1,455 @@
+"""What a report says, composed of sentences that both memories retrieve and the film supports.
+
+Stage 1 decides which findings are there (``Certainty``), and the visual memory agrees or not: a finding is named where
+the share of its own region's association on regions of that finding is at least their share of the bank. Words go from
+region to sentence: a row of the visual bank is linked to what its report says of it, so the rows that a region
+retrieves vote for the sentence, and for each detail (side, zone, severity, device) that it states. A sentence whose
+details are not supported gives way to one that is, or that leaves the detail out. The region of No Finding does the
+same for normal anatomy. ``docs/memory-banks.md`` has the formulas.
+
+Shape legend: B studies, Q = 14 labels, F = 13 findings, J retrieved rows, N rows of the visual bank, M of the report
+bank, U distinct sentences, D width of the report bank, C candidates.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
+from amrg.data.outline import begun
+from amrg.data.statements import Statement, statements
+from amrg.data.text import sentences
+from amrg.data.wording import compares
+from amrg.memory.bank import NO_GROUP, MemoryBank
+from amrg.models.certainty import Certainty
+from amrg.models.details import ATTRIBUTES, AttributeHeads, Distribution, combine, detail_values, support
+from amrg.models.generator import Association, Sight
+from amrg.models.regions import PLACES
+
+Support = Literal["none", "map", "memory", "head", "all"]
+Supported = dict[str, dict[str, Distribution]]  # by finding and attribute
+
+ROWS = 4096  # of each bank that an association is read to
+#: β of the cosine between a sentence and what the region's rows say, and weights of the rest of a sentence's score.
+LIKENESS, RECALLED, DETAIL = 20.0, 0.5, 2.0
+#: What it is worth that a sentence says a detail, where it is surely right.
+SAYING = {"side": 1.0, "zone": 0.3, "severity": 0.2, "device": 0.5}
+LEAST_SUPPORT = 0.5  # below it a detail is not said where another sentence can be
+UNSUPPORTED = 5.0  # what such a detail costs
+#: Two sentences with at most this cosine say different things.
+UNLIKE = 0.3
+
+
+@dataclass(frozen=True)
+class Said:
+    """A recalled sentence and what it stands on.
+
+    Attributes:
+        text: of the sentence.
+        labels: what it is said of: findings, or No Finding.
+        row: of the report bank.
+        regions: rows of the visual bank that voted for it, heaviest first, as (row, weight).
+        box: number of the film, then x0, y0, x1, y1 on the fine grid: the film's own region; None for No Finding.
+        probability: that the report states the findings, the least of them; None for No Finding.
+        details: (finding, attribute, value, probability); None where nothing supports details.
+    """
+
+    text: str
+    labels: tuple[str, ...]
+    row: int
+    regions: tuple[tuple[int, float], ...] = ()
+    box: tuple[int, ...] | None = None
+    probability: float | None = None
+    details: tuple[tuple[str, str, str, float | None], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a line of ``reports.jsonl``."""
+        return {
+            "text": self.text,
+            "labels": list(self.labels),
+            "row": self.row,
+            "regions": [{"row": row, "weight": round(weight, 6)} for row, weight in self.regions],
+            "box": None if self.box is None else list(self.box),
+            "probability": None if self.probability is None else round(self.probability, 4),
+            "details": [
+                {"finding": f, "attribute": a, "value": v, "probability": None if p is None else round(p, 4)}
+                for f, a, v, p in self.details
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a report begins with.
+
+    Attributes:
+        text: the outline, then the sentences.
+        findings: that the outline names.
+        said: the sentences.
+    """
+
+    text: str
+    findings: tuple[str, ...] = ()
+    said: tuple[Said, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    """A distinct sentence of the report bank, its rows, and what it states."""
+
+    text: str
+    rows: tuple[int, ...]
+    states: frozenset[str]
+    denies: frozenset[str]
+    suspects: frozenset[str]
+    details: tuple[tuple[str, str, str], ...]  # finding, attribute, value
+    sized: bool
+    groups: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def normal(self) -> bool:
+        return not (self.states or self.suspects or self.sized)
+
+
+class Composer:
+    """Composes the beginning of reports.
+
+    Args:
+        certainty: decides which findings are named.
+        visual, reports: the banks that the generator retrieves from; ``reports`` of sentences. None: the decoder words
+            what the outline names.
+        heads: of the details that regions show, by the name of their features (``map``, ``head``); needed for these.
+        source: what supports the details of a sentence.
+    """
+
+    def __init__(
+        self,
+        certainty: Certainty,
+        visual: MemoryBank | None = None,
+        reports: MemoryBank | None = None,
+        heads: Mapping[str, AttributeHeads] | None = None,
+        source: Support = "memory",
+    ) -> None:
+        self.certainty, self.source, self._heads = certainty, source, heads or {}
+        self._reports = reports
+        self._visual = None if visual is None else _VisualRows(visual)
+        if reports is not None:
+            self._sentences = _read_sentences(reports)
+            self._index = {one.text: i for i, one in enumerate(self._sentences)}
+            first = torch.tensor([one.rows[0] for one in self._sentences])
+            self._vectors_UD = F.normalize(reports.vectors(0, len(reports))[first], dim=-1)
+            self._candidates = {f: [i for i, s in enumerate(self._sentences) if f in s.states] for f in FINDINGS}
+
+    @cached_property
+    def _linked_ND(self) -> Tensor:
+        """The mean vector of the sentences that each visual row is linked to; 0 for a row that is linked to none."""
+        assert self._visual is not None
+        linked = torch.zeros(len(self._visual.texts), self._vectors_UD.shape[1])
+        for row, said in enumerate(self._visual.texts):
+            known = [self._index[text] for text in said if text in self._index]
+            if known and self._visual.label_N[row] < len(FINDINGS):
+                linked[row] = self._vectors_UD[known].mean(0)
+        return linked
+
+    def compose(
+        self, sight: Sight, associations: Mapping[str, Association], group_B: Tensor, recall: bool = True
+    ) -> list[Composed]:
+        """What each report begins with.
+
+        Args:
+            sight: of the studies.
+            associations: what they, or other studies in their place, retrieve (``ReportGenerator.associations``).
+            group_B: patients whose sentences are not said; ``NO_GROUP`` hides none.
+            recall: without it, the decoder words what the outline names.
+        """
+        probability_BF = self.certainty.probabilities(sight)
+        weights = {name: _spread(one, self._length(name)) for name, one in associations.items()}
+        supported_B = self._supported(sight, weights.get("visual"))
+        composed = []
+        for b, probability_F in enumerate(probability_BF.tolist()):
+            own = {name: one[b] for name, one in weights.items()}
+            named = self._named(probability_F, own.get("visual"))
+            if self._reports is None or "report" not in own or not recall:
+                composed.append(Composed(begun(named, ()), tuple(named)))
+                continue
+            film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, int(group_B[b]))
+            said = self._say_findings(film, named, sight.boxes_BQ5[b].int().tolist())
+            said += self._say_normal(film, named, {one.text for one in said})
+            composed.append(Composed(begun(named, [one.text for one in said]), tuple(named), tuple(said)))
+        return composed
+
+    def _length(self, name: str) -> int:
+        if name == "report":
+            return 0 if self._reports is None else len(self._reports)
+        return 0 if self._visual is None else len(self._visual.texts)
+
+    def _named(self, probability_F: Sequence[float], visual_QN: Tensor | None) -> list[str]:
+        """Findings that are likely enough and, where there is a visual memory, that it agrees with."""
+        named = [f for f, p in zip(FINDINGS, probability_F, strict=True) if p >= self.certainty.threshold]
+        if visual_QN is None or self._visual is None:
+            return named
+        share_F, base_F = self._visual.shares(visual_QN), self._visual.base_F
+        return [f for f in named if share_F[FINDINGS.index(f)] >= base_F[FINDINGS.index(f)]]
+
+    def _supported(self, sight: Sight, visual_BQN: Tensor | None) -> list[Supported | None]:
+        """How likely each value of each detail is; None where nothing supports details."""
+        studies = len(sight.logits_BQ)
+        if self.source == "none":
+            return [None] * studies
+        sources: list[list[Supported]] = []
+        if self.source in ("memory", "all") and visual_BQN is not None and self._visual is not None:
+            sources.append([self._visual.votes(visual_QN) for visual_QN in visual_BQN])
+        for name in ("map",) if self.source == "map" else ("head",) if self.source in ("head", "all") else ():
+            sources.append(self._heads[name].predict(head_features(sight)[name]))
+        if not sources:
+            return [None] * studies
+        return [
+            {
+                finding: {
+                    attribute: p
+                    for attribute in ATTRIBUTES
+                    if (p := combine([one.get(finding, {}).get(attribute) for one in of_study]))
+                }
+                for finding in FINDINGS
+            }
+            for of_study in zip(*sources, strict=True)
+        ]
+
+    def _say_findings(self, film: "_Film", named: Sequence[str], boxes: list[list[int]]) -> list[Said]:
+        """A sentence for each finding that none before states; the decoder words one that no sentence may state."""
+        said: list[Said] = []
+        left = set(named)
+        for finding in named:
+            if finding not in left:
+                continue
+            best = self._best(film, finding, set(named))
+            if best is None:
+                continue
+            sentence = self._sentences[best]
+            left -= sentence.states
+            regions = self._voters(film, LABELS.index(finding))
+            details = [
+                (f, a, v, None if film.supported is None else support(v, film.supported.get(f, {}).get(a)))
+                for f, a, v in sentence.details
+            ]
+            said.append(
+                Said(
+                    sentence.text,
+                    tuple(f for f in FINDINGS if f in sentence.states),
+                    film.row_of(sentence, self._groups),
+                    regions,
+                    tuple(boxes[LABELS.index(finding)]),
+                    min(film.probability[f] for f in sentence.states),
+                    tuple(details),
+                )
+            )
+        return said
+
+    def _best(self, film: "_Film", finding: str, named: set[str]) -> int | None:
+        """The sentence that says a finding best, and nothing that is not named, or denied, or from an earlier film."""
+        allowed = [
+            i
+            for i in self._candidates[finding]
+            for s in [self._sentences[i]]
+            if s.states <= named and not s.denies & named and not s.suspects - named and film.sees(s)
+        ]
+        if not allowed:
+            return None
+        query = LABELS.index(finding)
+        weight_M = film.weights["report"][query]
+        score_C = torch.tensor([sum(float(weight_M[row]) for row in self._sentences[i].rows) for i in allowed])
+        score_C = RECALLED * (score_C + 1e-6).log()
+        told_D = self._told(film, query)
+        if told_D is not None:
+            score_C += LIKENESS * (self._vectors_UD[allowed] @ told_D)
+        if film.supported is not None:
+            score_C += torch.tensor([_backing(self._sentences[i], film.supported) for i in allowed])
+        return allowed[int(score_C.argmax())]
+
+    def _told(self, film: "_Film", query: int) -> Tensor | None:
+        """What the rows that a finding's region retrieves say of it, a unit vector [D]; None where nothing is said."""
+        if self._visual is None or "visual" not in film.weights:
+            return None
+        weight_N = film.weights["visual"][query] * (self._visual.label_N == query)
+        told_D = weight_N @ self._linked_ND
+        return F.normalize(told_D, dim=0) if told_D.any() else None
+
+    def _voters(self, film: "_Film", query: int, most: int = 3) -> tuple[tuple[int, float], ...]:
+        """The heaviest rows of the visual bank that are filed under a label."""
+        if self._visual is None or "visual" not in film.weights:
+            return ()
+        weight_N = film.weights["visual"][query] * (self._visual.label_N == query)
+        top = weight_N.topk(min(most, len(weight_N)))
+        return tuple((int(row), float(w)) for w, row in zip(top.values, top.indices, strict=True) if w > 0)
+
+    def _say_normal(self, film: "_Film", named: Sequence[str], before: set[str]) -> list[Said]:
+        """Sentences of normal anatomy that cover best what films like this one say of it, in their usual order.
+
+        Greedy maximum coverage: each retrieved film's sentences are worth its weight, a sentence covers those that say
+        the same (by cosine). As many are said as the retrieved films have on average.
+        """
+        query = LABELS.index(NO_FINDING)
+        if self._visual is None or "visual" not in film.weights:
+            return []
+        votes: dict[int, float] = {}
+        total = length = 0.0
+        rows_N = film.weights["visual"][query] * (self._visual.label_N == query)
+        for row in rows_N.topk(min(256, len(rows_N))).indices.tolist():
+            weight = float(rows_N[row])
+            usable = [i for text in self._visual.texts[row] if (i := self._usable(text, film, named, before)) >= 0]
+            total, length = total + weight, length + weight * len(usable)
+            for i in usable:
+                votes[i] = votes.get(i, 0.0) + weight
+        if not votes:
+            return []
+        chosen, worth = list(votes), torch.tensor(list(votes.values()))
+        vectors = self._vectors_UD[chosen]
+        covers = ((vectors @ vectors.T - UNLIKE) / (1 - UNLIKE)).clamp_min(0)
+        covered, picked = torch.zeros(len(chosen)), []
+        for _ in range(round(length / total)):
+            gain = (torch.maximum(covers, covered) - covered) @ worth
+            if float(gain.max()) <= 1e-9:
+                break
+            picked.append(int(gain.argmax()))
+            covered = torch.maximum(covered, covers[picked[-1]])
+        picked.sort(key=lambda j: self._visual.usual_place(self._sentences[chosen[j]].text))  # type: ignore[union-attr]
+        regions = self._voters(film, query)
+        found = [self._sentences[chosen[j]] for j in picked]
+        return [Said(s.text, (NO_FINDING,), film.row_of(s, self._groups), regions) for s in found]
+
+    def _usable(self, text: str, film: "_Film", named: Sequence[str], before: set[str]) -> int:
+        """Number of a sentence that may be said as normal; −1 for one that may not."""
+        i = self._index.get(text, -1)
+        if i < 0 or text in before:
+            return -1
+        sentence = self._sentences[i]
+        return i if sentence.normal and not sentence.denies & set(named) and film.sees(sentence) else -1
+
+    @cached_property
+    def _groups(self) -> list[int]:
+        assert self._reports is not None
+        return self._reports.groups.tolist()
+
+
+@dataclass(frozen=True)
+class _Film:
+    """What is known of one study: probabilities, support of details, weights [Q, rows] of each memory, patient."""
+
+    probability: dict[str, float]
+    supported: Supported | None
+    weights: dict[str, Tensor]
+    group: int
+
+    def sees(self, sentence: _Sentence) -> bool:
+        """Whether some row with the sentence is of another patient."""
+        return self.group == NO_GROUP or bool(sentence.groups - {self.group})
+
+    def row_of(self, sentence: _Sentence, groups: Sequence[int]) -> int:
+        """The first such row."""
+        return next(row for row in sentence.rows if self.group == NO_GROUP or groups[row] != self.group)
+
+
+class _VisualRows:
+    """The rows of the visual bank: label, linked sentences, and the details that these state of it."""
+
+    def __init__(self, bank: MemoryBank) -> None:
+        origins = bank.origins(0, len(bank), ["findings", "source", "text"]).to_pylist()
+        region = [origin["source"] == "region" for origin in origins]
+        self.label_N = torch.tensor(
+            [LABELS.index(o["findings"][0]) if on else len(LABELS) for o, on in zip(origins, region, strict=True)]
+        )
+        self.texts = [sentences(o["text"] or "") if on else [] for o, on in zip(origins, region, strict=True)]
+        self.base_F = [float((self.label_N == k).float().mean()) for k in range(len(FINDINGS))]
+        self._votes: dict[tuple[str, str], tuple[list[str], Tensor]] = {}
+        for k, finding in enumerate(FINDINGS):
+            rows = (self.label_N == k).nonzero()[:, 0].tolist()
+            stated = {row: detail_values(statements(" ".join(self.texts[row])), finding) for row in rows}
+            for attribute in ATTRIBUTES:
+                values = sorted({of[attribute] for of in stated.values() if attribute in of})
+                if values:
+                    vote_NV = torch.zeros(len(origins), len(values))
+                    for row, of in stated.items():
+                        if attribute in of:
+                            vote_NV[row, values.index(of[attribute])] = 1.0
+                    self._votes[finding, attribute] = values, vote_NV
+
+    def shares(self, weight_QN: Tensor) -> list[float]:
+        """The share of each finding's own association that falls on its rows, [F]."""
+        return [float(weight_QN[k][self.label_N == k].sum()) for k in range(len(FINDINGS))]
+
+    def votes(self, weight_QN: Tensor) -> Supported:
+        """How the rows that a finding's region retrieves are described, by finding and attribute."""
+        found: Supported = {finding: {} for finding in FINDINGS}
+        for (finding, attribute), (values, vote_NV) in self._votes.items():
+            vote_V = weight_QN[FINDINGS.index(finding)] @ vote_NV
+            # The bank's own frequencies are worth a tenth of a vote, so that one faint row alone decides nothing.
+            vote_V = vote_V + 0.1 * vote_V.sum() * vote_NV.mean(0) / vote_NV.mean() / len(values)
+            if float(vote_V.sum()) > 0:
+                found[finding][attribute] = dict(zip(values, (vote_V / vote_V.sum()).tolist(), strict=True))
+        return found
+
+    @cached_property
+    def _places(self) -> dict[str, float]:
+        places: dict[str, list[float]] = {}
+        for row in (self.label_N == LABELS.index(NO_FINDING)).nonzero()[:, 0].tolist():
+            for i, text in enumerate(self.texts[row]):
+                places.setdefault(text, []).append((i + 0.5) / len(self.texts[row]))
+        return {text: sum(of) / len(of) for text, of in places.items()}
+
+    def usual_place(self, text: str) -> float:
+        """Where a sentence of normal anatomy stands among those of its reports, from 0 to 1, on average."""
+        return self._places.get(text, 0.5)
+
+
+def head_features(sight: Sight) -> dict[str, Tensor]:
+    """What attribute heads read of each finding's region, [B, F, …]: its place (``map``), its state too (``head``)."""
+    findings = slice(0, len(FINDINGS))
+    places = sight.places_BQP[:, findings].cpu().float().sqrt()
+    looks = sight.states_BQD[:, findings, :-PLACES].cpu().float()
+    return {"map": places, "head": torch.cat([looks, places], dim=-1)}
+
+
+def _spread(association: Association, length: int) -> Tensor:
+    """Weights of all rows [B, Q, length], from those of the retrieved ones."""
+    weights, rows = association.weights_BQJ.cpu().float(), association.rows_BQJ.cpu()
+    kept = torch.where(rows >= 0, weights, 0.0)
+    return torch.zeros(*rows.shape[:2], length).scatter_add_(2, rows.clamp_min(0), kept)
+
+
+def _read_sentences(bank: MemoryBank) -> list[_Sentence]:
+    """The distinct sentences of a report bank that may be said of another film, in the order of their first rows."""
+    rows: dict[str, list[int]] = {}
+    for row, text in enumerate(bank.origins(0, len(bank), ["text"])["text"].to_pylist()):
+        rows.setdefault(text, []).append(row)
+    groups = bank.groups.tolist()
+    return [_sentence(text, of, groups) for text, of in rows.items() if not compares(text)]
+
+
+def _sentence(text: str, rows: Sequence[int], groups: Sequence[int]) -> _Sentence:
+    found: list[Statement] = statements(text)
+
+    def of(presence: float) -> frozenset[str]:
+        return frozenset(one.finding for one in found if one.presence == presence)
+
+    states = of(POSITIVE)
+    details = [(f, a, v) for f in FINDINGS if f in states for a, v in detail_values(found, f).items()]
+    sized = any(one.size_cm is not None for one in found)
+    return _Sentence(
+        text, tuple(rows), states, of(NEGATIVE) - states, of(UNCERTAIN) - states, tuple(details), sized,
+        frozenset(groups[row] for row in rows),
+    )  # fmt: skip
+
+
+def _backing(sentence: _Sentence, supported: Supported) -> float:
+    """How well a film supports the details of a sentence; a size is supported by nothing."""
+    score = -UNSUPPORTED * sentence.sized
+    for finding, attribute, value in sentence.details:
+        p = support(value, supported.get(finding, {}).get(attribute)) or 0.0
+        score += DETAIL * math.log(p + 1e-3) + SAYING[attribute] - UNSUPPORTED * (p < LEAST_SUPPORT)
+    return score

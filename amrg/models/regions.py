@@ -1,0 +1,106 @@
+"""Disease-aware regions: what a film shows where the classifier found a label, and where on the film that is.
+
+The same function makes the rows of the visual bank (from train films) and the states that ask it, so that a state and
+the rows share a space. A region is the set of cells whose activation exceeds ``EXTENT`` of the map's own peak. Its
+state
+
+    x_k = LayerNorm([ u_k ; √h_k ]),   u_k = (Σ_p w_kp v_p − mean_p v_p) / ‖…‖,   w_kp ∝ M_kp² inside the region
+
+has the projected fine features v of its cells (the film's mean taken off, so that pose, habitus and exposure are left
+out), and the place: h_k is the share of the map's mass in each cell of a 4×4 grid over the film. The product of two
+square roots of such shares is the Bhattacharyya coefficient: 1 for the same place, 0 for places apart.
+
+Shape legend: B films or studies, M films, K = 14 labels, H W fine grid, D width of a state, P = 16 places.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from amrg.memory.bank import normalise_rows
+
+GRID = 4  # cells on a side of the grid of places
+PLACES = GRID * GRID
+EXTENT = 0.5  # of a map's peak: where a region ends
+
+
+class Regions(NamedTuple):
+    """Of each film (or study) and label.
+
+    Attributes:
+        states_BKD: as rows of the visual bank; 0 where the map is 0 everywhere.
+        places_BKP: share of the map's mass in each cell of the grid of places, row by row.
+        peaks_BK: maximum of the unscaled map.
+        boxes_BK5: number of the film in its study, then x0, y0, x1, y1 on the fine grid: the connected part of the
+            region that holds the peak. Small whole numbers, exact in bfloat16.
+    """
+
+    states_BKD: Tensor
+    places_BKP: Tensor
+    peaks_BK: Tensor
+    boxes_BK5: Tensor
+
+
+def find_regions(projected_BHWD: Tensor, maps_BKHW: Tensor) -> Regions:
+    """Regions of films.
+
+    Args:
+        projected_BHWD: fine features through the trained projection (``DiseaseClassifier.regions``), D > ``PLACES``.
+        maps_BKHW: activation maps (``amrg.models.cam``), of any scale.
+    """
+    projected_BND = projected_BHWD.float().flatten(1, 2)
+    maps_BKN = maps_BKHW.float().flatten(2)
+    peaks_BK = maps_BKN.amax(-1)
+    region_BKN = maps_BKN * (maps_BKN > EXTENT * peaks_BK[..., None])
+    weights_BKN = _shares(region_BKN.square())
+    features_BKD = weights_BKN @ projected_BND - projected_BND.mean(1, keepdim=True)
+    cells_BKGG = F.adaptive_avg_pool2d(maps_BKHW.float(), GRID)
+    places_BKP = _shares(cells_BKGG.flatten(2))
+    unit_BKD = F.normalize(features_BKD[..., : features_BKD.shape[-1] - PLACES], dim=-1)
+    states_BKD = normalise_rows(torch.cat([unit_BKD, places_BKP.sqrt()], dim=-1))
+    states_BKD = states_BKD * (peaks_BK > 0)[..., None]
+    return Regions(states_BKD, places_BKP, peaks_BK, _boxes(maps_BKHW))
+
+
+def of_studies(regions: Regions, views: Sequence[int]) -> Regions:
+    """Regions of films, study after study → of studies: for each label that of the film with the highest peak.
+
+    Args:
+        regions: of M films.
+        views: number of films of each study.
+    """
+    if len(regions.peaks_BK) == len(views):
+        return regions
+    chosen, first = [], 0
+    for count in views:
+        film_K = regions.peaks_BK[first : first + count].argmax(0)
+        picked = Regions(*(part[first : first + count][film_K, torch.arange(len(film_K))] for part in regions))
+        picked.boxes_BK5[:, 0] = film_K
+        chosen.append(picked)
+        first += count
+    return Regions(*(torch.stack(parts) for parts in zip(*chosen, strict=True)))
+
+
+def _shares(values: Tensor) -> Tensor:
+    """Values that sum to 1 over the last axis; 0 where all are."""
+    return values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def _boxes(maps_BKHW: Tensor) -> Tensor:
+    maps = maps_BKHW.detach().float().cpu().numpy()
+    boxes = np.zeros((*maps.shape[:2], 5), np.float32)
+    for b, k in np.argwhere(maps.max((2, 3)) > 0):
+        boxes[b, k, 1:] = box_of(maps[b, k])
+    return torch.from_numpy(boxes).to(maps_BKHW.device)
+
+
+def box_of(map_HW: np.ndarray) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of the connected cells (by a corner, too) above ``EXTENT`` of the peak that hold the peak."""
+    parts, _ = ndimage.label(map_HW > EXTENT * map_HW.max(), np.ones((3, 3)))
+    rows, columns = ndimage.find_objects(parts)[parts.flat[int(map_HW.argmax())] - 1]
+    return columns.start, rows.start, columns.stop, rows.stop

@@ -1,0 +1,60 @@
+"""On which rows each finding's own association falls: what is recorded of a report for ``amrg.evaluation.relevance``.
+
+Shape legend: Q = 14 queries, F = 13 findings, J retrieved rows, N rows of the bank.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amrg.data.labels import FINDINGS
+from amrg.memory.bank import MemoryBank
+
+
+class RowLabels:
+    """What the rows of a bank are filed under, and on which half of the film they lie.
+
+    Args:
+        bank: visual or report bank.
+        grid: cells on a side of the boxes.
+    """
+
+    def __init__(self, bank: MemoryBank, grid: int) -> None:
+        origins = bank.origins(0, len(bank), ["findings", "box"]).to_pylist()
+        self._of_FN = torch.tensor([[f in (o["findings"] or ()) for o in origins] for f in FINDINGS])
+        self._boxed_N = torch.tensor([o["box"] is not None for o in origins])
+        # A row and a report see the film alike: the patient's left is the right half of the image.
+        self._left_N = torch.tensor([o["box"] is not None and o["box"][0] + o["box"][2] > grid for o in origins])
+
+    def record(self, weights_QJ: Tensor, rows_QJ: Tensor) -> dict[str, list[Any]]:
+        """Of each finding's own association: its weight on rows of that finding, its heaviest row, and its side.
+
+        Returns:
+            ``share``; ``top_row``, −1 for none; ``side``, of the weight on rows of the finding that have a place the
+            share on the patient's left, None where there is no such row. [F] each.
+        """
+        share: list[float] = []
+        top_row: list[int] = []
+        side: list[float | None] = []
+        for k in range(len(FINDINGS)):
+            rows_J, weights_J = rows_QJ[k].cpu(), weights_QJ[k].cpu().float()
+            weights_J = torch.where(rows_J >= 0, weights_J, 0.0)
+            own_J = weights_J * self._of_FN[k][rows_J]
+            boxed = float((own_J * self._boxed_N[rows_J]).sum())
+            share.append(round(float(own_J.sum()), 6))
+            top_row.append(int(rows_J[weights_J.argmax()]) if weights_J.any() else -1)
+            side.append(round(float((own_J * self._left_N[rows_J]).sum()) / boxed, 6) if boxed > 0 else None)
+        return {"share": share, "top_row": top_row, "side": side}
+
+
+def heaviest(weights_QJ: Tensor, rows_QJ: Tensor, count: int) -> list[dict[str, Any]]:
+    """The rows with the largest weight over some queries, on average: ``{"row", "weight"}``, heaviest first."""
+    if not len(rows_QJ):
+        return []
+    rows, place = rows_QJ.unique(return_inverse=True)
+    weight = torch.zeros(len(rows), dtype=torch.float64)
+    weight.index_add_(0, place.flatten(), weights_QJ.double().flatten() / len(rows_QJ))
+    weight[rows < 0] = 0.0
+    order = weight.argsort(descending=True, stable=True)[:count].tolist()
+    return [{"row": int(rows[i]), "weight": round(float(weight[i]), 6)} for i in order if weight[i] > 0]
