@@ -173,6 +173,7 @@ class Stage2Config:
     clip: PositiveFloat = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # float16: GPUs only
     retrieval_loss: NonNegativeFloat = 0.0  # weight of what draws retrieved reports to the own one; 0: as published
+    association_loss: NonNegativeFloat = 0.0  # weight of −log share of a finding's association on its own rows and side
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
     max_report_tokens: PositiveInt = 100
     activation_checkpointing: bool = False  # the decoder's activations are computed again in the backward: less memory

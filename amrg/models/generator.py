@@ -34,7 +34,7 @@ from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
 from amrg.models.hopfield import HopfieldMemory, Steps, associate_together
 from amrg.models.parted import Zero3, whole
 from amrg.models.parts import DECODER, MEMORY, part
-from amrg.models.recall import retrieval_loss, taught
+from amrg.models.recall import Wanted, association_loss, retrieval_loss, taught
 from amrg.models.regions import PLACES, Regions, find_regions, of_studies
 from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.tokenizer import ReportEncoder
@@ -74,10 +74,11 @@ class Association(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Of each study, [B]: cross-entropy summed over its report's tokens; ``retrieval_loss``, where it was asked for."""
+    """Of each study, [B]: cross-entropy summed over its report's tokens, and the losses that were asked for."""
 
     loss_B: Tensor
-    retrieval_B: Tensor | None
+    retrieval_B: Tensor | None = None
+    association_B: Tensor | None = None
 
 
 class ReportGenerator(nn.Module):
@@ -241,13 +242,21 @@ class ReportGenerator(nn.Module):
         """The groups whose rows both memories hide from each study; None where they hide nothing."""
         return group_B if self.memory_config.hide_own_patient else None
 
-    def forward(self, sight: Sight, group_B: Tensor, report_BT: Tensor, own_BQD: Tensor | None = None) -> Predicted:
+    def forward(
+        self,
+        sight: Sight,
+        group_B: Tensor,
+        report_BT: Tensor,
+        own_BQD: Tensor | None = None,
+        wanted: Wanted | None = None,
+    ) -> Predicted:
         """How well reports are predicted.
 
         Args:
             sight, group_B: as for ``streams``.
             report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
             own_BQD: the sentences of the same reports by label, as rows of the report bank, for ``retrieval_loss``.
+            wanted: rows of the visual bank that their regions should retrieve, for ``association_loss``.
         """
         remembered, retrieval_B = self._remember(sight, group_B, own_BQD)
         prefix = self._prefix(self._join(sight, remembered))
@@ -259,7 +268,11 @@ class ReportGenerator(nn.Module):
                 use_cache=False,
             ).logits[:, :-1]
             losses = F.cross_entropy(logits.float().transpose(1, 2), report_BT, ignore_index=IGNORED, reduction="none")
-        return Predicted(losses.sum(1), retrieval_B)
+        association_B = None
+        if wanted is not None and isinstance(self.visual_memory, HopfieldMemory):
+            states_BQD = self.memory_states(sight)[MEMORIES[0]]
+            association_B = association_loss(self.visual_memory, states_BQD, self.hidden_group(group_B), wanted)
+        return Predicted(losses.sum(1), retrieval_B, association_B)
 
     @torch.no_grad()
     def generate(

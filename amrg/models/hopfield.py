@@ -195,6 +195,11 @@ class HopfieldMemory(FrozenMemory):
         weight = self.k_proj.weight.view(self.heads, self.head_dim, -1)
         return torch.bmm(key_space_HMK * beta[:, None, None].to(key_space_HMK.dtype), weight) * self.key_gain
 
+    def row_queries(self, x_MS: Tensor) -> Tensor:
+        """What states ask at first, in the space of the rows, [H, M, D]: the scores are its products with them."""
+        queries = self._absorb(self.q_proj(self.state_norm(x_MS)).unflatten(-1, (self.heads, -1)).transpose(0, 1))
+        return queries if self.sharpness_H is None else self._ask_as_it_is(x_MS, queries)
+
     def _ask_as_it_is(self, states_MD: Tensor, absorbed_HMD: Tensor) -> Tensor:
         """Absorbed queries with the states themselves, [M, D] or [H, M, D], both as loud as the states are long."""
         assert self.sharpness_H is not None
@@ -205,10 +210,7 @@ class HopfieldMemory(FrozenMemory):
 
     def _associate(self, x_BLS: Tensor, bank: Bank, group: Tensor | None) -> "Steps[tuple[Tensor, Retrieval]]":
         """The last absorbed queries [H, B·L, D] and what they retrieve."""
-        state = self.q_proj(self.state_norm(x_BLS)).view(-1, self.heads, self.head_dim).transpose(0, 1)
-        queries = self._absorb(state)
-        if self.sharpness_H is not None:
-            queries = self._ask_as_it_is(x_BLS.flatten(0, 1), queries)
+        queries = self.row_queries(x_BLS.flatten(0, 1))
         weight = self.k_proj.weight.view(self.heads, self.head_dim, -1).transpose(1, 2)
         bias = self.k_proj.bias.view(self.heads, 1, self.head_dim)
         active = torch.ones(self.heads, dtype=torch.bool, device=x_BLS.device)

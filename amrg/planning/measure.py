@@ -200,11 +200,17 @@ class _Training:
         from amrg.training.engine import Engine
         from amrg.training.own_reports import own_reports_of
         from amrg.training.stage2 import build_generator, loss, optimisation, source_of
+        from amrg.training.wanted_rows import wanted_rows_of
 
         self.model = build_generator(config, inputs["data"], inputs["stage1"], inputs["banks"])
         self.source = source_of(config, self.model, inputs["data"], folder)
         own_reports = own_reports_of(config, inputs["data"], inputs["banks"], folder)
-        self.engine = Engine(self.model, partial(loss, own_reports=own_reports), optimisation(config), 1000)
+        self.engine = Engine(
+            self.model,
+            partial(loss, own_reports=own_reports, wanted_rows=wanted_rows_of(config, inputs["data"], inputs["banks"])),
+            optimisation(config),
+            1000,
+        )
         self.model.train()
         self.epoch = 0
         self.batches: Iterator[dict[str, Any]] = iter(())

@@ -36,6 +36,7 @@ from amrg.training.loop import fit
 from amrg.training.own_reports import OwnReports, own_reports_of
 from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import Seen, look
+from amrg.training.wanted_rows import WantedRows, wanted_rows_of
 from amrg.training.watch import watch_reports
 
 MODEL = "model"
@@ -70,9 +71,10 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         model.decoder.compile(dynamic=True)
     source = source_of(config, model, data, folder / SCRATCH)
     own_reports = own_reports_of(config, data, banks, folder / SCRATCH)
+    wanted_rows = wanted_rows_of(config, data, banks)
     rows = fit(
         model,
-        partial(loss, own_reports=own_reports),
+        partial(loss, own_reports=own_reports, wanted_rows=wanted_rows),
         source.batches,
         source.steps_per_epoch,
         optimisation(config),
@@ -183,20 +185,28 @@ def refuse_held_out_rows(config: Config, folder: Path) -> None:
 
 
 def loss(
-    model: ReportGenerator, batch: dict[str, Any], own_reports: OwnReports | None = None
+    model: ReportGenerator,
+    batch: dict[str, Any],
+    own_reports: OwnReports | None = None,
+    wanted_rows: WantedRows | None = None,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up).
 
-    With ``own_reports`` the retrieval loss times its weight is added (``amrg.models.recall``).
+    With ``own_reports`` and ``wanted_rows``, what the memories are taught is added (``amrg.models.recall``).
     """
     sight = look(model, batch["films"]) if "films" in batch else Sight(*batch["sight"])
     own_BQD = None if own_reports is None else own_reports.of(batch["study"])
-    predicted = model(sight, batch["group"], batch["report"], own_BQD)
-    report = (predicted.loss_B * batch["weight"]).mean()
-    if own_reports is None or predicted.retrieval_B is None:
-        return report, {}
-    retrieval = predicted.retrieval_B.mean()
-    return report + own_reports.weight * retrieval, {"retrieval_loss": retrieval.detach()}
+    wanted = None if wanted_rows is None else wanted_rows.of(batch["study"])
+    predicted = model(sight, batch["group"], batch["report"], own_BQD, wanted)
+    total, recorded = (predicted.loss_B * batch["weight"]).mean(), {}
+    for name, teacher, loss_B in (
+        ("retrieval_loss", own_reports, predicted.retrieval_B),
+        ("association_loss", wanted_rows, predicted.association_B),
+    ):
+        if teacher is not None and loss_B is not None:
+            total = total + teacher.weight * loss_B.mean()
+            recorded[name] = loss_B.mean().detach()
+    return total, recorded
 
 
 def associations(model: ReportGenerator) -> dict[str, float]:
