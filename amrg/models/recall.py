@@ -36,11 +36,13 @@ def taught(memory: FrozenMemory, own_BQD: Tensor, group_B: Tensor | None) -> Ste
         own_BQD: of each label, the sentences as a normalised row of that bank; 0 where the report has none.
         group_B: whose rows are hidden from each, as from the film's queries; None hides nothing.
     """
-    bank, (batch, labels, dim) = memory.held, own_BQD.shape
-    group = None if bank.group is None or group_B is None else group_B.repeat_interleave(labels)
+    bank, present_BQ = memory.held, own_BQD.any(-1)
+    group = None if bank.group is None or group_B is None else group_B[present_BQ.nonzero()[:, 0]]
     # Normalised rows have length √D: their product is D times the cosine.
-    result = yield Ask(own_BQD.flatten(0, 1) * (SHARPNESS / dim), bank, group)
-    return result.retrieved_MD.detach().view(batch, labels, dim)
+    result = yield Ask(own_BQD[present_BQ] * (SHARPNESS / own_BQD.shape[-1]), bank, group)
+    taught_BQD = torch.zeros_like(own_BQD)
+    taught_BQD[present_BQ] = result.retrieved_MD.detach().to(taught_BQD.dtype)
+    return taught_BQD
 
 
 def retrieval_loss(retrieved_BQD: Tensor, taught_BQD: Tensor, own_BQD: Tensor) -> Tensor:
