@@ -18,6 +18,22 @@ _COMPARES = re.compile(
     re.IGNORECASE,
 )
 
+#: What a sentence of normal anatomy says, and what it does not say beside it.
+_NORMAL = re.compile(
+    r"\b(?:no|not|without|negative|free|normal|clear|intact|unremarkable|midline|within|grossly)\b", re.IGNORECASE
+)
+_ABNORMAL = re.compile(
+    r"\b(?:degenerat\w*|spondyl\w*|osteophyt\w*|\w*scolio\w*|kypho\w*|curvature|tortuo\w*|ectat\w*|ectasia|unfold\w*|"
+    r"\w*calcif\w*|calcic|atheroscl\w*|hyper(?:inflat|expan|lucen|aerat)\w*|emphysem\w*|copd|hypoinflat\w*|shallow|"
+    r"low (?:lung )?volumes?|volumes? (?:are|is) low|crowding|elevat\w*|eventrat\w*|flatten\w*|blunt\w*|herni\w*|"
+    r"deformit\w*|clips?|sternotomy|cabg|surg\w*|post-?op\w*|wires?|scar\w*|fibro\w*|thicken\w*|prominen\w*|"
+    r"markings?|osteopen\w*|demineral\w*|wedg\w*|fullness|limited|rotat\w*|chronic|old|prior|history)\b",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"^(?:there (?:is|are) )?(?:no|without)\b[^.]*$", re.IGNORECASE)
+#: What only stands beside a finding.
+_EXCEPTS = re.compile(r"\b(?:otherwise|remainder|remaining|apart from|aside from|other than|except)\b", re.IGNORECASE)
+
 #: A report loops when the same ``LOOP_NGRAM`` words stand in it ``LOOP_TIMES`` times.
 LOOP_NGRAM, LOOP_TIMES = 4, 3
 
@@ -40,6 +56,18 @@ def loops(words: Sequence[str]) -> bool:
 def compares(text: str) -> bool:
     """Whether a text speaks of a change, or of an earlier film."""
     return _COMPARES.search(text) is not None
+
+
+def says_normal(sentence: str) -> bool:
+    """Whether a sentence that states no finding says that something is normal, and of nothing that it is not."""
+    return _NORMAL.search(sentence) is not None and (
+        _ABNORMAL.search(sentence) is None or _DENIED.match(sentence) is not None
+    )
+
+
+def excepts(sentence: str) -> bool:
+    """Whether a sentence presupposes that a finding was named ("otherwise clear")."""
+    return _EXCEPTS.search(sentence) is not None
 
 
 def generic(texts: Sequence[str]) -> float:

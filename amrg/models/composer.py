@@ -1,8 +1,8 @@
 """What a report says, composed of sentences that both memories retrieve and the film supports.
 
 Stage 1 decides which findings are there (``Certainty``), and the visual memory agrees or not: a finding is named where
-the share of its own region's association on regions of that finding is at least their share of the bank. Words go from
-region to sentence: a row of the visual bank is linked to what its report says of it, so the rows that a region
+the share of its own region's association on regions of that finding is at least twice their share of the bank. Words go
+from region to sentence: a row of the visual bank is linked to what its report says of it, so the rows that a region
 retrieves vote for the sentence, and for each detail (side, zone, severity, device) that it states. A sentence whose
 details are not supported gives way to one that is, or that leaves the detail out. The region of No Finding does the
 same for normal anatomy. ``docs/memory-banks.md`` has the formulas.
@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
 from amrg.data.outline import begun
 from amrg.data.statements import Statement, statements
-from amrg.data.text import sentences
-from amrg.data.wording import compares
+from amrg.data.text import fold, sentences
+from amrg.data.wording import compares, excepts, says_normal
 from amrg.memory.bank import NO_GROUP, MemoryBank
 from amrg.models.certainty import Certainty
 from amrg.models.details import ATTRIBUTES, AttributeHeads, Distribution, combine, detail_values, support
@@ -35,6 +35,8 @@ from amrg.models.regions import PLACES
 Support = Literal["none", "map", "memory", "head", "all"]
 Supported = dict[str, dict[str, Distribution]]  # by finding and attribute
 
+#: A finding is named where its region retrieves its rows so many times as often as chance would.
+AGREEMENT = 2.0
 ROWS = 4096  # of each bank that an association is read to
 #: β of the cosine between a sentence and what the region's rows say, and weights of the rest of a sentence's score.
 LIKENESS, RECALLED, DETAIL = 20.0, 0.5, 2.0
@@ -43,7 +45,7 @@ SAYING = {"side": 1.0, "zone": 0.3, "severity": 0.2, "device": 0.5}
 LEAST_SUPPORT = 0.5  # below it a detail is not said where another sentence can be
 UNSUPPORTED = 5.0  # what such a detail costs
 #: Two sentences with at most this cosine say different things.
-UNLIKE = 0.3
+UNLIKE = 0.25
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,28 @@ class Composed:
     findings: tuple[str, ...] = ()
     said: tuple[Said, ...] = ()
 
+    def agrees(self, sentence: str, before: Sequence[str]) -> bool:
+        """Whether what the decoder writes behind it may stand: nothing new, nothing against it, nothing said before.
+
+        Args:
+            sentence: of the decoder.
+            before: the sentences of the report so far.
+        """
+        found = statements(sentence)
+        told = {label for one in self.said for label in one.labels}
+        states = {one.finding for one in found if one.presence != NEGATIVE}
+        denies = {one.finding for one in found if one.presence == NEGATIVE}
+        again = fold(sentence) in {fold(one) for one in before}
+        return not (again or states - (set(self.findings) - told) or denies & set(self.findings) or compares(sentence))
+
+    def without_contradictions(self, text: str) -> str:
+        """A report that begins with it, without the sentences behind it that may not stand."""
+        kept: list[str] = []
+        for i, sentence in enumerate(sentences(text)):
+            if i < len(self.said) or self.agrees(sentence, kept):
+                kept.append(sentence)
+        return " ".join(kept)
+
 
 @dataclass(frozen=True)
 class _Sentence:
@@ -114,7 +138,7 @@ class _Sentence:
 
     @property
     def normal(self) -> bool:
-        return not (self.states or self.suspects or self.sized)
+        return not (self.states or self.suspects or self.sized) and says_normal(self.text)
 
 
 class Composer:
@@ -195,7 +219,8 @@ class Composer:
         if visual_QN is None or self._visual is None:
             return named
         share_F, base_F = self._visual.shares(visual_QN), self._visual.base_F
-        return [f for f in named if share_F[FINDINGS.index(f)] >= base_F[FINDINGS.index(f)]]
+        agrees = [share >= AGREEMENT * base for share, base in zip(share_F, base_F, strict=True)]
+        return [f for f in named if agrees[FINDINGS.index(f)]]
 
     def _supported(self, sight: Sight, visual_BQN: Tensor | None) -> list[Supported | None]:
         """How likely each value of each detail is; None where nothing supports details."""
@@ -303,7 +328,7 @@ class Composer:
         for row in rows_N.topk(min(256, len(rows_N))).indices.tolist():
             weight = float(rows_N[row])
             usable = [i for text in self._visual.texts[row] if (i := self._usable(text, film, named, before)) >= 0]
-            total, length = total + weight, length + weight * len(usable)
+            total, length = total + weight, length + weight * len(self._visual.texts[row])
             for i in usable:
                 votes[i] = votes.get(i, 0.0) + weight
         if not votes:
@@ -329,7 +354,8 @@ class Composer:
         if i < 0 or text in before:
             return -1
         sentence = self._sentences[i]
-        return i if sentence.normal and not sentence.denies & set(named) and film.sees(sentence) else -1
+        fits = sentence.normal and not sentence.denies & set(named) and (bool(before) or not excepts(text))
+        return i if fits and film.sees(sentence) else -1
 
     @cached_property
     def _groups(self) -> list[int]:

@@ -233,7 +233,7 @@ def write_reports(
         )
     return [
         {
-            "generated": text,
+            "generated": one.without_contradictions(text) if composer else text,
             **recorder.record(associations, asking or sight, study),
             "recalled": [said.row for said in one.said],
             "sentences": [said.to_dict() for said in one.said],

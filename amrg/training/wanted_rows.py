@@ -3,7 +3,7 @@
 Shape legend: B studies, Q = 14 labels, N rows of the visual bank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from amrg.training import engine
 
 
 class WantedRows:
-    """Rows of the same finding and, where the report names a side, those whose own report names it too.
+    """Rows of the same finding and, where the report names a side or a kind of device, those whose report names it too.
 
     Args:
         data: a data artefact.
@@ -33,8 +33,8 @@ class WantedRows:
         self.weight, device = weight, engine.device()
         origins = bank.origins(0, len(bank), ["findings", "source", "text"]).to_pylist()
         filed = [(o["findings"][0] if o["source"] == "region" else "", o["text"] or "") for o in origins]
-        sides = [detail_values(statements(text), label).get("side", "") for label, text in filed]
-        sets: dict[tuple[str, str], int] = {}
+        details = [_told(detail_values(statements(text), label)) for label, text in filed]
+        sets: dict[tuple[str, tuple[str, ...]], int] = {}
         masks: list[list[bool]] = []
         self._set: dict[str, list[int]] = {}
         for study in studies(data, "train"):
@@ -42,12 +42,12 @@ class WantedRows:
             for k, finding in enumerate(FINDINGS):
                 if study.labels[finding] != POSITIVE:
                     continue
-                key = finding, detail_values(found, finding).get("side", "")
+                key = finding, _told(detail_values(found, finding))
                 if key not in sets:
                     own = [label == finding for label, _ in filed]
-                    same = [mine and side == key[1] for mine, side in zip(own, sides, strict=True)]
+                    same = [mine and _same(key[1], told) for mine, told in zip(own, details, strict=True)]
                     sets[key] = len(masks) if any(own) else -1
-                    masks += [same if key[1] and any(same) else own] if any(own) else []
+                    masks += [same if any(same) else own] if any(own) else []
                 numbers[k] = sets[key]
             self._set[anonymous(study.key)] = numbers
         self._rows_ND, self._group_N = bank.vectors(0, len(bank)).to(device), bank.groups.to(device)
@@ -57,6 +57,15 @@ class WantedRows:
         """Of the studies with these hashed keys."""
         set_BQ = torch.tensor([self._set[key] for key in keys], device=self._rows_ND.device)
         return Wanted(self._rows_ND, self._group_N, self._sets_SN, set_BQ)
+
+
+def _told(values: Mapping[str, str]) -> tuple[str, ...]:
+    """Side and kind of device, where they are told."""
+    return tuple(values.get(attribute, "") for attribute in ("side", "device"))
+
+
+def _same(wanted: Sequence[str], told: Sequence[str]) -> bool:
+    return all(not want or want == tell for want, tell in zip(wanted, told, strict=True))
 
 
 def wanted_rows_of(config: Config, data: Path, banks: Path) -> WantedRows | None:
