@@ -424,6 +424,11 @@ def _memory(
     config: MemoryConfig, dim: int, bank: Memory, sharpness: float | None = None
 ) -> HopfieldMemory | CrossAttention:
     sizes = dim, bank.rows.shape[1], dim
+    if sharpness is not None and dim != bank.rows.shape[1]:
+        raise UserError(
+            f"the visual bank has rows of {bank.rows.shape[1]} numbers, but the film's regions, which ask it, have "
+            f"{dim}: build the banks with this stage 1, or say memory.visual_query queries"
+        )
     memory: HopfieldMemory | CrossAttention
     if config.retrieval == "cross_attention":
         memory = CrossAttention(*sizes, heads=config.heads, head_dim=config.head_dim, dropout=config.dropout)
