@@ -120,7 +120,9 @@ def test_rows_of_the_patient_are_invisible(classifier: DiseaseClassifier) -> Non
         assert set(rows_BQJ[0].flatten().tolist()) == {2, 3, 4, 5, 6, -1}
         torch.testing.assert_close(weights_BQJ.sum(-1), torch.ones(3, 14), rtol=0, atol=1e-4)
         assert torch.equal(weights_BQJ, weights_BQJ.sort(-1, descending=True).values)
-    assert all(part.shape == (3, 14, 7) for one_of in model.associations(sight, groups, 999).values() for part in one_of)
+    assert all(
+        part.shape == (3, 14, 7) for one_of in model.associations(sight, groups, 999).values() for part in one_of
+    )
 
 
 def test_a_study_is_written_alike_alone_and_in_a_batch(classifier: DiseaseClassifier) -> None:

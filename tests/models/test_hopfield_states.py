@@ -1,5 +1,6 @@
-"""States in the space of the rows, which ask as they are (``HopfieldMemory(sharpness=…)``), beside the naive formula."""
+"""States in the space of the rows, which ask as they are (``sharpness``), beside the naive formula."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -75,7 +76,9 @@ def association(module: HopfieldMemory, x_BLD: Tensor, rows_ND: Tensor) -> Tenso
 def test_at_the_start_rows_are_weighed_by_their_cosine_alone() -> None:
     module, rows, states = build(), rows_of(N, seed=1), rows_of(B, L, seed=2)
     cosine = F.cosine_similarity(states[:, :, None], rows, dim=-1)
-    torch.testing.assert_close(association(module, states, rows), (SHARPNESS * cosine).softmax(-1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        association(module, states, rows), (SHARPNESS * cosine).softmax(-1), rtol=1e-4, atol=1e-6
+    )
     assert not module.k_proj.weight.any()
 
 
@@ -86,7 +89,7 @@ def test_a_silent_state_retrieves_the_mean_and_a_shorter_one_asks_more_quietly()
     entropies = [
         torch.special.entr(association(module, length * states, rows)).sum(-1) for length in (0.0, 0.3, 1.0, 3.0)
     ]
-    for quieter, louder in zip(entropies, entropies[1:], strict=False):
+    for quieter, louder in itertools.pairwise(entropies):
         assert (quieter > louder).all()
 
 
