@@ -16,7 +16,7 @@ CONFIG = Config(
     data=DataConfig(image_size=SIZE, shard_size=8, workers=1),
     vision=VisionConfig(image_size=SIZE, embed_dim=32, depths=(1, 1), query_dim=32, qformer_layers=1, qformer_heads=2),
     stage1=Stage1Config(epochs=2, batch_size=8, augmented_copies=2),
-    banks=BanksConfig(mining=MiningConfig(patches_per_finding=2, regions_per_finding=7)),
+    banks=BanksConfig(mining=MiningConfig(regions_per_finding=7, normal_regions=9)),
 )
 
 
@@ -25,7 +25,7 @@ class Squares:
 
     def studies(self) -> list[Study]:
         return [
-            Study(f"{split}-{i}", f"patient-{split}-{i // 2}", split, f"Report {i}.", _labels(i % 2 == 0))
+            Study(f"{split}-{i}", f"patient-{split}-{i // 2}", split, report(i), _labels(i % 2 == 0))
             for split, size in SIZES.items()
             for i in range(size)
         ]
@@ -41,6 +41,11 @@ class Squares:
         shown = (film + 110 * mask).clip(0, 255).astype(np.uint8)
         second = [shown[:, ::-1].copy()] if int(study.key.split("-")[1]) % 4 == 0 else []
         return Films([shown, *second], {FINDING: mask})
+
+
+def report(number: int) -> str:
+    """Of a study; those with the finding state it in a sentence of their own."""
+    return f"{f'Consolidation {number}. ' if number % 2 == 0 else ''}Heart size is normal."
 
 
 def _labels(present: bool) -> dict[str, float | None]:

@@ -14,10 +14,10 @@ from amrg.data.detail_reader import read_details
 from amrg.data.labeler import label_sentence
 from amrg.data.labels import NEGATIVE
 
-#: The devices that a statement can name.
 #: Stored with every score; raise it whenever a rule changes what comes out.
 VERSION = "1"
 
+#: The devices that a statement can name.
 DEVICES: tuple[str, ...] = tuple(device for device, _ in details.DEVICE_WORDS)
 
 

@@ -20,6 +20,7 @@ from amrg.errors import UserError
 from amrg.models.generator import Sight
 
 FILE = "certainty.json"
+FEATURES = 2  # X
 _LEAST_PEAK = 1e-3  # of an activation map: below it a film shows nothing
 
 
@@ -86,7 +87,7 @@ class Certainty:
             content = json.loads((folder / FILE).read_text())
             weight = tuple(tuple(map(float, row)) for row in content["weight"])
             bias = tuple(map(float, content["bias"]))
-            if not len(weight) == len(bias) == len(FINDINGS):
+            if not len(weight) == len(bias) == len(FINDINGS) or {len(row) for row in weight} != {FEATURES}:
                 raise ValueError
             return cls(weight, bias, float(content["threshold"]))
         except (OSError, ValueError, KeyError, TypeError):

@@ -166,7 +166,7 @@ class Composer:
         if reports is not None:
             self._sentences = _read_sentences(reports)
             self._index = {one.text: i for i, one in enumerate(self._sentences)}
-            first = torch.tensor([one.rows[0] for one in self._sentences])
+            first = torch.tensor([one.rows[0] for one in self._sentences], dtype=torch.long)
             self._vectors_UD = F.normalize(reports.vectors(0, len(reports))[first], dim=-1)
             self._candidates = {f: [i for i, s in enumerate(self._sentences) if f in s.states] for f in FINDINGS}
 
@@ -327,6 +327,8 @@ class Composer:
         rows_N = film.weights["visual"][query] * (self._visual.label_N == query)
         for row in rows_N.topk(min(256, len(rows_N))).indices.tolist():
             weight = float(rows_N[row])
+            if weight == 0.0:  # nor have those that follow any
+                break
             usable = [i for text in self._visual.texts[row] if (i := self._usable(text, film, named, before)) >= 0]
             total, length = total + weight, length + weight * len(self._visual.texts[row])
             for i in usable:

@@ -294,7 +294,7 @@ class ReportGenerator(nn.Module):
             synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
             streamer: is given each token when it is written; one study and one beam only.
             hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
-            begin: what each study's text begins with (``amrg.models.outliner``); none: the decoder begins by itself.
+            begin: what each study's text begins with (``amrg.models.composer``); none: the decoder begins by itself.
         """
         streams_BPE = self.streams(sight, group_B, asking)
         for name in hidden:
@@ -437,6 +437,11 @@ def _memory(
     config: MemoryConfig, dim: int, bank: Memory, sharpness: float | None = None
 ) -> HopfieldMemory | CrossAttention:
     sizes = dim, bank.rows.shape[1], dim
+    if sharpness is not None and dim != bank.rows.shape[1]:
+        raise UserError(
+            f"the visual bank has rows of {bank.rows.shape[1]} numbers, but the film's regions, which ask it, have "
+            f"{dim}: build the banks with this stage 1, or say memory.visual_query queries"
+        )
     memory: HopfieldMemory | CrossAttention
     if config.retrieval == "cross_attention":
         memory = CrossAttention(*sizes, heads=config.heads, head_dim=config.head_dim, dropout=config.dropout)

@@ -18,6 +18,7 @@ from amrg.config import VisionConfig, to_dict
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.models.parts import QFORMER, VISION, part
+from amrg.models.regions import PLACES
 from amrg.models.vision import VisionFeatures, build_encoder
 
 
@@ -84,6 +85,10 @@ class DiseaseClassifier(nn.Module):
         if config.query_dim % config.qformer_heads:
             raise UserError(
                 f"vision.query_dim {config.query_dim} must be a multiple of vision.qformer_heads {config.qformer_heads}"
+            )
+        if config.query_dim <= PLACES:
+            raise UserError(
+                f"vision.query_dim {config.query_dim} must exceed {PLACES}: so many numbers of a region tell its place"
             )
         self.config = config
         dim = config.query_dim

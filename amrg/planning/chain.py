@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn, zeros
 
 from amrg.config import Config
-from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.planning.architectures import Size
 from amrg.planning.memory import weigh
@@ -89,22 +89,19 @@ def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> Film:
     kept = stage1.parts["activations"].device / films
     encoder: Any = tracer.model.encoder
     labels, features = len(LABELS), encoder.grid**2 * encoder.fine_dim
-    # `amrg.models.cam`, in float32: the pooled head, for each label back from all scores to all features, and a map
-    # from these gradients, which are written and read.
-    maps = _seconds(2.0 * labels * (labels + 2) * features, 2.0 * 4 * labels * features, "float32", given)
+    # `amrg.models.cam`, in float32: the scores of all cells and labels, and a map from weights, both from all features;
+    # then `amrg.models.regions`: each map's weights on the projected features.
+    projected = encoder.grid**2 * config.vision.query_dim
+    flops_of_maps = 2.0 * labels * (2 * features + projected)
+    maps = _seconds(flops_of_maps, 4.0 * (2 * features + projected), "float32", given)
     return Film(_seconds(flops, 2 * kept, config.stage1.dtype, given), maps)
 
 
 def mining(config: Config, size: Size, film: Film, given: Assumptions) -> tuple[str, float]:
-    """Mining of a train split, in words and seconds; films are divided among the GPUs, as a cluster does.
-
-    A film is encoded again for each finding that regions were found for, once for all of them.
-    """
+    """Mining of a train split, in words and seconds; films are divided among the GPUs, as a cluster does."""
     ours, samples = config.banks.mining, samples_of(config, size)
     films = size.films * min(ours.films or samples, samples) / samples
-    masked = len(FINDINGS) * min(ours.regions_per_finding, films)
-    what = f"{films:,.0f} films, ≤ {masked:,.0f} masked"
-    return what, (films * (film.look + film.maps) + masked * film.look) / given.gpus
+    return f"{films:,.0f} films", films * (film.look + film.maps) / given.gpus
 
 
 def writing(config: Config, studies: int, given: Assumptions, tokenizer: Any = None) -> float:

@@ -137,7 +137,8 @@ def no_sight(model: ReportGenerator, samples: int) -> Sight:
 def bank_rows(config: Config) -> tuple[Rows, Rows]:
     """The visual and the report bank at the most rows that the configuration allows."""
     element = DTYPES[config.banks.dtype].itemsize
-    regions = len(FINDINGS) * config.banks.mining.regions_per_finding + len(LABELS)
+    mining = config.banks.mining
+    regions = len(FINDINGS) * mining.regions_per_finding + mining.normal_regions + len(LABELS)
     width = encoder_width(config.banks.reports.encoder)
     return (
         Rows(regions, config.vision.query_dim, element),

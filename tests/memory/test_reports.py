@@ -10,7 +10,7 @@ from amrg.data.labels import LABELS
 from amrg.data.shards import INDEX
 from amrg.errors import UserError
 from amrg.memory.bank import MemoryBank, normalise_rows
-from amrg.memory.reports import TextEncoder, _find, encode_reports, sentences
+from amrg.memory.reports import TextEncoder, _find, encode_reports
 
 TEXTS = [
     "There is a large left pleural effusion.",
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
     studies = [
         ("a-r1", "pa", "train", "Left effusion. Heart normal.", {"Pleural Effusion": 1.0, "Edema": -1.0}),
         ("a-r0", "pa", "train", "Left effusion. Heart normal.", {"Pleural Effusion": 1.0, "Edema": -1.0}),
-        ("b-r0", "pb", "train", "Heart normal. 12.", {"No Finding": 1.0, "Edema": 0.0}),
+        ("b-r0", "pb", "train", "Heart normal. Clear.", {"No Finding": 1.0, "Edema": 0.0}),
         ("c-r0", "pc", "train", "Left effusion. Heart normal.", {"Pleural Effusion": 1.0}),
         ("d", "pd", "val", "Held out.", {}),
         ("e", "pe", "test", "Held out too.", {}),
@@ -82,12 +82,13 @@ def test_long_texts_are_cut(minilm):
 
 
 def test_one_row_per_patient_and_text_from_train_only(data, tmp_path):
-    encode_reports(BanksConfig(), data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
+    banks = BanksConfig(reports=ReportBankConfig(unit="report"))
+    encode_reports(banks, data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
     bank = MemoryBank.open(tmp_path / "reports")
     rows = bank.provenance.to_pylist()
     assert [(row["key"], row["text"]) for row in rows] == [
         ("a-r0", "Left effusion. Heart normal."),
-        ("b-r0", "Heart normal. 12."),
+        ("b-r0", "Heart normal. Clear."),
         ("c-r0", "Left effusion. Heart normal."),
     ]
     assert [row["findings"] for row in rows] == [["Pleural Effusion"], ["No Finding"], ["Pleural Effusion"]]
@@ -106,16 +107,27 @@ def test_sentences_are_rows_of_their_own_and_the_bytes_are_reproducible(data, tm
     bank = MemoryBank.open(tmp_path / "one")
     assert len(bank) == 3
     texts = {(row["group"], row["text"]) for row in bank.provenance.to_pylist()}
-    assert texts <= {(g, t) for g in ("pa", "pb", "pc") for t in ("Left effusion.", "Heart normal.")}
+    assert texts <= {
+        ("pa", "Left effusion."), ("pa", "Heart normal."), ("pb", "Heart normal."), ("pb", "Clear."),
+        ("pc", "Left effusion."),
+    }  # fmt: skip
     assert len(texts) == 3
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
 
 
-def test_sentences_are_cut_at_their_ends_only():
-    text = " Nodule of 1.5 cm in the left lung. Stable?  No change!\nHeart: normal. 3. "
-    assert sentences(text) == ["Nodule of 1.5 cm in the left lung.", "Stable?", "No change!", "Heart: normal."]
-    assert sentences("") == []
+def test_a_sentence_is_held_of_two_patients_and_filed_under_what_it_states(data, tmp_path):
+    """Three patients have "Heart normal.", two "Left effusion."; the labels of the study do not count."""
+    encode_reports(BanksConfig(), data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
+    rows = MemoryBank.open(tmp_path / "reports").provenance.to_pylist()
+    assert [(row["key"], row["group"], row["text"], row["findings"]) for row in rows] == [
+        ("a-r0", "pa", "Left effusion.", ["Pleural Effusion"]),
+        ("a-r0", "pa", "Heart normal.", ["No Finding"]),
+        ("b-r0", "pb", "Heart normal.", ["No Finding"]),
+        ("b-r0", "pb", "Clear.", ["No Finding"]),
+        ("c-r0", "pc", "Left effusion.", ["Pleural Effusion"]),
+    ]
+    assert {row["source"] for row in rows} == {"sentence"}
 
 
 @pytest.fixture

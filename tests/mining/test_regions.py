@@ -1,56 +1,55 @@
+"""The visual bank: a row for each film and finding, and for the normal anatomy of each film, linked to its report."""
+
 import dataclasses
 import json
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 
-from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.data.stream import read
+from amrg.errors import UserError
 from amrg.memory.bank import MemoryBank, normalise_rows
+from amrg.mining.regions import STATS, Candidate, mine_regions, normal_sentences, select, stating
 from amrg.models.cam import cam
-from amrg.mining.miner import Candidate, distinct
-from amrg.mining.regions import STATS, mine_regions, select, strongest
+from amrg.models.regions import find_regions
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
-from tests.films import CONFIG, FINDING, SIZES, prepare_squares
+from tests.films import CONFIG as BFLOAT16
+from tests.films import FINDING, SIZES, prepare_squares, report
+
+CONFIG = dataclasses.replace(BFLOAT16, stage1=dataclasses.replace(BFLOAT16.stage1, dtype="float32"))
+FILMS = SIZES["train"] * 5 // 4  # every fourth study has two
 
 
-def test_just_the_planted_patches_are_found():
-    map_HW = np.full((14, 14), 0.2)
-    planted = {(2, 3): 0.9, (2, 4): 0.7, (3, 4): 0.6, (9, 9): 0.8, (13, 0): 0.55}
-    for cell, value in planted.items():
-        map_HW[cell] = value
-    shown_HW, patches, touching = strongest(map_HW, 0.5, 6)
-    assert {(int(y), int(x)) for y, x in np.argwhere(shown_HW)} == set(planted)
-    assert patches == [(2, 3, 0.9), (9, 9, 0.8), (13, 0, 0.55)]  # (2, 4) and (3, 4) touch the strongest
-    assert touching == 2
-    assert [p[:2] for p in strongest(map_HW, 0.5, 2)[1]] == [(2, 3), (9, 9)]
-    assert strongest(map_HW, 0.9, 6)[1] == []  # τ itself does not exceed τ
-    assert not strongest(np.zeros((14, 14)), 0.0, 6)[0].any()
-
-
-def test_every_film_gives_its_strongest_before_any_gives_its_second():
-    shown = np.zeros((14, 14), bool)
-    found = [Candidate(film, 0, "Edema", shown, [(0, x, 1.0 - x / 10) for x in (0, 2, 4)]) for film in range(4)]
-    found.append(Candidate(1, 0, "Atelectasis", shown, [(5, 5, 1.0)]))
-    counts = {name: Counter() for name in FINDINGS}
-    kept = select(found, 6, counts)
-    assert [(c.study, c.finding, len(c.patches)) for c in kept] == [
-        (0, "Edema", 2),
-        (1, "Edema", 2),
-        (1, "Atelectasis", 1),
-        (2, "Edema", 1),
-        (3, "Edema", 1),
+def test_regions_of_a_label_are_drawn_up_to_its_limit_and_kept_in_order():
+    found = [
+        Candidate(0, i, study, 0, name, 1.0)
+        for i, (study, name) in enumerate((s, name) for s in range(20) for name in ("Edema", NO_FINDING))
     ]
-    assert counts["Edema"]["over_limit"] == 6
-    assert counts["Atelectasis"]["over_limit"] == 0
+    most = dict.fromkeys(LABELS, 5) | {NO_FINDING: 100}
+    counts = {name: Counter() for name in LABELS}
+    kept = select(found, most, 1, counts)
+    edema = [one.study for one in kept if one.label == "Edema"]
+    assert len(set(edema)) == 5
+    assert [one.study for one in kept if one.label == NO_FINDING] == list(range(20))
+    assert kept == sorted(kept, key=lambda one: (one.study, LABELS.index(one.label)))
+    assert counts["Edema"] == {"rows": 5, "over_limit": 15}
+    assert counts[NO_FINDING] == {"rows": 20, "over_limit": 0}
+    assert not counts["Fracture"]
+    assert select(found, most, 1, {name: Counter() for name in LABELS}) == kept
+    others = {tuple(select(found, most, seed, {name: Counter() for name in LABELS})) for seed in range(6)}
+    assert len(others) > 1
 
 
-def test_the_same_vector_is_kept_once():
-    a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    assert distinct(torch.stack([a, a * 3, b, a + 0.01 * b, b, -a])) == [0, 2, 5]
+def test_a_report_is_divided_into_what_states_a_finding_and_what_is_normal():
+    text = "Mild cardiomegaly. Small left effusion and cardiomegaly. Possible pneumonia. No pneumothorax. Clear lungs."
+    assert stating(text, "Cardiomegaly") == ["Mild cardiomegaly.", "Small left effusion and cardiomegaly."]
+    assert stating(text, "Pleural Effusion") == ["Small left effusion and cardiomegaly."]
+    assert stating(text, "Pneumothorax") == []
+    assert stating(text, "Pneumonia") == []
+    assert normal_sentences(text) == ["No pneumothorax.", "Clear lungs."]
 
 
 @pytest.fixture(scope="module")
@@ -65,32 +64,56 @@ def mined(tmp_path_factory):
     return root, data, model
 
 
-def test_rows_are_cells_of_the_masked_film_through_the_trained_projection(mined):
+def regions_of(folder, label):
+    rows = MemoryBank.open(folder).provenance.to_pylist()
+    return [row for row in rows if row["source"] == "region" and row["findings"] == [label]]
+
+
+@pytest.mark.parametrize("label", [FINDING, NO_FINDING])
+def test_a_row_is_the_region_of_its_film(mined, label):
     root, data, model = mined
     bank, films = MemoryBank.open(root / "bank"), {s.study.key: s for s in read(data, "train")}
-    rows = bank.provenance.to_pylist()
-    regions = [row for row in rows if row["source"] == "region"]
-    assert {row["view"] for row in regions} == {0, 1}
-    assert 0 < len(regions) <= CONFIG.banks.mining.regions_per_finding
+    rows = regions_of(root / "bank", label)
+    scale = json.loads((root / "bank" / STATS).read_text())["scales"][label]
+    k, method = LABELS.index(label), CONFIG.banks.mining.method
     assert {row["split"] for row in rows} == {"train"}
-    scale = json.loads((root / "bank" / STATS).read_text())["scales"][FINDING]
-    for row in regions:
+    assert {row["view"] for row in rows} == {0, 1}
+    for row in rows:
         sample = films[row["key"]]
-        assert row["findings"] == [FINDING]
         assert row["group"] == sample.study.group
         image = to_images([sample.views[row["view"]]], 64)
-        x, y, right, bottom = row["box"]
-        assert (right, bottom) == (x + 1, y + 1)
         with torch.no_grad():
-            map_HW = cam(model, image, CONFIG.banks.mining.method)[0, LABELS.index(FINDING)] / scale
-            shown = (map_HW > CONFIG.banks.mining.threshold).float()
-            masked = image * shown.repeat_interleave(16, 0).repeat_interleave(16, 1)
-            expected = normalise_rows(model.regions(model(masked).fine_BHWC)[:, y, x])[0]
-        assert shown[y, x]
-        assert float(map_HW[y, x]) == pytest.approx(row["score"], rel=0.1)
+            expected = find_regions(model(image).projected_BHWD, cam(model, image, method))
         found = bank.rows(row["row"], row["row"] + 1)[0]
-        # mined in bfloat16, here in float32
-        assert float(torch.nn.functional.cosine_similarity(found, expected, dim=0)) > 0.99
+        # together with other films in the miner, alone here
+        assert float(torch.nn.functional.cosine_similarity(found, expected.states_BKD[0, k], dim=0)) > 0.9999
+        assert float(found.norm()) == pytest.approx(CONFIG.vision.query_dim**0.5, rel=1e-3)
+        assert float(expected.peaks_BK[0, k]) / scale == pytest.approx(row["score"], rel=1e-3)
+        assert row["box"] == expected.boxes_BK5[0, k, 1:].tolist()
+
+
+def test_rows_are_linked_to_what_their_own_report_says_of_them(mined):
+    root, data, _ = mined
+    reports = {s.study.key: s.study.report for s in read(data, "train")}
+    found, normal = (regions_of(root / "bank", label) for label in (FINDING, NO_FINDING))
+    assert len(found) == CONFIG.banks.mining.regions_per_finding
+    assert len(normal) == CONFIG.banks.mining.normal_regions
+    for row in found + normal:
+        number = int(row["key"].split("-")[1])
+        assert reports[row["key"]] == report(number)
+        said = [s for s in (f"Consolidation {number}.", "Heart size is normal.") if s in report(number)]
+        assert row["text"] == (said[0] if row["findings"] == [FINDING] else said[-1])
+
+
+def test_a_film_and_finding_have_one_row_and_every_film_shows_normal_anatomy(mined, tmp_path):
+    root, data, _ = mined
+    mining = dataclasses.replace(CONFIG.banks.mining, threshold=1e-9, regions_per_finding=99, normal_regions=99)
+    config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
+    mine_regions(config, data, root / "stage1", tmp_path / "bank", root / "scratch")
+    for label, films in ((FINDING, SIZES["train"] * 3 // 4), (NO_FINDING, FILMS)):
+        places = [(row["key"], row["view"]) for row in regions_of(tmp_path / "bank", label)]
+        assert len(places) == len(set(places)) == films
+    assert len(MemoryBank.open(tmp_path / "bank")) == SIZES["train"] * 3 // 4 + FILMS + len(LABELS)
 
 
 def test_disease_tokens_are_rows_that_everybody_sees(mined):
@@ -102,12 +125,16 @@ def test_disease_tokens_are_rows_that_everybody_sees(mined):
     assert (bank.groups[-14:] == -1).all()
 
 
-def test_counts_add_up_and_no_finding_is_never_mined(mined):
+def test_counts_add_up(mined):
     root, _, _ = mined
     bank, stats = MemoryBank.open(root / "bank"), json.loads((root / "bank" / STATS).read_text())
     assert stats["studies"] == SIZES["train"]
-    assert set(stats["findings"]) == set(FINDINGS)
-    assert stats["findings"][FINDING]["positive"] == SIZES["train"] * 3 / 4  # films: half of these studies have two
+    assert stats["method"] == bank.header["about"]["method"] == CONFIG.banks.mining.method
+    assert set(stats["findings"]) == set(LABELS)
+    found = stats["findings"][FINDING]
+    assert found["positive"] == SIZES["train"] * 3 / 4  # films: half of these studies have two
+    assert found["positive"] == found["rows"] + found["over_limit"] + found.get("faint", 0) + found.get("missed", 0)
+    assert stats["findings"][NO_FINDING]["positive"] == FILMS
     assert sum(c.get("rows", 0) for c in stats["findings"].values()) == len(bank) - 14
     assert not any(any(stats["findings"][name].values()) for name in FINDINGS if name != FINDING)
 
@@ -121,18 +148,29 @@ def test_again_it_is_the_same_and_a_finished_bank_is_kept(mined, tmp_path):
     mine_regions(CONFIG, data, tmp_path / "no stage 1 is needed", bank, tmp_path / "nor parts")
 
 
-def test_empty_masks_and_missed_findings_are_counted(mined, tmp_path):
+def test_faint_and_missed_findings_are_counted_and_are_no_rows(mined, tmp_path):
     root, data, _ = mined
     stage1 = tmp_path / "stage1"
     (stage1 / "model").mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         (stage1 / "model" / name).write_bytes((root / "stage1" / "model" / name).read_bytes())
-    for threshold, tau, key in ((0.0, 1e6, "empty"), (1.0, 0.5, "missed")):
+    for threshold, tau, key in ((0.0, 1e6, "faint"), (1.0, 0.5, "missed")):
         (stage1 / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, threshold)))
-        mining = dataclasses.replace(CONFIG.banks.mining, threshold=tau, films=10)
+        mining = dataclasses.replace(CONFIG.banks.mining, threshold=tau, films=10, normal_regions=99)
         config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
         mine_regions(config, data, stage1, tmp_path / key, tmp_path / "scratch" / key)
         stats = json.loads((tmp_path / key / STATS).read_text())
         assert stats["studies"] == 10
         assert stats["findings"][FINDING][key] == stats["findings"][FINDING]["positive"] > 0
-        assert len(MemoryBank.open(tmp_path / key)) == 14  # the disease tokens alone
+        assert regions_of(tmp_path / key, FINDING) == []
+        normal = len(regions_of(tmp_path / key, NO_FINDING))
+        assert normal == stats["findings"][NO_FINDING]["positive"] >= 10
+        assert len(MemoryBank.open(tmp_path / key)) == normal + 14
+
+
+def test_an_unknown_map_is_refused(mined, tmp_path):
+    root, data, _ = mined
+    mining = dataclasses.replace(CONFIG.banks.mining, method="dreamcam")
+    config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
+    with pytest.raises(UserError, match=r"banks\.mining\.method: there is no activation map `dreamcam`"):
+        mine_regions(config, data, root / "stage1", tmp_path / "bank", tmp_path / "scratch")

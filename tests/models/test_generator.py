@@ -1,7 +1,9 @@
 """The report generator against an independent computation, and the properties it must have."""
 
 import dataclasses
+import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,22 +13,24 @@ from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, VisionConfi
 from amrg.errors import UserError
 from amrg.memory.bank import normalise_rows
 from amrg.models.association import Bank
+from amrg.models.cam import activation_maps
 from amrg.models.decoder import build_decoder
-from amrg.models.generator import IGNORED, ReportGenerator, Sight, pool_tokens
+from amrg.models.generator import IGNORED, NORMAL_LOUDNESS, ReportGenerator, Sight, pool_tokens
+from amrg.models.regions import PLACES, find_regions, of_studies
 from amrg.models.stage1 import DiseaseClassifier
 
 REPORTS = ["The heart is large. Clear lungs.", "Small left effusion.", "Normal."]
 SETTINGS = DecoderConfig(
     hidden_size=16, layers=2, heads=2, vocab_size=60, visual_tokens=4, prompt="Film {image}. Text:"
 )
-VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=8, qformer_layers=1, qformer_heads=2, image_size=64)
+VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=1, qformer_heads=2, image_size=64)
 DECODING = GenerateConfig(num_beams=2, max_new_tokens=6)
 
 
 def banks() -> tuple[Bank, Bank]:
     generator = torch.Generator().manual_seed(7)
     groups = torch.tensor([0, 0, 1, 1, 2, -1, 9])
-    return tuple(Bank(normalise_rows(torch.randn(7, dim, generator=generator)), None, groups) for dim in (8, 5))  # type: ignore[return-value]
+    return tuple(Bank(normalise_rows(torch.randn(7, dim, generator=generator)), None, groups) for dim in (24, 5))  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +39,34 @@ def classifier() -> DiseaseClassifier:
     return DiseaseClassifier(VISION, pretrained=False).requires_grad_(False).eval()
 
 
-def build(classifier: DiseaseClassifier, **changes: object) -> ReportGenerator:
+MEMORY = MemoryConfig(heads=2, head_dim=4, beta=2.0)
+
+
+def build(classifier: DiseaseClassifier, memory: MemoryConfig = MEMORY, **changes: object) -> ReportGenerator:
     settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
     torch.manual_seed(3)
     parts = build_decoder(settings, REPORTS, 0)
-    model = ReportGenerator(classifier, *parts, banks(), MemoryConfig(heads=2, head_dim=4, beta=2.0), settings)
-    return model.eval()
+    return ReportGenerator(classifier, *parts, banks(), memory, settings).eval()
 
 
 def inputs(model: ReportGenerator) -> tuple[Sight, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
     encoded = [torch.tensor(model.report_encoder(50)(report)) for report in REPORTS]
     report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
-    shapes = ((3, model.seen_shape[0], 8), (3, 14, 8), (3, 14))
-    sight = Sight(*(torch.randn(shape, generator=generator) for shape in shapes))
+    seen = Sight(*(torch.randn(3, *shape, generator=generator) for shape in model.sight_shapes))
+    places_BQP = seen.places_BQP.softmax(-1)
+    states_BQD = normalise_rows(torch.cat([seen.states_BQD[..., :-PLACES], places_BQP.sqrt()], dim=-1))
+    sight = seen._replace(
+        states_BQD=states_BQD, places_BQP=places_BQP, peaks_BQ=seen.peaks_BQ.abs(), boxes_BQ5=torch.zeros(3, 14, 5)
+    )
     return sight, torch.tensor([0, 1, 2]), report_BT
 
 
 def own_reports() -> Tensor:
-    return normalise_rows(torch.randn(3, 5, generator=torch.Generator().manual_seed(1)))
+    """Of each study and label; the second study says nothing of the last label, the third nothing at all."""
+    own_BQD = normalise_rows(torch.randn(3, 14, 5, generator=torch.Generator().manual_seed(1)))
+    own_BQD[1, -1], own_BQD[2] = 0.0, 0.0
+    return own_BQD
 
 
 def one(sight: Sight, i: int) -> Sight:
@@ -101,10 +114,15 @@ def test_rows_of_the_patient_are_invisible(classifier: DiseaseClassifier) -> Non
     after = model.streams(sight, groups)
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
     assert not torch.allclose(after[1], before[1])
-    for found in model.retrieved(sight.queries_BQD, groups, 7)[0].values():
-        assert {row["row"] for row in found} == {2, 3, 4, 5, 6}
-        assert sum(row["weight"] for row in found) == pytest.approx(1.0, abs=1e-4)
-        assert found == sorted(found, key=lambda row: -row["weight"])
+    found = model.associations(sight, groups, 7)
+    assert list(found) == ["visual", "report"]
+    for weights_BQJ, rows_BQJ in found.values():
+        assert set(rows_BQJ[0].flatten().tolist()) == {2, 3, 4, 5, 6, -1}
+        torch.testing.assert_close(weights_BQJ.sum(-1), torch.ones(3, 14), rtol=0, atol=1e-4)
+        assert torch.equal(weights_BQJ, weights_BQJ.sort(-1, descending=True).values)
+    assert all(
+        part.shape == (3, 14, 7) for one_of in model.associations(sight, groups, 999).values() for part in one_of
+    )
 
 
 def test_a_study_is_written_alike_alone_and_in_a_batch(classifier: DiseaseClassifier) -> None:
@@ -151,8 +169,9 @@ def test_views_of_a_study_are_averaged(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found, single = model.see(images, [2, 1]), model.see(images, [1, 1, 1])
-    for part, alone in zip(found, single, strict=True):
+    for part, alone in zip(found[:3], single[:3], strict=True):
         torch.testing.assert_close(part, torch.stack([alone[:2].mean(0), alone[2]]))
+    assert [part.shape[1:] for part in found] == [torch.Size(shape) for shape in model.sight_shapes]
     assert (*found.tokens_BND.shape[1:2], *found.queries_BQD.shape[1:]) == model.seen_shape
 
 
@@ -235,9 +254,14 @@ def test_a_stranger_can_ask_and_own_rows_can_be_shown(classifier: DiseaseClassif
     sight, groups, _ = inputs(model)
     order = torch.tensor([1, 2, 0])
     places = model.places
-    swapped, own = model.streams(sight, groups, sight.queries_BQD[order]), model.streams(sight, groups)
-    assert torch.equal(swapped[:, places["visual tokens"]], own[:, places["visual tokens"]])
-    assert not torch.allclose(swapped[:, places["report memory"]], own[:, places["report memory"]])
+    strangers = Sight(*(part[order] for part in sight))
+    swapped, own = model.streams(sight, groups, strangers), model.streams(sight, groups)
+    for name in ("visual tokens", "queries"):
+        assert torch.equal(swapped[:, places[name]], own[:, places[name]])
+    for name in ("visual memory", "report memory"):
+        assert not torch.allclose(swapped[:, places[name]], own[:, places[name]])
+        asked = model.streams(strangers, groups)[:, places[name]]  # marks and patients are the same
+        torch.testing.assert_close(swapped[:, places[name]], asked)
     model.memory_config = dataclasses.replace(model.memory_config, hide_own_patient=False)
     unmasked = model.streams(sight, torch.full((3,), 5), None)  # no row is of group 5: nothing could be hidden
     assert torch.equal(model.streams(sight, groups), unmasked)
@@ -250,14 +274,14 @@ def test_plain_cross_attention_takes_the_memories_place(classifier: DiseaseClass
     parts = build_decoder(SETTINGS, REPORTS, 0)
     model = ReportGenerator(classifier, *parts, banks(), memory, SETTINGS).eval()
     sight, groups, report_BT = inputs(model)
-    expected = model.visual_memory(sight.queries_BQD, query_group=groups)
+    expected = model.visual_memory(model.memory_states(sight)["visual"], query_group=groups)
     place = model.places["visual memory"]
     streams = model.norm(model.projection(expected)) + model.mark_PE[place]
     torch.testing.assert_close(model.streams(sight, groups)[:, place], streams)
     model(sight, groups, report_BT).loss_B.sum().backward()
     assert model.visual_memory.k_proj.weight.grad.abs().sum() > 0
-    rows = model.retrieved(sight.queries_BQD, groups, 2)
-    assert all(row["row"] not in (0, 1) for row in rows[0]["visual"])  # rows of the study's own patient
+    rows_BQJ = model.associations(sight, groups, 2)["visual"].rows_BQJ
+    assert not {0, 1} & set(rows_BQJ[0].flatten().tolist())  # rows of the study's own patient
     model.save_pretrained(tmp_path / "model")
     again = ReportGenerator.from_pretrained(tmp_path / "model", banks())
     assert torch.equal(again.streams(sight, groups), model.streams(sight, groups))
@@ -265,8 +289,8 @@ def test_plain_cross_attention_takes_the_memories_place(classifier: DiseaseClass
 
 def test_only_what_asks_the_report_memory_learns_from_it(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
-    own_BD = own_reports()
-    found = model(*inputs(model), own_BD)
+    own_BQD = own_reports()
+    found = model(*inputs(model), own_BQD)
     assert found.retrieval_B is not None
     torch.testing.assert_close(found.loss_B, model(*inputs(model)).loss_B, rtol=0, atol=0)
     found.retrieval_B.sum().backward()
@@ -278,14 +302,87 @@ def test_only_what_asks_the_report_memory_learns_from_it(classifier: DiseaseClas
 
 def test_a_small_bank_is_learned_to_be_asked_for_the_right_rows(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
-    given, own_BD = inputs(model), own_reports()
+    given, own_BQD = inputs(model), own_reports()
     optimizer = torch.optim.Adam([p for n, p in model.named_parameters() if n.startswith("report_memory")], lr=0.02)
     losses = []
     for _ in range(150):
-        loss_B = model(*given, own_BD).retrieval_B
+        loss_B = model(*given, own_BQD).retrieval_B
         assert loss_B is not None
         optimizer.zero_grad()
         loss_B.sum().backward()
         optimizer.step()
         losses.append(loss_B.sum().item())
     assert losses[-1] < 0.2 * losses[0], losses[::30]
+
+
+def test_a_film_is_asked_for_by_its_own_regions(classifier: DiseaseClassifier) -> None:
+    """Those of the map that the bank was mined with; of two films, each label's where it is plainer."""
+    model = build(classifier)
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen = classifier(images)
+    for method in ("layercam", "gradcam"):
+        model.map_method = method
+        maps = activation_maps(classifier.cam_head, seen.fine_BHWC, method)
+        expected = of_studies(find_regions(seen.projected_BHWD, maps), [2, 1])
+        for part, truth in zip(model.see(images, [2, 1]).regions, expected, strict=True):
+            torch.testing.assert_close(part, truth)
+
+
+@pytest.mark.parametrize("query", ["placed_regions", "regions", "queries"])
+def test_states_that_ask_by_hand(classifier: DiseaseClassifier, query: Literal["placed_regions"]) -> None:
+    model = build(classifier, dataclasses.replace(MEMORY, visual_query=query))
+    sight, _, _ = inputs(model)
+    logits = sight.logits_BQ.clone()
+    states = model.memory_states(sight)
+    assert states["report"] is sight.queries_BQD
+    if query == "queries":
+        assert states["visual"] is sight.queries_BQD
+        assert model.visual_memory.sharpness_H is None
+        return
+    for b in range(3):
+        for k in range(14):
+            expected = sight.states_BQD[b, k] * (NORMAL_LOUDNESS if k == 13 else 1 / (1 + math.exp(-logits[b, k])))
+            if query == "regions":
+                expected[-PLACES:] = 0.0
+            torch.testing.assert_close(states["visual"][b, k], expected)
+    assert torch.equal(sight.logits_BQ, logits)
+    assert model.visual_memory.sharpness_H.tolist() == [MEMORY.sharpness] * 2
+    assert model.report_memory.sharpness_H is None
+
+
+def test_the_surer_stage_1_is_the_sharper_the_visual_memory_associates(classifier: DiseaseClassifier) -> None:
+    model = build(classifier)
+    sight, groups, _ = inputs(model)
+    entropies = []
+    for logit in (-6.0, 0.0, 6.0):
+        found = model.associations(sight._replace(logits_BQ=torch.full((3, 14), logit)), groups, 7)
+        entropies.append(torch.special.entr(found["visual"].weights_BQJ).sum(-1))
+    assert (entropies[0][:, :13] > entropies[1][:, :13]).all()
+    assert (entropies[1][:, :13] >= entropies[2][:, :13]).all()
+    torch.testing.assert_close(entropies[0][:, 13], entropies[2][:, 13])  # No Finding asks as softly on any film
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_report_goes_on_from_what_it_begins_with(classifier: DiseaseClassifier, beams: int) -> None:
+    """As the decoder does by itself behind the same embedded tokens; beginnings of a batch differ in length."""
+    model = build(classifier)
+    sight, groups, _ = inputs(model)
+    begin = ["The heart is large.", "Small", ""]
+    decoding = GenerateConfig(num_beams=beams, max_new_tokens=20, length_penalty=0.0)
+    found = model.generate(sight, groups, decoding, begin=begin)
+    for i, text in enumerate(begin):
+        ids = model.tokenizer(text, add_special_tokens=False).input_ids
+        prefix = model._prefix(model.streams(one(sight, i), groups[i : i + 1]))
+        embedded = model.decoder.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
+        written = model.decoder.generate(
+            inputs_embeds=torch.cat([prefix, embedded], dim=1),
+            max_new_tokens=20 - len(ids),
+            num_beams=beams,
+            do_sample=False,
+            length_penalty=0.0,
+            eos_token_id=model.tokenizer.eos_token_id,
+            pad_token_id=model.tokenizer.pad_token_id,
+        )
+        expected = model.tokenizer.batch_decode([ids + written[0].tolist()], skip_special_tokens=True)[0]
+        assert found[i].startswith(text)
+        assert found[i] == expected.strip()

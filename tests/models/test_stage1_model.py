@@ -30,7 +30,8 @@ def test_shapes(model, images):
     assert out.logits_BK.shape == out.cam_logits_BK.shape == out.scores_BK.shape == (3, 14)
     assert out.fine_BHWC.shape == (3, 4, 4, 32)
     assert out.pooled_BD.shape == (3, 24)
-    assert model.regions(out.fine_BHWC).shape == (3, 4, 4, 24)
+    assert out.projected_BHWD.shape == (3, 4, 4, 24)
+    assert torch.equal(model.fine_projection(out.fine_BHWC), out.projected_BHWD)
 
 
 def test_a_film_is_judged_alone_and_the_stem_may_be_cached(model, images):
@@ -100,3 +101,8 @@ def test_a_foreign_folder_is_refused(model, tmp_path):
 def test_heads_must_divide_the_query_width():
     with pytest.raises(UserError, match="qformer_heads 5"):
         DiseaseClassifier(VisionConfig(qformer_heads=5))
+
+
+def test_a_query_must_have_room_for_a_place_and_what_is_there():
+    with pytest.raises(UserError, match=r"vision\.query_dim 16 must exceed 16"):
+        DiseaseClassifier(VisionConfig(query_dim=16, qformer_heads=2))

@@ -33,22 +33,21 @@ def given(device: Device, gpus: int = 2, **values: Any) -> Assumptions:
 
 
 def mined(films: int | None, size: Size, source: str = "iu_xray") -> float:
-    few = dataclasses.replace(CONFIG.banks.mining, films=films, regions_per_finding=3)
+    few = dataclasses.replace(CONFIG.banks.mining, films=films)
     config = changed("banks", changed("data", source=source), mining=few)
     return mining(config, size, Film(look=2.0, maps=0.5), given(SLOW, gpus=4))[1]
 
 
 def test_mining_by_hand() -> None:
-    again = 13 * 3 * 2.0  # three regions of each finding, each on a film of its own
-    assert mined(None, Size(10, 20)) == (20 * 2.5 + again) / 4
+    assert mined(None, Size(10, 20)) == 20 * 2.5 / 4
     assert mined(5, Size(10, 20)) == mined(None, Size(5, 10))  # two films of each study
-    assert mined(5, Size(10, 20), "openi_drr") == (5 * 2.5 + again) / 4  # each render is a sample
+    assert mined(5, Size(10, 20), "openi_drr") == 5 * 2.5 / 4  # each render is a sample
     assert mined(None, Size(10, 40)) - mined(None, Size(10, 20)) == 20 * 2.5 / 4
 
 
 def test_twice_the_films_take_twice_the_mining() -> None:
     film = Film(look=0.3, maps=0.1)
-    once, twice = (mining(CONFIG, Size(n, n), film, given(SLOW))[1] for n in (100, 200))  # below 500 regions
+    once, twice = (mining(CONFIG, Size(n, n), film, given(SLOW))[1] for n in (100, 200))
     assert twice == pytest.approx(2 * once)
 
 
@@ -72,10 +71,10 @@ def real_flops(model: DiseaseClassifier) -> float:
 
 def test_a_film_costs_the_arithmetic_of_the_real_classifier_and_of_its_maps() -> None:
     model = DiseaseClassifier(CONFIG.vision, pretrained=False).eval()
-    scores = 2 * 196 * 32 * 14  # of all cells and labels; so much is each label's gradient, and the sum of all maps
+    sums = 2 * 196 * 32 * 14  # of all cells and labels over 32 features: scores, maps, and what regions look like
     film = film_seconds(CONFIG, plan(CONFIG, "stage1", given(SLOW)), given(SLOW))
     assert film.look * 0.5e9 == pytest.approx(real_flops(model), rel=0.01)
-    assert film.maps * 0.5e9 == pytest.approx(scores + 14 * scores + scores)
+    assert film.maps * 0.5e9 == pytest.approx(3 * sums)
 
 
 def prompt() -> int:

@@ -11,6 +11,7 @@ import pytest
 from transformers import BertConfig
 
 from amrg.config import DecoderConfig, ShardingConfig
+from amrg.memory.bank import REPORTS, MemoryBank
 from amrg.memory.traffic import Rows
 from amrg.models.decoder import build_decoder, save_decoder
 from amrg.planning.devices import DEVICES
@@ -62,7 +63,8 @@ def test_every_part_is_within_two_percent_of_what_deepspeed_holds(case: str, mad
     assert predicted == pytest.approx({name: measured[case][name] for name in names}, rel=0.02)
 
 
-def test_banks_weigh_what_their_rows_do(measured: Any) -> None:
-    rows = (Rows(16, 32, 4), Rows(16, 384, 4))
+def test_banks_weigh_what_their_rows_do(measured: Any, artefacts: Artefacts) -> None:
+    reports = MemoryBank.open(artefacts.banks / REPORTS)
+    rows = (Rows(16, 32, 4), Rows(len(reports), 384, 4))
     held = share_banks(rows, ShardingConfig(), "exact", 2, queries=1, expected=1, node=8).held
     assert {found["banks"] for found in measured.values()} == {held}

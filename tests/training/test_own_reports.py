@@ -9,22 +9,45 @@ import pytest
 import torch
 
 from amrg.artifacts import file_hash
+from amrg.data.labeler import label_report
+from amrg.data.labels import LABELS, POSITIVE
 from amrg.data.shards import anonymous
 from amrg.data.stream import studies
+from amrg.data.text import sentences
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS, MemoryBank, normalise_rows
 from amrg.memory.reports import TextEncoder
-from amrg.training.own_reports import OwnReports
+from amrg.training.own_reports import OwnReports, by_label
 from amrg.training.stage2 import train_stage2
 
 
-def test_each_study_gets_the_vector_of_its_own_report(artefacts: Any, tmp_path: Path) -> None:
+def test_sentences_are_divided_by_the_labels_they_state() -> None:
+    text = "Cardiomegaly and edema. Possible pneumonia. Clear lungs. Mild edema. A pacemaker is in place."
+    said = by_label(text)
+    assert list(said) == list(LABELS)
+    assert {label: of for label, of in said.items() if of} == {
+        "Cardiomegaly": ["Cardiomegaly and edema."],
+        "Edema": ["Cardiomegaly and edema.", "Mild edema."],
+        "Support Devices": ["A pacemaker is in place."],
+        "No Finding": ["Clear lungs.", "A pacemaker is in place."],
+    }
+
+
+def test_each_study_gets_the_mean_vector_of_its_sentences_by_label(artefacts: Any, tmp_path: Path) -> None:
     settings, bank = artefacts.config.banks.reports, MemoryBank.open(artefacts.banks / REPORTS)
     own = OwnReports(settings, artefacts.data, bank, tmp_path, 1.0)
     chosen = studies(artefacts.data, "train")[::-3]
     encoder = TextEncoder(settings.encoder, settings.max_tokens)
-    expected = normalise_rows(torch.cat([encoder.encode([study.report.strip()]) for study in chosen]))
+    expected = torch.zeros(len(chosen), len(LABELS), bank.dim)
+    for number, study in enumerate(chosen):
+        for sentence in sentences(study.report):
+            for label in (label for label, value in label_report(sentence).items() if value == POSITIVE):
+                expected[number, LABELS.index(label)] += normalise_rows(encoder.encode([sentence]))[0]
+    said = expected.any(-1)
+    expected[said] = normalise_rows(expected[said])
     found = own.of([anonymous(study.key) for study in chosen])
+    assert torch.equal(found.any(-1), said)
+    assert 0 < said.float().mean() < 1
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)  # kept in bfloat16
     written = {path: file_hash(path) for path in (tmp_path / "own-reports").iterdir()}
     OwnReports(settings, artefacts.data, bank, tmp_path, 1.0)

@@ -17,8 +17,8 @@ from amrg.data.text import sentences
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS as REPORT_BANK
 from amrg.memory.bank import MemoryBank
+from amrg.models.certainty import Certainty
 from amrg.models.generator import Predicted, ReportGenerator
-from amrg.models.outliner import Certainty
 from amrg.pipeline import STEPS
 from amrg.training import generate as generation
 from amrg.training.generate import generate, strangers

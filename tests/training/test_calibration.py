@@ -1,0 +1,115 @@
+"""What stage 2 leaves for writing: fitted on the right studies, and told from what stage 1 sees of them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amrg.data import stream
+from amrg.data.labels import FINDINGS
+from amrg.data.outline import stated
+from amrg.models.certainty import FEATURES, FILE, Certainty
+from amrg.models.generator import Sight
+from amrg.training import calibration
+from amrg.training.calibration import CALIBRATION, calibrate
+from amrg.training.seen import Seen
+from amrg.training.stage2 import build_generator
+from tests.models.sights import sight_of
+
+#: What the reports of each split say.
+SAID = {"train": ["Cardiomegaly.", "Edema.", "Clear lungs."], "val": ["Fracture.", "Cardiomegaly."], "test": ["Edema."]}
+
+
+class Study:
+    def __init__(self, report: str) -> None:
+        self.report = report
+
+
+class MadeUp:
+    """Stands for ``Seen``: stage 1 is as sure of a finding as the number of its study says."""
+
+    asked: list[str]
+
+    def __init__(self, model: None, data: None, split: str, folder: Path, dtype: str) -> None:
+        self.asked.append(split)
+        self.studies = [Study(report) for report in SAID[split]]
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, rows: torch.Tensor) -> Sight:
+        return sight_of(*({finding: float(row) + len(self.split) for finding in FINDINGS} for row in rows.tolist()))
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What ``Certainty.fit`` is given, call by call; the calibration says how many studies those were."""
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def fit(features_NFX: torch.Tensor, stated_NF: torch.Tensor) -> Certainty:
+        given.append((features_NFX, stated_NF))
+        return Certainty(((1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), float(len(features_NFX)))
+
+    monkeypatch.setattr(calibration.Certainty, "fit", fit)
+    monkeypatch.setattr(calibration, "Seen", MadeUp)
+    monkeypatch.setattr(calibration, "count", lambda data, split: len(SAID[split]))
+    MadeUp.asked = []
+    return given
+
+
+def run(folder: Path, config: Any) -> None:
+    calibrate(config, None, None, folder, folder / "scratch")  # type: ignore[arg-type]
+
+
+def truth_of(splits: Sequence[str]) -> list[list[bool]]:
+    return [[finding in stated(report) for finding in FINDINGS] for split in splits for report in SAID[split]]
+
+
+def test_validation_reports_never_calibrate_validation_reports(fitted: Any, tmp_path: Path, artefacts: Any) -> None:
+    run(tmp_path, artefacts.config)
+    assert "test" not in MadeUp.asked
+    (for_test, stated_test), (for_val, stated_val) = fitted
+    assert stated_test.tolist() == truth_of(["val", "train"])
+    assert stated_val.tolist() == truth_of(["train"])
+    for features, splits in ((for_test, ("val", "train")), (for_val, ("train",))):
+        logits = [row + len(split) for split in splits for row in range(len(SAID[split]))]
+        assert features.shape == (len(logits), len(FINDINGS), FEATURES)
+        assert features[:, 0, 0].tolist() == logits
+    assert Certainty.load(tmp_path / CALIBRATION / "test").threshold == 5
+    assert Certainty.load(tmp_path / CALIBRATION / "val").threshold == 3
+
+
+def test_enough_validation_studies_calibrate_alone_and_no_more_than_enough(
+    fitted: Any, tmp_path: Path, artefacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "ENOUGH", 2)
+    run(tmp_path, artefacts.config)
+    (_, for_test), (_, for_val) = fitted
+    assert for_test.tolist() == truth_of(["val"])
+    assert for_val.tolist() == truth_of(["train"])[:2]
+
+
+def test_only_the_first_rank_writes(
+    fitted: Any, tmp_path: Path, artefacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration.engine, "rank", lambda: 1)
+    run(tmp_path, artefacts.config)
+    assert not (tmp_path / CALIBRATION).exists()
+
+
+def test_of_real_films_it_is_the_calibration_of_what_stage_1_sees(artefacts: Any, tmp_path: Path) -> None:
+    """And it does not change with the reports of the split that it is for, or with those of test."""
+    model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
+    calibrate(artefacts.config, model, artefacts.data, tmp_path, tmp_path / "scratch")
+    seen = Seen(model, artefacts.data, "train", tmp_path / "scratch", artefacts.config.stage2.dtype)
+    features = calibration.features_of(seen[torch.arange(len(seen))])
+    reports = [study.report for study in stream.studies(artefacts.data, "train")]
+    truth = torch.tensor([[finding in stated(report) for finding in FINDINGS] for report in reports])
+    assert Certainty.load(tmp_path / CALIBRATION / "val") == Certainty.fit(features, truth)
+    written = json.loads((tmp_path / CALIBRATION / "test" / FILE).read_text())
+    assert written != json.loads((tmp_path / CALIBRATION / "val" / FILE).read_text())
+    assert not (tmp_path / "scratch" / "test").exists()
