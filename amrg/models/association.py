@@ -116,6 +116,34 @@ class FrozenMemory(nn.Module):
         """Entropy of the last forward's associations with an indirect bank, [queries]."""
         raise NotImplementedError
 
+    def _by_query(self, values: Tensor, samples: int) -> Tensor:
+        """Values of the last forward's associations, in the order of ``_last_blocks``, as means over heads, [B, L]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def of_queries(self, samples: int) -> dict[str, Tensor]:
+        """Of each query of the last forward, mean over heads, [B, L]; costs one more product of its size.
+
+        Where ranks share a bank, all of them must call this.
+
+        Args:
+            samples: B of the last forward.
+
+        Returns:
+            ``perplexity``: exp(entropy), the rows it spread over; behind an index ``missed_bound``, too.
+        """
+        if self.indirect is None:
+            blocks, queries, _ = self._last_blocks()
+            entropy = torch.zeros(queries, device=next(self.parameters()).device)
+            for rows, _, block in blocks:
+                entropy[rows] += torch.special.entr(block).sum(1)
+        else:
+            entropy = self._last_entropy()
+        told = {"perplexity": self._by_query(entropy.exp(), samples)}
+        if isinstance(self.indirect, ApproximateMemory):
+            told["missed_bound"] = self._by_query(self.indirect.missed, samples)
+        return told
+
     def observe(self) -> None:
         """Add the last forward to the statistics; costs one more product of its size."""
         if self.indirect is not None:

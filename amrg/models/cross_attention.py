@@ -117,3 +117,6 @@ class CrossAttention(FrozenMemory):
         weights = self._weights(x, bank, query_group).detach().flatten(0, 2)
         everything = slice(0, weights.shape[0]), slice(0, weights.shape[1])
         return iter([(*everything, weights)]), *weights.shape
+
+    def _by_query(self, values: Tensor, samples: int) -> Tensor:
+        return values.view(samples, self.heads, -1).mean(1)

@@ -180,7 +180,7 @@ class ReportGenerator(nn.Module):
     @property
     def seen_shape(self) -> tuple[int, int, int]:
         """N, Q and D of what ``see`` returns."""
-        queries, dim = self.stage1.disease_queries.shape
+        queries, dim = len(LABELS), self.stage1.config.query_dim  # not the parameter's shape: ZeRO 3 empties it
         grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
         return pool_tokens(grid, self.settings.visual_tokens if self.settings.use_visual else 0).shape[1], queries, dim
 

@@ -256,6 +256,9 @@ class HopfieldMemory(FrozenMemory):
         blocks = association_blocks(queries, bank.rows, bank.scale, lse, group, memory_group)
         return blocks, queries.shape[0], bank.rows.shape[0]
 
+    def _by_query(self, values: Tensor, samples: int) -> Tensor:
+        return values.view(self.heads, samples, -1).mean(0)
+
     @torch.no_grad()
     def _last_entropy(self) -> Tensor:
         assert self._last is not None

@@ -1,15 +1,17 @@
 """On which rows each finding's own association falls: what is recorded of a report for ``amrg.evaluation.relevance``.
 
-Shape legend: Q = 14 queries, F = 13 findings, J retrieved rows, N rows of the bank.
+Shape legend: B studies, Q = 14 queries, F = 13 findings, J retrieved rows, N rows of the bank.
 """
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from amrg.data.labels import FINDINGS
-from amrg.memory.bank import MemoryBank
+from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
+from amrg.models.generator import MEMORIES, ReportGenerator
 
 
 class RowLabels:
@@ -26,6 +28,18 @@ class RowLabels:
         self._boxed_N = torch.tensor([o["box"] is not None for o in origins])
         # A row and a report see the film alike: the patient's left is the right half of the image.
         self._left_N = torch.tensor([o["box"] is not None and o["box"][0] + o["box"][2] > grid for o in origins])
+
+    @classmethod
+    def open(cls, model: ReportGenerator, banks: Path) -> dict[str, Self]:
+        """Of the memories of a generator that are on, by ``MEMORIES``, from a banks artefact."""
+        folders, grid = dict(zip(MEMORIES, (VISUAL, REPORTS), strict=True)), model.stage1.encoder.grid
+        return {name: cls(MemoryBank.open(banks / folders[name]), grid) for name in model.memories}
+
+    def share(self, weights_BQJ: Tensor, rows_BQJ: Tensor) -> Tensor:
+        """Of each finding's own association its weight on rows of that finding, [B, F] on the CPU."""
+        rows_BFJ, weights_BFJ = (x[:, : len(FINDINGS)].cpu() for x in (rows_BQJ, weights_BQJ))
+        own_BFJ = self._of_FN[torch.arange(len(FINDINGS))[:, None], rows_BFJ] & (rows_BFJ >= 0)
+        return (weights_BFJ.float() * own_BFJ).sum(-1)
 
     def record(self, weights_QJ: Tensor, rows_QJ: Tensor) -> dict[str, list[Any]]:
         """Of each finding's own association: its weight on rows of that finding, its heaviest row, and its side.

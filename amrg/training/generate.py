@@ -103,8 +103,7 @@ class Recorder:
     @classmethod
     def open(cls, model: ReportGenerator, banks: Path) -> Self:
         """For the memories of a generator."""
-        folders, grid = dict(zip(MEMORIES, (VISUAL, REPORT_BANK), strict=True)), model.stage1.encoder.grid
-        return cls({name: RowLabels(MemoryBank.open(banks / folders[name]), grid) for name in model.memories})
+        return cls(RowLabels.open(model, banks))
 
     def record(self, associations: Mapping[str, Association], sight: Sight, study: int) -> dict[str, Any]:
         """``memory`` and ``association`` of a line of ``reports.jsonl``."""

@@ -45,6 +45,7 @@ def fit(
     safety: SafetyConfig,
     made_from: dict[str, str],
     closely: Callable[[Any], dict[str, float]] = lambda model: {},
+    warn: Callable[[dict[str, float]], dict[str, str]] = lambda validation: {},
 ) -> list[dict[str, Any]]:
     """Train, and leave the weights of the best epoch in the model.
 
@@ -64,6 +65,8 @@ def fit(
         safety: how often to save, and when to stop.
         made_from: hashes of what the run reads, by name; a checkpoint that was made from something else is refused.
         closely: ``closely(model)`` gives what is told of the steps that are looked at closely; called on every rank.
+        warn: ``warn(metrics of a validation)`` gives what is wrong by name, one line each; a row of ``curves.jsonl``
+            holds it as ``warnings``, and the user is told of each name once.
 
     Returns:
         The rows of ``curves.jsonl``.
@@ -90,7 +93,9 @@ def fit(
             torch.manual_seed(_step_seed(seed, step))
             stop = _step(run, stream, lr, log, guard, stopping, closely)
             if within + 1 == steps_per_epoch:
-                run.end_epoch(epoch, lr, _validated(validate, model, optimisation))
+                validation = _validated(validate, model, optimisation)
+                log.tell_epoch(step + 1, validation)
+                run.end_epoch(epoch, lr, validation, warn(validation))
             elif stop or (step + 1) % safety.checkpoint_steps == 0:
                 run.save()
             if stop:
@@ -204,8 +209,8 @@ class _Run:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.sums["steps"] = self.sums.get("steps", 0.0) + 1
 
-    def end_epoch(self, epoch: int, lr: float, validation: dict[str, float]) -> None:
-        """Close the epoch's row, decide whether it is the best, and save."""
+    def end_epoch(self, epoch: int, lr: float, validation: dict[str, float], warnings: dict[str, str]) -> None:
+        """Close the epoch's row, decide whether it is the best, warn of what no epoch warned of before, and save."""
         steps = self.sums.pop("steps")
         trained = {f"train_{name}": value / steps for name, value in self.sums.items()}
         value = validation[self.metric]
@@ -213,9 +218,14 @@ class _Run:
         if better:
             self.best = value
         self.sums = {}
-        self.rows.append({"epoch": epoch + 1, "step": self.step, "lr": lr, **trained, **validation, "best": better})
+        warned = {name for row in self.rows for name in row.get("warnings", {})}
+        row = {"epoch": epoch + 1, "step": self.step, "lr": lr, **trained, **validation, "best": better}
+        self.rows.append(row | ({"warnings": warnings} if warnings else {}))
         shown = ", ".join(f"{name} {number:.4f}" for name, number in {**trained, **validation}.items())
         say(f"epoch {epoch + 1}: {shown}{' (best so far)' if better else ''}")
+        for name, warning in warnings.items():
+            if name not in warned:
+                say(f"WARNING: {warning}")
         self.save(better)
 
     def save(self, is_best: bool = False) -> None:

@@ -37,7 +37,7 @@ from amrg.training.own_reports import OwnReports, own_reports_of
 from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import Seen, look
 from amrg.training.wanted_rows import WantedRows, wanted_rows_of
-from amrg.training.watch import watch_reports
+from amrg.training.watch import MemoryWatch, collapses, watch_reports
 
 MODEL = "model"
 SCRATCH = "scratch"  # removed when the artefact is whole
@@ -78,7 +78,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         source.batches,
         source.steps_per_epoch,
         optimisation(config),
-        source.validate,
+        partial(source.validate, watch=MemoryWatch.open(model, data, banks)),
         ("val_loss", False),
         folder,
         config.seed,
@@ -86,6 +86,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         config.safety,
         made_from(config.seed, ours.batch_size, data, banks),
         associations,
+        collapses,
     )
     base = model.base_fingerprint()
     with whole(model.saved_parameters()):
@@ -245,18 +246,21 @@ class _Source:
         """Batches of the validation split, each with this rank's share; equally many on every rank."""
         raise NotImplementedError
 
-    def validate(self, model: ReportGenerator) -> dict[str, float]:
-        """Cross-entropy per report token over the validation split, what is watched, and how the memories associate."""
+    def validate(self, model: ReportGenerator, watch: MemoryWatch) -> dict[str, float]:
+        """Cross-entropy per report token over the validation split, and what is watched of reports and memories."""
         sums = {"loss": 0.0, "tokens": 0.0}
         watched: dict[str, float] = {}
         for number, batch in enumerate(self.validation()):
+            if "films" in batch:
+                batch["sight"] = look(model, batch.pop("films"))
             if number == 0 and self.ours.watch_reports:
                 watched = watch_reports(model, batch, self.ours.watch_reports, self.ours.max_report_tokens)
             summed, _ = loss(model, {**batch, "weight": batch["counts"]})
+            watch.add(model, batch)
             sums["loss"] += float(summed) * len(batch["counts"])
             sums["tokens"] += float(((batch["report"] != IGNORED).sum(1) * batch["counts"]).sum())
         mean = engine.mean_over_ranks(sums)
-        return {"val_loss": mean["loss"] / mean["tokens"], **watched, **associations(model)}
+        return {"val_loss": mean["loss"] / mean["tokens"], **watched, **watch.result()}
 
     def lengths(self, config: Config) -> list[int] | None:
         """Tokens of each train report, where batches are grouped by them."""

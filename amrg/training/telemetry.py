@@ -23,7 +23,7 @@ from amrg.errors import UserError
 from amrg.models.parts import PREFIX
 from amrg.training.ranks import rank
 
-STEPS = "steps.jsonl"
+STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
 
 #: Told of each optimiser step on each rank: its number, and what the log of steps has of it.
 Watcher = Callable[[int, dict[str, float]], None]
@@ -48,7 +48,7 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 class Telemetry:
-    """The logs of one run: ``logs/steps.jsonl``, ``logs/tensorboard/`` and, where asked for, Weights & Biases.
+    """The logs of one run: ``logs/steps.jsonl`` and ``epochs.jsonl``, ``logs/tensorboard/``, perhaps Weights & Biases.
 
     Args:
         folder: of the artefact that is being made; ``logs/`` is no part of its content.
@@ -60,6 +60,7 @@ class Telemetry:
     def __init__(self, folder: Path, config: TelemetryConfig, section: str, batch_size: int) -> None:
         self._every, self._batch_size = config.every, batch_size
         self._writers: list[Any] = []
+        self._epochs: list[Any] = []
         if rank() != 0:
             return
         logs = folder / "logs"
@@ -69,6 +70,7 @@ class Telemetry:
             self._writers.append(_TensorBoard(logs / "tensorboard"))
         if config.wandb_project is not None:
             self._writers.append(_Wandb(logs, config.wandb_project, section))
+        self._epochs = [_Lines(logs / EPOCHS), *self._writers[1:]]
 
     def looks_at(self, step: int) -> bool:
         """Whether this step (from 0) is one that is looked at closely; the first ones, which warm up, are not."""
@@ -82,8 +84,13 @@ class Telemetry:
         for writer in self._writers:
             writer.write(step, told)
 
+    def tell_epoch(self, step: int, validation: dict[str, float]) -> None:
+        """An epoch that ended with this step: what validation found, as ``validation/<name>``."""
+        for writer in self._epochs:
+            writer.write(step, {f"validation/{name}": value for name, value in validation.items()})
+
     def close(self) -> None:
-        for writer in self._writers:
+        for writer in dict.fromkeys([*self._writers, *self._epochs]):
             writer.close()
 
 
