@@ -41,7 +41,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Judged:
     """What is known of one judged score of a variant.
 
     Attributes:
@@ -70,12 +70,12 @@ class Row:
     name: str
     scores: dict[str, Score]
     x: float | None = None
-    tests: dict[str, Tested] = field(default_factory=dict)
+    tests: dict[str, Judged] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
 
-    def tested(self, score: str = HEADLINE) -> Tested:
+    def tested(self, score: str = HEADLINE) -> Judged:
         """What is known of a judged score."""
-        return self.tests.get(score, Tested())
+        return self.tests.get(score, Judged())
 
 
 def measure(config: Config, made: Sequence[Sequence[Made]], experiment: Experiment) -> list[Row]:
@@ -99,7 +99,7 @@ def measure(config: Config, made: Sequence[Sequence[Made]], experiment: Experime
             scores |= {name: Score(*one) for name, one in relevance_scores(config, seeds, runs).items()}
             facts = facts | relevance_facts(config, seeds, runs)
         each = [scores_of(run, 1, seed) for run in runs]
-        tests = {name: Tested([of_seed[name][0] for of_seed in each]) for name in experiment.judged}
+        tests = {name: Judged([of_seed[name][0] for of_seed in each]) for name in experiment.judged}
         rows.append(Row(variant.name, scores, variant.x, tests, facts))
         pools.append(whole)
     return with_differences(rows, pools, samples, seed) if experiment.paired else rows
@@ -130,7 +130,7 @@ def with_differences(rows: list[Row], pools: list[Run], samples: int, seed: int)
         *(
             replace(
                 row,
-                tests={name: Tested(row.tests[name].seeds, next(patients), next(seeds, None)) for name in names},
+                tests={name: Judged(row.tests[name].seeds, next(patients), next(seeds, None)) for name in names},
             )
             for row in others
         ),
