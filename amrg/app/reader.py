@@ -23,7 +23,7 @@ from amrg.app.transcript import Transcript
 from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.memory.bank import VISUAL, MemoryBank
+from amrg.memory.bank import NO_GROUP, VISUAL, MemoryBank
 from amrg.models import generator
 from amrg.models.cam import activation_maps
 from amrg.models.composer import ROWS, Composed
@@ -154,7 +154,8 @@ class Reader:
                     for name, one in look.association.items()
                     if name not in off
                 }
-                (composed,) = self._composer.compose(look.sight, found, group_1, recall="report" not in off)
+                unsaid_1 = group_1 if self.model.memory_config.hide_own_patient else torch.full_like(group_1, NO_GROUP)
+                (composed,) = self._composer.compose(look.sight, found, unsaid_1, recall="report" not in off)
             pen = _Pen(self, look, off, steps, [said.row for said in composed.said], tell)
             self.model.generate(look.sight, group_1, self.decoding, streamer=pen, hidden=hidden, begin=[composed.text])
 

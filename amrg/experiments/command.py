@@ -15,12 +15,13 @@ from amrg.config import Config
 from amrg.data.stream import studies
 from amrg.errors import UserError
 from amrg.experiments import localising, result, words
-from amrg.experiments.catalogue import EXPERIMENTS, THRESHOLDS, Experiment
+from amrg.experiments.catalogue import DETAILED, EXPERIMENTS, HEADLINE, THRESHOLDS, Experiment
 from amrg.experiments.jobs import Jobs
 from amrg.experiments.markdown import write_markdown
-from amrg.experiments.measure import HEADLINE, Row, measure
+from amrg.experiments.measure import Row, measure
 from amrg.experiments.result import Result
 from amrg.experiments.sweep import Made, Sweep, Variant, folder_of, show_forecast
+from amrg.memory.reports import candidates
 from amrg.progress import say
 from amrg.viewer.overlays import film_url, heat_url, outline_url
 
@@ -30,6 +31,10 @@ _PANELS = {
     "beta": (HEADLINE, "epochs to common loss", "report perplexity"),
     "cam-method": ("pointing", "IoU", HEADLINE),
     "mask-threshold": ("IoU", "pointing", "empty masks"),
+    "memory-ablation": (HEADLINE, DETAILED, "side exact", "visual relevance"),
+    "region-query": ("visual relevance", "visual true side", "side exact", DETAILED),
+    "grounding": ("side exact", "zone exact", "unsupported details", DETAILED),
+    "leakage": (HEADLINE, DETAILED, "BLEU-4"),
 }
 
 
@@ -74,7 +79,7 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
         dry_run: only print the forecast.
     """
     data = pipeline.run_all(config, "prepare").path
-    texts = len({(study.group, study.report) for study in studies(data, "train")})
+    texts = len(candidates(studies(data, "train"), config.banks.reports.unit))
     variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}
     trainings = [max(seeds, experiment.seeds) for experiment in chosen]
     sweep = Sweep(config, list(variants.values()), trainings, jobs)
@@ -114,7 +119,7 @@ def _told(
     config: Config, experiment: Experiment, told: Result, made: list[list[Made]], sweep: Sweep
 ) -> tuple[list[Row], Result]:
     """What was made, measured: rows of the table, and what the page says."""
-    rows = measure(config, made, experiment.paired, experiment.per_class) if made else []
+    rows = measure(config, made, experiment) if made else []
     if experiment.maps == "methods":
         rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
     elif experiment.maps == "thresholds":
@@ -128,7 +133,7 @@ def _told(
         told,
         paragraphs=words.sentences(experiment.name, rows),
         table=result.as_table(rows),
-        note=_note(config, len(made[0]) if made else 0, bool(made) and experiment.paired),
+        note=_note(config, len(made[0]) if made else 0, experiment),
         plot=result.plot(rows, panels[:4], experiment.x_label),
     )
 
@@ -165,17 +170,17 @@ def _thresholds(config: Config, told: Result, made: Made) -> tuple[list[Row], Re
     return rows, replace(told, overlays=overlays, overlay_note=note)
 
 
-def _note(config: Config, seeds: int, paired: bool) -> str:
+def _note(config: Config, seeds: int, experiment: Experiment) -> str:
     drawn = f"Intervals: 95%, bootstrap over patients, {config.evaluate.bootstrap} resamples"
     if not seeds:
         return f"{drawn}. Every lesion of the {config.generate.split} split counts once."
-    tested = (
-        f" Difference and p: {HEADLINE} against the first row, paired by patient (permutation test), p corrected for "
-        "the rows of this table (Holm)."
-        if paired
-        else ""
-    )
-    if paired and seeds > 1:
+    tested, judged = "", experiment.judged
+    if experiment.paired:
+        tested = (
+            f" Difference and p: {' and '.join(judged)} against the first row, paired by patient (permutation test), "
+            f"p corrected for the rows of this table{' and both scores' if len(judged) > 1 else ''} (Holm)."
+        )
+    if experiment.paired and seeds > 1:
         tested += " Over seeds: the mean of each seed's own difference, paired t-test, p corrected likewise."
     trained = "one training" if seeds == 1 else f"{seeds} trainings"
     ours = config.stage2

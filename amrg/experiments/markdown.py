@@ -5,9 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amrg.experiments.result import Result
+from amrg.experiments.retrieved import BASE
 
 #: Columns that fit on a page beside those that only some experiments have; ``table.csv`` has all of them.
-_LEFT_OUT = ("F1 example-13", "BLEU-4", "CIDEr", "visual rows", "epochs to common loss")
+_LEFT_OUT = (
+    "F1 example-13", "BLEU-4", "CIDEr", "visual rows", "epochs to common loss",
+    *(f"{memory} {name}" for memory in ("visual", "report") for name in ("relevance, absent", BASE)),
+)  # fmt: skip
+#: Columns that are shown where they tell rows apart.
+_IF_VARIED = ("reports rows", "distinct texts")
 
 
 def write_markdown(results: Sequence[Result], page: Path, plots: str) -> None:
@@ -29,9 +35,10 @@ def write_markdown(results: Sequence[Result], page: Path, plots: str) -> None:
 
 
 def pipe_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table without the columns that are left out, and without the F1 of single findings."""
+    """The table without the columns that are left out, or say the same of all rows, and the F1 of single findings."""
     single = [head for head in heads if head.startswith("F1 ") and head[3].isupper()]
-    hidden = {*_LEFT_OUT, *single}
+    alike = [head for i, head in enumerate(heads) if head in _IF_VARIED and len({row[i] for row in rows}) < 2]
+    hidden = {*_LEFT_OUT, *single, *alike}
     kept = [i for i, head in enumerate(heads) if head not in hidden]
     lines = [[heads[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in rows)]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from scipy import stats
 
 from amrg.config import Config
@@ -20,13 +19,17 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
 from amrg.evaluation.comparison import Difference, Run, compare, holm, read_run, scores_of
 from amrg.evaluation.statistics import CONFIDENCE
+from amrg.experiments.catalogue import DETAILED, HEADLINE, Experiment
+from amrg.experiments.retrieved import copies, relevance_facts, relevance_scores
 from amrg.experiments.sweep import Made
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
 from amrg.training.loop import CURVES
 
-#: Judged, and tested: declared before any result is seen. The others are shown.
-HEADLINE = "F1 micro-13"
 SHOWN = (HEADLINE, "F1 macro-13", "F1 example-13", "BLEU-4", "ROUGE-L", "CIDEr")
+#: Shown as well where the question is what memory gives to the words.
+DETAILS = (DETAILED, "side exact", "side opposite", "zone exact", "device kind", "unsupported details")
+#: Copies of whole reports that could not be had.
+LOST = "copies not to be had"
 
 
 @dataclass(frozen=True)
@@ -38,64 +41,100 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What is known of one judged score of a variant.
+
+    Attributes:
+        seeds: the score of each seed.
+        difference: from the first row; None for that row and where runs are not paired. Its ``holm`` is corrected for
+            the rows and judged scores of this table.
+        over_seeds: the same by the seeds' own scores (``over_seeds``); None with a single seed, too.
+    """
+
+    seeds: list[float] = field(default_factory=list)
+    difference: Difference | None = None
+    over_seeds: Difference | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One variant.
 
     Attributes:
         name: of the variant; ``x``: its place on the axis, where it has one.
-        scores: by name, of all seeds together.
-        seeds: the headline score of each seed.
-        difference: from the first row in the headline score; None for that row and where runs are not paired. Its
-            ``holm`` is corrected for the rows of this table.
-        over_seeds: the same by the seeds' own scores (``over_seeds``); None with a single seed, too.
+        scores: by name, of all seeds together; what no report offers a case of is left out.
+        tests: of the judged scores, by name.
         facts: other numbers, means over seeds.
     """
 
     name: str
     scores: dict[str, Score]
     x: float | None = None
-    seeds: list[float] = field(default_factory=list)
-    difference: Difference | None = None
-    over_seeds: Difference | None = None
+    tests: dict[str, Judged] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
 
+    def tested(self, score: str = HEADLINE) -> Judged:
+        """What is known of a judged score."""
+        return self.tests.get(score, Judged())
 
-def measure(config: Config, made: Sequence[Sequence[Made]], paired: bool, per_class: bool) -> list[Row]:
+
+def measure(config: Config, made: Sequence[Sequence[Made]], experiment: Experiment) -> list[Row]:
     """Rows of the variants, in their order; each is a list of what its seeds made.
 
     Args:
-        config: ``evaluate.bootstrap`` and ``seed`` are read.
+        config: ``evaluate.bootstrap``, ``generate.split``, ``vision.image_size`` and ``seed`` are read.
         made: of each variant.
-        paired: whether all wrote reports for the same studies.
-        per_class: F1 of each finding too.
+        experiment: what is asked of them.
     """
     samples, seed = config.evaluate.bootstrap, config.seed
-    runs = [[_read(one) for one in seeds] for seeds in made]
-    pools = [pool(seeds[0].variant.name, some) for seeds, some in zip(made, runs, strict=True)]
-    rows = []
-    facts = _training_facts(made, paired)
-    for seeds, some, whole, told in zip(made, runs, pools, facts, strict=True):
-        found = scores_of(whole, samples, seed)
-        scores = {name: Score(*found[name]) for name in SHOWN}
-        if per_class:
-            scores |= {f"F1 {name}": Score(value) for name, value in class_f1(whole).items()}
-        variant = seeds[0].variant
-        each = [scores_of(run, 1, seed)[HEADLINE][0] for run in some]
-        rows.append(Row(variant.name, scores, variant.x, each, facts=told))
-    return with_differences(rows, pools, samples, seed) if paired else rows
+    rows, pools = [], []
+    for seeds, facts in zip(made, _training_facts(made, experiment.paired), strict=True):
+        read = [_read(one) for one in seeds]
+        runs, variant = [run for run, _ in read], seeds[0].variant
+        whole = pool(variant.name, runs)
+        scores = _scores(whole, experiment, samples, seed)
+        if lost := sum(count for _, count in read):
+            facts = facts | {LOST: float(lost)}
+        if experiment.grounded:
+            scores |= {name: Score(*one) for name, one in relevance_scores(config, seeds, runs).items()}
+            facts = facts | relevance_facts(config, seeds, runs)
+        each = [scores_of(run, 1, seed) for run in runs]
+        tests = {name: Judged([of_seed[name][0] for of_seed in each]) for name in experiment.judged}
+        rows.append(Row(variant.name, scores, variant.x, tests, facts))
+        pools.append(whole)
+    return with_differences(rows, pools, samples, seed) if experiment.paired else rows
+
+
+def _scores(run: Run, experiment: Experiment, samples: int, seed: int) -> dict[str, Score]:
+    """Those that a table shows of the reports of a variant."""
+    found = scores_of(run, samples, seed)
+    names = dict.fromkeys((*SHOWN, *experiment.judged, *(DETAILS if experiment.grounded else ())))
+    scores = {name: Score(*found[name]) for name in names if np.isfinite(found[name][0])}
+    if experiment.per_class:
+        scores |= {f"F1 {name}": Score(value) for name, value in class_f1(run).items()}
+    return scores
 
 
 def with_differences(rows: list[Row], pools: list[Run], samples: int, seed: int) -> list[Row]:
-    """The rows with what the paired tests say of each against the first."""
+    """The rows with what the paired tests say of each against the first, in every judged score."""
     if len(rows) < 2:
         return rows
+    first, others, names = rows[0], rows[1:], list(rows[0].tests)
     found = compare(pools[0], pools[1:], samples, seed)
-    patients = _corrected([found[run.name][HEADLINE] for run in pools[1:]])
-    tested = [replace(row, difference=d) for row, d in zip(rows[1:], patients, strict=True)]
-    if len(rows[0].seeds) > 1:
-        seeds = _corrected([over_seeds(rows[0].seeds, row.seeds) for row in rows[1:]])
-        tested = [replace(row, over_seeds=d) for row, d in zip(tested, seeds, strict=True)]
-    return rows[:1] + tested
+    patients = iter(_corrected([found[run.name][name] for run in pools[1:] for name in names]))
+    many = all(len(test.seeds) > 1 for test in first.tests.values())
+    pairs = [(first.tests[name].seeds, row.tests[name].seeds) for row in others for name in names if many]
+    seeds = iter(_corrected([over_seeds(*pair) for pair in pairs]))
+    return [
+        first,
+        *(
+            replace(
+                row,
+                tests={name: Judged(row.tests[name].seeds, next(patients), next(seeds, None)) for name in names},
+            )
+            for row in others
+        ),
+    ]
 
 
 def over_seeds(first: Sequence[float], other: Sequence[float]) -> Difference:
@@ -134,25 +173,10 @@ def class_f1(run: Run) -> dict[str, float]:
     return {name: float(table[k, 2]) for name in FINDINGS for k in [LABELS.index(name)] if truth[:, k].any()}
 
 
-def most_typical(texts: Sequence[str]) -> str:
-    """The text that shares most words with the others (mean Jaccard index); the first of equals; empty for none."""
-    words = [frozenset(text.lower().split()) for text in texts]
-    shared = [sum(len(a & b) / max(len(a | b), 1) for b in words) for a in words]
-    return texts[int(np.argmax(shared))] if texts else ""
-
-
-def _read(made: Made) -> Run:
-    """The reports of one seed: the model's, or copies of the memory rows it retrieved."""
+def _read(made: Made) -> tuple[Run, int]:
+    """The reports of one seed: the model's, or copies of those it retrieved; and how many copies could not be had."""
     run = read_run(made.path("reports"))
-    if not made.variant.copied:
-        return run
-    table = MemoryBank.open(made.path("banks") / REPORTS).provenance
-    copies = []
-    for report in run.reports:
-        rows = [row["row"] for row in report.memory.get("report", [])[: made.variant.copied]]
-        texts = [text or "" for text in table["text"].take(pa.array(rows, pa.int64())).to_pylist()]
-        copies.append(replace(report, text=most_typical(texts)))
-    return Run(run.name, copies)
+    return copies(run, made, made.variant.copied) if made.variant.copied else (run, 0)
 
 
 def _training_facts(made: Sequence[Sequence[Made]], paired: bool) -> list[dict[str, float]]:
@@ -168,10 +192,16 @@ def _training_facts(made: Sequence[Sequence[Made]], paired: bool) -> list[dict[s
                 one["epochs to common loss"] = epochs_to(curve, target)
         names = dict.fromkeys(name for one in told for name in one)
         means = {name: float(np.mean([one[name] for one in told if name in one])) for name in names}
-        banks = seeds[0].path("banks")
-        sizes = {f"{bank} rows": float(len(MemoryBank.open(banks / bank))) for bank in (VISUAL, REPORTS)}
-        facts.append(means | sizes)
+        facts.append(means | _sizes(seeds[0].path("banks")))
     return facts
+
+
+def _sizes(banks: Path) -> dict[str, float]:
+    """Rows of both banks, and how many different texts the rows of the report bank have."""
+    visual, reports = (MemoryBank.open(banks / bank) for bank in (VISUAL, REPORTS))
+    texts = len(set(reports.origins(0, len(reports), ["text"])["text"].to_pylist()))
+    counts = {f"{VISUAL} rows": len(visual), f"{REPORTS} rows": len(reports), "distinct texts": texts}
+    return {name: float(count) for name, count in counts.items()}
 
 
 def epochs_to(curve: Sequence[dict[str, Any]], target: float) -> float:

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 
 from amrg.config import Config
 from amrg.evaluation.comparison import Difference
-from amrg.experiments.measure import HEADLINE, Row, Score
+from amrg.experiments.catalogue import HEADLINE
+from amrg.experiments.measure import Row, Score
 from amrg.experiments.sweep import folder_of
-from amrg.experiments.words import span
+from amrg.experiments.verdicts import span
 from amrg.viewer import ALWAYS, EMBEDDED
 from amrg.viewer.page import number, templates
 
@@ -92,7 +93,7 @@ def render(config: Config, results: Sequence[Result]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """One line a variant: scores with intervals, the difference in the headline and its test, seeds, facts."""
+    """One line a variant: scores with intervals, differences in the judged scores and their tests, seeds, facts."""
     lines = [_flat(row) for row in rows]
     names = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
@@ -108,24 +109,33 @@ def _flat(row: Row) -> dict[str, Any]:
         line[name] = score.value
         if score.interval is not None:
             line[f"{name} low"], line[f"{name} high"] = score.interval
-    for d, how in ((row.difference, ""), (row.over_seeds, " over seeds")):
-        if d is not None:
-            low, high = d.interval
-            told = {"difference": d.other - d.first, "difference low": low, "difference high": high}
-            line |= {f"{name}{how}": value for name, value in (told | {"p": d.p, "p corrected": d.holm}).items()}
-    return line | {f"{HEADLINE} seed {i}": value for i, value in enumerate(row.seeds)} | row.facts
+    for judged, tested in row.tests.items():
+        for d, how in ((tested.difference, ""), (tested.over_seeds, " over seeds")):
+            if d is not None:
+                low, high = d.interval
+                told = {"difference": d.other - d.first, "difference low": low, "difference high": high}
+                told |= {"p": d.p, "p corrected": d.holm}
+                line |= {f"{_of(judged)}{name}{how}": value for name, value in told.items()}
+    seeds = {f"{judged} seed {i}": v for judged, tested in row.tests.items() for i, v in enumerate(tested.seeds)}
+    return line | seeds | row.facts
+
+
+def _of(score: str) -> str:
+    """Before the name of a column on a judged score; nothing before those of the headline."""
+    return "" if score == HEADLINE else f"{score}: "
 
 
 def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """The same for a reader: intervals in one cell with their number."""
     scores = dict.fromkeys(name for row in rows for name in row.scores)
     facts = dict.fromkeys(name for row in rows for name in row.facts)
-    tests = {
-        "": [row.difference for row in rows],
-        " over seeds": [row.over_seeds for row in rows],
-    }
-    tested = {how: found for how, found in tests.items() if any(found)}
-    heads = ["", *scores, *(f"{name}{how}" for how in tested for name in ("difference [95%]", "corrected p")), *facts]
+    tests: dict[tuple[str, str], list[Difference | None]] = {}
+    for judged in dict.fromkeys(judged for row in rows for judged in row.tests):
+        tests[_of(judged), ""] = [row.tested(judged).difference for row in rows]
+        tests[_of(judged), " over seeds"] = [row.tested(judged).over_seeds for row in rows]
+    tested = {where: found for where, found in tests.items() if any(found)}
+    told = [f"{of}{name}{how}" for of, how in tested for name in ("difference [95%]", "corrected p")]
+    heads = ["", *scores, *told, *facts]
     return heads, [
         [
             row.name,
@@ -138,7 +148,8 @@ def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _fact(name: str, value: float | None) -> str:
-    return f"{value:,.0f}" if value is not None and name.endswith(" rows") else number(value)
+    whole = name.endswith((" rows", " texts"))
+    return f"{value:,.0f}" if value is not None and whole else number(value)
 
 
 def _difference(d: Difference | None) -> list[str]:
@@ -186,7 +197,7 @@ def _drawn(rows: Sequence[Row], name: str) -> tuple[list[float], list[Score], li
     for i, row in enumerate(rows):
         score = _value(row, name)
         if score is not None:
-            drawn.append((float(i) if row.x is None else row.x, score, row.seeds if name == HEADLINE else []))
+            drawn.append((float(i) if row.x is None else row.x, score, row.tested(name).seeds))
     places, scores, seeds = zip(*sorted(drawn, key=lambda one: one[0]), strict=True)
     return list(places), list(scores), list(seeds)
 

@@ -2,106 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from amrg.evaluation.comparison import Difference
-from amrg.experiments.measure import HEADLINE, Row, Score
-
-#: Corrected p below which a difference is called one.
-LEVEL = 0.05
-#: How the headline score is called in sentences.
-F1 = "clinical micro-F1"
-
-
-def span(score: Score) -> str:
-    """``0.312 [0.290, 0.331]``."""
-    if score.interval is None:
-        return f"{score.value:.3f}"
-    low, high = score.interval
-    return f"{score.value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def verdict(row: Row) -> str:
-    """``better``, ``worse``, ``no different`` (not shown to differ) or ``the same`` (in every resample)."""
-    d = row.difference
-    assert d is not None
-    if d.first == d.other and d.interval == (0.0, 0.0):
-        return "the same"
-    if d.holm >= LEVEL:
-        return "no different"
-    return "better" if d.other > d.first else "worse"
-
-
-def settled(row: Row) -> bool:
-    """Whether what the reports show of a variant is shown of its setting, too: by the test over seeds, as clearly."""
-    d, seeds = row.difference, row.over_seeds
-    assert d is not None
-    return seeds is not None and seeds.holm < LEVEL and (seeds.other > seeds.first) == (d.other > d.first)
-
-
-def compared(row: Row, first: Row) -> str:
-    """One sentence on a variant against the first."""
-    d, said = row.difference, verdict(row)
-    assert d is not None
-    if said == "the same":
-        return f"“{row.name}” has exactly the {F1} of “{first.name}”, in every resample."
-    numbers = f"{d.other - d.first:+.3f} ({_tested(d)})"
-    if row.over_seeds is not None:
-        numbers = f"{numbers[:-1]}; over {len(row.seeds)} seeds {_tested(row.over_seeds)})"
-    if said == "no different":
-        return f"“{row.name}” is not shown to differ from “{first.name}” in {F1}: {numbers}."
-    # Trainings may differ so by their seeds alone: then it is said of the reports, not of the setting.
-    how = f"is {said} than" if settled(row) else f"scored {'higher' if said == 'better' else 'lower'} than"
-    return f"“{row.name}” {how} “{first.name}” in {F1}: {numbers}."
-
-
-def _tested(d: Difference) -> str:
-    low, high = d.interval
-    return f"95% {low:+.3f} to {high:+.3f}, corrected p {d.holm:.3f}"
-
-
-def concluded(row: Row, cases: Mapping[str, str], otherwise: str) -> str:
-    """What follows from the verdict on a variant, and how far."""
-    said = verdict(row)
-    if said not in cases:
-        return otherwise
-    if settled(row):
-        return cases[said]
-    return f"{cases[said]} So it is in these reports; that it holds for other seeds is not shown."
-
-
-def paired(rows: Sequence[Row]) -> list[str]:
-    """Every variant against the first, and how much the seeds alone move the score."""
-    first = rows[0]
-    start = f"“{first.name}” reaches a {F1} of {span(first.scores[HEADLINE])}."
-    return [" ".join([start, *(compared(row, first) for row in rows[1:])]), seeds(rows)]
-
-
-def seeds(rows: Sequence[Row]) -> str:
-    """What several trainings of the same thing say about the differences above."""
-    spread = max(max(row.seeds) - min(row.seeds) for row in rows)
-    count = len(rows[0].seeds)
-    if count == 1:
-        return (
-            "One training each: how much another seed would move these scores is not known, and no difference between "
-            "settings is shown. Intervals and tests are over patients: they are about these trainings' reports."
-        )
-    gaps = [abs(row.scores[HEADLINE].value - rows[0].scores[HEADLINE].value) for row in rows[1:]]
-    small = sum(gap < spread for gap in gaps)
-    tail = f"; {small} of {len(gaps)} differences are smaller than that" if gaps else ""
-    told = f"Each of {count} seeds by itself: the same variant differs by up to {spread:.3f} between seeds{tail}. "
-    if all(row.over_seeds is None for row in rows):
-        return told + "Intervals are over patients, all seeds of a patient together: they do not speak for other seeds."
-    return told + (
-        "Intervals and tests are over patients, all seeds of a patient together, and again over seeds. Better or worse "
-        f"is said only where both show it. A test of {count} seeds sees only what is large beside their spread, and "
-        "takes that spread to be normal."
-    )
-
-
-def silent(rows: Sequence[Row]) -> str:
-    """What is to be said where no variant states a single finding rightly; empty elsewhere."""
-    if any(row.scores[HEADLINE].value > 0 for row in rows):
-        return ""
-    return "No variant states a single finding rightly: nothing can be concluded."
+from amrg.experiments.catalogue import DETAILED, HEADLINE
+from amrg.experiments.measure import LOST, Row, Score
+from amrg.experiments.retrieved import BASE
+from amrg.experiments.verdicts import CALLED, F1, concluded, paired, seeds, silent, span, verdict
 
 
 def ablation(rows: Sequence[Row]) -> list[str]:
@@ -127,7 +31,80 @@ def ablation(rows: Sequence[Row]) -> list[str]:
         "Memory retrieved for another patient is not shown to do harm: that the generator uses what is retrieved for "
         "its own film is not shown either.",
     )
-    return [f"{helps} {matters}", *paired(rows)]
+    return [f"{helps} {matters}", *_details_of(named), *relevant(rows[:1]), *paired(rows)]
+
+
+def _details_of(named: Mapping[str, Row]) -> list[str]:
+    """What the visual memory, and whose it is, does to details; nothing where they are not judged."""
+    unseen, mismatched = named["visual memory off"], named["mismatched memory"]
+    if DETAILED not in unseen.tests:
+        return []
+    gives = concluded(
+        unseen,
+        {
+            "worse": "Details are worse without the visual memory: what regions retrieve reaches the words.",
+            "better": "Details are better without the visual memory: what regions retrieve does harm.",
+        },
+        "That the visual memory gives details is not shown here.",
+        DETAILED,
+    )
+    whose = concluded(
+        mismatched,
+        {
+            "worse": "With memory retrieved for another patient details are worse.",
+            "better": "With memory retrieved for another patient details are even better.",
+        },
+        "That details come from what was retrieved for the own film is not shown: another patient's do no visible "
+        "harm.",
+        DETAILED,
+    )
+    return [f"{gives} {whose}"]
+
+
+def relevant(rows: Sequence[Row]) -> list[str]:
+    """How much of a finding's association falls on rows of that finding, for each memory that tells it."""
+    told = []
+    for memory in ("visual", "report"):
+        of = [_relevance(row, memory) for row in rows if f"{memory} relevance" in row.scores]
+        if of:
+            told.append(
+                f"Share of a finding's own association in the {memory} memory that falls on rows of that finding, "
+                f"where the film has it: {'; '.join(of)}."
+            )
+    return told
+
+
+def _relevance(row: Row, memory: str) -> str:
+    """``“name” 0.7 [0.6, 0.8] (0.1 [0.0, 0.2] where the film lacks it, 0.143 of the rows)``."""
+    beside = [f"{row.facts[f'{memory} {BASE}']:.3f} of the rows"]
+    if lacking := row.scores.get(f"{memory} relevance, absent"):
+        beside.insert(0, f"{span(lacking)} where the film lacks it")
+    return f"“{row.name}” {span(row.scores[f'{memory} relevance'])} ({', '.join(beside)})"
+
+
+def region_query(rows: Sequence[Row]) -> list[str]:
+    """Which state asks the visual memory best, by relevance and by what the words gain."""
+    return [*relevant(rows), *paired(rows)]
+
+
+def grounding(rows: Sequence[Row]) -> list[str]:
+    """What the details of recalled sentences gain from what supports them."""
+    told = []
+    for name in ("side exact", "side opposite", "zone exact", "device kind", "unsupported details"):
+        if of := [f"“{row.name}” {span(row.scores[name])}" for row in rows if name in row.scores]:
+            told.append(f"{name.capitalize()}: {'; '.join(of)}.")
+    return [*([" ".join(told)] if told else []), *paired(rows)]
+
+
+def retrieval(rows: Sequence[Row]) -> list[str]:
+    """Every variant against the first; and of copies, how many could not be had."""
+    said = paired(rows)
+    if lost := [f"{row.facts[LOST]:.0f} of “{row.name}”" for row in rows if LOST in row.facts]:
+        said.append(
+            "Reports that could not be copied, as no row was retrieved whose study is in the data, and that count as "
+            f"empty: {', '.join(lost)}."
+        )
+    return said
 
 
 def beta(rows: Sequence[Row]) -> list[str]:
@@ -198,20 +175,24 @@ def leakage(rows: Sequence[Row]) -> list[str]:
     if nothing := silent(rows):
         return [nothing, *paired(rows)]
     masked, leaked = rows[2], rows[3]
-    gain = leaked.difference
+    # Stage 1 decides what is named where sentences are recalled: a leak may show in their details alone.
+    score = next((score for score in leaked.tests if verdict(leaked, score) == "better"), HEADLINE)
+    gain = leaked.tested(score).difference
     assert gain is not None
     worth = concluded(
         leaked,
         {
-            "better": f"The fault is worth {gain.other - gain.first:+.3f} {F1}: scores with it cannot be believed.",
+            "better": f"The fault is worth {gain.other - gain.first:+.3f} {CALLED[score]}: scores with it cannot be "
+            "believed.",
             "worse": "The fault lowers the score here: the generator does not profit from finding the answer.",
         },
         "That the fault raises the score is not shown here: at this scale the generator does not visibly copy the "
         "answer that it could retrieve.",
+        score,
     )
     prevented = (
         "Hiding a patient's own rows, which this code does, prevents it even then."
-        if verdict(leaked) == "better" and verdict(masked) != "better"
+        if verdict(leaked, score) == "better" and verdict(masked, score) != "better"
         else ""
     )
     return [f"{worth} {prevented}".strip(), *paired(rows)]
@@ -264,6 +245,9 @@ WORDS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "cam-method": methods,
     "beta": beta,
     "memory-ablation": ablation,
+    "region-query": region_query,
+    "grounding": grounding,
+    "retrieval": retrieval,
     "bank-sampling": per_class,
     "temporal": temporal,
     "leakage": leakage,

@@ -97,23 +97,31 @@ class _Part:
         return folder
 
 
-def _entries(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
-    """Provenance of every candidate row, in the order of the studies' keys, one for each (group, text).
+def candidates(chosen: Sequence[Study], unit: str) -> list[tuple[Study, str]]:
+    """The texts that may become rows, each with its study, in the order of the studies' keys.
 
-    A sentence is held at most twice, of two patients, so that whoever asks sees one that is not their own. It is filed
-    under what it states, a report under the labels of its study.
+    A text counts once for each group. A sentence is held at most twice, of two patients, so that whoever asks sees one
+    that is not their own.
     """
-    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str], Study] = {}
     copies: Counter[str] = Counter()
     for study in sorted(chosen, key=lambda study: study.key):
         for text in sentences(study.report) if unit == "sentence" else [study.report.strip()]:
-            if not text or (study.group, text) in entries or (unit == "sentence" and copies[text] == 2):
+            if not text or (study.group, text) in found or (unit == "sentence" and copies[text] == 2):
                 continue
             copies[text] += 1
-            labels = label_report(text) if unit == "sentence" else study.labels
-            origin = {"key": study.key, "group": study.group, "split": study.split, "source": unit, "text": text}
-            entries[study.group, text] = origin | {"findings": [name for name, v in labels.items() if v == POSITIVE]}
-    return list(entries.values())
+            found[study.group, text] = study
+    return [(study, text) for (_, text), study in found.items()]
+
+
+def _entries(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
+    """Provenance of every candidate: a sentence is filed under what it states, a report under its study's labels."""
+    entries = []
+    for study, text in candidates(chosen, unit):
+        labels = label_report(text) if unit == "sentence" else study.labels
+        origin = {"key": study.key, "group": study.group, "split": study.split, "source": unit, "text": text}
+        entries.append(origin | {"findings": [name for name, v in labels.items() if v == POSITIVE]})
+    return entries
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from amrg.artifacts import whole
 from amrg.config import Config
 from amrg.data.stream import count
 from amrg.errors import UserError
+from amrg.memory.bank import NO_GROUP, VISUAL, MemoryBank, group_id
 from amrg.memory.bank import REPORTS as REPORT_BANK
-from amrg.memory.bank import VISUAL, MemoryBank, group_id
 from amrg.models.certainty import Certainty
 from amrg.models.composer import ROWS, Composed, Composer, head_features
 from amrg.models.details import AttributeHeads, report_details
@@ -220,7 +220,9 @@ def write_reports(
     associations = model.associations(asking or sight, group_B, ROWS)
     composed = [Composed("")] * len(group_B)
     if composer is not None:
-        composed = composer.compose(sight, associations, group_B)
+        # Where a patient's own rows may be retrieved, the sentences may be said, too.
+        unsaid_B = group_B if model.memory_config.hide_own_patient else torch.full_like(group_B, NO_GROUP)
+        composed = composer.compose(sight, associations, unsaid_B)
     with torch.no_grad(), engine.precision(config.stage2.dtype):
         texts = model.generate(
             sight,

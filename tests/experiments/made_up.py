@@ -1,4 +1,4 @@
-"""Results of all nine experiments in the right shapes: made-up scores and lesions, through the real words and plots."""
+"""All eleven experiments in the right shapes: made-up scores and lesions, through the real words and plots."""
 
 import numpy as np
 
@@ -8,11 +8,12 @@ from amrg.evaluation.comparison import Difference
 from amrg.experiments import command, result, words
 from amrg.experiments.catalogue import EXPERIMENTS, THRESHOLDS, Experiment
 from amrg.experiments.localising import Lesions, at_thresholds, drawn
-from amrg.experiments.measure import HEADLINE, SHOWN, Row, Score
+from amrg.experiments.measure import DETAILS, SHOWN, Judged, Row, Score
 from amrg.experiments.result import Result
 from amrg.viewer.overlays import film_url, heat_url, outline_url
 
 SIZE = 56  # pixels on a side of a film
+RELEVANCE = ("visual relevance", "visual relevance, absent", "visual true side", "report relevance")
 
 
 def write_results(config: Config):
@@ -34,14 +35,18 @@ def made(experiment: Experiment, number: int) -> list[Row]:
     rows = []
     for i, variant in enumerate(experiment.variants(Config(), 1000)):
         value = 0.5 + 0.1 * (i == 1) + rng.uniform(-0.03, 0.03)
-        names = [*SHOWN, *(f"F1 {name}" for name in FINDINGS if experiment.per_class)]
+        names = [*SHOWN, *(f"F1 {name}" for name in FINDINGS if experiment.per_class), *experiment.judged]
+        names += [*DETAILS, *RELEVANCE] if experiment.grounded else []
         names += ["IoU", "pointing", "over control"] if experiment.maps == "methods" else []
         scores = {name: Score(value, (value - 0.06, value + 0.06)) for name in names}
         facts = {"epochs to common loss": 4 + i / 3, "visual perplexity": 90.0 - i, "report perplexity": 80.0 - i}
+        facts |= {"visual base rate": 0.1, "report base rate": 0.1} if experiment.grounded else {}
         p = 0.01 if i == 1 else 0.6
-        tested = Difference(rows[0].scores[HEADLINE].value, value, (0.02, 0.2), p, p) if i else None
-        tests = (tested, tested) if experiment.paired else (None, None)
-        rows.append(Row(variant.name, scores, variant.x, [value - 0.01, value + 0.01], *tests, facts))
+        tests = {}
+        for name in experiment.judged:
+            found = Difference(rows[0].scores[name].value, value, (0.02, 0.2), p, p) if i else None
+            tests[name] = Judged([value - 0.01, value + 0.01], *([found] * 2 if experiment.paired else []))
+        rows.append(Row(variant.name, scores, variant.x, tests, facts))
     return rows
 
 

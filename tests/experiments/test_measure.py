@@ -12,22 +12,24 @@ import pytest
 from amrg.config import Config
 from amrg.evaluation.comparison import Difference, Run
 from amrg.evaluation.reports import Generated
-from amrg.experiments import words
+from amrg.experiments import verdicts, words
+from amrg.experiments.catalogue import DETAILED, HEADLINE
 from amrg.experiments.localising import Lesions, at_thresholds, of_method
 from amrg.experiments.markdown import write_markdown
 from amrg.experiments.measure import (
-    HEADLINE,
+    LOST,
     SHOWN,
+    Judged,
     Row,
     Score,
     class_f1,
     epochs_to,
-    most_typical,
     over_seeds,
     pool,
     with_differences,
 )
 from amrg.experiments.result import Result, as_csv, as_table, plot, render
+from amrg.experiments.retrieved import most_typical
 
 EFFUSION, NORMAL = "There is a large left pleural effusion.", "The lungs are clear. No pleural effusion."
 
@@ -37,8 +39,11 @@ def run(name, right):
     return Run(name, [Generated(f"s{i}", EFFUSION if i < right else NORMAL, {}, f"p{i}", EFFUSION) for i in range(12)])
 
 
-def row(name, value, **more):
-    return Row(name, dict.fromkeys(SHOWN, Score(value, (value - 0.05, value + 0.05))), seeds=[value], **more)
+def row(name, value, seeds=(), difference=None, over=None, judged=(HEADLINE,), **more):
+    """A row whose scores, and all that is known of its judged ones, are the same."""
+    scores = dict.fromkeys((*SHOWN, *judged), Score(value, (value - 0.05, value + 0.05)))
+    tests = dict.fromkeys(judged, Judged([*seeds] or [value], difference, over))
+    return Row(name, scores, tests=tests, **more)
 
 
 def test_paired_tests_take_all_seeds_of_a_patient_together():
@@ -48,15 +53,15 @@ def test_paired_tests_take_all_seeds_of_a_patient_together():
     rows = with_differences(
         [row("base", 0.3), row("good", 0.9), row("again", 0.3)], [*pools, replace(pools[0], name="again")], 400, 0
     )
-    assert rows[0].difference is None
-    good, again = rows[1].difference, rows[2].difference
+    assert rows[0].tested().difference is None
+    good, again = rows[1].tested().difference, rows[2].tested().difference
     # micro-F1 of 5 of 24 and of 23 of 24: 2·5 / (2·5 + 19), 2·23 / (2·23 + 1)
     assert (good.first, good.other) == pytest.approx((10 / 29, 46 / 47))
     assert good.interval[0] > 0
     assert good.p < 0.01
     assert good.holm == pytest.approx(2 * good.p)
-    assert words.verdict(rows[1]) == "better"
-    assert words.verdict(rows[2]) == "the same"
+    assert verdicts.verdict(rows[1]) == "better"
+    assert verdicts.verdict(rows[2]) == "the same"
     assert again.p == 1
 
 
@@ -65,7 +70,7 @@ def test_seeds_repeated_do_not_make_a_difference_surer():
     many = with_differences(
         [row("a", 0), row("b", 0)], [pool("a", [run("x", 4)] * 3), pool("b", [run("y", 6)] * 3)], 400, 0
     )
-    assert once[1].difference == many[1].difference
+    assert once[1].tested().difference == many[1].tested().difference
 
 
 def by_hand(first, other):
@@ -88,14 +93,33 @@ def test_the_test_over_three_seeds_is_students(other):
 
 def test_over_seeds_p_is_corrected_and_what_is_the_same_is_no_difference():
     pools = [pool(name, [run(str(i), right) for i, right in enumerate((2, 3, 2))]) for name in "abc"]
-    rows = [replace(row(name, 0.3), seeds=seeds) for name, seeds in
+    rows = [row(name, 0.3, seeds) for name, seeds in
             (("a", [0.3, 0.35, 0.28]), ("b", [0.52, 0.55, 0.51]), ("c", [0.3, 0.35, 0.28]))]  # fmt: skip
     first, other, same = with_differences(rows, pools, 50, 0)
-    assert first.over_seeds is None
-    assert other.over_seeds.holm == pytest.approx(2 * by_hand(rows[0].seeds, rows[1].seeds)[2])
-    assert (same.over_seeds.interval, same.over_seeds.p) == ((0, 0), 1)
+    assert first.tested().over_seeds is None
+    assert other.tested().over_seeds.holm == pytest.approx(2 * by_hand([0.3, 0.35, 0.28], [0.52, 0.55, 0.51])[2])
+    assert (same.tested().over_seeds.interval, same.tested().over_seeds.p) == ((0, 0), 1)
     single = with_differences([row("a", 0.3), row("b", 0.3)], [pool(name, [run("x", 2)]) for name in "ab"], 50, 0)
-    assert single[1].over_seeds is None
+    assert single[1].tested().over_seeds is None
+
+
+def sided(name, right):
+    """Twelve patients with an effusion on the left; every report states it, the first ``right`` on that side."""
+    wrong = EFFUSION.replace("left", "right")
+    return Run(name, [Generated(f"s{i}", EFFUSION if i < right else wrong, {}, f"p{i}", EFFUSION) for i in range(12)])
+
+
+def test_each_judged_score_is_tested_and_p_is_corrected_for_all_of_them():
+    """A wrong side is no miss of the headline; a hit with details it is not."""
+    pools = [pool("a", [sided("x", 12), sided("y", 12)]), pool("b", [sided("z", 3), sided("w", 2)])]
+    rows = [row(name, 0, seeds, judged=(HEADLINE, DETAILED)) for name, seeds in (("a", (1, 1)), ("b", (0.25, 1 / 6)))]
+    plain, detailed = (with_differences(rows, pools, 400, 0)[1].tested(name) for name in (HEADLINE, DETAILED))
+    assert (plain.difference.first, plain.difference.other, plain.difference.p) == (1, 1, 1)
+    assert (detailed.difference.first, detailed.difference.other) == pytest.approx((1, 5 / 24))
+    assert detailed.difference.holm == pytest.approx(2 * detailed.difference.p)
+    assert detailed.over_seeds.holm == pytest.approx(2 * over_seeds((1, 1), (0.25, 1 / 6)).p)
+    alone = with_differences([replace(one, tests={DETAILED: one.tests[DETAILED]}) for one in rows], pools, 400, 0)[1]
+    assert alone.tested(DETAILED).difference.holm == detailed.difference.p
 
 
 def test_over_patients_three_seeds_are_swapped_together():
@@ -120,19 +144,19 @@ def test_over_patients_three_seeds_are_swapped_together():
     exact = np.mean([abs(gap) >= abs(gaps[0]) - 1e-12 for gap in gaps])
     pools = [pool(name, [reports(str(i), of_seed) for i, of_seed in enumerate(of_run)])
              for name, of_run in zip("ab", said, strict=True)]  # fmt: skip
-    found = with_differences([row("a", 0), row("b", 0)], pools, 20_000, 0)[1].difference
+    found = with_differences([row("a", 0), row("b", 0)], pools, 20_000, 0)[1].tested().difference
     assert found.other - found.first == pytest.approx(gaps[0])
     assert 1 / 64 < exact < 0.5
     assert found.p == pytest.approx(exact, abs=0.01)
 
 
 def test_better_is_said_only_where_patients_and_seeds_show_it():
-    patients, first = Difference(0.3, 0.5, (0.1, 0.3), 0.001, 0.004), replace(row("first", 0.3), seeds=[0.3, 0.3, 0.3])
+    patients, first = Difference(0.3, 0.5, (0.1, 0.3), 0.001, 0.004), row("first", 0.3, [0.3, 0.3, 0.3])
     for holm, other, word in ((0.01, 0.5, "is better than"), (0.3, 0.5, "scored higher than"),
                               (0.01, 0.2, "scored higher than")):  # fmt: skip
         over = Difference(0.3, other, (-0.2, 0.6), holm, holm)
-        one = replace(row("both off", 0.5), seeds=[0.4, 0.5, 0.6], difference=patients, over_seeds=over)
-        text = words.compared(one, first)
+        one = row("both off", 0.5, [0.4, 0.5, 0.6], patients, over)
+        text = verdicts.compared(one, first)
         assert f"“both off” {word} “first”" in text
         assert f"; over 3 seeds 95% -0.200 to +0.600, corrected p {holm:.3f})" in text
         rows = [replace(one, name=name) for name in ("visual memory off", "report memory off", "both off")]
@@ -173,8 +197,8 @@ def test_localisation_of_a_made_up_lesion():
     assert of_method(found, 50, 0)["pointing"].value == 0.5
 
 
-def differing(name, other, holm, interval):
-    return row(name, other, difference=Difference(0.3, other, interval, holm / 4, holm))
+def differing(name, other, holm, interval, judged=(HEADLINE,)):
+    return row(name, other, difference=Difference(0.3, other, interval, holm / 4, holm), judged=judged)
 
 
 def ablation(off, mismatched):
@@ -206,6 +230,43 @@ def test_words_of_the_leak():
     assert "not shown here" in words.sentences("leakage", rows)[0]
 
 
+def test_a_leak_that_shows_in_details_alone_is_told():
+    rows = [row("train", 0.3), *(differing(name, 0.3, 1.0, (-0.1, 0.1)) for name in ("seen", "hidden", "leaked"))]
+    better = Difference(0.3, 0.6, (0.2, 0.4), 0.001, 0.004)
+    rows[3] = replace(rows[3], tests={**rows[3].tests, DETAILED: Judged([0.6], better)})
+    rows[:3] = [differing(one.name, 0.3, 1.0, (-0.1, 0.1), (HEADLINE, DETAILED)) for one in rows[:3]]
+    assert "worth +0.300 clinical micro-F1 with details" in words.sentences("leakage", rows)[0]
+
+
+def test_words_of_details_and_relevance():
+    both = (HEADLINE, DETAILED)
+    said = {"visual relevance": Score(0.7, (0.6, 0.8)), "visual relevance, absent": Score(0.1, (0.0, 0.2))}
+    first = row("both memories", 0.3, judged=both, facts={"visual base rate": 0.143})
+    first = replace(first, scores={**first.scores, **said})
+    off = [differing(f"{bank} memory off", 0.2, 0.01, (-0.15, -0.05), both) for bank in ("visual", "report")]
+    others = [differing(name, 0.3, 0.9, (-0.1, 0.1), both) for name in ("both off", "mismatched memory")]
+    text = "\n".join(words.sentences("memory-ablation", [first, *off, *others]))
+    assert "Details are worse without the visual memory" in text
+    assert "another patient's do no visible harm" in text
+    assert (
+        "“both memories” 0.700 [0.600, 0.800] (0.100 [0.000, 0.200] where the film lacks it, 0.143 of the rows)" in text
+    )
+    assert "“both memories” reaches a clinical micro-F1 with details of 0.300" in text
+    assert "report memory that falls" not in text
+    asked = words.sentences("region-query", [first, replace(off[0], name="Q-Former queries")])
+    assert "visual memory that falls on rows of that finding" in asked[0]
+    sides = {"side exact": Score(0.8, (0.7, 0.9))}
+    supported = [replace(first, name="region memory", scores={**first.scores, **sides}), off[0]]
+    assert words.sentences("grounding", supported)[0] == "Side exact: “region memory” 0.800 [0.700, 0.900]."
+
+
+def test_copies_that_could_not_be_had_are_said():
+    rows = [row("Hopfield, 1 step", 0.3), differing("copy", 0.2, 0.9, (-0.2, 0.1))]
+    assert not any("could not be copied" in text for text in words.sentences("retrieval", rows))
+    rows[1] = replace(rows[1], facts={LOST: 3.0})
+    assert "3 of “copy”" in words.sentences("retrieval", rows)[-1]
+
+
 def test_words_of_beta_name_the_fastest_and_the_best():
     facts = [{"epochs to common loss": e, "report perplexity": p} for e, p in ((3.0, 90.0), (1.5, 8.0))]
     rows = [
@@ -230,6 +291,11 @@ def test_csv_and_table_hold_every_number():
     assert float(read[1]["difference"]) == pytest.approx(0.1)
     assert float(read[0][f"{HEADLINE} low"]) == pytest.approx(0.25)
     assert read[1]["report rows"] == ""
+    both = [row("base", 0.3, judged=(HEADLINE, DETAILED)), differing("b", 0.4, 0.02, (0, 0.2), (HEADLINE, DETAILED))]
+    read = list(csv.DictReader(io.StringIO(as_csv(both))))
+    assert float(read[1][f"{DETAILED}: p corrected"]) == float(read[1]["p corrected"]) == pytest.approx(0.02)
+    assert float(read[0][f"{DETAILED} seed 0"]) == pytest.approx(0.3)
+    assert f"{DETAILED}: corrected p" in as_table(both)[0]
     heads, cells = as_table(rows)
     assert all(len(line) == len(heads) for line in cells)
     assert "+0.100 [+0.050, +0.150]" in cells[1]
@@ -247,23 +313,24 @@ def test_the_page_is_the_same_every_time_and_markup_stays_text():
 
 
 def test_as_markdown_a_table_is_narrower_and_a_plot_is_a_file(tmp_path):
-    heads = ["", HEADLINE, "F1 Edema", "BLEU-4", "p"]
+    heads = ["", HEADLINE, "F1 Edema", "BLEU-4", "p", "reports rows", "distinct texts"]
     told = Result(
         "beta",
         "β",
         "?",
         "",
         ["said"],
-        (heads, [["a|b", "1", "2", "3", "4"]]),
+        (heads, [["a|b", "1", "2", "3", "4", "9", "8"], ["c", "1", "2", "3", "4", "9", "7"]]),
         "note",
         plot([row("a", 0.3)], (HEADLINE,), "β"),
     )
     write_markdown([told, Result("temporal", "Time", "?", "no films")], tmp_path / "results.md", "plots")
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert [line for line in lines if line.startswith("|")] == [
-        f"|  | {HEADLINE} | p |",
-        "| --- | --- | --- |",
-        "| a\\|b | 1 | 4 |",
+        f"|  | {HEADLINE} | p | distinct texts |",
+        "| --- | --- | --- | --- |",
+        "| a\\|b | 1 | 4 | 8 |",
+        "| c | 1 | 4 | 7 |",
     ]
     assert "Not run: no films" in lines
     assert "![β](plots/beta.svg)" in lines

@@ -11,8 +11,8 @@ from amrg import pipeline
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.experiments import command
-from amrg.experiments.catalogue import EXPERIMENTS, Experiment
-from amrg.experiments.measure import HEADLINE
+from amrg.experiments.catalogue import DETAILED, EXPERIMENTS, HEADLINE, Experiment
+from amrg.experiments.looks import _eyes
 from amrg.experiments.sweep import Forecast, Sweep, Variant, changed, folder_of, seeded, show_forecast
 
 SMALL = {
@@ -25,10 +25,10 @@ SMALL = {
 
 
 def test_changes_reach_their_setting_and_nothing_else():
-    config = changed(Config(), {"memory.beta": 2.0, "banks.mining.method": "layercam"})
+    config = changed(Config(), {"memory.beta": 2.0, "banks.mining.method": "gradcam"})
     assert config.memory.beta == 2.0
-    assert config.banks.mining.method == "layercam"
-    assert changed(config, {"memory.beta": Config().memory.beta, "banks.mining.method": "gradcam"}) == Config()
+    assert config.banks.mining.method == "gradcam"
+    assert changed(config, {"memory.beta": Config().memory.beta, "banks.mining.method": "layercam"}) == Config()
     with pytest.raises(UserError, match=r"unknown key `memory\.betta`"):
         changed(Config(), {"memory.betta": 2.0})
 
@@ -49,16 +49,67 @@ def test_every_variant_is_a_configuration_of_its_own(experiment: Experiment):
 
 
 def test_sizes_of_banks_follow_the_data():
-    def rows(studies):
-        return [v.changes["banks.reports.rows"] for v in EXPERIMENTS["bank-size"].variants(Config(), studies)]
+    def sizes(texts, name):
+        return [v.changes[f"banks.{name}"] for v in EXPERIMENTS["bank-size"].variants(Config(), texts)]
 
-    assert rows(9000) == [9000, 1000, 2000, 2250, 4000, 4500, 6500]
-    assert rows(800) == [6000, 200, 400, 6500]
+    assert sizes(9000, "reports.rows") == [9000, 1000, 2000, 2250, 4000, 4500, 6500]
+    assert sizes(9000, "mining.normal_regions") == [2000, 222, 444, 500, 889, 1000, 500]
+    assert sizes(9000, "mining.regions_per_finding") == [500, 56, 111, 125, 222, 250, 500]
+    assert sizes(800, "reports.rows") == [6000, 200, 400, 6500]
 
 
-def some(config, studies):
+def test_what_asks_the_visual_memory_is_varied_with_and_without_its_loss():
+    variants = EXPERIMENTS["region-query"].variants(Config(), 9000)
+    assert [tuple(variant.changes.values()) for variant in variants] == [
+        (query, loss) for query in ("placed_regions", "regions", "queries") for loss in (0.0, 1.0)
+    ]
+    assert seeded(Config(), variants[0], 0) == Config()
+
+
+def test_what_supports_the_words_is_varied_after_one_training():
+    variants = EXPERIMENTS["grounding"].variants(Config(), 9000)
+    assert [variant.changes["generate.support"] for variant in variants] == ["memory", "none", "map", "head", "all"]
+    configs = [seeded(Config(), variant, 1) for variant in variants]
+    assert len({repr(replace(one, generate=Config().generate)) for one in configs}) == 1
+    assert all(one.generate.outline == "recalled" and one.decoder.outline for one in configs)
+    recalling = changed(Config(), {"decoder.outline": True, "generate.outline": "recalled"})
+    assert seeded(recalling, variants[0], 0) == recalling
+
+
+def test_no_limit_leaves_out_rows_of_a_bank_that_leaks():
+    limited = changed(Config(), {"banks.mining.films": 10, "banks.mining.regions_per_finding": 3})
+    for variant in EXPERIMENTS["leakage"].variants(limited, 9000):
+        mining = seeded(limited, variant, 0).banks.mining
+        assert (mining.films, mining.regions_per_finding, mining.normal_regions) == (None, 36000, 36000)
+
+
+def test_cross_attention_is_not_taught_what_only_hopfield_networks_learn():
+    def attention(config):
+        return next(v for v in EXPERIMENTS["retrieval"].variants(config, 9000) if "attention" in v.name)
+
+    taught = changed(Config(), {"stage2.association_loss": 1.0})
+    assert seeded(taught, attention(taught), 0).stage2.association_loss == 0.0
+    assert attention(taught).name == "cross-attention, no association loss"
+    assert attention(Config()).changes == {"memory.retrieval": "cross_attention"}
+
+
+def test_scores_of_details_are_judged_where_memory_gives_words():
+    detailed = {name for name, one in EXPERIMENTS.items() if DETAILED in one.judged}
+    assert detailed == {"memory-ablation", "region-query", "grounding", "leakage"}
+    assert {name for name, one in EXPERIMENTS.items() if one.grounded} == detailed - {"leakage"}
+    assert all(one.judged[0] == HEADLINE for one in EXPERIMENTS.values())
+
+
+def test_regions_of_another_map_are_looked_for_anew(artefacts):
+    inputs = {"data": artefacts.data, "stage1": artefacts.stage1}
+    methods = ("layercam", "gradcam", "layercam")
+    names = [_eyes(changed(artefacts.config, {"banks.mining.method": one}), inputs) for one in methods]
+    assert names[0] == names[2] != names[1]
+
+
+def some(config, texts):
     """Three of the ablation's variants: two trainings for each seed, as mismatched memory is the trained model."""
-    variants = EXPERIMENTS["memory-ablation"].variants(config, studies)
+    variants = EXPERIMENTS["memory-ablation"].variants(config, texts)
     return [variants[0], *variants[3:]]
 
 
@@ -109,6 +160,10 @@ def test_an_experiment_leaves_table_and_page(config, pages):
     assert float(rows[1]["difference over seeds"]) == pytest.approx(np.mean(seeds[1]) - np.mean(seeds[0]))
     assert "2 trainings of stage 2 for each row" in pages[0].read_text()
     assert "Over seeds: the mean of each" in pages[1].read_text()
+    assert f"{HEADLINE} and {DETAILED} against the first row" in pages[0].read_text()
+    assert rows[1][f"{DETAILED}: difference over seeds"]
+    assert 0 <= float(rows[0]["visual alike"]) <= 1
+    assert not rows[1]["visual alike"]  # it is off
     assert "data:image/svg+xml;base64," in pages[0].read_text()
     assert pages[1].read_text().count("<section") == 1
 
@@ -143,11 +198,28 @@ def test_copies_come_from_the_rows_retrieved(config):
     retrieval = EXPERIMENTS["retrieval"]
     chosen = [v for v in retrieval.variants(config, 16) if v.copied or v.name == "Hopfield, 1 step"]
     assert [variant.copied for variant in chosen] == [0, 1, 5]
-    page = command.run(config, [replace(retrieval, variants=lambda config, studies: chosen)], seeds=1)[0].read_text()
+    page = command.run(config, [replace(retrieval, variants=lambda config, texts: chosen)], seeds=1)[0].read_text()
     table = (folder_of(config) / "retrieval" / "table.csv").read_text()
     assert table.count("\n") == 4
     assert "over seeds" not in table
     assert "One training of stage 2 for each row" in page
+
+
+def test_details_are_supported_after_one_training(config):
+    """Five ways to support the words of one generator; what its frozen stage 1 saw is used again."""
+    grounding = EXPERIMENTS["grounding"]
+    sweep = Sweep(config, [grounding.variants(config, 16)], [1])
+    assert (sweep.to_make()["stage2"], sweep.to_make()["generate"]) == (1, 5)
+    before = {path.name for path in pipeline.root(config).glob("*-*")}
+    page = command.run(config, [grounding], seeds=1)[0]
+    made = sorted(path.name.split("-")[0] for path in pipeline.root(config).glob("*-*") if path.name not in before)
+    assert made == ["reports"] * 5 + ["stage2"]
+    assert "Not run" not in page.read_text()
+    with (folder_of(config) / "grounding" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == ["region memory", "nothing", "map", "attribute head", "memory and head"]
+    assert all(row[DETAILED] and row[HEADLINE] for row in rows)
+    assert len({row["validation loss"] for row in rows}) == 1
 
 
 def test_what_memory_gives_is_asked_of_three_seeds_the_rest_of_as_many_as_told():
