@@ -84,7 +84,8 @@ def _banks(config: Config, data: Path, partial: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train = studies(data, "train")
     region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}  # on the last film of each study
-    with BankWriter(partial / VISUAL, config.vision.query_dim) as writer:
+    about = {"method": config.banks.mining.method}
+    with BankWriter(partial / VISUAL, config.vision.query_dim, about=about) as writer:
         origins = [
             {"key": s.key, "group": s.group, "split": s.split} | region | {"view": films - 1}
             for s, films in zip(train, views(data, "train"), strict=True)

@@ -11,9 +11,10 @@ import torch
 from amrg.artifacts import Artifact, build, open_artifact
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import Sample, read, studies
+from amrg.models.certainty import Certainty
 from amrg.models.generator import ReportGenerator
-from amrg.models.outliner import Certainty
 from amrg.pipeline import recipe, root
+from amrg.training.calibration import CALIBRATION
 from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import look
 from amrg.training.stage2 import MODEL, build_generator
@@ -42,11 +43,13 @@ def make_run(folder: Path, outline: Literal["written", "recalled"] = "written") 
         model = build_generator(config, made.data, made.stage1, made.banks)
         _learn_by_heart(model, list(read(made.data, "train")))
         model.save_pretrained(partial / MODEL)
+        certainty = Certainty(((0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
+        for split in ("test", "val"):
+            certainty.save(partial / CALIBRATION / split)
 
     def reports(partial: Path) -> None:
         lines = [json.dumps({"key": s.key, "generated": s.report, "memory": {}}) for s in studies(made.data, "test")]
         (partial / "reports.jsonl").write_text("\n".join(lines))
-        Certainty((0.0,) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6).save(partial)
 
     def scores(partial: Path) -> None:
         (partial / "scores.json").write_text("{}")

@@ -117,7 +117,7 @@ def test_recalled_sentences_are_told_with_what_they_stand_on(html):
     assert 'with the regions of its recalled sentences. 2: Cardiomegaly, Pleural Effusion."' in first
     assert "region on film 2" in first
     assert first.count('alt="Train film of row 37, region of Pleural Effusion"') == 2
-    assert first.count("voted for sentences 3 to 4:") == first.count("row 5 ·") == 1  # they have the same voters
+    assert first.count("voted for sentences 3 and 4:") == first.count("row 5 ·") == 1  # they have the same voters
     assert first.count("found <b>") == 2  # nothing is found where nothing is
     assert 'alt="Film of study CXR1 with the regions' in second
     assert second.count("<figure>") == 1
