@@ -26,7 +26,7 @@ from amrg.errors import UserError
 from amrg.memory.bank import NO_GROUP, VISUAL, MemoryBank
 from amrg.models import generator
 from amrg.models.cam import activation_maps
-from amrg.models.composer import ROWS, Composed
+from amrg.models.composer import ROWS, Composed, Said
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.generator import Sight
 from amrg.models.hopfield import HopfieldMemory
@@ -141,8 +141,9 @@ class Reader:
         Args:
             look: of the study.
             off: memories (``MEMORIES``) that are switched off: their positions are hidden from the decoder.
-            tell: is given ``text`` (plan and sentences so far) after each token, ``sentence`` (what it drew on, and the
-                report row it was ``recalled`` from) when one is finished; it may raise ``Stopped``.
+            tell: is given ``text`` (plan and sentences so far) after each token, and ``sentence`` when one is finished:
+                what it drew on, and what it stands on if it was ``recalled`` (``Said.to_dict``). It may raise
+                ``Stopped``.
         """
         hidden = [MEMORIES[name] for name in sorted(off) if name in look.association]
         group_1 = torch.tensor([look.group], device=engine.device())
@@ -156,7 +157,7 @@ class Reader:
                 }
                 unsaid_1 = group_1 if self.model.memory_config.hide_own_patient else torch.full_like(group_1, NO_GROUP)
                 (composed,) = self._composer.compose(look.sight, found, unsaid_1, recall="report" not in off)
-            pen = _Pen(self, look, off, steps, [said.row for said in composed.said], tell)
+            pen = _Pen(self, look, off, steps, composed.said, tell)
             self.model.generate(look.sight, group_1, self.decoding, streamer=pen, hidden=hidden, begin=[composed.text])
 
     def drawn_on(self, look: Look, off: set[str], attention_S: Tensor) -> dict[str, Any]:
@@ -186,10 +187,10 @@ class _Pen(BaseStreamer):
     """Turns the tokens that ``generate`` streams into what is told of them."""
 
     def __init__(
-        self, reader: Reader, look: Look, off: set[str], steps: deque[Tensor], recalled: Sequence[int], tell: Tell
+        self, reader: Reader, look: Look, off: set[str], steps: deque[Tensor], recalled: Sequence[Said], tell: Tell
     ) -> None:
         self._reader, self._look, self._off, self._steps, self._tell = reader, look, off, steps, tell
-        self._recalled = dict(enumerate(recalled))
+        self._recalled = {number: said.to_dict() for number, said in enumerate(recalled)}
         self._ids: list[int] = []
         self._begun = False
         self._told = 0

@@ -106,7 +106,7 @@ def evaluate(
         scores=scores,
         curves=read_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
         contact=[_captioned(test, i) for i in pick(studies, CONTACT_FILMS)],
-        studies=sample_studies(test, train, reports, chosen, rows),
+        studies=sample_studies(test, train, reports, chosen, rows, data),
     )
     write_page(page, folder / "index.html")
     Console().print(score_table(scores))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amrg.data.labels import FINDINGS
+from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.studies import Study
 from amrg.errors import UserError
 
@@ -29,6 +29,45 @@ class Association:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """What a recalled sentence says of a finding beside that it is there.
+
+    Attributes:
+        finding, attribute, value: such as Pleural Effusion, side, left.
+        probability: that it is so; None where nothing supported details.
+    """
+
+    finding: str
+    attribute: str
+    value: str
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence that was recalled from the report bank, and what it stands on.
+
+    Attributes:
+        text: of the sentence.
+        labels: findings that it states, or No Finding.
+        row: of the report bank.
+        regions: rows of the visual bank that voted for it, heaviest first, ``[{"row": int, "weight": float}, …]``.
+        box: number of the film in its study, then x0, y0, x1, y1 in cells of the encoder's fine grid; None where there
+            is no region.
+        probability: that the report states the findings, the least of them; None for No Finding.
+        details: that it gives.
+    """
+
+    text: str
+    labels: tuple[str, ...]
+    row: int
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    box: tuple[int, int, int, int, int] | None = None
+    probability: float | None = None
+    details: tuple[Detail, ...] = ()
+
+
+@dataclass(frozen=True)
 class Generated:
     """One generated report.
 
@@ -39,6 +78,7 @@ class Generated:
         group, reference: patient, and the report that was to be written, where the line tells.
         recalled: rows of the report bank whose sentences it begins with, one of each.
         association: by bank, where the line tells.
+        sentences: those that it begins with, and what they stand on, where the line tells.
     """
 
     key: str
@@ -48,6 +88,7 @@ class Generated:
     reference: str = ""
     recalled: list[int] = field(default_factory=list)
     association: dict[str, Association] = field(default_factory=dict)
+    sentences: tuple[Sentence, ...] = ()
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[Generated]:
@@ -103,11 +144,12 @@ def _parse(line: str, where: str) -> Generated:
         good = good and all(isinstance(r["row"], int) and isinstance(r["weight"], int | float) for r in rows)
         good = good and all(isinstance(row, int) for row in recalled)
         association = {bank: _association(told) for bank, told in (record.get("association") or {}).items()}
+        sentences = tuple(_sentence(told) for told in record.get("sentences") or [])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return Generated(key, text, memory, group, reference, recalled, association)
+    return Generated(key, text, memory, group, reference, recalled, association, sentences)
 
 
 def _association(told: dict[str, Any]) -> Association:
@@ -122,3 +164,29 @@ def _association(told: dict[str, Any]) -> Association:
     if not good or not all(0 <= value <= 1 + 1e-6 for value in (*share, *(s for s in side if s is not None))):
         raise ValueError("one entry for each finding is needed")
     return Association(share, top_row, side)
+
+
+def _sentence(told: dict[str, Any]) -> Sentence:
+    """One of a line's ``sentences``. A box without area is None.
+
+    Raises:
+        ValueError, KeyError, TypeError: an entry is missing, or is not what ``Sentence`` says.
+    """
+    details = tuple(Detail(d["finding"], d["attribute"], d["value"], d["probability"]) for d in told["details"])
+    text, labels, regions, box = told["text"], tuple(told["labels"]), told["regions"], told["box"]
+    texts = [text, *labels, *(part for d in details for part in (d.finding, d.attribute, d.value))]
+    shares = [told["probability"], *(d.probability for d in details), *(region["weight"] for region in regions)]
+    numbers = [told["row"], *(region["row"] for region in regions), *(box or ())]
+    good = all(isinstance(one, str) for one in texts) and bool(labels) and {*labels} <= {*LABELS}
+    good = good and all(share is None or 0 <= share <= 1 + 1e-6 for share in shares)
+    good = good and all(isinstance(one, int) and one >= 0 for one in numbers)
+    good = good and all(region["weight"] is not None for region in regions)
+    good = good and {d.finding for d in details} <= {*FINDINGS}
+    "".join(texts).encode()
+    if box is not None:
+        _, x0, y0, x1, y1 = box
+        good = good and x0 <= x1 and y0 <= y1
+        box = tuple(box) if x0 < x1 and y0 < y1 else None
+    if not good:
+        raise ValueError("not a recalled sentence")
+    return Sentence(text, labels, told["row"], regions, box, told["probability"], details)

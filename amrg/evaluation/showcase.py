@@ -5,20 +5,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.stream import Shelf
 from amrg.data.studies import Study
 from amrg.evaluation.highlight import highlighted
 from amrg.evaluation.inputs import TestView, TrainView
-from amrg.evaluation.reports import Generated
+from amrg.evaluation.reports import Generated, Sentence
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
-from amrg.viewer.page import MemoryRow, SampleStudy
+from amrg.viewer.page import SampleStudy
+from amrg.viewer.recalled import MemoryRow, RecalledSentence
 
 CONTACT_FILMS = 24
 
 #: The banks by the names that generated reports give them, and the most rows shown of each.
 _BANKS = {"visual": (VISUAL, 5), "report": (REPORTS, 3)}
+Films = dict[str, list[np.ndarray]]  # by study key
 _MAPS = 3  # at most so many activation maps of a study
 
 
@@ -55,7 +60,7 @@ class Banks:
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
         for bank, (name, _) in _BANKS.items():
             table = MemoryBank.open(folder / name).provenance
-            shown = sorted({row["row"] for report in reports for row in _heaviest(report, bank)})
+            shown = sorted({row for report in reports for row in _shown(report, bank)})
             kept = [row for row in shown if 0 <= row < table.num_rows]
             self._rows[bank] = dict(zip(kept, table.take(pa.array(kept, pa.int64())).to_pylist(), strict=True))
 
@@ -64,30 +69,52 @@ class Banks:
         """Train studies whose film is needed for the regions."""
         return {row["key"] for row in self._rows["visual"].values() if row["box"] is not None}
 
-    def of(self, report: Generated, films: dict[str, list[Any]], grid: int) -> dict[str, list[MemoryRow]]:
+    def of(self, report: Generated, films: Films, grid: int) -> dict[str, list[MemoryRow]]:
         """The heaviest rows of each bank; ``films`` by study key, ``grid`` cells on the boxes' side."""
-        shown: dict[str, list[MemoryRow]] = {}
-        for bank, rows in self._rows.items():
-            for entry in _heaviest(report, bank):
-                if row := rows.get(entry["row"]):
-                    shown.setdefault(bank, []).append(
-                        MemoryRow(
-                            weight=entry["weight"],
-                            source=row["source"],
-                            findings=row["findings"] or [],
-                            text=row["text"],
-                            film=_film(row, films),
-                            box=tuple(row["box"]) if row["box"] is not None else None,
-                            grid=grid,
-                        )
-                    )
-        return shown
+        found = {bank: self._found(bank, _heaviest(report, bank), films, grid) for bank in self._rows}
+        return {bank: rows for bank, rows in found.items() if rows}
+
+    def sentences(self, report: Generated, films: Films, grid: int) -> list[RecalledSentence]:
+        """The recalled sentences with the rows that they stand on."""
+        return [
+            RecalledSentence(
+                text=said.text,
+                labels=said.labels,
+                row=said.row,
+                filed=self._rows["report"].get(said.row, {}).get("findings") or [],
+                regions=self._found("visual", said.regions, films, grid),
+                box=said.box,
+                probability=said.probability,
+                details=[(d.finding, d.attribute, d.value, d.probability) for d in said.details],
+            )
+            for said in report.sentences
+        ]
+
+    def _found(self, bank: str, entries: Sequence[dict[str, Any]], films: Films, grid: int) -> list[MemoryRow]:
+        return [
+            MemoryRow(
+                weight=entry["weight"],
+                source=row["source"],
+                findings=row["findings"] or [],
+                text=row["text"],
+                film=_film(row, films),
+                box=tuple(row["box"]) if row["box"] is not None else None,
+                grid=grid,
+                number=entry["row"],
+            )
+            for entry in entries
+            if (row := self._rows[bank].get(entry["row"]))
+        ]
 
 
 def sample_studies(
-    test: TestView, train: TrainView, reports: Sequence[Generated], chosen: Sequence[int], banks: Banks
+    test: TestView, train: TrainView, reports: Sequence[Generated], chosen: Sequence[int], banks: Banks, data: Path
 ) -> list[SampleStudy]:
-    """What the page shows of the chosen studies."""
+    """What the page shows of the chosen studies; of ``data``, further films of those whose sentences have a box there.
+
+    Raises:
+        UserError: such a study is damaged.
+    """
     samples = []
     for i in chosen:
         study, report = test.studies[i], reports[i]
@@ -106,6 +133,9 @@ def sample_studies(
                 reference=reference,
                 generated=generated,
                 memory=banks.of(report, train.wanted, test.grid),
+                sentences=banks.sentences(report, train.wanted, test.grid),
+                views=_views(report.sentences, test.films[i], study, data),
+                grid=test.grid,
             )
         )
     return samples
@@ -119,11 +149,28 @@ def read_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _film(row: dict[str, Any], films: dict[str, list[Any]]) -> Any:
+def _views(sentences: Sequence[Sentence], first: np.ndarray, study: Study, data: Path) -> dict[int, np.ndarray]:
+    """The films that sentences have a box on, by number."""
+    wanted = {said.box[0] for said in sentences if said.box is not None}
+    if not wanted - {0}:
+        return {0: first}
+    films = Shelf(data, study.split)[study.key].views
+    return {view: letterbox(films[view], len(first)) for view in sorted(wanted) if view < len(films)}
+
+
+def _film(row: dict[str, Any], films: Films) -> Any:
     """That a region was mined from; None where it is not at hand: the bank has held-out rows, or is of other data."""
     if row["box"] is None or row["view"] >= len(films.get(row["key"], [])):
         return None
     return films[row["key"]][row["view"]]
+
+
+def _shown(report: Generated, bank: str) -> list[int]:
+    """Every row of a bank that is shown of a report."""
+    heaviest = [entry["row"] for entry in _heaviest(report, bank)]
+    if bank == "report":
+        return heaviest + [said.row for said in report.sentences]
+    return heaviest + [region["row"] for said in report.sentences for region in said.regions]
 
 
 def _heaviest(report: Generated, bank: str) -> list[dict[str, Any]]:

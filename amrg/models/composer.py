@@ -57,7 +57,8 @@ class Said:
         labels: what it is said of: findings, or No Finding.
         row: of the report bank.
         regions: rows of the visual bank that voted for it, heaviest first, as (row, weight).
-        box: number of the film, then x0, y0, x1, y1 on the fine grid: the film's own region; None for No Finding.
+        box: number of the film, then x0, y0, x1, y1 on the fine grid: the film's own region; None for No Finding
+            and where the map is 0 everywhere.
         probability: that the report states the findings, the least of them; None for No Finding.
         details: (finding, attribute, value, probability); None where nothing supports details.
     """
@@ -269,7 +270,7 @@ class Composer:
                     tuple(f for f in FINDINGS if f in sentence.states),
                     film.row_of(sentence, self._groups),
                     regions,
-                    tuple(boxes[LABELS.index(finding)]),
+                    tuple(boxes[LABELS.index(finding)]) if any(boxes[LABELS.index(finding)]) else None,
                     min(film.probability[f] for f in sentence.states),
                     tuple(details),
                 )

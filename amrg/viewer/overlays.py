@@ -12,6 +12,9 @@ from scipy.ndimage import binary_erosion
 
 #: Colour of activation, light to strong: (share of the maximum, red, green, blue, opacity).
 _HEAT = ((0.0, 255, 220, 80, 0), (0.35, 255, 200, 60, 60), (0.7, 255, 120, 20, 130), (1.0, 235, 30, 30, 175))
+#: x0, y0, x1, y1 in cells of a square grid that covers a film.
+Box = tuple[int, int, int, int]
+
 _OUTLINE = (64, 224, 255, 255)  # cyan: not in the heat scale, and told from it by those who see no red
 
 
@@ -43,7 +46,40 @@ def outline_url(mask: np.ndarray) -> str:
     return _url(Image.fromarray(border[..., None] * np.array(_OUTLINE, dtype=np.uint8)), "PNG")
 
 
-def crop(film: np.ndarray, box: tuple[int, int, int, int], grid: int, margin: float = 1.0) -> np.ndarray:
+def boxes_svg(boxes: Sequence[tuple[str, Box]], grid: int) -> Markup:
+    """Boxes with their names, to be laid over a square film: what they tell is told in text beside it.
+
+    Names are placed over the upper left corner of their box, inside the film and beside each other.
+    """
+    parts = []
+    for _, (x0, y0, x1, y1) in boxes:
+        place = f'x="{x0}" y="{y0}" width="{x1 - x0}" height="{y1 - y0}" fill="none" vector-effect="non-scaling-stroke"'
+        parts += [f'<rect {place} stroke="#000" stroke-width="4"/>', f'<rect {place} stroke="#fff" stroke-width="2"/>']
+    height, taken = 0.07 * grid, list[tuple[float, float, float]]()
+    for name, box in boxes:
+        if not name:
+            continue
+        x, y, width = _free_place(box, height * (0.5 + 0.5 * len(name)), height, grid, taken)
+        taken.append((x, y, width))
+        parts.append(f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" fill="#fff"/>')
+        parts.append(
+            f'<text x="{x + width / 2:.2f}" y="{y + 0.77 * height:.2f}" font-size="{0.85 * height:.2f}" '
+            f'font-weight="700" text-anchor="middle" fill="#000">{escape(name)}</text>'
+        )
+    return Markup(f'<svg viewBox="0 0 {grid} {grid}" aria-hidden="true">{"".join(parts)}</svg>')
+
+
+def _free_place(
+    box: Box, width: float, height: float, grid: int, taken: Sequence[tuple[float, float, float]]
+) -> tuple[float, float, float]:
+    """x, y and width of a name that covers none of those that are placed (``taken``)."""
+    x, y = min(box[0], grid - width), max(0.0, box[1] - height)
+    while covered := [u + w for u, v, w in taken if abs(v - y) < height and u < x + width and x < u + w]:
+        x, y = (max(covered), y) if max(covered) + width <= grid else (0.0, y + height)
+    return x, y, width
+
+
+def crop(film: np.ndarray, box: Box, grid: int, margin: float = 1.0) -> np.ndarray:
     """The part of a square film [S, S] under a box (x0, y0, x1, y1 in cells of a ``grid`` × ``grid`` patch grid).
 
     ``margin`` cells are added on each side: one patch alone shows nothing a reader could recognise.

@@ -1,6 +1,6 @@
 """The result page: one HTML file that needs nothing else, to be opened from disk or sent to a colleague."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,9 @@ from markupsafe import Markup
 
 from amrg.data.labels import LABELS
 from amrg.viewer import ALWAYS, EMBEDDED, table
-from amrg.viewer.overlays import crop, film_url, heat_url, outline_url
+from amrg.viewer.overlays import film_url, heat_url, outline_url
 from amrg.viewer.plots import line_chart
-
-
-@dataclass(frozen=True)
-class MemoryRow:
-    """A row of a bank that was retrieved.
-
-    Attributes:
-        weight: share of the association it got, averaged over queries and heads, in [0, 1].
-        source: region, report, sentence or disease_token.
-        findings: what it was filed under.
-        text: of a report row.
-        film: the square film of a region row, uint8 [S, S], with ``box`` (cells) on a ``grid`` × ``grid`` patch grid.
-    """
-
-    weight: float
-    source: str
-    findings: Sequence[str]
-    text: str | None = None
-    film: np.ndarray | None = None
-    box: tuple[int, int, int, int] | None = None
-    grid: int = 14
+from amrg.viewer.recalled import MemoryRow, RecalledSentence, memory_row, recalled
 
 
 @dataclass(frozen=True)
@@ -48,6 +28,9 @@ class SampleStudy:
         masks: true lesion by finding, bool [H, W].
         reference, generated: the reports, findings marked (``overlays.marked``).
         memory: retrieved rows by bank ("visual", "report"), the heaviest first.
+        sentences: of the report memory, that the report begins with.
+        views: the square films that the sentences' boxes lie on, by their number in the study, uint8 [S, S].
+        grid: cells on a side of these boxes.
     """
 
     key: str
@@ -59,6 +42,9 @@ class SampleStudy:
     reference: Markup
     generated: Markup
     memory: dict[str, list[MemoryRow]] = field(default_factory=dict)
+    sentences: Sequence[RecalledSentence] = ()
+    views: Mapping[int, np.ndarray] = field(default_factory=dict)
+    grid: int = 14
 
 
 @dataclass(frozen=True)
@@ -155,18 +141,6 @@ def _study(study: SampleStudy) -> dict[str, Any]:
         "shown": shown,
         "reference": study.reference,
         "generated": study.generated,
-        "memory": {bank: [_memory(row) for row in rows] for bank, rows in study.memory.items()},
-    }
-
-
-def _memory(row: MemoryRow) -> dict[str, Any]:
-    thumbnail = None
-    if row.film is not None and row.box is not None:
-        thumbnail = film_url(crop(row.film, row.box, row.grid), 112)
-    return {
-        "weight": row.weight,
-        "source": row.source.replace("_", " "),
-        "findings": row.findings,
-        "text": row.text,
-        "thumbnail": thumbnail,
+        "memory": {bank: [memory_row(row) for row in rows] for bank, rows in study.memory.items()},
+        "recalled": recalled(study.sentences, study.views, study.grid),
     }

@@ -12,9 +12,11 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from amrg.app.chain import open_chain
+from amrg.app.chain import open_chain, open_generator
 from amrg.app.reader import Reader
 from amrg.app.server import create_app
+from amrg.models.certainty import Certainty
+from amrg.models.composer import Composed, Composer, Said
 from tests.app.made_run import make_run
 from tests.browser import WIDTH, Keys, Page, chromium
 from tests.data.test_film_files import dicom
@@ -295,14 +297,72 @@ def test_a_sentence_of_memory_is_marked_and_names_its_row(browser, tmp_path):
         recalled = [bool(line.find_elements("css selector", ".recalled")) for line in page.all("#sentences li")]
         assert recalled[:1] == [True]
         assert recalled == sorted(recalled, reverse=True)  # they come first
+        assert not page.one("#origin").is_displayed()
         page.one("#sentences button").click()
-        assert "The sentence itself is one of row" in page.text("#memory-what")
+        page.wait(lambda: page.sentences()[0] in page.text("#origin-report li"))
         assert page.broken_rules() == []
         page.shot("recalled")
         page.focus("#switches [name=report]")
         page.keys(Keys.SPACE)
         page.wait(lambda: "without report memory" in page.text("#state"))
         assert not page.all("#sentences .recalled")
+
+
+def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypatch):
+    """Its region lies on the second film of the study; a sentence of normal anatomy has none."""
+    effusion = "Pleural Effusion"
+    details = ((effusion, "side", "left", 0.93), (effusion, "severity", "mild", None))
+    regions = ((3, 0.6), (4, 0.12))
+    said = (
+        Said("There is a small left pleural effusion.", (effusion,), 1, regions, (1, 3, 4, 8, 9), 0.83, details),
+        Said("No pneumothorax.", ("No Finding",), 2),
+    )
+    text = " ".join(one.text for one in said)
+    monkeypatch.setattr(Composer, "compose", lambda *_, **__: [Composed(text, (effusion,), said)])
+    certain = Composer(Certainty(((0.0, 0.0),) * 13, (0.0,) * 13, 0.5))
+    monkeypatch.setattr("amrg.app.reader.open_generator", lambda *given: (open_generator(*given)[0], certain))
+    with served(folder) as address:
+        page = Viewer(browser, address).open("#test/test-0")
+
+        def region():
+            marks = page.all("#region rect:not(.under)")
+            return [tuple(int(mark.get_attribute(name)) for name in ("x", "y", "width", "height")) for mark in marks]
+
+        first, second = "#sentences li:nth-child(1) button", "#sentences li:nth-child(2) button"
+        assert "Pleural Effusion 83 % · side left 93 % · severity mild (probability not known)" in page.text(first)
+        assert page.film()["name"] == "Film 1 of 2"
+        page.focus(first)
+        assert region() == []  # it is on the other film
+        page.keys(Keys.ENTER)
+        page.wait(lambda: page.film()["name"] == "Film 2 of 2")
+        assert page.one("#views input:checked").get_attribute("value") == "1"
+        assert region() == [(3, 4, 5, 5)]
+        assert page.text("#region text") == "Pleural Effusion 83 %"
+        assert "region on film 2: columns 4 to 8, rows 5 to 9" in page.text("#origin-facts")
+        page.wait(lambda: page.all("#origin-visual li"))
+        assert "row 1, from" in page.text("#origin-report")
+        voters = page.texts("#origin-visual li")
+        assert ["60 %" in voters[0], "12 %" in voters[1]] == [True, True]
+        assert ["row 3, from" in voters[0], "row 4, from" in voters[1]] == [True, True]
+        assert len(page.all("#origin-visual img")) == 2
+        page.focus("#threshold")
+        assert region() == [(3, 4, 5, 5)]  # as long as it is chosen
+        for scheme in ("light", "dark"):
+            with page.seen(1440, scheme):
+                assert page.broken_rules() == []
+                page.shot(f"region-{scheme}")
+        page.focus(second)
+        assert region() == []
+        page.focus("#threshold")
+        page.one(second).click()
+        assert region() == []
+        assert "no region on the film" in page.text("#origin-facts")
+        page.wait(lambda: "the visual memory is off, or has no such row" in page.text("#origin-visual"))
+        page.focus(first)
+        assert region() == [(3, 4, 5, 5)]  # pointed at
+        page.one("#whole").click()
+        assert not page.one("#origin").is_displayed()
+        assert region() == []
 
 
 def test_when_the_viewer_is_gone_the_page_says_so(browser, folder):

@@ -26,7 +26,7 @@ from amrg.data.outline import stated
 from amrg.data.stream import Shelf, studies
 from amrg.data.text import sentences
 from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
-from amrg.mining.regions import strongest
+from amrg.models.composer import Composed, Said
 from amrg.models.generator import ReportGenerator
 from amrg.training.stage2 import open_banks
 from amrg.viewer import ALWAYS, EMBEDDED
@@ -107,31 +107,34 @@ def test_a_look_tells_what_the_models_see(client, run, reader):
     assert film.size == (768, 768)
 
 
-def test_patches_are_those_that_mining_takes(client):
+def test_patches_are_the_strongest_and_none_beside_a_stronger_one(client):
     told = client.get(f"/api/looks/test/{KEY}").json()
     cells = np.array(told["films"][1]["maps"]["Edema"]["cells"])
     threshold = float(np.median(cells))
     query = {"film": 1, "finding": "Edema", "threshold": threshold}
     found = client.get(f"/api/looks/test/{KEY}/patches", params=query).json()
-    expected = strongest(cells, threshold, 6)[1]
     assert len(found) == 6
-    for row, (_, _, value) in zip(found, expected, strict=True):
-        assert row["activation"] == pytest.approx(value, abs=2e-3)
-        assert cells[row["row"], row["column"]] == pytest.approx(value, abs=2e-3)
+    left = np.pad(cells, 1, constant_values=-1.0)
+    for patch in found:  # each is the strongest of what those before it leave
+        y, x = patch["row"] + 1, patch["column"] + 1
+        assert left[y, x] == left.max() > threshold
+        assert patch["activation"] == pytest.approx(left[y, x], abs=2e-3)
+        left[y - 1 : y + 2, x - 1 : x + 2] = -1.0
     nothing = client.get(f"/api/looks/test/{KEY}/patches", params=query | {"threshold": 1e9})
     assert nothing.json() == []
 
 
 def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, run):
     """Bank by bank the shares of all rows sum to 1; a train study does not see its own."""
-    sample = Shelf(run["data"].path, "train")["train-4"]
+    sample = Shelf(run["data"].path, "train")["train-1"]
     look = reader.look(sample.views, group_id(sample.study.group))
     for name, folder in (("visual", VISUAL), ("report", REPORTS)):
         bank = MemoryBank.open(run["banks"].path / folder)
         found = look.association[name].heaviest(torch.full((14,), 1 / 14), len(bank))
         assert sum(row["weight"] for row in found) == pytest.approx(1, abs=1e-4)
-        own = bank.provenance["key"].to_pylist().index("train-4")
-        assert {row["row"] for row in found} == set(range(len(bank))) - {own}
+        own = {row for row, key in enumerate(bank.provenance["key"].to_pylist()) if key == "train-1"}
+        assert own
+        assert {row["row"] for row in found} == set(range(len(bank))) - own
         assert look.retrieved()[name] == found[:5]
 
 
@@ -196,11 +199,52 @@ def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
     assert set(first) <= known
     assert tuple(finding for sentence in first for finding in stated(sentence)) == STATED
     assert written(without) != written(both)
-    rows = [content["recalled"] for kind, content in both if kind == "sentence"]
-    texts = [client.get(f"/api/banks/report/{row}").json()["text"] for row in rows[: len(first)]]
-    assert all(sentence in text for sentence, text in zip(first, texts, strict=True))
-    assert set(rows[len(first) :]) <= {None}
-    assert {content["recalled"] for kind, content in without if kind == "sentence"} == {None}
+    said = [content["recalled"] for kind, content in both if kind == "sentence"]
+    assert [one["text"] for one in said[: len(first)]] == first
+    for one in said[: len(first)]:
+        assert client.get(f"/api/banks/report/{one['row']}").json()["text"] == one["text"]
+    assert all(one is None for one in said[len(first) :])
+    assert all(content["recalled"] is None for kind, content in without if kind == "sentence")
+
+
+@pytest.mark.parametrize("off", ["", "visual", "report", "visual,report"])
+def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeypatch, off):
+    """What the composer is given: the rows of each memory that is on. What it says is told, and nothing of it twice."""
+    sample, asked, told = Shelf(run["data"].path, "test")[KEY], [], []
+    details = (("Pleural Effusion", "side", "left", 0.93456), ("Pleural Effusion", "severity", "mild", None))
+    text = "There is a small left pleural effusion."
+    said = Said(text, ("Pleural Effusion",), 3, ((5, 0.6), (2, 0.1)), (1, 2, 3, 5, 6), 0.83456, details)
+    hidden = {name for name in off.split(",") if name}
+
+    class Fixed:
+        def compose(self, sight, associations, group, recall):
+            asked.append((associations, group.tolist(), recall))
+            return [Composed(text, ("Pleural Effusion",), (said,))]
+
+    monkeypatch.setattr(reader, "_composer", Fixed())
+    look = reader.look(sample.views, 7)
+    reader.write(look, hidden, lambda kind, content: told.append((kind, content)))
+    ((associations, group, recall),) = asked
+    assert (group, recall) == ([7], "report" not in hidden)
+    assert associations.keys() == {"visual", "report"} - hidden
+    for name, (weights, rows) in associations.items():
+        assert weights.shape == rows.shape == (1, *look.association[name].rows_QK.shape)
+    first, *later = [content for kind, content in told if kind == "sentence"]
+    assert first["recalled"] == said.to_dict()
+    assert first["recalled"]["box"] == [1, 2, 3, 5, 6]
+    assert [detail["probability"] for detail in first["recalled"]["details"]] == [0.9346, None]
+    assert all(content["recalled"] is None for content in later)
+
+
+def test_of_all_the_rows_that_are_kept_few_are_told(client, reader, run):
+    """Each query keeps every row of these banks; the page gets the heaviest five of each memory."""
+    sample = Shelf(run["data"].path, "test")[KEY]
+    look = reader.look(sample.views, group_id(sample.study.group))
+    for name, folder in (("visual", VISUAL), ("report", REPORTS)):
+        assert look.association[name].rows_QK.shape == (14, len(MemoryBank.open(run["banks"].path / folder)))
+    told = events(client, f"/api/looks/test/{KEY}/report")
+    assert max(len(json.dumps(content)) for _, content in told) < 2000
+    assert {len(rows) for rows in client.get(f"/api/looks/test/{KEY}").json()["memory"].values()} == {5}
 
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])

@@ -12,11 +12,12 @@ from amrg.artifacts import Recipe, build, open_artifact
 from amrg.config import Config, DataConfig, EvaluateConfig, VisionConfig
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
-from amrg.data.stream import studies
+from amrg.data.stream import Sample, Shelf, studies
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
-from amrg.evaluation.showcase import pick, positives
+from amrg.evaluation.reports import Sentence
+from amrg.evaluation.showcase import _views, pick, positives
 from amrg.memory.bank import REPORTS, VISUAL
 from amrg.memory.writer import BankWriter
 from amrg.models.stage1 import DiseaseClassifier
@@ -254,6 +255,42 @@ def test_a_row_whose_film_is_not_at_hand_is_shown_without_it(artefacts, tmp_path
     _, page = run(reports | {"banks": banks}, tmp_path / "a")
     assert "Region of a train film" not in page
     assert page.count("40.0% · region") == page.count("30.0% · region") == 3
+
+
+def test_recalled_sentences_are_shown_with_their_film_and_rows(artefacts, tmp_path):
+    """The films of test studies are single: a box on a second one is told, and not drawn; so with a row of no bank."""
+    details = [{"finding": "Cardiomegaly", "attribute": "severity", "value": "mild", "probability": 0.64}]
+    said = {"text": "The <heart> is mildly enlarged.", "labels": ["Cardiomegaly"], "row": 1, "box": [0, 3, 4, 8, 9],
+            "regions": [{"row": 1, "weight": 0.55}, {"row": 99, "weight": 0.1}], "probability": 0.83,
+            "details": details}  # fmt: skip
+    elsewhere = said | {"text": "Elsewhere.", "row": 99, "box": [1, 3, 4, 8, 9]}
+
+    def change(lines):
+        return [lines[0] | {"sentences": [said, elsewhere]}, *lines[1:]]
+
+    _, page = run(with_reports(artefacts, tmp_path / "told", change), tmp_path / "a")
+    assert page.count("<h3>Recalled sentences</h3>") == 1
+    assert page.count("The &lt;heart&gt; is mildly enlarged.") == page.count("<p>Elsewhere.</p>") == 1
+    assert page.count("found <b>0.83</b>") == page.count("severity mild <b>0.64</b>") == 2
+    assert page.count('width="5" height="5"') == 2  # black below white: of the first sentence
+    assert page.count('width="1" height="1"') == 2  # of the row of the bank
+    assert page.count('alt="Train film of row 1, region of Cardiomegaly"') == 1
+    assert page.count("<b>55.0%</b>") == 1  # both have the same voters
+    assert "10.0%</b>" not in page
+
+
+def test_a_box_on_a_further_film_is_drawn_on_that_film(artefacts, tmp_path, monkeypatch):
+    study = studies(artefacts["data"], "test")[0]
+    second = np.full((224, 224), 200, np.uint8)
+    monkeypatch.setattr(Shelf, "__getitem__", lambda self, key: Sample(study, [second // 2, second], {}))
+    boxes = [(1, 3, 4, 8, 9), (1, 0, 0, 1, 1)]
+    said = [Sentence("There.", ("Edema",), 0, box=box) for box in boxes]
+    views = _views(said, second // 3, study, artefacts["data"])
+    assert views.keys() == {1}
+    assert np.array_equal(views[1], second)
+    assert np.array_equal(
+        _views([Sentence("So.", ("Edema",), 0)], second // 3, study, artefacts["data"])[0], second // 3
+    )
 
 
 def test_pick_goes_round_the_findings():

@@ -7,11 +7,26 @@ import pytest
 from amrg.data.labels import LABELS
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.evaluation.reports import read_reports
+from amrg.evaluation.reports import Detail, Sentence, read_reports
 
 BLANK = dict.fromkeys(LABELS)
 STUDIES = [Study(f"s{i}", f"p{i}", "test", f"Report {i}.", BLANK) for i in (2, 0, 1)]
 LINES = [{"key": f"s{i}", "generated": f"Text {i}."} for i in range(3)]
+
+SENTENCE = {
+    "text": "There is a small left pleural effusion.",
+    "labels": ["Pleural Effusion"],
+    "row": 12,
+    "regions": [{"row": 37, "weight": 0.6}, {"row": 21, "weight": 0.1}],
+    "box": [1, 9, 8, 14, 14],
+    "probability": 0.83,
+    "details": [
+        {"finding": "Pleural Effusion", "attribute": "side", "value": "left", "probability": 0.93},
+        {"finding": "Pleural Effusion", "attribute": "severity", "value": "mild", "probability": None},
+    ],
+}
+NORMAL = {"text": "No pneumothorax.", "labels": ["No Finding"], "row": 0, "regions": [], "box": None,
+          "probability": None, "details": []}  # fmt: skip
 
 
 def write(path, lines):
@@ -26,6 +41,66 @@ def test_order_is_that_of_the_studies_and_empty_texts_are_kept(tmp_path):
     assert [r.text for r in found] == ["Text 2.", "Text 0.", ""]
     assert found[2].memory == memory
     assert read_reports(tmp_path, STUDIES) == found
+
+
+def test_sentences_keep_what_they_stand_on(tmp_path):
+    lines = [LINES[0], LINES[1] | {"sentences": [SENTENCE, NORMAL]}, LINES[2] | {"sentences": []}]
+    found = {r.key: r.sentences for r in read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
+    details = (Detail("Pleural Effusion", "side", "left", 0.93), Detail("Pleural Effusion", "severity", "mild", None))
+    effusion = Sentence(
+        SENTENCE["text"], ("Pleural Effusion",), 12, SENTENCE["regions"], (1, 9, 8, 14, 14), 0.83, details
+    )
+    assert found == {"s0": (), "s1": (effusion, Sentence("No pneumothorax.", ("No Finding",), 0)), "s2": ()}
+
+
+def test_a_map_that_is_zero_everywhere_has_no_region(tmp_path):
+    lines = [line | {"sentences": [SENTENCE | {"box": [0, 0, 0, 0, 0]}]} for line in LINES]
+    found = read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+    assert [r.sentences[0].box for r in found] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"text": None},
+        {"labels": []},
+        {"labels": ["Gout"]},
+        {"labels": 3},
+        {"row": -1},
+        {"row": "12"},
+        {"regions": [{"row": 1}]},
+        {"regions": [{"row": 1.5, "weight": 0.1}]},
+        {"regions": [{"row": 1, "weight": None}]},
+        {"regions": {"row": 1}},
+        {"box": [9, 8, 14, 14]},
+        {"box": [0, 9, 8, 4, 14]},
+        {"box": [0, -1, 8, 4, 14]},
+        {"box": [0, 0.5, 8, 4, 14]},
+        {"box": 7},
+        {"probability": 1.2},
+        {"probability": float("nan")},
+        {"probability": "high"},
+        {"details": [{"finding": "Edema", "attribute": "side", "value": "left"}]},
+        {"details": [{"finding": "Gout", "attribute": "side", "value": "left", "probability": 1}]},
+        {"details": [{"finding": "Edema", "attribute": "side", "value": 1, "probability": 1}]},
+        {"details": [{"finding": "Edema", "attribute": "side", "value": "\ud800", "probability": 1}]},
+        {"details": None},
+    ],
+)
+def test_a_malformed_sentence_is_no_report(tmp_path, changed):
+    lines = [LINES[0], LINES[1] | {"sentences": [NORMAL, SENTENCE | changed]}, LINES[2]]
+    with pytest.raises(UserError, match="line 2 is not a report") as error:
+        read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+    assert "\n" not in str(error.value)
+    assert SENTENCE["text"] not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", list(SENTENCE))
+def test_a_sentence_has_every_entry(tmp_path, missing):
+    short = {name: value for name, value in SENTENCE.items() if name != missing}
+    lines = [line | {"sentences": [short]} for line in LINES]
+    with pytest.raises(UserError, match="line 1 is not a report"):
+        read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from amrg.evaluation.relevance import Relevance
 from amrg.evaluation.scores import mention_tables, score_systems
 from amrg.evaluation.statistics import resample
 from amrg.evaluation.wording import copying, wording
-from amrg.viewer.page import MemoryRow, Page, SampleStudy
+from amrg.viewer.page import Page, SampleStudy
+from amrg.viewer.recalled import MemoryRow, RecalledSentence
 
 SIZE = 224
 SENTENCES = {
@@ -152,6 +153,7 @@ def studies_shown(made):
     region = MemoryRow(0.31, "region", ["Pleural Effusion"], film=film(rng, (60, 150)), box=(3, 9, 4, 10))
     token = MemoryRow(0.12, "disease_token", ["Cardiomegaly"])
     text = MemoryRow(0.42, "report", ["Cardiomegaly"], text="The heart is <enlarged> & the lungs are clear.")
+    said = recalled_sentences(rng)
     samples = []
     for i, (found, centre) in enumerate(zip(made.truth[:4], made.centres[:4], strict=True)):
         reference, other = highlighted(made.references[i], made.generated[i] if i != 3 else "")
@@ -166,6 +168,28 @@ def studies_shown(made):
                 reference=reference,
                 generated=other,
                 memory={"visual": [region, region, token], "report": [text, text]},
+                sentences=said if i < 2 else [],
+                views={0: film(rng, centre), 1: film(rng, centre)} if i == 0 else {0: film(rng, centre)},
             )
         )
     return samples
+
+
+def recalled_sentences(rng):
+    """Two findings, of which the second lies on the second film, and two sentences of normal anatomy."""
+    effusion, heart = "Pleural Effusion", "Cardiomegaly"
+    voters = [
+        MemoryRow(
+            0.41, "region", [effusion], "Small <left> effusion.", film(rng, (150, 160)), (9, 9, 12, 13), number=37
+        ),
+        MemoryRow(0.07, "region", [effusion], "Blunted angle.", number=21),
+    ]
+    normal = [MemoryRow(0.2, "region", ["No Finding"], "Clear lungs.", film(rng, (90, 90)), (3, 2, 8, 9), number=5)]
+    details = [(effusion, "side", "left", 0.934), (effusion, "severity", "mild", None)]
+    both = [(heart, "severity", "mild", 0.61), (effusion, "side", "right", 0.52)]
+    return [
+        RecalledSentence(SENTENCES[effusion], [effusion], 12, [effusion], voters, (0, 9, 9, 12, 13), 0.83, details),
+        RecalledSentence("Both <are> there.", [heart, effusion], 3, [heart], voters[:1], (1, 4, 6, 11, 12), 0.7, both),
+        RecalledSentence("No pneumothorax.", ["No Finding"], 7, [], normal),
+        RecalledSentence("Lungs are clear.", ["No Finding"], 8, [], normal),
+    ]

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from amrg.viewer import ALWAYS, EMBEDDED
-from amrg.viewer.overlays import crop, heat_url, marked, outline_url
+from amrg.viewer.overlays import boxes_svg, crop, heat_url, marked, outline_url
 from amrg.viewer.page import charts, render
 from amrg.viewer.plots import line_chart
+from amrg.viewer.recalled import RecalledSentence, recalled
 from tests.viewer.made_up import page
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -96,6 +97,61 @@ def test_details_and_memories(html):
     assert html.count("Not recorded") == 1
     assert "40 different rows are some film's heaviest" in html
     assert "the most frequent one leads for 2.5% of the films" in html
+
+
+def test_recalled_sentences_are_told_with_what_they_stand_on(html):
+    """Studies 0 and 1 have them: of film 1 and film 2, and of film 1 alone."""
+    assert html.count("<h3>Recalled sentences</h3>") == 2
+    first, second = re.findall(r'<div class="recalled">.*?</ol>', html, re.DOTALL)
+    assert re.findall(r'<li value="(\d)">', first) == ["1", "2", "3", "4"]
+    assert "found <b>0.83</b></span>" in first
+    assert "side left <b>0.93</b></span>" in first
+    assert "severity mild (probability not known)</span>" in first
+    assert "Cardiomegaly severity mild <b>0.61</b>" in first  # of two findings each detail names its own
+    assert "report row 12, filed under Pleural Effusion</span>" in first
+    assert (
+        '<b>41.0%</b> <span class="soft">row 37 · Pleural Effusion</span><p>Small &lt;left&gt; effusion.</p>' in first
+    )
+    assert "Both &lt;are&gt; there." in first
+    assert 'with the regions of its recalled sentences. 1: Pleural Effusion."' in first
+    assert 'with the regions of its recalled sentences. 2: Cardiomegaly, Pleural Effusion."' in first
+    assert "region on film 2" in first
+    assert first.count('alt="Train film of row 37, region of Pleural Effusion"') == 2
+    assert first.count("voted for sentences 3 and 4:") == first.count("row 5 ·") == 1  # they have the same voters
+    assert first.count("found <b>") == 2  # nothing is found where nothing is
+    assert 'alt="Film of study CXR1 with the regions' in second
+    assert second.count("<figure>") == 1
+
+
+def test_boxes_are_drawn_where_they_are():
+    svg = boxes_svg([("1, 2", (9, 8, 12, 13)), ("<3>", (0, 0, 14, 14)), ("", (1, 1, 2, 2))], 14)
+    places = re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', svg)
+    expected = [("9", "8", "3", "5"), ("0", "0", "14", "14"), ("1", "1", "1", "1")]
+    assert places[::2] == places[1::2] == expected  # black below white
+    assert re.findall(r">([^<>]+)</text>", svg) == ["1, 2", "&lt;3&gt;"]
+
+
+@pytest.mark.parametrize("box", [(0, 0, 5, 5), (6, 6, 9, 9), (13, 0, 14, 2), (12, 12, 14, 14)])
+def test_names_of_boxes_are_inside_the_film_and_beside_each_other(box):
+    svg = boxes_svg([(str(number), box) for number in range(10, 16)], 14)
+    pattern = r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)" fill="#fff"'
+    names = [tuple(map(float, found)) for found in re.findall(pattern, svg)]
+    assert len(names) == 6
+    assert all(x >= 0 and y >= 0 and x + w <= 14 + 0.02 and y + h <= 14 for x, y, w, h in names)
+    for i, (x, y, w, h) in enumerate(names):
+        for u, v, *_ in names[:i]:
+            assert abs(x - u) >= w - 0.02 or abs(y - v) >= h - 0.02
+
+
+def test_sentences_of_one_region_share_its_box_and_what_has_no_film_is_told_without():
+    """Two sentences of the same box; a third lies on a film that is not at hand; a fourth has no region."""
+    views = {0: np.zeros((28, 28), np.uint8)}
+    boxes = [(0, 1, 2, 3, 4), (0, 1, 2, 3, 4), (2, 1, 2, 3, 4), None]
+    told = recalled([RecalledSentence(str(i), ["Edema"], i, box=box) for i, box in enumerate(boxes)], views, 14)
+    (film,) = told["films"]
+    assert (film["number"], film["told"]) == (1, ["1: Edema", "2: Edema"])
+    assert re.findall(r">([^<>]+)</text>", film["boxes"]) == ["1, 2"]
+    assert [one["number"] for group in told["groups"] for one in group["sentences"]] == [1, 2, 3, 4]
 
 
 def test_without_probe_masks_or_studies():

@@ -1,10 +1,11 @@
-// The film: its activation maps, the threshold, the patches that would be mined, and the findings to choose from.
+// The film: its activation maps, the threshold, the strongest patches, a sentence's region, and the findings to choose from.
 
 import { $, ask, choice, complain, h, length, percent } from "./dom.js";
 
 let look = null;
 let film = 0;
 let finding = null;
+let region = null; // of a sentence: {box: [film, x0, y0, x1, y1], label}
 let asked = 0; // number of the last request for patches: answers to older ones are dropped
 
 $("threshold").value = document.body.dataset.threshold;
@@ -15,6 +16,7 @@ export function showFilm(newLook) {
   film = 0;
   const sure = [...look.findings].sort((a, b) => b.probability / b.threshold - a.probability / a.threshold);
   finding = sure[0].name;
+  region = null;
   $("film-title").textContent = look.place === "dropped" ? "Film (opened here)" : look.name;
   $("views").hidden = look.films.length < 2;
   $("views").replaceChildren(
@@ -50,6 +52,30 @@ function chooseFilm(number) {
   image.hidden = false;
   $("empty").hidden = true;
   draw();
+  drawRegion();
+}
+
+/** Mark the region of a sentence, {box, label}, where it lies on the film that is shown; null marks none. */
+export function markRegion(newRegion) {
+  region = newRegion;
+  drawRegion();
+}
+
+/** Show the film on which a region lies. */
+export function showFilmOf({ box: [number] }) {
+  if (number === film || number >= look.films.length) return;
+  $("views").querySelectorAll("input")[number].checked = true;
+  chooseFilm(number);
+}
+
+function drawRegion() {
+  if (!region || region.box[0] !== film) return $("region").replaceChildren();
+  const [, x0, y0, x1, y1] = region.box;
+  const place = { x: x0, y: y0, width: x1 - x0, height: y1 - y0 };
+  const right = x0 > look.grid / 2;
+  const label = { x: right ? x1 : x0, y: y0 > 1 ? y0 - 0.3 : y1 + 0.8, "text-anchor": right ? "end" : "start" };
+  $("region").setAttribute("viewBox", `0 0 ${look.grid} ${look.grid}`);
+  $("region").replaceChildren(svg("rect", { class: "under", ...place }), svg("rect", place), svg("text", label, region.label));
 }
 
 function draw() {
@@ -74,7 +100,7 @@ async function minePatches(threshold, said) {
   const query = new URLSearchParams({ film, finding, threshold });
   const patches = await ask(`/api/looks/${look.place}/${encodeURIComponent(look.name)}/patches?${query}`);
   if (mine !== asked) return;
-  $("above").textContent = `${said}; ${patches.length || "no"} ${patches.length === 1 ? "patch" : "patches"} mined here`;
+  $("above").textContent = `${said}; ${patches.length ? `the strongest ${patches.length}` : "none"} marked`;
   $("overlay").append(
     ...patches.flatMap(({ row, column }, number) => {
       const place = { x: column, y: row, width: 1, height: 1 };

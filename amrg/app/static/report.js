@@ -1,6 +1,7 @@
 // The report as it is written, and the memory rows: of the whole film, or of the sentence that is chosen.
 
 import { $, ask, complain, h, length, percent } from "./dom.js";
+import { markRegion, showFilmOf } from "./film.js";
 
 const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
 const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "words"];
@@ -9,8 +10,9 @@ const CALLED = { "visual tokens": "film", queries: "disease queries", words: "pr
 let look = null;
 let source = null; // of the events of the report being written
 let sentences = [];
-let drawn = []; // what each finished sentence drew on
+let drawn = []; // what each finished sentence drew on, and stands on if it was recalled
 let chosen = null;
+let pointed = null; // the sentence under the pointer, or with the focus
 let without = []; // memories that were switched off for it
 let whole = null; // sentences of the report with every memory, to compare with
 const rows = new Map(); // what is known of a bank's row, asked for once
@@ -18,6 +20,9 @@ const rows = new Map(); // what is known of a bank's row, asked for once
 for (const input of $("switches").querySelectorAll("input")) input.addEventListener("change", write);
 $("again").addEventListener("click", write);
 $("whole").addEventListener("click", () => choose(null));
+
+for (const event of ["mouseover", "focusin"]) $("sentences").addEventListener(event, ({ target }) => point(target.closest("li")));
+for (const event of ["mouseleave", "focusout"]) $("sentences").addEventListener(event, () => point(null));
 
 const off = () => [...$("switches").querySelectorAll("input:not(:checked)")].map((input) => input.name);
 
@@ -83,8 +88,8 @@ function summary() {
   return changed ? `${count}, ${missing}: the report changed` : `${count}, ${missing}: the same report`;
 }
 
-/** Whether a sentence is one of the report memory's, not the writer's own. */
-const recalled = (number) => drawn[number]?.recalled != null;
+/** What a sentence of the report memory stands on; null for the writer's own. */
+const recalled = (number) => drawn[number]?.recalled ?? null;
 
 const differs = (sentence) => whole !== null && !whole.includes(sentence);
 
@@ -102,12 +107,34 @@ function showSentences(growing) {
           h("span", { class: "text" }, sentence),
           !last && differs(sentence) ? h("span", { class: "differs" }, "differs") : null,
           recalled(number) ? h("span", { class: "recalled" }, "recalled") : null,
+          recalled(number) ? h("span", { class: "facts" }, facts(recalled(number)).join(" · ")) : null,
           h("span", { class: "drew" }, ...(drawn[number] ? drew(drawn[number].rows) : [])),
         ),
       );
     }),
   );
   if (focused >= 0) $("sentences").querySelectorAll("button")[focused]?.focus();
+}
+
+/** The probability of the findings of a recalled sentence, and of each detail. */
+function facts({ labels, probability, details }) {
+  const found = probability === null ? labels.join(", ") : `${labels.join(", ")} ${percent(probability)}`;
+  const told = details.map(({ finding, attribute, value, probability: sure }) => {
+    const what = `${labels.length > 1 ? `${finding} ` : ""}${attribute} ${value}`;
+    return sure === null ? `${what} (probability not known)` : `${what} ${percent(sure)}`;
+  });
+  return [found, ...told];
+}
+
+function point(entry) {
+  pointed = entry && [...$("sentences").children].indexOf(entry);
+  mark();
+}
+
+/** The region of the sentence that is pointed at, or else of the chosen one, on the film. */
+function mark() {
+  const said = recalled(pointed) ?? recalled(chosen);
+  markRegion(said?.box ? { box: said.box, label: facts(said)[0] } : null);
 }
 
 /** One line: the heaviest row of each memory. */
@@ -121,7 +148,12 @@ function drew(of) {
 }
 
 const named = ({ source, findings }) => [...findings, source.replace("_", " ")].join(", ");
-const brief = (known) => (known.text ? `“${known.text.length > 60 ? `${known.text.slice(0, 60)}…` : known.text}”` : named(known));
+
+function brief(known) {
+  if (!known.text) return named(known);
+  const text = `“${known.text.length > 60 ? `${known.text.slice(0, 60)}…` : known.text}”`;
+  return known.source === "region" ? `${named(known)}: ${text}` : text;
+}
 
 async function fetchRow(bank, row) {
   const name = `${bank}/${row}`;
@@ -133,16 +165,37 @@ function choose(number) {
   chosen = number;
   if (number !== null || sentences.length) showSentences(source !== null);
   $("whole").hidden = number === null;
+  showOrigin(recalled(number));
   const what = number === null ? look.memory : drawn[number].rows;
   $("memory-what").textContent =
     number === null
       ? "What the film retrieved: each row's share of the association, the mean over the disease queries and heads."
-      : `While “${sentences[number]}” was written: each row's share of the attention paid to its memory.${origin(number)}`;
+      : `While “${sentences[number]}” was written: each row's share of the attention paid to its memory.`;
   showShares(number === null ? null : drawn[number].shares);
-  for (const bank of BANKS) showRows(bank, without.includes(bank) ? null : what[bank]);
+  for (const bank of BANKS) {
+    const list = document.querySelector(`[data-bank="${bank}"]`);
+    if (without.includes(bank)) showRows(list, bank, [], "Switched off: the writer could not read it.");
+    else showRows(list, bank, what[bank] ?? [], "No row is visible to this study.");
+  }
 }
 
-const origin = (number) => (recalled(number) ? ` The sentence itself is one of row ${drawn[number].recalled} of the report memory.` : "");
+/** What the chosen sentence stands on, and its region on the film; null hides it. */
+function showOrigin(said) {
+  $("origin").hidden = said === null;
+  mark();
+  if (said === null) return;
+  if (said.box) showFilmOf(said);
+  $("origin-facts").textContent = [...facts(said), place(said.box)].join(" · ");
+  showRows($("origin-report"), "report", [{ row: said.row }], "");
+  showRows($("origin-visual"), "visual", said.regions, "None: the visual memory is off, or has no such row.");
+}
+
+function place(box) {
+  if (!box) return "no region on the film";
+  const [film, x0, y0, x1, y1] = box;
+  const of = look.films.length > 1 ? `film ${film + 1}` : "the film";
+  return `region on ${of}: columns ${x0 + 1} to ${x1}, rows ${y0 + 1} to ${y1} of ${look.grid}`;
+}
 
 function showShares(shares) {
   $("shares").hidden = shares === null;
@@ -155,13 +208,10 @@ function showShares(shares) {
   );
 }
 
-async function showRows(bank, of) {
-  const list = document.querySelector(`[data-bank="${bank}"]`);
+/** Fill a list with rows of a bank; without any, say why. */
+async function showRows(list, bank, of, none) {
   const mine = (list.dataset.turn = String(Number(list.dataset.turn ?? 0) + 1));
-  if (!of?.length) {
-    list.replaceChildren(h("li", { class: "none" }, of ? "No row is visible to this study." : "Switched off: the writer could not read it."));
-    return;
-  }
+  if (!of.length) return list.replaceChildren(h("li", { class: "none" }, none));
   try {
     const known = await Promise.all(of.map(({ row }) => fetchRow(bank, row)));
     if (list.dataset.turn === mine) list.replaceChildren(...of.map((entry, number) => item(bank, entry, known[number])));
@@ -177,7 +227,7 @@ function item(bank, { row, weight }, known) {
     "li",
     { class: known.image ? "pictured" : "" },
     known.image ? h("img", { src: known.image, alt: `region of ${named(known)}` }) : null,
-    h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: length(weight) } })), h("span", {}, percent(weight))),
+    weight === undefined ? null : h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: length(weight) } })), h("span", {}, percent(weight))),
     h("div", { class: "body" }, named(known), known.text ? h("p", {}, known.text) : null),
     h("div", { class: "body soft" }, from),
   );
