@@ -164,12 +164,34 @@ class ReportGenerator(nn.Module):
         """
         visual_BQD, kind = sight.queries_BQD, self.memory_config.visual_query
         if kind != "queries":
-            loudness_BQ = sight.logits_BQ.sigmoid()
+            loudness_BQ = sight.logits_BQ.sigmoid().clone()  # autograd keeps what sigmoid returns
             loudness_BQ[:, LABELS.index(NO_FINDING)] = NORMAL_LOUDNESS
             visual_BQD = sight.states_BQD * loudness_BQ[..., None]
             if kind == "regions":
                 visual_BQD = F.pad(visual_BQD[..., :-PLACES], (0, PLACES))
         return dict(zip(MEMORIES, (visual_BQD, sight.queries_BQD), strict=True))
+
+    def freeze_visual_query(self) -> None:
+        """Regions ask the visual memory as they are: without an association loss, the report's loss would spoil that.
+
+        On the demo it took the share of a finding's association on its own rows from 0.79 to 0.35 (docs/results.md).
+        """
+        memory = self.visual_memory
+        if isinstance(memory, HopfieldMemory) and memory.sharpness_H is not None:
+            for one in (memory.state_norm, memory.q_proj, memory.k_proj, memory.key_gain, memory.key_shift):
+                one.requires_grad_(False)
+
+    def loud_queries(self, sight: Sight) -> Tensor:
+        """The queries whose associations with the visual memory are told of a study, bool [B, Q].
+
+        Regions of findings that stage 1 holds likelier than not; where there are none, that of No Finding.
+        """
+        if self.memory_config.visual_query == "queries":
+            return torch.ones_like(sight.logits_BQ, dtype=torch.bool)
+        loud_BQ, normal = sight.logits_BQ > 0, LABELS.index(NO_FINDING)
+        loud_BQ[:, normal] = False
+        loud_BQ[:, normal] = ~loud_BQ.any(1)
+        return loud_BQ
 
     @property
     def memories(self) -> dict[str, "HopfieldMemory | CrossAttention"]:

@@ -111,6 +111,8 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Sk
         classifier = freeze(DiseaseClassifier(config.vision, pretrained=False), config.stage2.train_vision)
         banks = [_bank(bank) for bank in rows]
         model = ReportGenerator(classifier, decoder, tokenizer, banks, config.memory, config.decoder)
+        if not config.stage2.association_loss:
+            model.freeze_visual_query()
 
     def inputs(model: ReportGenerator, samples: int) -> tuple[Any, Tensor, Tensor]:
         report_BT = torch.zeros(samples, config.stage2.max_report_tokens, dtype=torch.long)

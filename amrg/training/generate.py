@@ -105,14 +105,15 @@ class Recorder:
         """For the memories of a generator."""
         return cls(RowLabels.open(model, banks))
 
-    def record(self, associations: Mapping[str, Association], sight: Sight, study: int) -> dict[str, Any]:
-        """``memory`` and ``association`` of a line of ``reports.jsonl``."""
+    def record(self, associations: Mapping[str, Association], loud_BQ: torch.Tensor, study: int) -> dict[str, Any]:
+        """``memory`` and ``association`` of a line of ``reports.jsonl``; see ``ReportGenerator.loud_queries``."""
         memory: dict[str, list[dict[str, Any]]] = {name: [] for name in MEMORIES}
         association = {}
         for name, (weights_BQJ, rows_BQJ) in associations.items():
             weights_QJ, rows_QJ = weights_BQJ[study], rows_BQJ[study]
             association[name] = self.labels[name].record(weights_QJ, rows_QJ)
-            memory[name] = heaviest(weights_QJ, rows_QJ, TOP_ROWS)
+            told_Q = loud_BQ[study] if name == VISUAL else slice(None)
+            memory[name] = heaviest(weights_QJ[told_Q], rows_QJ[told_Q], TOP_ROWS)
         return {"memory": memory, "association": association}
 
 
@@ -218,6 +219,7 @@ def write_reports(
         composer: begins the reports; None leaves that to the decoder.
     """
     associations = model.associations(asking or sight, group_B, ROWS)
+    loud_BQ = model.loud_queries(asking or sight)
     composed = [Composed("")] * len(group_B)
     if composer is not None:
         # Where a patient's own rows may be retrieved, the sentences may be said, too.
@@ -235,7 +237,7 @@ def write_reports(
     return [
         {
             "generated": one.without_contradictions(text) if composer else text,
-            **recorder.record(associations, asking or sight, study),
+            **recorder.record(associations, loud_BQ, study),
             "recalled": [said.row for said in one.said],
             "sentences": [said.to_dict() for said in one.said],
         }

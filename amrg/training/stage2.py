@@ -125,7 +125,10 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
         torch.manual_seed(config.seed)
         memories = open_banks(config, banks, config.stage2.batch_size // engine.world_size())
         method = MemoryBank.open(banks / VISUAL).header["about"]["method"]
-        return ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder, method)
+        model = ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder, method)
+    if not config.stage2.association_loss:
+        model.freeze_visual_query()
+    return model
 
 
 def freeze(classifier: DiseaseClassifier, train_vision: bool) -> DiseaseClassifier:
