@@ -35,8 +35,6 @@ from amrg.models.regions import PLACES
 Support = Literal["none", "map", "memory", "head", "all"]
 Supported = dict[str, dict[str, Distribution]]  # by finding and attribute
 
-#: A finding is named where its region retrieves its rows so many times as often as chance would.
-AGREEMENT = 2.0
 ROWS = 4096  # of each bank that an association is read to
 #: β of the cosine between a sentence and what the region's rows say, and weights of the rest of a sentence's score.
 LIKENESS, RECALLED, DETAIL = 20.0, 0.5, 2.0
@@ -220,7 +218,7 @@ class Composer:
         if visual_QN is None or self._visual is None:
             return named
         share_F, base_F = self._visual.shares(visual_QN), self._visual.base_F
-        agrees = [share >= AGREEMENT * base for share, base in zip(share_F, base_F, strict=True)]
+        agrees = [share >= least_share(base) - 1e-4 for share, base in zip(share_F, base_F, strict=True)]
         return [f for f in named if agrees[FINDINGS.index(f)]]
 
     def _supported(self, sight: Sight, visual_BQN: Tensor | None) -> list[Supported | None]:
@@ -434,6 +432,11 @@ class _VisualRows:
     def usual_place(self, text: str) -> float:
         """Where a sentence of normal anatomy stands among those of its reports, from 0 to 1, on average."""
         return self._places.get(text, 0.5)
+
+
+def least_share(base: float) -> float:
+    """The share of an association from which on memory agrees: twice that of chance, or halfway from it to 1."""
+    return min(2 * base, (1 + base) / 2)
 
 
 def head_features(sight: Sight) -> dict[str, Tensor]:
