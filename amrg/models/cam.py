@@ -52,9 +52,10 @@ def activation_maps(head: PooledHead, fine_BHWC: Tensor, method: str = "layercam
     if method not in METHODS:
         raise UserError(f"banks.mining.method: there is no activation map `{method}`; known: {', '.join(METHODS)}")
     features_BHWC, weight_KC = fine_BHWC.float(), head.linear.weight.float()
-    scores_BKHW = torch.einsum("bhwc,kc->bkhw", features_BHWC, weight_KC)  # the bias of a class moves no softmax
-    p_BKHW = scores_BKHW.flatten(2).softmax(-1).view_as(scores_BKHW)
-    return METHODS[method](features_BHWC, weight_KC, p_BKHW).clamp(min=0)
+    with torch.autocast(fine_BHWC.device.type, enabled=False):  # in float32 for the bank and for a film that asks it
+        scores_BKHW = torch.einsum("bhwc,kc->bkhw", features_BHWC, weight_KC)  # the bias of a class moves no softmax
+        p_BKHW = scores_BKHW.flatten(2).softmax(-1).view_as(scores_BKHW)
+        return METHODS[method](features_BHWC, weight_KC, p_BKHW).clamp(min=0)
 
 
 def class_scales(peaks: list[list[float]]) -> list[float]:

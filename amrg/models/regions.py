@@ -58,7 +58,8 @@ def find_regions(projected_BHWD: Tensor, maps_BKHW: Tensor) -> Regions:
     peaks_BK = maps_BKN.amax(-1)
     region_BKN = maps_BKN * (maps_BKN > EXTENT * peaks_BK[..., None])
     weights_BKN = _shares(region_BKN.square())
-    features_BKD = weights_BKN @ projected_BND - projected_BND.mean(1, keepdim=True)
+    with torch.autocast(projected_BHWD.device.type, enabled=False):  # as exact for a film as for the bank's rows
+        features_BKD = weights_BKN @ projected_BND - projected_BND.mean(1, keepdim=True)
     cells_BKGG = F.adaptive_avg_pool2d(maps_BKHW.float(), GRID)
     places_BKP = _shares(cells_BKGG.flatten(2))
     unit_BKD = F.normalize(features_BKD[..., : features_BKD.shape[-1] - PLACES], dim=-1)

@@ -11,17 +11,19 @@ import pytest
 import torch
 
 from amrg.config import Config
+from amrg.data.labels import FINDINGS
 from amrg.data.outline import stated
 from amrg.data.stream import studies
-from amrg.data.text import sentences
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS as REPORT_BANK
 from amrg.memory.bank import MemoryBank
+from amrg.memory.reports import encode_reports
 from amrg.models.certainty import Certainty
-from amrg.models.generator import Predicted, ReportGenerator
+from amrg.models.generator import Predicted, ReportGenerator, Sight
 from amrg.pipeline import STEPS
 from amrg.training import generate as generation
-from amrg.training.generate import generate, strangers
+from amrg.training.calibration import CALIBRATION
+from amrg.training.generate import generate, open_composer, strangers
 from amrg.training.stage2 import loss, open_banks, shares, train_stage2
 
 
@@ -108,6 +110,13 @@ def test_reports_cover_the_split_once_in_order(artefacts: Any, stage2: tuple[Con
     for row in rows:
         assert len(row["memory"]["visual"]) == len(row["memory"]["report"]) == generation.TOP_ROWS
         assert all(0 <= top["row"] < 16 for top in row["memory"]["visual"])
+        assert row["recalled"] == row["sentences"] == []
+        assert set(row["association"]) == {"visual", "report"}
+        for of in row["association"].values():
+            assert {name: len(values) for name, values in of.items()} == {"share": 13, "top_row": 13, "side": 13}
+        shares = dict(zip(FINDINGS, row["association"]["visual"]["share"], strict=True))
+        assert shares.pop("Edema") == pytest.approx(1.0, abs=1e-4)  # all rows of this bank are of edema
+        assert not any(shares.values())
 
 
 def test_interrupted_generation_goes_on(
@@ -140,18 +149,43 @@ def test_reports_begin_in_the_words_of_memory(artefacts: Any, tmp_path: Path, sp
     )
     trained(dataclasses.replace(artefacts, config=config), tmp_path / "stage2")
     generate(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path / "stage2", tmp_path)
-    assert 0 < Certainty.load(tmp_path).threshold < 1
-    bank = MemoryBank.open(artefacts.banks / REPORT_BANK)
-    texts = bank.provenance["text"].to_pylist()
-    known = {sentence for text in texts for sentence in sentences(text)}
+    assert 0 < Certainty.load(tmp_path / "stage2" / CALIBRATION / split).threshold < 1
+    texts = MemoryBank.open(artefacts.banks / REPORT_BANK).provenance["text"].to_pylist()
     rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
     assert len(rows) == len(studies(artefacts.data, split))
     for row in rows:
-        assert any(row["generated"].startswith(sentence) and stated(sentence) for sentence in known)
+        assert row["recalled"] == [said["row"] for said in row["sentences"]] != []
         left = row["generated"]
-        for place in row["recalled"]:
-            (said,) = (sentence for sentence in sentences(texts[place]) if left.startswith(sentence))
-            left = left.removeprefix(said).lstrip()
+        for said in row["sentences"]:
+            assert texts[said["row"]] == said["text"]
+            assert set(said["labels"]) == set(stated(said["text"]))
+            assert said["probability"] >= Certainty.load(tmp_path / "stage2" / CALIBRATION / split).threshold - 1e-4
+            assert said["box"][0] in (0, 1)
+            assert left.startswith(said["text"])
+            left = left.removeprefix(said["text"]).lstrip()
+
+
+def test_sentences_can_be_recalled_from_a_bank_of_sentences_only(artefacts: Any, tmp_path: Path) -> None:
+    banks = shutil.copytree(artefacts.banks, tmp_path / "banks")
+    unit = dataclasses.replace(artefacts.config.banks.reports, unit="report")
+    shutil.rmtree(banks / REPORT_BANK)
+    encode_reports(
+        dataclasses.replace(artefacts.config.banks, reports=unit),
+        artefacts.data,
+        banks / REPORT_BANK,
+        0,
+        tmp_path / "scratch",
+    )
+    Certainty(((1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), 0.5).save(tmp_path)
+
+    def opened(outline: str) -> Any:
+        generated = dataclasses.replace(artefacts.config.generate, outline=outline)
+        return open_composer(dataclasses.replace(artefacts.config, generate=generated), banks, tmp_path)
+
+    assert opened("written") is None
+    assert opened("decided") is not None
+    with pytest.raises(UserError, match=r"holds whole reports: build it with banks\.reports\.unit sentence"):
+        opened("recalled")
 
 
 def test_an_outline_needs_a_decoder_that_plans(artefacts: Any) -> None:
@@ -179,7 +213,7 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
     report = torch.tensor([[1.0, 2.0], [3.0, 0.0], [5.0, 6.0], [2.0, 0.0]])
     lengths = torch.tensor([2.0, 1.0, 2.0, 1.0])
     batch = {
-        "sight": (None,) * 3,
+        "sight": (None,) * len(Sight._fields),
         "group": None,
         "report": report,
         "weight": torch.full((4,), 4 / lengths.sum()),
