@@ -31,6 +31,11 @@ _ABNORMAL = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"^(?:there (?:is|are) )?(?:no|without)\b[^.]*$", re.IGNORECASE)
+_WELL = re.compile(
+    r"\b(?:no|without|negative for)\b[^.]*\b(?:acute|active)\b[^.]*"
+    r"\b(?:diseases?|abnormalit\w+|process\w*|findings?|chest)\b",
+    re.IGNORECASE,
+)
 #: What only stands beside a finding.
 _EXCEPTS = re.compile(r"\b(?:otherwise|remainder|remaining|apart from|aside from|other than|except)\b", re.IGNORECASE)
 
@@ -63,6 +68,11 @@ def says_normal(sentence: str) -> bool:
     return _NORMAL.search(sentence) is not None and (
         _ABNORMAL.search(sentence) is None or _DENIED.match(sentence) is not None
     )
+
+
+def says_all_is_well(sentence: str) -> bool:
+    """Whether a sentence says that the film shows nothing acute."""
+    return _WELL.search(sentence) is not None
 
 
 def excepts(sentence: str) -> bool:

@@ -12,7 +12,7 @@ bank, U distinct sentences, D width of the report bank, C candidates.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, U
 from amrg.data.outline import begun
 from amrg.data.statements import Statement, statements
 from amrg.data.text import fold, sentences
-from amrg.data.wording import compares, excepts, says_normal
+from amrg.data.wording import compares, excepts, says_all_is_well, says_normal
 from amrg.memory.bank import NO_GROUP, MemoryBank
 from amrg.models.certainty import Certainty
 from amrg.models.details import ATTRIBUTES, AttributeHeads, Distribution, combine, detail_values, support
@@ -40,6 +40,14 @@ ROWS = 4096  # of each bank that an association is read to
 LIKENESS, RECALLED, DETAIL = 20.0, 0.5, 2.0
 #: What it is worth that a sentence says a detail, where it is surely right.
 SAYING = {"side": 1.0, "zone": 0.3, "severity": 0.2, "device": 0.5}
+#: What cannot be denied beside a finding, and findings beside which nobody says that nothing acute is seen.
+IMPLIES = {
+    "Cardiomegaly": ("Enlarged Cardiomediastinum",),
+    "Edema": ("Lung Opacity",),
+    "Consolidation": ("Lung Opacity",),
+    "Pneumonia": ("Lung Opacity", "Consolidation"),
+}
+ACUTE = {"Edema", "Consolidation", "Pneumonia", "Pneumothorax", "Pleural Effusion"}
 LEAST_SUPPORT = 0.5  # below it a detail is not said where another sentence can be
 UNSUPPORTED = 5.0  # what such a detail costs
 #: Two sentences with at most this cosine say different things.
@@ -75,7 +83,7 @@ class Said:
             "text": self.text,
             "labels": list(self.labels),
             "row": self.row,
-            "regions": [{"row": row, "weight": round(weight, 6)} for row, weight in self.regions],
+            "regions": [{"row": row, "weight": min(1.0, round(weight, 6))} for row, weight in self.regions],
             "box": None if self.box is None else list(self.box),
             "probability": None if self.probability is None else round(self.probability, 4),
             "details": [
@@ -111,7 +119,13 @@ class Composed:
         states = {one.finding for one in found if one.presence != NEGATIVE}
         denies = {one.finding for one in found if one.presence == NEGATIVE}
         again = fold(sentence) in {fold(one) for one in before}
-        return not (again or states - (set(self.findings) - told) or denies & set(self.findings) or compares(sentence))
+        return not (
+            again
+            or states - (set(self.findings) - told)
+            or denies & contradicted(self.findings)
+            or compares(sentence)
+            or (says_all_is_well(sentence) and ACUTE & set(self.findings))
+        )
 
     def without_contradictions(self, text: str) -> str:
         """A report that begins with it, without the sentences behind it that may not stand."""
@@ -281,7 +295,7 @@ class Composer:
             i
             for i in self._candidates[finding]
             for s in [self._sentences[i]]
-            if s.states <= named and not s.denies & named and not s.suspects - named and film.sees(s)
+            if s.states <= named and not s.denies & contradicted(named) and not s.suspects - named and film.sees(s)
         ]
         if not allowed:
             return None
@@ -355,7 +369,8 @@ class Composer:
         if i < 0 or text in before:
             return -1
         sentence = self._sentences[i]
-        fits = sentence.normal and not sentence.denies & set(named) and (bool(before) or not excepts(text))
+        fits = sentence.normal and not sentence.denies & contradicted(named) and (bool(before) or not excepts(text))
+        fits = fits and not (says_all_is_well(text) and ACUTE & set(named))
         return i if fits and film.sees(sentence) else -1
 
     @cached_property
@@ -432,6 +447,11 @@ class _VisualRows:
     def usual_place(self, text: str) -> float:
         """Where a sentence of normal anatomy stands among those of its reports, from 0 to 1, on average."""
         return self._places.get(text, 0.5)
+
+
+def contradicted(named: Iterable[str]) -> set[str]:
+    """What cannot be denied where some findings are named."""
+    return {one for finding in named for one in (finding, *IMPLIES.get(finding, ()))}
 
 
 def least_share(base: float) -> float:

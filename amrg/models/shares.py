@@ -56,9 +56,10 @@ class RowLabels:
             weights_J = torch.where(rows_J >= 0, weights_J, 0.0)
             own_J = weights_J * self._of_FN[k][rows_J]
             boxed = float((own_J * self._boxed_N[rows_J]).sum())
-            share.append(round(float(own_J.sum()), 6))
+            share.append(min(1.0, round(float(own_J.sum()), 6)))  # weights sum to 1 up to rounding
             top_row.append(int(rows_J[weights_J.argmax()]) if weights_J.any() else -1)
-            side.append(round(float((own_J * self._left_N[rows_J]).sum()) / boxed, 6) if boxed > 0 else None)
+            left = float((own_J * self._left_N[rows_J]).sum())
+            side.append(min(1.0, round(left / boxed, 6)) if boxed > 0 else None)
         return {"share": share, "top_row": top_row, "side": side}
 
 
