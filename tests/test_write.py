@@ -52,7 +52,10 @@ def test_reports_are_those_of_generate(run: Any, capfd: pytest.CaptureFixture[st
         assert list(line["findings"]) == list(FINDINGS)
         assert all(0 <= p <= 1 for p in line["findings"].values())
     assert {bool(line["recalled"]) for line in found} == {bool(line["recalled"]) for line in expected}
-    for line, wanted in zip(found, expected, strict=True):
+    by_key = {line["key"]: line for line in expected}
+    assert by_key.keys() == {path.name for path in paths}
+    for line, path in zip(found, paths, strict=True):
+        wanted = by_key[path.name]
         assert line["generated"] == wanted["generated"]
         assert line["recalled"] == wanted["recalled"]
         assert [said["text"] for said in line["sentences"]] == [said["text"] for said in wanted["sentences"]]
