@@ -27,7 +27,7 @@ _ABNORMAL = re.compile(
     r"\w*calcif\w*|calcic|atheroscl\w*|hyper(?:inflat|expan|lucen|aerat)\w*|emphysem\w*|copd|hypoinflat\w*|shallow|"
     r"low (?:lung )?volumes?|volumes? (?:are|is) low|crowding|elevat\w*|eventrat\w*|flatten\w*|blunt\w*|herni\w*|"
     r"deformit\w*|clips?|sternotomy|cabg|surg\w*|post-?op\w*|wires?|scar\w*|fibro\w*|thicken\w*|prominen\w*|"
-    r"markings?|osteopen\w*|demineral\w*|wedg\w*|fullness|limited|rotat\w*|chronic|old|prior|history)\b",
+    r"markings?|\d+ ?[cm]m|osteopen\w*|demineral\w*|wedg\w*|fullness|limited|rotat\w*|chronic|old|prior|history)\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"^(?:there (?:is|are) )?(?:no|without)\b[^.]*$", re.IGNORECASE)
