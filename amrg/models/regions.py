@@ -16,9 +16,7 @@ Shape legend: B films or studies, M films, K = 14 labels, H W fine grid, D width
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -65,7 +63,7 @@ def find_regions(projected_BHWD: Tensor, maps_BKHW: Tensor) -> Regions:
     unit_BKD = F.normalize(features_BKD[..., : features_BKD.shape[-1] - PLACES], dim=-1)
     states_BKD = normalise_rows(torch.cat([unit_BKD, places_BKP.sqrt()], dim=-1))
     states_BKD = states_BKD * (peaks_BK > 0)[..., None]
-    return Regions(states_BKD, places_BKP, peaks_BK, _boxes(maps_BKHW))
+    return Regions(states_BKD, places_BKP, peaks_BK, boxes_of(maps_BKHW))
 
 
 def of_studies(regions: Regions, views: Sequence[int]) -> Regions:
@@ -92,16 +90,20 @@ def _shares(values: Tensor) -> Tensor:
     return values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
 
 
-def _boxes(maps_BKHW: Tensor) -> Tensor:
-    maps = maps_BKHW.detach().float().cpu().numpy()
-    boxes = np.zeros((*maps.shape[:2], 5), np.float32)
-    for b, k in np.argwhere(maps.max((2, 3)) > 0):
-        boxes[b, k, 1:] = box_of(maps[b, k])
-    return torch.from_numpy(boxes).to(maps_BKHW.device)
+def boxes_of(maps_BKHW: Tensor) -> Tensor:
+    """0, x0, y0, x1, y1 of the cells of each region that are connected (by a corner, too) with its peak, [B, K, 5].
 
-
-def box_of(map_HW: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of the connected cells (by a corner, too) above ``EXTENT`` of the peak that hold the peak."""
-    parts, _ = ndimage.label(map_HW > EXTENT * map_HW.max(), np.ones((3, 3)))
-    rows, columns = ndimage.find_objects(parts)[parts.flat[int(map_HW.argmax())] - 1]
-    return columns.start, rows.start, columns.stop, rows.stop
+    The peak's part grows by a cell a time, H + W times: on the device, without waiting for it.
+    """
+    height, width = maps_BKHW.shape[-2:]
+    maps_BKN = maps_BKHW.detach().float().flatten(2)
+    peak_BK1, cell_BK1 = maps_BKN.max(-1, keepdim=True)
+    region_BKHW = (maps_BKN > EXTENT * peak_BK1).view_as(maps_BKHW)
+    part_BKHW = torch.zeros_like(maps_BKN).scatter(2, cell_BK1, 1.0).view_as(maps_BKHW) * region_BKHW
+    for _ in range(height + width):
+        part_BKHW = F.max_pool2d(part_BKHW, 3, stride=1, padding=1) * region_BKHW
+    columns_BKW, rows_BKH = part_BKHW.amax(2), part_BKHW.amax(3)
+    first = [ends.argmax(-1) for ends in (columns_BKW, rows_BKH)]
+    last = [n - ends.flip(-1).argmax(-1) for n, ends in ((width, columns_BKW), (height, rows_BKH))]
+    boxes_BK5 = torch.stack([torch.zeros_like(first[0]), *first, *last], dim=-1)
+    return (boxes_BK5 * (peak_BK1 > 0)).float()

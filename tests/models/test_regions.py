@@ -6,9 +6,14 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from amrg.models.regions import EXTENT, GRID, PLACES, Regions, box_of, find_regions, of_studies
+from amrg.models.regions import EXTENT, GRID, PLACES, Regions, boxes_of, find_regions, of_studies
 
 D = 24  # of a state: 8 numbers of what the region looks like, 16 of where it is
+
+
+def box_of(map_HW: np.ndarray) -> tuple[int, ...]:
+    """Of one map, without the number of the film."""
+    return tuple(boxes_of(torch.from_numpy(map_HW)[None, None])[0, 0, 1:].int().tolist())
 
 
 def some(*shape: int, seed: int = 0) -> Tensor:

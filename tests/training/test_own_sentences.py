@@ -22,7 +22,10 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
 
     memory = replace(Config().memory, hide_own_patient=hide)
     model = SimpleNamespace(
-        memory_config=memory, associations=lambda *_: {}, generate=lambda *_, **__: ["Clear.", "Clear."]
+        memory_config=memory,
+        associations=lambda *_: {},
+        loud_queries=lambda _: None,
+        generate=lambda *_, **__: ["Clear.", "Clear."],
     )
     recorder = SimpleNamespace(record=lambda *_: {})
     lines = write_reports(model, None, torch.tensor([5, 7]), Config(), recorder, SimpleNamespace(compose=compose))
