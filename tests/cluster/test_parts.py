@@ -34,7 +34,7 @@ def test_parts_and_a_killed_task_change_no_byte(inputs: tuple[Path, Path], tmp_p
     done = namespaces.run(tmp_path, str(SCRIPT), *map(str, inputs), str(tmp_path))
     assert done.returncode == 0, done.stderr
     scratch = [len(list((tmp_path / name / "scratch").glob("*-*"))) for name in ("whole", "parts")]
-    assert scratch == [3, 3 + 2 + 3]  # of studies, regions, texts
+    assert scratch == [2, 3 + 2]  # of studies, of sentences
     hashes = set()
     for name in ("whole", "parts", "tasks"):
         for path in sorted((tmp_path / name / "scratch").rglob("*"), reverse=True):
