@@ -13,7 +13,7 @@ bank, U distinct sentences, D width of the report bank, C candidates.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,19 +21,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
+from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING
 from amrg.data.outline import begun
-from amrg.data.statements import Statement, statements
+from amrg.data.statements import statements
 from amrg.data.text import fold, sentences
-from amrg.data.wording import compares, excepts, says_all_is_well, says_normal
+from amrg.data.wording import compares, excepts, says_all_is_well
 from amrg.memory.bank import NO_GROUP, MemoryBank
+from amrg.models.bank_sentences import BankSentence, read_sentences
 from amrg.models.certainty import Certainty
-from amrg.models.details import ATTRIBUTES, AttributeHeads, Distribution, combine, detail_values, support
+from amrg.models.details import ATTRIBUTES, AttributeHeads, combine, support
 from amrg.models.generator import Association, Sight
+from amrg.models.linked_rows import LinkedRows, Supported
 from amrg.models.regions import PLACES
 
 Support = Literal["none", "map", "memory", "head", "all"]
-Supported = dict[str, dict[str, Distribution]]  # by finding and attribute
 
 ROWS = 4096  # of each bank that an association is read to
 #: β of the cosine between a sentence and what the region's rows say, and weights of the rest of a sentence's score.
@@ -136,24 +137,6 @@ class Composed:
         return " ".join(kept)
 
 
-@dataclass(frozen=True)
-class _Sentence:
-    """A distinct sentence of the report bank, its rows, and what it states."""
-
-    text: str
-    rows: tuple[int, ...]
-    states: frozenset[str]
-    denies: frozenset[str]
-    suspects: frozenset[str]
-    details: tuple[tuple[str, str, str], ...]  # finding, attribute, value
-    sized: bool
-    groups: frozenset[int] = field(default_factory=frozenset)
-
-    @property
-    def normal(self) -> bool:
-        return not (self.states or self.suspects or self.sized) and says_normal(self.text)
-
-
 class Composer:
     """Composes the beginning of reports.
 
@@ -175,9 +158,9 @@ class Composer:
     ) -> None:
         self.certainty, self.source, self._heads = certainty, source, heads or {}
         self._reports = reports
-        self._visual = None if visual is None else _VisualRows(visual)
+        self._visual = None if visual is None else LinkedRows(visual)
         if reports is not None:
-            self._sentences = _read_sentences(reports)
+            self._sentences = read_sentences(reports)
             self._index = {one.text: i for i, one in enumerate(self._sentences)}
             first = torch.tensor([one.rows[0] for one in self._sentences], dtype=torch.long)
             self._vectors_UD = F.normalize(reports.vectors(0, len(reports))[first], dim=-1)
@@ -388,65 +371,13 @@ class _Film:
     weights: dict[str, Tensor]
     group: int
 
-    def sees(self, sentence: _Sentence) -> bool:
+    def sees(self, sentence: BankSentence) -> bool:
         """Whether some row with the sentence is of another patient."""
         return self.group == NO_GROUP or bool(sentence.groups - {self.group})
 
-    def row_of(self, sentence: _Sentence, groups: Sequence[int]) -> int:
+    def row_of(self, sentence: BankSentence, groups: Sequence[int]) -> int:
         """The first such row."""
         return next(row for row in sentence.rows if self.group == NO_GROUP or groups[row] != self.group)
-
-
-class _VisualRows:
-    """The rows of the visual bank: label, linked sentences, and the details that these state of it."""
-
-    def __init__(self, bank: MemoryBank) -> None:
-        origins = bank.origins(0, len(bank), ["findings", "source", "text"]).to_pylist()
-        region = [origin["source"] == "region" for origin in origins]
-        self.label_N = torch.tensor(
-            [LABELS.index(o["findings"][0]) if on else len(LABELS) for o, on in zip(origins, region, strict=True)]
-        )
-        self.texts = [sentences(o["text"] or "") if on else [] for o, on in zip(origins, region, strict=True)]
-        self.base_F = [float((self.label_N == k).float().mean()) for k in range(len(FINDINGS))]
-        self._votes: dict[tuple[str, str], tuple[list[str], Tensor]] = {}
-        for k, finding in enumerate(FINDINGS):
-            rows = (self.label_N == k).nonzero()[:, 0].tolist()
-            stated = {row: detail_values(statements(" ".join(self.texts[row])), finding) for row in rows}
-            for attribute in ATTRIBUTES:
-                values = sorted({of[attribute] for of in stated.values() if attribute in of})
-                if values:
-                    vote_NV = torch.zeros(len(origins), len(values))
-                    for row, of in stated.items():
-                        if attribute in of:
-                            vote_NV[row, values.index(of[attribute])] = 1.0
-                    self._votes[finding, attribute] = values, vote_NV
-
-    def shares(self, weight_QN: Tensor) -> list[float]:
-        """The share of each finding's own association that falls on its rows, [F]."""
-        return [float(weight_QN[k][self.label_N == k].sum()) for k in range(len(FINDINGS))]
-
-    def votes(self, weight_QN: Tensor) -> Supported:
-        """How the rows that a finding's region retrieves are described, by finding and attribute."""
-        found: Supported = {finding: {} for finding in FINDINGS}
-        for (finding, attribute), (values, vote_NV) in self._votes.items():
-            vote_V = weight_QN[FINDINGS.index(finding)] @ vote_NV
-            # The bank's own frequencies are worth a tenth of a vote, so that one faint row alone decides nothing.
-            vote_V = vote_V + 0.1 * vote_V.sum() * vote_NV.mean(0) / vote_NV.mean() / len(values)
-            if float(vote_V.sum()) > 0:
-                found[finding][attribute] = dict(zip(values, (vote_V / vote_V.sum()).tolist(), strict=True))
-        return found
-
-    @cached_property
-    def _places(self) -> dict[str, float]:
-        places: dict[str, list[float]] = {}
-        for row in (self.label_N == LABELS.index(NO_FINDING)).nonzero()[:, 0].tolist():
-            for i, text in enumerate(self.texts[row]):
-                places.setdefault(text, []).append((i + 0.5) / len(self.texts[row]))
-        return {text: sum(of) / len(of) for text, of in places.items()}
-
-    def usual_place(self, text: str) -> float:
-        """Where a sentence of normal anatomy stands among those of its reports, from 0 to 1, on average."""
-        return self._places.get(text, 0.5)
 
 
 def contradicted(named: Iterable[str]) -> set[str]:
@@ -474,31 +405,7 @@ def _spread(association: Association, length: int) -> Tensor:
     return torch.zeros(*rows.shape[:2], length).scatter_add_(2, rows.clamp_min(0), kept)
 
 
-def _read_sentences(bank: MemoryBank) -> list[_Sentence]:
-    """The distinct sentences of a report bank that may be said of another film, in the order of their first rows."""
-    rows: dict[str, list[int]] = {}
-    for row, text in enumerate(bank.origins(0, len(bank), ["text"])["text"].to_pylist()):
-        rows.setdefault(text, []).append(row)
-    groups = bank.groups.tolist()
-    return [_sentence(text, of, groups) for text, of in rows.items() if not compares(text)]
-
-
-def _sentence(text: str, rows: Sequence[int], groups: Sequence[int]) -> _Sentence:
-    found: list[Statement] = statements(text)
-
-    def of(presence: float) -> frozenset[str]:
-        return frozenset(one.finding for one in found if one.presence == presence)
-
-    states = of(POSITIVE)
-    details = [(f, a, v) for f in FINDINGS if f in states for a, v in detail_values(found, f).items()]
-    sized = any(one.size_cm is not None for one in found)
-    return _Sentence(
-        text, tuple(rows), states, of(NEGATIVE) - states, of(UNCERTAIN) - states, tuple(details), sized,
-        frozenset(groups[row] for row in rows),
-    )  # fmt: skip
-
-
-def _backing(sentence: _Sentence, supported: Supported) -> float:
+def _backing(sentence: BankSentence, supported: Supported) -> float:
     """How well a film supports the details of a sentence; a size is supported by nothing."""
     score = -UNSUPPORTED * sentence.sized
     for finding, attribute, value in sentence.details:

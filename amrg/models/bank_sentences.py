@@ -1,0 +1,61 @@
+"""The distinct sentences of a report bank, and what each states."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amrg.data.labels import FINDINGS, NEGATIVE, POSITIVE, UNCERTAIN
+from amrg.data.statements import Statement, statements
+from amrg.data.wording import compares, says_normal
+from amrg.memory.bank import MemoryBank
+from amrg.models.details import detail_values
+
+
+@dataclass(frozen=True)
+class BankSentence:
+    """A distinct sentence of the report bank.
+
+    Attributes:
+        rows: that hold it.
+        states, denies, suspects: findings that are positive, negative and uncertain in it.
+        details: (finding, attribute, value) of what it states.
+        sized: it gives a size.
+        groups: patients who own its rows.
+    """
+
+    text: str
+    rows: tuple[int, ...]
+    states: frozenset[str]
+    denies: frozenset[str]
+    suspects: frozenset[str]
+    details: tuple[tuple[str, str, str], ...]
+    sized: bool
+    groups: frozenset[int]
+
+    @property
+    def normal(self) -> bool:
+        """Whether it may be said of normal anatomy."""
+        return not (self.states or self.suspects or self.sized) and says_normal(self.text)
+
+
+def read_sentences(bank: MemoryBank) -> list[BankSentence]:
+    """The distinct sentences of a report bank that may be said of another film, in the order of their first rows."""
+    rows: dict[str, list[int]] = {}
+    for row, text in enumerate(bank.origins(0, len(bank), ["text"])["text"].to_pylist()):
+        rows.setdefault(text, []).append(row)
+    groups = bank.groups.tolist()
+    return [_sentence(text, of, groups) for text, of in rows.items() if not compares(text)]
+
+
+def _sentence(text: str, rows: Sequence[int], groups: Sequence[int]) -> BankSentence:
+    found: list[Statement] = statements(text)
+
+    def of(presence: float) -> frozenset[str]:
+        return frozenset(one.finding for one in found if one.presence == presence)
+
+    states = of(POSITIVE)
+    details = [(f, a, v) for f in FINDINGS if f in states for a, v in detail_values(found, f).items()]
+    sized = any(one.size_cm is not None for one in found)
+    return BankSentence(
+        text, tuple(rows), states, of(NEGATIVE) - states, of(UNCERTAIN) - states, tuple(details), sized,
+        frozenset(groups[row] for row in rows),
+    )  # fmt: skip

@@ -1,0 +1,70 @@
+"""The rows of the visual bank as words: what each region's own report says of it.
+
+Shape legend: Q = 14 queries, F = 13 findings, N rows of the bank, V values of a detail.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
+from amrg.data.statements import statements
+from amrg.data.text import sentences
+from amrg.memory.bank import MemoryBank
+from amrg.models.details import ATTRIBUTES, Distribution, detail_values
+
+#: How likely each value of a detail is, by finding and attribute.
+Supported = dict[str, dict[str, Distribution]]
+
+
+class LinkedRows:
+    """The rows of the visual bank: label, linked sentences, and the details that these state of it."""
+
+    def __init__(self, bank: MemoryBank) -> None:
+        origins = bank.origins(0, len(bank), ["findings", "source", "text"]).to_pylist()
+        region = [origin["source"] == "region" for origin in origins]
+        self.label_N = torch.tensor(
+            [LABELS.index(o["findings"][0]) if on else len(LABELS) for o, on in zip(origins, region, strict=True)]
+        )
+        self.texts = [sentences(o["text"] or "") if on else [] for o, on in zip(origins, region, strict=True)]
+        self.base_F = [float((self.label_N == k).float().mean()) for k in range(len(FINDINGS))]
+        self._votes: dict[tuple[str, str], tuple[list[str], Tensor]] = {}
+        for k, finding in enumerate(FINDINGS):
+            rows = (self.label_N == k).nonzero()[:, 0].tolist()
+            stated = {row: detail_values(statements(" ".join(self.texts[row])), finding) for row in rows}
+            for attribute in ATTRIBUTES:
+                values = sorted({of[attribute] for of in stated.values() if attribute in of})
+                if values:
+                    vote_NV = torch.zeros(len(origins), len(values))
+                    for row, of in stated.items():
+                        if attribute in of:
+                            vote_NV[row, values.index(of[attribute])] = 1.0
+                    self._votes[finding, attribute] = values, vote_NV
+
+    def shares(self, weight_QN: Tensor) -> list[float]:
+        """The share of each finding's own association that falls on its rows, [F]."""
+        return [float(weight_QN[k][self.label_N == k].sum()) for k in range(len(FINDINGS))]
+
+    def votes(self, weight_QN: Tensor) -> Supported:
+        """How the rows that a finding's region retrieves are described, by finding and attribute."""
+        found: Supported = {finding: {} for finding in FINDINGS}
+        for (finding, attribute), (values, vote_NV) in self._votes.items():
+            vote_V = weight_QN[FINDINGS.index(finding)] @ vote_NV
+            # The bank's own frequencies are worth a tenth of a vote, so that one faint row alone decides nothing.
+            vote_V = vote_V + 0.1 * vote_V.sum() * vote_NV.mean(0) / vote_NV.mean() / len(values)
+            if float(vote_V.sum()) > 0:
+                found[finding][attribute] = dict(zip(values, (vote_V / vote_V.sum()).tolist(), strict=True))
+        return found
+
+    @cached_property
+    def _places(self) -> dict[str, float]:
+        places: dict[str, list[float]] = {}
+        for row in (self.label_N == LABELS.index(NO_FINDING)).nonzero()[:, 0].tolist():
+            for i, text in enumerate(self.texts[row]):
+                places.setdefault(text, []).append((i + 0.5) / len(self.texts[row]))
+        return {text: sum(of) / len(of) for text, of in places.items()}
+
+    def usual_place(self, text: str) -> float:
+        """Where a sentence of normal anatomy stands among those of its reports, from 0 to 1, on average."""
+        return self._places.get(text, 0.5)
