@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_cli(action: Callable[[], None]) -> None:
-    """Run a command; turn a UserError into one line and exit code 2, and an interruption into a promise."""
+    """Run a command; turn a UserError into its lines and exit code 2, and an interruption into a promise."""
     try:
         action()
     except UserError as error:
@@ -85,7 +85,8 @@ def run_cli(action: Callable[[], None]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"amrg: {message}", file=sys.stderr)
+    for line in message.splitlines():
+        print(f"amrg: {line}", file=sys.stderr)
     return code
 
 
@@ -108,9 +109,11 @@ def _dispatch(arguments: list[str]) -> None:
     if dry_run:
         for name in verbs:
             print(pipeline.describe(name, config))
+        pipeline.check(verbs, config)
     elif verb == "run":
         pipeline.run_all(config)
     else:
+        pipeline.check(verbs, config)
         pipeline.run_step(verb, config)
 
 

@@ -5,15 +5,17 @@ prepare → stage1 → banks → stage2 → generate → evaluate
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from amrg.artifacts import Artifact, Recipe, build, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
 from amrg.data import labeler, statements
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
+from amrg.preflight import Run, examine, this_machine
 from amrg.progress import say
 from amrg.training import ds_config
 
@@ -92,9 +94,50 @@ def _barrier() -> None:
 def run_all(config: Config, last: str = "evaluate") -> Artifact:
     """The chain up to a step; what was made before is kept. Every rank of a distributed run calls this."""
     verbs = list(STEPS)[: list(STEPS).index(last) + 1]
-    for verb in verbs:
-        STEPS[verb].settings(config)  # a file that is missing is told now, not hours later
+    check(verbs, config)
     return [run_step(verb, config) for verb in verbs][-1]
+
+
+def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> None:
+    """Tell, before anything is made, all that the steps would lack; those whose artefact is there lack nothing.
+
+    The first rank of a distributed run does it for all.
+
+    Args:
+        verbs: to be done, in their order.
+        config: of the run.
+        workers: processes on other machines that will train; None: this one and the other ranks of its launcher.
+
+    Raises:
+        UserError: something is missing or wrong; a line for each.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    faults = gathered(*(partial(STEPS[verb].settings, config) for verb in verbs))
+    missing: list[str] = []
+    begun = 0
+    for verb in verbs:
+        try:
+            plan = recipe(verb, config)
+        except UserError as error:
+            if not missing:  # else an earlier step makes its inputs
+                faults.append(str(error))
+            missing.append(verb)
+            continue
+        if find(root(config), plan) is None:
+            missing.append(verb)
+            partial_files = plan.path(root(config)).with_name(plan.path(root(config)).name + ".partial").rglob("*")
+            begun += sum(path.stat().st_size for path in partial_files if path.is_file())
+    if missing:
+        ranks = int(os.environ.get("WORLD_SIZE", "1")) if workers is None else workers
+        data = recipe("prepare", config).path(root(config))
+        machine = this_machine(Path(config.runs).absolute()) if workers is None else None
+        found, warnings = examine(missing, Run(config, data if data.is_dir() else None, ranks, machine, begun))
+        faults += found
+        for warning in warnings:
+            say(warning)
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
 
 
 def describe(verb: str, config: Config) -> str:

@@ -21,6 +21,7 @@ ROWS = [
         "amrg.pipeline",
         "amrg.write",
     },
+    {"amrg.preflight"},
     {"amrg.app", "amrg.evaluation"},
     {"amrg.viewer"},
     {"amrg.mining", "amrg.planning"},
@@ -30,7 +31,7 @@ ROWS = [
     {"amrg.kernels"},
     {"amrg.data"},
     {"amrg.arguments"},
-    {"amrg.artifacts", "amrg.config"},
+    {"amrg.artifacts", "amrg.config", "amrg.model_files"},
     {"amrg.progress"},
     {"amrg.errors"},
 ]

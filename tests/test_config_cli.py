@@ -80,7 +80,7 @@ def amrg(*arguments, cwd):
     [
         (["fly"], "unknown verb `fly`"),
         (["stage1"], "no data artefact at .*: make it with `amrg prepare"),
-        (["stage2", "demo", "--stage2.ds-config", "zero9.json"], "zero9.json|no data artefact"),
+        (["run", "demo", "--stage2.ds-config", "zero9.json"], "no configuration file zero9.json"),
         (["inspect", "nowhere"], "nowhere is not an artefact"),
     ],
 )

@@ -21,7 +21,7 @@ from amrg.data.shards import prepare
 from amrg.data.sources import open_source
 from amrg.evaluation.evaluate import evaluate
 from amrg.mining.building import build_banks
-from amrg.pipeline import STEPS, Make, recipe, root, run_step
+from amrg.pipeline import STEPS, Make, check, recipe, root, run_step
 from amrg.progress import say
 
 #: Steps that run on workers, and the batch they share.
@@ -42,6 +42,7 @@ def run(config: Config) -> Artifact:
         UserError: a step's own mistakes, or machines that were lost and could not be replaced.
     """
     config = dataclasses.replace(config, runs=str(Path(config.runs).absolute()))
+    check(tuple(STEPS), config, config.cluster.workers)
     with connected(config):
         readers = start_readers(config.cluster)
         for verb in STEPS:

@@ -21,6 +21,21 @@ from amrg.errors import UserError
 TOKENIZER = "amrg-1: lower case; words and numbers with inner - ' / or decimal point; all other characters separate"
 
 
+NO_JAVA = "no Java on this machine"
+
+
+def language_faults() -> list[str]:
+    """What is missing of the metrics over words."""
+    if importlib.util.find_spec("pycocoevalcap"):
+        return []
+    return ["language metrics need pycocoevalcap: pip install 'amrg[eval]'"]
+
+
+def meteor_warning() -> str:
+    """Why METEOR will be unavailable, empty where it is not: the other metrics do without."""
+    return "" if shutil.which("java") else f"METEOR will be unavailable: {NO_JAVA}"
+
+
 @dataclass(frozen=True)
 class LanguageScores:
     """Corpus scores, and what a bootstrap needs to score any resample of the studies.
@@ -121,7 +136,7 @@ def meteor(references: Sequence[str], systems: Mapping[str, Sequence[str]], time
     if spec is None or not spec.submodule_search_locations:
         return "unavailable: pycocoevalcap is not installed"
     if java is None:
-        return "unavailable: no Java on this machine"
+        return f"unavailable: {NO_JAVA}"
     jar = Path(spec.submodule_search_locations[0]) / "meteor" / "meteor-1.5.jar"
     command = [java, "-Xmx1G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     try:

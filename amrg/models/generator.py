@@ -81,6 +81,16 @@ class Predicted(NamedTuple):
     association_B: Tensor | None = None
 
 
+def stream_faults(settings: DecoderConfig) -> list[str]:
+    """What contradicts itself in the settings of the streams and the prompt."""
+    faults = []
+    if settings.prompt.count(IMAGE) != 1:
+        faults.append(f"decoder.prompt must contain {IMAGE} once: that is where the image goes")
+    if not (settings.use_visual or settings.use_queries or settings.use_visual_memory or settings.use_report_memory):
+        faults.append("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
+    return faults
+
+
 class ReportGenerator(nn.Module):
     """See the module's docstring; build with the parts, or with ``from_pretrained``.
 
@@ -105,12 +115,8 @@ class ReportGenerator(nn.Module):
         map_method: str = "layercam",
     ) -> None:
         super().__init__()
-        if settings.prompt.count(IMAGE) != 1:
-            raise UserError(f"decoder.prompt must contain {IMAGE} once: that is where the image goes")
-        if not (
-            settings.use_visual or settings.use_queries or settings.use_visual_memory or settings.use_report_memory
-        ):
-            raise UserError("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
+        for fault in stream_faults(settings):
+            raise UserError(fault)
         self.stage1, self.decoder, self.tokenizer = stage1, decoder, tokenizer
         self.memory_config, self.settings, self.map_method = memory, settings, map_method
         dim, width = stage1.config.query_dim, decoder.get_input_embeddings().embedding_dim

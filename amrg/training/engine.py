@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amrg.errors import UserError
 from amrg.models.parted import Zero3, whole
 from amrg.models.parts import OPTIMISER, part
-from amrg.training.ds_config import AUTO, Optimisation, read, resolve
+from amrg.training.ds_config import AUTO, Optimisation, read, refuse_whole_weights, resolve
 from amrg.training.ranks import barrier, device, gather_lists, mean_over_ranks, rank, start, world_size
 
 __all__ = [
@@ -56,6 +56,12 @@ def _silent_linker() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def refuse_half_without_gpu(ours: Optimisation) -> None:
+    """Raises UserError where float16 is to be computed on CPUs."""
+    if ours.dtype == "float16" and device().type == "cpu":
+        raise UserError(f"{ours.section}.dtype float16 needs a GPU: use bfloat16 or float32")
 
 
 class _Objective(nn.Module):
@@ -118,8 +124,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, loss: Loss, ours: Optimisation, total_steps: int) -> None:
         start()
-        if ours.dtype == "float16" and device().type == "cpu":
-            raise UserError(f"{ours.section}.dtype float16 needs a GPU: use bfloat16 or float32")
+        refuse_half_without_gpu(ours)
         config = resolve(read(ours.ds_config), ours, world_size(), total_steps)
         self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], ours.dtype
         groups = _decay_groups(model, ours.weight_decay)
@@ -269,12 +274,10 @@ def zero3(ds_config: str, required: bool = False) -> Zero3:
     Raises:
         UserError: the JSON is missing or malformed, or of another stage where 3 is required.
     """
+    if required:
+        refuse_whole_weights(ds_config)
     zero = read(ds_config).get("zero_optimization", {})
     if zero.get("stage") != 3:
-        if required:
-            raise UserError(
-                f"{ds_config} is of ZeRO stage {zero.get('stage')}: only stage 3 splits weights; take zero3.json"
-            )
         return None
     _deepspeed()  # quietly, before others import it
     return {key: value for key, value in zero.items() if value != AUTO and key != "offload_optimizer"}

@@ -12,17 +12,19 @@ import torch
 from amrg.artifacts import whole
 from amrg.config import Config
 from amrg.data.stream import count
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
 from amrg.memory.bank import NO_GROUP, VISUAL, MemoryBank, group_id
 from amrg.memory.bank import REPORTS as REPORT_BANK
 from amrg.models.certainty import Certainty
 from amrg.models.composer import ROWS, Composed, Composer, head_features
+from amrg.models.decoder import refuse_quantised
 from amrg.models.details import AttributeHeads, report_details
 from amrg.models.generator import MEMORIES, Association, ReportGenerator, Sight
 from amrg.models.shares import RowLabels, heaviest
 from amrg.progress import track
 from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
+from amrg.training.ds_config import refuse_whole_weights
 from amrg.training.seen import Seen
 from amrg.training.stage2 import MODEL, SCRATCH, open_banks, shares
 
@@ -139,11 +141,27 @@ def open_composer(
         return Composer(certainty, MemoryBank.open(banks / VISUAL))
     reports = MemoryBank.open(banks / REPORT_BANK)
     if set(reports.origins(0, len(reports), ["source"])["source"].to_pylist()) != {"sentence"}:
-        raise UserError(
-            f"generate.outline recalled says sentences of memory, but {reports.folder} holds whole reports: build it "
-            "with banks.reports.unit sentence, or say generate.outline decided"
-        )
+        raise UserError(_no_sentences(f"{reports.folder} holds whole reports"))
     return Composer(certainty, MemoryBank.open(banks / VISUAL), reports, heads, config.generate.support)
+
+
+def generate_faults(config: Config) -> list[str]:
+    """Settings of ``generate`` that do not go together, or not with the banks."""
+    ours, faults = config.generate, []
+    if ours.outline == "recalled" and config.banks.reports.unit != "sentence":
+        faults.append(_no_sentences("banks.reports.unit report makes whole reports"))
+    if ours.min_new_tokens > ours.max_new_tokens:
+        faults.append(f"generate.min_new_tokens {ours.min_new_tokens} is above max_new_tokens {ours.max_new_tokens}")
+    if (name := ours.ds_config) is not None:
+        faults += gathered(lambda: refuse_whole_weights(name), lambda: refuse_quantised(config.decoder.base_dtype))
+    return faults
+
+
+def _no_sentences(found: str) -> str:
+    return (
+        f"generate.outline recalled says sentences of memory, but {found}: build it with banks.reports.unit sentence, "
+        "or say generate.outline decided"
+    )
 
 
 #: Names of the attribute heads that ``generate.support`` needs.

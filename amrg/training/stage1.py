@@ -102,18 +102,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
 
 def optimisation(config: Config) -> Optimisation:
     """The settings of stage 1 as the engine reads them."""
-    ours = config.stage1
-    return Optimisation(
-        "stage1",
-        ours.epochs,
-        ours.batch_size,
-        ours.lr,
-        ours.weight_decay,
-        ours.warmup_fraction,
-        ours.clip,
-        ours.dtype,
-        ds_config=ours.ds_config,
-    )
+    return Optimisation.of("stage1", config.stage1)
 
 
 def _start_biases(model: DiseaseClassifier, targets_NK: Tensor) -> None:

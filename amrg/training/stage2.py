@@ -3,7 +3,7 @@
 With frozen vision, what stage 1 sees of each study is computed once and cached; else films are streamed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -18,16 +18,16 @@ from amrg.config import Config
 from amrg.data.labels import LABELS
 from amrg.data.outline import outlined
 from amrg.data.stream import Stream, by_length, count, read, studies
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
 from amrg.memory.bank import REPORTS, TRAIN, VISUAL, MemoryBank
-from amrg.memory.search import ApproximateMemory, Kind
+from amrg.memory.search import ApproximateMemory, Kind, search_faults
 from amrg.memory.sharding import Layout, ShardedMemory, hybrid_group
 from amrg.models.association import Bank, Memory
-from amrg.models.decoder import build_decoder
-from amrg.models.generator import IGNORED, ReportGenerator, Sight
+from amrg.models.decoder import build_decoder, refuse_quantised
+from amrg.models.generator import IGNORED, ReportGenerator, Sight, stream_faults
 from amrg.models.parted import whole
 from amrg.models.stage1 import DiseaseClassifier
-from amrg.training import engine
+from amrg.training import ds_config, engine
 from amrg.training.calibration import calibrate
 from amrg.training.card import write_card
 from amrg.training.checkpoint import made_from
@@ -36,7 +36,7 @@ from amrg.training.loop import fit
 from amrg.training.own_reports import OwnReports, own_reports_of
 from amrg.training.packing import ReportPacker, Stage2Packer
 from amrg.training.seen import Seen, look
-from amrg.training.wanted_rows import WantedRows, wanted_rows_of
+from amrg.training.wanted_rows import WantedRows, refuse_no_hopfield, wanted_rows_of
 from amrg.training.watch import MemoryWatch, collapses, watch_reports
 
 MODEL = "model"
@@ -100,19 +100,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
 
 def optimisation(config: Config) -> Optimisation:
     """The settings of stage 2 as the engine reads them."""
-    ours = config.stage2
-    return Optimisation(
-        section="stage2",
-        epochs=ours.epochs,
-        batch_size=ours.batch_size,
-        lr=ours.lr,
-        min_lr=ours.min_lr,
-        weight_decay=ours.weight_decay,
-        warmup_fraction=ours.warmup_fraction,
-        clip=ours.clip,
-        dtype=ours.dtype,
-        ds_config=ours.ds_config,
-    )
+    return Optimisation.of("stage2", config.stage2)
 
 
 def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
@@ -152,8 +140,7 @@ def open_banks(config: Config, folder: Path, studies_together: int) -> tuple[Mem
     visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
     ours, kind = config.sharding, config.memory.search
     if kind != "exact":
-        if ours.way in ("gather", "ring"):
-            raise UserError(f"memory.search {kind} reads a bank that each rank holds whole: sharding.way replicate")
+        _refuse_way(config)
         return _indexed(visual, kind), _indexed(reports, kind)
     if engine.world_size() == 1:
         return _whole(visual), _whole(reports)
@@ -176,16 +163,43 @@ def _whole(bank: MemoryBank) -> Bank:
     return Bank(bank.all(), bank.scale(0, len(bank)), bank.groups)
 
 
+def stage2_faults(config: Config, ranks: int) -> list[str]:
+    """Settings of stage 2, and of the banks it reads, that do not go together on so many ranks."""
+    ours, memory, sharding = config.stage2, config.memory, config.sharding
+    checks = [lambda: refuse_no_hopfield(config), lambda: _refuse_way(config)]
+    if ds_config.is_split(ours.ds_config):
+        checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
+    faults = [*stream_faults(config.decoder), *search_faults(memory.search), *gathered(*checks)]
+    held_out = [split for split in config.banks.splits if split != TRAIN]
+    if held_out and not ours.accept_banks_with_held_out_rows:
+        faults.append(_leak("banks.splits", held_out))
+    if memory.retrieval == "cross_attention" and (memory.search != "exact" or ranks > 1):
+        faults.append("memory.retrieval cross_attention reads every row: it needs memory.search exact, and one rank")
+    if sharding.ranks_per_copy and ranks > 1 and ranks % sharding.ranks_per_copy:
+        faults.append(f"sharding.ranks_per_copy {sharding.ranks_per_copy} does not divide {ranks} ranks")
+    return faults
+
+
+def _refuse_way(config: Config) -> None:
+    kind, way = config.memory.search, config.sharding.way
+    if kind != "exact" and way in ("gather", "ring"):
+        raise UserError(f"memory.search {kind} reads a bank that each rank holds whole: sharding.way replicate")
+
+
+def _leak(where: object, held_out: Sequence[str]) -> str:
+    return (
+        f"{where} holds rows of {' and '.join(sorted(held_out))} studies: their reports would leak into what is "
+        "generated. Build the banks with banks.splits [train], or say stage2.accept_banks_with_held_out_rows: true "
+        "(every score then carries a mark)"
+    )
+
+
 def refuse_held_out_rows(config: Config, folder: Path) -> None:
     """Raises UserError where a bank has rows of other splits than train, unless the configuration accepts that."""
     for name in (VISUAL, REPORTS):
         held_out = MemoryBank.open(folder / name).header["splits"].keys() - {TRAIN}
         if held_out and not config.stage2.accept_banks_with_held_out_rows:
-            raise UserError(
-                f"{folder / name} holds rows of {' and '.join(sorted(held_out))} studies: their reports would leak "
-                "into what is generated. Build the banks with banks.splits [train], or say "
-                "stage2.accept_banks_with_held_out_rows: true (every score then carries a mark)"
-            )
+            raise UserError(_leak(folder / name, sorted(held_out)))
 
 
 def loss(

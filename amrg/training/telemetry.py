@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from amrg.config import TelemetryConfig
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
 from amrg.models.parts import PREFIX
 from amrg.training.ranks import rank
 
@@ -185,13 +185,22 @@ class _TensorBoard:
         self._writer.close()
 
 
+def telemetry_faults(config: TelemetryConfig) -> list[str]:
+    """What is missing for what is to be told."""
+    return gathered(_wandb) if config.wandb_project else []
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("telemetry.wandb_project needs wandb: `pip install 'amrg[wandb]'`") from None
+    return wandb
+
+
 class _Wandb:
     def __init__(self, folder: Path, project: str, section: str) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("telemetry.wandb_project needs wandb: `pip install 'amrg[wandb]'`") from None
-        self._run = wandb.init(project=project, name=section, dir=str(folder))
+        self._run = _wandb().init(project=project, name=section, dir=str(folder))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)

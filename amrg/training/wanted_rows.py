@@ -68,6 +68,13 @@ def _same(wanted: Sequence[str], told: Sequence[str]) -> bool:
     return all(not want or want == tell for want, tell in zip(wanted, told, strict=True))
 
 
+def refuse_no_hopfield(config: Config) -> None:
+    """Raises UserError where the association loss has no Hopfield network to teach."""
+    taught = config.stage2.association_loss and config.decoder.use_visual_memory
+    if taught and config.memory.retrieval != "hopfield":
+        raise UserError("stage2.association_loss teaches a Hopfield memory: say memory.retrieval hopfield, or 0")
+
+
 def wanted_rows_of(config: Config, data: Path, banks: Path) -> WantedRows | None:
     """The teacher of a run's association loss; None where there is no such loss.
 
@@ -77,6 +84,5 @@ def wanted_rows_of(config: Config, data: Path, banks: Path) -> WantedRows | None
     weight = config.stage2.association_loss
     if not weight or not config.decoder.use_visual_memory:
         return None
-    if config.memory.retrieval != "hopfield":
-        raise UserError("stage2.association_loss teaches a Hopfield memory: say memory.retrieval hopfield, or 0")
+    refuse_no_hopfield(config)
     return WantedRows(data, MemoryBank.open(banks / VISUAL), weight)

@@ -2,7 +2,7 @@
 
 from amrg.config import DataConfig
 from amrg.data.studies import Source
-from amrg.errors import UserError
+from amrg.errors import UserError, gathered
 
 SOURCES: tuple[str, ...] = ("openi_drr", "mimic_cxr", "chexpert_plus", "iu_xray", "openi")
 
@@ -33,4 +33,48 @@ def open_source(config: DataConfig, seed: int) -> Source:
         from amrg.data.sources.openi import Openi
 
         return Openi(config, seed)
-    raise UserError(f"unknown data source `{config.source}`: data.source is one of {', '.join(SOURCES)}")
+    raise _unknown(config)
+
+
+def source_faults(config: DataConfig) -> list[str]:
+    """Which files and folders the reader will not find, told in a moment: nothing but their names is looked at."""
+    if config.source == "openi_drr":
+        from amrg.data.sources.openi_drr.reports import needs
+    elif config.source == "mimic_cxr":
+        from amrg.data.sources.mimic_cxr import needs
+    elif config.source == "chexpert_plus":
+        from amrg.data.sources.chexpert_plus import needs
+    elif config.source == "iu_xray":
+        from amrg.data.sources.r2gen import needs
+    elif config.source == "openi":
+        from amrg.data.sources.openi import needs
+    else:
+        return [str(_unknown(config))]
+    try:
+        return gathered(*needs(config))
+    except UserError as error:  # not even the folder
+        return [str(error)]
+
+
+def source_size(config: DataConfig) -> tuple[int, int] | None:
+    """Studies and films that will be prepared, at most; None where no table tells and no limits are set.
+
+    Raises:
+        UserError: a table cannot be read.
+    """
+    limits = (config.train_studies, config.val_studies, config.test_studies)
+    limit = None if None in limits else sum(filter(None, limits))
+    if config.source == "mimic_cxr":
+        from amrg.data.sources.mimic_cxr import counted
+    elif config.source == "iu_xray":
+        from amrg.data.sources.r2gen import counted
+    else:
+        renders = config.renders_per_study if config.source == "openi_drr" else 1
+        return None if limit is None else (limit * renders, limit * renders)
+    studies, films = counted(config)
+    fewer = studies if limit is None else min(studies, limit)
+    return fewer, films * fewer // max(studies, 1)
+
+
+def _unknown(config: DataConfig) -> UserError:
+    return UserError(f"unknown data source `{config.source}`: data.source is one of {', '.join(SOURCES)}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ from amrg.data.film_files import load_film
 from amrg.data.labeler import label_report
 from amrg.data.labels import LABELS
 from amrg.data.sections import chosen_text
-from amrg.data.sources.mimic_cxr import data_root
-from amrg.data.sources.tables import find, labels_of, read_csv
+from amrg.data.sources.tables import Need, data_root, find, labels_of, read_csv
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
@@ -27,6 +27,23 @@ COLUMNS = (
 LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json"}
 _IMAGE_FOLDERS = ("PNG", "PNG/PNG", "PNGs", "DICOM", ".")
 _SUFFIXES = (".png", ".jpg", ".dcm")  # the table says .jpg, the PNG release has .png
+
+
+def needs(config: DataConfig) -> list[Need]:
+    """A check for each thing that lies in ``data.path``."""
+    root = data_root(config)
+    labels = [] if config.labels == "rules" else [partial(_label_file, root, config)]
+    films = partial(find, root, *_IMAGE_FOLDERS[:-1], *("train", "valid"), why="the films")
+    return [partial(_table, root), *labels, films]
+
+
+def _table(root: Path) -> Path:
+    return find(root, TABLE, why="reports of CheXpert Plus")
+
+
+def _label_file(root: Path, config: DataConfig) -> Path:
+    name = LABEL_FILES[config.sections]
+    return find(root, f"chexbert_labels/{name}", name, why="labels; data.labels rules does without")
 
 
 class ChexpertPlus:
@@ -61,7 +78,7 @@ class ChexpertPlus:
         return load_film(path, self._config.image_size)
 
     def _read(self) -> list[Study]:
-        path = find(self._root, TABLE, why="reports of CheXpert Plus")
+        path = _table(self._root)
         table = read_csv(path, COLUMNS, multiline=True)
         rows = sorted(
             table.to_pylist(),
@@ -107,8 +124,7 @@ class ChexpertPlus:
         """Film → what ``labels_of`` says of its line."""
         if self._config.labels == "rules":
             return {}
-        name = LABEL_FILES[self._config.sections]
-        path = find(self._root, f"chexbert_labels/{name}", name, why="labels; data.labels rules does without")
+        path = _label_file(self._root, self._config)
         labels = {}
         with path.open() as file:
             for number, line in enumerate(file, 1):

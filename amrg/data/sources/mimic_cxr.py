@@ -14,8 +14,9 @@ from amrg.data.film_files import load_film
 from amrg.data.labeler import label_report
 from amrg.data.labels import LABELS
 from amrg.data.sections import chosen_text, split_sections
+from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
-from amrg.data.sources.tables import find, labels_of, read_csv
+from amrg.data.sources.tables import Need, data_root, find, labels_of, read_csv
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
@@ -32,13 +33,30 @@ def open_mimic_cxr(config: DataConfig, seed: int) -> "MimicCxr | R2Gen":
     return R2Gen(config, seed, "mimic") if (root / ANNOTATION).exists() else MimicCxr(config, seed)
 
 
-def data_root(config: DataConfig) -> Path:
-    """Raises UserError unless ``data.path`` is a folder."""
-    if config.path is None or not Path(config.path).is_dir():
-        raise UserError(
-            f"data.path {config.path} is not a folder: the source {config.source} reads your copy from there"
-        )
-    return Path(config.path)
+#: Tables beside the labels: name and what it is for.
+_METADATA, _SPLIT = ("metadata", "views and order of studies"), ("split", "the published split")
+
+
+def needs(config: DataConfig) -> list[Need]:
+    """A check for each thing that lies in ``data.path``."""
+    root = data_root(config)
+    if (root / ANNOTATION).exists():
+        return r2gen.needs(config)
+    tables = [_METADATA, _SPLIT, *([] if config.labels == "rules" else [_label_table(config)])]
+    return [
+        *(partial(_table, root, *table) for table in tables),
+        lambda: _archive(root) or _report_folder(root),
+        partial(find, root, "files", why="the films"),
+    ]
+
+
+def counted(config: DataConfig) -> tuple[int, int]:
+    """Studies and films that the tables name."""
+    root = data_root(config)
+    if (root / ANNOTATION).exists():
+        return r2gen.counted(config)
+    studies = read_csv(_table(root, *_METADATA), ("study_id",))["study_id"]
+    return len(studies.unique()), len(studies)
 
 
 class MimicCxr:
@@ -102,7 +120,7 @@ class MimicCxr:
 
     def _metadata(self) -> dict[tuple[str, str], list[dict[str, str]]]:
         """(subject, study) → its films with view, date and time."""
-        path = self._table("metadata", "views and order of studies")
+        path = _table(self._root, *_METADATA)
         columns = ("subject_id", "study_id", "dicom_id", "ViewPosition", "StudyDate", "StudyTime")
         films: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
         for subject, number, dicom, view, date, time in _rows(path, columns):
@@ -112,7 +130,7 @@ class MimicCxr:
         return films
 
     def _splits(self) -> dict[str, str]:
-        path = self._table("split", "the published split")
+        path = _table(self._root, *_SPLIT)
         splits = {}
         for number, split in _rows(path, ("study_id", "split")):
             if split not in PUBLISHED_SPLITS:
@@ -124,13 +142,18 @@ class MimicCxr:
         """Study → what ``labels_of`` says of its row."""
         if self._config.labels == "rules":
             return {}
-        name = "negbio" if self._config.labels == "negbio" else "chexpert"
-        path = self._table(name, "labels of studies; data.labels rules does without")
+        path = _table(self._root, *_label_table(self._config))
         columns = ("study_id", *LABELS)
         return {row[0]: labels_of(dict(zip(LABELS, row[1:], strict=True))) for row in _rows(path, columns)}
 
-    def _table(self, name: str, why: str) -> Path:
-        return find(self._root, f"mimic-cxr-2.0.0-{name}.csv.gz", f"mimic-cxr-2.0.0-{name}.csv", why=why)
+
+def _label_table(config: DataConfig) -> tuple[str, str]:
+    name = "negbio" if config.labels == "negbio" else "chexpert"
+    return name, "labels of studies; data.labels rules does without"
+
+
+def _table(root: Path, name: str, why: str) -> Path:
+    return find(root, f"mimic-cxr-2.0.0-{name}.csv.gz", f"mimic-cxr-2.0.0-{name}.csv", why=why)
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> "zip[tuple[Any, ...]]":

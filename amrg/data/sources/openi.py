@@ -7,13 +7,24 @@ from amrg.config import DataConfig
 from amrg.data.film_files import load_film
 from amrg.data.labeler import label_report
 from amrg.data.sections import chosen_text
-from amrg.data.sources.mimic_cxr import data_root
+from amrg.data.sources.tables import Need, data_root
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
 from amrg.progress import say
 
 _SUFFIXES = (".png", ".jpg", ".dcm")
+
+
+def needs(config: DataConfig) -> list[Need]:
+    """A check for each thing that lies in ``data.path``."""
+    root = data_root(config)
+    return [lambda: _any_report(root)]
+
+
+def _any_report(root: Path) -> None:
+    if next(root.rglob("*.xml"), None) is None:
+        raise UserError(f"{root} has no XML reports: set data.path to the folder of Open-i's release")
 
 
 class Openi:
@@ -33,9 +44,8 @@ class Openi:
     def __init__(self, config: DataConfig, seed: int) -> None:
         root = data_root(config)
         self._size = config.image_size
+        _any_report(root)
         reports = sorted(root.rglob("*.xml"))
-        if not reports:
-            raise UserError(f"{root} has no XML reports: set data.path to the folder of Open-i's release")
         films = {path.stem: path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES}
         self._films: dict[str, list[Path]] = {}
         studies = []

@@ -2,13 +2,14 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from amrg.config import DataConfig
 from amrg.data.film_files import load_film
 from amrg.data.labeler import label_report
-from amrg.data.sources.tables import find
+from amrg.data.sources.tables import Need, data_root, find
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import SPLITS, Films, Study
 from amrg.data.text import clean
@@ -16,6 +17,34 @@ from amrg.errors import UserError
 from amrg.progress import say
 
 ANNOTATION = "annotation.json"
+
+
+def needs(config: DataConfig) -> list[Need]:
+    """A check for each thing that lies in ``data.path``."""
+    root = data_root(config)
+    return [partial(_films, root), partial(_annotation, root)]
+
+
+def _films(root: Path) -> Path:
+    return find(root, "images", "files", why="films of the annotation")
+
+
+def _annotation(root: Path) -> Path:
+    return find(root, ANNOTATION, why="R2Gen's selection of studies")
+
+
+def _entries(path: Path) -> list[tuple[str, Any]]:
+    try:
+        content = json.loads(path.read_text())
+        return [(split, entry) for split in SPLITS for entry in content[split]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no R2Gen annotation ({type(error).__name__}): lists train, val, test") from None
+
+
+def counted(config: DataConfig) -> tuple[int, int]:
+    """Studies and films that the annotation names."""
+    entries = _entries(_annotation(data_root(config)))
+    return len(entries), sum(len(entry.get("image_path", ())) for _, entry in entries if isinstance(entry, dict))
 
 
 class R2Gen:
@@ -33,19 +62,10 @@ class R2Gen:
     """
 
     def __init__(self, config: DataConfig, seed: int, data_set: str) -> None:
-        if config.path is None or not Path(config.path).is_dir():
-            raise UserError(
-                f"data.path {config.path} is not a folder: the source {config.source} reads your copy there"
-            )
-        root = Path(config.path)
+        root = data_root(config)
         self._size, self._data_set = config.image_size, data_set
-        self._images = find(root, "images", "files", why="films of the annotation")
-        path = find(root, ANNOTATION, why="R2Gen's selection of studies")
-        try:
-            content = json.loads(path.read_text())
-            entries = [(split, entry) for split in SPLITS for entry in content[split]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no R2Gen annotation ({type(error).__name__}): lists train, val, test") from None
+        self._images, path = _films(root), _annotation(root)
+        entries = _entries(path)
         self._films: dict[str, list[Path]] = {}
         studies, silent = [], 0
         for number, (split, entry) in enumerate(entries):

@@ -1,15 +1,28 @@
 """Published tables: found by name, read by column name, in whatever order the columns come."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as csv
 
+from amrg.config import DataConfig
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
+
+#: A check that one thing is where a reader will look for it; it raises UserError where that is not so.
+Need = Callable[[], object]
+
+
+def data_root(config: DataConfig) -> Path:
+    """Raises UserError unless ``data.path`` is a folder."""
+    if config.path is None or not Path(config.path).is_dir():
+        raise UserError(
+            f"data.path {config.path} is not a folder: the source {config.source} reads your copy from there"
+        )
+    return Path(config.path)
 
 
 def find(root: Path, *names: str, why: str) -> Path:

