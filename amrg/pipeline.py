@@ -157,7 +157,7 @@ def _made(kind: str, config: Config) -> Artifact:
     return open_artifact(plan.path(root(config)), kind)
 
 
-# Each step imports what it needs when it runs, so that `amrg --help` and `--dry-run` are instant.
+# Each step imports what it needs when it runs, so that `amrg --help` is instant.
 
 
 def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:

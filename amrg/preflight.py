@@ -295,10 +295,13 @@ def _trained(
 
     weights = weigh(model, base)
     settings = resolve(read(ours.ds_config), Optimisation.of(section, ours), run.ranks, 1)
-    parts = held(weights, Zero.read(settings), run.ranks)
+    zero = Zero.read(settings)
+    parts = held(weights, zero, run.ranks)
+    del parts["buffers"]  # they may stay empty
     step = sum(part.device for part in parts.values())
     saving = parts["weights"].device + parts["optimiser"].device
-    copies, host = _TRAINED * weights.trainable, sum(part.host for part in parts.values())
+    copies = _TRAINED * weights.trainable
+    host = 0.0 if "nvme" in (zero.weights_off, zero.optimiser_off) else sum(part.host for part in parts.values())
     on_host = (host, host) if machine.gpu is not None else (host + step, host + saving)
     return Need(
         kept=_WEIGHT * weights.trainable,

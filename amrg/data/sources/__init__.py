@@ -69,8 +69,9 @@ def source_size(config: DataConfig) -> tuple[int, int] | None:
     elif config.source == "iu_xray":
         from amrg.data.sources.r2gen import counted
     else:
-        renders = config.renders_per_study if config.source == "openi_drr" else 1
-        return None if limit is None else (limit * renders, limit * renders)
+        if limit is not None and config.source == "openi_drr":  # each render of a train study is a sample
+            limit += (config.train_studies or 0) * (config.renders_per_study - 1)
+        return None if limit is None else (limit, limit)
     studies, films = counted(config)
     fewer = studies if limit is None else min(studies, limit)
     return fewer, films * fewer // max(studies, 1)
