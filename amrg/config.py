@@ -23,6 +23,7 @@ class DataConfig:
     sections: Literal["findings", "impression", "both"] = "findings"  # of the report, to be written
     splits: Literal["official", "patient", "temporal"] = "official"  # as published, by patient and seed, or by time
     labels: Literal["published", "negbio", "rules"] = "published"  # MIMIC-CXR has two files; rules: our labeler
+    views: tuple[str, ...] = ()  # only films of these views (PA, AP, LATERAL …), where the data set tells; (): all
     image_size: PositiveInt = 224  # short side of the stored films, pixels
     train_studies: PositiveInt | None = None  # at most this many studies of each split; None takes all
     val_studies: PositiveInt | None = None

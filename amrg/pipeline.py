@@ -201,6 +201,10 @@ def _data_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.data)
     for name in ("workers", "readers"):  # decide how fast, not what
         del settings[name]
+    if not settings["views"]:
+        del settings["views"]  # all films, as before there was the setting
+    if config.data.source in ("mimic_cxr", "chexpert_plus"):
+        settings["wordless"] = "labelled"  # what became of studies without a text once was another
     if config.data.source not in ("openi_drr", "openi"):  # there labels are the experts'; elsewhere they may be ours
         settings["labeler"] = labeler.VERSION
     return settings

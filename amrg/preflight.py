@@ -131,18 +131,18 @@ def _training(run: Run, section: str, ours: Stage1Config | Stage2Config) -> list
     faults = engine_faults(optimisation, run.ranks) + telemetry_faults(run.config.telemetry)
     if run.machine is not None:
         faults += gathered(lambda: refuse_half_without_gpu(optimisation))
-    samples = _train_samples(run)
+    samples = _train_samples(run, with_wordless=section == "stage1")
     if samples is not None and samples < ours.batch_size:
         faults.append(f"{section}.batch_size {ours.batch_size} is above the {samples} train studies: lower it")
     return faults
 
 
-def _train_samples(run: Run) -> int | None:
+def _train_samples(run: Run, with_wordless: bool) -> int | None:
     """Of the train split, at most; None where that is not known."""
     if run.data is not None:
         from amrg.data.stream import count
 
-        return count(run.data, "train")
+        return count(run.data, "train", with_wordless)
     ours = run.config.data
     if ours.train_studies is None:
         return None
@@ -248,7 +248,7 @@ def _size(run: Run) -> tuple[int, int]:
     from amrg.data.stream import views
     from amrg.data.studies import SPLITS
 
-    films = [count for split in SPLITS for count in views(run.data, split)]
+    films = [count for split in SPLITS for count in views(run.data, split, with_wordless=True)]
     return len(films), sum(films)
 
 

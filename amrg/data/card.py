@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,25 @@ from amrg.data.studies import SPLITS
 STATISTICS, CARD = "statistics.json", "card.md"
 
 
-def describe(rows: list[dict[str, Any]], skipped: list[dict[str, str]], config: DataConfig, folder: Path) -> None:
+def describe(
+    rows: list[dict[str, Any]],
+    skipped: list[dict[str, str]],
+    lacking: Mapping[str, int],
+    config: DataConfig,
+    folder: Path,
+) -> None:
     """Write ``statistics.json`` and ``card.md``.
 
     Args:
         rows: of the index.
         skipped: studies whose films could not be read: ``key`` (hashed) and ``reason``.
+        lacking: how many studies of the source lack something, by what that is.
         config: what was asked for.
         folder: of the data artefact.
     """
     statistics = {
         "splits": {split: _counts([row for row in rows if row["split"] == split]) for split in SPLITS},
+        "lacking": dict(lacking),
         "skipped": dict(sorted(Counter(one["reason"] for one in skipped).items())),
         "skipped_studies": [one["key"] for one in skipped][:100],
     }
@@ -31,9 +40,10 @@ def describe(rows: list[dict[str, Any]], skipped: list[dict[str, str]], config: 
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    lengths = [len(row["report"].split()) for row in rows]
+    lengths = [len(row["report"].split()) for row in rows if row["report"]]
     return {
         "studies": len(rows),
+        "without_text": len(rows) - len(lengths),
         "patients": len({row["group"] for row in rows}),
         "films": sum(row["views"] for row in rows),
         "bytes": sum(row["size"] for row in rows),
@@ -56,11 +66,11 @@ def _page(statistics: dict[str, Any], config: DataConfig) -> str:
         f"Reports: {config.sections}; split: {config.splits}; labels: {config.labels}; films with a short side of "
         f"{config.image_size} pixels. Prepared for training report generators; not for clinical use.",
         "",
-        "| split | studies | patients | films | MB | words a report (mean, most) |",
-        "|---|---|---|---|---|---|",
+        "| split | studies | of them without text | patients | films | MB | words a report (mean, most) |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| {name} | {part['studies']:,} | {part['patients']:,} | {part['films']:,} | {part['bytes'] / 1e6:,.1f} | "
-            f"{part['words']['mean']}, {part['words']['most']} |"
+            f"| {name} | {part['studies']:,} | {part['without_text']:,} | {part['patients']:,} | {part['films']:,} | "
+            f"{part['bytes'] / 1e6:,.1f} | {part['words']['mean']}, {part['words']['most']} |"
             for name, part in splits.items()
         ),
         "",
@@ -74,6 +84,11 @@ def _page(statistics: dict[str, Any], config: DataConfig) -> str:
             )
             + " |"
             for label in LABELS
+        ),
+        "",
+        "Of all studies of the source: "
+        + (
+            "; ".join(f"{count:,} with {what}" for what, count in statistics["lacking"].items()) or "nothing is lacking"
         ),
         "",
         "Studies left out because a film could not be read: "

@@ -15,6 +15,7 @@ from typing import Any
 
 from amrg.data.film_files import load_film
 from amrg.data.labels import LABELS
+from amrg.data.sections import split_sections
 from amrg.data.shards import anonymous
 from amrg.data.sources import chexpert_plus, mimic_cxr
 from amrg.data.sources.r2gen import ANNOTATION
@@ -77,6 +78,10 @@ class _Report:
         self.checks.append(Check(what, True, f"{len(result):,} rows" if hasattr(result, "__len__") else "readable"))
         return result
 
+    def count(self, what: str, number: int, total: int, means: str) -> None:
+        """No fault: how many there are, and what becomes of them."""
+        self.checks.append(Check(what, True, f"{number:,} of {total:,}" + (f" ({means})" if number else "")))
+
     def none_of(self, what: str, wrong: Iterable[str], total: int, advice: str) -> None:
         """Fine where nothing is wrong; else how many of how many, some by hashed key."""
         keys = sorted(wrong)
@@ -106,8 +111,10 @@ def _mimic(root: Path) -> list[Check]:
         more = texts.keys() - studies
         report.none_of("reports without a film", more, len(texts), "harmless: they are not used; or fetch the films")
         _read_texts(report, [texts[key] for key in _some(studies & texts.keys())])
+        _name_sections(report, [texts[key] for key in _some(studies & texts.keys())])
     labelled = {row["study_id"] for row in labels}
     report.none_of("labels without a study", labelled - studies, len(labelled), "the tables are of different releases")
+    report.count("studies without labels", len(studies - labelled), len(studies), "blank in stage 1")
     report.none_of("values of labels", _bad_labels(labels, "study_id"), len(labels), get)
     report.none_of("studies without a split", studies - {r["study_id"] for r in splits}, len(studies), get)
     known = mimic_cxr.PUBLISHED_SPLITS
@@ -145,7 +152,7 @@ def _chexpert(root: Path) -> list[Check]:
     names = [row["path_to_image"] or "" for row in rows]
     report.none_of("rows of one film twice", _twice(names), len(names), get)
     empty = {row["path_to_image"] for row in rows if not (row["section_findings"] or row["section_impression"])}
-    report.none_of("films without findings and impression", empty, len(rows), "harmless: they are left out")
+    report.none_of("films without findings and impression", empty, len(rows), "harmless: stage 1 alone has them")
     known = chexpert_plus.PUBLISHED_SPLITS
     report.none_of("names of splits", {r["path_to_image"] for r in rows if r["split"] not in known}, len(rows), get)
     _one_split(report, [(row["deid_patient_id"] or "", row["split"] or "") for row in rows])
@@ -216,6 +223,14 @@ def _read_texts(report: _Report, reads: list[Callable[[], bytes]]) -> None:
             wrong += 1
     what, found = "reports that cannot be read", f"{wrong} of a sample of {len(reads)}"
     report.checks.append(Check(what, not wrong, found, "fetch the reports again" if wrong else ""))
+
+
+def _name_sections(report: _Report, reads: list[Callable[[], bytes]]) -> None:
+    """How many of a sample of reports lack each section: what ``data.sections`` would leave to stage 1 alone."""
+    found = [split_sections(read().decode(errors="replace")) for read in reads]
+    for name in ("findings", "impression"):
+        without = sum(not sections.get(name) for sections in found)
+        report.count(f"reports without {name}, of a sample", without, len(found), "with labels: stage 1 alone")
 
 
 def _decode(report: _Report, paths: list[Path]) -> None:

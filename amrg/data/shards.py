@@ -106,7 +106,7 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
         for path in {*(folder / "shards").iterdir()} - {_tar(shard, folder) for shard in plan}:
             path.unlink()  # of an interrupted run on a data set that has changed since
         temporary = folder / "scratch" / f"index.{os.getpid()}"
-        describe(rows, skipped, config, folder)
+        describe(rows, skipped, getattr(source, "left_out", {}), config, folder)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), temporary)
         temporary.replace(folder / "index.parquet")
     except BrokenProcessPool:
@@ -118,15 +118,22 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
         raise UserError(f"cannot write shards to {folder}: {error.strerror or type(error).__name__}") from None
 
 
-def read_index(folder: Path, split: str, columns: list[str] | None = None) -> pa.Table:
+def read_index(folder: Path, split: str, columns: list[str] | None = None, with_wordless: bool = False) -> pa.Table:
     """The index rows of one split, in stored order.
+
+    Args:
+        folder: a data artefact.
+        split: of it.
+        columns: of ``INDEX``; None: all.
+        with_wordless: also studies without a text, which stage 1 alone uses.
 
     Raises:
         UserError: there is no readable index, or the split is empty or unknown.
     """
     path = folder / "index.parquet"
     try:
-        table = pq.read_table(path, columns=columns, filters=[("split", "=", split)])
+        wanted = [("split", "=", split), *([] if with_wordless else [("report", "!=", "")])]
+        table = pq.read_table(path, columns=columns, filters=wanted)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"no readable index at {path} ({type(error).__name__}): make the data artefact with `amrg prepare CONFIG`"

@@ -32,16 +32,18 @@ def arrange(studies: Sequence[Study], config: DataConfig, seed: int) -> list[Stu
         seed: of the split by patient and of who is kept under a limit.
 
     Raises:
-        UserError: a patient is in two published splits, or a split stays empty.
+        UserError: a patient is in two published splits, or a split stays without a text.
     """
     chosen = {"official": _official, "patient": _by_patient, "temporal": _by_time}[config.splits](studies, seed)
     limits = dict(zip(SPLITS, (config.train_studies, config.val_studies, config.test_studies), strict=True))
     kept = []
     for split in SPLITS:
         members = [study for study in chosen if study.split == split]
-        if not members:
+        if not any(study.report for study in members):
             raise UserError(f"the split `{split}` has no studies: data.splits patient makes all three")
-        first = sorted(members, key=lambda study: draw(seed, "order", study.key))[: limits[split]]
+        # Those without a text come last: which others are kept does not depend on them.
+        order = sorted(members, key=lambda study: (not study.report, draw(seed, "order", study.key)))
+        first = order[: limits[split]]
         keys = {study.key for study in first}
         kept += [study for study in members if study.key in keys]
     return kept
@@ -72,15 +74,17 @@ def _by_time(studies: Sequence[Study], seed: int) -> list[Study]:
     """Each patient's last study is test, the one before validation: of shifted dates only the order means something.
 
     A patient with one study is train. A patient's own earlier reports stay invisible to the later ones (groups).
+    Studies without a text do not count: they go with the study before them, those before all others to train.
     """
     number: dict[str, int] = defaultdict(int)
     total: dict[str, int] = defaultdict(int)
     for study in studies:
-        total[study.group] += 1
+        total[study.group] += bool(study.report)
     result = []
     for study in studies:
-        number[study.group] += 1
+        number[study.group] += bool(study.report)
         from_end = total[study.group] - number[study.group]
-        split = "train" if total[study.group] == 1 else ("test", "val")[from_end] if from_end < 2 else "train"
+        alone = total[study.group] == 1 or not number[study.group]
+        split = "train" if alone else ("test", "val")[from_end] if from_end < 2 else "train"
         result.append(replace(study, split=split))
     return result

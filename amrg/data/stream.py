@@ -96,29 +96,34 @@ def lanes_of(batch_size: int) -> int:
     return max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
 
 
-def count(folder: Path, split: str) -> int:
+# Studies without a text are passed over unless they are asked for (``with_wordless``): stage 1 alone uses them.
+
+
+def count(folder: Path, split: str, with_wordless: bool = False) -> int:
     """Number of studies of a split."""
-    return read_index(folder, split, ["split"]).num_rows
+    return read_index(folder, split, ["split"], with_wordless).num_rows
 
 
-def studies(folder: Path, split: str) -> list[Study]:
+def studies(folder: Path, split: str, with_wordless: bool = False) -> list[Study]:
     """The studies of a split in index order, without a film being opened."""
-    rows = read_index(folder, split, ["key", "group", "split", "report", "labels", "projections", "prior"]).to_pylist()
-    return [_study(row) for row in rows]
+    columns = ["key", "group", "split", "report", "labels", "projections", "prior"]
+    return [_study(row) for row in read_index(folder, split, columns, with_wordless).to_pylist()]
 
 
-def views(folder: Path, split: str) -> list[int]:
+def views(folder: Path, split: str, with_wordless: bool = False) -> list[int]:
     """Number of films of each study of a split, in index order."""
-    return read_index(folder, split, ["views"])["views"].to_pylist()
+    return read_index(folder, split, ["views"], with_wordless)["views"].to_pylist()
 
 
-def read(folder: Path, split: str, numbers: Sequence[int] | None = None) -> Iterator[Sample]:
+def read(
+    folder: Path, split: str, numbers: Sequence[int] | None = None, with_wordless: bool = False
+) -> Iterator[Sample]:
     """The samples with these numbers in the index of a split, or every one in index order.
 
     Raises:
         UserError: a sample is damaged; the message names its shard.
     """
-    files, rows = ShardFiles(folder), read_index(folder, split, _PLACE)
+    files, rows = ShardFiles(folder), read_index(folder, split, _PLACE, with_wordless)
     if numbers is not None:
         rows = rows.take(pa.array(numbers, pa.int64()))
     for row in rows.to_pylist():
@@ -164,6 +169,7 @@ class Stream:
         collate: applied to this rank's samples of a batch, in the reader processes where there are any; its tensors
             are pinned where there is a GPU.
         lengths: of each sample of the split, in index order.
+        with_wordless: also studies without a text.
 
     Raises:
         UserError: the split has less than one batch, the ranks do not fit the lanes, or too many samples are damaged.
@@ -181,11 +187,12 @@ class Stream:
         readers: int = 0,
         collate: Collate = list,
         lengths: Sequence[int] | None = None,
+        with_wordless: bool = False,
     ) -> None:
         self.bad: dict[str, str] = {}
         self.lanes = lanes_of(batch_size)
         self._folder, self._seed, self._rank, self._world = folder, seed, rank, world
-        self._rows = read_index(folder, split, _PLACE)
+        self._rows = read_index(folder, split, _PLACE, with_wordless)
         self._shards = _runs(self._rows["shard"].to_numpy())
         self._per_lane = batch_size // self.lanes
         self.steps_per_epoch = len(self._rows) // batch_size

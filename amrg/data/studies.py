@@ -18,7 +18,8 @@ class Study:
         key: unique in the data set and safe as a WebDataset key (letters, digits, ``-`` and ``_``).
         group: hashed patient; memory rows of a study's own group are invisible to it.
         split: one of ``SPLITS``.
-        report: the cleaned text that the model should write.
+        report: the cleaned text that the model should write; empty where the report lacks the chosen section: such a
+            study has labels, trains stage 1 and is seen by no other step.
         labels: the 14 labels by name: 1.0 positive, 0.0 negative, -1.0 uncertain, None not mentioned.
         views: projection of each film (PA, AP, LATERAL …) where the data set tells.
         prior: key of the same patient's study before this one, or empty.

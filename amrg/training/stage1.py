@@ -1,5 +1,6 @@
 """Stage 1: train the disease classifier, choose thresholds on validation, score the test split once.
 
+All labelled studies take part, those whose report lacks the chosen section too.
 Where the encoder has a frozen stem, its output is computed once for every film (and its augmented copies) and cached;
 else films are streamed from the shards and augmented as they come.
 """
@@ -137,7 +138,8 @@ class _Films:
         self.config, self.data = config, data
         ours = config.stage1
         self.targets = {
-            split: targets(studies(data, split), ours.uncertain, ours.blank) for split in ("train", "val", "test")
+            split: targets(studies(data, split, with_wordless=True), ours.uncertain, ours.blank)
+            for split in ("train", "val", "test")
         }
 
     def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
@@ -183,9 +185,9 @@ class _CachedFilms(_Films):
                 f"the split `train` has {size} studies, less than one batch of {batch}: lower the batch size"
             )
         self.copies = config.stage1.augmented_copies
-        self.keys = hashed_keys(studies(data, "train"))
+        self.keys = hashed_keys(studies(data, "train", with_wordless=True))
         # A row of a cache is a film; these say where the films of each study begin.
-        self.edges = {split: [0, *accumulate(views(data, split))] for split in self.targets}
+        self.edges = {split: [0, *accumulate(views(data, split, with_wordless=True))] for split in self.targets}
         with torch.no_grad():
             shape = model.encoder.stem(
                 torch.zeros(1, 3, *[config.vision.image_size] * 2, device=engine.device())
@@ -207,7 +209,7 @@ class _CachedFilms(_Films):
         cache = self._cache(split, copy, shape)
         if cache.done < len(cache):
             start = self.edges[split].index(cache.done)
-            batches = _batched(islice(read(self.data, split), start, None), _BATCH)
+            batches = _batched(islice(read(self.data, split, with_wordless=True), start, None), _BATCH)
             cache.fill(self._stem(model, batches, split, copy, start))
 
     def _stem(self, model: DiseaseClassifier, batches: Any, split: str, copy: int, start: int) -> Iterator[Tensor]:
@@ -265,6 +267,7 @@ class _StreamedFilms(_Films):
             engine.world_size(),
             readers=config.data.readers,
             collate=Stage1Packer(config.vision.image_size, config.stage1),
+            with_wordless=True,
         )
         self.steps_per_epoch = self.stream.steps_per_epoch
 
@@ -278,7 +281,8 @@ class _StreamedFilms(_Films):
             yield {**batch, "films": PerFilm(augment(films.images(torch.device("cpu")), generator), films.views)}
 
     def inputs(self, split: str) -> Iterator[PerFilm]:
-        for samples in _batched(track(read(self.data, split), f"films of {split}", count(self.data, split)), _BATCH):
+        films, total = read(self.data, split, with_wordless=True), count(self.data, split, with_wordless=True)
+        for samples in _batched(track(films, f"films of {split}", total), _BATCH):
             inputs = stack_films(samples, self.config.vision.image_size)
             yield PerFilm(inputs.images(engine.device()), inputs.views)
 

@@ -17,6 +17,7 @@ from amrg.data.splits import arrange, hashed
 from amrg.data.stream import read, studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
+from tests.data import published
 from tests.data.published import CHEXPERT, MIMIC, film, make_chexpert, make_iu_xray, make_mimic, make_openi
 
 
@@ -61,6 +62,77 @@ def test_mimic_columns_in_any_order_and_unpacked_reports_give_the_same(mimic, tm
     for more in ({}, {"labels": "negbio"}):
         first, second = (open_source(config("mimic_cxr", root, **more), 0) for root in (mimic, other))
         assert first.studies() == second.studies()
+
+
+#: Two studies without findings, one of them with a label; and one, with findings, without a split.
+MUTE = (
+    (
+        "10000032",
+        "50999999",
+        "train",
+        "21800601",
+        "10000",
+        [("ac", "AP")],
+        "",
+        "Effusion.",
+        {"Pleural Effusion": "1.0"},
+    ),
+    ("10000935", "50578980", "test", "21870824", "10000", [("dc", "PA")], "", "Nothing.", {}),
+    ("10000936", "50578981", "", "21870824", "10000", [("dd", "PA")], "Clear lungs.", "", {"No Finding": "1.0"}),
+)
+
+
+@pytest.fixture
+def mute(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "MIMIC", (*MIMIC, *MUTE))
+    root = make_mimic(tmp_path / "mute")
+    path = root / "mimic-cxr-2.0.0-split.csv.gz"
+    rows = gzip.decompress(path.read_bytes()).decode().splitlines()
+    path.write_bytes(gzip.compress("\n".join(row for row in rows if "50578981" not in row).encode()))
+    return root
+
+
+def test_labelled_studies_without_the_section_are_for_stage_1_alone(mimic, mute, tmp_path, capsys) -> None:
+    ours = config("mimic_cxr", mute, image_size=48)
+    source = open_source(ours, 0)
+    prepare(source, ours, tmp_path / "data", 0)
+    with_text = {split: {s.key for s in studies(tmp_path / "data", split)} for split in ("train", "val", "test")}
+    before = open_source(config("mimic_cxr", mimic, image_size=48), 0).studies()
+    assert with_text == {split: {s.key for s in before if s.split == split} for split in with_text}
+    assert {s.key: s.prior for s in source.studies() if s.report} == {s.key: s.prior for s in before}
+    every = {s.key: s for s in studies(tmp_path / "data", "train", with_wordless=True)}
+    assert every.keys() - with_text["train"] == {"s50999999"}
+    assert every["s50999999"].labels["Pleural Effusion"] == 1.0
+    assert [s.study.key for s in read(tmp_path / "data", "train", with_wordless=True)] == list(every)
+    assert [s.study.key for s in read(tmp_path / "data", "train")] == [key for key in every if every[key].report]
+    counted = {
+        "no split: left out": 1, "no findings text: stage 1 alone": 1, "neither findings text nor labels: left out": 2,
+    }  # fmt: skip
+    told = json.loads((tmp_path / "data" / "statistics.json").read_text())
+    assert told["lacking"] == source.left_out == counted
+    assert [told["splits"][split]["without_text"] for split in with_text] == [1, 0, 0]
+    said, card = " ".join(capsys.readouterr().err.split()), (tmp_path / "data" / "card.md").read_text()
+    for cause, count in counted.items():
+        assert f"{count} with {cause}" in said
+        assert f"{count} with {cause}" in card
+
+
+def test_only_the_wanted_views_are_films_of_a_study(mimic, tmp_path) -> None:
+    source = open_source(config("mimic_cxr", mimic, views=("PA", "AP")), 0)
+    found = {study.key: study.views for study in source.studies()}
+    assert found == {"s50414267": ("PA",), "s53189527": ("AP",), "s57375967": ("AP",), "s50771383": ("PA",)}
+    first = next(study for study in source.studies() if study.key == "s50414267")
+    (only,) = source.films(first).views
+    assert np.abs(only.astype(int) - film(1).astype(int)).max() <= 4
+    chexpert = make_chexpert(tmp_path / "chexpert")
+    source = open_source(config("chexpert_plus", chexpert, views=("AP",), splits="patient"), 0)
+    assert len(source.studies()) == len(CHEXPERT) - 1
+    assert source.left_out["no film of data.views: left out"] == 1
+    source = open_source(config("chexpert_plus", chexpert, views=("AP", "LATERAL"), splits="patient"), 0)
+    lateral = next(study for study in source.studies() if study.key == "train-patient00001-study1")
+    assert [(view == film(1)).all() for view in source.films(lateral).views] == [True]
+    with pytest.raises(UserError, match=r"data\.views PA: iu_xray does not tell the view"):
+        open_source(config("iu_xray", make_iu_xray(tmp_path / "i"), views=("PA",)), 0)
 
 
 def test_a_label_out_of_range_leaves_its_study_out_and_is_counted(tmp_path) -> None:
@@ -116,7 +188,10 @@ def test_chexpert_plus(tmp_path, index_column) -> None:
     root = make_chexpert(tmp_path / "copy", shuffled if index_column else list, index_column)
     source = open_source(config("chexpert_plus", root, splits="patient"), 0)
     found = {study.key: study for study in source.studies()}
-    assert len(found) == len(CHEXPERT) - 1  # one has no findings
+    assert len(found) == len(CHEXPERT)
+    mute = found["train-patient00002-study1"]  # no findings: its label is of use
+    assert (mute.report, mute.labels["Cardiomegaly"]) == ("", 1.0)
+    assert source.left_out == {"no findings text: stage 1 alone": 1, "no labels: blank in stage 1": len(CHEXPERT) - 3}
     first, second = found["train-patient00001-study1"], found["train-patient00001-study2"]
     assert first.report == "Clear lungs. Normal heart."
     assert second.labels == labels({"Pleural Effusion": 1, "Edema": -1})
@@ -194,6 +269,29 @@ def test_limits_keep_a_seeded_part() -> None:
     assert sum(study.split == "train" for study in part) == 20
     whole = arrange(many, DataConfig(splits="patient"), 0)
     assert [study for study in whole if study in part] == part
+
+
+def silenced(many, keys):
+    return [dataclasses.replace(study, report="") if study.key in keys else study for study in many]
+
+
+def test_studies_without_a_text_move_no_other() -> None:
+    many = patients({1: 6, 2: 2, 3: 1})
+    mute = {"s1-0", "s1-2", "s1-5", "s2-1", "s3-0"}
+    found = {s.key: s.split for s in arrange(silenced(many, mute), DataConfig(splits="temporal"), 0)}
+    # with a text: s1-1 train, s1-3 val, s1-4 test, s2-0 alone
+    assert found == {
+        "s1-0": "train", "s1-1": "train", "s1-2": "train", "s1-3": "val", "s1-4": "test", "s1-5": "test",
+        "s2-0": "train", "s2-1": "train", "s3-0": "train",
+    }  # fmt: skip
+    many = patients(dict.fromkeys(range(100), 1))
+    mute = {f"s{number}-0" for number in range(0, 100, 3)}
+    for limit in (20, 60):
+        ours = DataConfig(splits="patient", train_studies=limit)
+        alone = arrange([study for study in many if study.key not in mute], ours, 0)
+        together = arrange(silenced(many, mute), ours, 0)
+        assert [study for study in together if study.report] == alone
+        assert sum(study.split == "train" for study in together) == limit
 
 
 def edit(path, change):

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.stream import read
+from amrg.data.shards import prepare
+from amrg.data.stream import count, read
 from amrg.errors import UserError
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
 from amrg.training import checkpoint
 from amrg.training.classification import auroc
-from amrg.training.stage1 import train_stage1
+from amrg.training.stage1 import _CachedFilms, _StreamedFilms, train_stage1
+from tests.conftest import RandomSource
 from tests.films import CONFIG, FINDING, SIZES, prepare_squares
 
 K = LABELS.index(FINDING)
@@ -119,3 +121,23 @@ def test_an_encoder_without_a_frozen_stem_streams_its_films(data, tmp_path):
 def test_a_batch_larger_than_the_split(data, tmp_path):
     with pytest.raises(UserError, match="24 studies, less than one batch of 32"):
         train_stage1(changed(batch_size=32), data, tmp_path)
+
+
+class HalfMute(RandomSource):
+    """Every second study has no report."""
+
+    def studies(self):
+        return [dataclasses.replace(s, report=s.report * (n % 2)) for n, s in enumerate(super().studies())]
+
+
+@pytest.mark.parametrize("kind", [_CachedFilms, _StreamedFilms])
+def test_studies_without_a_report_train_too(tmp_path, kind):
+    prepare(HalfMute(), dataclasses.replace(CONFIG.data, workers=1), tmp_path / "data", 0)
+    assert count(tmp_path / "data", "train") == 8
+    model = DiseaseClassifier(CONFIG.vision, pretrained=False)
+    films = kind(changed(batch_size=4), tmp_path / "data", tmp_path, model)
+    assert {split: len(rows) for split, rows in films.targets.items()} == {"train": 16, "val": 3, "test": 5}
+    assert films.steps_per_epoch == 4
+    seen = [key for batch in films.batches(0, 0) for key in batch["study"]]
+    assert len(set(seen)) == 16
+    assert sum(len(inputs.views) for inputs in films.inputs("test")) == 5

@@ -12,11 +12,10 @@ from amrg.data.film_files import load_film
 from amrg.data.labeler import label_report
 from amrg.data.labels import LABELS
 from amrg.data.sections import chosen_text
-from amrg.data.sources.tables import Need, data_root, find, labels_of, read_csv
+from amrg.data.sources.tables import Need, Tally, data_root, find, labels_of, read_csv
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
-from amrg.progress import say
 
 TABLE = "df_chexpert_plus_240401.csv"
 PUBLISHED_SPLITS = {"train": "train", "valid": "val", "val": "val", "test": "test"}
@@ -89,36 +88,49 @@ class ChexpertPlus:
             ),
         )
         labels = self._labels()
-        studies: dict[str, Study] = {}
-        order, silent = {"Frontal": 0}, 0
-        last: dict[str, str] = {}
+        order, tally = {"Frontal": 0}, Tally(self._config.sections)
         for row in sorted(rows, key=lambda r: order.get(r["frontal_lateral"], 1)):
             name = row["path_to_image"] or ""
             if not name or ".." in Path(name).parts or Path(name).is_absolute():
                 raise UserError(f"{path}: a path_to_image is empty or leaves the folder")
-            self._films.setdefault(_key(name), []).append(name)
-        for row in rows:
-            name, key = row["path_to_image"], _key(row["path_to_image"])
-            if key in studies:
+            if not self._config.views or _view(row) in self._config.views:
+                self._films.setdefault(_key(name), []).append(name)
+        studies: list[Study] = []
+        last: dict[str, str] = {}
+        told = self._told(rows)
+        for key, (row, text) in told.items():
+            if key not in self._films:
+                tally.counts[tally.no_film] += 1
                 continue
-            text = chosen_text(row["section_findings"], row["section_impression"], self._config.sections)
-            if not text:
-                silent += 1
+            given, fault = labels.get(row["path_to_image"], (dict.fromkeys(LABELS), ""))
+            if self._config.labels == "rules":
+                given = label_report(text) if text else dict.fromkeys(LABELS)
+            if not (fault or tally.keeps(text, given)):
                 continue
             if row["split"] not in PUBLISHED_SPLITS:
                 raise UserError(f"{path}: split {row['split']!r} is none of {', '.join(PUBLISHED_SPLITS)}")
             group = hashed(f"chexpert {row['deid_patient_id']}")
-            given, fault = labels.get(name, (dict.fromkeys(LABELS), ""))
-            if self._config.labels == "rules":
-                given = label_report(text)
-            studies[key] = Study(
-                key, group, PUBLISHED_SPLITS[row["split"]], text, given, (row["ap_pa"] or "",), last.get(group, ""),
-                fault,
+            studies.append(
+                Study(
+                    key, group, PUBLISHED_SPLITS[row["split"]], text, given, (row["ap_pa"] or "",), last.get(group, ""),
+                    fault,
+                )
             )  # fmt: skip
-            last[group] = key
-        if silent:
-            say(f"{silent} films have no {self._config.sections} text and are left out")
-        return list(studies.values())
+            if text:
+                last[group] = key
+        self.left_out = dict(tally.counts)
+        tally.tell(len(told))
+        return studies
+
+    def _told(self, rows: list[dict[str, str]]) -> dict[str, tuple[dict[str, str], str]]:
+        """Study → its first row that has the text, or its first, and the text."""
+        told: dict[str, tuple[dict[str, str], str]] = {}
+        for row in rows:
+            text = chosen_text(row["section_findings"], row["section_impression"], self._config.sections)
+            key = _key(row["path_to_image"])
+            if key not in told or (text and not told[key][1]):
+                told[key] = row, text
+        return told
 
     def _labels(self) -> dict[str, tuple[dict[str, float | None], str]]:
         """Film → what ``labels_of`` says of its line."""
@@ -134,6 +146,10 @@ class ChexpertPlus:
                 except (ValueError, KeyError, TypeError):
                     raise UserError(f"{path}, line {number}: no JSON object with path_to_image and labels") from None
         return labels
+
+
+def _view(row: dict[str, str]) -> str:
+    return row["ap_pa"] or (row["frontal_lateral"] or "").upper()
 
 
 def _key(path: str) -> str:

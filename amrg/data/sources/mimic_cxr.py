@@ -16,11 +16,11 @@ from amrg.data.labels import LABELS
 from amrg.data.sections import chosen_text, split_sections
 from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
-from amrg.data.sources.tables import Need, data_root, find, labels_of, read_csv
+from amrg.data.sources.tables import Need, Tally, data_root, find, labels_of, read_csv
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
-from amrg.progress import say, track
+from amrg.progress import track
 
 PUBLISHED_SPLITS = {"train": "train", "validate": "val", "test": "test"}
 _FRONTAL = {"PA": 0, "AP": 1}  # the first film is the one that is mined
@@ -93,29 +93,34 @@ class MimicCxr:
     def _read(self) -> list[Study]:
         films, splits = self._metadata(), self._splits()
         labels, report = self._labels(), _reports(self._root)
-        studies, silent = [], 0
+        studies, tally = [], Tally(self._config.sections)
         last: dict[str, str] = {}
+        wanted = self._config.views
         for (subject, number), views in track(sorted(films.items(), key=_time), "reading reports"):
             raw = report(subject, number)
             found = split_sections(raw) if raw else {}
             text = chosen_text(found.get("findings"), found.get("impression"), self._config.sections)
             split = splits.get(number)
-            if not text or split is None:
-                silent += 1
+            found_labels, fault = labels.get(number, (dict.fromkeys(LABELS), ""))
+            if self._config.labels == "rules":
+                found_labels = label_report(text) if text else dict.fromkeys(LABELS)
+            chosen = [view for view in views if not wanted or view["view"] in wanted]
+            if split is None or not chosen:
+                tally.counts[tally.no_split if split is None else tally.no_film] += 1
+                continue
+            if not (fault or tally.keeps(text, found_labels)):
                 continue
             key = f"s{number}"
             folder = self._root / "files" / f"p{subject[:2]}" / f"p{subject}" / key
-            ordered = sorted(views, key=lambda view: (_FRONTAL.get(view["view"], 2), view["dicom"]))
+            ordered = sorted(chosen, key=lambda view: (_FRONTAL.get(view["view"], 2), view["dicom"]))
             self._films[key] = [folder / view["dicom"] for view in ordered]
             group = hashed(f"mimic {subject}")
-            found_labels, fault = labels.get(number, (dict.fromkeys(LABELS), ""))
-            if self._config.labels == "rules":
-                found_labels = label_report(text)
             projections = tuple(view["view"] for view in ordered)
             studies.append(Study(key, group, split, text, found_labels, projections, last.get(group, ""), fault))
-            last[group] = key
-        if silent:
-            say(f"{silent} of {len(films)} studies have no {self._config.sections} text or no split and are left out")
+            if text:
+                last[group] = key
+        self.left_out = dict(tally.counts)
+        tally.tell(len(films))
         return studies
 
     def _metadata(self) -> dict[tuple[str, str], list[dict[str, str]]]:

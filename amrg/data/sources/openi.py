@@ -7,7 +7,7 @@ from amrg.config import DataConfig
 from amrg.data.film_files import load_film
 from amrg.data.labeler import label_report
 from amrg.data.sections import chosen_text
-from amrg.data.sources.tables import Need, data_root
+from amrg.data.sources.tables import Need, data_root, refuse_views
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
@@ -19,7 +19,7 @@ _SUFFIXES = (".png", ".jpg", ".dcm")
 def needs(config: DataConfig) -> list[Need]:
     """A check for each thing that lies in ``data.path``."""
     root = data_root(config)
-    return [lambda: _any_report(root)]
+    return [lambda: _any_report(root), lambda: refuse_views(config)]
 
 
 def _any_report(root: Path) -> None:
@@ -42,6 +42,7 @@ class Openi:
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
+        refuse_views(config)
         root = data_root(config)
         self._size = config.image_size
         _any_report(root)

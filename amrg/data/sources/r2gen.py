@@ -9,7 +9,7 @@ from typing import Any
 from amrg.config import DataConfig
 from amrg.data.film_files import load_film
 from amrg.data.labeler import label_report
-from amrg.data.sources.tables import Need, data_root, find
+from amrg.data.sources.tables import Need, data_root, find, refuse_views
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import SPLITS, Films, Study
 from amrg.data.text import clean
@@ -22,7 +22,7 @@ ANNOTATION = "annotation.json"
 def needs(config: DataConfig) -> list[Need]:
     """A check for each thing that lies in ``data.path``."""
     root = data_root(config)
-    return [partial(_films, root), partial(_annotation, root)]
+    return [partial(_films, root), partial(_annotation, root), partial(refuse_views, config)]
 
 
 def _films(root: Path) -> Path:
@@ -62,6 +62,7 @@ class R2Gen:
     """
 
     def __init__(self, config: DataConfig, seed: int, data_set: str) -> None:
+        refuse_views(config)
         root = data_root(config)
         self._size, self._data_set = config.image_size, data_set
         self._images, path = _films(root), _annotation(root)

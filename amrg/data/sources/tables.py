@@ -1,7 +1,8 @@
 """Published tables: found by name, read by column name, in whatever order the columns come."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.csv as csv
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
+from amrg.progress import say
 
 #: A check that one thing is where a reader will look for it; it raises UserError where that is not so.
 Need = Callable[[], object]
@@ -23,6 +25,42 @@ def data_root(config: DataConfig) -> Path:
             f"data.path {config.path} is not a folder: the source {config.source} reads your copy from there"
         )
     return Path(config.path)
+
+
+def refuse_views(config: DataConfig) -> None:
+    """Raises UserError where films are to be chosen by a view that the data set does not tell."""
+    if config.views:
+        raise UserError(
+            f"data.views {' '.join(config.views)}: {config.source} does not tell the view of a film here; leave it out"
+        )
+
+
+class Tally:
+    """Counts studies by what they lack: ``left_out`` of a source.
+
+    Args:
+        sections: that are to be written, for the names.
+    """
+
+    def __init__(self, sections: str) -> None:
+        self.no_split = "no split: left out"
+        self.no_film = "no film of data.views: left out"
+        self.nothing = f"neither {sections} text nor labels: left out"
+        self.no_text = f"no {sections} text: stage 1 alone"
+        self.no_labels = "no labels: blank in stage 1"
+        self.counts: Counter[str] = Counter()
+
+    def keeps(self, text: str, labels: Mapping[str, float | None]) -> bool:
+        """Count what a study lacks of text and labels; whether it is of use all the same."""
+        labelled = any(value is not None for value in labels.values())
+        lack = "" if text and labelled else self.no_labels if text else self.no_text if labelled else self.nothing
+        self.counts.update([lack] if lack else [])
+        return lack != self.nothing
+
+    def tell(self, total: int) -> None:
+        """One line for the user, where something was counted."""
+        if self.counts:
+            say(f"of {total} studies: " + "; ".join(f"{count} with {lack}" for lack, count in self.counts.items()))
 
 
 def find(root: Path, *names: str, why: str) -> Path:

