@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import webdataset as wds
 
@@ -132,7 +133,9 @@ def read_index(folder: Path, split: str, columns: list[str] | None = None, with_
     """
     path = folder / "index.parquet"
     try:
-        wanted = [("split", "=", split), *([] if with_wordless else [("report", "!=", "")])]
+        wanted = pc.field("split") == split
+        if not with_wordless:
+            wanted &= (pc.field("report") != "") | pc.field("report").is_null()  # null: told by the sample alone
         table = pq.read_table(path, columns=columns, filters=wanted)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
