@@ -155,6 +155,9 @@ class DecoderConfig:
     use_queries: bool = True
     use_visual_memory: bool = True
     use_report_memory: bool = True
+    # Sentences that the visual memory retrieves, as text where the prompt has {retrieved}; for pretrained decoders
+    use_retrieved_text: bool = False
+    retrieved_tokens: PositiveInt = 96  # a longer text is cut
     prompt: str = (
         "Human: <Img>{image}</Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. \n"
         "Assistant:"

@@ -58,7 +58,7 @@ def write(chain: Chain, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
         ``{study, findings: {name: probability}}`` and what ``write_reports`` gives, as in ``reports.jsonl``.
     """
     config = chain.config
-    model, composer = open_generator(chain, config.generate.batch_size)
+    model, composer, text = open_generator(chain, config.generate.batch_size)
     recorder = Recorder.open(model, chain.banks.path)
     size = model.stage1.config.image_size
     readable = ((study, films) for study in track(studies, "writing reports") if (films := _films(study, size)))
@@ -67,7 +67,7 @@ def write(chain: Chain, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
         group_B = torch.full((len(batch),), NO_GROUP, device=engine.device())
         with torch.no_grad(), engine.precision(config.stage2.dtype):
             sight = as_kept(model.see(images, [len(films) for _, films in batch]))
-        lines = write_reports(model, sight, group_B, config, recorder, composer)
+        lines = write_reports(model, sight, group_B, config, recorder, composer, text)
         for (study, _), sure_Q, line in zip(batch, sight.logits_BQ.sigmoid().tolist(), lines, strict=True):
             findings = {name: round(sure_Q[LABELS.index(name)], 4) for name in FINDINGS}
             yield {"study": str(study), "findings": findings, **line}

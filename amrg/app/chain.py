@@ -16,6 +16,7 @@ from amrg.models.generator import ReportGenerator
 from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
 from amrg.training.generate import HEADS, open_composer
+from amrg.training.retrieved_text import RetrievedText, open_text
 from amrg.training.stage2 import MODEL, open_banks
 
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
@@ -81,8 +82,10 @@ def open_chain(run: Path) -> Chain:
     return Chain(found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"))
 
 
-def open_generator(chain: Chain, studies_together: int) -> tuple[ReportGenerator, Composer | None]:
-    """The generator of a run, and what begins its reports where the decoder does not.
+def open_generator(
+    chain: Chain, studies_together: int
+) -> tuple[ReportGenerator, Composer | None, RetrievedText | None]:
+    """The generator of a run, what begins its reports where the decoder does not, and the text that it reads, if any.
 
     Without reports, what ``generate`` would say is not known: the decoder begins.
 
@@ -92,12 +95,13 @@ def open_generator(chain: Chain, studies_together: int) -> tuple[ReportGenerator
     config = chain.config
     memories = open_banks(config, chain.banks.path, studies_together)
     model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, memories).to(engine.device())
+    calibration = chain.stage2.path / CALIBRATION / config.generate.split
+    text = open_text(model, chain.banks.path, calibration)
     if chain.reports is None:
-        return model, None
+        return model, None, text
     names = HEADS.get(config.generate.support, ()) if config.generate.outline == "recalled" else ()
     heads = {name: AttributeHeads.load(chain.reports.path / name) for name in names}
-    calibration = chain.stage2.path / CALIBRATION / config.generate.split
-    return model, open_composer(config, chain.banks.path, calibration, heads)
+    return model, open_composer(config, chain.banks.path, calibration, heads), text
 
 
 def _newest(run: Path) -> Path:
