@@ -232,7 +232,7 @@ _ALL = (
     ),
     Experiment(
         "retrieved-text", "Retrieved text",
-        "Does a decoder write better with what is retrieved as vectors, as text or as both, and does it matter whose it is?",
+        "Does a decoder write better from vectors, from text or from both, and does it matter whose they are?",
         _retrieved_text, judged=(HEADLINE, DETAILED), grounded=True,
     ),
     Experiment(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.test_stage2 import trained
 
 from amrg.config import Config
 from amrg.errors import UserError
@@ -21,6 +20,7 @@ from amrg.training.generate import generate, strangers
 from amrg.training.retrieved_text import RetrievedText, refuse_changing_text, retrieved_tokens_of
 from amrg.training.seen import Seen
 from amrg.training.stage2 import build_generator, open_banks
+from tests.training.test_stage2 import trained
 
 
 def reading(artefacts: Any, **changes: Any) -> Any:
