@@ -410,9 +410,15 @@ def _spread(association: Association, length: int) -> Tensor:
 
 
 def _backing(sentence: BankSentence, supported: Supported) -> float:
-    """How well a film supports the details of a sentence; a size is supported by nothing."""
+    """How well a film supports the details of a sentence; a size is supported by nothing.
+
+    Few rows show a device, so hardly any kind has ``LEAST_SUPPORT``: one is said where none has more.
+    """
     score = -UNSUPPORTED * sentence.sized
     for finding, attribute, value in sentence.details:
-        p = support(value, supported.get(finding, {}).get(attribute)) or 0.0
+        distribution = supported.get(finding, {}).get(attribute)
+        p = support(value, distribution) or 0.0
         score += DETAIL * math.log(p + 1e-3) + SAYING[attribute] - UNSUPPORTED * (p < LEAST_SUPPORT)
+        if attribute == "device" and distribution:
+            score -= UNSUPPORTED * (p < max(support(other, distribution) or 0.0 for other in distribution))
     return score

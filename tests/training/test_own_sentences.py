@@ -17,7 +17,7 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
     asked = []
 
     def compose(sight, associations, group_B, recall):
-        asked.append(group_B)
+        asked.append((group_B, recall))
         return [Composed("")] * 2
 
     memory = replace(Config().memory, hide_own_patient=hide)
@@ -30,5 +30,5 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
     recorder = SimpleNamespace(record=lambda *_: {})
     group_B = torch.tensor([5, 7])
     lines = write_reports(model, None, group_B, Config(), recorder, SimpleNamespace(compose=compose), None)
-    assert asked == [group_B if hide else None]
+    assert asked == [(group_B if hide else None, False)]  # no report memory: the decoder words what is named
     assert [line["generated"] for line in lines] == ["Clear.", "Clear."]
