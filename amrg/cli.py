@@ -17,8 +17,8 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg doctor PATH
        amrg mirror DATA URL
        amrg bank build|merge|subset|verify|show|search ...
-       amrg write RUN STUDY ... [--json]
-       amrg view RUN [--host ADDRESS] [--port NUMBER]
+       amrg write RUN STUDY ... [--json] [--decoder.model FOLDER]
+       amrg view RUN [--host ADDRESS] [--port NUMBER] [--decoder.model FOLDER]
        amrg compare RUN RUN ...
        amrg experiment NAME [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]
        amrg export REPORTS FILE [--onto FILE]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amrg.app.chain import Chain, open_chain, open_generator
+from amrg.app.chain import BASE_MODEL, Chain, open_chain, open_generator
 from amrg.data.film_files import read_film
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
@@ -35,8 +35,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="runs/NAME, or one of its scores, reports or stage2 artefacts")
     parser.add_argument("studies", type=Path, metavar="study", nargs="+", help="a film, or a folder of a study's films")
     parser.add_argument("--json", action="store_true", help="one JSON line a study")
+    parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
-    chain, asked = open_chain(options.run), len(options.studies)
+    chain, asked = open_chain(options.run, options.base_model), len(options.studies)
     embedded = [EMBEDDED] if chain.config.data.source == "openi_drr" else []
     for warning in (ALWAYS, *embedded, *chain.marks):
         say(warning)

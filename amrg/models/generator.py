@@ -10,7 +10,9 @@ P positions of the streams, L tokens of the retrieved text, T report tokens, S p
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -47,6 +49,9 @@ MEMORIES = ("visual", "report")
 NORMAL_LOUDNESS = 0.25  # of the state that asks the visual memory for No Finding
 IGNORED = -100  # target of a position that the loss leaves out; a token that is none
 WEIGHTS = "model.safetensors"
+
+# The penalty is meant for what is written: the prefix of embeddings has no tokens to count.
+warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
 
 
 class Sight(NamedTuple):
@@ -416,13 +421,16 @@ class ReportGenerator(nn.Module):
         save_decoder(self.decoder, self.tokenizer, folder / "decoder")
 
     @classmethod
-    def from_pretrained(cls, folder: Path, banks: Sequence[Memory], zero: Zero3 = None) -> Self:
+    def from_pretrained(
+        cls, folder: Path, banks: Sequence[Memory], zero: Zero3 = None, base_model: str | None = None
+    ) -> Self:
         """Read what ``save_pretrained`` wrote, with the banks it was trained with.
 
         Args:
             folder: of the model.
             banks: as above.
             zero: the language model's weights lie apart on the ranks (``amrg.models.parted``).
+            base_model: name or folder of the base model, where it was not trained; None: where it was in training.
 
         Raises:
             UserError: the folder is something else, or the base model or the length of the banks' rows is another.
@@ -438,9 +446,13 @@ class ReportGenerator(nn.Module):
                 f"{folder} is not a saved report generator ({type(error).__name__}): run `amrg stage2`"
             ) from None
         stage1 = DiseaseClassifier.from_pretrained(folder / "stage1")
+        settings = settings if base_model is None else replace(settings, model=base_model)
         decoder, tokenizer = load_decoder(settings, folder / "decoder", zero)
         if base and base_fingerprint(decoder) != base:
-            raise UserError(f"{folder} was trained with another base model than what {settings.model} is now")
+            raise UserError(
+                f"{folder} was trained with another base model than what {settings.model} is now: give the folder of "
+                "that one with --decoder.model"
+            )
         model = cls(stage1, decoder, tokenizer, banks, memory, settings, map_method)
         try:
             model.load_state_dict(weights, strict=False)

@@ -42,7 +42,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     details are kept beside the reports.
 
     Args:
-        config: ``generate`` is read.
+        config: ``generate`` is read, and ``decoder.model`` for where the base model is.
         data, banks, stage2: artefacts (stage 2's model has its own copy of stage 1's; ``stage1`` is not read).
         folder: receives the file.
 
@@ -55,7 +55,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
         raise UserError(f"the split `{decoding.split}` of {data} has no studies to write reports for")
     memories = open_banks(config, banks, decoding.batch_size)
     zero = None if decoding.ds_config is None else engine.zero3(decoding.ds_config, required=True)
-    model = ReportGenerator.from_pretrained(stage2 / MODEL, memories, zero).to(engine.device())
+    model = ReportGenerator.from_pretrained(stage2 / MODEL, memories, zero, config.decoder.model).to(engine.device())
     if zero is not None:
         engine.partition(model.decoder, zero)
     seen = Seen(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
