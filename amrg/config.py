@@ -85,6 +85,7 @@ class ReportBankConfig:
     """Rows of the report bank."""
 
     encoder: str = "minilm"  # `minilm` (a wheel) or a folder with a BERT-like model
+    pooling: Literal["auto", "cls", "mean"] = "auto"  # auto: as the encoder's folder says, else [CLS]
     unit: Literal["report", "sentence"] = "sentence"
     rows: PositiveInt = 6000
     sampling: Literal["proportional", "uniform", "stratified"] = "proportional"
@@ -170,6 +171,7 @@ class Stage2Config:
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32  # global
     lr: PositiveFloat = 1e-3
+    decoder_lr: PositiveFloat | None = None  # of the language model, such as a LoRA; None: the same
     min_lr: NonNegativeFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.05

@@ -23,6 +23,7 @@ class Optimisation:
         epochs: passes over the training split.
         batch_size: samples of one optimiser step, over all ranks and accumulation steps.
         lr, min_lr: peak and final learning rate.
+        decoder_lr: peak of parameters whose name begins with ``decoder.``, where it is another.
         weight_decay: decoupled decay; vectors (biases, norms) are spared.
         warmup_fraction: share of all steps spent warming up.
         clip: largest global gradient norm.
@@ -41,6 +42,7 @@ class Optimisation:
     dtype: Literal["float32", "bfloat16", "float16"]
     min_lr: float = 0.0
     ds_config: str = "zero0.json"
+    decoder_lr: float | None = None
 
 
 def read(name: str) -> dict[str, Any]:

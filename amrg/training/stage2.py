@@ -108,6 +108,7 @@ def optimisation(config: Config) -> Optimisation:
         epochs=ours.epochs,
         batch_size=ours.batch_size,
         lr=ours.lr,
+        decoder_lr=ours.decoder_lr,
         min_lr=ours.min_lr,
         weight_decay=ours.weight_decay,
         warmup_fraction=ours.warmup_fraction,
