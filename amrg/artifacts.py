@@ -67,13 +67,14 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what an artefact will hold."""
+    """All that decides what an artefact will hold; ``told`` is what its manifest says of the settings, if not that."""
 
     kind: str
     version: int
     config: dict[str, Any]
     inputs: dict[str, Artifact]
     seed: int
+    told: dict[str, Any] | None = None
 
     @property
     def identity(self) -> str:
@@ -212,7 +213,7 @@ def _seal(partial: Path, final: Path, recipe: Recipe) -> None:
             name: {"kind": artifact.kind, "path": os.path.relpath(artifact.path, final.parent), "hash": artifact.hash}
             for name, artifact in recipe.inputs.items()
         },
-        "config": recipe.config,
+        "config": recipe.config if recipe.told is None else recipe.told,
         "seed": recipe.seed,
         "packages": {"amrg": __version__, **_package_versions()},
     }

@@ -203,7 +203,8 @@ def _encoded(bank: Any, text: str) -> Any:
     name = bank.header["about"].get("encoder")
     if name is None:
         raise UserError(f"{bank.folder} was not made from texts: search it with --row")
-    return normalise_rows(TextEncoder(name, 256).encode([text]))
+    pooling = bank.header["about"].get("pooling", "auto")
+    return normalise_rows(TextEncoder(name, 256, pooling=pooling).encode([text]))
 
 
 def _open(path: Path) -> Any:

@@ -17,8 +17,8 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg doctor PATH
        amrg mirror DATA URL
        amrg bank build|merge|subset|verify|show|search ...
-       amrg write RUN STUDY ... [--json]
-       amrg view RUN [--host ADDRESS] [--port NUMBER]
+       amrg write RUN STUDY ... [--json] [--decoder.model FOLDER]
+       amrg view RUN [--host ADDRESS] [--port NUMBER] [--decoder.model FOLDER]
        amrg compare RUN RUN ...
        amrg experiment NAME [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]
        amrg export REPORTS FILE [--onto FILE]
@@ -40,7 +40,7 @@ verbs, each reading what the one before it made:
   write      reports of your own films (PNG, JPEG, DICOM), by the generator of a run
   view       look at a run in the browser: films, maps, memory, reports as they are written
   compare    paired tests between runs that wrote reports for the same studies
-  experiment one of eleven experiments, or all: variants of a run over several seeds, with a table, a plot and a page
+  experiment one of twelve experiments, or all: variants of a run over several seeds, with a table, a plot and a page
   export     generated reports in the format of the ReXrank leaderboard
   plan       memory of a GPU by part, bytes moved, time and largest micro-batch of training, predicted
   simulate   throughput, bottleneck and what failures cost from 1 to 4,096 workers, on measured rates

@@ -86,6 +86,7 @@ class ReportBankConfig:
     """Rows of the report bank."""
 
     encoder: str = "minilm"  # `minilm` (a wheel) or a folder with a BERT-like model
+    pooling: Literal["auto", "cls", "mean"] = "auto"  # auto: as the encoder's folder says, else [CLS]
     unit: Literal["report", "sentence"] = "sentence"
     rows: PositiveInt = 6000
     sampling: Literal["proportional", "uniform", "stratified"] = "proportional"
@@ -156,6 +157,9 @@ class DecoderConfig:
     use_queries: bool = True
     use_visual_memory: bool = True
     use_report_memory: bool = True
+    # Sentences that the visual memory retrieves, as text where the prompt has {retrieved}; for pretrained decoders
+    use_retrieved_text: bool = False
+    retrieved_tokens: PositiveInt = 96  # a longer text is cut
     prompt: str = (
         "Human: <Img>{image}</Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. \n"
         "Assistant:"
@@ -168,6 +172,7 @@ class Stage2Config:
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32  # global
     lr: PositiveFloat = 1e-3
+    decoder_lr: PositiveFloat | None = None  # of the language model, such as a LoRA; None: the same
     min_lr: NonNegativeFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.05

@@ -6,12 +6,12 @@ prepare → stage1 → banks → stage2 → generate → evaluate
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amrg.artifacts import Artifact, Recipe, build, find, open_artifact
+from amrg.artifacts import MANIFEST, Artifact, Recipe, build, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
 from amrg.data import labeler, statements
 from amrg.errors import UserError, gathered
@@ -22,6 +22,9 @@ from amrg.training import ds_config
 #: Writes a step's outputs: configuration, folders of the inputs by their kind, the folder to write into.
 Make = Callable[[Config, dict[str, Path], Path], None]
 
+#: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
+_ENGINE = ("activation_checkpointing", "compile", "watch_reports")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -30,10 +33,11 @@ class Step:
     Attributes:
         kind: what it makes.
         version: format of its output; raised when the same inputs and configuration would give something else.
-        settings: the part of the configuration that decides what it makes (not how fast).
+        settings: the part of the configuration that decides what it makes (not how fast); its manifest tells them.
         inputs: kinds of the artefacts it reads.
         make: writes the outputs into the given folder.
         shared: all ranks of a run make it together; else the first makes it and the others wait.
+        learned: of a training, ``settings`` without what the engine may do in another way; these identify the artefact.
     """
 
     kind: str
@@ -42,6 +46,7 @@ class Step:
     inputs: tuple[str, ...]
     make: Make
     shared: bool = False
+    learned: Callable[[Config], dict[str, Any]] | None = None
 
 
 def root(config: Config) -> Path:
@@ -53,7 +58,9 @@ def recipe(verb: str, config: Config) -> Recipe:
     """What the verb would make; opens its inputs (UserError names the command that makes a missing one)."""
     step = STEPS[verb]
     inputs = {kind: _made(kind, config) for kind in step.inputs}
-    return Recipe(step.kind, step.version, step.settings(config), inputs, config.seed)
+    settings = step.settings(config)
+    identifying = settings if step.learned is None else step.learned(config)
+    return Recipe(step.kind, step.version, identifying, inputs, config.seed, settings)
 
 
 def run_step(verb: str, config: Config, make: Make | None = None) -> Artifact:
@@ -154,7 +161,23 @@ def describe(verb: str, config: Config) -> str:
 def _made(kind: str, config: Config) -> Artifact:
     verb = next(verb for verb, step in STEPS.items() if step.kind == kind)
     plan = recipe(verb, config)
-    return open_artifact(plan.path(root(config)), kind)
+    path = plan.path(root(config))
+    if kind == "stage2" and not path.is_dir():
+        path = _trained_elsewhere(config) or path
+    return open_artifact(path, kind)
+
+
+def _trained_elsewhere(config: Config) -> Path | None:
+    """The one stage 2 that differs only in where its frozen base was; loading it compares the fingerprint."""
+    if config.decoder.tuning == "full":
+        return None
+    found = []
+    for path in root(config).glob(f"stage2-*/{MANIFEST}"):
+        before = open_artifact(path.parent, "stage2").manifest["config"]["decoder"]["model"]
+        as_trained = replace(config, decoder=replace(config.decoder, model=before))
+        if recipe("stage2", as_trained).path(root(config)) == path.parent:
+            found.append(path.parent)
+    return found[0] if len(found) == 1 else None
 
 
 # Each step imports what it needs when it runs, so that `amrg --help` is instant.
@@ -214,6 +237,10 @@ def _stage1_settings(config: Config) -> dict[str, Any]:
     return {"vision": to_dict(config.vision), "stage1": _with_engine(config.stage1)}
 
 
+def _stage1_learned(config: Config) -> dict[str, Any]:
+    return {**_stage1_settings(config), "stage1": _without_engine(config.stage1, 0)}
+
+
 def _banks_settings(config: Config) -> dict[str, Any]:
     # The labeler files sentences under what they state.
     return {**to_dict(config.banks), "labeler": labeler.VERSION, "statements": statements.VERSION}
@@ -224,6 +251,10 @@ def _stage2_settings(config: Config) -> dict[str, Any]:
     if config.decoder.outline:
         settings["labeler"] = labeler.VERSION  # it writes the outlines
     return {**settings, "stage2": _with_engine(config.stage2)}
+
+
+def _stage2_learned(config: Config) -> dict[str, Any]:
+    return {**_stage2_settings(config), "stage2": _without_engine(config.stage2, 1)}
 
 
 def _evaluate_settings(config: Config) -> dict[str, Any]:
@@ -245,15 +276,25 @@ def _generate_settings(config: Config) -> dict[str, Any]:
 
 
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
-    """A stage's settings with the content of its DeepSpeed JSON, not the name: an edited file is another run."""
+    """A stage's settings with the content of its DeepSpeed JSON, not the name."""
     return {**to_dict(stage), "ds_config": ds_config.read(stage.ds_config)}
+
+
+def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, Any]:
+    """A stage's settings with those of the engine at their defaults: they decide how it trains, not what it learns.
+
+    At their defaults, and not left out, so that artefacts made while they counted keep their names; ``zero`` is the
+    ZeRO stage of the default.
+    """
+    defaults = {name: getattr(type(stage), name) for name in _ENGINE if hasattr(stage, name)}
+    return {**to_dict(stage), **defaults, "ds_config": ds_config.learned(ds_config.read(stage.ds_config), zero)}
 
 
 STEPS: dict[str, Step] = {
     "prepare": Step("data", 3, _data_settings, (), _prepare),
-    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, shared=True),
+    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned),
     "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
-    "stage2": Step("stage2", 4, _stage2_settings, ("data", "stage1", "banks"), _stage2, shared=True),
+    "stage2": Step("stage2", 4, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step("reports", 3, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
     "evaluate": Step("scores", 5, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

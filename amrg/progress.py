@@ -72,7 +72,8 @@ def _lines(iterable: Iterable[T], description: str, total: int | None, done: int
         if now - last >= LOG_EVERY:
             last = now
             rate = (count - done) / (now - start)
+            speed = f"{rate:.1f}/s" if rate >= 0.1 else f"{1 / rate:.0f} s/step"
             left = f", {(total - count) / rate:.0f} s left" if total is not None else ""
-            say(f"{description}: {count}{f'/{total}' if total is not None else ''}, {rate:.1f}/s{left}")
+            say(f"{description}: {count}{f'/{total}' if total is not None else ''}, {speed}{left}")
     if count > done or total == 0:
         say(f"{description}: {count} done in {time.monotonic() - start:.0f} s")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amrg.app.chain import Chain, open_chain, open_generator
+from amrg.app.chain import BASE_MODEL, Chain, open_chain, open_generator
 from amrg.data.film_files import read_film
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
@@ -35,8 +35,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="runs/NAME, or one of its scores, reports or stage2 artefacts")
     parser.add_argument("studies", type=Path, metavar="study", nargs="+", help="a film, or a folder of a study's films")
     parser.add_argument("--json", action="store_true", help="one JSON line a study")
+    parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
-    chain, asked = open_chain(options.run), len(options.studies)
+    chain, asked = open_chain(options.run, options.base_model), len(options.studies)
     embedded = [EMBEDDED] if chain.config.data.source == "openi_drr" else []
     for warning in (ALWAYS, *embedded, *chain.marks):
         say(warning)
@@ -58,7 +59,7 @@ def write(chain: Chain, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
         ``{study, findings: {name: probability}}`` and what ``write_reports`` gives, as in ``reports.jsonl``.
     """
     config = chain.config
-    model, composer = open_generator(chain, config.generate.batch_size)
+    model, composer, text = open_generator(chain, config.generate.batch_size)
     recorder = Recorder.open(model, chain.banks.path)
     size = model.stage1.config.image_size
     readable = ((study, films) for study in track(studies, "writing reports") if (films := _films(study, size)))
@@ -67,7 +68,7 @@ def write(chain: Chain, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
         group_B = torch.full((len(batch),), NO_GROUP, device=engine.device())
         with torch.no_grad(), engine.precision(config.stage2.dtype):
             sight = as_kept(model.see(images, [len(films) for _, films in batch]))
-        lines = write_reports(model, sight, group_B, config, recorder, composer)
+        lines = write_reports(model, sight, group_B, config, recorder, composer, text)
         for (study, _), sure_Q, line in zip(batch, sight.logits_BQ.sigmoid().tolist(), lines, strict=True):
             findings = {name: round(sure_Q[LABELS.index(name)], 4) for name in FINDINGS}
             yield {"study": str(study), "findings": findings, **line}

@@ -16,7 +16,15 @@ from amrg.models.generator import ReportGenerator
 from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
 from amrg.training.generate import HEADS, open_composer
+from amrg.training.retrieved_text import RetrievedText, open_text
 from amrg.training.stage2 import MODEL, open_banks
+
+#: Of commands that load a generator.
+BASE_MODEL: dict[str, Any] = {
+    "metavar": "FOLDER",
+    "dest": "base_model",
+    "help": "base model of the decoder, where it has moved",
+}
 
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
 OPENED_BY = ("scores", "reports", "stage2")
@@ -24,13 +32,17 @@ OPENED_BY = ("scores", "reports", "stage2")
 
 @dataclass(frozen=True)
 class Chain:
-    """The artefacts behind one report generator; ``reports`` is None where none were generated yet."""
+    """The artefacts behind one report generator; ``reports`` is None where none were generated yet.
+
+    ``base_model`` is where the language model's base is, None: where it was in training.
+    """
 
     data: Artifact
     stage1: Artifact
     banks: Artifact
     stage2: Artifact
     reports: Artifact | None
+    base_model: str | None = None
 
     @property
     def name(self) -> str:
@@ -62,12 +74,13 @@ class Chain:
             ) from None
 
 
-def open_chain(run: Path) -> Chain:
+def open_chain(run: Path, base_model: str | None = None) -> Chain:
     """The artefacts of a run.
 
     Args:
         run: a scores, reports or stage2 artefact, or a folder of artefacts: then its newest scores (or, where there
             are none, reports or generator).
+        base_model: folder of the language model's base, where it is no longer where it was in training.
 
     Raises:
         UserError: it is none of these, an input is missing or was changed, or lies outside the run's folder.
@@ -78,11 +91,13 @@ def open_chain(run: Path) -> Chain:
     missing = [kind for kind in ("data", "stage1", "banks", "stage2") if kind not in found]
     if missing:
         raise UserError(f"{head.path} does not name its {', '.join(missing)}: make it again with `amrg run`")
-    return Chain(found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"))
+    return Chain(found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"), base_model)
 
 
-def open_generator(chain: Chain, studies_together: int) -> tuple[ReportGenerator, Composer | None]:
-    """The generator of a run, and what begins its reports where the decoder does not.
+def open_generator(
+    chain: Chain, studies_together: int
+) -> tuple[ReportGenerator, Composer | None, RetrievedText | None]:
+    """The generator of a run, what begins its reports where the decoder does not, and the text that it reads, if any.
 
     Without reports, what ``generate`` would say is not known: the decoder begins.
 
@@ -91,13 +106,15 @@ def open_generator(chain: Chain, studies_together: int) -> tuple[ReportGenerator
     """
     config = chain.config
     memories = open_banks(config, chain.banks.path, studies_together)
-    model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, memories).to(engine.device())
+    model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, memories, base_model=chain.base_model)
+    model = model.to(engine.device())
+    calibration = chain.stage2.path / CALIBRATION / config.generate.split
+    text = open_text(model, chain.banks.path, calibration)
     if chain.reports is None:
-        return model, None
+        return model, None, text
     names = HEADS.get(config.generate.support, ()) if config.generate.outline == "recalled" else ()
     heads = {name: AttributeHeads.load(chain.reports.path / name) for name in names}
-    calibration = chain.stage2.path / CALIBRATION / config.generate.split
-    return model, open_composer(config, chain.banks.path, calibration, heads)
+    return model, open_composer(config, chain.banks.path, calibration, heads), text
 
 
 def _newest(run: Path) -> Path:

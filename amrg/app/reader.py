@@ -23,7 +23,7 @@ from amrg.app.transcript import Transcript
 from amrg.data.images import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.memory.bank import NO_GROUP, VISUAL, MemoryBank
+from amrg.memory.bank import VISUAL, MemoryBank
 from amrg.models import generator
 from amrg.models.cam import activation_maps
 from amrg.models.composer import ROWS, Composed, Said
@@ -86,7 +86,7 @@ class Reader:
 
     def __init__(self, chain: Chain) -> None:
         self.config = chain.config
-        self.model, self._composer = open_generator(chain, 1)
+        self.model, self._composer, self._text = open_generator(chain, 1)
         self.model.decoder.set_attn_implementation("eager")
         self.classifier = DiseaseClassifier.from_pretrained(chain.stage1.path / "model").to(engine.device())
         self.thresholds = _thresholds(chain.stage1.path / "thresholds.json")
@@ -140,7 +140,8 @@ class Reader:
 
         Args:
             look: of the study.
-            off: memories (``MEMORIES``) that are switched off: their positions are hidden from the decoder.
+            off: memories (``MEMORIES``) that are switched off: their positions are hidden from the decoder, and the
+                text that the visual memory retrieves is empty.
             tell: is given ``text`` (plan and sentences so far) after each token, and ``sentence`` when one is finished:
                 what it drew on, and what it stands on if it was ``recalled`` (``Said.to_dict``). It may raise
                 ``Stopped``.
@@ -148,48 +149,61 @@ class Reader:
         hidden = [MEMORIES[name] for name in sorted(off) if name in look.association]
         group_1 = torch.tensor([look.group], device=engine.device())
         with self._lock, engine.precision(self.config.stage2.dtype), watched(self.model.decoder) as steps:
-            composed = Composed("")
-            if self._composer:
-                found = {
+            composed, found = (
+                Composed(""),
+                {
                     name: generator.Association(*(part[None] for part in one))
                     for name, one in look.association.items()
                     if name not in off
-                }
-                unsaid_1 = group_1 if self.model.memory_config.hide_own_patient else torch.full_like(group_1, NO_GROUP)
-                (composed,) = self._composer.compose(look.sight, found, unsaid_1, recall="report" not in off)
-            pen = _Pen(self, look, off, steps, composed.said, tell)
-            self.model.generate(look.sight, group_1, self.decoding, streamer=pen, hidden=hidden, begin=[composed.text])
+                },
+            )
+            if self._composer:
+                unsaid_1 = self.model.hidden_group(group_1)
+                (composed,) = self._composer.compose(look.sight, found, unsaid_1, recall="report" in found)
+            text_1L = None
+            if self._text:
+                texts = self._text.compose(look.sight, group_1, found) if "visual" in found else [""]
+                text_1L = self._text.encode(texts)
+            pen = _Pen(self, look, off, steps, composed.said, tell, 0 if text_1L is None else text_1L.shape[1])
+            self.model.generate(
+                look.sight, group_1, self.decoding, streamer=pen, hidden=hidden, begin=[composed.text],
+                retrieved_BL=text_1L,
+            )  # fmt: skip
 
-    def drawn_on(self, look: Look, off: set[str], attention_S: Tensor) -> dict[str, Any]:
+    def drawn_on(self, look: Look, off: set[str], attention_S: Tensor, text: int) -> dict[str, Any]:
         """How a sentence's attention is divided among the streams, and its heaviest rows of each memory.
 
         Args:
             look, off: as for ``write``.
             attention_S: to the decoder's first positions (``positions``), its mean over the sentence.
+            text: tokens of the retrieved text.
         """
         attention_P = attention_S[len(self.model.before) :]
         of = {name: attention_P[place] for name, place in self.model.places.items()}
+        of["retrieved text"] = attention_S[len(attention_S) - text :]
         shares = {name: round(float(part.sum()), 4) for name, part in of.items() if len(part)}
-        rows = {
-            name: found.heaviest(of[MEMORIES[name]] / of[MEMORIES[name]].sum(), SHOWN)
-            for name, found in look.association.items()
-            if name not in off
-        }
+        rows = {}
+        for name, found in look.association.items():
+            if name not in off:
+                stream = of[MEMORIES[name]]
+                rows[name] = found.heaviest(stream / stream.sum() if len(stream) else _even(found), SHOWN)
         return {"shares": {**shares, "words": round(1 - sum(shares.values()), 4)}, "rows": rows}
 
-    @property
-    def positions(self) -> int:
-        """Of the decoder's input up to the last stream."""
-        return len(self.model.before) + self.model.positions
+    def positions(self, text: int) -> int:
+        """Of the decoder's input up to the last stream, or the end of a retrieved text of so many tokens."""
+        streams = len(self.model.before) + self.model.positions
+        return streams + len(self.model.between) + text if text else streams
 
 
 class _Pen(BaseStreamer):
     """Turns the tokens that ``generate`` streams into what is told of them."""
 
     def __init__(
-        self, reader: Reader, look: Look, off: set[str], steps: deque[Tensor], recalled: Sequence[Said], tell: Tell
-    ) -> None:
+        self, reader: Reader, look: Look, off: set[str], steps: deque[Tensor], recalled: Sequence[Said], tell: Tell,
+        text: int,
+    ) -> None:  # fmt: skip
         self._reader, self._look, self._off, self._steps, self._tell = reader, look, off, steps, tell
+        self._text = text
         self._recalled = {number: said.to_dict() for number, said in enumerate(recalled)}
         self._ids: list[int] = []
         self._begun = False
@@ -216,8 +230,8 @@ class _Pen(BaseStreamer):
     def _say(self, finished: int) -> None:
         self._tell("text", {"plan": self._transcript.plan, "sentences": self._transcript.sentences})
         for number in range(self._told, finished):
-            attention_S = self._transcript.attention(number, self._reader.positions)
-            drawn = self._reader.drawn_on(self._look, self._off, attention_S)
+            attention_S = self._transcript.attention(number, self._reader.positions(self._text))
+            drawn = self._reader.drawn_on(self._look, self._off, attention_S, self._text)
             self._tell("sentence", {"number": number, "recalled": self._recalled.get(number), **drawn})
         self._told = max(self._told, finished)
 

@@ -5,7 +5,7 @@ import ipaddress
 import socket
 from pathlib import Path
 
-from amrg.app.chain import open_chain
+from amrg.app.chain import BASE_MODEL, open_chain
 from amrg.errors import UserError
 from amrg.progress import say
 
@@ -21,8 +21,9 @@ def main(arguments: list[str]) -> None:
         "--host", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK}, this machine only)"
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
+    parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
-    chain = open_chain(options.run)
+    chain = open_chain(options.run, options.base_model)
     try:
         import uvicorn
 

@@ -1,4 +1,4 @@
-"""The eleven experiments: what each varies. The first variant is what the others are measured against."""
+"""The twelve experiments: what each varies. The first variant is what the others are measured against."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from amrg.data.labels import FINDINGS
 from amrg.evaluation.details import MICRO
 from amrg.experiments.sweep import Variant
 from amrg.models.cam import METHODS
+from amrg.models.generator import IMAGE, RETRIEVED
 from amrg.training.generate import TOP_ROWS
 
 #: Judged, and tested: declared before any result is seen.
@@ -95,6 +96,23 @@ def _grounding(config: Config, texts: int) -> list[Variant]:
         "all": "memory and head",
     }  # fmt: skip
     return [Variant(name, {**recalled, "generate.support": support}) for support, name in supports.items()]
+
+
+def _retrieved_text(config: Config, texts: int) -> list[Variant]:
+    visual, report, text = (f"decoder.use_{name}" for name in ("visual_memory", "report_memory", "retrieved_text"))
+    prompt = config.decoder.prompt
+    if RETRIEVED not in prompt:
+        prompt = prompt.replace(IMAGE, f"{IMAGE}Similar films: {RETRIEVED}\n", 1)
+    # The decoder decides and words everything, so that what it makes of its input is seen.
+    written = {"banks.reports.unit": "sentence", "generate.outline": "written", "decoder.prompt": prompt}
+    both: dict[str, Any] = {visual: True, report: True, text: True, **written}
+    return [
+        Variant("vectors and text", both),
+        Variant("vectors", {**both, text: False}),
+        Variant("text", {**both, visual: False, report: False}),
+        Variant("neither", {**both, visual: False, report: False, text: False}),
+        Variant("another patient's", {**both, "generate.memory": "mismatched"}),
+    ]
 
 
 def _bank_size(config: Config, texts: int) -> list[Variant]:
@@ -211,6 +229,11 @@ _ALL = (
         "grounding", "What supports the words",
         "Who knows best which side, zone, severity and device a recalled sentence may state?",
         _grounding, judged=(HEADLINE, DETAILED), grounded=True,
+    ),
+    Experiment(
+        "retrieved-text", "Retrieved text",
+        "Does a decoder write better from vectors, from text or from both, and does it matter whose they are?",
+        _retrieved_text, judged=(HEADLINE, DETAILED), grounded=True,
     ),
     Experiment(
         "bank-size", "Size of the banks",

@@ -34,6 +34,7 @@ _PANELS = {
     "memory-ablation": (HEADLINE, DETAILED, "side exact", "visual relevance"),
     "region-query": ("visual relevance", "visual true side", "side exact", DETAILED),
     "grounding": ("side exact", "zone exact", "unsupported details", DETAILED),
+    "retrieved-text": (HEADLINE, DETAILED, "side exact", "ROUGE-L"),
     "leakage": (HEADLINE, DETAILED, "BLEU-4"),
 }
 

@@ -80,7 +80,8 @@ class _Part:
 
     @cached_property
     def _encoder(self) -> "TextEncoder":
-        return TextEncoder(self.banks.reports.encoder, self.banks.reports.max_tokens)
+        ours = self.banks.reports
+        return TextEncoder(ours.encoder, ours.max_tokens, pooling=ours.pooling)
 
     def encode(self, part: tuple[int, list[dict[str, Any]]]) -> Path:
         """A bank of texts, given with the part's number and their provenance; one that is there is kept."""
@@ -137,13 +138,14 @@ class _Files:
 class TextEncoder:
     """A BERT-like encoder from a folder or a wheel: text → one vector, in evaluation mode, fp32.
 
-    Pooling is the one that the encoder was trained with: what ``1_Pooling/config.json`` says when the folder comes from
-    sentence-transformers (MiniLM: mean over tokens), else the vector of [CLS] (Bio_ClinicalBERT, as AM-MRG uses it).
+    By itself, pooling is the one that the encoder was trained with: what ``1_Pooling/config.json`` says when the folder
+    comes from sentence-transformers (MiniLM: mean over tokens), else the vector of [CLS] (Bio_ClinicalBERT).
 
     Args:
         name: a folder in transformers' layout, or a name in ``WHEELS``.
         max_tokens: longer texts are cut.
         device: to compute on; None: the CPU.
+        pooling: ``cls`` or ``mean``; ``auto`` as above.
 
     Attributes:
         dim: length of a vector.
@@ -154,7 +156,7 @@ class TextEncoder:
         UserError: there is no such encoder on disk, or its weights are incomplete.
     """
 
-    def __init__(self, name: str, max_tokens: int, device: torch.device | None = None) -> None:
+    def __init__(self, name: str, max_tokens: int, device: torch.device | None = None, pooling: str = "auto") -> None:
         files = _find(name)
         logging.disable_progress_bar()  # loading takes a second: transformers' own bar would only disturb the log
         try:
@@ -176,7 +178,8 @@ class TextEncoder:
         self._model = model.eval().requires_grad_(False).to(device or "cpu")
         self._max_tokens = min(max_tokens, model.config.max_position_embeddings)
         self.dim: int = model.config.hidden_size
-        self.pooling, self.fingerprint = files.pooling, file_hash(files.weights)
+        self.pooling = files.pooling if pooling == "auto" else pooling
+        self.fingerprint = file_hash(files.weights)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:

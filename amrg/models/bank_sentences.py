@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from amrg.data.labels import FINDINGS, NEGATIVE, POSITIVE, UNCERTAIN
 from amrg.data.statements import Statement, statements
 from amrg.data.wording import compares, says_normal
+from amrg.errors import UserError
 from amrg.memory.bank import MemoryBank
 from amrg.models.details import detail_values
 
@@ -35,6 +37,26 @@ class BankSentence:
     def normal(self) -> bool:
         """Whether it may be said of normal anatomy."""
         return not (self.states or self.suspects or self.sized) and says_normal(self.text)
+
+
+def open_sentences(folder: Path) -> MemoryBank:
+    """A report bank of sentences.
+
+    Raises:
+        UserError: it holds whole reports.
+    """
+    bank = MemoryBank.open(folder)
+    if set(bank.origins(0, len(bank), ["source"])["source"].to_pylist()) != {"sentence"}:
+        raise UserError(no_sentences(f"{folder} holds whole reports"))
+    return bank
+
+
+def no_sentences(found: str) -> str:
+    """Why sentences of a bank cannot be said."""
+    return (
+        f"generate.outline recalled and decoder.use_retrieved_text say sentences of memory, but {found}: build it with "
+        "banks.reports.unit sentence, or say generate.outline decided"
+    )
 
 
 def read_sentences(bank: MemoryBank) -> list[BankSentence]:

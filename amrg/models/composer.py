@@ -178,14 +178,15 @@ class Composer:
         return linked
 
     def compose(
-        self, sight: Sight, associations: Mapping[str, Association], group_B: Tensor, recall: bool = True
+        self, sight: Sight, associations: Mapping[str, Association], group_B: Tensor | None, recall: bool = True
     ) -> list[Composed]:
         """What each report begins with.
 
         Args:
             sight: of the studies.
-            associations: what they, or other studies in their place, retrieve (``ReportGenerator.associations``).
-            group_B: patients whose sentences are not said; ``NO_GROUP`` hides none.
+            associations: what they, or other studies in their place, retrieve (``ReportGenerator.associations``), from
+                both memories or one.
+            group_B: patients whose sentences are not said; None, or ``NO_GROUP``, hides none.
             recall: without it, the decoder words what the outline names.
         """
         probability_BF = self.certainty.probabilities(sight)
@@ -195,10 +196,11 @@ class Composer:
         for b, probability_F in enumerate(probability_BF.tolist()):
             own = {name: one[b] for name, one in weights.items()}
             named = self._named(probability_F, own.get("visual"))
-            if self._reports is None or "report" not in own or not recall:
+            if self._reports is None or not recall:
                 composed.append(Composed(begun(named, ()), tuple(named)))
                 continue
-            film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, int(group_B[b]))
+            group = NO_GROUP if group_B is None else int(group_B[b])
+            film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group)
             said = self._say_findings(film, named, sight.boxes_BQ5[b].int().tolist())
             said += self._say_normal(film, named, {one.text for one in said})
             composed.append(Composed(begun(named, [one.text for one in said]), tuple(named), tuple(said)))
@@ -283,9 +285,11 @@ class Composer:
         if not allowed:
             return None
         query = LABELS.index(finding)
-        weight_M = film.weights["report"][query]
-        score_C = torch.tensor([sum(float(weight_M[row]) for row in self._sentences[i].rows) for i in allowed])
-        score_C = RECALLED * (score_C + 1e-6).log()
+        score_C = torch.zeros(len(allowed))
+        if "report" in film.weights:
+            weight_M = film.weights["report"][query]
+            recalled_C = torch.tensor([sum(float(weight_M[row]) for row in self._sentences[i].rows) for i in allowed])
+            score_C += RECALLED * (recalled_C + 1e-6).log()
         told_D = self._told(film, query)
         if told_D is not None:
             score_C += LIKENESS * (self._vectors_UD[allowed] @ told_D)
@@ -406,9 +410,15 @@ def _spread(association: Association, length: int) -> Tensor:
 
 
 def _backing(sentence: BankSentence, supported: Supported) -> float:
-    """How well a film supports the details of a sentence; a size is supported by nothing."""
+    """How well a film supports the details of a sentence; a size is supported by nothing.
+
+    Few rows show a device, so hardly any kind has ``LEAST_SUPPORT``: one is said where none has more.
+    """
     score = -UNSUPPORTED * sentence.sized
     for finding, attribute, value in sentence.details:
-        p = support(value, supported.get(finding, {}).get(attribute)) or 0.0
+        distribution = supported.get(finding, {}).get(attribute)
+        p = support(value, distribution) or 0.0
         score += DETAIL * math.log(p + 1e-3) + SAYING[attribute] - UNSUPPORTED * (p < LEAST_SUPPORT)
+        if attribute == "device" and distribution:
+            score -= UNSUPPORTED * (p < max(support(other, distribution) or 0.0 for other in distribution))
     return score

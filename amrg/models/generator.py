@@ -1,15 +1,18 @@
 """The report generator: stage 1's vision, two Hopfield memories over the banks, and a causal language model.
 
 The language model reads ``[before ; visual tokens ; queries ; visual memory ; report memory ; after ; report]``, where
-*before* and *after* are the prompt on either side of ``{image}``.
+*before* and *after* are the prompt on either side of ``{image}``. Where it reads retrieved sentences as text, *after*
+is ``[between ; text ; after]``, with the prompt on either side of ``{retrieved}``.
 
 Shape legend: B studies, M films, N visual tokens, Q = 14 queries, D query width, E width of the language model,
-P positions of the streams, T report tokens, K top rows.
+P positions of the streams, L tokens of the retrieved text, T report tokens, S positions of the prompt, K top rows.
 """
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -39,13 +42,16 @@ from amrg.models.regions import PLACES, Regions, find_regions, of_studies
 from amrg.models.stage1 import DiseaseClassifier, per_study
 from amrg.models.tokenizer import ReportEncoder
 
-IMAGE = "{image}"
+IMAGE, RETRIEVED = "{image}", "{retrieved}"
 STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
 #: The two memories, in the order of their banks.
 MEMORIES = ("visual", "report")
 NORMAL_LOUDNESS = 0.25  # of the state that asks the visual memory for No Finding
-IGNORED = -100  # target of a position that the loss leaves out
+IGNORED = -100  # target of a position that the loss leaves out; a token that is none
 WEIGHTS = "model.safetensors"
+
+# The penalty is meant for what is written: the prefix of embeddings has no tokens to count.
+warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
 
 
 class Sight(NamedTuple):
@@ -86,6 +92,11 @@ def stream_faults(settings: DecoderConfig) -> list[str]:
     faults = []
     if settings.prompt.count(IMAGE) != 1:
         faults.append(f"decoder.prompt must contain {IMAGE} once: that is where the image goes")
+    image, text = (settings.prompt.find(mark) for mark in (IMAGE, RETRIEVED))
+    if settings.prompt.count(RETRIEVED) > 1 or (text < image and (text >= 0 or settings.use_retrieved_text)):
+        faults.append(
+            f"decoder.prompt must contain {RETRIEVED} once, behind {IMAGE}: that is where the retrieved text goes"
+        )
     if not (settings.use_visual or settings.use_queries or settings.use_visual_memory or settings.use_report_memory):
         faults.append("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
     return faults
@@ -121,7 +132,10 @@ class ReportGenerator(nn.Module):
         self.memory_config, self.settings, self.map_method = memory, settings, map_method
         dim, width = stage1.config.query_dim, decoder.get_input_embeddings().embedding_dim
         sharpness = None if memory.visual_query == "queries" else memory.sharpness
-        self.visual_memory = _memory(memory, dim, banks[0], sharpness) if settings.use_visual_memory else None
+        visual = settings.use_visual_memory or settings.use_retrieved_text  # its text may be read without its vectors
+        self.visual_memory = _memory(memory, dim, banks[0], sharpness) if visual else None
+        if self.visual_memory is not None and not settings.use_visual_memory:
+            self.visual_memory.requires_grad_(False)
         self.report_memory = _memory(memory, dim, banks[1]) if settings.use_report_memory else None
         self.projection = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width)
@@ -137,9 +151,10 @@ class ReportGenerator(nn.Module):
             # Four times as large: a finding that is surely there outshines its stream, like a word of its own.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
         before, after = settings.prompt.split(IMAGE)
+        between, after = after.split(RETRIEVED) if settings.use_retrieved_text else ("", after.replace(RETRIEVED, ""))
         first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         self.before = first + tokenizer(before, add_special_tokens=False).input_ids
-        self.after = tokenizer(after, add_special_tokens=False).input_ids
+        self.between, self.after = (tokenizer(text, add_special_tokens=False).input_ids for text in (between, after))
 
     def see(self, images_M3HW: Tensor, views: Sequence[int]) -> Sight:
         """Films → what stage 1 sees; the views of a study are averaged, token by token.
@@ -201,9 +216,14 @@ class ReportGenerator(nn.Module):
 
     @property
     def memories(self) -> dict[str, "HopfieldMemory | CrossAttention"]:
-        """The memories that are on, by ``MEMORIES``."""
+        """The memories that are asked, by ``MEMORIES``."""
         both = zip(MEMORIES, (self.visual_memory, self.report_memory), strict=True)
         return {name: memory for name, memory in both if memory is not None}
+
+    @property
+    def streamed(self) -> dict[str, "HopfieldMemory | CrossAttention"]:
+        """Those of them whose vectors the language model reads."""
+        return {n: m for n, m in self.memories.items() if n != MEMORIES[0] or self.settings.use_visual_memory}
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
@@ -244,7 +264,7 @@ class ReportGenerator(nn.Module):
         states, hidden = self.memory_states(asking), self.hidden_group(group_B)
         with part(MEMORY):
             steps: list[Steps[Any]] = [
-                memory.associating(states[name], query_group=hidden) for name, memory in self.memories.items()
+                memory.associating(states[name], query_group=hidden) for name, memory in self.streamed.items()
             ]
             if own_BQD is None or self.report_memory is None:
                 return [reading.out_BLO for reading in associate_together(steps)], None
@@ -277,6 +297,7 @@ class ReportGenerator(nn.Module):
         report_BT: Tensor,
         own_BQD: Tensor | None = None,
         wanted: Wanted | None = None,
+        retrieved_BL: Tensor | None = None,
     ) -> Predicted:
         """How well reports are predicted.
 
@@ -285,15 +306,21 @@ class ReportGenerator(nn.Module):
             report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
             own_BQD: the sentences of the same reports by label, as rows of the report bank, for ``retrieval_loss``.
             wanted: rows of the visual bank that their regions should retrieve, for ``association_loss``.
+            retrieved_BL: token ids of the retrieved text, ``IGNORED`` on the left of a shorter one; None: no text.
         """
         remembered, retrieval_B = self._remember(sight, group_B, own_BQD)
-        prefix = self._prefix(self._join(sight, remembered))
+        prefix, mask_BS = self._prefix(self._join(sight, remembered), retrieved_BL)
+        placed = {}
+        if retrieved_BL is not None:
+            mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
+            placed = {"attention_mask": mask_BS, "position_ids": (mask_BS.cumsum(1) - 1).clamp_min(0)}
         report = self._hide(self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout)
         with part(DECODER):
             logits = self.decoder(
                 inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
                 logits_to_keep=report_BT.shape[1] + 1,  # from the last prompt position on; padding follows, so no mask
                 use_cache=False,
+                **placed,
             ).logits[:, :-1]
             losses = F.cross_entropy(logits.float().transpose(1, 2), report_BT, ignore_index=IGNORED, reduction="none")
         association_B = None
@@ -313,6 +340,7 @@ class ReportGenerator(nn.Module):
         hidden: Sequence[str] = (),
         asking: Sight | None = None,
         begin: Sequence[str] = (),
+        retrieved_BL: Tensor | None = None,
     ) -> list[str]:
         """Write a report for each study.
 
@@ -323,14 +351,15 @@ class ReportGenerator(nn.Module):
             streamer: is given each token when it is written; one study and one beam only.
             hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
             begin: what each study's text begins with (``amrg.models.composer``); none: the decoder begins by itself.
+            retrieved_BL: as for ``forward``.
         """
         streams_BPE = self.streams(sight, group_B, asking)
         for name in hidden:
             streams_BPE[:, self.places[name]] = 0.0
-        prefix = self._prefix(streams_BPE)
+        prefix, mask_BS = self._prefix(streams_BPE, retrieved_BL)
         written = self.decoder.generate(
             inputs_embeds=prefix,
-            attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
+            attention_mask=mask_BS,
             do_sample=False,
             num_beams=decoding.num_beams,
             min_new_tokens=decoding.min_new_tokens,
@@ -398,13 +427,16 @@ class ReportGenerator(nn.Module):
         save_decoder(self.decoder, self.tokenizer, folder / "decoder")
 
     @classmethod
-    def from_pretrained(cls, folder: Path, banks: Sequence[Memory], zero: Zero3 = None) -> Self:
+    def from_pretrained(
+        cls, folder: Path, banks: Sequence[Memory], zero: Zero3 = None, base_model: str | None = None
+    ) -> Self:
         """Read what ``save_pretrained`` wrote, with the banks it was trained with.
 
         Args:
             folder: of the model.
             banks: as above.
             zero: the language model's weights lie apart on the ranks (``amrg.models.parted``).
+            base_model: name or folder of the base model, where it was not trained; None: where it was in training.
 
         Raises:
             UserError: the folder is something else, or the base model or the length of the banks' rows is another.
@@ -420,9 +452,13 @@ class ReportGenerator(nn.Module):
                 f"{folder} is not a saved report generator ({type(error).__name__}): run `amrg stage2`"
             ) from None
         stage1 = DiseaseClassifier.from_pretrained(folder / "stage1")
+        settings = settings if base_model is None else replace(settings, model=base_model)
         decoder, tokenizer = load_decoder(settings, folder / "decoder", zero)
         if base and base_fingerprint(decoder) != base:
-            raise UserError(f"{folder} was trained with another base model than what {settings.model} is now")
+            raise UserError(
+                f"{folder} was trained with another base model than what {settings.model} is now: give the folder of "
+                "that one with --decoder.model"
+            )
         model = cls(stage1, decoder, tokenizer, banks, memory, settings, map_method)
         try:
             model.load_state_dict(weights, strict=False)
@@ -441,12 +477,21 @@ class ReportGenerator(nn.Module):
             return values_BLE
         return values_BLE * (torch.rand(values_BLE.shape[:2], device=values_BLE.device) >= share)[..., None]
 
-    def _prefix(self, streams_BPE: Tensor) -> Tensor:
-        embed = self.decoder.get_input_embeddings()
-        ids = torch.tensor(self.before + self.after, device=streams_BPE.device)
-        prompt = embed(ids).to(streams_BPE.dtype).expand(len(streams_BPE), -1, -1)
-        cut = len(self.before)
-        return torch.cat([prompt[:, :cut], streams_BPE, prompt[:, cut:]], dim=1).to(embed.weight.dtype)
+    def _prefix(self, streams_BPE: Tensor, retrieved_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the language model reads before the report, [B, S, E], and its mask, int64 [B, S], 0 beside a text."""
+        embed, device = self.decoder.get_input_embeddings(), streams_BPE.device
+        text_BL = streams_BPE.new_zeros(len(streams_BPE), 0, dtype=torch.long) if retrieved_BL is None else retrieved_BL
+        words = torch.tensor(self.before + self.between + self.after, device=device).expand(len(streams_BPE), -1)
+        # One look-up: where ZeRO 3 splits the embeddings, each would gather them.
+        sizes = [len(self.before), len(self.between), len(self.after), text_BL.shape[1]]
+        embedded = embed(torch.cat([words, text_BL.clamp_min(0)], dim=1)).to(streams_BPE.dtype)
+        before, between, after, text = embedded.split(sizes, dim=1)
+        text = self._hide(text, self.settings.stream_dropout)
+        prefix = torch.cat([before, streams_BPE, between, text, after], dim=1)
+        mask_BS = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
+        start = prefix.shape[1] - sizes[2] - sizes[3]
+        mask_BS[:, start : start + sizes[3]] = text_BL != IGNORED
+        return prefix.to(embed.weight.dtype), mask_BS
 
 
 def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:

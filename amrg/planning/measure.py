@@ -203,7 +203,7 @@ class _Training:
         from amrg.training.wanted_rows import wanted_rows_of
 
         self.model = build_generator(config, inputs["data"], inputs["stage1"], inputs["banks"])
-        self.source = source_of(config, self.model, inputs["data"], folder)
+        self.source = source_of(config, self.model, inputs["data"], inputs["banks"], folder)
         own_reports = own_reports_of(config, inputs["data"], inputs["banks"], folder)
         self.engine = Engine(
             self.model,

@@ -208,4 +208,5 @@ def prompt_length(config: Config, model: Any) -> int:
     """Positions that the decoder reads of a study before it writes: the prompt and all streams."""
     use = config.decoder
     streams = sum((use.use_queries, use.use_visual_memory, use.use_report_memory))
-    return len(model.before) + len(model.after) + model.seen_shape[0] + len(LABELS) * streams
+    words = len(model.before) + len(model.between) + len(model.after) + use.retrieved_tokens * use.use_retrieved_text
+    return words + model.seen_shape[0] + len(LABELS) * streams

@@ -124,9 +124,13 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Sk
     def loss(model: ReportGenerator, given: tuple[Any, Tensor, Tensor]) -> Tensor:
         seen, group_B, report_BT = given
         sight = seen if isinstance(seen, Sight) else model.see(seen, [films] * len(group_B))
-        return model(sight, group_B, report_BT).loss_B.mean()
+        text_BL = None
+        if config.decoder.use_retrieved_text:
+            text_BL = torch.zeros(len(group_B), config.decoder.retrieved_tokens, dtype=torch.long)
+        return model(sight, group_B, report_BT, retrieved_BL=text_BL).loss_B.mean()
 
-    used = (config.decoder.use_visual_memory, config.decoder.use_report_memory)
+    use = config.decoder
+    used = (use.use_visual_memory or use.use_retrieved_text, use.use_report_memory)
     kept = tuple(bank for bank, use in zip(rows, used, strict=True) if use)
     return Skeleton("stage2", model, inputs, loss, kept, tuple(assumed))
 

@@ -10,12 +10,14 @@ from huggingface_hub import ModelCard, ModelCardData
 from amrg.config import Config, to_dict
 from amrg.data.card import STATISTICS
 from amrg.memory.bank import REPORTS, TRAIN, VISUAL, MemoryBank
+from amrg.models.decoder import SMALL_LLAMA, SMOLLM2
 from amrg.models.generator import ReportGenerator
 
 CARD = "README.md"
-_HEADER = ModelCardData(
-    language="en", library_name="amrg", pipeline_tag="image-to-text", tags=["chest-x-ray", "report-generation"]
-)
+#: Sections of the configuration that made the model, and with which its reports are written.
+_TOLD = ("vision", "stage1", "banks", "memory", "decoder", "stage2", "generate")
+#: The base models that have a name of ours: their names on the hub, and licences.
+_KNOWN = {SMOLLM2: ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
 def write_card(
@@ -30,8 +32,64 @@ def write_card(
         data, banks: artefacts that the training read.
         rows: what it told of each epoch (``amrg.training.loop.fit``).
     """
-    parts = (_what(folder, model, config), _data(config, data), _banks(banks), _training(rows), _settings(config))
-    ModelCard(f"---\n{_HEADER.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / CARD)
+    parts = (
+        _what(folder, model, config),
+        _data(config, data),
+        _banks(banks),
+        _training(rows),
+        _licences(config),
+        _settings(config),
+    )
+    ModelCard(f"---\n{_header(config).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / CARD)
+
+
+def _header(config: Config) -> ModelCardData:
+    """What model hubs read; base model and licence where they are known."""
+    base, license_name = _base(config)
+    return ModelCardData(
+        language="en",
+        library_name="amrg",
+        pipeline_tag="image-to-text",
+        tags=["chest-x-ray", "report-generation"],
+        base_model=base,
+        license=license_name,
+    )
+
+
+def _base(config: Config) -> tuple[str | None, str | None]:
+    """Name on the hub and licence of the base model, as far as its own card or we know them."""
+    model = config.decoder.model
+    if model in _KNOWN or model == SMALL_LLAMA:
+        return _KNOWN.get(model, (None, None))
+    path = Path(model)
+    name = None if path.exists() or path.is_absolute() else model
+    if not (path / CARD).is_file():
+        return name, None
+    try:
+        return name, ModelCard.load(path / CARD).data.license
+    except (OSError, ValueError, yaml.YAMLError):
+        return name, None
+
+
+def _licences(config: Config) -> str:
+    license_name = _base(config)[1]
+    ours = config.decoder.model == SMALL_LLAMA
+    base = (
+        "was made from nothing"
+        if ours
+        else f"has the licence `{license_name}`"
+        if license_name
+        else "has its own licence"
+    )
+    mimic = (
+        " MIMIC-CXR is under PhysioNet's data use agreement: banks and weights go only to those who have signed it."
+        if config.data.source == "mimic_cxr"
+        else ""
+    )
+    return (
+        f"## Licences\n\nThe language model {base}; the data have licences of their own. The banks hold the texts of "
+        f"train reports, and weights may repeat them: whoever is given either must be allowed the data.{mimic}"
+    )
 
 
 def _what(folder: Path, model: ReportGenerator, config: Config) -> str:
@@ -91,10 +149,10 @@ def _training(rows: list[dict[str, Any]]) -> str:
 
 
 def _settings(config: Config) -> str:
-    told = {name: to_dict(getattr(config, name)) for name in ("vision", "memory", "decoder", "stage2")}
+    told = {name: to_dict(getattr(config, name)) for name in _TOLD}
     told["decoder"]["model"] = _model_name(config)
-    for name in ("ds_config", "weights"):
-        for section in told.values():
+    for name in ("ds_config", "weights", "encoder"):
+        for section in (*told.values(), told["banks"]["reports"]):
             if isinstance(section.get(name), str):
                 section[name] = Path(section[name]).name
     return f"## Settings\n\nSeed {config.seed}.\n\n```yaml\n{yaml.safe_dump(told, sort_keys=False).strip()}\n```"

@@ -23,6 +23,7 @@ class Optimisation:
         epochs: passes over the training split.
         batch_size: samples of one optimiser step, over all ranks and accumulation steps.
         lr, min_lr: peak and final learning rate.
+        decoder_lr: peak of parameters whose name begins with ``decoder.``, where it is another.
         weight_decay: decoupled decay; vectors (biases, norms) are spared.
         warmup_fraction: share of all steps spent warming up.
         clip: largest global gradient norm.
@@ -41,6 +42,7 @@ class Optimisation:
     dtype: Literal["float32", "bfloat16", "float16"]
     min_lr: float = 0.0
     ds_config: str = "zero0.json"
+    decoder_lr: float | None = None
 
     @classmethod
     def of(cls, section: str, ours: Stage1Config | Stage2Config) -> Self:
@@ -50,6 +52,7 @@ class Optimisation:
             epochs=ours.epochs,
             batch_size=ours.batch_size,
             lr=ours.lr,
+            decoder_lr=getattr(ours, "decoder_lr", None),
             min_lr=getattr(ours, "min_lr", 0.0),
             weight_decay=ours.weight_decay,
             warmup_fraction=ours.warmup_fraction,
@@ -101,6 +104,53 @@ def read(name: str) -> dict[str, Any]:
     return content
 
 
+#: Keys of the JSON that say how DeepSpeed computes and what it tells, whatever their value.
+_ENGINE = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "activation_checkpointing",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "compile", "steps_per_print", "dump_state",
+    "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor",
+}  # fmt: skip
+#: What the shipped JSONs say beside ZeRO.
+_PLAIN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+#: Those of ``zero_optimization`` that change what is learned: lossy exchange, late updates.
+_ZERO_LEARNED = (
+    "zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "zenflow",
+)  # fmt: skip
+
+
+def learned(content: dict[str, Any], zero: int) -> dict[str, Any]:
+    """What of a DeepSpeed JSON decides what is learned, over a file that says nothing but a ZeRO stage.
+
+    Left out are how DeepSpeed computes, what is off, what our configuration decides (``resolve`` refuses a file that
+    says otherwise), and AdamW as it is without the file. A key that is not known here stays.
+
+    Args:
+        content: the parsed JSON; not changed.
+        zero: the ZeRO stage to name, whatever the file says.
+    """
+    config = json.loads(json.dumps({key: value for key, value in content.items() if key not in _ENGINE}))
+    for key in _SHARED:
+        section, leaf = _descend(config, key)
+        if section is not None:
+            section.pop(leaf, None)
+    for key, value in _CONVENTIONS.items():
+        section, leaf = _descend(config, key)
+        if section is not None and section.get(leaf) == value:
+            del section[leaf]
+    stage = config.pop("zero_optimization", {})
+    kept = _said(config)
+    if kept.get("optimizer") == {"type": "AdamW"}:
+        del kept["optimizer"]
+    lossy = _said({key: stage[key] for key in _ZERO_LEARNED if stage.get(key)})
+    return {**dict.fromkeys(_PLAIN, AUTO), **kept, "zero_optimization": {"stage": zero, **lossy}}
+
+
+def _said(section: dict[str, Any]) -> dict[str, Any]:
+    """A section without "auto", and without parts that are off or say nothing."""
+    kept = {key: _said(value) if isinstance(value, dict) else value for key, value in section.items()}
+    return {} if kept.get("enabled") is False else {k: v for k, v in kept.items() if v not in (AUTO, {})}
+
+
 def resolve(content: dict[str, Any], ours: Optimisation, world_size: int, total_steps: int) -> dict[str, Any]:
     """The configuration that ``deepspeed.initialize`` gets.
 
@@ -141,16 +191,19 @@ def resolve(content: dict[str, Any], ours: Optimisation, world_size: int, total_
 
 def _shared(ours: Optimisation, total_steps: int) -> dict[str, tuple[str, Any]]:
     """Keys of the JSON that our configuration decides: their name there and the value."""
-    warmup = round(ours.warmup_fraction * total_steps)
-    return {
-        "train_batch_size": ("batch_size", ours.batch_size),
-        "gradient_clipping": ("clip", ours.clip),
-        "optimizer.params.lr": ("lr", ours.lr),
-        "optimizer.params.weight_decay": ("weight_decay", ours.weight_decay),
-        "scheduler.params.warmup_max_lr": ("lr", ours.lr),
-        "scheduler.params.warmup_num_steps": ("warmup_fraction × steps", warmup),
-        "scheduler.params.total_num_steps": ("steps", total_steps),
-    }
+    known = {**vars(ours), "warmup_fraction × steps": round(ours.warmup_fraction * total_steps), "steps": total_steps}
+    return {key: (name, known[name]) for key, name in _SHARED.items()}
+
+
+_SHARED = {
+    "train_batch_size": "batch_size",
+    "gradient_clipping": "clip",
+    "optimizer.params.lr": "lr",
+    "optimizer.params.weight_decay": "weight_decay",
+    "scheduler.params.warmup_max_lr": "lr",
+    "scheduler.params.warmup_num_steps": "warmup_fraction × steps",
+    "scheduler.params.total_num_steps": "steps",
+}
 
 
 #: "auto" values that stand for a convention rather than for something of ours.

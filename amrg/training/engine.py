@@ -7,6 +7,7 @@ parameters made whole for a moment. Because state goes in and out whole, it can 
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -40,6 +41,10 @@ def _deepspeed() -> Any:
     with _silent_linker():
         import deepspeed
 
+    # ZeRO 3 calls what torch has renamed.
+    warnings.filterwarnings(
+        "ignore", r"`torch\.distributed\._?(all_gather|reduce_scatter)_\w+` is (deprecated|a private)", FutureWarning
+    )
     deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -127,7 +132,7 @@ class Engine:
         refuse_half_without_gpu(ours)
         config = resolve(read(ours.ds_config), ours, world_size(), total_steps)
         self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], ours.dtype
-        groups = _decay_groups(model, ours.weight_decay)
+        groups = _parameter_groups(model, ours)
         client = None
         if "optimizer" not in config:
             client = torch.optim.AdamW(groups, lr=ours.lr, fused=True)
@@ -146,7 +151,7 @@ class Engine:
         """One optimiser step on this rank's share of a global batch.
 
         Args:
-            batch, lr: samples and learning rate.
+            batch, lr: samples and learning rate; the decoder's is in the proportion of their peaks.
             norms: tell the norm of the gradients of each module, too.
             flags: this rank's; their means over the ranks come back among the metrics.
 
@@ -156,7 +161,7 @@ class Engine:
         """
         if self._engine.lr_scheduler is None:  # else the JSON brought a scheduler of its own
             for group in self._engine.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
         sums: dict[str, float] = {}
         told: dict[str, float] = {}
         for micro in split(batch, self.accumulation):
@@ -313,13 +318,18 @@ def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and other vectors do not."""
-    trainable = [parameter for _, parameter in _trainable(model)]
-    matrices = [parameter for parameter in trainable if _dims(parameter) >= 2]
-    vectors = [parameter for parameter in trainable if _dims(parameter) < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _parameter_groups(model: nn.Module, ours: Optimisation) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and other vectors do not. The decoder may have a learning rate of its own."""
+    apart = ours.decoder_lr is not None and ours.decoder_lr != ours.lr
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in _trainable(model):
+        key = apart and name.startswith("decoder."), _dims(parameter) < 2
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": groups[decoder, vectors], "weight_decay": 0.0 if vectors else ours.weight_decay}
+        | ({"lr": ours.decoder_lr, "lr_scale": ours.decoder_lr / ours.lr} if decoder and ours.decoder_lr else {})
+        for decoder, vectors in sorted(groups)
+    ]
 
 
 def _dims(parameter: nn.Parameter) -> int:

@@ -13,8 +13,9 @@ from amrg.artifacts import whole
 from amrg.config import Config
 from amrg.data.stream import count
 from amrg.errors import UserError, gathered
-from amrg.memory.bank import NO_GROUP, VISUAL, MemoryBank, group_id
 from amrg.memory.bank import REPORTS as REPORT_BANK
+from amrg.memory.bank import VISUAL, MemoryBank, group_id
+from amrg.models.bank_sentences import no_sentences, open_sentences
 from amrg.models.certainty import Certainty
 from amrg.models.composer import ROWS, Composed, Composer, head_features
 from amrg.models.decoder import refuse_quantised
@@ -25,6 +26,7 @@ from amrg.progress import track
 from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
 from amrg.training.ds_config import refuse_whole_weights
+from amrg.training.retrieved_text import RetrievedText, open_text
 from amrg.training.seen import Seen
 from amrg.training.stage2 import MODEL, SCRATCH, open_banks, shares
 
@@ -42,7 +44,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     details are kept beside the reports.
 
     Args:
-        config: ``generate`` is read.
+        config: ``generate`` is read, and ``decoder.model`` for where the base model is.
         data, banks, stage2: artefacts (stage 2's model has its own copy of stage 1's; ``stage1`` is not read).
         folder: receives the file.
 
@@ -55,19 +57,20 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
         raise UserError(f"the split `{decoding.split}` of {data} has no studies to write reports for")
     memories = open_banks(config, banks, decoding.batch_size)
     zero = None if decoding.ds_config is None else engine.zero3(decoding.ds_config, required=True)
-    model = ReportGenerator.from_pretrained(stage2 / MODEL, memories, zero).to(engine.device())
+    model = ReportGenerator.from_pretrained(stage2 / MODEL, memories, zero, config.decoder.model).to(engine.device())
     if zero is not None:
         engine.partition(model.decoder, zero)
     seen = Seen(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
     recorder = Recorder.open(model, banks)
     composer = _composer(config, model, data, banks, stage2, folder)
+    text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     batches = list(shares(len(seen), decoding.batch_size))
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        mine = _write(model, seen, rows, config, recorder, composer)
+        mine = _write(model, seen, rows, config, recorder, composer, text)
         lines = engine.gather_lists([line for line, one in zip(mine, counted.tolist(), strict=True) if one])
         if engine.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
@@ -139,9 +142,7 @@ def open_composer(
     certainty = Certainty.load(calibration)
     if outline == "decided":
         return Composer(certainty, MemoryBank.open(banks / VISUAL))
-    reports = MemoryBank.open(banks / REPORT_BANK)
-    if set(reports.origins(0, len(reports), ["source"])["source"].to_pylist()) != {"sentence"}:
-        raise UserError(_no_sentences(f"{reports.folder} holds whole reports"))
+    reports = open_sentences(banks / REPORT_BANK)
     return Composer(certainty, MemoryBank.open(banks / VISUAL), reports, heads, config.generate.support)
 
 
@@ -149,19 +150,12 @@ def generate_faults(config: Config) -> list[str]:
     """Settings of ``generate`` that do not go together, or not with the banks."""
     ours, faults = config.generate, []
     if ours.outline == "recalled" and config.banks.reports.unit != "sentence":
-        faults.append(_no_sentences("banks.reports.unit report makes whole reports"))
+        faults.append(no_sentences("banks.reports.unit report makes whole reports"))
     if ours.min_new_tokens > ours.max_new_tokens:
         faults.append(f"generate.min_new_tokens {ours.min_new_tokens} is above max_new_tokens {ours.max_new_tokens}")
     if (name := ours.ds_config) is not None:
         faults += gathered(lambda: refuse_whole_weights(name), lambda: refuse_quantised(config.decoder.base_dtype))
     return faults
-
-
-def _no_sentences(found: str) -> str:
-    return (
-        f"generate.outline recalled says sentences of memory, but {found}: build it with banks.reports.unit sentence, "
-        "or say generate.outline decided"
-    )
 
 
 #: Names of the attribute heads that ``generate.support`` needs.
@@ -201,6 +195,7 @@ def _write(
     config: Config,
     recorder: Recorder,
     composer: Composer | None,
+    text: RetrievedText | None,
 ) -> list[dict[str, Any]]:
     """The lines of some studies."""
     studies = [seen.studies[row] for row in rows.tolist()]
@@ -208,7 +203,7 @@ def _write(
     asking = None
     if config.generate.memory == "mismatched":
         asking = seen[strangers([study.group for study in seen.studies])[rows]]
-    lines = write_reports(model, seen[rows], group_B, config, recorder, composer, asking)
+    lines = write_reports(model, seen[rows], group_B, config, recorder, composer, text, asking)
     return [
         {"key": study.key, "group": study.group, "reference": study.report, **line}
         for study, line in zip(studies, lines, strict=True)
@@ -222,27 +217,31 @@ def write_reports(
     config: Config,
     recorder: Recorder,
     composer: Composer | None,
+    text: RetrievedText | None,
     asking: Sight | None = None,
 ) -> list[dict[str, Any]]:
     """What ``reports.jsonl`` records of some studies beside who they are.
 
     A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` as
     ``Recorder.record`` gives them, ``sentences`` those that were recalled (``amrg.models.composer.Said``), and
-    ``recalled`` their rows of the report bank; ``generated`` begins with them.
+    ``recalled`` their rows of the report bank; ``generated`` begins with them. Where the decoder reads retrieved text,
+    ``retrieved_text`` is that.
 
     Args:
         sight, group_B, asking: as for ``ReportGenerator.streams``; every rank needs equally many studies.
         config: ``generate`` and ``stage2.dtype`` are read.
         recorder: of the memories.
         composer: begins the reports; None leaves that to the decoder.
+        text: that the decoder reads; None where it reads none.
     """
     associations = model.associations(asking or sight, group_B, ROWS)
     loud_BQ = model.loud_queries(asking or sight)
     composed = [Composed("")] * len(group_B)
     if composer is not None:
         # Where a patient's own rows may be retrieved, the sentences may be said, too.
-        unsaid_B = group_B if model.memory_config.hide_own_patient else torch.full_like(group_B, NO_GROUP)
-        composed = composer.compose(sight, associations, unsaid_B)
+        unsaid_B = model.hidden_group(group_B)
+        composed = composer.compose(sight, associations, unsaid_B, recall="report" in associations)
+    retrieved = [] if text is None else text.compose(asking or sight, group_B, associations)
     with torch.no_grad(), engine.precision(config.stage2.dtype):
         texts = model.generate(
             sight,
@@ -251,6 +250,7 @@ def write_reports(
             synced=engine.world_size() > 1,
             asking=asking,
             begin=[one.text for one in composed],
+            retrieved_BL=None if text is None else text.encode(retrieved),
         )
     return [
         {
@@ -258,6 +258,7 @@ def write_reports(
             **recorder.record(associations, loud_BQ, study),
             "recalled": [said.row for said in one.said],
             "sentences": [said.to_dict() for said in one.said],
+            **({"retrieved_text": retrieved[study]} if retrieved else {}),
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))
     ]

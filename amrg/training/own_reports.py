@@ -86,7 +86,7 @@ def own_reports_of(config: Config, data: Path, banks: Path, scratch: Path) -> Ow
 
 
 def _encode(texts: list[str], config: ReportBankConfig, bank: MemoryBank, batches: list[range]) -> Iterator[Tensor]:
-    encoder = TextEncoder(config.encoder, config.max_tokens, engine.device())
+    encoder = TextEncoder(config.encoder, config.max_tokens, engine.device(), config.pooling)
     made_with = bank.header["about"].get("weights_sha256")
     if encoder.fingerprint != made_with:
         raise UserError(

@@ -23,6 +23,7 @@ from amrg.memory.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.memory.search import ApproximateMemory, Kind, search_faults
 from amrg.memory.sharding import Layout, ShardedMemory, hybrid_group
 from amrg.models.association import Bank, Memory
+from amrg.models.bank_sentences import no_sentences
 from amrg.models.decoder import build_decoder, refuse_quantised
 from amrg.models.generator import IGNORED, ReportGenerator, Sight, stream_faults
 from amrg.models.parted import whole
@@ -35,6 +36,7 @@ from amrg.training.ds_config import Optimisation
 from amrg.training.loop import fit
 from amrg.training.own_reports import OwnReports, own_reports_of
 from amrg.training.packing import ReportPacker, Stage2Packer
+from amrg.training.retrieved_text import refuse_changing_text, retrieved_tokens_of
 from amrg.training.seen import Seen, look
 from amrg.training.wanted_rows import WantedRows, refuse_no_hopfield, wanted_rows_of
 from amrg.training.watch import MemoryWatch, collapses, watch_reports
@@ -64,12 +66,13 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     if ours.seed is not None:
         config = replace(config, seed=ours.seed)
     refuse_held_out_rows(config, banks)
+    refuse_changing_text(config)
     model = build_generator(config, data, stage1, banks).to(engine.device())
     if ours.activation_checkpointing:
         model.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if ours.compile:
         model.decoder.compile(dynamic=True)
-    source = source_of(config, model, data, folder / SCRATCH)
+    source = source_of(config, model, data, banks, folder / SCRATCH)
     own_reports = own_reports_of(config, data, banks, folder / SCRATCH)
     wanted_rows = wanted_rows_of(config, data, banks)
     rows = fit(
@@ -94,7 +97,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
             model.save_pretrained(folder / MODEL, base)
             write_card(folder / MODEL, model, config, data, banks, rows)
     engine.barrier()
-    if config.decoder.outline:
+    if config.decoder.outline or config.decoder.use_retrieved_text:
         calibrate(config, model, data, folder, folder / SCRATCH / ("trained" if ours.train_vision else ""))
 
 
@@ -166,10 +169,12 @@ def _whole(bank: MemoryBank) -> Bank:
 def stage2_faults(config: Config, ranks: int) -> list[str]:
     """Settings of stage 2, and of the banks it reads, that do not go together on so many ranks."""
     ours, memory, sharding = config.stage2, config.memory, config.sharding
-    checks = [lambda: refuse_no_hopfield(config), lambda: _refuse_way(config)]
+    checks = [lambda: refuse_no_hopfield(config), lambda: _refuse_way(config), lambda: refuse_changing_text(config)]
     if ds_config.is_split(ours.ds_config):
         checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
     faults = [*stream_faults(config.decoder), *search_faults(memory.search), *gathered(*checks)]
+    if config.decoder.use_retrieved_text and config.banks.reports.unit != "sentence":
+        faults.append(no_sentences("banks.reports.unit report makes whole reports"))
     held_out = [split for split in config.banks.splits if split != TRAIN]
     if held_out and not ours.accept_banks_with_held_out_rows:
         faults.append(_leak("banks.splits", held_out))
@@ -215,7 +220,7 @@ def loss(
     sight = look(model, batch["films"]) if "films" in batch else Sight(*batch["sight"])
     own_BQD = None if own_reports is None else own_reports.of(batch["study"])
     wanted = None if wanted_rows is None else wanted_rows.of(batch["study"])
-    predicted = model(sight, batch["group"], batch["report"], own_BQD, wanted)
+    predicted = model(sight, batch["group"], batch["report"], own_BQD, wanted, batch.get("retrieved"))
     total, recorded = (predicted.loss_B * batch["weight"]).mean(), {}
     for name, teacher, loss_B in (
         ("retrieval_loss", own_reports, predicted.retrieval_B),
@@ -230,16 +235,17 @@ def loss(
 def associations(model: ReportGenerator) -> dict[str, float]:
     """How widely each memory associated last; every rank must call this."""
     told: dict[str, float] = {}
-    for name, memory in (("visual", model.visual_memory), ("report", model.report_memory)):
-        if memory is not None:
-            metrics = memory.metrics()
-            told |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
+    for name, memory in model.streamed.items():
+        metrics = memory.metrics()
+        told |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
     return told
 
 
-def source_of(config: Config, model: ReportGenerator, data: Path, scratch: Path) -> "_Source":
+def source_of(config: Config, model: ReportGenerator, data: Path, banks: Path, scratch: Path) -> "_Source":
     """The batches of stage 2: films where vision is trained, else what it saw of them once, kept in ``scratch``."""
-    return (_Streamed if config.stage2.train_vision else _Cached)(config, model, data, scratch)
+    if config.stage2.train_vision:
+        return _Streamed(config, model, data)
+    return _Cached(config, model, data, banks, scratch)
 
 
 class _Source:
@@ -295,9 +301,11 @@ class _Source:
 class _Cached(_Source):
     """Vision is frozen: what it sees comes from a cache."""
 
-    def __init__(self, config: Config, model: ReportGenerator, data: Path, folder: Path) -> None:
+    def __init__(self, config: Config, model: ReportGenerator, data: Path, banks: Path, folder: Path) -> None:
         super().__init__(config, model, data)
         self.train, self.val = (Seen(model, data, s, folder, config.stage2.dtype) for s in ("train", "val"))
+        both = {"train": self.train, "val": self.val}
+        self._text = retrieved_tokens_of(config, model, data, banks, both, folder)
         self.steps_per_epoch = len(self.train) // self.batch_size
         self._lengths = self.lengths(config)
         if not self.steps_per_epoch or self.batch_size % engine.world_size():
@@ -313,20 +321,22 @@ class _Cached(_Source):
         order = torch.from_numpy(drawn)
         for step in range(start, self.steps_per_epoch):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.weighted(self._batch(self.train, rows[engine.rank() :: engine.world_size()]))
+            yield self.weighted(self._batch("train", rows[engine.rank() :: engine.world_size()]))
 
     def validation(self) -> Iterator[dict[str, Any]]:
         for rows, counted in shares(len(self.val), self.batch_size):
-            yield _to_device(self._batch(self.val, rows) | {"counts": counted})
+            yield _to_device(self._batch("val", rows) | {"counts": counted})
 
-    def _batch(self, seen: Seen, rows: Tensor) -> dict[str, Any]:
-        return {"sight": seen[rows], **self.reports([seen.studies[row] for row in rows.tolist()])}
+    def _batch(self, split: str, rows: Tensor) -> dict[str, Any]:
+        seen = self.train if split == "train" else self.val
+        batch = {"sight": seen[rows], **self.reports([seen.studies[row] for row in rows.tolist()])}
+        return batch if self._text is None else {**batch, "retrieved": self._text[split][rows]}
 
 
 class _Streamed(_Source):
     """Vision is trained: films come from the shards."""
 
-    def __init__(self, config: Config, model: ReportGenerator, data: Path, folder: Path) -> None:
+    def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         super().__init__(config, model, data)
         self._pack = Stage2Packer(model.stage1.config.image_size, self.reports)
         self._stream = Stream(

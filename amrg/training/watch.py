@@ -74,10 +74,10 @@ class MemoryWatch:
         stated_BF = torch.stack([self._stated[key] for key in batch["study"]]) & counted_B[:, None]
         # Used outside a forward, where ZeRO 3 gathers nothing.
         with whole([weight for memory in model.memories.values() for weight in memory.parameters()]):
-            queries = {name: memory.of_queries(count) for name, memory in model.memories.items()}
+            queries = {name: memory.of_queries(count) for name, memory in model.streamed.items()}
             associations = model.associations(sight, batch["group"], ROWS)
         for name, (weights_BQJ, rows_BQJ) in associations.items():
-            for measure, values_BQ in queries[name].items():
+            for measure, values_BQ in queries.get(name, {}).items():
                 self._sum(f"{name}_{measure}", values_BQ.mean(1).cpu(), counted_B)
             self._sum(f"{name}_least_perplexity", queries[name]["perplexity"].amin(1).cpu(), counted_B)
             self._sum(f"{name}_relevance", self._rows[name].share(weights_BQJ, rows_BQJ), stated_BF)
@@ -177,7 +177,8 @@ def watch_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int, 
 
     Args:
         model: in evaluation mode.
-        batch: this rank's share of a validation batch, as large on every rank, with ``sight`` and ``counts``.
+        batch: this rank's share of a validation batch, as large on every rank, with ``sight`` and ``counts``, and
+            ``retrieved`` where the decoder reads text.
         count: how many reports over all ranks; the batch bounds them, too.
         max_tokens: of a report.
 
@@ -192,7 +193,10 @@ def watch_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int, 
     small = [parameter for name, parameter in model.named_parameters() if not name.startswith("decoder.")]
     # And eager: to compile the decoder for writing as well would take longer than to write.
     with whole(small), torch.compiler.set_stance("force_eager"):
-        written = model.generate(sight, batch["group"][:mine], decoding, synced=engine.world_size() > 1)
+        text_BL = batch["retrieved"][:mine] if "retrieved" in batch else None
+        written = model.generate(
+            sight, batch["group"][:mine], decoding, synced=engine.world_size() > 1, retrieved_BL=text_BL
+        )
     counted = batch["counts"][:mine].tolist()
     return failures(engine.gather_lists([text for text, one in zip(written, counted, strict=True) if one]))
 

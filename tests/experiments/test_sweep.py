@@ -76,6 +76,21 @@ def test_what_supports_the_words_is_varied_after_one_training():
     assert seeded(recalling, variants[0], 0) == recalling
 
 
+def test_retrieved_text_is_given_beside_vectors_instead_of_them_and_not_at_all():
+    config = changed(Config(), {"decoder.prompt": "{image}Findings:"})
+    names = ("use_visual_memory", "use_report_memory", "use_retrieved_text")
+    given = {v.name: seeded(config, v, 0) for v in EXPERIMENTS["retrieved-text"].variants(config, 9000)}
+    assert {name: tuple(getattr(one.decoder, n) for n in names) for name, one in given.items()} == {
+        "vectors and text": (True, True, True),
+        "vectors": (True, True, False),
+        "text": (False, False, True),
+        "neither": (False, False, False),
+        "another patient's": (True, True, True),
+    }
+    assert {one.decoder.prompt for one in given.values()} == {"{image}Similar films: {retrieved}\nFindings:"}
+    assert [one.generate.memory for one in given.values()] == ["own"] * 4 + ["mismatched"]
+
+
 def test_no_limit_leaves_out_rows_of_a_bank_that_leaks():
     limited = changed(Config(), {"banks.mining.films": 10, "banks.mining.regions_per_finding": 3})
     for variant in EXPERIMENTS["leakage"].variants(limited, 9000):
@@ -95,7 +110,7 @@ def test_cross_attention_is_not_taught_what_only_hopfield_networks_learn():
 
 def test_scores_of_details_are_judged_where_memory_gives_words():
     detailed = {name for name, one in EXPERIMENTS.items() if DETAILED in one.judged}
-    assert detailed == {"memory-ablation", "region-query", "grounding", "leakage"}
+    assert detailed == {"memory-ablation", "region-query", "grounding", "retrieved-text", "leakage"}
     assert {name for name, one in EXPERIMENTS.items() if one.grounded} == detailed - {"leakage"}
     assert all(one.judged[0] == HEADLINE for one in EXPERIMENTS.values())
 

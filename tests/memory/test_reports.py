@@ -176,6 +176,17 @@ def test_an_unusable_encoder_is_one_clear_line(tiny_bert, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_pooling_can_be_chosen_whatever_the_folder_says(tiny_bert):
+    texts = ["small left effusion", "normal"]
+    chosen, by_itself = TextEncoder(str(tiny_bert), 256, pooling="mean"), TextEncoder(str(tiny_bert), 256)
+    assert (chosen.pooling, by_itself.pooling) == ("mean", "cls")
+    for text, found in zip(texts, chosen.encode(texts), strict=True):
+        tokens = chosen._tokenizer(text, return_tensors="pt")
+        hidden_LD = by_itself._model(**tokens).last_hidden_state[0]
+        torch.testing.assert_close(found, hidden_LD.mean(0))
+    assert not torch.allclose(chosen.encode(texts), by_itself.encode(texts))
+
+
 def test_unknown_pooling_is_refused(tiny_bert):
     (tiny_bert / "1_Pooling").mkdir()
     modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}

@@ -96,6 +96,28 @@ def test_the_right_side_wins_over_a_heavier_sentence_on_the_wrong_one(
     assert texts(compose(composer, [EFFUSION], ON_THE_LEFT, {EFFUSION: {1: 0.9, 0: 0.1}})) == [expected]
 
 
+LINE, PACER, KINDLESS = "Central venous line in place.", "Pacemaker in place.", "Support devices in place."
+
+
+@pytest.mark.parametrize(
+    ("said", "source", "expected"),
+    [
+        ((LINE, PACER), "memory", PACER),  # a fifth of the rows against two fifths, neither likelier than not
+        ((LINE, PACER, KINDLESS), "memory", KINDLESS),
+        ((LINE, PACER, KINDLESS), "none", LINE),
+    ],
+)
+def test_no_kind_of_device_is_said_where_another_is_better_supported(
+    tmp_path: Path, said: Sequence[str], source: Support, expected: str
+) -> None:
+    devices, others = "Support Devices", ("Tracheostomy tube in place.", "Valve replacement.")
+    visual = visual_bank(tmp_path, [(devices, text) for text in (LINE, PACER, *others)])
+    reports = report_bank(tmp_path, [(text, f"p{i}") for i, text in enumerate(said)], alike=[said])
+    composer = Composer(EVEN, visual, reports, source=source)
+    retrieved = {devices: {0: 0.2, 1: 0.4, 2: 0.2, 3: 0.2}}
+    assert texts(compose(composer, [devices], retrieved, {devices: {0: 0.99, 1: 0.01}})) == [expected]
+
+
 @pytest.mark.parametrize(("source", "expected"), [("memory", PLAIN), ("none", RIGHT)])
 def test_a_sentence_without_the_detail_wins_where_nothing_supports_one(
     tmp_path: Path, source: Support, expected: str
@@ -277,10 +299,9 @@ def test_only_rows_of_normal_anatomy_vote_for_normal_sentences_and_unknown_ones_
     assert compose(composer, [], {}, {}) == Composed("none. Report:")
 
 
-def test_the_decoder_begins_to_write_where_the_report_memory_is_off(tmp_path: Path) -> None:
+def test_the_decoder_begins_to_write_where_nothing_is_to_be_recalled(tmp_path: Path) -> None:
     composer = of_effusions(tmp_path, "memory", [LEFT])
     outline = Composed("pleural effusion. Report:", (EFFUSION,))
-    assert compose(composer, [EFFUSION], ON_THE_LEFT, None) == outline
     sight = sight_of({EFFUSION: 2.0})
     both = {"visual": associate(ON_THE_LEFT), "report": associate({EFFUSION: {0: 1.0}})}
     assert composer.compose(sight, both, torch.tensor([NO_GROUP]), recall=False) == [outline]
@@ -288,6 +309,12 @@ def test_the_decoder_begins_to_write_where_the_report_memory_is_off(tmp_path: Pa
     decided = Composer(EVEN, visual_bank(tmp_path / "decided", [(EFFUSION, LEFT)]))
     assert decided.compose(sight, {"visual": associate({EFFUSION: {0: 1.0}})}, torch.tensor([NO_GROUP])) == [outline]
     assert Composer(EVEN).compose(sight, {}, torch.tensor([NO_GROUP])) == [outline]
+
+
+def test_the_visual_memory_alone_chooses_sentences_too(tmp_path: Path) -> None:
+    """They are the text that a decoder reads (``decoder.use_retrieved_text``)."""
+    composer = of_effusions(tmp_path, "memory", [RIGHT, LEFT])
+    assert texts(compose(composer, [EFFUSION], ON_THE_LEFT, None)) == [LEFT]
 
 
 def test_with_the_visual_memory_off_stage_1_alone_names_and_no_normal_sentence_is_recalled(tmp_path: Path) -> None:

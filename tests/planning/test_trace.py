@@ -83,10 +83,11 @@ def test_cache_is_exactly_what_generation_holds(config: Config, generator: Any) 
     studies = ours.batch_size
     generator.eval()
     with torch.no_grad():
-        prefix = generator._prefix(generator.streams(no_sight(generator, studies), torch.zeros(studies).long()))
+        streams = generator.streams(no_sight(generator, studies), torch.zeros(studies).long())
+        prefix, mask = generator._prefix(streams, None)
         cache = generator.decoder.generate(
             inputs_embeds=prefix,
-            attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long),
+            attention_mask=mask,
             num_beams=ours.num_beams,
             min_new_tokens=ours.max_new_tokens,
             max_new_tokens=ours.max_new_tokens,

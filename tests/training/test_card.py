@@ -32,7 +32,11 @@ def test_training_leaves_a_card_with_what_is_known(artefacts: Any, tmp_path: Pat
         bank = MemoryBank.open(artefacts.banks / name)
         assert f"| {name} | {len(bank)} of train | `{bank.content_hash}` |" in card.text
     assert "language model: `small_llama`, tuning `full`" in card.text
-    assert "hidden_size: 32" in card.text
+    assert (card.data.base_model, card.data.license) == (None, None)
+    for told in ("hidden_size: 32", "augmented_copies: 1", "encoder: minilm", "num_beams: 2"):
+        assert told in card.text
+    assert "banks hold the texts of train reports" in card.text
+    assert "PhysioNet" not in card.text
     assert "rows of" not in card.text  # of other splits
     for private in (str(artefacts.data.parent), "patient-", "train-0"):
         assert private not in card.text
@@ -58,6 +62,20 @@ def test_a_base_model_is_named_without_its_path_and_the_best_epoch_told(artefact
     assert str(tmp_path) not in text
     assert not (tmp_path / "model" / "decoder" / "README.md").exists()  # peft's template
     assert write(artefacts, tmp_path / "again", config) == text
+    (tmp_path / "my-base" / "README.md").write_text("---\nlicense: llama2\n---\n")
+    physionet = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source="mimic_cxr"),
+        banks=dataclasses.replace(
+            config.banks, reports=dataclasses.replace(config.banks.reports, encoder=str(tmp_path / "bert"))
+        ),
+    )
+    text = write(artefacts, tmp_path / "licensed", physionet)
+    assert ModelCard(text).data.license == "llama2"
+    assert "has the licence `llama2`" in text
+    assert "PhysioNet's data use agreement" in text
+    assert "encoder: bert" in text
+    assert str(tmp_path) not in text
 
 
 def test_banks_that_leak_are_told(artefacts: Any, tmp_path: Path) -> None:

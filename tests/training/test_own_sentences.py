@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from amrg.config import Config
-from amrg.memory.bank import NO_GROUP
 from amrg.models.composer import Composed
+from amrg.models.generator import ReportGenerator
 from amrg.training.generate import write_reports
 
 
@@ -16,18 +16,19 @@ from amrg.training.generate import write_reports
 def test_own_sentences_are_said_where_own_rows_are_seen(hide):
     asked = []
 
-    def compose(sight, associations, group_B):
-        asked.append(group_B.tolist())
+    def compose(sight, associations, group_B, recall):
+        asked.append((group_B, recall))
         return [Composed("")] * 2
 
     memory = replace(Config().memory, hide_own_patient=hide)
     model = SimpleNamespace(
-        memory_config=memory,
+        hidden_group=lambda group_B: ReportGenerator.hidden_group(SimpleNamespace(memory_config=memory), group_B),
         associations=lambda *_: {},
         loud_queries=lambda _: None,
         generate=lambda *_, **__: ["Clear.", "Clear."],
     )
     recorder = SimpleNamespace(record=lambda *_: {})
-    lines = write_reports(model, None, torch.tensor([5, 7]), Config(), recorder, SimpleNamespace(compose=compose))
-    assert asked == [[5, 7] if hide else [NO_GROUP, NO_GROUP]]
+    group_B = torch.tensor([5, 7])
+    lines = write_reports(model, None, group_B, Config(), recorder, SimpleNamespace(compose=compose), None)
+    assert asked == [(group_B if hide else None, False)]  # no report memory: the decoder words what is named
     assert [line["generated"] for line in lines] == ["Clear.", "Clear."]

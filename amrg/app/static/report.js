@@ -4,7 +4,7 @@ import { $, ask, complain, h, length, percent } from "./dom.js";
 import { markRegion, showFilmOf } from "./film.js";
 
 const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
-const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "words"];
+const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "retrieved text", "words"];
 const CALLED = { "visual tokens": "film", queries: "disease queries", words: "prompt and words before" };
 
 let look = null;

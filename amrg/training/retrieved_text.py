@@ -1,0 +1,140 @@
+"""The sentences that studies retrieve, as text in the decoder's prompt (``decoder.use_retrieved_text``).
+
+The visual memory alone retrieves them. As nothing that asks it is trained, a study's text is composed once.
+
+Shape legend: N studies of a split, B studies, L tokens of the longest text.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from amrg.config import Config
+from amrg.errors import UserError
+from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.models.bank_sentences import open_sentences
+from amrg.models.certainty import Certainty
+from amrg.models.composer import ROWS, Composer
+from amrg.models.generator import IGNORED, MEMORIES, Association, ReportGenerator, Sight
+from amrg.progress import track
+from amrg.training import engine
+from amrg.training.calibration import CALIBRATION, calibrate
+from amrg.training.features import FeatureCache
+from amrg.training.seen import Seen
+
+_TOGETHER = 32  # studies composed between two notes of how far it is
+
+
+class RetrievedText:
+    """Composes the texts and encodes them.
+
+    Args:
+        model: whose visual memory retrieves.
+        banks: a banks artefact; its report bank holds sentences.
+        calibration: folder of ``Certainty``, which decides on the findings that are said.
+
+    Raises:
+        UserError: the report bank holds whole reports, or the calibration is missing.
+    """
+
+    def __init__(self, model: ReportGenerator, banks: Path, calibration: Path) -> None:
+        self._model = model
+        visual, reports = MemoryBank.open(banks / VISUAL), open_sentences(banks / REPORTS)
+        self._composer = Composer(Certainty.load(calibration), visual, reports)
+
+    def compose(self, asking: Sight, group_B: Tensor, associations: Mapping[str, Association]) -> list[str]:
+        """The text of each study: what it says of findings, then of normal anatomy.
+
+        Args:
+            asking: what stage 1 sees of the studies.
+            group_B: ``group_id`` of each study's patient.
+            associations: of the studies, that with the visual memory among them.
+        """
+        visual = {MEMORIES[0]: associations[MEMORIES[0]]}
+        composed = self._composer.compose(asking, visual, self._model.hidden_group(group_B))
+        return [" ".join(said.text for said in one.said) for one in composed]
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [B, L], ``IGNORED`` on the left of a shorter text, on the model's device."""
+        most = self._model.settings.retrieved_tokens
+        ids = [self._model.tokenizer(text, add_special_tokens=False).input_ids[:most] for text in texts]
+        rows = [torch.tensor(one, dtype=torch.long) for one in ids]
+        padded = pad_sequence(rows, batch_first=True, padding_value=IGNORED, padding_side="left")
+        return padded.to(engine.device())
+
+
+def open_text(model: ReportGenerator, banks: Path, calibration: Path) -> RetrievedText | None:
+    """As ``RetrievedText``; None where the decoder reads none."""
+    return RetrievedText(model, banks, calibration) if model.settings.use_retrieved_text else None
+
+
+class RetrievedTokens:
+    """The encoded texts of all studies of a split, composed once by all ranks; an interrupted run goes on.
+
+    Args:
+        text: composes and encodes.
+        model: with the banks.
+        seen: of the split.
+        path: of the cache.
+    """
+
+    def __init__(self, text: RetrievedText, model: ReportGenerator, seen: Seen, path: Path) -> None:
+        most = model.settings.retrieved_tokens
+        self._cache = FeatureCache(path, len(seen), (most,), torch.int32)
+        starts = range(0, len(seen), _TOGETHER)
+        done = self._cache.done // _TOGETHER if self._cache.done < len(seen) else len(starts)
+        engine.barrier()  # nobody counts while another writes
+        for start in track(starts[done:], "composing retrieved text", len(starts), done):
+            # Equally many on every rank, as a sharded bank needs.
+            rows = torch.arange(start, min(start + _TOGETHER, len(seen)))
+            filled = torch.cat([rows, rows[:1].expand(-len(rows) % engine.world_size())])
+            mine = filled[engine.rank() :: engine.world_size()]
+            group_B = torch.tensor([group_id(seen.studies[row].group) for row in mine.tolist()], device=engine.device())
+            sight = seen[mine]
+            texts = text.compose(sight, group_B, model.associations(sight, group_B, ROWS))
+            ids_BL = text.encode(texts).cpu()
+            ids_BL = F.pad(ids_BL, (most - ids_BL.shape[1], 0), value=IGNORED)
+            together = dict(engine.gather_lists(list(zip(mine.tolist(), ids_BL, strict=True))))
+            if engine.rank() == 0:
+                self._cache.append(torch.stack([together[row] for row in rows.tolist()]))
+        engine.barrier()
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Token ids of rows [B], int64 [B, L], ``IGNORED`` on the left of a shorter text."""
+        ids_BL = self._cache[rows].long()
+        used = (ids_BL != IGNORED).any(0)
+        return ids_BL[:, int((~used).sum()) :]
+
+
+def retrieved_tokens_of(
+    config: Config, model: ReportGenerator, data: Path, banks: Path, seen: Mapping[str, Seen], scratch: Path
+) -> dict[str, RetrievedTokens] | None:
+    """Those of each split of ``seen``, kept in ``scratch``; None where the decoder reads no text.
+
+    The calibration for validation decides which findings are said in both splits: it never reads validation reports.
+    """
+    if not config.decoder.use_retrieved_text:
+        return None
+    calibrate(config, model, data, scratch, scratch)
+    text = RetrievedText(model, banks, scratch / CALIBRATION / "val")
+    return {split: RetrievedTokens(text, model, one, scratch / f"text-{split}") for split, one in seen.items()}
+
+
+def refuse_changing_text(config: Config) -> None:
+    """Raises UserError where the decoder reads retrieved text and training would change what is retrieved."""
+    changing = {
+        "stage2.train_vision": config.stage2.train_vision,
+        "stage2.association_loss": config.stage2.association_loss > 0,
+        "memory.learn_beta": config.memory.learn_beta,
+        "memory.visual_query queries": config.memory.visual_query == "queries",
+        "memory.retrieval cross_attention": config.memory.retrieval != "hopfield",
+    }
+    if config.decoder.use_retrieved_text and any(changing.values()):
+        raise UserError(
+            "decoder.use_retrieved_text composes each study's text once, before training, so what asks the visual "
+            f"memory must stay as it is: leave out {' and '.join(name for name, on in changing.items() if on)}"
+        )

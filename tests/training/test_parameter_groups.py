@@ -1,0 +1,47 @@
+"""Groups of the optimizer: what decays, and a learning rate of the decoder's own, against torch's AdamW by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from amrg.training import engine
+from amrg.training.ds_config import Optimisation
+from amrg.training.engine import Engine
+
+OURS = Optimisation("stage2", 1, 4, 0.05, 0.1, 0.0, 1e9, "float32", ds_config="zero1.json", decoder_lr=0.002)
+
+
+def build() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"projection": nn.Linear(3, 4), "decoder": nn.Linear(4, 1)})
+
+
+def loss(model: nn.ModuleDict, batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    return (model["decoder"](model["projection"](batch).tanh()) - 1).square().mean(), {}
+
+
+@pytest.mark.parametrize("ds_config", ["zero0.json", "zero1.json", "zero2.json", "zero3.json"])
+@pytest.mark.parametrize("decoder_lr", [0.002, None])
+def test_the_decoder_learns_at_its_own_rate(ds_config: str, decoder_lr: float | None) -> None:
+    reference, trained = build(), build()
+    rates = {"projection": 0.05, "decoder": decoder_lr or 0.05}
+    groups = [
+        {"params": [parameter], "lr": rates[name.split(".")[0]], "weight_decay": 0.1 * (parameter.dim() > 1)}
+        for name, parameter in reference.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    with engine.linear_restored():
+        under_test = Engine(trained, loss, dataclasses.replace(OURS, ds_config=ds_config, decoder_lr=decoder_lr), 3)
+        for step, share in enumerate((1.0, 0.5, 0.25)):  # a schedule
+            batch = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            under_test.step(batch, 0.05 * share)
+            for group, name in zip(optimizer.param_groups, (n for n, _ in reference.named_parameters()), strict=True):
+                group["lr"] = rates[name.split(".")[0]] * share
+            optimizer.zero_grad()
+            loss(reference, batch)[0].backward()
+            optimizer.step()
+        found = under_test.weights()
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-4, atol=1e-6)
