@@ -80,6 +80,6 @@ def test_write_and_view_are_told_where_it_is(moved: Any, tmp_path: Path, capfd: 
     main([*arguments, "--decoder.model", str(new)])
     (line,) = map(json.loads, capfd.readouterr().out.splitlines())
     assert line.keys() >= {"generated", "memory"}
-    model, _ = open_generator(open_chain(folder, str(new)), 1)
+    model, *_ = open_generator(open_chain(folder, str(new)), 1)
     saved = json.loads((Path(arguments[1]) / MODEL / "config.json").read_text())
     assert model.base_fingerprint() == saved["base_fingerprint"]

@@ -372,7 +372,7 @@ def test_a_report_goes_on_from_what_it_begins_with(classifier: DiseaseClassifier
     found = model.generate(sight, groups, decoding, begin=begin)
     for i, text in enumerate(begin):
         ids = model.tokenizer(text, add_special_tokens=False).input_ids
-        prefix = model._prefix(model.streams(one(sight, i), groups[i : i + 1]))
+        prefix, _ = model._prefix(model.streams(one(sight, i), groups[i : i + 1]), None)
         embedded = model.decoder.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
         written = model.decoder.generate(
             inputs_embeds=torch.cat([prefix, embedded], dim=1),

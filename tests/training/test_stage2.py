@@ -207,7 +207,7 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
     """Mean over samples with weights = mean over the tokens of the whole batch, however it is cut."""
 
     class Fake:
-        def __call__(self, sight: Any, group: Any, report: torch.Tensor, own: None, wanted: None) -> Predicted:
+        def __call__(self, sight: Any, group: Any, report: torch.Tensor, *rest: None) -> Predicted:
             return Predicted(report.sum(1))
 
     report = torch.tensor([[1.0, 2.0], [3.0, 0.0], [5.0, 6.0], [2.0, 0.0]])

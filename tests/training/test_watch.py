@@ -61,7 +61,7 @@ class Retrieving(nn.Module):
     def __init__(self, association: Association, perplexity_BQ: Tensor) -> None:
         super().__init__()
         self.association, self.perplexity_BQ = association, perplexity_BQ
-        self.memories = {"visual": self}
+        self.memories = self.streamed = {"visual": self}
 
     def of_queries(self, samples: int) -> dict[str, Tensor]:
         return {"perplexity": self.perplexity_BQ}
