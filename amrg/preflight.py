@@ -7,7 +7,6 @@ and what these steps hold is set against the machine. No weight is read: models 
 import math
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,12 +81,10 @@ def this_machine(folder: Path) -> Machine:
 def examine(verbs: Sequence[str], run: Run) -> tuple[list[str], list[str]]:
     """Faults, and what is worth a warning, of the steps that are still to be made, each in a line."""
     faults = _folder_faults(Path(run.config.runs).absolute())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses an old name
-        for verb in verbs:
-            faults += _CHECKS[verb](run)
-        if run.machine is not None:
-            faults += _room_faults(verbs, run, run.machine)
+    for verb in verbs:
+        faults += _CHECKS[verb](run)
+    if run.machine is not None:
+        faults += _room_faults(verbs, run, run.machine)
     return list(dict.fromkeys(faults)), _evaluate_warnings(run.config) if "evaluate" in verbs else []
 
 

@@ -149,14 +149,12 @@ class Reader:
         hidden = [MEMORIES[name] for name in sorted(off) if name in look.association]
         group_1 = torch.tensor([look.group], device=engine.device())
         with self._lock, engine.precision(self.config.stage2.dtype), watched(self.model.decoder) as steps:
-            composed, found = (
-                Composed(""),
-                {
-                    name: generator.Association(*(part[None] for part in one))
-                    for name, one in look.association.items()
-                    if name not in off
-                },
-            )
+            found = {
+                name: generator.Association(*(part[None] for part in one))
+                for name, one in look.association.items()
+                if name not in off
+            }
+            composed = Composed("")
             if self._composer:
                 unsaid_1 = self.model.hidden_group(group_1)
                 (composed,) = self._composer.compose(look.sight, found, unsaid_1, recall="report" in found)

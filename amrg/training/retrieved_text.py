@@ -42,7 +42,7 @@ class RetrievedText:
     """
 
     def __init__(self, model: ReportGenerator, banks: Path, calibration: Path) -> None:
-        self._model = model
+        self.model = model
         visual, reports = MemoryBank.open(banks / VISUAL), open_sentences(banks / REPORTS)
         self._composer = Composer(Certainty.load(calibration), visual, reports)
 
@@ -55,13 +55,13 @@ class RetrievedText:
             associations: of the studies, that with the visual memory among them.
         """
         visual = {MEMORIES[0]: associations[MEMORIES[0]]}
-        composed = self._composer.compose(asking, visual, self._model.hidden_group(group_B))
+        composed = self._composer.compose(asking, visual, self.model.hidden_group(group_B))
         return [" ".join(said.text for said in one.said) for one in composed]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Token ids [B, L], ``IGNORED`` on the left of a shorter text, on the model's device."""
-        most = self._model.settings.retrieved_tokens
-        ids = [self._model.tokenizer(text, add_special_tokens=False).input_ids[:most] for text in texts]
+        most = self.model.settings.retrieved_tokens
+        ids = [self.model.tokenizer(text, add_special_tokens=False).input_ids[:most] for text in texts]
         rows = [torch.tensor(one, dtype=torch.long) for one in ids]
         padded = pad_sequence(rows, batch_first=True, padding_value=IGNORED, padding_side="left")
         return padded.to(engine.device())
@@ -77,13 +77,12 @@ class RetrievedTokens:
 
     Args:
         text: composes and encodes.
-        model: with the banks.
         seen: of the split.
         path: of the cache.
     """
 
-    def __init__(self, text: RetrievedText, model: ReportGenerator, seen: Seen, path: Path) -> None:
-        most = model.settings.retrieved_tokens
+    def __init__(self, text: RetrievedText, seen: Seen, path: Path) -> None:
+        most = text.model.settings.retrieved_tokens
         self._cache = FeatureCache(path, len(seen), (most,), torch.int32)
         starts = range(0, len(seen), _TOGETHER)
         done = self._cache.done // _TOGETHER if self._cache.done < len(seen) else len(starts)
@@ -95,7 +94,7 @@ class RetrievedTokens:
             mine = filled[engine.rank() :: engine.world_size()]
             group_B = torch.tensor([group_id(seen.studies[row].group) for row in mine.tolist()], device=engine.device())
             sight = seen[mine]
-            texts = text.compose(sight, group_B, model.associations(sight, group_B, ROWS))
+            texts = text.compose(sight, group_B, text.model.associations(sight, group_B, ROWS))
             ids_BL = text.encode(texts).cpu()
             ids_BL = F.pad(ids_BL, (most - ids_BL.shape[1], 0), value=IGNORED)
             together = dict(engine.gather_lists(list(zip(mine.tolist(), ids_BL, strict=True))))
@@ -121,7 +120,7 @@ def retrieved_tokens_of(
         return None
     calibrate(config, model, data, scratch, scratch)
     text = RetrievedText(model, banks, scratch / CALIBRATION / "val")
-    return {split: RetrievedTokens(text, model, one, scratch / f"text-{split}") for split, one in seen.items()}
+    return {split: RetrievedTokens(text, one, scratch / f"text-{split}") for split, one in seen.items()}
 
 
 def refuse_changing_text(config: Config) -> None:
