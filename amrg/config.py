@@ -231,7 +231,7 @@ class GenerateConfig:
 class EvaluateConfig:
     bootstrap: PositiveInt = 1000  # resamples of a confidence interval
     meteor: bool = True  # needs Java, which takes some ten seconds to start
-    meteor_timeout: PositiveFloat = 60.0  # seconds, for all systems together
+    meteor_timeout: PositiveFloat = 600.0  # seconds, for all systems together: ends a Java that hangs
     # Metrics with learned weights, through radeval (extra `clinical`); those it cannot run are said to be unavailable.
     learned: tuple[Literal["BERTScore", "CheXbert", "RadGraph", "RadCliQ", "RaTEScore", "GREEN"], ...] = (
         "BERTScore",
