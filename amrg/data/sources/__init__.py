@@ -1,10 +1,24 @@
-"""Readers of data sets: each turns what a user has on disk into studies."""
+"""Readers of data sets: each turns what a user has on disk into studies.
+
+A reader is a module with ``open_source(config, seed)``, ``needs(config)``: a check for each file and folder it reads,
+and ``counted(config)``: studies and films that its tables name, None where no table tells.
+"""
+
+from importlib import import_module
+from typing import Any
 
 from amrg.config import DataConfig
 from amrg.data.studies import Source
 from amrg.errors import UserError, gathered
 
-SOURCES: tuple[str, ...] = ("openi_drr", "mimic_cxr", "chexpert_plus", "iu_xray", "openi")
+#: The module of each reader. It is imported when it is asked for: some need packages that others do without.
+SOURCES = {
+    "openi_drr": "amrg.data.sources.openi_drr",
+    "mimic_cxr": "amrg.data.sources.mimic_cxr",
+    "chexpert_plus": "amrg.data.sources.chexpert_plus",
+    "iu_xray": "amrg.data.sources.r2gen",
+    "openi": "amrg.data.sources.openi",
+}
 
 
 def open_source(config: DataConfig, seed: int) -> Source:
@@ -13,46 +27,15 @@ def open_source(config: DataConfig, seed: int) -> Source:
     Raises:
         UserError: there is no reader of that name, or it does not find its data.
     """
-    if config.source == "openi_drr":
-        from amrg.data.sources.openi_drr import OpeniDrr
-
-        return OpeniDrr(config, seed)
-    if config.source == "mimic_cxr":
-        from amrg.data.sources.mimic_cxr import open_mimic_cxr
-
-        return open_mimic_cxr(config, seed)
-    if config.source == "chexpert_plus":
-        from amrg.data.sources.chexpert_plus import ChexpertPlus
-
-        return ChexpertPlus(config, seed)
-    if config.source == "iu_xray":
-        from amrg.data.sources.r2gen import R2Gen
-
-        return R2Gen(config, seed, "iu_xray")
-    if config.source == "openi":
-        from amrg.data.sources.openi import Openi
-
-        return Openi(config, seed)
-    raise _unknown(config)
+    source: Source = _reader(config).open_source(config, seed)
+    return source
 
 
 def source_faults(config: DataConfig) -> list[str]:
     """Which files and folders the reader will not find, told in a moment: nothing but their names is looked at."""
-    if config.source == "openi_drr":
-        from amrg.data.sources.openi_drr.reports import needs
-    elif config.source == "mimic_cxr":
-        from amrg.data.sources.mimic_cxr import needs
-    elif config.source == "chexpert_plus":
-        from amrg.data.sources.chexpert_plus import needs
-    elif config.source == "iu_xray":
-        from amrg.data.sources.r2gen import needs
-    elif config.source == "openi":
-        from amrg.data.sources.openi import needs
-    else:
-        return [str(_unknown(config))]
     try:
-        return gathered(*needs(config))
-    except UserError as error:  # not even the folder
+        return gathered(*_reader(config).needs(config))
+    except UserError as error:  # no such reader, or not even the folder
         return [str(error)]
 
 
@@ -64,18 +47,17 @@ def source_size(config: DataConfig) -> tuple[int, int] | None:
     """
     limits = (config.train_studies, config.val_studies, config.test_studies)
     limit = None if None in limits else sum(filter(None, limits))
-    if config.source == "mimic_cxr":
-        from amrg.data.sources.mimic_cxr import counted
-    elif config.source == "iu_xray":
-        from amrg.data.sources.r2gen import counted
-    else:
-        if limit is not None and config.source == "openi_drr":  # each render of a train study is a sample
+    size: tuple[int, int] | None = _reader(config).counted(config)
+    if size is None:
+        if limit is not None:  # each render of a train study is a sample
             limit += (config.train_studies or 0) * (config.renders_per_study - 1)
         return None if limit is None else (limit, limit)
-    studies, films = counted(config)
+    studies, films = size
     fewer = studies if limit is None else min(studies, limit)
     return fewer, films * fewer // max(studies, 1)
 
 
-def _unknown(config: DataConfig) -> UserError:
-    return UserError(f"unknown data source `{config.source}`: data.source is one of {', '.join(SOURCES)}")
+def _reader(config: DataConfig) -> Any:
+    if config.source not in SOURCES:
+        raise UserError(f"unknown data source `{config.source}`: data.source is one of {', '.join(SOURCES)}")
+    return import_module(SOURCES[config.source])

@@ -28,6 +28,15 @@ _IMAGE_FOLDERS = ("PNG", "PNG/PNG", "PNGs", "DICOM", ".")
 _SUFFIXES = (".png", ".jpg", ".dcm")  # the table says .jpg, the PNG release has .png
 
 
+def open_source(config: DataConfig, seed: int) -> "ChexpertPlus":
+    """The reader for what lies in ``data.path``."""
+    return ChexpertPlus(config, seed)
+
+
+def counted(config: DataConfig) -> None:
+    """None: the table is read whole by ``ChexpertPlus`` only."""
+
+
 def needs(config: DataConfig) -> list[Need]:
     """A check for each thing that lies in ``data.path``."""
     root = data_root(config)

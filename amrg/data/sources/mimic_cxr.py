@@ -27,7 +27,7 @@ _FRONTAL = {"PA": 0, "AP": 1}  # the first film is the one that is mined
 _SUFFIXES = (".jpg", ".png", ".dcm")
 
 
-def open_mimic_cxr(config: DataConfig, seed: int) -> "MimicCxr | R2Gen":
+def open_source(config: DataConfig, seed: int) -> "MimicCxr | R2Gen":
     """The reader for what lies in ``data.path``: R2Gen's selection where its annotation is there."""
     root = data_root(config)
     return R2Gen(config, seed, "mimic") if (root / ANNOTATION).exists() else MimicCxr(config, seed)

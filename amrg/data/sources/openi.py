@@ -16,6 +16,15 @@ from amrg.progress import say
 _SUFFIXES = (".png", ".jpg", ".dcm")
 
 
+def open_source(config: DataConfig, seed: int) -> "Openi":
+    """The reader for what lies in ``data.path``."""
+    return Openi(config, seed)
+
+
+def counted(config: DataConfig) -> None:
+    """None: there is no table."""
+
+
 def needs(config: DataConfig) -> list[Need]:
     """A check for each thing that lies in ``data.path``."""
     root = data_root(config)

@@ -19,6 +19,11 @@ from amrg.progress import say
 ANNOTATION = "annotation.json"
 
 
+def open_source(config: DataConfig, seed: int) -> "R2Gen":
+    """The reader for R2Gen's selection of IU X-ray in ``data.path``."""
+    return R2Gen(config, seed, "iu_xray")
+
+
 def needs(config: DataConfig) -> list[Need]:
     """A check for each thing that lies in ``data.path``."""
     root = data_root(config)
