@@ -64,17 +64,29 @@ def source_size(config: DataConfig) -> tuple[int, int] | None:
     """
     limits = (config.train_studies, config.val_studies, config.test_studies)
     limit = None if None in limits else sum(filter(None, limits))
+    tables = tables_size(config)
+    if tables is None:
+        if limit is not None and config.source == "openi_drr":  # each render of a train study is a sample
+            limit += (config.train_studies or 0) * (config.renders_per_study - 1)
+        return None if limit is None else (limit, limit)
+    studies, films = (sum(counts) for counts in zip(*tables.values(), strict=True))
+    fewer = studies if limit is None else min(studies, limit)
+    return fewer, films * fewer // max(studies, 1)
+
+
+def tables_size(config: DataConfig) -> dict[str, tuple[int, int]] | None:
+    """Studies and films of each published split by the tables of ``data.path``, limits aside; None: no table tells.
+
+    Raises:
+        UserError: a table cannot be read.
+    """
     if config.source == "mimic_cxr":
         from amrg.data.sources.mimic_cxr import counted
     elif config.source == "iu_xray":
         from amrg.data.sources.r2gen import counted
     else:
-        if limit is not None and config.source == "openi_drr":  # each render of a train study is a sample
-            limit += (config.train_studies or 0) * (config.renders_per_study - 1)
-        return None if limit is None else (limit, limit)
-    studies, films = counted(config)
-    fewer = studies if limit is None else min(studies, limit)
-    return fewer, films * fewer // max(studies, 1)
+        return None
+    return counted(config)
 
 
 def _unknown(config: DataConfig) -> UserError:
