@@ -20,6 +20,7 @@ from amrg.cli import parse
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.memory.traffic import NET_RATE
+from amrg.pipeline import recipe, root
 from amrg.planning.chain import Step, chain
 from amrg.planning.devices import DEVICES
 from amrg.planning.plan import Assumptions, Plan, plan
@@ -34,7 +35,8 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses an old name of theirs
     options, rest = _parser().parse_known_args(arguments)
     config = parse(rest, "amrg plan [CONFIG] --gpus N")
-    given = _assumptions(options)
+    data = recipe("prepare", config).path(root(config))
+    given = _assumptions(options, data if data.is_dir() else None)
     console = Console(soft_wrap=True)
     plans: dict[str, Plan] = {}
     for stage in STAGES if options.stage is None else (options.stage,):
@@ -47,6 +49,7 @@ def main(arguments: list[str]) -> None:
         steps = chain(config, plans, given)
         told["chain"] = [asdict(step) for step in steps]
         console.print(_chain(steps, given))
+        console.print("\n".join(f"{step.what}: {step.origin}" for step in steps if step.origin), highlight=False)
     console.print(_assumed(given))
     if options.json:
         _write(options.json, told)
@@ -63,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=DEVICES, default="h100", help="whose datasheet peaks (default h100)")
     parser.add_argument("--gpu-memory", type=float, help="GB of one GPU, 1 GB = 1e9 bytes (default: the device's)")
     parser.add_argument("--stage", choices=STAGES, help="only this one (default: both, and the whole chain)")
-    parser.add_argument("--studies", type=int, help="of the train split (default: as configured, else as published)")
+    parser.add_argument(
+        "--studies", type=int, help="of the train split (default: as prepared, configured or published)"
+    )
     parser.add_argument("--held-out", type=int, help="studies that reports are written for (default: likewise)")
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of peak arithmetic reached (default 0.4)")
     parser.add_argument("--bandwidth", type=float, default=0.8, help="share of all bandwidths reached (default 0.8)")
@@ -71,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _assumptions(options: argparse.Namespace) -> Assumptions:
+def _assumptions(options: argparse.Namespace, data: Path | None) -> Assumptions:
     for name in ("gpus", "gpu_memory", "studies", "held_out"):
         value = getattr(options, name)
         if value is not None and value <= 0:
@@ -83,7 +88,7 @@ def _assumptions(options: argparse.Namespace) -> Assumptions:
     memory = device.memory if options.gpu_memory is None else options.gpu_memory * 1e9
     return Assumptions(
         options.gpus, device, memory, options.efficiency, options.bandwidth, studies=options.studies,
-        held_out=options.held_out,
+        held_out=options.held_out, data=data,
     )  # fmt: skip
 
 
@@ -91,7 +96,7 @@ def _print(console: Console, config: Config, found: Plan, given: Assumptions) ->
     ours, zero = getattr(config, found.section), found.zero
     trained, weights = found.weights.trainable / 1e6, found.weights.total / 1e6
     console.print(
-        f"\n{found.section} of {config.name} on {given.gpus} × {given.device.name}, ZeRO {zero.stage} "
+        f"\n{found.section} of {config.name} on {given.machines}, ZeRO {zero.stage} "
         f"({ours.ds_config}): {trained:,.1f} of {weights:,.1f} million weights are trained",
         highlight=False,
     )
@@ -143,7 +148,7 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
         f"largest micro-batch: {found.largest}"
         if found.largest
         else "no micro-batch fits: more GPUs, a higher ZeRO stage, offloading, or activation_checkpointing",
-        f"{found.size.studies:,} studies, {found.steps:,} steps an epoch, {found.epochs} epochs: "
+        f"{found.size.studies:,} studies ({found.size.origin}), {found.steps:,} steps an epoch, {found.epochs} epochs: "
         f"{duration(found.total_seconds)}, {found.total_seconds * given.gpus / 3600:,.1f} GPU-hours",
     ]
     if found.cache:
@@ -157,7 +162,7 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
 def _chain(steps: list[Step], given: Assumptions) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("the whole chain", no_wrap=True)
-    table.add_column(f"on {given.gpus} × {given.device.name}")
+    table.add_column(f"on {given.machines}")
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("GPU-hours", justify="right", no_wrap=True)
     for step in steps:

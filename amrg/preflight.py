@@ -18,8 +18,8 @@ from amrg.errors import UserError, gathered
 
 #: Bytes of a stored film for each pixel of a square of its short side, as JPEG; the demo's films take 0.33.
 FILM_BYTES = 0.25
-#: Bytes of a cached feature (`amrg.training.features`), and of a float32 weight, and of it with both moments.
-_FEATURE, _WEIGHT, _TRAINED = 2, 4, 12
+#: Bytes of a cached feature (`amrg.training.features`), and of a float32 weight.
+_FEATURE, _WEIGHT = 2, 4
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def _trained(
     run: Run, machine: Machine, model: Any, section: str, ours: Stage1Config | Stage2Config, base: Any = "float32"
 ) -> Need:
     """Weights and checkpoints of a stage, as ``amrg plan`` counts them."""
-    from amrg.planning.memory import Zero, held, weigh
+    from amrg.planning.memory import CHECKPOINT, Zero, held, weigh
     from amrg.training.ds_config import Optimisation, read, resolve
 
     weights = weigh(model, base)
@@ -297,7 +297,7 @@ def _trained(
     del parts["buffers"]  # they may stay empty
     step = sum(part.device for part in parts.values())
     saving = parts["weights"].device + parts["optimiser"].device
-    copies = _TRAINED * weights.trainable
+    copies = CHECKPOINT * weights.trainable
     host = 0.0 if "nvme" in (zero.weights_off, zero.optimiser_off) else sum(part.host for part in parts.values())
     on_host = (host, host) if machine.gpu is not None else (host + step, host + saving)
     return Need(

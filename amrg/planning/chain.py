@@ -4,7 +4,7 @@ To the plans of both stages come mining for the visual bank, the one look of fro
 writing of reports.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn, zeros
@@ -29,12 +29,14 @@ class Step:
         what: is done, in words.
         seconds: from beginning to end; None where the size of the held-out split is not known.
         gpu_hours: for which GPUs are held, also those that wait.
+        origin: who says how many studies are held out; empty for the other steps.
     """
 
     verb: str
     what: str
     seconds: float | None
     gpu_hours: float | None
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
         given: what is assumed.
         tokenizer: as for ``plan``.
     """
-    size, film = plans["stage1"].size, film_seconds(config, plans["stage1"], given)
+    size, film = plans["stage2"].size, film_seconds(config, plans["stage1"], given)
 
     def step(verb: str, what: str, spent: float) -> Step:
         return Step(verb, what, spent, spent * given.gpus / 3600)
@@ -78,7 +80,7 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
     ours = config.generate
     what = f"{held_out.studies:,} reports of {ours.max_new_tokens} tokens"
     spent = held_out.films * film.look / given.gpus + writing(config, held_out.studies, given, tokenizer)
-    return [*steps, step("generate", what, spent)]
+    return [*steps, replace(step("generate", what, spent), origin=held_out.origin)]
 
 
 def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> Film:

@@ -32,11 +32,7 @@ class Device:
 
 #: NVIDIA's datasheets of the SXM modules; float32 without TF32, as torch computes it unless told otherwise.
 DEVICES = {
-    "a100": Device("A100 SXM 80 GB", 80e9, {"bfloat16": 312e12, "float32": 19.5e12}, 2.039e12, 300e9, 25e9, 32e9),
-    "h100": Device(
-        "H100 SXM 80 GB", 80e9, {"bfloat16": 989.4e12, "float32": 67e12}, 3.35e12, NODE_RATE, NET_RATE, 64e9
-    ),
-    "h200": Device(
-        "H200 SXM 141 GB", 141e9, {"bfloat16": 989.4e12, "float32": 67e12}, 4.8e12, NODE_RATE, NET_RATE, 64e9
-    ),
+    "a100": Device("A100 SXM", 80e9, {"bfloat16": 312e12, "float32": 19.5e12}, 2.039e12, 300e9, 25e9, 32e9),
+    "h100": Device("H100 SXM", 80e9, {"bfloat16": 989.4e12, "float32": 67e12}, 3.35e12, NODE_RATE, NET_RATE, 64e9),
+    "h200": Device("H200 SXM", 141e9, {"bfloat16": 989.4e12, "float32": 67e12}, 4.8e12, NODE_RATE, NET_RATE, 64e9),
 }

@@ -15,6 +15,9 @@ from amrg.planning.skeleton import Base
 #: DeepSpeed's defaults.
 _BUCKET, _PERSISTENT, _LIVE, _PREFETCH = 500_000_000, 100_000, 1_000_000_000, 50_000_000
 
+#: Bytes that the first rank's host holds of a trained number while a checkpoint is written: weight and two moments.
+CHECKPOINT = 12
+
 #: Bytes of a quantised number with its scales: LLM.int8 (arXiv:2208.07339) has one scale a row, which is next to
 #: nothing; NF4 with double quantisation takes 4.127 bits (arXiv:2305.14314, section 3).
 _QUANTISED = {"int8": 1.0, "nf4": 4.127 / 8}

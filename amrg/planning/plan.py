@@ -1,14 +1,17 @@
 """What one stage needs on so many devices: memory by part, traffic, time, and the largest micro-batch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from amrg.config import Config, Stage1Config, Stage2Config
 from amrg.data.labels import LABELS
+from amrg.data.sources import tables_size
+from amrg.data.stream import views
 from amrg.errors import UserError
 from amrg.planning.architectures import SPLITS, Size
 from amrg.planning.devices import Device
-from amrg.planning.memory import Held, Weights, Zero, check, held, weigh
+from amrg.planning.memory import CHECKPOINT, Held, Weights, Zero, check, held, weigh
 from amrg.planning.skeleton import Base, Skeleton, stage1_skeleton, stage2_skeleton
 from amrg.planning.trace import Tracer
 from amrg.planning.traffic import Banks, Moved, Seconds, moved, seconds, share_banks
@@ -30,6 +33,7 @@ class Assumptions:
         reserve: share of the memory that CUDA, libraries and fragmentation take.
         studies: of the train split; None takes what is known of the data set.
         held_out: studies of the split that reports are written for, likewise.
+        data: the prepared data, where they are.
     """
 
     gpus: int
@@ -40,6 +44,12 @@ class Assumptions:
     reserve: float = 0.06
     studies: int | None = None
     held_out: int | None = None
+    data: Path | None = None
+
+    @property
+    def machines(self) -> str:
+        """In words."""
+        return f"{self.gpus} × {self.device.name} of {self.memory / 1e9:g} GB"
 
 
 @dataclass(frozen=True)
@@ -85,22 +95,45 @@ class Plan:
         return self.seconds.step * self.steps * self.epochs
 
 
-def split_size(config: Config, given: Assumptions, split: str = "train") -> Size:
-    """Studies and films of a split: as told, as configured, or as published.
+def split_size(config: Config, given: Assumptions, split: str = "train", with_wordless: bool = False) -> Size:
+    """Studies and films of a split: as told, as prepared, as the data set's tables say, as configured, or as published.
+
+    Args:
+        config, given: of the plan.
+        split: of the data.
+        with_wordless: also studies without a text, which stage 1 alone uses; prepared data alone tell them apart.
 
     Raises:
         UserError: it is none of these.
     """
-    known = SPLITS.get(config.data.source, {}).get(split)
     train = split == "train"
-    told = (given.studies if train else given.held_out) or getattr(config.data, f"{split}_studies")
-    studies = told or (known.studies if known else None)
+    option, told = ("--studies", given.studies) if train else ("--held-out", given.held_out)
+    renders = config.data.renders_per_study if config.data.source == "openi_drr" and train else 1
+    known = None
+    if given.data is not None:
+        films = views(given.data, split, with_wordless)
+        known = Size(len(films) // renders, sum(films), "of the prepared data")
+        if told is None:
+            return known
+    known = known or _tabled(config, split) or SPLITS.get(config.data.source, {}).get(split)
+    limit = getattr(config.data, f"{split}_studies")
+    if told is None and known and (limit is None or limit >= known.studies):
+        return known
+    studies, origin = (limit, f"data.{split}_studies") if told is None else (told, option)
     if studies is None:
-        option = "--studies" if train else "--held-out"
         raise UserError(f"how many {split} studies {config.data.source} has is not known here: give {option}")
-    films = known.films / known.studies if known else 1.0
-    films *= config.data.renders_per_study if config.data.source == "openi_drr" and train else 1
-    return Size(studies, round(studies * films))
+    return Size(studies, round(studies * (known.films / known.studies if known else renders)), origin)
+
+
+def _tabled(config: Config, split: str) -> Size | None:
+    """By the tables of the data folder, where it is there and they tell the split; no report is read."""
+    if config.data.splits != "official":
+        return None
+    try:
+        sizes = tables_size(config.data)
+    except UserError:
+        return None
+    return Size(*sizes[split], "at most, by the tables of data.path") if sizes and sizes[split][0] else None
 
 
 def samples_of(config: Config, size: Size) -> int:
@@ -116,7 +149,7 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
             of a model are not known.
     """
     ours: Stage1Config | Stage2Config = getattr(config, section)
-    size = split_size(config, given)
+    size = split_size(config, given, with_wordless=section == "stage1")
     samples = samples_of(config, size)
     steps = max(samples // ours.batch_size, 1)
     zero = Zero.read(
@@ -139,6 +172,7 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
             "activations": Held(trace.saved + banks.visitors),
             "working memory": Held(trace.working),
             "banks": Held(banks.held),
+            "copies for checkpoints": Held(0, CHECKPOINT * weights.trainable),
             "reserve": Held(given.reserve * given.memory),
         }
 

@@ -3,18 +3,97 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from amrg import cli
+from amrg.arguments import parse
 from amrg.config import load
+from amrg.data.shards import INDEX
 from amrg.errors import UserError
+from amrg.pipeline import recipe, root
 from amrg.planning.devices import DEVICES
 from amrg.planning.memory import Held
-from amrg.planning.plan import Assumptions, largest, plan
+from amrg.planning.plan import Assumptions, largest, plan, split_size
 from tests.conftest import TINY
+from tests.data.published import make_mimic
 
 GIVEN = Assumptions(2, DEVICES["h100"], 80e9)
+
+
+def prepared(folder: Path, **studies: list[tuple[int, str]]) -> Path:
+    """An index alone: of each split the films and the text of its studies."""
+    blank = {"shard": "", "group": "", "offset": 0, "size": 0, "sha256": "", "labels": None, "projections": []}
+    rows = [
+        blank | {"split": split, "key": f"{split}-{number}", "views": films, "report": text, "prior": ""}
+        for split, found in studies.items()
+        for number, (films, text) in enumerate(found)
+    ]
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), folder / "index.parquet")
+    return folder
+
+
+def test_studies_that_are_really_there_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Stage 1 learns from 11 labelled studies, 19 films; 9 studies of 13 films have a text; 2 reports are written."""
+    arguments = ["--data.source", "iu_xray", "--runs", str(tmp_path)]
+    config = parse([str(TINY), *arguments], "test")
+    text = "The lungs are clear."
+    train = [(1, text)] * 5 + [(2, text)] * 4 + [(3, "")] * 2
+    prepared(recipe("prepare", config).path(root(config)), train=train, test=[(1, text), (2, text), (1, "")])
+    file = tmp_path / "plan.json"
+    cli.main(["plan", str(TINY), *arguments, "--json", str(file)])
+    told = json.loads(file.read_text())
+    assert told["stage1"]["size"] == [11, 19, "of the prepared data"]
+    assert told["stage2"]["size"] == [9, 13, "of the prepared data"]
+    banks, seen, *_ = (step["what"] for step in told["chain"][1:])
+    assert (banks, seen) == ("13 films", "13 films seen")
+    said = capsys.readouterr().out
+    assert "2 reports of 12 tokens: of the prepared data" in said
+    assert "11 studies (of the prepared data), 1 steps an epoch" in said
+    assert list((tmp_path / "tiny").iterdir()) == [recipe("prepare", config).path(root(config))]  # nothing was made
+
+
+def test_renders_of_the_embedded_data_are_samples_of_one_study(tmp_path: Path) -> None:
+    config = load(str(TINY))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, renders_per_study=2))
+    given = dataclasses.replace(GIVEN, data=prepared(tmp_path / "data", train=[(1, "Clear.")] * 6))
+    assert split_size(config, given)[:2] == (3, 6)
+    assert split_size(config, GIVEN)[:2] == (24, 48)
+
+
+def test_who_says_how_many_studies_there_are(tmp_path: Path) -> None:
+    """``make_mimic``: two train studies of three films together, one of val, two of test; one has no findings."""
+
+    def size(given: Assumptions = GIVEN, split: str = "train", **data: Any) -> tuple[int, int, str]:
+        config = load("mimic_cxr")
+        return split_size(dataclasses.replace(config, data=dataclasses.replace(config.data, **data)), given, split)
+
+    copy = str(make_mimic(tmp_path / "copy"))
+    tables = "at most, by the tables of data.path"
+    assert size(path=copy) == (2, 3, tables)
+    assert size(path=copy, split="val") == (1, 2, tables)
+    assert size(path=copy, split="test") == (2, 2, tables)
+    assert size(path=copy, train_studies=5) == (2, 3, tables)
+    assert size(path=copy, train_studies=1) == (1, 2, "data.train_studies")
+    assert size(dataclasses.replace(GIVEN, studies=10), path=copy) == (10, 15, "--studies")
+    assert size(dataclasses.replace(GIVEN, held_out=7), split="test", path=copy) == (7, 7, "--held-out")
+    published = "published size of the data set, with or without text"
+    assert size(path="nowhere") == size(path=copy, splits="patient") == (222_758, 368_960, published)
+    ready = dataclasses.replace(GIVEN, data=prepared(tmp_path / "data", train=[(1, "Clear."), (4, "Clear.")]))
+    assert size(ready, path=copy, train_studies=1) == (2, 5, "of the prepared data")
+
+
+def test_checkpoints_are_copied_to_the_host_and_memory_is_told_as_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """12 bytes of each trained number: its float32 value and two moments."""
+    for stage in ("stage1", "stage2"):
+        found = plan(load(str(TINY)), stage, GIVEN)
+        assert found.parts["copies for checkpoints"] == Held(0, 12 * found.weights.trainable)
+    cli.main(["plan", str(TINY), "--stage", "stage1", "--gpu-memory", "16"])
+    assert "1 × H100 SXM of 16 GB" in capsys.readouterr().out
 
 
 def test_largest_micro_batch_is_the_last_that_fits() -> None:
@@ -30,7 +109,7 @@ def test_command_tells_both_stages_and_writes_them(capsys: pytest.CaptureFixture
     cli.main(["plan", str(TINY), *arguments])
     said = capsys.readouterr().out
     assert "batch 12 = 6 a GPU × 1 accumulated × 2 GPUs: fits" in said
-    assert "24 studies, 2 steps an epoch, 2 epochs" in said
+    assert "24 studies (data.train_studies), 2 steps an epoch, 2 epochs" in said
     told = json.loads(file.read_text())
     assert set(told) == {"stage1", "stage2", "chain"}
     stage2 = told["stage2"]

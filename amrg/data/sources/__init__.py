@@ -1,7 +1,7 @@
 """Readers of data sets: each turns what a user has on disk into studies.
 
 A reader is a module with ``open_source(config, seed)``, ``needs(config)``: a check for each file and folder it reads,
-and ``counted(config)``: studies and films that its tables name, None where no table tells.
+and ``counted(config)``: studies and films of each split that its tables name, None where no table tells.
 """
 
 from importlib import import_module
@@ -47,14 +47,24 @@ def source_size(config: DataConfig) -> tuple[int, int] | None:
     """
     limits = (config.train_studies, config.val_studies, config.test_studies)
     limit = None if None in limits else sum(filter(None, limits))
-    size: tuple[int, int] | None = _reader(config).counted(config)
-    if size is None:
+    tables = tables_size(config)
+    if tables is None:
         if limit is not None:  # each render of a train study is a sample
             limit += (config.train_studies or 0) * (config.renders_per_study - 1)
         return None if limit is None else (limit, limit)
-    studies, films = size
+    studies, films = (sum(counts) for counts in zip(*tables.values(), strict=True))
     fewer = studies if limit is None else min(studies, limit)
     return fewer, films * fewer // max(studies, 1)
+
+
+def tables_size(config: DataConfig) -> dict[str, tuple[int, int]] | None:
+    """Studies and films of each published split by the tables of ``data.path``, limits aside; None: no table tells.
+
+    Raises:
+        UserError: a table cannot be read.
+    """
+    size: dict[str, tuple[int, int]] | None = _reader(config).counted(config)
+    return size
 
 
 def _reader(config: DataConfig) -> Any:

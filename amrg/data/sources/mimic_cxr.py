@@ -1,7 +1,7 @@
 """MIMIC-CXR-JPG and its reports as PhysioNet publishes them, or in R2Gen's selection (``annotation.json``)."""
 
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,13 +50,18 @@ def needs(config: DataConfig) -> list[Need]:
     ]
 
 
-def counted(config: DataConfig) -> tuple[int, int]:
-    """Studies and films that the tables name."""
+def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
+    """Studies and films of each published split that the tables name, with or without text and labels."""
     root = data_root(config)
     if (root / ANNOTATION).exists():
         return r2gen.counted(config)
-    studies = read_csv(_table(root, *_METADATA), ("study_id",))["study_id"]
-    return len(studies.unique()), len(studies)
+    films = Counter(read_csv(_table(root, *_METADATA), ("study_id",))["study_id"].to_pylist())
+    named = dict(_rows(_table(root, *_SPLIT), ("study_id", "split")))
+    found = {}
+    for published, split in PUBLISHED_SPLITS.items():
+        views = [count for number, count in films.items() if named.get(number) == published]
+        found[split] = (len(views), sum(views))
+    return found
 
 
 class MimicCxr:

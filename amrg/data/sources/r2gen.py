@@ -46,10 +46,12 @@ def _entries(path: Path) -> list[tuple[str, Any]]:
         raise UserError(f"{path} is no R2Gen annotation ({type(error).__name__}): lists train, val, test") from None
 
 
-def counted(config: DataConfig) -> tuple[int, int]:
-    """Studies and films that the annotation names."""
-    entries = _entries(_annotation(data_root(config)))
-    return len(entries), sum(len(entry.get("image_path", ())) for _, entry in entries if isinstance(entry, dict))
+def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
+    """Studies and films of each split that the annotation names."""
+    films: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for split, entry in _entries(_annotation(data_root(config))):
+        films[split].append(len(entry.get("image_path", ())) if isinstance(entry, dict) else 0)
+    return {split: (len(views), sum(views)) for split, views in films.items()}
 
 
 class R2Gen:
