@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from amrg.kernels import baselines, hopfield_retrieve, quantize_rows
-from amrg.kernels.footprint import PeakSampler, in_fresh_process, reset_peak, resident
-from amrg.kernels.measurements import Row, plot, show, write
 from torch import Tensor, nn
+
+from . import baselines, hopfield_retrieve, quantize_rows
+from .footprint import PeakSampler, in_fresh_process, reset_peak, resident
+from .measurements import Row, plot, show, write
 
 QUERIES, HEADS, HEAD_DIM, BETA = 14, 6, 1024, 4.0 / 32  # the paper's sizes; β that keeps gradients away from 0
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative, single precision
@@ -198,10 +199,10 @@ def operator_rows(setting: Setting, repeats: int) -> list[Row]:
             operations / value / 1e9, slower=value / seconds["ours"],
         )  # fmt: skip
         if setting.device == "cuda":
-            from amrg.kernels.hopfield import configs
-            from amrg.kernels.resources import CARDS
+            from .hopfield import launch_configs
+            from .resources import CARDS
 
-            card = CARDS[configs.generation(torch.cuda.get_device_capability()) or 80]
+            card = CARDS[launch_configs.generation(torch.cuda.get_device_capability()) or 80]
             row.gigabytes_per_second = moved / value / 1e9
             row.peak_share = max(row.gigaflops / card.teraflops / 1e3, row.gigabytes_per_second / card.terabytes / 1e3)
         rows.append(row)

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
-from amrg.kernels.hopfield import configs, device
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from .hopfield import launch_configs, triton_kernels
 
 CONSTANTS = {"PRECISION": "ieee", "K": 8, "SLOTS": 8}
 OPTIONS = {
@@ -97,8 +98,8 @@ def _tool(name: str, cubin: bytes, *options: str) -> str:
 
 def measure(kernel: str, storage: str, generation: int, width: int, options: str = "all") -> Usage:
     """Compile one shipped configuration with one of ``OPTIONS`` and read its cubin."""
-    launch = configs.launch(kernel, storage, generation, width)
-    function = getattr(device, f"{kernel}_kernel")
+    launch = launch_configs.launch(kernel, storage, generation, width)
+    function = getattr(triton_kernels, f"{kernel}_kernel")
     constants = {**CONSTANTS, **OPTIONS[options], "D": width, "INT8": storage == "int8", **launch.constants()}
     types = TYPES | {"z": "*i8" if storage == "int8" else "*bf16"}
     names = function.arg_names
@@ -157,16 +158,16 @@ def roofline(usage: Usage, queries: int, rows: int) -> Roofline | None:
 
 
 def select(kernel: str | None, generation: int | None, width: int | None, options: str) -> Iterator[Usage]:
-    for key in configs.SHIPPED:
+    for key in launch_configs.SHIPPED:
         if kernel in (None, key[0]) and generation in (None, key[2]) and width in (None, key[3]):
             yield measure(key[0], key[1], key[2], key[3], options)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernel", choices=sorted({key[0] for key in configs.SHIPPED}))
-    parser.add_argument("--generation", type=int, choices=configs.GENERATIONS)
-    parser.add_argument("--width", type=int, choices=configs.WIDTHS)
+    parser.add_argument("--kernel", choices=sorted({key[0] for key in launch_configs.SHIPPED}))
+    parser.add_argument("--generation", type=int, choices=launch_configs.GENERATIONS)
+    parser.add_argument("--width", type=int, choices=launch_configs.WIDTHS)
     parser.add_argument("--options", choices=OPTIONS, default="all", help="what is compiled in")
     parser.add_argument("--queries", type=int, default=504, help="of the roofline (batch 6, 14 queries, 6 heads)")
     parser.add_argument("--rows", type=int, default=7014, help="of the roofline")

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from amrg.kernels.hopfield.cpu import ROWS, TopK, association_blocks
+from amrg.kernels.hopfield.blockwise import ROWS, TopK, association_blocks
 from amrg.memory.sharding import ShardedMemory
 from amrg.memory.ways import Shard, Trip
 

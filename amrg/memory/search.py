@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amrg.errors import UserError, gathered
 from amrg.kernels import Retrieval, hopfield_retrieve
-from amrg.kernels.hopfield.cpu import compute_dtype, finite
+from amrg.kernels.hopfield.blockwise import compute_dtype, finite
 from amrg.kernels.hopfield.reference import VISIBLE_TO_ALL, keep_mask
 
 Kind = Literal["ivf", "hnsw"]

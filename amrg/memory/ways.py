@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from amrg.kernels import Retrieval
-from amrg.kernels.hopfield.autograd import hopfield_backward, hopfield_forward
-from amrg.kernels.hopfield.cpu import finite, merge
+from amrg.kernels.hopfield.blockwise import finite, merge
+from amrg.kernels.hopfield.ops import hopfield_backward, hopfield_forward
 from amrg.memory.exchange import Exchange, Spec
 
 if TYPE_CHECKING:

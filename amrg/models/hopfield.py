@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amrg.kernels import Retrieval, hopfield_retrieve
-from amrg.kernels.hopfield.cpu import association_blocks
+from amrg.kernels.hopfield.blockwise import association_blocks
 from amrg.memory.attribution import top_rows, top_rows_together
 from amrg.memory.bank import normalise_rows
 from amrg.memory.search import ApproximateMemory

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from amrg.kernels import resources
-from amrg.kernels.hopfield import configs
+from amrg.kernels.hopfield import launch_configs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRITON = Path(sys.prefix) / "triton"  # of `make`: torch brings the version that it was built with, maybe an older one
 
 
 def test_configurations_keep_their_promises_with_the_triton_they_were_chosen_for():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/compiled.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/triton_compile_suite.py"]
     environment = {**os.environ, "PYTHONPATH": f"{TRITON}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -38,4 +38,4 @@ def test_roofline_by_hand():
 
 def test_every_card_has_a_generation_or_none():
     cards = {(7, 5): None, (8, 0): 80, (8, 9): 80, (9, 0): 90, (10, 0): 100, (12, 0): 80}
-    assert {card: configs.generation(card) for card in cards} == cards
+    assert {card: launch_configs.generation(card) for card in cards} == cards

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from amrg.kernels import hopfield_retrieve, quantize_rows
-from amrg.kernels.hopfield import cpu
+from amrg.kernels.hopfield import blockwise
 from amrg.kernels.hopfield.reference import keep_mask, reference_retrieve
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -205,8 +205,8 @@ def test_working_memory_does_not_grow_with_the_memory(dtype):
         queries, rows = torch.randn(84, 16), torch.ones(n, 16).to(dtype)
         scale = torch.ones(n) if dtype == torch.int8 else None
         with LargestTensor() as largest:
-            out = cpu.forward(queries, rows, scale, None, None, None, 0.0, 3, True, False)
+            out = blockwise.forward(queries, rows, scale, None, None, None, 0.0, 3, True, False)
             grads = [torch.ones_like(t) for t in out[:3]]
-            cpu.backward(*grads, queries, rows, scale, *out[:3], None, None, None, out[6], 0.0, False)
+            blockwise.backward(*grads, queries, rows, scale, *out[:3], None, None, None, out[6], 0.0, False)
         sizes.append(largest.bytes)
     assert sizes[0] == sizes[1] < 2**21

@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-from amrg.kernels.hopfield.reference import VISIBLE_TO_ALL, keep_mask
 from torch import Tensor
+
+from .reference import VISIBLE_TO_ALL, keep_mask
 
 ROWS = 2048  # queries worked on at a time
 TILE = 1 << 19  # scores in one tile: 2 MiB of float32, the second-level caches of two cores

@@ -1,30 +1,31 @@
-"""The GPU back end: launches the kernels of ``device.py`` with the pinned configurations.
+"""The GPU back end: launches the kernels of ``triton_kernels.py`` with the pinned configurations.
 
-Fused for bfloat16, float16 and int8 rows up to the widest of ``configs.WIDTHS``, with Triton of ``configs.TRITON`` or
-newer; else a GPU takes the blockwise products of ``cpu.py``.
+Fused for bfloat16, float16 and int8 rows up to the widest of ``launch_configs.WIDTHS``, with Triton of
+``launch_configs.TRITON`` or newer; else a GPU takes the blockwise products of ``blockwise.py``.
 """
 
 from typing import Any
 
 import torch
 import triton
-from amrg.kernels.hopfield import configs, cpu, device
 from torch import Tensor
+
+from . import blockwise, launch_configs, triton_kernels
 
 HALF = (torch.bfloat16, torch.float16)
 #: Whether this compiler is one that the launch configurations were chosen for.
-CHOSEN_FOR = tuple(map(int, triton.__version__.split(".")[:2])) >= configs.TRITON
+CHOSEN_FOR = tuple(map(int, triton.__version__.split(".")[:2])) >= launch_configs.TRITON
 
 
 def fused(queries: Tensor, memory: Tensor) -> bool:
     """Whether the kernels serve these operands on this GPU."""
     known = memory.dtype in (*HALF, torch.int8) and queries.dtype != torch.float64
-    narrow = memory.shape[1] <= configs.WIDTHS[-1] and memory.shape[0] > 0 and queries.shape[0] > 0
+    narrow = memory.shape[1] <= launch_configs.WIDTHS[-1] and memory.shape[0] > 0 and queries.shape[0] > 0
     return (
         CHOSEN_FOR
         and known
         and narrow
-        and configs.generation(torch.cuda.get_device_capability(queries.device)) is not None
+        and launch_configs.generation(torch.cuda.get_device_capability(queries.device)) is not None
     )
 
 
@@ -32,9 +33,13 @@ def forward(
     queries: Tensor, memory: Tensor, scale: Tensor | None, query_group: Tensor | None, memory_group: Tensor | None,
     seed: Tensor | None, dropout: float, top_k: int, entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As ``cpu.forward``, without a stored association."""
+    """As ``blockwise.forward``, without a stored association."""
     arguments = (queries, memory, scale, query_group, memory_group, seed, dropout, top_k, entropy)
-    return Fused(*arguments[:7]).forward(top_k, entropy) if fused(queries, memory) else cpu.forward(*arguments, False)
+    return (
+        Fused(*arguments[:7]).forward(top_k, entropy)
+        if fused(queries, memory)
+        else blockwise.forward(*arguments, False)
+    )
 
 
 def backward(
@@ -42,9 +47,9 @@ def backward(
     retrieved: Tensor, lse: Tensor, mass: Tensor, query_group: Tensor | None, memory_group: Tensor | None,
     seed: Tensor | None, dropout: float, need_memory: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As ``cpu.backward``."""
+    """As ``blockwise.backward``."""
     if not fused(queries, memory):
-        return cpu.backward(
+        return blockwise.backward(
             grad, grad_lse, grad_mass, queries, memory, scale, retrieved, lse, mass, query_group, memory_group, seed,
             lse.new_empty(0, 0), dropout, need_memory,
         )  # fmt: skip
@@ -77,18 +82,18 @@ class Fused:
             "PRECISION": "ieee",
         }  # fmt: skip
 
-    def _run(self, kernel: str, grid: tuple[int, int], launch: configs.Launch, **arguments: Any) -> None:
-        function = getattr(device, f"{kernel}_kernel")
+    def _run(self, kernel: str, grid: tuple[int, int], launch: launch_configs.Launch, **arguments: Any) -> None:
+        function = getattr(triton_kernels, f"{kernel}_kernel")
         given = {"q": self.q, "z": self.z, "M": self.count, "N": self.rows, "D": self.width, **self.shared, **arguments}
         named = {name: given[name] for name in function.arg_names if name in given}
         function[grid](**named, **launch.constants(), num_warps=launch.warps, num_stages=launch.stages)
 
-    def _launch(self, kernel: str) -> configs.Launch:
-        generation = self.generation or configs.generation(torch.cuda.get_device_capability(self.q.device))
+    def _launch(self, kernel: str) -> launch_configs.Launch:
+        generation = self.generation or launch_configs.generation(torch.cuda.get_device_capability(self.q.device))
         assert generation is not None
-        return configs.launch(kernel, "int8" if self.shared["INT8"] else "half", generation, self.width)
+        return launch_configs.launch(kernel, "int8" if self.shared["INT8"] else "half", generation, self.width)
 
-    def _grid(self, launch: configs.Launch) -> tuple[tuple[int, int], int]:
+    def _grid(self, launch: launch_configs.Launch) -> tuple[tuple[int, int], int]:
         """(blocks of queries, splits of the memory), rows of one split: few queries still fill the GPU."""
         blocks, tiles = triton.cdiv(self.count, launch.BM), triton.cdiv(self.rows, launch.BN)
         splits = self.splits
@@ -104,7 +109,7 @@ class Fused:
         r = torch.empty(grid[1], self.count, self.width, device=self.q.device)
         lse, mass, entropies = (torch.empty(grid[1], self.count, device=self.q.device) for _ in range(3))
         self._run("forward", grid, launch, r=r, lse=lse, mass=mass, entropy=entropies, span=span, ENTROPY=entropy)
-        r, lse, mass, entropies = cpu.merge(r, lse, mass, entropies)
+        r, lse, mass, entropies = blockwise.merge(r, lse, mass, entropies)
         weights, indices = self._top(lse, top_k)
         entropies = entropies if entropy else entropies[:0].clone()
         return r.to(self.queries.dtype), lse, mass, entropies, weights, indices, lse.new_empty(0, 0)
@@ -120,7 +125,7 @@ class Fused:
         self._run("top_rows", grid, launch, scores=scores, indices=indices, span=span, K=top_k, SLOTS=slots)
         best, order = scores.transpose(0, 1).flatten(1).topk(top_k, dim=1)
         rows = indices.transpose(0, 1).flatten(1).gather(1, order).long()
-        return torch.exp(best - cpu.finite(lse)[:, None]), rows
+        return torch.exp(best - blockwise.finite(lse)[:, None]), rows
 
     def backward(
         self, grad: Tensor, grad_lse: Tensor, grad_mass: Tensor, retrieved: Tensor, lse: Tensor, mass: Tensor,

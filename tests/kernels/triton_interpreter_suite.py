@@ -7,7 +7,7 @@ import pytest
 import torch
 from amrg.kernels import quantize_rows
 from amrg.kernels.hopfield.reference import reference_retrieve
-from amrg.kernels.hopfield.triton import Fused
+from amrg.kernels.hopfield.triton_backend import Fused
 
 from tests.kernels.test_retrieve import case
 from tests.tolerances import assert_close

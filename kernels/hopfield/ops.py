@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from amrg.kernels.hopfield import cpu
-from amrg.kernels.hopfield.reference import Retrieval
 from torch import Tensor
+
+from . import blockwise
+from .reference import Retrieval
 
 KEEP_BYTES = 256 * 2**20  # an association up to this size is kept for the backward on the CPU; beyond, recomputed
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -16,8 +17,8 @@ def hopfield_forward(
     queries: Tensor, memory: Tensor, scale: Tensor | None, query_group: Tensor | None, memory_group: Tensor | None,
     seed: Tensor | None, dropout: float, top_k: int, entropy: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See ``cpu.forward``."""
-    return cpu.forward(queries, memory, scale, query_group, memory_group, seed, dropout, top_k, entropy, keep)
+    """See ``blockwise.forward``."""
+    return blockwise.forward(queries, memory, scale, query_group, memory_group, seed, dropout, top_k, entropy, keep)
 
 
 @hopfield_forward.register_kernel("cuda")
@@ -25,9 +26,9 @@ def _(
     queries: Tensor, memory: Tensor, scale: Tensor | None, query_group: Tensor | None, memory_group: Tensor | None,
     seed: Tensor | None, dropout: float, top_k: int, entropy: bool, keep: bool,
 ) -> Outputs:  # fmt: skip
-    from amrg.kernels.hopfield import triton
+    from . import triton_backend
 
-    return triton.forward(queries, memory, scale, query_group, memory_group, seed, dropout, top_k, entropy)
+    return triton_backend.forward(queries, memory, scale, query_group, memory_group, seed, dropout, top_k, entropy)
 
 
 @hopfield_forward.register_fake
@@ -35,7 +36,7 @@ def _(
     queries: Tensor, memory: Tensor, scale: Tensor | None, query_group: Tensor | None, memory_group: Tensor | None,
     seed: Tensor | None, dropout: float, top_k: int, entropy: bool, keep: bool,
 ) -> Outputs:  # fmt: skip
-    count, dtype = queries.shape[0], cpu.compute_dtype(queries)
+    count, dtype = queries.shape[0], blockwise.compute_dtype(queries)
 
     def empty(*shape: int | torch.SymInt) -> Tensor:
         return queries.new_empty(shape, dtype=dtype)
@@ -53,8 +54,8 @@ def hopfield_backward(
     retrieved: Tensor, lse: Tensor, mass: Tensor, query_group: Tensor | None, memory_group: Tensor | None,
     seed: Tensor | None, association: Tensor, dropout: float, need_memory: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """See ``cpu.backward``."""
-    return cpu.backward(
+    """See ``blockwise.backward``."""
+    return blockwise.backward(
         grad, grad_lse, grad_mass, queries, memory, scale, retrieved, lse, mass, query_group, memory_group,
         seed, association, dropout, need_memory,
     )  # fmt: skip
@@ -66,9 +67,9 @@ def _(
     retrieved: Tensor, lse: Tensor, mass: Tensor, query_group: Tensor | None, memory_group: Tensor | None,
     seed: Tensor | None, association: Tensor, dropout: float, need_memory: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    from amrg.kernels.hopfield import triton
+    from . import triton_backend
 
-    return triton.backward(
+    return triton_backend.backward(
         grad, grad_lse, grad_mass, queries, memory, scale, retrieved, lse, mass, query_group, memory_group,
         seed, dropout, need_memory,
     )  # fmt: skip
