@@ -200,11 +200,11 @@ def operator_rows(setting: Setting, repeats: int) -> list[Row]:
         )  # fmt: skip
         if setting.device == "cuda":
             from .hopfield import launch_configs
-            from .resources import CARDS
+            from .resources import GPUS
 
-            card = CARDS[launch_configs.generation(torch.cuda.get_device_capability()) or 80]
+            gpu = GPUS[launch_configs.gpu_generation(torch.cuda.get_device_capability()) or 80]
             row.gigabytes_per_second = moved / value / 1e9
-            row.peak_share = max(row.gigaflops / card.teraflops / 1e3, row.gigabytes_per_second / card.terabytes / 1e3)
+            row.peak_share = max(row.gigaflops / gpu.teraflops / 1e3, row.gigabytes_per_second / gpu.terabytes / 1e3)
         rows.append(row)
     return rows
 

@@ -1,7 +1,7 @@
 """The GPU back end: launches the kernels of ``triton_kernels.py`` with the pinned configurations.
 
 Fused for bfloat16, float16 and int8 rows up to the widest of ``launch_configs.WIDTHS``, with Triton of
-``launch_configs.TRITON`` or newer; else a GPU takes the blockwise products of ``blockwise.py``.
+``launch_configs.MIN_TRITON`` or newer; else a GPU takes the blockwise products of ``blockwise.py``.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from . import blockwise, launch_configs, triton_kernels
 
 HALF = (torch.bfloat16, torch.float16)
 #: Whether this compiler is one that the launch configurations were chosen for.
-CHOSEN_FOR = tuple(map(int, triton.__version__.split(".")[:2])) >= launch_configs.TRITON
+CHOSEN_FOR = tuple(map(int, triton.__version__.split(".")[:2])) >= launch_configs.MIN_TRITON
 
 
 def fused(queries: Tensor, memory: Tensor) -> bool:
@@ -25,7 +25,7 @@ def fused(queries: Tensor, memory: Tensor) -> bool:
         CHOSEN_FOR
         and known
         and narrow
-        and launch_configs.generation(torch.cuda.get_device_capability(queries.device)) is not None
+        and launch_configs.gpu_generation(torch.cuda.get_device_capability(queries.device)) is not None
     )
 
 
@@ -72,7 +72,7 @@ class Fused:
         self.count, self.rows, self.width = queries.shape[0], memory.shape[0], memory.shape[1]
         nothing = self.q  # stands in for pointers that a kernel compiled without them never reads
         self.shared: dict[str, Any] = {
-            "scale": nothing if scale is None else scale,
+            "z_scale": nothing if scale is None else scale,
             "q_group": nothing if query_group is None else query_group.contiguous(),
             "z_group": nothing if memory_group is None else memory_group.contiguous(),
             "seed": nothing if seed is None else seed,
@@ -82,18 +82,18 @@ class Fused:
             "PRECISION": "ieee",
         }  # fmt: skip
 
-    def _run(self, kernel: str, grid: tuple[int, int], launch: launch_configs.Launch, **arguments: Any) -> None:
+    def _run(self, kernel: str, grid: tuple[int, int], launch: launch_configs.LaunchConfig, **arguments: Any) -> None:
         function = getattr(triton_kernels, f"{kernel}_kernel")
         given = {"q": self.q, "z": self.z, "M": self.count, "N": self.rows, "D": self.width, **self.shared, **arguments}
         named = {name: given[name] for name in function.arg_names if name in given}
-        function[grid](**named, **launch.constants(), num_warps=launch.warps, num_stages=launch.stages)
+        function[grid](**named, **launch.constants(), **launch.options())
 
-    def _launch(self, kernel: str) -> launch_configs.Launch:
-        generation = self.generation or launch_configs.generation(torch.cuda.get_device_capability(self.q.device))
+    def _launch(self, kernel: str) -> launch_configs.LaunchConfig:
+        generation = self.generation or launch_configs.gpu_generation(torch.cuda.get_device_capability(self.q.device))
         assert generation is not None
-        return launch_configs.launch(kernel, "int8" if self.shared["INT8"] else "half", generation, self.width)
+        return launch_configs.launch_config(kernel, "int8" if self.shared["INT8"] else "half", generation, self.width)
 
-    def _grid(self, launch: launch_configs.Launch) -> tuple[tuple[int, int], int]:
+    def _grid(self, launch: launch_configs.LaunchConfig) -> tuple[tuple[int, int], int]:
         """(blocks of queries, splits of the memory), rows of one split: few queries still fill the GPU."""
         blocks, tiles = triton.cdiv(self.count, launch.BM), triton.cdiv(self.rows, launch.BN)
         splits = self.splits
@@ -108,7 +108,9 @@ class Fused:
         grid, span = self._grid(launch)
         r = torch.empty(grid[1], self.count, self.width, device=self.q.device)
         lse, mass, entropies = (torch.empty(grid[1], self.count, device=self.q.device) for _ in range(3))
-        self._run("forward", grid, launch, r=r, lse=lse, mass=mass, entropy=entropies, span=span, ENTROPY=entropy)
+        self._run(
+            "forward", grid, launch, o=r, lse=lse, mass=mass, entropy=entropies, rows_per_split=span, ENTROPY=entropy
+        )
         r, lse, mass, entropies = blockwise.merge(r, lse, mass, entropies)
         weights, indices = self._top(lse, top_k)
         entropies = entropies if entropy else entropies[:0].clone()
@@ -117,12 +119,12 @@ class Fused:
     def _top(self, lse: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         if not top_k:
             return lse.new_empty(self.count, 0), lse.new_empty(self.count, 0, dtype=torch.int64)
-        launch = self._launch("top_rows")
+        launch = self._launch("top_k")
         grid, span = self._grid(launch)
         scores = torch.empty(grid[1], self.count, top_k, device=self.q.device)
         indices = torch.empty_like(scores, dtype=torch.int32)
         slots = triton.next_power_of_2(top_k)
-        self._run("top_rows", grid, launch, scores=scores, indices=indices, span=span, K=top_k, SLOTS=slots)
+        self._run("top_k", grid, launch, scores=scores, indices=indices, rows_per_split=span, K=top_k, SLOTS=slots)
         best, order = scores.transpose(0, 1).flatten(1).topk(top_k, dim=1)
         rows = indices.transpose(0, 1).flatten(1).gather(1, order).long()
         return torch.exp(best - blockwise.finite(lse)[:, None]), rows
@@ -137,8 +139,8 @@ class Fused:
         centre -= grad_lse.masked_fill(lse == -torch.inf, 0.0)
         g = grad.to(self.operand).contiguous()
         dq = torch.empty(grid[1], self.count, self.width, device=self.q.device)
-        shared = {"g": g, "lse": lse, "centre": centre, "lift": grad_mass}
-        self._run("backward_queries", grid, launch, **shared, dq=dq, span=span)
+        shared = {"do": g, "lse": lse, "delta": centre, "dmass": grad_mass}
+        self._run("backward_queries", grid, launch, **shared, dq=dq, rows_per_split=span)
         dz = torch.empty((self.rows if need_memory else 0, self.width), device=self.q.device)
         if need_memory:
             launch = self._launch("backward_memory")
