@@ -15,13 +15,14 @@ Parameters = Mapping[str, Tensor]
 def _state(p: Parameters, x_BLS: Tensor, heads: int) -> Tensor:
     normed = functional.layer_norm(x_BLS, x_BLS.shape[-1:], p["state_norm.weight"], p["state_norm.bias"])
     q = functional.linear(normed, p["q_proj.weight"], p["q_proj.bias"])
-    return q.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, H, L, K]
+    return q.view(*q.shape[:-1], heads, -1).transpose(1, 2)  # [B, H, L, K]
 
 
 def _project(p: Parameters, memory: Tensor, heads: int, kind: str, name: str) -> Tensor:
     """[..., N, D] → [..., H, N, K]."""
     rows = memory * p[f"{kind}_gain"] + p[f"{kind}_shift"]
-    return functional.linear(rows, p[f"{name}.weight"], p[f"{name}.bias"]).unflatten(-1, (heads, -1)).transpose(-2, -3)
+    projected = functional.linear(rows, p[f"{name}.weight"], p[f"{name}.bias"])
+    return projected.view(*projected.shape[:-1], heads, -1).transpose(-2, -3)
 
 
 def published(

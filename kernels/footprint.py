@@ -4,7 +4,9 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 def resident(field: str) -> int:
@@ -18,10 +20,10 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def in_fresh_process(function: Callable[..., float], *arguments: Any) -> float:
+def in_fresh_process(function: Callable[P, float], *arguments: P.args, **options: P.kwargs) -> float:
     """The function's value, computed where nothing else has left its memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+        return pool.apply(function, arguments, options)
 
 
 class PeakSampler:

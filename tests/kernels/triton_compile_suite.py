@@ -14,7 +14,7 @@ CASES += [(key, "mask") for key in ALL_CONFIGS if key[0] in ("forward", "backwar
 
 @pytest.mark.parametrize(("key", "options"), CASES, ids=str)
 def test_configurations_keep_their_promises(key, options):
-    assert triton_backend.CHOSEN_FOR
+    assert triton_backend.TRITON_SUPPORTED
     usage = resources.measure(*key, options)
     assert not usage.violations(), usage
     assert usage.blocks_per_sm >= 1
