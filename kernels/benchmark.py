@@ -1,33 +1,33 @@
 """Speed and peak memory of the retrieval beside its rivals, one set-up for all.
 
     python -m amrg.kernels.benchmark [--batch 2 6 16] [--rows 7014] [--width 768] [--csv FILE] [--plot FILE]
-    python -m amrg.kernels.benchmark --linear 10000 100000 1000000
+    python -m amrg.kernels.benchmark --bank-sizes 10000 100000 1000000
 
-(a) ours; (b) the published layer, projected per sample (``baselines.published``; ``--peer PATH`` adds hflayers itself
-from a clone of it); (c) projected once and read with ``scaled_dot_product_attention``; (d) for the operator's forward,
-the floor: bare matrix products of the same operation count. Module rows time forward and backward. Variants take turns
-within every repeat and medians are shown, so that a busy machine disturbs all alike. A speed-up is printed only if
-outputs and all gradients agree with ours; peak memory is measured in a fresh process for each variant.
+(a) ours, the absorbed form; (b) the published layer, projected per sample (``--hflayers-path PATH`` adds hflayers
+itself from a clone of it); (c) projected once and read with ``scaled_dot_product_attention``; (d) for the operator's
+forward, the floor: bare matrix products of the same operation count. Module rows time forward and backward. Variants
+take turns within every repeat and medians are shown, so that a busy machine disturbs all alike. A speed-up is printed
+only if outputs and all gradients agree with ours; peak memory is measured in a fresh process for each variant.
 """
 
 import argparse
-import importlib
 import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from amrg.kernels import baselines, hopfield_retrieve, quantize_rows
-from amrg.kernels.footprint import PeakSampler, in_fresh_process, reset_peak, resident
-from amrg.kernels.measurements import Row, plot, show, write
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
+
+from . import baselines, hopfield_retrieve, quantize_rows
+from .memory_usage import PeakSampler, in_fresh_process, proc_status_bytes, reset_peak
+from .report import Row, plot, show, write
 
 QUERIES, HEADS, HEAD_DIM, BETA = 14, 6, 1024, 4.0 / 32  # the paper's sizes; β that keeps gradients away from 0
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative, single precision
@@ -39,38 +39,49 @@ class Setting:
     rows: int
     width: int
     device: str
-    peer: str | None = None
+    hflayers_path: str | None = None
+
+
+def random_parameters(width: int) -> dict[str, Tensor]:
+    """Parameters of the layer by the names of ``HopfieldMemory``, with non-trivial norms and biases."""
+    inner = HEADS * HEAD_DIM
+    linears = {"q_proj": (inner, width), "k_proj": (inner, width), "v_proj": (inner, width), "out_proj": (width, inner)}
+    gains = ("state_norm.weight", "key_gain", "value_gain")
+    shifts = ("state_norm.bias", "key_shift", "value_shift")
+    return (
+        {f"{name}.weight": 0.02 * torch.randn(shape) for name, shape in linears.items()}
+        | {f"{name}.bias": 0.1 * torch.randn(shape[0]) for name, shape in linears.items()}
+        | {name: 1 + 0.1 * torch.randn(width) for name in gains}
+        | {name: 0.1 * torch.randn(width) for name in shifts}
+    )
 
 
 class Case:
-    """One module, input and bank, and every variant as a function of them."""
+    """Parameters of the layer, an input and a bank, and every variant as a function of them."""
 
     def __init__(self, setting: Setting):
         torch.manual_seed(0)
-        # this program measures the room above, so it may not import it as a part of its own room
-        models = importlib.import_module("amrg.models.hopfield")
         width = setting.width
-        self.module: nn.Module = models.HopfieldMemory(
-            width, width, width, heads=HEADS, head_dim=HEAD_DIM, beta=BETA
-        ).to(setting.device)  # fmt: skip
-        for parameter in self.module.parameters():  # non-trivial norms and biases
-            if parameter.ndim == 1:
-                parameter.data += 0.1 * torch.randn_like(parameter)
+        self.parameters = {name: p.to(setting.device).requires_grad_() for name, p in random_parameters(width).items()}
         self.x = torch.randn(setting.batch, QUERIES, width, device=setting.device, requires_grad=True)
-        self.memory = models.normalise_rows(torch.randn(setting.rows, width, device=setting.device))
-        self.parameters = dict(self.module.named_parameters())
+        self.memory = functional.layer_norm(torch.randn(setting.rows, width, device=setting.device), (width,))
         self.weight = torch.randn_like(self.x)
-        self.variants: dict[str, Callable[[], Tensor]] = {
-            "ours": lambda: self.module(self.x, self.memory),
-            "published": lambda: baselines.published(self.parameters, self.x, self.memory, HEADS, BETA),
-            "projected once": lambda: baselines.conventional(self.parameters, self.x, self.memory, HEADS, BETA),
+        forms = {
+            "ours": baselines.absorbed,
+            "published": baselines.hflayers_formula,
+            "projected once": baselines.project_once_sdpa,
         }
-        if setting.peer:
-            self._add_peer(setting)
+        self.variants: dict[str, Callable[[], Tensor]] = {
+            name: partial(form, self.parameters, self.x, self.memory, HEADS, BETA) for name, form in forms.items()
+        }
+        if setting.hflayers_path:
+            self._add_hflayers(setting)
 
-    def _add_peer(self, setting: Setting) -> None:
-        sys.path.insert(0, str(setting.peer))
-        layer = importlib.import_module("hflayers").HopfieldLayer(
+    def _add_hflayers(self, setting: Setting) -> None:
+        sys.path.insert(0, str(setting.hflayers_path))
+        from hflayers import HopfieldLayer
+
+        layer = HopfieldLayer(
             setting.width, hidden_size=HEAD_DIM, num_heads=HEADS, scaling=BETA, quantity=setting.rows, trainable=False
         )
         layer.lookup_weights.data[0] = self.memory.cpu()
@@ -91,7 +102,8 @@ class Case:
     def step(self, variant: str) -> Tensor:
         """Forward and backward; gradients are left on the parameters."""
         self.x.grad = None
-        self.module.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
         y = self.variants[variant]()
         y.backward(self.weight)
         return y.detach()
@@ -108,22 +120,22 @@ def relative(found: Tensor, truth: Tensor) -> float:
     return float((found - truth).norm() / truth.norm())
 
 
-def _synchronise(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def interleaved(
-    variants: dict[str, Callable[[], Any]], repeats: int, device: str, warm: bool = True
+    variants: Mapping[str, Callable[[], object]], repeats: int, device: str, warm: bool = True
 ) -> dict[str, float]:
     """Median seconds of each, the variants taking turns."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + warm):
         for name, function in variants.items():
-            _synchronise(device)
+            _synchronize(device)
             start = time.perf_counter()
             function()
-            _synchronise(device)
+            _synchronize(device)
             if repeat or not warm:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -140,9 +152,9 @@ def extra_memory(setting: Setting, variant: str) -> float:
         case.step(variant)
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     reset_peak()
-    before = resident("VmRSS")
+    before = proc_status_bytes("VmRSS")
     case.step(variant)
-    return (resident("VmHWM") - before) / 1e6
+    return (proc_status_bytes("VmHWM") - before) / 1e6
 
 
 def module_rows(setting: Setting, repeats: int, skip: list[str]) -> list[Row]:
@@ -195,20 +207,20 @@ def operator_rows(setting: Setting, repeats: int) -> list[Row]:
     for name, value in seconds.items():
         row = Row(
             "operator", name, setting.batch, setting.rows, setting.width, str(dtype)[6:], value,
-            operations / value / 1e9, slower=value / seconds["ours"],
+            operations / value / 1e9, slowdown=value / seconds["ours"],
         )  # fmt: skip
         if setting.device == "cuda":
-            from amrg.kernels.hopfield import configs
-            from amrg.kernels.resources import CARDS
+            from .hopfield import launch_configs
+            from .resources import GPUS
 
-            card = CARDS[configs.generation(torch.cuda.get_device_capability()) or 80]
+            gpu = GPUS[launch_configs.gpu_generation(torch.cuda.get_device_capability()) or 80]
             row.gigabytes_per_second = moved / value / 1e9
-            row.peak_share = max(row.gigaflops / card.teraflops / 1e3, row.gigabytes_per_second / card.terabytes / 1e3)
+            row.peak_share = max(row.gigaflops / gpu.teraflops / 1e3, row.gigabytes_per_second / gpu.terabytes / 1e3)
         rows.append(row)
     return rows
 
 
-def linear_rows(sizes: list[int], width: int, repeats: int) -> list[Row]:
+def bank_size_rows(sizes: list[int], width: int, repeats: int) -> list[Row]:
     """Cost and extra memory of one batch-1 retrieval from memory-mapped banks of growing size."""
     queries = torch.randn(QUERIES * HEADS, width, generator=torch.Generator().manual_seed(0)) / width**0.5
     rows = []
@@ -219,7 +231,7 @@ def linear_rows(sizes: list[int], width: int, repeats: int) -> list[Row]:
             hopfield_retrieve(queries, bank[:8192], memory_scale=None if scale is None else scale[:8192])
             seconds, extra = [], 0
             for _ in range(repeats):
-                before, start = resident("RssAnon"), time.perf_counter()
+                before, start = proc_status_bytes("RssAnon"), time.perf_counter()
                 with PeakSampler() as sampler:
                     hopfield_retrieve(queries, bank, memory_scale=scale)
                 seconds.append(time.perf_counter() - start)
@@ -250,9 +262,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, nargs="+", default=[768])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--skip", nargs="+", default=[], help="variants to leave out, such as `published`")
-    parser.add_argument("--linear", type=int, nargs="+", help="only retrieval from memory-mapped banks of these sizes")
+    parser.add_argument(
+        "--bank-sizes", "--linear", type=int, nargs="+", help="only retrieval from mapped banks of these sizes"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--peer", help="a clone of ml-jku/hopfield-layers to time as well")
+    parser.add_argument("--hflayers-path", "--peer", help="a clone of ml-jku/hopfield-layers to time as well")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
@@ -262,13 +276,13 @@ def main() -> None:
     )
     print(f"{device}; torch {torch.__version__}, Python {platform.python_version()}")
     rows: list[Row] = []
-    if options.linear:
-        rows = linear_rows(options.linear, options.width[0], options.repeats)
+    if options.bank_sizes:
+        rows = bank_size_rows(options.bank_sizes, options.width[0], options.repeats)
         for row in rows:
             show(row)
     else:
         for batch, count, width in ((b, n, d) for b in options.batch for n in options.rows for d in options.width):
-            setting = Setting(batch, count, width, options.device, options.peer)
+            setting = Setting(batch, count, width, options.device, options.hflayers_path)
             for row in operator_rows(setting, 4 * options.repeats) + module_rows(
                 setting, options.repeats, options.skip
             ):

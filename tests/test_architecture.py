@@ -49,6 +49,8 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             # `from amrg import pipeline` names rooms, `from amrg.pipeline import x` a room
             yield from (f"amrg.{a.name}" for a in node.names) if node.module == "amrg" else (node.module,)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (name.value for name in node.args if isinstance(name, ast.Constant))
 
 
 def test_no_room_imports_from_above():

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from amrg.kernels.hopfield.cpu import ROWS, TopK, association_blocks
+from amrg.kernels.hopfield.blockwise import QUERIES_PER_BLOCK, TopK, association_blocks
+from amrg.kernels.hopfield.reference import Operands
 from amrg.memory.sharding import ShardedMemory
 from amrg.memory.ways import Shard, Trip
 
@@ -23,14 +24,14 @@ def top_rows(
     """
     heads = queries_MHD.shape[1]
     weights, indices = [lse_MH.new_empty(0, top_k)], [lse_MH.new_empty(0, top_k, dtype=torch.int64)]
-    for start in range(0, len(queries_MHD), max(ROWS // heads, 1)):
-        some = slice(start, start + max(ROWS // heads, 1))
+    for start in range(0, len(queries_MHD), max(QUERIES_PER_BLOCK // heads, 1)):
+        some = slice(start, start + max(QUERIES_PER_BLOCK // heads, 1))
         part, lse = queries_MHD[some].transpose(0, 1), lse_MH[some].T
         size = part.shape[1]
         group = None if group_M is None or shard.group is None else group_M[some].repeat(heads)
-        blocks = association_blocks(
-            part.flatten(0, 1), shard.rows, shard.scale, lse.flatten(), group, None if group is None else shard.group
-        )
+        memory_group = None if group is None else shard.group
+        operands = Operands(part.flatten(0, 1), shard.rows, shard.scale, group, memory_group)
+        blocks = association_blocks(operands, lse.flatten())
         top = TopK(size, top_k, lse_MH)
         for _, columns, block in blocks:
             mean = block.view(heads, size, -1).mean(0)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from amrg.errors import UserError, gathered
 from amrg.kernels import Retrieval, hopfield_retrieve
-from amrg.kernels.hopfield.cpu import compute_dtype, finite
-from amrg.kernels.hopfield.reference import VISIBLE_TO_ALL, keep_mask
+from amrg.kernels.hopfield.blockwise import compute_dtype, zero_where_neg_inf
+from amrg.kernels.hopfield.reference import NO_GROUP, dropout_keep_mask
 
 Kind = Literal["ivf", "hnsw"]
 
@@ -110,15 +110,15 @@ class ApproximateMemory(nn.Module):
         hidden = found_MK < 0
         if group is not None and self.group is not None:
             theirs = self.group[found_MK.clamp(min=0)]
-            hidden = hidden | ((theirs == group[:, None]) & (theirs != VISIBLE_TO_ALL))
+            hidden = hidden | ((theirs == group[:, None]) & (theirs != NO_GROUP))
         scores = scores.masked_fill(hidden, -torch.inf)
         empty = hidden.all(1)
         lse = torch.logsumexp(scores.masked_fill(empty[:, None], 0.0), 1).masked_fill(empty, -torch.inf)
-        association = torch.exp(scores - finite(lse)[:, None])
+        association = torch.exp(scores - zero_where_neg_inf(lse)[:, None])
         kept = association
         if dropout:
             assert seed is not None
-            kept = association * keep_mask(seed, (0, len(q)), (0, scores.shape[1]), dropout) / (1 - dropout)
+            kept = association * dropout_keep_mask(seed, (0, len(q)), (0, scores.shape[1]), dropout) / (1 - dropout)
         retrieved = torch.einsum("mk,mkd->md", kept, rows_MKD).to(queries.dtype)
         entropy = torch.special.entr(association.detach()).sum(1)
         weights, order = association.detach().topk(min(top_k, scores.shape[1]), dim=1)

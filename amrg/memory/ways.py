@@ -1,7 +1,7 @@
 """The two ways of retrieving from a bank without holding it: queries visit the rows, or rows visit the queries.
 
 Both use the operator's own forward and backward on partial memories. The backward of a part needs, of the whole, only
-``lse`` and ``centre_i = g_i · r_i + g_mass_i m_i − g_lse_i`` (kernels/hopfield/README.md), one number a query.
+``lse`` and ``delta_i = do_i · o_i + dmass_i mass_i − dlse_i`` (kernels/hopfield/README.md), one number a query.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from amrg.kernels import Retrieval
-from amrg.kernels.hopfield.autograd import hopfield_backward, hopfield_forward
-from amrg.kernels.hopfield.cpu import finite, merge
+from amrg.kernels.hopfield.blockwise import merge, zero_where_neg_inf
+from amrg.kernels.hopfield.ops import hopfield_backward, hopfield_forward
+from amrg.kernels.hopfield.reference import Operands, softmax_delta
 from amrg.memory.exchange import Exchange, Spec
 
 if TYPE_CHECKING:
@@ -95,11 +96,8 @@ def _ask(request: Request) -> _Ask:
 
 def _answer(ask: _Ask, shard: Shard) -> _Answer:
     """Retrieve from one shard; float32 (float64 for such queries), rows numbered as in the whole bank."""
-    r, lse, mass, entropy, weights, indices, _ = hopfield_forward(
-        ask.queries.detach(), shard.rows, shard.scale, ask.group, None if ask.group is None else shard.group,
-        _seed(ask, shard), ask.dropout, ask.top_k, ask.entropy, False,
-    )  # fmt: skip
-    answer = [r.to(lse.dtype), lse, mass]
+    o, lse, mass, entropy, weights, indices, _ = hopfield_forward(*_operands(ask, shard), ask.top_k, ask.entropy, False)
+    answer = [o.to(lse.dtype), lse, mass]
     if ask.entropy:
         answer.append(entropy)
     if ask.top_k:
@@ -111,47 +109,46 @@ def _merge(ask: _Ask, answers: Sequence[_Answer]) -> _Answer:
     """The answers of disjoint rows as one."""
     if len(answers) == 1:
         return answers[0]
-    r, lse, mass, *rest = (torch.stack(pieces) for pieces in zip(*answers, strict=True))
+    o, lse, mass, *rest = (torch.stack(pieces) for pieces in zip(*answers, strict=True))
     entropy = rest.pop(0) if ask.entropy else torch.zeros_like(lse)
-    whole = merge(r, lse, mass, entropy)
+    whole = merge(o, lse, mass, entropy)
     answer = list(whole[: 4 if ask.entropy else 3])
     if ask.top_k:
-        weights = rest[0] * torch.exp(lse - finite(whole[1]))[..., None]
+        weights = rest[0] * torch.exp(lse - zero_where_neg_inf(whole[1]))[..., None]
         top, order = weights.transpose(0, 1).flatten(1).topk(ask.top_k, dim=1)
         answer += [top, rest[1].transpose(0, 1).flatten(1).gather(1, order)]
     return answer
 
 
-def _seed(ask: _Ask, shard: Shard) -> Tensor | None:
-    return None if ask.seed is None else ask.seed + _SHARD_SEED * shard.start
+def _operands(ask: _Ask, shard: Shard) -> Operands:
+    group = None if ask.group is None else shard.group
+    seed = None if ask.seed is None else ask.seed + _SHARD_SEED * shard.start
+    return Operands(ask.queries.detach(), shard.rows, shard.scale, ask.group, group, seed, ask.dropout)
 
 
 class _Slope(NamedTuple):
-    """What the backward of a part needs of the whole, a row for each query."""
+    """What the backward of a part needs of the whole, a row for each query: letters of kernels/hopfield/README.md."""
 
-    grad: Tensor
+    do: Tensor
     lse: Tensor
-    centre: Tensor
-    lift: Tensor
+    delta: Tensor
+    dmass: Tensor
 
 
 def _slope(answer: Sequence[Tensor], grads: Sequence[Tensor]) -> _Slope:
     retrieved, lse, mass = answer
-    grad, grad_lse, lift = grads
-    centre = (grad.to(lse.dtype) * retrieved.to(lse.dtype)).sum(1) + lift * mass
-    return _Slope(grad, lse, centre - grad_lse.masked_fill(lse == -torch.inf, 0.0), lift)
+    do, dlse, dmass = grads
+    return _Slope(do, lse, softmax_delta(do, dlse, dmass, retrieved, lse, mass), dmass)
 
 
 def _descend(ask: _Ask, shard: Shard, slope: _Slope) -> Tensor:
     """One shard's part of the gradient of the queries."""
-    queries = ask.queries.detach()
-    # The operator forms the centre from what was retrieved: with nothing retrieved, only the given one is left of it.
-    grad_queries, _ = hopfield_backward(
-        slope.grad.contiguous(), -slope.centre, slope.lift.contiguous(), queries, shard.rows, shard.scale,
-        torch.zeros_like(queries), slope.lse, torch.zeros_like(slope.lse), ask.group,
-        None if ask.group is None else shard.group, _seed(ask, shard), slope.lse.new_empty(0, 0), ask.dropout, False,
-    )  # fmt: skip
-    return grad_queries
+    do, lse, delta, dmass = slope
+    association = lse.new_empty(0, 0)
+    dq, _ = hopfield_backward(
+        *_operands(ask, shard), do.contiguous(), lse, delta, dmass.contiguous(), association, False
+    )
+    return dq
 
 
 class _Sharded(torch.autograd.Function):
@@ -272,7 +269,7 @@ class _Ring(_Sharded):
     def gradients(
         memories: Sequence["ShardedMemory"], asks: Sequence[_Ask], visit: Any, slopes: Sequence[_Slope]
     ) -> list[Tensor]:
-        totals = [torch.zeros_like(slope.grad, dtype=slope.lse.dtype) for slope in slopes]
+        totals = [torch.zeros_like(slope.do, dtype=slope.lse.dtype) for slope in slopes]
         for shards in _passing(memories):
             for total, ask, shard, slope in zip(totals, asks, shards, slopes, strict=True):
                 total += _descend(ask, shard, slope)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amrg.errors import UserError
-from amrg.kernels.hopfield.reference import hidden
+from amrg.kernels.hopfield.reference import same_group_mask
 from amrg.models.association import Bank, Block, FrozenMemory, Memory
 from amrg.models.hopfield import Reading, Steps
 
@@ -88,7 +88,7 @@ class CrossAttention(FrozenMemory):
         """bool [B, 1, 1, N]."""
         if query_group is None or bank.group is None:
             return None
-        return ~hidden(query_group, bank.group)[:, None, None, :]
+        return ~same_group_mask(query_group, bank.group)[:, None, None, :]
 
     def _weights(self, x_BLS: Tensor, bank: Bank, query_group: Tensor | None) -> Tensor:
         """Attention [B, H, L, N] of the samples given."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from amrg.kernels import Retrieval, hopfield_retrieve
-from amrg.kernels.hopfield.cpu import association_blocks
+from amrg.kernels.hopfield.blockwise import association_blocks
+from amrg.kernels.hopfield.reference import Operands
 from amrg.memory.attribution import top_rows, top_rows_together
 from amrg.memory.bank import normalise_rows
 from amrg.memory.search import ApproximateMemory
@@ -241,7 +242,7 @@ class HopfieldMemory(FrozenMemory):
         moved = torch.zeros_like(now[1])
         memory_group = None if group is None else bank.group
         pair = (
-            association_blocks(queries.detach().flatten(0, 1), bank.rows, bank.scale, lse, group, memory_group)
+            association_blocks(Operands(queries.flatten(0, 1), bank.rows, bank.scale, group, memory_group), lse)
             for queries, lse in (now, before)
         )
         for (rows, _, new), (_, _, old) in zip(*pair, strict=True):
@@ -253,7 +254,7 @@ class HopfieldMemory(FrozenMemory):
             raise ValueError("no association yet: call forward first")
         queries, lse, bank, group = self._last
         memory_group = None if group is None else bank.group
-        blocks = association_blocks(queries, bank.rows, bank.scale, lse, group, memory_group)
+        blocks = association_blocks(Operands(queries, bank.rows, bank.scale, group, memory_group), lse)
         return blocks, queries.shape[0], bank.rows.shape[0]
 
     def _by_query(self, values: Tensor, samples: int) -> Tensor:

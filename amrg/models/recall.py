@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amrg.kernels.hopfield.reference import hidden
+from amrg.kernels.hopfield.reference import same_group_mask
 from amrg.models.association import FrozenMemory
 from amrg.models.hopfield import Ask, HopfieldMemory, Steps
 
@@ -79,7 +79,7 @@ def association_loss(memory: HopfieldMemory, states_BQD: Tensor, group_B: Tensor
     score_HPN = (memory.row_queries(states_BQD[study_P, query_P]) @ wanted.rows_ND.T).float()
     seen_PN = torch.ones_like(score_HPN[0], dtype=torch.bool)
     if group_B is not None:
-        seen_PN = ~hidden(group_B[study_P], wanted.group_N)
+        seen_PN = ~same_group_mask(group_B[study_P], wanted.group_N)
     right_PN = seen_PN & wanted.sets_SN[wanted.set_BQ[study_P, query_P]]
     # Where all wanted rows are the patient's own, any row is right: the loss and its gradient are 0.
     right_PN = torch.where(right_PN.any(-1, keepdim=True), right_PN, seen_PN)

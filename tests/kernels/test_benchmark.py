@@ -1,7 +1,7 @@
 """The benchmark measures what it says: the same function in every variant, and no ratio where results differ."""
 
 import torch
-from amrg.kernels import benchmark, footprint, measurements
+from amrg.kernels import benchmark, memory_usage, report
 
 
 def test_variants_compute_the_same_function_and_gradients():
@@ -15,20 +15,20 @@ def test_variants_compute_the_same_function_and_gradients():
 
 
 def test_no_ratio_is_shown_where_results_differ(capsys):
-    row = measurements.Row("module", "published", 2, 40, 32, "float32", 1.0, 1.0, 3.0, None, 1e-2, 1e-1)
-    measurements.show(row)
+    row = report.Row("module", "published", 2, 40, 32, "float32", 1.0, 1.0, 3.0, None, 1e-2, 1e-1)
+    report.show(row)
     assert "disagrees" in capsys.readouterr().out
 
 
-def test_linear_rows_report_time_and_memory():
-    rows = benchmark.linear_rows([300, 700], 32, 1)
+def test_bank_size_rows_report_time_and_memory():
+    rows = benchmark.bank_size_rows([300, 700], 32, 1)
     assert [(row.rows, row.dtype) for row in rows] == [(n, t) for n in (300, 700) for t in ("bfloat16", "int8")]
     assert all(row.seconds > 0 and row.extra_megabytes >= 0 for row in rows)
 
 
 def test_peak_memory_of_a_block_is_seen():
-    with footprint.PeakSampler() as sampler:
-        before = footprint.resident("RssAnon")
+    with memory_usage.PeakSampler() as sampler:
+        before = memory_usage.proc_status_bytes("RssAnon")
         held = torch.ones(2**24)
         for _ in range(20):
             held.add_(1)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from amrg.kernels import hopfield_retrieve, quantize_rows
-from amrg.kernels.hopfield import autograd  # noqa: F401  registers the operator
 
 
 def arguments(dropout=0.0, keep=True, int8=False, grouped=True):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from amrg.kernels import hopfield_retrieve, quantize_rows
-from amrg.kernels.hopfield import cpu
-from amrg.kernels.hopfield.reference import keep_mask, reference_retrieve
+from amrg.kernels.hopfield import blockwise
+from amrg.kernels.hopfield.reference import Operands, dropout_keep_mask, reference_retrieve
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tolerances import assert_close
@@ -34,15 +34,15 @@ def gradients(result, inputs, generator):
     return torch.autograd.grad(loss + (mass.double() * weights[2]).sum(), inputs)
 
 
-@pytest.mark.parametrize("keep_bytes", [0, 2**30])
+@pytest.mark.parametrize("max_saved_bytes", [0, 2**30])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_matches_the_formula_and_its_gradients(shape, dtype, dropout, keep_bytes):
+def test_matches_the_formula_and_its_gradients(shape, dtype, dropout, max_saved_bytes):
     queries, memory, groups, generator = case(*shape, dtype)
     inputs = [queries.requires_grad_(), memory.requires_grad_()]
     arguments = {**groups, "dropout": dropout, "seed": 11, "top_k": 5}
-    found = hopfield_retrieve(*inputs, **arguments, return_entropy=True, keep_bytes=keep_bytes)
+    found = hopfield_retrieve(*inputs, **arguments, return_entropy=True, max_saved_bytes=max_saved_bytes)
     truth = reference_retrieve(*inputs, **arguments)
     seen = truth.lse_M > -torch.inf
     assert torch.equal(found.lse_M > -torch.inf, seen)
@@ -71,8 +71,10 @@ def test_a_query_that_sees_no_row_retrieves_zeros_and_passes_no_gradient():
     queries, memory, _, _ = case(6, 40, 16)
     queries.requires_grad_()
     groups = {"query_group": torch.tensor([5, 5, 1, -1, 5, 2]), "memory_group": torch.full((40,), 5)}
-    for keep_bytes in (0, 2**20):
-        found = hopfield_retrieve(queries, memory, **groups, top_k=2, return_entropy=True, keep_bytes=keep_bytes)
+    for max_saved_bytes in (0, 2**20):
+        found = hopfield_retrieve(
+            queries, memory, **groups, top_k=2, return_entropy=True, max_saved_bytes=max_saved_bytes
+        )
         blind = groups["query_group"] == 5
         assert torch.equal(found.lse_M == -torch.inf, blind)
         for field in (found.retrieved_MD, found.mass_M, found.entropy_M, found.weights_MK):
@@ -143,7 +145,7 @@ def test_dropout_repeats_by_seed_and_has_the_right_distribution():
 def test_the_mask_is_independent_between_entries_rows_columns_and_seeds():
     p, size = 0.3, 512
     seeds = [torch.tensor(s) for s in (0, 1, 2**40)]
-    masks = [keep_mask(s, (0, size), (0, size), p).double() - (1 - p) for s in seeds]
+    masks = [dropout_keep_mask(s, (0, size), (0, size), p).double() - (1 - p) for s in seeds]
     sigma = 1 / size  # of the correlation of size² independent pairs
     for mask in masks:
         assert abs(mask.mean()) < 5 * (p * (1 - p)) ** 0.5 * sigma
@@ -153,7 +155,7 @@ def test_the_mask_is_independent_between_entries_rows_columns_and_seeds():
             assert abs(product.mean()) < 5 * variance * sigma
     assert abs((masks[0] * masks[1]).mean()) < 5 * p * (1 - p) * sigma
     assert abs((masks[0] * masks[2]).mean()) < 5 * p * (1 - p) * sigma
-    block = keep_mask(seeds[0], (100, 120), (30, 70), p)
+    block = dropout_keep_mask(seeds[0], (100, 120), (30, 70), p)
     assert torch.equal(block.double() - (1 - p), masks[0][100:120, 30:70])
 
 
@@ -205,8 +207,8 @@ def test_working_memory_does_not_grow_with_the_memory(dtype):
         queries, rows = torch.randn(84, 16), torch.ones(n, 16).to(dtype)
         scale = torch.ones(n) if dtype == torch.int8 else None
         with LargestTensor() as largest:
-            out = cpu.forward(queries, rows, scale, None, None, None, 0.0, 3, True, False)
-            grads = [torch.ones_like(t) for t in out[:3]]
-            cpu.backward(*grads, queries, rows, scale, *out[:3], None, None, None, out[6], 0.0, False)
+            operands = Operands(queries, rows, scale)
+            o, lse, mass, *_, association = blockwise.forward(operands, 3, True, False)
+            blockwise.backward(operands, torch.ones_like(o), lse, mass, mass, association, False)
         sizes.append(largest.bytes)
     assert sizes[0] == sizes[1] < 2**21

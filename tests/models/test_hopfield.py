@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from amrg.kernels import quantize_rows
-from amrg.kernels.baselines import conventional, published
+from amrg.kernels.baselines import absorbed, hflayers_formula, project_once_sdpa
 
 from amrg.memory.bank import normalise_rows
 from amrg.models import CrossAttention, HopfieldMemory
@@ -43,7 +43,7 @@ def test_equals_the_published_layer(steps, beta, masked):
     groups, mask = groups_and_mask() if masked else ({}, None)
     truth = {name: p.detach().double().requires_grad_() for name, p in module.named_parameters()}
     x64 = x.detach().double().requires_grad_()
-    expected = published(truth, x64, memory.double(), H, beta, steps, mask)
+    expected = hflayers_formula(truth, x64, memory.double(), H, beta, steps, mask)
     found = module(x, memory, **groups)
     assert_close(found, expected, torch.float32)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
@@ -99,7 +99,7 @@ def test_updates_stop_head_by_head_once_the_association_rests():
     p, heads_state = dict(module.named_parameters()), []
 
     def associations(step):
-        y = published(
+        y = hflayers_formula(
             p | {"out_proj.weight": torch.eye(H * V).double(), "out_proj.bias": None}, x, memory, H, 1.0, step
         )
         return y.unflatten(-1, (H, V))
@@ -217,6 +217,18 @@ def test_compiles_as_one_graph_with_several_updates():
     torch.testing.assert_close(compiled(x, memory), module(x, memory))
 
 
-def test_the_conventional_form_is_the_same_layer():
+def test_the_form_projected_once_is_the_same_layer():
     module, x, memory = build(dtype=torch.float64)
-    assert_close(conventional(dict(module.named_parameters()), x, memory, H, 0.5), module(x, memory), torch.float32)
+    y = project_once_sdpa(dict(module.named_parameters()), x, memory, H, 0.5)
+    assert_close(y, module(x, memory), torch.float32)
+
+
+def test_the_absorbed_form_of_the_benchmark_is_this_module():
+    module, x, memory = build()
+    parameters = dict(module.named_parameters())
+    leaves = [x, *(p for name, p in parameters.items() if name not in ("key_shift", "k_proj.bias"))]
+    results = []
+    for y in (module(x, memory), absorbed(parameters, x, memory, H, 0.5)):
+        results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)

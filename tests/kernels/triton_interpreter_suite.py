@@ -6,8 +6,8 @@ The interpreter replaces Triton's functions when it is imported, so the rest of 
 import pytest
 import torch
 from amrg.kernels import quantize_rows
-from amrg.kernels.hopfield.reference import reference_retrieve
-from amrg.kernels.hopfield.triton import Fused
+from amrg.kernels.hopfield.reference import Operands, reference_retrieve, softmax_delta
+from amrg.kernels.hopfield.triton_backend import FusedRetrieval
 
 from tests.kernels.test_retrieve import case
 from tests.tolerances import assert_close
@@ -23,7 +23,8 @@ def check(shape, dtype, dropout, generation, splits, int8=False):
     truth = reference_retrieve(
         queries, rows, memory_scale=scale, **groups, dropout=dropout, seed=seed, top_k=5
     )  # fmt: skip
-    call = Fused(queries.detach(), rows.detach(), scale, *groups.values(), seed, dropout, generation, splits)
+    operands = Operands(queries.detach(), rows.detach(), scale, *groups.values(), seed, dropout)
+    call = FusedRetrieval(operands, generation, splits)
     retrieved, lse, mass, entropy, weights, indices, _ = call.forward(5, True)
     seen = truth.lse_M > -torch.inf
     assert torch.equal(lse > -torch.inf, seen)
@@ -41,8 +42,9 @@ def check(shape, dtype, dropout, generation, splits, int8=False):
     )
     inputs = [queries] if int8 else [queries, memory]
     expected = torch.autograd.grad(loss, inputs)
-    grads = [grads[0].to(dtype), grads[1].float(), grads[2].float()]
-    found = call.backward(*grads, retrieved, lse, mass, not int8)
+    do, dlse, dmass = grads[0].to(dtype), grads[1].float(), grads[2].float()
+    delta = softmax_delta(do, dlse, dmass, retrieved, lse, mass)
+    found = call.backward(do, lse, delta, dmass, not int8)
     for grad, true in zip(found, expected, strict=False):
         assert_close(grad, true, dtype, gradient=True)
 
@@ -68,7 +70,7 @@ def test_int8_rows(generation):
 def test_a_query_that_sees_no_row():
     queries, memory, _, _ = case(6, 40, 16)
     mine, theirs = torch.tensor([5, 5, 1, -1, 5, 2]), torch.full((40,), 5)
-    call = Fused(queries, memory, None, mine, theirs, None, 0.0, 90, 1)
+    call = FusedRetrieval(Operands(queries, memory, query_group=mine, memory_group=theirs), 90, 1)
     retrieved, lse, mass, entropy, weights, indices, _ = call.forward(2, True)
     blind = mine == 5
     assert torch.equal(lse == -torch.inf, blind)
@@ -76,7 +78,7 @@ def test_a_query_that_sees_no_row():
         assert (field[blind] == 0).all()
         assert field.isfinite().all()
     assert (indices[blind] == -1).all()
-    ones = torch.ones_like(lse)
-    grad, _ = call.backward(torch.ones_like(retrieved), ones, ones, retrieved, lse, mass, False)
+    do, ones = torch.ones_like(retrieved), torch.ones_like(lse)
+    grad, _ = call.backward(do, lse, softmax_delta(do, ones, ones, retrieved, lse, mass), ones, False)
     assert (grad[blind] == 0).all()
     assert grad.isfinite().all()

@@ -9,7 +9,7 @@ from pathlib import Path
 class Row:
     """One measured variant."""
 
-    what: str  # module (forward and backward) or operator (forward)
+    scope: str  # module (forward and backward) or operator (forward)
     variant: str
     batch: int
     rows: int
@@ -18,21 +18,21 @@ class Row:
     seconds: float  # median
     gigaflops: float  # of the absorbed form's operation count, whatever the variant spends
     extra_megabytes: float | None = None  # peak beyond parameters, input and bank
-    slower: float | None = None  # times ours; None where the results disagree
+    slowdown: float | None = None  # time relative to ours; None where the results disagree
     output_error: float | None = None
     gradient_error: float | None = None
-    peak_share: float | None = None  # GPU: of the card's published peak, whichever binds
+    peak_share: float | None = None  # GPU: of the GPU's published peak, whichever binds
     gigabytes_per_second: float | None = None  # GPU: operands moved once
 
 
 def show(row: Row) -> None:
     memory = "" if row.extra_megabytes is None else f"{row.extra_megabytes:8.0f} MB extra"
-    ratio = "" if row.slower is None else f"{row.slower:7.2f}× ours"
+    ratio = "" if row.slowdown is None else f"{row.slowdown:7.2f}× ours"
     if row.output_error is not None:
         ratio = (ratio or "disagrees, no ratio") + f"  errors {row.output_error:.0e} {row.gradient_error:.0e}"
-    gpu = "" if row.peak_share is None else f"{row.gigabytes_per_second:.0f} GB/s, {row.peak_share:.0%} of the card"
+    gpu = "" if row.peak_share is None else f"{row.gigabytes_per_second:.0f} GB/s, {row.peak_share:.0%} of its peak"
     print(
-        f"{row.what:8} {row.variant:14} batch {row.batch:3} N {row.rows:8} D {row.width:4} {row.dtype:8} "
+        f"{row.scope:8} {row.variant:14} batch {row.batch:3} N {row.rows:8} D {row.width:4} {row.dtype:8} "
         f"{row.seconds * 1e3:10.1f} ms {row.gigaflops:8.1f} GFLOP/s {memory} {ratio} {gpu}", flush=True,
     )  # fmt: skip
 
@@ -42,7 +42,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    labels = [f"{row.what} {row.variant}\nB {row.batch}, N {row.rows}" for row in rows]
+    labels = [f"{row.scope} {row.variant}\nB {row.batch}, N {row.rows}" for row in rows]
     axes.barh(labels, [row.seconds for row in rows], color=["C0" if row.variant == "ours" else "C7" for row in rows])
     axes.set(xscale="log", xlabel="seconds (median)")
     axes.tick_params(labelsize=6)
