@@ -21,6 +21,7 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg view RUN [--host ADDRESS] [--port NUMBER] [--decoder.model FOLDER]
        amrg compare RUN RUN ...
        amrg experiment NAME [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]
+       amrg fetch-metrics [METRIC ...] [--dry-run]
        amrg export REPORTS FILE [--onto FILE]
        amrg plan [CONFIG] --gpus N [--gpu-memory GB] [--section.key VALUE ...]
        amrg simulate [CONFIG] [--measure] [--device GPU] [--section.key VALUE ...]
@@ -41,6 +42,7 @@ verbs, each reading what the one before it made:
   view       look at a run in the browser: films, maps, memory, reports as they are written
   compare    paired tests between runs that wrote reports for the same studies
   experiment one of twelve experiments, or all: variants of a run over several seeds, with a table, a plot and a page
+  fetch-metrics  weights of CheXbert, RadGraph and other learned metrics, to where they are looked for
   export     generated reports in the format of the ReXrank leaderboard
   plan       memory of a GPU by part, bytes moved, time and largest micro-batch of training, predicted
   simulate   throughput, bottleneck and what failures cost from 1 to 4,096 workers, on measured rates
@@ -59,6 +61,7 @@ BESIDE = {
     "compare": "amrg.compare",
     "experiment": "amrg.experiments.command",
     "export": "amrg.export",
+    "fetch-metrics": "amrg.fetch_metrics",
     "plan": "amrg.plan",
     "simulate": "amrg.simulate",
 }
