@@ -21,29 +21,31 @@ USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
        amrg view RUN [--host ADDRESS] [--port NUMBER] [--decoder.model FOLDER]
        amrg compare RUN RUN ...
        amrg experiment NAME [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]
+       amrg fetch-metrics [METRIC ...] [--dry-run]
        amrg export REPORTS FILE [--onto FILE]
        amrg plan [CONFIG] --gpus N [--gpu-memory GB] [--section.key VALUE ...]
        amrg simulate [CONFIG] [--measure] [--device GPU] [--section.key VALUE ...]
 
 verbs, each reading what the one before it made:
-  run        all of the following; what is made already is kept
-  prepare    studies on disk to shards
-  stage1     train the 14-way classifier with its disease queries
-  banks      mine disease-aware regions, encode the train reports
-  stage2     train the report generator
-  generate   write a report for each held-out study
-  evaluate   score the reports; writes scores.json and a page
-  inspect    say what an artefact is, where it came from, and show a few rows
-  doctor     check a copy of a data set before it is prepared
-  mirror     copy shards to object storage (s3://, gs://), to be read from there
-  bank       make, join, thin out, check, describe and search memory banks
-  write      reports of your own films (PNG, JPEG, DICOM), by the generator of a run
-  view       look at a run in the browser: films, maps, memory, reports as they are written
-  compare    paired tests between runs that wrote reports for the same studies
-  experiment one of twelve experiments, or all: variants of a run over several seeds, with a table, a plot and a page
-  export     generated reports in the format of the ReXrank leaderboard
-  plan       memory of a GPU by part, bytes moved, time and largest micro-batch of training, predicted
-  simulate   throughput, bottleneck and what failures cost from 1 to 4,096 workers, on measured rates
+  run           all of the following; what is made already is kept
+  prepare       studies on disk to shards
+  stage1        train the 14-way classifier with its disease queries
+  banks         mine disease-aware regions, encode the train reports
+  stage2        train the report generator
+  generate      write a report for each held-out study
+  evaluate      score the reports; writes scores.json and a page
+  inspect       say what an artefact is, where it came from, and show a few rows
+  doctor        check a copy of a data set before it is prepared
+  mirror        copy shards to object storage (s3://, gs://), to be read from there
+  bank          make, join, thin out, check, describe and search memory banks
+  write         reports of your own films (PNG, JPEG, DICOM), by the generator of a run
+  view          look at a run in the browser: films, maps, memory, reports as they are written
+  compare       paired tests between runs that wrote reports for the same studies
+  experiment    one of twelve experiments, or all: variants of a run over several seeds, with a table, a plot and a page
+  fetch-metrics weights of CheXbert, RadGraph and other learned metrics, to where they are looked for
+  export        generated reports in the format of the ReXrank leaderboard
+  plan          memory of a GPU by part, bytes moved, time and largest micro-batch of training, predicted
+  simulate      throughput, bottleneck and what failures cost from 1 to 4,096 workers, on measured rates
 
 CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg VERB --help` lists every setting.
 An interrupted command goes on where it was when it is typed again."""
@@ -59,6 +61,7 @@ BESIDE = {
     "compare": "amrg.compare",
     "experiment": "amrg.experiments.command",
     "export": "amrg.export",
+    "fetch-metrics": "amrg.fetch_metrics",
     "plan": "amrg.plan",
     "simulate": "amrg.simulate",
 }

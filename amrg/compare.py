@@ -1,7 +1,8 @@
 """``amrg compare RUN RUN ...``: is one run better than another, or is it chance?
 
 RUN is a scores or a reports artefact, or a file of reports with one JSON object a line: key, group (the patient),
-reference, generated. Every run is compared with the first, over the same studies, patients kept together.
+reference, generated. Every run is compared with the first, over the same studies, patients kept together. Metrics with
+learned weights are compared where `amrg evaluate` could ask them for both runs' scores artefacts.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from amrg.errors import UserError
 from amrg.evaluation.comparison import Difference, Run, compare, read_run, run_name
+from amrg.evaluation.learned import NAMES as LEARNED
 
 #: Shown unless all are asked for.
 SHOWN = (
@@ -37,6 +39,7 @@ SHOWN = (
     "BLEU-4",
     "ROUGE-L",
     "CIDEr",
+    *LEARNED,
 )
 
 
@@ -80,7 +83,7 @@ def _named_apart(paths: list[Path]) -> list[Path]:
 def _table(first: Run, other: str, rows: Mapping[str, Difference], everything: bool) -> Table:
     title = f"{other} against {first.name}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for head in ("first", "other", "difference", "95%", "p", "Holm"):
         table.add_column(head, justify="right", no_wrap=True)
     for name, d in rows.items():

@@ -29,6 +29,11 @@ def folder_faults(folder: Path, setting: str, pickles: bool = False) -> list[str
         setting: that names it, for the messages.
         pickles: ``pytorch_model.bin`` will do where there are no safetensors.
     """
+    return tokenizer_faults(folder, setting) + [f"{setting}: {fault}" for fault in _weights_faults(folder, pickles)]
+
+
+def tokenizer_faults(folder: Path, setting: str) -> list[str]:
+    """What it lacks beside the weights: ``config.json``, a tokenizer."""
     faults = []
     try:
         known = isinstance(json.loads((folder / "config.json").read_text())["model_type"], str)
@@ -38,7 +43,7 @@ def folder_faults(folder: Path, setting: str, pickles: bool = False) -> list[str
         faults.append(f"{setting}: {folder / 'config.json'} is missing or names no model_type: download it again")
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
         faults.append(f"{setting}: {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.txt)")
-    return faults + [f"{setting}: {fault}" for fault in _weights_faults(folder, pickles)]
+    return faults
 
 
 def _weights_faults(folder: Path, pickles: bool) -> list[str]:

@@ -16,6 +16,7 @@ ROWS = [
         "amrg.compare",
         "amrg.doctor",
         "amrg.export",
+        "amrg.fetch_metrics",
         "amrg.inspect",
         "amrg.mirror",
         "amrg.pipeline",

@@ -6,7 +6,7 @@ permutation swaps the two runs' reports of whole patients (Noreen, 1989: approxi
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from amrg.errors import UserError
 from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.language import LanguageScores, score_language
+from amrg.evaluation.learned import FILE as LEARNED
+from amrg.evaluation.learned import LearnedScores
 from amrg.evaluation.reports import FILE, Generated, parse_reports
 from amrg.evaluation.statistics import interval, resample
 
@@ -25,10 +27,15 @@ _CELLS = 20_000_000
 
 @dataclass(frozen=True)
 class Run:
-    """Reports of one run with what they answer, in the order of their keys."""
+    """Reports of one run with what they answer, in the order of their keys.
+
+    Attributes:
+        learned: what metrics with learned weights found in them, where `amrg evaluate` could ask any.
+    """
 
     name: str
     reports: list[Generated]
+    learned: LearnedScores = field(default_factory=LearnedScores)
 
     @property
     def keys(self) -> list[str]:
@@ -67,7 +74,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{file} holds no reports")
     if lacking := sum(not report.reference or not report.group for report in reports):
         raise UserError(f"{file}: {lacking} of {len(reports)} lines lack `reference` or `group`, which pairing needs")
-    return Run(run_name(path), reports)
+    return Run(run_name(path), reports, LearnedScores.read(path / LEARNED, [report.key for report in reports]))
 
 
 def run_name(path: Path) -> str:
@@ -89,7 +96,7 @@ def check_pairing(first: Run, other: Run) -> None:
     """Refuse runs that did not answer the same questions.
 
     Raises:
-        UserError: their studies, patients or references differ.
+        UserError: their studies, patients or references differ, or the version that scored them.
     """
     mine, theirs = set(first.keys), set(other.keys)
     if mine != theirs:
@@ -102,6 +109,11 @@ def check_pairing(first: Run, other: Run) -> None:
         raise UserError(
             f"{first.name} and {other.name} have other references or patients for {changed} of {len(mine)} studies: "
             "generate both from the same data"
+        )
+    if first.learned and other.learned and first.learned.radeval != other.learned.radeval:
+        raise UserError(
+            f"{first.name} was scored by radeval {first.learned.radeval} and {other.name} by {other.learned.radeval}: "
+            "evaluate one of them again, or compare their reports artefacts, which hold no learned scores"
         )
 
 
@@ -160,18 +172,24 @@ class _Scored:
     language: LanguageScores
     clinical: Mapping[str, ClinicalScores]
     details: DetailScores
+    learned: LearnedScores
 
     def scores(self, weights_BS: np.ndarray) -> dict[str, np.ndarray]:
         found = self.language.corpus(weights_BS)
         for policy, scores in self.clinical.items():
             for name, values in scores.averages(weights_BS).items():
                 found[f"F1 {name.replace('_', '-')}{policy}"] = values[:, 2]
-        return found | self.details.scores(weights_BS)
+        return found | self.details.scores(weights_BS) | self.learned.scores(weights_BS)
 
     def stacked(self, other: "_Scored") -> "_Scored":
         """Both runs' studies behind one another, so that a weight picks from which run a study's report is taken."""
         clinical = {policy: scores.stacked(other.clinical[policy]) for policy, scores in self.clinical.items()}
-        return _Scored(self.language.stacked(other.language), clinical, self.details.stacked(other.details))
+        return _Scored(
+            self.language.stacked(other.language),
+            clinical,
+            self.details.stacked(other.details),
+            self.learned.stacked(other.learned),
+        )
 
 
 def _score(run: Run) -> _Scored:
@@ -186,6 +204,7 @@ def _score(run: Run) -> _Scored:
             " (uncertain as present)": ClinicalScores.of(stated(truth, "present"), stated(said, "present")),
         },
         DetailScores.of(references, generated),
+        run.learned,
     )
 
 
@@ -196,11 +215,11 @@ def _swaps(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
 
 
 def _differences(first: _Scored, other: _Scored, bootstrap: np.ndarray, swaps: np.ndarray) -> dict[str, Difference]:
-    """Of every score that both runs have: a detail that no report offers a case of has none."""
+    """Of every score that both runs have: a detail that no report offers a case of has none, nor what was not asked."""
     count = bootstrap.shape[1]
     whole = np.ones((1, count))
     one, two = first.scores(whole), other.scores(whole)
-    names = [name for name in one if np.isfinite([one[name][0], two[name][0]]).all()]
+    names = [name for name in one if name in two and np.isfinite([one[name][0], two[name][0]]).all()]
     pieces = np.array_split(np.arange(len(bootstrap)), max(1, bootstrap.size // _CELLS))
     resampled: dict[str, list[np.ndarray]] = {name: [] for name in names}
     permuted: dict[str, list[np.ndarray]] = {name: [] for name in names}

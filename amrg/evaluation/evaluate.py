@@ -22,11 +22,13 @@ from amrg.evaluation import language
 from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbour, random_train
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.inputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
-from amrg.evaluation.learned import learned_scores
+from amrg.evaluation.learned import FILE as LEARNED
+from amrg.evaluation.learned import LearnedScores, learned_scores
 from amrg.evaluation.localisation import Localisation, localise
 from amrg.evaluation.probe import brightness_probe
 from amrg.evaluation.relevance import relevance
 from amrg.evaluation.reports import Generated, read_reports
+from amrg.evaluation.scorers import SCORERS
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
 from amrg.evaluation.showcase import CONTACT_FILMS, Banks, pick, positives, read_curves, sample_studies
 from amrg.evaluation.statistics import resample
@@ -64,7 +66,8 @@ def evaluate(
     Args:
         config: ``evaluate``, ``banks.mining.method`` and ``seed`` are read.
         data, stage1, banks, stage2, generated: artefacts.
-        folder: receives ``scores.json`` and ``index.html``.
+        folder: receives ``scores.json``, ``index.html`` and, where a metric with learned weights could be asked,
+            ``learned.json``.
         each: does the passes over films and the learned metrics.
 
     Raises:
@@ -82,6 +85,8 @@ def evaluate(
 
     train, test = each(_View(config, stage1, data, rows.films), ("train", split))
     texts = [r.text for r in reports]
+    val_reports = [s.report for s in read_studies(data, "val")]
+    systems, learned = _systems(config, test, train, val_reports, texts, each)
     scores = {
         "format": FORMAT,
         "name": config.name,
@@ -90,7 +95,7 @@ def evaluate(
         "studies": len(studies),
         "patients": len({s.group for s in studies}),
         "marks": sorted({a.mark for a in inputs.values() if a.mark}),
-        "systems": _systems(config, test, train, [s.report for s in read_studies(data, "val")], texts, each),
+        "systems": systems,
         "references": _references(config, test),
         "copying": _copying(data, banks, studies, reports),
         "retrieved_sets": retrieved_sets(reports),
@@ -102,6 +107,8 @@ def evaluate(
         **_origin(config, inputs),
     }
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    if learned:
+        learned.save(folder / LEARNED, [r.key for r in reports])
     page = Page(
         scores=scores,
         curves=read_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
@@ -132,8 +139,8 @@ class _View:
 
 def _systems(
     config: Config, test: TestView, train: TrainView, val_reports: list[str], generated: list[str], each: Each
-) -> dict[str, dict[str, Any]]:
-    """The model and its baselines, scored alike."""
+) -> tuple[dict[str, dict[str, Any]], LearnedScores]:
+    """The model and its baselines, scored alike; what the learned metrics found in the model's reports."""
     groups = [s.group for s in test.studies]
     train_reports = [s.report for s in train.studies]
     nearest = nearest_neighbour(test.pooled_SD, train.pooled_MD, groups, [s.group for s in train.studies])
@@ -156,10 +163,10 @@ def _systems(
         test.masks,
     )
     weights = resample(groups, settings.bootstrap, config.seed)
-    learned = learned_scores(settings.learned, references, systems, weights, settings.learned_timeout, each)
+    learned, reasons = learned_scores(settings.learned, references, systems, settings.learned_timeout, each)
     for name, found in learned.items():
-        scores[name]["learned"] = found
-    return scores
+        scores[name]["learned"] = found.summary(weights) | reasons
+    return scores, learned[MODEL]
 
 
 def _references(config: Config, test: TestView) -> dict[str, Any]:
@@ -241,6 +248,7 @@ def _origin(config: Config, inputs: dict[str, Artifact]) -> dict[str, dict[str, 
             "references": "whole, each study once",
             "tokenizer": language.TOKENIZER,
             "labeler": f"amrg rules {labeler.VERSION}; blank → absent, uncertain → absent",
+            "metrics with learned weights": "; ".join(f"{m}: {SCORERS[m].note}" for m in config.evaluate.learned),
             "activation maps": config.banks.mining.method,
             "bootstrap": config.evaluate.bootstrap,
             "seed": config.seed,

@@ -1,6 +1,7 @@
 """One radeval metric in a process of its own: ``python -m amrg.evaluation.learned_worker QUESTION ANSWER``.
 
-QUESTION holds the metric, the references and the systems' reports; ANSWER gets ``scores``, or the ``reason`` why not.
+QUESTION holds the metric, the references and the systems' reports; ANSWER gets ``scores``, or the ``reason`` why not:
+empty where weights are not on this machine.
 """
 
 import json
@@ -29,22 +30,35 @@ def main(question: Path, answer: Path) -> None:
     socket.socket.connect = _refuse  # type: ignore[method-assign]
     found: dict[str, Any]
     try:
-        found = {"scores": _scores(asked)}
+        found = {"scores": _scores(**asked)}
     except Exception as error:  # whatever a third-party metric raises is the reason why there is no number
         found = {"reason": _reason(error)}
     answer.write_text(json.dumps(found))
 
 
-def _scores(asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _scores(metric: str, references: list[str], systems: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
     import radeval
 
     # radeval 2.2 imports parts of itself by its former name
     sys.modules.setdefault("RadEval", radeval)
-    metric = asked["metric"]
-    each_study = metric != "f1chexbert"  # an F1 over the corpus
-    evaluator = radeval.RadEval(metrics=[metric], per_sample=each_study, show_progress=False)
-    found = {name: evaluator(refs=asked["references"], hyps=texts) for name, texts in asked["systems"].items()}
+    if metric == "f1chexbert":
+        return _labels(references, systems)
+    evaluator = radeval.RadEval(metrics=[metric], per_sample=True, show_progress=False)
+    found = {name: evaluator(refs=references, hyps=texts) for name, texts in systems.items()}
     return json.loads(json.dumps(found, default=float))
+
+
+def _labels(references: list[str], systems: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """What CheXbert reads in each report: radeval's own scores are over all reports, and cannot be drawn anew.
+
+    Its class is asked itself because the front end of radeval 2.2.1 takes a GPU for granted.
+    """
+    import torch
+    from radeval.metrics.f1chexbert import F1CheXbert
+
+    labeler = F1CheXbert(device="cuda" if torch.cuda.is_available() else "cpu")
+    common = {"labels": labeler.TARGET_NAMES, "reference": labeler.get_labels(references)}
+    return {name: {**common, "generated": labeler.get_labels(texts)} for name, texts in systems.items()}
 
 
 def _reason(error: BaseException) -> str:
@@ -53,7 +67,7 @@ def _reason(error: BaseException) -> str:
         chain.append(cause)
     names = {type(e).__name__ for e in chain}
     if names & {"_NoNetworkError", "LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
-        return "its weights are not on this machine (radeval looks in the Hugging Face cache, HF_HOME)"
+        return ""
     if "binary incompatibility" in str(error):
         return "radeval failed: a compiled package it needs was built for another numpy"
     told = str(error) if isinstance(error, ImportError | OSError) else ""

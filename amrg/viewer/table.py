@@ -21,8 +21,6 @@ def cell(score: dict[str, Any] | float | str | None) -> str:
         return "–"
     if isinstance(score, str):
         return score.split(":")[0]
-    if isinstance(score, dict) and score["interval"] is None:
-        return f"{score['value']:.3f}"
     if isinstance(score, dict):
         low, high = score["interval"]
         return f"{score['value']:.3f} [{low:.3f}–{high:.3f}]"
@@ -198,8 +196,16 @@ def score_table(scores: dict[str, Any]) -> Table:
     for system, *_ in rows:
         table.add_column(system, justify="right", min_width=11)  # an interval on one line
     for i, head in enumerate(heads[1:], start=1):
-        table.add_row(head, *(row[i].replace(" [", "\n").removesuffix("]") for row in rows))
+        table.add_row(head, *(_stacked(row[i]) for row in rows))
+    learned_heads, learned = learned_rows(scores)
+    for i, head in enumerate(learned_heads[1:], start=1):
+        table.add_row(head, *(_stacked(row[i]) for row in learned))
     return table
+
+
+def _stacked(text: str) -> str:
+    """A score above its interval."""
+    return text.replace(" [", "\n").removesuffix("]")
 
 
 def unavailable(scores: dict[str, Any]) -> list[str]:

@@ -10,7 +10,9 @@ from scipy import stats
 from amrg.artifacts import Recipe, build, open_artifact
 from amrg.compare import main
 from amrg.errors import UserError
+from amrg.evaluation.clinical import ClinicalScores
 from amrg.evaluation.comparison import compare, holm, read_run, run_name, scores_of
+from amrg.evaluation.learned import NAMES, LearnedScores
 
 SICK, WELL = "Small left pleural effusion.", "No pleural effusion."
 
@@ -130,20 +132,73 @@ def test_what_cannot_be_paired_is_refused_in_one_line(tmp_path, other, message):
     assert "\n" not in str(error.value)
 
 
+def make(runs, kind, name, write_into, inputs=None):
+    recipe = Recipe(kind, 1, {"name": name}, inputs or {}, 0)
+    with build(runs, recipe) as folder:
+        write_into(folder)
+    return open_artifact(recipe.path(runs), kind)
+
+
+def scored(runs, name, learned):
+    """A scores artefact whose reports are all the same; what the learned metrics found is in another order."""
+    rows = lines([WELL] * 10, groups=[f"p{i}" for i in range(10)])
+    reports = make(runs, "reports", name, lambda folder: write(folder / "reports.jsonl", rows))
+    keys = [row["key"] for row in rows][::-1]
+    into = (lambda folder: learned.save(folder / "learned.json", keys)) if learned else (lambda folder: None)
+    return make(runs, "scores", name, into, {"reports": reports}).path
+
+
+def test_learned_scores_are_compared_where_both_runs_have_them(tmp_path):
+    """The mean's p is scipy's exact one; CheXbert's F1 is 1 and 0, which chance does as far twice in 1,024 swaps."""
+    rng = np.random.default_rng(1)
+    values = rng.random((2, 10))
+    truth = np.zeros((10, 14), dtype=bool)
+    truth[:, 9] = True
+    right, wrong = ClinicalScores.of(truth, truth), ClinicalScores.of(truth, ~truth)
+    one, two, three, bare = (
+        read_run(scored(tmp_path, name, learned))
+        for name, learned in (
+            ("one", LearnedScores({"GREEN": values[0]}, right, "2.2.1")),
+            ("two", LearnedScores({"GREEN": values[1], "RaTEScore": values[0]}, wrong, "2.2.1")),
+            ("three", LearnedScores({"GREEN": values[1]}, None, "2.3")),
+            ("bare", None),
+        )
+    )
+    both = compare(one, [two, bare], samples=20_000, seed=0)
+    found = both[two.name]
+    exact = stats.permutation_test(
+        values, lambda x, y: y.mean() - x.mean(), permutation_type="samples", n_resamples=1e9
+    )
+    assert (found["GREEN"].first, found["GREEN"].other) == pytest.approx(values.mean(1))
+    assert found["GREEN"].p == pytest.approx(exact.pvalue, abs=0.02)
+    f1 = found["CheXbert F1 micro-14"]
+    assert (f1.first, f1.other, f1.interval) == (1, 0, (-1, -1))
+    assert f1.p == pytest.approx(2 / 1024, abs=0.001)
+    assert found["CheXbert F1 macro-5"].first == 1 / 5  # four of the five labels are in no report
+    assert "RaTEScore" not in found
+    assert not set(NAMES) & set(both[bare.name])
+    assert found["GREEN"].holm >= found["GREEN"].p
+    with pytest.raises(UserError, match=r"was scored by radeval 2\.2\.1 and .* by 2\.3: evaluate one of them again"):
+        compare(one, [three], samples=5, seed=0)
+
+
+def test_learned_scores_of_other_studies(tmp_path):
+    path = scored(tmp_path, "one", LearnedScores({"GREEN": np.ones(10)}))
+    file = path / "learned.json"
+    file.write_text(file.read_text().replace("s000", "s999"))
+    with pytest.raises(UserError, match="does not fit the reports"):
+        read_run(path)
+
+
 def test_command(tmp_path, capsys):
     """Artefacts of both kinds lead to the same reports; the table has no report text in it."""
-
-    def make(kind, name, write_into, inputs=None):
-        recipe = Recipe(kind, 1, {"name": name}, inputs or {}, 0)
-        with build(tmp_path, recipe) as folder:
-            write_into(folder)
-        return open_artifact(recipe.path(tmp_path), kind)
-
     made = [
-        make("reports", name, lambda folder, said=said: write(folder / "reports.jsonl", lines(said)))
+        make(tmp_path, "reports", name, lambda folder, said=said: write(folder / "reports.jsonl", lines(said)))
         for name, said in (("a", [WELL] * 12), ("b", [SICK, WELL] * 6))
     ]
-    scores = make("scores", "b", lambda folder: (folder / "scores.json").write_text("{}"), {"reports": made[1]})
+    scores = make(
+        tmp_path, "scores", "b", lambda folder: (folder / "scores.json").write_text("{}"), {"reports": made[1]}
+    )
     main([str(made[0].path), str(scores.path), "--resamples", "50", "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     assert "F1 micro-13 with details" in printed  # not cut on a terminal of 80 columns

@@ -8,12 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from amrg.viewer import ALWAYS, EMBEDDED
 from amrg.viewer.overlays import boxes_svg, crop, heat_url, marked, outline_url
 from amrg.viewer.page import charts, render
 from amrg.viewer.plots import line_chart
 from amrg.viewer.recalled import RecalledSentence, recalled
+from amrg.viewer.table import score_table
 from tests.viewer.made_up import page
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -49,6 +51,15 @@ def html():
 
 def picture(url):
     return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+
+
+def test_learned_metrics_are_in_the_printed_table():
+    """With their intervals, on 80 columns; why one could not be asked stands below."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(score_table(page().scores))
+    told = console.export_text()
+    assert re.search(r"CheXbert F1 micro-14 +0\.500 +0\.500 +0\.500 *\n +0\.250–0\.750", told)
+    assert "GREEN unavailable: <no> GPU" in told
 
 
 def test_well_formed_and_self_contained(html):
