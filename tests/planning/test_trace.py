@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from amrg.kernels import hopfield_retrieve
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BertConfig
 
 from amrg.config import Config
+from amrg.kernels import hopfield_retrieve
 from amrg.models.generator import ReportGenerator
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.planning.architectures import PUBLISHED
