@@ -112,7 +112,7 @@ def measure(kernel: str, storage: str, generation: int, width: int, options: str
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=launch.options())
     cubin = compiled.asm["cubin"]
-    usage, assembly = _tool("cuobjdump", cubin, "--dump-resource-usage"), _tool("nvdisasm", cubin)
+    usage, assembly = _tool("cuobjdump", cubin, "--dump-resource-usage"), _tool("nvdisasm", cubin, "-c", "-ndf")
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
 
     def count(pattern: str) -> int:

@@ -60,7 +60,7 @@ class Rows:
         return sum(map(padded_bytes, parts))
 
     def slope(self, queries: int) -> int:
-        """Bytes of what the backward sends out: gradient of what was retrieved, lse, centre, lift."""
+        """Bytes of what the backward sends out: do, lse, delta, dmass."""
         return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + 3 * padded_bytes(((queries,), torch.float32))
 
     def descent(self, queries: int) -> int:

@@ -211,9 +211,8 @@ def _forward_flops(queries: Any, memory: Any, *_: Any, **__: Any) -> int:
     return 4 * queries[0] * memory[0] * memory[1]  # scores and what they retrieve
 
 
-def _backward_flops(grad: Any, *arguments: Any, **__: Any) -> int:
-    memory = arguments[3]
-    return 6 * grad[0] * memory[0] * memory[1]  # scores again, their gradient, and that of the queries
+def _backward_flops(queries: Any, memory: Any, *_: Any, **__: Any) -> int:
+    return 6 * queries[0] * memory[0] * memory[1]  # scores again, their gradient, and that of the queries
 
 
 #: What torch's counter does not know: retrieval, and attention as it is on CPUs.

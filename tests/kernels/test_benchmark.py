@@ -1,6 +1,7 @@
 """The benchmark measures what it says: the same function in every variant, and no ratio where results differ."""
 
 import torch
+
 from amrg.kernels import benchmark, memory_usage, report
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from amrg.kernels import hopfield_retrieve, quantize_rows
 
 

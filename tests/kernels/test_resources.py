@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from amrg.kernels import resources
 from amrg.kernels.hopfield import launch_configs
 

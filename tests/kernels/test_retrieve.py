@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from amrg.kernels import hopfield_retrieve, quantize_rows
 from amrg.kernels.hopfield import blockwise
 from amrg.kernels.hopfield.reference import Operands, dropout_keep_mask, reference_retrieve
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from tests.tolerances import assert_close
 
 SHAPES = [(1, 1, 1), (13, 301, 33), (84, 515, 384), (5, 9000, 7), (2100, 300, 48)]

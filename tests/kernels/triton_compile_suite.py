@@ -4,6 +4,7 @@ Started by ``test_resources.py`` with the Triton that the configurations were ch
 """
 
 import pytest
+
 from amrg.kernels import resources
 from amrg.kernels.hopfield import triton_backend
 from amrg.kernels.hopfield.launch_configs import ALL_CONFIGS

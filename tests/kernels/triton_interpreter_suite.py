@@ -5,10 +5,10 @@ The interpreter replaces Triton's functions when it is imported, so the rest of 
 
 import pytest
 import torch
+
 from amrg.kernels import quantize_rows
 from amrg.kernels.hopfield.reference import Operands, reference_retrieve, softmax_delta
 from amrg.kernels.hopfield.triton_backend import FusedRetrieval
-
 from tests.kernels.test_retrieve import case
 from tests.tolerances import assert_close
 

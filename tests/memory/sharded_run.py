@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from amrg.kernels import hopfield_retrieve, quantize_rows
 from torch import Tensor, distributed
 
 from amrg.errors import UserError
+from amrg.kernels import hopfield_retrieve, quantize_rows
 from amrg.memory.bank import MemoryBank, group_id, normalise_rows
 from amrg.memory.sharding import Layout, Request, ShardedMemory, hybrid_group, retrieve_together, span
 from amrg.memory.traffic import Rows, gather_bytes, ring_bytes, two_level_bytes

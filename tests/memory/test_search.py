@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from amrg.kernels import hopfield_retrieve, quantize_rows
 from torch import Tensor
 
+from amrg.kernels import hopfield_retrieve, quantize_rows
 from amrg.memory.bank import normalise_rows
 from amrg.memory.search import ApproximateMemory
 from tests.tolerances import relative_error

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
+
 from amrg.kernels import quantize_rows
 from amrg.kernels.baselines import absorbed, hflayers_formula, project_once_sdpa
-
 from amrg.memory.bank import normalise_rows
 from amrg.models import CrossAttention, HopfieldMemory
 from tests.tolerances import assert_close

@@ -6,16 +6,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BertConfig
 
 from amrg.config import Config
+from amrg.kernels import hopfield_retrieve
 from amrg.models.generator import ReportGenerator
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.planning.architectures import PUBLISHED
 from amrg.planning.devices import DEVICES
 from amrg.planning.plan import Assumptions, plan
 from amrg.planning.skeleton import Skeleton, no_sight, stage1_skeleton, stage2_skeleton
-from amrg.planning.trace import Tracer
+from amrg.planning.trace import _UNCOUNTED, Tracer
 from amrg.training import engine
 from amrg.training.stage2 import build_generator
 from tests.conftest import Artefacts
@@ -112,3 +114,12 @@ def test_published_dimensions_give_the_published_numbers_of_weights() -> None:
     with torch.device("meta"):
         models = {name: AutoModelForCausalLM.from_config(make()) for name, make in PUBLISHED.items()}
     assert {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()} == NUMBERS
+
+
+def test_operations_of_a_retrieval_by_hand() -> None:
+    queries, memory = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
+        retrieved = hopfield_retrieve(queries, memory).retrieved_MD
+        assert counter.get_total_flops() == 2 * (2 * 3 * 5 * 4)
+        retrieved.sum().backward()
+    assert counter.get_total_flops() == (2 + 3) * (2 * 3 * 5 * 4)
