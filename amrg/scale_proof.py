@@ -100,7 +100,8 @@ def write_model(folder: Path, architecture: PretrainedConfig, reports: list[str]
         shard[name] = values.normal_(std=0.02) if weight.ndim > 1 else values.fill_(1.0)
         if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
             flush()
-    flush()
+    if shard:
+        flush()
     tokenizer = train_tokenizer(reports, architecture.vocab_size)
     tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), architecture.vocab_size)])
     tokenizer.save_pretrained(folder)
