@@ -52,8 +52,9 @@ MODEL = "llama-2-7b"
 #: ZeRO 3 with few weights gathered at a time (by default 1e9 numbers on each rank), and a bucket for a LoRA.
 ZERO3 = {
     "stage": 3,
-    "stage3_max_live_parameters": 200_000_000,
-    "stage3_max_reuse_distance": 200_000_000,
+    "stage3_max_live_parameters": 100_000_000,
+    "stage3_max_reuse_distance": 100_000_000,
+    "stage3_prefetch_bucket_size": 10_000_000,
     "reduce_bucket_size": 20_000_000,
 }
 
@@ -66,7 +67,8 @@ def settings(folder: Path, rows: int, tokens: int) -> dict[str, Any]:
         "data": {"train_studies": RANKS, "val_studies": 1, "test_studies": 1, "abnormal_fraction": 0.5},
         "vision": {"embed_dim": 32, "depths": [1, 1], "query_dim": 32, "qformer_layers": 1},
         "stage1": {"epochs": 1, "batch_size": RANKS, "augmented_copies": 1},
-        "banks": {"dtype": "bfloat16", "reports": {"encoder": "bio_clinicalbert", "rows": rows}},
+        "banks": {"dtype": "int8", "reports": {"encoder": "bio_clinicalbert", "rows": rows}},
+        "sharding": {"copy_bytes": 2**28},  # else a million rows of int8 would lie whole on each rank
         "decoder": {"model": str(folder / MODEL), "tuning": "lora", "base_dtype": "bfloat16"},
         "stage2": {
             "epochs": 1, "batch_size": RANKS, "max_report_tokens": 40, "activation_checkpointing": True,
@@ -130,6 +132,7 @@ class Watched:
     Attributes:
         own: of each rank, memory that no file backs; what is shared counts for each in part.
         together: the same of both at one moment.
+        lately: the same since the last line that the command said.
         libraries: the same before a model was loaded.
         mapped: files mapped by both at one moment; the system takes these pages back where it needs them.
     """
@@ -137,6 +140,7 @@ class Watched:
     seconds: float = 0.0
     own: Counter[int] = field(default_factory=Counter)
     together: int = 0
+    lately: int = 0
     libraries: int = 0
     mapped: int = 0
     loading: float = 0.0
@@ -159,7 +163,8 @@ class Watched:
             mapped += 1024 * int(told["Pss_File"])
             own[number] += 1024 * (int(told["Pss_Anon"]) + int(told["Pss_Shmem"]))
         self.own |= own
-        self.together, self.mapped = max(self.together, sum(own.values())), max(self.mapped, mapped)
+        self.lately, self.mapped = max(self.lately, sum(own.values())), max(self.mapped, mapped)
+        self.together = max(self.together, self.lately)
 
 
 def _below(process: int) -> Iterator[int]:
@@ -197,7 +202,8 @@ def on_two_ranks(verb: str, configuration: Path) -> Watched:
     watcher.start()
     try:
         for line in launcher.stderr or ():
-            print(f"  {time.perf_counter() - began:6.1f} s {found.together / 1e9:5.1f} GB  {line.rstrip()}", flush=True)
+            print(f"  {time.perf_counter() - began:6.1f} s {found.lately / 1e9:5.1f} GB  {line.rstrip()}", flush=True)
+            found.lately = 0
             found.libraries = found.libraries or found.together
             if told := re.search(r"read in parts, ([\d.]+) s", line):
                 found.loading = float(told[1])

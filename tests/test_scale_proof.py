@@ -45,7 +45,7 @@ def test_a_step_and_a_report_on_two_ranks(tmp_path: Path) -> None:
         assert part in done.stdout
     runs = tmp_path / "runs" / "scale_proof"
     bank = MemoryBank.open(next(runs.glob("banks-*")) / REPORTS)
-    assert (len(bank), bank.dim, bank.dtype) == (500, 768, torch.bfloat16)
+    assert (len(bank), bank.dim, bank.dtype) == (500, 768, torch.int8)
     (reports,) = runs.glob("reports-*")
     (line,) = (reports / "reports.jsonl").read_text().splitlines()
     assert json.loads(line)["generated"]
