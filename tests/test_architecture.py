@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: From top to bottom; the rooms of one row do not know each other.
 ROWS = [
-    {"amrg.simulate"},  # shows durations as the plan does
+    {"amrg.scale_proof", "amrg.simulate"},  # show durations as the plan does
     {"amrg.plan"},  # reads its command line as the launchers do
     {"amrg.cli"},
     {"amrg.cluster", "amrg.experiments"},

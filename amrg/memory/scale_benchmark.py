@@ -9,7 +9,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import distributed, multiprocessing
@@ -22,10 +22,10 @@ from amrg.progress import track
 QUERIES, BLOCK, RANKS = 84, 16384, 2
 
 
-def write(folder: Path, rows: int, dim: int, dtype: torch.dtype) -> None:
+def write(folder: Path, rows: int, dim: int, dtype: torch.dtype, about: dict[str, Any] | None = None) -> None:
     """A bank of random rows."""
     generator = torch.Generator().manual_seed(0)
-    with BankWriter(folder, dim, dtype=dtype) as writer:
+    with BankWriter(folder, dim, dtype=dtype, about=about) as writer:
         for start in track(range(0, rows, BLOCK), "writing rows (blocks)"):
             count = min(BLOCK, rows - start)
             origins = [

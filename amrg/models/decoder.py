@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -97,7 +98,7 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
     """
     if zero is not None:
         refuse_quantised(dtype)
-    folder = _find(name)
+    folder, began = _find(name), time.perf_counter()
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -111,6 +112,9 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
                 f"decoder.model {name} holds no causal LM that transformers can load ({type(error).__name__}): "
                 f"give a folder with config.json, safetensors and a tokenizer, or `{SMALL_LLAMA}`"
             ) from None
+    if zero is not None:
+        numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+        say(f"decoder: {numbers / 1e6:,.1f} million weights read in parts, {time.perf_counter() - began:.1f} s")
     for module in model.modules():
         # bitsandbytes on some CPUs reorders 4-bit weights in evaluation for good; training would then go wrong unseen.
         if hasattr(module, "support_avx512bf16_for_cpu"):

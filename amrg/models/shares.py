@@ -6,6 +6,8 @@ Shape legend: B studies, Q = 14 queries, F = 13 findings, J retrieved rows, N ro
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -23,11 +25,17 @@ class RowLabels:
     """
 
     def __init__(self, bank: MemoryBank, grid: int) -> None:
-        origins = bank.origins(0, len(bank), ["findings", "box"]).to_pylist()
-        self._of_FN = torch.tensor([[f in (o["findings"] or ()) for o in origins] for f in FINDINGS])
-        self._boxed_N = torch.tensor([o["box"] is not None for o in origins])
+        # By columns: a million rows as Python objects would be a gigabyte on each rank.
+        origins = bank.origins(0, len(bank), ["findings", "box"]).combine_chunks()
+        findings, box = (origins[name].chunk(0) for name in ("findings", "box"))
+        self._of_FN = torch.zeros(len(FINDINGS), len(bank), dtype=torch.bool)
+        names, row_L = pc.list_flatten(findings), _tensor(pc.list_parent_indices(findings))
+        for number, finding in enumerate(FINDINGS):
+            self._of_FN[number, row_L[_tensor(pc.equal(names, finding))]] = True
+        self._boxed_N = _tensor(pc.is_valid(box))
         # A row and a report see the film alike: the patient's left is the right half of the image.
-        self._left_N = torch.tensor([o["box"] is not None and o["box"][0] + o["box"][2] > grid for o in origins])
+        left = pc.greater(pc.add(pc.list_element(box, 0), pc.list_element(box, 2)), grid)
+        self._left_N = _tensor(pc.fill_null(left, False))
 
     @classmethod
     def open(cls, model: ReportGenerator, banks: Path) -> dict[str, Self]:
@@ -61,6 +69,10 @@ class RowLabels:
             left = float((own_J * self._left_N[rows_J]).sum())
             side.append(min(1.0, round(left / boxed, 6)) if boxed > 0 else None)
         return {"share": share, "top_row": top_row, "side": side}
+
+
+def _tensor(values: pa.Array) -> Tensor:
+    return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy())
 
 
 def heaviest(weights_QJ: Tensor, rows_QJ: Tensor, count: int) -> list[dict[str, Any]]:

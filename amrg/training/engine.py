@@ -7,7 +7,6 @@ parameters made whole for a moment. Because state goes in and out whole, it can 
 import contextlib
 import logging
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -41,10 +40,6 @@ def _deepspeed() -> Any:
     with _silent_linker():
         import deepspeed
 
-    # ZeRO 3 calls what torch has renamed.
-    warnings.filterwarnings(
-        "ignore", r"`torch\.distributed\._?(all_gather|reduce_scatter)_\w+` is (deprecated|a private)", FutureWarning
-    )
     deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -4,6 +4,7 @@ import atexit
 import os
 import tempfile
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ import torch
 from torch import distributed
 
 _LAST_BREATH = 0.2  # seconds
+
+# ZeRO 3 and the exchange of sharded banks call what torch has renamed.
+warnings.filterwarnings(
+    "ignore", r"`torch\.distributed\._?(all_gather|reduce_scatter)_\w+` is (deprecated|a private)", FutureWarning
+)
 
 
 def rank() -> int:
