@@ -197,14 +197,13 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _encoded(bank: Any, text: str) -> Any:
-    from amrg.memory.bank import normalise_rows
-    from amrg.memory.reports import TextEncoder
+    from amrg.memory.reports import TextEncoder, rows_of
 
     name = bank.header["about"].get("encoder")
     if name is None:
         raise UserError(f"{bank.folder} was not made from texts: search it with --row")
     pooling = bank.header["about"].get("pooling", "auto")
-    return normalise_rows(TextEncoder(name, 256, pooling=pooling).encode([text]))
+    return rows_of(TextEncoder(name, 256, pooling=pooling).encode([text]), bank)
 
 
 def _open(path: Path) -> Any:

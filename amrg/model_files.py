@@ -3,9 +3,11 @@
 A check gives its faults as lines for the user, none where all is well.
 """
 
+import contextlib
 import json
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
@@ -19,6 +21,21 @@ _silent: list[str] = []
 _INDEX, _WHOLE, _PICKLE = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
 #: Any one of these sets of files makes a tokenizer.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No loading bars and no advice of transformers between our own lines."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
 
 
 def folder_faults(folder: Path, setting: str, pickles: bool = False) -> list[str]:

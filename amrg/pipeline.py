@@ -242,8 +242,11 @@ def _stage1_learned(config: Config) -> dict[str, Any]:
 
 
 def _banks_settings(config: Config) -> dict[str, Any]:
+    settings = to_dict(config.banks)
+    if not settings["reports"]["centred"]:
+        del settings["reports"]["centred"]  # as before there was the setting
     # The labeler files sentences under what they state.
-    return {**to_dict(config.banks), "labeler": labeler.VERSION, "statements": statements.VERSION}
+    return {**settings, "labeler": labeler.VERSION, "statements": statements.VERSION}
 
 
 def _stage2_settings(config: Config) -> dict[str, Any]:

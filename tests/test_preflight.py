@@ -119,6 +119,10 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         written("micro.json", {"train_micro_batch_size_per_gpu": 5}), "--stage1.ds-config micro.json",
         "micro.json: train_micro_batch_size_per_gpu 5 × .* but stage1.batch_size is 32",
     ),
+    "rates that a scheduler takes": (
+        written("mine.json", {"scheduler": {"type": "WarmupLR", "params": {}}}),
+        "--stage2.ds-config mine.json --stage2.decoder-lr 1e-4", "mine.json brings a scheduler, .* stage2.decoder_lr",
+    ),
     "a batch of studies": (nothing, "--data.train-studies 20", "stage1.batch_size 32 is above the 20 train studies"),
     "DeepSpeed's file": (nothing, "--stage1.ds-config zero9.json", "no configuration file zero9.json"),
     "weights to split": (nothing, "--generate.ds-config zero1.json", "zero1.json is of ZeRO stage 1: only stage 3"),

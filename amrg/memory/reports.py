@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging
 
 from amrg.artifacts import Each, file_hash, whole
 from amrg.config import BanksConfig
@@ -24,11 +23,11 @@ from amrg.data.stream import studies
 from amrg.data.studies import Study
 from amrg.data.text import sentences
 from amrg.errors import UserError, gathered
-from amrg.memory.bank import DTYPES, HEADER, MemoryBank
+from amrg.memory.bank import DTYPES, HEADER, MemoryBank, normalise_rows
 from amrg.memory.operations import merge
 from amrg.memory.sampling import sample_rows
 from amrg.memory.writer import BankWriter
-from amrg.model_files import folder_faults
+from amrg.model_files import folder_faults, quiet
 from amrg.progress import track
 
 #: Encoders that come as a wheel: name in the configuration → (import name, distribution, folder inside).
@@ -68,7 +67,28 @@ def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int, scra
     parts = list(enumerate(chosen[start : start + TOGETHER] for start in range(0, len(chosen), TOGETHER)))
     encoded = track(each(_Part(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
-    merge([MemoryBank.open(path) for path in encoded], folder)
+    made = [MemoryBank.open(path) for path in encoded]
+    if config.centred:
+        _join_centred(made, folder, banks)
+    else:
+        merge(made, folder)
+
+
+def _join_centred(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig) -> None:
+    """All rows without their mean, which the header keeps."""
+    sums_D = torch.stack([part.all().double().sum(0) for part in parts])
+    mean_D = (sums_D.sum(0) / sum(map(len, parts))).float()
+    about = {**parts[0].header["about"], "mean": mean_D.tolist()}
+    dtype = DTYPES[banks.dtype]
+    with BankWriter(folder, parts[0].dim, dtype=dtype, allow_split=banks.splits, about=about) as writer:
+        for part in parts:
+            writer.add(part.all() - mean_D, part.provenance.to_pylist())
+
+
+def rows_of(vectors_ND: torch.Tensor, bank: MemoryBank) -> torch.Tensor:
+    """Vectors as its encoder gives them → rows as a report bank holds them, float32 [N, D]."""
+    rows_ND, mean = normalise_rows(vectors_ND), bank.header["about"].get("mean")
+    return rows_ND if mean is None else normalise_rows(rows_ND - torch.tensor(mean))
 
 
 @dataclass(frozen=True)
@@ -92,9 +112,12 @@ class _Part:
             about = {
                 "encoder": banks.reports.encoder, "pooling": encoder.pooling, "weights_sha256": encoder.fingerprint,
             }  # fmt: skip
-            with whole(folder) as temporary, BankWriter(
-                temporary, encoder.dim, dtype=DTYPES[banks.dtype], allow_split=banks.splits, about=about
-            ) as writer:  # fmt: skip
+            # What is left without the mean can be small: it is rounded once, at last.
+            dtype = torch.float32 if banks.reports.centred else DTYPES[banks.dtype]
+            with (
+                whole(folder) as temporary,
+                BankWriter(temporary, encoder.dim, dtype=dtype, allow_split=banks.splits, about=about) as writer,
+            ):
                 writer.add(encoder.encode([entry["text"] for entry in entries]), entries)
         return folder
 
@@ -158,12 +181,12 @@ class TextEncoder:
 
     def __init__(self, name: str, max_tokens: int, device: torch.device | None = None, pooling: str = "auto") -> None:
         files = _find(name)
-        logging.disable_progress_bar()  # loading takes a second: transformers' own bar would only disturb the log
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(files.model, local_files_only=True)
-            model, info = AutoModel.from_pretrained(
-                files.model, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True
-            )
+            with quiet():  # a published BERT has heads beside, which would be told of
+                self._tokenizer = AutoTokenizer.from_pretrained(files.model, local_files_only=True)
+                model, info = AutoModel.from_pretrained(
+                    files.model, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True
+                )
         except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise UserError(
                 f"{files.model}: no usable text encoder ({type(error).__name__}): a file of it is missing, damaged or "

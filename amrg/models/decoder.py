@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import logging
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
 
 from amrg.artifacts import file_hash
 from amrg.config import DecoderConfig
 from amrg.errors import UserError, gathered
-from amrg.model_files import folder_faults, hub_fault
+from amrg.model_files import folder_faults, hub_fault, quiet
 from amrg.models.parted import Zero3, loading_parted, weights_hash
 from amrg.models.tokenizer import train_tokenizer
 from amrg.progress import say
@@ -99,7 +97,7 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
     if zero is not None:
         refuse_quantised(dtype)
     folder, began = _find(name), time.perf_counter()
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             # Safetensors only: a checkpoint in pickles could run code.
@@ -261,7 +259,7 @@ def _unpacked(gguf: Path) -> str:
         return str(folder)
     say(f"unpacking {gguf.name} once, to {folder}")
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # Dequantised as it is, transformers still counts it as quantised and would not save it.
@@ -285,7 +283,7 @@ def _unpacked(gguf: Path) -> str:
 
 def save_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save what training could change: the whole model, or the LoRA adapter alone; with the tokenizer."""
-    with _quiet():
+    with quiet():
         if any(parameter.requires_grad for parameter in model.parameters()):
             model.save_pretrained(folder)
             (folder / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
@@ -374,16 +372,3 @@ def _tune(model: Any, config: DecoderConfig) -> Any:
             task_type="CAUSAL_LM",
         ),
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No loading bars and no advice between our own lines."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()

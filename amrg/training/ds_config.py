@@ -177,6 +177,11 @@ def resolve(content: dict[str, Any], ours: Optimisation, world_size: int, total_
             section[leaf] = value
         elif section[leaf] != value:
             raise _conflict(ours, key, section[leaf], name, value)
+    if config.get("scheduler") and ours.decoder_lr not in (None, ours.lr):
+        raise UserError(
+            f"{ours.ds_config} brings a scheduler, which gives all weights one rate, but {ours.section}.decoder_lr is "
+            f"{ours.decoder_lr}: remove the scheduler from the JSON, or say --{ours.section}.decoder_lr None"
+        )
     _precision(config, ours)
     _batch(config, ours, world_size)
     config.setdefault("gradient_clipping", ours.clip)

@@ -18,7 +18,7 @@ from amrg.data.stream import studies
 from amrg.data.text import sentences
 from amrg.errors import UserError
 from amrg.memory.bank import REPORTS, MemoryBank, normalise_rows
-from amrg.memory.reports import TextEncoder
+from amrg.memory.reports import TextEncoder, rows_of
 from amrg.training import engine
 from amrg.training.features import SharedFeatures
 
@@ -94,4 +94,4 @@ def _encode(texts: list[str], config: ReportBankConfig, bank: MemoryBank, batche
             f"banks.reports.encoder {config.encoder} ({encoder.fingerprint[:12]}): stage2.retrieval_loss needs the same"
         )
     for numbers in batches:
-        yield normalise_rows(encoder.encode(texts[numbers.start : numbers.stop]))
+        yield rows_of(encoder.encode(texts[numbers.start : numbers.stop]), bank)

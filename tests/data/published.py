@@ -41,6 +41,8 @@ MIMIC = (
 )  # fmt: skip
 
 Order = Callable[[Sequence[str]], list[str]]
+#: A film by the number of its study and its own.
+Paint = Callable[[int, int], np.ndarray]
 
 
 def film(number: int, shape: tuple[int, int] = (60, 48)) -> np.ndarray:
@@ -64,19 +66,24 @@ def save_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]],
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-def make_mimic(root: Path, order: Order = list, archive: bool = True) -> Path:
-    """MIMIC-CXR-JPG 2.0.0 with the reports of MIMIC-CXR."""
+def make_mimic(
+    root: Path, order: Order = list, archive: bool = True, studies: Sequence[tuple] = (), paint: Paint | None = None
+) -> Path:
+    """MIMIC-CXR-JPG 2.0.0 with the reports of MIMIC-CXR; the studies of ``MIMIC`` unless others are given."""
+    paint = paint or (lambda number, k: film(3 * number + k))
     root.mkdir(parents=True)
     metadata, splits, labels, reports = [], [], [], {}
-    for number, (subject, study, split, date, time, views, findings, impression, marked) in enumerate(MIMIC):
+    for number, (subject, study, split, date, time, views, findings, impression, marked) in enumerate(studies or MIMIC):
         folder = f"p{subject[:2]}/p{subject}"
         for k, (dicom, view) in enumerate(views):
-            save_jpeg(root / "files" / folder / f"s{study}" / f"{dicom}.jpg", film(3 * number + k))
+            pixels = paint(number, k)
+            save_jpeg(root / "files" / folder / f"s{study}" / f"{dicom}.jpg", pixels)
             row = {"dicom_id": dicom, "subject_id": subject, "study_id": study}
             splits.append(row | {"split": split})
             metadata.append(
-                row | {"PerformedProcedureStepDescription": "CHEST (PA AND LAT)", "ViewPosition": view, "Rows": "60",
-                       "Columns": "48", "StudyDate": date, "StudyTime": time, "ProcedureCodeSequence_CodeMeaning": "",
+                row | {"PerformedProcedureStepDescription": "CHEST (PA AND LAT)", "ViewPosition": view,
+                       "Rows": str(pixels.shape[0]), "Columns": str(pixels.shape[1]),
+                       "StudyDate": date, "StudyTime": time, "ProcedureCodeSequence_CodeMeaning": "",
                        "ViewCodeSequence_CodeMeaning": "", "PatientOrientationCodeSequence_CodeMeaning": "Erect"}
             )  # fmt: skip
         labels.append({"subject_id": subject, "study_id": study} | {label: marked.get(label, "") for label in LABELS})

@@ -9,8 +9,9 @@ from amrg.config import BanksConfig, ReportBankConfig
 from amrg.data.labels import LABELS
 from amrg.data.shards import INDEX
 from amrg.errors import UserError
+from amrg.memory import reports
 from amrg.memory.bank import MemoryBank, normalise_rows
-from amrg.memory.reports import TextEncoder, _find, encode_reports
+from amrg.memory.reports import TextEncoder, _find, encode_reports, rows_of
 
 TEXTS = [
     "There is a large left pleural effusion.",
@@ -98,6 +99,25 @@ def test_one_row_per_patient_and_text_from_train_only(data, tmp_path):
     assert len(set(bank.groups.tolist())) == 3
     expected = normalise_rows(TextEncoder("minilm", 256).encode([row["text"] for row in rows]))
     torch.testing.assert_close(bank.all(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_centred_bank_is_without_what_all_rows_share_and_its_encoder_meets_it(data, tmp_path, monkeypatch, dtype):
+    """Vectors that all lie close to one direction; in two parts."""
+    share = torch.randn(384, generator=torch.Generator().manual_seed(0))
+    plain = TextEncoder.encode
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, texts: 20 * share + plain(self, texts))
+    monkeypatch.setattr(reports, "TOGETHER", 3)
+    banks = BanksConfig(dtype=dtype, reports=ReportBankConfig(centred=True))
+    encode_reports(banks, data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
+    bank = MemoryBank.open(tmp_path / "reports")
+    given = TextEncoder("minilm", 256).encode([row["text"] for row in bank.provenance.to_pylist()])
+    before = normalise_rows(given)
+    assert torch.corrcoef(before).min() > 0.95
+    expected = normalise_rows(before - before.mean(0))
+    assert torch.corrcoef(expected).min() < 0.0
+    torch.testing.assert_close(bank.all().float(), expected, atol=1e-4 if dtype == "float32" else 0.02, rtol=1e-3)
+    torch.testing.assert_close(rows_of(given, bank), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_sentences_are_rows_of_their_own_and_the_bytes_are_reproducible(data, tmp_path):

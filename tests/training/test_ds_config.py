@@ -67,6 +67,16 @@ def test_a_conflict_names_both_values(content: dict[str, Any], both: tuple[str, 
     assert "\n" not in str(error.value)
 
 
+def test_a_rate_of_the_decoder_and_a_scheduler_of_the_file_exclude_each_other() -> None:
+    apart = dataclasses.replace(OURS, decoder_lr=1e-4)
+    scheduled = {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}}}
+    with pytest.raises(UserError, match=r"mine\.json brings a scheduler.* but stage2\.decoder_lr is 0\.0001") as error:
+        resolve(scheduled, apart, 1, 30)
+    assert "\n" not in str(error.value)
+    assert resolve({}, apart, 1, 30)
+    assert resolve(scheduled, dataclasses.replace(apart, decoder_lr=OURS.lr), 1, 30)["scheduler"]
+
+
 def test_bf16_of_the_file_must_fit_ours() -> None:
     assert resolve({"bf16": {"enabled": True}}, OURS, 1, 30)["bf16"]["enabled"] is True
     with pytest.raises(UserError, match="float32"):
