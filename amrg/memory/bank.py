@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 
 from amrg.artifacts import file_hash
 from amrg.errors import UserError
+from amrg.kernels.hopfield.reference import NO_GROUP
 
 FORMAT = 3
 HEADER = "bank.json"
@@ -63,9 +64,6 @@ SOURCES = ("region", "report", "sentence", "disease_token")
 
 #: The split whose rows may be remembered: of any other, memory would tell what is to be predicted.
 TRAIN = "train"
-
-#: Group of the rows that no patient owns: they are visible to every query.
-NO_GROUP = -1
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORED}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NO_GROUP = -1  # a memory row of this group is hidden from no query
+NO_GROUP = -1  # group of the rows that no patient owns: they are hidden from no query
 
 
 class Operands(NamedTuple):
