@@ -87,7 +87,7 @@ class ReportBankConfig:
 
     encoder: str = "minilm"  # `minilm` (a wheel) or a folder with a BERT-like model
     pooling: Literal["auto", "cls", "mean"] = "auto"  # auto: as the encoder's folder says, else [CLS]
-    centred: bool = False  # take off the rows' mean: for an encoder whose vectors all point almost the same way
+    centered: bool = False  # take off the rows' mean: for an encoder whose vectors all point almost the same way
     unit: Literal["report", "sentence"] = "sentence"
     rows: PositiveInt = 6000
     sampling: Literal["proportional", "uniform", "stratified"] = "proportional"

@@ -243,8 +243,8 @@ def _stage1_learned(config: Config) -> dict[str, Any]:
 
 def _banks_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.banks)
-    if not settings["reports"]["centred"]:
-        del settings["reports"]["centred"]  # as before there was the setting
+    if not settings["reports"]["centered"]:
+        del settings["reports"]["centered"]  # as before there was the setting
     # The labeler files sentences under what they state.
     return {**settings, "labeler": labeler.VERSION, "statements": statements.VERSION}
 

@@ -73,8 +73,8 @@ def test_search_by_row_is_by_cosine_and_hides_texts(given, capsys) -> None:
     capsys.readouterr()
     bank("search", folder / "a", "--row", 3, "--count", 4)
     said = capsys.readouterr().out
-    centred = vectors - vectors.mean(1, keepdims=True)
-    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    centered = vectors - vectors.mean(1, keepdims=True)
+    unit = centered / np.linalg.norm(centered, axis=1, keepdims=True)
     expected = [row for row in np.argsort(-(unit @ unit[3])) if row != 3][:4]
     found = [int(line.split("│")[1]) for line in said.splitlines() if line.startswith("│")]
     assert found == expected

@@ -68,13 +68,13 @@ def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int, scra
     encoded = track(each(_Part(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     made = [MemoryBank.open(path) for path in encoded]
-    if config.centred:
-        _join_centred(made, folder, banks)
+    if config.centered:
+        _join_centered(made, folder, banks)
     else:
         merge(made, folder)
 
 
-def _join_centred(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig) -> None:
+def _join_centered(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig) -> None:
     """All rows without their mean, which the header keeps."""
     sums_D = torch.stack([part.all().double().sum(0) for part in parts])
     mean_D = (sums_D.sum(0) / sum(map(len, parts))).float()
@@ -113,7 +113,7 @@ class _Part:
                 "encoder": banks.reports.encoder, "pooling": encoder.pooling, "weights_sha256": encoder.fingerprint,
             }  # fmt: skip
             # What is left without the mean can be small: it is rounded once, at last.
-            dtype = torch.float32 if banks.reports.centred else DTYPES[banks.dtype]
+            dtype = torch.float32 if banks.reports.centered else DTYPES[banks.dtype]
             with (
                 whole(folder) as temporary,
                 BankWriter(temporary, encoder.dim, dtype=dtype, allow_split=banks.splits, about=about) as writer,

@@ -121,7 +121,7 @@ class MemoryWatch:
 def query_cosine(queries_BQD: Tensor) -> Tensor:
     """Mean cosine between the queries of different findings of one film, [B].
 
-    As they are, not centred: what all of them share is what would make them one vector. Less their mean over the
+    As they are, not centered: what all of them share is what would make them one vector. Less their mean over the
     findings their mean cosine is −1/12 or so whatever they are; less each finding's mean over films it is high
     where stage 1 is sound, as films are more or less abnormal (demo: 0.37 as they are, 0.78 so).
     """

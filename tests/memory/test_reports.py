@@ -102,13 +102,13 @@ def test_one_row_per_patient_and_text_from_train_only(data, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_centred_bank_is_without_what_all_rows_share_and_its_encoder_meets_it(data, tmp_path, monkeypatch, dtype):
+def test_a_centered_bank_is_without_what_all_rows_share_and_its_encoder_meets_it(data, tmp_path, monkeypatch, dtype):
     """Vectors that all lie close to one direction; in two parts."""
     share = torch.randn(384, generator=torch.Generator().manual_seed(0))
     plain = TextEncoder.encode
     monkeypatch.setattr(TextEncoder, "encode", lambda self, texts: 20 * share + plain(self, texts))
     monkeypatch.setattr(reports, "TOGETHER", 3)
-    banks = BanksConfig(dtype=dtype, reports=ReportBankConfig(centred=True))
+    banks = BanksConfig(dtype=dtype, reports=ReportBankConfig(centered=True))
     encode_reports(banks, data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
     bank = MemoryBank.open(tmp_path / "reports")
     given = TextEncoder("minilm", 256).encode([row["text"] for row in bank.provenance.to_pylist()])

@@ -41,8 +41,8 @@ def state_by_hand(features_HWD: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
     look = look / total - features_HWD.reshape(height * width, -1).mean(0)
     look = look[:-PLACES]
     state = np.concatenate([look / np.linalg.norm(look), np.sqrt(places.ravel() / places.sum())])
-    centred = state - state.mean()
-    return centred / np.linalg.norm(centred) * np.sqrt(len(state))
+    centered = state - state.mean()
+    return centered / np.linalg.norm(centered) * np.sqrt(len(state))
 
 
 def test_states_are_those_of_a_slow_loop() -> None:
