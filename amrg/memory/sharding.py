@@ -204,12 +204,11 @@ def retrieve_together(requests: Sequence[Request]) -> list[Retrieval]:
 
 
 def _local(request: Request) -> Retrieval:
-    memory, queries, query_group, *rest = request
-    dropout, seed, top_k, entropy = rest
+    memory, query_group = request.memory, request.query_group
     return hopfield_retrieve(
-        queries, memory.rows, memory_scale=memory.scale, query_group=query_group,
-        memory_group=None if query_group is None else memory.group, dropout=dropout, seed=seed, top_k=top_k,
-        return_entropy=entropy,
+        request.queries, memory.rows, memory_scale=memory.scale, query_group=query_group,
+        memory_group=None if query_group is None else memory.group, dropout=request.dropout, seed=request.seed,
+        top_k=request.top_k, return_entropy=request.return_entropy,
     )  # fmt: skip
 
 
