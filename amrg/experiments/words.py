@@ -179,6 +179,8 @@ def leakage(rows: Sequence[Row]) -> list[str]:
     score = next((score for score in leaked.tests if verdict(leaked, score) == "better"), HEADLINE)
     gain = leaked.tested(score).difference
     assert gain is not None
+    words, leaked_words = rows[0].scores["ROUGE-L"], leaked.scores["ROUGE-L"]
+    copied = leaked_words.value > words.value and _apart(leaked_words, words)
     worth = concluded(
         leaked,
         {
@@ -186,8 +188,8 @@ def leakage(rows: Sequence[Row]) -> list[str]:
             "believed.",
             "worse": "The fault lowers the score here: the generator does not profit from finding the answer.",
         },
-        "That the fault raises the score is not shown here: at this scale the generator does not visibly copy the "
-        "answer that it could retrieve.",
+        "That the fault raises clinical scores is not shown here"
+        + ("." if copied else ": at this scale the generator does not visibly copy the answer that it could retrieve."),
         score,
     )
     prevented = (
@@ -195,7 +197,8 @@ def leakage(rows: Sequence[Row]) -> list[str]:
         if verdict(leaked, score) == "better" and verdict(masked, score) != "better"
         else ""
     )
-    return [f"{worth} {prevented}".strip(), *paired(rows)]
+    quoted = f"The answer is quoted: ROUGE-L {span(leaked_words)} in place of {span(words)}." if copied else ""
+    return [" ".join(filter(None, (worth, prevented, quoted))), *paired(rows)]
 
 
 def thresholds(rows: Sequence[Row]) -> list[str]:

@@ -228,6 +228,10 @@ def test_words_of_the_leak():
     assert "Hiding a patient's own rows" in words.sentences("leakage", rows)[0]
     rows[3] = differing("leaked", 0.31, 0.8, (-0.1, 0.1))
     assert "not shown here" in words.sentences("leakage", rows)[0]
+    assert "does not visibly copy" in words.sentences("leakage", rows)[0]
+    rows[0].scores["ROUGE-L"], rows[3].scores["ROUGE-L"] = Score(0.31, (0.30, 0.32)), Score(0.36, (0.35, 0.38))
+    text = words.sentences("leakage", rows)[0]
+    assert "not shown here. The answer is quoted: ROUGE-L 0.360 [0.350, 0.380] in place of 0.310 [0.300" in text
 
 
 def test_a_leak_that_shows_in_details_alone_is_told():
