@@ -32,7 +32,7 @@ class PreNormLayer(Blip2QFormerLayer):
     """Self-attention, cross-attention and MLP: each reads the normalised stream, and a scaled part of it is added.
 
     The scales are LayerScale (Touvron et al. 2021, arXiv:2103.17239): one learned number a channel, small at first.
-    Without them the queries are one vector after five steps: what all of them read alike outgrows what they are.
+    Without them the queries are one vector within ten steps: what all of them read alike outgrows what they are.
     """
 
     def __init__(self, config: Blip2QFormerConfig, layer_idx: int) -> None:
