@@ -23,8 +23,8 @@ from amrg.config import VisionConfig
 from amrg.errors import UserError, gathered
 from amrg.model_files import pickle_faults, safetensors_faults, weights_file
 
-#: Of what a part of a layer adds; as published for up to 18 layers.
-FIRST_SCALE = 0.1
+#: Of what a part of a layer adds, at first.
+FIRST_SCALE = 0.3
 _INIT = "vision.qformer_init"
 
 
