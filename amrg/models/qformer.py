@@ -2,9 +2,9 @@
 
 Shape legend: B batch, Q queries, M keys, D width.
 
-From scratch twelve layers that are normalised after each part make all queries one vector; ``vision.qformer_norm pre``
-keeps them apart (docs/results.md, "Q-Former depth"). BLIP-2 begins with BERT's weights instead of none:
-``vision.qformer_init``.
+From scratch twelve layers of 768 that are normalised after each part make all queries one vector; what
+``vision.qformer_norm pre`` and ``stage1.qformer_lr`` do about it: docs/results.md, "Q-Former depth". BLIP-2 begins with
+BERT's weights instead of none: ``vision.qformer_init``.
 """
 
 import json
@@ -32,7 +32,7 @@ class PreNormLayer(Blip2QFormerLayer):
     """Self-attention, cross-attention and MLP: each reads the normalised stream, and a scaled part of it is added.
 
     The scales are LayerScale (Touvron et al. 2021, arXiv:2103.17239): one learned number a channel, small at first.
-    Without them the queries are one vector within ten steps: what all of them read alike outgrows what they are.
+    Without them what all queries read alike outgrows, within ten steps, what tells them apart.
     """
 
     def __init__(self, config: Blip2QFormerConfig, layer_idx: int) -> None:
