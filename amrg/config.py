@@ -50,6 +50,9 @@ class VisionConfig:
     query_dim: PositiveInt = 256  # width of the Q-Former and of a disease query
     qformer_layers: PositiveInt = 2
     qformer_heads: PositiveInt = 4
+    # Left out of what is written while they are as they were before there were these settings.
+    qformer_norm: Annotated[Literal["post", "pre"], Field(exclude_if=lambda norm: norm == "post")] = "post"  # as BLIP-2
+    qformer_init: Annotated[str | None, Field(exclude_if=lambda folder: folder is None)] = None  # a BERT's folder
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Stage1Config:
     epochs: PositiveInt = 8
     batch_size: PositiveInt = 32  # global, whatever the number of ranks
     lr: PositiveFloat = 5e-4
+    # Of the Q-Former's layers; None: the same. Deep and wide ones need a lower one.
+    qformer_lr: Annotated[PositiveFloat | None, Field(exclude_if=lambda lr: lr is None)] = None
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.1
     clip: PositiveFloat = 5.0

@@ -13,6 +13,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
+from amrg.errors import UserError
+
 #: Seconds that the hub has to answer, the look-up of its name included.
 HUB_SECONDS = 5.0
 #: Why the hub did not answer: it is asked no second time.
@@ -61,6 +63,14 @@ def tokenizer_faults(folder: Path, setting: str) -> list[str]:
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
         faults.append(f"{setting}: {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.txt)")
     return faults
+
+
+def weights_file(folder: Path, setting: str) -> Path:
+    """The one file of a model's weights; UserError where a folder has neither safetensors nor a pickle."""
+    found = [folder / name for name in (_WHOLE, _PICKLE) if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{setting}: {folder} is no folder with {_WHOLE} or {_PICKLE}: correct it, or download them")
+    return found[0]
 
 
 def _weights_faults(folder: Path, pickles: bool) -> list[str]:

@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from amrg.artifacts import MANIFEST, Artifact, Recipe, build, find, open_artifact
+from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
 from amrg.data import labeler, statements
 from amrg.errors import UserError, gathered
@@ -234,11 +234,24 @@ def _data_settings(config: Config) -> dict[str, Any]:
 
 
 def _stage1_settings(config: Config) -> dict[str, Any]:
-    return {"vision": to_dict(config.vision), "stage1": _with_engine(config.stage1)}
+    settings: dict[str, Any] = {"vision": to_dict(config.vision), "stage1": _with_engine(config.stage1)}
+    if config.vision.qformer_init:
+        from amrg.model_files import weights_file
+
+        weights = weights_file(Path(config.vision.qformer_init), "vision.qformer_init").resolve()
+        settings["qformer_init_sha256"] = _fingerprint(weights, weights.stat().st_mtime_ns)
+    return settings
 
 
 def _stage1_learned(config: Config) -> dict[str, Any]:
-    return {**_stage1_settings(config), "stage1": _without_engine(config.stage1, 0)}
+    anywhere = to_dict(replace(config.vision, qformer_init=None))  # its fingerprint tells what it holds
+    return {**_stage1_settings(config), "vision": anywhere, "stage1": _without_engine(config.stage1, 0)}
+
+
+@cache  # some hundred megabytes, asked for by every later step
+def _fingerprint(path: Path, changed: int) -> str:
+    """SHA-256 of a file that was last changed at the given time."""
+    return file_hash(path)
 
 
 def _banks_settings(config: Config) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def _prepare(run: Run) -> list[str]:
 
 
 def _stage1(run: Run) -> list[str]:
+    from amrg.models.qformer import init_faults
     from amrg.models.vision import size_faults, weights_faults
     from amrg.planning.skeleton import stage1_skeleton
 
@@ -116,7 +117,7 @@ def _stage1(run: Run) -> list[str]:
         faults = size_faults(encoder) + weights_faults(config.vision)
     except UserError as error:
         faults = [str(error)]
-    return faults + _training(run, "stage1", config.stage1)
+    return faults + init_faults(config.vision) + _training(run, "stage1", config.stage1)
 
 
 def _training(run: Run, section: str, ours: Stage1Config | Stage2Config) -> list[str]:

@@ -99,6 +99,8 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         nothing, "--vision.encoder deit_tiny_patch16_224 --vision.image-size 448", "takes no films of that size",
     ),
     "vision on the hub": (nothing, "--vision.weights None", "not in the local cache .HF_HUB_OFFLINE"),
+    "BERT of the Q-Former": (nothing, "--vision.qformer-init nowhere", "vision.qformer_init: nowhere is no folder"),
+    "its sizes": (nothing, "--vision.qformer-init encoder", "encoder/config.json .* does not describe a BERT"),
     "text encoder": (nothing, "--banks.reports.encoder nowhere", "no text encoder at nowhere"),
     "its tokenizer": (without("encoder/vocab.txt"), "", "banks.reports.encoder: encoder has no tokenizer"),
     "its weights": (cut("encoder/model.safetensors"), "", "encoder/model.safetensors has .* bytes where"),

@@ -5,6 +5,7 @@ Shape legend: B batch, N visual tokens, D query width, Q = K = 14 labels, H W gr
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -12,12 +13,12 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from amrg.config import VisionConfig, to_dict
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.models.parts import QFORMER, VISION, part
+from amrg.models.qformer import build_qformer
 from amrg.models.regions import PLACES
 from amrg.models.vision import VisionFeatures, build_encoder
 
@@ -80,7 +81,10 @@ class DiseaseClassifier(nn.Module):
     """
 
     def __init__(self, config: VisionConfig, pretrained: bool | None = None) -> None:
-        """Build from ``config``; ``pretrained`` overrides ``config.pretrained``."""
+        """Build from ``config``; ``pretrained`` overrides ``config.pretrained``.
+
+        False when all weights are loaded afterwards: then ``config.qformer_init`` is not read, either.
+        """
         super().__init__()
         if config.query_dim % config.qformer_heads:
             raise UserError(
@@ -98,18 +102,7 @@ class DiseaseClassifier(nn.Module):
         self.fine_projection = nn.Linear(self.encoder.fine_dim, dim)
         self.coarse_projection = nn.Linear(self.encoder.coarse_dim, dim)
         self.disease_queries = nn.Parameter(torch.randn(len(LABELS), dim) * 0.02)
-        self.qformer = Blip2QFormerModel(
-            Blip2QFormerConfig(
-                hidden_size=dim,
-                num_hidden_layers=config.qformer_layers,
-                num_attention_heads=config.qformer_heads,
-                intermediate_size=4 * dim,
-                encoder_hidden_size=dim,
-                cross_attention_frequency=1,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-            )
-        )
+        self.qformer = build_qformer(config, pretrained is not False)
         self.query_weight_KD = nn.Parameter(torch.randn(len(LABELS), dim) * dim**-0.5)
         self.query_bias_K = nn.Parameter(torch.zeros(len(LABELS)))
         self.cam_head = PooledHead(self.encoder.fine_dim)
@@ -150,7 +143,8 @@ class DiseaseClassifier(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": to_dict(self.config)}
+        vision = to_dict(replace(self.config, qformer_init=None))  # what was learned does not depend on where it lay
+        content = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": vision}
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")

@@ -23,7 +23,8 @@ class Optimisation:
         epochs: passes over the training split.
         batch_size: samples of one optimiser step, over all ranks and accumulation steps.
         lr, min_lr: peak and final learning rate.
-        decoder_lr: peak of parameters whose name begins with ``decoder.``, where it is another.
+        decoder_lr, qformer_lr: peak of parameters whose name begins with ``decoder.`` or ``qformer.``, where it is
+            another.
         weight_decay: decoupled decay; vectors (biases, norms) are spared.
         warmup_fraction: share of all steps spent warming up.
         clip: largest global gradient norm.
@@ -43,6 +44,7 @@ class Optimisation:
     min_lr: float = 0.0
     ds_config: str = "zero0.json"
     decoder_lr: float | None = None
+    qformer_lr: float | None = None
 
     @classmethod
     def of(cls, section: str, ours: Stage1Config | Stage2Config) -> Self:
@@ -53,6 +55,7 @@ class Optimisation:
             batch_size=ours.batch_size,
             lr=ours.lr,
             decoder_lr=getattr(ours, "decoder_lr", None),
+            qformer_lr=getattr(ours, "qformer_lr", None),
             min_lr=getattr(ours, "min_lr", 0.0),
             weight_decay=ours.weight_decay,
             warmup_fraction=ours.warmup_fraction,

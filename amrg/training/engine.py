@@ -146,7 +146,7 @@ class Engine:
         """One optimiser step on this rank's share of a global batch.
 
         Args:
-            batch, lr: samples and learning rate; the decoder's is in the proportion of their peaks.
+            batch, lr: samples and learning rate; those of decoder and Q-Former are in the proportion of their peaks.
             norms: tell the norm of the gradients of each module, too.
             flags: this rank's; their means over the ranks come back among the metrics.
 
@@ -314,16 +314,17 @@ def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def _parameter_groups(model: nn.Module, ours: Optimisation) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and other vectors do not. The decoder may have a learning rate of its own."""
-    apart = ours.decoder_lr is not None and ours.decoder_lr != ours.lr
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Matrices decay; biases, norms and other vectors do not. Decoder and Q-Former may have a rate of their own."""
+    known = {"decoder": ours.decoder_lr, "qformer": ours.qformer_lr}
+    own = {module: lr for module, lr in known.items() if lr is not None and lr != ours.lr}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in _trainable(model):
-        key = apart and name.startswith("decoder."), _dims(parameter) < 2
-        groups.setdefault(key, []).append(parameter)
+        module = name.split(".")[0]
+        groups.setdefault((module if module in own else "", _dims(parameter) < 2), []).append(parameter)
     return [
-        {"params": groups[decoder, vectors], "weight_decay": 0.0 if vectors else ours.weight_decay}
-        | ({"lr": ours.decoder_lr, "lr_scale": ours.decoder_lr / ours.lr} if decoder and ours.decoder_lr else {})
-        for decoder, vectors in sorted(groups)
+        {"params": groups[module, vectors], "weight_decay": 0.0 if vectors else ours.weight_decay}
+        | ({"lr": own[module], "lr_scale": own[module] / ours.lr} if module else {})
+        for module, vectors in sorted(groups)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Stage 1 on the made-up films as one rank of a job: python stage1_run.py DATA FOLDER DS_CONFIG"""
+"""Stage 1 on the made-up films as one rank of a job: python stage1_run.py DATA FOLDER DS_CONFIG QFORMER_NORM"""
 
 import dataclasses
 import sys
@@ -12,4 +12,5 @@ from tests.films import CONFIG
 
 if __name__ == "__main__":
     stage1 = dataclasses.replace(CONFIG.stage1, dtype="float32", ds_config=sys.argv[3])
-    train_stage1(dataclasses.replace(CONFIG, stage1=stage1), Path(sys.argv[1]), Path(sys.argv[2]))
+    vision = dataclasses.replace(CONFIG.vision, qformer_norm=sys.argv[4])
+    train_stage1(dataclasses.replace(CONFIG, stage1=stage1, vision=vision), Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Groups of the optimizer: what decays, and a learning rate of the decoder's own, against torch's AdamW by hand."""
+"""Groups of the optimizer: what decays, and learning rates of their own, against torch's AdamW by hand."""
 
 import dataclasses
 
@@ -10,30 +10,33 @@ from amrg.training import engine
 from amrg.training.ds_config import Optimisation
 from amrg.training.engine import Engine
 
-OURS = Optimisation("stage2", 1, 4, 0.05, 0.1, 0.0, 1e9, "float32", ds_config="zero1.json", decoder_lr=0.002)
+OURS = Optimisation("stage2", 1, 4, 0.05, 0.1, 0.0, 1e9, "float32", ds_config="zero1.json")
+MODULES = ("decoder", "qformer")  # that may have a rate of their own
 
 
 def build() -> nn.ModuleDict:
     torch.manual_seed(0)
-    return nn.ModuleDict({"projection": nn.Linear(3, 4), "decoder": nn.Linear(4, 1)})
+    parts = {"projection": nn.Linear(3, 4), "qformer": nn.Linear(4, 4), "decoder": nn.Linear(4, 1)}
+    return nn.ModuleDict(parts)
 
 
 def loss(model: nn.ModuleDict, batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    return (model["decoder"](model["projection"](batch).tanh()) - 1).square().mean(), {}
+    return (model["decoder"](model["qformer"](model["projection"](batch).tanh())) - 1).square().mean(), {}
 
 
 @pytest.mark.parametrize("ds_config", ["zero0.json", "zero1.json", "zero2.json", "zero3.json"])
-@pytest.mark.parametrize("decoder_lr", [0.002, None])
-def test_the_decoder_learns_at_its_own_rate(ds_config: str, decoder_lr: float | None) -> None:
+@pytest.mark.parametrize("own", [{"decoder": 0.002}, {"qformer": 0.2}, {"decoder": 0.002, "qformer": 0.2}, {}])
+def test_decoder_and_q_former_learn_at_their_own_rates(ds_config: str, own: dict[str, float]) -> None:
     reference, trained = build(), build()
-    rates = {"projection": 0.05, "decoder": decoder_lr or 0.05}
+    rates = {"projection": 0.05, "qformer": 0.05, "decoder": 0.05, **own}
     groups = [
         {"params": [parameter], "lr": rates[name.split(".")[0]], "weight_decay": 0.1 * (parameter.dim() > 1)}
         for name, parameter in reference.named_parameters()
     ]
     optimizer = torch.optim.AdamW(groups)
     with engine.linear_restored():
-        under_test = Engine(trained, loss, dataclasses.replace(OURS, ds_config=ds_config, decoder_lr=decoder_lr), 3)
+        ours = dataclasses.replace(OURS, ds_config=ds_config, **{f"{name}_lr": own.get(name) for name in MODULES})
+        under_test = Engine(trained, loss, ours, 3)
         for step, share in enumerate((1.0, 0.5, 0.25)):  # a schedule
             batch = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
             under_test.step(batch, 0.05 * share)

@@ -91,14 +91,18 @@ def test_interrupted_and_resumed_it_ends_in_the_same_bits(data, tmp_path, monkey
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_two_ranks_under_zero_3_learn_what_one_learns(data, tmp_path):
-    train_stage1(changed(dtype="float32"), data, tmp_path / "alone")
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_two_ranks_under_zero_3_learn_what_one_learns(data, tmp_path, norm):
+    config = changed(dtype="float32")
+    vision = dataclasses.replace(config.vision, qformer_norm=norm)
+    train_stage1(dataclasses.replace(config, vision=vision), data, tmp_path / "alone")
     command = [
         sys.executable,
         str(Path(__file__).with_name("stage1_run.py")),
         str(data),
         str(tmp_path / "two"),
         "zero3.json",
+        norm,
     ]
     shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_SIZE": "2", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     ranks = [subprocess.Popen(command, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
