@@ -62,7 +62,7 @@ class Stage1Config:
     epochs: PositiveInt = 8
     batch_size: PositiveInt = 32  # global, whatever the number of ranks
     lr: PositiveFloat = 5e-4
-    # Of the Q-Former's layers; None: the same. Deep and wide ones need a lower one.
+    # Of the Q-Former's layers; None: the same.
     qformer_lr: Annotated[PositiveFloat | None, Field(exclude_if=lambda lr: lr is None)] = None
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.1

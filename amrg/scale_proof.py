@@ -195,7 +195,7 @@ def on_two_ranks(verb: str, configuration: Path) -> Watched:
     ended = threading.Event()
 
     def sample() -> None:
-        while not ended.wait(0.2):
+        while not ended.wait(1):  # reading the maps of two large processes takes a third of a second
             found.look(launcher.pid)
 
     watcher = threading.Thread(target=sample)
