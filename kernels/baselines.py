@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import hopfield_retrieve
+from .hopfield.ops import hopfield_retrieve
 
 Parameters = Mapping[str, Tensor]
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import baselines, hopfield_retrieve, quantize_rows
+from . import baselines
+from .hopfield.ops import hopfield_retrieve, quantize_rows
 from .memory_usage import PeakSampler, in_fresh_process, proc_status_bytes, reset_peak
 from .report import Row, plot, show, write
 

@@ -24,7 +24,7 @@ SKIPPED = (
     ("hf ", "gated: stand-ins lie where it would put the files"),
     ("deepspeed ", "tests/launchers/test_launchers.py"), ("torchrun ", "tests/training/test_parted.py"),
     ("sbatch ", "tests/launchers/test_slurm.py"), ("scancel ", "tests/launchers/test_slurm.py"),
-    ("ray ", "tests/cluster"),
+    ("ray ", "tests/cluster"), ("amrg fetch-metrics ", "needs a network: tests/evaluation/test_fetch_metrics.py"),
     ("amrg view ", "serves until it is stopped: tests/app"),
     ("amrg compare ", "needs a second run: tests/evaluation/test_comparison.py"),
 )  # fmt: skip

@@ -1,5 +1,9 @@
 """The operator as torch's tracer, compiler and autocast see it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -53,3 +57,12 @@ def test_under_autocast_low_precision_queries_read_a_full_precision_memory():
     assert queries.grad.isfinite().all()
     expected = hopfield_retrieve(projected.float(), memory).retrieved_MD
     torch.testing.assert_close(found.retrieved_MD.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_package_named_kernels_that_others_look_for_registers_nothing_again():
+    """transformers imports `kernels`, which is this folder where the checkout is on ``sys.path``."""
+    code = "import amrg.kernels, sys; old = set(sys.modules); import kernels; "
+    code += "assert kernels.hopfield_retrieve is amrg.kernels.hopfield_retrieve; print(sorted(set(sys.modules) - old))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.split() == ["['kernels']"]
