@@ -92,7 +92,9 @@ class ReportBankConfig:
 
     encoder: str = "minilm"  # `minilm` (a wheel) or a folder with a BERT-like model
     pooling: Literal["auto", "cls", "mean"] = "auto"  # auto: as the encoder's folder says, else [CLS]
-    centered: bool = False  # take off the rows' mean: for an encoder whose vectors all point almost the same way
+    # Take off the rows' mean: for an encoder whose vectors all point almost the same way. Left out of what is written
+    # while it is off, as before there was the setting.
+    centered: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
     unit: Literal["report", "sentence"] = "sentence"
     rows: PositiveInt = 6000
     sampling: Literal["proportional", "uniform", "stratified"] = "proportional"

@@ -255,11 +255,8 @@ def _fingerprint(path: Path, changed: int) -> str:
 
 
 def _banks_settings(config: Config) -> dict[str, Any]:
-    settings = to_dict(config.banks)
-    if not settings["reports"]["centered"]:
-        del settings["reports"]["centered"]  # as before there was the setting
     # The labeler files sentences under what they state.
-    return {**settings, "labeler": labeler.VERSION, "statements": statements.VERSION}
+    return {**to_dict(config.banks), "labeler": labeler.VERSION, "statements": statements.VERSION}
 
 
 def _stage2_settings(config: Config) -> dict[str, Any]:
