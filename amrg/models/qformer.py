@@ -17,11 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BertModel, Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer
-from transformers.utils import logging
 
 from amrg.config import VisionConfig
 from amrg.errors import UserError, gathered
-from amrg.model_files import pickle_faults, safetensors_faults, weights_file
+from amrg.model_files import pickle_faults, quiet, safetensors_faults, weights_file
 
 #: Of what a part of a layer adds, at first.
 FIRST_SCALE = 0.3
@@ -134,12 +133,12 @@ def _misfit(config: VisionConfig, folder: Path) -> list[str]:
 
 def _begin_with_bert(model: Any, folder: Path) -> None:
     """Take norms, self-attention and MLPs from the first layers of a BERT; cross-attention stays as it was made."""
-    logging.disable_progress_bar()
     try:
-        loaded: Any = BertModel.from_pretrained(
-            folder, add_pooling_layer=False, local_files_only=True, weights_only=True, dtype=torch.float32,
-            output_loading_info=True,
-        )  # fmt: skip
+        with quiet():
+            loaded: Any = BertModel.from_pretrained(
+                folder, add_pooling_layer=False, local_files_only=True, weights_only=True, dtype=torch.float32,
+                output_loading_info=True,
+            )  # fmt: skip
     except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"{_INIT}: the weights in {folder} cannot be read ({type(error).__name__})") from None
     bert, info = loaded

@@ -46,6 +46,12 @@ class Optimisation:
     decoder_lr: float | None = None
     qformer_lr: float | None = None
 
+    @property
+    def own_rates(self) -> dict[str, float]:
+        """Peak rates of the modules that have another than ``lr``."""
+        known = {"decoder": self.decoder_lr, "qformer": self.qformer_lr}
+        return {module: lr for module, lr in known.items() if lr is not None and lr != self.lr}
+
     @classmethod
     def of(cls, section: str, ours: Stage1Config | Stage2Config) -> Self:
         """The settings of a stage as the engine reads them."""
@@ -180,10 +186,11 @@ def resolve(content: dict[str, Any], ours: Optimisation, world_size: int, total_
             section[leaf] = value
         elif section[leaf] != value:
             raise _conflict(ours, key, section[leaf], name, value)
-    if config.get("scheduler") and ours.decoder_lr not in (None, ours.lr):
+    for module, lr in ours.own_rates.items() if config.get("scheduler") else ():
+        setting = f"{ours.section}.{module}_lr"
         raise UserError(
-            f"{ours.ds_config} brings a scheduler, which gives all weights one rate, but {ours.section}.decoder_lr is "
-            f"{ours.decoder_lr}: remove the scheduler from the JSON, or say --{ours.section}.decoder_lr None"
+            f"{ours.ds_config} brings a scheduler, which gives all weights one rate, but {setting} is {lr}: remove the "
+            f"scheduler from the JSON, or say --{setting} None"
         )
     _precision(config, ours)
     _batch(config, ours, world_size)

@@ -315,8 +315,7 @@ def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 def _parameter_groups(model: nn.Module, ours: Optimisation) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and other vectors do not. Decoder and Q-Former may have a rate of their own."""
-    known = {"decoder": ours.decoder_lr, "qformer": ours.qformer_lr}
-    own = {module: lr for module, lr in known.items() if lr is not None and lr != ours.lr}
+    own = ours.own_rates
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in _trainable(model):
         module = name.split(".")[0]

@@ -73,6 +73,8 @@ def test_a_rate_of_the_decoder_and_a_scheduler_of_the_file_exclude_each_other() 
     with pytest.raises(UserError, match=r"mine\.json brings a scheduler.* but stage2\.decoder_lr is 0\.0001") as error:
         resolve(scheduled, apart, 1, 30)
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"but \w+\.qformer_lr is 5e-05"):
+        resolve(scheduled, dataclasses.replace(OURS, qformer_lr=5e-5), 1, 30)
     assert resolve({}, apart, 1, 30)
     assert resolve(scheduled, dataclasses.replace(apart, decoder_lr=OURS.lr), 1, 30)["scheduler"]
 
