@@ -29,7 +29,7 @@ test-browser: $(INSTALLED)
 	  apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core)
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[browser]'
 	$(BIN)/pip install --quiet --no-deps 'axe-playwright-python>=0.1.8,<0.2'  # for the axe-core inside
-	AMRG_BROWSER=1 $(BIN)/python -m pytest tests/app/test_browser.py tests/experiments/test_browser.py
+	AMRG_BROWSER=1 $(BIN)/python -m pytest tests/webapp/test_browser.py tests/experiments/test_browser.py
 
 check: lint types test
 

@@ -43,7 +43,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["amrg", "amrg.*"]), "amrg.kernels", "amrg.kernels.hopfield"],
-    package_data={"amrg.viewer": ["*.j2"], "amrg.app": ["*.j2", "static/*"]},
+    package_data={"amrg.pages": ["*.j2"], "amrg.webapp": ["*.j2", "static/*"]},
     package_dir={"amrg": "amrg", "amrg.kernels": "kernels"},
     install_requires=[
         "torch>=2.9,<3",

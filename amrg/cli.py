@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from amrg.arguments import parse
+from amrg.cli_config import parse
 from amrg.errors import UserError
 
 USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
@@ -52,18 +52,18 @@ An interrupted command goes on where it was when it is typed again."""
 
 #: Verbs beside the chain: the module whose ``main`` gets the arguments.
 BESIDE = {
-    "inspect": "amrg.inspect",
-    "doctor": "amrg.doctor",
-    "mirror": "amrg.mirror",
-    "bank": "amrg.banks",
-    "write": "amrg.write",
-    "view": "amrg.app.view",
-    "compare": "amrg.compare",
-    "experiment": "amrg.experiments.command",
-    "export": "amrg.export",
-    "fetch-metrics": "amrg.fetch_metrics",
-    "plan": "amrg.plan",
-    "simulate": "amrg.simulate",
+    "inspect": "amrg.commands.inspect",
+    "doctor": "amrg.commands.doctor",
+    "mirror": "amrg.commands.mirror",
+    "bank": "amrg.commands.bank",
+    "write": "amrg.commands.write",
+    "view": "amrg.commands.view",
+    "compare": "amrg.commands.compare",
+    "experiment": "amrg.commands.experiment",
+    "export": "amrg.commands.export",
+    "fetch-metrics": "amrg.commands.fetch_metrics",
+    "plan": "amrg.commands.plan",
+    "simulate": "amrg.commands.simulate",
 }
 VERBS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
 

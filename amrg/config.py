@@ -14,6 +14,10 @@ from amrg.errors import UserError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+#: How ranks retrieve from a bank that they share (docs/memory-banks.md).
+Way = Literal["auto", "replicate", "gather", "ring"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which studies, how they are split, and how their films are stored."""
@@ -134,7 +138,7 @@ class MemoryConfig:
 class ShardingConfig:
     """How several ranks hold the banks: decides speed and memory, not what is retrieved (docs/memory-banks.md)."""
 
-    way: Literal["auto", "replicate", "gather", "ring"] = "auto"
+    way: Way = "auto"
     copy_bytes: PositiveInt = 2**30  # auto: a bank of at most this size is held whole by every rank
     ranks_per_copy: PositiveInt | None = None  # consecutive ranks that hold one copy between them; None: all ranks
     node_ranks: PositiveInt | None = None  # ranks of one node, where a copy spans nodes: queries cross nodes once
@@ -159,7 +163,7 @@ class DecoderConfig:
     # Small data: a decoder that cannot lean on the words before, nor know a film again, reads the findings instead.
     stream_dropout: Fraction = 0.0  # share of stream positions hidden in training
     word_dropout: Fraction = 0.0  # share of report tokens hidden from the decoder in training
-    outline: bool = False  # name the findings first, then write (`amrg.data.outline`); cut off what is generated
+    outline: bool = False  # name the findings first, then write (`amrg.data.text.outline`); cut off what is generated
     visual_tokens: PositiveInt = 49  # the encoder's grid is mean-pooled to at most this many
     use_visual: bool = True
     use_queries: bool = True

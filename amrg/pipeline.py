@@ -13,11 +13,11 @@ from typing import Any
 
 from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
-from amrg.data import labeler, statements
+from amrg.data.text import labeler, statements
 from amrg.errors import UserError, gathered
 from amrg.preflight import Run, examine, this_machine
 from amrg.progress import say
-from amrg.training import ds_config
+from amrg.training import deepspeed_config
 
 #: Writes a step's outputs: configuration, folders of the inputs by their kind, the folder to write into.
 Make = Callable[[Config, dict[str, Path], Path], None]
@@ -197,7 +197,7 @@ def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
-    from amrg.mining.building import build_banks
+    from amrg.mining.build_banks import build_banks
 
     build_banks(config, inputs["data"], inputs["stage1"], folder)
 
@@ -209,7 +209,7 @@ def _stage2(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 
 def _generate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
-    from amrg.training.generate import generate
+    from amrg.inference.generate import generate
 
     generate(config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], folder)
 
@@ -290,7 +290,7 @@ def _generate_settings(config: Config) -> dict[str, Any]:
 
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
     """A stage's settings with the content of its DeepSpeed JSON, not the name."""
-    return {**to_dict(stage), "ds_config": ds_config.read(stage.ds_config)}
+    return {**to_dict(stage), "ds_config": deepspeed_config.read(stage.ds_config)}
 
 
 def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, Any]:
@@ -300,7 +300,11 @@ def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, 
     ZeRO stage of the default.
     """
     defaults = {name: getattr(type(stage), name) for name in _ENGINE if hasattr(stage, name)}
-    return {**to_dict(stage), **defaults, "ds_config": ds_config.learned(ds_config.read(stage.ds_config), zero)}
+    return {
+        **to_dict(stage),
+        **defaults,
+        "ds_config": deepspeed_config.learned(deepspeed_config.read(stage.ds_config), zero),
+    }
 
 
 STEPS: dict[str, Step] = {

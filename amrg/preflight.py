@@ -18,7 +18,7 @@ from amrg.errors import UserError, gathered
 
 #: Bytes of a stored film for each pixel of a square of its short side, as JPEG; the demo's films take 0.33.
 FILM_BYTES = 0.25
-#: Bytes of a cached feature (`amrg.training.features`), and of a float32 weight.
+#: Bytes of a cached feature (`amrg.training.feature_cache`), and of a float32 weight.
 _FEATURE, _WEIGHT = 2, 4
 
 
@@ -109,7 +109,7 @@ def _prepare(run: Run) -> list[str]:
 def _stage1(run: Run) -> list[str]:
     from amrg.models.qformer import init_faults
     from amrg.models.vision import size_faults, weights_faults
-    from amrg.planning.skeleton import stage1_skeleton
+    from amrg.planning.meta_models import stage1_skeleton
 
     config = run.config
     try:
@@ -121,7 +121,7 @@ def _stage1(run: Run) -> list[str]:
 
 
 def _training(run: Run, section: str, ours: Stage1Config | Stage2Config) -> list[str]:
-    from amrg.training.ds_config import Optimisation, engine_faults
+    from amrg.training.deepspeed_config import Optimisation, engine_faults
     from amrg.training.engine import refuse_half_without_gpu
     from amrg.training.telemetry import telemetry_faults
 
@@ -148,16 +148,16 @@ def _train_samples(run: Run, with_wordless: bool) -> int | None:
 
 
 def _banks(run: Run) -> list[str]:
-    from amrg.memory.reports import encoder_faults
     from amrg.models.cam import refuse_unknown
+    from amrg.models.text_encoder import encoder_faults
 
     ours = run.config.banks
     return encoder_faults(ours.reports.encoder) + gathered(lambda: refuse_unknown(ours.mining.method))
 
 
 def _stage2(run: Run) -> list[str]:
-    from amrg.memory.reports import encoder_faults
     from amrg.models.decoder import decoder_faults
+    from amrg.models.text_encoder import encoder_faults
     from amrg.training.stage2 import stage2_faults
 
     config = run.config
@@ -168,8 +168,8 @@ def _stage2(run: Run) -> list[str]:
 
 
 def _generate(run: Run) -> list[str]:
+    from amrg.inference.generate import generate_faults
     from amrg.models.decoder import decoder_faults
-    from amrg.training.generate import generate_faults
 
     config = run.config
     base = [] if config.decoder.tuning == "full" else decoder_faults(config.decoder)
@@ -255,7 +255,7 @@ def _shards(run: Run, machine: Machine) -> Need:
 
 
 def _classifier(run: Run, machine: Machine) -> Need:
-    from amrg.planning.skeleton import blank_films, stage1_skeleton
+    from amrg.planning.meta_models import blank_films, stage1_skeleton
 
     model: Any = stage1_skeleton(run.config).model
     need = _trained(run, machine, model, "stage1", run.config.stage1)
@@ -267,14 +267,14 @@ def _classifier(run: Run, machine: Machine) -> Need:
 
 
 def _rows(run: Run, machine: Machine) -> Need:
-    from amrg.planning.skeleton import bank_rows
+    from amrg.planning.meta_models import bank_rows
 
     size = sum(bank.rows * bank.dim * bank.element for bank in bank_rows(run.config))
     return Need(kept=size, passing=size)  # made in parts, then joined
 
 
 def _generator(run: Run, machine: Machine) -> Need:
-    from amrg.planning.skeleton import stage2_skeleton
+    from amrg.planning.meta_models import stage2_skeleton
 
     model: Any = stage2_skeleton(run.config).model
     need = _trained(run, machine, model, "stage2", run.config.stage2, run.config.decoder.base_dtype)
@@ -288,8 +288,8 @@ def _trained(
     run: Run, machine: Machine, model: Any, section: str, ours: Stage1Config | Stage2Config, base: Any = "float32"
 ) -> Need:
     """Weights and checkpoints of a stage, as ``amrg plan`` counts them."""
-    from amrg.planning.memory import CHECKPOINT, Zero, held, weigh
-    from amrg.training.ds_config import Optimisation, read, resolve
+    from amrg.planning.zero_memory import CHECKPOINT, Zero, held, weigh
+    from amrg.training.deepspeed_config import Optimisation, read, resolve
 
     weights = weigh(model, base)
     settings = resolve(read(ours.ds_config), Optimisation.of(section, ours), run.ranks, 1)

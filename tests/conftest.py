@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from amrg.artifacts import build
+from amrg.banks.bank import REPORTS, VISUAL
+from amrg.banks.writer import BankWriter
 from amrg.config import Config, DataConfig, load
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import studies, views
 from amrg.data.studies import Films, Study
-from amrg.memory.bank import REPORTS, VISUAL
-from amrg.memory.reports import encode_reports
-from amrg.memory.writer import BankWriter
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.mining.reports import encode_reports
+from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import recipe, root
 
 TINY = Path(__file__).parent / "tiny.yaml"

@@ -18,8 +18,9 @@ from amrg import cli
 
 #: What the commands import when they run.
 IMPORTED = (
-    "amrg.pipeline", "amrg.plan", "amrg.write", "amrg.doctor", "amrg.data.shards", "amrg.training.stage1",
-    "amrg.mining.building", "amrg.training.stage2", "amrg.training.generate", "amrg.evaluation.evaluate",
+    "amrg.pipeline", "amrg.commands.plan", "amrg.commands.write", "amrg.commands.doctor", "amrg.data.shards",
+    "amrg.training.stage1", "amrg.mining.build_banks", "amrg.training.stage2", "amrg.inference.generate",
+    "amrg.evaluation.evaluate",
 )  # fmt: skip
 
 

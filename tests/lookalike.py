@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, LlamaConfig, LlamaForCausalLM
 
-from tests.data.published import make_mimic
+from tests.data.dataset_fixtures import make_mimic
 
 SIZE = 160  # pixels on a side of a film
 GRADES = ("small", "moderate", "large")

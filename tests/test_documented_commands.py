@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from amrg import plan
-from amrg.arguments import parse
 from amrg.cli import BESIDE, VERBS
+from amrg.cli_config import parse
+from amrg.commands import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "mimic-from-zero.md"

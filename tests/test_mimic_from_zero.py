@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.test_film_files import GREY, dicom
+from tests.data.test_image_io import GREY, dicom
 from tests.lookalike import make_data, make_models
 from tests.test_documented_commands import PAGE, ROOT, commands
 
@@ -22,7 +22,7 @@ SKIPPED = (
     ("source ", "it is there"), ("pip ", "all is installed"),
     ("wget ", "credentialed: the look-alike lies where it would put the files"),
     ("hf ", "gated: stand-ins lie where it would put the files"),
-    ("deepspeed ", "tests/launchers/test_launchers.py"), ("torchrun ", "tests/training/test_parted.py"),
+    ("deepspeed ", "tests/launchers/test_launchers.py"), ("torchrun ", "tests/training/test_zero3_loading.py"),
     ("sbatch ", "tests/launchers/test_slurm.py"), ("scancel ", "tests/launchers/test_slurm.py"),
     ("ray ", "tests/cluster"), ("amrg fetch-metrics ", "needs a network: tests/evaluation/test_fetch_metrics.py"),
     ("amrg view ", "serves until it is stopped: tests/app"),

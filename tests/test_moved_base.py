@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from amrg.app.chain import open_chain, open_generator
 from amrg.cli import main
 from amrg.config import Config
 from amrg.data.stream import read
 from amrg.errors import UserError
+from amrg.inference.run import open_chain, open_generator
 from amrg.models.decoder import build_decoder
 from amrg.pipeline import STEPS, recipe, root, run_step
 from amrg.training.stage2 import MODEL, build_generator

@@ -20,7 +20,7 @@ from amrg import cli, model_files, pipeline, preflight
 from amrg.config import from_dict, load, to_dict
 from amrg.errors import UserError
 from amrg.preflight import Machine
-from tests.data.published import make_mimic
+from tests.data.dataset_fixtures import make_mimic
 
 GB = 10**9
 Damage = Callable[[Path], object]
@@ -218,7 +218,7 @@ def test_what_is_made_needs_nothing_of_what_only_it_needed(
     """Data, classifier and banks are there: their sources may be gone."""
     monkeypatch.setitem(preflight._CHECKS, "prepare", lambda run: pytest.fail("data are there"))
     monkeypatch.setattr("amrg.models.vision._wheel_file", lambda: pytest.fail("the classifier is there"))
-    monkeypatch.setattr("amrg.memory.reports.WHEELS", {})  # the report bank is there
+    monkeypatch.setattr("amrg.mining.reports.WHEELS", {})  # the report bank is there
     pipeline.check(tuple(pipeline.STEPS), artefacts.config)
     content = {**to_dict(artefacts.config), "runs": "elsewhere"}
     with pytest.raises(UserError, match="no text encoder at minilm"):

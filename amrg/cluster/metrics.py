@@ -2,7 +2,7 @@
 
 from ray.util.metrics import Counter, Gauge
 
-from amrg.memory.exchange import Exchange
+from amrg.retrieval.collectives import Exchange
 
 
 class ReaderMetrics:

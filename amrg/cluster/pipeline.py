@@ -12,15 +12,15 @@ import ray
 from ray._private import ray_constants
 
 from amrg.artifacts import Artifact, find, open_artifact
-from amrg.cluster.parts import by_tasks
 from amrg.cluster.readers import start_readers
+from amrg.cluster.task_map import by_tasks
 from amrg.cluster.workers import resources, train
 from amrg.cluster.writers import ray_tasks
 from amrg.config import Config
 from amrg.data.shards import prepare
 from amrg.data.sources import open_source
 from amrg.evaluation.evaluate import evaluate
-from amrg.mining.building import build_banks
+from amrg.mining.build_banks import build_banks
 from amrg.pipeline import STEPS, Make, check, recipe, root, run_step
 from amrg.progress import say
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from amrg.cluster.parts import cancel
+from amrg.cluster.task_map import cancel
 from amrg.config import DataConfig
 from amrg.data.shards import Shard, Submit, start_writing, write_shard
 from amrg.data.studies import Source

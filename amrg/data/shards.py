@@ -32,8 +32,8 @@ import webdataset as wds
 
 from amrg.artifacts import file_hash
 from amrg.config import DataConfig
-from amrg.data.card import describe
-from amrg.data.images import encode_film, encode_mask, shrink
+from amrg.data.data_card import describe
+from amrg.data.image_ops import encode_film, encode_mask, shrink
 from amrg.data.labels import LABELS
 from amrg.data.studies import SPLITS, Films, Source, Study
 from amrg.errors import UserError

@@ -18,10 +18,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from amrg.data.images import decode_film, decode_mask
+from amrg.data.image_ops import decode_film, decode_mask
 from amrg.data.labels import LABELS
+from amrg.data.shard_cache import ShardFiles
 from amrg.data.shards import anonymous, read_index
-from amrg.data.storage import ShardFiles
 from amrg.data.studies import Study
 from amrg.errors import UserError
 

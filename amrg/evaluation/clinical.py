@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from amrg.data.labeler import label_report
 from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.text.labeler import label_report
 
 Uncertain = Literal["absent", "present"]
 

@@ -16,8 +16,8 @@ from amrg.errors import UserError
 from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.language import LanguageScores, score_language
-from amrg.evaluation.learned import FILE as LEARNED
-from amrg.evaluation.learned import LearnedScores
+from amrg.evaluation.radeval_metrics import FILE as LEARNED
+from amrg.evaluation.radeval_metrics import LearnedScores
 from amrg.evaluation.reports import FILE, Generated, parse_reports
 from amrg.evaluation.statistics import interval, resample
 

@@ -1,7 +1,7 @@
 """Details of findings: is what a report says of side, zone, severity and device right, wrong, or supported by nothing?
 
-The details of a finding are those of all sentences of a text that state it as present (``amrg.data.statements``). Two
-texts agree in a detail when their sets are equal. What one of them leaves open contradicts nothing.
+The details of a finding are those of all sentences of a text that state it as present (``amrg.data.text.statements``).
+Two texts agree in a detail when their sets are equal. What one of them leaves open contradicts nothing.
 
 Shape legend: S studies, K the 13 findings, B resamples.
 """
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, POSITIVE
-from amrg.data.statements import Statement, statements
+from amrg.data.text.statements import Statement, statements
 from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
-from amrg.evaluation.place import lesion_sides, lesion_zones
+from amrg.evaluation.lesion_place import lesion_sides, lesion_zones
 from amrg.evaluation.statistics import interval
 
 #: Details that two texts are compared in.

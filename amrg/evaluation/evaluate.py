@@ -11,33 +11,33 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from amrg import distributed
 from amrg.artifacts import Artifact, Each, open_artifact
 from amrg.config import Config
-from amrg.data import labeler
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import studies as read_studies
 from amrg.data.studies import SPLITS, Study
+from amrg.data.text import labeler
 from amrg.errors import UserError
 from amrg.evaluation import language
 from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbour, random_train
+from amrg.evaluation.brightness_probe import brightness_probe
+from amrg.evaluation.classifier_outputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
 from amrg.evaluation.details import DetailScores
-from amrg.evaluation.inputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
-from amrg.evaluation.learned import FILE as LEARNED
-from amrg.evaluation.learned import LearnedScores, learned_scores
-from amrg.evaluation.localisation import Localisation, localise
-from amrg.evaluation.probe import brightness_probe
+from amrg.evaluation.localization import Localisation, localise
+from amrg.evaluation.page_samples import CONTACT_FILMS, Banks, pick, positives, read_curves, sample_studies
+from amrg.evaluation.radeval_metrics import FILE as LEARNED
+from amrg.evaluation.radeval_metrics import LearnedScores, learned_scores
 from amrg.evaluation.relevance import relevance
 from amrg.evaluation.reports import Generated, read_reports
 from amrg.evaluation.scorers import SCORERS
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
-from amrg.evaluation.showcase import CONTACT_FILMS, Banks, pick, positives, read_curves, sample_studies
 from amrg.evaluation.statistics import resample
-from amrg.evaluation.wording import copying, retrieved_sets, retrieved_texts, wording
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.evaluation.text_statistics import copying, retrieved_sets, retrieved_texts, wording
+from amrg.models.classifier import DiseaseClassifier
+from amrg.pages.result_page import Page, write_page
+from amrg.pages.score_table import score_table
 from amrg.progress import say
-from amrg.training import engine
-from amrg.viewer.page import Page, write_page
-from amrg.viewer.table import score_table
 
 #: Of the layout of ``scores.json``.
 FORMAT = 3
@@ -130,7 +130,7 @@ class _View:
     wanted: set[str]
 
     def __call__(self, split: str) -> TestView | TrainView:
-        model = DiseaseClassifier.from_pretrained(self.stage1 / "model").to(engine.device())
+        model = DiseaseClassifier.from_pretrained(self.stage1 / "model").to(distributed.device())
         dtype = self.config.stage1.dtype
         if split == "train":
             return view_train(model, self.data, self.wanted, dtype)

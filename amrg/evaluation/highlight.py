@@ -2,9 +2,9 @@
 
 from markupsafe import Markup
 
-from amrg.data.labeler import Mention, mentions, normalise
+from amrg.data.text.labeler import Mention, mentions, normalise
 from amrg.evaluation.details import conflicts
-from amrg.viewer.overlays import marked
+from amrg.pages.overlays import marked
 
 
 def highlighted(reference: str, generated: str) -> tuple[Markup, Markup]:

@@ -14,7 +14,7 @@ from subprocess import DEVNULL, PIPE
 
 import numpy as np
 
-from amrg.data.wording import tokenize
+from amrg.data.text.repetition import tokenize
 from amrg.errors import UserError
 
 #: Stored with every score: two numbers are comparable only when their tokens are.

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.data.labels import FINDINGS
-from amrg.evaluation.place import lesion_sides
+from amrg.evaluation.lesion_place import lesion_sides
 from amrg.evaluation.reports import Association, Generated
 from amrg.evaluation.statistics import interval
-from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
 
 #: The banks by the names that generated reports give them.
 FOLDERS = {"visual": VISUAL, "report": REPORTS}

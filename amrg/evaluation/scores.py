@@ -10,7 +10,7 @@ from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.language import LanguageScores, meteor, score_language
 from amrg.evaluation.statistics import interval, resample, two_by_two
-from amrg.evaluation.wording import wording
+from amrg.evaluation.text_statistics import wording
 
 MODEL = "model"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amrg.experiments.result import Result
-from amrg.experiments.retrieved import BASE
+from amrg.experiments.retrieval_relevance import BASE
 
 #: Columns that fit on a page beside those that only some experiments have; ``table.csv`` has all of them.
 _LEFT_OUT = (

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 
 from amrg.config import Config
 from amrg.evaluation.comparison import Difference
-from amrg.experiments.catalogue import HEADLINE
-from amrg.experiments.measure import Row, Score
+from amrg.experiments.aggregate import Row, Score
+from amrg.experiments.registry import HEADLINE
 from amrg.experiments.sweep import folder_of
 from amrg.experiments.verdicts import span
-from amrg.viewer import ALWAYS, EMBEDDED
-from amrg.viewer.page import number, templates
+from amrg.pages import ALWAYS, EMBEDDED
+from amrg.pages.result_page import number, templates
 
 RESULT, TABLE, PAGE = "result.json", "table.csv", "index.html"
 _BLUE, _GREY = "#005a9c", "#8795a1"

@@ -20,8 +20,8 @@ from amrg import pipeline
 from amrg.artifacts import Artifact, find, open_artifact
 from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
+from amrg.experiments.cached_steps import make_step
 from amrg.experiments.jobs import Jobs
-from amrg.experiments.looks import make_step
 from amrg.progress import say
 
 TIMES = "times.json"

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from amrg.evaluation.comparison import Difference
-from amrg.experiments.catalogue import DETAILED, HEADLINE
-from amrg.experiments.measure import Row, Score
+from amrg.experiments.aggregate import Row, Score
+from amrg.experiments.registry import DETAILED, HEADLINE
 
 #: Corrected p below which a difference is called one.
 LEVEL = 0.05

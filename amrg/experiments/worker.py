@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from amrg import progress
 from amrg.config import from_dict
 from amrg.errors import UserError
-from amrg.experiments.looks import make_step
+from amrg.experiments.cached_steps import make_step
 
 #: Seconds between two progress lines: several jobs share one log.
 LOG_EVERY = 60.0

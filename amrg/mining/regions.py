@@ -6,7 +6,8 @@ report that state the finding: from what a region looks like to the words that w
 for No Finding becomes a row of any film; its text are the sentences that state no finding. The 14 disease queries are
 rows as well.
 
-The classifier's work is done in parts (``amrg.mining.miner``), by whoever has time; what compares films is done here.
+The classifier's work is done in parts (``amrg.mining.region_encoder``), by whoever has time; what compares films is
+done here.
 """
 
 import json
@@ -20,18 +21,18 @@ import numpy as np
 import torch
 
 from amrg.artifacts import Each, whole
+from amrg.banks.bank import DTYPES, TRAIN
+from amrg.banks.writer import BankWriter
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE
-from amrg.data.statements import statements
 from amrg.data.stream import count
 from amrg.data.stream import studies as read_studies
 from amrg.data.studies import Study
-from amrg.data.text import sentences
-from amrg.memory.bank import DTYPES, TRAIN
-from amrg.memory.writer import BankWriter
-from amrg.mining.miner import PART, Miner
+from amrg.data.text.cleaning import sentences
+from amrg.data.text.statements import statements
+from amrg.mining.region_encoder import PART, Miner
 from amrg.models.cam import class_scales
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.classifier import DiseaseClassifier
 from amrg.progress import say, track
 
 STATS = "stats.json"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from amrg.banks.bank import MemoryBank
 from amrg.data.labels import FINDINGS, NEGATIVE, POSITIVE, UNCERTAIN
-from amrg.data.statements import Statement, statements
-from amrg.data.wording import compares, says_normal
+from amrg.data.text.repetition import compares, says_normal
+from amrg.data.text.statements import Statement, statements
 from amrg.errors import UserError
-from amrg.memory.bank import MemoryBank
-from amrg.models.details import detail_values
+from amrg.models.detail_heads import detail_values
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from amrg.errors import UserError
-from amrg.models.stage1 import DiseaseClassifier, PooledHead
+from amrg.models.classifier import DiseaseClassifier, PooledHead
 
 
 def cam(model: DiseaseClassifier, images_B3HW: Tensor, method: str = "layercam") -> Tensor:

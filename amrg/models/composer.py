@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from amrg.banks.bank import NO_GROUP, MemoryBank
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING
-from amrg.data.outline import begun
-from amrg.data.statements import statements
-from amrg.data.text import fold, sentences
-from amrg.data.wording import compares, excepts, says_all_is_well
-from amrg.memory.bank import NO_GROUP, MemoryBank
+from amrg.data.text.cleaning import fold, sentences
+from amrg.data.text.outline import begun
+from amrg.data.text.repetition import compares, excepts, says_all_is_well
+from amrg.data.text.statements import statements
 from amrg.models.bank_sentences import BankSentence, read_sentences
-from amrg.models.certainty import Certainty
-from amrg.models.details import ATTRIBUTES, AttributeHeads, combine, support
-from amrg.models.generator import Association, Sight
+from amrg.models.detail_heads import ATTRIBUTES, AttributeHeads, combine, support
+from amrg.models.finding_calibration import Certainty
 from amrg.models.linked_rows import LinkedRows, Supported
 from amrg.models.regions import PLACES
+from amrg.models.report_generator import Association, Sight
 
 Support = Literal["none", "map", "memory", "head", "all"]
 

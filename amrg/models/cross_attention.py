@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from amrg.errors import UserError
 from amrg.kernels.hopfield.reference import same_group_mask
-from amrg.models.association import Bank, Block, FrozenMemory, Memory
 from amrg.models.hopfield import Reading, Steps
+from amrg.models.memory_layer import Bank, Block, FrozenMemory, Memory
 
 
 class CrossAttention(FrozenMemory):

@@ -30,8 +30,8 @@ from amrg.artifacts import file_hash
 from amrg.config import DecoderConfig
 from amrg.errors import UserError, gathered
 from amrg.model_files import folder_faults, hub_fault, quiet
-from amrg.models.parted import Zero3, loading_parted, weights_hash
 from amrg.models.tokenizer import train_tokenizer
+from amrg.models.zero3 import Zero3, loading_parted, weights_hash
 from amrg.progress import say
 
 SMALL_LLAMA = "small_llama"
@@ -53,7 +53,7 @@ def build_decoder(
         config: ``small_llama``, ``smollm2``, or the name or folder of a pretrained model.
         reports: train reports; only ``small_llama`` reads them, for its tokenizer.
         seed: of the weights made here (small_llama, LoRA).
-        zero: what is loaded lies apart on the ranks (``amrg.models.parted``).
+        zero: what is loaded lies apart on the ranks (``amrg.models.zero3``).
 
     Raises:
         UserError: no such model, no weights on disk and no network, or settings that make no sense together.
@@ -89,7 +89,7 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
     Args:
         name: of the model.
         dtype: of its weights: ``float32``, ``bfloat16``, or quantised as ``int8`` or ``nf4``.
-        zero: see ``amrg.models.parted``.
+        zero: see ``amrg.models.zero3``.
 
     Raises:
         UserError: it is in none of them.
@@ -295,7 +295,7 @@ def load_decoder(config: DecoderConfig, folder: Path, zero: Zero3 = None) -> tup
 
     Args:
         config, folder: of the decoder.
-        zero: see ``amrg.models.parted``.
+        zero: see ``amrg.models.zero3``.
 
     Raises:
         UserError: the folder or the base model is missing.

@@ -10,15 +10,15 @@ from typing import NamedTuple, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from amrg.banks.bank import normalise_rows
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.blockwise import association_blocks
 from amrg.kernels.hopfield.reference import Operands
-from amrg.memory.attribution import top_rows, top_rows_together
-from amrg.memory.bank import normalise_rows
-from amrg.memory.search import ApproximateMemory
-from amrg.memory.sharding import ShardedMemory, retrieve_together
-from amrg.memory.ways import Request, Shard
-from amrg.models.association import Bank, Block, FrozenMemory, Memory
+from amrg.models.memory_layer import Bank, Block, FrozenMemory, Memory
+from amrg.retrieval.attribution import top_rows, top_rows_together
+from amrg.retrieval.indexed_bank import ApproximateMemory
+from amrg.retrieval.sharded_bank import ShardedMemory, retrieve_together
+from amrg.retrieval.types import Request, Shard
 
 
 class Ask(NamedTuple):

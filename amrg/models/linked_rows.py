@@ -8,11 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from amrg.banks.bank import MemoryBank
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
-from amrg.data.statements import statements
-from amrg.data.text import sentences
-from amrg.memory.bank import MemoryBank
-from amrg.models.details import ATTRIBUTES, Distribution, detail_values
+from amrg.data.text.cleaning import sentences
+from amrg.data.text.statements import statements
+from amrg.models.detail_heads import ATTRIBUTES, Distribution, detail_values
 
 #: How likely each value of a detail is, by finding and attribute.
 Supported = dict[str, dict[str, Distribution]]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amrg.memory.bank import normalise_rows
+from amrg.banks.bank import normalise_rows
 
 GRID = 4  # cells on a side of the grid of places
 PLACES = GRID * GRID

@@ -9,7 +9,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
-from amrg.data.outline import outlined
+from amrg.data.text.outline import outlined
 from amrg.errors import UserError
 
 

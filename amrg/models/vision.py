@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from amrg.config import VisionConfig
-from amrg.data.images import letterbox, to_model_input
+from amrg.data.image_ops import letterbox, to_model_input
 from amrg.errors import UserError, gathered
 from amrg.model_files import hub_fault, pickle_faults, safetensors_faults
 

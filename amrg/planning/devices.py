@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from amrg.memory.traffic import NET_RATE, NODE_RANKS, NODE_RATE
+from amrg.retrieval.communication_cost import NET_RATE, NODE_RANKS, NODE_RATE
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from amrg.config import Config
-from amrg.planning.measure import Rates
-from amrg.planning.memory import Zero
-from amrg.planning.plan import Assumptions, banks_of, plan, skeleton_of, split_size
+from amrg.planning.measured_rates import Rates
 from amrg.planning.simulation import Cluster, Outcome, failure_times, simulate
-from amrg.planning.traffic import Moved, moved, seconds
+from amrg.planning.stage_estimate import Assumptions, banks_of, plan, skeleton_of, split_size
+from amrg.planning.step_time import Moved, moved, seconds
+from amrg.planning.zero_memory import Zero
 
 SIZES = tuple(2**i for i in range(13))  # 1 … 4,096
 _STEPS = 400  # of an undisturbed run

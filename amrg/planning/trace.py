@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from amrg.planning.skeleton import Skeleton
+from amrg.planning.meta_models import Skeleton
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,18 @@
-"""What stage 2 leaves for writing: how likely a report states each finding (``amrg.models.certainty``)."""
+"""What stage 2 leaves for writing: how likely a report states each finding (``amrg.models.finding_calibration``)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from amrg import distributed
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.outline import stated
 from amrg.data.stream import count
-from amrg.models.certainty import Certainty, features_of
-from amrg.models.generator import ReportGenerator
-from amrg.training import engine
-from amrg.training.seen import Seen
+from amrg.data.text.outline import stated
+from amrg.models.finding_calibration import Certainty, features_of
+from amrg.models.report_generator import ReportGenerator
+from amrg.training.vision_cache import Seen
 
 #: Where the calibration for reports of a split lies, in a stage 2 artefact.
 CALIBRATION = "calibration"
@@ -36,9 +36,9 @@ def calibrate(config: Config, model: ReportGenerator, data: Path, folder: Path, 
     few = count(data, "val") < ENOUGH
     for target, splits in (("test", ("val", "train") if few else ("val",)), ("val", ("train",))):
         certainty = _fit(config, model, data, splits, scratch)
-        if engine.rank() == 0:
+        if distributed.rank() == 0:
             certainty.save(folder / CALIBRATION / target)
-    engine.barrier()
+    distributed.barrier()
 
 
 def _fit(config: Config, model: ReportGenerator, data: Path, splits: Sequence[str], scratch: Path) -> Certainty:

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amrg.artifacts import file_hash
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.errors import UserError
-from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
-from amrg.models.parted import weights_hash
+from amrg.models.zero3 import weights_hash
 from amrg.progress import say
 
 WEIGHTS, OPTIMIZER, BEST, STATE = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"

@@ -14,16 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amrg.distributed import device, mean_over_ranks, rank, start, world_size
 from amrg.errors import UserError
-from amrg.models.parted import Zero3, whole
-from amrg.models.parts import OPTIMISER, part
-from amrg.training.ds_config import AUTO, Optimisation, read, refuse_whole_weights, resolve
-from amrg.training.ranks import barrier, device, gather_lists, mean_over_ranks, rank, start, world_size
-
-__all__ = [
-    "Engine", "barrier", "device", "fill", "gather_lists", "linear_restored", "mean_over_ranks", "partition",
-    "precision", "rank", "split", "start", "world_size", "zero3",
-]  # fmt: skip
+from amrg.models.profiling import OPTIMISER, part
+from amrg.models.zero3 import Zero3, whole
+from amrg.precision import precision, products
+from amrg.training.deepspeed_config import AUTO, Optimisation, read, refuse_whole_weights, resolve
 
 #: A batch is whatever ``loss`` understands; its tensors have the samples on their first axis.
 Batch = Any
@@ -74,26 +70,6 @@ class _Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
         with precision(self.dtype):
             return self.loss(self.model, batch)
-
-
-def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bfloat16 or float16, or nothing for float32."""
-    half = torch.float16 if dtype == "float16" else torch.bfloat16
-    return torch.autocast(device().type, dtype=half, enabled=dtype != "float32")
-
-
-@contextlib.contextmanager
-def products(dtype: str) -> Iterator[None]:
-    """Where autocast is to bfloat16, products of what it leaves in float32 may round their factors to it as well.
-
-    Sums stay float32. On CPUs this also chooses oneDNN's products, on some twice as fast with factors unrounded.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if dtype == "bfloat16" else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager

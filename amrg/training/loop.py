@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from amrg.config import SafetyConfig, TelemetryConfig
+from amrg.distributed import barrier, gather_lists, mean_over_ranks, rank
 from amrg.errors import UserError
+from amrg.precision import precision
 from amrg.progress import say, track
 from amrg.training import checkpoint
-from amrg.training.ds_config import Optimisation
-from amrg.training.engine import Batch, Engine, Loss, barrier, fill, gather_lists, mean_over_ranks, precision, rank
-from amrg.training.guards import LossGuard, StoppedOnRequest, StopRequest, stop_requests, told_plainly
+from amrg.training.deepspeed_config import Optimisation
+from amrg.training.engine import Batch, Engine, Loss, fill
+from amrg.training.interruption import LossGuard, StoppedOnRequest, StopRequest, stop_requests, told_plainly
 from amrg.training.schedule import warmup_cosine
 from amrg.training.telemetry import Telemetry, look
 

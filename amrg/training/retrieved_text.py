@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from amrg import distributed
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.models.bank_sentences import open_sentences
-from amrg.models.certainty import Certainty
 from amrg.models.composer import ROWS, Composer
-from amrg.models.generator import IGNORED, MEMORIES, Association, ReportGenerator, Sight
+from amrg.models.finding_calibration import Certainty
+from amrg.models.report_generator import IGNORED, MEMORIES, Association, ReportGenerator, Sight
 from amrg.progress import track
-from amrg.training import engine
 from amrg.training.calibration import CALIBRATION, calibrate
-from amrg.training.features import FeatureCache
-from amrg.training.seen import Seen
+from amrg.training.feature_cache import FeatureCache
+from amrg.training.vision_cache import Seen
 
 _TOGETHER = 32  # studies composed between two notes of how far it is
 
@@ -64,7 +64,7 @@ class RetrievedText:
         ids = [self.model.tokenizer(text, add_special_tokens=False).input_ids[:most] for text in texts]
         rows = [torch.tensor(one, dtype=torch.long) for one in ids]
         padded = pad_sequence(rows, batch_first=True, padding_value=IGNORED, padding_side="left")
-        return padded.to(engine.device())
+        return padded.to(distributed.device())
 
 
 def open_text(model: ReportGenerator, banks: Path, calibration: Path) -> RetrievedText | None:
@@ -86,21 +86,23 @@ class RetrievedTokens:
         self._cache = FeatureCache(path, len(seen), (most,), torch.int32)
         starts = range(0, len(seen), _TOGETHER)
         done = self._cache.done // _TOGETHER if self._cache.done < len(seen) else len(starts)
-        engine.barrier()  # nobody counts while another writes
+        distributed.barrier()  # nobody counts while another writes
         for start in track(starts[done:], "composing retrieved text", len(starts), done):
             # Equally many on every rank, as a sharded bank needs.
             rows = torch.arange(start, min(start + _TOGETHER, len(seen)))
-            filled = torch.cat([rows, rows[:1].expand(-len(rows) % engine.world_size())])
-            mine = filled[engine.rank() :: engine.world_size()]
-            group_B = torch.tensor([group_id(seen.studies[row].group) for row in mine.tolist()], device=engine.device())
+            filled = torch.cat([rows, rows[:1].expand(-len(rows) % distributed.world_size())])
+            mine = filled[distributed.rank() :: distributed.world_size()]
+            group_B = torch.tensor(
+                [group_id(seen.studies[row].group) for row in mine.tolist()], device=distributed.device()
+            )
             sight = seen[mine]
             texts = text.compose(sight, group_B, text.model.associations(sight, group_B, ROWS))
             ids_BL = text.encode(texts).cpu()
             ids_BL = F.pad(ids_BL, (most - ids_BL.shape[1], 0), value=IGNORED)
-            together = dict(engine.gather_lists(list(zip(mine.tolist(), ids_BL, strict=True))))
-            if engine.rank() == 0:
+            together = dict(distributed.gather_lists(list(zip(mine.tolist(), ids_BL, strict=True))))
+            if distributed.rank() == 0:
                 self._cache.append(torch.stack([together[row] for row in rows.tolist()]))
-        engine.barrier()
+        distributed.barrier()
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Token ids of rows [B], int64 [B, L], ``IGNORED`` on the left of a shorter text."""

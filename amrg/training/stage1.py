@@ -16,17 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amrg import distributed
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import Stream, count, read, studies, views
 from amrg.errors import UserError
-from amrg.models.parted import whole
-from amrg.models.stage1 import DiseaseClassifier, Stage1Output, per_study
+from amrg.models.classifier import DiseaseClassifier, Stage1Output, per_study
+from amrg.models.zero3 import whole
+from amrg.precision import precision
 from amrg.progress import say, track
 from amrg.training import engine
 from amrg.training.augment import augment
 from amrg.training.checkpoint import made_from
-from amrg.training.classification import (
+from amrg.training.collate import PerFilm, Stage1Packer, hashed_keys, stack_films
+from amrg.training.deepspeed_config import Optimisation
+from amrg.training.feature_cache import FeatureCache
+from amrg.training.loop import fit
+from amrg.training.multilabel import (
     choose_thresholds,
     mean_auroc,
     multilabel_loss,
@@ -34,10 +40,6 @@ from amrg.training.classification import (
     score_table,
     targets,
 )
-from amrg.training.ds_config import Optimisation
-from amrg.training.features import FeatureCache
-from amrg.training.loop import fit
-from amrg.training.packing import PerFilm, Stage1Packer, hashed_keys, stack_films
 
 T = TypeVar("T")
 
@@ -56,16 +58,16 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         folder: receives ``model/`` (``DiseaseClassifier.save_pretrained``), ``thresholds.json`` (probabilities),
             ``scores.json`` and ``curves.jsonl``; a run that was interrupted goes on from what lies there.
     """
-    engine.start()
+    distributed.start()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = DiseaseClassifier(config.vision).to(engine.device())
+        model = DiseaseClassifier(config.vision).to(distributed.device())
     films = (_CachedFilms if model.encoder.frozen_stem else _StreamedFilms)(config, data, folder, model)
-    weight_K = positive_weights(films.targets["train"]).to(engine.device())
+    weight_K = positive_weights(films.targets["train"]).to(distributed.device())
     _start_biases(model, films.targets["train"])
 
     def loss(model: DiseaseClassifier, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        inputs, targets_BK = batch["films"], batch["targets"].to(engine.device())
+        inputs, targets_BK = batch["films"], batch["targets"].to(distributed.device())
         out = films.predict(model, inputs)
         query_loss = multilabel_loss(per_study(out.logits_BK, inputs.views), targets_BK, weight_K)
         cam_loss = multilabel_loss(per_study(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
@@ -91,14 +93,14 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         config.safety,
         made_from(config.seed, config.stage1.batch_size, data),
     )
-    with whole(model.parameters()), torch.no_grad(), engine.precision(config.stage1.dtype):
+    with whole(model.parameters()), torch.no_grad(), precision(config.stage1.dtype):
         model.eval()
         probabilities = {split: films.scores(model, split) for split in ("val", "test")}
-        if engine.rank() == 0:
+        if distributed.rank() == 0:
             model.save_pretrained(folder / "model")
             _write_scores(probabilities, {split: films.targets[split].numpy() for split in probabilities}, folder)
             films.close()
-    engine.barrier()
+    distributed.barrier()
 
 
 def optimisation(config: Config) -> Optimisation:
@@ -159,14 +161,14 @@ class _Films:
 
         In the last round a rank without a batch repeats another's: under ZeRO-3 all must run equally often.
         """
-        world, me = engine.world_size(), engine.rank()
+        world, me = distributed.world_size(), distributed.rank()
         mine: list[tuple[int, np.ndarray]] = []
         for number, turn in enumerate(_batched(self.inputs(split), world)):
             inputs = turn[min(me, len(turn) - 1)]
             scores_BK = per_study(self.predict(model, inputs).scores_BK, inputs.views)
             if me < len(turn):
                 mine.append((number * world + me, scores_BK.double().sigmoid().cpu().numpy()))
-        return np.concatenate([part for _, part in sorted(engine.gather_lists(mine), key=lambda item: item[0])])
+        return np.concatenate([part for _, part in sorted(distributed.gather_lists(mine), key=lambda item: item[0])])
 
     def close(self) -> None:
         """Remove what was only needed for training."""
@@ -190,13 +192,13 @@ class _CachedFilms(_Films):
         self.edges = {split: [0, *accumulate(views(data, split, with_wordless=True))] for split in self.targets}
         with torch.no_grad():
             shape = model.encoder.stem(
-                torch.zeros(1, 3, *[config.vision.image_size] * 2, device=engine.device())
+                torch.zeros(1, 3, *[config.vision.image_size] * 2, device=distributed.device())
             ).shape[1:]
-        if engine.rank() == 0:
+        if distributed.rank() == 0:
             for split in self.targets:
                 for copy in range(self.copies if split == "train" else 1):
                     self._fill(model, split, copy, shape)
-        engine.barrier()
+        distributed.barrier()
         self.caches = {
             split: [self._cache(split, copy, shape) for copy in range(self.copies if split == "train" else 1)]
             for split in self.targets
@@ -219,11 +221,11 @@ class _CachedFilms(_Films):
             images = stack_films(samples, self.config.vision.image_size).images(torch.device("cpu"))
             if split == "train":
                 images = augment(images, _generator(self.config.seed, copy, number))
-            with torch.no_grad(), engine.precision(self.config.stage1.dtype):
-                yield model.encoder.stem(images.to(engine.device())).cpu()
+            with torch.no_grad(), precision(self.config.stage1.dtype):
+                yield model.encoder.stem(images.to(distributed.device())).cpu()
 
     def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
-        return model.from_stem(inputs.values_M.to(engine.device()).float())
+        return model.from_stem(inputs.values_M.to(distributed.device()).float())
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         generator = _generator(self.config.seed, epoch)
@@ -231,7 +233,7 @@ class _CachedFilms(_Films):
         copy_of = torch.randint(self.copies, order.shape, generator=generator)
         size = self.config.stage1.batch_size
         for step in range(start, self.steps_per_epoch):
-            rows = order[step * size : (step + 1) * size][engine.rank() :: engine.world_size()]
+            rows = order[step * size : (step + 1) * size][distributed.rank() :: distributed.world_size()]
             parts = [self._of_study("train", row, int(copy_of[row])) for row in rows.tolist()]
             yield {
                 "films": PerFilm(torch.cat(parts), tuple(map(len, parts))),
@@ -263,8 +265,8 @@ class _StreamedFilms(_Films):
             "train",
             size,
             config.seed,
-            engine.rank(),
-            engine.world_size(),
+            distributed.rank(),
+            distributed.world_size(),
             readers=config.data.readers,
             collate=Stage1Packer(config.vision.image_size, config.stage1),
             with_wordless=True,
@@ -272,11 +274,11 @@ class _StreamedFilms(_Films):
         self.steps_per_epoch = self.stream.steps_per_epoch
 
     def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
-        return model(inputs.values_M.to(engine.device()))
+        return model(inputs.values_M.to(distributed.device()))
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         for step, batch in enumerate(self.stream.epoch(epoch, start), start):
-            generator = _generator(self.config.seed, epoch, step, engine.rank())
+            generator = _generator(self.config.seed, epoch, step, distributed.rank())
             films = batch["films"]
             yield {**batch, "films": PerFilm(augment(films.images(torch.device("cpu")), generator), films.views)}
 
@@ -284,7 +286,7 @@ class _StreamedFilms(_Films):
         films, total = read(self.data, split, with_wordless=True), count(self.data, split, with_wordless=True)
         for samples in _batched(track(films, f"films of {split}", total), _BATCH):
             inputs = stack_films(samples, self.config.vision.image_size)
-            yield PerFilm(inputs.images(engine.device()), inputs.views)
+            yield PerFilm(inputs.images(distributed.device()), inputs.views)
 
 
 def _generator(*seeds: int) -> torch.Generator:

@@ -14,32 +14,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amrg import distributed
+from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.config import Config
-from amrg.data.labels import LABELS
-from amrg.data.outline import outlined
 from amrg.data.stream import Stream, by_length, count, read, studies
+from amrg.data.text.outline import outlined
 from amrg.errors import UserError, gathered
-from amrg.memory.bank import REPORTS, TRAIN, VISUAL, MemoryBank
-from amrg.memory.search import ApproximateMemory, Kind, search_faults
-from amrg.memory.sharding import Layout, ShardedMemory, hybrid_group
-from amrg.models.association import Bank, Memory
 from amrg.models.bank_sentences import no_sentences
+from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder, refuse_quantised
-from amrg.models.generator import IGNORED, ReportGenerator, Sight, stream_faults
-from amrg.models.parted import whole
-from amrg.models.stage1 import DiseaseClassifier
-from amrg.training import ds_config, engine
+from amrg.models.open_banks import open_banks, refuse_sharded_index
+from amrg.models.report_generator import IGNORED, ReportGenerator, Sight, stream_faults
+from amrg.models.zero3 import whole
+from amrg.retrieval.indexed_bank import search_faults
+from amrg.training import deepspeed_config, engine
+from amrg.training.association_targets import WantedRows, refuse_no_hopfield, wanted_rows_of
 from amrg.training.calibration import calibrate
-from amrg.training.card import write_card
 from amrg.training.checkpoint import made_from
-from amrg.training.ds_config import Optimisation
+from amrg.training.collate import ReportPacker, Stage2Packer
+from amrg.training.deepspeed_config import Optimisation
 from amrg.training.loop import fit
-from amrg.training.own_reports import OwnReports, own_reports_of
-from amrg.training.packing import ReportPacker, Stage2Packer
+from amrg.training.model_card import write_card
+from amrg.training.retrieval_targets import OwnReports, own_reports_of
 from amrg.training.retrieved_text import refuse_changing_text, retrieved_tokens_of
-from amrg.training.seen import Seen, look
-from amrg.training.wanted_rows import WantedRows, refuse_no_hopfield, wanted_rows_of
-from amrg.training.watch import MemoryWatch, collapses, watch_reports
+from amrg.training.sample_reports import MemoryWatch, collapses, watch_reports
+from amrg.training.vision_cache import Seen, look
 
 MODEL = "model"
 SCRATCH = "scratch"  # removed when the artefact is whole
@@ -61,13 +60,13 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     Raises:
         UserError: the train split has less than one batch, the decoder cannot be had, or the loss is not finite.
     """
-    engine.start()
+    distributed.start()
     ours = config.stage2
     if ours.seed is not None:
         config = replace(config, seed=ours.seed)
     refuse_held_out_rows(config, banks)
     refuse_changing_text(config)
-    model = build_generator(config, data, stage1, banks).to(engine.device())
+    model = build_generator(config, data, stage1, banks).to(distributed.device())
     if ours.activation_checkpointing:
         model.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if ours.compile:
@@ -93,10 +92,10 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     )
     base = model.base_fingerprint()
     with whole(model.saved_parameters()):
-        if engine.rank() == 0:
+        if distributed.rank() == 0:
             model.save_pretrained(folder / MODEL, base)
             write_card(folder / MODEL, model, config, data, banks, rows)
-    engine.barrier()
+    distributed.barrier()
     if config.decoder.outline or config.decoder.use_retrieved_text:
         calibrate(config, model, data, folder, folder / SCRATCH / ("trained" if ours.train_vision else ""))
 
@@ -114,7 +113,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     decoder, tokenizer = build_decoder(config.decoder, texts, config.seed, engine.zero3(config.stage2.ds_config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        memories = open_banks(config, banks, config.stage2.batch_size // engine.world_size())
+        memories = open_banks(config, banks, config.stage2.batch_size // distributed.world_size())
         method = MemoryBank.open(banks / VISUAL).header["about"]["method"]
         model = ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder, method)
     if not config.stage2.association_loss:
@@ -132,45 +131,15 @@ def freeze(classifier: DiseaseClassifier, train_vision: bool) -> DiseaseClassifi
     return classifier
 
 
-def open_banks(config: Config, folder: Path, studies_together: int) -> tuple[Memory, Memory]:
-    """The visual and the report bank of a banks artefact: whole, or this rank's part, as ``sharding`` says.
-
-    Args:
-        config: ``sharding`` and ``memory`` are read.
-        folder: a banks artefact.
-        studies_together: that a rank retrieves for at a time.
-    """
-    visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
-    ours, kind = config.sharding, config.memory.search
-    if kind != "exact":
-        _refuse_way(config)
-        return _indexed(visual, kind), _indexed(reports, kind)
-    if engine.world_size() == 1:
-        return _whole(visual), _whole(reports)
-    layout = Layout(None if ours.ranks_per_copy is None else hybrid_group(ours.ranks_per_copy), ours.node_ranks)
-    queries = studies_together * len(LABELS) * config.memory.heads
-    sharded = (
-        ShardedMemory.open(
-            bank, layout, device=engine.device(), way=ours.way, copy_bytes=ours.copy_bytes, queries=queries
-        )
-        for bank in (visual, reports)
-    )
-    return next(sharded), next(sharded)
-
-
-def _indexed(bank: MemoryBank, kind: Kind) -> ApproximateMemory:
-    return ApproximateMemory(bank.all(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind)
-
-
-def _whole(bank: MemoryBank) -> Bank:
-    return Bank(bank.all(), bank.scale(0, len(bank)), bank.groups)
-
-
 def stage2_faults(config: Config, ranks: int) -> list[str]:
     """Settings of stage 2, and of the banks it reads, that do not go together on so many ranks."""
     ours, memory, sharding = config.stage2, config.memory, config.sharding
-    checks = [lambda: refuse_no_hopfield(config), lambda: _refuse_way(config), lambda: refuse_changing_text(config)]
-    if ds_config.is_split(ours.ds_config):
+    checks = [
+        lambda: refuse_no_hopfield(config),
+        lambda: refuse_sharded_index(config),
+        lambda: refuse_changing_text(config),
+    ]
+    if deepspeed_config.is_split(ours.ds_config):
         checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
     faults = [*stream_faults(config.decoder), *search_faults(memory.search), *gathered(*checks)]
     if config.decoder.use_retrieved_text and config.banks.reports.unit != "sentence":
@@ -183,12 +152,6 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
     if sharding.ranks_per_copy and ranks > 1 and ranks % sharding.ranks_per_copy:
         faults.append(f"sharding.ranks_per_copy {sharding.ranks_per_copy} does not divide {ranks} ranks")
     return faults
-
-
-def _refuse_way(config: Config) -> None:
-    kind, way = config.memory.search, config.sharding.way
-    if kind != "exact" and way in ("gather", "ring"):
-        raise UserError(f"memory.search {kind} reads a bank that each rank holds whole: sharding.way replicate")
 
 
 def _leak(where: object, held_out: Sequence[str]) -> str:
@@ -215,7 +178,7 @@ def loss(
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up).
 
-    With ``own_reports`` and ``wanted_rows``, what the memories are taught is added (``amrg.models.recall``).
+    With ``own_reports`` and ``wanted_rows``, what the memories are taught is added (``amrg.models.retrieval_loss``).
     """
     sight = look(model, batch["films"]) if "films" in batch else Sight(*batch["sight"])
     own_BQD = None if own_reports is None else own_reports.of(batch["study"])
@@ -282,7 +245,7 @@ class _Source:
             watch.add(model, batch)
             sums["loss"] += float(summed) * len(batch["counts"])
             sums["tokens"] += float(((batch["report"] != IGNORED).sum(1) * batch["counts"]).sum())
-        mean = engine.mean_over_ranks(sums)
+        mean = distributed.mean_over_ranks(sums)
         return {"val_loss": mean["loss"] / mean["tokens"], **watched, **watch.result()}
 
     def lengths(self, config: Config) -> list[int] | None:
@@ -294,7 +257,7 @@ class _Source:
     def weighted(self, packed: dict[str, Any]) -> dict[str, Any]:
         """With ``weight`` [B], so that the mean over samples and ranks is the mean over the global batch's tokens."""
         packed = _to_device(packed)
-        mean = engine.mean_over_ranks({"tokens": float((packed["report"] != IGNORED).sum())})["tokens"]
+        mean = distributed.mean_over_ranks({"tokens": float((packed["report"] != IGNORED).sum())})["tokens"]
         return {**packed, "weight": packed["counts"] * len(packed["counts"]) / mean}
 
 
@@ -308,10 +271,10 @@ class _Cached(_Source):
         self._text = retrieved_tokens_of(config, model, data, banks, both, folder)
         self.steps_per_epoch = len(self.train) // self.batch_size
         self._lengths = self.lengths(config)
-        if not self.steps_per_epoch or self.batch_size % engine.world_size():
+        if not self.steps_per_epoch or self.batch_size % distributed.world_size():
             raise UserError(
                 f"stage2.batch_size {self.batch_size} does not fit {len(self.train)} train studies on "
-                f"{engine.world_size()} ranks: take a multiple of the ranks, at most the studies"
+                f"{distributed.world_size()} ranks: take a multiple of the ranks, at most the studies"
             )
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -321,7 +284,7 @@ class _Cached(_Source):
         order = torch.from_numpy(drawn)
         for step in range(start, self.steps_per_epoch):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.weighted(self._batch("train", rows[engine.rank() :: engine.world_size()]))
+            yield self.weighted(self._batch("train", rows[distributed.rank() :: distributed.world_size()]))
 
     def validation(self) -> Iterator[dict[str, Any]]:
         for rows, counted in shares(len(self.val), self.batch_size):
@@ -344,8 +307,8 @@ class _Streamed(_Source):
             "train",
             self.batch_size,
             self.seed,
-            engine.rank(),
-            engine.world_size(),
+            distributed.rank(),
+            distributed.world_size(),
             readers=config.data.readers,
             collate=self._pack,
             lengths=self.lengths(config),
@@ -365,7 +328,7 @@ class _Streamed(_Source):
 
 def _to_device(batch: dict[str, Any]) -> dict[str, Any]:
     """Tensors on this rank's device; films follow when they are looked at."""
-    return {name: v.to(engine.device()) if isinstance(v, Tensor) else v for name, v in batch.items()}
+    return {name: v.to(distributed.device()) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
 def shares(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -373,9 +336,9 @@ def shares(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
     Every rank gets equally many batches of equal size, as collectives inside the model need.
     """
-    world = engine.world_size()
+    world = distributed.world_size()
     for start in range(0, total, batch_size):
         rows = torch.arange(start, min(start + batch_size, total))
         padded = torch.cat([rows, rows[:1].expand(-len(rows) % world)])
         counts = (torch.arange(len(padded)) < len(rows)).float()
-        yield padded[engine.rank() :: world], counts[engine.rank() :: world]
+        yield padded[distributed.rank() :: world], counts[distributed.rank() :: world]

@@ -19,9 +19,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from amrg.config import TelemetryConfig
+from amrg.distributed import rank
 from amrg.errors import UserError, gathered
-from amrg.models.parts import PREFIX
-from amrg.training.ranks import rank
+from amrg.models.profiling import PREFIX
 
 STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
 
@@ -119,7 +119,7 @@ def look(wanted: bool) -> Iterator[Shares]:
 
 
 def time_of_parts(profiler: profile) -> dict[str, float]:
-    """Seconds of each part that ``amrg.models.parts.part`` marks, forward and backward, and of ``exchange``.
+    """Seconds of each part that ``amrg.models.profiling.part`` marks, forward and backward, and of ``exchange``.
 
     A part inside another counts as itself alone. On a GPU the time of kernels is counted, elsewhere that of the CPU.
     """

@@ -1,9 +1,9 @@
 """Pinned launch configurations, one per kernel, GPU generation, storage and width: fixed, the same on every rank.
 
-``python -m amrg.kernels.resources`` shows what each compiles to. They were chosen there (no spilled registers, shared
-memory within the generation's limit, tensor cores and asynchronous copies in use), not by timing on a GPU, with the
-compiler of ``MIN_TRITON``. With an older one some spill or ask for more shared memory than there is: the blockwise
-products are used then.
+``python -m benchmarks.hopfield_compiled`` shows what each compiles to. They were chosen there (no spilled registers,
+shared memory within the generation's limit, tensor cores and asynchronous copies in use), not by timing on a GPU,
+with the compiler of ``MIN_TRITON``. With an older one some spill or ask for more shared memory than there is: the
+blockwise products are used then.
 """
 
 from dataclasses import asdict, dataclass

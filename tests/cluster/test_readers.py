@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import namespaces
-from tests.cluster.readers_run import COUNTERS, SIZES
+from tests.cluster import linux_namespaces
+from tests.cluster.readers_worker import COUNTERS, SIZES
 
-SCRIPT = Path(__file__).with_name("readers_run.py")
+SCRIPT = Path(__file__).with_name("readers_worker.py")
 
 
 @pytest.fixture(scope="module")
 def found(artefacts: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("readers")
-    done = namespaces.run(folder, str(SCRIPT), str(artefacts.data), str(folder / "result.json"))
+    done = linux_namespaces.run(folder, str(SCRIPT), str(artefacts.data), str(folder / "result.json"))
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "result.json").read_text())
 

@@ -1,4 +1,4 @@
-"""Decisions about losses, and the launcher's mistakes; real groups of workers are in ``test_losses.py``."""
+"""Decisions about losses, and the launcher's mistakes; real groups of workers are in ``test_fault_injection.py``."""
 
 import pytest
 from ray.exceptions import RayActorError

@@ -4,18 +4,18 @@ from pathlib import Path
 
 from amrg.artifacts import content_hash
 from amrg.data.shards import prepare
-from tests.cluster import namespaces
-from tests.cluster.writers_run import CONFIG, SIZES
+from tests.cluster import linux_namespaces
+from tests.cluster.writers_worker import CONFIG, SIZES
 from tests.data.test_shards import TinySource
 
-SCRIPT = Path(__file__).with_name("writers_run.py")
+SCRIPT = Path(__file__).with_name("writers_worker.py")
 
 
 def test_the_bytes_are_the_same_though_a_writer_was_killed(tmp_path: Path) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     ours.mkdir()
     prepare(TinySource(*SIZES), CONFIG, ours, 0)
-    done = namespaces.run(tmp_path, str(SCRIPT), str(theirs))
+    done = linux_namespaces.run(tmp_path, str(SCRIPT), str(theirs))
     assert done.returncode == 0, done.stderr
     for folder in ("shards", "index.parquet"):
         assert (theirs / folder).exists()

@@ -10,7 +10,7 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.sources.openi_drr import OpeniDrr
 from amrg.data.sources.openi_drr.findings import interpret, kind_of, labels_of
 from amrg.data.sources.openi_drr.reports import Annotation, Report, deduplicate, parse
-from amrg.data.text import fold
+from amrg.data.text.cleaning import fold
 from amrg.errors import UserError
 
 XML = """<?xml version="1.0" encoding="utf-8"?>

@@ -17,8 +17,8 @@ from amrg.data.splits import arrange, hashed
 from amrg.data.stream import read, studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from tests.data import published
-from tests.data.published import CHEXPERT, MIMIC, film, make_chexpert, make_iu_xray, make_mimic, make_openi
+from tests.data import dataset_fixtures
+from tests.data.dataset_fixtures import CHEXPERT, MIMIC, film, make_chexpert, make_iu_xray, make_mimic, make_openi
 
 
 def shuffled(columns):
@@ -84,7 +84,7 @@ MUTE = (
 
 @pytest.fixture
 def mute(tmp_path, monkeypatch):
-    monkeypatch.setattr(published, "MIMIC", (*MIMIC, *MUTE))
+    monkeypatch.setattr(dataset_fixtures, "MIMIC", (*MIMIC, *MUTE))
     root = make_mimic(tmp_path / "mute")
     path = root / "mimic-cxr-2.0.0-split.csv.gz"
     rows = gzip.decompress(path.read_bytes()).decode().splitlines()

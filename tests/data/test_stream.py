@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from amrg.config import DataConfig
-from amrg.data import images, stream
+from amrg.data import image_ops, stream
+from amrg.data.shard_cache import ShardFiles
 from amrg.data.shards import INDEX, prepare, read_index
-from amrg.data.storage import ShardFiles
 from amrg.data.stream import Stream, count, read, studies
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
@@ -274,7 +274,7 @@ def _members(data):
     sample = next(read(data, "val"))
     record = {name: getattr(sample.study, name) for name in ("group", "split", "report", "labels")}
     record |= {"key": "a", "masks": {}}
-    return {"a.0.jpg": images.encode_film(sample.views[0]), "a.json": json.dumps(record).encode()}
+    return {"a.0.jpg": image_ops.encode_film(sample.views[0]), "a.json": json.dumps(record).encode()}
 
 
 def test_foreign_shards_are_read_when_they_follow_the_format(data, tmp_path):
@@ -308,33 +308,33 @@ def test_an_image_bomb_is_refused_before_it_is_decoded():
     Image.new("1", (9_000, 9_000)).save(file, "PNG")
     assert len(file.getvalue()) < 100_000
     with pytest.raises(ValueError, match="9000 × 9000"):
-        images.decode_film(file.getvalue())
+        image_ops.decode_film(file.getvalue())
 
 
 def test_a_truncated_jpeg_is_refused():
-    data = images.encode_film(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
+    data = image_ops.encode_film(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
     for stop in (0, 10, len(data) // 2, len(data) - 20):
         with pytest.raises(ValueError, match="not a readable image"):
-            images.decode_film(data[:stop])
+            image_ops.decode_film(data[:stop])
 
 
 def test_letterbox_keeps_the_whole_film_and_its_proportions():
     film = np.full((20, 40), 200, np.uint8)
-    square = images.letterbox(film, 20)
+    square = image_ops.letterbox(film, 20)
     assert square.shape == (20, 20)
     np.testing.assert_array_equal(square[5:15], 200)
     assert square.sum() == 200 * 10 * 20
     same = np.random.default_rng(0).integers(0, 256, (20, 20), np.uint8)
-    np.testing.assert_array_equal(images.letterbox(same, 20), same)
+    np.testing.assert_array_equal(image_ops.letterbox(same, 20), same)
     mask = np.zeros((40, 20), np.bool_)
     mask[:20] = True
-    np.testing.assert_array_equal(np.flatnonzero(images.letterbox(mask, 20).any(1)), np.arange(10))
-    views = images.to_model_input([film, film.T], 10)
+    np.testing.assert_array_equal(np.flatnonzero(image_ops.letterbox(mask, 20).any(1)), np.arange(10))
+    views = image_ops.to_model_input([film, film.T], 10)
     assert views.shape == (2, 10, 10)
     assert views.dtype == np.uint8
 
 
 @pytest.mark.parametrize(("shape", "stored"), [((30, 20), (15, 10)), ((20, 33), (10, 16)), ((8, 9), (8, 9))])
 def test_shrink_sets_the_short_side_and_never_enlarges(shape, stored):
-    assert images.shrink(np.zeros(shape, np.uint8), 10).shape == stored
-    assert images.shrink(np.zeros(shape, np.bool_), 10).shape == stored
+    assert image_ops.shrink(np.zeros(shape, np.uint8), 10).shape == stored
+    assert image_ops.shrink(np.zeros(shape, np.bool_), 10).shape == stored

@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 
 from amrg.artifacts import Recipe, build, open_artifact
-from amrg.compare import main
+from amrg.commands.compare import main
 from amrg.errors import UserError
 from amrg.evaluation.clinical import ClinicalScores
 from amrg.evaluation.comparison import compare, holm, read_run, run_name, scores_of
-from amrg.evaluation.learned import NAMES, LearnedScores
+from amrg.evaluation.radeval_metrics import NAMES, LearnedScores
 
 SICK, WELL = "Small left pleural effusion.", "No pleural effusion."
 

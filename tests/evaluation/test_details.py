@@ -14,7 +14,7 @@ from amrg.evaluation.details import (
     contradicted,
     details_of,
 )
-from amrg.evaluation.place import lesion_sides, lesion_zones
+from amrg.evaluation.lesion_place import lesion_sides, lesion_zones
 from amrg.evaluation.statistics import resample
 
 LEFT, RIGHT = "Small left pleural effusion.", "Small right pleural effusion."

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from amrg.artifacts import Recipe, build, open_artifact
+from amrg.banks.bank import REPORTS, VISUAL
+from amrg.banks.writer import BankWriter
 from amrg.config import Config, DataConfig, EvaluateConfig, VisionConfig
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
@@ -16,11 +18,9 @@ from amrg.data.stream import Sample, Shelf, studies
 from amrg.data.studies import Films, Study
 from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
+from amrg.evaluation.page_samples import _views, pick, positives
 from amrg.evaluation.reports import Sentence
-from amrg.evaluation.showcase import _views, pick, positives
-from amrg.memory.bank import REPORTS, VISUAL
-from amrg.memory.writer import BankWriter
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.classifier import DiseaseClassifier
 
 CONFIG = Config(
     data=DataConfig(image_size=224, shard_size=8, workers=1),

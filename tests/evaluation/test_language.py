@@ -7,10 +7,10 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from amrg.data.wording import tokenize
+from amrg.data.text.repetition import tokenize
 from amrg.errors import UserError
-from amrg.evaluation.labeler_check import openi_reports
 from amrg.evaluation.language import corpus_bleu, meteor, score_language
+from benchmarks.labeler import openi_reports
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
+from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
 from amrg.evaluation.relevance import base_rates, relevance
 from amrg.evaluation.reports import Association, Generated, parse_reports
-from amrg.memory.bank import REPORTS, VISUAL, MemoryBank
-from amrg.memory.writer import BankWriter
 
 HEART, LESION = FINDINGS.index("Cardiomegaly"), FINDINGS.index("Lung Lesion")
 

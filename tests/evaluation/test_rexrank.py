@@ -5,8 +5,8 @@ import json
 import pytest
 
 from amrg.artifacts import Recipe, build, open_artifact
+from amrg.commands.export import main
 from amrg.errors import UserError
-from amrg.export import main
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import pytest
 
 from amrg.config import Config
-from amrg.experiments.catalogue import EXPERIMENTS
+from amrg.experiments.registry import EXPERIMENTS
 from tests.browser import WIDTH, Keys, Page, chromium
-from tests.experiments.made_up import write_results
+from tests.experiments.fake_results import write_results
 
 #: Of an element in view: its place, and what of it is a picture that was read and has a size.
 PICTURE = """

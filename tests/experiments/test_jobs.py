@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from amrg import pipeline
+from amrg.commands import experiment
 from amrg.errors import UserError
-from amrg.experiments import command
-from amrg.experiments.catalogue import EXPERIMENTS
 from amrg.experiments.jobs import Jobs
+from amrg.experiments.registry import EXPERIMENTS
 from amrg.experiments.sweep import changed
 from tests.experiments.test_sweep import SMALL
 
@@ -37,12 +37,12 @@ def test_side_by_side_the_same_is_made(config, tmp_path, capfd):
     (tmp_path / "alone-tiny").mkdir()
     for path in (tmp_path / "tiny").iterdir():
         (tmp_path / "alone-tiny" / path.name).symlink_to(path)
-    pages = [command.run(config, [ours], seeds=1, jobs=2)]
+    pages = [experiment.run(config, [ours], seeds=1, jobs=2)]
     assert "[Hopfield, 2 steps, seed 0] stage2: making" in capfd.readouterr().err
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # as each job: last bits depend on it
     try:
-        pages.append(command.run(alone, [ours], seeds=1))
+        pages.append(experiment.run(alone, [ours], seeds=1))
     finally:
         torch.set_num_threads(threads)
     assert capfd.readouterr().err.count("stage 1 looks at train") == 1  # the second training reads what the first saw

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from amrg import pipeline
+from amrg.commands import experiment
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.experiments import command
-from amrg.experiments.catalogue import DETAILED, EXPERIMENTS, HEADLINE, Experiment
-from amrg.experiments.looks import _eyes
+from amrg.experiments.cached_steps import _eyes
+from amrg.experiments.registry import DETAILED, EXPERIMENTS, HEADLINE, Experiment
 from amrg.experiments.sweep import Forecast, Sweep, Variant, changed, folder_of, seeded, show_forecast
 
 SMALL = {
@@ -144,7 +144,7 @@ def config(artefacts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(config):
-    return command.run(config, [ABLATION], seeds=1)
+    return experiment.run(config, [ABLATION], seeds=1)
 
 
 def test_counts_what_is_to_be_made(config):
@@ -186,7 +186,7 @@ def test_an_experiment_leaves_table_and_page(config, pages):
 def test_done_again_nothing_is_made(config, pages, capsys):
     before = {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")}
     page = pages[0].read_bytes()
-    assert command.run(config, [ABLATION], seeds=1) == pages
+    assert experiment.run(config, [ABLATION], seeds=1) == pages
     assert {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")} == before
     assert pages[0].read_bytes() == page
     assert "making" not in capsys.readouterr().err
@@ -213,7 +213,7 @@ def test_copies_come_from_the_rows_retrieved(config):
     retrieval = EXPERIMENTS["retrieval"]
     chosen = [v for v in retrieval.variants(config, 16) if v.copied or v.name == "Hopfield, 1 step"]
     assert [variant.copied for variant in chosen] == [0, 1, 5]
-    page = command.run(config, [replace(retrieval, variants=lambda config, texts: chosen)], seeds=1)[0].read_text()
+    page = experiment.run(config, [replace(retrieval, variants=lambda config, texts: chosen)], seeds=1)[0].read_text()
     table = (folder_of(config) / "retrieval" / "table.csv").read_text()
     assert table.count("\n") == 4
     assert "over seeds" not in table
@@ -226,7 +226,7 @@ def test_details_are_supported_after_one_training(config):
     sweep = Sweep(config, [grounding.variants(config, 16)], [1])
     assert (sweep.to_make()["stage2"], sweep.to_make()["generate"]) == (1, 5)
     before = {path.name for path in pipeline.root(config).glob("*-*")}
-    page = command.run(config, [grounding], seeds=1)[0]
+    page = experiment.run(config, [grounding], seeds=1)[0]
     made = sorted(path.name.split("-")[0] for path in pipeline.root(config).glob("*-*") if path.name not in before)
     assert made == ["reports"] * 5 + ["stage2"]
     assert "Not run" not in page.read_text()
@@ -243,7 +243,7 @@ def test_what_memory_gives_is_asked_of_three_seeds_the_rest_of_as_many_as_told()
 
 def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
     bad = replace(EXPERIMENTS["temporal"], variants=lambda c, s: [Variant("no", {"stage2.batch_size": 999})])
-    page = command.run(config, [bad], seeds=1)[0].read_text()
+    page = experiment.run(config, [bad], seeds=1)[0].read_text()
     assert "Not run:</b> stage2.batch_size 999 does not fit" in page
 
 
@@ -255,6 +255,6 @@ def test_the_forecast_says_what_it_does_not_know(capsys):
 
 def test_mistakes_are_one_line():
     with pytest.raises(UserError, match=r"invalid choice: 'gamma'"):
-        command.main(["gamma"])
+        experiment.main(["gamma"])
     with pytest.raises(UserError, match="--seeds 0"):
-        command.main(["beta", "--seeds", "0"])
+        experiment.main(["beta", "--seeds", "0"])

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from amrg.artifacts import open_artifact
-from amrg.models.generator import ReportGenerator
+from amrg.models.open_banks import open_banks
+from amrg.models.report_generator import ReportGenerator
 from amrg.training import checkpoint
-from amrg.training.stage2 import open_banks
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

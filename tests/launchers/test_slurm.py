@@ -28,11 +28,11 @@ SHOW = "import json, os; open(os.environ['RANK'], 'w').write(json.dumps(dict(os.
 MEET = """
 import torch
 from torch import distributed
-from amrg.training import ranks
-ranks.start()
-total = torch.tensor([float(ranks.rank() + 1)])
+from amrg import distributed
+distributed.start()
+total = torch.tensor([float(distributed.rank() + 1)])
 distributed.all_reduce(total)
-open(f"met-{ranks.rank()}", "w").write(f"{ranks.gather_lists([ranks.rank()])} {total.item()}")
+open(f"met-{distributed.rank()}", "w").write(f"{distributed.gather_lists([distributed.rank()])} {total.item()}")
 """
 
 

@@ -7,17 +7,17 @@ from collections import Counter
 import pytest
 import torch
 
+from amrg.banks.bank import MemoryBank, normalise_rows
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.data.stream import read
 from amrg.errors import UserError
-from amrg.memory.bank import MemoryBank, normalise_rows
 from amrg.mining.regions import STATS, Candidate, mine_regions, normal_sentences, select, stating
 from amrg.models.cam import cam
+from amrg.models.classifier import DiseaseClassifier
 from amrg.models.regions import find_regions
-from amrg.models.stage1 import DiseaseClassifier
 from amrg.models.vision import to_images
-from tests.films import CONFIG as BFLOAT16
-from tests.films import FINDING, SIZES, prepare_squares, report
+from tests.synthetic_dataset import CONFIG as BFLOAT16
+from tests.synthetic_dataset import FINDING, SIZES, prepare_squares, report
 
 CONFIG = dataclasses.replace(BFLOAT16, stage1=dataclasses.replace(BFLOAT16.stage1, dtype="float32"))
 FILMS = SIZES["train"] * 5 // 4  # every fourth study has two

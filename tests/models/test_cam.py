@@ -4,7 +4,7 @@ import torch
 from amrg.config import VisionConfig
 from amrg.errors import UserError
 from amrg.models.cam import METHODS, activation_maps, cam, class_scales
-from amrg.models.stage1 import DiseaseClassifier, PooledHead
+from amrg.models.classifier import DiseaseClassifier, PooledHead
 
 
 @pytest.fixture(scope="module")

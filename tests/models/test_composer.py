@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from amrg.banks.bank import NO_GROUP, MemoryBank, group_id
+from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
-from amrg.memory.bank import NO_GROUP, MemoryBank, group_id
-from amrg.memory.writer import BankWriter
-from amrg.models.certainty import Certainty
 from amrg.models.composer import Composed, Composer, Said, Support, head_features
-from amrg.models.details import AttributeHeads, Head
-from amrg.models.generator import Association
+from amrg.models.detail_heads import AttributeHeads, Head
+from amrg.models.finding_calibration import Certainty
 from amrg.models.regions import PLACES
-from tests.models.sights import WIDTH, sight_of
+from amrg.models.report_generator import Association
+from tests.models.vision_outputs import WIDTH, sight_of
 
 HEART, EFFUSION, LESION = "Cardiomegaly", "Pleural Effusion", "Lung Lesion"
 #: Stage 1's own probabilities; from ½ on a finding is named.

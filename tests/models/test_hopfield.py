@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
+from amrg.banks.bank import normalise_rows
 from amrg.kernels import quantize_rows
-from amrg.kernels.baselines import absorbed, hflayers_formula, project_once_sdpa
-from amrg.memory.bank import normalise_rows
 from amrg.models import CrossAttention, HopfieldMemory
+from benchmarks.hopfield_baselines import absorbed, hflayers_formula, project_once_sdpa
 from tests.tolerances import assert_close
 
 B, L, S, D, OUT, H, K, V, N = 3, 5, 21, 33, 19, 3, 17, 11, 203

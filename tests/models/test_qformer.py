@@ -12,11 +12,11 @@ from transformers import BertConfig, BertModel
 from amrg.config import VisionConfig, to_dict
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
-from amrg.memory.reports import WHEELS
+from amrg.models.classifier import DiseaseClassifier
 from amrg.models.qformer import build_qformer, init_faults
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.text_encoder import WHEELS
 from amrg.pipeline import recipe
-from amrg.training.watch import query_cosine
+from amrg.training.sample_reports import query_cosine
 
 SMALL = VisionConfig(image_size=64, embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=2, qformer_heads=2)
 PRE = replace(SMALL, qformer_norm="pre")

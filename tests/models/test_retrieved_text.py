@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from amrg.errors import UserError
-from amrg.models.generator import IGNORED, ReportGenerator
-from amrg.models.stage1 import DiseaseClassifier
-from tests.models.test_generator import DECODING, build, classifier, inputs, one  # noqa: F401
+from amrg.models.classifier import DiseaseClassifier
+from amrg.models.report_generator import IGNORED, ReportGenerator
+from tests.models.test_report_generator import DECODING, build, classifier, inputs, one  # noqa: F401
 
 PROMPT = "Film {image}. Alike: {retrieved} Text:"
 TEXT_BL = torch.tensor([[5, 9, 11, 20], [IGNORED, IGNORED, 30, 31], [IGNORED] * 4])

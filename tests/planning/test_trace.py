@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM, BertConfig
 
 from amrg.config import Config
 from amrg.kernels import hopfield_retrieve
-from amrg.models.generator import ReportGenerator
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.classifier import DiseaseClassifier
+from amrg.models.report_generator import ReportGenerator
 from amrg.planning.architectures import PUBLISHED
 from amrg.planning.devices import DEVICES
-from amrg.planning.plan import Assumptions, plan
-from amrg.planning.skeleton import Skeleton, no_sight, stage1_skeleton, stage2_skeleton
+from amrg.planning.meta_models import Skeleton, no_sight, stage1_skeleton, stage2_skeleton
+from amrg.planning.stage_estimate import Assumptions, plan
 from amrg.planning.trace import _UNCOUNTED, Tracer
-from amrg.training import engine
+from amrg.precision import precision
 from amrg.training.stage2 import build_generator
 from tests.conftest import Artefacts
 
@@ -49,7 +49,7 @@ def kept(skeleton: Skeleton, model: Any, samples: int, dtype: str) -> int:
         found[tensor.untyped_storage().data_ptr()] = tensor  # keeps it alive: an address is not used twice
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), engine.precision(dtype):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision(dtype):
         skeleton.loss(model, skeleton.inputs(model, samples))
     return sum(t.untyped_storage().nbytes() for address, t in found.items() if address not in own)
 

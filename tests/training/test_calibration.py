@@ -10,14 +10,14 @@ import torch
 
 from amrg.data import stream
 from amrg.data.labels import FINDINGS
-from amrg.data.outline import stated
-from amrg.models.certainty import FEATURES, FILE, Certainty
-from amrg.models.generator import Sight
+from amrg.data.text.outline import stated
+from amrg.models.finding_calibration import FEATURES, FILE, Certainty
+from amrg.models.report_generator import Sight
 from amrg.training import calibration
 from amrg.training.calibration import CALIBRATION, calibrate
-from amrg.training.seen import Seen
 from amrg.training.stage2 import build_generator
-from tests.models.sights import sight_of
+from amrg.training.vision_cache import Seen
+from tests.models.vision_outputs import sight_of
 
 #: What the reports of each split say.
 SAID = {"train": ["Cardiomegaly.", "Edema.", "Clear lungs."], "val": ["Fracture.", "Cardiomegaly."], "test": ["Edema."]}

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from amrg import distributed
 from amrg.config import SafetyConfig, TelemetryConfig
 from amrg.errors import UserError
-from amrg.training import checkpoint, engine, loop
-from amrg.training.guards import LossGuard, told_plainly
-from tests.training.small_run import optimisation
+from amrg.training import checkpoint, loop
+from amrg.training.interruption import LossGuard, told_plainly
 from tests.training.test_loop import steps
+from tests.training.toy_training_worker import optimisation
 
 QUIET = TelemetryConfig(tensorboard=False)
 
@@ -133,7 +134,7 @@ def test_a_loss_that_is_no_number_names_step_rank_and_studies(tmp_path):
 
     with pytest.raises(UserError, match=r"the loss is nan at step 5 \(rank 0, studies aa, bb; hashed keys\)"):
         fit(tmp_path, Adapted(), poisoned)
-    engine.barrier()
+    distributed.barrier()
     time.sleep(0.5)  # the checkpoint of the first epoch is written while training went on
     assert checkpoint.latest(tmp_path / "checkpoints").state["step"] == 3
 
@@ -165,9 +166,9 @@ def weights(folder):
 
 @pytest.fixture(scope="module")
 def forked(tmp_path_factory):
-    """The folder of the runs of forked_run.py, and what they told."""
+    """The folder of the runs of kill_and_resume_driver.py, and what they told."""
     folder = tmp_path_factory.mktemp("forked")
-    command = [sys.executable, "-m", "tests.training.forked_run", str(folder)]
+    command = [sys.executable, "-m", "tests.training.kill_and_resume_driver", str(folder)]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return folder, json.loads((folder / "outcome.json").read_text())
 

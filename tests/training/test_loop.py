@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from amrg import distributed
 from amrg.errors import UserError
+from amrg.precision import products
 from amrg.training import checkpoint, engine
 
-SCRIPT = Path(__file__).with_name("small_run.py")
+SCRIPT = Path(__file__).with_name("toy_training_worker.py")
 STEPS = 9
 
 
@@ -109,7 +111,7 @@ def test_resume_under_another_world_size_and_stage(tmp_path: Path) -> None:
 
 
 def test_a_partitioned_module_computes_what_it_did() -> None:
-    engine.start()
+    distributed.start()
     torch.manual_seed(0)
     module, inputs = (
         torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)),
@@ -136,7 +138,7 @@ def test_rounded_products_end_with_the_step(dtype: str, inside: str) -> None:
     """What a float32 run may round stays as the user set it, also after an error."""
     torch.set_float32_matmul_precision("high")
     try:
-        with contextlib.suppress(ZeroDivisionError), engine.products(dtype):
+        with contextlib.suppress(ZeroDivisionError), products(dtype):
             assert torch.get_float32_matmul_precision() == inside
             raise ZeroDivisionError
         assert torch.get_float32_matmul_precision() == "high"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from amrg.training import engine
-from amrg.training.ds_config import Optimisation
+from amrg.training.deepspeed_config import Optimisation
 from amrg.training.engine import Engine
 
 OURS = Optimisation("stage2", 1, 4, 0.05, 0.1, 0.0, 1e9, "float32", ds_config="zero1.json")

@@ -30,7 +30,7 @@ def test_how_to_write_is_not_said_by_the_base_model(tmp_path: Path) -> None:
 
 def test_no_library_warns_between_our_lines(artefacts: Any, tmp_path: Path) -> None:
     save_base(tmp_path / "base")
-    command = [sys.executable, "-m", "tests.training.quiet_run", artefacts.data.parent.parent, tmp_path / "base"]
+    command = [sys.executable, "-m", "tests.training.quiet_worker", artefacts.data.parent.parent, tmp_path / "base"]
     done = subprocess.run([*map(str, command), str(tmp_path / "made")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr

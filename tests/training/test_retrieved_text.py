@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.memory.bank import REPORTS, VISUAL, MemoryBank, group_id
-from amrg.models.certainty import Certainty
+from amrg.inference.generate import generate, strangers
 from amrg.models.composer import ROWS, Composer
-from amrg.models.generator import IGNORED, ReportGenerator
+from amrg.models.finding_calibration import Certainty
+from amrg.models.open_banks import open_banks
+from amrg.models.report_generator import IGNORED, ReportGenerator
 from amrg.training.calibration import CALIBRATION
-from amrg.training.features import FeatureCache
-from amrg.training.generate import generate, strangers
+from amrg.training.feature_cache import FeatureCache
 from amrg.training.retrieved_text import RetrievedText, refuse_changing_text, retrieved_tokens_of
-from amrg.training.seen import Seen
-from amrg.training.stage2 import build_generator, open_banks
+from amrg.training.stage2 import build_generator
+from amrg.training.vision_cache import Seen
 from tests.training.test_stage2 import trained
 
 

@@ -13,13 +13,13 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import count, read
 from amrg.errors import UserError
-from amrg.models.stage1 import DiseaseClassifier
+from amrg.models.classifier import DiseaseClassifier
 from amrg.models.vision import to_images
 from amrg.training import checkpoint
-from amrg.training.classification import auroc
+from amrg.training.multilabel import auroc
 from amrg.training.stage1 import _CachedFilms, _StreamedFilms, train_stage1
 from tests.conftest import RandomSource
-from tests.films import CONFIG, FINDING, SIZES, prepare_squares
+from tests.synthetic_dataset import CONFIG, FINDING, SIZES, prepare_squares
 
 K = LABELS.index(FINDING)
 
@@ -98,7 +98,7 @@ def test_two_ranks_under_zero_3_learn_what_one_learns(data, tmp_path, norm):
     train_stage1(dataclasses.replace(config, vision=vision), data, tmp_path / "alone")
     command = [
         sys.executable,
-        str(Path(__file__).with_name("stage1_run.py")),
+        str(Path(__file__).with_name("stage1_worker.py")),
         str(data),
         str(tmp_path / "two"),
         "zero3.json",

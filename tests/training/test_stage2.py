@@ -10,21 +10,22 @@ from typing import Any
 import pytest
 import torch
 
+from amrg.banks.bank import REPORTS as REPORT_BANK
+from amrg.banks.bank import MemoryBank
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.outline import stated
 from amrg.data.stream import studies
+from amrg.data.text.outline import stated
 from amrg.errors import UserError
-from amrg.memory.bank import REPORTS as REPORT_BANK
-from amrg.memory.bank import MemoryBank
-from amrg.memory.reports import encode_reports
-from amrg.models.certainty import Certainty
-from amrg.models.generator import Predicted, ReportGenerator, Sight
+from amrg.inference import generate as generation
+from amrg.inference.generate import generate, open_composer, strangers
+from amrg.mining.reports import encode_reports
+from amrg.models.finding_calibration import Certainty
+from amrg.models.open_banks import open_banks
+from amrg.models.report_generator import Predicted, ReportGenerator, Sight
 from amrg.pipeline import STEPS
-from amrg.training import generate as generation
 from amrg.training.calibration import CALIBRATION
-from amrg.training.generate import generate, open_composer, strangers
-from amrg.training.stage2 import loss, open_banks, shares, train_stage2
+from amrg.training.stage2 import loss, shares, train_stage2
 
 
 def trained(artefacts: Any, folder: Path, **changes: Any) -> Config:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from amrg.config import TelemetryConfig
-from amrg.models.parts import part
+from amrg.models.profiling import part
 from amrg.training.engine import Engine
 from amrg.training.stage2 import train_stage2
 from amrg.training.telemetry import Telemetry, look
-from tests.training.small_run import build, data, loss, optimisation
+from tests.training.toy_training_worker import build, data, loss, optimisation
 
 
 class TwoParts(nn.Module):

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from amrg.config import DataConfig
-from amrg.data.film_files import load_film
-from amrg.data.labeler import label_report
+from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
-from amrg.data.sections import chosen_text
 from amrg.data.sources.tables import Need, Tally, data_root, find, labels_of, read_csv
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
+from amrg.data.text.labeler import label_report
+from amrg.data.text.sections import chosen_text
 from amrg.errors import UserError
 
 TABLE = "df_chexpert_plus_240401.csv"

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from amrg.config import DataConfig
-from amrg.data.film_files import load_film
-from amrg.data.labeler import label_report
+from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
-from amrg.data.sections import chosen_text, split_sections
 from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
 from amrg.data.sources.tables import Need, Tally, data_root, find, labels_of, read_csv
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
+from amrg.data.text.labeler import label_report
+from amrg.data.text.sections import chosen_text, split_sections
 from amrg.errors import UserError
 from amrg.progress import track
 

@@ -4,12 +4,12 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from amrg.config import DataConfig
-from amrg.data.film_files import load_film
-from amrg.data.labeler import label_report
-from amrg.data.sections import chosen_text
+from amrg.data.image_io import load_film
 from amrg.data.sources.tables import Need, data_root, refuse_views
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import Films, Study
+from amrg.data.text.labeler import label_report
+from amrg.data.text.sections import chosen_text
 from amrg.errors import UserError
 from amrg.progress import say
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from amrg.config import DataConfig
-from amrg.data.film_files import load_film
-from amrg.data.labeler import label_report
+from amrg.data.image_io import load_film
 from amrg.data.sources.tables import Need, data_root, find, refuse_views
 from amrg.data.splits import arrange, hashed
 from amrg.data.studies import SPLITS, Films, Study
-from amrg.data.text import clean
+from amrg.data.text.cleaning import clean
+from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 from amrg.progress import say
 

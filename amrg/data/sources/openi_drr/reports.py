@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from amrg.config import DataConfig
-from amrg.data.sections import Sections, chosen_text
 from amrg.data.sources.tables import Need, refuse_views
-from amrg.data.text import clean, fold
+from amrg.data.text.cleaning import clean, fold
+from amrg.data.text.sections import Sections, chosen_text
 from amrg.errors import UserError
 
 _SHORTEST = 3  # words that a cleaned report must have

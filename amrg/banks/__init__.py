@@ -1,0 +1,5 @@
+"""Memory banks on disk: reading, writing, merging, subsets, and the sampling of rows."""
+
+from amrg.banks.bank import MemoryBank
+
+__all__ = ["MemoryBank"]

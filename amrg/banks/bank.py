@@ -1,0 +1,282 @@
+"""Memory banks on disk: vectors in memory-mapped chunks, and for each row where it came from.
+
+A bank is a folder:
+
+``rows-00000.safetensors`` …
+    ``rows`` [n, D] each, of int8 rows ``scale`` [n] too; the file's metadata say which row is its first.
+``provenance.parquet``
+    one row per vector, in the same order (``PROVENANCE``), a row group for each chunk.
+``bank.json``
+    format, D, N, dtype, rows by split, content hash, and the files with their hashes. Written last: a bank without it
+    is not whole.
+
+Rows are stored normalised (``normalise_rows``), as retrieval needs them. ``amrg.banks.writer`` writes banks,
+``amrg.banks.transforms`` makes banks of banks.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from amrg.artifacts import file_hash
+from amrg.errors import UserError
+from amrg.kernels.hopfield.reference import NO_GROUP
+
+FORMAT = 3
+HEADER = "bank.json"
+TABLE = "provenance.parquet"
+
+#: Folders of the two banks inside a banks artefact.
+VISUAL, REPORTS = "visual", "reports"
+
+#: What is known of a row. ``key`` and ``group`` are the study's; a row that no patient owns (a disease token) has empty
+#: ones. ``box`` is x0, y0, x1, y1 on the encoder's patch grid, on film number ``view`` of the study. ``source`` is one
+#: of ``SOURCES``. ``group_id`` is what retrieval compares (``group_id``), ``hash`` is of the vector and all the rest
+#: (``row_hash``).
+PROVENANCE = pa.schema(
+    {
+        "row": pa.int64(),
+        "key": pa.string(),
+        "group": pa.string(),
+        "split": pa.string(),
+        "findings": pa.list_(pa.string()),
+        "source": pa.string(),
+        "view": pa.int32(),
+        "box": pa.list_(pa.int32(), 4),
+        "text": pa.string(),
+        "score": pa.float32(),
+        "group_id": pa.int64(),
+        "hash": pa.int64(),
+    }
+)
+#: What is told of a row; the other columns follow from it.
+TOLD = ("key", "group", "split", "findings", "source", "view", "box", "text", "score")
+SOURCES = ("region", "report", "sentence", "disease_token")
+
+#: The split whose rows may be remembered: of any other, memory would tell what is to be predicted.
+TRAIN = "train"
+
+_STORED = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORED}
+
+
+def group_id(group: str) -> int:
+    """A patient group as a stable number in [0, 2⁶³); the empty group is ``NO_GROUP``."""
+    if not group:
+        return NO_GROUP
+    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest()) >> 1
+
+
+def normalise_rows(rows_ND: torch.Tensor) -> torch.Tensor:
+    """LayerNorm without affine over the last axis, in fp32 (design: z_j = normalise(memory_j)). fp32 [N, D]"""
+    return torch.nn.functional.layer_norm(rows_ND.float(), rows_ND.shape[-1:])
+
+
+def row_hash(vector: bytes, origin: Mapping[str, Any]) -> int:
+    """A signed 64-bit hash of a stored row: its bytes (and those of its scale) and what is told of it."""
+    told = {name: origin.get(name) for name in TOLD}
+    if told["score"] is not None:
+        told["score"] = float(np.float32(told["score"]))
+    if told["box"] is not None:
+        told["box"] = [int(edge) for edge in told["box"]]
+    text = json.dumps(told, sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(vector + text, digest_size=8).digest(), signed=True)
+
+
+def vector_bytes(rows: torch.Tensor, scale: torch.Tensor | None) -> Iterator[bytes]:
+    """The bytes of each stored row that ``row_hash`` reads."""
+    stored = rows.contiguous().view(torch.uint8).numpy()
+    scales = None if scale is None else scale.contiguous().view(torch.uint8).view(-1, 4).numpy()
+    for number, row in enumerate(stored):
+        yield row.tobytes() if scales is None else row.tobytes() + scales[number].tobytes()
+
+
+class MemoryBank:
+    """A bank on disk. What is asked for is read from the memory-mapped chunks and the table's row groups, no more.
+
+    Attributes:
+        folder: of the bank.
+        header: the content of ``bank.json``.
+        dim, dtype: D, and the dtype of the stored rows.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
+        self.folder, self.header = folder, header
+        self.dim: int = header["dim"]
+        self.dtype = DTYPES[header["dtype"]]
+
+    @classmethod
+    def open(cls, folder: Path) -> "MemoryBank":
+        """Open a bank and check that its files have the rows that its header says; contents are for ``verify``.
+
+        Raises:
+            UserError: not a bank, or a file is missing, cut, of another shape or in another's place; the message names
+                the file and the row.
+        """
+        path = folder / HEADER
+        try:
+            header = json.loads(path.read_text())
+            readable = header["format"] == FORMAT and header["dtype"] in DTYPES
+            if readable:
+                bank, size = cls(folder, header), header["rows"]
+                total = sum(chunk["rows"] for chunk in header["chunks"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{folder} is not a memory bank (no readable {HEADER}): make the banks with `amrg banks CONFIG`"
+            ) from None
+        if not readable:
+            raise UserError(
+                f"{path} has a format that this version cannot read: make the banks again with `amrg banks`"
+            )
+        if total != size:
+            raise bank.broken(HEADER, f"its chunks have {total} rows, the bank {size}")
+        for first, chunk in bank.chunks():
+            bank._check_chunk(first, chunk)
+        if bank._table.metadata.num_rows != size:
+            raise bank.broken(TABLE, bank._missing_row())
+        return bank
+
+    def __len__(self) -> int:
+        return self.header["rows"]
+
+    @property
+    def content_hash(self) -> str:
+        """Of all rows and where they came from, in order; the same however they are cut into chunks."""
+        return self.header["content_hash"]
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows start … stop − 1 as stored (int8 ones without their scale), [stop − start, D]."""
+        return self._read("rows", start, stop, torch.empty(0, self.dim, dtype=self.dtype))
+
+    def scale(self, start: int, stop: int) -> torch.Tensor | None:
+        """Scales of int8 rows, float32 [stop − start]; None for rows of another dtype."""
+        if self.dtype != torch.int8:
+            return None
+        return self._read("scale", start, stop, torch.empty(0))
+
+    def vectors(self, start: int, stop: int) -> torch.Tensor:
+        """Rows start … stop − 1 as float32 numbers."""
+        rows, scale = self.rows(start, stop).float(), self.scale(start, stop)
+        return rows if scale is None else rows * scale[:, None]
+
+    def all(self) -> torch.Tensor:
+        """All rows, as stored, [N, D]."""
+        return self.rows(0, len(self))
+
+    @property
+    def groups(self) -> torch.Tensor:
+        """``group_id`` of each row, int64 [N]."""
+        return self.group_range(0, len(self))
+
+    def group_range(self, start: int, stop: int) -> torch.Tensor:
+        """``group_id`` of rows start … stop − 1, int64."""
+        return torch.from_numpy(self.origins(start, stop, ["group_id"])["group_id"].to_numpy().copy())
+
+    @property
+    def provenance(self) -> pa.Table:
+        """Where each row came from (``PROVENANCE``), in row order."""
+        return self.origins(0, len(self))
+
+    def origins(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Provenance of rows start … stop − 1; only the row groups that hold them are read."""
+        assert 0 <= start <= stop <= len(self), (start, stop, len(self))
+        metadata, wanted, first, skipped = self._table.metadata, [], 0, 0
+        for number in range(metadata.num_row_groups):
+            after = first + metadata.row_group(number).num_rows
+            if after <= start:
+                skipped = after
+            elif first < stop:
+                wanted.append(number)
+            first = after
+        try:
+            table = self._table.read_row_groups(wanted, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise self.broken(TABLE, f"rows from {start} on are unreadable ({type(error).__name__})") from None
+        return table.slice(start - skipped, stop - start)
+
+    def verify(self) -> None:
+        """Read everything and hash it again, row by row.
+
+        Raises:
+            UserError: something was changed after it was written; the file and the first wrong row are named.
+        """
+        combined = hashlib.sha256()
+        for first, chunk in self.chunks():
+            stop = first + chunk["rows"]
+            rows, scale = self.rows(first, stop), self.scale(first, stop)
+            origins = self.origins(first, stop).to_pylist()
+            for number, (vector, origin) in enumerate(zip(vector_bytes(rows, scale), origins, strict=True), first):
+                if origin["row"] != number:
+                    raise self.broken(TABLE, f"row {number} is missing: row {origin['row']} stands in its place")
+                if row_hash(vector, origin) != origin["hash"]:
+                    raise self._changed(number, chunk, rows[number - first])
+                combined.update(origin["hash"].to_bytes(8, signed=True))
+        if combined.hexdigest() != self.content_hash:
+            raise self.broken(HEADER, "its content hash is not that of the rows")
+
+    def _changed(self, number: int, chunk: dict[str, Any], row: torch.Tensor) -> UserError:
+        if file_hash(self.folder / chunk["file"]) == chunk["sha256"]:
+            return self.broken(TABLE, f"row {number} says something else than when it was written")
+        finite = bool(row.isfinite().all()) if row.is_floating_point() else True
+        return self.broken(chunk["file"], f"row {number} {'was changed' if finite else 'is not finite'}")
+
+    def chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number of its first row, entry in the header) of each chunk."""
+        first = 0
+        for chunk in self.header["chunks"]:
+            yield first, chunk
+            first += chunk["rows"]
+
+    def _read(self, name: str, start: int, stop: int, nothing: torch.Tensor) -> torch.Tensor:
+        assert 0 <= start <= stop <= len(self), (start, stop, len(self))
+        parts = [nothing]
+        for first, chunk in self.chunks():
+            low, high = max(start - first, 0), min(stop - first, chunk["rows"])
+            if low < high:
+                with safe_open(self.folder / chunk["file"], "pt") as file:
+                    parts.append(file.get_slice(name)[low:high])
+        return torch.cat(parts)
+
+    def _check_chunk(self, first: int, chunk: dict[str, Any]) -> None:
+        where = f"rows {first} to {first + chunk['rows'] - 1}"
+        try:
+            with safe_open(self.folder / chunk["file"], "pt") as file:
+                shape, begins = file.get_slice("rows").get_shape(), (file.metadata() or {}).get("first")
+        except (OSError, SafetensorError) as error:
+            raise self.broken(chunk["file"], f"{where} are missing or unreadable ({type(error).__name__})") from None
+        if shape != [chunk["rows"], self.dim]:
+            raise self.broken(chunk["file"], f"{where} have shape {shape}, not {[chunk['rows'], self.dim]}")
+        if begins != str(first):
+            raise self.broken(chunk["file"], f"holds the rows from {begins} on where {where} belong")
+
+    @cached_property
+    def _table(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.folder / TABLE)
+        except (OSError, pa.ArrowException) as error:
+            raise self.broken(TABLE, f"missing or unreadable ({type(error).__name__})") from None
+
+    def _missing_row(self) -> str:
+        numbers = self._table.read(["row"])["row"].to_numpy()
+        wrong = np.flatnonzero(numbers[: len(self)] != np.arange(min(len(numbers), len(self))))
+        first = int(wrong[0]) if len(wrong) else min(len(numbers), len(self))
+        return f"{len(numbers)} rows, the bank {len(self)}: row {first} is missing or doubled"
+
+    def broken(self, name: str, why: str) -> UserError:
+        return UserError(f"{self.folder / name}: {why}: make the banks again with `amrg banks CONFIG`")
+
+
+def rows_of(vectors_ND: Tensor, bank: MemoryBank) -> Tensor:
+    """Vectors as its encoder gives them → rows as a report bank holds them, float32 [N, D]."""
+    rows_ND, mean = normalise_rows(vectors_ND), bank.header["about"].get("mean")
+    return rows_ND if mean is None else normalise_rows(rows_ND - torch.tensor(mean))

@@ -1,0 +1,247 @@
+"""Writing memory banks: by one process row by row, or by many, each its own part."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from amrg.artifacts import file_hash
+from amrg.banks.bank import (
+    DTYPES,
+    FORMAT,
+    HEADER,
+    PROVENANCE,
+    SOURCES,
+    TABLE,
+    TOLD,
+    MemoryBank,
+    group_id,
+    normalise_rows,
+    row_hash,
+    vector_bytes,
+)  # fmt: skip
+from amrg.errors import UserError
+from amrg.kernels import quantize_rows
+
+
+class BankWriter:
+    """Write a bank row by row; at most one chunk is held in memory. Use as a context manager.
+
+    Leaving the block by an exception leaves no bank, only files that the next writer in the folder removes. The bytes
+    do not depend on how the rows were grouped in calls of ``add``.
+
+    Args:
+        folder: of the bank; made when it is missing, emptied of an earlier bank.
+        dim: D, the length of a row.
+        dtype: of the stored rows; int8 rows get a scale each.
+        allow_split: splits whose rows are accepted. Anything but ``train`` leaks what is to be predicted.
+        about: what made the vectors (names, hashes), kept in the header.
+        chunk_rows: rows in one file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        allow_split: Sequence[str] = ("train",),
+        about: dict[str, Any] | None = None,
+        chunk_rows: int = 16384,
+    ) -> None:
+        assert dtype in DTYPES.values(), dtype
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (*folder.glob("rows-*.safetensors"), folder / TABLE, folder / HEADER):
+            path.unlink(missing_ok=True)
+        self.folder, self.dim = folder, dim
+        self._dtype, self._allow_split, self._about, self._chunk_rows = dtype, tuple(allow_split), about, chunk_rows
+        self._rows: list[torch.Tensor] = []
+        self._scales: list[torch.Tensor] = []
+        self._origins: list[dict[str, Any]] = []
+        self._chunks: list[dict[str, Any]] = []
+        self._splits: Counter[str] = Counter()
+        self._content = hashlib.sha256()
+        self._written = 0
+        self._table = pq.ParquetWriter(folder / TABLE, PROVENANCE)
+
+    def __enter__(self) -> "BankWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._table.close()
+
+    def add(self, rows_ND: torch.Tensor, provenance: Sequence[dict[str, Any]]) -> None:
+        """Append rows as an encoder gave them: they are normalised here, and quantised for an int8 bank.
+
+        Args:
+            rows_ND: [N, D].
+            provenance: N entries with ``key``, ``group``, ``split``, ``source`` and what is known of ``findings``,
+                ``view``, ``box``, ``text``, ``score`` (see ``PROVENANCE``).
+
+        Raises:
+            UserError: a row of another length or with NaN or infinity (it is named), or of a split that is not allowed.
+        """
+        assert rows_ND.ndim == 2, rows_ND.shape
+        if rows_ND.shape[1] != self.dim:
+            first = self._written + len(self._origins)
+            raise UserError(f"{self.folder}: rows from {first} on have {rows_ND.shape[1]} numbers, the bank {self.dim}")
+        self.add_vectors(normalise_rows(rows_ND.detach().cpu()), provenance)
+
+    def add_vectors(self, rows_ND: torch.Tensor, provenance: Sequence[dict[str, Any]]) -> None:
+        """Append rows that are normalised already, float32 [N, D], as ``MemoryBank.vectors`` reads them."""
+        first = self._written + len(self._origins)
+        broken = (~rows_ND.isfinite().all(1)).nonzero().flatten()
+        if len(broken):
+            raise UserError(
+                f"{self.folder}: row {first + int(broken[0])} is not finite: the encoder gave NaN or infinity"
+            )
+        if self._dtype == torch.int8:
+            rows_ND, scale_N = quantize_rows(rows_ND)
+            self.add_stored(rows_ND, scale_N, provenance)
+        else:
+            self.add_stored(rows_ND.to(self._dtype), None, provenance)
+
+    def add_stored(
+        self, rows_ND: torch.Tensor, scale_N: torch.Tensor | None, provenance: Sequence[dict[str, Any]]
+    ) -> None:
+        """Append rows bit by bit as a bank of this dtype stores them."""
+        assert rows_ND.dtype == self._dtype
+        assert (scale_N is None) == (self._dtype != torch.int8)
+        assert len(rows_ND) == len(provenance), (len(rows_ND), len(provenance))
+        numbers = range(self._written + len(self._origins), self._written + len(self._origins) + len(provenance))
+        for number, origin in zip(numbers, provenance, strict=True):
+            assert origin["source"] in SOURCES, origin["source"]
+            if origin["split"] not in self._allow_split:
+                raise UserError(
+                    f"{self.folder}: row {number} comes from the split `{origin['split']}`, a bank holds "
+                    f"{' and '.join(self._allow_split)} rows only: memory of held-out studies would leak their reports"
+                )
+        for number, vector, origin in zip(numbers, vector_bytes(rows_ND, scale_N), provenance, strict=True):
+            told = {name: origin.get(name) for name in TOLD}
+            more = {"row": number, "group_id": group_id(origin["group"]), "hash": row_hash(vector, told)}
+            self._origins.append(told | more)
+        self._rows.append(rows_ND)
+        if scale_N is not None:
+            self._scales.append(scale_N)
+        while len(self._origins) >= self._chunk_rows:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left and the header.
+
+        Raises:
+            UserError: there are no rows.
+        """
+        if self._origins:
+            self._flush()
+        self._table.close()
+        if not self._written:
+            raise UserError(f"{self.folder}: no rows for the bank")
+        write_header(
+            self.folder, self._chunks, self.dim, self._dtype, self._splits, self._content.hexdigest(), self._about
+        )
+
+    def _flush(self) -> None:
+        """Write one chunk and its rows of provenance."""
+        tensors = {"rows": torch.cat(self._rows)} | ({"scale": torch.cat(self._scales)} if self._scales else {})
+        chunk = {name: values[: self._chunk_rows].contiguous() for name, values in tensors.items()}
+        count = len(chunk["rows"])
+        self._rows = [tensors["rows"][count:]]
+        self._scales = [tensors["scale"][count:]] if self._scales else []
+        origins, self._origins = self._origins[:count], self._origins[count:]
+        path = self.folder / f"rows-{len(self._chunks):05d}.safetensors"
+        save_file(chunk, path, {"first": str(self._written)})
+        self._chunks.append({"file": path.name, "rows": count, "sha256": file_hash(path)})
+        self._table.write_table(pa.Table.from_pylist(origins, schema=PROVENANCE))
+        self._splits.update(origin["split"] for origin in origins)
+        for origin in origins:
+            self._content.update(origin["hash"].to_bytes(8, signed=True))
+        self._written += count
+
+
+def write_header(
+    folder: Path, chunks: list[dict[str, Any]], dim: int, dtype: torch.dtype, splits: Counter[str], content_hash: str,
+    about: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    """The last act: with its header a bank is whole."""
+    header = {
+        "format": FORMAT,
+        "rows": sum(chunk["rows"] for chunk in chunks),
+        "dim": dim,
+        "dtype": str(dtype).removeprefix("torch."),
+        "normalised": True,
+        "splits": dict(sorted(splits.items())),
+        "content_hash": content_hash,
+        "about": about or {},
+        "chunks": chunks,
+        "provenance": {"file": TABLE, "sha256": file_hash(folder / TABLE)},
+    }
+    temporary = folder / f"{HEADER}.partial"
+    temporary.write_text(json.dumps(header, indent=2) + "\n")
+    temporary.replace(folder / HEADER)
+
+
+def join(parts: Sequence[Path], folder: Path) -> MemoryBank:
+    """Make one bank of parts that several writers wrote side by side, in the order given; the parts are used up.
+
+    The content hash is the one that a single writer of all rows would have found.
+
+    Raises:
+        UserError: a part is not a bank, or they differ in width or dtype.
+    """
+    banks = [MemoryBank.open(part) for part in parts]
+    check_alike(banks)
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks: list[dict[str, Any]] = []
+    splits: Counter[str] = Counter()
+    content, first = hashlib.sha256(), 0
+    with pq.ParquetWriter(folder / TABLE, PROVENANCE) as writer:
+        for bank in banks:
+            splits.update(bank.header["splits"])
+            for start, chunk in bank.chunks():
+                path = folder / f"rows-{len(chunks):05d}.safetensors"
+                _renumber(bank.folder / chunk["file"], path, first)
+                chunks.append({"file": path.name, "rows": chunk["rows"], "sha256": file_hash(path)})
+                table = bank.origins(start, start + chunk["rows"])
+                numbers = pa.array(range(first, first + len(table)), pa.int64())
+                writer.write_table(table.set_column(0, "row", numbers))
+                for value in table["hash"].to_pylist():
+                    content.update(value.to_bytes(8, signed=True))
+                first += chunk["rows"]
+    write_header(folder, chunks, banks[0].dim, banks[0].dtype, splits, content.hexdigest(), banks[0].header["about"])
+    return MemoryBank.open(folder)
+
+
+def check_alike(banks: Sequence[MemoryBank]) -> None:
+    """Raises UserError, naming the odd one, unless all have the same width and dtype."""
+    for bank in banks:
+        if (bank.dim, bank.dtype) != (banks[0].dim, banks[0].dtype):
+            raise UserError(
+                f"{bank.folder}: {bank.header['dtype']} rows of {bank.dim} numbers, "
+                f"{banks[0].folder} has {banks[0].header['dtype']} of {banks[0].dim}: only like banks can be joined"
+            )
+
+
+def _renumber(source: Path, path: Path, first: int) -> None:
+    """Move a chunk and say where it begins now."""
+    with safe_open(source, "pt") as file:
+        if (file.metadata() or {}).get("first") != str(first):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            save_file(tensors, path, {"first": str(first)})
+            return
+    os.replace(source, path)

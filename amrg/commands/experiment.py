@@ -1,0 +1,189 @@
+"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]``."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from amrg import pipeline
+from amrg.cli_config import parse
+from amrg.config import Config
+from amrg.data.stream import studies
+from amrg.errors import UserError
+from amrg.experiments import conclusions, localization, result
+from amrg.experiments.aggregate import Row, measure
+from amrg.experiments.jobs import Jobs
+from amrg.experiments.markdown import write_markdown
+from amrg.experiments.registry import DETAILED, EXPERIMENTS, HEADLINE, THRESHOLDS, Experiment
+from amrg.experiments.result import Result
+from amrg.experiments.sweep import Made, Sweep, Variant, folder_of, show_forecast
+from amrg.mining.reports import candidates
+from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.progress import say
+
+#: Beside the headline score, what the plots show; those an experiment does not have are left out.
+_PANELS = {
+    "": (HEADLINE, "ROUGE-L"),
+    "beta": (HEADLINE, "epochs to common loss", "report perplexity"),
+    "cam-method": ("pointing", "IoU", HEADLINE),
+    "mask-threshold": ("IoU", "pointing", "empty masks"),
+    "memory-ablation": (HEADLINE, DETAILED, "side exact", "visual relevance"),
+    "region-query": ("visual relevance", "visual true side", "side exact", DETAILED),
+    "grounding": ("side exact", "zone exact", "unsupported details", DETAILED),
+    "retrieved-text": (HEADLINE, DETAILED, "side exact", "ROUGE-L"),
+    "leakage": (HEADLINE, DETAILED, "BLEU-4"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one experiment or all; what is made already is kept, so the same command goes on after an interruption."""
+    parser = _Parser(prog="amrg experiment", description=__doc__, allow_abbrev=False)
+    parser.add_argument("name", choices=[*EXPERIMENTS, "all"])
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="trainings of stage 2 for each variant (default 3); more where an experiment needs them",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what is to be made and how long it may take")
+    parser.add_argument("--jobs", type=int, default=1, help="steps made at a time, each with its share of the cores")
+    options, rest = parser.parse_known_args(list(arguments))
+    for name in ("seeds", "jobs"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: at least 1 is needed")
+    config = parse(rest, f"amrg experiment {options.name} [CONFIG]")
+    chosen = list(EXPERIMENTS.values()) if options.name == "all" else [EXPERIMENTS[options.name]]
+    pages = run(config, chosen, options.seeds, options.jobs, options.dry_run)
+    for page in pages:
+        print(page)
+
+
+def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1, dry_run: bool = False) -> list[Path]:
+    """Run experiments and write their pages and that of all; returns the pages.
+
+    Args:
+        config: of the run that they vary; its data are prepared first.
+        chosen: experiments.
+        seeds: trainings of stage 2 for each variant; at least those that an experiment needs (``Experiment.seeds``).
+        jobs: steps that are made at a time.
+        dry_run: only print the forecast.
+    """
+    data = pipeline.run_all(config, "prepare").path
+    texts = len(candidates(studies(data, "train"), config.banks.reports.unit))
+    variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}
+    trainings = [max(seeds, experiment.seeds) for experiment in chosen]
+    sweep = Sweep(config, list(variants.values()), trainings, jobs)
+    show_forecast(sweep.forecast())
+    if dry_run:
+        return []
+    sweep.base()  # first and with all cores: nearly every variant builds on it
+    pages = []
+    with Jobs(jobs) if jobs > 1 else nullcontext() as together:
+        if together:
+            sweep.work_ahead(together)
+        for number, (experiment, count) in enumerate(zip(chosen, trainings, strict=True), start=1):
+            say(f"experiment {number} of {len(chosen)}: {experiment.name}")
+            pages.append(_run_one(config, experiment, variants[experiment.name], count, sweep))
+    results = result.read_all(config, list(EXPERIMENTS))
+    write_markdown(results, folder_of(config) / "results.md", "results")
+    return [*pages, result.write_all(config, results)]
+
+
+def _run_one(config: Config, experiment: Experiment, variants: list[Variant], seeds: int, sweep: Sweep) -> Path:
+    """One experiment: its page; what cannot be had is said there, so that the others still run."""
+    told = Result(experiment.name, experiment.title, experiment.question)
+    made: list[list[Made]] = []
+    try:
+        for number, variant in enumerate(variants, start=1):
+            say(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.left()}")
+            made.append(sweep.run(variant, seeds))
+        with sweep.page():
+            rows, told = _told(config, experiment, told, made, sweep)
+    except UserError as error:
+        say(f"{experiment.name}: {error}")
+        rows, told = [], replace(told, unavailable=str(error))
+    return result.write(config, told, rows)
+
+
+def _told(
+    config: Config, experiment: Experiment, told: Result, made: list[list[Made]], sweep: Sweep
+) -> tuple[list[Row], Result]:
+    """What was made, measured: rows of the table, and what the page says."""
+    rows = measure(config, made, experiment) if made else []
+    if experiment.maps == "methods":
+        rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
+    elif experiment.maps == "thresholds":
+        rows, told = _thresholds(config, told, sweep.base())
+    panels = _PANELS.get(experiment.name, _PANELS[""])
+    if experiment.per_class:
+        panels = tuple(
+            name for name in rows[0].scores if name == HEADLINE or (name.startswith("F1 ") and name[3].isupper())
+        )
+    return rows, replace(
+        told,
+        paragraphs=conclusions.sentences(experiment.name, rows),
+        table=result.as_table(rows),
+        note=_note(config, len(made[0]) if made else 0, experiment),
+        plot=result.plot(rows, panels[:4], experiment.x_label),
+    )
+
+
+def _with_maps(config: Config, row: Row, made: Made) -> Row:
+    """A row with how well the maps of its method point at the lesions, where the data has masks."""
+    method = made.variant.changes["banks.mining.method"]
+    banks = replace(config.banks, mining=replace(config.banks.mining, method=str(method)))
+    try:
+        found = localization.lesions(
+            replace(config, banks=banks), made.path("data"), made.path("stage1"), made.path("banks")
+        )
+    except localization.NoMasks:
+        return row
+    scores = localization.of_method(found, config.evaluate.bootstrap, config.seed)
+    return replace(row, scores={**scores, **row.scores})
+
+
+def _thresholds(config: Config, told: Result, made: Made) -> tuple[list[Row], Result]:
+    """Rows for each τ, and lesions to look at."""
+    found = localization.lesions(config, made.path("data"), made.path("stage1"), made.path("banks"))
+    rows = localization.at_thresholds(found, THRESHOLDS, config.evaluate.bootstrap, config.seed)
+    threshold = config.banks.mining.threshold
+    overlays = [
+        {
+            "film": film_url(found.films[i]),
+            "heat": heat_url(np.where(found.maps_LHW[i] > threshold, found.maps_LHW[i], 0.0), top=1.0),
+            "outline": outline_url(found.masks[i]),
+            "finding": found.findings[i],
+        }
+        for i in localization.drawn(found, config.seed)
+    ]
+    note = f"Heat: what exceeds τ = {threshold:g}, strongest where the map is 1 or more. Outline: the true lesion."
+    return rows, replace(told, overlays=overlays, overlay_note=note)
+
+
+def _note(config: Config, seeds: int, experiment: Experiment) -> str:
+    drawn = f"Intervals: 95%, bootstrap over patients, {config.evaluate.bootstrap} resamples"
+    if not seeds:
+        return f"{drawn}. Every lesion of the {config.generate.split} split counts once."
+    tested, judged = "", experiment.judged
+    if experiment.paired:
+        tested = (
+            f" Difference and p: {' and '.join(judged)} against the first row, paired by patient (permutation test), "
+            f"p corrected for the rows of this table{' and both scores' if len(judged) > 1 else ''} (Holm)."
+        )
+    if experiment.paired and seeds > 1:
+        tested += " Over seeds: the mean of each seed's own difference, paired t-test, p corrected likewise."
+    trained = "one training" if seeds == 1 else f"{seeds} trainings"
+    ours = config.stage2
+    length = f"{ours.epochs} epochs in batches of {ours.batch_size}"
+    return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row, {length}. {drawn}.{tested}"

@@ -1,0 +1,60 @@
+"""``amrg view RUN``: look at a run in the browser, film by film."""
+
+import argparse
+import ipaddress
+import socket
+from pathlib import Path
+
+from amrg.errors import UserError
+from amrg.inference.run import BASE_MODEL, open_chain
+from amrg.progress import say
+
+PORT = 8017
+LOOPBACK = "127.0.0.1"
+
+
+def main(arguments: list[str]) -> None:
+    """Serve the page until it is interrupted."""
+    parser = argparse.ArgumentParser(prog="amrg view", description=__doc__)
+    parser.add_argument("run", type=Path, help="runs/NAME, or one of its scores, reports or stage2 artefacts")
+    parser.add_argument(
+        "--host", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK}, this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
+    parser.add_argument("--decoder.model", **BASE_MODEL)
+    options = parser.parse_args(arguments)
+    chain = open_chain(options.run, options.base_model)
+    try:
+        import uvicorn
+
+        from amrg.webapp.server import create_app
+    except ModuleNotFoundError as error:
+        raise UserError(f"the viewer needs {error.name}: pip install 'amrg[viewer]'") from None
+    with _listen(options.host, options.port) as listening:
+        say(f"loading {chain.stage2.path}")
+        local = _is_loopback(options.host)
+        app = create_app(chain, [options.host, LOOPBACK, "localhost"] if local else None)
+        if not local:
+            say(f"anyone who reaches this machine at {options.host} can read the films and reports of this run")
+        say(f"the viewer is at http://{options.host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+        # Addresses of studies are no matter for a log, so requests are not logged.
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        try:
+            uvicorn.Server(config).run([listening])
+        except KeyboardInterrupt:
+            say("stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such port"
+        raise UserError(f"cannot listen on {host}:{port} ({reason}): choose another with --port or --host") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

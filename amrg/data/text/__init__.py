@@ -1,0 +1,1 @@
+"""Text of reports: sections, sentences, labels, statements and their details."""

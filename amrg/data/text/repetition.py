@@ -1,0 +1,85 @@
+"""The words of a report, and three ways in which they fail: repeated, said of everyone, or of films not seen."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from amrg.data.text.cleaning import fold
+
+_TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
+
+#: What only an earlier film can tell. Written of one film alone it is made up (Ramesh et al. 2022, arXiv:2210.06340).
+_COMPARES = re.compile(
+    r"\b(?:again|still|unchanged|stable|interval|since|new|newly|compared (?:to|with) (?:the )?(?:prior|previous|last)|"
+    r"similar to (?:the )?(?:prior|previous|last)|(?:prior|previous|last|earlier|comparison) "
+    r"(?:\w+ )?(?:exam\w*|stud\w+|films?|radiographs?|images?|x-rays?|ct)|previously|(?:no|without) "
+    r"(?:(?:significant|interval|acute|appreciable) )*change|improv(?:ed|ing|ement)|worsen(?:ed|ing)|resolv(?:ed|ing)|"
+    r"progress(?:ed|ion)|persist(?:s|ent|ently|ing)?|remain(?:s|ed)?|continue[sd]?|redemonstrat\w+)\b",
+    re.IGNORECASE,
+)
+
+#: What a sentence of normal anatomy says, and what it does not say beside it.
+_NORMAL = re.compile(
+    r"\b(?:no|not|without|negative|free|normal|clear|intact|unremarkable|midline|within|grossly)\b", re.IGNORECASE
+)
+_ABNORMAL = re.compile(
+    r"\b(?:degenerat\w*|spondyl\w*|osteophyt\w*|\w*scolio\w*|kypho\w*|curvature|tortuo\w*|ectat\w*|ectasia|unfold\w*|"
+    r"\w*calcif\w*|calcic|atheroscl\w*|hyper(?:inflat|expan|lucen|aerat)\w*|emphysem\w*|copd|hypoinflat\w*|shallow|"
+    r"low (?:lung )?volumes?|volumes? (?:are|is) low|crowding|elevat\w*|eventrat\w*|flatten\w*|blunt\w*|herni\w*|"
+    r"deformit\w*|clips?|sternotomy|cabg|surg\w*|post-?op\w*|wires?|scar\w*|fibro\w*|thicken\w*|prominen\w*|"
+    r"markings?|\d+ ?[cm]m|osteopen\w*|demineral\w*|wedg\w*|fullness|limited|rotat\w*|chronic|old|prior|history)\b",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"^(?:there (?:is|are) )?(?:no|without)\b[^.]*$", re.IGNORECASE)
+_WELL = re.compile(
+    r"\b(?:no|without|negative for)\b[^.]*\b(?:acute|active)\b[^.]*"
+    r"\b(?:diseases?|abnormalit\w+|process\w*|findings?|chest)\b",
+    re.IGNORECASE,
+)
+#: What only stands beside a finding.
+_EXCEPTS = re.compile(r"\b(?:otherwise|remainder|remaining|apart from|aside from|other than|except)\b", re.IGNORECASE)
+
+#: A report loops when the same ``LOOP_NGRAM`` words stand in it ``LOOP_TIMES`` times.
+LOOP_NGRAM, LOOP_TIMES = 4, 3
+
+
+def tokenize(text: str) -> list[str]:
+    """Words and numbers of a text, lower case, without punctuation (close to what PTB tokens minus punctuation are)."""
+    return _TOKEN.findall(text.lower())
+
+
+def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of ``n`` words, in order."""
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def loops(words: Sequence[str]) -> bool:
+    """Whether the same few words come again and again."""
+    return max(Counter(ngrams(words, LOOP_NGRAM)).values(), default=0) >= LOOP_TIMES
+
+
+def compares(text: str) -> bool:
+    """Whether a text speaks of a change, or of an earlier film."""
+    return _COMPARES.search(text) is not None
+
+
+def says_normal(sentence: str) -> bool:
+    """Whether a sentence that states no finding says that something is normal, and of nothing that it is not."""
+    return _NORMAL.search(sentence) is not None and (
+        _ABNORMAL.search(sentence) is None or _DENIED.match(sentence) is not None
+    )
+
+
+def says_all_is_well(sentence: str) -> bool:
+    """Whether a sentence says that the film shows nothing acute."""
+    return _WELL.search(sentence) is not None
+
+
+def excepts(sentence: str) -> bool:
+    """Whether a sentence presupposes that a finding was named ("otherwise clear")."""
+    return _EXCEPTS.search(sentence) is not None
+
+
+def generic(texts: Sequence[str]) -> float:
+    """The share of reports that are word for word the most frequent one."""
+    return max(Counter(map(fold, texts)).values()) / len(texts)

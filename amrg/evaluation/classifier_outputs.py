@@ -1,0 +1,127 @@
+"""One pass of the stage-1 classifier over the films: what the baselines, localisation and the page need of it.
+
+Shape legend: S test studies, M train patients, K = 14 labels, D width of a pooled feature, h w grid of the maps.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from amrg.data.image_ops import letterbox
+from amrg.data.stream import Sample, count, read
+from amrg.data.studies import Study
+from amrg.models.cam import activation_maps
+from amrg.models.classifier import DiseaseClassifier, Stage1Output, per_study
+from amrg.models.vision import to_images
+from amrg.precision import precision
+from amrg.progress import track
+
+BATCH = 32
+
+#: Train films that the brightness probe learns from; more do not change a fit of 13 numbers.
+PROBE_FILMS = 1000
+
+
+@dataclass(frozen=True)
+class TestView:
+    """The split under test, in index order, and what stage 1 makes of it.
+
+    Attributes:
+        films: uint8 [S, size, size], the first film of each study as the model sees it: masks are known on that one.
+        masks: true lesions by finding, bool [size, size], for each study.
+        pooled_SD, probabilities_SK: stage 1's pooled feature and its probabilities, means over all films of a study as
+            in training (of probabilities: the mean logit).
+        maps_SKhw: activation maps of the first films, non-negative.
+        grid: cells on a side of the encoder's fine grid, the unit of the visual bank's boxes.
+    """
+
+    studies: list[Study]
+    films: np.ndarray
+    masks: list[dict[str, np.ndarray]]
+    pooled_SD: np.ndarray
+    probabilities_SK: np.ndarray
+    maps_SKhw: np.ndarray
+    grid: int
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """One film of each train patient, for the nearest-neighbour baseline and the brightness probe.
+
+    Attributes:
+        probe_films: uint8 [≤ PROBE_FILMS, size, size], of the first studies.
+        wanted: all films of the studies asked for by study key, for thumbnails of the visual bank's regions.
+    """
+
+    studies: list[Study]
+    pooled_MD: np.ndarray
+    probe_films: np.ndarray
+    wanted: dict[str, list[np.ndarray]]
+
+
+def view_test(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestView:
+    """Run the classifier and the activation-map ``method`` over a split, in the precision it was trained in."""
+    size = model.config.image_size
+    studies, films, masks, pooled, probabilities, maps = [], [], [], [], [], []
+    for samples in _batches(track(read(data, split), f"films of {split}", count(data, split))):
+        views = [len(s.views) for s in samples]
+        first = np.cumsum([0, *views[:-1]])
+        batch = np.stack([letterbox(film, size) for s in samples for film in s.views])
+        out = _see(model, batch, dtype)
+        maps.append(activation_maps(model.cam_head, out.fine_BHWC[first], method).cpu().numpy())
+        pooled.append(per_study(out.pooled_BD.float(), views).cpu().numpy())
+        probabilities.append(per_study(out.scores_BK.double(), views).sigmoid().cpu().numpy())
+        films.append(batch[first])
+        studies += [s.study for s in samples]
+        masks += [{finding: letterbox(mask, size) for finding, mask in s.masks.items()} for s in samples]
+    return TestView(
+        studies=studies,
+        films=np.concatenate(films),
+        masks=masks,
+        pooled_SD=np.concatenate(pooled),
+        probabilities_SK=np.concatenate(probabilities),
+        maps_SKhw=np.concatenate(maps),
+        grid=model.encoder.grid,
+    )
+
+
+def view_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: str) -> TrainView:
+    """Pooled features of the first study of each train patient; the films of the ``wanted`` study keys are kept."""
+    size = model.config.image_size
+    studies: list[Study] = []
+    pooled: list[np.ndarray] = []
+    probe_films: list[np.ndarray] = []
+    films: dict[str, list[np.ndarray]] = {}
+    seen: set[str] = set()
+
+    def first_of_each() -> Iterator[Sample]:
+        for sample in track(read(data, "train"), "films of train", count(data, "train")):
+            if sample.study.key in wanted:
+                films[sample.study.key] = [letterbox(view, size) for view in sample.views]
+            if sample.study.group not in seen:
+                seen.add(sample.study.group)
+                yield sample
+
+    for samples in _batches(first_of_each()):
+        batch = np.stack([letterbox(s.views[0], size) for s in samples])
+        probe_films += list(batch[: max(0, PROBE_FILMS - len(probe_films))])
+        pooled.append(_see(model, batch, dtype).pooled_BD.float().cpu().numpy())
+        studies += [s.study for s in samples]
+    return TrainView(studies, np.concatenate(pooled), np.stack(probe_films), films)
+
+
+def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    iterator = iter(samples)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def _see(model: DiseaseClassifier, films: np.ndarray, dtype: str) -> Stage1Output:
+    device = next(model.parameters()).device
+    images = to_images(list(films), films.shape[1]).to(device)
+    with torch.no_grad(), precision(dtype):
+        return model(images)

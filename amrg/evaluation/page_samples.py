@@ -1,0 +1,178 @@
+"""Which studies the page shows, and what it shows of each."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
+from amrg.data.image_ops import letterbox
+from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.stream import Shelf
+from amrg.data.studies import Study
+from amrg.evaluation.classifier_outputs import TestView, TrainView
+from amrg.evaluation.highlight import highlighted
+from amrg.evaluation.reports import Generated, Sentence
+from amrg.pages.result_page import SampleStudy
+from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence
+
+CONTACT_FILMS = 24
+
+#: The banks by the names that generated reports give them, and the most rows shown of each.
+_BANKS = {"visual": (VISUAL, 5), "report": (REPORTS, 3)}
+Films = dict[str, list[np.ndarray]]  # by study key
+_MAPS = 3  # at most so many activation maps of a study
+
+
+def positives(study: Study) -> list[str]:
+    """The findings that the study has by its own labels."""
+    return [f for f in FINDINGS if study.labels[f] == 1]
+
+
+def pick(studies: Sequence[Study], count: int) -> list[int]:
+    """``count`` studies that show something of everything: the findings and "nothing" in turn, first come first served.
+
+    The choice looks at labels alone, never at what was generated.
+    """
+    queues = [[i for i, s in enumerate(studies) if f in positives(s)] for f in FINDINGS]
+    queues.append([i for i, s in enumerate(studies) if not positives(s)])
+    chosen: dict[int, None] = {}
+    while len(chosen) < min(count, len(studies)):
+        for queue in queues:
+            fresh = [i for i in queue if i not in chosen]
+            if fresh and len(chosen) < count:
+                chosen[fresh[0]] = None
+    return sorted(chosen)
+
+
+class Banks:
+    """The rows that reports retrieved, looked up in the banks they came from.
+
+    Args:
+        folder: a banks artefact.
+        reports: the generated reports whose rows will be shown.
+    """
+
+    def __init__(self, folder: Path, reports: Sequence[Generated]) -> None:
+        self._rows: dict[str, dict[int, dict[str, Any]]] = {}
+        for bank, (name, _) in _BANKS.items():
+            table = MemoryBank.open(folder / name).provenance
+            shown = sorted({row for report in reports for row in _shown(report, bank)})
+            kept = [row for row in shown if 0 <= row < table.num_rows]
+            self._rows[bank] = dict(zip(kept, table.take(pa.array(kept, pa.int64())).to_pylist(), strict=True))
+
+    @property
+    def films(self) -> set[str]:
+        """Train studies whose film is needed for the regions."""
+        return {row["key"] for row in self._rows["visual"].values() if row["box"] is not None}
+
+    def of(self, report: Generated, films: Films, grid: int) -> dict[str, list[MemoryRow]]:
+        """The heaviest rows of each bank; ``films`` by study key, ``grid`` cells on the boxes' side."""
+        found = {bank: self._found(bank, _heaviest(report, bank), films, grid) for bank in self._rows}
+        return {bank: rows for bank, rows in found.items() if rows}
+
+    def sentences(self, report: Generated, films: Films, grid: int) -> list[RecalledSentence]:
+        """The recalled sentences with the rows that they stand on."""
+        return [
+            RecalledSentence(
+                text=said.text,
+                labels=said.labels,
+                row=said.row,
+                filed=self._rows["report"].get(said.row, {}).get("findings") or [],
+                regions=self._found("visual", said.regions, films, grid),
+                box=said.box,
+                probability=said.probability,
+                details=[(d.finding, d.attribute, d.value, d.probability) for d in said.details],
+            )
+            for said in report.sentences
+        ]
+
+    def _found(self, bank: str, entries: Sequence[dict[str, Any]], films: Films, grid: int) -> list[MemoryRow]:
+        return [
+            MemoryRow(
+                weight=entry["weight"],
+                source=row["source"],
+                findings=row["findings"] or [],
+                text=row["text"],
+                film=_film(row, films),
+                box=tuple(row["box"]) if row["box"] is not None else None,
+                grid=grid,
+                number=entry["row"],
+            )
+            for entry in entries
+            if (row := self._rows[bank].get(entry["row"]))
+        ]
+
+
+def sample_studies(
+    test: TestView, train: TrainView, reports: Sequence[Generated], chosen: Sequence[int], banks: Banks, data: Path
+) -> list[SampleStudy]:
+    """What the page shows of the chosen studies; of ``data``, further films of those whose sentences have a box there.
+
+    Raises:
+        UserError: such a study is damaged.
+    """
+    samples = []
+    for i in chosen:
+        study, report = test.studies[i], reports[i]
+        probabilities = dict(zip(LABELS, map(float, test.probabilities_SK[i]), strict=True))
+        found = positives(study)
+        shown = sorted(found, key=lambda f: (f not in test.masks[i], FINDINGS.index(f)))[:_MAPS]
+        reference, generated = highlighted(study.report, report.text)
+        samples.append(
+            SampleStudy(
+                key=study.key,
+                film=test.films[i],
+                findings=found,
+                probabilities={f: probabilities[f] for f in FINDINGS},
+                maps={f: test.maps_SKhw[i, LABELS.index(f)] for f in shown},
+                masks={f: m for f, m in test.masks[i].items() if f in shown},
+                reference=reference,
+                generated=generated,
+                memory=banks.of(report, train.wanted, test.grid),
+                sentences=banks.sentences(report, train.wanted, test.grid),
+                views=_views(report.sentences, test.films[i], study, data),
+                grid=test.grid,
+            )
+        )
+    return samples
+
+
+def read_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each stage's ``curves.jsonl``."""
+    return {
+        stage: [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+        for stage, folder in folders.items()
+    }
+
+
+def _views(sentences: Sequence[Sentence], first: np.ndarray, study: Study, data: Path) -> dict[int, np.ndarray]:
+    """The films that sentences have a box on, by number."""
+    wanted = {said.box[0] for said in sentences if said.box is not None}
+    if not wanted - {0}:
+        return {0: first}
+    films = Shelf(data, study.split)[study.key].views
+    return {view: letterbox(films[view], len(first)) for view in sorted(wanted) if view < len(films)}
+
+
+def _film(row: dict[str, Any], films: Films) -> Any:
+    """That a region was mined from; None where it is not at hand: the bank has held-out rows, or is of other data."""
+    if row["box"] is None or row["view"] >= len(films.get(row["key"], [])):
+        return None
+    return films[row["key"]][row["view"]]
+
+
+def _shown(report: Generated, bank: str) -> list[int]:
+    """Every row of a bank that is shown of a report."""
+    heaviest = [entry["row"] for entry in _heaviest(report, bank)]
+    if bank == "report":
+        return heaviest + [said.row for said in report.sentences]
+    return heaviest + [region["row"] for said in report.sentences for region in said.regions]
+
+
+def _heaviest(report: Generated, bank: str) -> list[dict[str, Any]]:
+    rows = report.memory.get(bank, [])
+    return sorted(rows, key=lambda row: -row["weight"])[: _BANKS[bank][1]]

@@ -1,0 +1,146 @@
+"""How generated reports are worded: length, loops, stock texts, and what was copied out of memory.
+
+None of these is good or bad by itself: radiologists repeat themselves too. So each number is given for the references
+as well, and what is copied from the retrieved rows stands beside what the same report shares with the rows that were
+retrieved for another study.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from amrg.banks.bank import REPORTS, MemoryBank
+from amrg.data.text.cleaning import fold, sentences
+from amrg.data.text.repetition import compares, generic, loops, ngrams, tokenize
+from amrg.evaluation.reports import Generated
+
+#: Lengths of the n-grams whose copies are counted: half a sentence, and a whole one.
+COPIED = (4, 8)
+
+
+def wording(texts: Sequence[str]) -> dict[str, float]:
+    """Length and repetition over a set of reports.
+
+    Returns:
+        ``words_mean``, ``words_p10``, ``words_median``, ``words_p90``; ``distinct_1`` and ``distinct_4``, the share of
+        different among all n-grams (Li et al., 2016); ``different``, the share of different reports among all;
+        ``generic``, the share of reports that are word for word the most frequent one; ``loops``, the share that
+        repeats a phrase over and over; ``repeated_sentences``, the share that holds a sentence twice; ``compares``, the
+        share that speaks of a change or an earlier film; ``cut_off``, the share that does not end with a sentence;
+        ``empty``.
+    """
+    words = [tokenize(text) for text in texts]
+    lengths = np.array([len(w) for w in words], dtype=np.float64)
+    total = len(texts)
+    return {
+        "words_mean": float(lengths.mean()),
+        "words_p10": float(np.quantile(lengths, 0.1)),
+        "words_median": float(np.median(lengths)),
+        "words_p90": float(np.quantile(lengths, 0.9)),
+        "distinct_1": _distinct(words, 1),
+        "distinct_4": _distinct(words, 4),
+        "different": len(set(map(fold, texts))) / total,
+        "generic": generic(texts),
+        "loops": sum(map(loops, words)) / total,
+        "repeated_sentences": sum(map(_repeats_a_sentence, texts)) / total,
+        "compares": sum(map(compares, texts)) / total,
+        "cut_off": sum(bool(w) and not t.rstrip().endswith((".", "?", "!")) for w, t in zip(words, texts, strict=True))
+        / total,
+        "empty": sum(not w for w in words) / total,
+    }
+
+
+def retrieved_texts(banks: Path, reports: Sequence[Generated]) -> list[list[str]]:
+    """The texts of the report-bank rows behind each report: the heaviest, and those it took sentences of.
+
+    Rows without a text (and unknown ones) are left out.
+    """
+    table = MemoryBank.open(banks / REPORTS).provenance
+    behind = [dict.fromkeys([*(row["row"] for row in r.memory.get("report", [])), *r.recalled]) for r in reports]
+    rows = sorted(row for row in set().union(*behind) if 0 <= row < table.num_rows)
+    texts = dict(zip(rows, table["text"].take(pa.array(rows, pa.int64())).to_pylist(), strict=True))
+    return [[text for row in some if (text := texts.get(row))] for some in behind]
+
+
+def retrieved_sets(reports: Sequence[Generated]) -> dict[str, int]:
+    """By bank, how many different sets of rows the studies retrieved: few where retrieval hardly looks at the film."""
+    banks = sorted({bank for report in reports for bank, rows in report.memory.items() if rows})
+    return {b: len({frozenset(row["row"] for row in r.memory.get(b, [])) for r in reports}) for b in banks}
+
+
+def copying(
+    texts: Sequence[str], retrieved: Sequence[Sequence[str]], train: Sequence[str], groups: Sequence[str]
+) -> dict[str, float | None]:
+    """How much of each report is copied word for word.
+
+    Args:
+        texts: reports, generated or reference.
+        retrieved: for each, the texts of the memory rows retrieved for its study.
+        train: all train reports.
+        groups: patient of each report.
+
+    Returns:
+        For n in ``COPIED`` the mean share of a report's n-grams that stand in the rows retrieved for it
+        (``retrieved_n``), in the rows retrieved for another patient's study (``others_n``, the control), and in some
+        train report (``train_n``); ``whole_retrieved`` and ``whole_train``, the share of reports that are one of those
+        texts as a whole. None where nothing was retrieved, or a report is too short for any n-gram (it is left out).
+    """
+    words = [tokenize(text) for text in texts]
+    rows = [[tokenize(row) for row in found] for found in retrieved]
+    others = [rows[j] for j in _another(groups)]
+    known = _known(words, train)
+    found: dict[str, float | None] = {}
+    for n in COPIED:
+        found[f"retrieved_{n}"] = _mean([_share(w, _all(r, n), n) for w, r in zip(words, rows, strict=True) if r])
+        found[f"others_{n}"] = _mean([_share(w, _all(r, n), n) for w, r in zip(words, others, strict=True) if r])
+        found[f"train_{n}"] = _mean([_share(w, known[n], n) for w in words])
+    said = [fold(text) for text in texts]
+    memory = [set(map(fold, r)) for r in retrieved]
+    found["whole_retrieved"] = _mean([float(t in m) for t, m in zip(said, memory, strict=True) if m])
+    texts_of_train = set(map(fold, train))
+    found["whole_train"] = _mean([float(t in texts_of_train) for t in said])
+    return found
+
+
+def _another(groups: Sequence[str]) -> list[int]:
+    """For each study the next one of another patient (itself where there is no other patient)."""
+    count = len(groups)
+    following = ((i, ((i + step) % count for step in range(1, count))) for i in range(count))
+    return [next((j for j in rest if groups[j] != groups[i]), i) for i, rest in following]
+
+
+def _known(words: Sequence[Sequence[str]], train: Sequence[str]) -> dict[int, set[tuple[str, ...]]]:
+    """Those n-grams of some reports that stand in a train report; of train itself nothing is held."""
+    asked = {n: _all(words, n) for n in COPIED}
+    known: dict[int, set[tuple[str, ...]]] = {n: set() for n in COPIED}
+    for text in train:
+        tokens = tokenize(text)
+        for n in COPIED:
+            known[n] |= asked[n].intersection(ngrams(tokens, n))
+    return known
+
+
+def _all(rows: Sequence[Sequence[str]], n: int) -> set[tuple[str, ...]]:
+    return set().union(*(ngrams(row, n) for row in rows))
+
+
+def _share(words: Sequence[str], known: set[tuple[str, ...]], n: int) -> float:
+    found = ngrams(words, n)
+    return sum(g in known for g in found) / len(found) if found else float("nan")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [v for v in values if v == v]
+    return float(np.mean(finite)) if finite else None
+
+
+def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
+    found = [g for w in words for g in ngrams(w, n)]
+    return len(set(found)) / len(found) if found else 0.0
+
+
+def _repeats_a_sentence(text: str) -> bool:
+    return max(Counter(map(fold, sentences(text))).values(), default=0) > 1

@@ -1,0 +1,262 @@
+"""What an experiment showed, in sentences that follow from its numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from amrg.experiments.aggregate import LOST, Row, Score
+from amrg.experiments.registry import DETAILED, HEADLINE
+from amrg.experiments.retrieval_relevance import BASE
+from amrg.experiments.verdicts import CALLED, F1, concluded, paired, seeds, silent, span, verdict
+
+
+def ablation(rows: Sequence[Row]) -> list[str]:
+    """Does memory help, and does it matter what it holds?"""
+    if nothing := silent(rows):
+        return [nothing, *paired(rows)]
+    named = {row.name: row for row in rows}
+    off, mismatched = named["both off"], named["mismatched memory"]
+    helps = concluded(
+        off,
+        {
+            "worse": "With both memories on the reports are better than without any: memory helps here.",
+            "better": "With both memories off the reports are better: memory does harm here.",
+        },
+        "That memory helps is not shown here: with both memories off the score is not shown to be worse.",
+    )
+    matters = concluded(
+        mismatched,
+        {
+            "worse": "Memory retrieved for another patient does harm, so what is retrieved is used.",
+            "better": "Memory retrieved for another patient does even better, so what it holds is not why it helps.",
+        },
+        "Memory retrieved for another patient is not shown to do harm: that the generator uses what is retrieved for "
+        "its own film is not shown either.",
+    )
+    return [f"{helps} {matters}", *_details_of(named), *relevant(rows[:1]), *paired(rows)]
+
+
+def _details_of(named: Mapping[str, Row]) -> list[str]:
+    """What the visual memory, and whose it is, does to details; nothing where they are not judged."""
+    unseen, mismatched = named["visual memory off"], named["mismatched memory"]
+    if DETAILED not in unseen.tests:
+        return []
+    gives = concluded(
+        unseen,
+        {
+            "worse": "Details are worse without the visual memory: what regions retrieve reaches the words.",
+            "better": "Details are better without the visual memory: what regions retrieve does harm.",
+        },
+        "That the visual memory gives details is not shown here.",
+        DETAILED,
+    )
+    whose = concluded(
+        mismatched,
+        {
+            "worse": "With memory retrieved for another patient details are worse.",
+            "better": "With memory retrieved for another patient details are even better.",
+        },
+        "That details come from what was retrieved for the own film is not shown: another patient's do no visible "
+        "harm.",
+        DETAILED,
+    )
+    return [f"{gives} {whose}"]
+
+
+def relevant(rows: Sequence[Row]) -> list[str]:
+    """How much of a finding's association falls on rows of that finding, for each memory that tells it."""
+    told = []
+    for memory in ("visual", "report"):
+        of = [_relevance(row, memory) for row in rows if f"{memory} relevance" in row.scores]
+        if of:
+            told.append(
+                f"Share of a finding's own association in the {memory} memory that falls on rows of that finding, "
+                f"where the film has it: {'; '.join(of)}."
+            )
+    return told
+
+
+def _relevance(row: Row, memory: str) -> str:
+    """``“name” 0.7 [0.6, 0.8] (0.1 [0.0, 0.2] where the film lacks it, 0.143 of the rows)``."""
+    beside = [f"{row.facts[f'{memory} {BASE}']:.3f} of the rows"]
+    if lacking := row.scores.get(f"{memory} relevance, absent"):
+        beside.insert(0, f"{span(lacking)} where the film lacks it")
+    return f"“{row.name}” {span(row.scores[f'{memory} relevance'])} ({', '.join(beside)})"
+
+
+def region_query(rows: Sequence[Row]) -> list[str]:
+    """Which state asks the visual memory best, by relevance and by what the words gain."""
+    return [*relevant(rows), *paired(rows)]
+
+
+def grounding(rows: Sequence[Row]) -> list[str]:
+    """What the details of recalled sentences gain from what supports them."""
+    told = []
+    for name in ("side exact", "side opposite", "zone exact", "device kind", "unsupported details"):
+        if of := [f"“{row.name}” {span(row.scores[name])}" for row in rows if name in row.scores]:
+            told.append(f"{name.capitalize()}: {'; '.join(of)}.")
+    return [*([" ".join(told)] if told else []), *paired(rows)]
+
+
+def retrieval(rows: Sequence[Row]) -> list[str]:
+    """Every variant against the first; and of copies, how many could not be had."""
+    said = paired(rows)
+    if lost := [f"{row.facts[LOST]:.0f} of “{row.name}”" for row in rows if LOST in row.facts]:
+        said.append(
+            "Reports that could not be copied, as no row was retrieved whose study is in the data, and that count as "
+            f"empty: {', '.join(lost)}."
+        )
+    return said
+
+
+def beta(rows: Sequence[Row]) -> list[str]:
+    """Speed, spread and score along β."""
+    if nothing := silent(rows):
+        return [nothing, *paired(rows)]
+    speed = {row.name: row.facts["epochs to common loss"] for row in rows}
+    fastest, slowest = min(speed, key=lambda n: speed[n]), max(speed, key=lambda n: speed[n])
+    best = max(rows, key=lambda row: row.scores[HEADLINE].value)
+    ordered = sorted((row for row in rows if row.x is not None), key=lambda row: row.x or 0.0)
+    low, high = ordered[0], ordered[-1]
+    spread = " and ".join(
+        f"from {low.facts[name]:.1f} to {high.facts[name]:.1f} rows ({name.split()[0]} bank)"
+        for name in ("visual perplexity", "report perplexity")
+        if name in low.facts and name in high.facts
+    )
+    ahead = "The fastest also has" if fastest == best.name else f"Not the fastest but {best.name} has"
+    text = (
+        f"The validation loss that all trainings reach is reached first by {fastest} (after {speed[fastest]:.1f} "
+        f"epochs) and last by {slowest} ({speed[slowest]:.1f}). "
+        f"{ahead} the highest {F1}, "
+        f"{span(best.scores[HEADLINE])}."
+    )
+    return [
+        text + (f" From {low.name} to {high.name} a query spreads {spread}." if spread else ""),
+        *paired(rows),
+    ]
+
+
+def per_class(rows: Sequence[Row]) -> list[str]:
+    """Which way of sampling is ahead for how many findings."""
+    findings = [name for name in rows[0].scores if name.startswith("F1 ") and not name[-1].isdigit()]
+    ahead = dict.fromkeys((row.name for row in rows), 0)
+    silent = []
+    for name in findings:
+        values = [row.scores[name].value for row in rows]
+        if max(values) == 0:
+            silent.append(name.removeprefix("F1 "))
+        elif values.count(max(values)) == 1:
+            ahead[rows[values.index(max(values))].name] += 1
+    told = ", ".join(f"“{name}” for {count}" for name, count in ahead.items())
+    text = f"Of {len(findings)} findings in the references, highest F1 (alone): {told}."
+    if silent:
+        text += (
+            f" None ever writes {', '.join(silent)}." if len(silent) < len(findings) else " None writes any of them."
+        )
+    return [text + " Single findings are few: these counts are no test.", *paired(rows)]
+
+
+def temporal(rows: Sequence[Row]) -> list[str]:
+    """Two test sets, so two intervals and no paired test."""
+    a, b = rows
+    one, two = a.scores[HEADLINE], b.scores[HEADLINE]
+    assert one.interval is not None
+    assert two.interval is not None
+    apart = one.interval[1] < two.interval[0] or two.interval[1] < one.interval[0]
+    said = "apart" if apart else "overlapping, so a loss over time is neither shown nor excluded"
+    return [
+        f"{F1[0].upper()}{F1[1:]} is {span(one)} “{a.name}” and {span(two)} “{b.name}”: intervals {said}. "
+        "The two are scored on different studies and trained on different ones, so part of any difference may be the "
+        "studies themselves.",
+        seeds(rows),
+    ]
+
+
+def leakage(rows: Sequence[Row]) -> list[str]:
+    """How much the fault is worth, and what masking the patient prevents."""
+    if nothing := silent(rows):
+        return [nothing, *paired(rows)]
+    masked, leaked = rows[2], rows[3]
+    # Stage 1 decides what is named where sentences are recalled: a leak may show in their details alone.
+    score = next((score for score in leaked.tests if verdict(leaked, score) == "better"), HEADLINE)
+    gain = leaked.tested(score).difference
+    assert gain is not None
+    words, leaked_words = rows[0].scores["ROUGE-L"], leaked.scores["ROUGE-L"]
+    copied = leaked_words.value > words.value and _apart(leaked_words, words)
+    worth = concluded(
+        leaked,
+        {
+            "better": f"The fault is worth {gain.other - gain.first:+.3f} {CALLED[score]}: scores with it cannot be "
+            "believed.",
+            "worse": "The fault lowers the score here: the generator does not profit from finding the answer.",
+        },
+        "That the fault raises clinical scores is not shown here"
+        + ("." if copied else ": at this scale the generator does not visibly copy the answer that it could retrieve."),
+        score,
+    )
+    prevented = (
+        "Hiding a patient's own rows, which this code does, prevents it even then."
+        if verdict(leaked, score) == "better" and verdict(masked, score) != "better"
+        else ""
+    )
+    quoted = f"The answer is quoted: ROUGE-L {span(leaked_words)} in place of {span(words)}." if copied else ""
+    return [" ".join(filter(None, (worth, prevented, quoted))), *paired(rows)]
+
+
+def thresholds(rows: Sequence[Row]) -> list[str]:
+    """Which τ agrees best with the lesions, and what the published ones cost."""
+    best = max(rows, key=lambda row: row.scores["IoU"].value)
+    emptiest = max(rows, key=lambda row: row.scores["empty masks"].value)
+    apart = [row for row in rows if _apart(row.scores["IoU"], best.scores["IoU"])]
+    others = ", ".join(row.name for row in rows if row is not best and row not in apart)
+    text = f"The mask agrees best with the lesion at {best.name}: IoU {span(best.scores['IoU'])}."
+    text += f" Its interval overlaps that of {others}." if others else " All others are apart from it."
+    half = best.scores["IoU"].value
+    text += " Even so, most of lesion and mask do not overlap." if half < 1 / 3 else ""
+    return [
+        f"{text} The peak lies in the lesion in {span(best.scores['pointing'])} of cases there. At {emptiest.name} "
+        f"nothing is left of {span(emptiest.scores['empty masks'])} of the maps."
+    ]
+
+
+def methods(rows: Sequence[Row]) -> list[str]:
+    """Which map points best, and whether the reports notice."""
+    if "pointing" not in rows[0].scores:
+        return ["The data has no lesion masks to compare maps with.", *paired(rows)]
+    best = max(rows, key=lambda row: row.scores["pointing"].value)
+    told = "; ".join(f"{row.name} {span(row.scores['pointing'])}" for row in rows)
+    apart = all(row is best or _apart(row.scores["pointing"], best.scores["pointing"]) for row in rows)
+    sure = "apart from all others" if apart else "not apart from all others"
+    control = best.scores["over control"]
+    assert control.interval is not None
+    knows = "more than" if control.interval[0] > 1 else "not shown to be more than"
+    text = (
+        f"The peak lies in the true lesion: {told}. Highest is {best.name}, its interval {sure}. Its activation inside "
+        f"the lesion is {span(control)} times that inside other studies' lesions of the same finding: {knows} a "
+        "map that only knows where such lesions usually are."
+    )
+    return [text, *paired(rows)]
+
+
+def _apart(a: Score, b: Score) -> bool:
+    assert a.interval is not None
+    assert b.interval is not None
+    return a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]
+
+
+#: By experiment; the others say what ``paired`` says.
+WORDS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+    "mask-threshold": thresholds,
+    "cam-method": methods,
+    "beta": beta,
+    "memory-ablation": ablation,
+    "region-query": region_query,
+    "grounding": grounding,
+    "retrieval": retrieval,
+    "bank-sampling": per_class,
+    "temporal": temporal,
+    "leakage": leakage,
+}
+
+
+def sentences(name: str, rows: Sequence[Row]) -> list[str]:
+    """The paragraphs of an experiment."""
+    return WORDS.get(name, paired)(rows)

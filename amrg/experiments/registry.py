@@ -1,0 +1,262 @@
+"""The twelve experiments: what each varies. The first variant is what the others are measured against."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from amrg.config import Config
+from amrg.data.labels import FINDINGS
+from amrg.evaluation.details import MICRO
+from amrg.experiments.sweep import Variant
+from amrg.inference.generate import TOP_ROWS
+from amrg.models.cam import METHODS
+from amrg.models.report_generator import IMAGE, RETRIEVED
+
+#: Judged, and tested: declared before any result is seen.
+HEADLINE = "F1 micro-13"
+#: Judged as well where the question is what words memory gives: a hit counts only if side and kind of device agree.
+DETAILED = MICRO
+
+#: Of the activation maps: thresholds that are compared with the true lesions.
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One question.
+
+    Attributes:
+        name: as the command takes it.
+        title, question: for the reader.
+        variants: of a configuration and the number of texts that may become rows of its report bank; none where
+            nothing is trained.
+        paired: all variants write reports for the same studies.
+        judged: scores that are tested.
+        grounded: scores of details and the relevance of both memories are shown.
+        per_class: the answer is in the findings one by one.
+        maps: ``thresholds`` or ``methods`` where activation maps are compared with true lesions.
+        x_label: where variants are steps of one number.
+        seeds: trainings of each variant that the question needs at least, however few are asked for.
+    """
+
+    name: str
+    title: str
+    question: str
+    variants: Callable[[Config, int], list[Variant]]
+    paired: bool = True
+    judged: tuple[str, ...] = (HEADLINE,)
+    grounded: bool = False
+    per_class: bool = False
+    maps: str = ""
+    x_label: str = ""
+    seeds: int = 1
+
+
+def _cam_method(config: Config, texts: int) -> list[Variant]:
+    own = config.banks.mining.method
+    methods = [own, *(name for name in METHODS if name != own)]
+    return [Variant(name, {"banks.mining.method": name}) for name in methods]
+
+
+def _beta(config: Config, texts: int) -> list[Variant]:
+    own = config.memory.beta
+    betas = [own, *(beta for beta in (0.5, 1.0, 2.0, 4.0, 8.0) if beta != own)]
+    fixed: dict[str, Any] = {"memory.learn_beta": False}
+    return [Variant(f"β = {beta:g}", {"memory.beta": beta, **fixed}, x=beta) for beta in betas]
+
+
+def _memory_ablation(config: Config, texts: int) -> list[Variant]:
+    visual, report = "decoder.use_visual_memory", "decoder.use_report_memory"
+    return [
+        Variant("both memories", {visual: True, report: True}),
+        Variant("visual memory off", {visual: False, report: True}),
+        Variant("report memory off", {visual: True, report: False}),
+        Variant("both off", {visual: False, report: False}),
+        Variant("mismatched memory", {visual: True, report: True, "generate.memory": "mismatched"}),
+    ]
+
+
+def _region_query(config: Config, texts: int) -> list[Variant]:
+    asked = {"placed_regions": "regions with place", "regions": "regions", "queries": "Q-Former queries"}
+    losses = {"": 0.0, ", association loss": 1.0}
+    return [
+        Variant(name + taught, {"memory.visual_query": query, "stage2.association_loss": weight})
+        for query, name in asked.items()
+        for taught, weight in losses.items()
+    ]
+
+
+def _grounding(config: Config, texts: int) -> list[Variant]:
+    # What recalling needs; where the run recalls, only ``generate`` differs, and no variant trains anything.
+    recalled: dict[str, Any] = {
+        "banks.reports.unit": "sentence", "decoder.outline": True, "generate.outline": "recalled",
+    }  # fmt: skip
+    supports = {
+        "memory": "region memory", "none": "nothing", "map": "map", "head": "attribute head",
+        "all": "memory and head",
+    }  # fmt: skip
+    return [Variant(name, {**recalled, "generate.support": support}) for support, name in supports.items()]
+
+
+def _retrieved_text(config: Config, texts: int) -> list[Variant]:
+    visual, report, text = (f"decoder.use_{name}" for name in ("visual_memory", "report_memory", "retrieved_text"))
+    prompt = config.decoder.prompt
+    if RETRIEVED not in prompt:
+        prompt = prompt.replace(IMAGE, f"{IMAGE}Similar films: {RETRIEVED}\n", 1)
+    # The decoder decides and words everything, so that what it makes of its input is seen.
+    written = {"banks.reports.unit": "sentence", "generate.outline": "written", "decoder.prompt": prompt}
+    both: dict[str, Any] = {visual: True, report: True, text: True, **written}
+    return [
+        Variant("vectors and text", both),
+        Variant("vectors", {**both, text: False}),
+        Variant("text", {**both, visual: False, report: False}),
+        Variant("neither", {**both, visual: False, report: False, text: False}),
+        Variant("another patient's", {**both, "generate.memory": "mismatched"}),
+    ]
+
+
+def _bank_size(config: Config, texts: int) -> list[Variant]:
+    mining, sampling = config.banks.mining, config.banks.reports.sampling
+
+    def sized(name: str, rows: int, share: float) -> Variant:
+        """Regions shrink with the texts."""
+        return Variant(
+            name,
+            {
+                "banks.reports.rows": rows,
+                "banks.reports.sampling": sampling,
+                "banks.mining.regions_per_finding": max(1, round(mining.regions_per_finding * share)),
+                "banks.mining.normal_regions": max(1, round(mining.normal_regions * share)),
+            },
+        )
+
+    sizes = sorted({rows for rows in (1000, 2000, 4000, texts // 4, texts // 2) if 0 < rows < texts})
+    each = {
+        "banks.reports.rows": 500 * len(FINDINGS), "banks.reports.sampling": "uniform",
+        "banks.mining.regions_per_finding": 500, "banks.mining.normal_regions": 500,
+    }  # fmt: skip
+    return [
+        sized("all", max(config.banks.reports.rows, texts), 1.0),
+        *(sized(f"{rows:,} rows", rows, rows / texts) for rows in sizes),
+        Variant("500 per finding", each),
+    ]
+
+
+def _bank_sampling(config: Config, texts: int) -> list[Variant]:
+    # A bank that holds every candidate is the same whatever the sampling: half of them at most.
+    rows = max(1, min(config.banks.reports.rows, texts // 2))
+    ways = {"proportional": "original frequencies", "uniform": "uniform", "stratified": "stratified"}
+    return [Variant(name, {"banks.reports.rows": rows, "banks.reports.sampling": way}) for way, name in ways.items()]
+
+
+def _retrieval(config: Config, texts: int) -> list[Variant]:
+    hopfield: dict[str, Any] = {"memory.retrieval": "hopfield"}
+    once = {**hopfield, "memory.update_steps": 1}
+    untaught = {**once, "stage2.retrieval_loss": 0.0}
+    without = [
+        Variant("no retrieval loss", untaught),
+        Variant("no retrieval loss, copy of the top row's report", untaught, copied=1),
+    ]
+    # The association loss teaches Hopfield networks only.
+    taught = config.stage2.association_loss > 0
+    attention = {"memory.retrieval": "cross_attention", **({"stage2.association_loss": 0.0} if taught else {})}
+    return [
+        Variant("Hopfield, 1 step", once),
+        *(Variant(f"Hopfield, {n} steps", {**hopfield, "memory.update_steps": n}) for n in (2, 4)),
+        Variant("cross-attention, no association loss" if taught else "cross-attention", attention),
+        Variant("copy of the top row's report", once, copied=1),
+        Variant(f"most typical report of the top {TOP_ROWS} rows", once, copied=TOP_ROWS),
+        *(without if config.stage2.retrieval_loss else []),
+    ]
+
+
+def _temporal(config: Config, texts: int) -> list[Variant]:
+    name = "train early, test late"
+    if config.data.source == "openi_drr":
+        name += " (by study number: there are no dates)"
+    return [Variant("as configured"), Variant(name, {"data.splits": "temporal"})]
+
+
+def _leakage(config: Config, texts: int) -> list[Variant]:
+    room = 4 * texts  # for all, held-out ones too: a limit would leave out some of either
+    rows: dict[str, Any] = {
+        "banks.reports.rows": max(config.banks.reports.rows, room),
+        "banks.mining.regions_per_finding": max(config.banks.mining.regions_per_finding, room),
+        "banks.mining.normal_regions": max(config.banks.mining.normal_regions, room),
+        "banks.mining.films": None,
+    }
+    held_out = {
+        **rows,
+        "banks.splits": ["train", config.generate.split],
+        "stage2.accept_banks_with_held_out_rows": True,
+    }
+    own = {"memory.hide_own_patient": False}
+    return [
+        Variant("train rows, own patient hidden", rows),
+        Variant("train rows, own patient seen", {**rows, **own}),
+        Variant("held-out rows too, own patient hidden", held_out),
+        Variant("held-out rows too, own patient seen", {**held_out, **own}),
+    ]
+
+
+_ALL = (
+    Experiment(
+        "mask-threshold", "Threshold of the masks",
+        "At which threshold τ does a mask agree best with the true lesion, and how often is nothing left?",
+        lambda config, texts: [], maps="thresholds", x_label="τ",
+    ),
+    Experiment(
+        "cam-method", "Activation map",
+        "Which class activation map points best at the true lesions, and do the reports get better with it?",
+        _cam_method, maps="methods",
+    ),
+    Experiment(
+        "beta", "β of the Hopfield networks",
+        "Does a sharper association learn faster, over how many rows does it spread, and what does it cost in F1?",
+        _beta, x_label="β",
+    ),
+    Experiment(
+        "memory-ablation", "Memory on and off",
+        "What do the two memories give, and does it matter what they hold?",
+        _memory_ablation, judged=(HEADLINE, DETAILED), grounded=True, seeds=3,
+    ),
+    Experiment(
+        "region-query", "What asks the visual memory",
+        "Which state retrieves regions that are about the film, and what do the words gain?",
+        _region_query, judged=(HEADLINE, DETAILED), grounded=True,
+    ),
+    Experiment(
+        "grounding", "What supports the words",
+        "Who knows best which side, zone, severity and device a recalled sentence may state?",
+        _grounding, judged=(HEADLINE, DETAILED), grounded=True,
+    ),
+    Experiment(
+        "retrieved-text", "Retrieved text",
+        "Does a decoder write better from vectors, from text or from both, and does it matter whose they are?",
+        _retrieved_text, judged=(HEADLINE, DETAILED), grounded=True,
+    ),
+    Experiment(
+        "bank-size", "Size of the banks",
+        "How many rows do the banks need?", _bank_size,
+    ),
+    Experiment(
+        "bank-sampling", "Sampling of the report bank",
+        "If the bank cannot hold all texts, which should it hold, finding by finding?", _bank_sampling,
+        per_class=True,
+    ),
+    Experiment(
+        "retrieval", "Retrieval",
+        "Do more Hopfield steps, plain cross-attention, or copying what was retrieved do better or worse?", _retrieval,
+    ),
+    Experiment(
+        "temporal", "Train early, test late",
+        "What do scores lose on studies later than those it learned from?", _temporal, paired=False,
+    ),
+    Experiment(
+        "leakage", "Test reports in the bank",
+        "What would the scores be if the bank held the reports to be written, as in the official code?",
+        _leakage, judged=(HEADLINE, DETAILED),
+    ),
+)  # fmt: skip
+
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}

@@ -1,0 +1,1 @@
+"""Runs that are loaded, and the reports that they write."""

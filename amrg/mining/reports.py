@@ -1,0 +1,131 @@
+"""The report bank: train reports (or their sentences) as vectors of a BERT-like encoder."""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amrg.artifacts import Each, whole
+from amrg.banks.bank import DTYPES, HEADER, MemoryBank
+from amrg.banks.sampling import sample_rows
+from amrg.banks.transforms import merge
+from amrg.banks.writer import BankWriter
+from amrg.config import BanksConfig
+from amrg.data.labels import POSITIVE
+from amrg.data.stream import studies
+from amrg.data.studies import Study
+from amrg.data.text.cleaning import sentences
+from amrg.data.text.labeler import label_report
+from amrg.errors import UserError
+from amrg.models.text_encoder import TextEncoder
+from amrg.progress import track
+
+TOGETHER = 1000  # texts sorted by length and held as vectors at a time
+
+
+def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int, scratch: Path, each: Each = map) -> None:
+    """Build the report bank from the studies of ``banks.splits``; a bank that is already there is kept.
+
+    A text counts once per patient group, however many films were rendered for it. The bytes do not depend on who does
+    the parts.
+
+    Args:
+        banks: encoder, unit, number of rows and sampling; splits and dtype.
+        data: a data artefact.
+        folder: of the bank.
+        seed: of the sampling.
+        scratch: for finished parts; to be seen by all who do them.
+        each: does the parts.
+
+    Raises:
+        UserError: the encoder is missing or unusable, or the splits have no texts.
+    """
+    if (folder / HEADER).exists():
+        return
+    config = banks.reports
+    entries = _entries([study for split in banks.splits for study in studies(data, split)], config.unit)
+    chosen = [entries[i] for i in sample_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)]
+    if not chosen:
+        raise UserError(f"{folder}: no rows for the bank")
+    parts = list(enumerate(chosen[start : start + TOGETHER] for start in range(0, len(chosen), TOGETHER)))
+    encoded = track(each(_Part(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+    made = [MemoryBank.open(path) for path in encoded]
+    if config.centered:
+        _join_centered(made, folder, banks)
+    else:
+        merge(made, folder)
+
+
+def _join_centered(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig) -> None:
+    """All rows without their mean, which the header keeps."""
+    sums_D = torch.stack([part.all().double().sum(0) for part in parts])
+    mean_D = (sums_D.sum(0) / sum(map(len, parts))).float()
+    about = {**parts[0].header["about"], "mean": mean_D.tolist()}
+    dtype = DTYPES[banks.dtype]
+    with BankWriter(folder, parts[0].dim, dtype=dtype, allow_split=banks.splits, about=about) as writer:
+        for part in parts:
+            writer.add(part.all() - mean_D, part.provenance.to_pylist())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Encodes a part of the texts into a bank in ``scratch``."""
+
+    banks: BanksConfig
+    scratch: Path
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        ours = self.banks.reports
+        return TextEncoder(ours.encoder, ours.max_tokens, pooling=ours.pooling)
+
+    def encode(self, part: tuple[int, list[dict[str, Any]]]) -> Path:
+        """A bank of texts, given with the part's number and their provenance; one that is there is kept."""
+        number, entries = part
+        folder = self.scratch / f"texts-{number:06d}"
+        if not folder.exists():
+            encoder, banks = self._encoder, self.banks
+            about = {
+                "encoder": banks.reports.encoder, "pooling": encoder.pooling, "weights_sha256": encoder.fingerprint,
+            }  # fmt: skip
+            # What is left without the mean can be small: it is rounded once, at last.
+            dtype = torch.float32 if banks.reports.centered else DTYPES[banks.dtype]
+            with (
+                whole(folder) as temporary,
+                BankWriter(temporary, encoder.dim, dtype=dtype, allow_split=banks.splits, about=about) as writer,
+            ):
+                writer.add(encoder.encode([entry["text"] for entry in entries]), entries)
+        return folder
+
+
+def candidates(chosen: Sequence[Study], unit: str) -> list[tuple[Study, str]]:
+    """The texts that may become rows, each with its study, in the order of the studies' keys.
+
+    A text counts once for each group. A sentence is held at most twice, of two patients, so that whoever asks sees one
+    that is not their own.
+    """
+    found: dict[tuple[str, str], Study] = {}
+    copies: Counter[str] = Counter()
+    for study in sorted(chosen, key=lambda study: study.key):
+        for text in sentences(study.report) if unit == "sentence" else [study.report.strip()]:
+            if not text or (study.group, text) in found or (unit == "sentence" and copies[text] == 2):
+                continue
+            copies[text] += 1
+            found[study.group, text] = study
+    return [(study, text) for (_, text), study in found.items()]
+
+
+def _entries(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
+    """Provenance of every candidate: a sentence is filed under what it states, a report under its study's labels."""
+    entries = []
+    for study, text in candidates(chosen, unit):
+        labels = label_report(text) if unit == "sentence" else study.labels
+        origin = {"key": study.key, "group": study.group, "split": study.split, "source": unit, "text": text}
+        entries.append(origin | {"findings": [name for name, v in labels.items() if v == POSITIVE]})
+    return entries

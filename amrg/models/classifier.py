@@ -1,0 +1,169 @@
+"""Stage 1's model: vision encoder, Q-Former with 14 learned disease queries, and two 14-way multi-label heads.
+
+Shape legend: B batch, N visual tokens, D query width, Q = K = 14 labels, H W grid rows and columns, C channels.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from amrg.config import VisionConfig, to_dict
+from amrg.data.labels import LABELS
+from amrg.errors import UserError
+from amrg.models.profiling import QFORMER, VISION, part
+from amrg.models.qformer import build_qformer
+from amrg.models.regions import PLACES
+from amrg.models.vision import VisionFeatures, build_encoder
+
+
+class Stage1Output(NamedTuple):
+    """What stage 1 says of a batch. (A tuple: ZeRO-3 looks for tensors in tuples to know when backward begins.)
+
+    Attributes:
+        tokens_BND: the coarse grid, row by row, projected to the queries' width.
+        queries_BQD: the Q-Former's output for each disease query.
+        logits_BK: label i from query i.
+        cam_logits_BK: the same labels from the fine grid, pooled; class activation maps explain these.
+        fine_BHWC: the fine grid, normalised: what the pooled head reads.
+        projected_BHWD: the fine grid, projected to the queries' width: what regions are made of (``models.regions``).
+        pooled_BD: the mean of ``tokens_BND``, one vector for a film.
+    """
+
+    tokens_BND: Tensor
+    queries_BQD: Tensor
+    logits_BK: Tensor
+    cam_logits_BK: Tensor
+    fine_BHWC: Tensor
+    projected_BHWD: Tensor
+    pooled_BD: Tensor
+
+    @property
+    def scores_BK(self) -> Tensor:
+        """Both heads together: the logit by which a film is judged."""
+        return (self.logits_BK + self.cam_logits_BK) / 2
+
+
+def per_study(values_M: Tensor, views: Sequence[int]) -> Tensor:
+    """Values of films [M, …], study after study → their means over the ``views`` films of each study [B, …]."""
+    if len(values_M) == len(views):
+        return values_M
+    return torch.stack([part.mean(0) for part in values_M.split(list(views))])
+
+
+class PooledHead(nn.Module):
+    """One linear score per cell and class, pooled by log-sum-exp over the cells.
+
+    Between the mean (blind to small lesions) and the maximum (trains one cell at a time): Pinheiro & Collobert 2015,
+    arXiv:1411.6228, here with r = 1; the mean form keeps the logit's size independent of the number of cells.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, len(LABELS))
+
+    def forward(self, fine_BHWC: Tensor) -> Tensor:
+        """[B, H, W, C] → logits [B, K]."""
+        scores_BPK = self.linear(fine_BHWC).flatten(1, 2).float()
+        return torch.logsumexp(scores_BPK, dim=1) - torch.tensor(scores_BPK.shape[1]).log()
+
+
+class DiseaseClassifier(nn.Module):
+    """Encoder, Q-Former and heads; see ``Stage1Output``.
+
+    The Q-Former's cross-attention reads both grids: the coarse tokens carry context, the fine ones small lesions.
+    """
+
+    def __init__(self, config: VisionConfig, pretrained: bool | None = None) -> None:
+        """Build from ``config``; ``pretrained`` overrides ``config.pretrained``.
+
+        False when all weights are loaded afterwards: then ``config.qformer_init`` is not read, either.
+        """
+        super().__init__()
+        if config.query_dim % config.qformer_heads:
+            raise UserError(
+                f"vision.query_dim {config.query_dim} must be a multiple of vision.qformer_heads {config.qformer_heads}"
+            )
+        if config.query_dim <= PLACES:
+            raise UserError(
+                f"vision.query_dim {config.query_dim} must exceed {PLACES}: so many numbers of a region tell its place"
+            )
+        self.config = config
+        dim = config.query_dim
+        self.encoder = build_encoder(config, pretrained)
+        self.fine_norm = nn.LayerNorm(self.encoder.fine_dim)
+        self.coarse_norm = nn.LayerNorm(self.encoder.coarse_dim)
+        self.fine_projection = nn.Linear(self.encoder.fine_dim, dim)
+        self.coarse_projection = nn.Linear(self.encoder.coarse_dim, dim)
+        self.disease_queries = nn.Parameter(torch.randn(len(LABELS), dim) * 0.02)
+        self.qformer = build_qformer(config, pretrained is not False)
+        self.query_weight_KD = nn.Parameter(torch.randn(len(LABELS), dim) * dim**-0.5)
+        self.query_bias_K = nn.Parameter(torch.zeros(len(LABELS)))
+        self.cam_head = PooledHead(self.encoder.fine_dim)
+
+    def forward(self, inputs: Tensor, cached: bool = False) -> Stage1Output:
+        """Images [B, 3, H, W] in [0, 1] (``to_images``) → ``Stage1Output``.
+
+        With ``cached``, ``inputs`` are what the encoder's frozen stem gave for the images. (It is an argument because
+        ZeRO-3 gathers a module's parameters where its ``forward`` is called, and only there.)
+        """
+        with part(VISION):
+            return self._from_features(self.encoder.trunk(inputs if cached else self.encoder.stem(inputs)))
+
+    def from_stem(self, stem_out: Tensor) -> Stage1Output:
+        """The same from the cached output of the encoder's frozen stem."""
+        return self(stem_out, cached=True)
+
+    def _from_features(self, features: VisionFeatures) -> Stage1Output:
+        """Everything after the encoder."""
+        fine_BHWC = self.fine_norm(features.fine_BHWC)
+        tokens_BND = self.coarse_projection(self.coarse_norm(features.coarse_BHWC)).flatten(1, 2)
+        projected_BHWD = self.fine_projection(fine_BHWC)
+        keys_BMD = torch.cat([tokens_BND, projected_BHWD.flatten(1, 2)], dim=1)
+        with part(QFORMER):
+            queries_BQD = self.qformer(
+                query_embeds=self.disease_queries.expand(len(keys_BMD), -1, -1), encoder_hidden_states=keys_BMD
+            ).last_hidden_state
+        return Stage1Output(
+            tokens_BND=tokens_BND,
+            queries_BQD=queries_BQD,
+            logits_BK=((queries_BQD * self.query_weight_KD).sum(-1) + self.query_bias_K).float(),
+            cam_logits_BK=self.cam_head(fine_BHWC),
+            fine_BHWC=fine_BHWC,
+            projected_BHWD=projected_BHWD,
+            pooled_BD=tokens_BND.mean(dim=1),
+        )
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        vision = to_dict(replace(self.config, qformer_init=None))  # what was learned does not depend on where it lay
+        content = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": vision}
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Read what ``save_pretrained`` wrote; UserError if the folder is something else."""
+        try:
+            content = json.loads((folder / "config.json").read_text())
+            config, labels = TypeAdapter(VisionConfig).validate_python(content["vision"]), content["labels"]
+            weights = load_file(folder / "model.safetensors")
+        except (OSError, ValueError, KeyError) as error:
+            reason = type(error).__name__
+            raise UserError(f"{folder} is not a saved disease classifier ({reason}): run `amrg stage1`") from None
+        if tuple(labels) != LABELS:
+            raise UserError(f"{folder} was trained for other labels: {', '.join(labels)}")
+        model = cls(config, pretrained=False)
+        try:
+            model.load_state_dict(weights, strict=True)
+        except RuntimeError:
+            raise UserError(f"{folder}: the weights do not fit its config.json") from None
+        return model.eval()

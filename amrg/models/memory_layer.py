@@ -1,0 +1,166 @@
+"""What the memories share: a frozen bank, and statistics of how they use it.
+
+Shape legend: N rows of the bank, D its width.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from amrg.retrieval.indexed_bank import ApproximateMemory
+from amrg.retrieval.sharded_bank import ShardedMemory
+
+Block = tuple[slice, slice, Tensor]  # queries, memory rows, association weights between them
+
+
+class AssociationStatistics:
+    """Accumulates, over any number of queries, how widely they associate and which rows they reach."""
+
+    def __init__(self, memory_rows: int, device: torch.device):
+        self.queries = 0
+        self.perplexity = torch.zeros((), device=device, dtype=torch.float64)
+        self.usage_N = torch.zeros(memory_rows, device=device)
+        self.peak_N = torch.zeros(memory_rows, device=device)
+
+    @torch.no_grad()
+    def add(self, blocks: Iterable[Block], queries: int) -> None:
+        """``blocks`` tile the association [queries, N]; their weights sum to 1 over each query's row."""
+        entropy = torch.zeros(queries, device=self.usage_N.device)
+        for rows, columns, block in blocks:
+            entropy[rows] += torch.special.entr(block).sum(1)
+            self.usage_N[columns] += block.sum(0)
+            self.peak_N[columns] = torch.maximum(self.peak_N[columns], block.amax(0).to(self.peak_N.dtype))
+        self.queries += queries
+        self.perplexity += entropy.exp().sum()
+
+    def add_entropy(self, entropy: Tensor) -> None:
+        """Of associations whose rows are not read here, only the perplexity is known."""
+        self.queries += entropy.numel()
+        self.perplexity += entropy.exp().sum()
+
+    def result(self) -> dict[str, float]:
+        """``perplexity``: mean over queries and heads of exp(entropy), the rows one query spreads over.
+        ``effective_rows``: exp(entropy) of the mean association, the rows in use over all queries.
+        ``never_retrieved``: share of rows that no query gave even half of its uniform share 1/N.
+        """
+        perplexity = {"perplexity": float(self.perplexity / max(self.queries, 1))}
+        count = self.usage_N.numel()
+        if not count:
+            return perplexity
+        usage = self.usage_N / self.usage_N.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return perplexity | {
+            "effective_rows": float(torch.special.entr(usage).sum().exp()),
+            "never_retrieved": float((self.peak_N < 0.5 / count).float().mean()),
+        }
+
+
+class Bank(NamedTuple):
+    """Rows [N, D], scale [N] of int8 rows, and group [N] of each row; of a sharded bank those of this rank.
+
+    ``indirect`` retrieves where the rows at hand are not (or not all) read: from other ranks, or through an index.
+    """
+
+    rows: Tensor
+    scale: Tensor | None
+    group: Tensor | None
+    indirect: ShardedMemory | ApproximateMemory | None = None
+
+    @property
+    def rows_in_all(self) -> int:
+        """N, over all ranks where the bank is sharded."""
+        return self.indirect.total if isinstance(self.indirect, ShardedMemory) else len(self.rows)
+
+
+Memory = Bank | ShardedMemory | ApproximateMemory
+
+
+class FrozenMemory(nn.Module):
+    """A bank held as buffers: never a parameter, never in a checkpoint (the bank is an artefact of its own)."""
+
+    memory: Tensor | None
+    memory_scale: Tensor | None
+    memory_group: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("memory", "memory_scale", "memory_group"):
+            self.register_buffer(name, None, persistent=False)
+        self.indirect: ShardedMemory | ApproximateMemory | None = None
+        self._statistics: AssociationStatistics | None = None
+
+    def set_memory(self, rows_ND: Tensor, *, group: Tensor | None = None, scale: Tensor | None = None) -> None:
+        """Hold a bank of normalised rows, used by every ``forward`` that is not given one."""
+        self.memory, self.memory_scale, self.memory_group = rows_ND.detach(), scale, group
+
+    @property
+    def held(self) -> Bank:
+        """The bank that ``set_memory`` or ``set_bank`` gave."""
+        return self._bank(None, None)
+
+    def _bank(self, memory: Tensor | None, memory_group: Tensor | None) -> Bank:
+        if memory is not None:
+            return Bank(memory, None, memory_group)
+        if self.indirect is not None:
+            return Bank(self.indirect.rows, self.indirect.scale, self.indirect.group, self.indirect)
+        if self.memory is None:
+            raise ValueError("no memory: pass one to forward or call set_memory first")
+        return Bank(self.memory, self.memory_scale, self.memory_group if memory_group is None else memory_group)
+
+    def _last_blocks(self) -> tuple[Iterator[Block], int, int]:
+        """The association of the last forward in blocks, its number of queries and of memory rows."""
+        raise NotImplementedError
+
+    def _last_entropy(self) -> Tensor:
+        """Entropy of the last forward's associations with an indirect bank, [queries]."""
+        raise NotImplementedError
+
+    def _by_query(self, values: Tensor, samples: int) -> Tensor:
+        """Values of the last forward's associations, in the order of ``_last_blocks``, as means over heads, [B, L]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def of_queries(self, samples: int) -> dict[str, Tensor]:
+        """Of each query of the last forward, mean over heads, [B, L]; costs one more product of its size.
+
+        Where ranks share a bank, all of them must call this.
+
+        Args:
+            samples: B of the last forward.
+
+        Returns:
+            ``perplexity``: exp(entropy), the rows it spread over; behind an index ``missed_bound``, too.
+        """
+        if self.indirect is None:
+            blocks, queries, _ = self._last_blocks()
+            entropy = torch.zeros(queries, device=next(self.parameters()).device)
+            for rows, _, block in blocks:
+                entropy[rows] += torch.special.entr(block).sum(1)
+        else:
+            entropy = self._last_entropy()
+        told = {"perplexity": self._by_query(entropy.exp(), samples)}
+        if isinstance(self.indirect, ApproximateMemory):
+            told["missed_bound"] = self._by_query(self.indirect.missed, samples)
+        return told
+
+    def observe(self) -> None:
+        """Add the last forward to the statistics; costs one more product of its size."""
+        if self.indirect is not None:
+            self._statistics = self._statistics or AssociationStatistics(0, next(self.parameters()).device)
+            self._statistics.add_entropy(self._last_entropy())
+            return
+        blocks, queries, rows = self._last_blocks()
+        if self._statistics is None or self._statistics.usage_N.numel() != rows:
+            self._statistics = AssociationStatistics(rows, next(self.parameters()).device)
+        self._statistics.add(blocks, queries)
+
+    def metrics(self) -> dict[str, float]:
+        """Statistics of the forwards observed since the last call (of the last forward alone if there were none)."""
+        if self._statistics is None:
+            self.observe()
+        assert self._statistics is not None
+        result, self._statistics = self._statistics.result(), None
+        if isinstance(self.indirect, ApproximateMemory):
+            result["missed_bound"] = float(self.indirect.missed.mean())
+        return result

@@ -1,0 +1,54 @@
+"""The banks of an artefact, opened for retrieval on this rank."""
+
+from pathlib import Path
+
+from amrg import distributed
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
+from amrg.config import Config
+from amrg.data.labels import LABELS
+from amrg.errors import UserError
+from amrg.models.memory_layer import Bank, Memory
+from amrg.retrieval.indexed_bank import ApproximateMemory, Kind
+from amrg.retrieval.layout import Layout, hybrid_group
+from amrg.retrieval.sharded_bank import ShardedMemory
+
+
+def open_banks(config: Config, folder: Path, studies_together: int) -> tuple[Memory, Memory]:
+    """The visual and the report bank of a banks artefact: whole, or this rank's part, as ``sharding`` says.
+
+    Args:
+        config: ``sharding`` and ``memory`` are read.
+        folder: a banks artefact.
+        studies_together: that a rank retrieves for at a time.
+    """
+    visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
+    ours, kind = config.sharding, config.memory.search
+    if kind != "exact":
+        refuse_sharded_index(config)
+        return _indexed(visual, kind), _indexed(reports, kind)
+    if distributed.world_size() == 1:
+        return _whole(visual), _whole(reports)
+    layout = Layout(None if ours.ranks_per_copy is None else hybrid_group(ours.ranks_per_copy), ours.node_ranks)
+    queries = studies_together * len(LABELS) * config.memory.heads
+    sharded = (
+        ShardedMemory.open(
+            bank, layout, device=distributed.device(), way=ours.way, copy_bytes=ours.copy_bytes, queries=queries
+        )
+        for bank in (visual, reports)
+    )
+    return next(sharded), next(sharded)
+
+
+def _indexed(bank: MemoryBank, kind: Kind) -> ApproximateMemory:
+    return ApproximateMemory(bank.all(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind)
+
+
+def _whole(bank: MemoryBank) -> Bank:
+    return Bank(bank.all(), bank.scale(0, len(bank)), bank.groups)
+
+
+def refuse_sharded_index(config: Config) -> None:
+    """Raises UserError where a bank with an index is to be sharded."""
+    kind, way = config.memory.search, config.sharding.way
+    if kind != "exact" and way in ("gather", "ring"):
+        raise UserError(f"memory.search {kind} reads a bank that each rank holds whole: sharding.way replicate")

@@ -1,0 +1,533 @@
+"""The report generator: stage 1's vision, two Hopfield memories over the banks, and a causal language model.
+
+The language model reads ``[before ; visual tokens ; queries ; visual memory ; report memory ; after ; report]``, where
+*before* and *after* are the prompt on either side of ``{image}``. Where it reads retrieved sentences as text, *after*
+is ``[between ; text ; after]``, with the prompt on either side of ``{retrieved}``.
+
+Shape legend: B studies, M films, N visual tokens, Q = 14 queries, D query width, E width of the language model,
+P positions of the streams, L tokens of the retrieved text, T report tokens, S positions of the prompt, K top rows.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
+from amrg.data.labels import LABELS, NO_FINDING
+from amrg.data.text.outline import without_outline
+from amrg.errors import UserError
+from amrg.models.cam import activation_maps
+from amrg.models.classifier import DiseaseClassifier, per_study
+from amrg.models.cross_attention import CrossAttention
+from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
+from amrg.models.forced_prefix import Beginning
+from amrg.models.hopfield import HopfieldMemory, Steps, associate_together
+from amrg.models.memory_layer import Memory
+from amrg.models.profiling import DECODER, MEMORY, part
+from amrg.models.regions import PLACES, Regions, find_regions, of_studies
+from amrg.models.retrieval_loss import Wanted, association_loss, retrieval_loss, taught
+from amrg.models.tokenizer import ReportEncoder
+from amrg.models.zero3 import Zero3, whole
+
+IMAGE, RETRIEVED = "{image}", "{retrieved}"
+STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
+#: The two memories, in the order of their banks.
+MEMORIES = ("visual", "report")
+NORMAL_LOUDNESS = 0.25  # of the state that asks the visual memory for No Finding
+IGNORED = -100  # target of a position that the loss leaves out; a token that is none
+WEIGHTS = "model.safetensors"
+
+# The penalty is meant for what is written: the prefix of embeddings has no tokens to count.
+warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
+
+
+class Sight(NamedTuple):
+    """What stage 1 sees of studies: visual tokens, queries, how sure it is of each label (logits), and the region of
+    each label (``amrg.models.regions``)."""
+
+    tokens_BND: Tensor
+    queries_BQD: Tensor
+    logits_BQ: Tensor
+    states_BQD: Tensor
+    places_BQP: Tensor
+    peaks_BQ: Tensor
+    boxes_BQ5: Tensor
+
+    @property
+    def regions(self) -> Regions:
+        """The regions alone."""
+        return Regions(self.states_BQD, self.places_BQP, self.peaks_BQ, self.boxes_BQ5)
+
+
+class Association(NamedTuple):
+    """What each query of studies retrieves most of: weights [B, Q, J], mean over heads, and row numbers (−1: none)."""
+
+    weights_BQJ: Tensor
+    rows_BQJ: Tensor
+
+
+class Predicted(NamedTuple):
+    """Of each study, [B]: cross-entropy summed over its report's tokens, and the losses that were asked for."""
+
+    loss_B: Tensor
+    retrieval_B: Tensor | None = None
+    association_B: Tensor | None = None
+
+
+def stream_faults(settings: DecoderConfig) -> list[str]:
+    """What contradicts itself in the settings of the streams and the prompt."""
+    faults = []
+    if settings.prompt.count(IMAGE) != 1:
+        faults.append(f"decoder.prompt must contain {IMAGE} once: that is where the image goes")
+    image, text = (settings.prompt.find(mark) for mark in (IMAGE, RETRIEVED))
+    if settings.prompt.count(RETRIEVED) > 1 or (text < image and (text >= 0 or settings.use_retrieved_text)):
+        faults.append(
+            f"decoder.prompt must contain {RETRIEVED} once, behind {IMAGE}: that is where the retrieved text goes"
+        )
+    if not (settings.use_visual or settings.use_queries or settings.use_visual_memory or settings.use_report_memory):
+        faults.append("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
+    return faults
+
+
+class ReportGenerator(nn.Module):
+    """See the module's docstring; build with the parts, or with ``from_pretrained``.
+
+    Args:
+        stage1: the classifier; its parameters are trained where they require gradients.
+        decoder: a causal LM of transformers (or peft around one).
+        tokenizer: of the decoder.
+        banks: the visual and the report bank, normalised; rows are buffers, never parameters, never saved here.
+        memory: settings of both memories.
+        settings: streams and prompt.
+        map_method: activation map that finds regions: the one that the visual bank was mined with.
+    """
+
+    def __init__(
+        self,
+        stage1: DiseaseClassifier,
+        decoder: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        banks: Sequence[Memory],
+        memory: MemoryConfig,
+        settings: DecoderConfig,
+        map_method: str = "layercam",
+    ) -> None:
+        super().__init__()
+        for fault in stream_faults(settings):
+            raise UserError(fault)
+        self.stage1, self.decoder, self.tokenizer = stage1, decoder, tokenizer
+        self.memory_config, self.settings, self.map_method = memory, settings, map_method
+        dim, width = stage1.config.query_dim, decoder.get_input_embeddings().embedding_dim
+        sharpness = None if memory.visual_query == "queries" else memory.sharpness
+        visual = settings.use_visual_memory or settings.use_retrieved_text  # its text may be read without its vectors
+        self.visual_memory = _memory(memory, dim, banks[0], sharpness) if visual else None
+        if self.visual_memory is not None and not settings.use_visual_memory:
+            self.visual_memory.requires_grad_(False)
+        self.report_memory = _memory(memory, dim, banks[1]) if settings.use_report_memory else None
+        self.projection = nn.Linear(dim, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(settings.dropout)
+        # Streams, and the marks of their places, start with the size that the model's own embeddings have.
+        embeddings = decoder.get_input_embeddings().weight
+        with whole([embeddings]):  # `amrg plan` builds a model without numbers
+            size = 1.0 if embeddings.is_meta else float(embeddings.detach().std())
+        nn.init.constant_(self.norm.weight, size)
+        # Nothing else tells a decoder that learns from scratch which stream a position belongs to.
+        self.mark_PE = nn.Parameter(torch.randn(self.positions, width) * size)
+        if settings.use_queries:
+            # Four times as large: a finding that is surely there outshines its stream, like a word of its own.
+            self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
+        before, after = settings.prompt.split(IMAGE)
+        between, after = after.split(RETRIEVED) if settings.use_retrieved_text else ("", after.replace(RETRIEVED, ""))
+        first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        self.before = first + tokenizer(before, add_special_tokens=False).input_ids
+        self.between, self.after = (tokenizer(text, add_special_tokens=False).input_ids for text in (between, after))
+
+    def see(self, images_M3HW: Tensor, views: Sequence[int]) -> Sight:
+        """Films → what stage 1 sees; the views of a study are averaged, token by token.
+
+        Args:
+            images_M3HW: all films, in [0, 1], study after study.
+            views: number of films of each study.
+        """
+        seen = self.stage1(images_M3HW)
+        tokens = pool_tokens(seen.tokens_BND, self.settings.visual_tokens if self.settings.use_visual else 0)
+        with whole(list(self.stage1.cam_head.parameters())):
+            maps_MQHW = activation_maps(self.stage1.cam_head, seen.fine_BHWC, self.map_method)
+        regions = of_studies(find_regions(seen.projected_BHWD, maps_MQHW), views)
+        tokens, queries, logits = (per_study(x, views) for x in (tokens, seen.queries_BQD, seen.scores_BK))
+        return Sight(tokens, queries, logits, *regions)
+
+    @property
+    def sight_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of one study's share of what ``see`` returns."""
+        tokens, queries, dim = self.seen_shape
+        return (tokens, dim), (queries, dim), (queries,), (queries, dim), (queries, PLACES), (queries,), (queries, 5)
+
+    def memory_states(self, sight: Sight) -> dict[str, Tensor]:
+        """The states [B, Q, D] that ask each memory, by ``MEMORIES``.
+
+        The report memory is asked by the Q-Former's queries, the visual memory by the film's own regions, as loud as
+        stage 1 is sure of the finding. What is normal is common to many films: its region asks softly.
+        """
+        visual_BQD, kind = sight.queries_BQD, self.memory_config.visual_query
+        if kind != "queries":
+            loudness_BQ = sight.logits_BQ.sigmoid().clone()  # autograd keeps what sigmoid returns
+            loudness_BQ[:, LABELS.index(NO_FINDING)] = NORMAL_LOUDNESS
+            visual_BQD = sight.states_BQD * loudness_BQ[..., None]
+            if kind == "regions":
+                visual_BQD = F.pad(visual_BQD[..., :-PLACES], (0, PLACES))
+        return dict(zip(MEMORIES, (visual_BQD, sight.queries_BQD), strict=True))
+
+    def freeze_visual_query(self) -> None:
+        """Regions ask the visual memory as they are: without an association loss, the report's loss would spoil that.
+
+        On the demo it took the share of a finding's association on its own rows from 0.79 to 0.35 (docs/results.md).
+        """
+        memory = self.visual_memory
+        if isinstance(memory, HopfieldMemory) and memory.sharpness_H is not None:
+            for one in (memory.state_norm, memory.q_proj, memory.k_proj, memory.key_gain, memory.key_shift):
+                one.requires_grad_(False)
+
+    def loud_queries(self, sight: Sight) -> Tensor:
+        """The queries whose associations with the visual memory are told of a study, bool [B, Q].
+
+        Regions of findings that stage 1 holds likelier than not; where there are none, that of No Finding.
+        """
+        if self.memory_config.visual_query == "queries":
+            return torch.ones_like(sight.logits_BQ, dtype=torch.bool)
+        loud_BQ, normal = sight.logits_BQ > 0, LABELS.index(NO_FINDING)
+        loud_BQ[:, normal] = False
+        loud_BQ[:, normal] = ~loud_BQ.any(1)
+        return loud_BQ
+
+    @property
+    def memories(self) -> dict[str, "HopfieldMemory | CrossAttention"]:
+        """The memories that are asked, by ``MEMORIES``."""
+        both = zip(MEMORIES, (self.visual_memory, self.report_memory), strict=True)
+        return {name: memory for name, memory in both if memory is not None}
+
+    @property
+    def streamed(self) -> dict[str, "HopfieldMemory | CrossAttention"]:
+        """Those of them whose vectors the language model reads."""
+        return {n: m for n, m in self.memories.items() if n != MEMORIES[0] or self.settings.use_visual_memory}
+
+    @property
+    def seen_shape(self) -> tuple[int, int, int]:
+        """N, Q and D of what ``see`` returns."""
+        queries, dim = len(LABELS), self.stage1.config.query_dim  # not the parameter's shape: ZeRO 3 empties it
+        grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
+        return pool_tokens(grid, self.settings.visual_tokens if self.settings.use_visual else 0).shape[1], queries, dim
+
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where each of ``STREAMS`` lies among the P positions of ``streams``; one that is off has none."""
+        tokens, queries, _ = self.seen_shape
+        use = self.settings
+        sizes = tokens, *(queries * on for on in (use.use_queries, use.use_visual_memory, use.use_report_memory))
+        edges = pairwise([0, *accumulate(sizes)])
+        return {name: slice(*ends) for name, ends in zip(STREAMS, edges, strict=True)}
+
+    @property
+    def positions(self) -> int:
+        """P of ``streams``."""
+        return max(place.stop for place in self.places.values())
+
+    def streams(self, sight: Sight, group_B: Tensor, asking: Sight | None = None) -> Tensor:
+        """What the language model sees of a study: [B, P, E].
+
+        Args:
+            sight: from ``see``.
+            group_B: ``group_id`` of each study's patient; rows of that patient are invisible.
+            asking: of other studies, which ask the memories instead; None: the studies themselves do.
+        """
+        remembered, _ = self._remember(asking or sight, group_B)
+        return self._join(sight, remembered)
+
+    def _remember(
+        self, asking: Sight, group_B: Tensor, own_BQD: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """What each memory gives, [B, Q, D]; with studies' own sentences, their ``retrieval_loss``, [B]."""
+        states, hidden = self.memory_states(asking), self.hidden_group(group_B)
+        with part(MEMORY):
+            steps: list[Steps[Any]] = [
+                memory.associating(states[name], query_group=hidden) for name, memory in self.streamed.items()
+            ]
+            if own_BQD is None or self.report_memory is None:
+                return [reading.out_BLO for reading in associate_together(steps)], None
+            answers: list[Any] = associate_together([*steps, taught(self.report_memory, own_BQD, hidden)])
+            *readings, taught_BQD = answers
+            loss_B = retrieval_loss(readings[-1].rows_BLD, taught_BQD, own_BQD)
+            return [reading.out_BLO for reading in readings], loss_B
+
+    def _join(self, sight: Sight, remembered: list[Tensor]) -> Tensor:
+        """All streams in the language model's space, [B, P, E]."""
+        tokens_BND, queries_BQD, logits_BQ = sight[:3]
+        parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
+        streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1)))) + self.mark_PE
+        streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
+        if not self.settings.use_queries:
+            return streams_BPE
+        # A query carries its finding in one direction of many; this says plainly how sure stage 1 is of it.
+        sure_BQE = logits_BQ.sigmoid()[..., None] * self.finding_QE
+        before = tokens_BND.shape[1]
+        return streams_BPE + F.pad(sure_BQE, (0, 0, before, streams_BPE.shape[1] - before - sure_BQE.shape[1]))
+
+    def hidden_group(self, group_B: Tensor) -> Tensor | None:
+        """The groups whose rows both memories hide from each study; None where they hide nothing."""
+        return group_B if self.memory_config.hide_own_patient else None
+
+    def forward(
+        self,
+        sight: Sight,
+        group_B: Tensor,
+        report_BT: Tensor,
+        own_BQD: Tensor | None = None,
+        wanted: Wanted | None = None,
+        retrieved_BL: Tensor | None = None,
+    ) -> Predicted:
+        """How well reports are predicted.
+
+        Args:
+            sight, group_B: as for ``streams``.
+            report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
+            own_BQD: the sentences of the same reports by label, as rows of the report bank, for ``retrieval_loss``.
+            wanted: rows of the visual bank that their regions should retrieve, for ``association_loss``.
+            retrieved_BL: token ids of the retrieved text, ``IGNORED`` on the left of a shorter one; None: no text.
+        """
+        remembered, retrieval_B = self._remember(sight, group_B, own_BQD)
+        prefix, mask_BS = self._prefix(self._join(sight, remembered), retrieved_BL)
+        placed = {}
+        if retrieved_BL is not None:
+            mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
+            placed = {"attention_mask": mask_BS, "position_ids": (mask_BS.cumsum(1) - 1).clamp_min(0)}
+        report = self._hide(self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout)
+        with part(DECODER):
+            logits = self.decoder(
+                inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
+                logits_to_keep=report_BT.shape[1] + 1,  # from the last prompt position on; padding follows, so no mask
+                use_cache=False,
+                **placed,
+            ).logits[:, :-1]
+            losses = F.cross_entropy(logits.float().transpose(1, 2), report_BT, ignore_index=IGNORED, reduction="none")
+        association_B = None
+        if wanted is not None and isinstance(self.visual_memory, HopfieldMemory):
+            states_BQD = self.memory_states(sight)[MEMORIES[0]]
+            association_B = association_loss(self.visual_memory, states_BQD, self.hidden_group(group_B), wanted)
+        return Predicted(losses.sum(1), retrieval_B, association_B)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        sight: Sight,
+        group_B: Tensor,
+        decoding: GenerateConfig,
+        synced: bool = False,
+        streamer: BaseStreamer | None = None,
+        hidden: Sequence[str] = (),
+        asking: Sight | None = None,
+        begin: Sequence[str] = (),
+        retrieved_BL: Tensor | None = None,
+    ) -> list[str]:
+        """Write a report for each study.
+
+        Args:
+            sight, group_B, asking: as for ``streams``.
+            decoding: beams, lengths and penalties.
+            synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
+            streamer: is given each token when it is written; one study and one beam only.
+            hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
+            begin: what each study's text begins with (``amrg.models.composer``); none: the decoder begins by itself.
+            retrieved_BL: as for ``forward``.
+        """
+        streams_BPE = self.streams(sight, group_B, asking)
+        for name in hidden:
+            streams_BPE[:, self.places[name]] = 0.0
+        prefix, mask_BS = self._prefix(streams_BPE, retrieved_BL)
+        written = self.decoder.generate(
+            inputs_embeds=prefix,
+            attention_mask=mask_BS,
+            do_sample=False,
+            num_beams=decoding.num_beams,
+            min_new_tokens=decoding.min_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
+            repetition_penalty=decoding.repetition_penalty,
+            length_penalty=decoding.length_penalty,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            synced_gpus=synced,
+            streamer=streamer,
+            logits_processor=LogitsProcessorList([Beginning(self.tokenizer, begin)] if begin else []),
+        )
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [without_outline(text) if self.settings.outline else text.strip() for text in texts]
+
+    @torch.no_grad()
+    def associations(self, asking: Sight, group_B: Tensor, count: int) -> dict[str, "Association"]:
+        """What each query retrieves from each memory that is on, by ``MEMORIES``.
+
+        Args:
+            asking, group_B: as for ``streams``.
+            count: at most so many rows of each query, heaviest first.
+        """
+        states, hidden = self.memory_states(asking), self.hidden_group(group_B)
+        return {
+            name: Association(
+                *memory.attribution(states[name], query_group=hidden, top_k=min(count, memory.held.rows_in_all))
+            )
+            for name, memory in self.memories.items()
+        }
+
+    def report_encoder(self, max_tokens: int) -> ReportEncoder:
+        """Reports → token ids, as ``forward`` wants them."""
+        return ReportEncoder(self.tokenizer, self.settings.outline, max_tokens)
+
+    def saved_parameters(self) -> list[nn.Parameter]:
+        """Those that ``save_pretrained`` writes and that must be whole for it: all but the base of the decoder."""
+        named = self.named_parameters()
+        return [weight for name, weight in named if weight.requires_grad or not name.startswith("decoder.")]
+
+    def base_fingerprint(self) -> str:
+        """Of the language model's weights that are not trained (``decoder.base_fingerprint``)."""
+        return base_fingerprint(self.decoder) if self.settings.tuning != "full" else ""
+
+    def save_pretrained(self, folder: Path, base: str | None = None) -> None:
+        """Write ``config.json``, ``model.safetensors`` (all but the language model) and ``decoder/``.
+
+        Of the language model only what could change is written: everything, or a LoRA adapter, or nothing.
+
+        Args:
+            folder: made where it is missing.
+            base: ``base_fingerprint``, where all ranks have taken it before one of them saves.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "model_type": "amrg_report_generator",
+            "memory": to_dict(self.memory_config),
+            "decoder": to_dict(self.settings),
+            "map_method": self.map_method,
+            "base_fingerprint": self.base_fingerprint() if base is None else base,
+        }
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        self.stage1.save_pretrained(folder / "stage1")
+        save_file({name: value.contiguous() for name, value in self._own_state().items()}, folder / WEIGHTS)
+        save_decoder(self.decoder, self.tokenizer, folder / "decoder")
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path, banks: Sequence[Memory], zero: Zero3 = None, base_model: str | None = None
+    ) -> Self:
+        """Read what ``save_pretrained`` wrote, with the banks it was trained with.
+
+        Args:
+            folder: of the model.
+            banks: as above.
+            zero: the language model's weights lie apart on the ranks (``amrg.models.zero3``).
+            base_model: name or folder of the base model, where it was not trained; None: where it was in training.
+
+        Raises:
+            UserError: the folder is something else, or the base model or the length of the banks' rows is another.
+        """
+        try:
+            content = json.loads((folder / "config.json").read_text())
+            memory = TypeAdapter(MemoryConfig).validate_python(content["memory"])
+            settings = TypeAdapter(DecoderConfig).validate_python(content["decoder"])
+            base, map_method = content.get("base_fingerprint", ""), content["map_method"]
+            weights = load_file(folder / WEIGHTS)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{folder} is not a saved report generator ({type(error).__name__}): run `amrg stage2`"
+            ) from None
+        stage1 = DiseaseClassifier.from_pretrained(folder / "stage1")
+        settings = settings if base_model is None else replace(settings, model=base_model)
+        decoder, tokenizer = load_decoder(settings, folder / "decoder", zero)
+        if base and base_fingerprint(decoder) != base:
+            raise UserError(
+                f"{folder} was trained with another base model than what {settings.model} is now: give the folder of "
+                "that one with --decoder.model"
+            )
+        model = cls(stage1, decoder, tokenizer, banks, memory, settings, map_method)
+        try:
+            model.load_state_dict(weights, strict=False)
+        except RuntimeError:
+            raise UserError(f"{folder} was trained with other banks (their rows differ in length)") from None
+        if model._own_state().keys() != weights.keys():
+            raise UserError(f"{folder} was saved by another version of this package: run `amrg stage2` again")
+        return model.eval()
+
+    def _own_state(self) -> dict[str, Tensor]:
+        return {n: v for n, v in self.state_dict().items() if not n.startswith(("decoder.", "stage1."))}
+
+    def _hide(self, values_BLE: Tensor, share: float) -> Tensor:
+        """In training, set a random share of the positions to zero."""
+        if not self.training or share == 0.0:
+            return values_BLE
+        return values_BLE * (torch.rand(values_BLE.shape[:2], device=values_BLE.device) >= share)[..., None]
+
+    def _prefix(self, streams_BPE: Tensor, retrieved_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the language model reads before the report, [B, S, E], and its mask, int64 [B, S], 0 beside a text."""
+        embed, device = self.decoder.get_input_embeddings(), streams_BPE.device
+        text_BL = streams_BPE.new_zeros(len(streams_BPE), 0, dtype=torch.long) if retrieved_BL is None else retrieved_BL
+        words = torch.tensor(self.before + self.between + self.after, device=device).expand(len(streams_BPE), -1)
+        # One look-up: where ZeRO 3 splits the embeddings, each would gather them.
+        sizes = [len(self.before), len(self.between), len(self.after), text_BL.shape[1]]
+        embedded = embed(torch.cat([words, text_BL.clamp_min(0)], dim=1)).to(streams_BPE.dtype)
+        before, between, after, text = embedded.split(sizes, dim=1)
+        text = self._hide(text, self.settings.stream_dropout)
+        prefix = torch.cat([before, streams_BPE, between, text, after], dim=1)
+        mask_BS = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
+        start = prefix.shape[1] - sizes[2] - sizes[3]
+        mask_BS[:, start : start + sizes[3]] = text_BL != IGNORED
+        return prefix.to(embed.weight.dtype), mask_BS
+
+
+def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
+    """Mean-pool a square grid of tokens to the largest square grid of at most ``most``; none for 0."""
+    if most == 0:
+        return tokens_BND[:, :0]
+    side = math.isqrt(tokens_BND.shape[1])
+    smaller = math.isqrt(most)
+    if side * side != tokens_BND.shape[1] or smaller >= side:
+        return tokens_BND
+    grid = tokens_BND.transpose(1, 2).unflatten(2, (side, side))
+    return F.adaptive_avg_pool2d(grid, smaller).flatten(2).transpose(1, 2)
+
+
+def _memory(
+    config: MemoryConfig, dim: int, bank: Memory, sharpness: float | None = None
+) -> HopfieldMemory | CrossAttention:
+    sizes = dim, bank.rows.shape[1], dim
+    if sharpness is not None and dim != bank.rows.shape[1]:
+        raise UserError(
+            f"the visual bank has rows of {bank.rows.shape[1]} numbers, but the film's regions, which ask it, have "
+            f"{dim}: build the banks with this stage 1, or say memory.visual_query queries"
+        )
+    memory: HopfieldMemory | CrossAttention
+    if config.retrieval == "cross_attention":
+        memory = CrossAttention(*sizes, heads=config.heads, head_dim=config.head_dim, dropout=config.dropout)
+    else:
+        memory = HopfieldMemory(
+            *sizes,
+            heads=config.heads,
+            head_dim=config.head_dim,
+            beta=config.beta,
+            learn_beta=config.learn_beta,
+            sharpness=sharpness,
+            update_steps=config.update_steps,
+            dropout=config.dropout,
+        )
+    memory.set_bank(bank)
+    return memory

@@ -1,0 +1,146 @@
+"""The result page: one HTML file that needs nothing else, to be opened from disk or sent to a colleague."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from amrg.data.labels import LABELS
+from amrg.pages import ALWAYS, EMBEDDED, score_table
+from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.pages.plots import line_chart
+from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence, memory_row, recalled
+
+
+@dataclass(frozen=True)
+class SampleStudy:
+    """One study to look at.
+
+    Attributes:
+        film: uint8 [H, W].
+        findings: what the study has.
+        probabilities: the classifier's, for the findings worth showing.
+        maps: activation map by finding, non-negative, on any grid that covers the film.
+        masks: true lesion by finding, bool [H, W].
+        reference, generated: the reports, findings marked (``overlays.marked``).
+        memory: retrieved rows by bank ("visual", "report"), the heaviest first.
+        sentences: of the report memory, that the report begins with.
+        views: the square films that the sentences' boxes lie on, by their number in the study, uint8 [S, S].
+        grid: cells on a side of these boxes.
+    """
+
+    key: str
+    film: np.ndarray
+    findings: Sequence[str]
+    probabilities: dict[str, float]
+    maps: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    reference: Markup
+    generated: Markup
+    memory: dict[str, list[MemoryRow]] = field(default_factory=dict)
+    sentences: Sequence[RecalledSentence] = ()
+    views: Mapping[int, np.ndarray] = field(default_factory=dict)
+    grid: int = 14
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows. ``scores`` is the content of ``scores.json``; curves are rows of each ``curves.jsonl``."""
+
+    scores: dict[str, Any]
+    curves: dict[str, list[dict[str, Any]]]
+    contact: Sequence[tuple[np.ndarray, str]]
+    studies: Sequence[SampleStudy]
+
+
+def write_page(page: Page, path: Path) -> None:
+    """Render the page into one file."""
+    path.write_text(render(page), encoding="utf-8")
+
+
+def render(page: Page) -> str:
+    """The page as text; the same input gives the same bytes."""
+    environment = templates()
+    environment.filters["number"] = number
+    environment.filters["odds"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    environment.filters["span"] = lambda pair: f"{number(pair[0])} – {number(pair[1])}"
+    return environment.get_template("result_page.html.j2").render(
+        scores=page.scores,
+        always=ALWAYS,
+        embedded=EMBEDDED if page.scores["source"] == "openi_drr" else None,
+        scored=score_table.score_rows(page.scores),
+        learned=score_table.learned_rows(page.scores),
+        clinical=score_table.clinical_rows(page.scores),
+        details=score_table.detail_rows(page.scores),
+        detail_findings=score_table.detail_finding_rows(page.scores),
+        relevance={b: found and score_table.relevance_rows(found) for b, found in page.scores["relevance"].items()},
+        wording=score_table.wording_rows(page.scores),
+        copying=score_table.copying_rows(page.scores),
+        sizes=score_table.size_rows(page.scores),
+        unavailable=score_table.unavailable(page.scores),
+        labels=LABELS,
+        charts={stage: charts(rows) for stage, rows in page.curves.items()},
+        contact=[(film_url(film, 168), caption) for film, caption in page.contact],
+        studies=[_study(study) for study in page.studies],
+    )
+
+
+def templates() -> Environment:
+    """The templates of all pages; whatever enters one is escaped."""
+    return Environment(
+        loader=PackageLoader("amrg.pages", "."),
+        autoescape=select_autoescape(default_for_string=True, default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def number(value: float | int | None) -> str:
+    """A number for a table: three decimals below 10, fewer above; a dash for what is not known."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def charts(rows: list[dict[str, Any]]) -> list[Markup]:
+    """One chart for each quantity; ``train_x`` and ``val_x`` share the chart of ``x``."""
+    names = sorted({name for row in rows for name, v in row.items() if isinstance(v, float)})
+    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name in names:
+        part, quantity = next(((p, name.removeprefix(p)) for p in _PARTS if name.startswith(p)), ("", name))
+        line = [(row["epoch"], row[name]) for row in rows if name in row]
+        groups.setdefault(quantity, {})[_PARTS.get(part, quantity.replace("_", " "))] = line
+    return [line_chart(lines, quantity.replace("_", " ")) for quantity, lines in groups.items()]
+
+
+_PARTS = {"train_": "training", "val_": "validation"}
+
+
+def _study(study: SampleStudy) -> dict[str, Any]:
+    shown = [
+        {
+            "finding": finding,
+            "true": finding in study.findings,
+            "probability": study.probabilities.get(finding),
+            "heat": heat_url(map_HW),
+            "outline": outline_url(study.masks[finding]) if finding in study.masks else None,
+        }
+        for finding, map_HW in study.maps.items()
+    ]
+    return {
+        "key": study.key,
+        "film": film_url(study.film),
+        "findings": study.findings,
+        "shown": shown,
+        "reference": study.reference,
+        "generated": study.generated,
+        "memory": {bank: [memory_row(row) for row in rows] for bank, rows in study.memory.items()},
+        "recalled": recalled(study.sentences, study.views, study.grid),
+    }

@@ -1,0 +1,148 @@
+"""Rows of memory and recalled sentences, as the page shows them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from amrg.pages.overlays import Box, boxes_svg, crop, film_url
+
+THUMBNAIL = 112  # pixels on a side
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """A row of a bank that was retrieved.
+
+    Attributes:
+        weight: share of the association it got, averaged over queries and heads, in [0, 1].
+        source: region, report, sentence or disease_token.
+        findings: what it was filed under.
+        text: of a report row; of a region row what its report says of it.
+        film: the square film of a region row, uint8 [S, S], with ``box`` (cells) on a ``grid`` × ``grid`` patch grid.
+        number: of the row in its bank, where it is told.
+    """
+
+    weight: float
+    source: str
+    findings: Sequence[str]
+    text: str | None = None
+    film: np.ndarray | None = None
+    box: Box | None = None
+    grid: int = 14
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class RecalledSentence:
+    """A sentence of the report memory that a report begins with.
+
+    Attributes:
+        text: of the sentence.
+        labels: findings that it states, or No Finding.
+        row: number in the report bank.
+        filed: findings that the row is filed under.
+        regions: rows of the visual bank that voted for it, the heaviest first; the weights are shares of the
+            association of the film's region.
+        box: number of the film, then the box of the region on its fine grid; None where there is no region.
+        probability: that the findings are there; None for No Finding.
+        details: finding, attribute, value, and the probability that it is so, None where nothing supported details.
+    """
+
+    text: str
+    labels: Sequence[str]
+    row: int
+    filed: Sequence[str] = ()
+    regions: Sequence[MemoryRow] = ()
+    box: tuple[int, int, int, int, int] | None = None
+    probability: float | None = None
+    details: Sequence[tuple[str, str, str, float | None]] = ()
+
+
+def memory_row(row: MemoryRow) -> dict[str, Any]:
+    """For the template, with a crop of the region."""
+    thumbnail = None
+    if row.film is not None and row.box is not None:
+        thumbnail = film_url(crop(row.film, row.box, row.grid), THUMBNAIL)
+    return {
+        "weight": row.weight,
+        "source": row.source.replace("_", " "),
+        "findings": row.findings,
+        "text": row.text,
+        "thumbnail": thumbnail,
+    }
+
+
+def recalled(
+    sentences: Sequence[RecalledSentence], views: Mapping[int, np.ndarray], grid: int
+) -> dict[str, list[dict[str, Any]]]:
+    """For the template: ``films`` with the numbered boxes of the sentences, and the sentences in ``groups``.
+
+    Sentences in a row with the same labels and voters are a group: their voters are shown once.
+
+    Args:
+        sentences: of one report; the first has number 1.
+        views: square films of the study by their number, as far as they are at hand.
+        grid: cells on a side of the boxes.
+    """
+    numbered = list(enumerate(sentences, start=1))
+    groups = [list(of) for _, of in groupby(numbered, lambda one: (tuple(one[1].labels), _voters(one[1])))]
+    return {
+        "films": [film for view in sorted(views) if (film := _film(numbered, view, views[view], grid))],
+        "groups": [
+            {
+                "sentences": [_sentence(number, one, len(views) > 1) for number, one in group],
+                "voters": [_voter(row) for row in group[0][1].regions],
+            }
+            for group in groups
+        ],
+    }
+
+
+def _voters(sentence: RecalledSentence) -> list[tuple[int | None, float]]:
+    return [(row.number, row.weight) for row in sentence.regions]
+
+
+def _film(
+    numbered: Sequence[tuple[int, RecalledSentence]], view: int, film: np.ndarray, grid: int
+) -> dict[str, Any] | None:
+    """A film with the boxes that lie on it; None where none does."""
+    at: dict[Box, list[int]] = {}
+    told = []
+    for number, sentence in numbered:
+        if sentence.box is not None and sentence.box[0] == view:
+            at.setdefault(sentence.box[1:], []).append(number)
+            told.append(f"{number}: {', '.join(sentence.labels)}")
+    if not at:
+        return None
+    boxes = [(", ".join(map(str, numbers)), box) for box, numbers in at.items()]
+    return {"number": view + 1, "url": film_url(film), "told": told, "boxes": boxes_svg(boxes, grid)}
+
+
+def _sentence(number: int, sentence: RecalledSentence, several: bool) -> dict[str, Any]:
+    return {
+        "number": number,
+        "text": sentence.text,
+        "labels": sentence.labels,
+        "row": sentence.row,
+        "filed": sentence.filed,
+        "film": sentence.box[0] + 1 if several and sentence.box else None,
+        "probability": sentence.probability,
+        "details": [
+            {
+                "what": " ".join([*([finding] if len(sentence.labels) > 1 else []), attribute, value]),
+                "probability": probability,
+            }
+            for finding, attribute, value, probability in sentence.details
+        ],
+    }
+
+
+def _voter(row: MemoryRow) -> dict[str, Any]:
+    """A row of the visual bank, with the whole film that it was mined from and its box."""
+    film = None
+    if row.film is not None and row.box is not None:
+        film = {"url": film_url(row.film, THUMBNAIL), "boxes": boxes_svg([("", row.box)], row.grid)}
+    return {"number": row.number, "weight": row.weight, "findings": row.findings, "text": row.text, "film": film}

@@ -1,0 +1,163 @@
+"""The models of both stages without their numbers: the classes that are trained, built on the meta device.
+
+So a plan counts what a run holds, parameter by parameter, and there are no formulas to be kept in step with the models.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from amrg.banks.bank import DTYPES
+from amrg.config import Config
+from amrg.data.labels import FINDINGS, LABELS
+from amrg.models.classifier import DiseaseClassifier
+from amrg.models.decoder import SMALL_LLAMA, shape_decoder
+from amrg.models.memory_layer import Bank
+from amrg.models.report_generator import ReportGenerator, Sight
+from amrg.planning.architectures import encoder_width, language_model
+from amrg.retrieval.communication_cost import Rows
+from amrg.training.multilabel import multilabel_loss
+from amrg.training.stage2 import freeze
+
+#: ``decoder.base_dtype``
+Base = Literal["float32", "bfloat16", "int8", "nf4"]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A stage's model on the meta device, and how it is fed.
+
+    Attributes:
+        section: of the configuration, ``stage1`` or ``stage2``.
+        model: what is trained.
+        inputs: ``inputs(model, samples)``: what a batch brings, zeros.
+        loss: ``loss(model, inputs)``: what is minimised.
+        banks: shapes of the banks; none in stage 1.
+        assumed: what was taken from elsewhere than the configuration and this disk.
+    """
+
+    section: Literal["stage1", "stage2"]
+    model: nn.Module
+    inputs: Callable[[Any, int], Any]
+    loss: Callable[[Any, Any], Tensor]
+    banks: tuple[Rows, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+
+class Characters:
+    """Stands in for a tokenizer: a token every four characters."""
+
+    bos_token_id, eos_token_id, pad_token_id = 1, 2, 3
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> Any:
+        return SimpleNamespace(input_ids=[0] * -(-len(text) // 4))
+
+
+def stage1_skeleton(config: Config) -> Skeleton:
+    """Stage 1 as it is trained: on films, or on what a frozen stem made of them once."""
+    with torch.device("meta"):
+        model = DiseaseClassifier(config.vision, pretrained=False)
+
+    def inputs(model: DiseaseClassifier, samples: int) -> Tensor:
+        films = blank_films(config, samples)
+        return model.encoder.stem(films) if model.encoder.frozen_stem else films
+
+    def loss(model: DiseaseClassifier, given: Tensor) -> Tensor:
+        out = model(given, cached=model.encoder.frozen_stem)
+        targets_BK, weight_K = torch.zeros(len(given), len(LABELS)), torch.ones(len(LABELS))
+        return sum(
+            (multilabel_loss(logits, targets_BK, weight_K) for logits in (out.logits_BK, out.cam_logits_BK)),
+            torch.zeros(()),
+        )
+
+    return Skeleton("stage1", model, inputs, loss)
+
+
+def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Skeleton:
+    """Stage 2 as it is trained.
+
+    Args:
+        config: decoder, banks and streams.
+        films: of a study, where vision is trained.
+        tokenizer: of the decoder; without one, the prompt is taken to have a token every four characters.
+
+    Raises:
+        UserError: the decoder's or the text encoder's sizes are not known.
+    """
+    architecture, assumed = None, []
+    if config.decoder.model != SMALL_LLAMA:
+        architecture, origin = language_model(config.decoder.model)
+        assumed.append(f"decoder: {origin}")
+    if tokenizer is None:
+        tokenizer = Characters(config.decoder.vocab_size)
+        assumed.append("prompt: a token every four characters")
+    rows = bank_rows(config)
+    with torch.device("meta"):
+        decoder = shape_decoder(config.decoder, architecture, tokenizer)
+        if config.decoder.base_dtype != "float32":  # quantised weights compute in bfloat16
+            for parameter in decoder.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+        classifier = freeze(DiseaseClassifier(config.vision, pretrained=False), config.stage2.train_vision)
+        banks = [_bank(bank) for bank in rows]
+        model = ReportGenerator(classifier, decoder, tokenizer, banks, config.memory, config.decoder)
+        if not config.stage2.association_loss:
+            model.freeze_visual_query()
+
+    def inputs(model: ReportGenerator, samples: int) -> tuple[Any, Tensor, Tensor]:
+        report_BT = torch.zeros(samples, config.stage2.max_report_tokens, dtype=torch.long)
+        group_B = torch.zeros(samples, dtype=torch.long)
+        if config.stage2.train_vision:
+            return blank_films(config, samples * films), group_B, report_BT
+        return no_sight(model, samples), group_B, report_BT
+
+    def loss(model: ReportGenerator, given: tuple[Any, Tensor, Tensor]) -> Tensor:
+        seen, group_B, report_BT = given
+        sight = seen if isinstance(seen, Sight) else model.see(seen, [films] * len(group_B))
+        text_BL = None
+        if config.decoder.use_retrieved_text:
+            text_BL = torch.zeros(len(group_B), config.decoder.retrieved_tokens, dtype=torch.long)
+        return model(sight, group_B, report_BT, retrieved_BL=text_BL).loss_B.mean()
+
+    use = config.decoder
+    used = (use.use_visual_memory or use.use_retrieved_text, use.use_report_memory)
+    kept = tuple(bank for bank, use in zip(rows, used, strict=True) if use)
+    return Skeleton("stage2", model, inputs, loss, kept, tuple(assumed))
+
+
+def no_sight(model: ReportGenerator, samples: int) -> Sight:
+    """What stage 1 would have seen of some studies, zeros."""
+    return Sight(*(torch.zeros(samples, *shape) for shape in model.sight_shapes))
+
+
+def bank_rows(config: Config) -> tuple[Rows, Rows]:
+    """The visual and the report bank at the most rows that the configuration allows."""
+    element = DTYPES[config.banks.dtype].itemsize
+    mining = config.banks.mining
+    regions = len(FINDINGS) * mining.regions_per_finding + mining.normal_regions + len(LABELS)
+    width = encoder_width(config.banks.reports.encoder)
+    return (
+        Rows(regions, config.vision.query_dim, element),
+        Rows(config.banks.reports.rows, width, element),
+    )
+
+
+def _bank(rows: Rows) -> Bank:
+    dtype = {4: torch.float32, 2: torch.bfloat16, 1: torch.int8}[rows.element]
+    scale = torch.zeros(rows.rows) if rows.element == 1 else None
+    return Bank(torch.zeros(rows.rows, rows.dim, dtype=dtype), scale, torch.zeros(rows.rows, dtype=torch.long))
+
+
+def blank_films(config: Config, count: int) -> Tensor:
+    """Films as the encoder takes them, zeros."""
+    return torch.zeros(count, 3, *[config.vision.image_size] * 2)

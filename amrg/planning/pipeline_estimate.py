@@ -1,0 +1,145 @@
+"""The steps of the whole chain that use GPUs: time and GPU-hours of each. Everything here is prediction.
+
+To the plans of both stages come mining for the visual bank, the one look of frozen vision at each film, and the
+writing of reports.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn, zeros
+
+from amrg.config import Config
+from amrg.data.labels import LABELS
+from amrg.errors import UserError
+from amrg.planning.architectures import Size
+from amrg.planning.meta_models import Base, blank_films, no_sight, stage1_skeleton
+from amrg.planning.stage_estimate import Assumptions, Plan, prompt_length, samples_of, skeleton_of, split_size
+from amrg.planning.step_time import Moved, seconds
+from amrg.planning.trace import Tracer
+from amrg.planning.zero_memory import weigh
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the chain.
+
+    Attributes:
+        verb: of the command line.
+        what: is done, in words.
+        seconds: from beginning to end; None where the size of the held-out split is not known.
+        gpu_hours: for which GPUs are held, also those that wait.
+        origin: who says how many studies are held out; empty for the other steps.
+    """
+
+    verb: str
+    what: str
+    seconds: float | None
+    gpu_hours: float | None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Film:
+    """Seconds that one film takes on one device outside of training.
+
+    Attributes:
+        look: a forward of the classifier.
+        maps: class activation maps of all labels, after it.
+    """
+
+    look: float
+    maps: float
+
+
+def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer: Any = None) -> list[Step]:
+    """All steps in their order.
+
+    Args:
+        config: of the run; its banks are taken to be mined from the train split alone.
+        plans: of both stages.
+        given: what is assumed.
+        tokenizer: as for ``plan``.
+    """
+    size, film = plans["stage2"].size, film_seconds(config, plans["stage1"], given)
+
+    def step(verb: str, what: str, spent: float) -> Step:
+        return Step(verb, what, spent, spent * given.gpus / 3600)
+
+    steps = [
+        step("stage1", f"{config.stage1.epochs} epochs", plans["stage1"].total_seconds),
+        step("banks", *mining(config, size, film, given)),
+    ]
+    if not config.stage2.train_vision:
+        steps.append(step("stage2", f"{size.films:,} films seen", size.films * film.look / given.gpus))
+    steps.append(step("stage2", f"{config.stage2.epochs} epochs", plans["stage2"].total_seconds))
+    try:
+        held_out = split_size(config, given, config.generate.split)
+    except UserError as unknown:
+        return [*steps, Step("generate", str(unknown), None, None)]
+    ours = config.generate
+    what = f"{held_out.studies:,} reports of {ours.max_new_tokens} tokens"
+    spent = held_out.films * film.look / given.gpus + writing(config, held_out.studies, given, tokenizer)
+    return [*steps, replace(step("generate", what, spent), origin=held_out.origin)]
+
+
+def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> Film:
+    """From ``stage1``'s plan: what autograd keeps of a film in training is taken to be written and read here, too."""
+    tracer = Tracer(stage1_skeleton(config), config.stage1.dtype)
+    flops = tracer.flops(lambda model: model(blank_films(config, 2))) / 2
+    films = stage1.zero.micro * stage1.size.films / samples_of(config, stage1.size)
+    kept = stage1.parts["activations"].device / films
+    encoder: Any = tracer.model.encoder
+    labels, features = len(LABELS), encoder.grid**2 * encoder.fine_dim
+    # `amrg.models.cam`, in float32: the scores of all cells and labels, and a map from weights, both from all features;
+    # then `amrg.models.regions`: each map's weights on the projected features.
+    projected = encoder.grid**2 * config.vision.query_dim
+    flops_of_maps = 2.0 * labels * (2 * features + projected)
+    maps = _seconds(flops_of_maps, 4.0 * (2 * features + projected), "float32", given)
+    return Film(_seconds(flops, 2 * kept, config.stage1.dtype, given), maps)
+
+
+def mining(config: Config, size: Size, film: Film, given: Assumptions) -> tuple[str, float]:
+    """Mining of a train split, in words and seconds; films are divided among the GPUs, as a cluster does."""
+    ours, samples = config.banks.mining, samples_of(config, size)
+    films = size.films * min(ours.films or samples, samples) / samples
+    return f"{films:,.0f} films", films * (film.look + film.maps) / given.gpus
+
+
+def writing(config: Config, studies: int, given: Assumptions, tokenizer: Any = None) -> float:
+    """Seconds for the reports of so many studies, each at its greatest length.
+
+    A token takes one pass over the decoder's weights and, as transformers' cache works, three over the keys and
+    values: a token is appended by copying (read, write), then they are read; beams are put in order by copying, too.
+    """
+    ours, dtype = config.generate, config.stage2.dtype
+    skeleton = skeleton_of(config, "stage2", split_size(config, given), tokenizer)
+    read = _decoder_bytes(skeleton.model, config.decoder.base_dtype)
+    tracer = Tracer(skeleton, dtype)
+    together = min(ours.batch_size, studies)
+    of_rank = -(-together // given.gpus)
+    sequences = of_rank * ours.num_beams
+    prompt, new = prompt_length(config, tracer.model), ours.max_new_tokens
+    streams = tracer.flops(lambda model: model.streams(no_sight(model, 2), zeros(2).long())) / 2
+    reading, first = tracer.writing_flops(prompt)
+    _, last = tracer.writing_flops(prompt + max(new - 2, 0))
+    position = sequences * tracer.cache_bytes()
+    gathered = 0.0 if ours.ds_config is None else read * (given.gpus - 1) / given.gpus
+    begin = _seconds(of_rank * streams + sequences * reading, read + prompt * position, dtype, given, gathered)
+    copies = 5 if ours.num_beams > 1 else 3
+    # The mean token has new / 2 before it, itself counted.
+    token = _seconds(
+        sequences * (first + last) / 2, read + copies * (prompt + new / 2) * position, dtype, given, gathered
+    )
+    return -(-studies // together) * (begin + (new - 1) * token)
+
+
+def _decoder_bytes(model: Any, base: Base) -> float:
+    weights = weigh(nn.ModuleDict({"decoder": model.decoder}), base)
+    return 4.0 * weights.trainable + weights.frozen_bytes
+
+
+def _seconds(flops: float, memory: float, dtype: str, given: Assumptions, gathered: float = 0.0) -> float:
+    """The roofline of one pass on one device; bytes of its own memory, and of weights gathered from other ranks."""
+    bytes_ = Moved(0.0, gathered, 0.0, 0.0, 0.0, memory)
+    return seconds(flops, bytes_, given.device, dtype, given.gpus, given.efficiency, given.bandwidth).step

@@ -1,0 +1,248 @@
+"""What one stage needs on so many devices: memory by part, traffic, time, and the largest micro-batch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amrg.config import Config, Stage1Config, Stage2Config
+from amrg.data.labels import LABELS
+from amrg.data.sources import tables_size
+from amrg.data.stream import views
+from amrg.errors import UserError
+from amrg.planning.architectures import SPLITS, Size
+from amrg.planning.devices import Device
+from amrg.planning.meta_models import Base, Skeleton, stage1_skeleton, stage2_skeleton
+from amrg.planning.step_time import Banks, Moved, Seconds, moved, seconds, share_banks
+from amrg.planning.trace import Tracer
+from amrg.planning.zero_memory import CHECKPOINT, Held, Weights, Zero, check, held, weigh
+from amrg.training import deepspeed_config, stage1, stage2
+
+_OPTIMISATION = {"stage1": stage1.optimisation, "stage2": stage2.optimisation}
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a plan takes as given.
+
+    Attributes:
+        gpus: ranks.
+        memory: bytes of each; None takes the device's.
+        device: whose peaks.
+        efficiency: share of the peak arithmetic that is reached.
+        bandwidth: share of every bandwidth that is reached.
+        reserve: share of the memory that CUDA, libraries and fragmentation take.
+        studies: of the train split; None takes what is known of the data set.
+        held_out: studies of the split that reports are written for, likewise.
+        data: the prepared data, where they are.
+    """
+
+    gpus: int
+    device: Device
+    memory: float
+    efficiency: float = 0.4
+    bandwidth: float = 0.8
+    reserve: float = 0.06
+    studies: int | None = None
+    held_out: int | None = None
+    data: Path | None = None
+
+    @property
+    def machines(self) -> str:
+        """In words."""
+        return f"{self.gpus} × {self.device.name} of {self.memory / 1e9:g} GB"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage, predicted.
+
+    Attributes:
+        section: ``stage1`` or ``stage2``.
+        weights, zero, banks, size: what the figures are of.
+        parts: bytes by part at the configured micro-batch.
+        largest: samples of the largest micro-batch that fits; 0 where none does.
+        moved, seconds: of an optimiser step, of one device.
+        steps: optimiser steps of an epoch.
+        epochs: of the run.
+        cache: bytes of keys and values when reports are written (stage 2), and sequences held together.
+        assumed: in words.
+    """
+
+    section: str
+    weights: Weights
+    zero: Zero
+    banks: Banks
+    size: Size
+    parts: dict[str, Held]
+    largest: int
+    moved: Moved
+    seconds: Seconds
+    steps: int
+    epochs: int
+    cache: tuple[float, int] | None
+    assumed: tuple[str, ...]
+
+    @property
+    def device_bytes(self) -> float:
+        return sum(part.device for part in self.parts.values())
+
+    @property
+    def host_bytes(self) -> float:
+        return sum(part.host for part in self.parts.values())
+
+    @property
+    def total_seconds(self) -> float:
+        return self.seconds.step * self.steps * self.epochs
+
+
+def split_size(config: Config, given: Assumptions, split: str = "train", with_wordless: bool = False) -> Size:
+    """Studies and films of a split: as told, as prepared, as the data set's tables say, as configured, or as published.
+
+    Args:
+        config, given: of the plan.
+        split: of the data.
+        with_wordless: also studies without a text, which stage 1 alone uses; prepared data alone tell them apart.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    train = split == "train"
+    option, told = ("--studies", given.studies) if train else ("--held-out", given.held_out)
+    renders = config.data.renders_per_study if config.data.source == "openi_drr" and train else 1
+    known = None
+    if given.data is not None:
+        films = views(given.data, split, with_wordless)
+        known = Size(len(films) // renders, sum(films), "of the prepared data")
+        if told is None:
+            return known
+    known = known or _tabled(config, split) or SPLITS.get(config.data.source, {}).get(split)
+    limit = getattr(config.data, f"{split}_studies")
+    if told is None and known and (limit is None or limit >= known.studies):
+        return known
+    studies, origin = (limit, f"data.{split}_studies") if told is None else (told, option)
+    if studies is None:
+        raise UserError(f"how many {split} studies {config.data.source} has is not known here: give {option}")
+    return Size(studies, round(studies * (known.films / known.studies if known else renders)), origin)
+
+
+def _tabled(config: Config, split: str) -> Size | None:
+    """By the tables of the data folder, where it is there and they tell the split; no report is read."""
+    if config.data.splits != "official":
+        return None
+    try:
+        sizes = tables_size(config.data)
+    except UserError:
+        return None
+    return Size(*sizes[split], "at most, by the tables of data.path") if sizes and sizes[split][0] else None
+
+
+def samples_of(config: Config, size: Size) -> int:
+    """Samples of a train split: each render of the embedded data set is one of its own."""
+    return size.films if config.data.source == "openi_drr" else size.studies
+
+
+def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None) -> Plan:
+    """The plan of one stage.
+
+    Raises:
+        UserError: the batch does not divide among the ranks, the DeepSpeed JSON contradicts the configuration, or sizes
+            of a model are not known.
+    """
+    ours: Stage1Config | Stage2Config = getattr(config, section)
+    size = split_size(config, given, with_wordless=section == "stage1")
+    samples = samples_of(config, size)
+    steps = max(samples // ours.batch_size, 1)
+    zero = Zero.read(
+        deepspeed_config.resolve(
+            deepspeed_config.read(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps
+        )
+    )
+    base: Base = config.decoder.base_dtype if section == "stage2" else "float32"
+    check(zero, base)
+    checkpointing = section == "stage2" and config.stage2.activation_checkpointing
+    skeleton = skeleton_of(config, section, size, tokenizer)
+    weights = weigh(skeleton.model, base)
+    tracer = Tracer(skeleton, ours.dtype, checkpointing)
+    two, three = tracer.trace(2), tracer.trace(3)
+    # Stage 1 learns from every film of a study; stage 2's trace has a study's films in it.
+    films = size.films / samples if section == "stage1" else 1.0
+
+    def parts(micro: int) -> dict[str, Held]:
+        trace, banks = two.at(three, micro * films), banks_of(config, skeleton, given, micro)
+        return {
+            **held(weights, zero, given.gpus),
+            "activations": Held(trace.saved + banks.visitors),
+            "working memory": Held(trace.working),
+            "banks": Held(banks.held),
+            "copies for checkpoints": Held(0, CHECKPOINT * weights.trainable),
+            "reserve": Held(given.reserve * given.memory),
+        }
+
+    trace, banks = two.at(three, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
+    traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
+    time = seconds(
+        trace.flops * zero.accumulation,
+        traffic,
+        given.device,
+        ours.dtype,
+        given.gpus,
+        given.efficiency,
+        given.bandwidth,
+    )
+    return Plan(
+        section, weights, zero, banks, size, parts(zero.micro), largest(parts, given.memory), traffic, time, steps,
+        ours.epochs, _cache(config, tracer, given) if section == "stage2" else None, skeleton.assumed,
+    )  # fmt: skip
+
+
+def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None) -> Skeleton:
+    """The stage's model without numbers."""
+    if section == "stage1":
+        return stage1_skeleton(config)
+    films = 1 if config.data.source == "openi_drr" else max(round(size.films / size.studies), 1)
+    return stage2_skeleton(config, films, tokenizer)
+
+
+def banks_of(config: Config, skeleton: Skeleton, given: Assumptions, micro: int) -> Banks:
+    """How the ranks hold a stage's banks, and what a micro-batch's retrieval moves."""
+    per_study = len(LABELS) * config.memory.heads
+    return share_banks(
+        skeleton.banks,
+        config.sharding,
+        config.memory.search,
+        given.gpus,
+        micro * per_study,
+        config.stage2.batch_size // given.gpus * per_study,
+        given.device.node_ranks,
+    )
+
+
+def largest(parts: Any, memory: float, limit: int = 2**16) -> int:
+    """The largest micro-batch whose parts fit, 0 where one sample does not."""
+
+    def fits(micro: int) -> bool:
+        return sum(part.device for part in parts(micro).values()) <= memory
+
+    low, high = 0, 1
+    while high < limit and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, int]:
+    """Bytes of keys and values on a rank when a batch of reports is at its longest, and its sequences."""
+    ours = config.generate
+    sequences = -(-ours.batch_size // given.gpus) * ours.num_beams
+    positions = prompt_length(config, tracer.model) + ours.max_new_tokens - 1  # the last token is never read
+    return tracer.cache_bytes() * sequences * positions, sequences
+
+
+def prompt_length(config: Config, model: Any) -> int:
+    """Positions that the decoder reads of a study before it writes: the prompt and all streams."""
+    use = config.decoder
+    streams = sum((use.use_queries, use.use_visual_memory, use.use_report_memory))
+    words = len(model.before) + len(model.between) + len(model.after) + use.retrieved_tokens * use.use_retrieved_text
+    return words + model.seen_shape[0] + len(LABELS) * streams

@@ -1,0 +1,155 @@
+"""Bytes that a training step moves, and the time of it on a roofline. Everything here is prediction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amrg.config import ShardingConfig, Way
+from amrg.planning.devices import Device
+from amrg.planning.zero_memory import Weights, Zero
+from amrg.retrieval.communication_cost import Rows, cheapest, gather_bytes, ring_bytes, two_level_bytes
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Bytes that one device sends or reads in one optimiser step.
+
+    Attributes:
+        gradients: reductions between the ranks.
+        weights: gathering of what is partitioned.
+        banks_near, banks_far: retrieval from sharded banks, inside the node and between nodes.
+        host: to and from the memory of the host (offloading).
+        memory: to and from the device's own memory.
+    """
+
+    gradients: float
+    weights: float
+    banks_near: float
+    banks_far: float
+    host: float
+    memory: float
+
+
+def moved(
+    weights: Weights, zero: Zero, ranks: int, kept: float, banks: tuple[float, float], checkpointing: bool
+) -> Moved:
+    """What a step moves.
+
+    Args:
+        weights, zero, ranks: as for ``memory.held``.
+        kept: bytes that autograd keeps of a micro-batch: written once, read once.
+        banks: bytes of one micro-batch's retrieval, inside a node and between nodes.
+        checkpointing: weights are read (and gathered) once more.
+    """
+    p, rounds, passes = zero.element, zero.accumulation, 3 if checkpointing else 2
+    others = (ranks - 1) / ranks
+    trained = weights.trainable * p
+    everything = trained + sum(weights.frozen) * weights.frozen_size(p)
+    share = weights.trainable / (ranks if zero.stage else 1)
+    reduced = {0: 2 * trained, 1: trained}.get(zero.stage, rounds * trained) * others
+    gathered = {0: 0.0, 3: rounds * passes * everything}.get(zero.stage, trained) * others
+    host = share * p * (1 + rounds) if zero.optimiser_off else 0.0
+    host += rounds * passes * everything / ranks if zero.weights_off else 0.0
+    update = 0.0 if zero.optimiser_off else 7 * 4 * share  # weight, gradient, two moments read; all but one written
+    memory = rounds * (passes * everything + 2 * kept) + update
+    return Moved(reduced, gathered, rounds * banks[0], rounds * banks[1], host, memory)
+
+
+@dataclass(frozen=True)
+class Banks:
+    """How the ranks hold the banks.
+
+    Attributes:
+        ways: of each bank.
+        held: bytes on one rank.
+        visitors: bytes of other ranks' queries, kept until the backward.
+        near, far: bytes sent for one micro-batch, inside the node and between nodes.
+    """
+
+    ways: tuple[Way, ...]
+    held: float
+    visitors: float
+    near: float
+    far: float
+
+
+def share_banks(
+    banks: Sequence[Rows], ours: ShardingConfig, search: str, ranks: int, queries: int, expected: int, node: int
+) -> Banks:
+    """Banks by ``sharding``, with the formulas of ``amrg.retrieval.communication_cost``.
+
+    Args:
+        banks: shapes.
+        ours: settings.
+        search: ``memory.search``; an index needs the whole bank.
+        ranks: of the run.
+        queries: of one rank and micro-batch, to each bank.
+        expected: for ``way: auto``, as training counts them.
+        node: ranks of a node.
+    """
+    size = ours.ranks_per_copy or ranks
+    ways: list[Way] = []
+    for bank in banks:
+        way = "replicate" if search != "exact" or ranks == 1 else ours.way
+        if way == "auto":
+            way = cheapest(bank.rows, bank.dim, size, expected, bank.element, ours.copy_bytes)
+        ways.append(way)
+    held = sum(
+        b.stored(b.rows if way == "replicate" else -(-b.rows // size)) for b, way in zip(banks, ways, strict=True)
+    )
+    asked = [b for b, way in zip(banks, ways, strict=True) if way == "gather"]
+    passed = [b for b, way in zip(banks, ways, strict=True) if way == "ring"]
+    near = far = 0.0
+    if asked and ours.node_ranks and size > ours.node_ranks:
+        far, inside, header = two_level_bytes(asked, queries, size // ours.node_ranks, ours.node_ranks)
+        near = inside + header
+    elif asked:
+        flat = sum(gather_bytes(asked, [queries] * size, 0))
+        near, far = (flat, 0.0) if size <= node else (0.0, flat)
+    if passed:
+        spans = [[(b.rows * r // size, b.rows * (r + 1) // size) for r in range(size)] for b in passed]
+        ring = 2.0 * ring_bytes(passed, spans, 0)
+        near, far = (near + ring, far) if size <= node else (near, far + ring)
+    visitors = size * sum(b.question(queries) for b in asked)
+    return Banks(tuple(ways), held, visitors, near, far)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Predicted parts of an optimiser step; nothing overlaps but arithmetic and the device's own memory."""
+
+    arithmetic: float
+    memory: float
+    communication: float
+    banks: float
+    host: float
+
+    @property
+    def step(self) -> float:
+        return max(self.arithmetic, self.memory) + self.communication + self.banks + self.host
+
+    @property
+    def bound(self) -> str:
+        """The part that takes longest."""
+        return max(vars(self), key=lambda name: getattr(self, name))
+
+
+def seconds(
+    flops: float, moved: Moved, device: Device, dtype: str, ranks: int, efficiency: float, bandwidth: float
+) -> Seconds:
+    """The roofline of one step.
+
+    Args:
+        flops: of one device and step.
+        moved: bytes.
+        device, dtype: whose peaks.
+        ranks: beyond one node, reductions and gathers take the network's rate.
+        efficiency, bandwidth: share of the peak arithmetic, and of all bandwidths, that is reached.
+    """
+    link = (device.node_rate if ranks <= device.node_ranks else device.net_rate) * bandwidth
+    return Seconds(
+        flops / (device.flops[dtype] * efficiency),
+        moved.memory / (device.memory_rate * bandwidth),
+        (moved.gradients + moved.weights) / link,
+        moved.banks_near / (device.node_rate * bandwidth) + moved.banks_far / (device.net_rate * bandwidth),
+        moved.host / (device.host_rate * bandwidth),
+    )

@@ -1,0 +1,29 @@
+"""Autocast and the precision of matrix products."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from amrg.distributed import device
+
+
+def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bfloat16 or float16, or nothing for float32."""
+    half = torch.float16 if dtype == "float16" else torch.bfloat16
+    return torch.autocast(device().type, dtype=half, enabled=dtype != "float32")
+
+
+@contextlib.contextmanager
+def products(dtype: str) -> Iterator[None]:
+    """Where autocast is to bfloat16, products of what it leaves in float32 may round their factors to it as well.
+
+    Sums stay float32. On CPUs this also chooses oneDNN's products, on some twice as fast with factors unrounded.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == "bfloat16" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,1 @@
+"""Retrieval from a bank across ranks, or through an index."""

@@ -1,0 +1,181 @@
+"""What the ways of sharded retrieval move and hold: the formulas, the choice between them, and tables of predictions.
+
+``python -m amrg.retrieval.communication_cost`` prints the tables of ``docs/memory-banks.md``. Bytes are
+those that ``Exchange`` counts. Predicted times are bytes over stated
+bandwidths and nothing else: no latency, no computation, no overlap.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from amrg.config import Way
+from amrg.retrieval.collectives import Spec, padded_bytes
+
+COUNT = 8  # bytes of a whole number in a header
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The shape of a bank and of the queries to it.
+
+    Attributes:
+        rows: N.
+        dim: D.
+        element: bytes of one stored number (4, 2, or 1 for int8, which brings 4 bytes of scale a row).
+        grouped: whether rows and queries have patient groups, 8 bytes each.
+        query: bytes of one number of a query.
+        entropy, top_k: what else is asked for.
+    """
+
+    rows: int
+    dim: int
+    element: int = 2
+    grouped: bool = True
+    query: int = 4
+    entropy: bool = False
+    top_k: int = 0
+
+    def stored(self, rows: int) -> int:
+        """Bytes of some rows as they travel."""
+        parts: list[Spec] = [((rows, self.dim), _DTYPES[self.element])]
+        parts += [((rows,), torch.float32)] if self.element == 1 else []
+        parts += [((rows,), torch.int64)] if self.grouped else []
+        return sum(map(padded_bytes, parts))
+
+    def question(self, queries: int) -> int:
+        """Bytes of some queries on their way out."""
+        group = padded_bytes(((queries,), torch.int64)) if self.grouped else 0
+        return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + group
+
+    def answer(self, queries: int) -> int:
+        """Bytes of what a shard found for some queries: retrieved, lse, mass, and what was asked for."""
+        parts: list[Spec] = [((queries, self.dim), torch.float32)]
+        parts += [((queries,), torch.float32)] * (3 if self.entropy else 2)
+        parts += [((queries, self.top_k), torch.float32), ((queries, self.top_k), torch.int64)] if self.top_k else []
+        return sum(map(padded_bytes, parts))
+
+    def slope(self, queries: int) -> int:
+        """Bytes of what the backward sends out: do, lse, delta, dmass."""
+        return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + 3 * padded_bytes(((queries,), torch.float32))
+
+    def descent(self, queries: int) -> int:
+        """Bytes of what comes back: the gradient of the queries."""
+        return padded_bytes(((queries, self.dim), _DTYPES[self.query]))
+
+
+_DTYPES = {4: torch.float32, 2: torch.bfloat16, 1: torch.int8}
+
+
+def gather_bytes(banks: Sequence[Rows], queries: Sequence[int], rank: int) -> tuple[int, int]:
+    """Bytes that a rank sends in (forward, backward) of one exchange by ``gather``, without levels.
+
+    Args:
+        banks: retrieved from together.
+        queries: M_r of each rank r, the same for every bank.
+        rank: whose bytes.
+    """
+    others = len(queries) - 1
+    rest = [count for r, count in enumerate(queries) if r != rank]
+    forward = others * COUNT * len(banks) + others * max(sum(b.question(m) for b in banks) for m in queries)
+    forward += sum(b.answer(m) for m in rest for b in banks)
+    backward = others * max(sum(b.slope(m) for b in banks) for m in queries)
+    return forward, backward + sum(b.descent(m) for m in rest for b in banks)
+
+
+def two_level_bytes(banks: Sequence[Rows], queries: int, nodes: int, node_ranks: int) -> tuple[int, int, int]:
+    """(bytes between nodes, bytes inside the node, bytes of headers) of forward and backward together, M a rank."""
+    out = [sum(b.question(m) + b.slope(m) for b in banks) for m in (queries, nodes * queries)]
+    home = [sum(b.answer(m) + b.descent(m) for b in banks) for m in (queries, nodes * queries)]
+    between, inside = nodes - 1, node_ranks - 1
+    header = (between + inside) * COUNT * len(banks)
+    return between * (out[0] + home[0]), inside * (out[1] + home[1]), header
+
+
+def ring_bytes(banks: Sequence[Rows], spans: Sequence[Sequence[tuple[int, int]]], rank: int) -> int:
+    """Bytes that a rank sends in the forward by ``ring``, and again in the backward: every shard but the next rank's.
+
+    Args:
+        banks: retrieved from together.
+        spans: [bank][rank] rows [start, stop) of each shard.
+        rank: whose bytes.
+    """
+    following = (rank + 1) % len(spans[0])
+    return sum(
+        bank.stored(stop - start)
+        for bank, shards in zip(banks, spans, strict=True)
+        for owner, (start, stop) in enumerate(shards)
+        if owner != following
+    )
+
+
+def cheapest(rows: int, dim: int, ranks: int, queries: int, element: int, copy_bytes: int) -> Way:
+    """``replicate`` where a copy fits in ``copy_bytes``; else what sends less for ``queries`` a rank and step."""
+    bank = Rows(rows, dim, element)
+    if ranks == 1 or bank.stored(rows) <= copy_bytes:
+        return "replicate"
+    spans = [[(rows * r // ranks, rows * (r + 1) // ranks) for r in range(ranks)]]
+    return "gather" if sum(gather_bytes([bank], [queries] * ranks, 0)) <= 2 * ring_bytes([bank], spans, 0) else "ring"
+
+
+#: Stated bandwidths of the predictions, bytes a second and GPU in one direction.
+NODE_RATE = 450e9  # NVLink 4 inside a node of eight
+NET_RATE = 50e9  # one 400 Gbit/s adapter a GPU between nodes
+NODE_RANKS = 8
+
+
+def table(bank: Rows, queries: int, ranks: Sequence[int]) -> list[str]:
+    """The worked table as Markdown: a line for each number of GPUs and way."""
+    lines = [
+        "| GPUs | way | rows held a GPU | sent a GPU and step | predicted transfer |",
+        "|---|---|---|---|---|",
+    ]
+    for size in ranks:
+        shard = bank.stored(-(-bank.rows // size))
+        spans = [[(bank.rows * r // size, bank.rows * (r + 1) // size) for r in range(size)]]
+        flat, ring = sum(gather_bytes([bank], [queries] * size, 0)), 2 * ring_bytes([bank], spans, 0)
+        rate = NODE_RATE if size <= NODE_RANKS else NET_RATE
+        entries = [("replicate", bank.stored(bank.rows), 0, 0.0), ("gather", shard, flat, flat / rate)]
+        if size > NODE_RANKS:
+            between, inside, _ = two_level_bytes([bank], queries, size // NODE_RANKS, NODE_RANKS)
+            entries.append(("gather, two levels", shard, between + inside, between / NET_RATE + inside / NODE_RATE))
+            own = sum(gather_bytes([bank], [queries] * NODE_RANKS, 0))
+            held = bank.stored(-(-bank.rows // NODE_RANKS))
+            entries.append(("gather, a copy a node", held, own, own / NODE_RATE))
+        entries.append(("ring", shard, ring, ring / rate))
+        for way, held, sent, seconds in entries:
+            lines.append(f"| {size:,} | {way} | {_size(held)} | {_size(sent)} | {_time(seconds)} |")
+    return lines
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _time(seconds: float) -> str:
+    return "0" if seconds == 0 else f"{seconds * 1000:.3g} ms"
+
+
+#: (heading, bank, queries of one GPU and step: batch · 14 · heads)
+EXAMPLES = (
+    ("The paper's banks: 14,000 × 768, bfloat16; 6 studies a GPU, 6 heads", Rows(14_000, 768), 6 * 14 * 6),
+    ("Every patch of MIMIC-CXR: 74,000,000 × 768, bfloat16; the same queries", Rows(74_000_000, 768), 6 * 14 * 6),
+    ("The same, int8", Rows(74_000_000, 768, element=1), 6 * 14 * 6),
+)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description="Predicted traffic of sharded retrieval.").parse_args()
+    for heading, bank, queries in EXAMPLES:
+        print(f"**{heading}**\n")
+        print("\n".join(table(bank, queries, (8, 64, 1024))), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

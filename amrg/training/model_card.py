@@ -1,0 +1,164 @@
+"""The model card of a report generator: a page to read, under a header that model hubs understand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
+from amrg.config import Config, to_dict
+from amrg.data.data_card import STATISTICS
+from amrg.models.decoder import SMALL_LLAMA, SMOLLM2
+from amrg.models.report_generator import ReportGenerator
+
+CARD = "README.md"
+#: Sections of the configuration that made the model, and with which its reports are written.
+_TOLD = ("vision", "stage1", "banks", "memory", "decoder", "stage2", "generate")
+#: The base models that have a name of ours: their names on the hub, and licences.
+_KNOWN = {SMOLLM2: ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+
+
+def write_card(
+    folder: Path, model: ReportGenerator, config: Config, data: Path, banks: Path, rows: list[dict[str, Any]]
+) -> None:
+    """Write ``README.md`` beside the weights: a function of what was trained, without dates, paths or patients.
+
+    Args:
+        folder: that ``model.save_pretrained`` has written.
+        model: with whole parameters.
+        config: of the training; ``data`` tells where the studies came from.
+        data, banks: artefacts that the training read.
+        rows: what it told of each epoch (``amrg.training.loop.fit``).
+    """
+    parts = (
+        _what(folder, model, config),
+        _data(config, data),
+        _banks(banks),
+        _training(rows),
+        _licences(config),
+        _settings(config),
+    )
+    ModelCard(f"---\n{_header(config).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / CARD)
+
+
+def _header(config: Config) -> ModelCardData:
+    """What model hubs read; base model and licence where they are known."""
+    base, license_name = _base(config)
+    return ModelCardData(
+        language="en",
+        library_name="amrg",
+        pipeline_tag="image-to-text",
+        tags=["chest-x-ray", "report-generation"],
+        base_model=base,
+        license=license_name,
+    )
+
+
+def _base(config: Config) -> tuple[str | None, str | None]:
+    """Name on the hub and licence of the base model, as far as its own card or we know them."""
+    model = config.decoder.model
+    if model in _KNOWN or model == SMALL_LLAMA:
+        return _KNOWN.get(model, (None, None))
+    path = Path(model)
+    name = None if path.exists() or path.is_absolute() else model
+    if not (path / CARD).is_file():
+        return name, None
+    try:
+        return name, ModelCard.load(path / CARD).data.license
+    except (OSError, ValueError, yaml.YAMLError):
+        return name, None
+
+
+def _licences(config: Config) -> str:
+    license_name = _base(config)[1]
+    ours = config.decoder.model == SMALL_LLAMA
+    base = (
+        "was made from nothing"
+        if ours
+        else f"has the licence `{license_name}`"
+        if license_name
+        else "has its own licence"
+    )
+    mimic = (
+        " MIMIC-CXR is under PhysioNet's data use agreement: banks and weights go only to those who have signed it."
+        if config.data.source == "mimic_cxr"
+        else ""
+    )
+    return (
+        f"## Licences\n\nThe language model {base}; the data have licences of their own. The banks hold the texts of "
+        f"train reports, and weights may repeat them: whoever is given either must be allowed the data.{mimic}"
+    )
+
+
+def _what(folder: Path, model: ReportGenerator, config: Config) -> str:
+    base = json.loads((folder / "config.json").read_text())["base_fingerprint"]
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trained = sum(size for size, requires_grad in sizes if requires_grad)
+    return (
+        "# Chest X-ray report generator (AM-MRG)\n\n"
+        "**Not for clinical use.** A research model: what it writes may be wrong, may leave a finding out, and no "
+        "radiologist has checked it.\n\n"
+        "It writes the report of a study from its films: an image encoder with one query for each of 14 findings, a "
+        "visual and a report memory that the queries retrieve from (Hopfield networks over frozen banks), and a causal "
+        "language model. The banks are not in this folder: `ReportGenerator.from_pretrained` is given them.\n\n"
+        f"- language model: `{_model_name(config)}`, tuning `{config.decoder.tuning}`, base weights in "
+        f"`{config.decoder.base_dtype}`{f', SHA-256 of these `{base}`' if base else ''}\n"
+        f"- parameters: {sum(size for size, _ in sizes):,}, of which {trained:,} were trained here"
+    )
+
+
+def _data(config: Config, data: Path) -> str:
+    splits = json.loads((data / STATISTICS).read_text())["splits"]
+    lines = (
+        f"| {name} | {part['studies']:,} | {part['patients']:,} | {part['films']:,} |" for name, part in splits.items()
+    )
+    return (
+        f"## Data\n\nSource `{config.data.source}`, split `{config.data.splits}`, sections `{config.data.sections}`. "
+        "Trained on train, the best epoch chosen on val; test was not read.\n\n"
+        "| split | studies | patients | films |\n|---|---|---|---|\n" + "\n".join(lines)
+    )
+
+
+def _banks(banks: Path) -> str:
+    lines, others = [], set[str]()
+    for name in (VISUAL, REPORTS):
+        bank = MemoryBank.open(banks / name)
+        splits = bank.header["splits"]
+        others |= splits.keys() - {TRAIN}
+        rows = ", ".join(f"{count:,} of {split}" for split, count in splits.items())
+        lines.append(f"| {name} | {rows} | `{bank.content_hash}` |")
+    leak = f"\n\n**The banks hold rows of {', '.join(sorted(others))}: scores on these splits are not fair.**"
+    return (
+        "## Memory banks\n\nThe model belongs to these banks.\n\n| bank | rows | content hash |\n|---|---|---|\n"
+        + "\n".join(lines)
+        + (leak if others else "")
+    )
+
+
+def _training(rows: list[dict[str, Any]]) -> str:
+    best = [row for row in rows if row["best"]][-1]
+    lines = (f"| {row['epoch']} | {row['step']} | {row['train_loss']:.4f} | {row['val_loss']:.4f} |" for row in rows)
+    return (
+        "## Training\n\nLoss: cross-entropy per report token. The weights are those of epoch "
+        f"{best['epoch']} (val {best['val_loss']:.4f}). Scores of its reports are not known when this is written: see "
+        "the scores artefact made from this one.\n\n"
+        "| epoch | steps | train loss | val loss |\n|---|---|---|---|\n" + "\n".join(lines)
+    )
+
+
+def _settings(config: Config) -> str:
+    told = {name: to_dict(getattr(config, name)) for name in _TOLD}
+    told["decoder"]["model"] = _model_name(config)
+    for name in ("ds_config", "weights", "encoder"):
+        for section in (*told.values(), told["banks"]["reports"]):
+            if isinstance(section.get(name), str):
+                section[name] = Path(section[name]).name
+    return f"## Settings\n\nSeed {config.seed}.\n\n```yaml\n{yaml.safe_dump(told, sort_keys=False).strip()}\n```"
+
+
+def _model_name(config: Config) -> str:
+    """What the decoder is called; of a folder or file only its own name."""
+    path = Path(config.decoder.model)
+    return path.name if path.exists() or path.is_absolute() else config.decoder.model

@@ -1,0 +1,97 @@
+"""The sentences of the train reports as vectors of the report bank's encoder: the teachers of the retrieval loss.
+
+Shape legend: B studies, Q = 14 labels, D width of the bank.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amrg import distributed
+from amrg.banks.bank import REPORTS, MemoryBank, normalise_rows, rows_of
+from amrg.config import Config, ReportBankConfig
+from amrg.data.labels import LABELS, POSITIVE
+from amrg.data.shards import anonymous
+from amrg.data.stream import studies
+from amrg.data.text.cleaning import sentences
+from amrg.data.text.labeler import label_report
+from amrg.errors import UserError
+from amrg.models.text_encoder import TextEncoder
+from amrg.training.feature_cache import SharedFeatures
+
+_TOGETHER = 256  # texts encoded between two notes of how far it is
+
+
+class OwnReports:
+    """Each train study's own sentences by the label they state, encoded once, whether the bank holds them or not.
+
+    A label's vector is the mean over its sentences; No Finding has those that state no finding.
+
+    Args:
+        config: of the report bank.
+        data: a data artefact.
+        bank: the report bank.
+        folder: of the cache, which the ranks fill between them (``SharedFeatures``).
+        weight: of the retrieval loss.
+
+    Raises:
+        UserError: the encoder is not the one that made the bank.
+    """
+
+    def __init__(self, config: ReportBankConfig, data: Path, bank: MemoryBank, folder: Path, weight: float) -> None:
+        self.weight, self._dim = weight, bank.dim
+        train = studies(data, "train")
+        texts = sorted({sentence for study in train for sentence in sentences(study.report)})
+        row = {text: i for i, text in enumerate(texts)}
+        self._rows = {
+            anonymous(study.key): [[row[s] for s in said] for said in by_label(study.report).values()]
+            for study in train
+        }
+        self._cache = SharedFeatures(
+            folder / "own-reports", len(texts), (bank.dim,), _TOGETHER, partial(_encode, texts, config, bank),
+            f"encoding sentences of train reports ({_TOGETHER}s)",
+        )  # fmt: skip
+
+    def of(self, keys: Sequence[str]) -> Tensor:
+        """Of the studies with these hashed keys, [B, Q, D] float32 on this rank's device; 0 where nothing is said."""
+        return torch.stack([torch.stack([self._mean(rows) for rows in self._rows[key]]) for key in keys]).to(
+            distributed.device()
+        )
+
+    def _mean(self, rows: list[int]) -> Tensor:
+        if not rows:
+            return torch.zeros(self._dim)
+        return normalise_rows(self._cache[torch.tensor(rows)].float().mean(0, keepdim=True))[0]
+
+
+def by_label(report: str) -> dict[str, list[str]]:
+    """The sentences of a report under each label they state, in the order of ``LABELS``."""
+    said: dict[str, list[str]] = {label: [] for label in LABELS}
+    for sentence in sentences(report):
+        for label, value in label_report(sentence).items():
+            if value == POSITIVE:
+                said[label].append(sentence)
+    return said
+
+
+def own_reports_of(config: Config, data: Path, banks: Path, scratch: Path) -> OwnReports | None:
+    """The teachers of a run's retrieval loss, kept in ``scratch``; None where there is no such loss."""
+    weight = config.stage2.retrieval_loss
+    if not weight or not config.decoder.use_report_memory:
+        return None
+    return OwnReports(config.banks.reports, data, MemoryBank.open(banks / REPORTS), scratch, weight)
+
+
+def _encode(texts: list[str], config: ReportBankConfig, bank: MemoryBank, batches: list[range]) -> Iterator[Tensor]:
+    encoder = TextEncoder(config.encoder, config.max_tokens, distributed.device(), config.pooling)
+    made_with = bank.header["about"].get("weights_sha256")
+    if encoder.fingerprint != made_with:
+        raise UserError(
+            f"{bank.folder} was made with another text encoder ({made_with[:12] if made_with else 'unknown'}) than "
+            f"banks.reports.encoder {config.encoder} ({encoder.fingerprint[:12]}): stage2.retrieval_loss needs the same"
+        )
+    for numbers in batches:
+        yield rows_of(encoder.encode(texts[numbers.start : numbers.stop]), bank)

@@ -1,0 +1,207 @@
+"""What each validation of stage 2 watches that a loss does not show: reports that are written, and the memories.
+
+Shape legend: B studies, Q = 14 queries, F = 13 findings, D query width.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amrg import distributed
+from amrg.config import GenerateConfig
+from amrg.data.labels import FINDINGS, POSITIVE
+from amrg.data.shards import anonymous
+from amrg.data.stream import studies
+from amrg.data.text.repetition import generic, loops, tokenize
+from amrg.models.association_shares import RowLabels, heaviest
+from amrg.models.composer import ROWS
+from amrg.models.report_generator import ReportGenerator, Sight
+from amrg.models.zero3 import whole
+
+#: No further batch of a validation is watched once so many studies were, over all ranks: what they retrieve is sorted.
+STUDIES = 256
+
+#: A memory has collapsed if one row leads for more than this share of the films …
+ALIKE = 0.5
+#: … and the narrowest query of a film spreads over fewer rows than this, on average. (The mean over all queries says
+#: little: queries of what a film does not show may spread over the whole bank.)
+NARROW = 2.0
+#: The queries have become one vector if their mean cosine is above this.
+ONE_VECTOR = 0.95
+
+
+class MemoryWatch:
+    """Whether the memories retrieve what is about the film, over one validation after the other.
+
+    Args:
+        rows: what the rows of each memory that is on are filed under, by ``amrg.models.report_generator.MEMORIES``.
+        stated: the findings that each validation study states, by its hashed key, bool [F].
+    """
+
+    def __init__(self, rows: Mapping[str, RowLabels], stated: Mapping[str, Tensor]) -> None:
+        self._rows, self._stated = rows, stated
+        self._forget()
+
+    @classmethod
+    def open(cls, model: ReportGenerator, data: Path, banks: Path) -> Self:
+        """For a generator, the validation split of a data artefact, and the banks that the generator holds."""
+        stated = {
+            anonymous(study.key): torch.tensor([study.labels[finding] == POSITIVE for finding in FINDINGS])
+            for study in studies(data, "val")
+        }
+        return cls(RowLabels.open(model, banks), stated)
+
+    def add(self, model: ReportGenerator, batch: Mapping[str, Any]) -> None:
+        """Add studies that have just gone through ``model.forward``. Every rank must call this.
+
+        Args:
+            model: in evaluation mode.
+            batch: this rank's share of a validation batch, as large on every rank: ``sight``, ``group``, ``study``
+                (hashed keys) and ``counts`` (0 for a study that only fills the batch up).
+        """
+        if self._watched >= STUDIES:
+            return
+        count, counted_B = len(batch["study"]), batch["counts"].cpu().bool()
+        self._watched += count * distributed.world_size()
+        sight = Sight(*batch["sight"])
+        self._sum("query_cosine", query_cosine(sight.queries_BQD).cpu(), counted_B)
+        stated_BF = torch.stack([self._stated[key] for key in batch["study"]]) & counted_B[:, None]
+        # Used outside a forward, where ZeRO 3 gathers nothing.
+        with whole([weight for memory in model.memories.values() for weight in memory.parameters()]):
+            queries = {name: memory.of_queries(count) for name, memory in model.streamed.items()}
+            associations = model.associations(sight, batch["group"], ROWS)
+        for name, (weights_BQJ, rows_BQJ) in associations.items():
+            for measure, values_BQ in queries.get(name, {}).items():
+                self._sum(f"{name}_{measure}", values_BQ.mean(1).cpu(), counted_B)
+            self._sum(f"{name}_least_perplexity", queries[name]["perplexity"].amin(1).cpu(), counted_B)
+            self._sum(f"{name}_relevance", self._rows[name].share(weights_BQJ, rows_BQJ), stated_BF)
+            weights, rows = weights_BQJ[counted_B].cpu(), rows_BQJ[counted_B].cpu()
+            self._first.setdefault(name, []).extend(_first(*study) for study in zip(weights, rows, strict=True))
+
+    def result(self) -> dict[str, float]:
+        """What was added on all ranks since the last call, the same on every rank. Every rank must call this.
+
+        Returns:
+            ``query_cosine`` (see there), mean over films; and of each memory (``visual_…``, ``report_…``)
+            ``relevance``, the share of a stated finding's own association on rows of that finding, mean over pairs of a
+            study and a finding that it states (absent if there is none); ``alike``, the share of films whose heaviest
+            row over all queries is the most frequent one; ``perplexity``, the rows that a query spreads over, mean over
+            queries; ``least_perplexity``, that of the narrowest query of a film, mean over films; and behind an index
+            ``missed_bound``.
+        """
+        parts = distributed.gather_lists([(self._sums, self._first)])
+        self._forget()
+        told: dict[str, float] = {}
+        for name in dict.fromkeys(name for sums, _ in parts for name in sums):
+            total, number = (sum(sums[name][i] for sums, _ in parts if name in sums) for i in range(2))
+            if number and math.isfinite(total):
+                told[name] = total / number
+        for name in self._rows:
+            rows = [row for _, first in parts for row in first.get(name, [])]
+            if rows:
+                told[f"{name}_alike"] = alike(rows)
+        return told
+
+    def _sum(self, name: str, values: Tensor, among: Tensor) -> None:
+        total, number = self._sums.get(name, (0.0, 0))
+        self._sums[name] = total + float(values.double()[among].sum()), number + int(among.sum())
+
+    def _forget(self) -> None:
+        self._watched = 0
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._first: dict[str, list[int]] = {}
+
+
+def query_cosine(queries_BQD: Tensor) -> Tensor:
+    """Mean cosine between the queries of different findings of one film, [B].
+
+    As they are, not centered: what all of them share is what would make them one vector. Less their mean over the
+    findings their mean cosine is −1/12 or so whatever they are; less each finding's mean over films it is high
+    where stage 1 is sound, as films are more or less abnormal (demo: 0.37 as they are, 0.78 so).
+    """
+    unit_BFD = F.normalize(queries_BQD[:, : len(FINDINGS)].float(), dim=-1)
+    # The square of a sum of unit vectors is their number and twice the cosines of all pairs.
+    pairs = len(FINDINGS) * (len(FINDINGS) - 1)
+    return (unit_BFD.sum(1).square().sum(-1) - unit_BFD.square().sum((1, 2))) / pairs
+
+
+def alike(rows: Sequence[int]) -> float:
+    """Share of films whose heaviest row, −1 for none, is the most frequent one."""
+    counts = Counter(row for row in rows if row >= 0)
+    return max(counts.values(), default=0) / len(rows)
+
+
+def _first(weights_QJ: Tensor, rows_QJ: Tensor) -> int:
+    """The heaviest row of a film over all its queries, −1 for none."""
+    return next((int(row["row"]) for row in heaviest(weights_QJ, rows_QJ, 1)), -1)
+
+
+#: What to do where a memory has collapsed.
+_HELP = {
+    "visual": "lower memory.sharpness (memory.beta where Q-Former queries ask), raise stage2.association_loss",
+    "report": "lower memory.beta, raise stage2.retrieval_loss",
+}
+
+
+def collapses(validation: Mapping[str, float]) -> dict[str, str]:
+    """What has collapsed, by what a validation told (``MemoryWatch.result``): a line each, by name.
+
+    Returns:
+        ``visual`` and ``report`` for a memory that answers most films with one row, ``queries`` where those of
+        different findings have become one vector; nothing where all is well.
+    """
+    found = {}
+    for name, help_ in _HELP.items():
+        led, narrow = validation.get(f"{name}_alike", 0.0), validation.get(f"{name}_least_perplexity", math.inf)
+        if led > ALIKE and narrow < NARROW:
+            found[name] = (
+                f"the {name} memory has collapsed: one row leads for {led:.0%} of the validation films, and the "
+                f"narrowest query of a film spreads over {narrow:.1f} rows; {help_}, or give stage 1 more epochs"
+            )
+    if (cosine := validation.get("query_cosine", 0.0)) > ONE_VECTOR:
+        found["queries"] = (
+            f"the queries of different findings have become one vector (mean cosine {cosine:.2f}), so the memories "
+            "cannot tell findings apart; give stage 1 more epochs or studies, or a lower stage1.lr"
+        )
+    return found
+
+
+def watch_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int, max_tokens: int) -> dict[str, float]:
+    """Write the reports of some studies, greedily, and tell how they fail. Every rank must call this.
+
+    Args:
+        model: in evaluation mode.
+        batch: this rank's share of a validation batch, as large on every rank, with ``sight`` and ``counts``, and
+            ``retrieved`` where the decoder reads text.
+        count: how many reports over all ranks; the batch bounds them, too.
+        max_tokens: of a report.
+
+    Returns:
+        The same on every rank: ``watched_loops``, the share that repeats a phrase over and over, and
+        ``watched_generic``, the share that is word for word the most frequent one.
+    """
+    mine = -(-count // distributed.world_size())
+    sight = Sight(*(x[:mine] for x in batch["sight"]))
+    decoding = GenerateConfig(num_beams=1, max_new_tokens=max_tokens)
+    # All but the language model is small: whole while it is used outside a forward, where ZeRO 3 gathers nothing.
+    small = [parameter for name, parameter in model.named_parameters() if not name.startswith("decoder.")]
+    # And eager: to compile the decoder for writing as well would take longer than to write.
+    with whole(small), torch.compiler.set_stance("force_eager"):
+        text_BL = batch["retrieved"][:mine] if "retrieved" in batch else None
+        written = model.generate(
+            sight, batch["group"][:mine], decoding, synced=distributed.world_size() > 1, retrieved_BL=text_BL
+        )
+    counted = batch["counts"][:mine].tolist()
+    return failures(distributed.gather_lists([text for text, one in zip(written, counted, strict=True) if one]))
+
+
+def failures(texts: Sequence[str]) -> dict[str, float]:
+    """The two shares over a set of reports."""
+    looping = sum(loops(tokenize(text)) for text in texts) / len(texts)
+    return {"watched_loops": looping, "watched_generic": generic(texts)}

@@ -1,0 +1,37 @@
+"""The benchmark measures what it says: the same function in every variant, and no ratio where results differ."""
+
+import torch
+
+from benchmarks import hopfield, memory_usage, report
+
+
+def test_variants_compute_the_same_function_and_gradients():
+    case = hopfield.Case(hopfield.Setting(2, 40, 32, "cpu"))
+    truth, gradients = case.result("ours")
+    for variant in case.variants:
+        y, grads = case.result(variant)
+        assert hopfield.relative(y, truth) < hopfield.OUTPUT_TOLERANCE
+        for name in gradients:
+            assert hopfield.relative(grads[name], gradients[name]) < hopfield.GRADIENT_TOLERANCE
+
+
+def test_no_ratio_is_shown_where_results_differ(capsys):
+    row = report.Row("module", "published", 2, 40, 32, "float32", 1.0, 1.0, 3.0, None, 1e-2, 1e-1)
+    report.show(row)
+    assert "disagrees" in capsys.readouterr().out
+
+
+def test_bank_size_rows_report_time_and_memory():
+    rows = hopfield.bank_size_rows([300, 700], 32, 1)
+    assert [(row.rows, row.dtype) for row in rows] == [(n, t) for n in (300, 700) for t in ("bfloat16", "int8")]
+    assert all(row.seconds > 0 and row.extra_megabytes >= 0 for row in rows)
+
+
+def test_peak_memory_of_a_block_is_seen():
+    with memory_usage.PeakSampler() as sampler:
+        before = memory_usage.proc_status_bytes("RssAnon")
+        held = torch.ones(2**24)
+        for _ in range(20):
+            held.add_(1)
+        del held
+    assert sampler.peak - before > 0.9 * 2**26

@@ -1,0 +1,41 @@
+"""Stage 2 under Ray Train; arguments: RUNS WORKERS-WAY-STAGE... (of banks, of ZeRO); makes RUNS/NAME."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from amrg.cluster.pipeline import connected
+from amrg.cluster.workers import train
+from amrg.config import ClusterConfig, Config, load
+from amrg.pipeline import recipe, root
+
+TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+
+
+def configuration(runs: str, workers: int, way: str, stage: str) -> Config:
+    """No dropout: what is drawn depends on who holds which rows."""
+    config = load(str(TINY))
+    return dataclasses.replace(
+        config,
+        runs=runs,
+        memory=dataclasses.replace(config.memory, dropout=0.0),
+        decoder=dataclasses.replace(config.decoder, dropout=0.0),
+        stage2=dataclasses.replace(
+            config.stage2, ds_config=f"zero{stage}.json", dtype="float32", batch_size=4, epochs=3, watch_reports=2
+        ),
+        sharding=dataclasses.replace(config.sharding, way=way),
+        cluster=ClusterConfig(workers=workers, min_workers=workers),
+    )
+
+
+def main(runs: str, *names: str) -> None:
+    with connected(configuration(runs, 2, "auto", "1")):
+        for name in names:
+            workers, way, stage = name.split("-")
+            config = configuration(runs, int(workers), way, stage)
+            train("stage2", config, config.stage2.batch_size, [])
+            recipe("stage2", config).path(root(config)).rename(Path(runs) / name)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

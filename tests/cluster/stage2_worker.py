@@ -1,0 +1,26 @@
+"""Stage 2 as the pipeline runs it on a cluster: python stage2_worker.py RUNS [--section.key VALUE ...]"""
+
+import sys
+from pathlib import Path
+
+from amrg.cli import parse, run_cli
+from amrg.cluster.pipeline import connected
+from amrg.cluster.readers import start_readers
+from amrg.cluster.workers import train
+
+TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+#: Vision is trained, so that films are streamed; checkpoints every four steps of 24.
+SETTINGS = """
+--stage2.train-vision --stage2.batch-size 4 --stage2.epochs 6 --stage2.dtype float32 --stage2.ds-config zero2.json
+--cluster.reader-resource reader --cluster.node-timeout 30
+"""
+
+
+def run(runs: str, *changes: str) -> None:
+    config = parse([str(TINY), *SETTINGS.split(), "--runs", runs, *changes], "stage2_worker.py")
+    with connected(config):
+        train("stage2", config, config.stage2.batch_size, start_readers(config.cluster))
+
+
+if __name__ == "__main__":
+    run_cli(lambda: run(*sys.argv[1:]))

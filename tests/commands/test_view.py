@@ -1,0 +1,16 @@
+import socket
+
+import pytest
+
+from amrg.commands.view import main
+from amrg.errors import UserError
+
+
+def test_what_cannot_be_served_is_one_line(tmp_path, folder):
+    with pytest.raises(UserError, match="no run at"):
+        main([str(tmp_path / "nowhere")])
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(UserError, match=r"cannot listen on 127.0.0.1:\d+ .*choose another with --port"):
+        main([str(folder), "--port", str(taken.getsockname()[1])])
+    with pytest.raises(UserError, match="cannot listen on"):
+        main([str(folder), "--port", "99999"])

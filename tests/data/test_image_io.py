@@ -1,0 +1,157 @@
+"""Films as data sets store them: the same film from every kind of file."""
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage, generate_uid
+
+from amrg.data.image_io import load_film, read_film, to_8_bit
+
+GREY = np.add.outer(np.arange(40), 3 * np.arange(60)).astype(np.uint8)  # 40 × 60, 0 … 216
+
+
+def dicom(path, pixels, **more):
+    """A DICOM file of a grey film."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["film"])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    record = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    bits = pixels.dtype.itemsize * 8
+    record.Rows, record.Columns, record.SamplesPerPixel = *pixels.shape, 1
+    record.BitsAllocated = record.BitsStored = bits
+    record.HighBit, record.PixelRepresentation = bits - 1, 0
+    record.PhotometricInterpretation = "MONOCHROME2"
+    record.PixelData = pixels.tobytes()
+    for name, value in more.items():
+        setattr(record, name, value)
+    record.save_as(path)
+    return path
+
+
+def test_png_of_every_depth(tmp_path) -> None:
+    deep = GREY.astype(np.uint16) * 256 + 17
+    for name, image in {
+        "grey": Image.fromarray(GREY),
+        "rgb": Image.fromarray(GREY).convert("RGB"),
+        "rgba": Image.fromarray(GREY).convert("RGBA"),
+        "palette": Image.fromarray(GREY // 216 * 255).convert("P"),
+        "deep": Image.fromarray(deep),
+    }.items():
+        image.save(tmp_path / f"{name}.png")
+    for name in ("grey", "rgb", "rgba"):
+        assert (load_film(tmp_path / f"{name}.png", 40) == GREY).all()
+    expected = np.round((deep - 17.0) / (216 * 256) * 255)
+    assert (load_film(tmp_path / "deep.png", 40) == expected).all()
+
+
+def test_jpeg_colour_models_rotation_and_reduced_decoding(tmp_path) -> None:
+    for mode in ("L", "RGB", "CMYK"):
+        Image.fromarray(GREY).convert(mode).save(tmp_path / "film.jpg", quality=98)
+        assert np.abs(load_film(tmp_path / "film.jpg", 40).astype(int) - GREY).max() <= 4, mode
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    Image.fromarray(GREY).save(tmp_path / "turned.jpg", quality=98, exif=exif)
+    assert np.abs(load_film(tmp_path / "turned.jpg", 40).astype(int) - np.rot90(GREY, -1)).max() <= 4
+    large = np.kron(GREY, np.ones((8, 8), np.uint8))
+    Image.fromarray(large).save(tmp_path / "large.jpg", quality=98)
+    assert load_film(tmp_path / "large.jpg", 80).shape == (80, 120)
+    assert load_film(tmp_path / "large.jpg", 81).shape == (160, 240)
+    assert load_film(tmp_path / "large.jpg", 4000).shape == (320, 480)
+
+
+def test_dicom_is_windowed_rescaled_and_upright_in_grey(tmp_path) -> None:
+    deep = GREY.astype(np.uint16) * 10
+    assert (load_film(dicom(tmp_path / "plain.dcm", GREY), 40) == to_8_bit(GREY.astype(float))).all()
+    negative = load_film(dicom(tmp_path / "one.dcm", deep, PhotometricInterpretation="MONOCHROME1"), 40)
+    assert (negative == 255 - to_8_bit(GREY.astype(float))).all()
+    window = {"WindowCenter": 1000, "WindowWidth": 500, "RescaleSlope": 1, "RescaleIntercept": 0}
+    windowed = load_film(dicom(tmp_path / "window.dcm", deep, **window), 40)
+    # DICOM PS3.3 C.11.2.1.2, linear
+    x = deep.astype(float)
+    expected = np.clip((x - 999.5) / 499 + 0.5, 0, 1) * 255
+    assert np.abs(windowed - expected).max() <= 1
+    shifted = {"WindowCenter": 900, "WindowWidth": 500, "RescaleSlope": 1, "RescaleIntercept": -100}
+    assert np.abs(load_film(dicom(tmp_path / "shift.dcm", deep, **shifted), 40).astype(int) - windowed).max() <= 1
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that claims 60,000 × 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)) + chunk(
+        b"IDAT", zlib.compress(b"")
+    ) + chunk(b"IEND", b"")  # fmt: skip
+
+
+def jpeg() -> bytes:
+    with io.BytesIO() as file:
+        Image.fromarray(GREY).save(file, "JPEG")
+        return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("empty.jpg", b""), ("cut.jpg", jpeg()[:300]), ("zeros.jpg", bytes(500)), ("text.png", b"a page of html"),
+        ("bomb.png", bomb()), ("cut.dcm", b"\0" * 128 + b"DICM" + b"\1\2\3"), ("none.dcm", b"nothing"),
+    ],
+)  # fmt: skip
+def test_what_is_no_film_is_refused(tmp_path, name, data) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=r"image|DICOM"):
+        load_film(tmp_path / name, 40)
+
+
+def test_dicom_without_one_grey_film_is_refused(tmp_path) -> None:
+    path = dicom(tmp_path / "film.dcm", GREY)
+    record = pydicom.dcmread(path)
+    del record.PixelData
+    record.save_as(tmp_path / "empty.dcm")
+    with pytest.raises(ValueError, match="without pixels"):
+        load_film(tmp_path / "empty.dcm", 40)
+    packed = pydicom.dcmread(path)
+    packed.file_meta.TransferSyntaxUID, packed.PixelData = JPEGLSLossless, encapsulate([b"no decoder reads this"])
+    packed.save_as(tmp_path / "packed.dcm")
+    with pytest.raises(ValueError, match="no decoder for a film compressed as JPEG-LS"):
+        load_film(tmp_path / "packed.dcm", 40)
+
+
+def test_what_a_dicom_says_of_the_patient_is_not_quoted(tmp_path, recwarn, caplog) -> None:
+    """pydicom would warn of a value that is no identifier, and print it."""
+    data = dicom(tmp_path / "film.dcm", GREY).read_bytes()
+    misplaced = data.replace(b"1.2.840.10008.5.1.4.1.1.7", b"Doe^Jane.0008.5.1.4.1.1.7")
+    assert misplaced != data
+    assert read_film(misplaced, 40).shape == GREY.shape
+    assert "Doe" not in caplog.text + "".join(str(warning.message) for warning in recwarn)
+
+
+def test_a_damaged_dicom_is_read_or_refused(tmp_path) -> None:
+    whole = dicom(tmp_path / "film.dcm", GREY, WindowCenter=100, WindowWidth=50).read_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in chance.sample(range(132, len(whole)), 3):
+            damaged[place] = chance.randrange(256)
+        try:
+            assert read_film(bytes(damaged[: chance.choice([None, chance.randrange(len(whole))])]), 40).ndim == 2
+        except ValueError:
+            refused += 1
+    assert 100 < refused < 400
+
+
+def test_pixels_that_are_not_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        to_8_bit(np.array([[0.0, np.nan]]))
+    assert not to_8_bit(np.full((3, 3), 7.0)).any()

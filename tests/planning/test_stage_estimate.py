@@ -1,0 +1,177 @@
+"""Plans as they are asked for."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from amrg import cli
+from amrg.cli_config import parse
+from amrg.config import load
+from amrg.data.shards import INDEX
+from amrg.errors import UserError
+from amrg.pipeline import recipe, root
+from amrg.planning.devices import DEVICES
+from amrg.planning.stage_estimate import Assumptions, largest, plan, split_size
+from amrg.planning.zero_memory import Held
+from tests.conftest import TINY
+from tests.data.dataset_fixtures import make_mimic
+
+GIVEN = Assumptions(2, DEVICES["h100"], 80e9)
+
+
+def prepared(folder: Path, **studies: list[tuple[int, str]]) -> Path:
+    """An index alone: of each split the films and the text of its studies."""
+    blank = {"shard": "", "group": "", "offset": 0, "size": 0, "sha256": "", "labels": None, "projections": []}
+    rows = [
+        blank | {"split": split, "key": f"{split}-{number}", "views": films, "report": text, "prior": ""}
+        for split, found in studies.items()
+        for number, (films, text) in enumerate(found)
+    ]
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), folder / "index.parquet")
+    return folder
+
+
+def test_studies_that_are_really_there_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Stage 1 learns from 11 labelled studies, 19 films; 9 studies of 13 films have a text; 2 reports are written."""
+    arguments = ["--data.source", "iu_xray", "--runs", str(tmp_path)]
+    config = parse([str(TINY), *arguments], "test")
+    text = "The lungs are clear."
+    train = [(1, text)] * 5 + [(2, text)] * 4 + [(3, "")] * 2
+    prepared(recipe("prepare", config).path(root(config)), train=train, test=[(1, text), (2, text), (1, "")])
+    file = tmp_path / "plan.json"
+    cli.main(["plan", str(TINY), *arguments, "--json", str(file)])
+    told = json.loads(file.read_text())
+    assert told["stage1"]["size"] == [11, 19, "of the prepared data"]
+    assert told["stage2"]["size"] == [9, 13, "of the prepared data"]
+    banks, seen, *_ = (step["what"] for step in told["chain"][1:])
+    assert (banks, seen) == ("13 films", "13 films seen")
+    said = capsys.readouterr().out
+    assert "2 reports of 12 tokens: of the prepared data" in said
+    assert "11 studies (of the prepared data), 1 steps an epoch" in said
+    assert list((tmp_path / "tiny").iterdir()) == [recipe("prepare", config).path(root(config))]  # nothing was made
+
+
+def test_renders_of_the_embedded_data_are_samples_of_one_study(tmp_path: Path) -> None:
+    config = load(str(TINY))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, renders_per_study=2))
+    given = dataclasses.replace(GIVEN, data=prepared(tmp_path / "data", train=[(1, "Clear.")] * 6))
+    assert split_size(config, given)[:2] == (3, 6)
+    assert split_size(config, GIVEN)[:2] == (24, 48)
+
+
+def test_who_says_how_many_studies_there_are(tmp_path: Path) -> None:
+    """``make_mimic``: two train studies of three films together, one of val, two of test; one has no findings."""
+
+    def size(given: Assumptions = GIVEN, split: str = "train", **data: Any) -> tuple[int, int, str]:
+        config = load("mimic_cxr")
+        return split_size(dataclasses.replace(config, data=dataclasses.replace(config.data, **data)), given, split)
+
+    copy = str(make_mimic(tmp_path / "copy"))
+    tables = "at most, by the tables of data.path"
+    assert size(path=copy) == (2, 3, tables)
+    assert size(path=copy, split="val") == (1, 2, tables)
+    assert size(path=copy, split="test") == (2, 2, tables)
+    assert size(path=copy, train_studies=5) == (2, 3, tables)
+    assert size(path=copy, train_studies=1) == (1, 2, "data.train_studies")
+    assert size(dataclasses.replace(GIVEN, studies=10), path=copy) == (10, 15, "--studies")
+    assert size(dataclasses.replace(GIVEN, held_out=7), split="test", path=copy) == (7, 7, "--held-out")
+    published = "published size of the data set, with or without text"
+    assert size(path="nowhere") == size(path=copy, splits="patient") == (222_758, 368_960, published)
+    ready = dataclasses.replace(GIVEN, data=prepared(tmp_path / "data", train=[(1, "Clear."), (4, "Clear.")]))
+    assert size(ready, path=copy, train_studies=1) == (2, 5, "of the prepared data")
+
+
+def test_checkpoints_are_copied_to_the_host_and_memory_is_told_as_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """12 bytes of each trained number: its float32 value and two moments."""
+    for stage in ("stage1", "stage2"):
+        found = plan(load(str(TINY)), stage, GIVEN)
+        assert found.parts["copies for checkpoints"] == Held(0, 12 * found.weights.trainable)
+    cli.main(["plan", str(TINY), "--stage", "stage1", "--gpu-memory", "16"])
+    assert "1 × H100 SXM of 16 GB" in capsys.readouterr().out
+
+
+def test_largest_micro_batch_is_the_last_that_fits() -> None:
+    def parts(micro: int) -> dict[str, Held]:
+        return {"weights": Held(100.0, 10_000.0), "activations": Held(7.0 * micro)}
+
+    assert [largest(parts, memory) for memory in (106, 107, 120, 121, 1000)] == [0, 1, 2, 3, 128]
+
+
+def test_command_tells_both_stages_and_writes_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    arguments = ["--gpus", "2", "--gpu-memory", "24", "--json", str(file), "--stage2.batch-size", "12"]
+    cli.main(["plan", str(TINY), *arguments])
+    said = capsys.readouterr().out
+    assert "batch 12 = 6 a GPU × 1 accumulated × 2 GPUs: fits" in said
+    assert "24 studies (data.train_studies), 2 steps an epoch, 2 epochs" in said
+    told = json.loads(file.read_text())
+    assert set(told) == {"stage1", "stage2", "chain"}
+    stage2 = told["stage2"]
+    assert stage2["device_bytes"] == pytest.approx(sum(part["device"] for part in stage2["parts"].values()))
+    assert stage2["total_seconds"] == pytest.approx(stage2["step_seconds"] * 2 * 2)
+    steps = told["chain"]
+    assert [step["verb"] for step in steps] == ["stage1", "banks", "stage2", "stage2", "generate"]
+    assert [step["seconds"] for step in steps if step["what"] == "2 epochs"] == [
+        told[stage]["total_seconds"] for stage in ("stage1", "stage2")
+    ]
+    assert all(step["gpu_hours"] == pytest.approx(step["seconds"] * 2 / 3600) for step in steps)
+    assert all(step["what"] in said for step in steps)
+
+
+def test_command_plans_one_stage_without_the_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    cli.main(["plan", str(TINY), "--stage", "stage1", "--json", str(file)])
+    assert set(json.loads(file.read_text())) == {"stage1"}
+    assert "the whole chain" not in capsys.readouterr().out
+
+
+def test_offloading_moves_weights_and_optimiser_to_the_host() -> None:
+    config = load(str(TINY))
+    here, away = (
+        plan(
+            dataclasses.replace(config, stage2=dataclasses.replace(config.stage2, ds_config=f"{name}.json")),
+            "stage2",
+            GIVEN,
+        )
+        for name in ("zero3", "zero3_offload")
+    )
+    for name, copies in (("weights", 1), ("gradients", 2), ("optimiser", 1)):
+        assert here.parts[name].host == 0
+        assert away.parts[name].device < here.parts[name].device
+        assert away.parts[name].device + away.parts[name].host == copies * here.parts[name].device
+    assert away.moved.host > here.moved.host == 0
+    assert away.seconds.step > here.seconds.step
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", "3"], "3 ranks"),
+        (["--gpus", "0"], "--gpus 0: more than 0"),
+        (["--stage", "stage2", "--decoder.base-dtype", "nf4"], "decoder.base_dtype nf4"),
+        (["--held-out", "-1"], "--held-out -1: more than 0"),
+        (["--efficiency", "1.5"], "--efficiency 1.5"),
+        (["--stage", "stage2", "--decoder.model", "nowhere/x-3b"], "decoder.model nowhere/x-3b"),
+        (["--data.source", "iu_xray", "--banks.reports.encoder", "nowhere"], "banks.reports.encoder nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", str(TINY), *arguments])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert told.startswith("amrg: ")
+    assert said in told
+
+
+def test_unknown_size_of_a_data_set_is_asked_for() -> None:
+    config = load(str(TINY))
+    unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, source="openi", train_studies=None))
+    with pytest.raises(UserError, match="give --studies"):
+        plan(unknown, "stage2", GIVEN)

@@ -1,0 +1,70 @@
+"""Predicted bytes beside those of real tensors: stage 2 on two real ranks, under every ZeRO stage."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig
+
+from amrg.banks.bank import REPORTS, MemoryBank
+from amrg.config import DecoderConfig, ShardingConfig
+from amrg.models.decoder import build_decoder, save_decoder
+from amrg.planning.devices import DEVICES
+from amrg.planning.stage_estimate import Assumptions, plan
+from amrg.planning.step_time import share_banks
+from amrg.retrieval.communication_cost import Rows
+from tests.conftest import Artefacts, report
+from tests.planning.zero_memory_worker import configure
+
+SCRIPT = Path(__file__).with_name("zero_memory_worker.py")
+
+#: tuning, micro-batches of a step, DeepSpeed JSON
+CASES = ["full-1-zero0", "full-2-zero1", "lora-1-zero2", "lora-2-zero3", "frozen-1-zero3_offload"]
+
+
+@pytest.fixture(scope="module")
+def made(artefacts: Artefacts) -> tuple[Path, Any]:
+    """The runs folder with a decoder in it, and its tokenizer."""
+    runs = artefacts.data.parent.parent
+    sizes = DecoderConfig(hidden_size=32, layers=1, heads=2, vocab_size=200)
+    model, tokenizer = build_decoder(sizes, [report(number) for number in range(16)], 0)
+    save_decoder(model, tokenizer, runs / "decoder")
+    BertConfig(hidden_size=384).save_pretrained(runs / "encoder")  # the artefact's report bank is so wide
+    return runs, tokenizer
+
+
+@pytest.fixture(scope="module")
+def measured(made: tuple[Path, Any]) -> dict[str, dict[str, int]]:
+    """Bytes by case and part, of the rank that holds more."""
+    runs, _ = made
+    shared = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_PORT": "29613"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(runs), str(runs / "bytes"), *CASES],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    first, second = (json.loads((runs / f"bytes-{rank}.json").read_text()) for rank in range(2))
+    return {case: {part: max(first[case][part], second[case][part]) for part in first[case]} for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_part_is_within_two_percent_of_what_deepspeed_holds(case: str, made: Any, measured: Any) -> None:
+    runs, tokenizer = made
+    parts = plan(configure(runs, case), "stage2", Assumptions(2, DEVICES["h100"], 80e9), tokenizer).parts
+    names = ("weights", "gradients", "optimiser")
+    predicted = {name: parts[name].device + parts[name].host for name in names}
+    assert predicted == pytest.approx({name: measured[case][name] for name in names}, rel=0.02)
+
+
+def test_banks_weigh_what_their_rows_do(measured: Any, artefacts: Artefacts) -> None:
+    reports = MemoryBank.open(artefacts.banks / REPORTS)
+    rows = (Rows(16, 32, 4), Rows(len(reports), 384, 4))
+    held = share_banks(rows, ShardingConfig(), "exact", 2, queries=1, expected=1, node=8).held
+    assert {found["banks"] for found in measured.values()} == {held}

@@ -1,0 +1,142 @@
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from amrg.data.labels import LABELS
+from amrg.data.studies import Study
+from amrg.training.augment import augment
+from amrg.training.feature_cache import FeatureCache
+from amrg.training.multilabel import (
+    MAX_POSITIVE_WEIGHT,
+    auroc,
+    best_threshold,
+    choose_thresholds,
+    f1,
+    mean_auroc,
+    multilabel_loss,
+    positive_weights,
+    score_table,
+    targets,
+)
+
+
+def study(**values):
+    labels = dict.fromkeys(LABELS) | {name.replace("_", " "): value for name, value in values.items()}
+    return Study("key", "group", "train", "Report.", labels)
+
+
+@pytest.mark.parametrize(("uncertain", "blank"), product(("ignore", "zeros", "ones"), repeat=2))
+def test_policies(uncertain, blank):
+    value = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0}
+    row = targets([study(Edema=1.0, Fracture=0.0, Pneumonia=-1.0)], uncertain, blank)[0]
+    expected = [value[blank]] * 14
+    expected[LABELS.index("Edema")], expected[LABELS.index("Fracture")] = 1.0, 0.0
+    expected[LABELS.index("Pneumonia")] = value[uncertain]
+    np.testing.assert_array_equal(row.numpy(), np.array(expected, np.float32))
+
+
+def test_loss_by_hand_and_ignored_labels_get_no_gradient():
+    logits = torch.tensor([[0.3, -1.2], [2.0, 0.7]], requires_grad=True)
+    truth = torch.tensor([[1.0, math.nan], [0.0, 1.0]])
+    loss = multilabel_loss(logits, truth, torch.tensor([3.0, 2.0]))
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    expected = (-3 * math.log(sigmoid(0.3)) - math.log(1 - sigmoid(2.0)) - 2 * math.log(sigmoid(0.7))) / 4
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    assert logits.grad[0, 1] == 0
+    assert logits.grad[0, 0] == pytest.approx(-3 * (1 - sigmoid(0.3)) / 4, rel=1e-5)
+
+
+def test_loss_of_the_ranks_averages_to_the_global_loss():
+    generator = torch.Generator().manual_seed(0)
+    logits, truth = torch.randn(8, 14, generator=generator), (torch.rand(8, 14, generator=generator) > 0.5).float()
+    truth[0, :9] = math.nan
+    weight = positive_weights(truth)
+    halves = [multilabel_loss(logits[i::2], truth[i::2], weight) for i in range(2)]
+    torch.testing.assert_close(sum(halves) / 2, multilabel_loss(logits, truth, weight))
+
+
+def test_positive_weights():
+    truth = torch.zeros(100, 14)
+    truth[:20, 0] = truth[:80, 1] = truth[:1, 2] = 1
+    truth[50:, 0] = math.nan
+    weights = positive_weights(truth)
+    assert weights[:4].tolist() == [1.5, 1.0, MAX_POSITIVE_WEIGHT, 1.0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auroc_counts_pairs(seed):
+    generator = np.random.default_rng(seed)
+    scores, positive = generator.integers(0, 6, 31) / 5, generator.random(31) < 0.3
+    positive[:2] = True, False
+    pairs = [(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
+    assert auroc(scores, positive) == pytest.approx(np.mean(pairs))
+    assert auroc(scores, np.zeros(31, bool)) is None
+    assert auroc(scores, np.ones(31, bool)) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_threshold_beats_every_other(seed):
+    generator = np.random.default_rng(seed)
+    scores, positive = generator.integers(0, 9, 40) / 8, generator.random(40) < 0.3
+    positive[0] = True
+    found = best_threshold(scores, positive)
+    assert found in scores
+    assert f1(scores >= found, positive) == max(f1(scores >= t, positive) for t in scores)
+    assert best_threshold(scores, np.zeros(40, bool)) == 1.0
+
+
+def test_f1_by_hand():
+    predicted, positive = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 1], bool)
+    assert f1(predicted, positive) == pytest.approx(2 / 3)
+    assert f1(~positive & False, positive & False) == 0.0
+
+
+def test_table_leaves_out_unknown_targets():
+    truth, scores = np.full((6, 14), np.nan), np.zeros((6, 14))
+    truth[:4, 4], scores[:, 4] = [1, 1, 0, 0], [0.9, 0.4, 0.5, 0.1, 1.0, 0.0]
+    thresholds = choose_thresholds(scores, truth)
+    table = score_table(scores, truth, thresholds)
+    assert table["Edema"] == {"positives": 2, "negatives": 2, "auroc": 0.75, "f1": pytest.approx(0.8)}
+    assert table["Fracture"] == {"positives": 0, "negatives": 0, "auroc": None, "f1": None}
+    assert mean_auroc(table, LABELS, 2) == 0.75
+    assert mean_auroc(table, LABELS, 3) is None
+
+
+def test_augmentation_moves_but_never_mirrors():
+    films = torch.zeros(16, 1, 64, 64)
+    films[:, :, 28:36, 8:16] = 1.0  # a blob far on the left
+    changed = augment(films.expand(-1, 3, -1, -1), torch.Generator().manual_seed(0))
+    assert changed.shape == (16, 3, 64, 64)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    bright = changed[:, 0] - changed[:, 0].mean(dim=(1, 2), keepdim=True)
+    column = (bright.clamp(min=0.2).sum(1) * torch.arange(64)).sum(1) / bright.clamp(min=0.2).sum(1).sum(1)
+    assert (column < 32).all()
+    assert len({round(float(c), 3) for c in column}) == 16
+    assert torch.equal(changed, augment(films.expand(-1, 3, -1, -1), torch.Generator().manual_seed(0)))
+
+
+def test_a_cache_that_was_interrupted_goes_on(tmp_path):
+    rows = torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def until(stop):
+        yield rows[:3]
+        if stop:
+            raise KeyboardInterrupt
+        yield rows[3:]
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureCache(tmp_path / "a" / "rows.bin", 7, (2, 3)).fill(until(True))
+    again = FeatureCache(tmp_path / "a" / "rows.bin", 7, (2, 3))
+    assert again.done == 3
+    again.fill([rows[3:]])
+    opened = FeatureCache(tmp_path / "a" / "rows.bin", 7, (2, 3))
+    assert torch.equal(opened[:], rows)
+    assert torch.equal(opened[torch.tensor([6, 0])], rows[[6, 0]])

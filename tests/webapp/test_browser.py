@@ -1,0 +1,374 @@
+"""The page in a real Chromium, clicked and typed through: `make test-browser`. Screenshots go to build/screenshots."""
+
+import contextlib
+import json
+import threading
+import time
+from base64 import b64encode
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from amrg.inference.run import open_chain, open_generator
+from amrg.models.composer import Composed, Composer, Said
+from amrg.models.finding_calibration import Certainty
+from amrg.webapp.server import create_app
+from amrg.webapp.session import Reader
+from tests.browser import WIDTH, Keys, Page, chromium
+from tests.data.test_image_io import dicom
+from tests.webapp.tiny_run import make_run
+
+DROP = """
+const data = new DataTransfer();
+data.items.add(new File([Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0))], "film.png"));
+document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+"""
+
+
+class Viewer(Page):
+    """The page of `amrg view`."""
+
+    def __init__(self, driver, address):
+        super().__init__(driver)
+        self.address = address
+
+    def open(self, place=""):
+        self.driver.get("about:blank")
+        self.driver.get(f"{self.address}/{place}")
+        return self.done()
+
+    def done(self):
+        """Until the report is written."""
+        self.wait(lambda: "sentence" in self.text("#state") and self.text("#above"))
+        return self
+
+    def sentences(self):
+        return self.texts("#sentences .text")
+
+    def give(self, path):
+        self.one("#file").send_keys(str(path))
+
+    def film(self):
+        """What is shown of the film that is chosen: its name, film, map, patches as they are marked, and cut out."""
+        crops = "return [...document.querySelectorAll('#patches canvas')].map((canvas) => canvas.toDataURL())"
+        marks = self.all("#overlay rect:not(.under)")
+        return {
+            "name": self.one("#image").get_attribute("alt"),
+            "image": self.one("#image").get_attribute("src"),
+            "heat": self.one("#heat").get_attribute("src"),
+            "patches": [(int(mark.get_attribute("y")), int(mark.get_attribute("x"))) for mark in marks],
+            "crops": self.driver.execute_script(crops),
+        }
+
+
+@contextlib.contextmanager
+def served(folder):
+    server = uvicorn.Server(uvicorn.Config(create_app(open_chain(folder)), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with served(folder) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, address):
+    page = Viewer(browser, address).open()
+    yield page
+    errors = [entry for entry in browser.get_log("browser") if "the server responded with" not in entry["message"]]
+    assert not errors
+
+
+def test_a_study_is_shown_with_all_there_is_to_it(page):
+    assert page.text("#film-title") == page.one("#studies :checked").get_attribute("value")
+    assert "Not for clinical use" in page.text(".warning")
+    assert "rendered lesions" in page.text(".warning")
+    assert len(page.all("#findings .choice")) == 13
+    assert page.sentences()[-1] == "No pneumothorax."
+    page.wait(lambda: len(page.all("[data-bank] li")) == 10)
+    assert len(page.all("[data-bank=visual] img")) == 5
+    assert "Heart size is" in page.text("[data-bank=report] li")
+    page.wait(lambda: "Edema, region" in page.text("#sentences .drew"))
+    page.shot("study")
+
+
+def test_everything_comes_from_this_machine(page):
+    script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    assert all(name.startswith((page.address, "data:")) for name in page.driver.execute_script(script))
+
+
+def test_with_the_keyboard_alone(page):
+    page.focus("#studies :checked")
+    before = page.text("#film-title")
+    page.keys(Keys.ARROW_DOWN)
+    page.wait(lambda: page.text("#film-title") != before)
+    page.done()
+    assert page.one("#studies :checked").get_attribute("value") == page.text("#film-title")
+
+    page.focus("#findings :checked")
+    before = page.text("#above")
+    page.keys(Keys.ARROW_UP)
+    page.wait(lambda: page.text("#above") != before)
+
+    page.focus("#threshold")
+    page.keys(Keys.HOME)
+    page.wait(lambda: page.text("#tau") == "0.00")
+    page.keys(Keys.END)
+    page.wait(lambda: page.text("#tau") == "1.50")
+
+    page.focus("#sentences li:nth-child(2) button")
+    page.keys(Keys.ENTER)
+    assert page.one("#sentences li:nth-child(2) button").get_attribute("aria-pressed") == "true"
+    assert page.sentences()[1] in page.text("#memory-what")
+    assert "visual memory" in page.text("#shares")
+    page.shot("sentence")
+    page.keys(Keys.ENTER)
+    page.wait(lambda: "What the film retrieved" in page.text("#memory-what"))
+
+
+def test_a_memory_switched_off_changes_the_report(page):
+    whole = page.sentences()
+    page.focus("#switches [name=visual]")
+    page.keys(Keys.SPACE)
+    page.wait(lambda: "without visual memory: the report changed" in page.text("#state"))
+    assert page.sentences() != whole
+    assert page.all(".differs")
+    assert "Switched off" in page.text("[data-bank=visual]")
+    page.shot("visual-memory-off")
+    page.keys(Keys.SPACE)
+    page.wait(lambda: "with every memory" in page.text("#state"))
+    assert page.sentences() == whole
+    assert not page.all(".differs")
+
+
+def test_an_empty_report_is_said_to_be_empty(page, monkeypatch):
+    whole = page.sentences()
+    empty = {"plan": "", "sentences": []}
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "write", lambda reader, look, off, tell: tell("text", empty))
+        page.one("#again").click()
+        page.wait(lambda: "0 sentences" in page.text("#state"))
+    assert page.text("#sentences") == "The report is empty: the writer ended without a word."
+    page.one("#again").click()
+    page.wait(lambda: page.done() and page.sentences() == whole)
+
+
+def test_studies_are_found_by_split_and_words(page):
+    page.one("#split").send_keys("train")
+    page.wait(lambda: "16 of 16" in page.text("#count"))
+    page.one("#words").send_keys("train-1 no")
+    page.wait(lambda: "7 of 16" in page.text("#count"))
+    page.one("#studies .choice").click()
+    page.wait(lambda: page.text("#film-title").startswith("train-1"))
+
+
+def test_films_of_every_kind_are_taken_and_what_is_none_is_refused(page, tmp_path):
+    film = np.add.outer(np.arange(300), np.arange(260)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(film).save(tmp_path / "film.png")
+    Image.fromarray(film).save(tmp_path / "film.jpg")
+    dicom(tmp_path / "film.dcm", film)
+    for kind in ("png", "jpg", "dcm"):
+        page.open()
+        page.give(tmp_path / f"film.{kind}")
+        page.wait(lambda: page.text("#film-title") == "Film (opened here)")
+        page.done()
+        assert "no reference report" in page.text("#no-reference")
+    page.shot("dropped")
+    before = page.sentences()
+
+    (tmp_path / "no.png").write_text("a page of html")
+    page.give(tmp_path / "no.png")
+    page.wait(lambda: "no film that can be read" in page.text("#problem"))
+    assert page.sentences() == before  # nothing is lost
+    page.shot("refused")
+    page.one("#problem button").click()
+    with (tmp_path / "huge.dcm").open("wb") as file:
+        file.truncate(200 * 2**20)
+    page.give(tmp_path / "huge.dcm")
+    page.wait(lambda: "huge.dcm has 200 MB" in page.text("#problem"))
+    assert page.sentences() == before
+
+
+def test_a_film_can_be_dropped_on_the_page(page, tmp_path):
+    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(tmp_path / "film.png")
+    page.driver.execute_script(DROP, b64encode((tmp_path / "film.png").read_bytes()).decode())
+    page.wait(lambda: page.text("#film-title") == "Film (opened here)")
+    page.done()
+
+
+def test_each_film_of_a_study_has_its_maps_and_patches(page):
+    """Chosen by the keyboard: what is shown is what the models see of that film, and on each it is something else."""
+    page.open("#train/train-3")
+    with urlopen(f"{page.address}/api/looks/train/train-3") as answer:
+        films = json.load(answer)["films"]
+    finding = page.one("#findings :checked").get_attribute("value")
+
+    def shown(number):
+        """Once the patches of the film are there that the viewer tells when it is asked for them."""
+        query = f"film={number - 1}&finding={finding.replace(' ', '%20')}&threshold={page.text('#tau')}"
+        with urlopen(f"{page.address}/api/looks/train/train-3/patches?{query}") as answer:
+            patches = [(patch["row"], patch["column"]) for patch in json.load(answer)]
+        page.wait(lambda: page.film()["patches"] == patches and len(page.film()["crops"]) == len(patches))
+        found = page.film()
+        assert found["name"] == f"Film {number} of 2"
+        assert found["image"] == films[number - 1]["image"]
+        assert found["heat"] == films[number - 1]["maps"][finding]["heat"]
+        return found
+
+    page.focus("#threshold")
+    page.keys(Keys.HOME)  # so that both films have patches
+    first = shown(1)
+    page.focus("#views :checked")
+    page.keys(Keys.ARROW_RIGHT)
+    second = shown(2)
+    assert len(first["patches"]) == len(second["patches"]) == 6
+    assert all(first[part] != second[part] for part in ("image", "heat", "patches", "crops"))
+    page.shot("second-film")
+
+    page.focus("#findings :checked")  # another finding, on the same film
+    page.keys(Keys.ARROW_DOWN)
+    before, finding = finding, page.one("#findings :checked").get_attribute("value")
+    assert finding != before
+    assert shown(2)["heat"] != second["heat"]
+    page.keys(Keys.ARROW_UP)
+    finding = before
+    page.focus("#views :checked")
+    page.keys(Keys.ARROW_LEFT)
+    assert shown(1) == first
+    page.keys(Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_RIGHT)  # faster than the viewer answers
+    assert shown(2) == second
+    assert not page.one("#problem").is_displayed()
+
+
+def test_another_study_begins_with_its_first_film(page):
+    page.open("#train/train-3")
+    page.one("#views .choice:nth-child(2)").click()
+    page.wait(lambda: page.film()["name"] == "Film 2 of 2")
+    page.driver.execute_script("location.hash = '#train/train-4'")
+    page.wait(lambda: page.film()["name"] == "Film 1 of 1")
+    assert not page.one("#views").is_displayed()
+
+
+def test_the_address_names_the_study(page):
+    page.open("#train/train-3")
+    assert page.text("#film-title") == "train-3"
+    page.driver.get("about:blank")
+    page.driver.get(f"{page.address}/#test/nobody")
+    page.wait(lambda: "no such study among the test studies" in page.text("#problem"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 1000, 390])
+def test_readable_at_any_width_in_both_schemes(page, scheme, width):
+    """WCAG A and AA as far as axe-core can tell, contrast among it; nothing is cut off at the side."""
+    with page.seen(width, scheme):
+        page.one("#switches [name=report] + span").click()
+        page.wait(lambda: "without report memory" in page.text("#state"))
+        page.one("#sentences button").click()
+        page.driver.execute_script("document.getElementById('problem').hidden = false")
+        page.driver.execute_script("document.querySelector('#problem p').textContent = 'Something is not right.'")
+        assert page.broken_rules() == []
+        assert page.driver.execute_script(WIDTH) <= width
+        page.shot(f"{scheme}-{width}")
+
+
+def test_a_sentence_of_memory_is_marked_and_names_its_row(browser, tmp_path):
+    with served(make_run(tmp_path, "recalled")["reports"].path) as address:
+        page = Viewer(browser, address).open()
+        recalled = [bool(line.find_elements("css selector", ".recalled")) for line in page.all("#sentences li")]
+        assert recalled[:1] == [True]
+        assert recalled == sorted(recalled, reverse=True)  # they come first
+        assert not page.one("#origin").is_displayed()
+        page.one("#sentences button").click()
+        page.wait(lambda: page.sentences()[0] in page.text("#origin-report li"))
+        assert page.broken_rules() == []
+        page.shot("recalled")
+        page.focus("#switches [name=report]")
+        page.keys(Keys.SPACE)
+        page.wait(lambda: "without report memory" in page.text("#state"))
+        assert not page.all("#sentences .recalled")
+
+
+def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypatch):
+    """Its region lies on the second film of the study; a sentence of normal anatomy has none."""
+    effusion = "Pleural Effusion"
+    details = ((effusion, "side", "left", 0.93), (effusion, "severity", "mild", None))
+    regions = ((3, 0.6), (4, 0.12))
+    said = (
+        Said("There is a small left pleural effusion.", (effusion,), 1, regions, (1, 3, 4, 8, 9), 0.83, details),
+        Said("No pneumothorax.", ("No Finding",), 2),
+    )
+    text = " ".join(one.text for one in said)
+    monkeypatch.setattr(Composer, "compose", lambda *_, **__: [Composed(text, (effusion,), said)])
+    certain = Composer(Certainty(((0.0, 0.0),) * 13, (0.0,) * 13, 0.5))
+    monkeypatch.setattr("amrg.webapp.session.open_generator", lambda *given: (open_generator(*given)[0], certain, None))
+    with served(folder) as address:
+        page = Viewer(browser, address).open("#test/test-0")
+
+        def region():
+            marks = page.all("#region rect:not(.under)")
+            return [tuple(int(mark.get_attribute(name)) for name in ("x", "y", "width", "height")) for mark in marks]
+
+        first, second = "#sentences li:nth-child(1) button", "#sentences li:nth-child(2) button"
+        assert "Pleural Effusion 83 % · side left 93 % · severity mild (probability not known)" in page.text(first)
+        assert page.film()["name"] == "Film 1 of 2"
+        page.focus(first)
+        assert region() == []  # it is on the other film
+        page.keys(Keys.ENTER)
+        page.wait(lambda: page.film()["name"] == "Film 2 of 2")
+        assert page.one("#views input:checked").get_attribute("value") == "1"
+        assert region() == [(3, 4, 5, 5)]
+        assert page.text("#region text") == "Pleural Effusion 83 %"
+        assert "region on film 2: columns 4 to 8, rows 5 to 9" in page.text("#origin-facts")
+        page.wait(lambda: page.all("#origin-visual li"))
+        assert "row 1, from" in page.text("#origin-report")
+        voters = page.texts("#origin-visual li")
+        assert ["60 %" in voters[0], "12 %" in voters[1]] == [True, True]
+        assert ["row 3, from" in voters[0], "row 4, from" in voters[1]] == [True, True]
+        assert len(page.all("#origin-visual img")) == 2
+        page.focus("#threshold")
+        assert region() == [(3, 4, 5, 5)]  # as long as it is chosen
+        for scheme in ("light", "dark"):
+            with page.seen(1440, scheme):
+                assert page.broken_rules() == []
+                page.shot(f"region-{scheme}")
+        page.focus(second)
+        assert region() == []
+        page.focus("#threshold")
+        page.one(second).click()
+        assert region() == []
+        assert "no region on the film" in page.text("#origin-facts")
+        page.wait(lambda: "the visual memory is off, or has no such row" in page.text("#origin-visual"))
+        page.focus(first)
+        assert region() == [(3, 4, 5, 5)]  # pointed at
+        page.one("#whole").click()
+        assert not page.one("#origin").is_displayed()
+        assert region() == []
+
+
+def test_when_the_viewer_is_gone_the_page_says_so(browser, folder):
+    with served(folder) as address:
+        page = Viewer(browser, address).open()
+    page.one("#again").click()
+    page.wait(lambda: "stopped answering" in page.text("#problem"))
+    assert page.text("#state") == "not finished"
+    browser.get_log("browser")

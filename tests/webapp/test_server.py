@@ -1,0 +1,432 @@
+"""The application as a browser meets it, on a small run whose artefacts are real."""
+
+import asyncio
+import html
+import io
+import json
+import logging
+import re
+from base64 import b64decode
+from itertools import pairwise
+from urllib.parse import quote
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.data.image_ops import letterbox
+from amrg.data.labels import FINDINGS
+from amrg.data.stream import Shelf, studies
+from amrg.data.text.cleaning import sentences
+from amrg.data.text.outline import stated
+from amrg.inference.run import open_chain
+from amrg.models.composer import Composed, Said
+from amrg.models.open_banks import open_banks
+from amrg.models.report_generator import ReportGenerator
+from amrg.pages import ALWAYS, EMBEDDED
+from amrg.pages.overlays import crop, film_url
+from amrg.webapp.server import MAX_BYTES, Desk, create_app
+from amrg.webapp.session import Reader, Stopped
+from tests.conftest import report
+from tests.data.test_image_io import GREY, bomb, dicom
+from tests.webapp.tiny_run import STATED, make_run
+
+KEY = "test-0"  # has two films
+
+
+@pytest.fixture(scope="module")
+def app(folder):
+    return create_app(open_chain(folder), ["testserver"])
+
+
+@pytest.fixture(scope="module")
+def client(app):
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def reader(folder):
+    return Reader(open_chain(folder))
+
+
+def png(pixels=GREY):
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+
+def events(client, address):
+    """(kind, content) of each server-sent event."""
+    response = client.get(address)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = re.findall(r"event: (\w+)\ndata: (.+)\n\n", response.text)
+    return [(kind, json.loads(content)) for kind, content in found]
+
+
+def written(told):
+    return " ".join([content["sentences"] for kind, content in told if kind == "text"][-1])
+
+
+def test_the_page_needs_nothing_else_and_says_what_it_must(client):
+    page = client.get("/")
+    text = html.unescape(page.text)
+    assert ALWAYS in text
+    assert EMBEDDED in text
+    assert "2 beams" in text
+    assert not re.search(r"https?:|style=|<script>|\son\w+=", page.text)
+    for address in re.findall(r'(?:src|href)="(/[^"]+)"', page.text):
+        assert client.get(address).status_code == 200, address
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert page.headers["cache-control"] == "no-store"
+
+
+def test_studies_are_listed_and_searched(client, run):
+    found = client.get("/api/studies", params={"split": "test"}).json()
+    keys = [study.key for study in studies(run["data"].path, "test")]
+    assert [row["key"] for row in found["studies"]] == keys
+    assert (found["total"], found["found"]) == (5, 5)
+    some = client.get("/api/studies", params={"split": "train", "words": "TRAIN-1 no"}).json()
+    assert {row["key"] for row in some["studies"]} == {"train-1", *(f"train-{i}" for i in range(10, 16))}
+
+
+def test_a_look_tells_what_the_models_see(client, run, reader):
+    told = client.get(f"/api/looks/test/{KEY}").json()
+    sample = Shelf(run["data"].path, "test")[KEY]
+    look = reader.look(sample.views, group_id(sample.study.group))
+    assert len(told["films"]) == len(sample.views) == 2
+    assert told["reference"] == sample.study.report
+    assert [row["name"] for row in told["findings"]] == list(FINDINGS)
+    for row in told["findings"]:
+        assert row["probability"] == pytest.approx(look.probabilities[row["name"]], abs=1e-4)
+    assert told["memory"] == look.retrieved()
+    film = Image.open(io.BytesIO(b64decode(told["films"][1]["image"].split(",")[1])))
+    assert film.size == (768, 768)
+
+
+def test_patches_are_the_strongest_and_none_beside_a_stronger_one(client):
+    told = client.get(f"/api/looks/test/{KEY}").json()
+    cells = np.array(told["films"][1]["maps"]["Edema"]["cells"])
+    threshold = float(np.median(cells))
+    query = {"film": 1, "finding": "Edema", "threshold": threshold}
+    found = client.get(f"/api/looks/test/{KEY}/patches", params=query).json()
+    assert len(found) == 6
+    left = np.pad(cells, 1, constant_values=-1.0)
+    for patch in found:  # each is the strongest of what those before it leave
+        y, x = patch["row"] + 1, patch["column"] + 1
+        assert left[y, x] == left.max() > threshold
+        assert patch["activation"] == pytest.approx(left[y, x], abs=2e-3)
+        left[y - 1 : y + 2, x - 1 : x + 2] = -1.0
+    nothing = client.get(f"/api/looks/test/{KEY}/patches", params=query | {"threshold": 1e9})
+    assert nothing.json() == []
+
+
+def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, run):
+    """Bank by bank the shares of all rows sum to 1; a train study does not see its own."""
+    sample = Shelf(run["data"].path, "train")["train-1"]
+    look = reader.look(sample.views, group_id(sample.study.group))
+    for name, folder in (("visual", VISUAL), ("report", REPORTS)):
+        bank = MemoryBank.open(run["banks"].path / folder)
+        found = look.association[name].heaviest(torch.full((14,), 1 / 14), len(bank))
+        assert sum(row["weight"] for row in found) == pytest.approx(1, abs=1e-4)
+        own = {row for row, key in enumerate(bank.provenance["key"].to_pylist()) if key == "train-1"}
+        assert own
+        assert {row["row"] for row in found} == set(range(len(bank))) - own
+        assert look.retrieved()[name] == found[:5]
+
+
+def test_a_row_is_told_with_its_text_or_region(client, run, reader):
+    bank = MemoryBank.open(run["banks"].path / REPORTS).provenance.to_pylist()
+    row = client.get("/api/banks/report/3").json()
+    assert (row["key"], row["text"], row["image"]) == (bank[3]["key"], bank[3]["text"], None)
+    films = Shelf(run["data"].path, "train")["train-3"].views
+    number = MemoryBank.open(run["banks"].path / VISUAL).provenance["key"].to_pylist().index("train-3")
+    region = client.get(f"/api/banks/visual/{number}").json()
+    assert (region["key"], region["view"], region["findings"]) == ("train-3", 1, ["Edema"])
+    size = reader.classifier.config.image_size
+    shown = [film_url(crop(letterbox(film, size), (3, 3, 4, 4), reader.grid), 144) for film in films]
+    assert region["image"] == shown[1] != shown[0]
+
+
+@pytest.mark.parametrize("off", [[], ["visual"], ["visual", "report"]])
+def test_the_report_is_what_the_generator_writes(client, reader, run, off):
+    """Token by token it grows to the text of ``generate`` with fused attention, and each sentence has its rows."""
+    told = events(client, f"/api/looks/test/{KEY}/report?off={','.join(off)}")
+    kinds = [kind for kind, _ in told]
+    texts = [" ".join(content["sentences"]) for kind, content in told if kind == "text"]
+    assert kinds[-1] == "end"
+    assert len(texts) > 5
+    assert all(len(a) <= len(b) for a, b in pairwise(texts))
+
+    chain = open_chain(run["scores"].path)
+    model = ReportGenerator.from_pretrained(chain.stage2.path / "model", open_banks(chain.config, chain.banks.path, 1))
+    sample = Shelf(run["data"].path, "test")[KEY]
+    group = group_id(sample.study.group)
+    look = reader.look(sample.views, group)
+    hidden = [f"{name} memory" for name in off]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (text,) = model.generate(look.sight, torch.tensor([group]), reader.decoding, hidden=hidden)
+    assert written(told).split() == text.split()
+
+    finished = [content for kind, content in told if kind == "sentence"]
+    assert [content["number"] for content in finished] == list(range(len(finished)))
+    for content in finished:
+        assert set(content["rows"]) == {"visual", "report"} - set(off)
+        assert sum(content["shares"].values()) == pytest.approx(1, abs=1e-3)
+        for rows in content["rows"].values():
+            assert len(rows) == 5
+            assert 0 < sum(row["weight"] for row in rows) <= 1
+
+
+def test_switching_a_memory_off_changes_the_report(client):
+    both, without = (written(events(client, f"/api/looks/test/{KEY}/report{off}")) for off in ("", "?off=visual"))
+    assert both.endswith(" No pneumothorax.")
+    assert both != without
+
+
+def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
+    found = make_run(tmp_path, "recalled")
+    client = TestClient(create_app(open_chain(found["reports"].path), ["testserver"]))
+    both, without = (events(client, f"/api/looks/test/{KEY}/report{off}") for off in ("", "?off=report"))
+    for told in (both, without):
+        plans = [content["plan"] for kind, content in told if kind == "text"]
+        assert plans[-1] == "cardiomegaly, atelectasis, pleural effusion."
+    known = {sentence for number in range(3) for sentence in sentences(report(number))}
+    first = [content["sentences"] for kind, content in both if kind == "text"][-1][:3]
+    assert set(first) <= known
+    assert tuple(finding for sentence in first for finding in stated(sentence)) == STATED
+    assert written(without) != written(both)
+    said = [content["recalled"] for kind, content in both if kind == "sentence"]
+    assert [one["text"] for one in said[: len(first)]] == first
+    for one in said[: len(first)]:
+        assert client.get(f"/api/banks/report/{one['row']}").json()["text"] == one["text"]
+    assert all(one is None for one in said[len(first) :])
+    assert all(content["recalled"] is None for kind, content in without if kind == "sentence")
+
+
+@pytest.mark.parametrize("off", ["", "visual", "report", "visual,report"])
+def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeypatch, off):
+    """What the composer is given: the rows of each memory that is on. What it says is told, and nothing of it twice."""
+    sample, asked, told = Shelf(run["data"].path, "test")[KEY], [], []
+    details = (("Pleural Effusion", "side", "left", 0.93456), ("Pleural Effusion", "severity", "mild", None))
+    text = "There is a small left pleural effusion."
+    said = Said(text, ("Pleural Effusion",), 3, ((5, 0.6), (2, 0.1)), (1, 2, 3, 5, 6), 0.83456, details)
+    hidden = {name for name in off.split(",") if name}
+
+    class Fixed:
+        def compose(self, sight, associations, group, recall):
+            asked.append((associations, group.tolist(), recall))
+            return [Composed(text, ("Pleural Effusion",), (said,))]
+
+    monkeypatch.setattr(reader, "_composer", Fixed())
+    look = reader.look(sample.views, 7)
+    reader.write(look, hidden, lambda kind, content: told.append((kind, content)))
+    ((associations, group, recall),) = asked
+    assert (group, recall) == ([7], "report" not in hidden)
+    assert associations.keys() == {"visual", "report"} - hidden
+    for name, (weights, rows) in associations.items():
+        assert weights.shape == rows.shape == (1, *look.association[name].rows_QK.shape)
+    first, *later = [content for kind, content in told if kind == "sentence"]
+    assert first["recalled"] == said.to_dict()
+    assert first["recalled"]["box"] == [1, 2, 3, 5, 6]
+    assert [detail["probability"] for detail in first["recalled"]["details"]] == [0.9346, None]
+    assert all(content["recalled"] is None for content in later)
+
+
+def test_of_all_the_rows_that_are_kept_few_are_told(client, reader, run):
+    """Each query keeps every row of these banks; the page gets the heaviest five of each memory."""
+    sample = Shelf(run["data"].path, "test")[KEY]
+    look = reader.look(sample.views, group_id(sample.study.group))
+    for name, folder in (("visual", VISUAL), ("report", REPORTS)):
+        assert look.association[name].rows_QK.shape == (14, len(MemoryBank.open(run["banks"].path / folder)))
+    told = events(client, f"/api/looks/test/{KEY}/report")
+    assert max(len(json.dumps(content)) for _, content in told) < 2000
+    assert {len(rows) for rows in client.get(f"/api/looks/test/{KEY}").json()["memory"].values()} == {5}
+
+
+@pytest.mark.parametrize("kind", ["png", "dicom"])
+def test_a_dropped_film_is_looked_at_and_reported(client, tmp_path, kind):
+    data = png() if kind == "png" else dicom(tmp_path / "film.dcm", GREY).read_bytes()
+    told = client.post("/api/looks", content=data).json()
+    assert (told["place"], told["reference"]) == ("dropped", None)
+    assert all(finding["stated"] is None for finding in told["findings"])
+    assert client.get(f"/api/looks/dropped/{told['name']}").json() == told
+    assert events(client, f"/api/looks/dropped/{told['name']}/report")[-1][0] == "end"
+
+
+def test_a_film_dropped_twice_is_one(app, client):
+    desk = app.routes[0].endpoint.__self__
+    first, second = (client.post("/api/looks", content=png(GREY[::-1])).json() for _ in range(2))
+    assert first == second
+    assert sum(place == "dropped" and name == first["name"] for place, name in desk._looks) == 1
+
+
+def test_a_writer_without_a_word_is_told_as_that(reader, run):
+    sample = Shelf(run["data"].path, "test")[KEY]
+    decoder, told = reader.model.decoder, []
+    end = torch.tensor([reader.model.tokenizer.eos_token_id])
+    mute = decoder.get_output_embeddings().register_forward_hook(lambda *parts: parts[-1].index_fill(-1, end, 1e9))
+    try:
+        reader.write(reader.look(sample.views, 1), set(), lambda kind, content: told.append((kind, content)))
+    finally:
+        mute.remove()
+    assert told == [("text", {"plan": "", "sentences": []})]
+
+
+def without_pixels(tmp_path):
+    record = pydicom.dcmread(dicom(tmp_path / "film.dcm", GREY))
+    del record.PixelData
+    record.save_as(tmp_path / "empty.dcm")
+    return (tmp_path / "empty.dcm").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda _: b"a page of html", "no film that can be read: not a readable image"),
+        (lambda _: b"", "empty"),
+        (lambda _: png()[:60], "not a readable image"),
+        (lambda _: bomb(), "not a readable image .*Bomb"),
+        (without_pixels, "a DICOM object without pixels"),
+    ],
+)
+def test_what_is_no_film_is_refused_in_a_sentence(client, tmp_path, make, message):
+    response = client.post("/api/looks", content=make(tmp_path))
+    assert response.status_code == 422
+    assert re.search(message, response.json()["error"])
+    assert client.get(f"/api/looks/test/{KEY}").status_code == 200
+
+
+def asgi(app, headers, body):
+    """Post without a client that would send what was announced: statuses, the answer, and the bytes taken."""
+    taken, sent = [], []
+
+    async def receive():
+        chunk = next(body)
+        taken.append(len(chunk))
+        return {"type": "http.request", "body": chunk, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/api/looks", "raw_path": b"/api/looks", "query_string": b"",
+             "root_path": "", "headers": [(b"host", b"testserver"), *headers], "http_version": "1.1"}  # fmt: skip
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])["error"], sum(taken)
+
+
+def test_200_megabytes_are_refused_before_they_are_read(app):
+    length = str(200 * 2**20).encode()
+    status, error, taken = asgi(app, [(b"content-length", length)], iter([]))
+    assert (status, taken) == (413, 0)
+    assert "larger than 64 MB" in error
+    endless = (bytes(2**20) for _ in range(10**6))  # as HTTP sends what has no length
+    status, error, taken = asgi(app, [(b"transfer-encoding", b"chunked")], endless)
+    assert status == 413
+    assert taken == MAX_BYTES + 2**20
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "message"),
+    [
+        ("/api/looks/test/unknown", 404, "no such study among the test studies"),
+        (f"/api/looks/val/{KEY}", 404, "no such study among the val studies"),
+        (f"/api/looks/everything/{KEY}", 404, "no split `everything`"),
+        ("/api/looks/dropped/0123456789abcdef", 404, "drop it again"),
+        (f"/api/looks/test/{quote('../../../../etc/passwd', safe='')}", 404, ""),
+        (f"/api/looks/{quote('../..', safe='')}/passwd", 404, ""),
+        ("/static/../server.py", 404, ""),
+        (f"/static/{quote('../server.py', safe='')}", 404, ""),
+        (f"/static/{quote('/etc/passwd', safe='')}", 404, ""),
+        ("/api/banks/visual/99999", 404, "no row 99999 in a visual bank"),
+        ("/api/banks/other/0", 404, "no row 0 in a other bank"),
+        ("/api/banks/visual/-1", 404, ""),
+        ("/api/studies?split=all", 404, "no split `all`: one of train, val, test"),
+        (f"/api/looks/test/{KEY}/patches?film=9&finding=Edema&threshold=0", 404, "no such film or finding"),
+        (f"/api/looks/test/{KEY}/patches?film=0&finding=Nothing&threshold=0", 404, "no such film or finding"),
+        (f"/api/looks/test/{KEY}/patches?film=0&finding=Edema&threshold=hot", 422, "`threshold` must be a number"),
+        (f"/api/looks/test/{KEY}/patches?film=0&finding=Edema&threshold=nan", 422, "`threshold` must be a number"),
+        (f"/api/looks/test/{KEY}/patches", 422, "`film` must be a number"),
+        (f"/api/looks/test/{KEY}/report?off=all", 404, "no such memory: visual, report"),
+    ],
+)
+def test_what_is_not_there_is_said(client, address, status, message):
+    response = client.get(address)
+    assert response.status_code == status
+    assert message in response.json()["error"]
+    assert "Traceback" not in response.text
+    assert "root:" not in response.text
+
+
+def test_other_names_of_this_machine_are_turned_away(client):
+    assert client.get("/api/studies", headers={"host": "attacker.example"}).status_code == 400
+
+
+def test_a_fault_of_ours_shows_no_stack(client, monkeypatch):
+    monkeypatch.setattr(Desk, "_told", lambda *_: 1 / 0)
+    response = client.get(f"/api/looks/test/{KEY}")
+    assert response.status_code == 500
+    assert response.json()["error"].startswith("Something went wrong here (ZeroDivisionError)")
+    assert "Traceback" not in response.text
+
+
+def test_no_report_reaches_a_log(client, run, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    sample = Shelf(run["data"].path, "test")[KEY]
+    text = written(events(client, f"/api/looks/test/{KEY}/report"))
+    client.get(f"/api/looks/test/{KEY}")
+    client.post("/api/looks", content=b"nothing")
+    # The test's own client logs addresses; the application must not.
+    said = "".join(r.getMessage() for r in caplog.records if not r.name.startswith("httpx")) + "".join(
+        capfd.readouterr()
+    )
+    assert sample.study.report not in said
+    assert text not in said
+    assert KEY not in said
+
+
+def test_when_nobody_reads_on_the_writing_ends(reader, run):
+    sample = Shelf(run["data"].path, "test")[KEY]
+    look = reader.look(sample.views, 1)
+    told = []
+
+    def tell(kind, content):
+        told.append(kind)
+        if len(told) == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        reader.write(look, set(), tell)
+    assert told == ["text"] * 3
+    reader.write(look, set(), lambda kind, _: told.append(kind))  # the models are free again
+    assert len(told) > 8
+
+
+def test_a_reader_who_leaves_stops_the_writer(folder):
+    desk = Desk(open_chain(folder))
+    look, _ = desk._find("test", KEY)
+    stopped = []
+    write = desk._reader.write
+
+    def watched(*arguments):
+        try:
+            write(*arguments)
+        except Stopped:
+            stopped.append(True)
+            raise
+
+    desk._reader.write = watched
+
+    async def leave():
+        stream = desk._events(look, set())
+        first = await anext(stream)
+        await stream.aclose()
+        return first
+
+    assert asyncio.run(leave()).startswith("event: text\n")
+    with desk._reader._lock:  # free only when the writer is done
+        pass
+    assert stopped == [True]

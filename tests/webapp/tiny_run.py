@@ -1,0 +1,86 @@
+"""A whole run of a few studies in seconds: its report generator has learned two reports by heart."""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from amrg.artifacts import Artifact, build, open_artifact
+from amrg.data.labels import FINDINGS
+from amrg.data.stream import Sample, read, studies
+from amrg.models.finding_calibration import Certainty
+from amrg.models.report_generator import ReportGenerator
+from amrg.pipeline import recipe, root
+from amrg.training.calibration import CALIBRATION
+from amrg.training.collate import ReportPacker, Stage2Packer
+from amrg.training.stage2 import MODEL, build_generator
+from amrg.training.vision_cache import look
+from tests.conftest import make_artefacts, report
+
+STEPS = 200
+
+
+#: Named of every film: what the train reports state.
+STATED = ("Cardiomegaly", "Atelectasis", "Pleural Effusion")
+
+
+def make_run(folder: Path, outline: Literal["written", "recalled"] = "written") -> dict[str, Artifact]:
+    """The artefacts by kind; they lie in ``folder/tiny``."""
+    made = make_artefacts(folder)
+    config = replace(
+        made.config,
+        decoder=replace(made.config.decoder, outline=outline != "written"),
+        generate=replace(
+            made.config.generate, num_beams=2, max_new_tokens=24 if outline == "written" else 100, outline=outline
+        ),
+    )
+    found = {kind: open_artifact(path, kind) for kind, path in vars(made).items() if kind != "config"}
+
+    def stage2(partial: Path) -> None:
+        model = build_generator(config, made.data, made.stage1, made.banks)
+        _learn_by_heart(model, list(read(made.data, "train")))
+        model.save_pretrained(partial / MODEL)
+        certainty = Certainty(((0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
+        for split in ("test", "val"):
+            certainty.save(partial / CALIBRATION / split)
+
+    def reports(partial: Path) -> None:
+        lines = [json.dumps({"key": s.key, "generated": s.report, "memory": {}}) for s in studies(made.data, "test")]
+        (partial / "reports.jsonl").write_text("\n".join(lines))
+
+    def scores(partial: Path) -> None:
+        (partial / "scores.json").write_text("{}")
+
+    for verb, make in (("stage2", stage2), ("generate", reports), ("evaluate", scores)):
+        plan = recipe(verb, config)
+        with build(root(config), plan) as partial:
+            make(partial)
+        found[plan.kind] = open_artifact(plan.path(root(config)), plan.kind)
+    return found
+
+
+def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
+    """Plain training until two reports are known: one with the visual memory, the other where it is hidden."""
+    batch = Stage2Packer(model.stage1.config.image_size, ReportPacker(model.report_encoder(40)))(samples)
+    with torch.no_grad():
+        sight = look(model.eval(), batch["films"])
+    first, second = (next(n for n, sample in enumerate(samples) if sample.study.report == report(k)) for k in (0, 1))
+    seen = torch.ones(len(model.before) + model.positions + len(model.after) + batch["report"].shape[1], 1)
+    hidden = seen.clone()
+    hidden[len(model.before) :][model.places["visual memory"]] = 0.0
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=3e-3)
+    for step in range(STEPS):
+        shown_L1, learned = (hidden, second) if step % 2 else (seen, first)
+        hook = model.decoder.register_forward_pre_hook(functools.partial(_multiply, shown_L1), with_kwargs=True)
+        optimiser.zero_grad()
+        model(sight, batch["group"], batch["report"][learned].expand_as(batch["report"])).loss_B.mean().backward()
+        optimiser.step()
+        hook.remove()
+
+
+def _multiply(shown_L1: torch.Tensor, _: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, given | {"inputs_embeds": given["inputs_embeds"] * shown_L1}
