@@ -20,7 +20,7 @@ from typing import Any
 
 from amrg import __version__
 from amrg.errors import UserError
-from amrg.progress import say
+from amrg.progress import echo
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -34,12 +34,12 @@ _MARK = "MARK"
 
 #: Does something for each of some items, here (``map``) or on many machines; what came of it, in the items' order.
 #: What is done must be picklable, and what it writes must not depend on where it is done.
-Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+MapFn = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "timm", "webdataset", "numpy", "scipy", "pillow")
 
 
-class Busy(UserError):
+class ArtifactLocked(UserError):
     """Another process is making the same artefact."""
 
 
@@ -60,7 +60,7 @@ class Artifact:
         return self.manifest["content_hash"]
 
     @property
-    def mark(self) -> str | None:
+    def warning(self) -> str | None:
         """A warning that everything made from this artefact must carry, such as a bank that holds test rows."""
         return self.manifest.get("mark")
 
@@ -74,7 +74,7 @@ class Recipe:
     config: dict[str, Any]
     inputs: dict[str, Artifact]
     seed: int
-    told: dict[str, Any] | None = None
+    entry: dict[str, Any] | None = None
 
     @property
     def identity(self) -> str:
@@ -138,7 +138,7 @@ def find(root: Path, recipe: Recipe) -> Artifact | None:
 
 
 @contextmanager
-def build(root: Path, recipe: Recipe, lead: bool = True) -> Iterator[Path]:
+def build(root: Path, recipe: Recipe, is_lead_rank: bool = True) -> Iterator[Path]:
     """Give the folder to write into, and seal it when the block ends without an exception.
 
     The folder is ``<final name>.partial``: it is kept when the work is interrupted, and given again on the next start,
@@ -154,14 +154,14 @@ def build(root: Path, recipe: Recipe, lead: bool = True) -> Iterator[Path]:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {root}: {error.strerror}; choose another folder with --runs") from None
-    if not lead:
+    if not is_lead_rank:
         yield partial
         return
     with _locked(partial):
         if any(path.name != LOCK for path in partial.iterdir()):
-            say(f"{recipe.kind}: going on with what an interrupted run left")
+            echo(f"{recipe.kind}: going on with what an interrupted run left")
         yield partial
-        _seal(partial, final, recipe)
+        _finalize(partial, final, recipe)
 
 
 @contextmanager
@@ -170,12 +170,12 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"another process is writing {folder}: wait for it or stop it") from None
+            raise ArtifactLocked(f"another process is writing {folder}: wait for it or stop it") from None
         yield
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Give a name to write a file or folder under; it gets its own when the block ends without an exception.
 
     Where several write the same at once, one of them stays.
@@ -191,17 +191,17 @@ def whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
 
 
-def mark(folder: Path, warning: str) -> None:
+def set_warning(folder: Path, warning: str) -> None:
     """Put a mark on an artefact that is being made: all that is made from it, scores included, carries it."""
     (folder / _MARK).write_text(warning + "\n")
 
 
-def _seal(partial: Path, final: Path, recipe: Recipe) -> None:
+def _finalize(partial: Path, final: Path, recipe: Recipe) -> None:
     """Hash, describe and rename a finished folder."""
     for name in SCRATCH:
         shutil.rmtree(partial / name, ignore_errors=True)
     (partial / LOCK).unlink()
-    marks = [artifact.mark for artifact in recipe.inputs.values() if artifact.mark]
+    marks = [artifact.warning for artifact in recipe.inputs.values() if artifact.warning]
     own_mark = partial / _MARK
     if own_mark.exists():
         marks.append(own_mark.read_text().strip())
@@ -213,7 +213,7 @@ def _seal(partial: Path, final: Path, recipe: Recipe) -> None:
             name: {"kind": artifact.kind, "path": os.path.relpath(artifact.path, final.parent), "hash": artifact.hash}
             for name, artifact in recipe.inputs.items()
         },
-        "config": recipe.config if recipe.told is None else recipe.told,
+        "config": recipe.config if recipe.entry is None else recipe.entry,
         "seed": recipe.seed,
         "packages": {"amrg": __version__, **_package_versions()},
     }

@@ -51,7 +51,7 @@ CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg
 An interrupted command goes on where it was when it is typed again."""
 
 #: Verbs beside the chain: the module whose ``main`` gets the arguments.
-BESIDE = {
+COMMANDS = {
     "inspect": "amrg.commands.inspect",
     "doctor": "amrg.commands.doctor",
     "mirror": "amrg.commands.mirror",
@@ -65,7 +65,7 @@ BESIDE = {
     "plan": "amrg.commands.plan",
     "simulate": "amrg.commands.simulate",
 }
-VERBS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
+STEPS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,11 +98,11 @@ def _dispatch(arguments: list[str]) -> None:
         print(USAGE)
         return
     verb, *rest = arguments
-    if verb in BESIDE:
-        importlib.import_module(BESIDE[verb]).main(rest)  # imported when it is asked for: `--help` is instant
+    if verb in COMMANDS:
+        importlib.import_module(COMMANDS[verb]).main(rest)  # imported when it is asked for: `--help` is instant
         return
-    if verb not in VERBS:
-        raise UserError(f"unknown verb `{verb}`; one of {', '.join((*VERBS, *BESIDE))}")
+    if verb not in STEPS:
+        raise UserError(f"unknown verb `{verb}`; one of {', '.join((*STEPS, *COMMANDS))}")
     dry_run = "--dry-run" in rest
     config = parse([argument for argument in rest if argument != "--dry-run"], f"amrg {verb} [CONFIG] [--dry-run]")
 

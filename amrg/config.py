@@ -15,7 +15,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 #: How ranks retrieve from a bank that they share (docs/memory-banks.md).
-Way = Literal["auto", "replicate", "gather", "ring"]
+ShardingStrategy = Literal["auto", "replicate", "gather", "ring"]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class MemoryConfig:
 class ShardingConfig:
     """How several ranks hold the banks: decides speed and memory, not what is retrieved (docs/memory-banks.md)."""
 
-    way: Way = "auto"
+    way: ShardingStrategy = "auto"
     copy_bytes: PositiveInt = 2**30  # auto: a bank of at most this size is held whole by every rank
     ranks_per_copy: PositiveInt | None = None  # consecutive ranks that hold one copy between them; None: all ranks
     node_ranks: PositiveInt | None = None  # ranks of one node, where a copy spans nodes: queries cross nodes once

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-_LAST_BREATH = 0.2  # seconds
+_TEARDOWN_SECONDS = 0.2  # seconds
 
 # ZeRO 3 and the exchange of sharded banks call what torch has renamed.
 warnings.filterwarnings(
@@ -40,7 +40,7 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def start() -> None:
+def init_process_group() -> None:
     """Join the process group (once): alone, or with the other ranks that a launcher has started."""
     if distributed.is_initialized():
         return
@@ -80,10 +80,10 @@ def _leave() -> None:
         if not alone:
             # Gloo's threads let go of the last collective's tensors a moment after it is done, and need the interpreter
             # for it: one that is gone by then aborts the process.
-            time.sleep(_LAST_BREATH)
+            time.sleep(_TEARDOWN_SECONDS)
 
 
-def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+def all_reduce_mean(values: dict[str, float]) -> dict[str, float]:
     """The mean of each value over the ranks (float64)."""
     if world_size() == 1:
         return values
@@ -92,10 +92,10 @@ def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, (packed / world_size()).tolist(), strict=True))
 
 
-def gather_lists(mine: list[Any]) -> list[Any]:
+def all_gather_list(local: list[Any]) -> list[Any]:
     """The lists of all ranks joined in rank order, on every rank."""
     if world_size() == 1:
-        return mine
+        return local
     gathered: list[Any] = [None] * world_size()
-    distributed.all_gather_object(gathered, mine)
+    distributed.all_gather_object(gathered, local)
     return [item for part in gathered for item in part]

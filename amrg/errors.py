@@ -11,7 +11,7 @@ class UserError(Exception):
     """
 
 
-def gathered(*checks: Callable[[], object]) -> list[str]:
+def collect_errors(*checks: Callable[[], object]) -> list[str]:
     """What checks refuse, in their order; a check refuses with a UserError."""
     faults = []
     for check in checks:

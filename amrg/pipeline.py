@@ -14,13 +14,13 @@ from typing import Any
 from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
 from amrg.data.text import labeler, statements
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 from amrg.preflight import Run, examine, this_machine
-from amrg.progress import say
+from amrg.progress import echo
 from amrg.training import deepspeed_config
 
 #: Writes a step's outputs: configuration, folders of the inputs by their kind, the folder to write into.
-Make = Callable[[Config, dict[str, Path], Path], None]
+StepFunction = Callable[[Config, dict[str, Path], Path], None]
 
 #: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
 _ENGINE = ("activation_checkpointing", "compile", "watch_reports")
@@ -44,8 +44,8 @@ class Step:
     version: int
     settings: Callable[[Config], dict[str, Any]]
     inputs: tuple[str, ...]
-    make: Make
-    shared: bool = False
+    run: StepFunction
+    distributed: bool = False
     learned: Callable[[Config], dict[str, Any]] | None = None
 
 
@@ -57,13 +57,13 @@ def root(config: Config) -> Path:
 def recipe(verb: str, config: Config) -> Recipe:
     """What the verb would make; opens its inputs (UserError names the command that makes a missing one)."""
     step = STEPS[verb]
-    inputs = {kind: _made(kind, config) for kind in step.inputs}
+    inputs = {kind: _existing(kind, config) for kind in step.inputs}
     settings = step.settings(config)
     identifying = settings if step.learned is None else step.learned(config)
     return Recipe(step.kind, step.version, identifying, inputs, config.seed, settings)
 
 
-def run_step(verb: str, config: Config, make: Make | None = None) -> Artifact:
+def run_step(verb: str, config: Config, make: StepFunction | None = None) -> Artifact:
     """Make the verb's artefact, or say that it is there already. Every rank of a distributed run calls this.
 
     Args:
@@ -74,21 +74,21 @@ def run_step(verb: str, config: Config, make: Make | None = None) -> Artifact:
     plan = recipe(verb, config)
     made = find(root(config), plan)
     if made:
-        say(f"{verb}: already made, nothing to do: {made.path}")
+        echo(f"{verb}: already made, nothing to do: {made.path}")
         return made
     lead = os.environ.get("RANK", "0") == "0"
-    if not (lead or STEPS[verb].shared):
+    if not (lead or STEPS[verb].distributed):
         while not plan.path(root(config)).is_dir():  # the launcher ends this rank, too, should the first one fail
             time.sleep(1.0)
-        return _made(plan.kind, config)
-    say(f"{verb}: making {plan.path(root(config))}")
-    with build(root(config), plan, lead=lead) as folder:
-        (make or STEPS[verb].make)(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
-        if STEPS[verb].shared:
+        return _existing(plan.kind, config)
+    echo(f"{verb}: making {plan.path(root(config))}")
+    with build(root(config), plan, is_lead_rank=lead) as folder:
+        (make or STEPS[verb].run)(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
+        if STEPS[verb].distributed:
             _barrier()  # no rank still reads what sealing removes
-    if STEPS[verb].shared:
+    if STEPS[verb].distributed:
         _barrier()  # no rank looks for the artefact before it is sealed
-    return _made(plan.kind, config)
+    return _existing(plan.kind, config)
 
 
 def _barrier() -> None:
@@ -120,7 +120,7 @@ def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> N
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    faults = gathered(*(partial(STEPS[verb].settings, config) for verb in verbs))
+    faults = collect_errors(*(partial(STEPS[verb].settings, config) for verb in verbs))
     missing: list[str] = []
     begun = 0
     for verb in verbs:
@@ -142,7 +142,7 @@ def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> N
         found, warnings = examine(missing, Run(config, data if data.is_dir() else None, ranks, machine, begun))
         faults += found
         for warning in warnings:
-            say(warning)
+            echo(warning)
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
 
@@ -158,7 +158,7 @@ def describe(verb: str, config: Config) -> str:
     return f"{verb}: {'is there' if made else 'would make'}: {plan.path(root(config))}"
 
 
-def _made(kind: str, config: Config) -> Artifact:
+def _existing(kind: str, config: Config) -> Artifact:
     verb = next(verb for verb, step in STEPS.items() if step.kind == kind)
     plan = recipe(verb, config)
     path = plan.path(root(config))
@@ -290,7 +290,7 @@ def _generate_settings(config: Config) -> dict[str, Any]:
 
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
     """A stage's settings with the content of its DeepSpeed JSON, not the name."""
-    return {**to_dict(stage), "ds_config": deepspeed_config.read(stage.ds_config)}
+    return {**to_dict(stage), "ds_config": deepspeed_config.load_ds_config(stage.ds_config)}
 
 
 def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, Any]:
@@ -303,7 +303,7 @@ def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, 
     return {
         **to_dict(stage),
         **defaults,
-        "ds_config": deepspeed_config.learned(deepspeed_config.read(stage.ds_config), zero),
+        "ds_config": deepspeed_config.learned(deepspeed_config.load_ds_config(stage.ds_config), zero),
     }
 
 
@@ -312,6 +312,8 @@ STEPS: dict[str, Step] = {
     "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned),
     "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
     "stage2": Step("stage2", 4, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
-    "generate": Step("reports", 3, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, shared=True),
+    "generate": Step(
+        "reports", 3, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
+    ),
     "evaluate": Step("scores", 5, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

@@ -9,14 +9,14 @@ import torch
 from amrg.distributed import device
 
 
-def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
+def autocast(dtype: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast to bfloat16 or float16, or nothing for float32."""
     half = torch.float16 if dtype == "float16" else torch.bfloat16
     return torch.autocast(device().type, dtype=half, enabled=dtype != "float32")
 
 
 @contextlib.contextmanager
-def products(dtype: str) -> Iterator[None]:
+def matmul_precision(dtype: str) -> Iterator[None]:
     """Where autocast is to bfloat16, products of what it leaves in float32 may round their factors to it as well.
 
     Sums stay float32. On CPUs this also chooses oneDNN's products, on some twice as fast with factors unrounded.

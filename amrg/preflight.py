@@ -14,7 +14,7 @@ from typing import Any
 
 from amrg.config import Config, Stage1Config, Stage2Config
 from amrg.data.sources import source_faults, source_size
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 
 #: Bytes of a stored film for each pixel of a square of its short side, as JPEG; the demo's films take 0.33.
 FILM_BYTES = 0.25
@@ -121,14 +121,14 @@ def _stage1(run: Run) -> list[str]:
 
 
 def _training(run: Run, section: str, ours: Stage1Config | Stage2Config) -> list[str]:
-    from amrg.training.deepspeed_config import Optimisation, engine_faults
+    from amrg.training.deepspeed_config import OptimizerSettings, engine_faults
     from amrg.training.engine import refuse_half_without_gpu
     from amrg.training.telemetry import telemetry_faults
 
-    optimisation = Optimisation.of(section, ours)
+    optimisation = OptimizerSettings.of(section, ours)
     faults = engine_faults(optimisation, run.ranks) + telemetry_faults(run.config.telemetry)
     if run.machine is not None:
-        faults += gathered(lambda: refuse_half_without_gpu(optimisation))
+        faults += collect_errors(lambda: refuse_half_without_gpu(optimisation))
     samples = _train_samples(run, with_wordless=section == "stage1")
     if samples is not None and samples < ours.batch_size:
         faults.append(f"{section}.batch_size {ours.batch_size} is above the {samples} train studies: lower it")
@@ -138,9 +138,9 @@ def _training(run: Run, section: str, ours: Stage1Config | Stage2Config) -> list
 def _train_samples(run: Run, with_wordless: bool) -> int | None:
     """Of the train split, at most; None where that is not known."""
     if run.data is not None:
-        from amrg.data.stream import count
+        from amrg.data.stream import num_studies
 
-        return count(run.data, "train", with_wordless)
+        return num_studies(run.data, "train", with_wordless)
     ours = run.config.data
     if ours.train_studies is None:
         return None
@@ -152,7 +152,7 @@ def _banks(run: Run) -> list[str]:
     from amrg.models.text_encoder import encoder_faults
 
     ours = run.config.banks
-    return encoder_faults(ours.reports.encoder) + gathered(lambda: refuse_unknown(ours.mining.method))
+    return encoder_faults(ours.reports.encoder) + collect_errors(lambda: refuse_unknown(ours.mining.method))
 
 
 def _stage2(run: Run) -> list[str]:
@@ -243,10 +243,10 @@ def _size(run: Run) -> tuple[int, int]:
     """Studies and films, at most; none where that is not known."""
     if run.data is None:
         return source_size(run.config.data) or (0, 0)
-    from amrg.data.stream import views
+    from amrg.data.stream import num_views
     from amrg.data.studies import SPLITS
 
-    films = [count for split in SPLITS for count in views(run.data, split, with_wordless=True)]
+    films = [count for split in SPLITS for count in num_views(run.data, split, with_wordless=True)]
     return len(films), sum(films)
 
 
@@ -255,13 +255,13 @@ def _shards(run: Run, machine: Machine) -> Need:
 
 
 def _classifier(run: Run, machine: Machine) -> Need:
-    from amrg.planning.meta_models import blank_films, stage1_skeleton
+    from amrg.planning.meta_models import dummy_images, stage1_skeleton
 
     model: Any = stage1_skeleton(run.config).model
     need = _trained(run, machine, model, "stage1", run.config.stage1)
     if not model.encoder.frozen_stem:
         return need
-    features = math.prod(model.encoder.stem(blank_films(run.config, 1).to("meta")).shape)
+    features = math.prod(model.encoder.stem(dummy_images(run.config, 1).to("meta")).shape)
     cache = _FEATURE * features * _size(run)[1] * run.config.stage1.augmented_copies
     return replace(need, passing=need.passing + cache)
 
@@ -288,18 +288,20 @@ def _trained(
     run: Run, machine: Machine, model: Any, section: str, ours: Stage1Config | Stage2Config, base: Any = "float32"
 ) -> Need:
     """Weights and checkpoints of a stage, as ``amrg plan`` counts them."""
-    from amrg.planning.zero_memory import CHECKPOINT, Zero, held, weigh
-    from amrg.training.deepspeed_config import Optimisation, read, resolve
+    from amrg.planning.zero_memory import CHECKPOINT, ZeroSettings, count_parameters, zero_memory
+    from amrg.training.deepspeed_config import OptimizerSettings, load_ds_config, resolve
 
-    weights = weigh(model, base)
-    settings = resolve(read(ours.ds_config), Optimisation.of(section, ours), run.ranks, 1)
-    zero = Zero.read(settings)
-    parts = held(weights, zero, run.ranks)
+    weights = count_parameters(model, base)
+    settings = resolve(load_ds_config(ours.ds_config), OptimizerSettings.of(section, ours), run.ranks, 1)
+    zero = ZeroSettings.read(settings)
+    parts = zero_memory(weights, zero, run.ranks)
     del parts["buffers"]  # they may stay empty
     step = sum(part.device for part in parts.values())
     saving = parts["weights"].device + parts["optimiser"].device
     copies = CHECKPOINT * weights.trainable
-    host = 0.0 if "nvme" in (zero.weights_off, zero.optimiser_off) else sum(part.host for part in parts.values())
+    host = (
+        0.0 if "nvme" in (zero.offload_weights, zero.offload_optimizer) else sum(part.host for part in parts.values())
+    )
     on_host = (host, host) if machine.gpu is not None else (host + step, host + saving)
     return Need(
         kept=_WEIGHT * weights.trainable,

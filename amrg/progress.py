@@ -22,7 +22,7 @@ def _silent() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
-def say(message: str) -> None:
+def echo(message: str) -> None:
     """Print one line to the user (rank 0 only)."""
     if not _silent():
         console.print(message, markup=False, soft_wrap=True)
@@ -74,6 +74,6 @@ def _lines(iterable: Iterable[T], description: str, total: int | None, done: int
             rate = (count - done) / (now - start)
             speed = f"{rate:.1f}/s" if rate >= 0.1 else f"{1 / rate:.0f} s/step"
             left = f", {(total - count) / rate:.0f} s left" if total is not None else ""
-            say(f"{description}: {count}{f'/{total}' if total is not None else ''}, {speed}{left}")
+            echo(f"{description}: {count}{f'/{total}' if total is not None else ''}, {speed}{left}")
     if count > done or total == 0:
-        say(f"{description}: {count} done in {time.monotonic() - start:.0f} s")
+        echo(f"{description}: {count} done in {time.monotonic() - start:.0f} s")

@@ -21,17 +21,17 @@ from transformers import ViTImageProcessor, ViTImageProcessorPil
 
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
-from amrg.data.image_ops import decode_film, encode_film, shrink
+from amrg.data.image_ops import decode_film, downscale, encode_film
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import Stream
-from amrg.data.studies import SPLITS, Films, Study
+from amrg.data.studies import SPLITS, Study, StudyImages
 
 FULL = (3056, 2544)  # rows and columns of a common radiograph
 STORED = 512
 
 
-class MadeUp:
+class SyntheticSource:
     """Smooth noise with the size of stored films. Implements ``amrg.data.studies.Source``."""
 
     def __init__(self, count: int) -> None:
@@ -45,8 +45,8 @@ class MadeUp:
             for number in range(self.count if split == "train" else 1)
         ]
 
-    def films(self, study: Study) -> Films:
-        return Films([smooth(int(study.key.split("-")[1]), (round(STORED * FULL[0] / FULL[1]), STORED))])
+    def films(self, study: Study) -> StudyImages:
+        return StudyImages([smooth(int(study.key.split("-")[1]), (round(STORED * FULL[0] / FULL[1]), STORED))])
 
 
 def smooth(seed: int, shape: tuple[int, int]) -> np.ndarray:
@@ -68,7 +68,7 @@ def rate(action: Callable[[], int]) -> float:
     return best
 
 
-def by_hand(films: Sequence[bytes], size: int) -> dict[str, float]:
+def pil_baseline(films: Sequence[bytes], size: int) -> dict[str, float]:
     """Films a second of the hand-written way, by back end of the processor."""
 
     def run(processor: Any) -> int:
@@ -81,7 +81,7 @@ def by_hand(films: Sequence[bytes], size: int) -> dict[str, float]:
     return {name: rate(partial(run, processor)) for name, processor in back_ends.items()}
 
 
-def say_ratios(what: str, ours: float, hand: dict[str, float]) -> None:
+def print_speedups(what: str, ours: float, hand: dict[str, float]) -> None:
     print(f"{what}: ours {ours:.1f}/s")
     for name, theirs in hand.items():
         print(f"  by hand, {name} back end {theirs:.1f}/s: ours is {ours / theirs:.1f} times as fast")
@@ -97,16 +97,16 @@ def preparing(folder: Path, count: int) -> None:
 
     def ours() -> int:
         for path in paths:
-            encode_film(shrink(load_film(path, STORED), STORED))
+            encode_film(downscale(load_film(path, STORED), STORED))
         return count
 
-    hand = by_hand([path.read_bytes() for path in paths], STORED)
-    say_ratios(f"preparing {FULL[1]} × {FULL[0]} JPEGs", rate(ours), hand)
+    hand = pil_baseline([path.read_bytes() for path in paths], STORED)
+    print_speedups(f"preparing {FULL[1]} × {FULL[0]} JPEGs", rate(ours), hand)
 
 
 def streaming(folder: Path, count: int) -> None:
     """Stored films to batches of samples."""
-    prepare(MadeUp(count), DataConfig(image_size=STORED, shard_size=64, workers=1), folder, 0)
+    prepare(SyntheticSource(count), DataConfig(image_size=STORED, shard_size=64, workers=1), folder, 0)
     stream = Stream(folder, "train", 8, 0)
     films = [encode_film(view) for batch in stream.epoch(0) for sample in batch for view in sample.views]
 
@@ -119,7 +119,7 @@ def streaming(folder: Path, count: int) -> None:
         return sum(len(batch) for batch in stream.epoch(0))
 
     our_rate = rate(ours)
-    say_ratios(f"streaming {STORED}-pixel films", our_rate, by_hand(films, 224))
+    print_speedups(f"streaming {STORED}-pixel films", our_rate, pil_baseline(films, 224))
     for name, decode in (("PIL", lambda data: Image.open(io.BytesIO(data)).load()), ("our decoder", decode_film)):
         alone = rate(partial(bare, decode))
         print(f"  decoding alone, {name} {alone:.1f}/s: ours reaches {our_rate / alone:.2f} of it")

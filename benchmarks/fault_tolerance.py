@@ -24,13 +24,13 @@ from time import monotonic
 import psutil
 
 from amrg.cli_config import parse
-from amrg.cluster.pipeline import connected
+from amrg.cluster.pipeline import ray_session
 from amrg.cluster.readers import start_readers
 from amrg.cluster.workers import train
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root
-from amrg.planning.simulation import Cluster, Outcome, failure_times, simulate
+from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, simulate
 from amrg.training.loop import CHECKPOINTS
 from amrg.training.telemetry import STEPS
 
@@ -69,7 +69,7 @@ class Trace:
         return self.steps[-1].ended - self.steps[0].began
 
     @property
-    def again(self) -> int:
+    def repeated_steps(self) -> int:
         """Steps that were done once more."""
         return len(self.steps) - self.steps[-1].number
 
@@ -87,17 +87,17 @@ class Trace:
         return [ended - kill for ended, kill in last.items()]
 
 
-def calibrated(config: Config, calm: Trace, hit: Trace) -> Cluster:
+def calibrated(config: Config, undisturbed: Trace, disturbed: Trace) -> SimulatedCluster:
     """The cluster that was seen undisturbed and with one failure, for ``simulate``."""
-    ours, step = config.cluster, calm.seconds / len(calm.steps)
-    return Cluster(
+    ours, step = config.cluster, undisturbed.seconds / len(undisturbed.steps)
+    return SimulatedCluster(
         ours.workers, config.stage2.batch_size // ours.workers, compute=step, read=0.0,
-        checkpoint_steps=config.safety.checkpoint_steps, write=median(calm.writes),
-        restart=median(hit.recoveries) - step,
+        checkpoint_steps=config.safety.checkpoint_steps, write=median(undisturbed.writes),
+        restart=median(disturbed.recoveries) - step,
     )  # fmt: skip
 
 
-def on_average(cluster: Cluster, steps: int, between: float) -> tuple[float, float, float]:
+def on_average(cluster: SimulatedCluster, steps: int, between: float) -> tuple[float, float, float]:
     """Failures, seconds and steps done again of a training whose workers fail ``between`` seconds apart on average."""
     found = [simulate(cluster, steps, _instants(cluster.workers, between, seed)) for seed in range(_DRAWS)]
     return mean(one.failures for one in found), mean(one.seconds for one in found), mean(map(_again, found))
@@ -192,7 +192,7 @@ def _workers() -> list[int]:
     return found
 
 
-def observe(config: Config, steps: int, failures: Iterable[float] = (), seed: int = 0) -> Trace:
+def train_with_failures(config: Config, steps: int, failures: Iterable[float] = (), seed: int = 0) -> Trace:
     """Train the first steps of stage 2, in a folder of its own, while workers are killed.
 
     Args:
@@ -201,7 +201,7 @@ def observe(config: Config, steps: int, failures: Iterable[float] = (), seed: in
         failures: rising instants, in seconds from the beginning of the first step.
         seed: of the choice which worker is killed.
     """
-    with _borrowed(config) as ours, connected(ours, alone=True):
+    with _linked_run(config) as ours, ray_session(ours, local=True):
         watch = _Watch(Path(f"{recipe('stage2', ours).path(root(ours))}.partial"), failures, steps, seed)
         watch.start()
         try:
@@ -213,7 +213,7 @@ def observe(config: Config, steps: int, failures: Iterable[float] = (), seed: in
 
 
 @contextmanager
-def _borrowed(config: Config) -> Iterator[Config]:
+def _linked_run(config: Config) -> Iterator[Config]:
     """The same run in a folder that is removed, with the artefacts that were made before it."""
     made = recipe("stage2", config).inputs.values()
     with tempfile.TemporaryDirectory() as folder:
@@ -228,13 +228,13 @@ def compare(config: Config, steps: int, between: float, seeds: Iterable[int]) ->
     """Train, predict, and print each run when it is over."""
     print("| run | workers killed | seconds | predicted | steps done again | predicted | recovery, s |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    calm = observe(config, steps)
+    calm = train_with_failures(config, steps)
     print(_row("undisturbed", calm), flush=True)
-    hit = observe(config, steps, [calm.seconds / 2])
+    hit = train_with_failures(config, steps, [calm.seconds / 2])
     print(_row("one worker killed half way", hit), flush=True)
     cluster = calibrated(config, calm, hit)
     for seed in seeds:
-        seen = observe(config, steps, _instants(cluster.workers, between, seed), seed)
+        seen = train_with_failures(config, steps, _instants(cluster.workers, between, seed), seed)
         print(_row(f"{between:.0f} s apart, seed {seed}", seen, simulate(cluster, steps, seen.failures)), flush=True)
     killed, seconds, again = on_average(cluster, steps, between)
     print(f"| the same, on average | {killed:.1f} | | {seconds:.1f} | | {again:.1f} | |")
@@ -247,7 +247,7 @@ def compare(config: Config, steps: int, between: float, seeds: Iterable[int]) ->
 def _row(name: str, seen: Trace, told: Outcome | None = None) -> str:
     back = ", ".join(f"{seconds:.1f}" for seconds in seen.recoveries)
     seconds, again = (f"{told.seconds:.1f}", f"{_again(told):.0f}") if told else ("", "")
-    return f"| {name} | {len(seen.kills)} | {seen.seconds:.1f} | {seconds} | {seen.again} | {again} | {back} |"
+    return f"| {name} | {len(seen.kills)} | {seen.seconds:.1f} | {seconds} | {seen.repeated_steps} | {again} | {back} |"
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from amrg.banks.bank import MemoryBank, normalise_rows
 from amrg.errors import UserError
 from amrg.kernels import hopfield_retrieve
-from amrg.retrieval.indexed_bank import EXACT_BELOW, ApproximateMemory
+from amrg.retrieval.indexed_bank import MIN_INDEXED_ROWS, IndexedBank
 
 DIM, PER_CLUSTER, QUERIES, REPEATS = 768, 500, 84, 5
 SPREAD = 8.0  # rows that a query of the benchmark spreads over (perplexity)
@@ -73,7 +73,7 @@ def main() -> None:
         parser.exit(2, f"amrg: {error}\n")
     queries = queries_of(rows)
     began = time.perf_counter()
-    memory = ApproximateMemory(rows, kind=options.kind, exact_below=0 if options.index_always else EXACT_BELOW)
+    memory = IndexedBank(rows, kind=options.kind, exact_below=0 if options.index_always else MIN_INDEXED_ROWS)
     built = time.perf_counter() - began
     exact = hopfield_retrieve(queries, rows)
     kept = torch.exp(memory.retrieve(queries).lse_M - exact.lse_M)
@@ -81,13 +81,16 @@ def main() -> None:
         slow, fast = seconds(lambda: hopfield_retrieve(queries, rows)), seconds(lambda: memory.retrieve(queries))
     print(f"{len(rows)} rows of {rows.shape[1]}, {QUERIES} queries, {options.kind}; index built in {built:.0f} s")
     print(f"mass kept: mean {float(kept.mean()):.4f}, least {float(kept.min()):.4f}")
-    print(f"bound on the mass missed: mean {float(memory.missed.mean()):.4f}, largest {float(memory.missed.max()):.4f}")
+    print(
+        f"bound on the mass missed: mean {float(memory.missed_mass_bound.mean()):.4f}, "
+        f"largest {float(memory.missed_mass_bound.max()):.4f}"
+    )
     print(f"exact {slow * 1000:.1f} ms, approximate {fast * 1000:.1f} ms: {slow / fast:.1f} times as fast")
 
 
 def _vectors(folder: Path) -> Tensor:
     bank = MemoryBank.open(folder)
-    return bank.vectors(0, len(bank))
+    return bank.dequantized(0, len(bank))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from typing import Any
 import ray
 
 from amrg.cluster.metrics import WorkerMetrics
-from amrg.cluster.readers import ReadAhead, start_readers
+from amrg.cluster.readers import PrefetchingFetch, start_readers
 from amrg.config import ClusterConfig, DataConfig, Stage1Config
 from amrg.data.shards import prepare
-from amrg.data.stream import Sample, Stream, fetching
-from amrg.training.collate import Stage1Packer
-from benchmarks.data import STORED, MadeUp
+from amrg.data.stream import Sample, Stream, use_fetcher
+from amrg.training.collate import Stage1Collator
+from benchmarks.data import STORED, SyntheticSource
 
 SIZE = 224  # of the model's images
 
@@ -35,16 +35,16 @@ class Packer:
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
         time.sleep(self.wait * len(samples))
-        return Stage1Packer(SIZE, Stage1Config())(samples)
+        return Stage1Collator(SIZE, Stage1Config())(samples)
 
 
 def rate(data: Path, readers: int, batch: int, steps: int, wait: float) -> float:
     """Studies a second of one worker, from the second batch on."""
     ours = ClusterConfig(prefetch=2 * readers)
     actors = start_readers(ClusterConfig(readers=readers))
-    ray.get([actor.here.remote() for actor in actors])
-    ahead = ReadAhead(actors, ours, 0, 1, WorkerMetrics("benchmark", 0))
-    with fetching(ahead):
+    ray.get([actor.ping.remote() for actor in actors])
+    ahead = PrefetchingFetch(actors, ours, 0, 1, WorkerMetrics("benchmark", 0))
+    with use_fetcher(ahead):
         batches = Stream(data, "train", batch, seed=0, collate=Packer(wait)).epoch(0)
         next(batches)
         began = time.monotonic()
@@ -66,7 +66,7 @@ def main() -> None:
     ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     steps = arguments.studies // arguments.batch - 1
     with tempfile.TemporaryDirectory() as folder:
-        prepare(MadeUp(arguments.studies), DataConfig(image_size=STORED, workers=2), Path(folder), 0)
+        prepare(SyntheticSource(arguments.studies), DataConfig(image_size=STORED, workers=2), Path(folder), 0)
         rates: dict[int, list[float]] = {readers: [] for readers in arguments.readers}
         for number in range(arguments.rounds):  # every round measures all, in turn from either end: load hits all alike
             for readers in arguments.readers[:: -1 if number % 2 else 1]:

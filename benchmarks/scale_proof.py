@@ -32,10 +32,10 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from amrg.artifacts import build, mark
+from amrg.artifacts import build, set_warning
 from amrg.banks.bank import DTYPES, REPORTS, VISUAL
 from amrg.config import Config, from_dict
-from amrg.data.stream import studies
+from amrg.data.stream import load_studies
 from amrg.models.tokenizer import train_tokenizer
 from amrg.pipeline import recipe, root, run_step
 from amrg.planning.architectures import PUBLISHED
@@ -43,7 +43,7 @@ from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_bytes, format_duration
 from amrg.planning.meta_models import bank_rows
 from amrg.planning.stage_estimate import Assumptions, Plan, plan
-from amrg.progress import say
+from amrg.progress import echo
 from benchmarks.sharded_bank import write as write_bank
 
 RANKS, SHARD_BYTES = 2, 2**30
@@ -122,7 +122,7 @@ def write_banks(config: Config) -> None:
         for name, rows in zip((VISUAL, REPORTS), bank_rows(config), strict=True):
             about = {"method": config.banks.mining.method, "rows": "random"}
             write_bank(folder / name, rows.rows, rows.dim, DTYPES[config.banks.dtype], about)
-        mark(folder, "rows of the banks are random")
+        set_warning(folder, "rows of the banks are random")
 
 
 @dataclass
@@ -243,9 +243,9 @@ def main() -> None:
     data = run_step("prepare", config).path
     seconds = {}
     if not (folder / MODEL / "config.json").exists():
-        say(f"writing a model of {options.layers} layers")
+        echo(f"writing a model of {options.layers} layers")
         began = time.perf_counter()
-        write_model(folder / MODEL, architecture, [study.report for study in studies(data, "train")])
+        write_model(folder / MODEL, architecture, [study.report for study in load_studies(data, "train")])
         seconds["writing the model"] = time.perf_counter() - began
     subprocess.run([sys.executable, "-m", "amrg.cli", "stage1", str(configuration)], check=True)
     began = time.perf_counter()

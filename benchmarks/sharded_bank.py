@@ -16,10 +16,10 @@ from torch import distributed, multiprocessing
 
 from amrg.banks.bank import DTYPES, HEADER, MemoryBank
 from amrg.banks.writer import BankWriter
-from amrg.config import Way
+from amrg.config import ShardingStrategy
 from amrg.progress import track
-from amrg.retrieval.layout import Layout
-from amrg.retrieval.sharded_bank import ShardedMemory
+from amrg.retrieval.layout import ShardLayout
+from amrg.retrieval.sharded_bank import ShardedBank
 
 QUERIES, BLOCK, RANKS = 84, 16384, 2
 
@@ -27,7 +27,7 @@ QUERIES, BLOCK, RANKS = 84, 16384, 2
 def write(folder: Path, rows: int, dim: int, dtype: torch.dtype, about: dict[str, Any] | None = None) -> None:
     """A bank of random rows."""
     generator = torch.Generator().manual_seed(0)
-    with BankWriter(folder, dim, dtype=dtype, about=about) as writer:
+    with BankWriter(folder, dim, dtype=dtype, encoder_info=about) as writer:
         for start in track(range(0, rows, BLOCK), "writing rows (blocks)"):
             count = min(BLOCK, rows - start)
             origins = [
@@ -37,14 +37,14 @@ def write(folder: Path, rows: int, dim: int, dtype: torch.dtype, about: dict[str
             writer.add(torch.randn(count, dim, generator=generator), origins)
 
 
-def query(rank: int, folder: Path, meeting: str, way: Way) -> None:
+def query(rank: int, folder: Path, rendezvous_file: str, way: ShardingStrategy) -> None:
     """One process: its shard, a retrieval and its gradient."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous_file}", rank=rank, world_size=RANKS)
     before, began = read_bytes(), time.perf_counter()
     bank = MemoryBank.open(folder)
-    memory = ShardedMemory.open(bank, Layout(), way=way)
+    memory = ShardedBank.open(bank, ShardLayout(), way=way)
     opened, read = time.perf_counter() - began, read_bytes() - before
     queries = torch.randn(QUERIES, bank.dim, generator=torch.Generator().manual_seed(rank)).requires_grad_()
     began = time.perf_counter()
@@ -52,7 +52,7 @@ def query(rank: int, folder: Path, meeting: str, way: Way) -> None:
     took = time.perf_counter() - began
     print(
         f"rank {rank}: {len(memory.rows):,} of {len(bank):,} rows, {memory.way}; read {read / 1e6:.0f} MB from disk in "
-        f"{opened:.1f} s; forward and backward {took:.1f} s; sent {memory.layout.sent / 1e6:.1f} MB; "
+        f"{opened:.1f} s; forward and backward {took:.1f} s; sent {memory.layout.bytes_sent / 1e6:.1f} MB; "
         f"peak memory {peak() / 2**30:.2f} GiB",
         flush=True,
     )
@@ -70,7 +70,7 @@ def read_bytes() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
-def forget(folder: Path) -> None:
+def drop_page_cache(folder: Path) -> None:
     """Drop a folder's files from the page cache, so that reading them is seen."""
     for path in folder.iterdir():
         with path.open("rb") as file:
@@ -84,13 +84,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="int8")
-    parser.add_argument("--way", choices=get_args(Way), default="gather")
+    parser.add_argument("--way", choices=get_args(ShardingStrategy), default="gather")
     options = parser.parse_args()
     if not (options.folder / HEADER).exists():
         began = time.perf_counter()
         write(options.folder, options.rows, options.dim, DTYPES[options.dtype])
         print(f"written in {time.perf_counter() - began:.0f} s; peak memory {peak() / 2**30:.2f} GiB", flush=True)
-    forget(options.folder)
+    drop_page_cache(options.folder)
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(query, (options.folder, f"{folder}/meet", options.way), RANKS)
 

@@ -15,9 +15,9 @@ from amrg.banks.writer import BankWriter
 from amrg.config import Config, DataConfig, load
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
-from amrg.data.stream import studies, views
-from amrg.data.studies import Films, Study
-from amrg.mining.reports import encode_reports
+from amrg.data.stream import load_studies, num_views
+from amrg.data.studies import Study, StudyImages
+from amrg.mining.reports import build_report_bank
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import recipe, root
 
@@ -35,10 +35,10 @@ class RandomSource:
             for number in range(size)
         ]
 
-    def films(self, study: Study) -> Films:
+    def films(self, study: Study) -> StudyImages:
         number = int(study.key.split("-")[1])
         generator = np.random.default_rng([len(study.split), number])
-        return Films([generator.integers(0, 256, (224, 224), np.uint8) for _ in range(1 + (number % 3 == 0))])
+        return StudyImages([generator.integers(0, 256, (224, 224), np.uint8) for _ in range(1 + (number % 3 == 0))])
 
 
 def report(number: int) -> str:
@@ -82,16 +82,16 @@ def _stage1(config: Config, data: Path, partial: Path) -> None:
 def _banks(config: Config, data: Path, partial: Path) -> None:
     """Random regions; the reports as the text encoder sees them."""
     generator = torch.Generator().manual_seed(0)
-    train = studies(data, "train")
+    train = load_studies(data, "train")
     region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}  # on the last film of each study
     about = {"method": config.banks.mining.method}
-    with BankWriter(partial / VISUAL, config.vision.query_dim, about=about) as writer:
+    with BankWriter(partial / VISUAL, config.vision.query_dim, encoder_info=about) as writer:
         origins = [
             {"key": s.key, "group": s.group, "split": s.split} | region | {"view": films - 1}
-            for s, films in zip(train, views(data, "train"), strict=True)
+            for s, films in zip(train, num_views(data, "train"), strict=True)
         ]
         writer.add(torch.randn(len(train), config.vision.query_dim, generator=generator), origins)
-    encode_reports(config.banks, data, partial / REPORTS, config.seed, partial / "scratch")
+    build_report_bank(config.banks, data, partial / REPORTS, config.seed, partial / "scratch")
     shutil.rmtree(partial / "scratch")
 
 

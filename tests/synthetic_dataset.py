@@ -7,7 +7,7 @@ import numpy as np
 from amrg.config import BanksConfig, Config, DataConfig, MiningConfig, Stage1Config, VisionConfig
 from amrg.data.labels import LABELS, NO_FINDING
 from amrg.data.shards import prepare
-from amrg.data.studies import Films, Study
+from amrg.data.studies import Study, StudyImages
 
 SIZE = 64  # pixels: a fine grid of 4×4
 FINDING = "Consolidation"
@@ -30,17 +30,17 @@ class Squares:
             for i in range(size)
         ]
 
-    def films(self, study: Study) -> Films:
+    def films(self, study: Study) -> StudyImages:
         generator = np.random.default_rng(list(study.key.encode()))
         film = generator.normal(90, 12, (SIZE, SIZE))
         if study.labels[FINDING] != 1:
-            return Films([film.clip(0, 255).astype(np.uint8)])
+            return StudyImages([film.clip(0, 255).astype(np.uint8)])
         mask = np.zeros((SIZE, SIZE), bool)
         y, x = generator.integers(0, 4, 2) * 16
         mask[y : y + 16, x : x + 16] = True
         shown = (film + 110 * mask).clip(0, 255).astype(np.uint8)
         second = [shown[:, ::-1].copy()] if int(study.key.split("-")[1]) % 4 == 0 else []
-        return Films([shown, *second], {FINDING: mask})
+        return StudyImages([shown, *second], {FINDING: mask})
 
 
 def report(number: int) -> str:

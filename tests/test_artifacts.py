@@ -3,7 +3,7 @@ import json
 import pytest
 
 from amrg import artifacts
-from amrg.artifacts import Artifact, Recipe, build, content_hash, find, mark, open_artifact
+from amrg.artifacts import Artifact, Recipe, build, content_hash, find, open_artifact, set_warning
 from amrg.errors import UserError
 
 
@@ -78,11 +78,11 @@ def test_two_writers_of_one_artefact_are_refused(tmp_path):
 
 def test_a_mark_is_inherited(tmp_path):
     with build(tmp_path, recipe("banks")) as folder:
-        mark(folder, "bank holds test rows")
+        set_warning(folder, "bank holds test rows")
     banks = open_artifact(recipe("banks").path(tmp_path), "banks")
     stage2 = make(tmp_path, recipe("stage2", {"banks": banks}))
     scores = make(tmp_path, recipe("scores", {"stage2": stage2}))
-    assert scores.mark == "bank holds test rows"
+    assert scores.warning == "bank holds test rows"
 
 
 @pytest.mark.parametrize(
@@ -113,4 +113,4 @@ def test_unwritable_root_is_one_clear_line(tmp_path):
 
 def test_artifact_kind_and_hash_come_from_the_manifest(tmp_path):
     artifact = Artifact(tmp_path, {"kind": "data", "content_hash": "ab"})
-    assert (artifact.kind, artifact.hash, artifact.mark) == ("data", "ab", None)
+    assert (artifact.kind, artifact.hash, artifact.warning) == ("data", "ab", None)

@@ -97,7 +97,7 @@ def test_the_command_exits_with_2_and_one_line(arguments, message, tmp_path):
 def test_dry_run_writes_nothing_and_names_every_step(tmp_path):
     done = amrg("run", "demo", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(cli.VERBS[1:])
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(cli.STEPS[1:])
     assert list(tmp_path.iterdir()) == []
 
 

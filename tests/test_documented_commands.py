@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from amrg.cli import BESIDE, VERBS
+from amrg.cli import COMMANDS, STEPS
 from amrg.cli_config import parse
 from amrg.commands import plan
 
@@ -49,14 +49,14 @@ def check(command: str) -> None:
         assert words[0] in OTHERS, command
         return
     verb, *rest = words[start + 1 :]
-    if verb in VERBS:
+    if verb in STEPS:
         parse([word for word in rest if word != "--dry-run"], verb)
     elif verb == "plan":
         _, settings = plan._parser().parse_known_args(rest)
         parse(settings, verb)
     else:
         with pytest.raises(Parsed):
-            importlib.import_module(BESIDE[verb]).main(rest)
+            importlib.import_module(COMMANDS[verb]).main(rest)
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from PIL import Image
 
 from amrg.cli import main
 from amrg.config import Config
-from amrg.data.stream import read
+from amrg.data.stream import iter_samples
 from amrg.errors import UserError
-from amrg.inference.run import open_chain, open_generator
+from amrg.inference.run import open_generator, open_run
 from amrg.models.decoder import build_decoder
 from amrg.pipeline import STEPS, recipe, root, run_step
 from amrg.training.stage2 import MODEL, build_generator
@@ -37,7 +37,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, Path,
     before = folder / "before"
     before.mkdir()
     inputs = {kind: artifact.path for kind, artifact in recipe("generate", config).inputs.items()}
-    STEPS["generate"].make(config, inputs, before)
+    STEPS["generate"].run(config, inputs, before)
     (folder / "base").rename(folder / "new")
     return config, folder / "new", folder / "other", (before / "reports.jsonl").read_text().splitlines()
 
@@ -65,7 +65,7 @@ def test_generate_finds_the_artefact_and_writes_the_same(moved: Any) -> None:
 def test_write_and_view_are_told_where_it_is(moved: Any, tmp_path: Path, capfd: Any) -> None:
     config, new, other, _ = moved
     folder = root(config)
-    sample = next(iter(read(recipe("generate", config).inputs["data"].path, "test")))
+    sample = next(iter(iter_samples(recipe("generate", config).inputs["data"].path, "test")))
     for number, view in enumerate(sample.views):
         Image.fromarray(view).save(tmp_path / f"{number}.png")
     arguments = ["write", str(recipe("stage2", config).path(folder)), str(tmp_path), "--json"]
@@ -80,6 +80,6 @@ def test_write_and_view_are_told_where_it_is(moved: Any, tmp_path: Path, capfd: 
     main([*arguments, "--decoder.model", str(new)])
     (line,) = map(json.loads, capfd.readouterr().out.splitlines())
     assert line.keys() >= {"generated", "memory"}
-    model, *_ = open_generator(open_chain(folder, str(new)), 1)
+    model, *_ = open_generator(open_run(folder, str(new)), 1)
     saved = json.loads((Path(arguments[1]) / MODEL / "config.json").read_text())
     assert model.base_fingerprint() == saved["base_fingerprint"]

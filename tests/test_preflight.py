@@ -218,7 +218,7 @@ def test_what_is_made_needs_nothing_of_what_only_it_needed(
     """Data, classifier and banks are there: their sources may be gone."""
     monkeypatch.setitem(preflight._CHECKS, "prepare", lambda run: pytest.fail("data are there"))
     monkeypatch.setattr("amrg.models.vision._wheel_file", lambda: pytest.fail("the classifier is there"))
-    monkeypatch.setattr("amrg.mining.reports.WHEELS", {})  # the report bank is there
+    monkeypatch.setattr("amrg.models.text_encoder.WHEELS", {})  # the report bank is there
     pipeline.check(tuple(pipeline.STEPS), artefacts.config)
     content = {**to_dict(artefacts.config), "runs": "elsewhere"}
     with pytest.raises(UserError, match="no text encoder at minilm"):
@@ -227,7 +227,7 @@ def test_what_is_made_needs_nothing_of_what_only_it_needed(
 
 def test_no_java_is_a_warning(site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(pipeline, "say", lambda line: warned.append(line))
+    monkeypatch.setattr(pipeline, "echo", lambda line: warned.append(line))
     warned: list[str] = []
     cli.main(["run", "site.yaml", "--dry-run"])
     assert warned == ["METEOR will be unavailable: no Java on this machine"]

@@ -5,7 +5,7 @@ import pytest
 
 from amrg import progress
 
-CODE = "from amrg.progress import say, track; say('[bold] a line'); print(list(track(range(3), 'counting', done=2)))"
+CODE = "from amrg.progress import echo, track; echo('[bold] a line'); print(list(track(range(3), 'counting', done=2)))"
 
 
 def run(**environment):
@@ -29,7 +29,7 @@ def test_a_slow_loop_says_how_far_it_is_and_what_is_left(monkeypatch, capsys):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     said = []
-    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(progress, "echo", said.append)
     assert list(progress.track(iter("abcd"), "slow", total=4)) == list("abcd")
     assert said[0] == "slow: 2/4, 0.1/s, 20 s left"
     assert said[-1].startswith("slow: 4 done in")
@@ -39,7 +39,7 @@ def test_a_very_slow_loop_says_how_long_a_step_takes(monkeypatch, capsys):
     clock = iter(range(0, 1000, 25))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     said = []
-    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(progress, "echo", said.append)
     assert list(progress.track(iter("abc"), "slow", total=3)) == list("abc")
     assert said[0] == "slow: 1/3, 25 s/step, 50 s left"
 

@@ -60,7 +60,7 @@ PROVENANCE = pa.schema(
     }
 )
 #: What is told of a row; the other columns follow from it.
-TOLD = ("key", "group", "split", "findings", "source", "view", "box", "text", "score")
+USER_COLUMNS = ("key", "group", "split", "findings", "source", "view", "box", "text", "score")
 SOURCES = ("region", "report", "sentence", "disease_token")
 
 #: The split whose rows may be remembered: of any other, memory would tell what is to be predicted.
@@ -84,7 +84,7 @@ def normalise_rows(rows_ND: torch.Tensor) -> torch.Tensor:
 
 def row_hash(vector: bytes, origin: Mapping[str, Any]) -> int:
     """A signed 64-bit hash of a stored row: its bytes (and those of its scale) and what is told of it."""
-    told = {name: origin.get(name) for name in TOLD}
+    told = {name: origin.get(name) for name in USER_COLUMNS}
     if told["score"] is not None:
         told["score"] = float(np.float32(told["score"]))
     if told["box"] is not None:
@@ -93,7 +93,7 @@ def row_hash(vector: bytes, origin: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(vector + text, digest_size=8).digest(), signed=True)
 
 
-def vector_bytes(rows: torch.Tensor, scale: torch.Tensor | None) -> Iterator[bytes]:
+def row_bytes(rows: torch.Tensor, scale: torch.Tensor | None) -> Iterator[bytes]:
     """The bytes of each stored row that ``row_hash`` reads."""
     stored = rows.contiguous().view(torch.uint8).numpy()
     scales = None if scale is None else scale.contiguous().view(torch.uint8).view(-1, 4).numpy()
@@ -139,11 +139,11 @@ class MemoryBank:
                 f"{path} has a format that this version cannot read: make the banks again with `amrg banks`"
             )
         if total != size:
-            raise bank.broken(HEADER, f"its chunks have {total} rows, the bank {size}")
+            raise bank.corrupt_error(HEADER, f"its chunks have {total} rows, the bank {size}")
         for first, chunk in bank.chunks():
             bank._check_chunk(first, chunk)
         if bank._table.metadata.num_rows != size:
-            raise bank.broken(TABLE, bank._missing_row())
+            raise bank.corrupt_error(TABLE, bank._missing_row())
         return bank
 
     def __len__(self) -> int:
@@ -164,12 +164,12 @@ class MemoryBank:
             return None
         return self._read("scale", start, stop, torch.empty(0))
 
-    def vectors(self, start: int, stop: int) -> torch.Tensor:
+    def dequantized(self, start: int, stop: int) -> torch.Tensor:
         """Rows start … stop − 1 as float32 numbers."""
         rows, scale = self.rows(start, stop).float(), self.scale(start, stop)
         return rows if scale is None else rows * scale[:, None]
 
-    def all(self) -> torch.Tensor:
+    def load(self) -> torch.Tensor:
         """All rows, as stored, [N, D]."""
         return self.rows(0, len(self))
 
@@ -180,14 +180,14 @@ class MemoryBank:
 
     def group_range(self, start: int, stop: int) -> torch.Tensor:
         """``group_id`` of rows start … stop − 1, int64."""
-        return torch.from_numpy(self.origins(start, stop, ["group_id"])["group_id"].to_numpy().copy())
+        return torch.from_numpy(self.provenance_rows(start, stop, ["group_id"])["group_id"].to_numpy().copy())
 
     @property
     def provenance(self) -> pa.Table:
         """Where each row came from (``PROVENANCE``), in row order."""
-        return self.origins(0, len(self))
+        return self.provenance_rows(0, len(self))
 
-    def origins(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+    def provenance_rows(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
         """Provenance of rows start … stop − 1; only the row groups that hold them are read."""
         assert 0 <= start <= stop <= len(self), (start, stop, len(self))
         metadata, wanted, first, skipped = self._table.metadata, [], 0, 0
@@ -201,7 +201,7 @@ class MemoryBank:
         try:
             table = self._table.read_row_groups(wanted, columns=columns)
         except (OSError, pa.ArrowException) as error:
-            raise self.broken(TABLE, f"rows from {start} on are unreadable ({type(error).__name__})") from None
+            raise self.corrupt_error(TABLE, f"rows from {start} on are unreadable ({type(error).__name__})") from None
         return table.slice(start - skipped, stop - start)
 
     def verify(self) -> None:
@@ -214,21 +214,21 @@ class MemoryBank:
         for first, chunk in self.chunks():
             stop = first + chunk["rows"]
             rows, scale = self.rows(first, stop), self.scale(first, stop)
-            origins = self.origins(first, stop).to_pylist()
-            for number, (vector, origin) in enumerate(zip(vector_bytes(rows, scale), origins, strict=True), first):
+            origins = self.provenance_rows(first, stop).to_pylist()
+            for number, (vector, origin) in enumerate(zip(row_bytes(rows, scale), origins, strict=True), first):
                 if origin["row"] != number:
-                    raise self.broken(TABLE, f"row {number} is missing: row {origin['row']} stands in its place")
+                    raise self.corrupt_error(TABLE, f"row {number} is missing: row {origin['row']} stands in its place")
                 if row_hash(vector, origin) != origin["hash"]:
                     raise self._changed(number, chunk, rows[number - first])
                 combined.update(origin["hash"].to_bytes(8, signed=True))
         if combined.hexdigest() != self.content_hash:
-            raise self.broken(HEADER, "its content hash is not that of the rows")
+            raise self.corrupt_error(HEADER, "its content hash is not that of the rows")
 
     def _changed(self, number: int, chunk: dict[str, Any], row: torch.Tensor) -> UserError:
         if file_hash(self.folder / chunk["file"]) == chunk["sha256"]:
-            return self.broken(TABLE, f"row {number} says something else than when it was written")
+            return self.corrupt_error(TABLE, f"row {number} says something else than when it was written")
         finite = bool(row.isfinite().all()) if row.is_floating_point() else True
-        return self.broken(chunk["file"], f"row {number} {'was changed' if finite else 'is not finite'}")
+        return self.corrupt_error(chunk["file"], f"row {number} {'was changed' if finite else 'is not finite'}")
 
     def chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number of its first row, entry in the header) of each chunk."""
@@ -253,18 +253,20 @@ class MemoryBank:
             with safe_open(self.folder / chunk["file"], "pt") as file:
                 shape, begins = file.get_slice("rows").get_shape(), (file.metadata() or {}).get("first")
         except (OSError, SafetensorError) as error:
-            raise self.broken(chunk["file"], f"{where} are missing or unreadable ({type(error).__name__})") from None
+            raise self.corrupt_error(
+                chunk["file"], f"{where} are missing or unreadable ({type(error).__name__})"
+            ) from None
         if shape != [chunk["rows"], self.dim]:
-            raise self.broken(chunk["file"], f"{where} have shape {shape}, not {[chunk['rows'], self.dim]}")
+            raise self.corrupt_error(chunk["file"], f"{where} have shape {shape}, not {[chunk['rows'], self.dim]}")
         if begins != str(first):
-            raise self.broken(chunk["file"], f"holds the rows from {begins} on where {where} belong")
+            raise self.corrupt_error(chunk["file"], f"holds the rows from {begins} on where {where} belong")
 
     @cached_property
     def _table(self) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(self.folder / TABLE)
         except (OSError, pa.ArrowException) as error:
-            raise self.broken(TABLE, f"missing or unreadable ({type(error).__name__})") from None
+            raise self.corrupt_error(TABLE, f"missing or unreadable ({type(error).__name__})") from None
 
     def _missing_row(self) -> str:
         numbers = self._table.read(["row"])["row"].to_numpy()
@@ -272,7 +274,7 @@ class MemoryBank:
         first = int(wrong[0]) if len(wrong) else min(len(numbers), len(self))
         return f"{len(numbers)} rows, the bank {len(self)}: row {first} is missing or doubled"
 
-    def broken(self, name: str, why: str) -> UserError:
+    def corrupt_error(self, name: str, why: str) -> UserError:
         return UserError(f"{self.folder / name}: {why}: make the banks again with `amrg banks CONFIG`")
 
 

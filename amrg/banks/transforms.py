@@ -10,7 +10,7 @@ import torch
 
 from amrg.banks.bank import MemoryBank
 from amrg.banks.sampling import k_center, sample_rows
-from amrg.banks.writer import BankWriter, check_alike
+from amrg.banks.writer import BankWriter, check_compatible
 from amrg.errors import UserError
 from amrg.progress import track
 
@@ -27,19 +27,19 @@ def merge(banks: Sequence[MemoryBank], folder: Path) -> MemoryBank:
     Raises:
         UserError: they differ in width, dtype, or in what encoded them (vectors of two encoders cannot be compared).
     """
-    check_alike(banks)
+    check_compatible(banks)
     for bank in banks:
         if bank.header["about"] != banks[0].header["about"]:
             raise UserError(f"{bank.folder}: its vectors were made by another encoder than those of {banks[0].folder}")
     with _writer(banks[0], folder, banks[0].dtype, [split for bank in banks for split in bank.header["splits"]]) as out:
         for bank in banks:
             for start, stop in blocks(len(bank)):
-                out.add_stored(bank.rows(start, stop), bank.scale(start, stop), _origins(bank, start, stop))
+                out.add_raw(bank.rows(start, stop), bank.scale(start, stop), _origins(bank, start, stop))
     return MemoryBank.open(folder)
 
 
 @dataclass(frozen=True)
-class Choice:
+class RowSelection:
     """Which rows of a bank to keep; conditions are applied in this order.
 
     Attributes:
@@ -53,13 +53,13 @@ class Choice:
     splits: tuple[str, ...] | None = None
     findings: tuple[str, ...] | None = None
     sources: tuple[str, ...] | None = None
-    duplicates: float | None = None
+    duplicate_cosine: float | None = None
     rows: int | None = None
     sampling: Sampling = "proportional"
     seed: int = 0
 
 
-def subset(bank: MemoryBank, choice: Choice, folder: Path, dtype: torch.dtype | None = None) -> MemoryBank:
+def subset(bank: MemoryBank, choice: RowSelection, folder: Path, dtype: torch.dtype | None = None) -> MemoryBank:
     """The chosen rows of a bank, in their order, as a new one.
 
     ``dtype`` stores them in another one; int8 quantises.
@@ -67,7 +67,7 @@ def subset(bank: MemoryBank, choice: Choice, folder: Path, dtype: torch.dtype | 
     Raises:
         UserError: no row is left.
     """
-    chosen = choose(bank, choice)
+    chosen = select_rows(bank, choice)
     if not len(chosen):
         raise UserError(f"{bank.folder}: no row of this bank meets the conditions")
     same = dtype is None or dtype == bank.dtype
@@ -80,28 +80,28 @@ def subset(bank: MemoryBank, choice: Choice, folder: Path, dtype: torch.dtype | 
                 continue
             if same:
                 scale = bank.scale(start, stop)
-                out.add_stored(bank.rows(start, stop)[wanted], None if scale is None else scale[wanted], kept)
+                out.add_raw(bank.rows(start, stop)[wanted], None if scale is None else scale[wanted], kept)
             else:
-                out.add_vectors(bank.vectors(start, stop)[wanted], kept)
+                out.add_normalized(bank.dequantized(start, stop)[wanted], kept)
     return MemoryBank.open(folder)
 
 
-def choose(bank: MemoryBank, choice: Choice) -> np.ndarray:
+def select_rows(bank: MemoryBank, choice: RowSelection) -> np.ndarray:
     """Numbers of the chosen rows, ascending."""
-    chosen = np.concatenate([_meeting(bank, choice, start, stop) for start, stop in blocks(len(bank))])
-    if choice.duplicates is not None:
-        chosen = chosen[distinct(bank, chosen, choice.duplicates)]
+    chosen = np.concatenate([_matching_rows(bank, choice, start, stop) for start, stop in blocks(len(bank))])
+    if choice.duplicate_cosine is not None:
+        chosen = chosen[near_duplicate_mask(bank, chosen, choice.duplicate_cosine)]
     if choice.rows is not None and choice.rows < len(chosen):
         if choice.sampling == "k-center":
             picked = k_center(lambda: _vectors(bank, chosen), len(chosen), choice.rows, choice.seed)
         else:
-            findings = bank.origins(0, len(bank), ["findings"])["findings"].take(chosen).to_pylist()
+            findings = bank.provenance_rows(0, len(bank), ["findings"])["findings"].take(chosen).to_pylist()
             picked = sample_rows([names or [] for names in findings], choice.rows, choice.sampling, choice.seed)
         chosen = chosen[picked]
     return chosen
 
 
-def distinct(bank: MemoryBank, numbers: np.ndarray, cosine: float) -> np.ndarray:
+def near_duplicate_mask(bank: MemoryBank, numbers: np.ndarray, cosine: float) -> np.ndarray:
     """Which of some rows to keep so that no two have this cosine or more; of two, the earlier stays. bool [n].
 
     Compares every row with all kept ones: the cost grows with their product.
@@ -130,9 +130,9 @@ def blocks(rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + BLOCK, rows)
 
 
-def _meeting(bank: MemoryBank, choice: Choice, start: int, stop: int) -> np.ndarray:
+def _matching_rows(bank: MemoryBank, choice: RowSelection, start: int, stop: int) -> np.ndarray:
     """Numbers of the rows of a block that meet the conditions on provenance."""
-    table = bank.origins(start, stop, ["split", "findings", "source"]).to_pylist()
+    table = bank.provenance_rows(start, stop, ["split", "findings", "source"]).to_pylist()
     return np.array(
         [
             number
@@ -155,15 +155,15 @@ def _vectors(bank: MemoryBank, numbers: np.ndarray) -> Iterator[torch.Tensor]:
             last = min(first + BLOCK, high)
             inside = some[(some >= first) & (some < last)]
             if len(inside):
-                parts.append(bank.vectors(first, last)[torch.from_numpy(inside - first)])
+                parts.append(bank.dequantized(first, last)[torch.from_numpy(inside - first)])
         yield torch.cat(parts)
 
 
 def _origins(bank: MemoryBank, start: int, stop: int) -> list[dict[str, Any]]:
-    return bank.origins(start, stop).to_pylist()
+    return bank.provenance_rows(start, stop).to_pylist()
 
 
 def _writer(bank: MemoryBank, folder: Path, dtype: torch.dtype, splits: list[str]) -> BankWriter:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: give the new bank a folder of its own")
-    return BankWriter(folder, bank.dim, dtype=dtype, allow_split=splits, about=bank.header["about"])
+    return BankWriter(folder, bank.dim, dtype=dtype, allow_split=splits, encoder_info=bank.header["about"])

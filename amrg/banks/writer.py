@@ -23,12 +23,12 @@ from amrg.banks.bank import (
     PROVENANCE,
     SOURCES,
     TABLE,
-    TOLD,
+    USER_COLUMNS,
     MemoryBank,
     group_id,
     normalise_rows,
+    row_bytes,
     row_hash,
-    vector_bytes,
 )  # fmt: skip
 from amrg.errors import UserError
 from amrg.kernels import quantize_rows
@@ -56,7 +56,7 @@ class BankWriter:
         *,
         dtype: torch.dtype = torch.float32,
         allow_split: Sequence[str] = ("train",),
-        about: dict[str, Any] | None = None,
+        encoder_info: dict[str, Any] | None = None,
         chunk_rows: int = 16384,
     ) -> None:
         assert dtype in DTYPES.values(), dtype
@@ -64,7 +64,12 @@ class BankWriter:
         for path in (*folder.glob("rows-*.safetensors"), folder / TABLE, folder / HEADER):
             path.unlink(missing_ok=True)
         self.folder, self.dim = folder, dim
-        self._dtype, self._allow_split, self._about, self._chunk_rows = dtype, tuple(allow_split), about, chunk_rows
+        self._dtype, self._allow_split, self._about, self._chunk_rows = (
+            dtype,
+            tuple(allow_split),
+            encoder_info,
+            chunk_rows,
+        )
         self._rows: list[torch.Tensor] = []
         self._scales: list[torch.Tensor] = []
         self._origins: list[dict[str, Any]] = []
@@ -100,9 +105,9 @@ class BankWriter:
         if rows_ND.shape[1] != self.dim:
             first = self._written + len(self._origins)
             raise UserError(f"{self.folder}: rows from {first} on have {rows_ND.shape[1]} numbers, the bank {self.dim}")
-        self.add_vectors(normalise_rows(rows_ND.detach().cpu()), provenance)
+        self.add_normalized(normalise_rows(rows_ND.detach().cpu()), provenance)
 
-    def add_vectors(self, rows_ND: torch.Tensor, provenance: Sequence[dict[str, Any]]) -> None:
+    def add_normalized(self, rows_ND: torch.Tensor, provenance: Sequence[dict[str, Any]]) -> None:
         """Append rows that are normalised already, float32 [N, D], as ``MemoryBank.vectors`` reads them."""
         first = self._written + len(self._origins)
         broken = (~rows_ND.isfinite().all(1)).nonzero().flatten()
@@ -112,11 +117,11 @@ class BankWriter:
             )
         if self._dtype == torch.int8:
             rows_ND, scale_N = quantize_rows(rows_ND)
-            self.add_stored(rows_ND, scale_N, provenance)
+            self.add_raw(rows_ND, scale_N, provenance)
         else:
-            self.add_stored(rows_ND.to(self._dtype), None, provenance)
+            self.add_raw(rows_ND.to(self._dtype), None, provenance)
 
-    def add_stored(
+    def add_raw(
         self, rows_ND: torch.Tensor, scale_N: torch.Tensor | None, provenance: Sequence[dict[str, Any]]
     ) -> None:
         """Append rows bit by bit as a bank of this dtype stores them."""
@@ -131,8 +136,8 @@ class BankWriter:
                     f"{self.folder}: row {number} comes from the split `{origin['split']}`, a bank holds "
                     f"{' and '.join(self._allow_split)} rows only: memory of held-out studies would leak their reports"
                 )
-        for number, vector, origin in zip(numbers, vector_bytes(rows_ND, scale_N), provenance, strict=True):
-            told = {name: origin.get(name) for name in TOLD}
+        for number, vector, origin in zip(numbers, row_bytes(rows_ND, scale_N), provenance, strict=True):
+            told = {name: origin.get(name) for name in USER_COLUMNS}
             more = {"row": number, "group_id": group_id(origin["group"]), "hash": row_hash(vector, told)}
             self._origins.append(told | more)
         self._rows.append(rows_ND)
@@ -196,7 +201,7 @@ def write_header(
     temporary.replace(folder / HEADER)
 
 
-def join(parts: Sequence[Path], folder: Path) -> MemoryBank:
+def concatenate(parts: Sequence[Path], folder: Path) -> MemoryBank:
     """Make one bank of parts that several writers wrote side by side, in the order given; the parts are used up.
 
     The content hash is the one that a single writer of all rows would have found.
@@ -205,7 +210,7 @@ def join(parts: Sequence[Path], folder: Path) -> MemoryBank:
         UserError: a part is not a bank, or they differ in width or dtype.
     """
     banks = [MemoryBank.open(part) for part in parts]
-    check_alike(banks)
+    check_compatible(banks)
     folder.mkdir(parents=True, exist_ok=True)
     chunks: list[dict[str, Any]] = []
     splits: Counter[str] = Counter()
@@ -217,7 +222,7 @@ def join(parts: Sequence[Path], folder: Path) -> MemoryBank:
                 path = folder / f"rows-{len(chunks):05d}.safetensors"
                 _renumber(bank.folder / chunk["file"], path, first)
                 chunks.append({"file": path.name, "rows": chunk["rows"], "sha256": file_hash(path)})
-                table = bank.origins(start, start + chunk["rows"])
+                table = bank.provenance_rows(start, start + chunk["rows"])
                 numbers = pa.array(range(first, first + len(table)), pa.int64())
                 writer.write_table(table.set_column(0, "row", numbers))
                 for value in table["hash"].to_pylist():
@@ -227,7 +232,7 @@ def join(parts: Sequence[Path], folder: Path) -> MemoryBank:
     return MemoryBank.open(folder)
 
 
-def check_alike(banks: Sequence[MemoryBank]) -> None:
+def check_compatible(banks: Sequence[MemoryBank]) -> None:
     """Raises UserError, naming the odd one, unless all have the same width and dtype."""
     for bank in banks:
         if (bank.dim, bank.dtype) != (banks[0].dim, banks[0].dtype):

@@ -2,7 +2,7 @@
 
 from ray.util.metrics import Counter, Gauge
 
-from amrg.retrieval.collectives import Exchange
+from amrg.retrieval.collectives import CommGroup
 
 
 class ReaderMetrics:
@@ -35,7 +35,7 @@ class WorkerMetrics:
         self._bytes = Counter("amrg_bank_bytes", "sent to other workers by the sharded banks", keys)
         for metric in (self._ready, self._wait, self._lost, self._step, self._seconds, self._loss, self._bytes):
             metric.set_default_tags(tags)
-        self._sent = Exchange.sent_by_all
+        self._sent = CommGroup.total_bytes_sent
 
     def waited(self, seconds: float, ready: int) -> None:
         """For a part, of which ``ready`` were read when it was asked for."""
@@ -51,6 +51,6 @@ class WorkerMetrics:
         self._step.set(step)
         self._seconds.set(row["seconds"])
         self._loss.set(row["loss"])
-        sent, self._sent = Exchange.sent_by_all - self._sent, Exchange.sent_by_all
+        sent, self._sent = CommGroup.total_bytes_sent - self._sent, CommGroup.total_bytes_sent
         if sent:
             self._bytes.inc(sent)

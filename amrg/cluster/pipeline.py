@@ -13,7 +13,7 @@ from ray._private import ray_constants
 
 from amrg.artifacts import Artifact, find, open_artifact
 from amrg.cluster.readers import start_readers
-from amrg.cluster.task_map import by_tasks
+from amrg.cluster.task_map import ray_map
 from amrg.cluster.workers import resources, train
 from amrg.cluster.writers import ray_tasks
 from amrg.config import Config
@@ -21,11 +21,11 @@ from amrg.data.shards import prepare
 from amrg.data.sources import open_source
 from amrg.evaluation.evaluate import evaluate
 from amrg.mining.build_banks import build_banks
-from amrg.pipeline import STEPS, Make, check, recipe, root, run_step
-from amrg.progress import say
+from amrg.pipeline import STEPS, StepFunction, check, recipe, root, run_step
+from amrg.progress import echo
 
 #: Steps that run on workers, and the batch they share.
-_SHARED: dict[str, Callable[[Config], int]] = {
+_WORKER_STEPS: dict[str, Callable[[Config], int]] = {
     "stage1": lambda config: config.stage1.batch_size,
     "stage2": lambda config: config.stage2.batch_size,
     "generate": lambda config: config.generate.batch_size,
@@ -43,16 +43,16 @@ def run(config: Config) -> Artifact:
     """
     config = dataclasses.replace(config, runs=str(Path(config.runs).absolute()))
     check(tuple(STEPS), config, config.cluster.workers)
-    with connected(config):
+    with ray_session(config):
         readers = start_readers(config.cluster)
         for verb in STEPS:
             made = find(root(config), recipe(verb, config))
             if made:
-                say(f"{verb}: already made, nothing to do: {made.path}")
-            elif verb in _IN_PARTS:
-                run_step(verb, config, _IN_PARTS[verb])
+                echo(f"{verb}: already made, nothing to do: {made.path}")
+            elif verb in _TASK_STEPS:
+                run_step(verb, config, _TASK_STEPS[verb])
             else:
-                train(verb, config, _SHARED[verb](config), readers)
+                train(verb, config, _WORKER_STEPS[verb](config), readers)
     return open_artifact(recipe(verb, config).path(root(config)), STEPS[verb].kind)
 
 
@@ -61,19 +61,19 @@ def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
-    build_banks(config, inputs["data"], inputs["stage1"], folder, by_tasks(resources(config.cluster)))
+    build_banks(config, inputs["data"], inputs["stage1"], folder, ray_map(resources(config.cluster)))
 
 
 def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     data, stage1, banks, stage2, reports = (inputs[kind] for kind in STEPS["evaluate"].inputs)
-    evaluate(config, data, stage1, banks, stage2, reports, folder, by_tasks(resources(config.cluster)))
+    evaluate(config, data, stage1, banks, stage2, reports, folder, ray_map(resources(config.cluster)))
 
 
 #: Steps whose parts are tasks, however many workers there are.
-_IN_PARTS: dict[str, Make] = {"prepare": _prepare, "banks": _banks, "evaluate": _evaluate}
+_TASK_STEPS: dict[str, StepFunction] = {"prepare": _prepare, "banks": _banks, "evaluate": _evaluate}
 
 
-def _joined(common: dict[str, Any]) -> bool:
+def _connect_existing(common: dict[str, Any]) -> bool:
     """Whether there is a cluster of this machine; it is joined."""
     try:
         ray.init(address="auto", **common)
@@ -83,12 +83,12 @@ def _joined(common: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def connected(config: Config, alone: bool = False) -> Iterator[None]:
+def ray_session(config: Config, local: bool = False) -> Iterator[None]:
     """Join the cluster of this machine, or (always if ``alone``) start one on its loopback while the run takes."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    if alone or not _joined(common):
+    if local or not _connect_existing(common):
         # Without both, for its own processes and for this one, Ray takes another address than the one it is given.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
@@ -96,7 +96,7 @@ def connected(config: Config, alone: bool = False) -> Iterator[None]:
         ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", **common)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     has = ray.cluster_resources()
-    say(f"Ray: {len(nodes)} nodes, {has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs")
+    echo(f"Ray: {len(nodes)} nodes, {has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs")
     try:
         yield
     finally:

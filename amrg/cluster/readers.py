@@ -18,17 +18,17 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from amrg.cluster.metrics import ReaderMetrics, WorkerMetrics
 from amrg.config import ClusterConfig
-from amrg.data.stream import Part, Parts
+from amrg.data.stream import RankBatch, RankBatches
 from amrg.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two lines about data that does not come.
-NOTICE = 60.0
+WARN_INTERVAL = 60.0
 #: Seconds that a reader may keep silent before another one gets its order.
-SILENCE = 2.0
+READER_TIMEOUT = 2.0
 #: Seconds between two questions whether a reader is back.
-PAUSE = 0.2
+POLL_INTERVAL = 0.2
 
 
 class Reader:
@@ -39,10 +39,10 @@ class Reader:
         self._metrics = ReaderMetrics(number)
 
     @ray.method(concurrency_group="answers")
-    def here(self) -> None:
+    def ping(self) -> None:
         """Answers while the reader reads, too."""
 
-    def part(self, parts: Parts, step: int) -> Part:
+    def part(self, parts: RankBatches, step: int) -> RankBatch:
         """One worker's part of the batch ``step``; the same whenever and wherever it is asked for."""
         began = time.monotonic()
         part = parts[step]
@@ -63,7 +63,7 @@ def start_readers(ours: ClusterConfig) -> list[Any]:
     return [reader.remote(number) for number in range(ours.readers)]
 
 
-class ReadAhead:
+class PrefetchingFetch:
     """One worker's orders to the readers. A ``Fetch`` of ``amrg.data.stream``.
 
     At most ``prefetch`` parts are ordered and not yet taken, which bounds the object store. Readers take turns over
@@ -78,9 +78,11 @@ class ReadAhead:
 
     def __init__(self, readers: list[Any], ours: ClusterConfig, rank: int, world: int, metrics: WorkerMetrics) -> None:
         self._readers, self._ours, self._rank, self._world, self._metrics = readers, ours, rank, world, metrics
-        self._away: dict[int, Any] = {}  # readers that were lost or silent, and the answer that each of them owes
+        self._unresponsive: dict[
+            int, Any
+        ] = {}  # readers that were lost or silent, and the answer that each of them owes
 
-    def __call__(self, parts: Parts, steps: range) -> Iterator[Part]:
+    def __call__(self, parts: RankBatches, steps: range) -> Iterator[RankBatch]:
         shared = ray.put(parts)
         orders: deque[_Order] = deque()
         ahead = iter(steps)
@@ -89,7 +91,7 @@ class ReadAhead:
                 orders.append(self._order(shared, step, self._is_here))
             ready, _ = ray.wait([order.part for order in orders], num_returns=len(orders), timeout=0)
             began = time.monotonic()
-            part = self._take(shared, orders.popleft())
+            part = self._receive(shared, orders.popleft())
             self._metrics.waited(time.monotonic() - began, len(ready))
             yield pin_memory(part) if torch.cuda.is_available() else part  # as torch's own loader does
 
@@ -99,15 +101,15 @@ class ReadAhead:
         reader = next((number for number in turns if fit(number)), turns[0])
         return _Order(step, reader, self._readers[reader].part.remote(shared, step))
 
-    def _take(self, shared: Any, order: "_Order") -> Part:
+    def _receive(self, shared: Any, order: "_Order") -> RankBatch:
         """The part that was ordered, from another reader where the first is lost."""
-        patience = _Patience(order.step, self._ours.data_timeout)
+        patience = _Deadline(order.step, self._ours.data_timeout)
         lost = 0
         while True:
             try:
-                return ray.get(order.part, timeout=SILENCE)
+                return ray.get(order.part, timeout=READER_TIMEOUT)
             except GetTimeoutError:
-                if not self._answers(order.reader) and len(self._away) < len(self._readers):
+                if not self._answers(order.reader) and len(self._unresponsive) < len(self._readers):
                     order = self._order(shared, order.step, self._answers)
             except RayTaskError as error:
                 raise UserError(str(error.cause)) if isinstance(error.cause, UserError) else error from None
@@ -117,13 +119,13 @@ class ReadAhead:
                 # A reader that is not back yet would fail this order at once, and one death would count as many.
                 while not any(map(self._answers, range(len(self._readers)))):
                     patience.check()
-                    time.sleep(PAUSE)
+                    time.sleep(POLL_INTERVAL)
                 order = self._order(shared, order.step, self._answers)
             patience.check()
 
     def _lost(self, order: "_Order", times: int, error: RayError) -> None:
         """Note that a reader did not deliver; enough is enough for one part."""
-        self._away[order.reader] = self._readers[order.reader].here.remote()
+        self._unresponsive[order.reader] = self._readers[order.reader].ping.remote()
         self._metrics.lost()
         logger.warning("batch %d was lost with its reader (%s): ordered again", order.step, type(error).__name__)
         if times > self._ours.max_failures:
@@ -134,26 +136,26 @@ class ReadAhead:
 
     def _answers(self, number: int) -> bool:
         """Whether a reader answers now; a busy one does."""
-        answer = self._readers[number].here.remote()
-        self._away[number] = answer
-        ray.wait([answer], timeout=SILENCE)
+        answer = self._readers[number].ping.remote()
+        self._unresponsive[number] = answer
+        ray.wait([answer], timeout=READER_TIMEOUT)
         return self._is_here(number)
 
     def _is_here(self, number: int) -> bool:
         """Whether a reader owes no answer, as far as is known."""
-        if number in self._away:
-            answered, _ = ray.wait([self._away[number]], timeout=0)
+        if number in self._unresponsive:
+            answered, _ = ray.wait([self._unresponsive[number]], timeout=0)
             if not answered:
                 return False
             try:
-                ray.get(self._away.pop(number))
+                ray.get(self._unresponsive.pop(number))
             except RayActorError:
-                self._away[number] = self._readers[number].here.remote()
+                self._unresponsive[number] = self._readers[number].ping.remote()
                 return False
         return True
 
 
-class _Patience:
+class _Deadline:
     """A wait for a batch, told of now and then, that ends."""
 
     def __init__(self, step: int, timeout: float) -> None:
@@ -164,7 +166,7 @@ class _Patience:
         """Raises UserError once the time is over."""
         now = time.monotonic()
         waited = now - self._began
-        if now - self._noticed > NOTICE:
+        if now - self._noticed > WARN_INTERVAL:
             self._noticed = now
             logger.warning("no data for %.0f s (batch %d): are the readers' nodes there?", waited, self._step)
         if waited > self._timeout:

@@ -6,32 +6,32 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from amrg.artifacts import Each
+from amrg.artifacts import MapFn
 from amrg.errors import UserError
 
 #: Times a task is done again after its machine was lost.
 _RETRIES = 5
 #: Tasks for each place in the cluster: few, as a task that has a GPU starts a process; several, as some take longer.
-_TURNS = 4
+_TASKS_PER_SLOT = 4
 
 
 @ray.remote(max_retries=_RETRIES)
-def _do(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def _run_items(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     return [function(item) for item in items]
 
 
-def by_tasks(room: dict[str, float]) -> Each:
+def ray_map(resources: dict[str, float]) -> MapFn:
     """An ``Each`` whose items are done by tasks that reserve ``room`` (CPU and GPU).
 
     Raises:
         UserError: what an item raised, or the processes of a task died again and again.
     """
-    task = _do.options(num_cpus=room["CPU"], num_gpus=room.get("GPU", 0))
+    task = _run_items.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
 
     def each(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         there = ray.cluster_resources()
-        places = max(1, min(int(there.get(name, 0) / amount) for name, amount in room.items()))
-        together = -(-len(items) // (_TURNS * places))
+        places = max(1, min(int(there.get(name, 0) / amount) for name, amount in resources.items()))
+        together = -(-len(items) // (_TASKS_PER_SLOT * places))
         shared = ray.put(function)
         refs = [task.remote(shared, items[start : start + together]) for start in range(0, len(items), together or 1)]
         try:

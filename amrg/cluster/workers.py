@@ -21,24 +21,24 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group, remove_placement_group
 
-from amrg.artifacts import Busy
+from amrg.artifacts import ArtifactLocked
 from amrg.cluster.metrics import WorkerMetrics
-from amrg.cluster.readers import ReadAhead
+from amrg.cluster.readers import PrefetchingFetch
 from amrg.config import ClusterConfig, Config, from_dict, to_dict
-from amrg.data.stream import MAX_LANES, fetching, lanes_of
+from amrg.data.stream import MAX_LANES, num_lanes, use_fetcher
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root, run_step
-from amrg.progress import say
-from amrg.training.telemetry import watching
+from amrg.progress import echo
+from amrg.training.telemetry import listening_to_steps
 
 logger = logging.getLogger(__name__)
 
 #: Ray Train's own files of a run, below the artefacts; removed with the run.
 RAY_FILES = ".ray"
 #: Seconds for a lost worker's lock to be released (shared storage takes its time).
-LOCK_PATIENCE = 120.0
+LOCK_TIMEOUT = 120.0
 #: Seconds in which a smaller group must find room once a larger one has not.
-ROOM = 10.0
+SMALLER_GROUP_TIMEOUT = 10.0
 #: What a worker's own exception has, and the news of its death has not.
 _TRACEBACK = "Traceback (most recent call last)"
 #: What the exceptions of ranks say whose peer is gone.
@@ -64,10 +64,10 @@ def train(verb: str, config: Config, batch_size: int, readers: list[Any]) -> Non
     failures, progress, lost_at = 0, _progress(verb, config), None
     try:
         while True:
-            world = _room(ours, batch_size)
+            world = _fitting_world_size(ours, batch_size)
             task = {"verb": verb, "config": to_dict(config), "readers": readers, "lost_at": lost_at}
             try:
-                _fit(task, world, ours, files)
+                _run_group(task, world, ours, files)
                 return
             except TrainingFailedError as error:
                 lost_at = time.time()
@@ -81,12 +81,12 @@ def train(verb: str, config: Config, batch_size: int, readers: list[Any]) -> Non
                         f"{verb}: the workers failed {failures} times in a row without progress, at last with: {what}; "
                         "the same command goes on from the last checkpoint"
                     ) from None
-                say(f"{verb}: {what}; starting again from the last checkpoint")
+                echo(f"{verb}: {what}; starting again from the last checkpoint")
     finally:
         shutil.rmtree(files, ignore_errors=True)
 
 
-def _fit(task: dict[str, Any], world: int, ours: ClusterConfig, files: Path) -> None:
+def _run_group(task: dict[str, Any], world: int, ours: ClusterConfig, files: Path) -> None:
     """One group of workers, to its end."""
     trainer = TorchTrainer(
         _work,
@@ -117,18 +117,18 @@ def resources(ours: ClusterConfig) -> dict[str, float]:
     return {"CPU": ours.worker_cpus} | ({"GPU": float(gpus)} if gpus else {})
 
 
-def _room(ours: ClusterConfig, batch_size: int) -> int:
+def _fitting_world_size(ours: ClusterConfig, batch_size: int) -> int:
     """The largest number of workers that the cluster has room for; waits for nodes, which may be on their way."""
     smaller = range(ours.workers - 1, ours.min_workers - 1, -1)
-    sizes = [ours.workers, *(size for size in smaller if shares_evenly(batch_size, size))]
+    sizes = [ours.workers, *(size for size in smaller if divides_batch(batch_size, size))]
     each = resources(ours)
     for size in sizes:
-        wait = ours.node_timeout if size == sizes[0] else ROOM
+        wait = ours.node_timeout if size == sizes[0] else SMALLER_GROUP_TIMEOUT
         group = placement_group([each] * size, strategy="PACK")
         try:
             if group.wait(wait):
                 if size < sizes[0]:
-                    say(f"the cluster has room for {size} of {sizes[0]} workers: going on with these")
+                    echo(f"the cluster has room for {size} of {sizes[0]} workers: going on with these")
                 return size
         finally:
             remove_placement_group(group)
@@ -138,9 +138,9 @@ def _room(ours: ClusterConfig, batch_size: int) -> int:
     )
 
 
-def shares_evenly(batch_size: int, workers: int) -> bool:
+def divides_batch(batch_size: int, workers: int) -> bool:
     """Whether so many ranks can share a global batch, streamed or not."""
-    return batch_size % workers == 0 and (workers > MAX_LANES or lanes_of(batch_size) % workers == 0)
+    return batch_size % workers == 0 and (workers > MAX_LANES or num_lanes(batch_size) % workers == 0)
 
 
 def _progress(verb: str, config: Config) -> set[str]:
@@ -208,25 +208,25 @@ def _work(task: dict[str, Any]) -> None:
         place.step = step
         metrics.trained(step, row)
         if lost_at is not None:
-            say(f"{verb}: training again at step {step}, {time.time() - lost_at:.1f} s after the loss was noticed")
+            echo(f"{verb}: training again at step {step}, {time.time() - lost_at:.1f} s after the loss was noticed")
             lost_at = None
 
     with ExitStack() as stack:
-        stack.enter_context(watching(watch))
+        stack.enter_context(listening_to_steps(watch))
         if task["readers"]:
-            stack.enter_context(fetching(ReadAhead(task["readers"], config.cluster, rank, world, metrics)))
+            stack.enter_context(use_fetcher(PrefetchingFetch(task["readers"], config.cluster, rank, world, metrics)))
         _run(verb, config)
 
 
 def _run(verb: str, config: Config) -> None:
     """The step, once the lock of a worker that was lost is free."""
-    deadline = time.monotonic() + LOCK_PATIENCE
+    deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
             run_step(verb, config)
             return
         except UserError as error:
-            if not isinstance(error, Busy) or time.monotonic() > deadline:
+            if not isinstance(error, ArtifactLocked) or time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
 

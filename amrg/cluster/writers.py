@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from amrg.cluster.task_map import cancel
 from amrg.config import DataConfig
-from amrg.data.shards import Shard, Submit, start_writing, write_shard
+from amrg.data.shards import Shard, SubmitShard, init_shard_writer, write_shard
 from amrg.data.studies import Source
 from amrg.errors import UserError
 
@@ -27,13 +27,13 @@ _written_for = ""  # the run whose source this process has open
 def _write(run: str, source: list[Any], image_size: int, folder: Path, shard: Shard) -> None:
     global _written_for
     if _written_for != run:
-        start_writing(ray.get(source[0]), image_size, folder)
+        init_shard_writer(ray.get(source[0]), image_size, folder)
         _written_for = run
     write_shard(shard)
 
 
 @contextmanager
-def ray_tasks(source: Source, config: DataConfig, folder: Path) -> Iterator[Submit]:
+def ray_tasks(source: Source, config: DataConfig, folder: Path) -> Iterator[SubmitShard]:
     """``Writers`` for ``prepare``; ``folder`` must lie on storage that all nodes share.
 
     Raises:

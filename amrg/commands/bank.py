@@ -81,7 +81,7 @@ def _build(options: argparse.Namespace) -> None:
     _fresh(options.folder)
     with BankWriter(
         options.folder, vectors.shape[1], dtype=DTYPES[options.dtype], allow_split=options.allow_split,
-        about={"encoder": options.encoder} if options.encoder else {},
+        encoder_info={"encoder": options.encoder} if options.encoder else {},
     ) as writer:  # fmt: skip
         start = 0
         for block in origins:
@@ -104,12 +104,12 @@ def _merge(options: argparse.Namespace) -> None:
 
 def _subset(options: argparse.Namespace) -> None:
     from amrg.banks.bank import DTYPES
-    from amrg.banks.transforms import Choice, subset
+    from amrg.banks.transforms import RowSelection, subset
 
     def several(values: list[str] | None) -> tuple[str, ...] | None:
         return None if values is None else tuple(values)
 
-    choice = Choice(
+    choice = RowSelection(
         several(options.splits), several(options.findings), several(options.sources), options.duplicates, options.rows,
         options.sampling, options.seed,
     )  # fmt: skip
@@ -128,7 +128,7 @@ def _show(options: argparse.Namespace) -> None:
     bank = _open(options.bank)
     counts: Counter[tuple[str, str]] = Counter()
     for start in range(0, len(bank), 65536):
-        table = bank.origins(start, min(start + 65536, len(bank)), ["findings", "split"])
+        table = bank.provenance_rows(start, min(start + 65536, len(bank)), ["findings", "split"])
         for row in table.to_pylist():
             counts.update((finding, row["split"]) for finding in row["findings"] or ["none"])
     splits = sorted(bank.header["splits"])
@@ -176,18 +176,18 @@ def _search(options: argparse.Namespace) -> None:
     bank = _open(options.bank)
     if options.row is not None and not 0 <= options.row < len(bank):
         raise UserError(f"{options.bank} has rows 0 to {len(bank) - 1}, not {options.row}")
-    query = bank.vectors(options.row, options.row + 1) if options.row is not None else _encoded(bank, options.text)
+    query = bank.dequantized(options.row, options.row + 1) if options.row is not None else _encoded(bank, options.text)
     unit = torch.nn.functional.normalize(query)[0]
     best: list[tuple[float, int]] = []
     for start in range(0, len(bank), 65536):
-        block = torch.nn.functional.normalize(bank.vectors(start, min(start + 65536, len(bank))))
+        block = torch.nn.functional.normalize(bank.dequantized(start, min(start + 65536, len(bank))))
         cosines, rows = (block @ unit).topk(min(options.count + 1, len(block)))
         best += zip(cosines.tolist(), (rows + start).tolist(), strict=True)
         best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[: options.count + 1]
     best = [pair for pair in best if pair[1] != options.row][: options.count]
     table = Table(*_SHOWN, *(["text"] if options.show_text else []))
     for cosine, row in best:
-        origin = bank.origins(row, row + 1).to_pylist()[0]
+        origin = bank.provenance_rows(row, row + 1).to_pylist()[0]
         cells = [
             str(row), f"{cosine:.4f}", ", ".join(origin["findings"] or []), origin["split"], origin["source"],
             "" if origin["score"] is None else f"{origin['score']:.3f}",
@@ -274,11 +274,11 @@ def _lines(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _checked(row: Any, path: Path, number: int) -> dict[str, Any]:
-    from amrg.banks.bank import SOURCES, TOLD
+    from amrg.banks.bank import SOURCES, USER_COLUMNS
 
     if not isinstance(row, dict):
-        raise UserError(f"{path}: row {number} is no object with the columns {', '.join(TOLD)}")
-    told = {name: row.get(name) for name in TOLD}
+        raise UserError(f"{path}: row {number} is no object with the columns {', '.join(USER_COLUMNS)}")
+    told = {name: row.get(name) for name in USER_COLUMNS}
     for name in ("key", "group", "split", "source"):
         if not isinstance(told[name], str):
             raise UserError(f"{path}: row {number} has no text in `{name}`")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from amrg.errors import UserError
-from amrg.evaluation.comparison import Difference, Run, compare, read_run, run_name
+from amrg.evaluation.comparison import Difference, ReportSet, compare, read_run, run_name
 from amrg.evaluation.radeval_metrics import NAMES as LEARNED
 
 #: Shown unless all are asked for.
@@ -80,7 +80,7 @@ def _named_apart(paths: list[Path]) -> list[Path]:
     return resolved
 
 
-def _table(first: Run, other: str, rows: Mapping[str, Difference], everything: bool) -> Table:
+def _table(first: ReportSet, other: str, rows: Mapping[str, Difference], everything: bool) -> Table:
     title = f"{other} against {first.name}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("")
@@ -89,12 +89,19 @@ def _table(first: Run, other: str, rows: Mapping[str, Difference], everything: b
     for name, d in rows.items():
         if everything or name in SHOWN:
             low, high = d.interval
-            scores = (f"{d.first:.3f}", f"{d.other:.3f}", f"{d.other - d.first:+.3f}", f"{low:+.3f} – {high:+.3f}")
+            scores = (
+                f"{d.baseline:.3f}",
+                f"{d.candidate:.3f}",
+                f"{d.candidate - d.baseline:+.3f}",
+                f"{low:+.3f} – {high:+.3f}",
+            )
             table.add_row(name, *scores, f"{d.p:.4f}", f"{d.holm:.4f}")
     return table
 
 
-def _write(path: Path, first: Run, found: Mapping[str, Mapping[str, Difference]], options: argparse.Namespace) -> None:
+def _write(
+    path: Path, first: ReportSet, found: Mapping[str, Mapping[str, Difference]], options: argparse.Namespace
+) -> None:
     content = {
         "first": first.name,
         "studies": len(first.reports),

@@ -12,18 +12,18 @@ import numpy as np
 from amrg import pipeline
 from amrg.cli_config import parse
 from amrg.config import Config
-from amrg.data.stream import studies
+from amrg.data.stream import load_studies
 from amrg.errors import UserError
 from amrg.experiments import conclusions, localization, result
-from amrg.experiments.aggregate import Row, measure
+from amrg.experiments.aggregate import Row, score_variants
 from amrg.experiments.jobs import Jobs
 from amrg.experiments.markdown import write_markdown
 from amrg.experiments.registry import DETAILED, EXPERIMENTS, HEADLINE, THRESHOLDS, Experiment
 from amrg.experiments.result import Result
-from amrg.experiments.sweep import Made, Sweep, Variant, folder_of, show_forecast
+from amrg.experiments.sweep import Sweep, Variant, VariantOutputs, experiments_dir, show_forecast
 from amrg.mining.reports import candidates
 from amrg.pages.overlays import film_url, heat_url, outline_url
-from amrg.progress import say
+from amrg.progress import echo
 
 #: Beside the headline score, what the plots show; those an experiment does not have are left out.
 _PANELS = {
@@ -80,51 +80,51 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
         dry_run: only print the forecast.
     """
     data = pipeline.run_all(config, "prepare").path
-    texts = len(candidates(studies(data, "train"), config.banks.reports.unit))
+    texts = len(candidates(load_studies(data, "train"), config.banks.reports.unit))
     variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}
     trainings = [max(seeds, experiment.seeds) for experiment in chosen]
     sweep = Sweep(config, list(variants.values()), trainings, jobs)
     show_forecast(sweep.forecast())
     if dry_run:
         return []
-    sweep.base()  # first and with all cores: nearly every variant builds on it
+    sweep.base_run()  # first and with all cores: nearly every variant builds on it
     pages = []
     with Jobs(jobs) if jobs > 1 else nullcontext() as together:
         if together:
-            sweep.work_ahead(together)
+            sweep.submit_all(together)
         for number, (experiment, count) in enumerate(zip(chosen, trainings, strict=True), start=1):
-            say(f"experiment {number} of {len(chosen)}: {experiment.name}")
+            echo(f"experiment {number} of {len(chosen)}: {experiment.name}")
             pages.append(_run_one(config, experiment, variants[experiment.name], count, sweep))
     results = result.read_all(config, list(EXPERIMENTS))
-    write_markdown(results, folder_of(config) / "results.md", "results")
+    write_markdown(results, experiments_dir(config) / "results.md", "results")
     return [*pages, result.write_all(config, results)]
 
 
 def _run_one(config: Config, experiment: Experiment, variants: list[Variant], seeds: int, sweep: Sweep) -> Path:
     """One experiment: its page; what cannot be had is said there, so that the others still run."""
     told = Result(experiment.name, experiment.title, experiment.question)
-    made: list[list[Made]] = []
+    made: list[list[VariantOutputs]] = []
     try:
         for number, variant in enumerate(variants, start=1):
-            say(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.left()}")
+            echo(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.eta_message()}")
             made.append(sweep.run(variant, seeds))
-        with sweep.page():
+        with sweep.timed_page():
             rows, told = _told(config, experiment, told, made, sweep)
     except UserError as error:
-        say(f"{experiment.name}: {error}")
+        echo(f"{experiment.name}: {error}")
         rows, told = [], replace(told, unavailable=str(error))
     return result.write(config, told, rows)
 
 
 def _told(
-    config: Config, experiment: Experiment, told: Result, made: list[list[Made]], sweep: Sweep
+    config: Config, experiment: Experiment, told: Result, made: list[list[VariantOutputs]], sweep: Sweep
 ) -> tuple[list[Row], Result]:
     """What was made, measured: rows of the table, and what the page says."""
-    rows = measure(config, made, experiment) if made else []
+    rows = score_variants(config, made, experiment) if made else []
     if experiment.maps == "methods":
         rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
     elif experiment.maps == "thresholds":
-        rows, told = _thresholds(config, told, sweep.base())
+        rows, told = _thresholds(config, told, sweep.base_run())
     panels = _PANELS.get(experiment.name, _PANELS[""])
     if experiment.per_class:
         panels = tuple(
@@ -132,31 +132,31 @@ def _told(
         )
     return rows, replace(
         told,
-        paragraphs=conclusions.sentences(experiment.name, rows),
+        paragraphs=conclusions.conclusions(experiment.name, rows),
         table=result.as_table(rows),
         note=_note(config, len(made[0]) if made else 0, experiment),
         plot=result.plot(rows, panels[:4], experiment.x_label),
     )
 
 
-def _with_maps(config: Config, row: Row, made: Made) -> Row:
+def _with_maps(config: Config, row: Row, made: VariantOutputs) -> Row:
     """A row with how well the maps of its method point at the lesions, where the data has masks."""
     method = made.variant.changes["banks.mining.method"]
     banks = replace(config.banks, mining=replace(config.banks.mining, method=str(method)))
     try:
-        found = localization.lesions(
+        found = localization.load_lesions(
             replace(config, banks=banks), made.path("data"), made.path("stage1"), made.path("banks")
         )
     except localization.NoMasks:
         return row
-    scores = localization.of_method(found, config.evaluate.bootstrap, config.seed)
+    scores = localization.scores_of_method(found, config.evaluate.bootstrap, config.seed)
     return replace(row, scores={**scores, **row.scores})
 
 
-def _thresholds(config: Config, told: Result, made: Made) -> tuple[list[Row], Result]:
+def _thresholds(config: Config, told: Result, made: VariantOutputs) -> tuple[list[Row], Result]:
     """Rows for each τ, and lesions to look at."""
-    found = localization.lesions(config, made.path("data"), made.path("stage1"), made.path("banks"))
-    rows = localization.at_thresholds(found, THRESHOLDS, config.evaluate.bootstrap, config.seed)
+    found = localization.load_lesions(config, made.path("data"), made.path("stage1"), made.path("banks"))
+    rows = localization.iou_by_threshold(found, THRESHOLDS, config.evaluate.bootstrap, config.seed)
     threshold = config.banks.mining.threshold
     overlays = [
         {
@@ -165,7 +165,7 @@ def _thresholds(config: Config, told: Result, made: Made) -> tuple[list[Row], Re
             "outline": outline_url(found.masks[i]),
             "finding": found.findings[i],
         }
-        for i in localization.drawn(found, config.seed)
+        for i in localization.sample_overlays(found, config.seed)
     ]
     note = f"Heat: what exceeds τ = {threshold:g}, strongest where the map is 1 or more. Outline: the true lesion."
     return rows, replace(told, overlays=overlays, overlay_note=note)

@@ -13,7 +13,7 @@ from amrg.artifacts import Artifact, open_artifact, open_input
 from amrg.errors import UserError
 from amrg.evaluation import rexrank
 from amrg.evaluation.reports import FILE, parse_reports
-from amrg.progress import say
+from amrg.progress import echo
 
 
 def main(arguments: list[str]) -> None:
@@ -30,11 +30,11 @@ def main(arguments: list[str]) -> None:
     artifact = open_artifact(options.reports, "reports")
     reports = list(parse_reports(artifact.path / FILE).values())
     if options.onto:
-        content = rexrank.onto(rexrank.read_test_set(options.onto), reports)
+        content = rexrank.fill_test_set(rexrank.read_test_set(options.onto), reports)
     else:
-        content = rexrank.predictions(reports, _sections(artifact))
+        content = rexrank.to_rexrank(reports, _sections(artifact))
     _write(options.file, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
-    say(f"{len(content)} studies in {options.file}")
+    echo(f"{len(content)} studies in {options.file}")
 
 
 def _sections(reports: Artifact) -> str:

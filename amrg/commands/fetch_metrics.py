@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from amrg.errors import UserError
 from amrg.evaluation.scorers import SCORERS, Weights, missing, needed
 from amrg.model_files import hub_fault
-from amrg.progress import say
+from amrg.progress import echo
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     faults = fetch(metrics)
     if faults:
         raise UserError("\n".join(faults))
-    say("all of it is there; `amrg evaluate` makes no scores anew: delete the folder of those made without it")
+    echo("all of it is there; `amrg evaluate` makes no scores anew: delete the folder of those made without it")
 
 
 def _listed(metrics: Sequence[str]) -> Iterator[str]:

@@ -59,8 +59,8 @@ def _summary(artifact: Artifact) -> Table:
     manifest = artifact.manifest
     table.add_row("kind", f"{artifact.kind} (format {manifest['format_version']})")
     table.add_row("content hash", artifact.hash)
-    if artifact.mark:
-        table.add_row("MARK", artifact.mark, style="bold red")
+    if artifact.warning:
+        table.add_row("MARK", artifact.warning, style="bold red")
     for name, source in manifest["inputs"].items():
         table.add_row(f"made from {name}", f"{source['path']} ({source['hash'][:12]})")
     table.add_row("seed", str(manifest["seed"]))

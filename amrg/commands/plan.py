@@ -24,7 +24,7 @@ from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_bytes, format_duration
 from amrg.planning.pipeline_estimate import Step, chain
 from amrg.planning.stage_estimate import Assumptions, Plan, plan
-from amrg.progress import say
+from amrg.progress import echo
 from amrg.retrieval.communication_cost import NET_RATE
 
 STAGES = ("stage1", "stage2")
@@ -40,12 +40,12 @@ def main(arguments: list[str]) -> None:
     console = Console(soft_wrap=True)
     plans: dict[str, Plan] = {}
     for stage in STAGES if options.stage is None else (options.stage,):
-        say(f"tracing {stage} without numbers")
+        echo(f"tracing {stage} without numbers")
         plans[stage] = plan(config, stage, given)
         _print(console, config, plans[stage], given)
     told: dict[str, Any] = {stage: _as_json(found) for stage, found in plans.items()}
     if options.stage is None:
-        say("tracing what comes between the stages and after them")
+        echo("tracing what comes between the stages and after them")
         steps = chain(config, plans, given)
         told["chain"] = [asdict(step) for step in steps]
         console.print(_chain(steps, given))
@@ -151,8 +151,8 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
         f"{found.size.studies:,} studies ({found.size.origin}), {found.steps:,} steps an epoch, {found.epochs} epochs: "
         f"{format_duration(found.total_seconds)}, {found.total_seconds * given.gpus / 3600:,.1f} GPU-hours",
     ]
-    if found.cache:
-        count, sequences = found.cache
+    if found.kv_cache:
+        count, sequences = found.kv_cache
         lines.append(f"KV cache when reports are written: {format_bytes(count)} for {sequences} sequences of a GPU")
     if found.banks.ways:
         lines.append(f"how the ranks hold each bank: {', '.join(found.banks.ways)}")

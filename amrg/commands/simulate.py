@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from amrg import pipeline
-from amrg.artifacts import whole
+from amrg.artifacts import atomic_path
 from amrg.cli_config import parse
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_duration
-from amrg.planning.measured_rates import Rates, measure
-from amrg.planning.scaling import Point, curve, like_here, on_gpus, two_here
-from amrg.planning.simulation import PARTS, Cluster
+from amrg.planning.measured_rates import MeasuredRates, measure
+from amrg.planning.scaling import Point, clusters_like_measured, clusters_on_gpus, predict_two_workers, scaling_curve
+from amrg.planning.simulation import PARTS, SimulatedCluster
 from amrg.planning.stage_estimate import Assumptions
 
 _WIDTH = 120  # the table is not to be cut
@@ -40,19 +40,19 @@ def main(arguments: list[str]) -> None:
     path = options.rates or pipeline.root(config) / RATES
     if options.measure:
         _measure(config, path, options)
-    rates = Rates.load(path)
+    rates = MeasuredRates.load(path)
     observed = rates.observed if options.device is None else {}
     if options.device is None:
         what = "workers like one process of the measured machine"
-        clusters = like_here(rates, config, options.restart)
+        clusters = clusters_like_measured(rates, config, options.restart)
     else:
         device = DEVICES[options.device]
         what = f"{device.name}, peaks as amrg plan takes them"
         given = Assumptions(1, device, device.memory, options.efficiency, options.bandwidth)
-        clusters = on_gpus(
+        clusters = clusters_on_gpus(
             rates, config, given, options.micro or rates.samples, options.noise, options.storage * 1e9, options.restart
         )
-    points = curve(clusters, options.failure_hours or None, options.seed)
+    points = scaling_curve(clusters, options.failure_hours or None, options.seed)
     title = f"stage 2 of {config.name}, {clusters[0].samples} studies a worker and step, {what}"
     console = Console(soft_wrap=True, width=_WIDTH)
     console.print(_table(title, points, observed))
@@ -110,7 +110,7 @@ def _measure(config: Config, path: Path, options: argparse.Namespace) -> None:
     inputs = {kind: artefact.path for kind, artefact in pipeline.recipe("stage2", config).inputs.items()}
     kept = path.with_name(f"{path.name}.partial")
     found = measure(config, inputs, options.micro or 8, options.steps, kept)
-    with whole(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(asdict(found), indent=2) + "\n")
     kept.unlink()
 
@@ -128,17 +128,17 @@ def _table(title: str, points: Sequence[Point], observed: dict[str, float]) -> T
             "" if measured is None else f"{measured:,.1f}",
             f"{steady.rate / workers / points[0].steady.rate:.0%}",
             *(f"{round(steady.spent[part] / steady.seconds, 4) + 0.0:.0%}" for part in PARTS[:-1]),
-            f"{point.kept:.1%}",
+            f"{point.goodput_share:.1%}",
         )
     return table
 
 
-def _compared(rates: Rates, two: Cluster) -> list[str]:
+def _compared(rates: MeasuredRates, two: SimulatedCluster) -> list[str]:
     """Two workers of the measured machine, which has less for each of them than for one alone."""
-    crowded = two_here(rates, two)
+    crowded = predict_two_workers(rates, two)
     return [
-        f"on the measured machine two processes that do not talk are {rates.crowding:.2f} times as slow as one alone: "
-        f"for two workers of it {crowded:,.1f} samples/s are predicted, {rates.observed['2']:,.1f} were measured"
+        f"on the measured machine two processes that do not talk are {rates.contention:.2f} times as slow as "
+        f"one alone: for two workers of it {crowded:,.1f} samples/s are predicted, {rates.observed['2']:,.1f} were measured"
     ]
 
 
@@ -171,7 +171,9 @@ def _draw(path: Path, title: str, points: Sequence[Point], observed: dict[str, f
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     left.plot(sizes, [points[0].steady.rate * size for size in sizes], "--", color="grey", label="linear")
     left.plot(sizes, [point.steady.rate for point in points], "o-", label="predicted")
-    left.plot(sizes, [point.steady.rate * point.kept for point in points], "s:", label="predicted, with failures")
+    left.plot(
+        sizes, [point.steady.rate * point.goodput_share for point in points], "s:", label="predicted, with failures"
+    )
     if observed:
         left.plot([1, 2], [observed["1"], observed["2"]], "k*", markersize=10, label="measured, on one machine")
     left.set(xscale="log", yscale="log", xlabel="workers", ylabel="samples a second")

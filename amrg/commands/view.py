@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 from amrg.errors import UserError
-from amrg.inference.run import BASE_MODEL, open_chain
-from amrg.progress import say
+from amrg.inference.run import BASE_MODEL, open_run
+from amrg.progress import echo
 
 PORT = 8017
 LOOPBACK = "127.0.0.1"
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
     parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
-    chain = open_chain(options.run, options.base_model)
+    chain = open_run(options.run, options.base_model)
     try:
         import uvicorn
 
@@ -31,18 +31,18 @@ def main(arguments: list[str]) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"the viewer needs {error.name}: pip install 'amrg[viewer]'") from None
     with _listen(options.host, options.port) as listening:
-        say(f"loading {chain.stage2.path}")
+        echo(f"loading {chain.stage2.path}")
         local = _is_loopback(options.host)
         app = create_app(chain, [options.host, LOOPBACK, "localhost"] if local else None)
         if not local:
-            say(f"anyone who reaches this machine at {options.host} can read the films and reports of this run")
-        say(f"the viewer is at http://{options.host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+            echo(f"anyone who reaches this machine at {options.host} can read the films and reports of this run")
+        echo(f"the viewer is at http://{options.host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
         # Addresses of studies are no matter for a log, so requests are not logged.
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         try:
             uvicorn.Server(config).run([listening])
         except KeyboardInterrupt:
-            say("stopped")
+            echo("stopped")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -19,13 +19,13 @@ from amrg.banks.bank import NO_GROUP
 from amrg.data.image_io import read_film
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.inference.generate import Recorder, write_reports
-from amrg.inference.run import BASE_MODEL, Chain, open_chain, open_generator
-from amrg.models.vision import to_images
-from amrg.pages import ALWAYS, EMBEDDED
-from amrg.precision import precision
-from amrg.progress import say, track
-from amrg.training.vision_cache import as_kept
+from amrg.inference.generate import Recorder, generate_reports
+from amrg.inference.run import BASE_MODEL, RunArtifacts, open_generator, open_run
+from amrg.models.vision import to_tensor
+from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
+from amrg.precision import autocast
+from amrg.progress import echo, track
+from amrg.training.vision_cache import round_like_cache
 
 
 def main(arguments: list[str]) -> None:
@@ -38,10 +38,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line a study")
     parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
-    chain, asked = open_chain(options.run, options.base_model), len(options.studies)
-    embedded = [EMBEDDED] if chain.config.data.source == "openi_drr" else []
-    for warning in (ALWAYS, *embedded, *chain.marks):
-        say(warning)
+    chain, asked = open_run(options.run, options.base_model), len(options.studies)
+    embedded = [EMBEDDED_DATA_NOTICE] if chain.config.data.source == "openi_drr" else []
+    for warning in (NOT_CLINICAL_NOTICE, *embedded, *chain.warnings):
+        echo(warning)
     written = 0
     for line in write(chain, options.studies):
         if options.json:
@@ -53,11 +53,11 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{asked - written} of {asked} studies could not be read (named above) and have no report")
 
 
-def write(chain: Chain, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def write(chain: RunArtifacts, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """A line for each study, in order; one that cannot be read is named to the user and left out.
 
     Yields:
-        ``{study, findings: {name: probability}}`` and what ``write_reports`` gives, as in ``reports.jsonl``.
+        ``{study, findings: {name: probability}}`` and what ``generate_reports`` gives, as in ``reports.jsonl``.
     """
     config = chain.config
     model, composer, text = open_generator(chain, config.generate.batch_size)
@@ -65,11 +65,11 @@ def write(chain: Chain, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
     size = model.stage1.config.image_size
     readable = ((study, films) for study in track(studies, "writing reports") if (films := _films(study, size)))
     while batch := list(islice(readable, config.generate.batch_size)):
-        images = to_images([film for _, films in batch for film in films], size).to(distributed.device())
+        images = to_tensor([film for _, films in batch for film in films], size).to(distributed.device())
         group_B = torch.full((len(batch),), NO_GROUP, device=distributed.device())
-        with torch.no_grad(), precision(config.stage2.dtype):
-            sight = as_kept(model.see(images, [len(films) for _, films in batch]))
-        lines = write_reports(model, sight, group_B, config, recorder, composer, text)
+        with torch.no_grad(), autocast(config.stage2.dtype):
+            sight = round_like_cache(model.encode_images(images, [len(films) for _, films in batch]))
+        lines = generate_reports(model, sight, group_B, config, recorder, composer, text)
         for (study, _), sure_Q, line in zip(batch, sight.logits_BQ.sigmoid().tolist(), lines, strict=True):
             findings = {name: round(sure_Q[LABELS.index(name)], 4) for name in FINDINGS}
             yield {"study": str(study), "findings": findings, **line}
@@ -84,8 +84,8 @@ def _films(study: Path, size: int) -> list[np.ndarray]:
         paths = sorted(path for path in study.iterdir() if path.is_file()) if study.is_dir() else [study]
         films = [read_film(path.read_bytes(), size) for path in paths]
     except (OSError, ValueError) as error:
-        say(f"{study} is left out: {error.strerror if isinstance(error, OSError) else error}")
+        echo(f"{study} is left out: {error.strerror if isinstance(error, OSError) else error}")
         return []
     if not films:
-        say(f"{study} is left out: the folder holds no film")
+        echo(f"{study} is left out: the folder holds no film")
     return films

@@ -13,7 +13,7 @@ from amrg.data.studies import SPLITS
 STATISTICS, CARD = "statistics.json", "card.md"
 
 
-def describe(
+def write_data_card(
     rows: list[dict[str, Any]],
     skipped: list[dict[str, str]],
     lacking: Mapping[str, int],

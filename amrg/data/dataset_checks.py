@@ -15,7 +15,7 @@ from typing import Any
 
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
-from amrg.data.shards import anonymous
+from amrg.data.shards import hash_key
 from amrg.data.sources import chexpert_plus, mimic_cxr
 from amrg.data.sources.r2gen import ANNOTATION
 from amrg.data.sources.tables import labels_of, read_csv
@@ -39,12 +39,12 @@ class Check:
     """
 
     what: str
-    fine: bool
-    found: str
-    advice: str = ""
+    ok: bool
+    result: str
+    remedy: str = ""
 
 
-def examine(root: Path) -> tuple[str, list[Check]]:
+def check_dataset(root: Path) -> tuple[str, list[Check]]:
     """The data set in a folder (``data.source`` of it) and the checks.
 
     Raises:
@@ -82,13 +82,13 @@ class _Report:
         """No fault: how many there are, and what becomes of them."""
         self.checks.append(Check(what, True, f"{number:,} of {total:,}" + (f" ({means})" if number else "")))
 
-    def none_of(self, what: str, wrong: Iterable[str], total: int, advice: str) -> None:
+    def expect_none(self, what: str, wrong: Iterable[str], total: int, advice: str) -> None:
         """Fine where nothing is wrong; else how many of how many, some by hashed key."""
         keys = sorted(wrong)
         if not keys:
             self.checks.append(Check(what, True, f"none of {total:,}"))
             return
-        named = ", ".join(anonymous(key) for key in keys[:NAMED])
+        named = ", ".join(hash_key(key) for key in keys[:NAMED])
         self.checks.append(Check(what, False, f"{len(keys):,} of {total:,} (hashed: {named})", advice))
 
 
@@ -107,24 +107,28 @@ def _mimic(root: Path) -> list[Check]:
     texts = report.attempt("reports", lambda: _mimic_reports(root), "put mimic-cxr-reports.zip beside the tables")
     studies = {row["study_id"] for row in metadata}
     if texts is not None:
-        report.none_of("studies without a report", studies - texts.keys(), len(studies), "fetch the reports again")
+        report.expect_none("studies without a report", studies - texts.keys(), len(studies), "fetch the reports again")
         more = texts.keys() - studies
-        report.none_of("reports without a film", more, len(texts), "harmless: they are not used; or fetch the films")
-        _read_texts(report, [texts[key] for key in _some(studies & texts.keys())])
-        _name_sections(report, [texts[key] for key in _some(studies & texts.keys())])
+        report.expect_none(
+            "reports without a film", more, len(texts), "harmless: they are not used; or fetch the films"
+        )
+        _read_texts(report, [texts[key] for key in _seeded_sample(studies & texts.keys())])
+        _name_sections(report, [texts[key] for key in _seeded_sample(studies & texts.keys())])
     labelled = {row["study_id"] for row in labels}
-    report.none_of("labels without a study", labelled - studies, len(labelled), "the tables are of different releases")
+    report.expect_none(
+        "labels without a study", labelled - studies, len(labelled), "the tables are of different releases"
+    )
     report.count("studies without labels", len(studies - labelled), len(studies), "blank in stage 1")
-    report.none_of("values of labels", _bad_labels(labels, "study_id"), len(labels), get)
-    report.none_of("studies without a split", studies - {r["study_id"] for r in splits}, len(studies), get)
+    report.expect_none("values of labels", _bad_labels(labels, "study_id"), len(labels), get)
+    report.expect_none("studies without a split", studies - {r["study_id"] for r in splits}, len(studies), get)
     known = mimic_cxr.PUBLISHED_SPLITS
-    report.none_of("names of splits", {r["study_id"] for r in splits if r["split"] not in known}, len(splits), get)
+    report.expect_none("names of splits", {r["study_id"] for r in splits if r["split"] not in known}, len(splits), get)
     _one_split(report, [(row["subject_id"], row["split"]) for row in splits])
     films = [
         root / "files" / f"p{row['subject_id'][:2]}" / f"p{row['subject_id']}" / f"s{row['study_id']}" / row["dicom_id"]
         for row in metadata
     ]
-    _decode(report, [mimic_cxr.film_file(stem) or stem.with_suffix(".jpg") for stem in _some(films)])
+    _decode(report, [mimic_cxr.film_file(stem) or stem.with_suffix(".jpg") for stem in _seeded_sample(films)])
     return report.checks
 
 
@@ -150,19 +154,19 @@ def _chexpert(root: Path) -> list[Check]:
     )  # fmt: skip
     rows = table or []
     names = [row["path_to_image"] or "" for row in rows]
-    report.none_of("rows of one film twice", _twice(names), len(names), get)
+    report.expect_none("rows of one film twice", _duplicates(names), len(names), get)
     empty = {row["path_to_image"] for row in rows if not (row["section_findings"] or row["section_impression"])}
-    report.none_of("films without findings and impression", empty, len(rows), "harmless: stage 1 alone has them")
+    report.expect_none("films without findings and impression", empty, len(rows), "harmless: stage 1 alone has them")
     known = chexpert_plus.PUBLISHED_SPLITS
-    report.none_of("names of splits", {r["path_to_image"] for r in rows if r["split"] not in known}, len(rows), get)
+    report.expect_none("names of splits", {r["path_to_image"] for r in rows if r["split"] not in known}, len(rows), get)
     _one_split(report, [(row["deid_patient_id"] or "", row["split"] or "") for row in rows])
     for name in chexpert_plus.LABEL_FILES.values():
         labels = report.attempt(f"labels {name}", partial(_lines, root / "chexbert_labels" / name), get)
         if labels is not None:
-            report.none_of(f"values of {name}", _bad_labels(labels, "path_to_image"), len(labels), get)
+            report.expect_none(f"values of {name}", _bad_labels(labels, "path_to_image"), len(labels), get)
             strangers = {row["path_to_image"] for row in labels} - set(names)
-            report.none_of(f"{name} without a film", strangers, len(labels), "the files are of different releases")
-    some = _some([name for name in names if name])
+            report.expect_none(f"{name} without a film", strangers, len(labels), "the files are of different releases")
+    some = _seeded_sample([name for name in names if name])
     _decode(report, [chexpert_plus.film_file(root, name) or root / name for name in some])
     return report.checks
 
@@ -172,13 +176,15 @@ def _annotated(root: Path) -> list[Check]:
     advice = "take R2Gen's annotation.json again"
     content = report.attempt("annotation", lambda: _annotation(root / ANNOTATION), advice) or []
     names = [entry["id"] for entry in content]
-    report.none_of("names of studies twice", _twice(names), len(names), advice)
-    report.none_of("empty reports", {e["id"] for e in content if not e["report"].strip()}, len(names), "left out")
+    report.expect_none("names of studies twice", _duplicates(names), len(names), advice)
+    report.expect_none("empty reports", {e["id"] for e in content if not e["report"].strip()}, len(names), "left out")
     _one_split(report, [(entry["id"].split("_")[0], entry["split"]) for entry in content])
     images = root / "images"
     paths = [images / path for entry in content for path in entry["image_path"]]
-    report.none_of("films that are not there", {str(p) for p in paths if not p.exists()}, len(paths), "fetch the films")
-    _decode(report, [path for path in _some(paths) if path.exists()])
+    report.expect_none(
+        "films that are not there", {str(p) for p in paths if not p.exists()}, len(paths), "fetch the films"
+    )
+    _decode(report, [path for path in _seeded_sample(paths) if path.exists()])
     return report.checks
 
 
@@ -211,7 +217,7 @@ def _one_split(report: _Report, pairs: Iterable[tuple[str, str]]) -> None:
     for patient, split in pairs:
         splits[patient].add(split)
     torn = {patient for patient, names in splits.items() if len(names) > 1}
-    report.none_of("patients in two splits", torn, len(splits), "use data.splits patient: else reports leak")
+    report.expect_none("patients in two splits", torn, len(splits), "use data.splits patient: else reports leak")
 
 
 def _read_texts(report: _Report, reads: list[Callable[[], bytes]]) -> None:
@@ -247,12 +253,12 @@ def _decode(report: _Report, paths: list[Path]) -> None:
     report.checks.append(Check("films", not wrong, wrong or f"all of a sample of {len(paths)} decoded", advice))
 
 
-def _twice(names: list[str]) -> set[str]:
+def _duplicates(names: list[str]) -> set[str]:
     seen: set[str] = set()
     return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
 
 
-def _some(items: Iterable[Any]) -> list[Any]:
+def _seeded_sample(items: Iterable[Any]) -> list[Any]:
     """A seeded sample."""
     ordered = sorted(items)
     return ordered if len(ordered) <= SAMPLE else random.Random(0).sample(ordered, SAMPLE)

@@ -49,7 +49,7 @@ def decode_mask(data: bytes) -> np.ndarray:
     return np.asarray(_load(_open(data)).convert("1"))
 
 
-def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
+def downscale(image: np.ndarray, short_side: int) -> np.ndarray:
     """Scale a film or mask down so that its short side has ``short_side`` pixels; a smaller one is left as it is."""
     scale = short_side / min(image.shape)
     return image if scale >= 1 else _resize(image, round(image.shape[0] * scale), round(image.shape[1] * scale))

@@ -18,10 +18,10 @@ from typing import Any
 
 from amrg.artifacts import LOGS
 from amrg.errors import UserError
-from amrg.progress import say, track
+from amrg.progress import echo, track
 
 CACHE, CACHE_GB = "AMRG_CACHE", "AMRG_CACHE_GB"
-_NOTE = "mirror"  # under logs/: where a copy lies is no part of what the data are
+_MIRROR_FILE = "mirror"  # under logs/: where a copy lies is no part of what the data are
 _EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}  # protocol → extra of this package that brings its file system
 _ATTEMPTS = 3  # another process may make room between our finding a shard and opening it
 _STALE = 3600.0  # seconds after which a download that stands still belongs to a process that died
@@ -36,7 +36,7 @@ class ShardFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "shards"
-        note = folder / LOGS / _NOTE
+        note = folder / LOGS / _MIRROR_FILE
         self._cache = _Cache(note.read_text().strip()) if note.exists() else None
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
@@ -46,13 +46,13 @@ class ShardFiles:
             UserError: the shard is neither here nor in the mirror.
         """
         try:
-            return _part(self._folder / f"{shard}.tar", offset, size)
+            return _read_range(self._folder / f"{shard}.tar", offset, size)
         except FileNotFoundError:
             if self._cache is None:
                 raise
         for _ in range(_ATTEMPTS):
             try:
-                return _part(self._cache.path(f"{shard}.tar"), offset, size)
+                return _read_range(self._cache.path(f"{shard}.tar"), offset, size)
             except FileNotFoundError:
                 continue
         raise UserError(
@@ -69,16 +69,16 @@ def mirror(folder: Path, url: str) -> None:
     shards = sorted((folder / "shards").glob("*.tar"))
     if not shards:
         raise UserError(f"{folder} has no shards of its own: mirror it where `amrg prepare` made it")
-    with _clear_errors(url):
+    with _user_errors(url):
         system, root = _open(url)
         there = {Path(entry["name"]).name: entry["size"] for entry in _listing(system, root)}
         todo = [path for path in shards if there.get(path.name) != path.stat().st_size]
         for path in track(todo, "copying shards", len(shards), len(shards) - len(todo)):
             system.put_file(str(path), f"{root}/{path.name}")
-    note = folder / LOGS / _NOTE
+    note = folder / LOGS / _MIRROR_FILE
     note.parent.mkdir(exist_ok=True)
     note.write_text(url + "\n")
-    say(f"{len(shards)} shards lie at {url}; {folder / 'shards'} may be removed where disk is short")
+    echo(f"{len(shards)} shards lie at {url}; {folder / 'shards'} may be removed where disk is short")
 
 
 class _Cache:
@@ -102,18 +102,18 @@ class _Cache:
         return path
 
     def _fetch(self, name: str, path: Path) -> None:
-        with _clear_errors(f"{self.url}/{name}"):
+        with _user_errors(f"{self.url}/{name}"):
             system, root = _open(self.url)
             remote = f"{root}/{name}"
             size = system.size(remote)
-            self._make_room(size)
+            self._evict(size)
             partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
             system.get_file(remote, str(partial))
             if partial.stat().st_size != size:
                 raise OSError("it arrived cut short")
             partial.replace(path)
 
-    def _make_room(self, size: int) -> None:
+    def _evict(self, size: int) -> None:
         """Remove what was read longest ago, until ``size`` more bytes fit."""
         if size > self.most_bytes:
             raise UserError(f"{CACHE_GB} leaves {self.most_bytes:,} bytes, less than one shard of {size:,}: raise it")
@@ -135,7 +135,7 @@ def _tars(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if ".tar" in entry.name]
 
 
-def _part(path: Path, offset: int, size: int) -> bytes:
+def _read_range(path: Path, offset: int, size: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)
@@ -158,7 +158,7 @@ def _listing(system: Any, root: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _clear_errors(url: str) -> Iterator[None]:
+def _user_errors(url: str) -> Iterator[None]:
     protocol = url.split("://")[0]
     try:
         yield

@@ -32,12 +32,12 @@ import webdataset as wds
 
 from amrg.artifacts import file_hash
 from amrg.config import DataConfig
-from amrg.data.data_card import describe
-from amrg.data.image_ops import encode_film, encode_mask, shrink
+from amrg.data.data_card import write_data_card
+from amrg.data.image_ops import downscale, encode_film, encode_mask
 from amrg.data.labels import LABELS
-from amrg.data.studies import SPLITS, Films, Source, Study
+from amrg.data.studies import SPLITS, Source, Study, StudyImages
 from amrg.errors import UserError
-from amrg.progress import say, track
+from amrg.progress import echo, track
 
 #: One row per sample. ``offset`` and ``size`` are bytes of the tar (headers and padding included), so that one sample
 #: can be read, and checked against ``sha256``, without its neighbours.
@@ -70,13 +70,13 @@ class Shard:
     studies: list[Study]
 
 
-#: Has a shard written (``write_shard``, after ``start_writing``).
-Submit = Callable[[Shard], "Future[None]"]
+#: Has a shard written (``write_shard``, after ``init_shard_writer``).
+SubmitShard = Callable[[Shard], "Future[None]"]
 #: Those who write the shards of a source, for as long as they are needed.
-Writers = Callable[[Source, DataConfig, Path], AbstractContextManager[Submit]]
+ShardExecutor = Callable[[Source, DataConfig, Path], AbstractContextManager[SubmitShard]]
 
 
-def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers: Writers | None = None) -> None:
+def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers: ShardExecutor | None = None) -> None:
     """Write the shards and the index of a data set; shards that an interrupted run finished are kept.
 
     Args:
@@ -100,14 +100,14 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
             futures = [submit(shard) for shard in todo]
             for future in track(as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)):
                 future.result()
-        notes = [json.loads(_notes(shard, folder).read_text()) for shard in plan]
+        notes = [json.loads(_shard_record_path(shard, folder).read_text()) for shard in plan]
         rows = [row for note in notes for row in note["rows"]]
         skipped = [one for note in notes for one in note["skipped"]]
-        _tolerate(skipped, len(rows) + len(skipped), config.max_bad_fraction)
+        _check_skipped(skipped, len(rows) + len(skipped), config.max_bad_fraction)
         for path in {*(folder / "shards").iterdir()} - {_tar(shard, folder) for shard in plan}:
             path.unlink()  # of an interrupted run on a data set that has changed since
         temporary = folder / "scratch" / f"index.{os.getpid()}"
-        describe(rows, skipped, getattr(source, "left_out", {}), config, folder)
+        write_data_card(rows, skipped, getattr(source, "left_out", {}), config, folder)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), temporary)
         temporary.replace(folder / "index.parquet")
     except BrokenProcessPool:
@@ -146,7 +146,7 @@ def read_index(folder: Path, split: str, columns: list[str] | None = None, with_
     return table
 
 
-def anonymous(key: str) -> str:
+def hash_key(key: str) -> str:
     """A name for a study that may stand in logs and error messages."""
     return hashlib.sha256(key.encode()).hexdigest()[:12]
 
@@ -167,7 +167,7 @@ def _plan(studies: list[Study], shard_size: int, seed: int) -> list[Shard]:
     return plan
 
 
-def _tolerate(skipped: list[dict[str, str]], total: int, fraction: float) -> None:
+def _check_skipped(skipped: list[dict[str, str]], total: int, fraction: float) -> None:
     """Name what was left out; stop where it is too much."""
     if not skipped:
         return
@@ -177,23 +177,23 @@ def _tolerate(skipped: list[dict[str, str]], total: int, fraction: float) -> Non
             f"{len(skipped)} of {total} studies cannot be read, more than data.max_bad_fraction {fraction}; "
             f"hashed keys: {named}; repair them (`amrg doctor` says which), or raise the fraction, then start again"
         )
-    say(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
+    echo(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
 
 
 def _tar(shard: Shard, folder: Path) -> Path:
     return folder / "shards" / f"{shard.name}.tar"
 
 
-def _notes(shard: Shard, folder: Path) -> Path:
+def _shard_record_path(shard: Shard, folder: Path) -> Path:
     """Index rows of one shard; written after the tar, so that they stand for a whole shard."""
     return folder / "scratch" / f"{shard.name}.json"
 
 
 def _is_whole(shard: Shard, folder: Path) -> bool:
     try:
-        notes = json.loads(_notes(shard, folder).read_text())
+        notes = json.loads(_shard_record_path(shard, folder).read_text())
         left_out = {one["key"] for one in notes["skipped"]}
-        expected = [study.key for study in shard.studies if anonymous(study.key) not in left_out]
+        expected = [study.key for study in shard.studies if hash_key(study.key) not in left_out]
         return [row["key"] for row in notes["rows"]] == expected and file_hash(_tar(shard, folder)) == notes["sha256"]
     except (OSError, ValueError, KeyError):
         return False
@@ -207,7 +207,7 @@ _folder: Path
 
 
 @contextmanager
-def _processes(source: Source, config: DataConfig, folder: Path) -> Iterator[Submit]:
+def _processes(source: Source, config: DataConfig, folder: Path) -> Iterator[SubmitShard]:
     """Fresh processes with one numerical thread each: bytes must not depend on how many threads summed something."""
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     pool = ProcessPoolExecutor(
@@ -228,14 +228,14 @@ def _processes(source: Source, config: DataConfig, folder: Path) -> Iterator[Sub
                 os.environ[name] = value
 
 
-def start_writing(source: Source, image_size: int, folder: Path) -> None:
+def init_shard_writer(source: Source, image_size: int, folder: Path) -> None:
     """What a process must know before it writes shards."""
     global _source, _image_size, _folder
     _source, _image_size, _folder = source, image_size, folder
 
 
 def _start_worker(source: Source, image_size: int, folder: Path) -> None:
-    start_writing(source, image_size, folder)
+    init_shard_writer(source, image_size, folder)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -256,9 +256,9 @@ def write_shard(shard: Shard) -> None:
         for study in shard.studies:
             offset = tar.tarstream.offset
             try:
-                films = _films(study)
+                films = _load_images(study)
             except (OSError, ValueError) as error:
-                skipped.append({"key": anonymous(study.key), "reason": _reason(error)})
+                skipped.append({"key": hash_key(study.key), "reason": _reason(error)})
                 continue
             tar.write(_members(study, films))
             place = {"shard": shard.name, "offset": offset, "size": tar.tarstream.offset - offset}
@@ -269,12 +269,12 @@ def write_shard(shard: Shard) -> None:
     temporary.replace(_tar(shard, _folder))
     notes = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows, "skipped": skipped}
     temporary.write_text(json.dumps(notes))
-    temporary.replace(_notes(shard, _folder))
+    temporary.replace(_shard_record_path(shard, _folder))
 
 
-def _films(study: Study) -> Films:
-    if study.fault:
-        raise ValueError(study.fault)
+def _load_images(study: Study) -> StudyImages:
+    if study.load_error:
+        raise ValueError(study.load_error)
     films = _source.films(study)
     assert films.views, "a study without films"
     assert all(mask.shape == films.views[0].shape for mask in films.masks.values()), "a mask of another size"
@@ -286,16 +286,16 @@ def _reason(error: OSError | ValueError) -> str:
     return type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
-def _members(study: Study, films: Films) -> dict[str, Any]:
+def _members(study: Study, films: StudyImages) -> dict[str, Any]:
     """One sample as webdataset writes it: members by suffix."""
     assert re.fullmatch(r"[\w-]+", study.key, re.ASCII), "a key that is not safe in a tar"
     slugs = {finding: re.sub(r"[^a-z0-9]+", "-", finding.lower()) for finding in films.masks}
     assert len(set(slugs.values())) == len(slugs), "two masks of one name"
     members: dict[str, Any] = {"__key__": study.key}
     for number, view in enumerate(films.views):
-        members[f"{number}.jpg"] = encode_film(shrink(view, _image_size))
+        members[f"{number}.jpg"] = encode_film(downscale(view, _image_size))
     for finding, mask in films.masks.items():
-        members[f"{slugs[finding]}.mask.png"] = encode_mask(shrink(mask, _image_size))
+        members[f"{slugs[finding]}.mask.png"] = encode_mask(downscale(mask, _image_size))
     record = _record(study) | {"masks": {slug: finding for finding, slug in slugs.items()}}
     members["json"] = json.dumps(record, ensure_ascii=False).encode()
     return members

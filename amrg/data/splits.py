@@ -12,18 +12,18 @@ from amrg.errors import UserError
 TRAIN_SHARE, VAL_SHARE = 0.7, 0.1  # of patients; the rest is test
 
 
-def hashed(name: str) -> str:
+def hash_patient(name: str) -> str:
     """A patient as the group that studies carry: not to be read back from shards, banks or logs."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def draw(seed: int, purpose: str, name: str) -> float:
+def hash_uniform(seed: int, purpose: str, name: str) -> float:
     """A number in [0, 1) that depends on nothing but its arguments."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def arrange(studies: Sequence[Study], config: DataConfig, seed: int) -> list[Study]:
+def assign_splits(studies: Sequence[Study], config: DataConfig, seed: int) -> list[Study]:
     """The studies with the splits that ``data.splits`` asks for, at most as many of each as configured.
 
     Args:
@@ -42,7 +42,7 @@ def arrange(studies: Sequence[Study], config: DataConfig, seed: int) -> list[Stu
         if not any(study.report for study in members):
             raise UserError(f"the split `{split}` has no studies: data.splits patient makes all three")
         # Those without a text come last: which others are kept does not depend on them.
-        order = sorted(members, key=lambda study: (not study.report, draw(seed, "order", study.key)))
+        order = sorted(members, key=lambda study: (not study.report, hash_uniform(seed, "order", study.key)))
         first = order[: limits[split]]
         keys = {study.key for study in first}
         kept += [study for study in members if study.key in keys]
@@ -64,7 +64,7 @@ def _official(studies: Sequence[Study], seed: int) -> list[Study]:
 
 def _by_patient(studies: Sequence[Study], seed: int) -> list[Study]:
     def place(group: str) -> str:
-        drawn = draw(seed, "split", group)
+        drawn = hash_uniform(seed, "split", group)
         return "train" if drawn < TRAIN_SHARE else "val" if drawn < TRAIN_SHARE + VAL_SHARE else "test"
 
     return [replace(study, split=place(study.group)) for study in studies]

@@ -21,7 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from amrg.data.image_ops import decode_film, decode_mask
 from amrg.data.labels import LABELS
 from amrg.data.shard_cache import ShardFiles
-from amrg.data.shards import anonymous, read_index
+from amrg.data.shards import hash_key, read_index
 from amrg.data.studies import Study
 from amrg.errors import UserError
 
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 MAX_LANES = 64
 #: Bad samples that are named one by one in the log; the rest is counted.
-NAMED = 10
+MAX_LOGGED = 10
 
 #: Batches among which samples are sorted when a stream groups them by length.
-WINDOW = 16
+SORT_WINDOW = 16
 
 _PLACE = ["shard", "key", "offset", "size", "sha256"]
 
@@ -53,12 +53,12 @@ class Sample:
 
 
 #: One rank's part of a batch (None where a whole lane is damaged), and the damaged rows met on the way.
-Part = tuple[Any, dict[int, str]]
+RankBatch = tuple[Any, dict[int, str]]
 #: What a rank's samples of a batch become where they are decoded: stacked, padded. Picklable.
 Collate = Callable[[list[Sample]], Any]
 
 
-class Parts(Protocol):
+class RankBatches(Protocol):
     """A rank's parts of the batches of an epoch; can be pickled, and gives the same wherever it is asked.
 
     Attributes:
@@ -67,17 +67,17 @@ class Parts(Protocol):
 
     samples: int
 
-    def __getitem__(self, step: int) -> Part: ...
+    def __getitem__(self, step: int) -> RankBatch: ...
 
 
 #: Gives the parts of some steps in their order, read by whom it likes, as far ahead as it likes.
-Fetch = Callable[[Parts, range], Iterable[Part]]
+Fetch = Callable[[RankBatches, range], Iterable[RankBatch]]
 
 _FETCH: ContextVar[Fetch | None] = ContextVar("fetch", default=None)
 
 
 @contextmanager
-def fetching(fetch: Fetch) -> Iterator[None]:
+def use_fetcher(fetch: Fetch) -> Iterator[None]:
     """Within the block ``fetch`` gets the parts of every ``Stream``, which starts no reader processes of its own."""
     token = _FETCH.set(fetch)
     try:
@@ -86,12 +86,12 @@ def fetching(fetch: Fetch) -> Iterator[None]:
         _FETCH.reset(token)
 
 
-def fetch_now(parts: Parts, steps: range) -> Iterable[Part]:
+def fetch_sequentially(parts: RankBatches, steps: range) -> Iterable[RankBatch]:
     """Read a part when it is asked for."""
     return map(parts.__getitem__, steps)
 
 
-def lanes_of(batch_size: int) -> int:
+def num_lanes(batch_size: int) -> int:
     """Lanes that a global batch is read in: its largest divisor up to ``MAX_LANES``."""
     return max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
 
@@ -99,23 +99,23 @@ def lanes_of(batch_size: int) -> int:
 # Studies without a text are passed over unless they are asked for (``with_wordless``): stage 1 alone uses them.
 
 
-def count(folder: Path, split: str, with_wordless: bool = False) -> int:
+def num_studies(folder: Path, split: str, with_wordless: bool = False) -> int:
     """Number of studies of a split."""
     return read_index(folder, split, ["split"], with_wordless).num_rows
 
 
-def studies(folder: Path, split: str, with_wordless: bool = False) -> list[Study]:
+def load_studies(folder: Path, split: str, with_wordless: bool = False) -> list[Study]:
     """The studies of a split in index order, without a film being opened."""
     columns = ["key", "group", "split", "report", "labels", "projections", "prior"]
     return [_study(row) for row in read_index(folder, split, columns, with_wordless).to_pylist()]
 
 
-def views(folder: Path, split: str, with_wordless: bool = False) -> list[int]:
+def num_views(folder: Path, split: str, with_wordless: bool = False) -> list[int]:
     """Number of films of each study of a split, in index order."""
     return read_index(folder, split, ["views"], with_wordless)["views"].to_pylist()
 
 
-def read(
+def iter_samples(
     folder: Path, split: str, numbers: Sequence[int] | None = None, with_wordless: bool = False
 ) -> Iterator[Sample]:
     """The samples with these numbers in the index of a split, or every one in index order.
@@ -127,10 +127,10 @@ def read(
     if numbers is not None:
         rows = rows.take(pa.array(numbers, pa.int64()))
     for row in rows.to_pylist():
-        yield _undamaged(files, folder, row)
+        yield _load_or_user_error(files, folder, row)
 
 
-class Shelf:
+class SampleLookup:
     """The samples of a split by the key of their study, each read when it is asked for."""
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -139,7 +139,7 @@ class Shelf:
 
     def __getitem__(self, key: str) -> Sample:
         """Raises KeyError where there is no such study; UserError where its sample is damaged."""
-        return _undamaged(self._files, self._folder, _row(self._rows, self._numbers[key]))
+        return _load_or_user_error(self._files, self._folder, _row(self._rows, self._numbers[key]))
 
 
 class Stream:
@@ -154,8 +154,8 @@ class Stream:
     ones in each epoch. A damaged sample is skipped, counted in ``bad``, named in the log, and its place taken by the
     next good one of its lane, so that batches stay full.
 
-    With ``lengths`` the samples of a batch are of like length: in every lane, each stretch of ``WINDOW`` batches is
-    sorted, and its batches are shuffled again.
+    With ``lengths`` the samples of a batch are of like length: in every lane, each stretch of ``SORT_WINDOW`` batches
+    is sorted, and its batches are shuffled again.
 
     Args:
         folder: a data artefact.
@@ -189,8 +189,8 @@ class Stream:
         lengths: Sequence[int] | None = None,
         with_wordless: bool = False,
     ) -> None:
-        self.bad: dict[str, str] = {}
-        self.lanes = lanes_of(batch_size)
+        self.corrupt: dict[str, str] = {}
+        self.lanes = num_lanes(batch_size)
         self._folder, self._seed, self._rank, self._world = folder, seed, rank, world
         self._rows = read_index(folder, split, _PLACE, with_wordless)
         self._shards = _runs(self._rows["shard"].to_numpy())
@@ -198,7 +198,7 @@ class Stream:
         self.steps_per_epoch = len(self._rows) // batch_size
         self._readers, self._collate = readers, collate
         self._lengths = None if lengths is None else np.asarray(lengths)
-        self._most_bad = max_bad_fraction * len(self._rows) / world
+        self._max_corrupt = max_bad_fraction * len(self._rows) / world
         if not self.steps_per_epoch:
             raise UserError(
                 f"the split `{split}` has {len(self._rows)} studies, less than one batch of {batch_size}: "
@@ -215,7 +215,7 @@ class Stream:
         batches = _Batches(self._folder, self._rows, self._lanes(epoch), self._per_lane, self._collate)
         steps = range(start, self.steps_per_epoch)
         # Each step is a function of its number: readers change who reads it, not what comes or in which order.
-        fetch = _FETCH.get() or (self._fetch_ahead if self._readers else fetch_now)
+        fetch = _FETCH.get() or (self._fetch_ahead if self._readers else fetch_sequentially)
         for found, bad in fetch(batches, steps):
             for number, reason in bad.items():
                 self._skip(number, reason)
@@ -223,7 +223,7 @@ class Stream:
                 raise UserError(f"{self._folder}: a whole lane of samples is damaged; {_REMEDY}")
             yield found
 
-    def _fetch_ahead(self, parts: Any, steps: range) -> Iterable[Part]:
+    def _fetch_ahead(self, parts: Any, steps: range) -> Iterable[RankBatch]:
         """By reader processes of this rank's own."""
         return DataLoader(
             parts,
@@ -231,7 +231,7 @@ class Stream:
             sampler=steps,
             num_workers=self._readers,
             multiprocessing_context="spawn",
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -242,7 +242,7 @@ class Stream:
         lanes = [order[lane * length : (lane + 1) * length] for lane in range(self._rank, self.lanes, self._world)]
         if self._lengths is None:
             return lanes
-        return [by_length(lane, self._lengths, self._per_lane, [self._seed, epoch]) for lane in lanes]
+        return [group_by_length(lane, self._lengths, self._per_lane, [self._seed, epoch]) for lane in lanes]
 
     def _order(self, epoch: int) -> np.ndarray:
         """The index rows in the order of an epoch: shards shuffled, then rows inside each. int64 [rows]"""
@@ -253,21 +253,21 @@ class Stream:
 
     def _skip(self, number: int, reason: str) -> None:
         row = _row(self._rows, number)
-        if row["key"] in self.bad:
+        if row["key"] in self.corrupt:
             return
-        self.bad[row["key"]] = reason
-        if len(self.bad) <= NAMED:
-            logger.warning("skipped: %s.tar: %s", row["shard"], _damage(row, reason))
-        if len(self.bad) == NAMED:
+        self.corrupt[row["key"]] = reason
+        if len(self.corrupt) <= MAX_LOGGED:
+            logger.warning("skipped: %s.tar: %s", row["shard"], _corruption_message(row, reason))
+        if len(self.corrupt) == MAX_LOGGED:
             logger.warning("further damaged samples are counted, not named")
-        if len(self.bad) > self._most_bad:
+        if len(self.corrupt) > self._max_corrupt:
             raise UserError(
-                f"{_tar(self._folder, row)}: {_damage(row, reason)}; {len(self.bad)} such samples are more than "
-                f"the {self._most_bad:.1f} tolerated; {_REMEDY}"
+                f"{_tar(self._folder, row)}: {_corruption_message(row, reason)}; {len(self.corrupt)} such samples are "
+                f"more than the {self._max_corrupt:.1f} tolerated; {_REMEDY}"
             )
 
 
-class _Batches(Dataset[Part]):
+class _Batches(Dataset[RankBatch]):
     """One rank's parts of the batches of an epoch by their number."""
 
     def __init__(self, folder: Path, rows: pa.Table, lanes: list[np.ndarray], per_lane: int, collate: Collate) -> None:
@@ -275,14 +275,14 @@ class _Batches(Dataset[Part]):
         self._per_lane, self._collate = per_lane, collate
         self.samples = len(lanes) * per_lane
 
-    def __getitem__(self, step: int) -> Part:
+    def __getitem__(self, step: int) -> RankBatch:
         bad: dict[int, str] = {}
         positions = range(step * self._per_lane, (step + 1) * self._per_lane)
-        found = [self._good(lane, position, bad) for lane in self._lanes for position in positions]
+        found = [self._next_readable(lane, position, bad) for lane in self._lanes for position in positions]
         samples = [sample for sample in found if sample is not None]
         return (self._collate(samples) if len(samples) == len(found) else None), bad
 
-    def _good(self, lane: np.ndarray, position: int, bad: dict[int, str]) -> Sample | None:
+    def _next_readable(self, lane: np.ndarray, position: int, bad: dict[int, str]) -> Sample | None:
         """The sample at a position of a lane, or the next one (from its end on to its start) that can be read."""
         for shift in range(len(lane)):
             number = int(lane[(position + shift) % len(lane)])
@@ -295,17 +295,17 @@ class _Batches(Dataset[Part]):
         return None
 
 
-def by_length(order: np.ndarray, lengths: np.ndarray, size: int, seed: list[int]) -> np.ndarray:
+def group_by_length(order: np.ndarray, lengths: np.ndarray, size: int, seed: list[int]) -> np.ndarray:
     """An order in which each ``size`` samples that follow one another are of like length.
 
-    Every stretch of ``WINDOW`` × ``size`` samples is sorted and cut into batches, which are shuffled; what is left of a
-    batch stays at the end. Which batch comes when follows from ``seed`` alone: parallel lanes put like with like.
+    Every stretch of ``SORT_WINDOW`` × ``size`` samples is sorted and cut into batches, which are shuffled; what is left of
+    a batch stays at the end. Which batch comes when follows from ``seed`` alone: parallel lanes put like with like.
     """
     generator = np.random.default_rng([*seed, 1])
     whole = len(order) // size * size
     result = []
-    for start in range(0, whole, WINDOW * size):
-        stretch = order[start : min(start + WINDOW * size, whole)]
+    for start in range(0, whole, SORT_WINDOW * size):
+        stretch = order[start : min(start + SORT_WINDOW * size, whole)]
         batches = stretch[np.argsort(lengths[stretch], kind="stable")].reshape(-1, size)
         result.append(batches[generator.permutation(len(batches))].flatten())
     return np.concatenate([*result, order[whole:]])
@@ -315,7 +315,7 @@ def _row(rows: pa.Table, number: int) -> dict[str, Any]:
     return rows.slice(number, 1).to_pylist()[0]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -331,16 +331,16 @@ def _tar(folder: Path, row: dict[str, Any]) -> Path:
     return folder / "shards" / f"{row['shard']}.tar"
 
 
-def _damage(row: dict[str, Any], error: ValueError | str) -> str:
-    return f"sample {anonymous(row['key'])} (hashed key) at byte {row['offset']} is damaged: {error}"
+def _corruption_message(row: dict[str, Any], error: ValueError | str) -> str:
+    return f"sample {hash_key(row['key'])} (hashed key) at byte {row['offset']} is damaged: {error}"
 
 
-def _undamaged(files: ShardFiles, folder: Path, row: dict[str, Any]) -> Sample:
+def _load_or_user_error(files: ShardFiles, folder: Path, row: dict[str, Any]) -> Sample:
     """``_load``, damage being the user's to repair."""
     try:
         return _load(files, row)
     except ValueError as error:
-        raise UserError(f"{_tar(folder, row)}: {_damage(row, error)}; {_REMEDY}") from None
+        raise UserError(f"{_tar(folder, row)}: {_corruption_message(row, error)}; {_REMEDY}") from None
 
 
 def _load(files: ShardFiles, row: dict[str, Any]) -> Sample:

@@ -33,7 +33,7 @@ class Study:
     labels: dict[str, float | None]
     views: tuple[str, ...] = ()
     prior: str = ""
-    fault: str = ""
+    load_error: str = ""
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
@@ -41,7 +41,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Films:
+class StudyImages:
     """The pixels of one study.
 
     Attributes:
@@ -60,6 +60,6 @@ class Source(Protocol):
         """All studies in a fixed order."""
         ...
 
-    def films(self, study: Study) -> Films:
+    def films(self, study: Study) -> StudyImages:
         """The films of one study: a function of the study (and the config's seed) alone."""
         ...

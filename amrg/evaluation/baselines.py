@@ -7,7 +7,7 @@ import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.errors import UserError
-from amrg.evaluation.clinical import label_matrix, stated
+from amrg.evaluation.clinical import binarize, label_matrix
 
 
 def most_frequent_normal(train_reports: Sequence[str]) -> str:
@@ -38,8 +38,8 @@ def best_constant(train_reports: Sequence[str], val_reports: Sequence[str]) -> s
     texts = Counter(train_reports)
     distinct = sorted(texts)
     columns = [LABELS.index(finding) for finding in FINDINGS]
-    said_MK = stated(label_matrix(distinct))[:, columns]
-    truth_SK = stated(label_matrix(val_reports))[:, columns]
+    said_MK = binarize(label_matrix(distinct))[:, columns]
+    truth_SK = binarize(label_matrix(val_reports))[:, columns]
     # F1 = 2 TP / (stated in the references + stated in the copies)
     hits_M, all_M = said_MK @ truth_SK.sum(0), truth_SK.sum() + len(truth_SK) * said_MK.sum(1)
     f1_M = 2 * hits_M / np.maximum(all_M, 1)

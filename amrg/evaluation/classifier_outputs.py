@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from amrg.data.image_ops import letterbox
-from amrg.data.stream import Sample, count, read
+from amrg.data.stream import Sample, iter_samples, num_studies
 from amrg.data.studies import Study
 from amrg.models.cam import activation_maps
-from amrg.models.classifier import DiseaseClassifier, Stage1Output, per_study
-from amrg.models.vision import to_images
-from amrg.precision import precision
+from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views
+from amrg.models.vision import to_tensor
+from amrg.precision import autocast
 from amrg.progress import track
 
 BATCH = 32
@@ -27,7 +27,7 @@ PROBE_FILMS = 1000
 
 
 @dataclass(frozen=True)
-class TestView:
+class TestOutputs:
     """The split under test, in index order, and what stage 1 makes of it.
 
     Attributes:
@@ -49,7 +49,7 @@ class TestView:
 
 
 @dataclass(frozen=True)
-class TrainView:
+class TrainOutputs:
     """One film of each train patient, for the nearest-neighbour baseline and the brightness probe.
 
     Attributes:
@@ -60,25 +60,25 @@ class TrainView:
     studies: list[Study]
     pooled_MD: np.ndarray
     probe_films: np.ndarray
-    wanted: dict[str, list[np.ndarray]]
+    thumbnail_keys: dict[str, list[np.ndarray]]
 
 
-def view_test(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestView:
+def run_on_test(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestOutputs:
     """Run the classifier and the activation-map ``method`` over a split, in the precision it was trained in."""
     size = model.config.image_size
     studies, films, masks, pooled, probabilities, maps = [], [], [], [], [], []
-    for samples in _batches(track(read(data, split), f"films of {split}", count(data, split))):
+    for samples in _batches(track(iter_samples(data, split), f"films of {split}", num_studies(data, split))):
         views = [len(s.views) for s in samples]
         first = np.cumsum([0, *views[:-1]])
         batch = np.stack([letterbox(film, size) for s in samples for film in s.views])
-        out = _see(model, batch, dtype)
+        out = _forward(model, batch, dtype)
         maps.append(activation_maps(model.cam_head, out.fine_BHWC[first], method).cpu().numpy())
-        pooled.append(per_study(out.pooled_BD.float(), views).cpu().numpy())
-        probabilities.append(per_study(out.scores_BK.double(), views).sigmoid().cpu().numpy())
+        pooled.append(mean_over_views(out.pooled_BD.float(), views).cpu().numpy())
+        probabilities.append(mean_over_views(out.scores_BK.double(), views).sigmoid().cpu().numpy())
         films.append(batch[first])
         studies += [s.study for s in samples]
         masks += [{finding: letterbox(mask, size) for finding, mask in s.masks.items()} for s in samples]
-    return TestView(
+    return TestOutputs(
         studies=studies,
         films=np.concatenate(films),
         masks=masks,
@@ -89,7 +89,7 @@ def view_test(model: DiseaseClassifier, data: Path, split: str, method: str, dty
     )
 
 
-def view_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: str) -> TrainView:
+def run_on_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: str) -> TrainOutputs:
     """Pooled features of the first study of each train patient; the films of the ``wanted`` study keys are kept."""
     size = model.config.image_size
     studies: list[Study] = []
@@ -99,7 +99,7 @@ def view_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: st
     seen: set[str] = set()
 
     def first_of_each() -> Iterator[Sample]:
-        for sample in track(read(data, "train"), "films of train", count(data, "train")):
+        for sample in track(iter_samples(data, "train"), "films of train", num_studies(data, "train")):
             if sample.study.key in wanted:
                 films[sample.study.key] = [letterbox(view, size) for view in sample.views]
             if sample.study.group not in seen:
@@ -109,9 +109,9 @@ def view_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: st
     for samples in _batches(first_of_each()):
         batch = np.stack([letterbox(s.views[0], size) for s in samples])
         probe_films += list(batch[: max(0, PROBE_FILMS - len(probe_films))])
-        pooled.append(_see(model, batch, dtype).pooled_BD.float().cpu().numpy())
+        pooled.append(_forward(model, batch, dtype).pooled_BD.float().cpu().numpy())
         studies += [s.study for s in samples]
-    return TrainView(studies, np.concatenate(pooled), np.stack(probe_films), films)
+    return TrainOutputs(studies, np.concatenate(pooled), np.stack(probe_films), films)
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -120,8 +120,8 @@ def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _see(model: DiseaseClassifier, films: np.ndarray, dtype: str) -> Stage1Output:
+def _forward(model: DiseaseClassifier, films: np.ndarray, dtype: str) -> Stage1Output:
     device = next(model.parameters()).device
-    images = to_images(list(films), films.shape[1]).to(device)
-    with torch.no_grad(), precision(dtype):
+    images = to_tensor(list(films), films.shape[1]).to(device)
+    with torch.no_grad(), autocast(dtype):
         return model(images)

@@ -16,10 +16,10 @@ from amrg.data.text.labeler import label_report
 Uncertain = Literal["absent", "present"]
 
 #: The five findings of the CheXpert competition (Irvin et al., 2019).
-FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+CHEXPERT_5 = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 
 #: Name → the labels averaged over. The headline is over the findings proper: "No Finding" is not one.
-LABEL_SETS: dict[str, tuple[str, ...]] = {"13": FINDINGS, "14": LABELS, "5": FIVE}
+LABEL_SETS: dict[str, tuple[str, ...]] = {"13": FINDINGS, "14": LABELS, "5": CHEXPERT_5}
 
 
 def label_matrix(texts: Sequence[str]) -> np.ndarray:
@@ -28,7 +28,7 @@ def label_matrix(texts: Sequence[str]) -> np.ndarray:
     return np.array(rows, dtype=np.float64).reshape(-1, len(LABELS))
 
 
-def stated(labels_SK: np.ndarray, uncertain: Uncertain = "absent") -> np.ndarray:
+def binarize(labels_SK: np.ndarray, uncertain: Uncertain = "absent") -> np.ndarray:
     """Which findings count as stated, bool of the same shape."""
     return (labels_SK == 1) | ((labels_SK == -1) & (uncertain == "present"))
 
@@ -42,9 +42,9 @@ class ClinicalScores:
     fn: np.ndarray
 
     @classmethod
-    def of(cls, truth_SK: np.ndarray, said_SK: np.ndarray) -> "ClinicalScores":
+    def from_labels(cls, truth_SK: np.ndarray, predicted_SK: np.ndarray) -> "ClinicalScores":
         """From what is stated in the reference and in the generated reports, bool [S, 14]."""
-        return cls(truth_SK & said_SK, ~truth_SK & said_SK, truth_SK & ~said_SK)
+        return cls(truth_SK & predicted_SK, ~truth_SK & predicted_SK, truth_SK & ~predicted_SK)
 
     def micro(self, labels: Sequence[str], weights_BS: np.ndarray | None = None) -> np.ndarray:
         """Precision, recall and F1 over all studies and labels together, [B, 3]."""
@@ -81,7 +81,7 @@ class ClinicalScores:
             for kind, average in (("micro", self.micro), ("macro", self.macro), ("example", self.example_based))
         }
 
-    def stacked(self, other: "ClinicalScores") -> "ClinicalScores":
+    def concat(self, other: "ClinicalScores") -> "ClinicalScores":
         """The studies of both behind one another."""
         pairs = ((self.tp, other.tp), (self.fp, other.fp), (self.fn, other.fn))
         return ClinicalScores(*(np.concatenate(pair) for pair in pairs))

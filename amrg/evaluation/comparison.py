@@ -13,20 +13,20 @@ import numpy as np
 
 from amrg.artifacts import MANIFEST, open_artifact, open_input
 from amrg.errors import UserError
-from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
+from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.language import LanguageScores, score_language
 from amrg.evaluation.radeval_metrics import FILE as LEARNED
 from amrg.evaluation.radeval_metrics import LearnedScores
-from amrg.evaluation.reports import FILE, Generated, parse_reports
-from amrg.evaluation.statistics import interval, resample
+from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
+from amrg.evaluation.statistics import bootstrap_counts, interval
 
 #: Studies × resamples held in memory at a time.
 _CELLS = 20_000_000
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportSet:
     """Reports of one run with what they answer, in the order of their keys.
 
     Attributes:
@@ -34,7 +34,7 @@ class Run:
     """
 
     name: str
-    reports: list[Generated]
+    reports: list[GeneratedReport]
     learned: LearnedScores = field(default_factory=LearnedScores)
 
     @property
@@ -52,14 +52,14 @@ class Difference:
         p: two-sided p of the permutation test; ``holm``: the same, corrected for all tests made together (Holm, 1979).
     """
 
-    first: float
-    other: float
+    baseline: float
+    candidate: float
     interval: tuple[float, float]
     p: float
     holm: float
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> ReportSet:
     """The reports behind a scores or a reports artefact, or of a JSONL file of ``key, group, reference, generated``.
 
     Raises:
@@ -74,7 +74,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{file} holds no reports")
     if lacking := sum(not report.reference or not report.group for report in reports):
         raise UserError(f"{file}: {lacking} of {len(reports)} lines lack `reference` or `group`, which pairing needs")
-    return Run(run_name(path), reports, LearnedScores.read(path / LEARNED, [report.key for report in reports]))
+    return ReportSet(run_name(path), reports, LearnedScores.read(path / LEARNED, [report.key for report in reports]))
 
 
 def run_name(path: Path) -> str:
@@ -92,7 +92,7 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def check_pairing(first: Run, other: Run) -> None:
+def check_pairing(first: ReportSet, other: ReportSet) -> None:
     """Refuse runs that did not answer the same questions.
 
     Raises:
@@ -117,7 +117,7 @@ def check_pairing(first: Run, other: Run) -> None:
         )
 
 
-def compare(first: Run, others: Sequence[Run], samples: int, seed: int) -> dict[str, dict[str, Difference]]:
+def compare(first: ReportSet, others: Sequence[ReportSet], samples: int, seed: int) -> dict[str, dict[str, Difference]]:
     """Every other run against the first, by run and score; a score that one of the two does not have is left out.
 
     Args:
@@ -133,26 +133,26 @@ def compare(first: Run, others: Sequence[Run], samples: int, seed: int) -> dict[
         check_pairing(first, other)
     groups = [report.group for report in first.reports]
     base = _score(first)
-    bootstrap = resample(groups, samples, seed)
-    swaps = _swaps(groups, samples, seed)
+    bootstrap = bootstrap_counts(groups, samples, seed)
+    swaps = _permutation_signs(groups, samples, seed)
     rows = {}
     for other in others:
         rows[other.name] = _differences(base, _score(other), bootstrap, swaps)
     corrected = iter(holm([d.p for row in rows.values() for d in row.values()]))
     return {
-        run: {name: Difference(d.first, d.other, d.interval, d.p, next(corrected)) for name, d in row.items()}
+        run: {name: Difference(d.baseline, d.candidate, d.interval, d.p, next(corrected)) for name, d in row.items()}
         for run, row in rows.items()
     }
 
 
-def scores_of(run: Run, samples: int, seed: int) -> dict[str, tuple[float, tuple[float, float]]]:
+def scores_of(run: ReportSet, samples: int, seed: int) -> dict[str, tuple[float, tuple[float, float]]]:
     """Every score of one run with its bootstrap interval, by the names that ``compare`` uses.
 
     Scores of details are not a number where no report offers a case.
     """
     scored = _score(run)
     whole = scored.scores(np.ones((1, len(run.reports))))
-    drawn = scored.scores(resample([report.group for report in run.reports], samples, seed))
+    drawn = scored.scores(bootstrap_counts([report.group for report in run.reports], samples, seed))
     return {name: (float(value[0]), interval(drawn[name])) for name, value in whole.items()}
 
 
@@ -183,16 +183,16 @@ class _Scored:
 
     def stacked(self, other: "_Scored") -> "_Scored":
         """Both runs' studies behind one another, so that a weight picks from which run a study's report is taken."""
-        clinical = {policy: scores.stacked(other.clinical[policy]) for policy, scores in self.clinical.items()}
+        clinical = {policy: scores.concat(other.clinical[policy]) for policy, scores in self.clinical.items()}
         return _Scored(
-            self.language.stacked(other.language),
+            self.language.concat(other.language),
             clinical,
-            self.details.stacked(other.details),
-            self.learned.stacked(other.learned),
+            self.details.concat(other.details),
+            self.learned.concat(other.learned),
         )
 
 
-def _score(run: Run) -> _Scored:
+def _score(run: ReportSet) -> _Scored:
     references = [report.reference for report in run.reports]
     generated = [report.text for report in run.reports]
     truth, said = label_matrix(references), label_matrix(generated)
@@ -200,15 +200,17 @@ def _score(run: Run) -> _Scored:
     return _Scored(
         language,
         {
-            "": ClinicalScores.of(stated(truth), stated(said)),
-            " (uncertain as present)": ClinicalScores.of(stated(truth, "present"), stated(said, "present")),
+            "": ClinicalScores.from_labels(binarize(truth), binarize(said)),
+            " (uncertain as present)": ClinicalScores.from_labels(
+                binarize(truth, "present"), binarize(said, "present")
+            ),
         },
         DetailScores.of(references, generated),
         run.learned,
     )
 
 
-def _swaps(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
+def _permutation_signs(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
     """Whether each permutation swaps each study's reports, bool [samples, S]; one patient's are swapped together."""
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     return np.random.default_rng([seed, 1]).integers(2, size=(samples, len(names))).astype(bool)[:, index]

@@ -16,7 +16,7 @@ import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, POSITIVE
 from amrg.data.text.statements import Statement, statements
-from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
+from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
 from amrg.evaluation.lesion_place import lesion_sides, lesion_zones
 from amrg.evaluation.statistics import interval
 
@@ -157,7 +157,7 @@ class DetailScores:
                 _count_film(counts, i, details_of(text), masks[i])
             for finding in conflicts(reference, text):
                 conflicting[i, LABELS.index(finding)] = True
-        plain = ClinicalScores.of(stated(label_matrix(references)), stated(label_matrix(generated)))
+        plain = ClinicalScores.from_labels(binarize(label_matrix(references)), binarize(label_matrix(generated)))
         conflicting &= plain.tp
         clinical = ClinicalScores(plain.tp & ~conflicting, plain.fp | conflicting, plain.fn | conflicting)
         return cls(counts, np.array([bool(contradicted(text)) for text in generated]), clinical)
@@ -191,12 +191,12 @@ class DetailScores:
         table = {f: {n: int(c[:, k].sum()) for n, c in self.counts.items()} for k, f in enumerate(FINDINGS)}
         return {finding: counts for finding, counts in table.items() if any(counts.values())}
 
-    def stacked(self, other: "DetailScores") -> "DetailScores":
+    def concat(self, other: "DetailScores") -> "DetailScores":
         """The studies of both behind one another."""
         return DetailScores(
             {name: np.concatenate([count, other.counts[name]]) for name, count in self.counts.items()},
             np.concatenate([self.contradicting, other.contradicting]),
-            self.clinical.stacked(other.clinical),
+            self.clinical.concat(other.clinical),
         )
 
 

@@ -12,32 +12,39 @@ import numpy as np
 from rich.console import Console
 
 from amrg import distributed
-from amrg.artifacts import Artifact, Each, open_artifact
+from amrg.artifacts import Artifact, MapFn, open_artifact
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.stream import studies as read_studies
+from amrg.data.stream import load_studies as read_studies
 from amrg.data.studies import SPLITS, Study
 from amrg.data.text import labeler
 from amrg.errors import UserError
 from amrg.evaluation import language
 from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbour, random_train
 from amrg.evaluation.brightness_probe import brightness_probe
-from amrg.evaluation.classifier_outputs import PROBE_FILMS, TestView, TrainView, view_test, view_train
+from amrg.evaluation.classifier_outputs import PROBE_FILMS, TestOutputs, TrainOutputs, run_on_test, run_on_train
 from amrg.evaluation.details import DetailScores
-from amrg.evaluation.localization import Localisation, localise
-from amrg.evaluation.page_samples import CONTACT_FILMS, Banks, pick, positives, read_curves, sample_studies
+from amrg.evaluation.localization import Localisation, localization_scores
+from amrg.evaluation.page_samples import (
+    CONTACT_FILMS,
+    RetrievedRows,
+    choose_page_studies,
+    positive_findings,
+    read_curves,
+    sample_studies,
+)
 from amrg.evaluation.radeval_metrics import FILE as LEARNED
 from amrg.evaluation.radeval_metrics import LearnedScores, learned_scores
 from amrg.evaluation.relevance import relevance
-from amrg.evaluation.reports import Generated, read_reports
+from amrg.evaluation.reports import GeneratedReport, read_reports
 from amrg.evaluation.scorers import SCORERS
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
-from amrg.evaluation.statistics import resample
-from amrg.evaluation.text_statistics import copying, retrieved_sets, retrieved_texts, wording
+from amrg.evaluation.statistics import bootstrap_counts
+from amrg.evaluation.text_statistics import copy_rates, num_distinct_retrievals, retrieved_texts, text_statistics
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pages.result_page import Page, write_page
 from amrg.pages.score_table import score_table
-from amrg.progress import say
+from amrg.progress import echo
 
 #: Of the layout of ``scores.json``.
 FORMAT = 3
@@ -59,7 +66,7 @@ def evaluate(
     stage2: Path,
     generated: Path,
     folder: Path,
-    each: Each = map,
+    each: MapFn = map,
 ) -> None:
     """Score the generated reports beside the baselines, print the table, write the page.
 
@@ -80,10 +87,10 @@ def evaluate(
         raise UserError(f"{generated} does not say which split it was generated for: make it with `amrg generate`")
     studies = read_studies(data, split)
     reports = read_reports(generated, studies)
-    chosen = pick(studies, config.evaluate.page_studies)
-    rows = Banks(banks, [reports[i] for i in chosen])
+    chosen = choose_page_studies(studies, config.evaluate.page_studies)
+    rows = RetrievedRows(banks, [reports[i] for i in chosen])
 
-    train, test = each(_View(config, stage1, data, rows.films), ("train", split))
+    train, test = each(_ClassifierPass(config, stage1, data, rows.films), ("train", split))
     texts = [r.text for r in reports]
     val_reports = [s.report for s in read_studies(data, "val")]
     systems, learned = _systems(config, test, train, val_reports, texts, each)
@@ -94,11 +101,11 @@ def evaluate(
         "split": split,
         "studies": len(studies),
         "patients": len({s.group for s in studies}),
-        "marks": sorted({a.mark for a in inputs.values() if a.mark}),
+        "marks": sorted({a.warning for a in inputs.values() if a.warning}),
         "systems": systems,
         "references": _references(config, test),
         "copying": _copying(data, banks, studies, reports),
-        "retrieved_sets": retrieved_sets(reports),
+        "retrieved_sets": num_distinct_retrievals(reports),
         "relevance": _relevance(config, banks, test, reports),
         "mentions": mention_tables(_present(test), texts),
         "localisation": _localisation(config, test),
@@ -112,16 +119,16 @@ def evaluate(
     page = Page(
         scores=scores,
         curves=read_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
-        contact=[_captioned(test, i) for i in pick(studies, CONTACT_FILMS)],
+        contact_sheet=[_captioned(test, i) for i in choose_page_studies(studies, CONTACT_FILMS)],
         studies=sample_studies(test, train, reports, chosen, rows, data),
     )
     write_page(page, folder / "index.html")
     Console().print(score_table(scores))
-    say("the page is index.html in the folder of the scores")
+    echo("the page is index.html in the folder of the scores")
 
 
 @dataclass(frozen=True)
-class _View:
+class _ClassifierPass:
     """A pass of the classifier over the train films (where the films of the ``wanted`` studies are kept) or others."""
 
     config: Config
@@ -129,16 +136,16 @@ class _View:
     data: Path
     wanted: set[str]
 
-    def __call__(self, split: str) -> TestView | TrainView:
+    def __call__(self, split: str) -> TestOutputs | TrainOutputs:
         model = DiseaseClassifier.from_pretrained(self.stage1 / "model").to(distributed.device())
         dtype = self.config.stage1.dtype
         if split == "train":
-            return view_train(model, self.data, self.wanted, dtype)
-        return view_test(model, self.data, split, self.config.banks.mining.method, dtype)
+            return run_on_train(model, self.data, self.wanted, dtype)
+        return run_on_test(model, self.data, split, self.config.banks.mining.method, dtype)
 
 
 def _systems(
-    config: Config, test: TestView, train: TrainView, val_reports: list[str], generated: list[str], each: Each
+    config: Config, test: TestOutputs, train: TrainOutputs, val_reports: list[str], generated: list[str], each: MapFn
 ) -> tuple[dict[str, dict[str, Any]], LearnedScores]:
     """The model and its baselines, scored alike; what the learned metrics found in the model's reports."""
     groups = [s.group for s in test.studies]
@@ -162,44 +169,44 @@ def _systems(
         settings.meteor_timeout if settings.meteor else None,
         test.masks,
     )
-    weights = resample(groups, settings.bootstrap, config.seed)
+    weights = bootstrap_counts(groups, settings.bootstrap, config.seed)
     learned, reasons = learned_scores(settings.learned, references, systems, settings.learned_timeout, each)
     for name, found in learned.items():
         scores[name]["learned"] = found.summary(weights) | reasons
     return scores, learned[MODEL]
 
 
-def _references(config: Config, test: TestView) -> dict[str, Any]:
+def _references(config: Config, test: TestOutputs) -> dict[str, Any]:
     """How the references are worded, and how well their own details agree with the films: what is within reach."""
     texts, groups = [s.report for s in test.studies], [s.group for s in test.studies]
     details = DetailScores.of(texts, texts, test.masks)
     return {
-        "wording": wording(texts),
-        "details": details.summary(resample(groups, config.evaluate.bootstrap, config.seed)),
+        "wording": text_statistics(texts),
+        "details": details.summary(bootstrap_counts(groups, config.evaluate.bootstrap, config.seed)),
     }
 
 
-def _copying(data: Path, banks: Path, studies: list[Study], reports: list[Generated]) -> dict[str, Any]:
+def _copying(data: Path, banks: Path, studies: list[Study], reports: list[GeneratedReport]) -> dict[str, Any]:
     """What the generated reports share with memory and train, and what the references share with the same."""
     train, groups = [s.report for s in read_studies(data, "train")], [s.group for s in studies]
     rows = retrieved_texts(banks, reports)
     texts = {"generated": [r.text for r in reports], "reference": [s.report for s in studies]}
-    return {name: copying(some, rows, train, groups) for name, some in texts.items()}
+    return {name: copy_rates(some, rows, train, groups) for name, some in texts.items()}
 
 
-def _relevance(config: Config, banks: Path, test: TestView, reports: list[Generated]) -> dict[str, Any]:
+def _relevance(config: Config, banks: Path, test: TestOutputs, reports: list[GeneratedReport]) -> dict[str, Any]:
     """``relevance`` of what was retrieved, with the studies' own labels and true lesions."""
-    weights = resample([s.group for s in test.studies], config.evaluate.bootstrap, config.seed)
+    weights = bootstrap_counts([s.group for s in test.studies], config.evaluate.bootstrap, config.seed)
     present = _present(test)[:, [LABELS.index(finding) for finding in FINDINGS]]
     return relevance(banks, reports, present, test.masks, weights)
 
 
-def _present(test: TestView) -> np.ndarray:
+def _present(test: TestOutputs) -> np.ndarray:
     """What the studies have by their own labels, bool [S, 14]."""
     return _labels(test.studies) == 1
 
 
-def _localisation(config: Config, test: TestView) -> dict[str, Any]:
+def _localisation(config: Config, test: TestOutputs) -> dict[str, Any]:
     """``Localisation.summary`` of each finding with a true lesion in at least two studies, and of all together."""
     found: dict[str, Localisation] = {}
     groups: dict[str, list[str]] = {}
@@ -207,10 +214,10 @@ def _localisation(config: Config, test: TestView) -> dict[str, Any]:
         have = [i for i, masks in enumerate(test.masks) if finding in masks and masks[finding].any()]
         if len(have) >= 2:
             maps = test.maps_SKhw[have, LABELS.index(finding)]
-            found[finding] = localise(maps, np.stack([test.masks[i][finding] for i in have]))
+            found[finding] = localization_scores(maps, np.stack([test.masks[i][finding] for i in have]))
             groups[finding] = [test.studies[i].group for i in have]
     if found:
-        found[ALL_FINDINGS] = Localisation.together(list(found.values()))
+        found[ALL_FINDINGS] = Localisation.concat(list(found.values()))
         groups[ALL_FINDINGS] = [group for some in groups.values() for group in some]
     return {name: one.summary(groups[name], config.evaluate.bootstrap, config.seed) for name, one in found.items()}
 
@@ -221,7 +228,7 @@ def _classifier(stage1: Path, split: str) -> dict[str, Any]:
     return {"per_label": scores["per_label"], "mean_auroc": scores["mean_auroc"]}
 
 
-def _probe(test: TestView, train: TrainView) -> dict[str, Any]:
+def _probe(test: TestOutputs, train: TrainOutputs) -> dict[str, Any]:
     """Was a shortcut painted into the rendered films? AUROC of their brightness alone."""
     train_films, test_films = train.probe_films, test.films[:PROBE_FILMS]
     train_labels, truth = _labels(train.studies[: len(train_films)]), _labels(test.studies[: len(test_films)])
@@ -275,5 +282,5 @@ def _commit() -> str:
         return "unknown"
 
 
-def _captioned(test: TestView, index: int) -> tuple[np.ndarray, str]:
-    return test.films[index], ", ".join(positives(test.studies[index])) or "no finding"
+def _captioned(test: TestOutputs, index: int) -> tuple[np.ndarray, str]:
+    return test.films[index], ", ".join(positive_findings(test.studies[index])) or "no finding"

@@ -7,7 +7,7 @@ from amrg.evaluation.details import conflicts
 from amrg.pages.overlays import marked
 
 
-def highlighted(reference: str, generated: str) -> tuple[Markup, Markup]:
+def highlight_findings(reference: str, generated: str) -> tuple[Markup, Markup]:
     """Both reports with the findings they state marked (kinds: ``overlays.KINDS``).
 
     A finding that both state is a hit only as in clinical F1 with details: sides and kinds of device do not conflict.

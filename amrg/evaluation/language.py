@@ -65,7 +65,7 @@ class LanguageScores:
             "CIDEr": weights @ self.cider / total,
         }
 
-    def stacked(self, other: "LanguageScores") -> "LanguageScores":
+    def concat(self, other: "LanguageScores") -> "LanguageScores":
         """The studies of both behind one another; lengths and empty reports are those of both together."""
         one, two = len(self.rouge_l), len(other.rouge_l)
         words = [(one * a + two * b) / (one + two) for a, b in zip(self.words, other.words, strict=True)]
@@ -97,19 +97,19 @@ def score_language(references: Mapping[str, str], generated: Mapping[str, str]) 
         raise UserError(f"language metrics need pycocoevalcap ({error}): pip install 'amrg[eval]'") from None
     keys = sorted(references)
     truth = {k: [" ".join(tokenize(references[k]))] for k in keys}
-    said = {k: [" ".join(tokenize(generated[k]))] for k in keys}
+    hypotheses = {k: [" ".join(tokenize(generated[k]))] for k in keys}
     if wordless := sum(not truth[k][0] for k in keys):
         raise UserError(f"{wordless} reference reports have no words: leave those studies out when preparing the data")
     bleu = BleuScorer(n=4)
     for k in keys:
-        bleu += (said[k][0], truth[k])
+        bleu += (hypotheses[k][0], truth[k])
     counts = [(*c["correct"], *c["guess"], c["testlen"], c["reflen"][0]) for c in bleu.ctest]
     return LanguageScores(
         bleu_counts=np.array(counts, dtype=np.int64),
-        rouge_l=np.asarray(Rouge().compute_score(truth, said)[1], dtype=np.float64),
-        cider=np.asarray(Cider().compute_score(truth, said)[1], dtype=np.float64),
-        words=(_mean_words(said), _mean_words(truth)),
-        empty=sum(not said[k][0] for k in keys),
+        rouge_l=np.asarray(Rouge().compute_score(truth, hypotheses)[1], dtype=np.float64),
+        cider=np.asarray(Cider().compute_score(truth, hypotheses)[1], dtype=np.float64),
+        words=(_mean_words(hypotheses), _mean_words(truth)),
+        empty=sum(not hypotheses[k][0] for k in keys),
     )
 
 

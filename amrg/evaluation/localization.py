@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from amrg.evaluation.statistics import interval, resample
+from amrg.evaluation.statistics import bootstrap_counts, interval
 
 #: A map's region, for IoU: pixels of at least this share of its maximum.
 REGION = 0.5
@@ -39,8 +39,8 @@ class Localisation:
     ratio: np.ndarray
     control: np.ndarray
     iou: np.ndarray
-    hit: np.ndarray
-    chance: np.ndarray
+    pointing_hit: np.ndarray
+    lesion_area_share: np.ndarray
     empty: np.ndarray
 
     def summary(self, groups: Sequence[str], samples: int, seed: int) -> dict[str, Any]:
@@ -50,33 +50,33 @@ class Localisation:
             groups: patient of each study.
             samples, seed: of the bootstrap.
         """
-        found = self._means(resample(groups, samples, seed))
+        found = self._means(bootstrap_counts(groups, samples, seed))
         if len(self.ratio) < LEAST_STUDIES:
             return {**found, "sizes": {}}
         sizes = {}
         for name, rows in zip(SIZES, self.terciles(), strict=True):
-            part = self.part(rows)
-            area = {"area_least": float(part.chance.min()), "area_most": float(part.chance.max())}
-            sizes[name] = part._means(resample([groups[i] for i in rows], samples, seed)) | area
+            part = self.subset(rows)
+            area = {"area_least": float(part.lesion_area_share.min()), "area_most": float(part.lesion_area_share.max())}
+            sizes[name] = part._means(bootstrap_counts([groups[i] for i in rows], samples, seed)) | area
         return {**found, "sizes": sizes}
 
     def terciles(self) -> list[np.ndarray]:
         """Rows of the studies with the smallest, the middle and the largest lesions, as equal in number as can be."""
-        return np.array_split(np.argsort(self.chance, kind="stable"), len(SIZES))
+        return np.array_split(np.argsort(self.lesion_area_share, kind="stable"), len(SIZES))
 
-    def part(self, rows: np.ndarray) -> "Localisation":
+    def subset(self, rows: np.ndarray) -> "Localisation":
         """Some of the studies."""
         return Localisation(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @classmethod
-    def together(cls, parts: Sequence["Localisation"]) -> "Localisation":
+    def concat(cls, parts: Sequence["Localisation"]) -> "Localisation":
         """Several findings as one; a study counts once for each lesion."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def _means(self, weights_BS: np.ndarray) -> dict[str, Any]:
         total = weights_BS.sum(1)
         ratio_B, control_B, iou_B, hit_B = (
-            weights_BS @ x / total for x in (self.ratio, self.control, self.iou, self.hit)
+            weights_BS @ x / total for x in (self.ratio, self.control, self.iou, self.pointing_hit)
         )
         return {
             "studies": len(self.ratio),
@@ -87,14 +87,14 @@ class Localisation:
             "over_control_interval": list(interval(ratio_B / np.where(control_B > 0, control_B, np.nan))),
             "iou": float(self.iou.mean()),
             "iou_interval": list(interval(iou_B)),
-            "pointing": float(self.hit.mean()),
+            "pointing": float(self.pointing_hit.mean()),
             "pointing_interval": list(interval(hit_B)),
-            "pointing_chance": float(self.chance.mean()),
+            "pointing_chance": float(self.lesion_area_share.mean()),
             "empty_maps": int(self.empty.sum()),
         }
 
 
-def localise(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisation:
+def localization_scores(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisation:
     """Compare activation maps of one finding with its true masks.
 
     Args:
@@ -105,7 +105,7 @@ def localise(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisation:
     masks = masks_SHW.reshape(len(masks_SHW), -1).astype(np.float64)
     area = masks.sum(1)
     assert area.min() > 0, "an empty mask has no inside"
-    maps = enlarge(maps_SHW, masks_SHW.shape[1:]).reshape(len(masks), -1).astype(np.float64)
+    maps = upsample_to(maps_SHW, masks_SHW.shape[1:]).reshape(len(masks), -1).astype(np.float64)
     assert maps.min() >= 0, "activation maps are non-negative"
 
     mean, peak = maps.mean(1), maps.max(1)
@@ -118,13 +118,13 @@ def localise(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisation:
         ratio=ratio,
         control=(inside.sum(1) - ratio) / (len(masks) - 1),
         iou=overlap / (region.sum(1) + area - overlap),
-        hit=masks[np.arange(len(masks)), maps.argmax(1)] * filled,
-        chance=area / masks.shape[1],
+        pointing_hit=masks[np.arange(len(masks)), maps.argmax(1)] * filled,
+        lesion_area_share=area / masks.shape[1],
         empty=~filled,
     )
 
 
-def enlarge(maps_NHW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+def upsample_to(maps_NHW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Maps bilinearly interpolated to (H, W), float32 [N, H, W]; cell centres stay where they are."""
     maps = torch.from_numpy(np.ascontiguousarray(maps_NHW, dtype=np.float32))[:, None]
     return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)[:, 0].numpy()

@@ -11,11 +11,11 @@ import pyarrow as pa
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.stream import Shelf
+from amrg.data.stream import SampleLookup
 from amrg.data.studies import Study
-from amrg.evaluation.classifier_outputs import TestView, TrainView
-from amrg.evaluation.highlight import highlighted
-from amrg.evaluation.reports import Generated, Sentence
+from amrg.evaluation.classifier_outputs import TestOutputs, TrainOutputs
+from amrg.evaluation.highlight import highlight_findings
+from amrg.evaluation.reports import GeneratedReport, Sentence
 from amrg.pages.result_page import SampleStudy
 from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence
 
@@ -27,18 +27,18 @@ Films = dict[str, list[np.ndarray]]  # by study key
 _MAPS = 3  # at most so many activation maps of a study
 
 
-def positives(study: Study) -> list[str]:
+def positive_findings(study: Study) -> list[str]:
     """The findings that the study has by its own labels."""
     return [f for f in FINDINGS if study.labels[f] == 1]
 
 
-def pick(studies: Sequence[Study], count: int) -> list[int]:
+def choose_page_studies(studies: Sequence[Study], count: int) -> list[int]:
     """``count`` studies that show something of everything: the findings and "nothing" in turn, first come first served.
 
     The choice looks at labels alone, never at what was generated.
     """
-    queues = [[i for i, s in enumerate(studies) if f in positives(s)] for f in FINDINGS]
-    queues.append([i for i, s in enumerate(studies) if not positives(s)])
+    queues = [[i for i, s in enumerate(studies) if f in positive_findings(s)] for f in FINDINGS]
+    queues.append([i for i, s in enumerate(studies) if not positive_findings(s)])
     chosen: dict[int, None] = {}
     while len(chosen) < min(count, len(studies)):
         for queue in queues:
@@ -48,7 +48,7 @@ def pick(studies: Sequence[Study], count: int) -> list[int]:
     return sorted(chosen)
 
 
-class Banks:
+class RetrievedRows:
     """The rows that reports retrieved, looked up in the banks they came from.
 
     Args:
@@ -56,7 +56,7 @@ class Banks:
         reports: the generated reports whose rows will be shown.
     """
 
-    def __init__(self, folder: Path, reports: Sequence[Generated]) -> None:
+    def __init__(self, folder: Path, reports: Sequence[GeneratedReport]) -> None:
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
         for bank, (name, _) in _BANKS.items():
             table = MemoryBank.open(folder / name).provenance
@@ -69,12 +69,12 @@ class Banks:
         """Train studies whose film is needed for the regions."""
         return {row["key"] for row in self._rows["visual"].values() if row["box"] is not None}
 
-    def of(self, report: Generated, films: Films, grid: int) -> dict[str, list[MemoryRow]]:
+    def rows_of(self, report: GeneratedReport, films: Films, grid: int) -> dict[str, list[MemoryRow]]:
         """The heaviest rows of each bank; ``films`` by study key, ``grid`` cells on the boxes' side."""
         found = {bank: self._found(bank, _heaviest(report, bank), films, grid) for bank in self._rows}
         return {bank: rows for bank, rows in found.items() if rows}
 
-    def sentences(self, report: Generated, films: Films, grid: int) -> list[RecalledSentence]:
+    def sentences(self, report: GeneratedReport, films: Films, grid: int) -> list[RecalledSentence]:
         """The recalled sentences with the rows that they stand on."""
         return [
             RecalledSentence(
@@ -108,7 +108,12 @@ class Banks:
 
 
 def sample_studies(
-    test: TestView, train: TrainView, reports: Sequence[Generated], chosen: Sequence[int], banks: Banks, data: Path
+    test: TestOutputs,
+    train: TrainOutputs,
+    reports: Sequence[GeneratedReport],
+    chosen: Sequence[int],
+    banks: RetrievedRows,
+    data: Path,
 ) -> list[SampleStudy]:
     """What the page shows of the chosen studies; of ``data``, further films of those whose sentences have a box there.
 
@@ -119,9 +124,9 @@ def sample_studies(
     for i in chosen:
         study, report = test.studies[i], reports[i]
         probabilities = dict(zip(LABELS, map(float, test.probabilities_SK[i]), strict=True))
-        found = positives(study)
+        found = positive_findings(study)
         shown = sorted(found, key=lambda f: (f not in test.masks[i], FINDINGS.index(f)))[:_MAPS]
-        reference, generated = highlighted(study.report, report.text)
+        reference, generated = highlight_findings(study.report, report.text)
         samples.append(
             SampleStudy(
                 key=study.key,
@@ -132,8 +137,8 @@ def sample_studies(
                 masks={f: m for f, m in test.masks[i].items() if f in shown},
                 reference=reference,
                 generated=generated,
-                memory=banks.of(report, train.wanted, test.grid),
-                sentences=banks.sentences(report, train.wanted, test.grid),
+                memory=banks.rows_of(report, train.thumbnail_keys, test.grid),
+                sentences=banks.sentences(report, train.thumbnail_keys, test.grid),
                 views=_views(report.sentences, test.films[i], study, data),
                 grid=test.grid,
             )
@@ -154,7 +159,7 @@ def _views(sentences: Sequence[Sentence], first: np.ndarray, study: Study, data:
     wanted = {said.box[0] for said in sentences if said.box is not None}
     if not wanted - {0}:
         return {0: first}
-    films = Shelf(data, study.split)[study.key].views
+    films = SampleLookup(data, study.split)[study.key].views
     return {view: letterbox(films[view], len(first)) for view in sorted(wanted) if view < len(films)}
 
 
@@ -165,7 +170,7 @@ def _film(row: dict[str, Any], films: Films) -> Any:
     return films[row["key"]][row["view"]]
 
 
-def _shown(report: Generated, bank: str) -> list[int]:
+def _shown(report: GeneratedReport, bank: str) -> list[int]:
     """Every row of a bank that is shown of a report."""
     heaviest = [entry["row"] for entry in _heaviest(report, bank)]
     if bank == "report":
@@ -173,6 +178,6 @@ def _shown(report: Generated, bank: str) -> list[int]:
     return heaviest + [region["row"] for said in report.sentences for region in said.regions]
 
 
-def _heaviest(report: Generated, bank: str) -> list[dict[str, Any]]:
+def _heaviest(report: GeneratedReport, bank: str) -> list[dict[str, Any]]:
     rows = report.memory.get(bank, [])
     return sorted(rows, key=lambda row: -row["weight"])[: _BANKS[bank][1]]

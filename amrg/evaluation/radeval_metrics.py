@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from amrg.artifacts import Each
+from amrg.artifacts import MapFn
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.evaluation.clinical import LABEL_SETS, ClinicalScores
 from amrg.evaluation.scorers import SCORERS, missing
 from amrg.evaluation.statistics import interval
-from amrg.progress import say
+from amrg.progress import echo
 
 #: What the scores of the generated reports are made of, in a scores artefact.
 FILE = "learned.json"
@@ -38,7 +38,7 @@ _CHEXBERT = {f"CheXbert F1 {kind}-{n}": LABEL_SETS[n] for n in ("14", "5") for k
 NAMES = (*_CHEXBERT, *(name for scorer in SCORERS.values() for name in scorer.scores.values()))
 
 #: What is scored in the place of an empty report, on which some of the metrics fail.
-EMPTY = "."
+EMPTY_REPORT_PLACEHOLDER = "."
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
@@ -75,10 +75,10 @@ class LearnedScores:
         """With what other metrics found in the same reports."""
         return replace(self, means={**self.means, **other.means}, chexbert=self.chexbert or other.chexbert)
 
-    def stacked(self, other: "LearnedScores") -> "LearnedScores":
+    def concat(self, other: "LearnedScores") -> "LearnedScores":
         """The studies of both behind one another; a metric that one of the two does not have is left out."""
         common = [name for name in self.means if name in other.means]
-        both = self.chexbert.stacked(other.chexbert) if self.chexbert and other.chexbert else None
+        both = self.chexbert.concat(other.chexbert) if self.chexbert and other.chexbert else None
         return LearnedScores({n: np.concatenate([self.means[n], other.means[n]]) for n in common}, both)
 
     def save(self, path: Path, keys: Sequence[str]) -> None:
@@ -116,7 +116,7 @@ def learned_scores(
     references: Sequence[str],
     systems: Mapping[str, Sequence[str]],
     timeout: float,
-    each: Each = map,
+    each: MapFn = map,
 ) -> tuple[dict[str, LearnedScores], dict[str, str]]:
     """What each system's reports score, and by metric "unavailable: <reason>" where it could not be asked.
 
@@ -126,7 +126,7 @@ def learned_scores(
         timeout: seconds for one metric on all systems.
         each: asks for each metric.
     """
-    ask = partial(_ask, references=references, systems=systems, timeout=timeout)
+    ask = partial(_run_metric, references=references, systems=systems, timeout=timeout)
     found = {name: LearnedScores(radeval=_version()) for name in systems}
     reasons = {}
     for metric, answer in zip(metrics, each(ask, metrics), strict=True):
@@ -137,14 +137,16 @@ def learned_scores(
     return found, reasons
 
 
-def _ask(
+def _run_metric(
     metric: str, references: Sequence[str], systems: Mapping[str, Sequence[str]], timeout: float
 ) -> dict[str, LearnedScores] | str:
     """What one metric found, by system, or why there is nothing."""
     if importlib.util.find_spec("radeval") is None:
         return "unavailable: radeval is not installed: pip install 'amrg[clinical]'"
-    said = {name: [text if text.strip() else EMPTY for text in texts] for name, texts in systems.items()}
-    say(f"{metric}: asking radeval")
+    said = {
+        name: [text if text.strip() else EMPTY_REPORT_PLACEHOLDER for text in texts] for name, texts in systems.items()
+    }
+    echo(f"{metric}: asking radeval")
     with tempfile.TemporaryDirectory() as folder:  # the metrics print, and write files where they are started
         question, answer = Path(folder) / "question.json", Path(folder) / "answer.json"
         question.write_text(
@@ -189,7 +191,7 @@ def _counts(found: Mapping[str, Any], order: Sequence[int]) -> ClinicalScores:
     """Of ``labels``, their names, and what is stated in ``reference`` and ``generated``, 0 or 1 [S, 14]."""
     columns = [found["labels"].index(label) for label in LABELS]
     truth, said = (np.array(found[text], dtype=bool)[list(order)][:, columns] for text in ("reference", "generated"))
-    return ClinicalScores.of(truth, said)
+    return ClinicalScores.from_labels(truth, said)
 
 
 def _averages(chexbert: ClinicalScores, weights_BS: np.ndarray) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.data.labels import FINDINGS
 from amrg.evaluation.lesion_place import lesion_sides
-from amrg.evaluation.reports import Association, Generated
+from amrg.evaluation.reports import Association, GeneratedReport
 from amrg.evaluation.statistics import interval
 
 #: The banks by the names that generated reports give them.
@@ -98,7 +98,7 @@ class Relevance:
 
 def relevance(
     banks: Path,
-    reports: Sequence[Generated],
+    reports: Sequence[GeneratedReport],
     present_SK: np.ndarray,
     masks: Sequence[Mapping[str, np.ndarray]],
     weights_BS: np.ndarray,
@@ -135,7 +135,7 @@ def base_rates(bank: MemoryBank) -> np.ndarray:
     """Share of a bank's rows that are of each of the 13 findings, float64 [K]."""
     counts: Counter[str] = Counter()
     for first, chunk in bank.chunks():
-        for row in bank.origins(first, first + chunk["rows"], ["findings"])["findings"].to_pylist():
+        for row in bank.provenance_rows(first, first + chunk["rows"], ["findings"])["findings"].to_pylist():
             counts.update(set(row or ()))
     return np.array([counts[finding] / max(len(bank), 1) for finding in FINDINGS])
 

@@ -68,7 +68,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedReport:
     """One generated report.
 
     Attributes:
@@ -91,7 +91,7 @@ class Generated:
     sentences: tuple[Sentence, ...] = ()
 
 
-def read_reports(path: Path, studies: list[Study]) -> list[Generated]:
+def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
     """The generated reports in the order of ``studies``, each study exactly once.
 
     Args:
@@ -113,7 +113,7 @@ def read_reports(path: Path, studies: list[Study]) -> list[Generated]:
     return [found[s.key] for s in studies]
 
 
-def parse_reports(file: Path) -> dict[str, Generated]:
+def parse_reports(file: Path) -> dict[str, GeneratedReport]:
     """Every line of a file of reports, by study key.
 
     Raises:
@@ -123,7 +123,7 @@ def parse_reports(file: Path) -> dict[str, Generated]:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file} ({type(error).__name__}): make it with `amrg generate`") from None
-    found: dict[str, Generated] = {}
+    found: dict[str, GeneratedReport] = {}
     first: dict[str, int] = {}
     for number, line in enumerate(lines[:-1] if not lines[-1] else lines, start=1):
         report = _parse(line, f"{file} line {number}")
@@ -133,7 +133,7 @@ def parse_reports(file: Path) -> dict[str, Generated]:
     return found
 
 
-def _parse(line: str, where: str) -> Generated:
+def _parse(line: str, where: str) -> GeneratedReport:
     try:
         record = json.loads(line)
         key, text, memory = record["key"], record["generated"], record.get("memory") or {}
@@ -149,7 +149,7 @@ def _parse(line: str, where: str) -> Generated:
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return Generated(key, text, memory, group, reference, recalled, association, sentences)
+    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences)
 
 
 def _association(told: dict[str, Any]) -> Association:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from amrg.errors import UserError
-from amrg.evaluation.reports import Generated
+from amrg.evaluation.reports import GeneratedReport
 
 PREDICTION = "model_prediction"
 
 
-def predictions(reports: list[Generated], sections: str) -> dict[str, dict[str, Any]]:
+def to_rexrank(reports: list[GeneratedReport], sections: str) -> dict[str, dict[str, Any]]:
     """A file of its own, with our references.
 
     Args:
@@ -47,7 +47,7 @@ def read_test_set(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def onto(test_set: dict[str, dict[str, Any]], reports: list[Generated]) -> dict[str, dict[str, Any]]:
+def fill_test_set(test_set: dict[str, dict[str, Any]], reports: list[GeneratedReport]) -> dict[str, dict[str, Any]]:
     """ReXrank's own file with our reports in it. MIMIC-CXR's studies are ``50051329`` there and ``s50051329`` here.
 
     Raises:

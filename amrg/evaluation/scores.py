@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
+from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.language import LanguageScores, meteor, score_language
-from amrg.evaluation.statistics import interval, resample, two_by_two
-from amrg.evaluation.text_statistics import wording
+from amrg.evaluation.statistics import bootstrap_counts, contingency_table, interval
+from amrg.evaluation.text_statistics import text_statistics
 
 MODEL = "model"
 
@@ -35,7 +35,7 @@ def score_systems(
         meteor_timeout: seconds; None leaves METEOR out.
         masks: true lesions of each study by finding, bool [H, W]; None where none are known.
     """
-    weights = resample(groups, samples, seed)
+    weights = bootstrap_counts(groups, samples, seed)
     truth = label_matrix(references)
     meteor_scores: dict[str, float] | str = "unavailable: turned off in the configuration"
     if meteor_timeout is not None:
@@ -45,10 +45,12 @@ def score_systems(
     for name, texts in systems.items():
         language = score_language(_keyed(references), _keyed(texts))
         said = label_matrix(texts)
-        strict, lenient = (ClinicalScores.of(stated(truth, p), stated(said, p)) for p in ("absent", "present"))
+        strict, lenient = (
+            ClinicalScores.from_labels(binarize(truth, p), binarize(said, p)) for p in ("absent", "present")
+        )
         scores[name] = {
             "language": _with_intervals(language, weights),
-            "wording": wording(texts),
+            "wording": text_statistics(texts),
             "clinical": strict.summary() | {"intervals": _clinical_intervals(strict, weights)},
             "clinical_uncertain_as_present": lenient.summary() | {"intervals": _clinical_intervals(lenient, weights)},
         }
@@ -68,16 +70,16 @@ def score_systems(
 
 
 def mention_tables(present_SK: np.ndarray, generated: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each finding that some study has and some lacks: does its report mention it more often? (``two_by_two``)
+    """For each finding that some study has and some lacks: does its report mention it more often?
 
     Args:
         present_SK: bool [S, 14], the studies' own labels.
         generated: their generated reports.
     """
-    said = stated(label_matrix(generated))
+    said = binarize(label_matrix(generated))
     columns = {f: LABELS.index(f) for f in FINDINGS}
     mixed = {f: k for f, k in columns.items() if 0 < present_SK[:, k].sum() < len(present_SK)}
-    return {f: two_by_two(present_SK[:, k], said[:, k]) for f, k in mixed.items()}
+    return {f: contingency_table(present_SK[:, k], said[:, k]) for f, k in mixed.items()}
 
 
 def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 
 
-def resample(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
+def bootstrap_counts(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
     """How often each bootstrap sample holds each study, int64 [samples, S].
 
     Whole groups are drawn with replacement, so that the studies of one patient stay together.
@@ -28,7 +28,7 @@ def interval(values_B: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def two_by_two(present: np.ndarray, mentioned: np.ndarray) -> dict[str, float | list[float]]:
+def contingency_table(present: np.ndarray, mentioned: np.ndarray) -> dict[str, float | list[float]]:
     """Do reports of studies with a finding mention it more often than reports of studies without?
 
     Args:

@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 
 from amrg.banks.bank import REPORTS, MemoryBank
-from amrg.data.text.cleaning import fold, sentences
-from amrg.data.text.repetition import compares, generic, loops, ngrams, tokenize
-from amrg.evaluation.reports import Generated
+from amrg.data.text.cleaning import normalize_for_dedup, sentences
+from amrg.data.text.repetition import is_repetitive, mentions_prior, most_common_share, ngrams, tokenize
+from amrg.evaluation.reports import GeneratedReport
 
 #: Lengths of the n-grams whose copies are counted: half a sentence, and a whole one.
-COPIED = (4, 8)
+NGRAM_SIZES = (4, 8)
 
 
-def wording(texts: Sequence[str]) -> dict[str, float]:
+def text_statistics(texts: Sequence[str]) -> dict[str, float]:
     """Length and repetition over a set of reports.
 
     Returns:
@@ -42,18 +42,18 @@ def wording(texts: Sequence[str]) -> dict[str, float]:
         "words_p90": float(np.quantile(lengths, 0.9)),
         "distinct_1": _distinct(words, 1),
         "distinct_4": _distinct(words, 4),
-        "different": len(set(map(fold, texts))) / total,
-        "generic": generic(texts),
-        "loops": sum(map(loops, words)) / total,
+        "different": len(set(map(normalize_for_dedup, texts))) / total,
+        "generic": most_common_share(texts),
+        "loops": sum(map(is_repetitive, words)) / total,
         "repeated_sentences": sum(map(_repeats_a_sentence, texts)) / total,
-        "compares": sum(map(compares, texts)) / total,
+        "compares": sum(map(mentions_prior, texts)) / total,
         "cut_off": sum(bool(w) and not t.rstrip().endswith((".", "?", "!")) for w, t in zip(words, texts, strict=True))
         / total,
         "empty": sum(not w for w in words) / total,
     }
 
 
-def retrieved_texts(banks: Path, reports: Sequence[Generated]) -> list[list[str]]:
+def retrieved_texts(banks: Path, reports: Sequence[GeneratedReport]) -> list[list[str]]:
     """The texts of the report-bank rows behind each report: the heaviest, and those it took sentences of.
 
     Rows without a text (and unknown ones) are left out.
@@ -65,13 +65,13 @@ def retrieved_texts(banks: Path, reports: Sequence[Generated]) -> list[list[str]
     return [[text for row in some if (text := texts.get(row))] for some in behind]
 
 
-def retrieved_sets(reports: Sequence[Generated]) -> dict[str, int]:
+def num_distinct_retrievals(reports: Sequence[GeneratedReport]) -> dict[str, int]:
     """By bank, how many different sets of rows the studies retrieved: few where retrieval hardly looks at the film."""
     banks = sorted({bank for report in reports for bank, rows in report.memory.items() if rows})
     return {b: len({frozenset(row["row"] for row in r.memory.get(b, [])) for r in reports}) for b in banks}
 
 
-def copying(
+def copy_rates(
     texts: Sequence[str], retrieved: Sequence[Sequence[str]], train: Sequence[str], groups: Sequence[str]
 ) -> dict[str, float | None]:
     """How much of each report is copied word for word.
@@ -83,7 +83,7 @@ def copying(
         groups: patient of each report.
 
     Returns:
-        For n in ``COPIED`` the mean share of a report's n-grams that stand in the rows retrieved for it
+        For n in ``NGRAM_SIZES`` the mean share of a report's n-grams that stand in the rows retrieved for it
         (``retrieved_n``), in the rows retrieved for another patient's study (``others_n``, the control), and in some
         train report (``train_n``); ``whole_retrieved`` and ``whole_train``, the share of reports that are one of those
         texts as a whole. None where nothing was retrieved, or a report is too short for any n-gram (it is left out).
@@ -93,14 +93,14 @@ def copying(
     others = [rows[j] for j in _another(groups)]
     known = _known(words, train)
     found: dict[str, float | None] = {}
-    for n in COPIED:
+    for n in NGRAM_SIZES:
         found[f"retrieved_{n}"] = _mean([_share(w, _all(r, n), n) for w, r in zip(words, rows, strict=True) if r])
         found[f"others_{n}"] = _mean([_share(w, _all(r, n), n) for w, r in zip(words, others, strict=True) if r])
         found[f"train_{n}"] = _mean([_share(w, known[n], n) for w in words])
-    said = [fold(text) for text in texts]
-    memory = [set(map(fold, r)) for r in retrieved]
+    said = [normalize_for_dedup(text) for text in texts]
+    memory = [set(map(normalize_for_dedup, r)) for r in retrieved]
     found["whole_retrieved"] = _mean([float(t in m) for t, m in zip(said, memory, strict=True) if m])
-    texts_of_train = set(map(fold, train))
+    texts_of_train = set(map(normalize_for_dedup, train))
     found["whole_train"] = _mean([float(t in texts_of_train) for t in said])
     return found
 
@@ -114,11 +114,11 @@ def _another(groups: Sequence[str]) -> list[int]:
 
 def _known(words: Sequence[Sequence[str]], train: Sequence[str]) -> dict[int, set[tuple[str, ...]]]:
     """Those n-grams of some reports that stand in a train report; of train itself nothing is held."""
-    asked = {n: _all(words, n) for n in COPIED}
-    known: dict[int, set[tuple[str, ...]]] = {n: set() for n in COPIED}
+    asked = {n: _all(words, n) for n in NGRAM_SIZES}
+    known: dict[int, set[tuple[str, ...]]] = {n: set() for n in NGRAM_SIZES}
     for text in train:
         tokens = tokenize(text)
-        for n in COPIED:
+        for n in NGRAM_SIZES:
             known[n] |= asked[n].intersection(ngrams(tokens, n))
     return known
 
@@ -143,4 +143,4 @@ def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
 
 
 def _repeats_a_sentence(text: str) -> bool:
-    return max(Counter(map(fold, sentences(text))).values(), default=0) > 1
+    return max(Counter(map(normalize_for_dedup, sentences(text))).values(), default=0) > 1

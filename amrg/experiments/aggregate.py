@@ -17,15 +17,15 @@ from scipy import stats
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.evaluation.clinical import ClinicalScores, label_matrix, stated
-from amrg.evaluation.comparison import Difference, Run, compare, holm, read_run, scores_of
+from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
+from amrg.evaluation.comparison import Difference, ReportSet, compare, holm, read_run, scores_of
 from amrg.evaluation.statistics import CONFIDENCE
 from amrg.experiments.registry import DETAILED, HEADLINE, Experiment
 from amrg.experiments.retrieval_relevance import copies, relevance_facts, relevance_scores
-from amrg.experiments.sweep import Made
+from amrg.experiments.sweep import VariantOutputs
 from amrg.training.loop import CURVES
 
-SHOWN = (HEADLINE, "F1 macro-13", "F1 example-13", "BLEU-4", "ROUGE-L", "CIDEr")
+REPORTED_METRICS = (HEADLINE, "F1 macro-13", "F1 example-13", "BLEU-4", "ROUGE-L", "CIDEr")
 #: Shown as well where the question is what memory gives to the words.
 DETAILS = (DETAILED, "side exact", "side opposite", "zone exact", "device kind", "unsupported details")
 #: Copies of whole reports that could not be had.
@@ -48,7 +48,7 @@ class Judged:
         seeds: the score of each seed.
         difference: from the first row; None for that row and where runs are not paired. Its ``holm`` is corrected for
             the rows and judged scores of this table.
-        over_seeds: the same by the seeds' own scores (``over_seeds``); None with a single seed, too.
+        over_seeds: the same by the seeds' own scores (``paired_t_test``); None with a single seed, too.
     """
 
     seeds: list[float] = field(default_factory=list)
@@ -71,14 +71,14 @@ class Row:
     scores: dict[str, Score]
     x: float | None = None
     tests: dict[str, Judged] = field(default_factory=dict)
-    facts: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
     def tested(self, score: str = HEADLINE) -> Judged:
         """What is known of a judged score."""
         return self.tests.get(score, Judged())
 
 
-def measure(config: Config, made: Sequence[Sequence[Made]], experiment: Experiment) -> list[Row]:
+def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], experiment: Experiment) -> list[Row]:
     """Rows of the variants, in their order; each is a list of what its seeds made.
 
     Args:
@@ -91,7 +91,7 @@ def measure(config: Config, made: Sequence[Sequence[Made]], experiment: Experime
     for seeds, facts in zip(made, _training_facts(made, experiment.paired), strict=True):
         read = [_read(one) for one in seeds]
         runs, variant = [run for run, _ in read], seeds[0].variant
-        whole = pool(variant.name, runs)
+        whole = pool_seeds(variant.name, runs)
         scores = _scores(whole, experiment, samples, seed)
         if lost := sum(count for _, count in read):
             facts = facts | {LOST: float(lost)}
@@ -105,17 +105,17 @@ def measure(config: Config, made: Sequence[Sequence[Made]], experiment: Experime
     return with_differences(rows, pools, samples, seed) if experiment.paired else rows
 
 
-def _scores(run: Run, experiment: Experiment, samples: int, seed: int) -> dict[str, Score]:
+def _scores(run: ReportSet, experiment: Experiment, samples: int, seed: int) -> dict[str, Score]:
     """Those that a table shows of the reports of a variant."""
     found = scores_of(run, samples, seed)
-    names = dict.fromkeys((*SHOWN, *experiment.judged, *(DETAILS if experiment.grounded else ())))
+    names = dict.fromkeys((*REPORTED_METRICS, *experiment.judged, *(DETAILS if experiment.grounded else ())))
     scores = {name: Score(*found[name]) for name in names if np.isfinite(found[name][0])}
     if experiment.per_class:
         scores |= {f"F1 {name}": Score(value) for name, value in class_f1(run).items()}
     return scores
 
 
-def with_differences(rows: list[Row], pools: list[Run], samples: int, seed: int) -> list[Row]:
+def with_differences(rows: list[Row], pools: list[ReportSet], samples: int, seed: int) -> list[Row]:
     """The rows with what the paired tests say of each against the first, in every judged score."""
     if len(rows) < 2:
         return rows
@@ -124,7 +124,7 @@ def with_differences(rows: list[Row], pools: list[Run], samples: int, seed: int)
     patients = iter(_corrected([found[run.name][name] for run in pools[1:] for name in names]))
     many = all(len(test.seeds) > 1 for test in first.tests.values())
     pairs = [(first.tests[name].seeds, row.tests[name].seeds) for row in others for name in names if many]
-    seeds = iter(_corrected([over_seeds(*pair) for pair in pairs]))
+    seeds = iter(_corrected([paired_t_test(*pair) for pair in pairs]))
     return [
         first,
         *(
@@ -137,7 +137,7 @@ def with_differences(rows: list[Row], pools: list[Run], samples: int, seed: int)
     ]
 
 
-def over_seeds(first: Sequence[float], other: Sequence[float]) -> Difference:
+def paired_t_test(first: Sequence[float], other: Sequence[float]) -> Difference:
     """Means over seeds, and the paired t-test of their differences: seed i of both has the same batches in its order.
 
     With n seeds it has n − 1 degrees of freedom and takes the differences to be normally distributed, which so few
@@ -159,27 +159,27 @@ def _corrected(differences: Sequence[Difference]) -> list[Difference]:
     return [replace(d, holm=p) for d, p in zip(differences, holm([d.p for d in differences]), strict=True)]
 
 
-def pool(name: str, runs: Sequence[Run]) -> Run:
+def pool_seeds(name: str, runs: Sequence[ReportSet]) -> ReportSet:
     """The reports of several seeds as one run; studies of one patient stay one group whatever the seed."""
     reports = [replace(r, key=f"{seed}/{r.key}") for seed, run in enumerate(runs) for r in run.reports]
-    return Run(name, reports)
+    return ReportSet(name, reports)
 
 
-def class_f1(run: Run) -> dict[str, float]:
+def class_f1(run: ReportSet) -> dict[str, float]:
     """F1 of each finding that some reference states."""
-    truth = stated(label_matrix([report.reference for report in run.reports]))
-    said = stated(label_matrix([report.text for report in run.reports]))
-    table = ClinicalScores.of(truth, said).per_label()[0]
+    truth = binarize(label_matrix([report.reference for report in run.reports]))
+    said = binarize(label_matrix([report.text for report in run.reports]))
+    table = ClinicalScores.from_labels(truth, said).per_label()[0]
     return {name: float(table[k, 2]) for name in FINDINGS for k in [LABELS.index(name)] if truth[:, k].any()}
 
 
-def _read(made: Made) -> tuple[Run, int]:
+def _read(made: VariantOutputs) -> tuple[ReportSet, int]:
     """The reports of one seed: the model's, or copies of those it retrieved; and how many copies could not be had."""
     run = read_run(made.path("reports"))
-    return copies(run, made, made.variant.copied) if made.variant.copied else (run, 0)
+    return copies(run, made, made.variant.copy_top_k) if made.variant.copy_top_k else (run, 0)
 
 
-def _training_facts(made: Sequence[Sequence[Made]], paired: bool) -> list[dict[str, float]]:
+def _training_facts(made: Sequence[Sequence[VariantOutputs]], paired: bool) -> list[dict[str, float]]:
     """Per variant: rows of the banks, perplexity of the memories, validation loss and how soon it fell."""
     curves = [[_curve(one.path("stage2")) for one in seeds] for seeds in made]
     # the highest of the lowest: a loss that every training reached
@@ -199,7 +199,7 @@ def _training_facts(made: Sequence[Sequence[Made]], paired: bool) -> list[dict[s
 def _sizes(banks: Path) -> dict[str, float]:
     """Rows of both banks, and how many different texts the rows of the report bank have."""
     visual, reports = (MemoryBank.open(banks / bank) for bank in (VISUAL, REPORTS))
-    texts = len(set(reports.origins(0, len(reports), ["text"])["text"].to_pylist()))
+    texts = len(set(reports.provenance_rows(0, len(reports), ["text"])["text"].to_pylist()))
     counts = {f"{VISUAL} rows": len(visual), f"{REPORTS} rows": len(reports), "distinct texts": texts}
     return {name: float(count) for name, count in counts.items()}
 

@@ -14,23 +14,23 @@ from amrg.config import Config
 from amrg.training.stage2 import SCRATCH
 
 #: In the folder of all experiments; may be removed at any time.
-KEPT = "seen"
+CACHE_DIR = "seen"
 
 
-def make_step(verb: str, config: Config) -> None:
+def run_step_with_vision_cache(verb: str, config: Config) -> None:
     """``pipeline.run_step``, without looking at films that another variant looked at with the same eyes."""
     looks = verb in ("stage2", "generate") and not config.stage2.train_vision
     pipeline.run_step(verb, config, partial(_make, verb) if looks else None)
 
 
 def _make(verb: str, config: Config, inputs: dict[str, Path], folder: Path) -> None:
-    kept = pipeline.root(config) / "experiments" / KEPT / _eyes(config, inputs)
+    kept = pipeline.root(config) / "experiments" / CACHE_DIR / _vision_fingerprint(config, inputs)
     _copy(kept, folder / SCRATCH)
-    pipeline.STEPS[verb].make(config, inputs, folder)
+    pipeline.STEPS[verb].run(config, inputs, folder)
     _copy(folder / SCRATCH, kept)
 
 
-def _eyes(config: Config, inputs: dict[str, Path]) -> str:
+def _vision_fingerprint(config: Config, inputs: dict[str, Path]) -> str:
     """A name for all that decides what is seen: films, stage 1, precision, pooling of the grid, map of the regions."""
     hashes = [open_artifact(inputs[kind], kind).hash for kind in ("data", "stage1")]
     how = [config.stage2.dtype, config.decoder.use_visual, config.decoder.visual_tokens, config.banks.mining.method]

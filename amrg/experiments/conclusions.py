@@ -76,7 +76,7 @@ def relevant(rows: Sequence[Row]) -> list[str]:
 
 def _relevance(row: Row, memory: str) -> str:
     """``“name” 0.7 [0.6, 0.8] (0.1 [0.0, 0.2] where the film lacks it, 0.143 of the rows)``."""
-    beside = [f"{row.facts[f'{memory} {BASE}']:.3f} of the rows"]
+    beside = [f"{row.diagnostics[f'{memory} {BASE}']:.3f} of the rows"]
     if lacking := row.scores.get(f"{memory} relevance, absent"):
         beside.insert(0, f"{span(lacking)} where the film lacks it")
     return f"“{row.name}” {span(row.scores[f'{memory} relevance'])} ({', '.join(beside)})"
@@ -99,7 +99,7 @@ def grounding(rows: Sequence[Row]) -> list[str]:
 def retrieval(rows: Sequence[Row]) -> list[str]:
     """Every variant against the first; and of copies, how many could not be had."""
     said = paired(rows)
-    if lost := [f"{row.facts[LOST]:.0f} of “{row.name}”" for row in rows if LOST in row.facts]:
+    if lost := [f"{row.diagnostics[LOST]:.0f} of “{row.name}”" for row in rows if LOST in row.diagnostics]:
         said.append(
             "Reports that could not be copied, as no row was retrieved whose study is in the data, and that count as "
             f"empty: {', '.join(lost)}."
@@ -111,15 +111,15 @@ def beta(rows: Sequence[Row]) -> list[str]:
     """Speed, spread and score along β."""
     if nothing := silent(rows):
         return [nothing, *paired(rows)]
-    speed = {row.name: row.facts["epochs to common loss"] for row in rows}
+    speed = {row.name: row.diagnostics["epochs to common loss"] for row in rows}
     fastest, slowest = min(speed, key=lambda n: speed[n]), max(speed, key=lambda n: speed[n])
     best = max(rows, key=lambda row: row.scores[HEADLINE].value)
     ordered = sorted((row for row in rows if row.x is not None), key=lambda row: row.x or 0.0)
     low, high = ordered[0], ordered[-1]
     spread = " and ".join(
-        f"from {low.facts[name]:.1f} to {high.facts[name]:.1f} rows ({name.split()[0]} bank)"
+        f"from {low.diagnostics[name]:.1f} to {high.diagnostics[name]:.1f} rows ({name.split()[0]} bank)"
         for name in ("visual perplexity", "report perplexity")
-        if name in low.facts and name in high.facts
+        if name in low.diagnostics and name in high.diagnostics
     )
     ahead = "The fastest also has" if fastest == best.name else f"Not the fastest but {best.name} has"
     text = (
@@ -138,18 +138,20 @@ def per_class(rows: Sequence[Row]) -> list[str]:
     """Which way of sampling is ahead for how many findings."""
     findings = [name for name in rows[0].scores if name.startswith("F1 ") and not name[-1].isdigit()]
     ahead = dict.fromkeys((row.name for row in rows), 0)
-    silent = []
+    no_finding_stated = []
     for name in findings:
         values = [row.scores[name].value for row in rows]
         if max(values) == 0:
-            silent.append(name.removeprefix("F1 "))
+            no_finding_stated.append(name.removeprefix("F1 "))
         elif values.count(max(values)) == 1:
             ahead[rows[values.index(max(values))].name] += 1
     told = ", ".join(f"“{name}” for {count}" for name, count in ahead.items())
     text = f"Of {len(findings)} findings in the references, highest F1 (alone): {told}."
-    if silent:
+    if no_finding_stated:
         text += (
-            f" None ever writes {', '.join(silent)}." if len(silent) < len(findings) else " None writes any of them."
+            f" None ever writes {', '.join(no_finding_stated)}."
+            if len(no_finding_stated) < len(findings)
+            else " None writes any of them."
         )
     return [text + " Single findings are few: these counts are no test.", *paired(rows)]
 
@@ -180,12 +182,12 @@ def leakage(rows: Sequence[Row]) -> list[str]:
     gain = leaked.tested(score).difference
     assert gain is not None
     words, leaked_words = rows[0].scores["ROUGE-L"], leaked.scores["ROUGE-L"]
-    copied = leaked_words.value > words.value and _apart(leaked_words, words)
+    copied = leaked_words.value > words.value and _intervals_disjoint(leaked_words, words)
     worth = concluded(
         leaked,
         {
-            "better": f"The fault is worth {gain.other - gain.first:+.3f} {CALLED[score]}: scores with it cannot be "
-            "believed.",
+            "better": f"The fault is worth {gain.candidate - gain.baseline:+.3f} {CALLED[score]}: scores with it cannot "
+            "be believed.",
             "worse": "The fault lowers the score here: the generator does not profit from finding the answer.",
         },
         "That the fault raises clinical scores is not shown here"
@@ -205,7 +207,7 @@ def thresholds(rows: Sequence[Row]) -> list[str]:
     """Which τ agrees best with the lesions, and what the published ones cost."""
     best = max(rows, key=lambda row: row.scores["IoU"].value)
     emptiest = max(rows, key=lambda row: row.scores["empty masks"].value)
-    apart = [row for row in rows if _apart(row.scores["IoU"], best.scores["IoU"])]
+    apart = [row for row in rows if _intervals_disjoint(row.scores["IoU"], best.scores["IoU"])]
     others = ", ".join(row.name for row in rows if row is not best and row not in apart)
     text = f"The mask agrees best with the lesion at {best.name}: IoU {span(best.scores['IoU'])}."
     text += f" Its interval overlaps that of {others}." if others else " All others are apart from it."
@@ -223,7 +225,7 @@ def methods(rows: Sequence[Row]) -> list[str]:
         return ["The data has no lesion masks to compare maps with.", *paired(rows)]
     best = max(rows, key=lambda row: row.scores["pointing"].value)
     told = "; ".join(f"{row.name} {span(row.scores['pointing'])}" for row in rows)
-    apart = all(row is best or _apart(row.scores["pointing"], best.scores["pointing"]) for row in rows)
+    apart = all(row is best or _intervals_disjoint(row.scores["pointing"], best.scores["pointing"]) for row in rows)
     sure = "apart from all others" if apart else "not apart from all others"
     control = best.scores["over control"]
     assert control.interval is not None
@@ -236,14 +238,14 @@ def methods(rows: Sequence[Row]) -> list[str]:
     return [text, *paired(rows)]
 
 
-def _apart(a: Score, b: Score) -> bool:
+def _intervals_disjoint(a: Score, b: Score) -> bool:
     assert a.interval is not None
     assert b.interval is not None
     return a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]
 
 
 #: By experiment; the others say what ``paired`` says.
-WORDS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+CONCLUSIONS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "mask-threshold": thresholds,
     "cam-method": methods,
     "beta": beta,
@@ -257,6 +259,6 @@ WORDS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
 }
 
 
-def sentences(name: str, rows: Sequence[Row]) -> list[str]:
+def conclusions(name: str, rows: Sequence[Row]) -> list[str]:
     """The paragraphs of an experiment."""
-    return WORDS.get(name, paired)(rows)
+    return CONCLUSIONS.get(name, paired)(rows)

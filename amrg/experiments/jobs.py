@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from amrg.config import Config, to_dict
 from amrg.errors import UserError
-from amrg.progress import say
+from amrg.progress import echo
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Jobs:
         with self._lock:
             self._stopping = True
         if kind is not None:
-            say("stopping: what can be saved is saved; once more stops at once")
+            echo("stopping: what can be saved is saved; once more stops at once")
         try:
             self._waiting.shutdown(wait=False, cancel_futures=True)
             for process in self._processes:
@@ -128,4 +128,4 @@ class _Process:
     def _pass_on(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            say(f"[{self._name}] {line.rstrip()}")
+            echo(f"[{self._name}] {line.rstrip()}")

@@ -12,9 +12,9 @@ from amrg.banks.bank import VISUAL
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.evaluation.classifier_outputs import view_test
-from amrg.evaluation.localization import enlarge, localise
-from amrg.evaluation.statistics import interval, resample
+from amrg.evaluation.classifier_outputs import run_on_test
+from amrg.evaluation.localization import localization_scores, upsample_to
+from amrg.evaluation.statistics import bootstrap_counts, interval
 from amrg.experiments.aggregate import Row, Score
 from amrg.mining.regions import STATS
 from amrg.models.classifier import DiseaseClassifier
@@ -45,14 +45,14 @@ class Lesions:
     maps_LHW: np.ndarray
 
 
-def lesions(config: Config, data: Path, stage1: Path, banks: Path) -> Lesions:
+def load_lesions(config: Config, data: Path, stage1: Path, banks: Path) -> Lesions:
     """Look at the split of ``generate`` with the map of ``banks.mining.method``.
 
     Raises:
         NoMasks: the data has no lesion masks.
     """
     model = DiseaseClassifier.from_pretrained(stage1 / "model").to(distributed.device())
-    seen = view_test(model, data, config.generate.split, config.banks.mining.method, config.stage1.dtype)
+    seen = run_on_test(model, data, config.generate.split, config.banks.mining.method, config.stage1.dtype)
     scales = json.loads((banks / VISUAL / STATS).read_text())["scales"]
     pairs = [(i, f) for i, masks in enumerate(seen.masks) for f in FINDINGS if f in masks and masks[f].any()]
     if len(pairs) < 2:
@@ -67,10 +67,10 @@ def lesions(config: Config, data: Path, stage1: Path, banks: Path) -> Lesions:
     )
 
 
-def at_thresholds(found: Lesions, thresholds: Sequence[float], samples: int, seed: int) -> list[Row]:
+def iou_by_threshold(found: Lesions, thresholds: Sequence[float], samples: int, seed: int) -> list[Row]:
     """IoU of what exceeds each τ with the lesion, pointing (a map that nowhere exceeds τ misses), empty masks, area."""
-    weights_BL = resample(found.groups, samples, seed)
-    large = enlarge(found.maps_LHW, found.masks.shape[1:]).reshape(len(found.masks), -1)
+    weights_BL = bootstrap_counts(found.groups, samples, seed)
+    large = upsample_to(found.maps_LHW, found.masks.shape[1:]).reshape(len(found.masks), -1)
     masks = found.masks.reshape(len(found.masks), -1)
     hit = masks[np.arange(len(masks)), large.argmax(1)]
     rows = []
@@ -84,7 +84,7 @@ def at_thresholds(found: Lesions, thresholds: Sequence[float], samples: int, see
     return rows
 
 
-def of_method(found: Lesions, samples: int, seed: int) -> dict[str, Score]:
+def scores_of_method(found: Lesions, samples: int, seed: int) -> dict[str, Score]:
     """What does not depend on τ: IoU at half of the map's own peak, pointing, activation inside over the whole film.
 
     Activation is also divided by what the lesions of other studies with the same finding get: 1 for a map that only
@@ -96,14 +96,14 @@ def of_method(found: Lesions, samples: int, seed: int) -> dict[str, Score]:
         rows = [i for i, name in enumerate(found.findings) if name == finding]
         if len(rows) < 2:
             continue
-        one = localise(found.maps_LHW[rows], found.masks[rows])
+        one = localization_scores(found.maps_LHW[rows], found.masks[rows])
         groups += [found.groups[i] for i in rows]
         for name in ("iou", "hit", "ratio", "control"):
             parts.setdefault(name, []).append(getattr(one, name))
     if not groups:
         return {}
     iou, hit, ratio, control = (np.concatenate(parts[name]) for name in ("iou", "hit", "ratio", "control"))
-    weights_BL = resample(groups, samples, seed)
+    weights_BL = bootstrap_counts(groups, samples, seed)
     drawn_control = weights_BL @ control
     quotient = weights_BL @ ratio / np.where(drawn_control > 0, drawn_control, np.nan)
     over = Score(float(ratio.mean() / max(control.mean(), 1e-12)), interval(quotient))
@@ -115,7 +115,7 @@ def of_method(found: Lesions, samples: int, seed: int) -> dict[str, Score]:
     }
 
 
-def drawn(found: Lesions, seed: int) -> list[int]:
+def sample_overlays(found: Lesions, seed: int) -> list[int]:
     """Numbers of the lesions to look at: drawn at random, not chosen."""
     order = np.random.default_rng(seed).permutation(len(found.findings))
     return sorted(order[:OVERLAYS].tolist())

@@ -155,7 +155,7 @@ def _retrieval(config: Config, texts: int) -> list[Variant]:
     untaught = {**once, "stage2.retrieval_loss": 0.0}
     without = [
         Variant("no retrieval loss", untaught),
-        Variant("no retrieval loss, copy of the top row's report", untaught, copied=1),
+        Variant("no retrieval loss, copy of the top row's report", untaught, copy_top_k=1),
     ]
     # The association loss teaches Hopfield networks only.
     taught = config.stage2.association_loss > 0
@@ -164,8 +164,8 @@ def _retrieval(config: Config, texts: int) -> list[Variant]:
         Variant("Hopfield, 1 step", once),
         *(Variant(f"Hopfield, {n} steps", {**hopfield, "memory.update_steps": n}) for n in (2, 4)),
         Variant("cross-attention, no association loss" if taught else "cross-attention", attention),
-        Variant("copy of the top row's report", once, copied=1),
-        Variant(f"most typical report of the top {TOP_ROWS} rows", once, copied=TOP_ROWS),
+        Variant("copy of the top row's report", once, copy_top_k=1),
+        Variant(f"most typical report of the top {TOP_ROWS} rows", once, copy_top_k=TOP_ROWS),
         *(without if config.stage2.retrieval_loss else []),
     ]
 

@@ -17,10 +17,10 @@ from amrg.config import Config
 from amrg.evaluation.comparison import Difference
 from amrg.experiments.aggregate import Row, Score
 from amrg.experiments.registry import HEADLINE
-from amrg.experiments.sweep import folder_of
+from amrg.experiments.sweep import experiments_dir
 from amrg.experiments.verdicts import span
-from amrg.pages import ALWAYS, EMBEDDED
-from amrg.pages.result_page import number, templates
+from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
+from amrg.pages.result_page import format_number, templates
 
 RESULT, TABLE, PAGE = "result.json", "table.csv", "index.html"
 _BLUE, _GREY = "#005a9c", "#8795a1"
@@ -54,7 +54,7 @@ class Result:
 
 def write(config: Config, result: Result, rows: Sequence[Row]) -> Path:
     """Write an experiment's folder and the run's page anew; returns the experiment's page."""
-    folder = folder_of(config) / result.name
+    folder = experiments_dir(config) / result.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TABLE).unlink(missing_ok=True)
     if rows:
@@ -66,13 +66,13 @@ def write(config: Config, result: Result, rows: Sequence[Row]) -> Path:
 
 def read_all(config: Config, names: Sequence[str]) -> list[Result]:
     """The experiments of the run that have a result, in the order of ``names``."""
-    files = [folder_of(config) / name / RESULT for name in names]
+    files = [experiments_dir(config) / name / RESULT for name in names]
     return [Result(**json.loads(file.read_text())) for file in files if file.exists()]
 
 
 def write_all(config: Config, results: Sequence[Result]) -> Path:
     """The page of all of them."""
-    page = folder_of(config) / PAGE
+    page = experiments_dir(config) / PAGE
     page.write_text(render(config, results), encoding="utf-8")
     return page
 
@@ -85,8 +85,8 @@ def render(config: Config, results: Sequence[Result]) -> str:
         .render(
             run=config.name,
             source=config.data.source,
-            always=ALWAYS,
-            embedded=EMBEDDED if config.data.source == "openi_drr" else None,
+            always=NOT_CLINICAL_NOTICE,
+            embedded=EMBEDDED_DATA_NOTICE if config.data.source == "openi_drr" else None,
             results=results,
         )
     )
@@ -113,11 +113,11 @@ def _flat(row: Row) -> dict[str, Any]:
         for d, how in ((tested.difference, ""), (tested.over_seeds, " over seeds")):
             if d is not None:
                 low, high = d.interval
-                told = {"difference": d.other - d.first, "difference low": low, "difference high": high}
+                told = {"difference": d.candidate - d.baseline, "difference low": low, "difference high": high}
                 told |= {"p": d.p, "p corrected": d.holm}
                 line |= {f"{_of(judged)}{name}{how}": value for name, value in told.items()}
     seeds = {f"{judged} seed {i}": v for judged, tested in row.tests.items() for i, v in enumerate(tested.seeds)}
-    return line | seeds | row.facts
+    return line | seeds | row.diagnostics
 
 
 def _of(score: str) -> str:
@@ -128,7 +128,7 @@ def _of(score: str) -> str:
 def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """The same for a reader: intervals in one cell with their number."""
     scores = dict.fromkeys(name for row in rows for name in row.scores)
-    facts = dict.fromkeys(name for row in rows for name in row.facts)
+    facts = dict.fromkeys(name for row in rows for name in row.diagnostics)
     tests: dict[tuple[str, str], list[Difference | None]] = {}
     for judged in dict.fromkeys(judged for row in rows for judged in row.tests):
         tests[_of(judged), ""] = [row.tested(judged).difference for row in rows]
@@ -141,7 +141,7 @@ def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             row.name,
             *(span(row.scores[name]) if name in row.scores else "–" for name in scores),
             *(cell for found in tested.values() for cell in _difference(found[i])),
-            *(_fact(name, row.facts.get(name)) for name in facts),
+            *(_fact(name, row.diagnostics.get(name)) for name in facts),
         ]
         for i, row in enumerate(rows)
     ]
@@ -149,13 +149,13 @@ def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def _fact(name: str, value: float | None) -> str:
     whole = name.endswith((" rows", " texts"))
-    return f"{value:,.0f}" if value is not None and whole else number(value)
+    return f"{value:,.0f}" if value is not None and whole else format_number(value)
 
 
 def _difference(d: Difference | None) -> list[str]:
     if d is None:
         return ["–", "–"]
-    return [f"{d.other - d.first:+.3f} [{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]", f"{d.holm:.3f}"]
+    return [f"{d.candidate - d.baseline:+.3f} [{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]", f"{d.holm:.3f}"]
 
 
 def plot(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
@@ -205,7 +205,7 @@ def _drawn(rows: Sequence[Row], name: str) -> tuple[list[float], list[Score], li
 def _value(row: Row, name: str) -> Score | None:
     if name in row.scores:
         return row.scores[name]
-    value = row.facts.get(name, math.nan)
+    value = row.diagnostics.get(name, math.nan)
     return None if math.isnan(value) else Score(value)
 
 

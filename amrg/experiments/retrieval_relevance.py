@@ -16,11 +16,11 @@ from amrg.banks.bank import REPORTS, MemoryBank
 from amrg.config import Config
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS, POSITIVE
-from amrg.data.stream import read, studies
-from amrg.evaluation.comparison import Run
+from amrg.data.stream import iter_samples, load_studies
+from amrg.evaluation.comparison import ReportSet
 from amrg.evaluation.relevance import FOLDERS, relevance
-from amrg.evaluation.statistics import resample
-from amrg.experiments.sweep import Made
+from amrg.evaluation.statistics import bootstrap_counts
+from amrg.experiments.sweep import VariantOutputs
 
 Value = tuple[float, tuple[float, float]]
 
@@ -30,8 +30,8 @@ SHOWN = {"relevance": "with", "relevance, absent": "without", "true side": "side
 ALIKE, BASE = "alike", "base rate"
 
 
-def relevance_scores(config: Config, made: Sequence[Made], runs: Sequence[Run]) -> dict[str, Value]:
-    """Relevance of each memory with its intervals, all seeds together: ``visual relevance`` and so on (``SHOWN``).
+def relevance_scores(config: Config, made: Sequence[VariantOutputs], runs: Sequence[ReportSet]) -> dict[str, Value]:
+    """Relevance of each memory with its intervals, all seeds together: ``visual relevance`` and so on.
 
     Args:
         config: ``generate.split``, ``vision.image_size``, ``evaluate.bootstrap`` and ``seed`` are read.
@@ -49,7 +49,7 @@ def relevance_scores(config: Config, made: Sequence[Made], runs: Sequence[Run]) 
     return found
 
 
-def relevance_facts(config: Config, made: Sequence[Made], runs: Sequence[Run]) -> dict[str, float]:
+def relevance_facts(config: Config, made: Sequence[VariantOutputs], runs: Sequence[ReportSet]) -> dict[str, float]:
     """``visual alike``, ``visual base rate`` and so on: means over seeds, as each training may prefer another row."""
     seeds: dict[str, list[float]] = {}
     for one, run in zip(made, runs, strict=True):
@@ -60,7 +60,9 @@ def relevance_facts(config: Config, made: Sequence[Made], runs: Sequence[Run]) -
     return {name: float(np.mean(values)) for name, values in seeds.items()}
 
 
-def _summaries(config: Config, made: Made, runs: Sequence[Run], samples: int) -> dict[str, dict[str, Any]]:
+def _summaries(
+    config: Config, made: VariantOutputs, runs: Sequence[ReportSet], samples: int
+) -> dict[str, dict[str, Any]]:
     """``Relevance.summary`` of each memory that is on, over the reports of some seeds of one variant."""
     present, masks = _truth(made.path("data"), config.generate.split, config.vision.image_size)
     reports = [report for run in runs for report in run.reports]
@@ -69,7 +71,7 @@ def _summaries(config: Config, made: Made, runs: Sequence[Run], samples: int) ->
         reports,
         np.array([present[report.key] for report in reports]),
         [masks[report.key] for report in reports],
-        resample([report.group for report in reports], samples, config.seed),
+        bootstrap_counts([report.group for report in reports], samples, config.seed),
     )
     return {bank: told[bank] for bank in FOLDERS if told[bank] is not None}  # type: ignore[misc]
 
@@ -80,14 +82,14 @@ def _truth(
 ) -> tuple[Mapping[str, list[bool]], Mapping[str, Mapping[str, np.ndarray]]]:
     """By study: which of the 13 findings it has by its own labels, and its true lesions as the model sees them."""
     present, masks = {}, {}
-    for sample in read(data, split):
+    for sample in iter_samples(data, split):
         key, labels = sample.study.key, sample.study.labels
         present[key] = [labels[finding] == POSITIVE for finding in FINDINGS]
         masks[key] = {finding: letterbox(mask, size) for finding, mask in sample.masks.items()}
     return present, masks
 
 
-def copies(run: Run, made: Made, rows: int) -> tuple[Run, int]:
+def copies(run: ReportSet, made: VariantOutputs, rows: int) -> tuple[ReportSet, int]:
     """Every report replaced by a whole report: of the study that the heaviest row of the report bank belongs to.
 
     A row may be a sentence; its provenance names the study.
@@ -106,14 +108,14 @@ def copies(run: Run, made: Made, rows: int) -> tuple[Run, int]:
     for report, texts in zip(run.reports, _behind(run, made, rows), strict=True):
         lost += not texts
         copied.append(replace(report, text=most_typical(texts)))
-    return Run(run.name, copied), lost
+    return ReportSet(run.name, copied), lost
 
 
-def _behind(run: Run, made: Made, rows: int) -> Iterator[list[str]]:
+def _behind(run: ReportSet, made: VariantOutputs, rows: int) -> Iterator[list[str]]:
     """For each report the whole reports of the studies that its heaviest rows belong to, each study once."""
     bank = MemoryBank.open(made.path("banks") / REPORTS)
     keys = bank.provenance["key"]
-    known = {s.key: s.report for split in bank.header["splits"] for s in studies(made.path("data"), split)}
+    known = {s.key: s.report for split in bank.header["splits"] for s in load_studies(made.path("data"), split)}
     for report in run.reports:
         heaviest = [row["row"] for row in report.memory.get("report", [])[:rows]]
         of = dict.fromkeys(keys.take(pa.array(heaviest, pa.int64())).to_pylist())

@@ -20,9 +20,9 @@ from amrg import pipeline
 from amrg.artifacts import Artifact, find, open_artifact
 from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
-from amrg.experiments.cached_steps import make_step
+from amrg.experiments.cached_steps import run_step_with_vision_cache
 from amrg.experiments.jobs import Jobs
-from amrg.progress import say
+from amrg.progress import echo
 
 TIMES = "times.json"
 LAST, PAGE = "generate", "page"
@@ -42,12 +42,12 @@ class Variant:
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    copied: int = 0
+    copy_top_k: int = 0
     x: float | None = None
 
 
 @dataclass(frozen=True)
-class Made:
+class VariantOutputs:
     """What one seed of one variant made: artefacts by kind."""
 
     variant: Variant
@@ -93,7 +93,7 @@ class _Times:
             self._file.write_text(json.dumps(self._seconds, indent=2) + "\n")
 
 
-def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
     """The configuration with settings by dotted name replaced; a name or value that does not exist is refused."""
     content = to_dict(config)
     for name, value in changes.items():
@@ -105,13 +105,13 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return from_dict(content, "experiment")
 
 
-def seeded(config: Config, variant: Variant, seed: int) -> Config:
+def with_seed(config: Config, variant: Variant, seed: int) -> Config:
     """A variant's configuration with one more seed of stage 2: data, stage 1 and banks keep the run's own.
 
     Seed 0 is the run as configured, so that an earlier ``amrg run`` is found.
     """
     own = config.seed if config.stage2.seed is None else config.stage2.seed
-    return changed(config, {**variant.changes, **({"stage2.seed": own + seed} if seed else {})})
+    return with_overrides(config, {**variant.changes, **({"stage2.seed": own + seed} if seed else {})})
 
 
 class Sweep:
@@ -130,42 +130,42 @@ class Sweep:
         self.config, self.jobs = config, jobs
         self._experiments = list(zip(experiments, seeds, strict=True))
         self._pages = len(experiments)  # still to be written
-        self._times = _Times(folder_of(config) / TIMES)
+        self._times = _Times(experiments_dir(config) / TIMES)
         self._jobs: Jobs | None = None
         self._ahead: dict[Config, Future[dict[str, Artifact]]] = {}
         self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
-    def work_ahead(self, jobs: Jobs) -> None:
+    def submit_all(self, jobs: Jobs) -> None:
         """From now on make everything in ``jobs``, in the order in which ``run`` will ask for it."""
         self._jobs = jobs
         for variants, seeds in self._experiments:
             # One seed of all variants, then the next: two that are made at a time seldom wait for the same bank.
             for seed, variant in itertools.product(range(seeds), variants):
-                config = seeded(self.config, variant, seed)
+                config = with_seed(self.config, variant, seed)
                 if config not in self._ahead:
                     self._ahead[config] = jobs.submit(self._chain, config, f"{variant.name}, seed {seed}")
 
-    def run(self, variant: Variant, seeds: int) -> list[Made]:
+    def run(self, variant: Variant, seeds: int) -> list[VariantOutputs]:
         """So many seeds of a variant; UserError as the steps raise it."""
         return [self._one(variant, seed) for seed in range(seeds)]
 
-    def base(self) -> Made:
+    def base_run(self) -> VariantOutputs:
         """The run as configured, up to the banks: what needs no training of stage 2."""
-        return Made(Variant("as configured"), 0, self._chain(self.config, "as configured", "banks"))
+        return VariantOutputs(Variant("as configured"), 0, self._chain(self.config, "as configured", "banks"))
 
     @contextmanager
-    def page(self) -> Iterator[None]:
+    def timed_page(self) -> Iterator[None]:
         """Around the measuring and writing of an experiment, which takes its time, too."""
         start = time.monotonic()
         yield
         self._pages -= 1
-        self._times.note(self._timed_as(PAGE, self.jobs), time.monotonic() - start)
+        self._times.note(self._timing_key(PAGE, self.jobs), time.monotonic() - start)
 
-    def _one(self, variant: Variant, seed: int) -> Made:
-        config = seeded(self.config, variant, seed)
+    def _one(self, variant: Variant, seed: int) -> VariantOutputs:
+        config = with_seed(self.config, variant, seed)
         ahead = self._ahead.get(config)
         made = ahead.result() if ahead else self._chain(config, f"{variant.name}, seed {seed}")
-        return Made(variant, seed, made)
+        return VariantOutputs(variant, seed, made)
 
     def _chain(self, config: Config, name: str, last: str = LAST) -> dict[str, Artifact]:
         made = [self._step(verb, config, name) for verb in steps(last)]
@@ -178,25 +178,25 @@ class Sweep:
             known = find(folder, plan)
             if known is not None:
                 return known
-            say(f"[{name}] {verb}{_about(self.predicted(verb), ' (about {})')}")
+            echo(f"[{name}] {verb}{_about(self.predicted(verb), ' (about {})')}")
             start = time.monotonic()
             if self._jobs is None:
-                make_step(verb, config)
+                run_step_with_vision_cache(verb, config)
             else:
                 self._jobs.make(verb, config, name)
-            self._times.note(self._timed_as(verb, self.jobs if self._jobs else 1), time.monotonic() - start)
+            self._times.note(self._timing_key(verb, self.jobs if self._jobs else 1), time.monotonic() - start)
             return open_artifact(plan.path(folder), plan.kind)
 
     def predicted(self, verb: str) -> float | None:
         """Seconds that a step will take: the median of those made so far; None before the first."""
-        return self._times.median(self._timed_as(verb, self.jobs))
+        return self._times.median(self._timing_key(verb, self.jobs))
 
-    def _timed_as(self, verb: str, jobs: int) -> str:
+    def _timing_key(self, verb: str, jobs: int) -> str:
         """What is timed together: a step takes longer beside others, and a training by its epochs."""
         epochs = f", {self.config.stage2.epochs} epochs" if verb == "stage2" else ""
         return f"{verb}{epochs}, {jobs} at a time"
 
-    def to_make(self) -> dict[str, int]:
+    def pending_counts(self) -> dict[str, int]:
         """By verb, how many steps are still to be made for all variants and seeds; and pages."""
         counts = dict.fromkeys(steps(), 0)
         seen: set[str] = set()
@@ -204,7 +204,7 @@ class Sweep:
         for variants, seeds in self._experiments:
             plans += [(variant, seed, LAST) for variant in variants for seed in range(seeds)]
         for variant, seed, last in plans:
-            config, settings = seeded(self.config, variant, seed), []
+            config, settings = with_seed(self.config, variant, seed), []
             for verb in steps(last):
                 settings.append(pipeline.STEPS[verb].settings(config))
                 same = json.dumps([verb, settings], sort_keys=True)
@@ -214,11 +214,11 @@ class Sweep:
 
     def forecast(self) -> list[Forecast]:
         """What is shown before the start."""
-        return [Forecast(verb, count, self.predicted(verb), self.jobs) for verb, count in self.to_make().items()]
+        return [Forecast(verb, count, self.predicted(verb), self.jobs) for verb, count in self.pending_counts().items()]
 
-    def left(self) -> str:
+    def eta_message(self) -> str:
         """How much longer it may take, for a progress line."""
-        return f"still to come: about {together(self.forecast())}"
+        return f"still to come: about {total_eta(self.forecast())}"
 
 
 def steps(last: str = LAST) -> list[str]:
@@ -226,7 +226,7 @@ def steps(last: str = LAST) -> list[str]:
     return list(pipeline.STEPS)[: list(pipeline.STEPS).index(last) + 1]
 
 
-def folder_of(config: Config) -> Path:
+def experiments_dir(config: Config) -> Path:
     """Of all experiments of a run."""
     return pipeline.root(config) / "experiments"
 
@@ -235,13 +235,13 @@ def show_forecast(rows: Sequence[Forecast]) -> None:
     """Print the table; a step that was never timed on this machine is said to be unknown."""
     jobs = rows[0].jobs
     at_once = f", {jobs} at a time" if jobs > 1 else ""
-    say(f"to be made (made steps are kept){at_once}:")
+    echo(f"to be made (made steps are kept){at_once}:")
     for row in rows:
-        say(f"  {row.verb:<9}{row.count:>4}  {duration(row.one):>9} each  {duration(row.all):>9}")
-    say(f"predicted: {together(rows)}")
+        echo(f"  {row.verb:<9}{row.count:>4}  {duration(row.one):>9} each  {duration(row.all):>9}")
+    echo(f"predicted: {total_eta(rows)}")
 
 
-def together(rows: Sequence[Forecast]) -> str:
+def total_eta(rows: Sequence[Forecast]) -> str:
     """The time of all, and what of it is not known."""
     known = sum(row.all for row in rows if row.all is not None)
     unknown = [row.verb for row in rows if row.count and row.one is None]

@@ -25,18 +25,18 @@ def verdict(row: Row, score: str = HEADLINE) -> str:
     """``better``, ``worse``, ``no different`` (not shown to differ) or ``the same`` (in every resample)."""
     d = row.tested(score).difference
     assert d is not None
-    if d.first == d.other and d.interval == (0.0, 0.0):
+    if d.baseline == d.candidate and d.interval == (0.0, 0.0):
         return "the same"
     if d.holm >= LEVEL:
         return "no different"
-    return "better" if d.other > d.first else "worse"
+    return "better" if d.candidate > d.baseline else "worse"
 
 
 def settled(row: Row, score: str = HEADLINE) -> bool:
     """Whether what the reports show of a variant is shown of its setting, too: by the test over seeds, as clearly."""
     d, seeds = row.tested(score).difference, row.tested(score).over_seeds
     assert d is not None
-    return seeds is not None and seeds.holm < LEVEL and (seeds.other > seeds.first) == (d.other > d.first)
+    return seeds is not None and seeds.holm < LEVEL and (seeds.candidate > seeds.baseline) == (d.candidate > d.baseline)
 
 
 def compared(row: Row, first: Row, score: str = HEADLINE) -> str:
@@ -46,7 +46,7 @@ def compared(row: Row, first: Row, score: str = HEADLINE) -> str:
     assert d is not None
     if said == "the same":
         return f"“{row.name}” has exactly the {called} of “{first.name}”, in every resample."
-    numbers = f"{d.other - d.first:+.3f} ({_tested(d)})"
+    numbers = f"{d.candidate - d.baseline:+.3f} ({_tested(d)})"
     if tested.over_seeds is not None:
         numbers = f"{numbers[:-1]}; over {len(tested.seeds)} seeds {_tested(tested.over_seeds)})"
     if said == "no different":

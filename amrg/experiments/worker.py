@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from amrg import progress
 from amrg.config import from_dict
 from amrg.errors import UserError
-from amrg.experiments.cached_steps import make_step
+from amrg.experiments.cached_steps import run_step_with_vision_cache
 
 #: Seconds between two progress lines: several jobs share one log.
 LOG_EVERY = 60.0
@@ -36,7 +36,7 @@ def main() -> None:
             answers.flush()
     except KeyboardInterrupt as stop:
         if str(stop):
-            progress.say(str(stop))
+            progress.echo(str(stop))
 
 
 def _listen(asked: "SimpleQueue[str]") -> None:
@@ -48,7 +48,7 @@ def _listen(asked: "SimpleQueue[str]") -> None:
 def _make(verb: str, config: dict[str, object]) -> str | None:
     """Make a step; returns what went wrong."""
     try:
-        make_step(verb, from_dict(config, "experiment"))
+        run_step_with_vision_cache(verb, from_dict(config, "experiment"))
     except UserError as error:
         return str(error)
     except Exception as error:

@@ -10,12 +10,12 @@ from typing import Any, Self
 import torch
 
 from amrg import distributed
-from amrg.artifacts import whole
+from amrg.artifacts import atomic_path
 from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import VISUAL, MemoryBank, group_id
 from amrg.config import Config
-from amrg.data.stream import count
-from amrg.errors import UserError, gathered
+from amrg.data.stream import num_studies
+from amrg.errors import UserError, collect_errors
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.bank_sentences import no_sentences, open_sentences
 from amrg.models.composer import ROWS, Composed, Composer, head_features
@@ -23,26 +23,26 @@ from amrg.models.decoder import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
 from amrg.models.open_banks import open_banks
-from amrg.models.report_generator import MEMORIES, Association, ReportGenerator, Sight
-from amrg.precision import precision
+from amrg.models.report_generator import MEMORIES, Association, ReportGenerator, VisionOutput
+from amrg.precision import autocast
 from amrg.progress import track
 from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
 from amrg.training.deepspeed_config import refuse_whole_weights
 from amrg.training.retrieved_text import RetrievedText, open_text
-from amrg.training.stage2 import MODEL, SCRATCH, shares
-from amrg.training.vision_cache import Seen
+from amrg.training.stage2 import MODEL, SCRATCH, rank_batches
+from amrg.training.vision_cache import VisionCache
 
 REPORTS = "reports.jsonl"
 TOP_ROWS = 5  # memory rows named for each study and bank
 HEAD_STUDIES = 20_000  # that attribute heads are fitted on, at most
 
 
-@engine.linear_restored()
+@engine.restore_functional_linear()
 def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path) -> None:
     """Write ``reports.jsonl``: each study of ``config.generate.split`` once, in the order of their keys.
 
-    A line is ``{key, group, reference, generated}`` and what ``write_reports`` gives. Finished batches are kept in
+    A line is ``{key, group, reference, generated}`` and what ``generate_reports`` gives. Finished batches are kept in
     ``scratch/`` while the work goes on, so that an interrupted run goes on from there. Attribute heads that support
     details are kept beside the reports.
 
@@ -54,9 +54,9 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     Raises:
         UserError: the split is empty, or an artefact is not what it should be.
     """
-    distributed.start()
+    distributed.init_process_group()
     decoding = config.generate
-    if not count(data, decoding.split):
+    if not num_studies(data, decoding.split):
         raise UserError(f"the split `{decoding.split}` of {data} has no studies to write reports for")
     memories = open_banks(config, banks, decoding.batch_size)
     zero = None if decoding.ds_config is None else engine.zero3(decoding.ds_config, required=True)
@@ -65,18 +65,18 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     )
     if zero is not None:
         engine.partition(model.decoder, zero)
-    seen = Seen(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
+    seen = VisionCache(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
     recorder = Recorder.open(model, banks)
     composer = _composer(config, model, data, banks, stage2, folder)
     text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    batches = list(shares(len(seen), decoding.batch_size))
+    batches = list(rank_batches(len(seen), decoding.batch_size))
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        mine = _write(model, seen, rows, config, recorder, composer, text)
-        lines = distributed.gather_lists([line for line, one in zip(mine, counted.tolist(), strict=True) if one])
+        mine = _generate_lines(model, seen, rows, config, recorder, composer, text)
+        lines = distributed.all_gather_list([line for line, one in zip(mine, counted.tolist(), strict=True) if one])
         if distributed.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
         distributed.barrier()
@@ -90,7 +90,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     distributed.barrier()
 
 
-def strangers(groups: Sequence[str]) -> torch.Tensor:
+def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
     """For each study another patient's, a permutation, int64 [S]: the same distance along the split for all, from half
     its length on.
 
@@ -159,7 +159,9 @@ def generate_faults(config: Config) -> list[str]:
     if ours.min_new_tokens > ours.max_new_tokens:
         faults.append(f"generate.min_new_tokens {ours.min_new_tokens} is above max_new_tokens {ours.max_new_tokens}")
     if (name := ours.ds_config) is not None:
-        faults += gathered(lambda: refuse_whole_weights(name), lambda: refuse_quantised(config.decoder.base_dtype))
+        faults += collect_errors(
+            lambda: refuse_whole_weights(name), lambda: refuse_quantised(config.decoder.base_dtype)
+        )
     return faults
 
 
@@ -174,7 +176,7 @@ def _composer(
     heads = {}
     if config.generate.outline == "recalled":
         for name in HEADS.get(config.generate.support, ()):
-            seen = Seen(model, data, "train", folder / SCRATCH, config.stage2.dtype)
+            seen = VisionCache(model, data, "train", folder / SCRATCH, config.stage2.dtype)
             if distributed.rank() == 0 and not (folder / name).is_dir():
                 _fit_heads(config, model, seen, folder, name)
             distributed.barrier()
@@ -182,20 +184,20 @@ def _composer(
     return open_composer(config, banks, stage2 / CALIBRATION / config.generate.split, heads)
 
 
-def _fit_heads(config: Config, model: ReportGenerator, seen: Seen, folder: Path, name: str) -> None:
+def _fit_heads(config: Config, model: ReportGenerator, seen: VisionCache, folder: Path, name: str) -> None:
     """Fit attribute heads on what train reports state, and keep them."""
     rows = torch.arange(min(len(seen), HEAD_STUDIES))
     features_NFX = torch.cat([head_features(seen[part])[name] for part in rows.split(1024)])
     chosen = [seen.studies[row] for row in rows.tolist()]
     heads = AttributeHeads.fit(features_NFX, [report_details(s.report) for s in chosen], [s.group for s in chosen])
-    with whole(folder / name) as temporary:
+    with atomic_path(folder / name) as temporary:
         temporary.mkdir()
         heads.save(temporary)
 
 
-def _write(
+def _generate_lines(
     model: ReportGenerator,
-    seen: Seen,
+    seen: VisionCache,
     rows: torch.Tensor,
     config: Config,
     recorder: Recorder,
@@ -207,23 +209,23 @@ def _write(
     group_B = torch.tensor([group_id(study.group) for study in studies], device=distributed.device())
     asking = None
     if config.generate.memory == "mismatched":
-        asking = seen[strangers([study.group for study in seen.studies])[rows]]
-    lines = write_reports(model, seen[rows], group_B, config, recorder, composer, text, asking)
+        asking = seen[mismatched_permutation([study.group for study in seen.studies])[rows]]
+    lines = generate_reports(model, seen[rows], group_B, config, recorder, composer, text, asking)
     return [
         {"key": study.key, "group": study.group, "reference": study.report, **line}
         for study, line in zip(studies, lines, strict=True)
     ]
 
 
-def write_reports(
+def generate_reports(
     model: ReportGenerator,
-    sight: Sight,
+    sight: VisionOutput,
     group_B: torch.Tensor,
     config: Config,
     recorder: Recorder,
     composer: Composer | None,
     text: RetrievedText | None,
-    asking: Sight | None = None,
+    asking: VisionOutput | None = None,
 ) -> list[dict[str, Any]]:
     """What ``reports.jsonl`` records of some studies beside who they are.
 
@@ -233,7 +235,7 @@ def write_reports(
     ``retrieved_text`` is that.
 
     Args:
-        sight, group_B, asking: as for ``ReportGenerator.streams``; every rank needs equally many studies.
+        sight, group_B, asking: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
         config: ``generate`` and ``stage2.dtype`` are read.
         recorder: of the memories.
         composer: begins the reports; None leaves that to the decoder.
@@ -244,17 +246,17 @@ def write_reports(
     composed = [Composed("")] * len(group_B)
     if composer is not None:
         # Where a patient's own rows may be retrieved, the sentences may be said, too.
-        unsaid_B = model.hidden_group(group_B)
+        unsaid_B = model.masked_groups(group_B)
         composed = composer.compose(sight, associations, unsaid_B, recall="report" in associations)
     retrieved = [] if text is None else text.compose(asking or sight, group_B, associations)
-    with torch.no_grad(), precision(config.stage2.dtype):
+    with torch.no_grad(), autocast(config.stage2.dtype):
         texts = model.generate(
             sight,
             group_B,
             config.generate,
             synced=distributed.world_size() > 1,
             asking=asking,
-            begin=[one.text for one in composed],
+            forced_prefixes=[one.text for one in composed],
             retrieved_BL=None if text is None else text.encode(retrieved),
         )
     return [

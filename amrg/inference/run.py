@@ -28,11 +28,11 @@ BASE_MODEL: dict[str, Any] = {
 }
 
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
-OPENED_BY = ("scores", "reports", "stage2")
+HEAD_KINDS = ("scores", "reports", "stage2")
 
 
 @dataclass(frozen=True)
-class Chain:
+class RunArtifacts:
     """The artefacts behind one report generator; ``reports`` is None where none were generated yet.
 
     ``base_model`` is where the language model's base is, None: where it was in training.
@@ -51,9 +51,9 @@ class Chain:
         return self.stage2.path.resolve().parent.name
 
     @property
-    def marks(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Warnings that everything made from the artefacts carries."""
-        return sorted({one.mark for one in (self.data, self.stage1, self.banks, self.stage2) if one.mark})
+        return sorted({one.warning for one in (self.data, self.stage1, self.banks, self.stage2) if one.warning})
 
     @property
     def config(self) -> Config:
@@ -62,11 +62,13 @@ class Chain:
             stage2 = self.stage2.manifest["config"]
             return Config(
                 name=self.name,
-                data=_as(DataConfig, {"source": self.data.manifest["config"]["source"]}),
-                banks=_as(BanksConfig, self.banks.manifest["config"]),
-                memory=_as(MemoryConfig, stage2["memory"]),
-                stage2=_as(Stage2Config, {"dtype": stage2["stage2"]["dtype"]}),
-                generate=_as(GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}),
+                data=_validate(DataConfig, {"source": self.data.manifest["config"]["source"]}),
+                banks=_validate(BanksConfig, self.banks.manifest["config"]),
+                memory=_validate(MemoryConfig, stage2["memory"]),
+                stage2=_validate(Stage2Config, {"dtype": stage2["stage2"]["dtype"]}),
+                generate=_validate(
+                    GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}
+                ),
             )
         except (KeyError, ValidationError):
             raise UserError(
@@ -75,7 +77,7 @@ class Chain:
             ) from None
 
 
-def open_chain(run: Path, base_model: str | None = None) -> Chain:
+def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
     """The artefacts of a run.
 
     Args:
@@ -92,11 +94,13 @@ def open_chain(run: Path, base_model: str | None = None) -> Chain:
     missing = [kind for kind in ("data", "stage1", "banks", "stage2") if kind not in found]
     if missing:
         raise UserError(f"{head.path} does not name its {', '.join(missing)}: make it again with `amrg run`")
-    return Chain(found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"), base_model)
+    return RunArtifacts(
+        found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"), base_model
+    )
 
 
 def open_generator(
-    chain: Chain, studies_together: int
+    chain: RunArtifacts, studies_together: int
 ) -> tuple[ReportGenerator, Composer | None, RetrievedText | None]:
     """The generator of a run, what begins its reports where the decoder does not, and the text that it reads, if any.
 
@@ -121,7 +125,7 @@ def open_generator(
 def _newest(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"no run at {run}: give a folder made by `amrg run`, such as runs/demo")
-    for kind in OPENED_BY:
+    for kind in HEAD_KINDS:
         manifests = sorted(run.glob(f"{kind}-*/{MANIFEST}"), key=lambda path: (path.stat().st_mtime_ns, path))
         if manifests:
             return manifests[-1].parent
@@ -133,10 +137,12 @@ def _open(path: Path) -> Artifact:
         kind = json.loads((path / MANIFEST).read_text())["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not an artefact: it has no readable {MANIFEST}") from None
-    if kind not in OPENED_BY:
-        raise UserError(f"{path} holds a {kind} artefact: give one of {', '.join(OPENED_BY)}, or the folder of the run")
+    if kind not in HEAD_KINDS:
+        raise UserError(
+            f"{path} holds a {kind} artefact: give one of {', '.join(HEAD_KINDS)}, or the folder of the run"
+        )
     return open_artifact(path, kind)
 
 
-def _as(kind: type, content: Any) -> Any:
+def _validate(kind: type, content: Any) -> Any:
     return TypeAdapter(kind).validate_python(content)

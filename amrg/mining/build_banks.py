@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from amrg.artifacts import Each, mark
+from amrg.artifacts import MapFn, set_warning
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL
 from amrg.config import Config
 from amrg.mining.regions import mine_regions
-from amrg.mining.reports import encode_reports
+from amrg.mining.reports import build_report_bank
 
 
-def build_banks(config: Config, data: Path, stage1: Path, folder: Path, each: Each = map) -> None:
+def build_banks(config: Config, data: Path, stage1: Path, folder: Path, each: MapFn = map) -> None:
     """Build both banks from ``banks.splits``; what an interrupted run finished is kept.
 
     Args:
@@ -21,7 +21,7 @@ def build_banks(config: Config, data: Path, stage1: Path, folder: Path, each: Ea
     """
     scratch = folder / "scratch"
     mine_regions(config, data, stage1, folder / VISUAL, scratch, each)
-    encode_reports(config.banks, data, folder / REPORTS, config.seed, scratch, each)
+    build_report_bank(config.banks, data, folder / REPORTS, config.seed, scratch, each)
     held_out = [split for split in config.banks.splits if split != TRAIN]
     if held_out:
-        mark(folder, f"the banks hold rows of {' and '.join(held_out)} studies: scores on those mean nothing")
+        set_warning(folder, f"the banks hold rows of {' and '.join(held_out)} studies: scores on those mean nothing")

@@ -15,23 +15,23 @@ import numpy as np
 import torch
 
 from amrg import distributed
-from amrg.artifacts import whole
+from amrg.artifacts import atomic_path
 from amrg.config import Config
 from amrg.data.labels import LABELS, NO_FINDING, POSITIVE
-from amrg.data.stream import Sample, count, read
+from amrg.data.stream import Sample, iter_samples, num_studies
 from amrg.models.cam import activation_maps
-from amrg.models.classifier import DiseaseClassifier, per_study
+from amrg.models.classifier import DiseaseClassifier, mean_over_views
 from amrg.models.regions import Regions, find_regions
-from amrg.precision import precision
-from amrg.training.collate import stack_films
+from amrg.precision import autocast
+from amrg.training.collate import collate_images
 
 _BATCH = 32
 #: Studies that are worked on in one go: whole batches, so that a batch is the same in any part.
-PART = 8 * _BATCH
+STUDIES_PER_PART = 8 * _BATCH
 
 
 @dataclass(frozen=True)
-class Miner:
+class RegionMiner:
     """Finds the regions of parts; what it has written is not done again.
 
     Attributes:
@@ -67,7 +67,7 @@ class Miner:
         number, studies = part
         path = self.scratch / f"regions-{number:06d}.npz"
         if not path.exists():
-            with whole(path) as temporary, temporary.open("wb") as file:
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **self._found(studies))
         return path
 
@@ -102,20 +102,22 @@ class Miner:
 
     def _look(self, samples: list[Sample]) -> tuple[torch.Tensor, Regions]:
         """Probability of each label [B, K], and the regions of all films."""
-        films = stack_films(samples, self._model.config.image_size)
-        with torch.no_grad(), precision(self.config.stage1.dtype):
+        films = collate_images(samples, self._model.config.image_size)
+        with torch.no_grad(), autocast(self.config.stage1.dtype):
             out = self._model(films.images(distributed.device()))
         maps_MKHW = activation_maps(self._model.cam_head, out.fine_BHWC, self.config.banks.mining.method)
         regions = find_regions(out.projected_BHWD, maps_MKHW)
-        sure_BK = per_study(out.scores_BK, films.views).double().sigmoid().cpu()
+        sure_BK = mean_over_views(out.scores_BK, films.views).double().sigmoid().cpu()
         return sure_BK, Regions(*(part.cpu() for part in regions))
 
     def _read(self, studies: Sequence[int]) -> Iterator[Sample]:
         """The samples with these ascending numbers among those of ``banks.splits``."""
         first = 0
         for split in self.config.banks.splits:
-            size = count(self.data, split)
-            yield from read(self.data, split, [number - first for number in studies if first <= number < first + size])
+            size = num_studies(self.data, split)
+            yield from iter_samples(
+                self.data, split, [number - first for number in studies if first <= number < first + size]
+            )
             first += size
 
 

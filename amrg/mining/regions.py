@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from amrg.artifacts import Each, whole
+from amrg.artifacts import MapFn, atomic_path
 from amrg.banks.bank import DTYPES, TRAIN
 from amrg.banks.writer import BankWriter
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE
-from amrg.data.stream import count
-from amrg.data.stream import studies as read_studies
+from amrg.data.stream import load_studies as read_studies
+from amrg.data.stream import num_studies
 from amrg.data.studies import Study
 from amrg.data.text.cleaning import sentences
 from amrg.data.text.statements import statements
-from amrg.mining.region_encoder import PART, Miner
+from amrg.mining.region_encoder import STUDIES_PER_PART, RegionMiner
 from amrg.models.cam import class_scales
 from amrg.models.classifier import DiseaseClassifier
-from amrg.progress import say, track
+from amrg.progress import echo, track
 
 STATS = "stats.json"
 
@@ -58,7 +58,7 @@ class Candidate:
     peak: float
 
 
-def mine_regions(config: Config, data: Path, stage1: Path, folder: Path, scratch: Path, each: Each = map) -> None:
+def mine_regions(config: Config, data: Path, stage1: Path, folder: Path, scratch: Path, each: MapFn = map) -> None:
     """Build the visual bank in ``folder``, with ``stats.json`` beside it; a finished one is kept.
 
     The bytes do not depend on who does the parts.
@@ -73,10 +73,15 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path, scratch
     """
     if (folder / STATS).exists():
         return
-    mining, miner = config.banks.mining, Miner(config, data, stage1, scratch)
+    mining, miner = config.banks.mining, RegionMiner(config, data, stage1, scratch)
     numbers = _numbers(config, data)
-    parts = [(i, numbers[start : start + PART]) for i, start in enumerate(range(0, len(numbers), PART))]
-    files = list(track(each(miner.find, parts), f"searching films for regions (parts of {PART} studies)", len(parts)))
+    parts = [
+        (i, numbers[start : start + STUDIES_PER_PART])
+        for i, start in enumerate(range(0, len(numbers), STUDIES_PER_PART))
+    ]
+    files = list(
+        track(each(miner.find, parts), f"searching films for regions (parts of {STUDIES_PER_PART} studies)", len(parts))
+    )
     counts: dict[str, Counter[str]] = {name: Counter() for name in LABELS}
     found = _candidates(files, counts)
     peaks: dict[str, list[float]] = {name: [] for name in LABELS}
@@ -87,19 +92,19 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path, scratch
     for one in set(found) - set(loud):
         counts[one.label]["faint"] += 1
     most = {**dict.fromkeys(FINDINGS, mining.regions_per_finding), NO_FINDING: mining.normal_regions}
-    chosen = select(loud, most, config.seed, counts)
+    chosen = limit_per_finding(loud, most, config.seed, counts)
     about = {"method": mining.method, "threshold": mining.threshold, "scales": scales}
     _write(config, data, stage1, folder, about, [(numbers[one.study], one) for one in chosen], files)
     findings = {name: dict(sorted(counts[name].items())) for name in counts}
-    with whole(folder / STATS) as temporary:
+    with atomic_path(folder / STATS) as temporary:
         temporary.write_text(json.dumps({"studies": len(numbers), **about, "findings": findings}, indent=2) + "\n")
     rows, faint = (sum(counts[name][key] for name in LABELS) for key in ("rows", "faint"))
-    say(f"visual bank: {rows} regions and {len(LABELS)} disease tokens; {faint} regions were too faint ({STATS})")
+    echo(f"visual bank: {rows} regions and {len(LABELS)} disease tokens; {faint} regions were too faint ({STATS})")
 
 
 def _numbers(config: Config, data: Path) -> list[int]:
     """Numbers of the studies to mine among those of ``banks.splits``, ascending."""
-    total = sum(count(data, split) for split in config.banks.splits)
+    total = sum(num_studies(data, split) for split in config.banks.splits)
     wanted = config.banks.mining.films
     if wanted is None or wanted >= total:
         return list(range(total))
@@ -112,14 +117,14 @@ def _candidates(files: Sequence[Path], counts: dict[str, Counter[str]]) -> list[
         with np.load(path) as part:
             columns = (part[name].tolist() for name in ("study", "view", "label", "peak"))
             for index, (study, view, label, peak) in enumerate(zip(*columns, strict=True)):
-                found.append(Candidate(number, index, number * PART + study, view, LABELS[label], peak))
+                found.append(Candidate(number, index, number * STUDIES_PER_PART + study, view, LABELS[label], peak))
             for key in ("positive", "missed"):
                 for name, times in zip(LABELS, part[key].tolist(), strict=True):
                     counts[name].update({key: times} if times else {})
     return found
 
 
-def select(
+def limit_per_finding(
     found: Sequence[Candidate], most: Mapping[str, int], seed: int, counts: dict[str, Counter[str]]
 ) -> list[Candidate]:
     """At most ``most`` regions of each label, drawn by the seed, in the order of study, view and label."""
@@ -146,7 +151,11 @@ def _write(
     model = DiseaseClassifier.from_pretrained(stage1 / "model")
     studies = [study for split in banks.splits for study in read_studies(data, split)]
     with BankWriter(
-        folder, model.config.query_dim, dtype=DTYPES[banks.dtype], allow_split=(*banks.splits, TRAIN), about=about
+        folder,
+        model.config.query_dim,
+        dtype=DTYPES[banks.dtype],
+        allow_split=(*banks.splits, TRAIN),
+        encoder_info=about,
     ) as writer:
         for number, path in enumerate(files):
             own = [(study, one) for study, one in chosen if one.part == number]

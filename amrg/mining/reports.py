@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from amrg.artifacts import Each, whole
+from amrg.artifacts import MapFn, atomic_path
 from amrg.banks.bank import DTYPES, HEADER, MemoryBank
 from amrg.banks.sampling import sample_rows
 from amrg.banks.transforms import merge
 from amrg.banks.writer import BankWriter
 from amrg.config import BanksConfig
 from amrg.data.labels import POSITIVE
-from amrg.data.stream import studies
+from amrg.data.stream import load_studies
 from amrg.data.studies import Study
 from amrg.data.text.cleaning import sentences
 from amrg.data.text.labeler import label_report
@@ -25,10 +25,12 @@ from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
 from amrg.progress import track
 
-TOGETHER = 1000  # texts sorted by length and held as vectors at a time
+TEXTS_PER_PART = 1000  # texts sorted by length and held as vectors at a time
 
 
-def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int, scratch: Path, each: Each = map) -> None:
+def build_report_bank(
+    banks: BanksConfig, data: Path, folder: Path, seed: int, scratch: Path, each: MapFn = map
+) -> None:
     """Build the report bank from the studies of ``banks.splits``; a bank that is already there is kept.
 
     A text counts once per patient group, however many films were rendered for it. The bytes do not depend on who does
@@ -48,12 +50,12 @@ def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int, scra
     if (folder / HEADER).exists():
         return
     config = banks.reports
-    entries = _entries([study for split in banks.splits for study in studies(data, split)], config.unit)
+    entries = _candidate_rows([study for split in banks.splits for study in load_studies(data, split)], config.unit)
     chosen = [entries[i] for i in sample_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)]
     if not chosen:
         raise UserError(f"{folder}: no rows for the bank")
-    parts = list(enumerate(chosen[start : start + TOGETHER] for start in range(0, len(chosen), TOGETHER)))
-    encoded = track(each(_Part(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
+    parts = list(enumerate(chosen[start : start + TEXTS_PER_PART] for start in range(0, len(chosen), TEXTS_PER_PART)))
+    encoded = track(each(_BankPart(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     made = [MemoryBank.open(path) for path in encoded]
     if config.centered:
@@ -64,17 +66,17 @@ def encode_reports(banks: BanksConfig, data: Path, folder: Path, seed: int, scra
 
 def _join_centered(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig) -> None:
     """All rows without their mean, which the header keeps."""
-    sums_D = torch.stack([part.all().double().sum(0) for part in parts])
+    sums_D = torch.stack([part.load().double().sum(0) for part in parts])
     mean_D = (sums_D.sum(0) / sum(map(len, parts))).float()
     about = {**parts[0].header["about"], "mean": mean_D.tolist()}
     dtype = DTYPES[banks.dtype]
-    with BankWriter(folder, parts[0].dim, dtype=dtype, allow_split=banks.splits, about=about) as writer:
+    with BankWriter(folder, parts[0].dim, dtype=dtype, allow_split=banks.splits, encoder_info=about) as writer:
         for part in parts:
-            writer.add(part.all() - mean_D, part.provenance.to_pylist())
+            writer.add(part.load() - mean_D, part.provenance.to_pylist())
 
 
 @dataclass(frozen=True)
-class _Part:
+class _BankPart:
     """Encodes a part of the texts into a bank in ``scratch``."""
 
     banks: BanksConfig
@@ -97,8 +99,8 @@ class _Part:
             # What is left without the mean can be small: it is rounded once, at last.
             dtype = torch.float32 if banks.reports.centered else DTYPES[banks.dtype]
             with (
-                whole(folder) as temporary,
-                BankWriter(temporary, encoder.dim, dtype=dtype, allow_split=banks.splits, about=about) as writer,
+                atomic_path(folder) as temporary,
+                BankWriter(temporary, encoder.dim, dtype=dtype, allow_split=banks.splits, encoder_info=about) as writer,
             ):
                 writer.add(encoder.encode([entry["text"] for entry in entries]), entries)
         return folder
@@ -121,7 +123,7 @@ def candidates(chosen: Sequence[Study], unit: str) -> list[tuple[Study, str]]:
     return [(study, text) for (_, text), study in found.items()]
 
 
-def _entries(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
+def _candidate_rows(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
     """Provenance of every candidate: a sentence is filed under what it states, a report under its study's labels."""
     entries = []
     for study, text in candidates(chosen, unit):

@@ -26,7 +26,7 @@ class RowLabels:
 
     def __init__(self, bank: MemoryBank, grid: int) -> None:
         # By columns: a million rows as Python objects would be a gigabyte on each rank.
-        origins = bank.origins(0, len(bank), ["findings", "box"]).combine_chunks()
+        origins = bank.provenance_rows(0, len(bank), ["findings", "box"]).combine_chunks()
         findings, box = (origins[name].chunk(0) for name in ("findings", "box"))
         self._of_FN = torch.zeros(len(FINDINGS), len(bank), dtype=torch.bool)
         names, row_L = pc.list_flatten(findings), _tensor(pc.list_parent_indices(findings))

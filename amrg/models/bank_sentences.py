@@ -6,7 +6,7 @@ from pathlib import Path
 
 from amrg.banks.bank import MemoryBank
 from amrg.data.labels import FINDINGS, NEGATIVE, POSITIVE, UNCERTAIN
-from amrg.data.text.repetition import compares, says_normal
+from amrg.data.text.repetition import mentions_prior, says_normal
 from amrg.data.text.statements import Statement, statements
 from amrg.errors import UserError
 from amrg.models.detail_heads import detail_values
@@ -46,7 +46,7 @@ def open_sentences(folder: Path) -> MemoryBank:
         UserError: it holds whole reports.
     """
     bank = MemoryBank.open(folder)
-    if set(bank.origins(0, len(bank), ["source"])["source"].to_pylist()) != {"sentence"}:
+    if set(bank.provenance_rows(0, len(bank), ["source"])["source"].to_pylist()) != {"sentence"}:
         raise UserError(no_sentences(f"{folder} holds whole reports"))
     return bank
 
@@ -62,10 +62,10 @@ def no_sentences(found: str) -> str:
 def read_sentences(bank: MemoryBank) -> list[BankSentence]:
     """The distinct sentences of a report bank that may be said of another film, in the order of their first rows."""
     rows: dict[str, list[int]] = {}
-    for row, text in enumerate(bank.origins(0, len(bank), ["text"])["text"].to_pylist()):
+    for row, text in enumerate(bank.provenance_rows(0, len(bank), ["text"])["text"].to_pylist()):
         rows.setdefault(text, []).append(row)
     groups = bank.groups.tolist()
-    return [_sentence(text, of, groups) for text, of in rows.items() if not compares(text)]
+    return [_sentence(text, of, groups) for text, of in rows.items() if not mentions_prior(text)]
 
 
 def _sentence(text: str, rows: Sequence[int], groups: Sequence[int]) -> BankSentence:

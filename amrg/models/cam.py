@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from amrg.errors import UserError
-from amrg.models.classifier import DiseaseClassifier, PooledHead
+from amrg.models.classifier import DiseaseClassifier, LogSumExpHead
 
 
 def cam(model: DiseaseClassifier, images_B3HW: Tensor, method: str = "layercam") -> Tensor:
@@ -50,7 +50,7 @@ def refuse_unknown(method: str) -> None:
 
 
 @torch.no_grad()
-def activation_maps(head: PooledHead, fine_BHWC: Tensor, method: str = "layercam") -> Tensor:
+def activation_maps(head: LogSumExpHead, fine_BHWC: Tensor, method: str = "layercam") -> Tensor:
     """The same from the fine features that ``head`` reads.
 
     Only the head's weights are read, so no forward of it is needed; they must be gathered (ZeRO 3) by the caller.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amrg.config import VisionConfig, to_dict
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
-from amrg.models.profiling import QFORMER, VISION, part
+from amrg.models.profiling import QFORMER, VISION, profile_region
 from amrg.models.qformer import build_qformer
 from amrg.models.regions import PLACES
 from amrg.models.vision import VisionFeatures, build_encoder
@@ -50,14 +50,14 @@ class Stage1Output(NamedTuple):
         return (self.logits_BK + self.cam_logits_BK) / 2
 
 
-def per_study(values_M: Tensor, views: Sequence[int]) -> Tensor:
+def mean_over_views(values_M: Tensor, views: Sequence[int]) -> Tensor:
     """Values of films [M, …], study after study → their means over the ``views`` films of each study [B, …]."""
     if len(values_M) == len(views):
         return values_M
     return torch.stack([part.mean(0) for part in values_M.split(list(views))])
 
 
-class PooledHead(nn.Module):
+class LogSumExpHead(nn.Module):
     """One linear score per cell and class, pooled by log-sum-exp over the cells.
 
     Between the mean (blind to small lesions) and the maximum (trains one cell at a time): Pinheiro & Collobert 2015,
@@ -105,15 +105,15 @@ class DiseaseClassifier(nn.Module):
         self.qformer = build_qformer(config, pretrained is not False)
         self.query_weight_KD = nn.Parameter(torch.randn(len(LABELS), dim) * dim**-0.5)
         self.query_bias_K = nn.Parameter(torch.zeros(len(LABELS)))
-        self.cam_head = PooledHead(self.encoder.fine_dim)
+        self.cam_head = LogSumExpHead(self.encoder.fine_dim)
 
     def forward(self, inputs: Tensor, cached: bool = False) -> Stage1Output:
-        """Images [B, 3, H, W] in [0, 1] (``to_images``) → ``Stage1Output``.
+        """Images [B, 3, H, W] in [0, 1] (``to_tensor``) → ``Stage1Output``.
 
         With ``cached``, ``inputs`` are what the encoder's frozen stem gave for the images. (It is an argument because
         ZeRO-3 gathers a module's parameters where its ``forward`` is called, and only there.)
         """
-        with part(VISION):
+        with profile_region(VISION):
             return self._from_features(self.encoder.trunk(inputs if cached else self.encoder.stem(inputs)))
 
     def from_stem(self, stem_out: Tensor) -> Stage1Output:
@@ -126,7 +126,7 @@ class DiseaseClassifier(nn.Module):
         tokens_BND = self.coarse_projection(self.coarse_norm(features.coarse_BHWC)).flatten(1, 2)
         projected_BHWD = self.fine_projection(fine_BHWC)
         keys_BMD = torch.cat([tokens_BND, projected_BHWD.flatten(1, 2)], dim=1)
-        with part(QFORMER):
+        with profile_region(QFORMER):
             queries_BQD = self.qformer(
                 query_embeds=self.disease_queries.expand(len(keys_BMD), -1, -1), encoder_hidden_states=keys_BMD
             ).last_hidden_state

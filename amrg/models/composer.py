@@ -23,16 +23,16 @@ from torch.nn import functional as F
 
 from amrg.banks.bank import NO_GROUP, MemoryBank
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING
-from amrg.data.text.cleaning import fold, sentences
-from amrg.data.text.outline import begun
-from amrg.data.text.repetition import compares, excepts, says_all_is_well
+from amrg.data.text.cleaning import normalize_for_dedup, sentences
+from amrg.data.text.outline import format_outline
+from amrg.data.text.repetition import excepts, mentions_prior, says_all_is_well
 from amrg.data.text.statements import statements
 from amrg.models.bank_sentences import BankSentence, read_sentences
 from amrg.models.detail_heads import ATTRIBUTES, AttributeHeads, combine, support
 from amrg.models.finding_calibration import Certainty
 from amrg.models.linked_rows import LinkedRows, Supported
 from amrg.models.regions import PLACES
-from amrg.models.report_generator import Association, Sight
+from amrg.models.report_generator import Association, VisionOutput
 
 Support = Literal["none", "map", "memory", "head", "all"]
 
@@ -119,12 +119,12 @@ class Composed:
         told = {label for one in self.said for label in one.labels}
         states = {one.finding for one in found if one.presence != NEGATIVE}
         denies = {one.finding for one in found if one.presence == NEGATIVE}
-        again = fold(sentence) in {fold(one) for one in before}
+        again = normalize_for_dedup(sentence) in {normalize_for_dedup(one) for one in before}
         return not (
             again
             or states - (set(self.findings) - told)
             or denies & contradicted(self.findings)
-            or compares(sentence)
+            or mentions_prior(sentence)
             or (says_all_is_well(sentence) and ACUTE & set(self.findings))
         )
 
@@ -163,7 +163,7 @@ class Composer:
             self._sentences = read_sentences(reports)
             self._index = {one.text: i for i, one in enumerate(self._sentences)}
             first = torch.tensor([one.rows[0] for one in self._sentences], dtype=torch.long)
-            self._vectors_UD = F.normalize(reports.vectors(0, len(reports))[first], dim=-1)
+            self._vectors_UD = F.normalize(reports.dequantized(0, len(reports))[first], dim=-1)
             self._candidates = {f: [i for i, s in enumerate(self._sentences) if f in s.states] for f in FINDINGS}
 
     @cached_property
@@ -178,7 +178,7 @@ class Composer:
         return linked
 
     def compose(
-        self, sight: Sight, associations: Mapping[str, Association], group_B: Tensor | None, recall: bool = True
+        self, sight: VisionOutput, associations: Mapping[str, Association], group_B: Tensor | None, recall: bool = True
     ) -> list[Composed]:
         """What each report begins with.
 
@@ -197,13 +197,13 @@ class Composer:
             own = {name: one[b] for name, one in weights.items()}
             named = self._named(probability_F, own.get("visual"))
             if self._reports is None or not recall:
-                composed.append(Composed(begun(named, ()), tuple(named)))
+                composed.append(Composed(format_outline(named, ()), tuple(named)))
                 continue
             group = NO_GROUP if group_B is None else int(group_B[b])
             film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group)
             said = self._say_findings(film, named, sight.boxes_BQ5[b].int().tolist())
             said += self._say_normal(film, named, {one.text for one in said})
-            composed.append(Composed(begun(named, [one.text for one in said]), tuple(named), tuple(said)))
+            composed.append(Composed(format_outline(named, [one.text for one in said]), tuple(named), tuple(said)))
         return composed
 
     def _length(self, name: str) -> int:
@@ -220,7 +220,7 @@ class Composer:
         agrees = [share >= least_share(base) - 1e-4 for share, base in zip(share_F, base_F, strict=True)]
         return [f for f in named if agrees[FINDINGS.index(f)]]
 
-    def _supported(self, sight: Sight, visual_BQN: Tensor | None) -> list[Supported | None]:
+    def _supported(self, sight: VisionOutput, visual_BQN: Tensor | None) -> list[Supported | None]:
         """How likely each value of each detail is; None where nothing supports details."""
         studies = len(sight.logits_BQ)
         if self.source == "none":
@@ -394,7 +394,7 @@ def least_share(base: float) -> float:
     return min(2 * base, (1 + base) / 2)
 
 
-def head_features(sight: Sight) -> dict[str, Tensor]:
+def head_features(sight: VisionOutput) -> dict[str, Tensor]:
     """What attribute heads read of each finding's region, [B, F, …]: its place (``map``), its state too (``head``)."""
     findings = slice(0, len(FINDINGS))
     places = sight.places_BQP[:, findings].cpu().float().sqrt()

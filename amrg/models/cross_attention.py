@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from amrg.errors import UserError
 from amrg.kernels.hopfield.reference import same_group_mask
-from amrg.models.hopfield import Reading, Steps
-from amrg.models.memory_layer import Bank, Block, FrozenMemory, Memory
+from amrg.models.hopfield import MemoryOutput, RetrievalSteps
+from amrg.models.memory_layer import AnyBank, Block, LocalBank, MemoryLayer
 
 
-class CrossAttention(FrozenMemory):
+class CrossAttention(MemoryLayer):
     """Multi-head cross-attention with the interface of ``HopfieldMemory``; the bank is projected once per call.
 
     No affine norms of the stored rows and a fixed scale 1/√K; otherwise the same reading of the same bank.
@@ -30,7 +30,7 @@ class CrossAttention(FrozenMemory):
         self.k_proj = nn.Linear(memory_dim, heads * head_dim)
         self.v_proj = nn.Linear(memory_dim, heads * head_dim)
         self.out_proj = nn.Linear(heads * head_dim, out_dim)
-        self._last: tuple[Tensor, Bank, Tensor | None] | None = None
+        self._last: tuple[Tensor, LocalBank, Tensor | None] | None = None
 
     def forward(
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, *, query_group: Tensor | None = None,
@@ -40,7 +40,7 @@ class CrossAttention(FrozenMemory):
         bank = self._bank(memory_ND, memory_group)
         query, key = self._queries(x_BLS), self._heads(self.k_proj, bank)
         value = self._heads(self.v_proj, bank)
-        mask = self._visible(query_group, bank)
+        mask = self._attention_mask(query_group, bank)
         self._last = (x_BLS.detach(), bank, query_group)
         batch = x_BLS.shape[0]
         y = nn.functional.scaled_dot_product_attention(
@@ -51,49 +51,51 @@ class CrossAttention(FrozenMemory):
             y = torch.where(mask.any(-1, keepdim=True), y, 0.0)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
-    def set_bank(self, bank: Memory) -> None:
+    def set_bank(self, bank: AnyBank) -> None:
         """Hold a whole bank; UserError where one is not held whole, since every row is projected in each step."""
-        if not isinstance(bank, Bank) or bank.indirect is not None:
+        if not isinstance(bank, LocalBank) or bank.backend is not None:
             raise UserError(
                 "memory.retrieval cross_attention reads every row in every step: it needs memory.search exact, one rank"
             )
         self.set_memory(bank.rows, group=bank.group, scale=bank.scale)
 
-    def associating(
+    def forward_steps(
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
-    ) -> Steps[Reading]:  # fmt: skip
-        """``forward`` as steps of ``associate_together``: it asks for nothing."""
+    ) -> RetrievalSteps[MemoryOutput]:  # fmt: skip
+        """``forward`` as steps of ``run_batched``: it asks for nothing."""
         yield from ()
         out = self.forward(x_BLS, memory_ND, query_group=query_group, memory_group=memory_group)
         bank = self._bank(memory_ND, memory_group)
-        return Reading(out, self._weights(x_BLS, bank, query_group).mean(1) @ self._numbers(bank, torch.float32))
+        return MemoryOutput(
+            out, self._weights(x_BLS, bank, query_group).mean(1) @ self._dequantized_rows(bank, torch.float32)
+        )
 
     def _queries(self, x_BLS: Tensor) -> Tensor:
         return self.q_proj(self.state_norm(x_BLS)).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
 
-    def _heads(self, projection: nn.Linear, bank: Bank) -> Tensor:
+    def _heads(self, projection: nn.Linear, bank: LocalBank) -> Tensor:
         """[1, H, N, K]."""
-        rows = self._numbers(bank, projection.weight.dtype)
+        rows = self._dequantized_rows(bank, projection.weight.dtype)
         return projection(rows).unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)[None]
 
     @staticmethod
-    def _numbers(bank: Bank, dtype: torch.dtype) -> Tensor:
+    def _dequantized_rows(bank: LocalBank, dtype: torch.dtype) -> Tensor:
         """The rows [N, D], int8 ones times their scale."""
         rows = bank.rows.to(dtype)
         return rows if bank.scale is None else rows * bank.scale[:, None].to(dtype)
 
     @staticmethod
-    def _visible(query_group: Tensor | None, bank: Bank) -> Tensor | None:
+    def _attention_mask(query_group: Tensor | None, bank: LocalBank) -> Tensor | None:
         """bool [B, 1, 1, N]."""
         if query_group is None or bank.group is None:
             return None
         return ~same_group_mask(query_group, bank.group)[:, None, None, :]
 
-    def _weights(self, x_BLS: Tensor, bank: Bank, query_group: Tensor | None) -> Tensor:
+    def _weights(self, x_BLS: Tensor, bank: LocalBank, query_group: Tensor | None) -> Tensor:
         """Attention [B, H, L, N] of the samples given."""
         scores = self._queries(x_BLS) @ self._heads(self.k_proj, bank).mT * self.head_dim**-0.5
-        mask = self._visible(query_group, bank)
+        mask = self._attention_mask(query_group, bank)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         return torch.nan_to_num(scores.softmax(-1))

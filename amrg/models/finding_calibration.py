@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
-from amrg.models.report_generator import Sight
+from amrg.models.report_generator import VisionOutput
 
 FILE = "certainty.json"
 FEATURES = 2  # X
@@ -66,7 +66,7 @@ class Certainty:
         threshold = _best_threshold(probability_NF.flatten(), truth_NF.flatten())
         return cls(tuple(map(tuple, weight_FX.tolist())), tuple(bias_F.tolist()), threshold)
 
-    def probabilities(self, sight: Sight) -> Tensor:
+    def probabilities(self, sight: VisionOutput) -> Tensor:
         """That each study's report states each finding, float64 [B, F] on the CPU."""
         weight_FX, bias_F = torch.tensor(self.weight).double(), torch.tensor(self.bias).double()
         return ((features_of(sight) * weight_FX).sum(-1) + bias_F).sigmoid()
@@ -94,7 +94,7 @@ class Certainty:
             raise UserError(f"{folder / FILE} is missing or unreadable: run `amrg stage2` again") from None
 
 
-def features_of(sight: Sight) -> Tensor:
+def features_of(sight: VisionOutput) -> Tensor:
     """Stage 1's logit of each finding and the logarithm of its map's peak, float64 [B, F, 2] on the CPU."""
     findings = slice(0, len(FINDINGS))
     peaks_BF = sight.peaks_BQ[:, findings].cpu().double().clamp_min(_LEAST_PEAK).log()

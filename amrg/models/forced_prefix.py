@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 
-class Beginning(LogitsProcessor):
+class ForcedPrefix(LogitsProcessor):
     """Each text of a batch begins with given words, of any length; its beams part after them.
 
     Args:

@@ -14,23 +14,23 @@ from amrg.banks.bank import normalise_rows
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.blockwise import association_blocks
 from amrg.kernels.hopfield.reference import Operands
-from amrg.models.memory_layer import Bank, Block, FrozenMemory, Memory
-from amrg.retrieval.attribution import top_rows, top_rows_together
-from amrg.retrieval.indexed_bank import ApproximateMemory
-from amrg.retrieval.sharded_bank import ShardedMemory, retrieve_together
-from amrg.retrieval.types import Request, Shard
+from amrg.models.memory_layer import AnyBank, Block, LocalBank, MemoryLayer
+from amrg.retrieval.attribution import top_k_rows, top_k_rows_sharded
+from amrg.retrieval.indexed_bank import IndexedBank
+from amrg.retrieval.sharded_bank import ShardedBank, retrieve_batched
+from amrg.retrieval.types import RetrievalRequest, Shard
 
 
-class Ask(NamedTuple):
+class RetrievalCall(NamedTuple):
     """A retrieval that a memory needs: queries [M, D], from which bank, and what they must not see."""
 
     queries: Tensor
-    bank: Bank
+    bank: LocalBank
     group: Tensor | None
     dropout: float = 0.0
 
 
-class Reading(NamedTuple):
+class MemoryOutput(NamedTuple):
     """What a memory made of a retrieval [B, L, O], and the rows as they came, mean over heads [B, L, D]."""
 
     out_BLO: Tensor
@@ -38,10 +38,10 @@ class Reading(NamedTuple):
 
 
 R = TypeVar("R")
-Steps = Generator[Ask, Retrieval, R]
+RetrievalSteps = Generator[RetrievalCall, Retrieval, R]
 
 
-def associate_together(memories: Sequence[Steps[R]]) -> list[R]:
+def run_batched(memories: Sequence[RetrievalSteps[R]]) -> list[R]:
     """Run several memories step by step, so that those on sharded banks share one exchange a step."""
     results: list[R | None] = [None] * len(memories)
     answers: dict[int, Retrieval | None] = dict.fromkeys(range(len(memories)))
@@ -52,23 +52,23 @@ def associate_together(memories: Sequence[Steps[R]]) -> list[R]:
                 asks[i] = next(memories[i]) if answer is None else memories[i].send(answer)
             except StopIteration as end:
                 results[i] = end.value
-        answers = dict(zip(asks, _answer(list(asks.values())), strict=True))
+        answers = dict(zip(asks, _resolve(list(asks.values())), strict=True))
     return cast("list[R]", results)
 
 
-def _answer(asks: Sequence[Ask]) -> list[Retrieval]:
+def _resolve(asks: Sequence[RetrievalCall]) -> list[Retrieval]:
     together = [
-        Request(ask.bank.indirect, ask.queries, ask.group, ask.dropout)
+        RetrievalRequest(ask.bank.backend, ask.queries, ask.group, ask.dropout)
         for ask in asks
-        if isinstance(ask.bank.indirect, ShardedMemory)
+        if isinstance(ask.bank.backend, ShardedBank)
     ]
-    sharded = iter(retrieve_together(together) if together else ())
-    return [next(sharded) if isinstance(ask.bank.indirect, ShardedMemory) else _retrieve(ask) for ask in asks]
+    sharded = iter(retrieve_batched(together) if together else ())
+    return [next(sharded) if isinstance(ask.bank.backend, ShardedBank) else _retrieve(ask) for ask in asks]
 
 
-def _retrieve(ask: Ask) -> Retrieval:
-    if isinstance(ask.bank.indirect, ApproximateMemory):
-        return ask.bank.indirect.retrieve(ask.queries, query_group=ask.group, dropout=ask.dropout)
+def _retrieve(ask: RetrievalCall) -> Retrieval:
+    if isinstance(ask.bank.backend, IndexedBank):
+        return ask.bank.backend.retrieve(ask.queries, query_group=ask.group, dropout=ask.dropout)
     memory_group = None if ask.group is None else ask.bank.group
     return hopfield_retrieve(
         ask.queries, ask.bank.rows, memory_scale=ask.bank.scale, query_group=ask.group, memory_group=memory_group,
@@ -76,7 +76,7 @@ def _retrieve(ask: Ask) -> Retrieval:
     )  # fmt: skip
 
 
-class HopfieldMemory(FrozenMemory):
+class HopfieldMemory(MemoryLayer):
     """Hopfield retrieval from a frozen bank (Ramsauer et al. 2021), all heads over one bank that is never projected.
 
     Equal to hflayers' ``HopfieldLayer`` with frozen ``lookup_weights`` (kernels/hopfield/README.md derives it).
@@ -136,11 +136,11 @@ class HopfieldMemory(FrozenMemory):
                 self.sharpness_H = nn.Parameter(scale)
             else:
                 self.register_buffer("sharpness_H", scale)
-        self._last: tuple[Tensor, Tensor, Bank, Tensor | None] | None = None
+        self._last: tuple[Tensor, Tensor, LocalBank, Tensor | None] | None = None
 
-    def set_bank(self, bank: Memory) -> None:
+    def set_bank(self, bank: AnyBank) -> None:
         """Hold a whole bank, or one behind an index, or this rank's part of one that all ranks retrieve from."""
-        if isinstance(bank, ApproximateMemory) or (isinstance(bank, ShardedMemory) and bank.way != "replicate"):
+        if isinstance(bank, IndexedBank) or (isinstance(bank, ShardedBank) and bank.way != "replicate"):
             self.indirect = bank
         else:
             self.set_memory(bank.rows, group=bank.group, scale=bank.scale)
@@ -161,15 +161,15 @@ class HopfieldMemory(FrozenMemory):
         [B] and ``memory_group`` [N], int64: a sample does not see the rows of its own group; −1 is seen by all and
         sees all.
         """
-        return associate_together([self.associating(x_BLS, memory_ND, query_group, memory_group)])[0].out_BLO
+        return run_batched([self.forward_steps(x_BLS, memory_ND, query_group, memory_group)])[0].out_BLO
 
-    def associating(
+    def forward_steps(
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
-    ) -> "Steps[Reading]":  # fmt: skip
+    ) -> "RetrievalSteps[MemoryOutput]":  # fmt: skip
         """``forward`` as steps that ask for retrievals, so that several memories can ask together."""
         bank = self._bank(memory_ND, memory_group)
-        query_group = self._spread(query_group, bank, x_BLS.shape[1])
+        query_group = self._expand_groups(query_group, bank, x_BLS.shape[1])
         queries, result = yield from self._associate(x_BLS, bank, query_group)
         self._last = (queries.detach().flatten(0, 1), result.lse_M.detach(), bank, query_group)
         value_dim = self.v_proj.out_features // self.heads
@@ -182,9 +182,9 @@ class HopfieldMemory(FrozenMemory):
             (rows * self.value_gain + mass * self.value_shift).mT,
         )
         out = self.out_proj(values.permute(2, 0, 1).reshape(*x_BLS.shape[:2], -1))
-        return Reading(out, rows.unflatten(1, x_BLS.shape[:2]).mean(0, dtype=torch.float32))
+        return MemoryOutput(out, rows.unflatten(1, x_BLS.shape[:2]).mean(0, dtype=torch.float32))
 
-    def _spread(self, query_group: Tensor | None, bank: Bank, length: int) -> Tensor | None:
+    def _expand_groups(self, query_group: Tensor | None, bank: LocalBank, length: int) -> Tensor | None:
         """Group of every absorbed query, in the order (head, sample, query)."""
         if query_group is None or bank.group is None:
             return None
@@ -209,7 +209,9 @@ class HopfieldMemory(FrozenMemory):
         scale = self.sharpness_H[:, None, None].to(absorbed_HMD.dtype) / dim
         return absorbed_HMD * loudness.to(absorbed_HMD.dtype) + states_MD.to(absorbed_HMD.dtype) * scale
 
-    def _associate(self, x_BLS: Tensor, bank: Bank, group: Tensor | None) -> "Steps[tuple[Tensor, Retrieval]]":
+    def _associate(
+        self, x_BLS: Tensor, bank: LocalBank, group: Tensor | None
+    ) -> "RetrievalSteps[tuple[Tensor, Retrieval]]":
         """The last absorbed queries [H, B·L, D] and what they retrieve."""
         queries = self.row_queries(x_BLS.flatten(0, 1))
         weight = self.k_proj.weight.view(self.heads, self.head_dim, -1).transpose(1, 2)
@@ -217,11 +219,11 @@ class HopfieldMemory(FrozenMemory):
         active = torch.ones(self.heads, dtype=torch.bool, device=x_BLS.device)
         before: tuple[Tensor, Tensor] | None = None
         for _ in range(1, self.update_steps):
-            result = yield Ask(queries.flatten(0, 1), bank, group)
+            result = yield RetrievalCall(queries.flatten(0, 1), bank, group)
             # Ranks that share a bank must ask equally often: they take all steps.
-            if before is not None and self.update_eps > 0 and bank.indirect is None:
+            if before is not None and self.update_eps > 0 and bank.backend is None:
                 now = (queries, result.lse_M)
-                active = active & (self._change(now, before, bank, group, x_BLS.shape[0]) > self.update_eps)
+                active = active & (self._association_change(now, before, bank, group, x_BLS.shape[0]) > self.update_eps)
                 if not (torch.compiler.is_compiling() or active.any()):
                     break
             before = (queries, result.lse_M)
@@ -232,11 +234,16 @@ class HopfieldMemory(FrozenMemory):
                 updated = self._ask_as_it_is(rows, updated)
             queries = torch.where(active[:, None, None], updated, queries)
         dropout = self.dropout if self.training else 0.0
-        return queries, (yield Ask(queries.flatten(0, 1), bank, group, dropout))
+        return queries, (yield RetrievalCall(queries.flatten(0, 1), bank, group, dropout))
 
     @torch.no_grad()
-    def _change(
-        self, now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], bank: Bank, group: Tensor | None, batch: int
+    def _association_change(
+        self,
+        now: tuple[Tensor, Tensor],
+        before: tuple[Tensor, Tensor],
+        bank: LocalBank,
+        group: Tensor | None,
+        batch: int,
     ) -> Tensor:
         """How far each head's association moved, [H]: Frobenius norm over a sample, the largest of the batch."""
         moved = torch.zeros_like(now[1])
@@ -279,15 +286,15 @@ class HopfieldMemory(FrozenMemory):
         Where fewer than top_k rows are visible, the index is −1 and the weight 0.
         """
         bank = self._bank(memory_ND, memory_group)
-        group = self._spread(query_group, bank, x_BLS.shape[1])
-        queries, result = associate_together([self._associate(x_BLS, bank, group)])[0]
+        group = self._expand_groups(query_group, bank, x_BLS.shape[1])
+        queries, result = run_batched([self._associate(x_BLS, bank, group)])[0]
         lse_HM = result.lse_M.view(self.heads, -1)
         group_M = None if group is None else group[: lse_HM.shape[1]]
-        visitors = queries.transpose(0, 1), lse_HM.T, group_M
-        if isinstance(bank.indirect, ShardedMemory):
-            weights, indices = top_rows_together(bank.indirect, *visitors, top_k)
+        query_payload = queries.transpose(0, 1), lse_HM.T, group_M
+        if isinstance(bank.backend, ShardedBank):
+            weights, indices = top_k_rows_sharded(bank.backend, *query_payload, top_k)
         else:
-            weights, indices = top_rows(Shard(bank.rows, bank.scale, bank.group, 0), *visitors, top_k)
+            weights, indices = top_k_rows(Shard(bank.rows, bank.scale, bank.group, 0), *query_payload, top_k)
         shape = (*x_BLS.shape[:2], top_k)
         return weights.view(shape), indices.view(shape)
 

@@ -22,7 +22,7 @@ class LinkedRows:
     """The rows of the visual bank: label, linked sentences, and the details that these state of it."""
 
     def __init__(self, bank: MemoryBank) -> None:
-        origins = bank.origins(0, len(bank), ["findings", "source", "text"]).to_pylist()
+        origins = bank.provenance_rows(0, len(bank), ["findings", "source", "text"]).to_pylist()
         region = [origin["source"] == "region" for origin in origins]
         self.label_N = torch.tensor(
             [LABELS.index(o["findings"][0]) if on else len(LABELS) for o, on in zip(origins, region, strict=True)]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amrg.retrieval.indexed_bank import ApproximateMemory
-from amrg.retrieval.sharded_bank import ShardedMemory
+from amrg.retrieval.indexed_bank import IndexedBank
+from amrg.retrieval.sharded_bank import ShardedBank
 
 Block = tuple[slice, slice, Tensor]  # queries, memory rows, association weights between them
 
@@ -56,7 +56,7 @@ class AssociationStatistics:
         }
 
 
-class Bank(NamedTuple):
+class LocalBank(NamedTuple):
     """Rows [N, D], scale [N] of int8 rows, and group [N] of each row; of a sharded bank those of this rank.
 
     ``indirect`` retrieves where the rows at hand are not (or not all) read: from other ranks, or through an index.
@@ -65,18 +65,18 @@ class Bank(NamedTuple):
     rows: Tensor
     scale: Tensor | None
     group: Tensor | None
-    indirect: ShardedMemory | ApproximateMemory | None = None
+    backend: ShardedBank | IndexedBank | None = None
 
     @property
     def rows_in_all(self) -> int:
         """N, over all ranks where the bank is sharded."""
-        return self.indirect.total if isinstance(self.indirect, ShardedMemory) else len(self.rows)
+        return self.backend.total if isinstance(self.backend, ShardedBank) else len(self.rows)
 
 
-Memory = Bank | ShardedMemory | ApproximateMemory
+AnyBank = LocalBank | ShardedBank | IndexedBank
 
 
-class FrozenMemory(nn.Module):
+class MemoryLayer(nn.Module):
     """A bank held as buffers: never a parameter, never in a checkpoint (the bank is an artefact of its own)."""
 
     memory: Tensor | None
@@ -87,7 +87,7 @@ class FrozenMemory(nn.Module):
         super().__init__()
         for name in ("memory", "memory_scale", "memory_group"):
             self.register_buffer(name, None, persistent=False)
-        self.indirect: ShardedMemory | ApproximateMemory | None = None
+        self.indirect: ShardedBank | IndexedBank | None = None
         self._statistics: AssociationStatistics | None = None
 
     def set_memory(self, rows_ND: Tensor, *, group: Tensor | None = None, scale: Tensor | None = None) -> None:
@@ -95,18 +95,18 @@ class FrozenMemory(nn.Module):
         self.memory, self.memory_scale, self.memory_group = rows_ND.detach(), scale, group
 
     @property
-    def held(self) -> Bank:
+    def bank(self) -> LocalBank:
         """The bank that ``set_memory`` or ``set_bank`` gave."""
         return self._bank(None, None)
 
-    def _bank(self, memory: Tensor | None, memory_group: Tensor | None) -> Bank:
+    def _bank(self, memory: Tensor | None, memory_group: Tensor | None) -> LocalBank:
         if memory is not None:
-            return Bank(memory, None, memory_group)
+            return LocalBank(memory, None, memory_group)
         if self.indirect is not None:
-            return Bank(self.indirect.rows, self.indirect.scale, self.indirect.group, self.indirect)
+            return LocalBank(self.indirect.rows, self.indirect.scale, self.indirect.group, self.indirect)
         if self.memory is None:
             raise ValueError("no memory: pass one to forward or call set_memory first")
-        return Bank(self.memory, self.memory_scale, self.memory_group if memory_group is None else memory_group)
+        return LocalBank(self.memory, self.memory_scale, self.memory_group if memory_group is None else memory_group)
 
     def _last_blocks(self) -> tuple[Iterator[Block], int, int]:
         """The association of the last forward in blocks, its number of queries and of memory rows."""
@@ -140,11 +140,11 @@ class FrozenMemory(nn.Module):
         else:
             entropy = self._last_entropy()
         told = {"perplexity": self._by_query(entropy.exp(), samples)}
-        if isinstance(self.indirect, ApproximateMemory):
-            told["missed_bound"] = self._by_query(self.indirect.missed, samples)
+        if isinstance(self.indirect, IndexedBank):
+            told["missed_bound"] = self._by_query(self.indirect.missed_mass_bound, samples)
         return told
 
-    def observe(self) -> None:
+    def update_statistics(self) -> None:
         """Add the last forward to the statistics; costs one more product of its size."""
         if self.indirect is not None:
             self._statistics = self._statistics or AssociationStatistics(0, next(self.parameters()).device)
@@ -158,9 +158,9 @@ class FrozenMemory(nn.Module):
     def metrics(self) -> dict[str, float]:
         """Statistics of the forwards observed since the last call (of the last forward alone if there were none)."""
         if self._statistics is None:
-            self.observe()
+            self.update_statistics()
         assert self._statistics is not None
         result, self._statistics = self._statistics.result(), None
-        if isinstance(self.indirect, ApproximateMemory):
-            result["missed_bound"] = float(self.indirect.missed.mean())
+        if isinstance(self.indirect, IndexedBank):
+            result["missed_bound"] = float(self.indirect.missed_mass_bound.mean())
         return result

@@ -7,13 +7,13 @@ from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.config import Config
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
-from amrg.models.memory_layer import Bank, Memory
-from amrg.retrieval.indexed_bank import ApproximateMemory, Kind
-from amrg.retrieval.layout import Layout, hybrid_group
-from amrg.retrieval.sharded_bank import ShardedMemory
+from amrg.models.memory_layer import AnyBank, LocalBank
+from amrg.retrieval.indexed_bank import IndexedBank, IndexKind
+from amrg.retrieval.layout import ShardLayout, hybrid_group
+from amrg.retrieval.sharded_bank import ShardedBank
 
 
-def open_banks(config: Config, folder: Path, studies_together: int) -> tuple[Memory, Memory]:
+def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, AnyBank]:
     """The visual and the report bank of a banks artefact: whole, or this rank's part, as ``sharding`` says.
 
     Args:
@@ -28,10 +28,10 @@ def open_banks(config: Config, folder: Path, studies_together: int) -> tuple[Mem
         return _indexed(visual, kind), _indexed(reports, kind)
     if distributed.world_size() == 1:
         return _whole(visual), _whole(reports)
-    layout = Layout(None if ours.ranks_per_copy is None else hybrid_group(ours.ranks_per_copy), ours.node_ranks)
-    queries = studies_together * len(LABELS) * config.memory.heads
+    layout = ShardLayout(None if ours.ranks_per_copy is None else hybrid_group(ours.ranks_per_copy), ours.node_ranks)
+    queries = batch_size * len(LABELS) * config.memory.heads
     sharded = (
-        ShardedMemory.open(
+        ShardedBank.open(
             bank, layout, device=distributed.device(), way=ours.way, copy_bytes=ours.copy_bytes, queries=queries
         )
         for bank in (visual, reports)
@@ -39,12 +39,12 @@ def open_banks(config: Config, folder: Path, studies_together: int) -> tuple[Mem
     return next(sharded), next(sharded)
 
 
-def _indexed(bank: MemoryBank, kind: Kind) -> ApproximateMemory:
-    return ApproximateMemory(bank.all(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind)
+def _indexed(bank: MemoryBank, kind: IndexKind) -> IndexedBank:
+    return IndexedBank(bank.load(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind)
 
 
-def _whole(bank: MemoryBank) -> Bank:
-    return Bank(bank.all(), bank.scale(0, len(bank)), bank.groups)
+def _whole(bank: MemoryBank) -> LocalBank:
+    return LocalBank(bank.load(), bank.scale(0, len(bank)), bank.groups)
 
 
 def refuse_sharded_index(config: Config) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch.autograd.profiler import record_function
 
-PREFIX = "part of amrg: "  # not `amrg::`, the namespace of our operators
+REGION_PREFIX = "part of amrg: "  # not `amrg::`, the namespace of our operators
 VISION, QFORMER, MEMORY, DECODER, OPTIMISER = "vision", "qformer", "memory", "decoder", "optimiser"
 
 
-def part(name: str) -> AbstractContextManager[Any]:
+def profile_region(name: str) -> AbstractContextManager[Any]:
     """What runs in the block, and its backward, is counted under this name; costs a microsecond where nobody looks."""
-    return record_function(PREFIX + name)
+    return record_function(REGION_PREFIX + name)

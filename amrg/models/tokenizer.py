@@ -9,12 +9,12 @@ from pathlib import Path
 import sentencepiece
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
-from amrg.data.text.outline import outlined
+from amrg.data.text.outline import add_outline
 from amrg.errors import UserError
 
 
 @dataclass(frozen=True)
-class ReportEncoder:
+class ReportTokenizer:
     """A report → token ids of what is to be written, closed by the end token unless it was cut. Picklable.
 
     Attributes:
@@ -28,7 +28,7 @@ class ReportEncoder:
     max_tokens: int
 
     def __call__(self, report: str) -> list[int]:
-        ids = self.tokenizer(outlined(report) if self.outline else report, add_special_tokens=False).input_ids
+        ids = self.tokenizer(add_outline(report) if self.outline else report, add_special_tokens=False).input_ids
         return ids[: self.max_tokens] if len(ids) > self.max_tokens else [*ids, self.tokenizer.eos_token_id]
 
 

@@ -28,7 +28,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from amrg.config import VisionConfig
 from amrg.data.image_ops import letterbox, to_model_input
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 from amrg.model_files import hub_fault, pickle_faults, safetensors_faults
 
 HYBRID = "hybrid_swin"
@@ -49,12 +49,12 @@ class VisionFeatures(NamedTuple):
     coarse_BHWC: Tensor
 
 
-def to_images(films: list[np.ndarray], size: int) -> Tensor:
+def to_tensor(films: list[np.ndarray], size: int) -> Tensor:
     """Grey uint8 films [H, W] of any size → float images [B, 3, size, size] in [0, 1] (see ``letterbox``)."""
     return torch.from_numpy(to_model_input(films, size))[:, None].expand(-1, 3, -1, -1) / 255.0
 
 
-def to_grid(mask_HW: np.ndarray, size: int, cells: int) -> Tensor:
+def mask_to_grid(mask_HW: np.ndarray, size: int, cells: int) -> Tensor:
     """A mask on a film, bool [H, W] → float [cells, cells]: the covered share of each cell of that film's grid."""
     return F.adaptive_avg_pool2d(torch.from_numpy(letterbox(mask_HW, size)).float()[None], cells)[0]
 
@@ -119,11 +119,11 @@ def weights_faults(config: VisionConfig) -> list[str]:
     if not config.pretrained:
         return []
     if config.encoder == HYBRID:
-        faults = gathered(lambda: _hybrid_file(config.weights))
+        faults = collect_errors(lambda: _hybrid_file(config.weights))
         return faults or pickle_faults(_hybrid_file(config.weights))
     if config.weights:
         weights = config.weights
-        return gathered(lambda: _refuse_others(weights)) or safetensors_faults(Path(weights))
+        return collect_errors(lambda: _refuse_others(weights)) or safetensors_faults(Path(weights))
     repository = _repository(config.encoder)
     if not repository:
         return [f"vision.encoder {config.encoder} has no published weights: say vision.pretrained false"]

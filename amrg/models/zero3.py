@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 #: What ``zero_optimization`` of a DeepSpeed JSON says where its stage is 3; None: weights are loaded whole.
-Zero3 = dict[str, Any] | None
+Zero3Config = dict[str, Any] | None
 
 
 @contextlib.contextmanager
-def loading_parted(zero: Zero3, dtype: str) -> Iterator[None]:
+def zero3_loading(zero: Zero3Config, dtype: str) -> Iterator[None]:
     """Within the block ``from_pretrained`` gives each rank its part of each weight, one module after the other.
 
     Only the first rank reads the values, from memory-mapped files. Every rank must load the same model.
@@ -40,7 +40,7 @@ def loading_parted(zero: Zero3, dtype: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(parameters: Iterable[Tensor], change: bool = False) -> Iterator[None]:
+def gathered(parameters: Iterable[Tensor], modifier: bool = False) -> Iterator[None]:
     """Within the block the parameters are whole on every rank. Every rank must call this.
 
     Args:
@@ -52,7 +52,7 @@ def whole(parameters: Iterable[Tensor], change: bool = False) -> Iterator[None]:
         yield
         return
     deepspeed: Any = sys.modules["deepspeed"]  # it has parted them, so it is there; this room does not import it
-    with deepspeed.zero.GatheredParameters(parted, modifier_rank=0 if change else None):
+    with deepspeed.zero.GatheredParameters(parted, modifier_rank=0 if modifier else None):
         yield
 
 
@@ -60,7 +60,7 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, shapes, dtypes and contents, one tensor at a time. Every rank must call this."""
     digest = hashlib.sha256()
     for name, weight in weights:
-        with whole([weight]):
+        with gathered([weight]):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

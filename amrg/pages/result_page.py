@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from amrg.data.labels import LABELS
-from amrg.pages import ALWAYS, EMBEDDED, score_table
+from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE, score_table
 from amrg.pages.overlays import film_url, heat_url, outline_url
 from amrg.pages.plots import line_chart
 from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence, memory_row, recalled
@@ -53,7 +53,7 @@ class Page:
 
     scores: dict[str, Any]
     curves: dict[str, list[dict[str, Any]]]
-    contact: Sequence[tuple[np.ndarray, str]]
+    contact_sheet: Sequence[tuple[np.ndarray, str]]
     studies: Sequence[SampleStudy]
 
 
@@ -65,13 +65,13 @@ def write_page(page: Page, path: Path) -> None:
 def render(page: Page) -> str:
     """The page as text; the same input gives the same bytes."""
     environment = templates()
-    environment.filters["number"] = number
+    environment.filters["number"] = format_number
     environment.filters["odds"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
-    environment.filters["span"] = lambda pair: f"{number(pair[0])} – {number(pair[1])}"
+    environment.filters["span"] = lambda pair: f"{format_number(pair[0])} – {format_number(pair[1])}"
     return environment.get_template("result_page.html.j2").render(
         scores=page.scores,
-        always=ALWAYS,
-        embedded=EMBEDDED if page.scores["source"] == "openi_drr" else None,
+        always=NOT_CLINICAL_NOTICE,
+        embedded=EMBEDDED_DATA_NOTICE if page.scores["source"] == "openi_drr" else None,
         scored=score_table.score_rows(page.scores),
         learned=score_table.learned_rows(page.scores),
         clinical=score_table.clinical_rows(page.scores),
@@ -84,7 +84,7 @@ def render(page: Page) -> str:
         unavailable=score_table.unavailable(page.scores),
         labels=LABELS,
         charts={stage: charts(rows) for stage, rows in page.curves.items()},
-        contact=[(film_url(film, 168), caption) for film, caption in page.contact],
+        contact=[(film_url(film, 168), caption) for film, caption in page.contact_sheet],
         studies=[_study(study) for study in page.studies],
     )
 
@@ -100,7 +100,7 @@ def templates() -> Environment:
     )
 
 
-def number(value: float | int | None) -> str:
+def format_number(value: float | int | None) -> str:
     """A number for a table: three decimals below 10, fewer above; a dash for what is not known."""
     if value is None or value != value:
         return "–"

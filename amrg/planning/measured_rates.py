@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amrg.artifacts import whole
+from amrg.artifacts import atomic_path
 from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
-from amrg.progress import say
+from amrg.progress import echo
 
 _WARM = 2  # steps that are not counted
 _ROUNDS = 3  # of training with one worker, with two, and one beside another: what else the machine does meets all alike
@@ -31,7 +31,7 @@ _SMALL, _LARGE = 2**10, 2**22  # numbers in an all-reduce
 
 
 @dataclass(frozen=True)
-class Rates:
+class MeasuredRates:
     """What was measured; seconds unless a name says otherwise.
 
     Attributes:
@@ -63,12 +63,12 @@ class Rates:
     observed: dict[str, float]
 
     @property
-    def crowding(self) -> float:
+    def contention(self) -> float:
         """How much slower a process is beside another one of its kind, which it does not talk to."""
         return 2 * self.observed["1"] / self.observed["1+1"]
 
     @classmethod
-    def load(cls, path: Path) -> "Rates":
+    def load(cls, path: Path) -> "MeasuredRates":
         """Raises UserError where the file holds no rates."""
         try:
             return cls(**json.loads(path.read_text()))
@@ -84,12 +84,12 @@ class Rates:
             return 0.0
         return self.latency * (workers - 1) + 2 * (workers - 1) / workers * self.reduced / self.rate
 
-    def collecting(self, workers: int) -> float:
+    def checkpoint_gather_time(self, workers: int) -> float:
         """Seconds that training waits until a checkpoint is copied; the state that lies apart is reduced in a ring."""
         return self.copy if workers == 1 else 2 * (workers - 1) / workers * self.gather
 
 
-def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, kept: Path) -> Rates:
+def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, kept: Path) -> MeasuredRates:
     """Calibrate with one process and with two, and then train with one and with two.
 
     Args:
@@ -102,28 +102,32 @@ def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, k
     Raises:
         UserError: one of the processes failed.
     """
-    once = _Once(kept, _told(config, inputs, samples, steps))
+    once = _ResultFile(kept, _job_spec(config, inputs, samples, steps))
 
     def train(workers: int) -> float:
         return _start(workers, "train", config, inputs, samples, steps)["samples_per_second"]
 
-    def beside() -> float:
+    def train_two_independent() -> float:
         with ThreadPoolExecutor(2) as both:
             return sum(both.map(train, (1, 1)))
 
-    say("measuring: reading, step and checkpoint of one process; transfers between two")
+    echo("measuring: reading, step and checkpoint of one process; transfers between two")
     alone = once("calibrate", lambda: _start(1, "calibrate", config, inputs, samples, steps))
     between = once("exchange", lambda: _start(2, "exchange", config, inputs, samples, steps))
-    lines: dict[str, Callable[[], float]] = {"1": partial(train, 1), "2": partial(train, 2), "1+1": beside}
+    lines: dict[str, Callable[[], float]] = {
+        "1": partial(train, 1),
+        "2": partial(train, 2),
+        "1+1": train_two_independent,
+    }
     observed = dict.fromkeys(lines, 0.0)
     for turn in range(_ROUNDS):
-        say(f"measuring: training with one worker, with two, and one beside another, {turn + 1} of {_ROUNDS}")
+        echo(f"measuring: training with one worker, with two, and one beside another, {turn + 1} of {_ROUNDS}")
         for name, take in lines.items():
             observed[name] = max(observed[name], once(f"{name}, turn {turn}", take))
-    return Rates(samples=samples, observed=observed, **alone, **between)
+    return MeasuredRates(samples=samples, observed=observed, **alone, **between)
 
 
-class _Once:
+class _ResultFile:
     """Results by name, each taken once and kept in a file; one that is damaged, or not ``of`` this, does not count."""
 
     def __init__(self, path: Path, of: dict[str, Any]) -> None:
@@ -139,12 +143,12 @@ class _Once:
         found = self._content["found"]
         if name not in found:
             found[name] = take()
-            with whole(self._path) as temporary:
+            with atomic_path(self._path) as temporary:
                 temporary.write_text(json.dumps(self._content))
         return found[name]
 
 
-def _told(config: Config, inputs: dict[str, Path], samples: int, steps: int) -> dict[str, Any]:
+def _job_spec(config: Config, inputs: dict[str, Path], samples: int, steps: int) -> dict[str, Any]:
     paths = {name: str(path) for name, path in inputs.items()}
     return {"config": to_dict(config), "samples": samples, "steps": steps, "inputs": paths}
 
@@ -153,7 +157,7 @@ def _start(
     workers: int, what: str, config: Config, inputs: dict[str, Path], samples: int, steps: int
 ) -> dict[str, Any]:
     """Run ``_work`` on so many processes of one thread each; what the first found."""
-    told = {"what": what} | _told(config, inputs, samples, steps)
+    told = {"what": what} | _job_spec(config, inputs, samples, steps)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "told.json").write_text(json.dumps(told))
         shared = os.environ | {
@@ -182,7 +186,7 @@ def _work(folder: Path) -> None:
     from amrg import distributed
 
     told = json.loads((folder / "told.json").read_text())
-    distributed.start()
+    distributed.init_process_group()
     config = from_dict(told["config"], "measuring")
     batch = told["samples"] * distributed.world_size()
     config = replace(config, stage2=replace(config.stage2, batch_size=batch))
@@ -199,12 +203,12 @@ class _Training:
     def __init__(self, config: Config, inputs: dict[str, Path], folder: Path) -> None:
         from amrg.training.association_targets import wanted_rows_of
         from amrg.training.engine import Engine
-        from amrg.training.retrieval_targets import own_reports_of
-        from amrg.training.stage2 import build_generator, loss, optimisation, source_of
+        from amrg.training.retrieval_targets import build_retrieval_targets
+        from amrg.training.stage2 import build_generator, loss, make_source, optimisation
 
         self.model = build_generator(config, inputs["data"], inputs["stage1"], inputs["banks"])
-        self.source = source_of(config, self.model, inputs["data"], inputs["banks"], folder)
-        own_reports = own_reports_of(config, inputs["data"], inputs["banks"], folder)
+        self.source = make_source(config, self.model, inputs["data"], inputs["banks"], folder)
+        own_reports = build_retrieval_targets(config, inputs["data"], inputs["banks"], folder)
         self.engine = Engine(
             self.model,
             partial(loss, own_reports=own_reports, wanted_rows=wanted_rows_of(config, inputs["data"], inputs["banks"])),
@@ -227,7 +231,7 @@ def _calibrate(config: Config, inputs: dict[str, Path], samples: int, steps: int
     from amrg.training import checkpoint
 
     run = _Training(config, inputs, folder)
-    between = _between(config, steps)
+    between = _steps_per_stretch(config, steps)
     read, batches, _ = _timed(run.next, steps, between)
     turn = iter(batches)
     compute, _, noise = _timed(lambda: run.engine.step(next(turn), 1e-6), steps, between)
@@ -269,10 +273,10 @@ def _train(config: Config, inputs: dict[str, Path], samples: int, steps: int, fo
     from amrg.training import checkpoint
 
     run = _Training(config, inputs, folder)
-    writer = checkpoint.Writer(folder / "checkpoints", 1)
+    writer = checkpoint.AsyncCheckpointWriter(folder / "checkpoints", 1)
     for _ in range(_WARM):
         run.engine.step(run.next(), 1e-6)
-    between, best = _between(config, steps), float("inf")
+    between, best = _steps_per_stretch(config, steps), float("inf")
     for saved in range(max(steps // between, 1)):
         distributed.barrier()
         began = time.perf_counter()
@@ -287,7 +291,7 @@ def _train(config: Config, inputs: dict[str, Path], samples: int, steps: int, fo
     return {"samples_per_second": between * samples * distributed.world_size() / best}
 
 
-def _between(config: Config, steps: int) -> int:
+def _steps_per_stretch(config: Config, steps: int) -> int:
     """Steps of one stretch."""
     return min(steps, config.safety.checkpoint_steps)
 

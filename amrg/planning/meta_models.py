@@ -15,20 +15,20 @@ from amrg.banks.bank import DTYPES
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.decoder import SMALL_LLAMA, shape_decoder
-from amrg.models.memory_layer import Bank
-from amrg.models.report_generator import ReportGenerator, Sight
+from amrg.models.decoder import SMALL_LLAMA, build_meta_decoder
+from amrg.models.memory_layer import LocalBank
+from amrg.models.report_generator import ReportGenerator, VisionOutput
 from amrg.planning.architectures import encoder_width, language_model
-from amrg.retrieval.communication_cost import Rows
+from amrg.retrieval.communication_cost import BankShape
 from amrg.training.multilabel import multilabel_loss
-from amrg.training.stage2 import freeze
+from amrg.training.stage2 import freeze_for_stage2
 
 #: ``decoder.base_dtype``
 Base = Literal["float32", "bfloat16", "int8", "nf4"]
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class MetaModel:
     """A stage's model on the meta device, and how it is fed.
 
     Attributes:
@@ -44,11 +44,11 @@ class Skeleton:
     model: nn.Module
     inputs: Callable[[Any, int], Any]
     loss: Callable[[Any, Any], Tensor]
-    banks: tuple[Rows, ...] = ()
+    banks: tuple[BankShape, ...] = ()
     assumed: tuple[str, ...] = ()
 
 
-class Characters:
+class DummyTokenizer:
     """Stands in for a tokenizer: a token every four characters."""
 
     bos_token_id, eos_token_id, pad_token_id = 1, 2, 3
@@ -63,13 +63,13 @@ class Characters:
         return SimpleNamespace(input_ids=[0] * -(-len(text) // 4))
 
 
-def stage1_skeleton(config: Config) -> Skeleton:
+def stage1_skeleton(config: Config) -> MetaModel:
     """Stage 1 as it is trained: on films, or on what a frozen stem made of them once."""
     with torch.device("meta"):
         model = DiseaseClassifier(config.vision, pretrained=False)
 
     def inputs(model: DiseaseClassifier, samples: int) -> Tensor:
-        films = blank_films(config, samples)
+        films = dummy_images(config, samples)
         return model.encoder.stem(films) if model.encoder.frozen_stem else films
 
     def loss(model: DiseaseClassifier, given: Tensor) -> Tensor:
@@ -80,10 +80,10 @@ def stage1_skeleton(config: Config) -> Skeleton:
             torch.zeros(()),
         )
 
-    return Skeleton("stage1", model, inputs, loss)
+    return MetaModel("stage1", model, inputs, loss)
 
 
-def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Skeleton:
+def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> MetaModel:
     """Stage 2 as it is trained.
 
     Args:
@@ -99,16 +99,16 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Sk
         architecture, origin = language_model(config.decoder.model)
         assumed.append(f"decoder: {origin}")
     if tokenizer is None:
-        tokenizer = Characters(config.decoder.vocab_size)
+        tokenizer = DummyTokenizer(config.decoder.vocab_size)
         assumed.append("prompt: a token every four characters")
     rows = bank_rows(config)
     with torch.device("meta"):
-        decoder = shape_decoder(config.decoder, architecture, tokenizer)
+        decoder = build_meta_decoder(config.decoder, architecture, tokenizer)
         if config.decoder.base_dtype != "float32":  # quantised weights compute in bfloat16
             for parameter in decoder.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
-        classifier = freeze(DiseaseClassifier(config.vision, pretrained=False), config.stage2.train_vision)
+        classifier = freeze_for_stage2(DiseaseClassifier(config.vision, pretrained=False), config.stage2.train_vision)
         banks = [_bank(bank) for bank in rows]
         model = ReportGenerator(classifier, decoder, tokenizer, banks, config.memory, config.decoder)
         if not config.stage2.association_loss:
@@ -118,12 +118,12 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Sk
         report_BT = torch.zeros(samples, config.stage2.max_report_tokens, dtype=torch.long)
         group_B = torch.zeros(samples, dtype=torch.long)
         if config.stage2.train_vision:
-            return blank_films(config, samples * films), group_B, report_BT
-        return no_sight(model, samples), group_B, report_BT
+            return dummy_images(config, samples * films), group_B, report_BT
+        return dummy_vision_output(model, samples), group_B, report_BT
 
     def loss(model: ReportGenerator, given: tuple[Any, Tensor, Tensor]) -> Tensor:
         seen, group_B, report_BT = given
-        sight = seen if isinstance(seen, Sight) else model.see(seen, [films] * len(group_B))
+        sight = seen if isinstance(seen, VisionOutput) else model.encode_images(seen, [films] * len(group_B))
         text_BL = None
         if config.decoder.use_retrieved_text:
             text_BL = torch.zeros(len(group_B), config.decoder.retrieved_tokens, dtype=torch.long)
@@ -132,32 +132,32 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Sk
     use = config.decoder
     used = (use.use_visual_memory or use.use_retrieved_text, use.use_report_memory)
     kept = tuple(bank for bank, use in zip(rows, used, strict=True) if use)
-    return Skeleton("stage2", model, inputs, loss, kept, tuple(assumed))
+    return MetaModel("stage2", model, inputs, loss, kept, tuple(assumed))
 
 
-def no_sight(model: ReportGenerator, samples: int) -> Sight:
+def dummy_vision_output(model: ReportGenerator, samples: int) -> VisionOutput:
     """What stage 1 would have seen of some studies, zeros."""
-    return Sight(*(torch.zeros(samples, *shape) for shape in model.sight_shapes))
+    return VisionOutput(*(torch.zeros(samples, *shape) for shape in model.sight_shapes))
 
 
-def bank_rows(config: Config) -> tuple[Rows, Rows]:
+def bank_rows(config: Config) -> tuple[BankShape, BankShape]:
     """The visual and the report bank at the most rows that the configuration allows."""
     element = DTYPES[config.banks.dtype].itemsize
     mining = config.banks.mining
     regions = len(FINDINGS) * mining.regions_per_finding + mining.normal_regions + len(LABELS)
     width = encoder_width(config.banks.reports.encoder)
     return (
-        Rows(regions, config.vision.query_dim, element),
-        Rows(config.banks.reports.rows, width, element),
+        BankShape(regions, config.vision.query_dim, element),
+        BankShape(config.banks.reports.rows, width, element),
     )
 
 
-def _bank(rows: Rows) -> Bank:
+def _bank(rows: BankShape) -> LocalBank:
     dtype = {4: torch.float32, 2: torch.bfloat16, 1: torch.int8}[rows.element]
     scale = torch.zeros(rows.rows) if rows.element == 1 else None
-    return Bank(torch.zeros(rows.rows, rows.dim, dtype=dtype), scale, torch.zeros(rows.rows, dtype=torch.long))
+    return LocalBank(torch.zeros(rows.rows, rows.dim, dtype=dtype), scale, torch.zeros(rows.rows, dtype=torch.long))
 
 
-def blank_films(config: Config, count: int) -> Tensor:
+def dummy_images(config: Config, count: int) -> Tensor:
     """Films as the encoder takes them, zeros."""
     return torch.zeros(count, 3, *[config.vision.image_size] * 2)

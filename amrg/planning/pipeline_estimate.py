@@ -13,11 +13,11 @@ from amrg.config import Config
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.planning.architectures import Size
-from amrg.planning.meta_models import Base, blank_films, no_sight, stage1_skeleton
+from amrg.planning.meta_models import Base, dummy_images, dummy_vision_output, stage1_skeleton
 from amrg.planning.stage_estimate import Assumptions, Plan, prompt_length, samples_of, skeleton_of, split_size
-from amrg.planning.step_time import Moved, seconds
+from amrg.planning.step_time import StepBytes, step_time
 from amrg.planning.trace import Tracer
-from amrg.planning.zero_memory import weigh
+from amrg.planning.zero_memory import count_parameters
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Film:
+class ImageCost:
     """Seconds that one film takes on one device outside of training.
 
     Attributes:
@@ -48,8 +48,8 @@ class Film:
         maps: class activation maps of all labels, after it.
     """
 
-    look: float
-    maps: float
+    forward_seconds: float
+    cam_seconds: float
 
 
 def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer: Any = None) -> list[Step]:
@@ -71,7 +71,7 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
         step("banks", *mining(config, size, film, given)),
     ]
     if not config.stage2.train_vision:
-        steps.append(step("stage2", f"{size.films:,} films seen", size.films * film.look / given.gpus))
+        steps.append(step("stage2", f"{size.films:,} films seen", size.films * film.forward_seconds / given.gpus))
     steps.append(step("stage2", f"{config.stage2.epochs} epochs", plans["stage2"].total_seconds))
     try:
         held_out = split_size(config, given, config.generate.split)
@@ -79,14 +79,16 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
         return [*steps, Step("generate", str(unknown), None, None)]
     ours = config.generate
     what = f"{held_out.studies:,} reports of {ours.max_new_tokens} tokens"
-    spent = held_out.films * film.look / given.gpus + writing(config, held_out.studies, given, tokenizer)
+    spent = held_out.films * film.forward_seconds / given.gpus + generation_step(
+        config, held_out.studies, given, tokenizer
+    )
     return [*steps, replace(step("generate", what, spent), origin=held_out.origin)]
 
 
-def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> Film:
+def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> ImageCost:
     """From ``stage1``'s plan: what autograd keeps of a film in training is taken to be written and read here, too."""
     tracer = Tracer(stage1_skeleton(config), config.stage1.dtype)
-    flops = tracer.flops(lambda model: model(blank_films(config, 2))) / 2
+    flops = tracer.flops(lambda model: model(dummy_images(config, 2))) / 2
     films = stage1.zero.micro * stage1.size.films / samples_of(config, stage1.size)
     kept = stage1.parts["activations"].device / films
     encoder: Any = tracer.model.encoder
@@ -96,17 +98,17 @@ def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> Film:
     projected = encoder.grid**2 * config.vision.query_dim
     flops_of_maps = 2.0 * labels * (2 * features + projected)
     maps = _seconds(flops_of_maps, 4.0 * (2 * features + projected), "float32", given)
-    return Film(_seconds(flops, 2 * kept, config.stage1.dtype, given), maps)
+    return ImageCost(_seconds(flops, 2 * kept, config.stage1.dtype, given), maps)
 
 
-def mining(config: Config, size: Size, film: Film, given: Assumptions) -> tuple[str, float]:
+def mining(config: Config, size: Size, film: ImageCost, given: Assumptions) -> tuple[str, float]:
     """Mining of a train split, in words and seconds; films are divided among the GPUs, as a cluster does."""
     ours, samples = config.banks.mining, samples_of(config, size)
     films = size.films * min(ours.films or samples, samples) / samples
-    return f"{films:,.0f} films", films * (film.look + film.maps) / given.gpus
+    return f"{films:,.0f} films", films * (film.forward_seconds + film.cam_seconds) / given.gpus
 
 
-def writing(config: Config, studies: int, given: Assumptions, tokenizer: Any = None) -> float:
+def generation_step(config: Config, studies: int, given: Assumptions, tokenizer: Any = None) -> float:
     """Seconds for the reports of so many studies, each at its greatest length.
 
     A token takes one pass over the decoder's weights and, as transformers' cache works, three over the keys and
@@ -120,9 +122,9 @@ def writing(config: Config, studies: int, given: Assumptions, tokenizer: Any = N
     of_rank = -(-together // given.gpus)
     sequences = of_rank * ours.num_beams
     prompt, new = prompt_length(config, tracer.model), ours.max_new_tokens
-    streams = tracer.flops(lambda model: model.streams(no_sight(model, 2), zeros(2).long())) / 2
-    reading, first = tracer.writing_flops(prompt)
-    _, last = tracer.writing_flops(prompt + max(new - 2, 0))
+    streams = tracer.flops(lambda model: model.embed_streams(dummy_vision_output(model, 2), zeros(2).long())) / 2
+    reading, first = tracer.generation_flops(prompt)
+    _, last = tracer.generation_flops(prompt + max(new - 2, 0))
     position = sequences * tracer.cache_bytes()
     gathered = 0.0 if ours.ds_config is None else read * (given.gpus - 1) / given.gpus
     begin = _seconds(of_rank * streams + sequences * reading, read + prompt * position, dtype, given, gathered)
@@ -135,11 +137,11 @@ def writing(config: Config, studies: int, given: Assumptions, tokenizer: Any = N
 
 
 def _decoder_bytes(model: Any, base: Base) -> float:
-    weights = weigh(nn.ModuleDict({"decoder": model.decoder}), base)
+    weights = count_parameters(nn.ModuleDict({"decoder": model.decoder}), base)
     return 4.0 * weights.trainable + weights.frozen_bytes
 
 
 def _seconds(flops: float, memory: float, dtype: str, given: Assumptions, gathered: float = 0.0) -> float:
     """The roofline of one pass on one device; bytes of its own memory, and of weights gathered from other ranks."""
-    bytes_ = Moved(0.0, gathered, 0.0, 0.0, 0.0, memory)
-    return seconds(flops, bytes_, given.device, dtype, given.gpus, given.efficiency, given.bandwidth).step
+    bytes_ = StepBytes(0.0, gathered, 0.0, 0.0, 0.0, memory)
+    return step_time(flops, bytes_, given.device, dtype, given.gpus, given.efficiency, given.bandwidth).step

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from amrg.config import Config
-from amrg.planning.measured_rates import Rates
-from amrg.planning.simulation import Cluster, Outcome, failure_times, simulate
+from amrg.planning.measured_rates import MeasuredRates
+from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, simulate
 from amrg.planning.stage_estimate import Assumptions, banks_of, plan, skeleton_of, split_size
-from amrg.planning.step_time import Moved, moved, seconds
-from amrg.planning.zero_memory import Zero
+from amrg.planning.step_time import StepBytes, step_bytes, step_time
+from amrg.planning.zero_memory import ZeroSettings
 
 SIZES = tuple(2**i for i in range(13))  # 1 … 4,096
 _STEPS = 400  # of an undisturbed run
@@ -26,24 +26,24 @@ class Point:
         failures: how many there were in the run that says so.
     """
 
-    cluster: Cluster
+    cluster: SimulatedCluster
     steady: Outcome
-    kept: float
+    goodput_share: float
     failures: int
 
 
-def curve(clusters: Sequence[Cluster], mean_hours: float | None, seed: int) -> list[Point]:
+def scaling_curve(clusters: Sequence[SimulatedCluster], mean_hours: float | None, seed: int) -> list[Point]:
     """Simulate each; a worker fails once in ``mean_hours`` on average."""
     return [_point(cluster, mean_hours, seed) for cluster in clusters]
 
 
-def _point(cluster: Cluster, mean_hours: float | None, seed: int) -> Point:
+def _point(cluster: SimulatedCluster, mean_hours: float | None, seed: int) -> Point:
     # Whole intervals between checkpoints, so that no share of a checkpoint is missing.
     steps = max(_STEPS // cluster.checkpoint_steps, 2) * cluster.checkpoint_steps
     steady = simulate(cluster, steps, seed=seed)
     # A failure goes back to a checkpoint, so the steps between two of them may be one: the time is the same.
     interval = steady.seconds / steps * cluster.checkpoint_steps
-    coarse = Cluster(
+    coarse = SimulatedCluster(
         1, cluster.samples * cluster.workers * cluster.checkpoint_steps, interval - cluster.copy, 0.0,
         checkpoint_steps=1, copy=cluster.copy, write=cluster.write, restart=cluster.restart,
     )  # fmt: skip
@@ -52,28 +52,30 @@ def _point(cluster: Cluster, mean_hours: float | None, seed: int) -> Point:
     return Point(cluster, steady, disturbed.rate / (coarse.samples / interval), disturbed.failures)
 
 
-def like_here(rates: Rates, config: Config, restart: float, sizes: Sequence[int] = SIZES) -> list[Cluster]:
+def clusters_like_measured(
+    rates: MeasuredRates, config: Config, restart: float, sizes: Sequence[int] = SIZES
+) -> list[SimulatedCluster]:
     """Workers as fast as the one that was measured, joined by transfers as fast as those that were."""
     return [
-        Cluster(
+        SimulatedCluster(
             size, rates.samples, rates.compute, rates.read, config.data.readers, exchange=rates.exchange(size),
-            checkpoint_steps=config.safety.checkpoint_steps, copy=rates.collecting(size), write=rates.write,
+            checkpoint_steps=config.safety.checkpoint_steps, copy=rates.checkpoint_gather_time(size), write=rates.write,
             restart=restart, noise=rates.noise,
         )
         for size in sizes
     ]  # fmt: skip
 
 
-def two_here(rates: Rates, two: Cluster) -> float:
+def predict_two_workers(rates: MeasuredRates, two: SimulatedCluster) -> float:
     """Samples a second of two workers that share the measured machine, as its crowding makes them."""
-    crowded = replace(two, compute=two.compute * rates.crowding, read=two.read * rates.crowding)
+    crowded = replace(two, compute=two.compute * rates.contention, read=two.read * rates.contention)
     return simulate(crowded, _STEPS // two.checkpoint_steps * two.checkpoint_steps or two.checkpoint_steps).rate
 
 
-def on_gpus(
-    rates: Rates, config: Config, given: Assumptions, micro: int, noise: float, storage: float, restart: float,
+def clusters_on_gpus(
+    rates: MeasuredRates, config: Config, given: Assumptions, micro: int, noise: float, storage: float, restart: float,
     sizes: Sequence[int] = SIZES,
-) -> list[Cluster]:  # fmt: skip
+) -> list[SimulatedCluster]:  # fmt: skip
     """GPUs as `amrg plan` predicts them; only reading is as it was measured.
 
     Args:
@@ -97,14 +99,16 @@ def on_gpus(
     for size in sizes:
         there = replace(given, gpus=size)
         banks = banks_of(replace(one, stage2=replace(one.stage2, batch_size=micro * size)), skeleton, there, micro)
-        zero: Zero = found.zero
-        traffic = moved(found.weights, zero, size, kept, (banks.near, banks.far), one.stage2.activation_checkpointing)
-        spent = seconds(0.0, traffic, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
+        zero: ZeroSettings = found.zero
+        traffic = step_bytes(
+            found.weights, zero, size, kept, (banks.near, banks.far), one.stage2.activation_checkpointing
+        )
+        spent = step_time(0.0, traffic, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
         exchange = spent.communication + spent.banks + spent.host
-        collected = Moved(2 * (size - 1) / size * saved, 0.0, 0.0, 0.0, saved, 0.0)
-        waited = seconds(0.0, collected, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
+        collected = StepBytes(2 * (size - 1) / size * saved, 0.0, 0.0, 0.0, saved, 0.0)
+        waited = step_time(0.0, collected, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
         clusters.append(
-            Cluster(
+            SimulatedCluster(
                 size, micro, compute, rates.read, config.data.readers, exchange=exchange,
                 checkpoint_steps=config.safety.checkpoint_steps,
                 copy=waited.communication + waited.host, write=saved / storage, restart=restart, noise=noise,

@@ -19,7 +19,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Cluster:
+class SimulatedCluster:
     """What is simulated; times in seconds.
 
     Attributes:
@@ -41,7 +41,7 @@ class Cluster:
     compute: float
     read: float
     readers: int = 0
-    ahead: int = 2
+    prefetch: int = 2
     exchange: float = 0.0
     checkpoint_steps: int = 200
     copy: float = 0.0
@@ -96,7 +96,7 @@ def failure_times(workers: int, mean_hours: float | None, seed: int) -> Iterator
 
 
 def simulate(
-    cluster: Cluster, steps: int, failures: Iterable[float] = (), seed: int = 0, limit: float = math.inf
+    cluster: SimulatedCluster, steps: int, failures: Iterable[float] = (), seed: int = 0, limit: float = math.inf
 ) -> Outcome:
     """Run until ``steps`` steps are done, or until ``limit`` seconds have passed where failures let it get nowhere.
 
@@ -128,7 +128,7 @@ def simulate(
 class _Run:
     """A run at the end of a step."""
 
-    def __init__(self, cluster: Cluster, steps: int, seed: int) -> None:
+    def __init__(self, cluster: SimulatedCluster, steps: int, seed: int) -> None:
         self.cluster, self.steps, self.seed = cluster, steps, seed
         self.now, self.step = 0.0, 0
         self.spent = dict.fromkeys(PARTS, 0.0)
@@ -142,7 +142,7 @@ class _Run:
         self.first = self.now
         self.reads: deque[np.ndarray] = deque()  # when each batch is read, from that of the next step on
         self.last: deque[np.ndarray] = deque(maxlen=max(self.cluster.readers, 1))  # when each reader has read its last
-        for ahead in range(self.cluster.readers * self.cluster.ahead):
+        for ahead in range(self.cluster.readers * self.cluster.prefetch):
             self._read(self.step + ahead, np.full(self.cluster.workers, self.now))
 
     def _times(self, kind: int, step: int, mean: float) -> np.ndarray:
@@ -188,7 +188,7 @@ class _Run:
         start, parts = self._next
         self.reads.popleft()
         if c.readers:
-            self._read(self.step + c.readers * c.ahead, start)
+            self._read(self.step + c.readers * c.prefetch, start)
         self.now, self.step = end, self.step + 1
         for name, value in parts.items():
             self.spent[name] += value
@@ -210,7 +210,7 @@ class _Run:
         self.failures += 1
         start, _ = self._next
         if c.readers:  # the readers went on while the step was under way
-            self._read(self.step + c.readers * c.ahead, np.where(start <= when, start, np.inf))
+            self._read(self.step + c.readers * c.prefetch, np.where(start <= when, start, np.inf))
         self.repeated += (self.step - self.saved) * c.samples * c.workers
         self.dropped += self._waiting(when)
         for parts in self.since:

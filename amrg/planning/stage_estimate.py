@@ -7,14 +7,22 @@ from typing import Any
 from amrg.config import Config, Stage1Config, Stage2Config
 from amrg.data.labels import LABELS
 from amrg.data.sources import tables_size
-from amrg.data.stream import views
+from amrg.data.stream import num_views
 from amrg.errors import UserError
 from amrg.planning.architectures import SPLITS, Size
 from amrg.planning.devices import Device
-from amrg.planning.meta_models import Base, Skeleton, stage1_skeleton, stage2_skeleton
-from amrg.planning.step_time import Banks, Moved, Seconds, moved, seconds, share_banks
+from amrg.planning.meta_models import Base, MetaModel, stage1_skeleton, stage2_skeleton
+from amrg.planning.step_time import BankPlacement, StepBytes, StepTime, place_banks, step_bytes, step_time
 from amrg.planning.trace import Tracer
-from amrg.planning.zero_memory import CHECKPOINT, Held, Weights, Zero, check, held, weigh
+from amrg.planning.zero_memory import (
+    CHECKPOINT,
+    MemoryUse,
+    ParameterCounts,
+    ZeroSettings,
+    check,
+    count_parameters,
+    zero_memory,
+)
 from amrg.training import deepspeed_config, stage1, stage2
 
 _OPTIMISATION = {"stage1": stage1.optimisation, "stage2": stage2.optimisation}
@@ -69,17 +77,17 @@ class Plan:
     """
 
     section: str
-    weights: Weights
-    zero: Zero
-    banks: Banks
+    weights: ParameterCounts
+    zero: ZeroSettings
+    banks: BankPlacement
     size: Size
-    parts: dict[str, Held]
+    parts: dict[str, MemoryUse]
     largest: int
-    moved: Moved
-    seconds: Seconds
+    moved: StepBytes
+    seconds: StepTime
     steps: int
     epochs: int
-    cache: tuple[float, int] | None
+    kv_cache: tuple[float, int] | None
     assumed: tuple[str, ...]
 
     @property
@@ -111,7 +119,7 @@ def split_size(config: Config, given: Assumptions, split: str = "train", with_wo
     renders = config.data.renders_per_study if config.data.source == "openi_drr" and train else 1
     known = None
     if given.data is not None:
-        films = views(given.data, split, with_wordless)
+        films = num_views(given.data, split, with_wordless)
         known = Size(len(films) // renders, sum(films), "of the prepared data")
         if told is None:
             return known
@@ -152,35 +160,35 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     size = split_size(config, given, with_wordless=section == "stage1")
     samples = samples_of(config, size)
     steps = max(samples // ours.batch_size, 1)
-    zero = Zero.read(
+    zero = ZeroSettings.read(
         deepspeed_config.resolve(
-            deepspeed_config.read(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps
+            deepspeed_config.load_ds_config(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps
         )
     )
     base: Base = config.decoder.base_dtype if section == "stage2" else "float32"
     check(zero, base)
     checkpointing = section == "stage2" and config.stage2.activation_checkpointing
     skeleton = skeleton_of(config, section, size, tokenizer)
-    weights = weigh(skeleton.model, base)
+    weights = count_parameters(skeleton.model, base)
     tracer = Tracer(skeleton, ours.dtype, checkpointing)
     two, three = tracer.trace(2), tracer.trace(3)
     # Stage 1 learns from every film of a study; stage 2's trace has a study's films in it.
     films = size.films / samples if section == "stage1" else 1.0
 
-    def parts(micro: int) -> dict[str, Held]:
-        trace, banks = two.at(three, micro * films), banks_of(config, skeleton, given, micro)
+    def parts(micro: int) -> dict[str, MemoryUse]:
+        trace, banks = two.extrapolate(three, micro * films), banks_of(config, skeleton, given, micro)
         return {
-            **held(weights, zero, given.gpus),
-            "activations": Held(trace.saved + banks.visitors),
-            "working memory": Held(trace.working),
-            "banks": Held(banks.held),
-            "copies for checkpoints": Held(0, CHECKPOINT * weights.trainable),
-            "reserve": Held(given.reserve * given.memory),
+            **zero_memory(weights, zero, given.gpus),
+            "activations": MemoryUse(trace.saved + banks.remote_query_bytes),
+            "working memory": MemoryUse(trace.workspace_bytes),
+            "banks": MemoryUse(banks.held),
+            "copies for checkpoints": MemoryUse(0, CHECKPOINT * weights.trainable),
+            "reserve": MemoryUse(given.reserve * given.memory),
         }
 
-    trace, banks = two.at(three, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
-    traffic = moved(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
-    time = seconds(
+    trace, banks = two.extrapolate(three, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
+    traffic = step_bytes(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
+    time = step_time(
         trace.flops * zero.accumulation,
         traffic,
         given.device,
@@ -190,12 +198,12 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
         given.bandwidth,
     )
     return Plan(
-        section, weights, zero, banks, size, parts(zero.micro), largest(parts, given.memory), traffic, time, steps,
-        ours.epochs, _cache(config, tracer, given) if section == "stage2" else None, skeleton.assumed,
+        section, weights, zero, banks, size, parts(zero.micro), max_micro_batch(parts, given.memory), traffic, time,
+        steps, ours.epochs, _cache(config, tracer, given) if section == "stage2" else None, skeleton.assumed,
     )  # fmt: skip
 
 
-def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None) -> Skeleton:
+def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None) -> MetaModel:
     """The stage's model without numbers."""
     if section == "stage1":
         return stage1_skeleton(config)
@@ -203,10 +211,10 @@ def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None)
     return stage2_skeleton(config, films, tokenizer)
 
 
-def banks_of(config: Config, skeleton: Skeleton, given: Assumptions, micro: int) -> Banks:
+def banks_of(config: Config, skeleton: MetaModel, given: Assumptions, micro: int) -> BankPlacement:
     """How the ranks hold a stage's banks, and what a micro-batch's retrieval moves."""
     per_study = len(LABELS) * config.memory.heads
-    return share_banks(
+    return place_banks(
         skeleton.banks,
         config.sharding,
         config.memory.search,
@@ -217,7 +225,7 @@ def banks_of(config: Config, skeleton: Skeleton, given: Assumptions, micro: int)
     )
 
 
-def largest(parts: Any, memory: float, limit: int = 2**16) -> int:
+def max_micro_batch(parts: Any, memory: float, limit: int = 2**16) -> int:
     """The largest micro-batch whose parts fit, 0 where one sample does not."""
 
     def fits(micro: int) -> bool:
@@ -245,4 +253,4 @@ def prompt_length(config: Config, model: Any) -> int:
     use = config.decoder
     streams = sum((use.use_queries, use.use_visual_memory, use.use_report_memory))
     words = len(model.before) + len(model.between) + len(model.after) + use.retrieved_tokens * use.use_retrieved_text
-    return words + model.seen_shape[0] + len(LABELS) * streams
+    return words + model.vision_shape[0] + len(LABELS) * streams

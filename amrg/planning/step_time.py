@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amrg.config import ShardingConfig, Way
+from amrg.config import ShardingConfig, ShardingStrategy
 from amrg.planning.devices import Device
-from amrg.planning.zero_memory import Weights, Zero
-from amrg.retrieval.communication_cost import Rows, cheapest, gather_bytes, ring_bytes, two_level_bytes
+from amrg.planning.zero_memory import ParameterCounts, ZeroSettings
+from amrg.retrieval.communication_cost import BankShape, cheapest_strategy, gather_bytes, ring_bytes, two_level_bytes
 
 
 @dataclass(frozen=True)
-class Moved:
+class StepBytes:
     """Bytes that one device sends or reads in one optimiser step.
 
     Attributes:
@@ -29,9 +29,14 @@ class Moved:
     memory: float
 
 
-def moved(
-    weights: Weights, zero: Zero, ranks: int, kept: float, banks: tuple[float, float], checkpointing: bool
-) -> Moved:
+def step_bytes(
+    weights: ParameterCounts,
+    zero: ZeroSettings,
+    ranks: int,
+    kept: float,
+    banks: tuple[float, float],
+    checkpointing: bool,
+) -> StepBytes:
     """What a step moves.
 
     Args:
@@ -47,15 +52,15 @@ def moved(
     share = weights.trainable / (ranks if zero.stage else 1)
     reduced = {0: 2 * trained, 1: trained}.get(zero.stage, rounds * trained) * others
     gathered = {0: 0.0, 3: rounds * passes * everything}.get(zero.stage, trained) * others
-    host = share * p * (1 + rounds) if zero.optimiser_off else 0.0
-    host += rounds * passes * everything / ranks if zero.weights_off else 0.0
-    update = 0.0 if zero.optimiser_off else 7 * 4 * share  # weight, gradient, two moments read; all but one written
+    host = share * p * (1 + rounds) if zero.offload_optimizer else 0.0
+    host += rounds * passes * everything / ranks if zero.offload_weights else 0.0
+    update = 0.0 if zero.offload_optimizer else 7 * 4 * share  # weight, gradient, two moments read; all but one written
     memory = rounds * (passes * everything + 2 * kept) + update
-    return Moved(reduced, gathered, rounds * banks[0], rounds * banks[1], host, memory)
+    return StepBytes(reduced, gathered, rounds * banks[0], rounds * banks[1], host, memory)
 
 
 @dataclass(frozen=True)
-class Banks:
+class BankPlacement:
     """How the ranks hold the banks.
 
     Attributes:
@@ -65,16 +70,16 @@ class Banks:
         near, far: bytes sent for one micro-batch, inside the node and between nodes.
     """
 
-    ways: tuple[Way, ...]
+    ways: tuple[ShardingStrategy, ...]
     held: float
-    visitors: float
+    remote_query_bytes: float
     near: float
     far: float
 
 
-def share_banks(
-    banks: Sequence[Rows], ours: ShardingConfig, search: str, ranks: int, queries: int, expected: int, node: int
-) -> Banks:
+def place_banks(
+    banks: Sequence[BankShape], ours: ShardingConfig, search: str, ranks: int, queries: int, expected: int, node: int
+) -> BankPlacement:
     """Banks by ``sharding``, with the formulas of ``amrg.retrieval.communication_cost``.
 
     Args:
@@ -87,14 +92,14 @@ def share_banks(
         node: ranks of a node.
     """
     size = ours.ranks_per_copy or ranks
-    ways: list[Way] = []
+    ways: list[ShardingStrategy] = []
     for bank in banks:
         way = "replicate" if search != "exact" or ranks == 1 else ours.way
         if way == "auto":
-            way = cheapest(bank.rows, bank.dim, size, expected, bank.element, ours.copy_bytes)
+            way = cheapest_strategy(bank.rows, bank.dim, size, expected, bank.element, ours.copy_bytes)
         ways.append(way)
     held = sum(
-        b.stored(b.rows if way == "replicate" else -(-b.rows // size)) for b, way in zip(banks, ways, strict=True)
+        b.row_bytes(b.rows if way == "replicate" else -(-b.rows // size)) for b, way in zip(banks, ways, strict=True)
     )
     asked = [b for b, way in zip(banks, ways, strict=True) if way == "gather"]
     passed = [b for b, way in zip(banks, ways, strict=True) if way == "ring"]
@@ -109,12 +114,12 @@ def share_banks(
         spans = [[(b.rows * r // size, b.rows * (r + 1) // size) for r in range(size)] for b in passed]
         ring = 2.0 * ring_bytes(passed, spans, 0)
         near, far = (near + ring, far) if size <= node else (near, far + ring)
-    visitors = size * sum(b.question(queries) for b in asked)
-    return Banks(tuple(ways), held, visitors, near, far)
+    visitors = size * sum(b.query_bytes(queries) for b in asked)
+    return BankPlacement(tuple(ways), held, visitors, near, far)
 
 
 @dataclass(frozen=True)
-class Seconds:
+class StepTime:
     """Predicted parts of an optimiser step; nothing overlaps but arithmetic and the device's own memory."""
 
     arithmetic: float
@@ -133,9 +138,9 @@ class Seconds:
         return max(vars(self), key=lambda name: getattr(self, name))
 
 
-def seconds(
-    flops: float, moved: Moved, device: Device, dtype: str, ranks: int, efficiency: float, bandwidth: float
-) -> Seconds:
+def step_time(
+    flops: float, moved: StepBytes, device: Device, dtype: str, ranks: int, efficiency: float, bandwidth: float
+) -> StepTime:
     """The roofline of one step.
 
     Args:
@@ -146,7 +151,7 @@ def seconds(
         efficiency, bandwidth: share of the peak arithmetic, and of all bandwidths, that is reached.
     """
     link = (device.node_rate if ranks <= device.node_ranks else device.net_rate) * bandwidth
-    return Seconds(
+    return StepTime(
         flops / (device.flops[dtype] * efficiency),
         moved.memory / (device.memory_rate * bandwidth),
         (moved.gradients + moved.weights) / link,

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from amrg.planning.meta_models import Skeleton
+from amrg.planning.meta_models import MetaModel
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Trace:
     flops: float
 
     @property
-    def working(self) -> float:
+    def workspace_bytes(self) -> float:
         """Bytes that come and go on top of what is saved."""
         return max(self.peak - self.saved, 0.0)
 
-    def at(self, more: "Trace", samples: float) -> "Trace":
+    def extrapolate(self, more: "Trace", samples: float) -> "Trace":
         """The line through traces of two samples (this one) and of three (``more``), at any number of samples.
 
         Not of one and two: a batch of one takes short cuts.
@@ -60,7 +60,7 @@ class Tracer:
         checkpointing: the decoder's layers are computed again in the backward instead of being kept.
     """
 
-    def __init__(self, skeleton: Skeleton, dtype: str, checkpointing: bool = False) -> None:
+    def __init__(self, skeleton: MetaModel, dtype: str, checkpointing: bool = False) -> None:
         self.skeleton, self.dtype, self._fake = skeleton, dtype, FakeTensorMode(allow_non_fake_inputs=True)
         model = skeleton.model
         if checkpointing:
@@ -96,7 +96,7 @@ class Tracer:
         self.model.train()
         return float(counter.get_total_flops())
 
-    def writing_flops(self, prompt: int) -> tuple[float, float]:
+    def generation_flops(self, prompt: int) -> tuple[float, float]:
         """Operations for one sequence: of reading ``prompt`` positions, and of a token that is written after them."""
 
         def read(model: Any, positions: int = prompt, **more: Any) -> Any:
@@ -128,7 +128,7 @@ def autocast(dtype: str) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def traced(skeleton: Skeleton, model: nn.Module, samples: int, dtype: str) -> Trace:
+def traced(skeleton: MetaModel, model: nn.Module, samples: int, dtype: str) -> Trace:
     """One forward and backward of ``model``, on fake tensors or on real ones."""
     own = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
     with torch.no_grad():

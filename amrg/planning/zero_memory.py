@@ -24,7 +24,7 @@ _QUANTISED = {"int8": 1.0, "nf4": 4.127 / 8}
 
 
 @dataclass(frozen=True)
-class Zero:
+class ZeroSettings:
     """What matters here of a DeepSpeed JSON.
 
     Attributes:
@@ -43,13 +43,13 @@ class Zero:
     bucket: int
     persistent: int
     live: int
-    weights_off: str | None
-    optimiser_off: str | None
+    offload_weights: str | None
+    offload_optimizer: str | None
     accumulation: int
     micro: int
 
     @classmethod
-    def read(cls, resolved: dict[str, Any]) -> "Zero":
+    def read(cls, resolved: dict[str, Any]) -> "ZeroSettings":
         """From what ``ds_config.resolve`` gives."""
         zero = resolved.get("zero_optimization", {})
         halves = any((resolved.get(name) or {}).get("enabled") for name in ("bf16", "bfloat16", "fp16"))
@@ -74,7 +74,7 @@ class Zero:
 
 
 @dataclass(frozen=True)
-class Weights:
+class ParameterCounts:
     """Sizes of a model's parameters.
 
     Attributes:
@@ -102,7 +102,7 @@ class Weights:
         return 2 if element == 2 else self.frozen_bytes / max(sum(self.frozen), 1)
 
 
-def weigh(model: nn.Module, base: Base) -> Weights:
+def count_parameters(model: nn.Module, base: Base) -> ParameterCounts:
     """Sizes of a model's parameters; the frozen ones of its decoder are kept as ``base`` says."""
     trained: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
     frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
@@ -110,7 +110,7 @@ def weigh(model: nn.Module, base: Base) -> Weights:
     frozen_bytes = sum(p.numel() * (_QUANTISED[base] if id(p) in quantised else p.itemsize) for _, p in frozen)
     buffers = sum(b.nbytes for name, b in model.named_buffers() if not name.rpartition(".")[2].startswith("memory"))
     groups = ([p.numel() for p in trained if p.ndim >= 2], [p.numel() for p in trained if p.ndim < 2])
-    return Weights(
+    return ParameterCounts(
         tuple(tuple(group) for group in groups if group), tuple(p.numel() for _, p in frozen), frozen_bytes, buffers
     )
 
@@ -126,14 +126,14 @@ def _quantised(model: nn.Module) -> set[int]:
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryUse:
     """Bytes of one part: on the device, and on the host (memory or NVMe) where it was offloaded."""
 
     device: float
     host: float = 0.0
 
 
-def held(weights: Weights, zero: Zero, ranks: int) -> dict[str, Held]:
+def zero_memory(weights: ParameterCounts, zero: ZeroSettings, ranks: int) -> dict[str, MemoryUse]:
     """Weights, gradients, optimiser and communication buffers of one rank, the fullest one.
 
     Raises:
@@ -146,14 +146,14 @@ def held(weights: Weights, zero: Zero, ranks: int) -> dict[str, Held]:
         return _partitioned(weights, zero, ranks, optimiser)
     gradients, buffers = _unpartitioned(weights, zero, ranks)
     return {
-        "weights": Held(trainable * p + weights.frozen_size(p) * sum(weights.frozen) + weights.buffer_bytes),
-        "gradients": Held(gradients) if not zero.optimiser_off else Held(0, share * 4),
-        "optimiser": _placed(optimiser, zero.optimiser_off),
-        "buffers": Held(buffers),
+        "weights": MemoryUse(trainable * p + weights.frozen_size(p) * sum(weights.frozen) + weights.buffer_bytes),
+        "gradients": MemoryUse(gradients) if not zero.offload_optimizer else MemoryUse(0, share * 4),
+        "optimiser": _placed(optimiser, zero.offload_optimizer),
+        "buffers": MemoryUse(buffers),
     }
 
 
-def _partitioned(weights: Weights, zero: Zero, ranks: int, optimiser: float) -> dict[str, Held]:
+def _partitioned(weights: ParameterCounts, zero: ZeroSettings, ranks: int, optimiser: float) -> dict[str, MemoryUse]:
     """ZeRO 3: a share of each parameter, small ones whole, and others for the time they are needed."""
     p, f = zero.element, weights.frozen_size(zero.element)
     sizes = [(size, p) for group in weights.trained for size in group] + [(size, f) for size in weights.frozen]
@@ -161,24 +161,24 @@ def _partitioned(weights: Weights, zero: Zero, ranks: int, optimiser: float) -> 
     whole = sum(size * element for size, element in sizes if size <= zero.persistent)
     passing = [(size, element) for size, element in sizes if size > zero.persistent]
     numbers = sum(size for size, _ in passing)
-    alone = ranks == 1 and not zero.weights_off
+    alone = ranks == 1 and not zero.offload_weights
     gathered = 0.0 if alone else sum(s * e for s, e in passing) * min(1.0, zero.live / max(numbers, 1))
     gradients = sum(-(-size // ranks) for group in weights.trained for size in group) * p
     stay = whole + weights.buffer_bytes
     return {
-        "weights": Held(stay, shares) if zero.weights_off else Held(stay + shares),
+        "weights": MemoryUse(stay, shares) if zero.offload_weights else MemoryUse(stay + shares),
         # Offloaded, they lie on the host twice: as they came, and in float32 for the optimiser there.
-        "gradients": Held(0, gradients * (1 + 4 / p)) if zero.optimiser_off else Held(gradients),
-        "optimiser": _placed(optimiser, zero.optimiser_off),
-        "buffers": Held(zero.bucket * p + gathered),
+        "gradients": MemoryUse(0, gradients * (1 + 4 / p)) if zero.offload_optimizer else MemoryUse(gradients),
+        "optimiser": _placed(optimiser, zero.offload_optimizer),
+        "buffers": MemoryUse(zero.bucket * p + gathered),
     }
 
 
-def _placed(size: float, place: str | None) -> Held:
-    return Held(0, size) if place else Held(size)
+def _placed(size: float, place: str | None) -> MemoryUse:
+    return MemoryUse(0, size) if place else MemoryUse(size)
 
 
-def _unpartitioned(weights: Weights, zero: Zero, ranks: int) -> tuple[float, float]:
+def _unpartitioned(weights: ParameterCounts, zero: ZeroSettings, ranks: int) -> tuple[float, float]:
     """Gradients kept and buffers, bytes, of the stages whose weights are whole on every rank."""
     p, trainable = zero.element, weights.trainable
     bucket = min(trainable, zero.bucket) * p
@@ -186,10 +186,10 @@ def _unpartitioned(weights: Weights, zero: Zero, ranks: int) -> tuple[float, flo
         return trainable * p, (bucket if ranks > 1 else 0) + (4 * trainable if p == 2 else 0)
     if zero.stage == 1 and zero.accumulation > 1:
         return trainable * p, bucket
-    return sum(_touched(group, ranks) for group in weights.trained) * p, bucket
+    return sum(_max_owned_gradients(group, ranks) for group in weights.trained) * p, bucket
 
 
-def _touched(group: Iterable[int], ranks: int) -> int:
+def _max_owned_gradients(group: Iterable[int], ranks: int) -> int:
     """ZeRO 1 and 2 keep a gradient whole where a rank owns any part of it: the numbers of the fullest rank."""
     sizes = tuple(group)
     share = _padded(sum(sizes), ranks) // ranks
@@ -206,7 +206,7 @@ def _padded(size: int, ranks: int) -> int:
     return -(-size // (2 * ranks)) * 2 * ranks
 
 
-def check(zero: Zero, base: Base) -> None:
+def check(zero: ZeroSettings, base: Base) -> None:
     """Raises UserError where the JSON and the way that frozen numbers are kept do not go together."""
     if base in _QUANTISED and (zero.stage == 3 or zero.element == 2):
         raise UserError(f"a {base} base is planned for ZeRO 0 to 2 without DeepSpeed's own bf16 or fp16")

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from amrg.kernels.hopfield.blockwise import QUERIES_PER_BLOCK, TopK, association_blocks
 from amrg.kernels.hopfield.reference import Operands
-from amrg.retrieval.sharded_bank import ShardedMemory
-from amrg.retrieval.strategies import Shard, Trip
+from amrg.retrieval.sharded_bank import ShardedBank
+from amrg.retrieval.strategies import QueryRouter, Shard
 
 
-def top_rows(
+def top_k_rows(
     shard: Shard, queries_MHD: Tensor, lse_MH: Tensor, group_M: Tensor | None, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """Weights [M, K], the mean over heads of the association, descending, and int64 numbers of the rows [M, K].
@@ -41,21 +41,21 @@ def top_rows(
     return torch.cat(weights), torch.cat(indices)
 
 
-def top_rows_together(
-    memory: ShardedMemory, queries_MHD: Tensor, lse_MH: Tensor, group_M: Tensor | None, top_k: int
+def top_k_rows_sharded(
+    memory: ShardedBank, queries_MHD: Tensor, lse_MH: Tensor, group_M: Tensor | None, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """``top_rows`` over all shards of a bank; every rank of its layout calls this."""
+    """``top_k_rows`` over all shards of a bank; every rank of its layout calls this."""
     group = [] if group_M is None or memory.group is None else [group_M]
     if memory.way == "replicate":
-        return top_rows(memory.own(), queries_MHD, lse_MH, group_M, top_k)
-    trip = Trip(memory.layout.levels, [len(queries_MHD)], queries_MHD.device)
-    queries, lse, *rest = trip.out([[queries_MHD, lse_MH, *group]])[0]
-    found = top_rows(memory.own(), queries, lse, rest[0] if rest else None, top_k)
+        return top_k_rows(memory.local_shard(), queries_MHD, lse_MH, group_M, top_k)
+    trip = QueryRouter(memory.layout.levels, [len(queries_MHD)], queries_MHD.device)
+    queries, lse, *rest = trip.dispatch([[queries_MHD, lse_MH, *group]])[0]
+    found = top_k_rows(memory.local_shard(), queries, lse, rest[0] if rest else None, top_k)
 
     def best(_: int, shards: list[list[Tensor]]) -> list[Tensor]:
         weights, indices = (torch.cat(parts, dim=1) for parts in zip(*shards, strict=True))
         weights, order = weights.topk(top_k, dim=1)
         return [weights, indices.gather(1, order)]
 
-    weights, indices = trip.home([list(found)], best)[0]
+    weights, indices = trip.combine([list(found)], best)[0]
     return weights, indices

@@ -14,20 +14,20 @@ from torch import Tensor, distributed
 
 ALIGN = 8  # a tensor cut out of a message is aligned for every dtype
 
-Spec = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor that is to come
+TensorSpec = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor that is to come
 
 
-def padded_bytes(spec: Spec) -> int:
+def padded_bytes(spec: TensorSpec) -> int:
     """Bytes that a tensor takes in a message."""
     shape, dtype = spec
     return -(-torch.Size(shape).numel() * dtype.itemsize // ALIGN) * ALIGN
 
 
-def spec_of(tensor: Tensor) -> Spec:
+def spec_of(tensor: Tensor) -> TensorSpec:
     return tuple(tensor.shape), tensor.dtype
 
 
-class Exchange:
+class CommGroup:
     """The ranks of one process group, and what this rank has sent to the others.
 
     Args:
@@ -39,22 +39,22 @@ class Exchange:
         sent_by_all: the same, of all exchanges of this process.
     """
 
-    sent_by_all = 0
+    total_bytes_sent = 0
 
     def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
-        self.sent = 0
+        self.bytes_sent = 0
 
     def global_rank(self, rank: int) -> int:
         """The number among all ranks of a rank of this group."""
         return rank if self.group is None else distributed.get_global_rank(self.group, rank)
 
     def _count(self, sent: int) -> None:
-        self.sent += sent
-        Exchange.sent_by_all += sent
+        self.bytes_sent += sent
+        CommGroup.total_bytes_sent += sent
 
-    def counts(self, mine: Sequence[int], device: torch.device) -> list[list[int]]:
+    def all_gather_ints(self, mine: Sequence[int], device: torch.device) -> list[list[int]]:
         """Some whole numbers of every rank, equally many on each."""
         packed = torch.tensor(mine, dtype=torch.int64, device=device)
         out = packed.new_empty(self.size * len(mine))
@@ -62,7 +62,7 @@ class Exchange:
         self._count((self.size - 1) * packed.nbytes)
         return out.view(self.size, -1).tolist()
 
-    def gather(self, mine: Sequence[Tensor], specs: Sequence[Sequence[Spec]]) -> list[list[Tensor]]:
+    def all_gather(self, mine: Sequence[Tensor], specs: Sequence[Sequence[TensorSpec]]) -> list[list[Tensor]]:
         """The tensors of every rank, on every rank; ``specs[r]`` says what rank r gives."""
         length = max(sum(map(padded_bytes, theirs)) for theirs in specs)
         message = _pack(mine, length)
@@ -71,7 +71,7 @@ class Exchange:
         self._count((self.size - 1) * length)
         return [_unpack(out[r * length :], theirs) for r, theirs in enumerate(specs)]
 
-    def swap(self, mine: Sequence[Sequence[Tensor]], specs: Sequence[Sequence[Spec]]) -> list[list[Tensor]]:
+    def all_to_all(self, mine: Sequence[Sequence[Tensor]], specs: Sequence[Sequence[TensorSpec]]) -> list[list[Tensor]]:
         """Give ``mine[r]`` to rank r; get what ``specs[r]`` says from each rank r."""
         messages = [_pack(tensors) for tensors in mine]
         sizes = [sum(map(padded_bytes, theirs)) for theirs in specs]
@@ -82,7 +82,9 @@ class Exchange:
         starts = itertools.accumulate(sizes, initial=0)
         return [_unpack(out[start:], theirs) for start, theirs in zip(starts, specs, strict=False)]
 
-    def rounds(self, mine: Sequence[Tensor], specs: Sequence[Sequence[Spec]]) -> Iterator[tuple[int, list[Tensor]]]:
+    def ring_steps(
+        self, mine: Sequence[Tensor], specs: Sequence[Sequence[TensorSpec]]
+    ) -> Iterator[tuple[int, list[Tensor]]]:
         """The tensors of every rank in turn, own first, passed round the ring: (whose, tensors).
 
         The next ones travel while the caller works on these.
@@ -92,14 +94,14 @@ class Exchange:
             owner = (self.rank - turn) % self.size
             arriving = (owner - 1) % self.size
             last = turn == self.size - 1
-            coming = current.new_empty(0 if last else sum(map(padded_bytes, specs[arriving])))
-            pending = [] if last else self._pass_on(current, coming)
+            receive_buffer = current.new_empty(0 if last else sum(map(padded_bytes, specs[arriving])))
+            pending = [] if last else self._isend_irecv(current, receive_buffer)
             yield owner, _unpack(current, specs[owner])
             for work in pending:
                 work.wait()
-            current = coming
+            current = receive_buffer
 
-    def _pass_on(self, message: Tensor, coming: Tensor) -> list[Any]:
+    def _isend_irecv(self, message: Tensor, coming: Tensor) -> list[Any]:
         """Start sending to the next rank and receiving from the one before; empty messages are not sent."""
         after, before = (self.global_rank((self.rank + step) % self.size) for step in (1, -1))
         transfers = []
@@ -121,7 +123,7 @@ def _pack(tensors: Sequence[Tensor], length: int | None = None) -> Tensor:
     return message
 
 
-def _unpack(message: Tensor, specs: Sequence[Spec]) -> list[Tensor]:
+def _unpack(message: Tensor, specs: Sequence[TensorSpec]) -> list[Tensor]:
     """The tensors at the start of a message, as views of it."""
     tensors, start = [], 0
     for shape, dtype in specs:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from amrg.config import Way
-from amrg.retrieval.collectives import Spec, padded_bytes
+from amrg.config import ShardingStrategy
+from amrg.retrieval.collectives import TensorSpec, padded_bytes
 
 COUNT = 8  # bytes of a whole number in a header
 
 
 @dataclass(frozen=True)
-class Rows:
+class BankShape:
     """The shape of a bank and of the queries to it.
 
     Attributes:
@@ -38,30 +38,30 @@ class Rows:
     entropy: bool = False
     top_k: int = 0
 
-    def stored(self, rows: int) -> int:
+    def row_bytes(self, rows: int) -> int:
         """Bytes of some rows as they travel."""
-        parts: list[Spec] = [((rows, self.dim), _DTYPES[self.element])]
+        parts: list[TensorSpec] = [((rows, self.dim), _DTYPES[self.element])]
         parts += [((rows,), torch.float32)] if self.element == 1 else []
         parts += [((rows,), torch.int64)] if self.grouped else []
         return sum(map(padded_bytes, parts))
 
-    def question(self, queries: int) -> int:
+    def query_bytes(self, queries: int) -> int:
         """Bytes of some queries on their way out."""
         group = padded_bytes(((queries,), torch.int64)) if self.grouped else 0
         return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + group
 
-    def answer(self, queries: int) -> int:
+    def result_bytes(self, queries: int) -> int:
         """Bytes of what a shard found for some queries: retrieved, lse, mass, and what was asked for."""
-        parts: list[Spec] = [((queries, self.dim), torch.float32)]
+        parts: list[TensorSpec] = [((queries, self.dim), torch.float32)]
         parts += [((queries,), torch.float32)] * (3 if self.entropy else 2)
         parts += [((queries, self.top_k), torch.float32), ((queries, self.top_k), torch.int64)] if self.top_k else []
         return sum(map(padded_bytes, parts))
 
-    def slope(self, queries: int) -> int:
+    def backward_stats_bytes(self, queries: int) -> int:
         """Bytes of what the backward sends out: do, lse, delta, dmass."""
         return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + 3 * padded_bytes(((queries,), torch.float32))
 
-    def descent(self, queries: int) -> int:
+    def query_grad_bytes(self, queries: int) -> int:
         """Bytes of what comes back: the gradient of the queries."""
         return padded_bytes(((queries, self.dim), _DTYPES[self.query]))
 
@@ -69,7 +69,7 @@ class Rows:
 _DTYPES = {4: torch.float32, 2: torch.bfloat16, 1: torch.int8}
 
 
-def gather_bytes(banks: Sequence[Rows], queries: Sequence[int], rank: int) -> tuple[int, int]:
+def gather_bytes(banks: Sequence[BankShape], queries: Sequence[int], rank: int) -> tuple[int, int]:
     """Bytes that a rank sends in (forward, backward) of one exchange by ``gather``, without levels.
 
     Args:
@@ -79,22 +79,22 @@ def gather_bytes(banks: Sequence[Rows], queries: Sequence[int], rank: int) -> tu
     """
     others = len(queries) - 1
     rest = [count for r, count in enumerate(queries) if r != rank]
-    forward = others * COUNT * len(banks) + others * max(sum(b.question(m) for b in banks) for m in queries)
-    forward += sum(b.answer(m) for m in rest for b in banks)
-    backward = others * max(sum(b.slope(m) for b in banks) for m in queries)
-    return forward, backward + sum(b.descent(m) for m in rest for b in banks)
+    forward = others * COUNT * len(banks) + others * max(sum(b.query_bytes(m) for b in banks) for m in queries)
+    forward += sum(b.result_bytes(m) for m in rest for b in banks)
+    backward = others * max(sum(b.backward_stats_bytes(m) for b in banks) for m in queries)
+    return forward, backward + sum(b.query_grad_bytes(m) for m in rest for b in banks)
 
 
-def two_level_bytes(banks: Sequence[Rows], queries: int, nodes: int, node_ranks: int) -> tuple[int, int, int]:
+def two_level_bytes(banks: Sequence[BankShape], queries: int, nodes: int, node_ranks: int) -> tuple[int, int, int]:
     """(bytes between nodes, bytes inside the node, bytes of headers) of forward and backward together, M a rank."""
-    out = [sum(b.question(m) + b.slope(m) for b in banks) for m in (queries, nodes * queries)]
-    home = [sum(b.answer(m) + b.descent(m) for b in banks) for m in (queries, nodes * queries)]
+    out = [sum(b.query_bytes(m) + b.backward_stats_bytes(m) for b in banks) for m in (queries, nodes * queries)]
+    home = [sum(b.result_bytes(m) + b.query_grad_bytes(m) for b in banks) for m in (queries, nodes * queries)]
     between, inside = nodes - 1, node_ranks - 1
     header = (between + inside) * COUNT * len(banks)
     return between * (out[0] + home[0]), inside * (out[1] + home[1]), header
 
 
-def ring_bytes(banks: Sequence[Rows], spans: Sequence[Sequence[tuple[int, int]]], rank: int) -> int:
+def ring_bytes(banks: Sequence[BankShape], spans: Sequence[Sequence[tuple[int, int]]], rank: int) -> int:
     """Bytes that a rank sends in the forward by ``ring``, and again in the backward: every shard but the next rank's.
 
     Args:
@@ -104,17 +104,17 @@ def ring_bytes(banks: Sequence[Rows], spans: Sequence[Sequence[tuple[int, int]]]
     """
     following = (rank + 1) % len(spans[0])
     return sum(
-        bank.stored(stop - start)
+        bank.row_bytes(stop - start)
         for bank, shards in zip(banks, spans, strict=True)
         for owner, (start, stop) in enumerate(shards)
         if owner != following
     )
 
 
-def cheapest(rows: int, dim: int, ranks: int, queries: int, element: int, copy_bytes: int) -> Way:
+def cheapest_strategy(rows: int, dim: int, ranks: int, queries: int, element: int, copy_bytes: int) -> ShardingStrategy:
     """``replicate`` where a copy fits in ``copy_bytes``; else what sends less for ``queries`` a rank and step."""
-    bank = Rows(rows, dim, element)
-    if ranks == 1 or bank.stored(rows) <= copy_bytes:
+    bank = BankShape(rows, dim, element)
+    if ranks == 1 or bank.row_bytes(rows) <= copy_bytes:
         return "replicate"
     spans = [[(rows * r // ranks, rows * (r + 1) // ranks) for r in range(ranks)]]
     return "gather" if sum(gather_bytes([bank], [queries] * ranks, 0)) <= 2 * ring_bytes([bank], spans, 0) else "ring"
@@ -126,23 +126,23 @@ NET_RATE = 50e9  # one 400 Gbit/s adapter a GPU between nodes
 NODE_RANKS = 8
 
 
-def table(bank: Rows, queries: int, ranks: Sequence[int]) -> list[str]:
+def table(bank: BankShape, queries: int, ranks: Sequence[int]) -> list[str]:
     """The worked table as Markdown: a line for each number of GPUs and way."""
     lines = [
         "| GPUs | way | rows held a GPU | sent a GPU and step | predicted transfer |",
         "|---|---|---|---|---|",
     ]
     for size in ranks:
-        shard = bank.stored(-(-bank.rows // size))
+        shard = bank.row_bytes(-(-bank.rows // size))
         spans = [[(bank.rows * r // size, bank.rows * (r + 1) // size) for r in range(size)]]
         flat, ring = sum(gather_bytes([bank], [queries] * size, 0)), 2 * ring_bytes([bank], spans, 0)
         rate = NODE_RATE if size <= NODE_RANKS else NET_RATE
-        entries = [("replicate", bank.stored(bank.rows), 0, 0.0), ("gather", shard, flat, flat / rate)]
+        entries = [("replicate", bank.row_bytes(bank.rows), 0, 0.0), ("gather", shard, flat, flat / rate)]
         if size > NODE_RANKS:
             between, inside, _ = two_level_bytes([bank], queries, size // NODE_RANKS, NODE_RANKS)
             entries.append(("gather, two levels", shard, between + inside, between / NET_RATE + inside / NODE_RATE))
             own = sum(gather_bytes([bank], [queries] * NODE_RANKS, 0))
-            held = bank.stored(-(-bank.rows // NODE_RANKS))
+            held = bank.row_bytes(-(-bank.rows // NODE_RANKS))
             entries.append(("gather, a copy a node", held, own, own / NODE_RATE))
         entries.append(("ring", shard, ring, ring / rate))
         for way, held, sent, seconds in entries:
@@ -164,9 +164,9 @@ def _time(seconds: float) -> str:
 
 #: (heading, bank, queries of one GPU and step: batch · 14 · heads)
 EXAMPLES = (
-    ("The paper's banks: 14,000 × 768, bfloat16; 6 studies a GPU, 6 heads", Rows(14_000, 768), 6 * 14 * 6),
-    ("Every patch of MIMIC-CXR: 74,000,000 × 768, bfloat16; the same queries", Rows(74_000_000, 768), 6 * 14 * 6),
-    ("The same, int8", Rows(74_000_000, 768, element=1), 6 * 14 * 6),
+    ("The paper's banks: 14,000 × 768, bfloat16; 6 studies a GPU, 6 heads", BankShape(14_000, 768), 6 * 14 * 6),
+    ("Every patch of MIMIC-CXR: 74,000,000 × 768, bfloat16; the same queries", BankShape(74_000_000, 768), 6 * 14 * 6),
+    ("The same, int8", BankShape(74_000_000, 768, element=1), 6 * 14 * 6),
 )
 
 

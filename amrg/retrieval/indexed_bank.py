@@ -13,22 +13,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.blockwise import compute_dtype, zero_where_neg_inf
 from amrg.kernels.hopfield.reference import NO_GROUP, dropout_keep_mask
 
-Kind = Literal["ivf", "hnsw"]
+IndexKind = Literal["ivf", "hnsw"]
 
-EXACT_BELOW = 65_536  # rows up to which the fused operator reads the whole bank faster than an index helps
+MIN_INDEXED_ROWS = 65_536  # rows up to which the fused operator reads the whole bank faster than an index helps
 CANDIDATES = 1024  # K
 PROBES = 16  # cells looked at for each query
-GATHERED = 1 << 25  # numbers of candidate rows gathered at a time: 128 MiB of float32
+MAX_GATHERED_VALUES = 1 << 25  # numbers of candidate rows gathered at a time: 128 MiB of float32
 _BLOCK = 65_536
 _SEED = 1234  # of the clustering; the index is a function of the rows
 
 
-class ApproximateMemory(nn.Module):
+class IndexedBank(nn.Module):
     """A frozen bank behind an index; retrieves like ``amrg.kernels.hopfield_retrieve``, from candidates.
 
     Args:
@@ -50,22 +50,22 @@ class ApproximateMemory(nn.Module):
     rows: Tensor
     scale: Tensor | None
     group: Tensor | None
-    missed: Tensor
+    missed_mass_bound: Tensor
 
     def __init__(
-        self, rows: Tensor, *, scale: Tensor | None = None, group: Tensor | None = None, kind: Kind = "ivf",
-        candidates: int = CANDIDATES, probes: int = PROBES, exact_below: int = EXACT_BELOW,
+        self, rows: Tensor, *, scale: Tensor | None = None, group: Tensor | None = None, kind: IndexKind = "ivf",
+        candidates: int = CANDIDATES, probes: int = PROBES, exact_below: int = MIN_INDEXED_ROWS,
     ) -> None:  # fmt: skip
         super().__init__()
         for name, value in (("rows", rows.detach()), ("scale", scale), ("group", group)):
             self.register_buffer(name, value, persistent=False)
         self.candidates, self.probes = min(candidates, len(rows)), probes
-        self._cells = None if len(rows) <= exact_below else _Cells(self, kind)
+        self._cells = None if len(rows) <= exact_below else _FaissIndex(self, kind)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def numbers(self, which: Tensor | slice) -> Tensor:
+    def dequantize(self, which: Tensor | slice) -> Tensor:
         """Some rows as float32 numbers, [..., D]."""
         rows = self.rows[which].float()
         return rows if self.scale is None else rows * self.scale[which][..., None]
@@ -76,14 +76,14 @@ class ApproximateMemory(nn.Module):
     ) -> Retrieval:  # fmt: skip
         """As ``hopfield_retrieve``, from the candidates alone; differentiable in the queries. Sets ``missed``."""
         if self._cells is None:
-            self.missed = queries.new_zeros(len(queries), dtype=compute_dtype(queries))
+            self.missed_mass_bound = queries.new_zeros(len(queries), dtype=compute_dtype(queries))
             return hopfield_retrieve(
                 queries, self.rows, memory_scale=self.scale, query_group=query_group,
                 memory_group=None if query_group is None else self.group, dropout=dropout, seed=seed, top_k=top_k,
                 return_entropy=return_entropy,
             )  # fmt: skip
         found_MK, worst_M, unseen_M = self._cells.search(queries.detach().float(), self.candidates)
-        size = max(GATHERED // (self.candidates * self.rows.shape[1]), 1)
+        size = max(MAX_GATHERED_VALUES // (self.candidates * self.rows.shape[1]), 1)
         if dropout:
             seed = torch.randint(2**62, ()) if seed is None else torch.as_tensor(seed, dtype=torch.int64)
         parts = []
@@ -94,7 +94,7 @@ class ApproximateMemory(nn.Module):
             parts.append(self._associate(queries[some], found_MK[some], group, dropout, shift, top_k))
         retrieved, lse, mass, entropy, weights, indices = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         passed = worst_M + (self._cells.seen_M - found_MK.shape[1]).clamp(min=0).log()
-        self.missed = torch.sigmoid(torch.logaddexp(passed, unseen_M) - lse.detach()).to(lse.dtype)
+        self.missed_mass_bound = torch.sigmoid(torch.logaddexp(passed, unseen_M) - lse.detach()).to(lse.dtype)
         return Retrieval(
             retrieved, lse, mass, entropy if return_entropy else None, weights if top_k else None,
             indices if top_k else None,
@@ -105,7 +105,7 @@ class ApproximateMemory(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The association of some queries with their candidates."""
         q = queries.to(compute_dtype(queries))
-        rows_MKD = self.numbers(found_MK.clamp(min=0)).to(q.dtype)
+        rows_MKD = self.dequantize(found_MK.clamp(min=0)).to(q.dtype)
         scores = torch.einsum("md,mkd->mk", q, rows_MKD)
         hidden = found_MK < 0
         if group is not None and self.group is not None:
@@ -126,10 +126,10 @@ class ApproximateMemory(nn.Module):
         return retrieved, lse, kept.sum(1), entropy, weights, indices
 
 
-class _Cells:
+class _FaissIndex:
     """A faiss index over a bank, and centre, radius and size of each cell of its rows."""
 
-    def __init__(self, memory: ApproximateMemory, kind: Kind) -> None:
+    def __init__(self, memory: IndexedBank, kind: IndexKind) -> None:
         faiss = _faiss()
         count, dim = memory.rows.shape
         self.kind, self.probes = kind, memory.probes
@@ -140,11 +140,11 @@ class _Cells:
         # Rows have (nearly) one length, so that the largest product is the smallest angle.
         index.cp.min_points_per_centroid = 20
         spread = torch.randperm(count, generator=torch.Generator().manual_seed(_SEED))[: cells * 64]
-        index.train(memory.numbers(spread.sort().values.to(memory.rows.device)).cpu().numpy())
+        index.train(memory.dequantize(spread.sort().values.to(memory.rows.device)).cpu().numpy())
         graph = faiss.IndexHNSWFlat(dim, 32, inner) if kind == "hnsw" else None
         members = torch.empty(count, dtype=torch.int64)
         for start in range(0, count, _BLOCK):
-            block = memory.numbers(slice(start, start + _BLOCK)).cpu()
+            block = memory.dequantize(slice(start, start + _BLOCK)).cpu()
             array = block.numpy()
             members[start : start + len(block)] = torch.from_numpy(index.quantizer.assign(array, 1)[:, 0])
             (graph or index).add(array)
@@ -171,24 +171,24 @@ class _Cells:
         return found.to(device), scores[:, -1].to(device), torch.logsumexp(bound, 1).to(device)
 
 
-def _shape(memory: ApproximateMemory, members: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+def _shape(memory: IndexedBank, members: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
     """Size, mean and radius of each cell: float32 [C], [C, D], [C]."""
     dim = memory.rows.shape[1]
     sizes = torch.bincount(members, minlength=cells).float()
     centres, radii = torch.zeros(cells, dim), torch.zeros(cells)
     for start in range(0, len(members), _BLOCK):
-        centres.index_add_(0, members[start : start + _BLOCK], memory.numbers(slice(start, start + _BLOCK)).cpu())
+        centres.index_add_(0, members[start : start + _BLOCK], memory.dequantize(slice(start, start + _BLOCK)).cpu())
     centres /= sizes.clamp(min=1)[:, None]
     for start in range(0, len(members), _BLOCK):
         some = members[start : start + _BLOCK]
-        away = (memory.numbers(slice(start, start + _BLOCK)).cpu() - centres[some]).norm(dim=1)
+        away = (memory.dequantize(slice(start, start + _BLOCK)).cpu() - centres[some]).norm(dim=1)
         radii.scatter_reduce_(0, some, away, "amax")
     return sizes, centres, radii * (1 + 1e-5)  # rounding must not shrink the ball
 
 
 def search_faults(kind: str) -> list[str]:
     """What is missing for ``memory.search``."""
-    return [] if kind == "exact" else gathered(_faiss)
+    return [] if kind == "exact" else collect_errors(_faiss)
 
 
 def _faiss():  # type: ignore[no-untyped-def]  # faiss has no types

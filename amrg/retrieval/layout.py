@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import distributed
 
 from amrg.errors import UserError
-from amrg.retrieval.collectives import Exchange
+from amrg.retrieval.collectives import CommGroup
 
 
-class Layout:
+class ShardLayout:
     """Which ranks share a bank, and how they are connected. Every one of them makes it, at the same point.
 
     Args:
@@ -22,7 +22,7 @@ class Layout:
     """
 
     def __init__(self, group: distributed.ProcessGroup | None = None, node_ranks: int | None = None) -> None:
-        self.flat = Exchange(group)
+        self.flat = CommGroup(group)
         self.levels = [self.flat]
         size = self.flat.size
         if node_ranks and 1 < node_ranks < size:
@@ -30,7 +30,7 @@ class Layout:
                 raise UserError(f"sharding.node_ranks {node_ranks} does not divide the {size} ranks that share a bank")
             node, place = divmod(self.flat.rank, node_ranks)
             across, inside = range(place, size, node_ranks), range(node * node_ranks, (node + 1) * node_ranks)
-            self.levels = [Exchange(self._subgroup(ranks)) for ranks in (across, inside)]
+            self.levels = [CommGroup(self._subgroup(ranks)) for ranks in (across, inside)]
 
     def _subgroup(self, ranks: Sequence[int]) -> distributed.ProcessGroup:
         # Only its members take part: other groups of a hybrid layout need not make theirs at the same time.
@@ -39,9 +39,9 @@ class Layout:
         return group
 
     @property
-    def sent(self) -> int:
+    def bytes_sent(self) -> int:
         """Bytes that this rank handed over for others so far."""
-        return self.flat.sent + sum(level.sent for level in self.levels if level is not self.flat)
+        return self.flat.bytes_sent + sum(level.bytes_sent for level in self.levels if level is not self.flat)
 
 
 def hybrid_group(ranks_per_copy: int) -> distributed.ProcessGroup:
@@ -58,6 +58,6 @@ def hybrid_group(ranks_per_copy: int) -> distributed.ProcessGroup:
     return mine
 
 
-def span(rows: int, rank: int, size: int) -> tuple[int, int]:
+def shard_range(rows: int, rank: int, size: int) -> tuple[int, int]:
     """Rows [start, stop) of one rank: shards differ by at most one row, and are empty where there are more ranks."""
     return rows * rank // size, rows * (rank + 1) // size

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, distributed, nn
 
 from amrg.banks.bank import MemoryBank
-from amrg.config import Way
+from amrg.config import ShardingStrategy
 from amrg.errors import UserError
 from amrg.kernels import Retrieval, hopfield_retrieve
-from amrg.retrieval.collectives import Exchange
-from amrg.retrieval.communication_cost import cheapest
-from amrg.retrieval.layout import Layout, span
-from amrg.retrieval.strategies import gather_way, ring_way
-from amrg.retrieval.types import Request, Shard
+from amrg.retrieval.collectives import CommGroup
+from amrg.retrieval.communication_cost import cheapest_strategy
+from amrg.retrieval.layout import ShardLayout, shard_range
+from amrg.retrieval.strategies import retrieve_gather, retrieve_ring
+from amrg.retrieval.types import RetrievalRequest, Shard
 
 
-class ShardedMemory(nn.Module):
+class ShardedBank(nn.Module):
     """This rank's rows of a bank, with the retrieval from all of them. Buffers only: ZeRO has nothing to partition.
 
     Args:
@@ -54,48 +54,48 @@ class ShardedMemory(nn.Module):
     group: Tensor | None
 
     def __init__(
-        self, rows: Tensor, *, start: int, total: int, layout: Layout, scale: Tensor | None = None,
-        group: Tensor | None = None, way: Way = "auto", identity: str = "", copy_bytes: int = 2**30,
+        self, rows: Tensor, *, start: int, total: int, layout: ShardLayout, scale: Tensor | None = None,
+        group: Tensor | None = None, way: ShardingStrategy = "auto", fingerprint: str = "", copy_bytes: int = 2**30,
         queries: int = 1024,
     ) -> None:  # fmt: skip
         super().__init__()
         self.layout, self.start, self.total, self.dim = layout, start, total, rows.shape[1]
         for name, value in (("rows", rows.detach()), ("scale", scale), ("group", group)):
             self.register_buffer(name, value, persistent=False)
-        self.spans = _check_tiling(layout.flat, rows, start, total, identity, scale, group)
+        self.spans = _check_tiling(layout.flat, rows, start, total, fingerprint, scale, group)
         if way == "auto":
-            way = cheapest(total, self.dim, layout.flat.size, queries, rows.dtype.itemsize, copy_bytes)
+            way = cheapest_strategy(total, self.dim, layout.flat.size, queries, rows.dtype.itemsize, copy_bytes)
         self.way = way
         if self.way == "replicate":
             self._replicate()
 
     @classmethod
     def open(
-        cls, bank: MemoryBank, layout: Layout, *, device: torch.device | None = None, way: Way = "auto",
-        copy_bytes: int = 2**30, queries: int = 1024,
-    ) -> "ShardedMemory":  # fmt: skip
+        cls, bank: MemoryBank, layout: ShardLayout, *, device: torch.device | None = None,
+        way: ShardingStrategy = "auto", copy_bytes: int = 2**30, queries: int = 1024,
+    ) -> "ShardedBank":  # fmt: skip
         """This rank's part of a bank on disk; no other rows are read. Arguments as above."""
-        start, stop = span(len(bank), layout.flat.rank, layout.flat.size)
+        start, stop = shard_range(len(bank), layout.flat.rank, layout.flat.size)
         rows, scale, group = bank.rows(start, stop), bank.scale(start, stop), bank.group_range(start, stop)
         return cls(
             rows.to(device), start=start, total=len(bank), layout=layout, group=group.to(device), way=way,
-            scale=None if scale is None else scale.to(device), identity=bank.content_hash, copy_bytes=copy_bytes,
+            scale=None if scale is None else scale.to(device), fingerprint=bank.content_hash, copy_bytes=copy_bytes,
             queries=queries,
         )  # fmt: skip
 
     def __len__(self) -> int:
         return self.total
 
-    def parts(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """What makes up this shard, as it travels."""
         return [tensor for tensor in (self.rows, self.scale, self.group) if tensor is not None]
 
-    def specs(self, rank: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def tensor_specs(self, rank: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shapes and dtypes of the parts of another rank's shard."""
         start, stop = self.spans[rank]
-        return [((stop - start, *part.shape[1:]), part.dtype) for part in self.parts()]
+        return [((stop - start, *part.shape[1:]), part.dtype) for part in self.tensors()]
 
-    def own(self) -> Shard:
+    def local_shard(self) -> Shard:
         """This rank's shard."""
         return Shard(self.rows, self.scale, self.group, self.start)
 
@@ -115,12 +115,12 @@ class ShardedMemory(nn.Module):
         The dropout is drawn for each shard by the rank that works on it, from its seed: equal in distribution for any
         number of ranks, repeatable for the same number.
         """
-        request = Request(self, queries, query_group, dropout, seed, top_k, return_entropy)
-        return retrieve_together([request])[0]
+        request = RetrievalRequest(self, queries, query_group, dropout, seed, top_k, return_entropy)
+        return retrieve_batched([request])[0]
 
     def _replicate(self) -> None:
         flat = self.layout.flat
-        everyone = flat.gather(self.parts(), [self.specs(rank) for rank in range(flat.size)])
+        everyone = flat.all_gather(self.tensors(), [self.tensor_specs(rank) for rank in range(flat.size)])
         in_order = sorted(range(flat.size), key=lambda rank: self.spans[rank])
         whole = [torch.cat(pieces) for pieces in zip(*(everyone[rank] for rank in in_order), strict=True)]
         self.rows = whole.pop(0)
@@ -131,25 +131,25 @@ class ShardedMemory(nn.Module):
         self.start = 0
 
 
-def retrieve_together(requests: Sequence[Request]) -> list[Retrieval]:
+def retrieve_batched(requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
     """Retrieve from several memories in one exchange: what they send shares its messages.
 
     All ranks of the layout make the same requests, each with queries of its own.
     """
     results: dict[int, Retrieval] = {}
-    for name, way in (("gather", gather_way), ("ring", ring_way)):
-        mine = [i for i, request in enumerate(requests) if request.memory.way == name]
+    for name, way in (("gather", retrieve_gather), ("ring", retrieve_ring)):
+        mine = [i for i, request in enumerate(requests) if request.bank.way == name]
         if mine:
-            assert len({id(requests[i].memory.layout) for i in mine}) == 1
+            assert len({id(requests[i].bank.layout) for i in mine}) == 1
             results |= dict(zip(mine, way([requests[i] for i in mine]), strict=True))
     for i, request in enumerate(requests):
-        if request.memory.way == "replicate":
+        if request.bank.way == "replicate":
             results[i] = _local(request)
     return [results[i] for i in range(len(requests))]
 
 
-def _local(request: Request) -> Retrieval:
-    memory, query_group = request.memory, request.query_group
+def _local(request: RetrievalRequest) -> Retrieval:
+    memory, query_group = request.bank, request.query_group
     return hopfield_retrieve(
         request.queries, memory.rows, memory_scale=memory.scale, query_group=query_group,
         memory_group=None if query_group is None else memory.group, dropout=request.dropout, seed=request.seed,
@@ -158,12 +158,12 @@ def _local(request: Request) -> Retrieval:
 
 
 def _check_tiling(
-    flat: Exchange, rows: Tensor, start: int, total: int, identity: str, scale: Tensor | None, group: Tensor | None
+    flat: CommGroup, rows: Tensor, start: int, total: int, identity: str, scale: Tensor | None, group: Tensor | None
 ) -> list[tuple[int, int]]:
     """Every rank's span of rows, checked to cover each row exactly once. The same error on every rank."""
     mine = (start, start + len(rows), total, rows.shape[1], str(rows.dtype), identity)
     fits = all(part is None or len(part) == len(rows) for part in (scale, group))
-    wrong = _first_broken(rows if scale is None else scale[:, None], start)
+    wrong = _first_non_finite(rows if scale is None else scale[:, None], start)
     everyone: list = [None] * flat.size
     distributed.all_gather_object(everyone, (*mine, scale is None, group is None, fits, wrong), group=flat.group)
     for rank, (*_, ok, row) in enumerate(everyone):
@@ -171,7 +171,9 @@ def _check_tiling(
             raise UserError(f"sharded bank: rank {rank}: row {row} is not finite: `amrg bank verify` names its file")
         if not ok:
             raise UserError(f"sharded bank: rank {rank} has scales or groups of another number than its rows")
-        differs = [a for a, b, c in zip(_SAME, everyone[rank][2:-2], everyone[0][2:-2], strict=True) if b != c]
+        differs = [
+            a for a, b, c in zip(_COMPARED_FIELDS, everyone[rank][2:-2], everyone[0][2:-2], strict=True) if b != c
+        ]
         if differs:
             raise UserError(f"sharded bank: rank {rank} differs from rank 0 in {', '.join(differs)}: same bank needed")
     expected = 0
@@ -185,7 +187,7 @@ def _check_tiling(
     return [(first, stop) for first, stop, *_ in everyone]
 
 
-def _first_broken(values: Tensor, start: int) -> int | None:
+def _first_non_finite(values: Tensor, start: int) -> int | None:
     """Number of the first row that is not finite; looked for in parts, as rows can fill the memory."""
     for first in range(0, len(values), 65536):
         broken = (~values[first : first + 65536].isfinite().all(1)).nonzero().flatten()
@@ -194,4 +196,4 @@ def _first_broken(values: Tensor, start: int) -> int | None:
     return None
 
 
-_SAME = ("number of rows", "width", "dtype", "content", "having scales", "having groups")
+_COMPARED_FIELDS = ("number of rows", "width", "dtype", "content", "having scales", "having groups")

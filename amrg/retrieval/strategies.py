@@ -14,26 +14,26 @@ from amrg.kernels import Retrieval
 from amrg.kernels.hopfield.blockwise import merge, zero_where_neg_inf
 from amrg.kernels.hopfield.ops import hopfield_backward, hopfield_forward
 from amrg.kernels.hopfield.reference import Operands, softmax_delta
-from amrg.retrieval.collectives import Exchange, Spec
-from amrg.retrieval.types import PartialResult, Request, Shard, ShardedRows, ShardQuery
+from amrg.retrieval.collectives import CommGroup, TensorSpec
+from amrg.retrieval.types import PartialResult, RetrievalRequest, Shard, ShardedRows, ShardQuery
 
 #: Apart by a prime, so that shards and ranks draw dropout of their own.
 _SHARD_SEED = 1_000_003
 
 
-def gather_way(requests: Sequence[Request]) -> list[Retrieval]:
+def retrieve_gather(requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
     """Queries visit the rows."""
     return _run(_Gather, requests)
 
 
-def ring_way(requests: Sequence[Request]) -> list[Retrieval]:
+def retrieve_ring(requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
     """Rows visit the queries."""
     return _run(_Ring, requests)
 
 
-def _run(way: Any, requests: Sequence[Request]) -> list[Retrieval]:
+def _run(way: Any, requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
     asks = [_ask(request) for request in requests]
-    flat = iter(way.apply([request.memory for request in requests], asks, *(ask.queries for ask in asks)))
+    flat = iter(way.apply([request.bank for request in requests], asks, *(ask.queries for ask in asks)))
     results = []
     for ask in asks:
         retrieved, lse, mass = (next(flat) for _ in range(3))
@@ -43,16 +43,16 @@ def _run(way: Any, requests: Sequence[Request]) -> list[Retrieval]:
     return results
 
 
-def _ask(request: Request) -> ShardQuery:
+def _ask(request: RetrievalRequest) -> ShardQuery:
     seed = None
     if request.dropout:
         drawn = torch.randint(2**62, ()) if request.seed is None else torch.as_tensor(request.seed, dtype=torch.int64)
         seed = drawn.to(request.queries.device)
-    group = None if request.memory.group is None else request.query_group
+    group = None if request.bank.group is None else request.query_group
     return ShardQuery(request.queries, group, seed, request.dropout, request.top_k, request.return_entropy)
 
 
-def _answer(ask: ShardQuery, shard: Shard) -> PartialResult:
+def _retrieve_from_shard(ask: ShardQuery, shard: Shard) -> PartialResult:
     """Retrieve from one shard; float32 (float64 for such queries), rows numbered as in the whole bank."""
     o, lse, mass, entropy, weights, indices, _ = hopfield_forward(*_operands(ask, shard), ask.top_k, ask.entropy, False)
     answer = [o.to(lse.dtype), lse, mass]
@@ -84,7 +84,7 @@ def _operands(ask: ShardQuery, shard: Shard) -> Operands:
     return Operands(ask.queries.detach(), shard.rows, shard.scale, ask.group, group, seed, ask.dropout)
 
 
-class _Slope(NamedTuple):
+class _BackwardStats(NamedTuple):
     """What the backward of a part needs of the whole, a row for each query: letters of kernels/hopfield/README.md."""
 
     do: Tensor
@@ -93,13 +93,13 @@ class _Slope(NamedTuple):
     dmass: Tensor
 
 
-def _slope(answer: Sequence[Tensor], grads: Sequence[Tensor]) -> _Slope:
+def _backward_stats(answer: Sequence[Tensor], grads: Sequence[Tensor]) -> _BackwardStats:
     retrieved, lse, mass = answer
     do, dlse, dmass = grads
-    return _Slope(do, lse, softmax_delta(do, dlse, dmass, retrieved, lse, mass), dmass)
+    return _BackwardStats(do, lse, softmax_delta(do, dlse, dmass, retrieved, lse, mass), dmass)
 
 
-def _descend(ask: ShardQuery, shard: Shard, slope: _Slope) -> Tensor:
+def _query_grad(ask: ShardQuery, shard: Shard, slope: _BackwardStats) -> Tensor:
     """One shard's part of the gradient of the queries."""
     do, lse, delta, dmass = slope
     association = lse.new_empty(0, 0)
@@ -109,7 +109,7 @@ def _descend(ask: ShardQuery, shard: Shard, slope: _Slope) -> Tensor:
     return dq
 
 
-class _Sharded(torch.autograd.Function):
+class _ShardedRetrieval(torch.autograd.Function):
     """Forward and backward but for the way; a subclass gives ``answers`` and ``gradients``."""
 
     @classmethod
@@ -129,7 +129,7 @@ class _Sharded(torch.autograd.Function):
     def backward(cls, ctx: Any, *grads: Tensor) -> Any:
         slopes, start = [], 0
         for i, length in enumerate(ctx.lengths):
-            slopes.append(_slope(ctx.saved_tensors[i * 3 : i * 3 + 3], grads[start : start + 3]))
+            slopes.append(_backward_stats(ctx.saved_tensors[i * 3 : i * 3 + 3], grads[start : start + 3]))
             start += length
         return None, None, *cls.gradients(ctx.memories, ctx.asks, ctx.visit, slopes)
 
@@ -140,38 +140,42 @@ class _Sharded(torch.autograd.Function):
 
     @staticmethod
     def gradients(
-        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_Slope]
+        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_BackwardStats]
     ) -> list[Tensor]:
         """The gradients of this rank's queries."""
         raise NotImplementedError
 
 
-class _Gather(_Sharded):
+class _Gather(_ShardedRetrieval):
     @staticmethod
     def answers(memories: Sequence[ShardedRows], asks: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
-        trip = Trip(memories[0].layout.levels, [len(ask.queries) for ask in asks], asks[0].queries.device)
-        gathered = trip.out([ask.visitors() for ask in asks])
+        trip = QueryRouter(memories[0].layout.levels, [len(ask.queries) for ask in asks], asks[0].queries.device)
+        gathered = trip.dispatch([ask.payload() for ask in asks])
         visiting = [
             ask._replace(queries=tensors[0], group=None if ask.group is None else tensors[1])
             for ask, tensors in zip(asks, gathered, strict=True)
         ]
-        answers = [_answer(ask, memory.own()) for ask, memory in zip(visiting, memories, strict=True)]
-        return trip.home(answers, lambda i, pieces: _merge(asks[i], pieces)), (trip, visiting)
+        answers = [
+            _retrieve_from_shard(ask, memory.local_shard()) for ask, memory in zip(visiting, memories, strict=True)
+        ]
+        return trip.combine(answers, lambda i, pieces: _merge(asks[i], pieces)), (trip, visiting)
 
     @staticmethod
     def gradients(
-        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_Slope]
+        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_BackwardStats]
     ) -> list[Tensor]:
         trip, visiting = visit
-        gathered = trip.out([list(slope) for slope in slopes])
+        gathered = trip.dispatch([list(slope) for slope in slopes])
         partial = [
-            [_descend(ask, memory.own(), _Slope(*tensors))]
+            [_query_grad(ask, memory.local_shard(), _BackwardStats(*tensors))]
             for ask, memory, tensors in zip(visiting, memories, gathered, strict=True)
         ]
-        return [grad for (grad,) in trip.home(partial, lambda _, pieces: [torch.stack([p for (p,) in pieces]).sum(0)])]
+        return [
+            grad for (grad,) in trip.combine(partial, lambda _, pieces: [torch.stack([p for (p,) in pieces]).sum(0)])
+        ]
 
 
-class Trip:
+class QueryRouter:
     """The way of queries to every shard, level by level, and of what was found back to whose queries they are.
 
     Args:
@@ -180,25 +184,25 @@ class Trip:
         device: of the queries.
     """
 
-    def __init__(self, levels: Sequence[Exchange], mine: list[int], device: torch.device) -> None:
+    def __init__(self, levels: Sequence[CommGroup], mine: list[int], device: torch.device) -> None:
         self.levels = levels
         self.counts: list[list[list[int]]] = []  # [level][rank][bank]: queries that the rank brought to the level
         for level in levels:
-            self.counts.append(level.counts(mine, device))
+            self.counts.append(level.all_gather_ints(mine, device))
             mine = [sum(theirs) for theirs in zip(*self.counts[-1], strict=True)]
 
-    def out(self, banks: list[list[Tensor]]) -> list[list[Tensor]]:
+    def dispatch(self, banks: list[list[Tensor]]) -> list[list[Tensor]]:
         """Tensors with a row for each query → those of all ranks, joined."""
         for level, counts in zip(self.levels, self.counts, strict=True):
-            specs = [_flat(_specs(banks, theirs)) for theirs in counts]
-            everyone = [_like(banks, tensors) for tensors in level.gather(_flat(banks), specs)]
+            specs = [_flatten(_specs(banks, theirs)) for theirs in counts]
+            everyone = [_unflatten_like(banks, tensors) for tensors in level.all_gather(_flatten(banks), specs)]
             banks = [
                 [torch.cat(pieces) for pieces in zip(*(theirs[i] for theirs in everyone), strict=True)]
                 for i in range(len(banks))
             ]
         return banks
 
-    def home(self, banks: list[list[Tensor]], join: Any) -> list[list[Tensor]]:
+    def combine(self, banks: list[list[Tensor]], join: Any) -> list[list[Tensor]]:
         """Tensors with a row for each query of all ranks → ``join(bank, [from each rank])`` of this rank's."""
         for level, counts in reversed(list(zip(self.levels, self.counts, strict=True))):
             pieces = [
@@ -206,54 +210,56 @@ class Trip:
                 for i, tensors in enumerate(banks)
             ]
             outgoing = [[piece[r] for tensors in pieces for piece in tensors] for r in range(level.size)]
-            specs = [_flat(_specs(banks, counts[level.rank]))] * level.size
-            everyone = [_like(banks, tensors) for tensors in level.swap(outgoing, specs)]
+            specs = [_flatten(_specs(banks, counts[level.rank]))] * level.size
+            everyone = [_unflatten_like(banks, tensors) for tensors in level.all_to_all(outgoing, specs)]
             banks = [join(i, [theirs[i] for theirs in everyone]) for i in range(len(banks))]
         return banks
 
 
-class _Ring(_Sharded):
+class _Ring(_ShardedRetrieval):
     @staticmethod
     def answers(memories: Sequence[ShardedRows], asks: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
         so_far: list[list[PartialResult]] = [[] for _ in asks]
-        for shards in _passing(memories):
+        for shards in _ring_shards(memories):
             so_far = [
-                [_merge(ask, [*before, _answer(ask, shard)])]
+                [_merge(ask, [*before, _retrieve_from_shard(ask, shard)])]
                 for ask, shard, before in zip(asks, shards, so_far, strict=True)
             ]
         return [answer for (answer,) in so_far], None
 
     @staticmethod
     def gradients(
-        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_Slope]
+        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_BackwardStats]
     ) -> list[Tensor]:
         totals = [torch.zeros_like(slope.do, dtype=slope.lse.dtype) for slope in slopes]
-        for shards in _passing(memories):
+        for shards in _ring_shards(memories):
             for total, ask, shard, slope in zip(totals, asks, shards, slopes, strict=True):
-                total += _descend(ask, shard, slope)
+                total += _query_grad(ask, shard, slope)
         return [total.to(ask.queries.dtype) for total, ask in zip(totals, asks, strict=True)]
 
 
-def _passing(memories: Sequence[ShardedRows]) -> Any:
+def _ring_shards(memories: Sequence[ShardedRows]) -> Any:
     """The shards of all memories, rank by rank."""
     flat = memories[0].layout.flat
-    own = [memory.parts() for memory in memories]
-    specs = [[spec for memory in memories for spec in memory.specs(rank)] for rank in range(flat.size)]
-    for owner, tensors in flat.rounds(_flat(own), specs):
-        yield [memory.shard(owner, parts) for memory, parts in zip(memories, _like(own, tensors), strict=True)]
+    own = [memory.tensors() for memory in memories]
+    specs = [[spec for memory in memories for spec in memory.tensor_specs(rank)] for rank in range(flat.size)]
+    for owner, tensors in flat.ring_steps(_flatten(own), specs):
+        yield [
+            memory.shard(owner, parts) for memory, parts in zip(memories, _unflatten_like(own, tensors), strict=True)
+        ]
 
 
-def _flat(nested: Sequence[Sequence[Any]]) -> list[Any]:
+def _flatten(nested: Sequence[Sequence[Any]]) -> list[Any]:
     return [item for items in nested for item in items]
 
 
-def _like(shape: Sequence[Sequence[Any]], flat: Sequence[Tensor]) -> list[list[Tensor]]:
+def _unflatten_like(shape: Sequence[Sequence[Any]], flat: Sequence[Tensor]) -> list[list[Tensor]]:
     """Cut a flat list as ``shape`` is cut."""
     items = iter(flat)
     return [[next(items) for _ in part] for part in shape]
 
 
-def _specs(banks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> list[list[Spec]]:
+def _specs(banks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> list[list[TensorSpec]]:
     """Specs of the same tensors with another number of rows for each bank."""
     return [
         [((count, *tensor.shape[1:]), tensor.dtype) for tensor in tensors]

@@ -5,9 +5,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from amrg.config import Way
-from amrg.retrieval.collectives import Spec
-from amrg.retrieval.layout import Layout
+from amrg.config import ShardingStrategy
+from amrg.retrieval.collectives import TensorSpec
+from amrg.retrieval.layout import ShardLayout
 
 
 class Shard(NamedTuple):
@@ -22,25 +22,25 @@ class Shard(NamedTuple):
 class ShardedRows(Protocol):
     """What a strategy needs of a sharded bank: this rank's shard, and the layout of all."""
 
-    way: Way
-    layout: Layout
+    way: ShardingStrategy
+    layout: ShardLayout
     rows: Tensor
     scale: Tensor | None
     group: Tensor | None
 
-    def parts(self) -> list[Tensor]: ...
+    def tensors(self) -> list[Tensor]: ...
 
-    def specs(self, rank: int) -> list[Spec]: ...
+    def tensor_specs(self, rank: int) -> list[TensorSpec]: ...
 
-    def own(self) -> Shard: ...
+    def local_shard(self) -> Shard: ...
 
     def shard(self, rank: int, parts: Sequence[Tensor]) -> Shard: ...
 
 
-class Request(NamedTuple):
-    """One retrieval, arguments as ``amrg.retrieval.sharded_bank.ShardedMemory.retrieve``."""
+class RetrievalRequest(NamedTuple):
+    """One retrieval, arguments as ``amrg.retrieval.sharded_bank.ShardedBank.retrieve``."""
 
-    memory: ShardedRows
+    bank: ShardedRows
     queries: Tensor
     query_group: Tensor | None = None
     dropout: float = 0.0
@@ -59,7 +59,7 @@ class ShardQuery(NamedTuple):
     top_k: int
     entropy: bool
 
-    def visitors(self) -> list[Tensor]:
+    def payload(self) -> list[Tensor]:
         """What travels to a shard."""
         return [self.queries] if self.group is None else [self.queries, self.group]
 

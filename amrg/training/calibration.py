@@ -8,11 +8,11 @@ import torch
 from amrg import distributed
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import count
-from amrg.data.text.outline import stated
+from amrg.data.stream import num_studies
+from amrg.data.text.outline import positive_findings
 from amrg.models.finding_calibration import Certainty, features_of
 from amrg.models.report_generator import ReportGenerator
-from amrg.training.vision_cache import Seen
+from amrg.training.vision_cache import VisionCache
 
 #: Where the calibration for reports of a split lies, in a stage 2 artefact.
 CALIBRATION = "calibration"
@@ -33,7 +33,7 @@ def calibrate(config: Config, model: ReportGenerator, data: Path, folder: Path, 
         folder: of the stage 2 artefact.
         scratch: with what stage 1 sees of these splits, or to be filled.
     """
-    few = count(data, "val") < ENOUGH
+    few = num_studies(data, "val") < ENOUGH
     for target, splits in (("test", ("val", "train") if few else ("val",)), ("val", ("train",))):
         certainty = _fit(config, model, data, splits, scratch)
         if distributed.rank() == 0:
@@ -44,9 +44,9 @@ def calibrate(config: Config, model: ReportGenerator, data: Path, folder: Path, 
 def _fit(config: Config, model: ReportGenerator, data: Path, splits: Sequence[str], scratch: Path) -> Certainty:
     features, truth = [], []
     for split in splits:
-        seen = Seen(model, data, split, scratch, config.stage2.dtype)
+        seen = VisionCache(model, data, split, scratch, config.stage2.dtype)
         rows = torch.arange(min(len(seen), ENOUGH))
         features += [features_of(seen[part]) for part in rows.split(_TOGETHER)]
-        reports = [set(stated(seen.studies[row].report)) for row in rows.tolist()]
+        reports = [set(positive_findings(seen.studies[row].report)) for row in rows.tolist()]
         truth.append(torch.tensor([[finding in one for finding in FINDINGS] for one in reports]))
     return Certainty.fit(torch.cat(features), torch.cat(truth))

@@ -25,7 +25,7 @@ from amrg.artifacts import file_hash
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.errors import UserError
 from amrg.models.zero3 import weights_hash
-from amrg.progress import say
+from amrg.progress import echo
 
 WEIGHTS, OPTIMIZER, BEST, STATE = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 
@@ -50,7 +50,7 @@ class Checkpoint:
         """Weights of the best epoch so far (absent before the first epoch has ended)."""
         return load_file(self.path / BEST)
 
-    def damage(self) -> str | None:
+    def first_corrupt_file(self) -> str | None:
         """The first file that is not what was written, or None."""
         try:
             content = json.loads((self.path / STATE).read_text())
@@ -64,7 +64,7 @@ class Checkpoint:
             return STATE
 
 
-def latest(folder: Path) -> Checkpoint | None:
+def latest_valid(folder: Path) -> Checkpoint | None:
     """The newest checkpoint of a folder that is as it was written; one that is not is named and passed over.
 
     Raises:
@@ -72,23 +72,23 @@ def latest(folder: Path) -> Checkpoint | None:
     """
     found = _all(folder)
     for checkpoint in reversed(found):
-        damage = checkpoint.damage()
+        damage = checkpoint.first_corrupt_file()
         if damage is None:
             return checkpoint
-        say(f"{checkpoint.path}: {damage} is damaged; looking for an earlier checkpoint")
+        echo(f"{checkpoint.path}: {damage} is damaged; looking for an earlier checkpoint")
     if found:
         raise UserError(f"all checkpoints in {folder} are damaged: remove the folder to start anew")
     return None
 
 
-def forget_after(found: Checkpoint) -> None:
+def remove_newer_than(found: Checkpoint) -> None:
     """Remove newer checkpoints than the one that is gone on from: they were found damaged."""
     for checkpoint in _all(found.path.parent):
         if checkpoint.path.name > found.path.name:
             _remove(checkpoint.path)
 
 
-def newest(folder: Path) -> Checkpoint:
+def latest_unverified(folder: Path) -> Checkpoint:
     """The newest checkpoint of a folder that has some, unread: for what was written a moment ago."""
     return _all(folder)[-1]
 
@@ -97,7 +97,7 @@ def _all(folder: Path) -> list[Checkpoint]:
     return [Checkpoint(path) for path in sorted(folder.glob("step-*[0-9]"))]
 
 
-class Writer:
+class AsyncCheckpointWriter:
     """Writes checkpoints of one run in a thread, one at a time. For one rank only; an error is told by ``error``.
 
     Args:
@@ -215,7 +215,7 @@ def _hash(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def made_from(seed: int, batch_size: int, data: Path, banks: Path | None = None) -> dict[str, str]:
+def input_hashes(seed: int, batch_size: int, data: Path, banks: Path | None = None) -> dict[str, str]:
     """Hashes of what decides the batches and the memories of a run."""
     told = {"seed": str(seed), "batch size": str(batch_size), "data": file_hash(data / "index.parquet")}
     if banks is not None:

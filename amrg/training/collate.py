@@ -14,16 +14,16 @@ from torch import Tensor
 from amrg.banks.bank import group_id
 from amrg.config import Stage1Config
 from amrg.data.image_ops import to_model_input
-from amrg.data.shards import anonymous
+from amrg.data.shards import hash_key
 from amrg.data.stream import Sample
 from amrg.data.studies import Study
-from amrg.models.report_generator import IGNORED
-from amrg.models.tokenizer import ReportEncoder
+from amrg.models.report_generator import IGNORE_INDEX
+from amrg.models.tokenizer import ReportTokenizer
 from amrg.training.multilabel import targets
 
 
 @dataclass(frozen=True)
-class PerFilm:
+class ImageBatch:
     """Something of every film of some studies; its length and its slices count studies.
 
     Attributes:
@@ -53,20 +53,20 @@ class PerFilm:
         return self.values_M.to(device, non_blocking=True)[:, None].expand(-1, 3, -1, -1) / 255.0
 
 
-def stack_films(samples: Iterable[Sample], size: int) -> PerFilm:
+def collate_images(samples: Iterable[Sample], size: int) -> ImageBatch:
     """All films of samples, letterboxed: uint8 [M, size, size]."""
     samples = list(samples)
     views = tuple(len(sample.views) for sample in samples)
-    return PerFilm(torch.from_numpy(to_model_input([view for s in samples for view in s.views], size)), views)
+    return ImageBatch(torch.from_numpy(to_model_input([view for s in samples for view in s.views], size)), views)
 
 
 def hashed_keys(studies: Iterable[Study]) -> list[str]:
     """Names by which a message may tell of studies."""
-    return [anonymous(study.key) for study in studies]
+    return [hash_key(study.key) for study in studies]
 
 
 @dataclass(frozen=True)
-class Stage1Packer:
+class Stage1Collator:
     """Samples → ``films``, ``targets`` [B, K], and the hashed keys of the studies."""
 
     size: int
@@ -75,19 +75,19 @@ class Stage1Packer:
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
         studies = [sample.study for sample in samples]
         labels = targets(studies, self.config.uncertain, self.config.blank)
-        return {"films": stack_films(samples, self.size), "targets": labels, "study": hashed_keys(studies)}
+        return {"films": collate_images(samples, self.size), "targets": labels, "study": hashed_keys(studies)}
 
 
 @dataclass(frozen=True)
-class ReportPacker:
+class ReportCollator:
     """Studies → ``report`` [B, T], ``group`` [B], ``counts`` [B] of ones, and their hashed keys."""
 
-    encode: ReportEncoder
+    encode: ReportTokenizer
 
     def __call__(self, studies: Sequence[Study]) -> dict[str, Any]:
         encoded = [torch.tensor(self.encode(study.report)) for study in studies]
         return {
-            "report": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED),
+            "report": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORE_INDEX),
             "group": torch.tensor([group_id(study.group) for study in studies]),
             "counts": torch.ones(len(studies)),
             "study": hashed_keys(studies),
@@ -95,11 +95,11 @@ class ReportPacker:
 
 
 @dataclass(frozen=True)
-class Stage2Packer:
-    """Samples → what ``ReportPacker`` gives, with their ``films``."""
+class Stage2Collator:
+    """Samples → what ``ReportCollator`` gives, with their ``films``."""
 
     size: int
-    reports: ReportPacker
+    reports: ReportCollator
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
-        return {"films": stack_films(samples, self.size), **self.reports([sample.study for sample in samples])}
+        return {"films": collate_images(samples, self.size), **self.reports([sample.study for sample in samples])}

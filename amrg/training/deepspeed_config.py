@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from amrg.config import Stage1Config, Stage2Config, find_config
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Optimisation:
+class OptimizerSettings:
     """How a model is trained; the same for both stages.
 
     Attributes:
@@ -71,19 +71,19 @@ class Optimisation:
         )
 
 
-def engine_faults(ours: Optimisation, world_size: int) -> list[str]:
+def engine_faults(ours: OptimizerSettings, world_size: int) -> list[str]:
     """What the DeepSpeed JSON of a stage contradicts, or lacks, before the number of steps is known."""
-    return gathered(lambda: resolve(_without_steps(read(ours.ds_config)), ours, world_size, 1))
+    return collect_errors(lambda: resolve(_without_steps(load_ds_config(ours.ds_config)), ours, world_size, 1))
 
 
 def is_split(name: str) -> bool:
     """Whether a DeepSpeed JSON splits weights over the ranks (ZeRO 3); not where it cannot be read."""
-    return not gathered(lambda: refuse_whole_weights(name))
+    return not collect_errors(lambda: refuse_whole_weights(name))
 
 
 def refuse_whole_weights(name: str) -> None:
     """Raises UserError unless a DeepSpeed JSON is of ZeRO stage 3."""
-    stage = read(name).get("zero_optimization", {}).get("stage")
+    stage = load_ds_config(name).get("zero_optimization", {}).get("stage")
     if stage != 3:
         raise UserError(f"{name} is of ZeRO stage {stage}: only stage 3 splits weights; take zero3.json")
 
@@ -97,7 +97,7 @@ def _without_steps(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def read(name: str) -> dict[str, Any]:
+def load_ds_config(name: str) -> dict[str, Any]:
     """The content of a DeepSpeed JSON by path or by bare name.
 
     Raises:
@@ -142,7 +142,7 @@ def learned(content: dict[str, Any], zero: int) -> dict[str, Any]:
         section, leaf = _descend(config, key)
         if section is not None:
             section.pop(leaf, None)
-    for key, value in _CONVENTIONS.items():
+    for key, value in _AUTO_DEFAULTS.items():
         section, leaf = _descend(config, key)
         if section is not None and section.get(leaf) == value:
             del section[leaf]
@@ -160,7 +160,7 @@ def _said(section: dict[str, Any]) -> dict[str, Any]:
     return {} if kept.get("enabled") is False else {k: v for k, v in kept.items() if v not in (AUTO, {})}
 
 
-def resolve(content: dict[str, Any], ours: Optimisation, world_size: int, total_steps: int) -> dict[str, Any]:
+def resolve(content: dict[str, Any], ours: OptimizerSettings, world_size: int, total_steps: int) -> dict[str, Any]:
     """The configuration that ``deepspeed.initialize`` gets.
 
     Args:
@@ -174,7 +174,7 @@ def resolve(content: dict[str, Any], ours: Optimisation, world_size: int, total_
             ranks, or an "auto" stands where nothing is known to fill it in.
     """
     config = json.loads(json.dumps(content))
-    for key, value in _CONVENTIONS.items():
+    for key, value in _AUTO_DEFAULTS.items():
         section, leaf = _descend(config, key)
         if section is not None and section.get(leaf) == AUTO:
             section[leaf] = value
@@ -199,12 +199,12 @@ def resolve(content: dict[str, Any], ours: Optimisation, world_size: int, total_
     zero = config.get("zero_optimization", {})
     for key in [key for key, value in zero.items() if value == AUTO]:
         del zero[key]
-    for key in _autos(config):
+    for key in _unresolved_autos(config):
         raise UserError(f'{ours.ds_config}: nothing is known to fill in `{key}: "auto"`; give a value or remove it')
     return config
 
 
-def _shared(ours: Optimisation, total_steps: int) -> dict[str, tuple[str, Any]]:
+def _shared(ours: OptimizerSettings, total_steps: int) -> dict[str, tuple[str, Any]]:
     """Keys of the JSON that our configuration decides: their name there and the value."""
     known = {**vars(ours), "warmup_fraction × steps": round(ours.warmup_fraction * total_steps), "steps": total_steps}
     return {key: (name, known[name]) for key, name in _SHARED.items()}
@@ -222,14 +222,14 @@ _SHARED = {
 
 
 #: "auto" values that stand for a convention rather than for something of ours.
-_CONVENTIONS = {
+_AUTO_DEFAULTS = {
     "optimizer.params.betas": [0.9, 0.999],
     "optimizer.params.eps": 1e-8,
     "scheduler.params.warmup_min_lr": 0.0,
 }
 
 
-def _precision(config: dict[str, Any], ours: Optimisation) -> None:
+def _precision(config: dict[str, Any], ours: OptimizerSettings) -> None:
     """DeepSpeed's own bf16 mode is used only where the file asks for it; its fp16 mode (it scales the loss) always."""
     if ours.dtype == "float16":
         config.setdefault("fp16", {"enabled": AUTO})
@@ -243,7 +243,7 @@ def _precision(config: dict[str, Any], ours: Optimisation) -> None:
             raise _conflict(ours, f"{name}.enabled", True, "dtype", ours.dtype)
 
 
-def _batch(config: dict[str, Any], ours: Optimisation, world_size: int) -> None:
+def _batch(config: dict[str, Any], ours: OptimizerSettings, world_size: int) -> None:
     """Fill in and check micro-batch × accumulation × ranks = global batch."""
     micro = config.get("train_micro_batch_size_per_gpu", AUTO)
     accumulation = config.get("gradient_accumulation_steps", AUTO)
@@ -270,16 +270,16 @@ def _descend(config: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, s
     return (section if isinstance(section, dict) else None), leaf
 
 
-def _conflict(ours: Optimisation, key: str, theirs: Any, name: str, value: Any) -> UserError:
+def _conflict(ours: OptimizerSettings, key: str, theirs: Any, name: str, value: Any) -> UserError:
     return UserError(
         f"{ours.ds_config} says `{key}: {json.dumps(theirs)}` but {ours.section}.{name} is {json.dumps(value)}: "
         'make them equal, or write "auto" in the JSON'
     )
 
 
-def _autos(value: Any, prefix: str = "") -> Iterator[str]:
+def _unresolved_autos(value: Any, prefix: str = "") -> Iterator[str]:
     if value == AUTO:
         yield prefix
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from _autos(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from _unresolved_autos(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amrg.distributed import device, mean_over_ranks, rank, start, world_size
+from amrg.distributed import all_reduce_mean, device, init_process_group, rank, world_size
 from amrg.errors import UserError
-from amrg.models.profiling import OPTIMISER, part
-from amrg.models.zero3 import Zero3, whole
-from amrg.precision import precision, products
-from amrg.training.deepspeed_config import AUTO, Optimisation, read, refuse_whole_weights, resolve
+from amrg.models.profiling import OPTIMISER, profile_region
+from amrg.models.zero3 import Zero3Config, gathered
+from amrg.precision import autocast, matmul_precision
+from amrg.training.deepspeed_config import AUTO, OptimizerSettings, load_ds_config, refuse_whole_weights, resolve
 
 #: A batch is whatever ``loss`` understands; its tensors have the samples on their first axis.
 Batch = Any
@@ -54,7 +54,7 @@ def _silent_linker() -> Iterator[None]:
         os.close(kept)
 
 
-def refuse_half_without_gpu(ours: Optimisation) -> None:
+def refuse_half_without_gpu(ours: OptimizerSettings) -> None:
     """Raises UserError where float16 is to be computed on CPUs."""
     if ours.dtype == "float16" and device().type == "cpu":
         raise UserError(f"{ours.section}.dtype float16 needs a GPU: use bfloat16 or float32")
@@ -68,12 +68,12 @@ class _Objective(nn.Module):
         self.model, self.loss, self.dtype = model, loss, dtype
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
-        with precision(self.dtype):
+        with autocast(self.dtype):
             return self.loss(self.model, batch)
 
 
 @contextlib.contextmanager
-def linear_restored() -> Iterator[None]:
+def restore_functional_linear() -> Iterator[None]:
     """After the block (or the function it decorates) ``torch.nn.functional.linear`` is what it was before.
 
     ZeRO 3 overrides it for the rest of the process: the next step would round in another way than in one of its own.
@@ -98,10 +98,10 @@ class Engine:
         UserError: the JSON is missing, malformed or contradicts our settings.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, ours: Optimisation, total_steps: int) -> None:
-        start()
+    def __init__(self, model: nn.Module, loss: Loss, ours: OptimizerSettings, total_steps: int) -> None:
+        init_process_group()
         refuse_half_without_gpu(ours)
-        config = resolve(read(ours.ds_config), ours, world_size(), total_steps)
+        config = resolve(load_ds_config(ours.ds_config), ours, world_size(), total_steps)
         self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], ours.dtype
         groups = _parameter_groups(model, ours)
         client = None
@@ -117,13 +117,13 @@ class Engine:
         self._make_moments(0)
 
     def step(
-        self, batch: Batch, lr: float, norms: bool = False, flags: dict[str, float] | None = None
+        self, batch: Batch, lr: float, with_norms: bool = False, flags: dict[str, float] | None = None
     ) -> tuple[dict[str, float], dict[str, float]]:
         """One optimiser step on this rank's share of a global batch.
 
         Args:
             batch, lr: samples and learning rate; those of decoder and Q-Former are in the proportion of their peaks.
-            norms: tell the norm of the gradients of each module, too.
+            with_norms: return the gradient norm of each module, too.
             flags: this rank's; their means over the ranks come back among the metrics.
 
         Returns:
@@ -134,22 +134,22 @@ class Engine:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
         sums: dict[str, float] = {}
-        told: dict[str, float] = {}
-        for micro in split(batch, self.accumulation):
-            with products(self._dtype):
+        norms: dict[str, float] = {}
+        for micro in split_batch(batch, self.accumulation):
+            with matmul_precision(self._dtype):
                 loss, metrics = self._engine(micro)
                 self._engine.backward(loss)
-            if norms and self._engine.is_gradient_accumulation_boundary():
-                told = self._gradient_norms()
-            with part(OPTIMISER):
+            if with_norms and self._engine.is_gradient_accumulation_boundary():
+                norms = self._gradient_norms()
+            with profile_region(OPTIMISER):
                 self._engine.step()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / self.accumulation
-        self.own_loss = sums["loss"]
+        self.local_loss = sums["loss"]
         whole = self._engine.get_global_grad_norm()
-        return mean_over_ranks({**sums, **(flags or {})}), told if whole is None else {
+        return all_reduce_mean({**sums, **(flags or {})}), norms if whole is None else {
             "gradient_norm": float(whole),
-            **told,
+            **norms,
         }
 
     def _gradient_norms(self) -> dict[str, float]:
@@ -205,7 +205,7 @@ class Engine:
         """Go on from what ``weights``, ``moments`` and ``scheduler_state`` gave after ``step`` steps."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        fill(self.model, weights)
+        load_into(self.model, weights)
         self._make_moments(step)
         for name, parameter in _trainable(self.model):
             values: dict[str | None, Tensor] = {
@@ -244,7 +244,7 @@ class Engine:
             zero._lazy_init_hp_params_optimizer_state()
 
 
-def zero3(ds_config: str, required: bool = False) -> Zero3:
+def zero3(ds_config: str, required: bool = False) -> Zero3Config:
     """What a DeepSpeed JSON says of ZeRO, where its stage is 3 and weights lie apart on the ranks; else None.
 
     Raises:
@@ -252,7 +252,7 @@ def zero3(ds_config: str, required: bool = False) -> Zero3:
     """
     if required:
         refuse_whole_weights(ds_config)
-    zero = read(ds_config).get("zero_optimization", {})
+    zero = load_ds_config(ds_config).get("zero_optimization", {})
     if zero.get("stage") != 3:
         return None
     _deepspeed()  # quietly, before others import it
@@ -264,24 +264,24 @@ def partition(module: nn.Module, zero: dict[str, Any]) -> None:
     _deepspeed().initialize(model=module, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """Cut a batch into equal parts along the samples: a tensor or list, or a dict or tuple of those."""
     if parts == 1:
         return [batch]
     if isinstance(batch, dict):
-        cut = {key: split(value, parts) for key, value in batch.items()}
+        cut = {key: split_batch(value, parts) for key, value in batch.items()}
         return [{key: pieces[i] for key, pieces in cut.items()} for i in range(parts)]
     if isinstance(batch, tuple):
-        return list(zip(*(split(value, parts) for value in batch), strict=True))
+        return list(zip(*(split_batch(value, parts) for value in batch), strict=True))
     size = len(batch) // parts
     return [batch[i * size : (i + 1) * size] for i in range(parts)]
 
 
-def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Put weights (a subset of the state) into a model, one after the other, partitioned or not."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, value in weights.items():
-        with whole([named[name]], change=True), torch.no_grad():
+        with gathered([named[name]], modifier=True), torch.no_grad():
             named[name].copy_(value)
 
 
@@ -289,7 +289,7 @@ def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _parameter_groups(model: nn.Module, ours: Optimisation) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module, ours: OptimizerSettings) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and other vectors do not. Decoder and Q-Former may have a rate of their own."""
     own = ours.own_rates
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}

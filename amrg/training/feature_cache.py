@@ -13,7 +13,7 @@ from torch import Tensor
 from amrg.distributed import barrier, rank, world_size
 from amrg.progress import track
 
-PART = 256  # rows that one rank computes before its next part
+ROWS_PER_PART = 256  # rows that one rank computes before its next part
 
 
 class FeatureCache:
@@ -70,7 +70,7 @@ class FeatureCache:
         return self.rows_N[rows].clone()
 
 
-class SharedFeatures:
+class DistributedFeatureCache:
     """Rows [N, *shape] that the ranks compute between them, each every W-th part, and then all read.
 
     What is computed together does not depend on the ranks; what was interrupted goes on, with any number of them.
@@ -85,21 +85,21 @@ class SharedFeatures:
     """
 
     def __init__(
-        self, folder: Path, rows: int, shape: Sequence[int], together: int,
+        self, folder: Path, rows: int, shape: Sequence[int], batch_rows: int,
         compute: Callable[[list[range]], Iterator[Tensor]], label: str,
     ) -> None:  # fmt: skip
         def part(start: int) -> FeatureCache:
-            return FeatureCache(folder / f"{start:08d}", min(PART, rows - start), shape)
+            return FeatureCache(folder / f"{start:08d}", min(ROWS_PER_PART, rows - start), shape)
 
-        starts = range(0, rows, PART)
+        starts = range(0, rows, ROWS_PER_PART)
         mine = {start: part(start) for start in starts[rank() :: world_size()]}
         left = [
-            (cache, range(first, min(first + together, start + len(cache))))
+            (cache, range(first, min(first + batch_rows, start + len(cache))))
             for start, cache in mine.items()
-            for first in range(start + cache.done, start + len(cache), together)
+            for first in range(start + cache.done, start + len(cache), batch_rows)
         ]
         if left:
-            total = sum(-(-len(cache) // together) for cache in mine.values())
+            total = sum(-(-len(cache) // batch_rows) for cache in mine.values())
             computed = compute([numbers for _, numbers in left])
             for (cache, _), values in track(zip(left, computed, strict=True), label, total, total - len(left)):
                 cache.append(values)
@@ -108,4 +108,4 @@ class SharedFeatures:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Rows [B] as a copy in memory."""
-        return torch.stack([self._parts[row // PART][row % PART] for row in rows.tolist()])
+        return torch.stack([self._parts[row // ROWS_PER_PART][row % ROWS_PER_PART] for row in rows.tolist()])

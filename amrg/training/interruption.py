@@ -16,18 +16,18 @@ from types import FrameType
 import torch
 
 from amrg.errors import UserError
-from amrg.progress import say
+from amrg.progress import echo
 
 #: Losses that the median is taken of, and how many are needed before it means something.
-MEDIAN_OF, LEAST = 100, 20
+MEDIAN_WINDOW, MIN_HISTORY = 100, 20
 
 #: Seconds in which a second signal is the first one again: launchers pass on what the terminal has already sent.
-ECHO = 1.0
+SIGNAL_DEBOUNCE_SECONDS = 1.0
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class StoppedOnRequest(KeyboardInterrupt):
+class GracefulStop(KeyboardInterrupt):
     """A signal ended the run; all of its work is saved."""
 
     def __init__(self, step: int) -> None:
@@ -43,15 +43,15 @@ class StopRequest:
         self._runner = _deepspeed_runner()
 
     @property
-    def came(self) -> bool:
+    def requested(self) -> bool:
         return self._signalled or _deepspeed_runner() != self._runner
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled and time.monotonic() - self._since > ECHO:
+        if self._signalled and time.monotonic() - self._since > SIGNAL_DEBOUNCE_SECONDS:
             raise KeyboardInterrupt
         if not self._signalled:
             self._signalled, self._since = True, time.monotonic()
-            say("stopping after this step; once more stops at once")
+            echo("stopping after this step; once more stops at once")
 
 
 def _deepspeed_runner() -> int | None:
@@ -85,7 +85,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 class LossGuard:
-    """Stops a run whose loss is not finite, or ``explosion`` times the median of the last ``MEDIAN_OF`` steps.
+    """Stops a run whose loss is not finite, or ``explosion`` times the median of the last ``MEDIAN_WINDOW`` steps.
 
     Args:
         section: ``stage1`` or ``stage2``, for the message.
@@ -94,13 +94,13 @@ class LossGuard:
 
     def __init__(self, section: str, explosion: float) -> None:
         self._section, self._explosion = section, explosion
-        self._recent: deque[float] = deque(maxlen=MEDIAN_OF)
+        self._recent: deque[float] = deque(maxlen=MEDIAN_WINDOW)
 
-    def wrong_with(self, loss: float) -> str | None:
+    def check(self, loss: float) -> str | None:
         """What is wrong with the loss of a step, or None."""
         if not math.isfinite(loss):
             return f"is {loss}"
-        if len(self._recent) >= LEAST:
+        if len(self._recent) >= MIN_HISTORY:
             median = statistics.median(self._recent)
             if loss > self._explosion * median > 0:
                 return f"is {loss:.4g}, {loss / median:.0f} times the median of the last {len(self._recent)} steps"
@@ -111,7 +111,7 @@ class LossGuard:
         """The error to raise, the same on every rank.
 
         Args:
-            wrong: from ``wrong_with``.
+            wrong: from ``check``.
             step: from 1.
             losses: of each rank its number, its own loss and the hashed keys of its studies. Blamed are the ranks whose
                 loss is not finite; where all are, the one with the largest.
@@ -125,7 +125,7 @@ class LossGuard:
 
 
 @contextlib.contextmanager
-def told_plainly(section: str, folder: Path) -> Iterator[None]:
+def user_errors(section: str, folder: Path) -> Iterator[None]:
     """Turn running out of memory or disk into one line that says what helps."""
     try:
         yield

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from amrg.config import SafetyConfig, TelemetryConfig
-from amrg.distributed import barrier, gather_lists, mean_over_ranks, rank
+from amrg.distributed import all_gather_list, all_reduce_mean, barrier, rank
 from amrg.errors import UserError
-from amrg.precision import precision
-from amrg.progress import say, track
+from amrg.precision import autocast
+from amrg.progress import echo, track
 from amrg.training import checkpoint
-from amrg.training.deepspeed_config import Optimisation
-from amrg.training.engine import Batch, Engine, Loss, fill
-from amrg.training.interruption import LossGuard, StoppedOnRequest, StopRequest, stop_requests, told_plainly
+from amrg.training.deepspeed_config import OptimizerSettings
+from amrg.training.engine import Batch, Engine, Loss, load_into
+from amrg.training.interruption import GracefulStop, LossGuard, StopRequest, stop_requests, user_errors
 from amrg.training.schedule import warmup_cosine
-from amrg.training.telemetry import Telemetry, look
+from amrg.training.telemetry import Telemetry, profile_step
 
 CURVES, CHECKPOINTS = "curves.jsonl", "checkpoints"
 #: Flags that travel with the metrics of a step.
-_STOP, _UNSAVED = "stop", "unsaved"
+_STOP, _SAVE_FAILED = "stop", "unsaved"
 
 
 def fit(
@@ -38,15 +38,15 @@ def fit(
     loss: Loss,
     batches: Callable[[int, int], Iterator[Batch]],
     steps_per_epoch: int,
-    optimisation: Optimisation,
+    optimisation: OptimizerSettings,
     validate: Callable[[Any], dict[str, float]],
-    select: tuple[str, bool],
+    selection_metric: tuple[str, bool],
     folder: Path,
     seed: int,
     telemetry: TelemetryConfig,
     safety: SafetyConfig,
-    made_from: dict[str, str],
-    closely: Callable[[Any], dict[str, float]] = lambda model: {},
+    input_hashes: dict[str, str],
+    step_metrics: Callable[[Any], dict[str, float]] = lambda model: {},
     warn: Callable[[dict[str, float]], dict[str, str]] = lambda validation: {},
 ) -> list[dict[str, Any]]:
     """Train, and leave the weights of the best epoch in the model.
@@ -76,16 +76,16 @@ def fit(
     Raises:
         UserError: the loss is no longer finite or explodes, memory or disk are full, the checkpoint was made from
             something else, or the DeepSpeed JSON contradicts the settings.
-        StoppedOnRequest: SIGINT or SIGTERM came to any rank; what was done is saved.
+        GracefulStop: SIGINT or SIGTERM came to any rank; what was done is saved.
     """
     total = optimisation.epochs * steps_per_epoch
     warmup = round(optimisation.warmup_fraction * total)
-    made_from = {**made_from, "frozen weights": checkpoint.frozen_fingerprint(model)}
-    run = _Run(folder, Engine(model, loss, optimisation, total), select, safety.keep, made_from)
+    input_hashes = {**input_hashes, "frozen weights": checkpoint.frozen_fingerprint(model)}
+    run = _RunState(folder, Engine(model, loss, optimisation, total), selection_metric, safety.keep, input_hashes)
     log = Telemetry(folder, telemetry, optimisation.section, optimisation.batch_size)
     guard = LossGuard(optimisation.section, safety.explosion)
     stream: Iterator[Batch] | None = None
-    with stop_requests() as stopping, told_plainly(optimisation.section, folder):
+    with stop_requests() as stopping, user_errors(optimisation.section, folder):
         for step in track(range(run.step, total), f"{optimisation.section}: training", total, run.step):
             epoch, within = divmod(step, steps_per_epoch)
             if stream is None or within == 0:
@@ -93,7 +93,7 @@ def fit(
                 model.train()
             lr = warmup_cosine(step, total, warmup, optimisation.lr, optimisation.min_lr)
             torch.manual_seed(_step_seed(seed, step))
-            stop = _step(run, stream, lr, log, guard, stopping, closely)
+            stop = _step(run, stream, lr, log, guard, stopping, step_metrics)
             if within + 1 == steps_per_epoch:
                 validation = _validated(validate, model, optimisation)
                 log.tell_epoch(step + 1, validation)
@@ -102,14 +102,14 @@ def fit(
                 run.save()
             if stop:
                 run.wait()
-                raise StoppedOnRequest(step + 1)
+                raise GracefulStop(step + 1)
     log.close()
     run.finish(model)
     return run.rows
 
 
 def _step(
-    run: "_Run",
+    run: "_RunState",
     stream: Iterator[Batch],
     lr: float,
     log: Telemetry,
@@ -122,17 +122,17 @@ def _step(
     began = time.monotonic()
     batch = next(stream)
     waited = time.monotonic() - began
-    flags = {_STOP: float(stopping.came), _UNSAVED: float(run.cannot_save())}
-    with look(log.looks_at(step)) as shares:
-        metrics, norms = engine.step(batch, lr, log.looks_at(step), flags)
+    flags = {_STOP: float(stopping.requested), _SAVE_FAILED: float(run.save_failed())}
+    with profile_step(log.should_profile(step)) as shares:
+        metrics, norms = engine.step(batch, lr, log.should_profile(step), flags)
     seconds = time.monotonic() - began
     # What one rank met, all learn of in the same step: none is left waiting for the others.
-    stop, unsaved = metrics.pop(_STOP), metrics.pop(_UNSAVED)
-    run.note(step, metrics)
-    seen = closely(engine.model) if log.looks_at(step) else {}
-    log.tell(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
-    if wrong := guard.wrong_with(metrics["loss"]):
-        losses = gather_lists([(rank(), engine.own_loss, _keys(batch))])
+    stop, unsaved = metrics.pop(_STOP), metrics.pop(_SAVE_FAILED)
+    run.accumulate(step, metrics)
+    seen = closely(engine.model) if log.should_profile(step) else {}
+    log.log_step(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
+    if wrong := guard.check(metrics["loss"]):
+        losses = all_gather_list([(rank(), engine.local_loss, _keys(batch))])
         raise guard.stop(wrong, step + 1, losses)
     if unsaved:
         run.wait()
@@ -144,10 +144,12 @@ def _keys(batch: Batch) -> list[str]:
     return batch.get("study", []) if isinstance(batch, dict) else []
 
 
-def _validated(validate: Callable[[Any], dict[str, float]], model: nn.Module, ours: Optimisation) -> dict[str, float]:
+def _validated(
+    validate: Callable[[Any], dict[str, float]], model: nn.Module, ours: OptimizerSettings
+) -> dict[str, float]:
     model.eval()
-    with torch.no_grad(), precision(ours.dtype):
-        return mean_over_ranks(validate(model))
+    with torch.no_grad(), autocast(ours.dtype):
+        return all_reduce_mean(validate(model))
 
 
 def _step_seed(seed: int, step: int) -> int:
@@ -160,19 +162,19 @@ def _latest(folder: Path) -> checkpoint.Checkpoint | None:
     chosen: list[tuple[str | None, str | None]] = []
     if rank() == 0:
         try:
-            found = checkpoint.latest(folder)
+            found = checkpoint.latest_valid(folder)
             chosen = [(found.path.name if found else None, None)]
             if found:
-                checkpoint.forget_after(found)
+                checkpoint.remove_newer_than(found)
         except UserError as error:
             chosen = [(None, str(error))]
-    (name, wrong), *_ = gather_lists(chosen)
+    (name, wrong), *_ = all_gather_list(chosen)
     if wrong:
         raise UserError(wrong)
     return checkpoint.Checkpoint(folder / name) if name else None
 
 
-def _refuse_another(before: dict[str, str], now: dict[str, str], path: Path) -> None:
+def _check_same_inputs(before: dict[str, str], now: dict[str, str], path: Path) -> None:
     for name, value in now.items():
         if before.get(name) != value:
             raise UserError(
@@ -181,14 +183,14 @@ def _refuse_another(before: dict[str, str], now: dict[str, str], path: Path) -> 
             )
 
 
-class _Run:
+class _RunState:
     """The cursor of a run: where it is, what it has seen, its best epoch; saved and found again."""
 
     def __init__(
         self, folder: Path, engine: Engine, select: tuple[str, bool], keep: int, made_from: dict[str, str]
     ) -> None:
         self.folder, self.engine, self.made_from = folder, engine, made_from
-        self.writer = checkpoint.Writer(folder / CHECKPOINTS, keep) if rank() == 0 else None
+        self.writer = checkpoint.AsyncCheckpointWriter(folder / CHECKPOINTS, keep) if rank() == 0 else None
         self.metric, self.higher = select
         self.step = 0
         self.best: float | None = None
@@ -199,13 +201,13 @@ class _Run:
         found = _latest(folder / CHECKPOINTS)
         if found:
             state = found.state
-            _refuse_another(state["made_from"], made_from, found.path)
+            _check_same_inputs(state["made_from"], made_from, found.path)
             engine.restore(found.weights(), found.optimizer(), state["step"], state["scheduler"])
             self.step, self.best = state["step"], state["best"]
             self.sums, self.rows = state["sums"], state["rows"]
-            say(f"going on from step {self.step}")
+            echo(f"going on from step {self.step}")
 
-    def note(self, step: int, metrics: dict[str, float]) -> None:
+    def accumulate(self, step: int, metrics: dict[str, float]) -> None:
         self.step = step + 1
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -224,10 +226,10 @@ class _Run:
         row = {"epoch": epoch + 1, "step": self.step, "lr": lr, **trained, **validation, "best": better}
         self.rows.append(row | ({"warnings": warnings} if warnings else {}))
         shown = ", ".join(f"{name} {number:.4f}" for name, number in {**trained, **validation}.items())
-        say(f"epoch {epoch + 1}: {shown}{' (best so far)' if better else ''}")
+        echo(f"epoch {epoch + 1}: {shown}{' (best so far)' if better else ''}")
         for name, warning in warnings.items():
             if name not in warned:
-                say(f"WARNING: {warning}")
+                echo(f"WARNING: {warning}")
         self.save(better)
 
     def save(self, is_best: bool = False) -> None:
@@ -249,14 +251,14 @@ class _Run:
         """Whether this is a buffer that training has not changed: it comes with the model, as frozen weights do."""
         return name in self.start and torch.equal(self.start[name], value)
 
-    def cannot_save(self) -> bool:
+    def save_failed(self) -> bool:
         return self.writer is not None and self.writer.error is not None
 
     def wait(self) -> None:
         """Until what was saved is on disk. Every rank must call this, and all raise the same UserError if it is not."""
         if self.writer is not None:
             self.writer.wait()
-        errors = gather_lists([self.writer.error] if self.writer is not None and self.writer.error else [])
+        errors = all_gather_list([self.writer.error] if self.writer is not None and self.writer.error else [])
         if errors:
             raise UserError(errors[0])
 
@@ -267,6 +269,6 @@ class _Run:
             partial = self.folder / f"{CURVES}.partial"
             partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
             os.replace(partial, self.folder / CURVES)
-        fill(model, self.start | checkpoint.newest(self.folder / CHECKPOINTS).best())
+        load_into(model, self.start | checkpoint.latest_unverified(self.folder / CHECKPOINTS).best())
         model.eval()
         barrier()

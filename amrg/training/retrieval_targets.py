@@ -14,18 +14,18 @@ from amrg import distributed
 from amrg.banks.bank import REPORTS, MemoryBank, normalise_rows, rows_of
 from amrg.config import Config, ReportBankConfig
 from amrg.data.labels import LABELS, POSITIVE
-from amrg.data.shards import anonymous
-from amrg.data.stream import studies
+from amrg.data.shards import hash_key
+from amrg.data.stream import load_studies
 from amrg.data.text.cleaning import sentences
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
-from amrg.training.feature_cache import SharedFeatures
+from amrg.training.feature_cache import DistributedFeatureCache
 
-_TOGETHER = 256  # texts encoded between two notes of how far it is
+_TEXTS_PER_BATCH = 256  # texts encoded between two notes of how far it is
 
 
-class OwnReports:
+class RetrievalTargets:
     """Each train study's own sentences by the label they state, encoded once, whether the bank holds them or not.
 
     A label's vector is the mean over its sentences; No Finding has those that state no finding.
@@ -34,7 +34,7 @@ class OwnReports:
         config: of the report bank.
         data: a data artefact.
         bank: the report bank.
-        folder: of the cache, which the ranks fill between them (``SharedFeatures``).
+        folder: of the cache, which the ranks fill between them (``DistributedFeatureCache``).
         weight: of the retrieval loss.
 
     Raises:
@@ -43,19 +43,18 @@ class OwnReports:
 
     def __init__(self, config: ReportBankConfig, data: Path, bank: MemoryBank, folder: Path, weight: float) -> None:
         self.weight, self._dim = weight, bank.dim
-        train = studies(data, "train")
+        train = load_studies(data, "train")
         texts = sorted({sentence for study in train for sentence in sentences(study.report)})
         row = {text: i for i, text in enumerate(texts)}
         self._rows = {
-            anonymous(study.key): [[row[s] for s in said] for said in by_label(study.report).values()]
-            for study in train
+            hash_key(study.key): [[row[s] for s in said] for said in by_label(study.report).values()] for study in train
         }
-        self._cache = SharedFeatures(
-            folder / "own-reports", len(texts), (bank.dim,), _TOGETHER, partial(_encode, texts, config, bank),
-            f"encoding sentences of train reports ({_TOGETHER}s)",
+        self._cache = DistributedFeatureCache(
+            folder / "own-reports", len(texts), (bank.dim,), _TEXTS_PER_BATCH, partial(_encode, texts, config, bank),
+            f"encoding sentences of train reports ({_TEXTS_PER_BATCH}s)",
         )  # fmt: skip
 
-    def of(self, keys: Sequence[str]) -> Tensor:
+    def vectors_for(self, keys: Sequence[str]) -> Tensor:
         """Of the studies with these hashed keys, [B, Q, D] float32 on this rank's device; 0 where nothing is said."""
         return torch.stack([torch.stack([self._mean(rows) for rows in self._rows[key]]) for key in keys]).to(
             distributed.device()
@@ -77,12 +76,12 @@ def by_label(report: str) -> dict[str, list[str]]:
     return said
 
 
-def own_reports_of(config: Config, data: Path, banks: Path, scratch: Path) -> OwnReports | None:
+def build_retrieval_targets(config: Config, data: Path, banks: Path, scratch: Path) -> RetrievalTargets | None:
     """The teachers of a run's retrieval loss, kept in ``scratch``; None where there is no such loss."""
     weight = config.stage2.retrieval_loss
     if not weight or not config.decoder.use_report_memory:
         return None
-    return OwnReports(config.banks.reports, data, MemoryBank.open(banks / REPORTS), scratch, weight)
+    return RetrievalTargets(config.banks.reports, data, MemoryBank.open(banks / REPORTS), scratch, weight)
 
 
 def _encode(texts: list[str], config: ReportBankConfig, bank: MemoryBank, batches: list[range]) -> Iterator[Tensor]:

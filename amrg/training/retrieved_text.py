@@ -20,11 +20,11 @@ from amrg.errors import UserError
 from amrg.models.bank_sentences import open_sentences
 from amrg.models.composer import ROWS, Composer
 from amrg.models.finding_calibration import Certainty
-from amrg.models.report_generator import IGNORED, MEMORIES, Association, ReportGenerator, Sight
+from amrg.models.report_generator import IGNORE_INDEX, MEMORIES, Association, ReportGenerator, VisionOutput
 from amrg.progress import track
 from amrg.training.calibration import CALIBRATION, calibrate
 from amrg.training.feature_cache import FeatureCache
-from amrg.training.vision_cache import Seen
+from amrg.training.vision_cache import VisionCache
 
 _TOGETHER = 32  # studies composed between two notes of how far it is
 
@@ -46,7 +46,7 @@ class RetrievedText:
         visual, reports = MemoryBank.open(banks / VISUAL), open_sentences(banks / REPORTS)
         self._composer = Composer(Certainty.load(calibration), visual, reports)
 
-    def compose(self, asking: Sight, group_B: Tensor, associations: Mapping[str, Association]) -> list[str]:
+    def compose(self, asking: VisionOutput, group_B: Tensor, associations: Mapping[str, Association]) -> list[str]:
         """The text of each study: what it says of findings, then of normal anatomy.
 
         Args:
@@ -55,15 +55,15 @@ class RetrievedText:
             associations: of the studies, that with the visual memory among them.
         """
         visual = {MEMORIES[0]: associations[MEMORIES[0]]}
-        composed = self._composer.compose(asking, visual, self.model.hidden_group(group_B))
+        composed = self._composer.compose(asking, visual, self.model.masked_groups(group_B))
         return [" ".join(said.text for said in one.said) for one in composed]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [B, L], ``IGNORED`` on the left of a shorter text, on the model's device."""
+        """Token ids [B, L], ``IGNORE_INDEX`` on the left of a shorter text, on the model's device."""
         most = self.model.settings.retrieved_tokens
         ids = [self.model.tokenizer(text, add_special_tokens=False).input_ids[:most] for text in texts]
         rows = [torch.tensor(one, dtype=torch.long) for one in ids]
-        padded = pad_sequence(rows, batch_first=True, padding_value=IGNORED, padding_side="left")
+        padded = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX, padding_side="left")
         return padded.to(distributed.device())
 
 
@@ -81,7 +81,7 @@ class RetrievedTokens:
         path: of the cache.
     """
 
-    def __init__(self, text: RetrievedText, seen: Seen, path: Path) -> None:
+    def __init__(self, text: RetrievedText, seen: VisionCache, path: Path) -> None:
         most = text.model.settings.retrieved_tokens
         self._cache = FeatureCache(path, len(seen), (most,), torch.int32)
         starts = range(0, len(seen), _TOGETHER)
@@ -98,21 +98,21 @@ class RetrievedTokens:
             sight = seen[mine]
             texts = text.compose(sight, group_B, text.model.associations(sight, group_B, ROWS))
             ids_BL = text.encode(texts).cpu()
-            ids_BL = F.pad(ids_BL, (most - ids_BL.shape[1], 0), value=IGNORED)
-            together = dict(distributed.gather_lists(list(zip(mine.tolist(), ids_BL, strict=True))))
+            ids_BL = F.pad(ids_BL, (most - ids_BL.shape[1], 0), value=IGNORE_INDEX)
+            together = dict(distributed.all_gather_list(list(zip(mine.tolist(), ids_BL, strict=True))))
             if distributed.rank() == 0:
                 self._cache.append(torch.stack([together[row] for row in rows.tolist()]))
         distributed.barrier()
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Token ids of rows [B], int64 [B, L], ``IGNORED`` on the left of a shorter text."""
+        """Token ids of rows [B], int64 [B, L], ``IGNORE_INDEX`` on the left of a shorter text."""
         ids_BL = self._cache[rows].long()
-        used = (ids_BL != IGNORED).any(0)
+        used = (ids_BL != IGNORE_INDEX).any(0)
         return ids_BL[:, int((~used).sum()) :]
 
 
 def retrieved_tokens_of(
-    config: Config, model: ReportGenerator, data: Path, banks: Path, seen: Mapping[str, Seen], scratch: Path
+    config: Config, model: ReportGenerator, data: Path, banks: Path, seen: Mapping[str, VisionCache], scratch: Path
 ) -> dict[str, RetrievedTokens] | None:
     """Those of each split of ``seen``, kept in ``scratch``; None where the decoder reads no text.
 

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from amrg import distributed
 from amrg.config import GenerateConfig
 from amrg.data.labels import FINDINGS, POSITIVE
-from amrg.data.shards import anonymous
-from amrg.data.stream import studies
-from amrg.data.text.repetition import generic, loops, tokenize
+from amrg.data.shards import hash_key
+from amrg.data.stream import load_studies
+from amrg.data.text.repetition import is_repetitive, most_common_share, tokenize
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.composer import ROWS
-from amrg.models.report_generator import ReportGenerator, Sight
-from amrg.models.zero3 import whole
+from amrg.models.report_generator import ReportGenerator, VisionOutput
+from amrg.models.zero3 import gathered
 
 #: No further batch of a validation is watched once so many studies were, over all ranks: what they retrieve is sorted.
 STUDIES = 256
@@ -52,8 +52,8 @@ class MemoryWatch:
     def open(cls, model: ReportGenerator, data: Path, banks: Path) -> Self:
         """For a generator, the validation split of a data artefact, and the banks that the generator holds."""
         stated = {
-            anonymous(study.key): torch.tensor([study.labels[finding] == POSITIVE for finding in FINDINGS])
-            for study in studies(data, "val")
+            hash_key(study.key): torch.tensor([study.labels[finding] == POSITIVE for finding in FINDINGS])
+            for study in load_studies(data, "val")
         }
         return cls(RowLabels.open(model, banks), stated)
 
@@ -69,11 +69,11 @@ class MemoryWatch:
             return
         count, counted_B = len(batch["study"]), batch["counts"].cpu().bool()
         self._watched += count * distributed.world_size()
-        sight = Sight(*batch["sight"])
+        sight = VisionOutput(*batch["sight"])
         self._sum("query_cosine", query_cosine(sight.queries_BQD).cpu(), counted_B)
         stated_BF = torch.stack([self._stated[key] for key in batch["study"]]) & counted_B[:, None]
         # Used outside a forward, where ZeRO 3 gathers nothing.
-        with whole([weight for memory in model.memories.values() for weight in memory.parameters()]):
+        with gathered([weight for memory in model.memories.values() for weight in memory.parameters()]):
             queries = {name: memory.of_queries(count) for name, memory in model.streamed.items()}
             associations = model.associations(sight, batch["group"], ROWS)
         for name, (weights_BQJ, rows_BQJ) in associations.items():
@@ -95,7 +95,7 @@ class MemoryWatch:
             queries; ``least_perplexity``, that of the narrowest query of a film, mean over films; and behind an index
             ``missed_bound``.
         """
-        parts = distributed.gather_lists([(self._sums, self._first)])
+        parts = distributed.all_gather_list([(self._sums, self._first)])
         self._forget()
         told: dict[str, float] = {}
         for name in dict.fromkeys(name for sums, _ in parts for name in sums):
@@ -172,7 +172,7 @@ def collapses(validation: Mapping[str, float]) -> dict[str, str]:
     return found
 
 
-def watch_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int, max_tokens: int) -> dict[str, float]:
+def sample_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int, max_tokens: int) -> dict[str, float]:
     """Write the reports of some studies, greedily, and tell how they fail. Every rank must call this.
 
     Args:
@@ -187,21 +187,21 @@ def watch_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int, 
         ``watched_generic``, the share that is word for word the most frequent one.
     """
     mine = -(-count // distributed.world_size())
-    sight = Sight(*(x[:mine] for x in batch["sight"]))
+    sight = VisionOutput(*(x[:mine] for x in batch["sight"]))
     decoding = GenerateConfig(num_beams=1, max_new_tokens=max_tokens)
     # All but the language model is small: whole while it is used outside a forward, where ZeRO 3 gathers nothing.
     small = [parameter for name, parameter in model.named_parameters() if not name.startswith("decoder.")]
     # And eager: to compile the decoder for writing as well would take longer than to write.
-    with whole(small), torch.compiler.set_stance("force_eager"):
+    with gathered(small), torch.compiler.set_stance("force_eager"):
         text_BL = batch["retrieved"][:mine] if "retrieved" in batch else None
         written = model.generate(
             sight, batch["group"][:mine], decoding, synced=distributed.world_size() > 1, retrieved_BL=text_BL
         )
     counted = batch["counts"][:mine].tolist()
-    return failures(distributed.gather_lists([text for text, one in zip(written, counted, strict=True) if one]))
+    return failure_rates(distributed.all_gather_list([text for text, one in zip(written, counted, strict=True) if one]))
 
 
-def failures(texts: Sequence[str]) -> dict[str, float]:
+def failure_rates(texts: Sequence[str]) -> dict[str, float]:
     """The two shares over a set of reports."""
-    looping = sum(loops(tokenize(text)) for text in texts) / len(texts)
-    return {"watched_loops": looping, "watched_generic": generic(texts)}
+    looping = sum(is_repetitive(tokenize(text)) for text in texts) / len(texts)
+    return {"watched_loops": looping, "watched_generic": most_common_share(texts)}

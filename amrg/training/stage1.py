@@ -19,17 +19,17 @@ from torch import Tensor
 from amrg import distributed
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import Stream, count, read, studies, views
+from amrg.data.stream import Stream, iter_samples, load_studies, num_studies, num_views
 from amrg.errors import UserError
-from amrg.models.classifier import DiseaseClassifier, Stage1Output, per_study
-from amrg.models.zero3 import whole
-from amrg.precision import precision
-from amrg.progress import say, track
+from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views
+from amrg.models.zero3 import gathered
+from amrg.precision import autocast
+from amrg.progress import echo, track
 from amrg.training import engine
 from amrg.training.augment import augment
-from amrg.training.checkpoint import made_from
-from amrg.training.collate import PerFilm, Stage1Packer, hashed_keys, stack_films
-from amrg.training.deepspeed_config import Optimisation
+from amrg.training.checkpoint import input_hashes
+from amrg.training.collate import ImageBatch, Stage1Collator, collate_images, hashed_keys
+from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.feature_cache import FeatureCache
 from amrg.training.loop import fit
 from amrg.training.multilabel import (
@@ -44,11 +44,11 @@ from amrg.training.multilabel import (
 T = TypeVar("T")
 
 #: A class counts in the mean AUROC of a split with at least so many positives there.
-LEAST_POSITIVES = 10
+MIN_POSITIVES = 10
 _BATCH = 32  # films computed at a time where nothing depends on it
 
 
-@engine.linear_restored()
+@engine.restore_functional_linear()
 def train_stage1(config: Config, data: Path, folder: Path) -> None:
     """Train on ``data``; the epoch with the best mean AUROC on validation is kept.
 
@@ -58,7 +58,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         folder: receives ``model/`` (``DiseaseClassifier.save_pretrained``), ``thresholds.json`` (probabilities),
             ``scores.json`` and ``curves.jsonl``; a run that was interrupted goes on from what lies there.
     """
-    distributed.start()
+    distributed.init_process_group()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = DiseaseClassifier(config.vision).to(distributed.device())
@@ -69,14 +69,14 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
     def loss(model: DiseaseClassifier, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
         inputs, targets_BK = batch["films"], batch["targets"].to(distributed.device())
         out = films.predict(model, inputs)
-        query_loss = multilabel_loss(per_study(out.logits_BK, inputs.views), targets_BK, weight_K)
-        cam_loss = multilabel_loss(per_study(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
+        query_loss = multilabel_loss(mean_over_views(out.logits_BK, inputs.views), targets_BK, weight_K)
+        cam_loss = multilabel_loss(mean_over_views(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
         return query_loss + cam_loss, {"query_loss": query_loss.detach(), "cam_loss": cam_loss.detach()}
 
     def validate(model: DiseaseClassifier) -> dict[str, float]:
         scores_NK, targets_NK = films.scores(model, "val"), films.targets["val"].numpy()
         table = score_table(scores_NK, targets_NK, choose_thresholds(scores_NK, targets_NK))
-        found = [mean_auroc(table, FINDINGS, least) for least in (LEAST_POSITIVES, 1)]
+        found = [mean_auroc(table, FINDINGS, least) for least in (MIN_POSITIVES, 1)]
         return {"val_auroc": next((value for value in found if value is not None), 0.5)}
 
     fit(
@@ -91,9 +91,9 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         config.seed,
         config.telemetry,
         config.safety,
-        made_from(config.seed, config.stage1.batch_size, data),
+        input_hashes(config.seed, config.stage1.batch_size, data),
     )
-    with whole(model.parameters()), torch.no_grad(), precision(config.stage1.dtype):
+    with gathered(model.parameters()), torch.no_grad(), autocast(config.stage1.dtype):
         model.eval()
         probabilities = {split: films.scores(model, split) for split in ("val", "test")}
         if distributed.rank() == 0:
@@ -103,9 +103,9 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
     distributed.barrier()
 
 
-def optimisation(config: Config) -> Optimisation:
+def optimisation(config: Config) -> OptimizerSettings:
     """The settings of stage 1 as the engine reads them."""
-    return Optimisation.of("stage1", config.stage1)
+    return OptimizerSettings.of("stage1", config.stage1)
 
 
 def _start_biases(model: DiseaseClassifier, targets_NK: Tensor) -> None:
@@ -123,10 +123,10 @@ def _write_scores(probabilities: dict[str, np.ndarray], truth: dict[str, np.ndar
     scores = {}
     for split, probabilities_NK in probabilities.items():
         table = score_table(probabilities_NK, truth[split], thresholds)
-        mean = mean_auroc(table, FINDINGS, LEAST_POSITIVES)
-        scores[split] = {"mean_auroc": mean, "least_positives": LEAST_POSITIVES, "per_label": table}
+        mean = mean_auroc(table, FINDINGS, MIN_POSITIVES)
+        scores[split] = {"mean_auroc": mean, "least_positives": MIN_POSITIVES, "per_label": table}
         shown = f"{mean:.3f}" if mean is not None else "none has so many"
-        say(f"{split}: mean AUROC of the findings with at least {LEAST_POSITIVES} positives: {shown}")
+        echo(f"{split}: mean AUROC of the findings with at least {MIN_POSITIVES} positives: {shown}")
     for name, content in (("thresholds", thresholds), ("scores", scores)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
@@ -140,11 +140,11 @@ class _Films:
         self.config, self.data = config, data
         ours = config.stage1
         self.targets = {
-            split: targets(studies(data, split, with_wordless=True), ours.uncertain, ours.blank)
+            split: targets(load_studies(data, split, with_wordless=True), ours.uncertain, ours.blank)
             for split in ("train", "val", "test")
         }
 
-    def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
+    def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
         """What the model says of each film of a batch, as ``batches`` yields them."""
         raise NotImplementedError
 
@@ -152,7 +152,7 @@ class _Films:
         """This rank's (inputs, targets) of each global batch of the epoch, from batch ``start`` on."""
         raise NotImplementedError
 
-    def inputs(self, split: str) -> Iterator[PerFilm]:
+    def inputs(self, split: str) -> Iterator[ImageBatch]:
         """Inputs of a split in index order, without augmentation, batch by batch."""
         raise NotImplementedError
 
@@ -165,10 +165,10 @@ class _Films:
         mine: list[tuple[int, np.ndarray]] = []
         for number, turn in enumerate(_batched(self.inputs(split), world)):
             inputs = turn[min(me, len(turn) - 1)]
-            scores_BK = per_study(self.predict(model, inputs).scores_BK, inputs.views)
+            scores_BK = mean_over_views(self.predict(model, inputs).scores_BK, inputs.views)
             if me < len(turn):
                 mine.append((number * world + me, scores_BK.double().sigmoid().cpu().numpy()))
-        return np.concatenate([part for _, part in sorted(distributed.gather_lists(mine), key=lambda item: item[0])])
+        return np.concatenate([part for _, part in sorted(distributed.all_gather_list(mine), key=lambda item: item[0])])
 
     def close(self) -> None:
         """Remove what was only needed for training."""
@@ -187,9 +187,11 @@ class _CachedFilms(_Films):
                 f"the split `train` has {size} studies, less than one batch of {batch}: lower the batch size"
             )
         self.copies = config.stage1.augmented_copies
-        self.keys = hashed_keys(studies(data, "train", with_wordless=True))
+        self.keys = hashed_keys(load_studies(data, "train", with_wordless=True))
         # A row of a cache is a film; these say where the films of each study begin.
-        self.edges = {split: [0, *accumulate(views(data, split, with_wordless=True))] for split in self.targets}
+        self.film_offsets = {
+            split: [0, *accumulate(num_views(data, split, with_wordless=True))] for split in self.targets
+        }
         with torch.no_grad():
             shape = model.encoder.stem(
                 torch.zeros(1, 3, *[config.vision.image_size] * 2, device=distributed.device())
@@ -205,26 +207,26 @@ class _CachedFilms(_Films):
         }
 
     def _cache(self, split: str, copy: int, shape: torch.Size) -> FeatureCache:
-        return FeatureCache(self.folder / f"{split}-{copy}.bin", self.edges[split][-1], shape)
+        return FeatureCache(self.folder / f"{split}-{copy}.bin", self.film_offsets[split][-1], shape)
 
     def _fill(self, model: DiseaseClassifier, split: str, copy: int, shape: torch.Size) -> None:
         cache = self._cache(split, copy, shape)
         if cache.done < len(cache):
-            start = self.edges[split].index(cache.done)
-            batches = _batched(islice(read(self.data, split, with_wordless=True), start, None), _BATCH)
+            start = self.film_offsets[split].index(cache.done)
+            batches = _batched(islice(iter_samples(self.data, split, with_wordless=True), start, None), _BATCH)
             cache.fill(self._stem(model, batches, split, copy, start))
 
     def _stem(self, model: DiseaseClassifier, batches: Any, split: str, copy: int, start: int) -> Iterator[Tensor]:
         total = len(range(0, len(self.targets[split]), _BATCH))
         label = f"stage1: frozen features of {split}, copy {copy + 1}"
         for number, samples in enumerate(track(batches, label, total, start // _BATCH), start // _BATCH):
-            images = stack_films(samples, self.config.vision.image_size).images(torch.device("cpu"))
+            images = collate_images(samples, self.config.vision.image_size).images(torch.device("cpu"))
             if split == "train":
                 images = augment(images, _generator(self.config.seed, copy, number))
-            with torch.no_grad(), precision(self.config.stage1.dtype):
+            with torch.no_grad(), autocast(self.config.stage1.dtype):
                 yield model.encoder.stem(images.to(distributed.device())).cpu()
 
-    def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
+    def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
         return model.from_stem(inputs.values_M.to(distributed.device()).float())
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -234,21 +236,21 @@ class _CachedFilms(_Films):
         size = self.config.stage1.batch_size
         for step in range(start, self.steps_per_epoch):
             rows = order[step * size : (step + 1) * size][distributed.rank() :: distributed.world_size()]
-            parts = [self._of_study("train", row, int(copy_of[row])) for row in rows.tolist()]
+            parts = [self._features_of_study("train", row, int(copy_of[row])) for row in rows.tolist()]
             yield {
-                "films": PerFilm(torch.cat(parts), tuple(map(len, parts))),
+                "films": ImageBatch(torch.cat(parts), tuple(map(len, parts))),
                 "targets": self.targets["train"][rows],
                 "study": [self.keys[row] for row in rows.tolist()],
             }
 
-    def inputs(self, split: str) -> Iterator[PerFilm]:
+    def inputs(self, split: str) -> Iterator[ImageBatch]:
         for rows in _batched(range(len(self.targets[split])), _BATCH):
-            parts = [self._of_study(split, row) for row in rows]
-            yield PerFilm(torch.cat(parts), tuple(map(len, parts)))
+            parts = [self._features_of_study(split, row) for row in rows]
+            yield ImageBatch(torch.cat(parts), tuple(map(len, parts)))
 
-    def _of_study(self, split: str, row: int, copy: int = 0) -> Tensor:
+    def _features_of_study(self, split: str, row: int, copy: int = 0) -> Tensor:
         """Cached features of the films of one study."""
-        return self.caches[split][copy].rows_N[self.edges[split][row] : self.edges[split][row + 1]]
+        return self.caches[split][copy].rows_N[self.film_offsets[split][row] : self.film_offsets[split][row + 1]]
 
     def close(self) -> None:
         shutil.rmtree(self.folder)
@@ -268,25 +270,28 @@ class _StreamedFilms(_Films):
             distributed.rank(),
             distributed.world_size(),
             readers=config.data.readers,
-            collate=Stage1Packer(config.vision.image_size, config.stage1),
+            collate=Stage1Collator(config.vision.image_size, config.stage1),
             with_wordless=True,
         )
         self.steps_per_epoch = self.stream.steps_per_epoch
 
-    def predict(self, model: DiseaseClassifier, inputs: PerFilm) -> Stage1Output:
+    def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
         return model(inputs.values_M.to(distributed.device()))
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         for step, batch in enumerate(self.stream.epoch(epoch, start), start):
             generator = _generator(self.config.seed, epoch, step, distributed.rank())
             films = batch["films"]
-            yield {**batch, "films": PerFilm(augment(films.images(torch.device("cpu")), generator), films.views)}
+            yield {**batch, "films": ImageBatch(augment(films.images(torch.device("cpu")), generator), films.views)}
 
-    def inputs(self, split: str) -> Iterator[PerFilm]:
-        films, total = read(self.data, split, with_wordless=True), count(self.data, split, with_wordless=True)
+    def inputs(self, split: str) -> Iterator[ImageBatch]:
+        films, total = (
+            iter_samples(self.data, split, with_wordless=True),
+            num_studies(self.data, split, with_wordless=True),
+        )
         for samples in _batched(track(films, f"films of {split}", total), _BATCH):
-            inputs = stack_films(samples, self.config.vision.image_size)
-            yield PerFilm(inputs.images(distributed.device()), inputs.views)
+            inputs = collate_images(samples, self.config.vision.image_size)
+            yield ImageBatch(inputs.images(distributed.device()), inputs.views)
 
 
 def _generator(*seeds: int) -> torch.Generator:

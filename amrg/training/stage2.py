@@ -17,28 +17,28 @@ from torch import Tensor
 from amrg import distributed
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.config import Config
-from amrg.data.stream import Stream, by_length, count, read, studies
-from amrg.data.text.outline import outlined
-from amrg.errors import UserError, gathered
+from amrg.data.stream import Stream, group_by_length, iter_samples, load_studies, num_studies
+from amrg.data.text.outline import add_outline
+from amrg.errors import UserError, collect_errors
 from amrg.models.bank_sentences import no_sentences
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder, refuse_quantised
 from amrg.models.open_banks import open_banks, refuse_sharded_index
-from amrg.models.report_generator import IGNORED, ReportGenerator, Sight, stream_faults
-from amrg.models.zero3 import whole
+from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator, VisionOutput, stream_faults
+from amrg.models.zero3 import gathered
 from amrg.retrieval.indexed_bank import search_faults
 from amrg.training import deepspeed_config, engine
 from amrg.training.association_targets import WantedRows, refuse_no_hopfield, wanted_rows_of
 from amrg.training.calibration import calibrate
-from amrg.training.checkpoint import made_from
-from amrg.training.collate import ReportPacker, Stage2Packer
-from amrg.training.deepspeed_config import Optimisation
+from amrg.training.checkpoint import input_hashes
+from amrg.training.collate import ReportCollator, Stage2Collator
+from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.loop import fit
 from amrg.training.model_card import write_card
-from amrg.training.retrieval_targets import OwnReports, own_reports_of
+from amrg.training.retrieval_targets import RetrievalTargets, build_retrieval_targets
 from amrg.training.retrieved_text import refuse_changing_text, retrieved_tokens_of
-from amrg.training.sample_reports import MemoryWatch, collapses, watch_reports
-from amrg.training.vision_cache import Seen, look
+from amrg.training.sample_reports import MemoryWatch, collapses, sample_reports
+from amrg.training.vision_cache import VisionCache, encode_films
 
 MODEL = "model"
 SCRATCH = "scratch"  # removed when the artefact is whole
@@ -47,7 +47,7 @@ SCRATCH = "scratch"  # removed when the artefact is whole
 _HEADS = ("query_weight_KD", "query_bias_K", "cam_head")
 
 
-@engine.linear_restored()
+@engine.restore_functional_linear()
 def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: Path) -> None:
     """Train on ``data`` from the classifier of ``stage1`` and the rows of ``banks``.
 
@@ -60,19 +60,19 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     Raises:
         UserError: the train split has less than one batch, the decoder cannot be had, or the loss is not finite.
     """
-    distributed.start()
+    distributed.init_process_group()
     ours = config.stage2
     if ours.seed is not None:
         config = replace(config, seed=ours.seed)
-    refuse_held_out_rows(config, banks)
+    check_no_held_out_rows(config, banks)
     refuse_changing_text(config)
     model = build_generator(config, data, stage1, banks).to(distributed.device())
     if ours.activation_checkpointing:
         model.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if ours.compile:
         model.decoder.compile(dynamic=True)
-    source = source_of(config, model, data, banks, folder / SCRATCH)
-    own_reports = own_reports_of(config, data, banks, folder / SCRATCH)
+    source = make_source(config, model, data, banks, folder / SCRATCH)
+    own_reports = build_retrieval_targets(config, data, banks, folder / SCRATCH)
     wanted_rows = wanted_rows_of(config, data, banks)
     rows = fit(
         model,
@@ -86,12 +86,12 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         config.seed,
         config.telemetry,
         config.safety,
-        made_from(config.seed, ours.batch_size, data, banks),
-        associations,
+        input_hashes(config.seed, ours.batch_size, data, banks),
+        association_metrics,
         collapses,
     )
     base = model.base_fingerprint()
-    with whole(model.saved_parameters()):
+    with gathered(model.saved_parameters()):
         if distributed.rank() == 0:
             model.save_pretrained(folder / MODEL, base)
             write_card(folder / MODEL, model, config, data, banks, rows)
@@ -100,16 +100,16 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         calibrate(config, model, data, folder, folder / SCRATCH / ("trained" if ours.train_vision else ""))
 
 
-def optimisation(config: Config) -> Optimisation:
+def optimisation(config: Config) -> OptimizerSettings:
     """The settings of stage 2 as the engine reads them."""
-    return Optimisation.of("stage2", config.stage2)
+    return OptimizerSettings.of("stage2", config.stage2)
 
 
 def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
     """The generator as training starts with it: a function of the artefacts, the configuration and its seed."""
-    classifier = freeze(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
-    written = outlined if config.decoder.outline else str
-    texts = [written(study.report) for study in studies(data, "train")]
+    classifier = freeze_for_stage2(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
+    written = add_outline if config.decoder.outline else str
+    texts = [written(study.report) for study in load_studies(data, "train")]
     decoder, tokenizer = build_decoder(config.decoder, texts, config.seed, engine.zero3(config.stage2.ds_config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -121,7 +121,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     return model
 
 
-def freeze(classifier: DiseaseClassifier, train_vision: bool) -> DiseaseClassifier:
+def freeze_for_stage2(classifier: DiseaseClassifier, train_vision: bool) -> DiseaseClassifier:
     """Leave trainable what stage 2 trains of stage 1: nothing, or all that its own loss reaches."""
     if not train_vision:
         classifier.requires_grad_(False)
@@ -141,7 +141,7 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
     ]
     if deepspeed_config.is_split(ours.ds_config):
         checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
-    faults = [*stream_faults(config.decoder), *search_faults(memory.search), *gathered(*checks)]
+    faults = [*stream_faults(config.decoder), *search_faults(memory.search), *collect_errors(*checks)]
     if config.decoder.use_retrieved_text and config.banks.reports.unit != "sentence":
         faults.append(no_sentences("banks.reports.unit report makes whole reports"))
     held_out = [split for split in config.banks.splits if split != TRAIN]
@@ -162,7 +162,7 @@ def _leak(where: object, held_out: Sequence[str]) -> str:
     )
 
 
-def refuse_held_out_rows(config: Config, folder: Path) -> None:
+def check_no_held_out_rows(config: Config, folder: Path) -> None:
     """Raises UserError where a bank has rows of other splits than train, unless the configuration accepts that."""
     for name in (VISUAL, REPORTS):
         held_out = MemoryBank.open(folder / name).header["splits"].keys() - {TRAIN}
@@ -173,15 +173,15 @@ def refuse_held_out_rows(config: Config, folder: Path) -> None:
 def loss(
     model: ReportGenerator,
     batch: dict[str, Any],
-    own_reports: OwnReports | None = None,
+    own_reports: RetrievalTargets | None = None,
     wanted_rows: WantedRows | None = None,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up).
 
     With ``own_reports`` and ``wanted_rows``, what the memories are taught is added (``amrg.models.retrieval_loss``).
     """
-    sight = look(model, batch["films"]) if "films" in batch else Sight(*batch["sight"])
-    own_BQD = None if own_reports is None else own_reports.of(batch["study"])
+    sight = encode_films(model, batch["films"]) if "films" in batch else VisionOutput(*batch["sight"])
+    own_BQD = None if own_reports is None else own_reports.vectors_for(batch["study"])
     wanted = None if wanted_rows is None else wanted_rows.of(batch["study"])
     predicted = model(sight, batch["group"], batch["report"], own_BQD, wanted, batch.get("retrieved"))
     total, recorded = (predicted.loss_B * batch["weight"]).mean(), {}
@@ -195,7 +195,7 @@ def loss(
     return total, recorded
 
 
-def associations(model: ReportGenerator) -> dict[str, float]:
+def association_metrics(model: ReportGenerator) -> dict[str, float]:
     """How widely each memory associated last; every rank must call this."""
     told: dict[str, float] = {}
     for name, memory in model.streamed.items():
@@ -204,7 +204,7 @@ def associations(model: ReportGenerator) -> dict[str, float]:
     return told
 
 
-def source_of(config: Config, model: ReportGenerator, data: Path, banks: Path, scratch: Path) -> "_Source":
+def make_source(config: Config, model: ReportGenerator, data: Path, banks: Path, scratch: Path) -> "_Source":
     """The batches of stage 2: films where vision is trained, else what it saw of them once, kept in ``scratch``."""
     if config.stage2.train_vision:
         return _Streamed(config, model, data)
@@ -219,9 +219,9 @@ class _Source:
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         self.model, self.data = model, data
         self.seed, self.batch_size, self.ours = config.seed, config.stage2.batch_size, config.stage2
-        self.reports = ReportPacker(model.report_encoder(config.stage2.max_report_tokens))
+        self.reports = ReportCollator(model.report_encoder(config.stage2.max_report_tokens))
         for split in ("train", "val"):
-            if not count(data, split):
+            if not num_studies(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -238,26 +238,26 @@ class _Source:
         watched: dict[str, float] = {}
         for number, batch in enumerate(self.validation()):
             if "films" in batch:
-                batch["sight"] = look(model, batch.pop("films"))
+                batch["sight"] = encode_films(model, batch.pop("films"))
             if number == 0 and self.ours.watch_reports:
-                watched = watch_reports(model, batch, self.ours.watch_reports, self.ours.max_report_tokens)
+                watched = sample_reports(model, batch, self.ours.watch_reports, self.ours.max_report_tokens)
             summed, _ = loss(model, {**batch, "weight": batch["counts"]})
             watch.add(model, batch)
             sums["loss"] += float(summed) * len(batch["counts"])
-            sums["tokens"] += float(((batch["report"] != IGNORED).sum(1) * batch["counts"]).sum())
-        mean = distributed.mean_over_ranks(sums)
+            sums["tokens"] += float(((batch["report"] != IGNORE_INDEX).sum(1) * batch["counts"]).sum())
+        mean = distributed.all_reduce_mean(sums)
         return {"val_loss": mean["loss"] / mean["tokens"], **watched, **watch.result()}
 
     def lengths(self, config: Config) -> list[int] | None:
         """Tokens of each train report, where batches are grouped by them."""
         if not config.stage2.group_by_length:
             return None
-        return [len(self.reports.encode(study.report)) for study in studies(self.data, "train")]
+        return [len(self.reports.encode(study.report)) for study in load_studies(self.data, "train")]
 
-    def weighted(self, packed: dict[str, Any]) -> dict[str, Any]:
+    def with_token_weights(self, packed: dict[str, Any]) -> dict[str, Any]:
         """With ``weight`` [B], so that the mean over samples and ranks is the mean over the global batch's tokens."""
         packed = _to_device(packed)
-        mean = distributed.mean_over_ranks({"tokens": float((packed["report"] != IGNORED).sum())})["tokens"]
+        mean = distributed.all_reduce_mean({"tokens": float((packed["report"] != IGNORE_INDEX).sum())})["tokens"]
         return {**packed, "weight": packed["counts"] * len(packed["counts"]) / mean}
 
 
@@ -266,7 +266,7 @@ class _Cached(_Source):
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path, banks: Path, folder: Path) -> None:
         super().__init__(config, model, data)
-        self.train, self.val = (Seen(model, data, s, folder, config.stage2.dtype) for s in ("train", "val"))
+        self.train, self.val = (VisionCache(model, data, s, folder, config.stage2.dtype) for s in ("train", "val"))
         both = {"train": self.train, "val": self.val}
         self._text = retrieved_tokens_of(config, model, data, banks, both, folder)
         self.steps_per_epoch = len(self.train) // self.batch_size
@@ -280,14 +280,14 @@ class _Cached(_Source):
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         drawn = np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
         if self._lengths is not None:
-            drawn = by_length(drawn, np.array(self._lengths), self.batch_size, [self.seed, epoch])
+            drawn = group_by_length(drawn, np.array(self._lengths), self.batch_size, [self.seed, epoch])
         order = torch.from_numpy(drawn)
         for step in range(start, self.steps_per_epoch):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.weighted(self._batch("train", rows[distributed.rank() :: distributed.world_size()]))
+            yield self.with_token_weights(self._batch("train", rows[distributed.rank() :: distributed.world_size()]))
 
     def validation(self) -> Iterator[dict[str, Any]]:
-        for rows, counted in shares(len(self.val), self.batch_size):
+        for rows, counted in rank_batches(len(self.val), self.batch_size):
             yield _to_device(self._batch("val", rows) | {"counts": counted})
 
     def _batch(self, split: str, rows: Tensor) -> dict[str, Any]:
@@ -301,7 +301,7 @@ class _Streamed(_Source):
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         super().__init__(config, model, data)
-        self._pack = Stage2Packer(model.stage1.config.image_size, self.reports)
+        self._pack = Stage2Collator(model.stage1.config.image_size, self.reports)
         self._stream = Stream(
             data,
             "train",
@@ -316,11 +316,11 @@ class _Streamed(_Source):
         self.steps_per_epoch = self._stream.steps_per_epoch
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        yield from map(self.weighted, self._stream.epoch(epoch, start))
+        yield from map(self.with_token_weights, self._stream.epoch(epoch, start))
 
     def validation(self) -> Iterator[dict[str, Any]]:
-        samples = read(self.data, "val")
-        for number, (rows, counted) in enumerate(shares(count(self.data, "val"), self.batch_size)):
+        samples = iter_samples(self.data, "val")
+        for number, (rows, counted) in enumerate(rank_batches(num_studies(self.data, "val"), self.batch_size)):
             together = list(islice(samples, self.batch_size))
             mine = [together[row - number * self.batch_size] for row in rows.tolist()]
             yield _to_device(self._pack(mine) | {"counts": counted})
@@ -331,7 +331,7 @@ def _to_device(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: v.to(distributed.device()) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
-def shares(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def rank_batches(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's rows of each batch of 0 … total - 1, and 1 for a row that counts, 0 for one that only fills up.
 
     Every rank gets equally many batches of equal size, as collectives inside the model need.

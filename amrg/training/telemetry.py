@@ -20,15 +20,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from amrg.config import TelemetryConfig
 from amrg.distributed import rank
-from amrg.errors import UserError, gathered
-from amrg.models.profiling import PREFIX
+from amrg.errors import UserError, collect_errors
+from amrg.models.profiling import REGION_PREFIX
 
 STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
 
 #: Told of each optimiser step on each rank: its number, and what the log of steps has of it.
-Watcher = Callable[[int, dict[str, float]], None]
+StepListener = Callable[[int, dict[str, float]], None]
 
-_WATCHER: ContextVar[Watcher] = ContextVar("watcher", default=lambda step, values: None)
+_WATCHER: ContextVar[StepListener] = ContextVar("watcher", default=lambda step, values: None)
 
 _BACKWARD = "autograd::engine::evaluate_function"
 #: The profiler's library reports its starts, and that there is no GPU, between our own lines.
@@ -38,7 +38,7 @@ _COLLECTIVES = ("gloo:", "nccl:", "record_param_comms")
 
 
 @contextmanager
-def watching(watcher: Watcher) -> Iterator[None]:
+def listening_to_steps(watcher: StepListener) -> Iterator[None]:
     """Within the block ``watcher`` is told of every step that is trained."""
     token = _WATCHER.set(watcher)
     try:
@@ -72,13 +72,16 @@ class Telemetry:
             self._writers.append(_Wandb(logs, config.wandb_project, section))
         self._epochs = [_Lines(logs / EPOCHS), *self._writers[1:]]
 
-    def looks_at(self, step: int) -> bool:
+    def should_profile(self, step: int) -> bool:
         """Whether this step (from 0) is one that is looked at closely; the first ones, which warm up, are not."""
         return step % self._every == min(self._every - 1, 5)
 
-    def tell(self, step: int, values: dict[str, float], seconds: float, waited: float) -> None:
+    def log_step(self, step: int, values: dict[str, float], seconds: float, data_wait: float) -> None:
         """One step: its metrics, how long it took and how much of that it waited for data."""
-        speed = {"samples_per_second": self._batch_size / max(seconds, 1e-9), "share/data": waited / max(seconds, 1e-9)}
+        speed = {
+            "samples_per_second": self._batch_size / max(seconds, 1e-9),
+            "share/data": data_wait / max(seconds, 1e-9),
+        }
         told = {**values, **speed, "seconds": seconds}
         _WATCHER.get()(step, told)
         for writer in self._writers:
@@ -94,7 +97,7 @@ class Telemetry:
             writer.close()
 
 
-class Shares:
+class TimeShares:
     """Where the time of one step went; ``values`` is filled when the block of ``look`` ends."""
 
     def __init__(self) -> None:
@@ -102,9 +105,9 @@ class Shares:
 
 
 @contextmanager
-def look(wanted: bool) -> Iterator[Shares]:
+def profile_step(wanted: bool) -> Iterator[TimeShares]:
     """If ``wanted``, profile the block: ``share/<part>`` of its time for each part of the model."""
-    found = Shares()
+    found = TimeShares()
     if not wanted:
         yield found
         return
@@ -115,10 +118,10 @@ def look(wanted: bool) -> Iterator[Shares]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.monotonic() - began
-    found.values = {f"share/{name}": spent / seconds for name, spent in sorted(time_of_parts(profiler).items())}
+    found.values = {f"share/{name}": spent / seconds for name, spent in sorted(time_by_region(profiler).items())}
 
 
-def time_of_parts(profiler: profile) -> dict[str, float]:
+def time_by_region(profiler: profile) -> dict[str, float]:
     """Seconds of each part that ``amrg.models.profiling.part`` marks, forward and backward, and of ``exchange``.
 
     A part inside another counts as itself alone. On a GPU the time of kernels is counted, elsewhere that of the CPU.
@@ -132,8 +135,8 @@ def time_of_parts(profiler: profile) -> dict[str, float]:
             continue
         if event.name.startswith(_COLLECTIVES):
             spent["exchange"] += _seconds(event)
-        elif event.name.startswith(PREFIX):
-            name = event.name.removeprefix(PREFIX)
+        elif event.name.startswith(REGION_PREFIX):
+            name = event.name.removeprefix(REGION_PREFIX)
             spent[name] += _seconds(event)
             around = _part_around(event)
             if around:
@@ -149,8 +152,8 @@ def time_of_parts(profiler: profile) -> dict[str, float]:
 def _part_around(event: Any) -> str | None:
     parent = event.cpu_parent
     while parent is not None:
-        if parent.name.startswith(PREFIX):
-            return parent.name.removeprefix(PREFIX)
+        if parent.name.startswith(REGION_PREFIX):
+            return parent.name.removeprefix(REGION_PREFIX)
         parent = parent.cpu_parent
     return None
 
@@ -187,7 +190,7 @@ class _TensorBoard:
 
 def telemetry_faults(config: TelemetryConfig) -> list[str]:
     """What is missing for what is to be told."""
-    return gathered(_wandb) if config.wandb_project else []
+    return collect_errors(_wandb) if config.wandb_project else []
 
 
 def _wandb() -> Any:

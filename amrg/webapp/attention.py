@@ -28,7 +28,7 @@ class Association(NamedTuple):
     weights_QK: Tensor
     rows_QK: Tensor
 
-    def heaviest(self, alpha_Q: Tensor, count: int) -> list[dict[str, Any]]:
+    def top_rows(self, alpha_Q: Tensor, count: int) -> list[dict[str, Any]]:
         """The rows with the largest Σ_q α_q w_qj: ``{"row", "weight"}``, heaviest first."""
         rows, place = self.rows_QK.unique(return_inverse=True)
         share = torch.zeros(len(rows), dtype=torch.float64)
@@ -39,7 +39,7 @@ class Association(NamedTuple):
 
 
 @contextmanager
-def watched(decoder: Any) -> Iterator[deque[Tensor]]:
+def record_attention(decoder: Any) -> Iterator[deque[Tensor]]:
     """Inside, each forward of the decoder (one study) appends its last position's attention [S], float32 on the CPU.
 
     The decoder must compute attention in the open (``eager``): fused kernels never hold the weights.

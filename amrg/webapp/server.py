@@ -29,17 +29,17 @@ from amrg.data.labels import FINDINGS
 from amrg.data.stream import Sample
 from amrg.data.studies import SPLITS
 from amrg.errors import UserError
-from amrg.inference.run import Chain
-from amrg.pages import ALWAYS, EMBEDDED
+from amrg.inference.run import RunArtifacts
+from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import film_url, heat_url, outline_url
-from amrg.webapp.run_store import NotThere, Shelves, positives
-from amrg.webapp.session import MEMORIES, SHOWN_SIZE, Look, Reader, Stopped
+from amrg.webapp.run_store import NotFound, RunStore, positives
+from amrg.webapp.session import MEMORIES, SHOWN_SIZE, ClientGone, InferenceSession, StudyAnalysis
 
 #: Larger files are refused before they are read. A radiograph of 4,280 × 3,520 pixels in 16 bits has 30 MB.
 MAX_BYTES = 64 * 2**20
 #: Looks held in memory; an older study is looked at again when it is asked for, an older dropped film is gone.
-HELD = 32
-DROPPED = "dropped"
+MAX_CACHED = 32
+UPLOADED = "dropped"
 HERE = Path(__file__).parent
 
 #: Nothing is loaded from anywhere else, nothing frames the page, and nothing it shows is kept by the browser.
@@ -52,7 +52,7 @@ _HEADERS = {
 }
 
 
-def create_app(chain: Chain, hosts: list[str] | None = None) -> Starlette:
+def create_app(chain: RunArtifacts, hosts: list[str] | None = None) -> Starlette:
     """The application for one run; loads its models.
 
     Args:
@@ -63,12 +63,12 @@ def create_app(chain: Chain, hosts: list[str] | None = None) -> Starlette:
     Raises:
         UserError: an artefact is not what it should be.
     """
-    desk = Desk(chain)
+    desk = Handlers(chain)
     return Starlette(
         routes=[
             Route("/", desk.page),
             Route("/api/studies", desk.studies),
-            Route("/api/looks", desk.drop, methods=["POST"]),
+            Route("/api/looks", desk.upload, methods=["POST"]),
             Route("/api/looks/{place}/{name}", desk.look),
             Route("/api/looks/{place}/{name}/patches", desk.patches),
             Route("/api/looks/{place}/{name}/report", desk.report),
@@ -76,17 +76,17 @@ def create_app(chain: Chain, hosts: list[str] | None = None) -> Starlette:
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or ["*"]), Middleware(_Headers)],
-        exception_handlers={UserError: _refuse, HTTPException: _refuse, Exception: _fail},
+        exception_handlers={UserError: _client_error, HTTPException: _client_error, Exception: _fail},
     )
 
 
-class Desk:
+class Handlers:
     """The handlers, and what they hold: the models, the shelves, and the last looks."""
 
-    def __init__(self, chain: Chain) -> None:
-        self._chain, self._reader = chain, Reader(chain)
-        self._shelves = Shelves(chain, self._reader.classifier.config.image_size, self._reader.grid)
-        self._looks: OrderedDict[tuple[str, str], tuple[Look, Sample | None]] = OrderedDict()
+    def __init__(self, chain: RunArtifacts) -> None:
+        self._chain, self._reader = chain, InferenceSession(chain)
+        self._shelves = RunStore(chain, self._reader.classifier.config.image_size, self._reader.grid)
+        self._looks: OrderedDict[tuple[str, str], tuple[StudyAnalysis, Sample | None]] = OrderedDict()
         self._lock = threading.Lock()
         loader = PackageLoader("amrg.webapp", ".")
         self._page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html.j2")
@@ -98,9 +98,9 @@ class Desk:
                 name=chain.name,
                 source=config.data.source,
                 generator=chain.stage2.path.name,
-                always=ALWAYS,
-                embedded=EMBEDDED if config.data.source == "openi_drr" else None,
-                marks=chain.marks,
+                always=NOT_CLINICAL_NOTICE,
+                embedded=EMBEDDED_DATA_NOTICE if config.data.source == "openi_drr" else None,
+                marks=chain.warnings,
                 splits=list(reversed(SPLITS)),
                 max_bytes=MAX_BYTES,
                 threshold=config.banks.mining.threshold,
@@ -115,9 +115,9 @@ class Desk:
         return JSONResponse(self._shelves.listing(asked.get("split", "test"), asked.get("words", "")))
 
     def look(self, request: Request) -> Response:
-        return JSONResponse(self._told(request.path_params["place"], request.path_params["name"]))
+        return JSONResponse(self._describe(request.path_params["place"], request.path_params["name"]))
 
-    async def drop(self, request: Request) -> Response:
+    async def upload(self, request: Request) -> Response:
         """A film as the body of the request: never held whole when it is too large."""
         data = await _body(request)
         return JSONResponse(await to_thread.run_sync(self._drop, data))
@@ -130,15 +130,15 @@ class Desk:
                 f"This file is no film that can be read: {error}. Give a PNG, JPEG or DICOM file."
             ) from None
         name = hashlib.sha256(data).hexdigest()[:16]
-        self._hold((DROPPED, name), self._reader.look([film], NO_GROUP), None)
-        return self._told(DROPPED, name)
+        self._cache((UPLOADED, name), self._reader.analyze([film], NO_GROUP), None)
+        return self._describe(UPLOADED, name)
 
     def patches(self, request: Request) -> Response:
-        look, _ = self._held(request)
+        look, _ = self._cached(request)
         film, finding = _number(request, "film", int), request.query_params.get("finding", "")
         threshold = _number(request, "threshold", float)
         if finding not in FINDINGS or not 0 <= film < len(look.films):
-            raise NotThere("this study has no such film or finding")
+            raise NotFound("this study has no such film or finding")
         found = self._reader.patches(look, film, finding, threshold)
         return JSONResponse([{"row": y, "column": x, "activation": round(value, 3)} for y, x, value in found])
 
@@ -147,26 +147,26 @@ class Desk:
 
     def report(self, request: Request) -> Response:
         """Server-sent events: ``text`` and ``sentence`` (``Reader.write``), then ``end`` or ``problem``."""
-        look, _ = self._held(request)
+        look, _ = self._cached(request)
         off = {name for name in request.query_params.get("off", "").split(",") if name}
         if off - MEMORIES.keys():
-            raise NotThere(f"no such memory: {', '.join(MEMORIES)} can be switched off")
+            raise NotFound(f"no such memory: {', '.join(MEMORIES)} can be switched off")
         return StreamingResponse(self._events(look, off), media_type="text/event-stream")
 
-    async def _events(self, look: Look, off: set[str]) -> AsyncIterator[str]:
+    async def _events(self, look: StudyAnalysis, off: set[str]) -> AsyncIterator[str]:
         told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         left = threading.Event()
 
         def tell(kind: str, content: dict[str, Any]) -> None:
             if left.is_set():
-                raise Stopped
+                raise ClientGone
             told.put((kind, content))
 
         def write() -> None:
             try:
                 self._reader.write(look, off, tell)
                 told.put(("end", {}))
-            except Stopped:
+            except ClientGone:
                 pass
             except Exception as error:
                 told.put(("problem", {"error": f"The report could not be written ({type(error).__name__})."}))
@@ -181,28 +181,30 @@ class Desk:
         finally:
             left.set()
 
-    def _held(self, request: Request) -> tuple[Look, Sample | None]:
+    def _cached(self, request: Request) -> tuple[StudyAnalysis, Sample | None]:
         return self._find(request.path_params["place"], request.path_params["name"])
 
-    def _find(self, place: str, name: str) -> tuple[Look, Sample | None]:
+    def _find(self, place: str, name: str) -> tuple[StudyAnalysis, Sample | None]:
         """The look of a study or of a dropped film."""
         with self._lock:
             if (place, name) in self._looks:
                 self._looks.move_to_end((place, name))
                 return self._looks[place, name]
-        if place == DROPPED:
-            raise NotThere(f"This film is no longer held (the last {HELD} are): drop it again.")
+        if place == UPLOADED:
+            raise NotFound(f"This film is no longer held (the last {MAX_CACHED} are): drop it again.")
         sample = self._shelves.study(place, name)
-        return self._hold((place, name), self._reader.look(sample.views, group_id(sample.study.group)), sample)
+        return self._cache((place, name), self._reader.analyze(sample.views, group_id(sample.study.group)), sample)
 
-    def _hold(self, where: tuple[str, str], look: Look, sample: Sample | None) -> tuple[Look, Sample | None]:
+    def _cache(
+        self, where: tuple[str, str], look: StudyAnalysis, sample: Sample | None
+    ) -> tuple[StudyAnalysis, Sample | None]:
         with self._lock:
             self._looks[where] = look, sample
-            while len(self._looks) > HELD:
+            while len(self._looks) > MAX_CACHED:
                 self._looks.popitem(last=False)
         return look, sample
 
-    def _told(self, place: str, name: str) -> dict[str, Any]:
+    def _describe(self, place: str, name: str) -> dict[str, Any]:
         """A look as the page's script reads it."""
         look, sample = self._find(place, name)
         stated = positives(sample.study) if sample else None
@@ -225,7 +227,7 @@ class Desk:
             "memory": look.retrieved(),
         }
 
-    def _film(self, look: Look, sample: Sample | None, number: int) -> dict[str, Any]:
+    def _film(self, look: StudyAnalysis, sample: Sample | None, number: int) -> dict[str, Any]:
         masks = sample.masks if sample and number == 0 else {}
         maps = {
             finding: {
@@ -264,11 +266,11 @@ def _number(request: Request, name: str, kind: type) -> Any:
     return value
 
 
-def _refuse(_: Request, error: Exception) -> Response:
+def _client_error(_: Request, error: Exception) -> Response:
     """What the reader can put right, as one line for the page."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
-    return JSONResponse({"error": str(error)}, 404 if isinstance(error, NotThere) else 422)
+    return JSONResponse({"error": str(error)}, 404 if isinstance(error, NotFound) else 422)
 
 
 def _fail(_: Request, error: Exception) -> Response:

@@ -22,22 +22,22 @@ from amrg.banks.bank import VISUAL, MemoryBank
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.inference.run import Chain, open_generator
+from amrg.inference.run import RunArtifacts, open_generator
 from amrg.models import report_generator
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.composer import ROWS, Composed, Said
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.hopfield import HopfieldMemory
-from amrg.models.report_generator import Sight
-from amrg.models.vision import to_images
-from amrg.precision import precision
-from amrg.training.vision_cache import as_kept
-from amrg.webapp.attention import Association, watched
+from amrg.models.report_generator import VisionOutput
+from amrg.models.vision import to_tensor
+from amrg.precision import autocast
+from amrg.training.vision_cache import round_like_cache
+from amrg.webapp.attention import Association, record_attention
 from amrg.webapp.transcript import Transcript
 
 #: Is told the kind and the content of each step of a report.
-Tell = Callable[[str, dict[str, Any]], None]
+OnEvent = Callable[[str, dict[str, Any]], None]
 
 #: The memories by the names the page uses, and the streams they fill.
 MEMORIES = {"visual": "visual memory", "report": "report memory"}
@@ -47,7 +47,7 @@ SHOWN_SIZE = 768
 
 
 @dataclass(frozen=True)
-class Look:
+class StudyAnalysis:
     """What the models see of a study.
 
     Attributes:
@@ -60,32 +60,32 @@ class Look:
 
     films: list[np.ndarray]
     group: int
-    sight: Sight
+    sight: VisionOutput
     probabilities: dict[str, float]
     maps_MKHW: np.ndarray
     association: dict[str, Association]
 
     def retrieved(self) -> dict[str, list[dict[str, Any]]]:
         """The heaviest rows of each memory for the film as a whole."""
-        return {name: found.heaviest(_even(found), SHOWN) for name, found in self.association.items()}
+        return {name: found.top_rows(_uniform(found), SHOWN) for name, found in self.association.items()}
 
     def map(self, film: int, finding: str) -> np.ndarray:
         """[H, W]"""
         return self.maps_MKHW[film, LABELS.index(finding)]
 
 
-class Stopped(Exception):
+class ClientGone(Exception):
     """Nobody reads on: the writing is given up."""
 
 
-class Reader:
+class InferenceSession:
     """The models of a run. They do one thing at a time: callers wait for each other.
 
     Raises:
         UserError: an artefact is not what it should be.
     """
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: RunArtifacts) -> None:
         self.config = chain.config
         self.model, self._composer, self._text = open_generator(chain, 1)
         self.model.decoder.set_attn_implementation("eager")
@@ -108,22 +108,22 @@ class Reader:
         return self.classifier.encoder.grid
 
     @torch.no_grad()
-    def look(self, films: list[np.ndarray], group: int) -> Look:
+    def analyze(self, films: list[np.ndarray], group: int) -> StudyAnalysis:
         """Run the models on the films of a study, uint8 [H, W] each."""
         size = self.classifier.config.image_size
-        images = to_images(films, size).to(distributed.device())
+        images = to_tensor(films, size).to(distributed.device())
         group_1 = torch.tensor([group], device=images.device)
         with self._lock:
-            with precision(self.config.stage2.dtype):
+            with autocast(self.config.stage2.dtype):
                 seen = self.classifier(images)
-                sight = as_kept(self.model.see(images, [len(films)]))
+                sight = round_like_cache(self.model.encode_images(images, [len(films)]))
             maps_MKHW = activation_maps(self.classifier.cam_head, seen.fine_BHWC, self.config.banks.mining.method)
             association = {
                 name: Association(*(part[0].cpu() for part in found))
                 for name, found in self.model.associations(sight, group_1, ROWS).items()
             }
         probability_K = seen.scores_BK.double().mean(0).sigmoid().tolist()
-        return Look(
+        return StudyAnalysis(
             films=[letterbox(film, SHOWN_SIZE) for film in films],
             group=group,
             sight=sight,
@@ -132,11 +132,11 @@ class Reader:
             association=association,
         )
 
-    def patches(self, look: Look, film: int, finding: str, threshold: float) -> list[tuple[int, int, float]]:
+    def patches(self, look: StudyAnalysis, film: int, finding: str, threshold: float) -> list[tuple[int, int, float]]:
         """(row, column, activation) of the strongest patches above a threshold, none beside a stronger one."""
         return strongest(look.map(film, finding), threshold)
 
-    def write(self, look: Look, off: set[str], tell: Tell) -> None:
+    def write(self, look: StudyAnalysis, disabled_memories: set[str], on_event: OnEvent) -> None:
         """Write the report of a study, and tell each step.
 
         Args:
@@ -147,29 +147,39 @@ class Reader:
                 what it drew on, and what it stands on if it was ``recalled`` (``Said.to_dict``). It may raise
                 ``Stopped``.
         """
-        hidden = [MEMORIES[name] for name in sorted(off) if name in look.association]
+        hidden = [MEMORIES[name] for name in sorted(disabled_memories) if name in look.association]
         group_1 = torch.tensor([look.group], device=distributed.device())
-        with self._lock, precision(self.config.stage2.dtype), watched(self.model.decoder) as steps:
+        with self._lock, autocast(self.config.stage2.dtype), record_attention(self.model.decoder) as steps:
             found = {
                 name: report_generator.Association(*(part[None] for part in one))
                 for name, one in look.association.items()
-                if name not in off
+                if name not in disabled_memories
             }
             composed = Composed("")
             if self._composer:
-                unsaid_1 = self.model.hidden_group(group_1)
+                unsaid_1 = self.model.masked_groups(group_1)
                 (composed,) = self._composer.compose(look.sight, found, unsaid_1, recall="report" in found)
             text_1L = None
             if self._text:
                 texts = self._text.compose(look.sight, group_1, found) if "visual" in found else [""]
                 text_1L = self._text.encode(texts)
-            pen = _Pen(self, look, off, steps, composed.said, tell, 0 if text_1L is None else text_1L.shape[1])
+            pen = _EventStreamer(
+                self,
+                look,
+                disabled_memories,
+                steps,
+                composed.said,
+                on_event,
+                0 if text_1L is None else text_1L.shape[1],
+            )
             self.model.generate(
-                look.sight, group_1, self.decoding, streamer=pen, hidden=hidden, begin=[composed.text],
+                look.sight, group_1, self.decoding, streamer=pen, hidden=hidden, forced_prefixes=[composed.text],
                 retrieved_BL=text_1L,
             )  # fmt: skip
 
-    def drawn_on(self, look: Look, off: set[str], attention_S: Tensor, text: int) -> dict[str, Any]:
+    def sentence_attribution(
+        self, look: StudyAnalysis, off: set[str], attention_S: Tensor, text: int
+    ) -> dict[str, Any]:
         """How a sentence's attention is divided among the streams, and its heaviest rows of each memory.
 
         Args:
@@ -178,27 +188,28 @@ class Reader:
             text: tokens of the retrieved text.
         """
         attention_P = attention_S[len(self.model.before) :]
-        of = {name: attention_P[place] for name, place in self.model.places.items()}
+        of = {name: attention_P[place] for name, place in self.model.stream_slices.items()}
         of["retrieved text"] = attention_S[len(attention_S) - text :]
         shares = {name: round(float(part.sum()), 4) for name, part in of.items() if len(part)}
         rows = {}
         for name, found in look.association.items():
             if name not in off:
                 stream = of[MEMORIES[name]]
-                rows[name] = found.heaviest(stream / stream.sum() if len(stream) else _even(found), SHOWN)
+                rows[name] = found.top_rows(stream / stream.sum() if len(stream) else _uniform(found), SHOWN)
         return {"shares": {**shares, "words": round(1 - sum(shares.values()), 4)}, "rows": rows}
 
     def positions(self, text: int) -> int:
         """Of the decoder's input up to the last stream, or the end of a retrieved text of so many tokens."""
-        streams = len(self.model.before) + self.model.positions
+        streams = len(self.model.before) + self.model.prefix_length
         return streams + len(self.model.between) + text if text else streams
 
 
-class _Pen(BaseStreamer):
+class _EventStreamer(BaseStreamer):
     """Turns the tokens that ``generate`` streams into what is told of them."""
 
     def __init__(
-        self, reader: Reader, look: Look, off: set[str], steps: deque[Tensor], recalled: Sequence[Said], tell: Tell,
+        self, reader: InferenceSession, look: StudyAnalysis, off: set[str], steps: deque[Tensor],
+        recalled: Sequence[Said], tell: OnEvent,
         text: int,
     ) -> None:  # fmt: skip
         self._reader, self._look, self._off, self._steps, self._tell = reader, look, off, steps, tell
@@ -230,7 +241,7 @@ class _Pen(BaseStreamer):
         self._tell("text", {"plan": self._transcript.plan, "sentences": self._transcript.sentences})
         for number in range(self._told, finished):
             attention_S = self._transcript.attention(number, self._reader.positions(self._text))
-            drawn = self._reader.drawn_on(self._look, self._off, attention_S, self._text)
+            drawn = self._reader.sentence_attribution(self._look, self._off, attention_S, self._text)
             self._tell("sentence", {"number": number, "recalled": self._recalled.get(number), **drawn})
         self._told = max(self._told, finished)
 
@@ -245,7 +256,7 @@ def strongest(map_HW: np.ndarray, threshold: float, most: int = 6) -> list[tuple
     return taken
 
 
-def _even(found: Association) -> Tensor:
+def _uniform(found: Association) -> Tensor:
     queries = len(found.weights_QK)
     return torch.full((queries,), 1 / queries)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from amrg.banks.bank import PROVENANCE, MemoryBank, group_id, normalise_rows
-from amrg.banks.writer import BankWriter, join
+from amrg.banks.writer import BankWriter, concatenate
 from amrg.errors import UserError
 
 D = 12
@@ -45,7 +45,7 @@ def layer_norm(rows):
 def test_rows_come_back_normalised_in_any_range(tmp_path, dtype, tolerance):
     bank = write(tmp_path, dtype=dtype)
     expected = layer_norm(vectors(23))
-    assert bank.all().dtype == dtype
+    assert bank.load().dtype == dtype
     assert len(bank) == 23
     for start in range(24):
         for stop in range(start, 24):
@@ -74,7 +74,7 @@ def test_bytes_do_not_depend_on_how_rows_were_added(tmp_path):
 def test_provenance_says_where_each_row_came_from(tmp_path):
     full = origin(0, findings=["Edema", "Fracture"], box=[1, 2, 3, 4], text="a", score=0.5)
     token = {"key": "", "group": "", "split": "train", "source": "disease_token", "findings": ["Edema"]}
-    with BankWriter(tmp_path, D, about={"encoder": "e"}) as writer:
+    with BankWriter(tmp_path, D, encoder_info={"encoder": "e"}) as writer:
         writer.add(vectors(3), [full, token, origin(2)])
     bank = MemoryBank.open(tmp_path)
     table = bank.provenance.to_pylist()
@@ -243,7 +243,7 @@ def test_int8_rows_carry_their_scale(tmp_path):
     bank.verify()
     expected = layer_norm(vectors(23))
     assert bank.rows(3, 9).dtype == torch.int8
-    torch.testing.assert_close(bank.vectors(3, 9).double(), expected[3:9], atol=0.012, rtol=0)
+    torch.testing.assert_close(bank.dequantized(3, 9).double(), expected[3:9], atol=0.012, rtol=0)
     assert (bank.rows(0, 23).int().abs().amax(1) == 127).all()
 
 
@@ -252,10 +252,10 @@ def test_parts_written_side_by_side_join_to_the_same_bank(tmp_path):
     for name, (start, stop) in {"a": (0, 8), "b": (8, 9), "c": (9, 23)}.items():
         with BankWriter(tmp_path / name, D, chunk_rows=8) as writer:
             writer.add(vectors(23)[start:stop], [origin(number) for number in range(start, stop)])
-    joined = join([tmp_path / name for name in "abc"], tmp_path / "joined")
+    joined = concatenate([tmp_path / name for name in "abc"], tmp_path / "joined")
     joined.verify()
     assert joined.content_hash == whole.content_hash
-    assert joined.all().equal(whole.all())
+    assert joined.load().equal(whole.load())
     assert joined.provenance.equals(whole.provenance)
 
 
@@ -263,4 +263,4 @@ def test_chunks_are_plain_safetensors(tmp_path):
     bank = write(tmp_path)
     chunks = [load_file(path)["rows"] for path in sorted(tmp_path.glob("rows-*"))]
     assert [len(chunk) for chunk in chunks] == [8, 8, 7]
-    np.testing.assert_array_equal(torch.cat(chunks).numpy(), bank.all().numpy())
+    np.testing.assert_array_equal(torch.cat(chunks).numpy(), bank.load().numpy())

@@ -10,7 +10,7 @@ import torch
 from amrg.banks import transforms
 from amrg.banks.bank import MemoryBank
 from amrg.banks.sampling import k_center
-from amrg.banks.transforms import Choice, merge, subset
+from amrg.banks.transforms import RowSelection, merge, subset
 from amrg.banks.writer import BankWriter
 from amrg.errors import UserError
 
@@ -26,7 +26,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(folder, rows, seed=0, split="train", dtype=torch.float32, vectors=None, about=None) -> MemoryBank:
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(rows, D, generator=generator) if vectors is None else vectors
-    with BankWriter(folder, D, dtype=dtype, chunk_rows=8, allow_split=(split,), about=about) as writer:
+    with BankWriter(folder, D, dtype=dtype, chunk_rows=8, allow_split=(split,), encoder_info=about) as writer:
         writer.add(
             vectors,
             [
@@ -47,7 +47,7 @@ def test_merging_keeps_every_row_bit_by_bit(tmp_path, dtype) -> None:
     banks = [make(tmp_path / str(n), rows, n, dtype=dtype) for n, rows in enumerate((19, 3, 8))]
     merged = merge(banks, tmp_path / "merged")
     merged.verify()
-    assert merged.all().equal(torch.cat([bank.all() for bank in banks]))
+    assert merged.load().equal(torch.cat([bank.load() for bank in banks]))
     assert keys(merged) == [key for bank in banks for key in keys(bank)]
     assert merged.groups.equal(torch.cat([bank.groups for bank in banks]))
     assert merged.header["splits"] == {"train": 30}
@@ -65,21 +65,21 @@ def test_unlike_banks_do_not_merge(tmp_path) -> None:
 
 def test_conditions_choose_rows_in_their_order(tmp_path) -> None:
     bank = make(tmp_path / "bank", 30)
-    part = subset(bank, Choice(findings=("Edema",), sources=("region",)), tmp_path / "part")
+    part = subset(bank, RowSelection(findings=("Edema",), sources=("region",)), tmp_path / "part")
     part.verify()
     expected = [i for i in range(30) if i % 4 and i % 3 == 0 and i % 2]
     assert keys(part) == [f"k0-{i}" for i in expected]
-    assert part.all().equal(bank.all()[expected])
+    assert part.load().equal(bank.load()[expected])
     with pytest.raises(UserError, match="no row"):
-        subset(bank, Choice(splits=("test",)), tmp_path / "none")
+        subset(bank, RowSelection(splits=("test",)), tmp_path / "none")
 
 
 def test_quantising_is_within_half_a_step(tmp_path) -> None:
     bank = make(tmp_path / "bank", 30)
-    small = subset(bank, Choice(), tmp_path / "small", torch.int8)
+    small = subset(bank, RowSelection(), tmp_path / "small", torch.int8)
     step = small.scale(0, 30)
     assert step is not None
-    assert bool(((small.vectors(0, 30) - bank.all()).abs() <= step[:, None] * 0.5001).all())
+    assert bool(((small.dequantized(0, 30) - bank.load()).abs() <= step[:, None] * 0.5001).all())
     assert keys(small) == keys(bank)
 
 
@@ -88,20 +88,20 @@ def test_near_duplicates_go_and_the_first_stays(tmp_path) -> None:
     base = torch.randn(10, D, generator=generator)
     vectors = torch.cat([base, base[[2, 7]] * 1.5, base[[2]] + 1e-3, torch.randn(9, D, generator=generator)])
     bank = make(tmp_path / "bank", len(vectors), vectors=vectors)
-    unit = torch.nn.functional.normalize(bank.all())
+    unit = torch.nn.functional.normalize(bank.load())
     expected: list[int] = []
     for i in range(len(unit)):
         if not any(float(unit[i] @ unit[j]) >= 0.999 for j in expected):
             expected.append(i)
     assert not {10, 11, 12} & set(expected)
-    assert keys(subset(bank, Choice(duplicates=0.999), tmp_path / "part")) == [f"k0-{i}" for i in expected]
+    assert keys(subset(bank, RowSelection(duplicate_cosine=0.999), tmp_path / "part")) == [f"k0-{i}" for i in expected]
 
 
 @pytest.mark.parametrize("sampling", ["proportional", "uniform", "stratified", "k-center"])
 def test_samples_have_their_size_and_follow_the_seed(tmp_path, sampling) -> None:
     bank = make(tmp_path / "bank", 40)
     first, again, other = (
-        subset(bank, Choice(rows=11, sampling=sampling, seed=seed), tmp_path / name)
+        subset(bank, RowSelection(rows=11, sampling=sampling, seed=seed), tmp_path / name)
         for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert len(first) == 11
@@ -122,8 +122,8 @@ def test_a_range_is_read_without_the_rest(tmp_path) -> None:
         writer.add(rows, [{"key": "k", "group": "p", "split": "train", "source": "region"}] * 64)
     program = (
         "import sys; from pathlib import Path; from amrg.banks.bank import MemoryBank; "
-        "from benchmarks.sharded_bank import forget, read_bytes; folder = Path(sys.argv[1]); "
-        "bank = MemoryBank.open(folder); forget(folder); before = read_bytes(); "
+        "from benchmarks.sharded_bank import drop_page_cache, read_bytes; folder = Path(sys.argv[1]); "
+        "bank = MemoryBank.open(folder); drop_page_cache(folder); before = read_bytes(); "
         "rows = bank.rows(int(sys.argv[2]), int(sys.argv[3])); print(read_bytes() - before)"
     )
     half, whole = (

@@ -14,9 +14,9 @@ import numpy as np
 import ray
 
 from amrg.cluster.metrics import WorkerMetrics
-from amrg.cluster.readers import ReadAhead, start_readers
+from amrg.cluster.readers import PrefetchingFetch, start_readers
 from amrg.config import ClusterConfig
-from amrg.data.stream import Part, Sample, Stream, fetch_now, fetching
+from amrg.data.stream import RankBatch, Sample, Stream, fetch_sequentially, use_fetcher
 from amrg.errors import UserError
 
 BATCH, SEED = 4, 3
@@ -33,7 +33,7 @@ class Slow:
     def __init__(self, seconds: float, deadly: int | None = None, mark: Path | None = None) -> None:
         self.seconds, self.deadly, self.mark = seconds, deadly, mark
 
-    def __getitem__(self, step: int) -> Part:
+    def __getitem__(self, step: int) -> RankBatch:
         if self.seconds:
             time.sleep(self.seconds)
         if step == self.deadly and not (self.mark and self.mark.exists()):
@@ -53,7 +53,7 @@ def batches(data: Path, world: int, fetch: Callable[[int], Any]) -> list[list[An
     """What every rank sees in epochs 0, from batch 1 on, and 1."""
     found = []
     for rank in range(world):
-        with fetching(fetch(rank)):
+        with use_fetcher(fetch(rank)):
             stream = Stream(data, "train", BATCH, SEED, rank, world)
             found += [digest(s) for epoch, start in ((0, 1), (1, 0)) for s in stream.epoch(epoch, start)]
     return found
@@ -62,7 +62,7 @@ def batches(data: Path, world: int, fetch: Callable[[int], Any]) -> list[list[An
 def orders(readers: list[Any], parts: Slow, steps: range, **changes: Any) -> list[Any]:
     """The steps that come, or why none did."""
     ours = ClusterConfig(**{"prefetch": 3, "max_failures": 1} | changes)
-    ahead = ReadAhead(readers, ours, 0, 1, WorkerMetrics("stage2", 0))
+    ahead = PrefetchingFetch(readers, ours, 0, 1, WorkerMetrics("stage2", 0))
     found: list[Any] = []
     try:
         for _, bad in ahead(parts, steps):
@@ -88,12 +88,14 @@ def exported() -> list[str]:
 def main(data: Path, mark: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for world in (1, 2):
-        found[f"alone {world}"] = batches(data, world, lambda rank: fetch_now)
+        found[f"alone {world}"] = batches(data, world, lambda rank: fetch_sequentially)
     actors = start_readers(ClusterConfig(readers=max(readers for readers, _ in SIZES)))
     for readers, prefetch in SIZES:
         ours = ClusterConfig(prefetch=prefetch)
         for world in (1, 2):
-            fetches = [ReadAhead(actors[:readers], ours, r, world, WorkerMetrics("stage2", r)) for r in range(world)]
+            fetches = [
+                PrefetchingFetch(actors[:readers], ours, r, world, WorkerMetrics("stage2", r)) for r in range(world)
+            ]
             found[f"{readers} readers {world}"] = batches(data, world, fetches.__getitem__)
     found["metrics"] = exported()
     for actor in actors[1:]:

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from amrg.cluster.pipeline import connected
+from amrg.cluster.pipeline import ray_session
 from amrg.cluster.workers import train
 from amrg.config import ClusterConfig, Config, load
 from amrg.pipeline import recipe, root
@@ -29,7 +29,7 @@ def configuration(runs: str, workers: int, way: str, stage: str) -> Config:
 
 
 def main(runs: str, *names: str) -> None:
-    with connected(configuration(runs, 2, "auto", "1")):
+    with ray_session(configuration(runs, 2, "auto", "1")):
         for name in names:
             workers, way, stage = name.split("-")
             config = configuration(runs, int(workers), way, stage)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from amrg.cli import parse, run_cli
-from amrg.cluster.pipeline import connected
+from amrg.cluster.pipeline import ray_session
 from amrg.cluster.readers import start_readers
 from amrg.cluster.workers import train
 
@@ -18,7 +18,7 @@ SETTINGS = """
 
 def run(runs: str, *changes: str) -> None:
     config = parse([str(TINY), *SETTINGS.split(), "--runs", runs, *changes], "stage2_worker.py")
-    with connected(config):
+    with ray_session(config):
         train("stage2", config, config.stage2.batch_size, start_readers(config.cluster))
 
 

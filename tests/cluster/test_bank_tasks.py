@@ -45,7 +45,7 @@ def test_parts_and_a_killed_task_change_no_byte(inputs: tuple[Path, Path], tmp_p
 
 
 def test_finished_parts_are_kept(inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amrg.mining.regions.PART", 32)
+    monkeypatch.setattr("amrg.mining.regions.STUDIES_PER_PART", 32)
 
     def one_and_no_more(function, items):
         yield function(items[0])

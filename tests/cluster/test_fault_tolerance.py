@@ -1,4 +1,4 @@
-"""What is counted of a training with failures, and what the simulation makes of it (real losses: fault_injection.py)."""
+"""Counts of a training with failures, and the simulation calibrated on them (real failures: fault_injection.py)."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ DISTURBED = Trace(
 
 def test_what_was_lost_is_counted() -> None:
     assert DISTURBED.seconds == 28.0
-    assert DISTURBED.again == 4
+    assert DISTURBED.repeated_steps == 4
     assert DISTURBED.failures == [6.5, 12.5, 13.5]
     assert DISTURBED.recoveries == [4.5, 7.5]  # the second kill while it came back counts, the first does not
 

@@ -6,10 +6,10 @@ import sys
 
 _TELL = """
 import json, psutil
-from amrg.cluster.pipeline import connected
+from amrg.cluster.pipeline import ray_session
 from amrg.config import Config
 
-with connected(Config(), alone=True):
+with ray_session(Config(), local=True):
     processes = psutil.Process().children(recursive=True)
     found = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     print(json.dumps(found))

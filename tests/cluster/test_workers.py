@@ -4,18 +4,18 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.train import WorkerGroupError
 
-from amrg.cluster.workers import _diagnose, shares_evenly
-from amrg.data.stream import MAX_LANES, lanes_of
+from amrg.cluster.workers import _diagnose, divides_batch
+from amrg.data.stream import MAX_LANES, num_lanes
 from amrg.errors import UserError
 
 TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1\n'
 
 
 def test_a_smaller_group_must_share_the_lanes() -> None:
-    assert [size for size in range(1, 13) if shares_evenly(12, size)] == [1, 2, 3, 4, 6, 12]
-    assert lanes_of(96) == 48
-    assert not shares_evenly(96, 32)  # divides the batch, not its lanes
-    assert shares_evenly(2 * 96, 96)  # more ranks than any stream has lanes: features come from a cache
+    assert [size for size in range(1, 13) if divides_batch(12, size)] == [1, 2, 3, 4, 6, 12]
+    assert num_lanes(96) == 48
+    assert not divides_batch(96, 32)  # divides the batch, not its lanes
+    assert divides_batch(2 * 96, 96)  # more ranks than any stream has lanes: features come from a cache
     assert MAX_LANES < 96
 
 

@@ -41,7 +41,7 @@ def test_build_merge_subset_verify(given, capsys) -> None:
     bank("build", folder / "v.npy", folder / "p.jsonl", folder / "a")
     bank("build", folder / "v.safetensors", folder / "p.parquet", folder / "b", "--dtype", "float32")
     first, second = (MemoryBank.open(folder / name) for name in "ab")
-    torch.testing.assert_close(first.all(), normalise_rows(torch.from_numpy(vectors)))
+    torch.testing.assert_close(first.load(), normalise_rows(torch.from_numpy(vectors)))
     assert first.content_hash == second.content_hash
     bank("merge", folder / "a", folder / "b", "--to", folder / "both")
     bank("subset", folder / "both", "--to", folder / "part", "--duplicates", 0.999, "--findings", "Edema", "--dtype",
@@ -89,7 +89,7 @@ def test_search_by_text_finds_the_report_that_says_so(tmp_path, capsys) -> None:
 
     texts = ["The lungs are clear.", "There is a large left pleural effusion.", "A pacemaker is in place."]
     encoder = TextEncoder("minilm", 64)
-    with BankWriter(tmp_path / "bank", encoder.dim, about={"encoder": "minilm"}) as writer:
+    with BankWriter(tmp_path / "bank", encoder.dim, encoder_info={"encoder": "minilm"}) as writer:
         origin = {"group": "p", "split": "train", "source": "report"}
         writer.add(encoder.encode(texts), [origin | {"key": str(i), "text": text} for i, text in enumerate(texts)])
     bank("search", tmp_path / "bank", "--text", "fluid around the left lung", "--count", 1)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from amrg.cli import main
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import read
+from amrg.data.stream import iter_samples
 from amrg.inference.generate import generate
-from amrg.inference.run import open_chain
+from amrg.inference.run import open_run
 from tests.webapp.tiny_run import make_run
 
 STUDIES = 5
@@ -23,12 +23,12 @@ def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     folder = tmp_path_factory.mktemp("run")
     found = make_run(folder, request.param)
     data, stage1, banks, stage2 = (found[kind].path for kind in ("data", "stage1", "banks", "stage2"))
-    chain = open_chain(found["reports"].path)
+    chain = open_run(found["reports"].path)
     (folder / "again").mkdir()
     generate(chain.config, data, stage1, banks, stage2, folder / "again")
     expected = [json.loads(line) for line in (folder / "again" / "reports.jsonl").read_text().splitlines()]
     paths = []
-    for sample in read(data, "test"):
+    for sample in iter_samples(data, "test"):
         paths.append(folder / "films" / sample.study.key)
         paths[-1].mkdir(parents=True)
         for number, view in enumerate(sample.views):

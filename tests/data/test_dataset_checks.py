@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from amrg.cli import _dispatch
-from amrg.data.dataset_checks import examine
+from amrg.data.dataset_checks import check_dataset
 from amrg.errors import UserError
 from tests.data.dataset_fixtures import make_chexpert, make_iu_xray, make_mimic
 
@@ -77,12 +77,12 @@ def test_each_fault_of_a_mimic_copy_is_named(tmp_path, fault) -> None:
     root = make_mimic(tmp_path / "copy")
     damage, what = FAULTS[fault]
     damage(root)
-    source, checks = examine(root)
+    source, checks = check_dataset(root)
     assert source == "mimic_cxr"
-    wrong = {check.what: check for check in checks if not check.fine}
+    wrong = {check.what: check for check in checks if not check.ok}
     assert what in wrong
-    assert wrong[what].advice
-    told = " ".join(check.found for check in checks)
+    assert wrong[what].remedy
+    told = " ".join(check.result for check in checks)
     assert "10000032" not in told
     assert "50414267" not in told
 
@@ -90,9 +90,9 @@ def test_each_fault_of_a_mimic_copy_is_named(tmp_path, fault) -> None:
 @pytest.mark.parametrize("make", [make_mimic, make_chexpert, make_iu_xray])
 def test_a_whole_copy_is_fine(tmp_path, make, capsys) -> None:
     root = make(tmp_path / "copy")
-    _, checks = examine(root)
+    _, checks = check_dataset(root)
     harmless = {"films without findings and impression"}
-    assert [check for check in checks if not check.fine and check.what not in harmless] == []
+    assert [check for check in checks if not check.ok and check.what not in harmless] == []
     _dispatch(["doctor", str(root)])
     assert "all is fine" in capsys.readouterr().out
 
@@ -102,14 +102,14 @@ def test_faults_of_the_other_data_sets(tmp_path) -> None:
     next(iter(sorted(chexpert.glob("PNG/train/*/*/*.png")))).write_bytes(b"")
     labels = chexpert / "chexbert_labels" / "findings_fixed.json"
     labels.write_text(labels.read_text() + json.dumps({"path_to_image": "strange.jpg", "Edema": 7}) + "\n")
-    wrong = {check.what for check in examine(chexpert)[1] if not check.fine}
+    wrong = {check.what for check in check_dataset(chexpert)[1] if not check.ok}
     assert wrong == {"values of findings_fixed.json", "findings_fixed.json without a film", "films"}
     iu = make_iu_xray(tmp_path / "iu")
     content = json.loads((iu / "annotation.json").read_text())
     content["test"].append(content["train"][0] | {"report": " "})
     (iu / "annotation.json").write_text(json.dumps(content))
     next(iter(sorted(iu.glob("images/*/*.png")))).unlink()
-    wrong = {check.what for check in examine(iu)[1] if not check.fine}
+    wrong = {check.what for check in check_dataset(iu)[1] if not check.ok}
     assert wrong == {"names of studies twice", "empty reports", "patients in two splits", "films that are not there"}
 
 
@@ -122,4 +122,4 @@ def test_exit_codes(tmp_path, capsys) -> None:
     assert "not there" in capsys.readouterr().out
     for path, message in ((tmp_path / "none", "is not a folder"), (tmp_path, "no data set that is known")):
         with pytest.raises(UserError, match=message):
-            examine(path)
+            check_dataset(path)

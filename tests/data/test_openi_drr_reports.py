@@ -10,7 +10,7 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.sources.openi_drr import OpeniDrr
 from amrg.data.sources.openi_drr.findings import interpret, kind_of, labels_of
 from amrg.data.sources.openi_drr.reports import Annotation, Report, deduplicate, parse
-from amrg.data.text.cleaning import fold
+from amrg.data.text.cleaning import normalize_for_dedup
 from amrg.errors import UserError
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
@@ -147,7 +147,7 @@ class TestArchive:
         studies = OpeniDrr(DataConfig(), seed=0).studies()
         splits: dict[str, set[str]] = {}
         for study in studies:
-            splits.setdefault(fold(study.report), set()).add(study.split)
+            splits.setdefault(normalize_for_dedup(study.report), set()).add(study.split)
         assert len(studies) > 1700
         assert all(len(found) == 1 for found in splits.values())
         assert not any("XXXX" in study.report for study in studies)

@@ -12,7 +12,7 @@ from amrg.config import DataConfig
 from amrg.data import shard_cache
 from amrg.data.shard_cache import ShardFiles, mirror
 from amrg.data.shards import prepare, read_index
-from amrg.data.stream import Stream, read
+from amrg.data.stream import Stream, iter_samples
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
 
@@ -77,7 +77,7 @@ def test_a_stream_from_s3_is_the_stream_from_disk(data, bucket, cache, tmp_path,
     away = emptied(data, tmp_path, f"{bucket}/{readers}")
     found = keys(Stream(away, "train", 8, 1, readers=readers))
     assert found == keys(Stream(data, "train", 8, 1))
-    local, remote = list(read(data, "val")), list(read(away, "val"))
+    local, remote = list(iter_samples(data, "val")), list(iter_samples(away, "val"))
     assert [dataclasses.replace(s.study) for s in remote] == [s.study for s in local]
     assert all((a.views[0] == b.views[0]).all() for a, b in zip(local, remote, strict=True))
     assert not list(cache.glob("*.partial"))
@@ -123,7 +123,7 @@ def test_damage_in_the_mirror_is_met_like_damage_on_disk(data, cache, tmp_path):
     path.write_bytes(content)
     stream = Stream(away, "train", 8, 0, max_bad_fraction=0.05)
     batches = [[s.study.key for s in batch] for epoch in range(2) for batch in stream.epoch(epoch)]
-    assert set(stream.bad) == {row["key"]}
+    assert set(stream.corrupt) == {row["key"]}
     assert all(len(batch) == 8 for batch in batches)
 
 
@@ -142,7 +142,7 @@ def test_what_can_go_wrong_is_one_line(data, cache, tmp_path, monkeypatch, url, 
     Path(away / "logs" / "mirror").write_text(url.format(tmp_path))
     monkeypatch.setenv("AMRG_CACHE_GB", limit)
     with pytest.raises(UserError, match=message) as caught:
-        next(read(away, "train"))
+        next(iter_samples(away, "train"))
     assert "\n" not in str(caught.value)
 
 

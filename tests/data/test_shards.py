@@ -17,9 +17,9 @@ from PIL import Image
 from amrg.artifacts import content_hash
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
-from amrg.data.shards import anonymous, prepare, read_index
-from amrg.data.stream import count, read, studies
-from amrg.data.studies import Films, Study
+from amrg.data.shards import hash_key, prepare, read_index
+from amrg.data.stream import iter_samples, load_studies, num_studies
+from amrg.data.studies import Study, StudyImages
 from amrg.errors import UserError
 
 CONFIG = DataConfig(image_size=24, shard_size=4, workers=2)
@@ -48,7 +48,7 @@ class TinySource:
         rng = np.random.default_rng(int(study.key[2:]))
         views = [rng.integers(0, 256, (24, 30), np.uint8) for _ in range(1 + int(study.key[2:]) % 2)]
         masks = {"Lung Opacity": rng.random((24, 30)) > 0.5} if int(study.key[2:]) % 3 == 0 else {}
-        return Films(views, masks)
+        return StudyImages(views, masks)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,10 @@ def test_every_study_comes_back_as_it_went_in(prepared):
     source = TinySource()
     for split, number in (("train", 10), ("val", 3), ("test", 2)):
         wanted = {item.key: item for item in source.studies() if item.split == split}
-        samples = list(read(prepared, split))
+        samples = list(iter_samples(prepared, split))
         assert {sample.study.key: sample.study for sample in samples} == wanted
-        assert [sample.study for sample in samples] == studies(prepared, split)
-        assert count(prepared, split) == len(samples) == number
+        assert [sample.study for sample in samples] == load_studies(prepared, split)
+        assert num_studies(prepared, split) == len(samples) == number
         for sample in samples:
             films = source.films(sample.study)
             assert len(sample.views) == len(films.views)
@@ -130,10 +130,10 @@ def test_bytes_do_not_depend_on_the_number_of_workers(prepared, tmp_path):
 
 def test_another_seed_deals_the_studies_anew_and_films_have_the_configured_short_side(prepared, tmp_path):
     prepare(TinySource(), replace(CONFIG, image_size=12), tmp_path, seed=6)
-    order = [[item.key for item in studies(folder, "train")] for folder in (prepared, tmp_path)]
+    order = [[item.key for item in load_studies(folder, "train")] for folder in (prepared, tmp_path)]
     assert order[0] != order[1]
     assert sorted(order[0]) == sorted(order[1])
-    for sample in read(tmp_path, "train"):
+    for sample in iter_samples(tmp_path, "train"):
         assert sample.views[0].shape == (12, 15)
         assert all(mask.shape == (12, 15) for mask in sample.masks.values())
 
@@ -182,14 +182,14 @@ def test_what_a_user_can_put_right_is_one_line_without_names(source, message, tm
 
 def test_films_that_cannot_be_read_are_left_out_and_counted(prepared, tmp_path, capsys):
     prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_bad_fraction=0.1), tmp_path, seed=5)
-    keys = [[item.key for item in studies(folder, "train")] for folder in (prepared, tmp_path)]
+    keys = [[item.key for item in load_studies(folder, "train")] for folder in (prepared, tmp_path)]
     assert keys[1] == [key for key in keys[0] if key != "s-004"]
-    assert [sample.study.key for sample in read(tmp_path, "train")] == keys[1]
+    assert [sample.study.key for sample in iter_samples(tmp_path, "train")] == keys[1]
     statistics = json.loads((tmp_path / "statistics.json").read_text())
     assert sum(statistics["skipped"].values()) == 1
-    assert statistics["skipped_studies"] == [anonymous("s-004")]
+    assert statistics["skipped_studies"] == [hash_key("s-004")]
     assert statistics["splits"]["train"]["studies"] == len(keys[1])
-    assert anonymous("s-004") in capsys.readouterr().err
+    assert hash_key("s-004") in capsys.readouterr().err
     before = bytes_of(tmp_path)
     prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_bad_fraction=0.1), tmp_path, seed=5)
     assert bytes_of(tmp_path) == before
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_labels_are_stored_by_name(prepared):
-    for item in studies(prepared, "train"):
+    for item in load_studies(prepared, "train"):
         number = int(item.key[2:])
         assert item.labels == study(number, "train").labels
     record = json.loads(next(iter(wds.WebDataset(str(prepared / "shards/val-000000.tar"), shardshuffle=False)))["json"])

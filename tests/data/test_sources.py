@@ -13,8 +13,8 @@ from amrg.config import DataConfig
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.sources import open_source
-from amrg.data.splits import arrange, hashed
-from amrg.data.stream import read, studies
+from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.stream import iter_samples, load_studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
 from tests.data import dataset_fixtures
@@ -41,18 +41,18 @@ def mimic(tmp_path_factory):
 def test_mimic_becomes_shards_with_what_was_put_in(mimic, tmp_path) -> None:
     ours = config("mimic_cxr", mimic, image_size=48)
     prepare(pickle.loads(pickle.dumps(open_source(ours, 0))), ours, tmp_path, 0)
-    found = {study.key: study for split in ("train", "val", "test") for study in studies(tmp_path, split)}
+    found = {study.key: study for split in ("train", "val", "test") for study in load_studies(tmp_path, split)}
     assert len(found) == 4  # the fifth has no findings
     for subject, number, split, _, _, views, findings, _, marked in MIMIC[:4]:
         study = found[f"s{number}"]
         assert (study.split, study.report) == ({"validate": "val"}.get(split, split), findings)
         assert study.labels == labels(marked)
-        assert study.group == hashed(f"mimic {subject}")
+        assert study.group == hash_patient(f"mimic {subject}")
         assert subject not in repr(study)
         assert sorted(study.views) == sorted(view for _, view in views)
     assert found["s50414267"].views == ("PA", "LATERAL")
     assert [found[key].prior for key in ("s50414267", "s53189527", "s57375967")] == ["", "s50414267", ""]
-    sample = next(s for s in read(tmp_path, "train") if s.study.key == "s50414267")
+    sample = next(s for s in iter_samples(tmp_path, "train") if s.study.key == "s50414267")
     for view, number in zip(sample.views, (1, 0), strict=True):  # the frontal film first
         assert np.abs(view.astype(int) - film(number).astype(int)).max() <= 4
 
@@ -96,15 +96,17 @@ def test_labelled_studies_without_the_section_are_for_stage_1_alone(mimic, mute,
     ours = config("mimic_cxr", mute, image_size=48)
     source = open_source(ours, 0)
     prepare(source, ours, tmp_path / "data", 0)
-    with_text = {split: {s.key for s in studies(tmp_path / "data", split)} for split in ("train", "val", "test")}
+    with_text = {split: {s.key for s in load_studies(tmp_path / "data", split)} for split in ("train", "val", "test")}
     before = open_source(config("mimic_cxr", mimic, image_size=48), 0).studies()
     assert with_text == {split: {s.key for s in before if s.split == split} for split in with_text}
     assert {s.key: s.prior for s in source.studies() if s.report} == {s.key: s.prior for s in before}
-    every = {s.key: s for s in studies(tmp_path / "data", "train", with_wordless=True)}
+    every = {s.key: s for s in load_studies(tmp_path / "data", "train", with_wordless=True)}
     assert every.keys() - with_text["train"] == {"s50999999"}
     assert every["s50999999"].labels["Pleural Effusion"] == 1.0
-    assert [s.study.key for s in read(tmp_path / "data", "train", with_wordless=True)] == list(every)
-    assert [s.study.key for s in read(tmp_path / "data", "train")] == [key for key in every if every[key].report]
+    assert [s.study.key for s in iter_samples(tmp_path / "data", "train", with_wordless=True)] == list(every)
+    assert [s.study.key for s in iter_samples(tmp_path / "data", "train")] == [
+        key for key in every if every[key].report
+    ]
     counted = {
         "no split: left out": 1, "no findings text: stage 1 alone": 1, "neither findings text nor labels: left out": 2,
     }  # fmt: skip
@@ -148,7 +150,7 @@ def test_a_label_out_of_range_leaves_its_study_out_and_is_counted(tmp_path) -> N
     prepare(open_source(ours, 0), ours, tmp_path / "data", 0)
     told = json.loads((tmp_path / "data" / "statistics.json").read_text())
     assert told["skipped"] == {"a label that is not 1, 0, -1 or empty": 1}
-    assert "s50414267" not in {s.key for s in studies(tmp_path / "data", "train")}
+    assert "s50414267" not in {s.key for s in load_studies(tmp_path / "data", "train")}
     with pytest.raises(UserError, match=r"1 of 4 studies cannot be read.*a label that is not"):
         prepare(open_source(ours, 0), dataclasses.replace(ours, max_bad_fraction=0.1), tmp_path / "again", 0)
 
@@ -178,7 +180,7 @@ def test_r2gens_selection_of_mimic(tmp_path) -> None:
     (root / "annotation.json").write_text(json.dumps(content))
     source = open_source(config("mimic_cxr", root), 0)
     found = {study.key: study for study in source.studies()}
-    assert found["aa-lat"].group == hashed("mimic 10000032")
+    assert found["aa-lat"].group == hash_patient("mimic 10000032")
     assert found["ab"].labels["Pleural Effusion"] == 1.0
     assert source.films(found["aa-lat"]).views[0].shape == (60, 48)
 
@@ -196,7 +198,7 @@ def test_chexpert_plus(tmp_path, index_column) -> None:
     assert first.report == "Clear lungs. Normal heart."
     assert second.labels == labels({"Pleural Effusion": 1, "Edema": -1})
     assert second.prior == first.key
-    assert first.group == second.group == hashed("chexpert patient00001")
+    assert first.group == second.group == hash_patient("chexpert patient00001")
     frontal, lateral = source.films(first).views
     assert (frontal == film(0)).all()
     assert (lateral == film(1)).all()
@@ -246,7 +248,7 @@ def patients(numbers):
 
 def test_a_split_by_patient_keeps_patients_together_and_follows_the_seed() -> None:
     many = patients(dict.fromkeys(range(300), 2))
-    first, again, other = (arrange(many, DataConfig(splits="patient"), seed) for seed in (0, 0, 1))
+    first, again, other = (assign_splits(many, DataConfig(splits="patient"), seed) for seed in (0, 0, 1))
     assert first == again != other
     by_patient = {}
     for study in first:
@@ -257,7 +259,7 @@ def test_a_split_by_patient_keeps_patients_together_and_follows_the_seed() -> No
 
 
 def test_a_split_by_time_tests_on_each_patients_last_study() -> None:
-    found = {s.key: s.split for s in arrange(patients({1: 4, 2: 1, 3: 2}), DataConfig(splits="temporal"), 0)}
+    found = {s.key: s.split for s in assign_splits(patients({1: 4, 2: 1, 3: 2}), DataConfig(splits="temporal"), 0)}
     assert found == {
         "s1-0": "train", "s1-1": "train", "s1-2": "val", "s1-3": "test", "s2-0": "train", "s3-0": "val", "s3-1": "test",
     }  # fmt: skip
@@ -265,9 +267,9 @@ def test_a_split_by_time_tests_on_each_patients_last_study() -> None:
 
 def test_limits_keep_a_seeded_part() -> None:
     many = patients(dict.fromkeys(range(100), 1))
-    part = arrange(many, DataConfig(splits="patient", train_studies=20), 0)
+    part = assign_splits(many, DataConfig(splits="patient", train_studies=20), 0)
     assert sum(study.split == "train" for study in part) == 20
-    whole = arrange(many, DataConfig(splits="patient"), 0)
+    whole = assign_splits(many, DataConfig(splits="patient"), 0)
     assert [study for study in whole if study in part] == part
 
 
@@ -278,7 +280,7 @@ def silenced(many, keys):
 def test_studies_without_a_text_move_no_other() -> None:
     many = patients({1: 6, 2: 2, 3: 1})
     mute = {"s1-0", "s1-2", "s1-5", "s2-1", "s3-0"}
-    found = {s.key: s.split for s in arrange(silenced(many, mute), DataConfig(splits="temporal"), 0)}
+    found = {s.key: s.split for s in assign_splits(silenced(many, mute), DataConfig(splits="temporal"), 0)}
     # with a text: s1-1 train, s1-3 val, s1-4 test, s2-0 alone
     assert found == {
         "s1-0": "train", "s1-1": "train", "s1-2": "train", "s1-3": "val", "s1-4": "test", "s1-5": "test",
@@ -288,8 +290,8 @@ def test_studies_without_a_text_move_no_other() -> None:
     mute = {f"s{number}-0" for number in range(0, 100, 3)}
     for limit in (20, 60):
         ours = DataConfig(splits="patient", train_studies=limit)
-        alone = arrange([study for study in many if study.key not in mute], ours, 0)
-        together = arrange(silenced(many, mute), ours, 0)
+        alone = assign_splits([study for study in many if study.key not in mute], ours, 0)
+        together = assign_splits(silenced(many, mute), ours, 0)
         assert [study for study in together if study.report] == alone
         assert sum(study.split == "train" for study in together) == limit
 
@@ -318,7 +320,7 @@ def test_a_broken_copy_is_one_line(tmp_path, damage, message) -> None:
 def test_patients_in_two_published_splits_and_empty_splits_are_refused(tmp_path) -> None:
     torn = [Study(f"s{k}", "p", split, "A report.", dict.fromkeys(LABELS)) for k, split in enumerate(("train", "test"))]
     with pytest.raises(UserError, match="1 patients are in more than one"):
-        arrange(torn, DataConfig(), 0)
+        assign_splits(torn, DataConfig(), 0)
     with pytest.raises(UserError, match="the split `val` has no studies"):
         open_source(config("chexpert_plus", make_chexpert(tmp_path / "copy")), 0)
     with pytest.raises(UserError, match="is not a folder"):

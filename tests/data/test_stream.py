@@ -11,7 +11,7 @@ from amrg.config import DataConfig
 from amrg.data import image_ops, stream
 from amrg.data.shard_cache import ShardFiles
 from amrg.data.shards import INDEX, prepare, read_index
-from amrg.data.stream import Stream, count, read, studies
+from amrg.data.stream import Stream, iter_samples, load_studies, num_studies
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
 
@@ -70,7 +70,7 @@ def test_any_world_sees_the_same_global_batches(data, batch_size):
 
 def test_each_study_at_most_once_an_epoch_and_other_ones_left_out_each_time(data):
     stream = Stream(data, "train", 8, seed=0)
-    everything = {study.key for study in studies(data, "train")}
+    everything = {study.key for study in load_studies(data, "train")}
     left_out = []
     for epoch in range(4):
         seen = flat(stream.epoch(epoch))
@@ -104,7 +104,7 @@ def test_reader_processes_change_nothing(copy, world, readers, start):
         plain, ahead = (Stream(copy, "train", 8, 1, rank, world, 0.05, readers=n) for n in (0, readers))
         for epoch in range(3 if world == 1 else 1):
             assert keys(ahead.epoch(epoch, start)) == keys(plain.epoch(epoch, start))
-        assert ahead.bad == plain.bad
+        assert ahead.corrupt == plain.corrupt
 
 
 def mutate(content, generator):
@@ -152,7 +152,7 @@ def test_two_hundred_mutated_shards_lose_nothing_silently(copy):
             assert all(len(batch) == 8 for batch in tolerant.epoch(0))
         except UserError as error:
             assert "a whole lane" in str(error)  # noqa: PT017
-        assert len(tolerant.bad) <= len(rows)
+        assert len(tolerant.corrupt) <= len(rows)
     assert 200 <= refused < 200 * len(rows)
     path.write_bytes(original)
 
@@ -190,7 +190,7 @@ def test_a_damaged_sample_is_skipped_counted_named_and_replaced(copy, caplog):
             batches = keys(batch for epoch in range(3) for batch in stream.epoch(epoch))
             assert all(len(batch) == 8 // world for batch in batches)
             assert row["key"] not in {key for batch in batches for key in batch}
-            assert set(stream.bad) <= {row["key"]}
+            assert set(stream.corrupt) <= {row["key"]}
             clean[world].append(batches)
     joined = [sorted(a + b) for a, b in zip(*clean[2], strict=True)]
     assert joined == [sorted(batch) for batch in clean[1][0]]
@@ -215,7 +215,7 @@ def cut(content, offset, size):
 def test_sequential_reading_stops_at_damage_and_names_the_shard(copy, change):
     row = read_index(copy, "val").to_pylist()[1]
     damage(copy, row, change)
-    samples = read(copy, "val")
+    samples = iter_samples(copy, "val")
     next(samples)
     with pytest.raises(UserError, match=r"val-000000\.tar: .*amrg prepare") as caught:
         next(samples)
@@ -230,24 +230,24 @@ def test_two_samples_swapped_inside_a_shard_are_noticed(copy):
     middle, end = second["offset"], second["offset"] + second["size"]
     path.write_bytes(content[middle:end] + content[:middle] + content[end:])
     with pytest.raises(UserError, match="sha256"):
-        list(read(copy, "test"))
+        list(iter_samples(copy, "test"))
 
 
 def test_a_missing_shard_or_index_is_one_clear_line(copy):
     (copy / "shards" / "test-000000.tar").unlink()
     with pytest.raises(UserError, match="test-000000"):
-        list(read(copy, "test"))
+        list(iter_samples(copy, "test"))
     (copy / "index.parquet").write_bytes(b"PAR1 not a table")
     with pytest.raises(UserError, match="no readable index"):
-        count(copy, "test")
+        num_studies(copy, "test")
     (copy / "index.parquet").unlink()
     with pytest.raises(UserError, match="no readable index"):
-        studies(copy, "train")
+        load_studies(copy, "train")
 
 
 def test_an_unknown_split_is_refused(data):
     with pytest.raises(UserError, match="split `validation` has no studies"):
-        count(data, "validation")
+        num_studies(data, "validation")
 
 
 def _foreign(folder, members):
@@ -271,7 +271,7 @@ def _foreign(folder, members):
 
 
 def _members(data):
-    sample = next(read(data, "val"))
+    sample = next(iter_samples(data, "val"))
     record = {name: getattr(sample.study, name) for name in ("group", "split", "report", "labels")}
     record |= {"key": "a", "masks": {}}
     return {"a.0.jpg": image_ops.encode_film(sample.views[0]), "a.json": json.dumps(record).encode()}
@@ -279,7 +279,7 @@ def _members(data):
 
 def test_foreign_shards_are_read_when_they_follow_the_format(data, tmp_path):
     _foreign(tmp_path, _members(data))
-    assert [sample.study.key for sample in read(tmp_path, "val")] == ["a"]
+    assert [sample.study.key for sample in iter_samples(tmp_path, "val")] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_foreign_shards_with_broken_members_are_one_clear_line(data, tmp_path, n
         members = {"b.json": members["a.json"], "b.0.jpg": members["a.0.jpg"]}
     _foreign(tmp_path, {name: content for name, content in members.items() if content is not None})
     with pytest.raises(UserError, match=message) as caught:
-        list(read(tmp_path, "val"))
+        list(iter_samples(tmp_path, "val"))
     assert "\n" not in str(caught.value)
 
 
@@ -336,5 +336,5 @@ def test_letterbox_keeps_the_whole_film_and_its_proportions():
 
 @pytest.mark.parametrize(("shape", "stored"), [((30, 20), (15, 10)), ((20, 33), (10, 16)), ((8, 9), (8, 9))])
 def test_shrink_sets_the_short_side_and_never_enlarges(shape, stored):
-    assert image_ops.shrink(np.zeros(shape, np.uint8), 10).shape == stored
-    assert image_ops.shrink(np.zeros(shape, np.bool_), 10).shape == stored
+    assert image_ops.downscale(np.zeros(shape, np.uint8), 10).shape == stored
+    assert image_ops.downscale(np.zeros(shape, np.bool_), 10).shape == stored

@@ -35,9 +35,9 @@ def test_a_better_run_and_the_same_run(tmp_path):
     again = read_run(write(tmp_path / "again.jsonl", lines([WELL] * 40)))
     found = compare(silent, [perfect, again], samples=400, seed=0)
     better, same = (found[name]["F1 micro-13"] for name in (perfect.name, again.name))
-    assert (better.first, better.other, better.interval) == (0, 1, (1, 1))
+    assert (better.baseline, better.candidate, better.interval) == (0, 1, (1, 1))
     assert better.p == pytest.approx(1 / 401)
-    assert (same.other - same.first, same.interval, same.p, same.holm) == (0, (0, 0), 1, 1)
+    assert (same.candidate - same.baseline, same.interval, same.p, same.holm) == (0, (0, 0), 1, 1)
     assert found[perfect.name]["ROUGE-L"].p == pytest.approx(1 / 401)
     assert better.holm == pytest.approx(min(1, len(found) * len(found[again.name]) / 401))
     assert compare(silent, [perfect, again], samples=400, seed=0) == found
@@ -71,9 +71,11 @@ def test_silence_is_compared_as_what_it_is(tmp_path):
         for name, said in (("silent", [""] * 12), ("mute", [" . "] * 12), ("loud", [SICK, WELL] * 6))
     )
     found = compare(silent, [mute, loud], samples=50, seed=0)
-    assert all((d.other - d.first, d.interval, d.p) == (0, (0, 0), 1) for d in found[mute.name].values())
-    assert all(np.isfinite([d.first, d.other, *d.interval, d.p, d.holm]).all() for d in found[loud.name].values())
-    assert found[loud.name]["F1 micro-13"].other == 1
+    assert all((d.candidate - d.baseline, d.interval, d.p) == (0, (0, 0), 1) for d in found[mute.name].values())
+    assert all(
+        np.isfinite([d.baseline, d.candidate, *d.interval, d.p, d.holm]).all() for d in found[loud.name].values()
+    )
+    assert found[loud.name]["F1 micro-13"].candidate == 1
 
 
 def test_details_are_compared_where_both_runs_have_a_case(tmp_path):
@@ -85,11 +87,11 @@ def test_details_are_compared_where_both_runs_have_a_case(tmp_path):
     )
     found = compare(right, [wrong, silent], samples=200, seed=0)
     side, f1, plain = (found[wrong.name][n] for n in ("side exact", "F1 micro-13 with details", "F1 micro-13"))
-    assert (side.first, side.other, side.interval) == (1, 0, (-1, -1))
+    assert (side.baseline, side.candidate, side.interval) == (1, 0, (-1, -1))
     assert side.p == pytest.approx(1 / 201)
-    assert (f1.first, f1.other, plain.first, plain.other) == (1, 0, 1, 1)
-    assert found[wrong.name]["side opposite"].other == 1
-    assert found[wrong.name]["unsupported details"].other == 0.5  # the side; the severity is right
+    assert (f1.baseline, f1.candidate, plain.baseline, plain.candidate) == (1, 0, 1, 1)
+    assert found[wrong.name]["side opposite"].candidate == 1
+    assert found[wrong.name]["unsupported details"].candidate == 0.5  # the side; the severity is right
     assert "zone exact" not in found[wrong.name]
     assert "side exact" not in found[silent.name]
     assert found[silent.name]["contradicting reports"].p == 1
@@ -154,7 +156,7 @@ def test_learned_scores_are_compared_where_both_runs_have_them(tmp_path):
     values = rng.random((2, 10))
     truth = np.zeros((10, 14), dtype=bool)
     truth[:, 9] = True
-    right, wrong = ClinicalScores.of(truth, truth), ClinicalScores.of(truth, ~truth)
+    right, wrong = ClinicalScores.from_labels(truth, truth), ClinicalScores.from_labels(truth, ~truth)
     one, two, three, bare = (
         read_run(scored(tmp_path, name, learned))
         for name, learned in (
@@ -169,12 +171,12 @@ def test_learned_scores_are_compared_where_both_runs_have_them(tmp_path):
     exact = stats.permutation_test(
         values, lambda x, y: y.mean() - x.mean(), permutation_type="samples", n_resamples=1e9
     )
-    assert (found["GREEN"].first, found["GREEN"].other) == pytest.approx(values.mean(1))
+    assert (found["GREEN"].baseline, found["GREEN"].candidate) == pytest.approx(values.mean(1))
     assert found["GREEN"].p == pytest.approx(exact.pvalue, abs=0.02)
     f1 = found["CheXbert F1 micro-14"]
-    assert (f1.first, f1.other, f1.interval) == (1, 0, (-1, -1))
+    assert (f1.baseline, f1.candidate, f1.interval) == (1, 0, (-1, -1))
     assert f1.p == pytest.approx(2 / 1024, abs=0.001)
-    assert found["CheXbert F1 macro-5"].first == 1 / 5  # four of the five labels are in no report
+    assert found["CheXbert F1 macro-5"].baseline == 1 / 5  # four of the five labels are in no report
     assert "RaTEScore" not in found
     assert not set(NAMES) & set(both[bare.name])
     assert found["GREEN"].holm >= found["GREEN"].p
@@ -230,9 +232,9 @@ def test_command(tmp_path, capsys):
 
 
 def test_every_pair_of_subsets_of_a_patient_stays_together():
-    from amrg.evaluation.comparison import _swaps
+    from amrg.evaluation.comparison import _permutation_signs
 
-    swaps = _swaps(["a", "b", "a", "c", "b"], 200, 0)
+    swaps = _permutation_signs(["a", "b", "a", "c", "b"], 200, 0)
     assert (swaps[:, 0] == swaps[:, 2]).all()
     assert (swaps[:, 1] == swaps[:, 4]).all()
     assert {tuple(row) for row in swaps[:, [0, 1, 3]]} == set(itertools.product((False, True), repeat=3))

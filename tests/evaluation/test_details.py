@@ -15,7 +15,7 @@ from amrg.evaluation.details import (
     details_of,
 )
 from amrg.evaluation.lesion_place import lesion_sides, lesion_zones
-from amrg.evaluation.statistics import resample
+from amrg.evaluation.statistics import bootstrap_counts
 
 LEFT, RIGHT = "Small left pleural effusion.", "Small right pleural effusion."
 BOTH, BARE = "Small bilateral pleural effusions.", "Pleural effusion."
@@ -142,7 +142,7 @@ def test_weights_repeat_studies():
 
 
 def test_summary_is_json_with_cases_and_intervals():
-    weights = resample([f"p{i}" for i in range(7)], 200, 0)
+    weights = bootstrap_counts([f"p{i}" for i in range(7)], 200, 0)
     found = scored(PAIRS).summary(weights)
     assert set(found) == {MICRO, MACRO, CONTRADICTING, *RATIOS}
     assert found["side exact"]["cases"] == 3
@@ -160,6 +160,6 @@ def test_per_finding_and_stacked():
     assert list(table) == ["Pleural Effusion"]
     assert (table["Pleural Effusion"]["sides both"], table["Pleural Effusion"]["sides exact"]) == (3, 1)
     other = scored([(LEFT, LEFT)])
-    both, expected = one.stacked(other).scores(), values([*PAIRS, (LEFT, LEFT)])
+    both, expected = one.concat(other).scores(), values([*PAIRS, (LEFT, LEFT)])
     assert {n: float(v[0]) for n, v in both.items()} == pytest.approx(expected, nan_ok=True)
     assert one.counts["sides both"].shape == (7, len(FINDINGS))

@@ -14,11 +14,11 @@ from amrg.banks.writer import BankWriter
 from amrg.config import Config, DataConfig, EvaluateConfig, VisionConfig
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
-from amrg.data.stream import Sample, Shelf, studies
-from amrg.data.studies import Films, Study
+from amrg.data.stream import Sample, SampleLookup, load_studies
+from amrg.data.studies import Study, StudyImages
 from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
-from amrg.evaluation.page_samples import _views, pick, positives
+from amrg.evaluation.page_samples import _views, choose_page_studies, positive_findings
 from amrg.evaluation.reports import Sentence
 from amrg.models.classifier import DiseaseClassifier
 
@@ -52,9 +52,9 @@ class Blobs:
         mask = np.zeros((224, 224), bool)
         y, x = rng.integers(30, 150, 2)
         mask[y : y + 40, x : x + 40] = True
-        found = positives(study)
+        found = positive_findings(study)
         film = rng.integers(60, 120, (224, 224)) + 90 * mask * bool(found)
-        return Films([film.astype(np.uint8)], dict.fromkeys(found, mask))
+        return StudyImages([film.astype(np.uint8)], dict.fromkeys(found, mask))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def artefacts(tmp_path_factory):
         memory = {"visual": [{"row": 1, "weight": 0.7}], "report": [{"row": 0, "weight": 0.4}]}
         lines = [
             json.dumps({"key": s.key, "generated": s.report, "memory": memory})
-            for s in studies(made["data"].path, "test")
+            for s in load_studies(made["data"].path, "test")
         ]
         (folder / "reports.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -280,9 +280,9 @@ def test_recalled_sentences_are_shown_with_their_film_and_rows(artefacts, tmp_pa
 
 
 def test_a_box_on_a_further_film_is_drawn_on_that_film(artefacts, tmp_path, monkeypatch):
-    study = studies(artefacts["data"], "test")[0]
+    study = load_studies(artefacts["data"], "test")[0]
     second = np.full((224, 224), 200, np.uint8)
-    monkeypatch.setattr(Shelf, "__getitem__", lambda self, key: Sample(study, [second // 2, second], {}))
+    monkeypatch.setattr(SampleLookup, "__getitem__", lambda self, key: Sample(study, [second // 2, second], {}))
     boxes = [(1, 3, 4, 8, 9), (1, 0, 0, 1, 1)]
     said = [Sentence("There.", ("Edema",), 0, box=box) for box in boxes]
     views = _views(said, second // 3, study, artefacts["data"])
@@ -294,7 +294,7 @@ def test_a_box_on_a_further_film_is_drawn_on_that_film(artefacts, tmp_path, monk
 
 
 def test_pick_goes_round_the_findings():
-    chosen = [Blobs().studies()[12 + 3 + i] for i in pick(Blobs().studies()[15:], 3)]
-    assert [positives(s) for s in chosen] == [["Cardiomegaly"], ["Pleural Effusion"], []]
-    assert pick(Blobs().studies(), 100) == list(range(21))
-    assert pick([], 4) == []
+    chosen = [Blobs().studies()[12 + 3 + i] for i in choose_page_studies(Blobs().studies()[15:], 3)]
+    assert [positive_findings(s) for s in chosen] == [["Cardiomegaly"], ["Pleural Effusion"], []]
+    assert choose_page_studies(Blobs().studies(), 100) == list(range(21))
+    assert choose_page_studies([], 4) == []

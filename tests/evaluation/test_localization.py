@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amrg.evaluation.localization import Localisation, enlarge, localise
+from amrg.evaluation.localization import Localisation, localization_scores, upsample_to
 
 
 def _square(x: int, y: int, size: int = 16) -> np.ndarray:
@@ -14,18 +14,18 @@ def _square(x: int, y: int, size: int = 16) -> np.ndarray:
 
 def test_perfect_maps() -> None:
     masks = np.stack([_square(0, 0), _square(32, 16), _square(16, 48)])
-    result = localise(masks.astype(np.float32), masks)
+    result = localization_scores(masks.astype(np.float32), masks)
     assert result.ratio == pytest.approx([16.0] * 3)  # the lesion is 1/16 of the image
     assert result.control == pytest.approx([0.0] * 3)
     assert result.iou == pytest.approx([1.0] * 3)
-    assert result.hit.tolist() == [1, 1, 1]
-    assert result.chance == pytest.approx([1 / 16] * 3)
+    assert result.pointing_hit.tolist() == [1, 1, 1]
+    assert result.lesion_area_share == pytest.approx([1 / 16] * 3)
 
 
 def test_a_position_prior_is_unmasked_by_the_control() -> None:
     masks = np.stack([_square(10, 10), _square(12, 10), _square(10, 12)])
     average = masks.mean(0, dtype=np.float32)
-    summary = localise(np.stack([average] * 3), masks).summary(["a", "b", "c"], 100, 0)
+    summary = localization_scores(np.stack([average] * 3), masks).summary(["a", "b", "c"], 100, 0)
     assert summary["ratio"] > 8
     assert summary["over_control"] == pytest.approx(1.0, abs=1e-9)  # the same map for all: others' masks do as well
 
@@ -34,7 +34,7 @@ def test_control_is_the_mean_over_other_masks() -> None:
     rng = np.random.default_rng(0)
     masks = rng.random((5, 20, 30)) < 0.2
     maps = rng.random((5, 20, 30)).astype(np.float32)
-    result = localise(maps, masks)
+    result = localization_scores(maps, masks)
     expected = [np.mean([maps[i][masks[j]].mean() / maps[i].mean() for j in range(5) if j != i]) for i in range(5)]
     assert result.control == pytest.approx(expected, rel=1e-5)
 
@@ -43,10 +43,10 @@ def test_empty_map_counts_as_pointing_nowhere() -> None:
     masks = np.stack([_square(0, 0), _square(32, 16)])
     maps = masks.astype(np.float32)
     maps[1] = 0
-    result = localise(maps, masks)
+    result = localization_scores(maps, masks)
     assert result.empty.tolist() == [False, True]
     assert result.summary(["a", "b"], 10, 0)["empty_maps"] == 1
-    assert (result.ratio[1], result.hit[1], result.iou[1]) == (0, 0, 0)
+    assert (result.ratio[1], result.pointing_hit[1], result.iou[1]) == (0, 0, 0)
 
 
 def test_terciles_by_area() -> None:
@@ -54,7 +54,7 @@ def test_terciles_by_area() -> None:
     sides = [10, 4, 16, 6, 12, 8, 14]
     masks = np.stack([_square(3 * i, 3 * i, side) for i, side in enumerate(sides)])
     maps = np.stack([mask if side >= 14 else ~mask for mask, side in zip(masks, sides, strict=True)])
-    result = localise(maps.astype(np.float32), masks)
+    result = localization_scores(maps.astype(np.float32), masks)
     assert [[sides[i] for i in rows] for rows in result.terciles()] == [[4, 6, 8], [10, 12], [14, 16]]
     sizes = result.summary([str(i) for i in range(7)], 50, 0)["sizes"]
     assert list(sizes) == ["small", "medium", "large"]
@@ -62,21 +62,24 @@ def test_terciles_by_area() -> None:
     assert [row["pointing"] for row in sizes.values()] == [0, 0, 1]
     assert sizes["large"]["iou"] == sizes["large"]["iou_interval"][0] == pytest.approx(1)
     assert sizes["small"]["area_most"] == pytest.approx(64 / 64**2)
-    assert not localise(maps[:5].astype(np.float32), masks[:5]).summary(list("abcde"), 5, 0)["sizes"]
+    assert not localization_scores(maps[:5].astype(np.float32), masks[:5]).summary(list("abcde"), 5, 0)["sizes"]
 
 
 def test_lesions_of_several_findings_together() -> None:
     masks = np.stack([_square(0, 0), _square(32, 16)])
-    one, two = localise(masks.astype(np.float32), masks), localise((~masks).astype(np.float32), masks)
-    both = Localisation.together([one, two])
-    assert both.hit.tolist() == [1, 1, 0, 0]
+    one, two = (
+        localization_scores(masks.astype(np.float32), masks),
+        localization_scores((~masks).astype(np.float32), masks),
+    )
+    both = Localisation.concat([one, two])
+    assert both.pointing_hit.tolist() == [1, 1, 0, 0]
     assert both.summary(["a", "b", "a", "b"], 20, 0)["pointing_interval"] == [0.5, 0.5]  # patients stay together
 
 
 def test_enlarge_keeps_cell_centres() -> None:
     grid = np.zeros((1, 7, 7), dtype=np.float32)
     grid[0, 2, 5] = 1
-    large = enlarge(grid, (224, 224))[0]
+    large = upsample_to(grid, (224, 224))[0]
     y, x = np.unravel_index(large.argmax(), large.shape)
     assert (y // 32, x // 32) == (2, 5)
     weights = large / large.sum()

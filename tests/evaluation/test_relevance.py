@@ -11,7 +11,7 @@ from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
 from amrg.evaluation.relevance import base_rates, relevance
-from amrg.evaluation.reports import Association, Generated, parse_reports
+from amrg.evaluation.reports import Association, GeneratedReport, parse_reports
 
 HEART, LESION = FINDINGS.index("Cardiomegaly"), FINDINGS.index("Lung Lesion")
 
@@ -34,7 +34,7 @@ def report(lesion, heart=0.0, tops=(0, 0), side=None, first=0):
     share[LESION], share[HEART], sides[LESION] = lesion, heart, side
     top_row[LESION], top_row[HEART] = tops
     memory = {"visual": [{"row": first, "weight": 0.6}, {"row": 9, "weight": 0.1}]}
-    return Generated("k", "", memory, association={"visual": Association(share, top_row, sides)})
+    return GeneratedReport("k", "", memory, association={"visual": Association(share, top_row, sides)})
 
 
 def half(side):
@@ -82,7 +82,7 @@ def test_by_hand(banks):
 
 def test_without_lists_or_findings(banks):
     nothing = np.zeros((2, 13), bool)
-    silent = [report(0.5), Generated("k", "")]
+    silent = [report(0.5), GeneratedReport("k", "")]
     assert relevance(banks, silent, nothing, [{}, {}], np.ones((3, 2)))["visual"] is None
     found = relevance(banks, [report(0.5)] * 2, nothing, [{}, {}], np.ones((3, 2)))["visual"]
     assert (found["all"], found["findings"]) == (None, {})

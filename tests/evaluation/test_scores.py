@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amrg.data.labels import LABELS
-from amrg.evaluation.highlight import highlighted
+from amrg.evaluation.highlight import highlight_findings
 from amrg.evaluation.scores import mention_tables, score_systems
 
 REFERENCES = ["Small effusion.", "No effusion. Heart size is normal.", "Cardiomegaly. Large effusion."] * 4
@@ -50,7 +50,7 @@ def test_mention_tables_use_the_studies_own_labels():
 
 
 def test_highlighted_texts():
-    reference, generated = highlighted(
+    reference, generated = highlight_findings(
         "Small effusion. Cardiomegaly. No pneumothorax.", "Effusion. Rib fracture. Possible pneumonia."
     )
     assert reference.count('class="hit"') == generated.count('class="hit"') == 1
@@ -61,10 +61,10 @@ def test_highlighted_texts():
 
 
 def test_a_finding_on_the_other_side_has_a_mark_of_its_own():
-    reference, generated = highlighted("Left effusion. Cardiomegaly.", "Right effusion. Cardiomegaly.")
+    reference, generated = highlight_findings("Left effusion. Cardiomegaly.", "Right effusion. Cardiomegaly.")
     mark = '<mark class="detail" title="Pleural Effusion: in both reports, with another side or kind of device">'
     assert reference.count(mark) == generated.count(mark) == 1
     assert reference.count('class="hit"') == generated.count('class="hit"') == 1
-    _, generated = highlighted("Effusion.", "Right effusion.")
+    _, generated = highlight_findings("Effusion.", "Right effusion.")
     assert 'class="hit"' in generated
     assert 'class="detail"' not in generated

@@ -7,15 +7,15 @@ import torch
 
 from amrg.banks.bank import REPORTS
 from amrg.banks.writer import BankWriter
-from amrg.evaluation.reports import Generated
-from amrg.evaluation.text_statistics import copying, retrieved_sets, retrieved_texts, wording
+from amrg.evaluation.reports import GeneratedReport
+from amrg.evaluation.text_statistics import copy_rates, num_distinct_retrievals, retrieved_texts, text_statistics
 
 
 def test_length_and_repetition() -> None:
     stock = "No acute disease."
     texts = [stock, "NO acute disease", "The heart is large. The heart is large.", "", "a b c d " * 3]
-    assert wording([*texts, "Stable."])["compares"] == pytest.approx(1 / 6)
-    found = wording(texts)
+    assert text_statistics([*texts, "Stable."])["compares"] == pytest.approx(1 / 6)
+    found = text_statistics(texts)
     assert found["words_mean"] == pytest.approx((3 + 3 + 8 + 0 + 12) / 5)
     assert (found["words_p10"], found["words_median"]) == (pytest.approx(1.2), 3)
     assert found["different"] == 0.8  # two say the same, whatever case and full stop
@@ -25,14 +25,14 @@ def test_length_and_repetition() -> None:
     assert found["cut_off"] == 0.4
     assert found["empty"] == 0.2
     assert found["distinct_1"] == pytest.approx(11 / 26)
-    assert wording([""])["distinct_4"] == 0
+    assert text_statistics([""])["distinct_4"] == 0
 
 
 def test_copying() -> None:
     said = "a b c d e f g h i"  # 6 runs of 4 words, 2 of 8
     other = "p q r s t u v w x"
     train = ["z a b c d z", other, "The report."]
-    found = copying(
+    found = copy_rates(
         [said, "the REPORT", "x y z w"],
         [["a b c d e. f g h i", "e f g h"], ["The report."], []],
         train,
@@ -49,10 +49,10 @@ def test_copying() -> None:
 
 def test_the_control_is_another_patient() -> None:
     rows = [["a b c d"], ["a b c d"], ["k l m n"]]
-    same, other = (copying(["a b c d"] * 3, rows, [], groups)["others_4"] for groups in ("ppq", "pqr"))
+    same, other = (copy_rates(["a b c d"] * 3, rows, [], groups)["others_4"] for groups in ("ppq", "pqr"))
     assert same == pytest.approx(1 / 3)  # of one patient's two studies both look at the other patient's row
     assert other == pytest.approx(2 / 3)
-    nothing = copying(["a b c d"], [[]], ["x"], ["p"])
+    nothing = copy_rates(["a b c d"], [[]], ["x"], ["p"])
     assert nothing["retrieved_4"] is None
     assert nothing["whole_retrieved"] is None
 
@@ -63,12 +63,12 @@ def test_retrieved_texts(tmp_path: Path) -> None:
         writer.add(torch.randn(3, 4), [origin | {"text": f"Text {i}."} for i in range(3)])
     rows = [{"row": i, "weight": 0.1} for i in (2, 0, 7)]
     reports = [
-        Generated("a", "", {"report": rows}),
-        Generated("b", "", {"visual": rows}),
-        Generated("c", "", recalled=[1]),
+        GeneratedReport("a", "", {"report": rows}),
+        GeneratedReport("b", "", {"visual": rows}),
+        GeneratedReport("c", "", recalled=[1]),
     ]
-    assert retrieved_sets(reports) == {"report": 2, "visual": 2}  # one set each, and none
-    assert retrieved_sets([Generated("a", "", {"report": rows}), Generated("b", "", {"report": rows[::-1]})]) == {
-        "report": 1
-    }
+    assert num_distinct_retrievals(reports) == {"report": 2, "visual": 2}  # one set each, and none
+    assert num_distinct_retrievals(
+        [GeneratedReport("a", "", {"report": rows}), GeneratedReport("b", "", {"report": rows[::-1]})]
+    ) == {"report": 1}
     assert retrieved_texts(tmp_path, reports) == [["Text 2.", "Text 0."], [], ["Text 1."]]

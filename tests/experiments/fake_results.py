@@ -6,8 +6,8 @@ from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.evaluation.comparison import Difference
 from amrg.experiments import conclusions, result
-from amrg.experiments.aggregate import DETAILS, SHOWN, Judged, Row, Score
-from amrg.experiments.localization import Lesions, at_thresholds, drawn
+from amrg.experiments.aggregate import DETAILS, REPORTED_METRICS, Judged, Row, Score
+from amrg.experiments.localization import Lesions, iou_by_threshold, sample_overlays
 from amrg.experiments.registry import EXPERIMENTS, THRESHOLDS, Experiment
 from amrg.experiments.result import Result
 from amrg.pages.overlays import film_url, heat_url, outline_url
@@ -22,7 +22,7 @@ def write_results(config: Config):
         rows, overlays = (rendered(), overlaid()) if experiment.maps == "thresholds" else (made(experiment, number), [])
         panels = experiment._PANELS.get(experiment.name, experiment._PANELS[""])
         told = Result(
-            experiment.name, experiment.title, experiment.question, "", conclusions.sentences(experiment.name, rows),
+            experiment.name, experiment.title, experiment.question, "", conclusions.conclusions(experiment.name, rows),
             result.as_table(rows), "Intervals: 95%.", result.plot(rows, panels, experiment.x_label), overlays, "Heat.",
         )  # fmt: skip
         result.write(config, told, rows)
@@ -35,7 +35,7 @@ def made(experiment: Experiment, number: int) -> list[Row]:
     rows = []
     for i, variant in enumerate(experiment.variants(Config(), 1000)):
         value = 0.5 + 0.1 * (i == 1) + rng.uniform(-0.03, 0.03)
-        names = [*SHOWN, *(f"F1 {name}" for name in FINDINGS if experiment.per_class), *experiment.judged]
+        names = [*REPORTED_METRICS, *(f"F1 {name}" for name in FINDINGS if experiment.per_class), *experiment.judged]
         names += [*DETAILS, *RELEVANCE] if experiment.grounded else []
         names += ["IoU", "pointing", "over control"] if experiment.maps == "methods" else []
         scores = {name: Score(value, (value - 0.06, value + 0.06)) for name in names}
@@ -63,7 +63,7 @@ def lesions() -> Lesions:
 
 
 def rendered() -> list[Row]:
-    return at_thresholds(lesions(), THRESHOLDS, 50, 0)
+    return iou_by_threshold(lesions(), THRESHOLDS, 50, 0)
 
 
 def overlaid() -> list[dict[str, str]]:
@@ -75,5 +75,5 @@ def overlaid() -> list[dict[str, str]]:
             "outline": outline_url(found.masks[i]),
             "finding": found.findings[i],
         }
-        for i in drawn(found, 0)
+        for i in sample_overlays(found, 0)
     ]

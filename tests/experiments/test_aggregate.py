@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 
 from amrg.config import Config
-from amrg.evaluation.comparison import Difference, Run
-from amrg.evaluation.reports import Generated
+from amrg.evaluation.comparison import Difference, ReportSet
+from amrg.evaluation.reports import GeneratedReport
 from amrg.experiments import conclusions, verdicts
 from amrg.experiments.aggregate import (
     LOST,
-    SHOWN,
+    REPORTED_METRICS,
     Judged,
     Row,
     Score,
     class_f1,
     epochs_to,
-    over_seeds,
-    pool,
+    paired_t_test,
+    pool_seeds,
     with_differences,
 )
-from amrg.experiments.localization import Lesions, at_thresholds, of_method
+from amrg.experiments.localization import Lesions, iou_by_threshold, scores_of_method
 from amrg.experiments.markdown import write_markdown
 from amrg.experiments.registry import DETAILED, HEADLINE
 from amrg.experiments.result import Result, as_csv, as_table, plot, render
@@ -36,18 +36,20 @@ EFFUSION, NORMAL = "There is a large left pleural effusion.", "The lungs are cle
 
 def run(name, right):
     """Twelve patients with an effusion each; the report says so for the first ``right``."""
-    return Run(name, [Generated(f"s{i}", EFFUSION if i < right else NORMAL, {}, f"p{i}", EFFUSION) for i in range(12)])
+    return ReportSet(
+        name, [GeneratedReport(f"s{i}", EFFUSION if i < right else NORMAL, {}, f"p{i}", EFFUSION) for i in range(12)]
+    )
 
 
 def row(name, value, seeds=(), difference=None, over=None, judged=(HEADLINE,), **more):
     """A row whose scores, and all that is known of its judged ones, are the same."""
-    scores = dict.fromkeys((*SHOWN, *judged), Score(value, (value - 0.05, value + 0.05)))
+    scores = dict.fromkeys((*REPORTED_METRICS, *judged), Score(value, (value - 0.05, value + 0.05)))
     tests = dict.fromkeys(judged, Judged([*seeds] or [value], difference, over))
     return Row(name, scores, tests=tests, **more)
 
 
 def test_paired_tests_take_all_seeds_of_a_patient_together():
-    pools = [pool("base", [run("a", 2), run("b", 3)]), pool("good", [run("c", 12), run("d", 11)])]
+    pools = [pool_seeds("base", [run("a", 2), run("b", 3)]), pool_seeds("good", [run("c", 12), run("d", 11)])]
     assert len({report.key for report in pools[0].reports}) == 24
     assert len({report.group for report in pools[0].reports}) == 12
     rows = with_differences(
@@ -56,7 +58,7 @@ def test_paired_tests_take_all_seeds_of_a_patient_together():
     assert rows[0].tested().difference is None
     good, again = rows[1].tested().difference, rows[2].tested().difference
     # micro-F1 of 5 of 24 and of 23 of 24: 2·5 / (2·5 + 19), 2·23 / (2·23 + 1)
-    assert (good.first, good.other) == pytest.approx((10 / 29, 46 / 47))
+    assert (good.baseline, good.candidate) == pytest.approx((10 / 29, 46 / 47))
     assert good.interval[0] > 0
     assert good.p < 0.01
     assert good.holm == pytest.approx(2 * good.p)
@@ -66,9 +68,11 @@ def test_paired_tests_take_all_seeds_of_a_patient_together():
 
 
 def test_seeds_repeated_do_not_make_a_difference_surer():
-    once = with_differences([row("a", 0), row("b", 0)], [pool("a", [run("x", 4)]), pool("b", [run("y", 6)])], 400, 0)
+    once = with_differences(
+        [row("a", 0), row("b", 0)], [pool_seeds("a", [run("x", 4)]), pool_seeds("b", [run("y", 6)])], 400, 0
+    )
     many = with_differences(
-        [row("a", 0), row("b", 0)], [pool("a", [run("x", 4)] * 3), pool("b", [run("y", 6)] * 3)], 400, 0
+        [row("a", 0), row("b", 0)], [pool_seeds("a", [run("x", 4)] * 3), pool_seeds("b", [run("y", 6)] * 3)], 400, 0
     )
     assert once[1].tested().difference == many[1].tested().difference
 
@@ -85,39 +89,41 @@ def by_hand(first, other):
 @pytest.mark.parametrize("other", [(0.31, 0.42, 0.37), (0.52, 0.55, 0.51), (0.1, 0.6, 0.2)])
 def test_the_test_over_three_seeds_is_students(other):
     first = (0.30, 0.35, 0.28)
-    found, (mean, interval, p) = over_seeds(first, other), by_hand(first, other)
-    assert found.other - found.first == pytest.approx(mean)
+    found, (mean, interval, p) = paired_t_test(first, other), by_hand(first, other)
+    assert found.candidate - found.baseline == pytest.approx(mean)
     assert found.interval == pytest.approx(interval, rel=1e-5)
     assert found.p == pytest.approx(p)
 
 
 def test_over_seeds_p_is_corrected_and_what_is_the_same_is_no_difference():
-    pools = [pool(name, [run(str(i), right) for i, right in enumerate((2, 3, 2))]) for name in "abc"]
+    pools = [pool_seeds(name, [run(str(i), right) for i, right in enumerate((2, 3, 2))]) for name in "abc"]
     rows = [row(name, 0.3, seeds) for name, seeds in
             (("a", [0.3, 0.35, 0.28]), ("b", [0.52, 0.55, 0.51]), ("c", [0.3, 0.35, 0.28]))]  # fmt: skip
     first, other, same = with_differences(rows, pools, 50, 0)
     assert first.tested().over_seeds is None
     assert other.tested().over_seeds.holm == pytest.approx(2 * by_hand([0.3, 0.35, 0.28], [0.52, 0.55, 0.51])[2])
     assert (same.tested().over_seeds.interval, same.tested().over_seeds.p) == ((0, 0), 1)
-    single = with_differences([row("a", 0.3), row("b", 0.3)], [pool(name, [run("x", 2)]) for name in "ab"], 50, 0)
+    single = with_differences([row("a", 0.3), row("b", 0.3)], [pool_seeds(name, [run("x", 2)]) for name in "ab"], 50, 0)
     assert single[1].tested().over_seeds is None
 
 
 def sided(name, right):
     """Twelve patients with an effusion on the left; every report states it, the first ``right`` on that side."""
     wrong = EFFUSION.replace("left", "right")
-    return Run(name, [Generated(f"s{i}", EFFUSION if i < right else wrong, {}, f"p{i}", EFFUSION) for i in range(12)])
+    return ReportSet(
+        name, [GeneratedReport(f"s{i}", EFFUSION if i < right else wrong, {}, f"p{i}", EFFUSION) for i in range(12)]
+    )
 
 
 def test_each_judged_score_is_tested_and_p_is_corrected_for_all_of_them():
     """A wrong side is no miss of the headline; a hit with details it is not."""
-    pools = [pool("a", [sided("x", 12), sided("y", 12)]), pool("b", [sided("z", 3), sided("w", 2)])]
+    pools = [pool_seeds("a", [sided("x", 12), sided("y", 12)]), pool_seeds("b", [sided("z", 3), sided("w", 2)])]
     rows = [row(name, 0, seeds, judged=(HEADLINE, DETAILED)) for name, seeds in (("a", (1, 1)), ("b", (0.25, 1 / 6)))]
     plain, detailed = (with_differences(rows, pools, 400, 0)[1].tested(name) for name in (HEADLINE, DETAILED))
-    assert (plain.difference.first, plain.difference.other, plain.difference.p) == (1, 1, 1)
-    assert (detailed.difference.first, detailed.difference.other) == pytest.approx((1, 5 / 24))
+    assert (plain.difference.baseline, plain.difference.candidate, plain.difference.p) == (1, 1, 1)
+    assert (detailed.difference.baseline, detailed.difference.candidate) == pytest.approx((1, 5 / 24))
     assert detailed.difference.holm == pytest.approx(2 * detailed.difference.p)
-    assert detailed.over_seeds.holm == pytest.approx(2 * over_seeds((1, 1), (0.25, 1 / 6)).p)
+    assert detailed.over_seeds.holm == pytest.approx(2 * paired_t_test((1, 1), (0.25, 1 / 6)).p)
     alone = with_differences([replace(one, tests={DETAILED: one.tests[DETAILED]}) for one in rows], pools, 400, 0)[1]
     assert alone.tested(DETAILED).difference.holm == detailed.difference.p
 
@@ -131,7 +137,7 @@ def test_over_patients_three_seeds_are_swapped_together():
     def reports(name, effusions):
         texts = [EFFUSION if one else NORMAL for one in effusions]
         real = [EFFUSION if one else NORMAL for one in truth]
-        return Run(name, [Generated(f"s{i}", texts[i], {}, f"p{i}", real[i]) for i in range(6)])
+        return ReportSet(name, [GeneratedReport(f"s{i}", texts[i], {}, f"p{i}", real[i]) for i in range(6)])
 
     def f1(said_SP):
         hits = (said_SP & truth).sum()
@@ -142,10 +148,10 @@ def test_over_patients_three_seeds_are_swapped_together():
         a, b = np.where(swapped, said[1], said[0]), np.where(swapped, said[0], said[1])
         gaps.append(f1(b) - f1(a))
     exact = np.mean([abs(gap) >= abs(gaps[0]) - 1e-12 for gap in gaps])
-    pools = [pool(name, [reports(str(i), of_seed) for i, of_seed in enumerate(of_run)])
+    pools = [pool_seeds(name, [reports(str(i), of_seed) for i, of_seed in enumerate(of_run)])
              for name, of_run in zip("ab", said, strict=True)]  # fmt: skip
     found = with_differences([row("a", 0), row("b", 0)], pools, 20_000, 0)[1].tested().difference
-    assert found.other - found.first == pytest.approx(gaps[0])
+    assert found.candidate - found.baseline == pytest.approx(gaps[0])
     assert 1 / 64 < exact < 0.5
     assert found.p == pytest.approx(exact, abs=0.01)
 
@@ -160,7 +166,7 @@ def test_better_is_said_only_where_patients_and_seeds_show_it():
         assert f"“both off” {word} “first”" in text
         assert f"; over 3 seeds 95% -0.200 to +0.600, corrected p {holm:.3f})" in text
         rows = [replace(one, name=name) for name in ("visual memory off", "report memory off", "both off")]
-        said = conclusions.sentences("memory-ablation", [first, *rows, replace(one, name="mismatched memory")])
+        said = conclusions.conclusions("memory-ablation", [first, *rows, replace(one, name="mismatched memory")])
         assert ("that it holds for other seeds is not shown" in said[0]) == ("higher" in word)
         assert "A test of 3 seeds sees only what is large beside their spread" in said[-1]
 
@@ -187,14 +193,14 @@ def test_localisation_of_a_made_up_lesion():
     maps = np.zeros((2, 2, 2))
     maps[0, 0, 0] = 0.9
     found = Lesions(["Edema", "Edema"], ["p", "q"], np.zeros((2, 8, 8), np.uint8), masks, maps)
-    low, high = at_thresholds(found, (0.4, 0.95), 50, 0)
+    low, high = iou_by_threshold(found, (0.4, 0.95), 50, 0)
     assert low.scores["empty masks"].value == 0.5
     assert low.scores["pointing"].value == 0.5
     assert high.scores["empty masks"].value == 1.0
     assert high.scores["pointing"].value == 0.0
     assert high.scores["IoU"].value == 0.0
     assert 0.2 < low.scores["IoU"].value <= 0.5
-    assert of_method(found, 50, 0)["pointing"].value == 0.5
+    assert scores_of_method(found, 50, 0)["pointing"].value == 0.5
 
 
 def differing(name, other, holm, interval, judged=(HEADLINE,)):
@@ -210,27 +216,29 @@ def ablation(off, mismatched):
 def test_words_say_what_holds_and_what_does_not():
     worse = differing("both off", 0.2, 0.01, (-0.15, -0.05))
     unclear = differing("mismatched memory", 0.29, 0.6, (-0.05, 0.03))
-    text = " ".join(conclusions.sentences("memory-ablation", ablation(worse, unclear)))
+    text = " ".join(conclusions.conclusions("memory-ablation", ablation(worse, unclear)))
     assert "memory helps here" in text
     assert "is not shown to do harm" in text
     assert "“both off” scored lower than “both memories” in clinical micro-F1: -0.100 (95% -0.150 to -0.050" in text
     assert "One training each" in text
-    none = " ".join(conclusions.sentences("memory-ablation", ablation(replace(unclear, name="both off"), unclear)))
+    none = " ".join(conclusions.conclusions("memory-ablation", ablation(replace(unclear, name="both off"), unclear)))
     assert "That memory helps is not shown here" in none
-    zero = [replace(r, scores=dict.fromkeys(SHOWN, Score(0.0, (0.0, 0.0)))) for r in ablation(worse, unclear)]
-    assert "nothing can be concluded" in conclusions.sentences("memory-ablation", zero)[0]
+    zero = [
+        replace(r, scores=dict.fromkeys(REPORTED_METRICS, Score(0.0, (0.0, 0.0)))) for r in ablation(worse, unclear)
+    ]
+    assert "nothing can be concluded" in conclusions.conclusions("memory-ablation", zero)[0]
 
 
 def test_words_of_the_leak():
     rows = [row("train", 0.3), differing("seen", 0.3, 1.0, (-0.1, 0.1)), differing("hidden", 0.31, 1.0, (-0.1, 0.1)),
             differing("leaked", 0.8, 0.001, (0.4, 0.6))]  # fmt: skip
-    assert "worth +0.500" in conclusions.sentences("leakage", rows)[0]
-    assert "Hiding a patient's own rows" in conclusions.sentences("leakage", rows)[0]
+    assert "worth +0.500" in conclusions.conclusions("leakage", rows)[0]
+    assert "Hiding a patient's own rows" in conclusions.conclusions("leakage", rows)[0]
     rows[3] = differing("leaked", 0.31, 0.8, (-0.1, 0.1))
-    assert "not shown here" in conclusions.sentences("leakage", rows)[0]
-    assert "does not visibly copy" in conclusions.sentences("leakage", rows)[0]
+    assert "not shown here" in conclusions.conclusions("leakage", rows)[0]
+    assert "does not visibly copy" in conclusions.conclusions("leakage", rows)[0]
     rows[0].scores["ROUGE-L"], rows[3].scores["ROUGE-L"] = Score(0.31, (0.30, 0.32)), Score(0.36, (0.35, 0.38))
-    text = conclusions.sentences("leakage", rows)[0]
+    text = conclusions.conclusions("leakage", rows)[0]
     assert "not shown here. The answer is quoted: ROUGE-L 0.360 [0.350, 0.380] in place of 0.310 [0.300" in text
 
 
@@ -239,7 +247,7 @@ def test_a_leak_that_shows_in_details_alone_is_told():
     better = Difference(0.3, 0.6, (0.2, 0.4), 0.001, 0.004)
     rows[3] = replace(rows[3], tests={**rows[3].tests, DETAILED: Judged([0.6], better)})
     rows[:3] = [differing(one.name, 0.3, 1.0, (-0.1, 0.1), (HEADLINE, DETAILED)) for one in rows[:3]]
-    assert "worth +0.300 clinical micro-F1 with details" in conclusions.sentences("leakage", rows)[0]
+    assert "worth +0.300 clinical micro-F1 with details" in conclusions.conclusions("leakage", rows)[0]
 
 
 def test_words_of_details_and_relevance():
@@ -249,7 +257,7 @@ def test_words_of_details_and_relevance():
     first = replace(first, scores={**first.scores, **said})
     off = [differing(f"{bank} memory off", 0.2, 0.01, (-0.15, -0.05), both) for bank in ("visual", "report")]
     others = [differing(name, 0.3, 0.9, (-0.1, 0.1), both) for name in ("both off", "mismatched memory")]
-    text = "\n".join(conclusions.sentences("memory-ablation", [first, *off, *others]))
+    text = "\n".join(conclusions.conclusions("memory-ablation", [first, *off, *others]))
     assert "Details are worse without the visual memory" in text
     assert "another patient's do no visible harm" in text
     assert (
@@ -257,18 +265,18 @@ def test_words_of_details_and_relevance():
     )
     assert "“both memories” reaches a clinical micro-F1 with details of 0.300" in text
     assert "report memory that falls" not in text
-    asked = conclusions.sentences("region-query", [first, replace(off[0], name="Q-Former queries")])
+    asked = conclusions.conclusions("region-query", [first, replace(off[0], name="Q-Former queries")])
     assert "visual memory that falls on rows of that finding" in asked[0]
     sides = {"side exact": Score(0.8, (0.7, 0.9))}
     supported = [replace(first, name="region memory", scores={**first.scores, **sides}), off[0]]
-    assert conclusions.sentences("grounding", supported)[0] == "Side exact: “region memory” 0.800 [0.700, 0.900]."
+    assert conclusions.conclusions("grounding", supported)[0] == "Side exact: “region memory” 0.800 [0.700, 0.900]."
 
 
 def test_copies_that_could_not_be_had_are_said():
     rows = [row("Hopfield, 1 step", 0.3), differing("copy", 0.2, 0.9, (-0.2, 0.1))]
-    assert not any("could not be copied" in text for text in conclusions.sentences("retrieval", rows))
+    assert not any("could not be copied" in text for text in conclusions.conclusions("retrieval", rows))
     rows[1] = replace(rows[1], facts={LOST: 3.0})
-    assert "3 of “copy”" in conclusions.sentences("retrieval", rows)[-1]
+    assert "3 of “copy”" in conclusions.conclusions("retrieval", rows)[-1]
 
 
 def test_words_of_beta_name_the_fastest_and_the_best():
@@ -277,15 +285,15 @@ def test_words_of_beta_name_the_fastest_and_the_best():
         row("β = 0.5", 0.3, x=0.5, facts=facts[0]),
         replace(differing("β = 8", 0.2, 0.4, (-0.2, 0.1)), x=8.0, facts=facts[1]),
     ]
-    text = conclusions.sentences("beta", rows)[0]
+    text = conclusions.conclusions("beta", rows)[0]
     assert "reached first by β = 8 (after 1.5 epochs) and last by β = 0.5 (3.0)" in text
     assert "Not the fastest but β = 0.5 has" in text
     assert "from 90.0 to 8.0 rows (report bank)" in text
 
 
 def test_words_over_time_compare_intervals():
-    assert "intervals overlapping" in conclusions.sentences("temporal", [row("a", 0.3), row("b", 0.28)])[0]
-    assert "intervals apart" in conclusions.sentences("temporal", [row("a", 0.5), row("b", 0.2)])[0]
+    assert "intervals overlapping" in conclusions.conclusions("temporal", [row("a", 0.3), row("b", 0.28)])[0]
+    assert "intervals apart" in conclusions.conclusions("temporal", [row("a", 0.5), row("b", 0.2)])[0]
 
 
 def test_csv_and_table_hold_every_number():

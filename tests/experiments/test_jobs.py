@@ -13,7 +13,7 @@ from amrg.commands import experiment
 from amrg.errors import UserError
 from amrg.experiments.jobs import Jobs
 from amrg.experiments.registry import EXPERIMENTS
-from amrg.experiments.sweep import changed
+from amrg.experiments.sweep import with_overrides
 from tests.experiments.test_sweep import SMALL
 
 
@@ -24,7 +24,7 @@ def config(artefacts, tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     for path in (artefacts.data, artefacts.stage1, artefacts.banks):
         (tmp_path / "tiny" / path.name).symlink_to(path)
-    return replace(changed(artefacts.config, SMALL), runs=str(tmp_path))
+    return replace(with_overrides(artefacts.config, SMALL), runs=str(tmp_path))
 
 
 def test_side_by_side_the_same_is_made(config, tmp_path, capfd):
@@ -55,7 +55,7 @@ def test_side_by_side_the_same_is_made(config, tmp_path, capfd):
 def test_what_fails_is_one_line_and_the_next_step_is_made(config, capfd):
     with Jobs(1) as jobs:
         with pytest.raises(UserError, match=r"stage2\.batch_size 999 does not fit"):
-            jobs.make("stage2", changed(config, {"stage2.batch_size": 999}), "too large")
+            jobs.make("stage2", with_overrides(config, {"stage2.batch_size": 999}), "too large")
         (process,) = jobs._processes
         os.kill(process._process.pid, signal.SIGKILL)
         with pytest.raises(UserError, match="killed: the process that made stage2 ended with SIGKILL"):
@@ -66,7 +66,7 @@ def test_what_fails_is_one_line_and_the_next_step_is_made(config, capfd):
 
 
 def test_an_interruption_saves_what_was_done(config, capfd):
-    jobs, long = Jobs(2), changed(config, {"stage2.epochs": 500})
+    jobs, long = Jobs(2), with_overrides(config, {"stage2.epochs": 500})
     with pytest.raises(KeyboardInterrupt):
         _interrupt_when_saved(jobs, long)
     assert "[long] stopped as asked after step" in capfd.readouterr().err

@@ -12,10 +12,10 @@ from amrg.banks.writer import BankWriter
 from amrg.config import Config, DataConfig, EvaluateConfig
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.shards import prepare
-from amrg.data.stream import studies
-from amrg.data.studies import Films, Study
-from amrg.evaluation.comparison import Run
-from amrg.evaluation.reports import Association, Generated
+from amrg.data.stream import load_studies
+from amrg.data.studies import Study, StudyImages
+from amrg.evaluation.comparison import ReportSet
+from amrg.evaluation.reports import Association, GeneratedReport
 from amrg.experiments.retrieval_relevance import copies, most_typical, relevance_facts, relevance_scores
 from amrg.inference.generate import TOP_ROWS
 
@@ -31,11 +31,11 @@ class Halves:
         others = [Study(split, split, split, "Report.", dict.fromkeys(LABELS)) for split in ("train", "val")]
         return [Study(f"s{i}", f"p{i}", "test", "Report.", labels) for i, labels in enumerate(found)] + others
 
-    def films(self, study: Study) -> Films:
+    def films(self, study: Study) -> StudyImages:
         mask = np.zeros((SIZE, SIZE), bool)
         if study.key in ("s0", "s1"):
             mask[:, slice(SIZE // 2, None) if study.key == "s0" else slice(SIZE // 2)] = True
-        return Films([np.zeros((SIZE, SIZE), np.uint8)], {"Pleural Effusion": mask} if mask.any() else {})
+        return StudyImages([np.zeros((SIZE, SIZE), np.uint8)], {"Pleural Effusion": mask} if mask.any() else {})
 
 
 def made(data: Path, banks: Path) -> SimpleNamespace:
@@ -55,19 +55,21 @@ def halves(tmp_path_factory):
     return made(folder / "data", folder / "banks")
 
 
-def associating(key: str, share: float, side: float | None, first: int) -> Generated:
+def associating(key: str, share: float, side: float | None, first: int) -> GeneratedReport:
     """A report whose effusion's association has this share on rows of effusions, and this side."""
     shares, sides = [0.0] * 13, [None] * 13
     shares[EFFUSION], sides[EFFUSION] = share, side
     told = {"visual": Association(shares, [0] * 13, sides)}
-    return Generated(key, "", {"visual": [{"row": first, "weight": 1.0}]}, f"p{key[1:]}", "Report.", association=told)
+    return GeneratedReport(
+        key, "", {"visual": [{"row": first, "weight": 1.0}]}, f"p{key[1:]}", "Report.", association=told
+    )
 
 
 def test_relevance_is_of_all_seeds_and_who_answers_alike_of_each(halves):
     config = Config(evaluate=EvaluateConfig(bootstrap=20))
     runs = [
-        Run("0", [associating(f"s{i}", share, 0.75, 0) for i, share in enumerate((0.9, 0.7, 0.2, 0.0))]),
-        Run("1", [associating(f"s{i}", share, 0.75, 1) for i, share in enumerate((0.5, 0.3, 0.2, 0.0))]),
+        ReportSet("0", [associating(f"s{i}", share, 0.75, 0) for i, share in enumerate((0.9, 0.7, 0.2, 0.0))]),
+        ReportSet("1", [associating(f"s{i}", share, 0.75, 1) for i, share in enumerate((0.5, 0.3, 0.2, 0.0))]),
     ]
     scores = relevance_scores(config, [halves, halves], runs)
     assert list(scores) == ["visual relevance", "visual relevance, absent", "visual true side"]
@@ -81,20 +83,20 @@ def test_relevance_is_of_all_seeds_and_who_answers_alike_of_each(halves):
 
 
 def test_a_memory_that_is_off_has_no_relevance(halves):
-    silent = Run("0", [Generated(f"s{i}", "", {}, f"p{i}", "Report.") for i in range(4)])
+    silent = ReportSet("0", [GeneratedReport(f"s{i}", "", {}, f"p{i}", "Report.") for i in range(4)])
     assert relevance_scores(Config(), [halves], [silent]) == {}
     assert relevance_facts(Config(), [halves], [silent]) == {}
 
 
-def retrieved(key: str, *rows: int) -> Generated:
-    return Generated(key, "own", {"report": [{"row": row, "weight": 0.5} for row in rows]}, "p", "ref")
+def retrieved(key: str, *rows: int) -> GeneratedReport:
+    return GeneratedReport(key, "own", {"report": [{"row": row, "weight": 0.5} for row in rows]}, "p", "ref")
 
 
 def test_a_copy_is_the_whole_report_behind_a_sentence(artefacts):
     origins = MemoryBank.open(artefacts.banks / REPORTS).provenance.to_pylist()
     assert {origin["source"] for origin in origins} == {"sentence"}
-    whole = {study.key: study.report for study in studies(artefacts.data, "train")}
-    run = Run("x", [retrieved("a", 3, 0), retrieved("b"), retrieved("c", *range(TOP_ROWS))])
+    whole = {study.key: study.report for study in load_studies(artefacts.data, "train")}
+    run = ReportSet("x", [retrieved("a", 3, 0), retrieved("b"), retrieved("c", *range(TOP_ROWS))])
     copied, lost = copies(run, made(artefacts.data, artefacts.banks), 1)
     assert copied.reports[0].text == whole[origins[3]["key"]]
     assert origins[3]["text"] in copied.reports[0].text != origins[3]["text"]
@@ -107,5 +109,5 @@ def test_a_copy_is_the_whole_report_behind_a_sentence(artefacts):
 
 def test_what_is_not_in_the_data_cannot_be_copied(artefacts, halves):
     """Rows of a bank that was filled from elsewhere."""
-    copied, lost = copies(Run("x", [retrieved("a", 0)]), made(halves.path("data"), artefacts.banks), 1)
+    copied, lost = copies(ReportSet("x", [retrieved("a", 0)]), made(halves.path("data"), artefacts.banks), 1)
     assert (copied.reports[0].text, lost) == ("", 1)

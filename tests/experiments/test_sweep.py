@@ -11,9 +11,9 @@ from amrg import pipeline
 from amrg.commands import experiment
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.experiments.cached_steps import _eyes
+from amrg.experiments.cached_steps import _vision_fingerprint
 from amrg.experiments.registry import DETAILED, EXPERIMENTS, HEADLINE, Experiment
-from amrg.experiments.sweep import Forecast, Sweep, Variant, changed, folder_of, seeded, show_forecast
+from amrg.experiments.sweep import Forecast, Sweep, Variant, experiments_dir, show_forecast, with_overrides, with_seed
 
 SMALL = {
     "memory.beta": 200.0,
@@ -25,25 +25,25 @@ SMALL = {
 
 
 def test_changes_reach_their_setting_and_nothing_else():
-    config = changed(Config(), {"memory.beta": 2.0, "banks.mining.method": "gradcam"})
+    config = with_overrides(Config(), {"memory.beta": 2.0, "banks.mining.method": "gradcam"})
     assert config.memory.beta == 2.0
     assert config.banks.mining.method == "gradcam"
-    assert changed(config, {"memory.beta": Config().memory.beta, "banks.mining.method": "layercam"}) == Config()
+    assert with_overrides(config, {"memory.beta": Config().memory.beta, "banks.mining.method": "layercam"}) == Config()
     with pytest.raises(UserError, match=r"unknown key `memory\.betta`"):
-        changed(Config(), {"memory.betta": 2.0})
+        with_overrides(Config(), {"memory.betta": 2.0})
 
 
 def test_seed_0_is_the_run_as_configured():
-    assert seeded(Config(), Variant("own"), 0) == Config()
-    assert seeded(Config(seed=4), Variant("own"), 2).stage2.seed == 6
-    assert seeded(Config(seed=4), Variant("own"), 2).seed == 4
+    assert with_seed(Config(), Variant("own"), 0) == Config()
+    assert with_seed(Config(seed=4), Variant("own"), 2).stage2.seed == 6
+    assert with_seed(Config(seed=4), Variant("own"), 2).seed == 4
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS.keys())
 def test_every_variant_is_a_configuration_of_its_own(experiment: Experiment):
     config = Config()
     variants = experiment.variants(config, 9000)
-    found = [(repr(seeded(config, variant, 0)), variant.copied) for variant in variants]
+    found = [(repr(with_seed(config, variant, 0)), variant.copy_top_k) for variant in variants]
     assert len(set(found)) == len(found)
     assert len({variant.name for variant in variants}) == len(variants)
 
@@ -63,23 +63,23 @@ def test_what_asks_the_visual_memory_is_varied_with_and_without_its_loss():
     assert [tuple(variant.changes.values()) for variant in variants] == [
         (query, loss) for query in ("placed_regions", "regions", "queries") for loss in (0.0, 1.0)
     ]
-    assert seeded(Config(), variants[0], 0) == Config()
+    assert with_seed(Config(), variants[0], 0) == Config()
 
 
 def test_what_supports_the_words_is_varied_after_one_training():
     variants = EXPERIMENTS["grounding"].variants(Config(), 9000)
     assert [variant.changes["generate.support"] for variant in variants] == ["memory", "none", "map", "head", "all"]
-    configs = [seeded(Config(), variant, 1) for variant in variants]
+    configs = [with_seed(Config(), variant, 1) for variant in variants]
     assert len({repr(replace(one, generate=Config().generate)) for one in configs}) == 1
     assert all(one.generate.outline == "recalled" and one.decoder.outline for one in configs)
-    recalling = changed(Config(), {"decoder.outline": True, "generate.outline": "recalled"})
-    assert seeded(recalling, variants[0], 0) == recalling
+    recalling = with_overrides(Config(), {"decoder.outline": True, "generate.outline": "recalled"})
+    assert with_seed(recalling, variants[0], 0) == recalling
 
 
 def test_retrieved_text_is_given_beside_vectors_instead_of_them_and_not_at_all():
-    config = changed(Config(), {"decoder.prompt": "{image}Findings:"})
+    config = with_overrides(Config(), {"decoder.prompt": "{image}Findings:"})
     names = ("use_visual_memory", "use_report_memory", "use_retrieved_text")
-    given = {v.name: seeded(config, v, 0) for v in EXPERIMENTS["retrieved-text"].variants(config, 9000)}
+    given = {v.name: with_seed(config, v, 0) for v in EXPERIMENTS["retrieved-text"].variants(config, 9000)}
     assert {name: tuple(getattr(one.decoder, n) for n in names) for name, one in given.items()} == {
         "vectors and text": (True, True, True),
         "vectors": (True, True, False),
@@ -92,9 +92,9 @@ def test_retrieved_text_is_given_beside_vectors_instead_of_them_and_not_at_all()
 
 
 def test_no_limit_leaves_out_rows_of_a_bank_that_leaks():
-    limited = changed(Config(), {"banks.mining.films": 10, "banks.mining.regions_per_finding": 3})
+    limited = with_overrides(Config(), {"banks.mining.films": 10, "banks.mining.regions_per_finding": 3})
     for variant in EXPERIMENTS["leakage"].variants(limited, 9000):
-        mining = seeded(limited, variant, 0).banks.mining
+        mining = with_seed(limited, variant, 0).banks.mining
         assert (mining.films, mining.regions_per_finding, mining.normal_regions) == (None, 36000, 36000)
 
 
@@ -102,8 +102,8 @@ def test_cross_attention_is_not_taught_what_only_hopfield_networks_learn():
     def attention(config):
         return next(v for v in EXPERIMENTS["retrieval"].variants(config, 9000) if "attention" in v.name)
 
-    taught = changed(Config(), {"stage2.association_loss": 1.0})
-    assert seeded(taught, attention(taught), 0).stage2.association_loss == 0.0
+    taught = with_overrides(Config(), {"stage2.association_loss": 1.0})
+    assert with_seed(taught, attention(taught), 0).stage2.association_loss == 0.0
     assert attention(taught).name == "cross-attention, no association loss"
     assert attention(Config()).changes == {"memory.retrieval": "cross_attention"}
 
@@ -118,7 +118,9 @@ def test_scores_of_details_are_judged_where_memory_gives_words():
 def test_regions_of_another_map_are_looked_for_anew(artefacts):
     inputs = {"data": artefacts.data, "stage1": artefacts.stage1}
     methods = ("layercam", "gradcam", "layercam")
-    names = [_eyes(changed(artefacts.config, {"banks.mining.method": one}), inputs) for one in methods]
+    names = [
+        _vision_fingerprint(with_overrides(artefacts.config, {"banks.mining.method": one}), inputs) for one in methods
+    ]
     assert names[0] == names[2] != names[1]
 
 
@@ -139,7 +141,7 @@ def config(artefacts, tmp_path_factory):
     (folder / "tiny").mkdir()
     for path in (artefacts.data, artefacts.stage1, artefacts.banks):
         (folder / "tiny" / path.name).symlink_to(path)
-    return replace(changed(artefacts.config, SMALL), runs=str(folder))
+    return replace(with_overrides(artefacts.config, SMALL), runs=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +151,9 @@ def pages(config):
 
 def test_counts_what_is_to_be_made(config):
     sweep = Sweep(config, [some(config, 16)], [3])
-    assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 6, "generate": 9, "page": 1}
+    assert sweep.pending_counts() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 6, "generate": 9, "page": 1}
     two = Sweep(config, [some(config, 16), EXPERIMENTS["beta"].variants(config, 16)[:2]], [3, 1])
-    assert two.to_make() == {
+    assert two.pending_counts() == {
         "prepare": 0,
         "stage1": 0,
         "banks": 0,
@@ -159,12 +161,12 @@ def test_counts_what_is_to_be_made(config):
         "generate": 10,
         "page": 2,
     }  # one is shared
-    assert sweep.left() == "still to come: about 0 s, and stage2, generate, page, not timed yet on this machine"
+    assert sweep.eta_message() == "still to come: about 0 s, and stage2, generate, page, not timed yet on this machine"
 
 
 def test_an_experiment_leaves_table_and_page(config, pages):
-    folder = folder_of(config) / "memory-ablation"
-    assert pages == [folder / "index.html", folder_of(config) / "index.html"]
+    folder = experiments_dir(config) / "memory-ablation"
+    assert pages == [folder / "index.html", experiments_dir(config) / "index.html"]
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["variant"] for row in rows] == ["both memories", "both off", "mismatched memory"]
@@ -191,7 +193,7 @@ def test_done_again_nothing_is_made(config, pages, capsys):
     assert pages[0].read_bytes() == page
     assert "making" not in capsys.readouterr().err
     sweep = Sweep(config, [some(config, 16)], [3])
-    assert sweep.to_make() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 2, "generate": 3, "page": 1}
+    assert sweep.pending_counts() == {"prepare": 0, "stage1": 0, "banks": 0, "stage2": 2, "generate": 3, "page": 1}
     assert all(row.one is not None for row in sweep.forecast() if row.verb in ("stage2", "generate"))
 
 
@@ -211,10 +213,10 @@ def test_the_seed_of_stage_2_and_mismatched_memory_change_what_they_should(confi
 
 def test_copies_come_from_the_rows_retrieved(config):
     retrieval = EXPERIMENTS["retrieval"]
-    chosen = [v for v in retrieval.variants(config, 16) if v.copied or v.name == "Hopfield, 1 step"]
-    assert [variant.copied for variant in chosen] == [0, 1, 5]
+    chosen = [v for v in retrieval.variants(config, 16) if v.copy_top_k or v.name == "Hopfield, 1 step"]
+    assert [variant.copy_top_k for variant in chosen] == [0, 1, 5]
     page = experiment.run(config, [replace(retrieval, variants=lambda config, texts: chosen)], seeds=1)[0].read_text()
-    table = (folder_of(config) / "retrieval" / "table.csv").read_text()
+    table = (experiments_dir(config) / "retrieval" / "table.csv").read_text()
     assert table.count("\n") == 4
     assert "over seeds" not in table
     assert "One training of stage 2 for each row" in page
@@ -224,13 +226,13 @@ def test_details_are_supported_after_one_training(config):
     """Five ways to support the words of one generator; what its frozen stage 1 saw is used again."""
     grounding = EXPERIMENTS["grounding"]
     sweep = Sweep(config, [grounding.variants(config, 16)], [1])
-    assert (sweep.to_make()["stage2"], sweep.to_make()["generate"]) == (1, 5)
+    assert (sweep.pending_counts()["stage2"], sweep.pending_counts()["generate"]) == (1, 5)
     before = {path.name for path in pipeline.root(config).glob("*-*")}
     page = experiment.run(config, [grounding], seeds=1)[0]
     made = sorted(path.name.split("-")[0] for path in pipeline.root(config).glob("*-*") if path.name not in before)
     assert made == ["reports"] * 5 + ["stage2"]
     assert "Not run" not in page.read_text()
-    with (folder_of(config) / "grounding" / "table.csv").open() as file:
+    with (experiments_dir(config) / "grounding" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["variant"] for row in rows] == ["region memory", "nothing", "map", "attribute head", "memory and head"]
     assert all(row[DETAILED] and row[HEADLINE] for row in rows)

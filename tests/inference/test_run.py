@@ -7,19 +7,19 @@ import shutil
 import pytest
 
 from amrg.errors import UserError
-from amrg.inference.run import open_chain
+from amrg.inference.run import open_run
 
 
 @pytest.mark.parametrize("kind", ["scores", "reports", "stage2"])
 def test_each_artefact_leads_to_the_chain(run, kind):
-    chain = open_chain(run[kind].path)
+    chain = open_run(run[kind].path)
     for name in ("data", "stage1", "banks", "stage2"):
         assert getattr(chain, name).hash == run[name].hash
     assert (chain.reports is None) == (kind == "stage2")
     assert chain.config.generate.num_beams == (1 if kind == "stage2" else 2)
     assert chain.config.memory.heads == 2
     assert chain.config.banks.mining.threshold == 0.01
-    assert (chain.name, chain.config.data.source, chain.marks) == ("tiny", "openi_drr", [])
+    assert (chain.name, chain.config.data.source, chain.warnings) == ("tiny", "openi_drr", [])
     assert chain.config.stage2.dtype == "bfloat16"
 
 
@@ -30,25 +30,25 @@ def test_a_folder_leads_to_its_newest_scores(run, folder, tmp_path):
     del manifest["inputs"]["reports"]
     (newer / "manifest.json").write_text(json.dumps(manifest))
     os.utime(newer / "manifest.json", ns=(2**62, 2**62))
-    assert open_chain(copy).reports is None
+    assert open_run(copy).reports is None
     shutil.rmtree(newer)
-    assert open_chain(copy).reports is not None
+    assert open_run(copy).reports is not None
     for path in [*copy.glob("scores-*"), *copy.glob("reports-*")]:
         shutil.rmtree(path)
-    assert open_chain(copy).stage2.hash == run["stage2"].hash
+    assert open_run(copy).stage2.hash == run["stage2"].hash
 
 
 def test_what_is_no_whole_run_is_refused(run, folder, tmp_path):
     with pytest.raises(UserError, match="no run at"):
-        open_chain(tmp_path / "nowhere")
+        open_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no report generator"):
-        open_chain(tmp_path)
+        open_run(tmp_path)
     with pytest.raises(UserError, match="holds a data artefact: give one of scores, reports, stage2"):
-        open_chain(run["data"].path)
+        open_run(run["data"].path)
     copy = shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(next(copy.glob("banks-*")))
     with pytest.raises(UserError, match="make it with `amrg banks"):
-        open_chain(copy)
+        open_run(copy)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_inputs_elsewhere_or_changed_are_not_opened(folder, tmp_path, changes, m
     manifest["inputs"]["data"] |= changes
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=message):
-        open_chain(copy)
+        open_run(copy)
 
 
 def test_a_link_out_of_the_run_is_not_followed(folder, tmp_path):
@@ -75,4 +75,4 @@ def test_a_link_out_of_the_run_is_not_followed(folder, tmp_path):
     shutil.move(data, tmp_path / "away")
     data.symlink_to(tmp_path / "away")
     with pytest.raises(UserError, match="outside the folder of its run"):
-        open_chain(copy)
+        open_run(copy)

@@ -54,7 +54,7 @@ def steps_of(run: Path) -> list[int]:
 
 
 def saved_step(run: Path) -> int:
-    saved = checkpoint.latest(next(run.glob("stage2-*.partial")) / "checkpoints")
+    saved = checkpoint.latest_valid(next(run.glob("stage2-*.partial")) / "checkpoints")
     assert saved is not None
     return saved.state["step"]
 

@@ -27,12 +27,11 @@ SCONTROL = """#!/bin/bash
 SHOW = "import json, os; open(os.environ['RANK'], 'w').write(json.dumps(dict(os.environ)))"
 MEET = """
 import torch
-from torch import distributed
 from amrg import distributed
-distributed.start()
+distributed.init_process_group()
 total = torch.tensor([float(distributed.rank() + 1)])
-distributed.all_reduce(total)
-open(f"met-{distributed.rank()}", "w").write(f"{distributed.gather_lists([distributed.rank()])} {total.item()}")
+torch.distributed.all_reduce(total)
+open(f"met-{distributed.rank()}", "w").write(f"{distributed.all_gather_list([distributed.rank()])} {total.item()}")
 """
 
 

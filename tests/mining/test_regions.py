@@ -9,13 +9,13 @@ import torch
 
 from amrg.banks.bank import MemoryBank, normalise_rows
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
-from amrg.data.stream import read
+from amrg.data.stream import iter_samples
 from amrg.errors import UserError
-from amrg.mining.regions import STATS, Candidate, mine_regions, normal_sentences, select, stating
+from amrg.mining.regions import STATS, Candidate, limit_per_finding, mine_regions, normal_sentences, stating
 from amrg.models.cam import cam
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.regions import find_regions
-from amrg.models.vision import to_images
+from amrg.models.vision import to_tensor
 from tests.synthetic_dataset import CONFIG as BFLOAT16
 from tests.synthetic_dataset import FINDING, SIZES, prepare_squares, report
 
@@ -30,7 +30,7 @@ def test_regions_of_a_label_are_drawn_up_to_its_limit_and_kept_in_order():
     ]
     most = dict.fromkeys(LABELS, 5) | {NO_FINDING: 100}
     counts = {name: Counter() for name in LABELS}
-    kept = select(found, most, 1, counts)
+    kept = limit_per_finding(found, most, 1, counts)
     edema = [one.study for one in kept if one.label == "Edema"]
     assert len(set(edema)) == 5
     assert [one.study for one in kept if one.label == NO_FINDING] == list(range(20))
@@ -38,8 +38,8 @@ def test_regions_of_a_label_are_drawn_up_to_its_limit_and_kept_in_order():
     assert counts["Edema"] == {"rows": 5, "over_limit": 15}
     assert counts[NO_FINDING] == {"rows": 20, "over_limit": 0}
     assert not counts["Fracture"]
-    assert select(found, most, 1, {name: Counter() for name in LABELS}) == kept
-    others = {tuple(select(found, most, seed, {name: Counter() for name in LABELS})) for seed in range(6)}
+    assert limit_per_finding(found, most, 1, {name: Counter() for name in LABELS}) == kept
+    others = {tuple(limit_per_finding(found, most, seed, {name: Counter() for name in LABELS})) for seed in range(6)}
     assert len(others) > 1
 
 
@@ -72,7 +72,7 @@ def regions_of(folder, label):
 @pytest.mark.parametrize("label", [FINDING, NO_FINDING])
 def test_a_row_is_the_region_of_its_film(mined, label):
     root, data, model = mined
-    bank, films = MemoryBank.open(root / "bank"), {s.study.key: s for s in read(data, "train")}
+    bank, films = MemoryBank.open(root / "bank"), {s.study.key: s for s in iter_samples(data, "train")}
     rows = regions_of(root / "bank", label)
     scale = json.loads((root / "bank" / STATS).read_text())["scales"][label]
     k, method = LABELS.index(label), CONFIG.banks.mining.method
@@ -81,7 +81,7 @@ def test_a_row_is_the_region_of_its_film(mined, label):
     for row in rows:
         sample = films[row["key"]]
         assert row["group"] == sample.study.group
-        image = to_images([sample.views[row["view"]]], 64)
+        image = to_tensor([sample.views[row["view"]]], 64)
         with torch.no_grad():
             expected = find_regions(model(image).projected_BHWD, cam(model, image, method))
         found = bank.rows(row["row"], row["row"] + 1)[0]
@@ -94,7 +94,7 @@ def test_a_row_is_the_region_of_its_film(mined, label):
 
 def test_rows_are_linked_to_what_their_own_report_says_of_them(mined):
     root, data, _ = mined
-    reports = {s.study.key: s.study.report for s in read(data, "train")}
+    reports = {s.study.key: s.study.report for s in iter_samples(data, "train")}
     found, normal = (regions_of(root / "bank", label) for label in (FINDING, NO_FINDING))
     assert len(found) == CONFIG.banks.mining.regions_per_finding
     assert len(normal) == CONFIG.banks.mining.normal_regions

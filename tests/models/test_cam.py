@@ -4,13 +4,13 @@ import torch
 from amrg.config import VisionConfig
 from amrg.errors import UserError
 from amrg.models.cam import METHODS, activation_maps, cam, class_scales
-from amrg.models.classifier import DiseaseClassifier, PooledHead
+from amrg.models.classifier import DiseaseClassifier, LogSumExpHead
 
 
 @pytest.fixture(scope="module")
 def head():
     torch.manual_seed(0)
-    return PooledHead(6)
+    return LogSumExpHead(6)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from amrg.config import VisionConfig
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
-from amrg.models.classifier import DiseaseClassifier, PooledHead
+from amrg.models.classifier import DiseaseClassifier, LogSumExpHead
 
 CONFIG = VisionConfig(image_size=64, embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=2, qformer_heads=2)
 
@@ -63,7 +63,7 @@ def test_both_heads_and_every_part_learn(model, images):
 
 def test_pooled_head_by_hand():
     torch.manual_seed(0)
-    head, fine_BHWC = PooledHead(3), torch.randn(2, 2, 3, 3)
+    head, fine_BHWC = LogSumExpHead(3), torch.randn(2, 2, 3, 3)
     logits_BK = head(fine_BHWC)
     for b in range(2):
         for k in range(14):

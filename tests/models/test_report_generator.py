@@ -15,9 +15,9 @@ from amrg.errors import UserError
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder
-from amrg.models.memory_layer import Bank
+from amrg.models.memory_layer import LocalBank
 from amrg.models.regions import PLACES, find_regions, of_studies
-from amrg.models.report_generator import IGNORED, NORMAL_LOUDNESS, ReportGenerator, Sight, pool_tokens
+from amrg.models.report_generator import IGNORE_INDEX, NORMAL_LOUDNESS, ReportGenerator, VisionOutput, pool_tokens
 
 REPORTS = ["The heart is large. Clear lungs.", "Small left effusion.", "Normal."]
 SETTINGS = DecoderConfig(
@@ -27,10 +27,10 @@ VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=
 DECODING = GenerateConfig(num_beams=2, max_new_tokens=6)
 
 
-def banks() -> tuple[Bank, Bank]:
+def banks() -> tuple[LocalBank, LocalBank]:
     generator = torch.Generator().manual_seed(7)
     groups = torch.tensor([0, 0, 1, 1, 2, -1, 9])
-    return tuple(Bank(normalise_rows(torch.randn(7, dim, generator=generator)), None, groups) for dim in (24, 5))  # type: ignore[return-value]
+    return tuple(LocalBank(normalise_rows(torch.randn(7, dim, generator=generator)), None, groups) for dim in (24, 5))  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def build(classifier: DiseaseClassifier, memory: MemoryConfig = MEMORY, **change
     return ReportGenerator(classifier, *parts, banks(), memory, settings).eval()
 
 
-def inputs(model: ReportGenerator) -> tuple[Sight, Tensor, Tensor]:
+def inputs(model: ReportGenerator) -> tuple[VisionOutput, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
     encoded = [torch.tensor(model.report_encoder(50)(report)) for report in REPORTS]
-    report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORED)
-    seen = Sight(*(torch.randn(3, *shape, generator=generator) for shape in model.sight_shapes))
+    report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORE_INDEX)
+    seen = VisionOutput(*(torch.randn(3, *shape, generator=generator) for shape in model.sight_shapes))
     places_BQP = seen.places_BQP.softmax(-1)
     states_BQD = normalise_rows(torch.cat([seen.states_BQD[..., :-PLACES], places_BQP.sqrt()], dim=-1))
     sight = seen._replace(
@@ -69,8 +69,8 @@ def own_reports() -> Tensor:
     return own_BQD
 
 
-def one(sight: Sight, i: int) -> Sight:
-    return Sight(*(part[i : i + 1] for part in sight))
+def one(sight: VisionOutput, i: int) -> VisionOutput:
+    return VisionOutput(*(part[i : i + 1] for part in sight))
 
 
 def test_loss_is_the_cross_entropy_of_the_report_tokens_alone(classifier: DiseaseClassifier) -> None:
@@ -81,13 +81,13 @@ def test_loss_is_the_cross_entropy_of_the_report_tokens_alone(classifier: Diseas
     assert found.retrieval_B is None
     embed = model.decoder.get_input_embeddings()
     for i in range(3):
-        streams = model.streams(one(sight, i), groups[i : i + 1])
+        streams = model.embed_streams(one(sight, i), groups[i : i + 1])
         assert streams.shape == (1, 4 + 3 * 14, 16)
-        report = report_BT[i][report_BT[i] != IGNORED]
+        report = report_BT[i][report_BT[i] != IGNORE_INDEX]
         assert report[-1] == model.tokenizer.eos_token_id
         before, after, text = (embed(torch.tensor(ids))[None] for ids in (model.before, model.after, report.tolist()))
         whole = torch.cat([before, streams, after, text], dim=1)
-        labels = torch.full(whole.shape[:2], IGNORED)
+        labels = torch.full(whole.shape[:2], IGNORE_INDEX)
         labels[0, -len(report) :] = report
         mean = model.decoder(inputs_embeds=whole, labels=labels).loss
         torch.testing.assert_close(found.loss_B[i], mean * len(report), rtol=1e-4, atol=1e-4)
@@ -106,12 +106,12 @@ def test_gradients_reach_what_is_trained_and_nothing_else(classifier: DiseaseCla
 def test_rows_of_the_patient_are_invisible(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
     sight, groups, _ = inputs(model)
-    before = model.streams(sight, groups)
+    before = model.embed_streams(sight, groups)
     for memory in (model.visual_memory, model.report_memory):
         assert memory is not None
         assert memory.memory is not None
         memory.memory[:2] += 5.0  # rows of group 0
-    after = model.streams(sight, groups)
+    after = model.embed_streams(sight, groups)
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
     assert not torch.allclose(after[1], before[1])
     found = model.associations(sight, groups, 7)
@@ -142,7 +142,7 @@ def test_saved_and_loaded(classifier: DiseaseClassifier, tmp_path: Path) -> None
     batch = inputs(model)
     torch.testing.assert_close(loaded(*batch), model(*batch), rtol=0, atol=0)
     assert loaded.generate(*batch[:2], DECODING) == model.generate(*batch[:2], DECODING)
-    wrong = Bank(torch.randn(4, 11), None, torch.zeros(4, dtype=torch.long))
+    wrong = LocalBank(torch.randn(4, 11), None, torch.zeros(4, dtype=torch.long))
     with pytest.raises(UserError, match="banks"):
         ReportGenerator.from_pretrained(tmp_path / "model", (wrong, wrong))
     with pytest.raises(UserError, match="amrg stage2"):
@@ -168,11 +168,11 @@ def test_another_base_model_is_refused(classifier: DiseaseClassifier, tmp_path: 
 def test_views_of_a_study_are_averaged(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    found, single = model.see(images, [2, 1]), model.see(images, [1, 1, 1])
+    found, single = model.encode_images(images, [2, 1]), model.encode_images(images, [1, 1, 1])
     for part, alone in zip(found[:3], single[:3], strict=True):
         torch.testing.assert_close(part, torch.stack([alone[:2].mean(0), alone[2]]))
     assert [part.shape[1:] for part in found] == [torch.Size(shape) for shape in model.sight_shapes]
-    assert (*found.tokens_BND.shape[1:2], *found.queries_BQD.shape[1:]) == model.seen_shape
+    assert (*found.tokens_BND.shape[1:2], *found.queries_BQD.shape[1:]) == model.vision_shape
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_views_of_a_study_are_averaged(classifier: DiseaseClassifier) -> None:
 def test_each_stream_can_be_switched_off(classifier: DiseaseClassifier, off: str, length: int) -> None:
     model = build(classifier, **{off: False})
     sight, groups, report_BT = inputs(model)
-    assert model.streams(sight, groups).shape[1] == length
+    assert model.embed_streams(sight, groups).shape[1] == length
     model(sight, groups, report_BT).loss_B.sum().backward()
     idle = {name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None}
     # The softmax drops what does not depend on the row; these serve only further association steps.
@@ -193,17 +193,17 @@ def test_a_hidden_memory_is_never_read(classifier: DiseaseClassifier) -> None:
     """Whatever is in the bank, the report is the same; and places tell which positions a memory fills."""
     model = build(classifier)
     sight, groups, _ = inputs(model)
-    assert list(model.places.values()) == [slice(0, 4), slice(4, 18), slice(18, 32), slice(32, 46)]
-    before = model.streams(sight, groups)
+    assert list(model.stream_slices.values()) == [slice(0, 4), slice(4, 18), slice(18, 32), slice(32, 46)]
+    before = model.embed_streams(sight, groups)
     hidden = model.generate(sight, groups, DECODING, hidden=["report memory"])
     memory = model.report_memory
     assert memory is not None
-    memory.set_bank(Bank(normalise_rows(torch.randn(9, 5)), None, torch.arange(9)))
+    memory.set_bank(LocalBank(normalise_rows(torch.randn(9, 5)), None, torch.arange(9)))
     torch.nn.init.normal_(memory.out_proj.bias, std=9.0)
-    changed = (model.streams(sight, groups) != before).any(dim=-1).any(dim=0)
+    changed = (model.embed_streams(sight, groups) != before).any(dim=-1).any(dim=0)
     assert changed.tolist() == [position >= 32 for position in range(46)]
     assert model.generate(sight, groups, DECODING, hidden=["report memory"]) == hidden
-    assert build(classifier, use_visual=False, use_visual_memory=False).places["report memory"] == slice(14, 28)
+    assert build(classifier, use_visual=False, use_visual_memory=False).stream_slices["report memory"] == slice(14, 28)
 
 
 def test_each_position_has_a_mark_of_its_own(classifier: DiseaseClassifier) -> None:
@@ -211,7 +211,7 @@ def test_each_position_has_a_mark_of_its_own(classifier: DiseaseClassifier) -> N
     model = build(classifier)
     sight, groups, _ = inputs(model)
     alike = sight._replace(tokens_BND=sight.tokens_BND[:, :1].expand_as(sight.tokens_BND))
-    tokens_BNE = model.streams(alike, groups)[:, :4]
+    tokens_BNE = model.embed_streams(alike, groups)[:, :4]
     assert torch.pdist(tokens_BNE[0]).min() > 0.1 * model.norm.weight[0]
     unmarked_BNE = tokens_BNE - model.mark_PE[:4]
     torch.testing.assert_close(unmarked_BNE, unmarked_BNE[:, :1].expand_as(unmarked_BNE))
@@ -221,10 +221,10 @@ def test_streams_are_hidden_in_training_only(classifier: DiseaseClassifier) -> N
     model = build(classifier, stream_dropout=0.999999, use_queries=False, dropout=0.0)
     sight, groups, _ = inputs(model)
     torch.manual_seed(0)
-    assert not model.train().streams(sight, groups).any()
-    assert model.eval().streams(sight, groups).all(dim=-1).all()
+    assert not model.train().embed_streams(sight, groups).any()
+    assert model.eval().embed_streams(sight, groups).all(dim=-1).all()
     visible = build(classifier, use_queries=False, dropout=0.0)
-    torch.testing.assert_close(model.streams(sight, groups), visible.streams(sight, groups))
+    torch.testing.assert_close(model.embed_streams(sight, groups), visible.embed_streams(sight, groups))
 
 
 def test_settings_that_make_no_sense(classifier: DiseaseClassifier) -> None:
@@ -253,18 +253,18 @@ def test_a_stranger_can_ask_and_own_rows_can_be_shown(classifier: DiseaseClassif
     model = build(classifier)
     sight, groups, _ = inputs(model)
     order = torch.tensor([1, 2, 0])
-    places = model.places
-    strangers = Sight(*(part[order] for part in sight))
-    swapped, own = model.streams(sight, groups, strangers), model.streams(sight, groups)
+    places = model.stream_slices
+    strangers = VisionOutput(*(part[order] for part in sight))
+    swapped, own = model.embed_streams(sight, groups, strangers), model.embed_streams(sight, groups)
     for name in ("visual tokens", "queries"):
         assert torch.equal(swapped[:, places[name]], own[:, places[name]])
     for name in ("visual memory", "report memory"):
         assert not torch.allclose(swapped[:, places[name]], own[:, places[name]])
-        asked = model.streams(strangers, groups)[:, places[name]]  # marks and patients are the same
+        asked = model.embed_streams(strangers, groups)[:, places[name]]  # marks and patients are the same
         torch.testing.assert_close(swapped[:, places[name]], asked)
     model.memory_config = dataclasses.replace(model.memory_config, hide_own_patient=False)
-    unmasked = model.streams(sight, torch.full((3,), 5), None)  # no row is of group 5: nothing could be hidden
-    assert torch.equal(model.streams(sight, groups), unmasked)
+    unmasked = model.embed_streams(sight, torch.full((3,), 5), None)  # no row is of group 5: nothing could be hidden
+    assert torch.equal(model.embed_streams(sight, groups), unmasked)
     assert not torch.allclose(unmasked[:, places["report memory"]], own[:, places["report memory"]])
 
 
@@ -275,16 +275,16 @@ def test_plain_cross_attention_takes_the_memories_place(classifier: DiseaseClass
     model = ReportGenerator(classifier, *parts, banks(), memory, SETTINGS).eval()
     sight, groups, report_BT = inputs(model)
     expected = model.visual_memory(model.memory_states(sight)["visual"], query_group=groups)
-    place = model.places["visual memory"]
+    place = model.stream_slices["visual memory"]
     streams = model.norm(model.projection(expected)) + model.mark_PE[place]
-    torch.testing.assert_close(model.streams(sight, groups)[:, place], streams)
+    torch.testing.assert_close(model.embed_streams(sight, groups)[:, place], streams)
     model(sight, groups, report_BT).loss_B.sum().backward()
     assert model.visual_memory.k_proj.weight.grad.abs().sum() > 0
     rows_BQJ = model.associations(sight, groups, 2)["visual"].rows_BQJ
     assert not {0, 1} & set(rows_BQJ[0].flatten().tolist())  # rows of the study's own patient
     model.save_pretrained(tmp_path / "model")
     again = ReportGenerator.from_pretrained(tmp_path / "model", banks())
-    assert torch.equal(again.streams(sight, groups), model.streams(sight, groups))
+    assert torch.equal(again.embed_streams(sight, groups), model.embed_streams(sight, groups))
 
 
 def test_only_what_asks_the_report_memory_learns_from_it(classifier: DiseaseClassifier) -> None:
@@ -324,7 +324,7 @@ def test_a_film_is_asked_for_by_its_own_regions(classifier: DiseaseClassifier) -
         model.map_method = method
         maps = activation_maps(classifier.cam_head, seen.fine_BHWC, method)
         expected = of_studies(find_regions(seen.projected_BHWD, maps), [2, 1])
-        for part, truth in zip(model.see(images, [2, 1]).regions, expected, strict=True):
+        for part, truth in zip(model.encode_images(images, [2, 1]).regions, expected, strict=True):
             torch.testing.assert_close(part, truth)
 
 
@@ -369,10 +369,10 @@ def test_a_report_goes_on_from_what_it_begins_with(classifier: DiseaseClassifier
     sight, groups, _ = inputs(model)
     begin = ["The heart is large.", "Small", ""]
     decoding = GenerateConfig(num_beams=beams, max_new_tokens=20, length_penalty=0.0)
-    found = model.generate(sight, groups, decoding, begin=begin)
+    found = model.generate(sight, groups, decoding, forced_prefixes=begin)
     for i, text in enumerate(begin):
         ids = model.tokenizer(text, add_special_tokens=False).input_ids
-        prefix, _ = model._prefix(model.streams(one(sight, i), groups[i : i + 1]), None)
+        prefix, _ = model._prefix(model.embed_streams(one(sight, i), groups[i : i + 1]), None)
         embedded = model.decoder.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
         written = model.decoder.generate(
             inputs_embeds=torch.cat([prefix, embedded], dim=1),

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from amrg.models.cross_attention import CrossAttention
-from amrg.models.hopfield import HopfieldMemory, associate_together
-from amrg.models.memory_layer import Bank
-from amrg.models.retrieval_loss import SHARPNESS, retrieval_loss, taught
+from amrg.models.hopfield import HopfieldMemory, run_batched
+from amrg.models.memory_layer import LocalBank
+from amrg.models.retrieval_loss import TEACHER_BETA, retrieval_loss, teacher_retrieval
 
 ROWS, DIM, STUDIES, LABELS = 7, 5, 3, 4
 GROUPS = torch.tensor([0, 0, 1, 1, 2, -1, 9])
@@ -24,12 +24,12 @@ def rows_of(values: Tensor) -> Tensor:
 
 def expected_teaching(own_BQD: Tensor, rows_ND: Tensor, seen_BN: Tensor) -> Tensor:
     cosines_BQN = torch.nn.functional.cosine_similarity(own_BQD[:, :, None], rows_ND, dim=3)
-    return (SHARPNESS * cosines_BQN).masked_fill(~seen_BN[:, None], -torch.inf).softmax(2) @ rows_ND
+    return (TEACHER_BETA * cosines_BQN).masked_fill(~seen_BN[:, None], -torch.inf).softmax(2) @ rows_ND
 
 
 def own_memory() -> HopfieldMemory:
     memory = HopfieldMemory(8, DIM, 8, heads=2, head_dim=4)
-    memory.set_bank(Bank(rows_of(some(ROWS, DIM, seed=0)), None, GROUPS))
+    memory.set_bank(LocalBank(rows_of(some(ROWS, DIM, seed=0)), None, GROUPS))
     return memory
 
 
@@ -37,7 +37,7 @@ def own_memory() -> HopfieldMemory:
 def test_own_sentences_retrieve_by_cosine_what_it_may_see(hide: bool) -> None:
     rows_ND, own_BQD = rows_of(some(ROWS, DIM, seed=0)), rows_of(some(STUDIES, LABELS, DIM, seed=1))
     group_B = torch.tensor([0, 9, 4])
-    found = associate_together([taught(own_memory(), own_BQD, group_B if hide else None)])[0]
+    found = run_batched([teacher_retrieval(own_memory(), own_BQD, group_B if hide else None)])[0]
     seen_BN = GROUPS[None] != group_B[:, None] if hide else torch.ones(STUDIES, ROWS, dtype=torch.bool)
     torch.testing.assert_close(found, expected_teaching(own_BQD, rows_ND, seen_BN), rtol=1e-4, atol=1e-5)
 
@@ -53,8 +53,8 @@ def test_a_reading_tells_the_mean_of_the_rows_that_were_retrieved(
         torch.nn.init.normal_(weight, std=0.7)
     rows_ND, states_BLS = rows_of(some(ROWS, DIM, seed=0)), some(STUDIES, 4, 8, seed=3)
     group_B = torch.tensor([0, 9, 4])
-    memory.set_bank(Bank(rows_ND, None, GROUPS))
-    reading = associate_together([memory.associating(states_BLS, query_group=group_B)])[0]
+    memory.set_bank(LocalBank(rows_ND, None, GROUPS))
+    reading = run_batched([memory.forward_steps(states_BLS, query_group=group_B)])[0]
     torch.testing.assert_close(reading.out_BLO, memory(states_BLS, query_group=group_B), rtol=1e-5, atol=1e-6)
     weights_BLK, numbers_BLK = memory.attribution(states_BLS, query_group=group_B, top_k=ROWS)
     assert weights_BLK[:, :, 0].max() > 0.3
@@ -92,7 +92,7 @@ def test_what_is_not_said_costs_and_teaches_nothing_whatever_was_retrieved() -> 
 def test_the_teacher_learns_nothing_and_a_study_without_sentences_has_none() -> None:
     own_BQD = some(2, LABELS, DIM, seed=1)
     own_BQD[1] = 0.0
-    found = associate_together([taught(own_memory(), own_BQD.requires_grad_(), None)])[0]
+    found = run_batched([teacher_retrieval(own_memory(), own_BQD.requires_grad_(), None)])[0]
     assert not found.requires_grad
     assert not found[1].any()
     assert found[0].any(-1).all()

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.report_generator import IGNORED, ReportGenerator
+from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator
 from tests.models.test_report_generator import DECODING, build, classifier, inputs, one  # noqa: F401
 
 PROMPT = "Film {image}. Alike: {retrieved} Text:"
-TEXT_BL = torch.tensor([[5, 9, 11, 20], [IGNORED, IGNORED, 30, 31], [IGNORED] * 4])
+TEXT_BL = torch.tensor([[5, 9, 11, 20], [IGNORE_INDEX, IGNORE_INDEX, 30, 31], [IGNORE_INDEX] * 4])
 
 
 def reading(classifier: DiseaseClassifier, **changes: object) -> ReportGenerator:  # noqa: F811
@@ -28,9 +28,9 @@ def test_the_loss_is_that_of_each_study_alone_with_its_text_unpadded(classifier:
     for i, text in enumerate(TEXT_BL):
         words = [torch.tensor(ids, dtype=torch.long) for ids in (model.before, model.between, model.after)]
         before, between, after = (embed(ids)[None] for ids in words)
-        report = report_BT[i][report_BT[i] != IGNORED]
-        parts = [before, model.streams(one(sight, i), groups[i : i + 1]), between]
-        parts += [embed(text[text != IGNORED])[None], after, embed(report)[None]]
+        report = report_BT[i][report_BT[i] != IGNORE_INDEX]
+        parts = [before, model.embed_streams(one(sight, i), groups[i : i + 1]), between]
+        parts += [embed(text[text != IGNORE_INDEX])[None], after, embed(report)[None]]
         logits = model.decoder(inputs_embeds=torch.cat(parts, dim=1)).logits[0]
         expected = F.cross_entropy(logits[-len(report) - 1 : -1], report, reduction="sum")
         torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-4)
@@ -40,7 +40,7 @@ def test_the_loss_is_that_of_each_study_alone_with_its_text_unpadded(classifier:
 def test_padding_changes_neither_gradients_nor_what_is_written(classifier: DiseaseClassifier) -> None:  # noqa: F811
     model = reading(classifier)
     sight, groups, report_BT = inputs(model)
-    wider_BL = F.pad(TEXT_BL, (3, 0), value=IGNORED)
+    wider_BL = F.pad(TEXT_BL, (3, 0), value=IGNORE_INDEX)
     gradients = []
     for text_BL in (TEXT_BL, wider_BL):
         model.zero_grad()
@@ -51,7 +51,7 @@ def test_padding_changes_neither_gradients_nor_what_is_written(classifier: Disea
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)
     together = model.generate(sight, groups, DECODING, retrieved_BL=wider_BL)
     alone = [
-        model.generate(one(sight, i), groups[i : i + 1], DECODING, retrieved_BL=text[text != IGNORED][None])[0]
+        model.generate(one(sight, i), groups[i : i + 1], DECODING, retrieved_BL=text[text != IGNORE_INDEX][None])[0]
         for i, text in enumerate(TEXT_BL)
     ]
     assert together == alone
@@ -68,8 +68,8 @@ def test_text_reaches_the_loss_and_is_hidden_in_training_like_any_stream(classif
     torch.testing.assert_close(changed[1:], base[1:])
     hiding = reading(classifier, stream_dropout=0.999).train()
     torch.manual_seed(0)
-    prefix, _ = hiding._prefix(hiding.streams(sight, groups), TEXT_BL)
-    first = len(hiding.before) + hiding.positions + len(hiding.between)
+    prefix, _ = hiding._prefix(hiding.embed_streams(sight, groups), TEXT_BL)
+    first = len(hiding.before) + hiding.prefix_length + len(hiding.between)
     assert (prefix[:, first : first + 4] == 0).all()
     assert (prefix[:, : len(hiding.before)] != 0).any()
 
@@ -92,7 +92,9 @@ def test_text_without_vectors_asks_the_visual_memory_and_trains_nothing_of_it(cl
     sight, groups, report_BT = inputs(model)
     assert list(model.memories) == ["visual"]
     assert model.streamed == {}
-    assert model.places["visual memory"] == slice(model.places["queries"].stop, model.places["queries"].stop)
+    assert model.stream_slices["visual memory"] == slice(
+        model.stream_slices["queries"].stop, model.stream_slices["queries"].stop
+    )
     assert list(model.associations(sight, groups, 3)) == ["visual"]
     model(sight, groups, report_BT, retrieved_BL=TEXT_BL).loss_B.sum().backward()
     assert not any(parameter.requires_grad for parameter in model.visual_memory.parameters())

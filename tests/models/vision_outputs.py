@@ -6,12 +6,12 @@ import torch
 
 from amrg.data.labels import LABELS
 from amrg.models.regions import PLACES
-from amrg.models.report_generator import Sight
+from amrg.models.report_generator import VisionOutput
 
 WIDTH = 24  # of a state
 
 
-def sight_of(*studies: Mapping[str, float], peak: float = 1.0, seed: int = 0) -> Sight:
+def sight_of(*studies: Mapping[str, float], peak: float = 1.0, seed: int = 0) -> VisionOutput:
     """Studies by the logit of each label, −9 unless given; their regions are random."""
     generator = torch.Generator().manual_seed(seed)
     count = len(studies)
@@ -19,7 +19,7 @@ def sight_of(*studies: Mapping[str, float], peak: float = 1.0, seed: int = 0) ->
     places_BQP = torch.randn(count, len(LABELS), PLACES, generator=generator).softmax(-1)
     looks = torch.randn(count, len(LABELS), WIDTH - PLACES, generator=generator)
     boxes = torch.arange(count * len(LABELS)).view(count, len(LABELS), 1) * torch.tensor([0, 1, 1, 1, 1])
-    return Sight(
+    return VisionOutput(
         tokens_BND=torch.zeros(count, 4, WIDTH),
         queries_BQD=torch.zeros(count, len(LABELS), WIDTH),
         logits_BQ=logits_BQ,

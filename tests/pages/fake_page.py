@@ -4,12 +4,12 @@ import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.evaluation.details import DetailScores
-from amrg.evaluation.highlight import highlighted
-from amrg.evaluation.localization import localise
+from amrg.evaluation.highlight import highlight_findings
+from amrg.evaluation.localization import localization_scores
 from amrg.evaluation.relevance import Relevance
 from amrg.evaluation.scores import mention_tables, score_systems
-from amrg.evaluation.statistics import resample
-from amrg.evaluation.text_statistics import copying, wording
+from amrg.evaluation.statistics import bootstrap_counts
+from amrg.evaluation.text_statistics import copy_rates, text_statistics
 from amrg.pages.result_page import Page, SampleStudy
 from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence
 
@@ -65,7 +65,7 @@ def page():
     samples = studies_shown(made)
     shown = zip(made.centres[:24], made.truth[:24], strict=True)
     contact = [(film(made.rng, centre), ", ".join(found) or "no finding") for centre, found in shown]
-    return Page(scores=scores, curves={"Stage 1": curves, "Stage 2": curves}, contact=contact, studies=samples)
+    return Page(scores=scores, curves={"Stage 1": curves, "Stage 2": curves}, contact_sheet=contact, studies=samples)
 
 
 def scores_of(made):
@@ -85,8 +85,8 @@ def scores_of(made):
         "marks": [],
         "localisation": located(made),
         "systems": systems(references, generated, lesions(made)),
-        "references": {"wording": wording(references), "details": own_details(made)},
-        "copying": {name: copying(some, rows, references, GROUPS) for name, some in texts.items()},
+        "references": {"wording": text_statistics(references), "details": own_details(made)},
+        "copying": {name: copy_rates(some, rows, references, GROUPS) for name, some in texts.items()},
         "retrieved_sets": {"report": 40, "visual": 12},
         "relevance": {"visual": remembered(made), "report": None},
         "mentions": mention_tables(present, generated),
@@ -104,7 +104,7 @@ def lesions(made):
 
 def own_details(made):
     details = DetailScores.of(made.references, made.references, lesions(made))
-    return details.summary(resample(GROUPS, 50, 0))
+    return details.summary(bootstrap_counts(GROUPS, 50, 0))
 
 
 def remembered(made):
@@ -112,7 +112,7 @@ def remembered(made):
     present = np.array([[f in found for f in FINDINGS] for found in made.truth])
     rows = np.arange(present.size).reshape(present.shape)
     whole = Relevance(0.8 * present, rows, np.full(present.shape, 0.9), present, np.full(13, 0.1), rows[:, 0])
-    return whole.summary(resample(GROUPS, 50, 0))
+    return whole.summary(bootstrap_counts(GROUPS, 50, 0))
 
 
 def systems(references, generated, masks):
@@ -135,7 +135,7 @@ def located(made):
         have = [i for i in range(40) if f in made.truth[i]]
         maps = np.stack([activation(made.rng, made.centres[i]) for i in have])
         masks = np.stack([mask(made.centres[i]) for i in have])
-        found[f] = localise(maps, masks).summary([GROUPS[i] for i in have], 50, 0)
+        found[f] = localization_scores(maps, masks).summary([GROUPS[i] for i in have], 50, 0)
     return found
 
 
@@ -156,7 +156,7 @@ def studies_shown(made):
     said = recalled_sentences(rng)
     samples = []
     for i, (found, centre) in enumerate(zip(made.truth[:4], made.centres[:4], strict=True)):
-        reference, other = highlighted(made.references[i], made.generated[i] if i != 3 else "")
+        reference, other = highlight_findings(made.references[i], made.generated[i] if i != 3 else "")
         samples.append(
             SampleStudy(
                 key=f"CXR{i}",

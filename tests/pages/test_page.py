@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from amrg.pages import ALWAYS, EMBEDDED
+from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import boxes_svg, crop, heat_url, marked, outline_url
 from amrg.pages.plots import line_chart
 from amrg.pages.result_page import charts, render
@@ -77,13 +77,13 @@ def test_well_formed_and_self_contained(html):
 
 
 def test_says_what_it_must(html):
-    assert ALWAYS in html
-    assert EMBEDDED in html
+    assert NOT_CLINICAL_NOTICE in html
+    assert EMBEDDED_DATA_NOTICE in html
     other = page()
     other.scores["source"] = "mimic_cxr"
     other.scores["marks"] = ["bank holds <test> rows"]
     text = render(other)
-    assert EMBEDDED not in text
+    assert EMBEDDED_DATA_NOTICE not in text
     assert "bank holds &lt;test&gt; rows" in text
     sections = ("scores", "findings", "details", "relevance", "wording", "place", "probe", "curves", "samples")
     for section in (*sections, "contact", "origin"):

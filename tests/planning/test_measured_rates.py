@@ -11,16 +11,16 @@ import pytest
 from amrg.commands.simulate import main
 from amrg.config import load
 from amrg.errors import UserError
-from amrg.planning.measured_rates import Rates, _start, _timed, measure
-from amrg.planning.scaling import curve, like_here, two_here
+from amrg.planning.measured_rates import MeasuredRates, _start, _timed, measure
+from amrg.planning.scaling import clusters_like_measured, predict_two_workers, scaling_curve
 from amrg.training.stage2 import build_generator
 from tests.conftest import TINY
 
 OBSERVED = {"1": 13.0, "2": 20.0, "1+1": 16.0}
-RATES = Rates(8, 0.5, 0.01, 0.001, 1e8, 10**7, 0.0, 0.1, 0.4, 0.3, 3 * 10**7, OBSERVED)
+RATES = MeasuredRates(8, 0.5, 0.01, 0.001, 1e8, 10**7, 0.0, 0.1, 0.4, 0.3, 3 * 10**7, OBSERVED)
 
 
-def write(folder: Path, rates: Rates = RATES) -> Path:
+def write(folder: Path, rates: MeasuredRates = RATES) -> Path:
     path = folder / "rates.json"
     path.write_text(json.dumps(vars(rates)))
     return path
@@ -30,7 +30,7 @@ def test_what_is_measured_is_of_the_model_that_is_trained(artefacts: Any) -> Non
     inputs = {"data": artefacts.data, "stage1": artefacts.stage1, "banks": artefacts.banks}
     between = {"latency": 1, "rate": 1, "gather": 1}
     alone = _start(1, "calibrate", artefacts.config, inputs, 3, 1)
-    found = Rates(samples=3, observed=OBSERVED, **between, **alone)
+    found = MeasuredRates(samples=3, observed=OBSERVED, **between, **alone)
     model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
     assert found.reduced == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found.saved == pytest.approx(3 * found.reduced, rel=0.01)  # and some buffers
@@ -97,24 +97,26 @@ def test_a_ring_moves_twice_the_gradients() -> None:
 
 
 def test_a_checkpoint_is_collected_in_a_ring_from_more_than_one() -> None:
-    assert [RATES.collecting(workers) for workers in (1, 2, 5)] == pytest.approx([0.1, 0.4, 0.64])
+    assert [RATES.checkpoint_gather_time(workers) for workers in (1, 2, 5)] == pytest.approx([0.1, 0.4, 0.64])
 
 
 def test_two_workers_of_one_machine_are_as_slow_as_it_makes_them(artefacts: Any) -> None:
     """2 × 13 against 16 of two alone: each takes 1.625 times as long; exchange, and a checkpoint (0.4) in 200 steps."""
-    assert RATES.crowding == pytest.approx(1.625)
-    two = like_here(RATES, artefacts.config, 0.0, (2,))[0]
+    assert RATES.contention == pytest.approx(1.625)
+    two = clusters_like_measured(RATES, artefacts.config, 0.0, (2,))[0]
     step = 1.625 * (0.5 + 8 * 0.01) + RATES.exchange(2)
-    assert two_here(RATES, two) == pytest.approx(16 / (step + 0.4 / 200))
+    assert predict_two_workers(RATES, two) == pytest.approx(16 / (step + 0.4 / 200))
 
 
 def test_failures_take_more_of_more_workers(artefacts: Any) -> None:
     """Against the first-order cost of a failure: the restart, half an interval between checkpoints, and its write."""
-    points = curve(like_here(RATES, artefacts.config, restart=60.0, sizes=(1, 64, 1024)), 1000.0, 0)
-    assert points[0].kept > points[1].kept > points[2].kept
+    points = scaling_curve(
+        clusters_like_measured(RATES, artefacts.config, restart=60.0, sizes=(1, 64, 1024)), 1000.0, 0
+    )
+    assert points[0].goodput_share > points[1].goodput_share > points[2].goodput_share
     last = points[-1]
     interval = 200 * last.steady.seconds / last.steady.steps
-    lost = 1 - last.kept
+    lost = 1 - last.goodput_share
     expected = (60 + interval / 2 + 0.3) / (1000 * 3600 / 1024)
     assert lost == pytest.approx(expected / (1 + expected), rel=0.1)
 

@@ -12,7 +12,7 @@ from amrg.config import Config, load
 from amrg.models.classifier import DiseaseClassifier
 from amrg.planning.architectures import Size
 from amrg.planning.devices import Device
-from amrg.planning.pipeline_estimate import Film, chain, film_seconds, mining, writing
+from amrg.planning.pipeline_estimate import ImageCost, chain, film_seconds, generation_step, mining
 from amrg.planning.stage_estimate import Assumptions, plan
 from tests.conftest import TINY
 
@@ -35,7 +35,7 @@ def given(device: Device, gpus: int = 2, **values: Any) -> Assumptions:
 def mined(films: int | None, size: Size, source: str = "iu_xray") -> float:
     few = dataclasses.replace(CONFIG.banks.mining, films=films)
     config = changed("banks", changed("data", source=source), mining=few)
-    return mining(config, size, Film(look=2.0, maps=0.5), given(SLOW, gpus=4))[1]
+    return mining(config, size, ImageCost(forward_seconds=2.0, cam_seconds=0.5), given(SLOW, gpus=4))[1]
 
 
 def test_mining_by_hand() -> None:
@@ -46,7 +46,7 @@ def test_mining_by_hand() -> None:
 
 
 def test_twice_the_films_take_twice_the_mining() -> None:
-    film = Film(look=0.3, maps=0.1)
+    film = ImageCost(forward_seconds=0.3, cam_seconds=0.1)
     once, twice = (mining(CONFIG, Size(n, n), film, given(SLOW))[1] for n in (100, 200))
     assert twice == pytest.approx(2 * once)
 
@@ -73,8 +73,8 @@ def test_a_film_costs_the_arithmetic_of_the_real_classifier_and_of_its_maps() ->
     model = DiseaseClassifier(CONFIG.vision, pretrained=False).eval()
     sums = 2 * 196 * 32 * 14  # of all cells and labels over 32 features: scores, maps, and what regions look like
     film = film_seconds(CONFIG, plan(CONFIG, "stage1", given(SLOW)), given(SLOW))
-    assert film.look * 0.5e9 == pytest.approx(real_flops(model), rel=0.01)
-    assert film.maps * 0.5e9 == pytest.approx(3 * sums)
+    assert film.forward_seconds * 0.5e9 == pytest.approx(real_flops(model), rel=0.01)
+    assert film.cam_seconds * 0.5e9 == pytest.approx(3 * sums)
 
 
 def prompt() -> int:
@@ -92,24 +92,24 @@ def test_bytes_of_writing_by_hand() -> None:
     # 8 studies are batches of 3, 3 and 2: two of each on the fuller rank, with two beams four sequences.
     begin = 4 * WEIGHTS + prompt() * 4 * POSITION
     tokens = [4 * WEIGHTS + 5 * (prompt() + done) * 4 * POSITION for done in range(1, 12)]
-    assert writing(FLOAT32, 8, given(NARROW)) == pytest.approx(3 * (begin + sum(tokens)) / 0.25e9)
+    assert generation_step(FLOAT32, 8, given(NARROW)) == pytest.approx(3 * (begin + sum(tokens)) / 0.25e9)
     one_beam = changed("generate", FLOAT32, num_beams=1)
     tokens = [4 * WEIGHTS + 3 * (prompt() + done) * 2 * POSITION for done in range(1, 12)]
     begin = 4 * WEIGHTS + prompt() * 2 * POSITION
-    assert writing(one_beam, 8, given(NARROW)) == pytest.approx(3 * (begin + sum(tokens)) / 0.25e9)
+    assert generation_step(one_beam, 8, given(NARROW)) == pytest.approx(3 * (begin + sum(tokens)) / 0.25e9)
 
 
 def test_a_split_decoder_is_gathered_for_each_token() -> None:
     wired = dataclasses.replace(NARROW, node_rate=1e6)
     whole, apart = (
-        writing(c, 8, given(wired)) for c in (FLOAT32, changed("generate", FLOAT32, ds_config="zero3.json"))
+        generation_step(c, 8, given(wired)) for c in (FLOAT32, changed("generate", FLOAT32, ds_config="zero3.json"))
     )
     assert apart - whole == pytest.approx(3 * 12 * (4 * WEIGHTS / 2) / 0.25e6)
 
 
 def test_arithmetic_of_writing_by_hand() -> None:
     def of(beams: int) -> float:
-        return writing(changed("generate", FLOAT32, num_beams=beams), 3, given(SLOW, gpus=1))
+        return generation_step(changed("generate", FLOAT32, num_beams=beams), 3, given(SLOW, gpus=1))
 
     length, output = prompt(), 2 * 32 * 200
     reading = length * 2 * MATRICES + 4 * length**2 * 32 + output

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amrg.planning.simulation import Cluster, failure_times, simulate
+from amrg.planning.simulation import SimulatedCluster, failure_times, simulate
 
-BASE = Cluster(workers=3, samples=5, compute=0.7, read=0.02, exchange=0.11, checkpoint_steps=4, copy=0.3, write=0.9)
+BASE = SimulatedCluster(
+    workers=3, samples=5, compute=0.7, read=0.02, exchange=0.11, checkpoint_steps=4, copy=0.3, write=0.9
+)
 
 
-def change(**values: object) -> Cluster:
+def change(**values: object) -> SimulatedCluster:
     return dataclasses.replace(BASE, **values)  # type: ignore[arg-type]
 
 
@@ -72,7 +74,7 @@ def test_failures_come_at_their_mean_rate_and_by_seed() -> None:
 
 
 CLUSTERS = st.builds(
-    Cluster,
+    SimulatedCluster,
     workers=st.integers(1, 3),
     samples=st.integers(1, 3),
     compute=st.floats(0.1, 2),
@@ -89,7 +91,9 @@ CLUSTERS = st.builds(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(CLUSTERS, st.lists(st.floats(0.1, 40), max_size=4), st.floats(0.1, 40), st.sampled_from([0.0, 0.3]))
-def test_one_more_failure_never_helps(cluster: Cluster, times: list[float], extra: float, noise: float) -> None:
+def test_one_more_failure_never_helps(
+    cluster: SimulatedCluster, times: list[float], extra: float, noise: float
+) -> None:
     cluster = dataclasses.replace(cluster, noise=noise)
     few, more = (simulate(cluster, 13, sorted(t), seed=1) for t in (times, [*times, extra]))
     assert more.seconds >= few.seconds - 1e-9
@@ -100,7 +104,7 @@ def test_one_more_failure_never_helps(cluster: Cluster, times: list[float], extr
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(CLUSTERS, st.lists(st.floats(0.1, 40), max_size=3))
-def test_it_is_what_events_one_by_one_give(cluster: Cluster, times: list[float]) -> None:
+def test_it_is_what_events_one_by_one_give(cluster: SimulatedCluster, times: list[float]) -> None:
     """Time and samples, counted one by one: what is read is what is trained on, repeated or dropped."""
     found = simulate(cluster, 11, sorted(times))
     reference = Reference(cluster, 11, sorted(times))
@@ -113,7 +117,7 @@ def test_it_is_what_events_one_by_one_give(cluster: Cluster, times: list[float])
 class Reference:
     """One worker stands for all (without noise they are alike); a heap of events, a queue, and counters."""
 
-    def __init__(self, cluster: Cluster, steps: int, failures: list[float]) -> None:
+    def __init__(self, cluster: SimulatedCluster, steps: int, failures: list[float]) -> None:
         self.c, self.steps, self.failures = cluster, steps, failures
         self.now, self.step, self.produced, self.consumed = 0.0, 0, 0, 0
         self.saved, self.writes = 0, []  # type: ignore[var-annotated]
@@ -136,7 +140,7 @@ class Reference:
         c, batch = self.c, self.c.samples * self.c.workers
         readers = max(c.readers, 1)
         queue: set[int] = set()
-        coming, room = self.step, c.readers * c.ahead
+        coming, room = self.step, c.readers * c.prefetch
         events: list[tuple[float, int, str, int]] = []
         busy, state, disk = [False] * readers, "idle", now
         while True:

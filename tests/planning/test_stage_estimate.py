@@ -16,8 +16,8 @@ from amrg.data.shards import INDEX
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root
 from amrg.planning.devices import DEVICES
-from amrg.planning.stage_estimate import Assumptions, largest, plan, split_size
-from amrg.planning.zero_memory import Held
+from amrg.planning.stage_estimate import Assumptions, max_micro_batch, plan, split_size
+from amrg.planning.zero_memory import MemoryUse
 from tests.conftest import TINY
 from tests.data.dataset_fixtures import make_mimic
 
@@ -91,16 +91,16 @@ def test_checkpoints_are_copied_to_the_host_and_memory_is_told_as_given(capsys: 
     """12 bytes of each trained number: its float32 value and two moments."""
     for stage in ("stage1", "stage2"):
         found = plan(load(str(TINY)), stage, GIVEN)
-        assert found.parts["copies for checkpoints"] == Held(0, 12 * found.weights.trainable)
+        assert found.parts["copies for checkpoints"] == MemoryUse(0, 12 * found.weights.trainable)
     cli.main(["plan", str(TINY), "--stage", "stage1", "--gpu-memory", "16"])
     assert "1 × H100 SXM of 16 GB" in capsys.readouterr().out
 
 
 def test_largest_micro_batch_is_the_last_that_fits() -> None:
-    def parts(micro: int) -> dict[str, Held]:
-        return {"weights": Held(100.0, 10_000.0), "activations": Held(7.0 * micro)}
+    def parts(micro: int) -> dict[str, MemoryUse]:
+        return {"weights": MemoryUse(100.0, 10_000.0), "activations": MemoryUse(7.0 * micro)}
 
-    assert [largest(parts, memory) for memory in (106, 107, 120, 121, 1000)] == [0, 1, 2, 3, 128]
+    assert [max_micro_batch(parts, memory) for memory in (106, 107, 120, 121, 1000)] == [0, 1, 2, 3, 128]
 
 
 def test_command_tells_both_stages_and_writes_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

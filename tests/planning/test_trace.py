@@ -15,10 +15,10 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.report_generator import ReportGenerator
 from amrg.planning.architectures import PUBLISHED
 from amrg.planning.devices import DEVICES
-from amrg.planning.meta_models import Skeleton, no_sight, stage1_skeleton, stage2_skeleton
+from amrg.planning.meta_models import MetaModel, dummy_vision_output, stage1_skeleton, stage2_skeleton
 from amrg.planning.stage_estimate import Assumptions, plan
 from amrg.planning.trace import _UNCOUNTED, Tracer
-from amrg.precision import precision
+from amrg.precision import autocast
 from amrg.training.stage2 import build_generator
 from tests.conftest import Artefacts
 
@@ -40,7 +40,7 @@ def generator(config: Config, artefacts: Artefacts) -> ReportGenerator:
     return build_generator(config, artefacts.data, artefacts.stage1, artefacts.banks)
 
 
-def kept(skeleton: Skeleton, model: Any, samples: int, dtype: str) -> int:
+def kept(skeleton: MetaModel, model: Any, samples: int, dtype: str) -> int:
     """Bytes that autograd keeps for the backward of a real forward, parameters and banks not counted."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     found: dict[int, Tensor] = {}
@@ -49,7 +49,7 @@ def kept(skeleton: Skeleton, model: Any, samples: int, dtype: str) -> int:
         found[tensor.untyped_storage().data_ptr()] = tensor  # keeps it alive: an address is not used twice
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision(dtype):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(dtype):
         skeleton.loss(model, skeleton.inputs(model, samples))
     return sum(t.untyped_storage().nbytes() for address, t in found.items() if address not in own)
 
@@ -58,7 +58,7 @@ def kept(skeleton: Skeleton, model: Any, samples: int, dtype: str) -> int:
 def test_activations_of_stage1(config: Config, dtype: str) -> None:
     skeleton = stage1_skeleton(config)
     tracer = Tracer(skeleton, dtype)
-    predicted = tracer.trace(2).at(tracer.trace(3), 5).saved
+    predicted = tracer.trace(2).extrapolate(tracer.trace(3), 5).saved
     model = DiseaseClassifier(config.vision, pretrained=False).train()
     assert predicted == pytest.approx(kept(skeleton, model, 5, dtype), rel=0.02)
 
@@ -67,7 +67,7 @@ def test_activations_of_stage1(config: Config, dtype: str) -> None:
 def test_activations_of_stage2(config: Config, generator: Any, dtype: str, checkpointing: bool) -> None:
     skeleton = stage2_skeleton(config, tokenizer=generator.tokenizer)
     tracer = Tracer(skeleton, dtype, checkpointing)
-    predicted = tracer.trace(2).at(tracer.trace(3), 5).saved
+    predicted = tracer.trace(2).extrapolate(tracer.trace(3), 5).saved
     if checkpointing:
         generator.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     measured = kept(skeleton, generator.train(), 5, dtype)
@@ -81,11 +81,11 @@ def test_activations_of_stage2(config: Config, generator: Any, dtype: str, check
 def test_cache_is_exactly_what_generation_holds(config: Config, generator: Any) -> None:
     ours = config.generate
     given = Assumptions(1, DEVICES["h100"], 80e9)
-    planned = plan(changed(config, "stage2", dtype="float32"), "stage2", given, generator.tokenizer).cache
+    planned = plan(changed(config, "stage2", dtype="float32"), "stage2", given, generator.tokenizer).kv_cache
     studies = ours.batch_size
     generator.eval()
     with torch.no_grad():
-        streams = generator.streams(no_sight(generator, studies), torch.zeros(studies).long())
+        streams = generator.embed_streams(dummy_vision_output(generator, studies), torch.zeros(studies).long())
         prefix, mask = generator._prefix(streams, None)
         cache = generator.decoder.generate(
             inputs_embeds=prefix,

@@ -15,8 +15,8 @@ from amrg.config import DecoderConfig, ShardingConfig
 from amrg.models.decoder import build_decoder, save_decoder
 from amrg.planning.devices import DEVICES
 from amrg.planning.stage_estimate import Assumptions, plan
-from amrg.planning.step_time import share_banks
-from amrg.retrieval.communication_cost import Rows
+from amrg.planning.step_time import place_banks
+from amrg.retrieval.communication_cost import BankShape
 from tests.conftest import Artefacts, report
 from tests.planning.zero_memory_worker import configure
 
@@ -65,6 +65,6 @@ def test_every_part_is_within_two_percent_of_what_deepspeed_holds(case: str, mad
 
 def test_banks_weigh_what_their_rows_do(measured: Any, artefacts: Artefacts) -> None:
     reports = MemoryBank.open(artefacts.banks / REPORTS)
-    rows = (Rows(16, 32, 4), Rows(len(reports), 384, 4))
-    held = share_banks(rows, ShardingConfig(), "exact", 2, queries=1, expected=1, node=8).held
+    rows = (BankShape(16, 32, 4), BankShape(len(reports), 384, 4))
+    held = place_banks(rows, ShardingConfig(), "exact", 2, queries=1, expected=1, node=8).held
     assert {found["banks"] for found in measured.values()} == {held}

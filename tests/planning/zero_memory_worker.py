@@ -16,7 +16,7 @@ from torch import Tensor
 
 from amrg import distributed
 from amrg.config import CONFIGS, Config, load
-from amrg.planning.meta_models import no_sight
+from amrg.planning.meta_models import dummy_vision_output
 from amrg.training import engine
 from amrg.training.engine import Engine
 from amrg.training.stage2 import build_generator, loss, optimisation
@@ -56,14 +56,14 @@ def measure(config: Config, runs: Path) -> dict[str, int]:
     data, stage1, banks = (next((runs / config.name).glob(f"{kind}-*")) for kind in ("data", "stage1", "banks"))
     model = build_generator(config, data, stage1, banks)
     samples = SAMPLES // distributed.world_size()
-    sight = tuple(no_sight(model, samples))  # while the parameters are whole
+    sight = tuple(dummy_vision_output(model, samples))  # while the parameters are whole
     ours = Engine(model, loss, optimisation(config), 10)
     deep = ours._engine
     report_BT = torch.randint(0, 50, (samples, 9), generator=torch.Generator().manual_seed(0))
     ones_B = torch.ones(samples)
     batch = {"sight": sight, "group": ones_B.long(), "report": report_BT, "weight": ones_B}
     gradients = 0
-    for micro in engine.split(batch, ours.accumulation):
+    for micro in engine.split_batch(batch, ours.accumulation):
         deep.backward(deep(micro)[0])
         gradients = max(gradients, held_gradients(model, deep.optimizer))
         deep.step()
@@ -102,7 +102,7 @@ def held_optimiser(optimizer: Any) -> int:
 
 
 if __name__ == "__main__":
-    distributed.start()
+    distributed.init_process_group()
     place, out = Path(sys.argv[1]), sys.argv[2]
     told = {case: measure(configure(place, case), place) for case in sys.argv[3:]}
     Path(f"{out}-{distributed.rank()}.json").write_text(json.dumps(told))

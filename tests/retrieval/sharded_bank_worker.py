@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, distributed
 
 from amrg.banks.bank import MemoryBank, group_id, normalise_rows
-from amrg.banks.writer import BankWriter, join
+from amrg.banks.writer import BankWriter, concatenate
 from amrg.errors import UserError
 from amrg.kernels import hopfield_retrieve, quantize_rows
 from amrg.models.hopfield import HopfieldMemory
-from amrg.retrieval.communication_cost import Rows, gather_bytes, ring_bytes, two_level_bytes
-from amrg.retrieval.layout import Layout, hybrid_group, span
-from amrg.retrieval.sharded_bank import ShardedMemory, retrieve_together
-from amrg.retrieval.types import Request
+from amrg.retrieval.communication_cost import BankShape, gather_bytes, ring_bytes, two_level_bytes
+from amrg.retrieval.layout import ShardLayout, hybrid_group, shard_range
+from amrg.retrieval.sharded_bank import ShardedBank, retrieve_batched
+from amrg.retrieval.types import RetrievalRequest
 from tests.tolerances import relative_error
 
 EXACT = 1e-5
@@ -45,9 +45,11 @@ def questions(count: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
     return queries.requires_grad_(), torch.randint(-1, 4, (count,), generator=generator)
 
 
-def shard(rows: Tensor, group: Tensor | None, layout: Layout, way: str, scale: Tensor | None = None) -> ShardedMemory:
-    start, stop = span(len(rows), layout.flat.rank, layout.flat.size)
-    return ShardedMemory(
+def shard(
+    rows: Tensor, group: Tensor | None, layout: ShardLayout, way: str, scale: Tensor | None = None
+) -> ShardedBank:
+    start, stop = shard_range(len(rows), layout.flat.rank, layout.flat.size)
+    return ShardedBank(
         rows[start:stop], start=start, total=len(rows), layout=layout, way=way,
         scale=None if scale is None else scale[start:stop], group=None if group is None else group[start:stop],
     )  # fmt: skip
@@ -62,7 +64,7 @@ def backward(found: list[Tensor], queries: Tensor) -> Tensor:
     return torch.autograd.grad(total, queries)[0]
 
 
-def compare(memory: ShardedMemory, whole: dict, queries: Tensor, group: Tensor | None, top_k: int, answer=None) -> None:
+def compare(memory: ShardedBank, whole: dict, queries: Tensor, group: Tensor | None, top_k: int, answer=None) -> None:
     """A retrieval and its gradient against the operator on the whole bank, in this process."""
     found = answer or memory.retrieve(queries, query_group=group, top_k=top_k, return_entropy=True)
     memory_group = whole["memory_group"] if group is not None else None
@@ -78,7 +80,7 @@ def compare(memory: ShardedMemory, whole: dict, queries: Tensor, group: Tensor |
     assert relative_error(mine, theirs) < EXACT
 
 
-def check_ways(layout: Layout) -> None:
+def check_ways(layout: ShardLayout) -> None:
     count = COUNTS[layout.flat.rank % len(COUNTS)]
     for way, size, grouped in itertools.product(("replicate", "gather", "ring"), SIZES, (False, True)):
         rows, group = bank(size, WIDTHS[0], size)
@@ -89,7 +91,7 @@ def check_ways(layout: Layout) -> None:
         )  # fmt: skip
 
 
-def check_int8(layout: Layout) -> None:
+def check_int8(layout: ShardLayout) -> None:
     rows, group = bank(41, WIDTHS[0], 5)
     small, scale = quantize_rows(rows)
     for way in ("replicate", "gather", "ring"):
@@ -98,7 +100,7 @@ def check_int8(layout: Layout) -> None:
         compare(memory, {"rows": small, "scale": scale, "memory_group": group}, queries, query_group, top_k=5)
 
 
-def check_together_and_bytes(layout: Layout) -> None:
+def check_together_and_bytes(layout: ShardLayout) -> None:
     """Two banks in one exchange; what was sent is what the formulas say."""
     ranks, rank = layout.flat.size, layout.flat.rank
     counts = [COUNTS[r % len(COUNTS)] for r in range(ranks)]
@@ -106,18 +108,18 @@ def check_together_and_bytes(layout: Layout) -> None:
     for way in ("gather", "ring"):
         memories = [shard(rows, group, layout, way) for rows, group in wholes]
         asked = [questions(counts[rank], dim, 3) for dim in WIDTHS]
-        before = layout.sent
-        answers = retrieve_together(
-            [Request(m, q, g, top_k=2, return_entropy=True) for m, (q, g) in zip(memories, asked, strict=True)]
+        before = layout.bytes_sent
+        answers = retrieve_batched(
+            [RetrievalRequest(m, q, g, top_k=2, return_entropy=True) for m, (q, g) in zip(memories, asked, strict=True)]
         )
-        forward = layout.sent - before
+        forward = layout.bytes_sent - before
         sum(answer.retrieved_MD.sum() for answer in answers).backward()
-        total = layout.sent - before
+        total = layout.bytes_sent - before
         for memory, (rows, group), (queries, mine), answer in zip(memories, wholes, asked, answers, strict=True):
             again = memory.retrieve(queries, query_group=mine, top_k=2, return_entropy=True)
             assert answer.retrieved_MD.equal(again.retrieved_MD)
             compare(memory, {"rows": rows, "memory_group": group}, queries, mine, top_k=2)
-        shapes = [Rows(len(rows), rows.shape[1], 4, True, 4, True, 2) for rows, _ in wholes]
+        shapes = [BankShape(len(rows), rows.shape[1], 4, True, 4, True, 2) for rows, _ in wholes]
         if layout.levels != [layout.flat]:
             continue
         if way == "gather":
@@ -127,20 +129,20 @@ def check_together_and_bytes(layout: Layout) -> None:
         assert (forward, total - forward) == expected, (way, forward, total - forward, expected)
 
 
-def check_levels(layout: Layout) -> None:
+def check_levels(layout: ShardLayout) -> None:
     check_ways(layout)
     rows, group = bank(37, WIDTHS[0], 1)
     memory = shard(rows, group, layout, "gather")
     queries, query_group = questions(4, WIDTHS[0], 3)
-    before = [level.sent for level in layout.levels]
+    before = [level.bytes_sent for level in layout.levels]
     memory.retrieve(queries, query_group=query_group).retrieved_MD.sum().backward()
-    between, inside = (level.sent - was for level, was in zip(layout.levels, before, strict=True))
-    expected = two_level_bytes([Rows(37, WIDTHS[0], 4)], 4, 2, layout.flat.size // 2)
+    between, inside = (level.bytes_sent - was for level, was in zip(layout.levels, before, strict=True))
+    expected = two_level_bytes([BankShape(37, WIDTHS[0], 4)], 4, 2, layout.flat.size // 2)
     assert (between + inside) == sum(expected)
     assert between - 8 == expected[0]  # one other node: a header of one number
 
 
-def check_dropout(layout: Layout) -> None:
+def check_dropout(layout: ShardLayout) -> None:
     """Repeatable by seed, unbiased, and the backward drops what the forward dropped."""
     rows, _ = bank(37, WIDTHS[0], 1)
     for way in ("gather", "ring"):
@@ -161,7 +163,7 @@ def check_dropout(layout: Layout) -> None:
         assert float((gradient * step).sum()) == pytest.approx(float(up - down) / 2, rel=0.02, abs=2e-5)
 
 
-def check_module(layout: Layout) -> None:
+def check_module(layout: ShardLayout) -> None:
     """The memory of the model: output, gradients, attribution and perplexity, with several updates."""
     rows, group = bank(37, WIDTHS[0], 1)
     torch.manual_seed(layout.flat.rank)
@@ -182,7 +184,7 @@ def check_module(layout: Layout) -> None:
         assert relative_error(weights, expected) < EXACT
 
 
-def check_disk(layout: Layout, folder: Path) -> None:
+def check_disk(layout: ShardLayout, folder: Path) -> None:
     """Written by two ranks (where there are two), opened by all: the same rows, hash and results as from one writer."""
     rank, writers = layout.flat.rank, min(2, layout.flat.size)
     vectors = torch.randn(41, WIDTHS[0], generator=torch.Generator().manual_seed(9))
@@ -195,27 +197,27 @@ def check_disk(layout: Layout, folder: Path) -> None:
             writer.add(vectors[start:stop], origins[start:stop])
 
     if rank < writers:
-        write(folder / f"part-{rank}", *span(41, rank, writers))
+        write(folder / f"part-{rank}", *shard_range(41, rank, writers))
     distributed.barrier()
     if rank == 0:
         write(folder / "alone", 0, 41)
-        join([folder / f"part-{r}" for r in range(writers)], folder / "joined")
+        concatenate([folder / f"part-{r}" for r in range(writers)], folder / "joined")
     distributed.barrier()
     alone, joined = (MemoryBank.open(folder / name) for name in ("alone", "joined"))
     joined.verify()
     assert joined.content_hash == alone.content_hash
     queries, _ = questions(3, WIDTHS[0], 4)
     group = torch.tensor([group_id(f"p{i}") for i in range(3)])
-    whole = {"rows": alone.all(), "scale": alone.scale(0, 41), "memory_group": alone.groups}
+    whole = {"rows": alone.load(), "scale": alone.scale(0, 41), "memory_group": alone.groups}
     for way in ("replicate", "gather", "ring"):
-        compare(ShardedMemory.open(joined, layout, way=way), whole, queries, group, top_k=4)
+        compare(ShardedBank.open(joined, layout, way=way), whole, queries, group, top_k=4)
 
 
-def check_refusals(layout: Layout) -> None:
+def check_refusals(layout: ShardLayout) -> None:
     """A row dropped, doubled, beyond the end, or of another bank: the same error everywhere, naming the rank."""
     rank, last = layout.flat.rank, layout.flat.size - 1
     rows, _ = bank(40, WIDTHS[0], 1)
-    start, stop = span(40, rank, layout.flat.size)
+    start, stop = shard_range(40, rank, layout.flat.size)
     wrong = rank == last
     cases = {
         f"rank {last} skips rows": {"rows": rows[start + wrong : stop], "start": start + wrong},
@@ -238,14 +240,14 @@ def check_refusals(layout: Layout) -> None:
         if last == 0 and ("repeats" in message or "differs" in message):
             continue
         with pytest.raises(UserError, match=message):
-            ShardedMemory(**given, total=40, layout=layout, way="gather")
+            ShardedBank(**given, total=40, layout=layout, way="gather")
 
 
 def main(folder: Path) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    layout = Layout()
+    layout = ShardLayout()
     check_ways(layout)
     check_int8(layout)
     check_together_and_bytes(layout)
@@ -254,8 +256,8 @@ def main(folder: Path) -> None:
     check_refusals(layout)
     check_disk(layout, folder)
     if ranks == 4:
-        check_levels(Layout(node_ranks=2))
-        check_ways(Layout(hybrid_group(2)))
+        check_levels(ShardLayout(node_ranks=2))
+        check_ways(ShardLayout(hybrid_group(2)))
     distributed.barrier()
     distributed.destroy_process_group()
 

@@ -4,14 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from amrg.retrieval.communication_cost import EXAMPLES, Rows, cheapest, gather_bytes, ring_bytes, table, two_level_bytes
+from amrg.retrieval.communication_cost import (
+    EXAMPLES,
+    BankShape,
+    cheapest_strategy,
+    gather_bytes,
+    ring_bytes,
+    table,
+    two_level_bytes,
+)
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory-banks.md"
 
 
 @pytest.mark.parametrize(("ranks", "queries", "dim"), [(2, 10, 12), (8, 504, 768)])
 def test_the_documented_formula(ranks: int, queries: int, dim: int) -> None:
-    bank = Rows(1000, dim, element=4)
+    bank = BankShape(1000, dim, element=4)
     total = sum(gather_bytes([bank], [queries] * ranks, 1))
     assert total == (ranks - 1) * (queries * (16 * dim + 28) + 8)
     spans = [[(1000 * r // ranks, 1000 * (r + 1) // ranks) for r in range(ranks)]]
@@ -19,7 +27,7 @@ def test_the_documented_formula(ranks: int, queries: int, dim: int) -> None:
 
 
 def test_two_levels_send_as_much_but_little_of_it_between_nodes() -> None:
-    bank = Rows(1000, 768, element=4)
+    bank = BankShape(1000, 768, element=4)
     between, inside, header = two_level_bytes([bank], 504, nodes=8, node_ranks=8)
     flat = sum(gather_bytes([bank], [504] * 64, 0))
     assert between + inside == flat - 63 * 8
@@ -28,10 +36,10 @@ def test_two_levels_send_as_much_but_little_of_it_between_nodes() -> None:
 
 
 def test_what_auto_takes() -> None:
-    assert cheapest(14_000, 768, 8, 504, 2, 2**30) == "replicate"
-    assert cheapest(74_000_000, 768, 1, 504, 2, 2**30) == "replicate"
-    assert cheapest(74_000_000, 768, 8, 504, 2, 2**30) == "gather"
-    assert cheapest(14_000, 768, 64, 504, 2, 0) == "ring"
+    assert cheapest_strategy(14_000, 768, 8, 504, 2, 2**30) == "replicate"
+    assert cheapest_strategy(74_000_000, 768, 1, 504, 2, 2**30) == "replicate"
+    assert cheapest_strategy(74_000_000, 768, 8, 504, 2, 2**30) == "gather"
+    assert cheapest_strategy(14_000, 768, 64, 504, 2, 0) == "ring"
 
 
 def test_the_document_has_the_tables() -> None:

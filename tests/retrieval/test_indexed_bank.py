@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amrg.banks.bank import normalise_rows
 from amrg.kernels import hopfield_retrieve, quantize_rows
-from amrg.retrieval.indexed_bank import ApproximateMemory
+from amrg.retrieval.indexed_bank import IndexedBank
 from tests.tolerances import relative_error
 
 N, D = 6000, 24
@@ -23,7 +23,7 @@ def clustered(seed: int = 0) -> tuple[Tensor, Tensor]:
     return rows, queries
 
 
-def missed(memory: ApproximateMemory, queries: Tensor, lse: Tensor, **groups: Tensor) -> Tensor:
+def missed(memory: IndexedBank, queries: Tensor, lse: Tensor, **groups: Tensor) -> Tensor:
     exact = hopfield_retrieve(queries, memory.rows, memory_scale=memory.scale, **groups).lse_M
     return 1 - torch.exp(lse - exact)
 
@@ -31,13 +31,13 @@ def missed(memory: ApproximateMemory, queries: Tensor, lse: Tensor, **groups: Te
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_candidates_hold_the_mass_and_the_bound_holds(kind) -> None:
     rows, queries = clustered()
-    memory = ApproximateMemory(rows, kind=kind, candidates=400, exact_below=0)
+    memory = IndexedBank(rows, kind=kind, candidates=400, exact_below=0)
     found = memory.retrieve(queries, top_k=5, return_entropy=True)
     truth = hopfield_retrieve(queries, rows, top_k=5, return_entropy=True)
     lost = missed(memory, queries, found.lse_M)
     assert float(lost.max()) < 0.01
-    assert bool((memory.missed >= lost - 1e-6).all())
-    assert bool((memory.missed <= 1).all())
+    assert bool((memory.missed_mass_bound >= lost - 1e-6).all())
+    assert bool((memory.missed_mass_bound <= 1).all())
     assert found.indices_MK.equal(truth.indices_MK)
     for name in ("retrieved_MD", "lse_M", "entropy_M", "weights_MK"):
         assert relative_error(getattr(found, name), getattr(truth, name)) < 0.01, name
@@ -46,26 +46,26 @@ def test_candidates_hold_the_mass_and_the_bound_holds(kind) -> None:
 def test_the_bound_holds_where_much_is_missed() -> None:
     rows, queries = clustered(1)
     for candidates, probes, size in ((3, 1, 0.3), (50, 2, 0.05), (1, 1, 1.0)):
-        memory = ApproximateMemory(rows, candidates=candidates, probes=probes, exact_below=0)
+        memory = IndexedBank(rows, candidates=candidates, probes=probes, exact_below=0)
         lost = missed(memory, queries * size, memory.retrieve(queries * size).lse_M)
         assert float(lost.max()) > 0.2
-        assert bool((memory.missed >= lost - 1e-6).all())
+        assert bool((memory.missed_mass_bound >= lost - 1e-6).all())
 
 
 def test_the_bound_is_small_where_cells_are_tight() -> None:
     """Sixty points many times over: what is unseen is far away."""
     rows, _ = clustered()
-    memory = ApproximateMemory(rows[torch.arange(N) % 60], candidates=400, exact_below=0)
+    memory = IndexedBank(rows[torch.arange(N) % 60], candidates=400, exact_below=0)
     queries = rows[:9] * 3
     memory.retrieve(queries)
-    assert float(memory.missed.max()) < 0.05
+    assert float(memory.missed_mass_bound.max()) < 0.05
 
 
 def test_all_rows_as_candidates_is_exact_with_gradients_and_groups() -> None:
     rows, queries = clustered()
     generator = torch.Generator().manual_seed(2)
     group, mine = torch.randint(-1, 5, (N,), generator=generator), torch.randint(-1, 5, (17,), generator=generator)
-    memory = ApproximateMemory(rows, group=group, candidates=N, probes=10**6, exact_below=0)
+    memory = IndexedBank(rows, group=group, candidates=N, probes=10**6, exact_below=0)
     results = []
     for retrieve in (
         lambda q: memory.retrieve(q, query_group=mine),
@@ -77,25 +77,25 @@ def test_all_rows_as_candidates_is_exact_with_gradients_and_groups() -> None:
         results.append((found.retrieved_MD, found.lse_M, torch.autograd.grad(total, q)[0]))
     for ours, exact in zip(*results, strict=True):
         assert relative_error(ours, exact) < 1e-5
-    assert float(memory.missed.max()) < 1e-6
+    assert float(memory.missed_mass_bound.max()) < 1e-6
 
 
 def test_a_query_that_sees_no_candidate_gets_zeros() -> None:
     rows, queries = clustered()
-    memory = ApproximateMemory(rows, group=torch.full((N,), 3), candidates=20, exact_below=0)
+    memory = IndexedBank(rows, group=torch.full((N,), 3), candidates=20, exact_below=0)
     q = queries.requires_grad_()
     found = memory.retrieve(q, query_group=torch.full((17,), 3), top_k=2)
     assert not found.retrieved_MD.any()
     assert found.lse_M.isneginf().all()
     assert (found.indices_MK == -1).all()
     assert not torch.autograd.grad(found.retrieved_MD.sum(), q)[0].any()
-    assert bool((memory.missed == 1).all())
+    assert bool((memory.missed_mass_bound == 1).all())
 
 
 def test_int8_rows_and_dropout() -> None:
     rows, queries = clustered()
     small, scale = quantize_rows(rows)
-    memory = ApproximateMemory(small, scale=scale, candidates=400, exact_below=0)
+    memory = IndexedBank(small, scale=scale, candidates=400, exact_below=0)
     truth = hopfield_retrieve(queries, small, memory_scale=scale)
     assert relative_error(memory.retrieve(queries).retrieved_MD, truth.retrieved_MD) < 0.01
     first, again = (memory.retrieve(queries, dropout=0.3, seed=4) for _ in range(2))
@@ -106,7 +106,7 @@ def test_int8_rows_and_dropout() -> None:
 
 def test_small_banks_are_read_whole() -> None:
     rows, queries = clustered()
-    memory = ApproximateMemory(rows)
+    memory = IndexedBank(rows)
     assert memory.retrieve(queries).retrieved_MD.equal(hopfield_retrieve(queries, rows).retrieved_MD)
-    assert not memory.missed.any()
+    assert not memory.missed_mass_bound.any()
     assert math.isfinite(float(memory.retrieve(queries).lse_M.sum()))

@@ -12,7 +12,7 @@ from typing import Any
 from amrg import distributed, pipeline
 from amrg.config import Config, load
 from amrg.training import engine, loop
-from amrg.training.interruption import StoppedOnRequest
+from amrg.training.interruption import GracefulStop
 
 TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
 #: Changes to ``stage2``, one training after the other, and the step during which each is told to stop.
@@ -51,13 +51,13 @@ class Stopping(engine.Engine):
 
 
 if __name__ == "__main__":
-    distributed.start()
+    distributed.init_process_group()
     loop.Engine = Stopping
     pipeline.run_step("stage2", configuration(sys.argv[1], {}))
     for settings, Stopping.at in ENGINES:
         try:
             pipeline.run_step("stage2", configuration(sys.argv[2], settings))
-        except StoppedOnRequest:
+        except GracefulStop:
             distributed.barrier()
         else:
             assert Stopping.at is None

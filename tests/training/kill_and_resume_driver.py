@@ -111,7 +111,7 @@ def stop(folder: Path, config: str, dropout: float) -> dict[str, object]:
     wait_for(lambda: lines(folder / config) >= 4, ranks)
     os.kill(ranks[1], signal.SIGTERM)
     codes, done = end(ranks), lines(folder / config)
-    found = checkpoint.latest(folder / config / "checkpoints")
+    found = checkpoint.latest_valid(folder / config / "checkpoints")
     assert found is not None
     return {"codes": codes, "steps": done, "saved": found.state["step"]}
 

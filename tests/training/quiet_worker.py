@@ -8,7 +8,7 @@ from amrg import distributed
 from tests.training.zero3_loading_worker import configuration, train
 
 if __name__ == "__main__":
-    distributed.start()
+    distributed.init_process_group()
     runs, base, folder = map(Path, sys.argv[1:])
     config = configuration(base, "lora", "zero3.json")
     train(

@@ -14,17 +14,17 @@ from torch import Tensor
 from amrg import distributed
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.banks.writer import BankWriter
-from amrg.config import DecoderConfig, MemoryConfig, VisionConfig, Way
+from amrg.config import DecoderConfig, MemoryConfig, ShardingStrategy, VisionConfig
 from amrg.data.labels import FINDINGS
 from amrg.models.association_shares import RowLabels
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder
-from amrg.models.memory_layer import Bank, Memory
-from amrg.models.report_generator import IGNORED, ReportGenerator, Sight
-from amrg.retrieval.layout import Layout
-from amrg.retrieval.sharded_bank import ShardedMemory
+from amrg.models.memory_layer import AnyBank, LocalBank
+from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator, VisionOutput
+from amrg.retrieval.layout import ShardLayout
+from amrg.retrieval.sharded_bank import ShardedBank
 from amrg.training.sample_reports import MemoryWatch
-from amrg.training.stage2 import shares
+from amrg.training.stage2 import rank_batches
 
 VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=1, qformer_heads=2, image_size=64)
 DECODER = DecoderConfig(hidden_size=16, layers=1, heads=2, vocab_size=60, visual_tokens=4)
@@ -49,23 +49,23 @@ def build(banks: Path, way: str, memory: MemoryConfig | None = None, **changes: 
     classifier = DiseaseClassifier(VISION, pretrained=False)
     settings = DecoderConfig(**{**vars(DECODER), **changes})
     parts = build_decoder(settings, ["Small left effusion.", "Normal."], 0)
-    opened: list[Memory] = []
-    layout = None if way == "whole" else Layout()
+    opened: list[AnyBank] = []
+    layout = None if way == "whole" else ShardLayout()
     for folder in (banks / VISUAL, banks / REPORTS):
         bank = MemoryBank.open(folder)
         if layout is None:
-            opened.append(Bank(bank.all(), bank.scale(0, len(bank)), bank.groups))
+            opened.append(LocalBank(bank.load(), bank.scale(0, len(bank)), bank.groups))
         else:
-            opened.append(ShardedMemory.open(bank, layout, way=cast(Way, way)))
+            opened.append(ShardedBank.open(bank, layout, way=cast(ShardingStrategy, way)))
     memory = memory or MemoryConfig(heads=2, head_dim=16, beta=8.0, sharpness=8.0)
     return ReportGenerator(classifier, *parts, opened, memory, settings).eval()
 
 
-def sight(studies: int) -> Sight:
+def sight(studies: int) -> VisionOutput:
     """Random, with regions as long as rows."""
     generator = torch.Generator().manual_seed(4)
     shapes = ((4, 24), (14, 24), (14,), (14, 24), (14, 16), (14,), (14, 5))
-    return Sight(*(torch.randn((studies, *shape), generator=generator) for shape in shapes))
+    return VisionOutput(*(torch.randn((studies, *shape), generator=generator) for shape in shapes))
 
 
 def key(study: int) -> str:
@@ -82,24 +82,24 @@ def validate(model: ReportGenerator, watch: MemoryWatch) -> dict[str, float]:
     """As stage 2 does, without a loss."""
     seen = sight(STUDIES)
     with torch.no_grad():
-        for rows, counts in shares(STUDIES, BATCH):
+        for rows, counts in rank_batches(STUDIES, BATCH):
             batch = {
-                "sight": Sight(*(part[rows] for part in seen)),
+                "sight": VisionOutput(*(part[rows] for part in seen)),
                 "group": rows,
                 "counts": counts,
                 "study": [key(row) for row in rows.tolist()],
             }
-            model(batch["sight"], batch["group"], torch.full((len(rows), 2), IGNORED))
+            model(batch["sight"], batch["group"], torch.full((len(rows), 2), IGNORE_INDEX))
             watch.add(model, batch)
     return watch.result()
 
 
 if __name__ == "__main__":
-    distributed.start()
+    distributed.init_process_group()
     for name in sys.argv[2:]:
         generator = build(Path(sys.argv[1]), name)
         found = validate(generator, MemoryWatch(RowLabels.open(generator, Path(sys.argv[1])), stated()))
-        every = distributed.gather_lists([found])
+        every = distributed.all_gather_list([found])
         assert all(one == found for one in every)
         if distributed.rank() == 0:
             (Path(sys.argv[1]) / f"{distributed.world_size()}-{name}.json").write_text(json.dumps(found))

@@ -44,8 +44,8 @@ def run(runs: Path, folder: Path, way: str, stage: str) -> None:
 
 
 if __name__ == "__main__":
-    distributed.start()
-    feature_cache.PART = 4  # so that there is something to compute for each rank
+    distributed.init_process_group()
+    feature_cache.ROWS_PER_PART = 4  # so that there is something to compute for each rank
     for name in sys.argv[3:]:
         target = Path(sys.argv[2]) / name
         target.mkdir(parents=True, exist_ok=True)

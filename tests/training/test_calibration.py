@@ -10,13 +10,13 @@ import torch
 
 from amrg.data import stream
 from amrg.data.labels import FINDINGS
-from amrg.data.text.outline import stated
+from amrg.data.text.outline import positive_findings
 from amrg.models.finding_calibration import FEATURES, FILE, Certainty
-from amrg.models.report_generator import Sight
+from amrg.models.report_generator import VisionOutput
 from amrg.training import calibration
 from amrg.training.calibration import CALIBRATION, calibrate
 from amrg.training.stage2 import build_generator
-from amrg.training.vision_cache import Seen
+from amrg.training.vision_cache import VisionCache
 from tests.models.vision_outputs import sight_of
 
 #: What the reports of each split say.
@@ -41,7 +41,7 @@ class MadeUp:
     def __len__(self) -> int:
         return len(self.studies)
 
-    def __getitem__(self, rows: torch.Tensor) -> Sight:
+    def __getitem__(self, rows: torch.Tensor) -> VisionOutput:
         return sight_of(*({finding: float(row) + len(self.split) for finding in FINDINGS} for row in rows.tolist()))
 
 
@@ -55,8 +55,8 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Te
         return Certainty(((1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), float(len(features_NFX)))
 
     monkeypatch.setattr(calibration.Certainty, "fit", fit)
-    monkeypatch.setattr(calibration, "Seen", MadeUp)
-    monkeypatch.setattr(calibration, "count", lambda data, split: len(SAID[split]))
+    monkeypatch.setattr(calibration, "VisionCache", MadeUp)
+    monkeypatch.setattr(calibration, "num_studies", lambda data, split: len(SAID[split]))
     MadeUp.asked = []
     return given
 
@@ -66,7 +66,9 @@ def run(folder: Path, config: Any) -> None:
 
 
 def truth_of(splits: Sequence[str]) -> list[list[bool]]:
-    return [[finding in stated(report) for finding in FINDINGS] for split in splits for report in SAID[split]]
+    return [
+        [finding in positive_findings(report) for finding in FINDINGS] for split in splits for report in SAID[split]
+    ]
 
 
 def test_validation_reports_never_calibrate_validation_reports(fitted: Any, tmp_path: Path, artefacts: Any) -> None:
@@ -105,10 +107,10 @@ def test_of_real_films_it_is_the_calibration_of_what_stage_1_sees(artefacts: Any
     """And it does not change with the reports of the split that it is for, or with those of test."""
     model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
     calibrate(artefacts.config, model, artefacts.data, tmp_path, tmp_path / "scratch")
-    seen = Seen(model, artefacts.data, "train", tmp_path / "scratch", artefacts.config.stage2.dtype)
+    seen = VisionCache(model, artefacts.data, "train", tmp_path / "scratch", artefacts.config.stage2.dtype)
     features = calibration.features_of(seen[torch.arange(len(seen))])
-    reports = [study.report for study in stream.studies(artefacts.data, "train")]
-    truth = torch.tensor([[finding in stated(report) for finding in FINDINGS] for report in reports])
+    reports = [study.report for study in stream.load_studies(artefacts.data, "train")]
+    truth = torch.tensor([[finding in positive_findings(report) for finding in FINDINGS] for report in reports])
     assert Certainty.load(tmp_path / CALIBRATION / "val") == Certainty.fit(features, truth)
     written = json.loads((tmp_path / CALIBRATION / "test" / FILE).read_text())
     assert written != json.loads((tmp_path / CALIBRATION / "val" / FILE).read_text())

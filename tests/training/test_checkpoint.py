@@ -18,7 +18,7 @@ from amrg import distributed
 from amrg.config import SafetyConfig, TelemetryConfig
 from amrg.errors import UserError
 from amrg.training import checkpoint, loop
-from amrg.training.interruption import LossGuard, told_plainly
+from amrg.training.interruption import LossGuard, user_errors
 from tests.training.test_loop import steps
 from tests.training.toy_training_worker import optimisation
 
@@ -40,7 +40,7 @@ def test_the_last_k_stay_and_the_best_goes_along(tmp_path):
     for step in range(1, 6):
         write(tmp_path, step, value=step, keep=3, is_best=step == 2)
     assert names(tmp_path) == [f"step-0000000{n}" for n in (3, 4, 5)]
-    newest = checkpoint.latest(tmp_path)
+    newest = checkpoint.latest_valid(tmp_path)
     assert (newest.state["step"], newest.weights()["a"][0], newest.best()["a"][0]) == (5, 5, 2)
 
 
@@ -49,22 +49,23 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, capsys):
         write(tmp_path, step)
     path = tmp_path / "step-00000002" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
-    assert checkpoint.latest(tmp_path).state["step"] == 1
+    assert checkpoint.latest_valid(tmp_path).state["step"] == 1
     assert "optimizer.safetensors is damaged" in capsys.readouterr().err
     write(tmp_path, 2)  # trained again
-    assert checkpoint.latest(tmp_path).state["step"] == 2
+    assert checkpoint.latest_valid(tmp_path).state["step"] == 2
     for step in (1, 2):
         (tmp_path / f"step-0000000{step}" / "state.json").write_text("{")
     with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
-        checkpoint.latest(tmp_path)
+        checkpoint.latest_valid(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path):
     """A limit on the size of files stands for the disk: the write fails in the middle."""
     write(tmp_path, 1)
     script = (
-        "import resource, torch; from amrg.training.checkpoint import Writer; from pathlib import Path\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); writer = Writer(Path({str(tmp_path)!r}), 2)\n"
+        "import resource, torch; from amrg.training.checkpoint import AsyncCheckpointWriter; from pathlib import Path\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        f"writer = AsyncCheckpointWriter(Path({str(tmp_path)!r}), 2)\n"
         "writer.save({'a': torch.zeros(9000)}, {}, {'step': 2}, True); writer.wait(); print(writer.error)\n"
         "writer.save({'a': torch.zeros(1)}, {}, {'step': 3}, True); writer.wait()"
     )
@@ -72,7 +73,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path):
     assert done.stdout.startswith("cannot write the checkpoint of step 2 to "), done.stderr
     assert done.stdout.count("\n") == 1
     assert names(tmp_path) == ["step-00000001"]
-    assert checkpoint.latest(tmp_path).state["step"] == 1
+    assert checkpoint.latest_valid(tmp_path).state["step"] == 1
 
 
 class Adapted(nn.Module):
@@ -108,7 +109,7 @@ def fit(folder, model, loss=None, batches=None, safety=None, made_from=None):
 def test_size_is_that_of_trained_weights_and_their_moments(tmp_path):
     model = Adapted()
     fit(tmp_path, model)
-    newest = checkpoint.latest(tmp_path / "checkpoints").path
+    newest = checkpoint.latest_valid(tmp_path / "checkpoints").path
     trained = sum(parameter.numel() for parameter in model.small.parameters()) * 4
     size = sum(path.stat().st_size for path in newest.iterdir() if path.name != checkpoint.BEST)  # of another epoch
     assert size == pytest.approx(3 * trained, rel=0.1)
@@ -136,27 +137,27 @@ def test_a_loss_that_is_no_number_names_step_rank_and_studies(tmp_path):
         fit(tmp_path, Adapted(), poisoned)
     distributed.barrier()
     time.sleep(0.5)  # the checkpoint of the first epoch is written while training went on
-    assert checkpoint.latest(tmp_path / "checkpoints").state["step"] == 3
+    assert checkpoint.latest_valid(tmp_path / "checkpoints").state["step"] == 3
 
 
 def test_an_explosion_is_told_from_noise():
     guard = LossGuard("stage2", 20.0)
     noise = random.Random(0)
-    assert all(guard.wrong_with(noise.uniform(0.5, 5)) is None for _ in range(300))
-    assert guard.wrong_with(30.0) is None
-    assert "times the median of the last 100 steps" in guard.wrong_with(90.0)
-    assert LossGuard("stage2", 20.0).wrong_with(1e9) is None  # nothing to compare with yet
-    assert guard.wrong_with(float("inf")) == "is inf"
+    assert all(guard.check(noise.uniform(0.5, 5)) is None for _ in range(300))
+    assert guard.check(30.0) is None
+    assert "times the median of the last 100 steps" in guard.check(90.0)
+    assert LossGuard("stage2", 20.0).check(1e9) is None  # nothing to compare with yet
+    assert guard.check(float("inf")) == "is inf"
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_no_memory_left_says_what_helps(error, tmp_path):
-    with pytest.raises(UserError, match="train_micro_batch_size_per_gpu") as caught, told_plainly("stage2", tmp_path):
+    with pytest.raises(UserError, match="train_micro_batch_size_per_gpu") as caught, user_errors("stage2", tmp_path):
         raise error
     assert "\n" not in str(caught.value)
-    with pytest.raises(RuntimeError, match="something else"), told_plainly("stage2", tmp_path):
+    with pytest.raises(RuntimeError, match="something else"), user_errors("stage2", tmp_path):
         raise RuntimeError("something else")
 
 
@@ -203,7 +204,7 @@ def test_a_run_goes_on_alike_on_fewer_ranks(forked):
 
 def test_values_that_are_not_finite_are_never_written(tmp_path):
     write(tmp_path, 1)
-    writer = checkpoint.Writer(tmp_path, 2)
+    writer = checkpoint.AsyncCheckpointWriter(tmp_path, 2)
     writer.save({"a": torch.tensor([1.0, float("nan")])}, {}, {"step": 2}, True)
     writer.wait()
     assert "a has values that are not finite" in writer.error
@@ -214,12 +215,12 @@ def test_what_is_gone_on_from_is_the_newest(tmp_path):
     for step in (1, 2, 3):
         write(tmp_path, step, keep=3)
     (tmp_path / "step-00000003" / "weights.safetensors").unlink()
-    found = checkpoint.latest(tmp_path)
-    checkpoint.forget_after(found)
+    found = checkpoint.latest_valid(tmp_path)
+    checkpoint.remove_newer_than(found)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
     state = tmp_path / "step-00000002" / "state.json"
     state.write_text(state.read_text().replace('"step": 2', '"step": 5'))
-    assert checkpoint.latest(tmp_path).state["step"] == 1
+    assert checkpoint.latest_valid(tmp_path).state["step"] == 1
 
 
 class Counting(nn.Module):
@@ -237,7 +238,7 @@ class Counting(nn.Module):
 
 def test_only_buffers_that_training_changes_are_kept(tmp_path):
     fit(tmp_path, Counting())
-    kept = checkpoint.latest(tmp_path / "checkpoints").weights()
+    kept = checkpoint.latest_valid(tmp_path / "checkpoints").weights()
     assert "norm.running_mean" in kept
     assert "table" not in kept
 
@@ -259,5 +260,5 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch):
     monkeypatch.undo()
     fit(tmp_path, Adapted())
     fit(tmp_path / "straight", Adapted())
-    ours, theirs = (checkpoint.latest(f / "checkpoints").weights() for f in (tmp_path, tmp_path / "straight"))
+    ours, theirs = (checkpoint.latest_valid(f / "checkpoints").weights() for f in (tmp_path, tmp_path / "straight"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

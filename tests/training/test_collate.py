@@ -8,15 +8,15 @@ import torch
 from amrg.banks.bank import group_id
 from amrg.config import Stage1Config
 from amrg.data.labels import LABELS
-from amrg.data.shards import anonymous
-from amrg.data.stream import Sample, Stream, by_length, read
+from amrg.data.shards import hash_key
+from amrg.data.stream import Sample, Stream, group_by_length, iter_samples
 from amrg.data.studies import Study
-from amrg.models.classifier import DiseaseClassifier, per_study
-from amrg.models.report_generator import IGNORED
-from amrg.models.tokenizer import ReportEncoder, train_tokenizer
-from amrg.models.vision import to_images
-from amrg.training.collate import PerFilm, ReportPacker, Stage1Packer, Stage2Packer, stack_films
-from amrg.training.engine import split
+from amrg.models.classifier import DiseaseClassifier, mean_over_views
+from amrg.models.report_generator import IGNORE_INDEX
+from amrg.models.tokenizer import ReportTokenizer, train_tokenizer
+from amrg.models.vision import to_tensor
+from amrg.training.collate import ImageBatch, ReportCollator, Stage1Collator, Stage2Collator, collate_images
+from amrg.training.engine import split_batch
 from amrg.training.stage1 import _CachedFilms
 
 TEXTS = ["The lungs are clear.", "Small effusion.", "The heart is enlarged. No effusion. The lungs are clear."]
@@ -35,37 +35,37 @@ def samples():
 
 
 def test_films_of_studies_are_cut_by_study_and_become_the_same_images():
-    packed = stack_films(samples(), 16)
+    packed = collate_images(samples(), 16)
     assert (len(packed), packed.values_M.shape, packed.views) == (3, (6, 16, 16), (2, 1, 3))
-    expected = to_images([view for sample in samples() for view in sample.views], 16)
+    expected = to_tensor([view for sample in samples() for view in sample.views], 16)
     torch.testing.assert_close(packed.images(torch.device("cpu")), expected)
     for part, views, rows in ((packed[:1], (2,), [0, 1]), (packed[1:3], (1, 3), [2, 3, 4, 5]), (packed[3:], (), [])):
         assert part.views == views
         assert torch.equal(part.values_M, packed.values_M[rows])
-    assert [piece.views for piece in split((PerFilm(torch.zeros(4, 2), (3, 1)),), 2)[1]] == [(1,)]
+    assert [piece.views for piece in split_batch((ImageBatch(torch.zeros(4, 2), (3, 1)),), 2)[1]] == [(1,)]
 
 
 def test_a_study_is_the_mean_of_its_films():
     values = torch.arange(12.0).reshape(6, 2)
-    found = per_study(values, (2, 1, 3))
+    found = mean_over_views(values, (2, 1, 3))
     assert found.tolist() == [[1, 2], [4, 5], [8, 9]]
-    assert per_study(values, (1,) * 6) is values
+    assert mean_over_views(values, (1,) * 6) is values
 
 
 def test_packers_travel_to_other_processes_and_give_padded_batches():
     tokenizer = train_tokenizer(TEXTS, 60)
-    encode = ReportEncoder(tokenizer, False, 9)
-    pack = pickle.loads(pickle.dumps(Stage2Packer(16, ReportPacker(encode))))
+    encode = ReportTokenizer(tokenizer, False, 9)
+    pack = pickle.loads(pickle.dumps(Stage2Collator(16, ReportCollator(encode))))
     batch = pack(samples())
     lengths = [len(encode(text)) for text in TEXTS]
     assert len(set(lengths)) == 3
     for row, text, length in zip(batch["report"], TEXTS, lengths, strict=True):
         assert row[:length].tolist() == encode(text)
-        assert (row[length:] == IGNORED).all()
+        assert (row[length:] == IGNORE_INDEX).all()
     assert batch["group"].tolist() == [group_id(f"p{n}") for n in range(3)]
-    first = Stage1Packer(16, Stage1Config())(samples())
+    first = Stage1Collator(16, Stage1Config())(samples())
     films, targets_BK = first["films"], first["targets"]
-    assert first["study"] == batch["study"] == [anonymous(f"s{n}") for n in range(3)]
+    assert first["study"] == batch["study"] == [hash_key(f"s{n}") for n in range(3)]
     assert films.views == (2, 1, 3)
     assert targets_BK.sum(1).tolist() == [0, 14, 0]
 
@@ -74,12 +74,12 @@ def test_packers_travel_to_other_processes_and_give_padded_batches():
 def test_grouping_by_length_shuffles_whole_batches_of_like_length(count, size):
     generator = np.random.default_rng(0)
     order, lengths = generator.permutation(count), generator.integers(1, 100, count)
-    found = by_length(order, lengths, size, [0, 5])
+    found = group_by_length(order, lengths, size, [0, 5])
     assert sorted(found) == sorted(order)
-    assert (found == by_length(order, lengths, size, [0, 5])).all()
+    assert (found == group_by_length(order, lengths, size, [0, 5])).all()
     whole = count // size * size
     if count > 100:
-        assert (found != by_length(order, lengths, size, [0, 6])).any()
+        assert (found != group_by_length(order, lengths, size, [0, 6])).any()
 
         def padding(drawn):
             batches = lengths[drawn[:whole]].reshape(-1, size)
@@ -114,7 +114,7 @@ def test_stage_1_judges_a_study_by_all_its_films(artefacts, tmp_path):
     ours = dataclasses.replace(artefacts.config.stage1, augmented_copies=1, dtype="float32")
     model = DiseaseClassifier.from_pretrained(artefacts.stage1 / "model")
     cached = _CachedFilms(dataclasses.replace(artefacts.config, stage1=ours), artefacts.data, tmp_path, model)
-    packed = [stack_films([sample], 224) for sample in read(artefacts.data, "test")]
+    packed = [collate_images([sample], 224) for sample in iter_samples(artefacts.data, "test")]
     assert sorted(films.views for films in packed) == [(1,), (1,), (1,), (2,), (2,)]
     with torch.no_grad():
         found = cached.scores(model, "test")

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from amrg.errors import UserError
-from amrg.training.deepspeed_config import Optimisation, read, resolve
+from amrg.training.deepspeed_config import OptimizerSettings, load_ds_config, resolve
 
-OURS = Optimisation("stage2", 3, 32, 1e-3, 0.05, 0.1, 1.0, "bfloat16", ds_config="mine.json")
+OURS = OptimizerSettings("stage2", 3, 32, 1e-3, 0.05, 0.1, 1.0, "bfloat16", ds_config="mine.json")
 
 
 @pytest.mark.parametrize(
     "name", ["zero0.json", "zero1.json", "zero2.json", "zero3.json", "zero3_offload.json", "zero3_nvme.json"]
 )
 def test_shipped_files_resolve(name: str) -> None:
-    resolved = resolve(read(name), OURS, world_size=2, total_steps=30)
+    resolved = resolve(load_ds_config(name), OURS, world_size=2, total_steps=30)
     assert resolved["train_batch_size"] == 32
     assert resolved["train_micro_batch_size_per_gpu"] == 16
     assert resolved["gradient_clipping"] == 1.0
@@ -95,4 +95,4 @@ def test_a_broken_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(text)
     with pytest.raises(UserError, match="JSON"):
-        read(str(path))
+        load_ds_config(str(path))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amrg.pipeline import STEPS, recipe
-from amrg.training.deepspeed_config import learned, read
+from amrg.training.deepspeed_config import learned, load_ds_config
 from tests.training.engine_settings_worker import ENGINES, configuration
 from tests.training.test_sharding_equivalence import lines, start
 
@@ -32,7 +32,7 @@ def test_a_training_goes_on_under_another_engine_in_the_same_folder(artefacts: A
     for row, wanted in zip(lines(other / "curves.jsonl"), lines(one / "curves.jsonl"), strict=True):
         assert row["val_loss"] == pytest.approx(wanted["val_loss"], rel=1e-5)
     manifest = json.loads((other / "manifest.json").read_text())  # tells the engine that ended it
-    assert manifest["config"]["stage2"]["ds_config"] == read("zero1.json")
+    assert manifest["config"]["stage2"]["ds_config"] == load_ds_config("zero1.json")
     for change, _ in ENGINES:  # whatever the flags, reports are written by this one
         assert recipe("generate", configuration(str(changing), change)).inputs["stage2"].path == other
 
@@ -75,6 +75,6 @@ def test_only_what_is_learned_identifies_a_training(artefacts: Any, tmp_path: Pa
 @pytest.mark.parametrize(("verb", "zero"), [("stage1", 0), ("stage2", 1)])
 def test_artefacts_of_the_default_engine_keep_their_names(artefacts: Any, verb: str, zero: int) -> None:
     """The identity was that of all settings, with the whole JSON."""
-    assert learned(read("zero3.json"), zero) == read(f"zero{zero}.json")
+    assert learned(load_ds_config("zero3.json"), zero) == load_ds_config(f"zero{zero}.json")
     step, plan = STEPS[verb], recipe(verb, artefacts.config)
-    assert plan.config == plan.told == step.settings(artefacts.config)
+    assert plan.config == plan.entry == step.settings(artefacts.config)

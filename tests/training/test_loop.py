@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from amrg import distributed
 from amrg.errors import UserError
-from amrg.precision import products
+from amrg.precision import matmul_precision
 from amrg.training import checkpoint, engine
 
 SCRIPT = Path(__file__).with_name("toy_training_worker.py")
@@ -73,7 +73,7 @@ def test_killed_and_resumed_run_ends_in_the_same_bits(
     assert (broken / config / "model.safetensors").read_bytes() == (
         straight / config / "model.safetensors"
     ).read_bytes()
-    mine, theirs = (checkpoint.latest(folder / config / "checkpoints") for folder in (broken, straight))
+    mine, theirs = (checkpoint.latest_valid(folder / config / "checkpoints") for folder in (broken, straight))
     assert mine is not None
     assert theirs is not None
     for left, right in ((mine.weights(), theirs.weights()), (mine.optimizer(), theirs.optimizer())):
@@ -111,7 +111,7 @@ def test_resume_under_another_world_size_and_stage(tmp_path: Path) -> None:
 
 
 def test_a_partitioned_module_computes_what_it_did() -> None:
-    distributed.start()
+    distributed.init_process_group()
     torch.manual_seed(0)
     module, inputs = (
         torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)),
@@ -124,7 +124,7 @@ def test_a_partitioned_module_computes_what_it_did() -> None:
     zero = engine.zero3("zero3.json", required=True)
     assert zero is not None
     before = torch.nn.functional.linear
-    with engine.linear_restored():
+    with engine.restore_functional_linear():
         engine.partition(module, zero)
         assert all(parameter.numel() == 0 for parameter in module.parameters())  # apart until a layer is computed
         for _ in range(2):
@@ -138,7 +138,7 @@ def test_rounded_products_end_with_the_step(dtype: str, inside: str) -> None:
     """What a float32 run may round stays as the user set it, also after an error."""
     torch.set_float32_matmul_precision("high")
     try:
-        with contextlib.suppress(ZeroDivisionError), products(dtype):
+        with contextlib.suppress(ZeroDivisionError), matmul_precision(dtype):
             assert torch.get_float32_matmul_precision() == inside
             raise ZeroDivisionError
         assert torch.get_float32_matmul_precision() == "high"

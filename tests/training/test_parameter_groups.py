@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from amrg.training import engine
-from amrg.training.deepspeed_config import Optimisation
+from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.engine import Engine
 
-OURS = Optimisation("stage2", 1, 4, 0.05, 0.1, 0.0, 1e9, "float32", ds_config="zero1.json")
+OURS = OptimizerSettings("stage2", 1, 4, 0.05, 0.1, 0.0, 1e9, "float32", ds_config="zero1.json")
 MODULES = ("decoder", "qformer")  # that may have a rate of their own
 
 
@@ -34,7 +34,7 @@ def test_decoder_and_q_former_learn_at_their_own_rates(ds_config: str, own: dict
         for name, parameter in reference.named_parameters()
     ]
     optimizer = torch.optim.AdamW(groups)
-    with engine.linear_restored():
+    with engine.restore_functional_linear():
         ours = dataclasses.replace(OURS, ds_config=ds_config, **{f"{name}_lr": own.get(name) for name in MODULES})
         under_test = Engine(trained, loss, ours, 3)
         for step, share in enumerate((1.0, 0.5, 0.25)):  # a schedule

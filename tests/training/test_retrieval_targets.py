@@ -11,13 +11,13 @@ import torch
 from amrg.artifacts import file_hash
 from amrg.banks.bank import REPORTS, MemoryBank, normalise_rows
 from amrg.data.labels import LABELS, POSITIVE
-from amrg.data.shards import anonymous
-from amrg.data.stream import studies
+from amrg.data.shards import hash_key
+from amrg.data.stream import load_studies
 from amrg.data.text.cleaning import sentences
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
-from amrg.training.retrieval_targets import OwnReports, by_label
+from amrg.training.retrieval_targets import RetrievalTargets, by_label
 from amrg.training.stage2 import train_stage2
 
 
@@ -35,8 +35,8 @@ def test_sentences_are_divided_by_the_labels_they_state() -> None:
 
 def test_each_study_gets_the_mean_vector_of_its_sentences_by_label(artefacts: Any, tmp_path: Path) -> None:
     settings, bank = artefacts.config.banks.reports, MemoryBank.open(artefacts.banks / REPORTS)
-    own = OwnReports(settings, artefacts.data, bank, tmp_path, 1.0)
-    chosen = studies(artefacts.data, "train")[::-3]
+    own = RetrievalTargets(settings, artefacts.data, bank, tmp_path, 1.0)
+    chosen = load_studies(artefacts.data, "train")[::-3]
     encoder = TextEncoder(settings.encoder, settings.max_tokens)
     expected = torch.zeros(len(chosen), len(LABELS), bank.dim)
     for number, study in enumerate(chosen):
@@ -45,12 +45,12 @@ def test_each_study_gets_the_mean_vector_of_its_sentences_by_label(artefacts: An
                 expected[number, LABELS.index(label)] += normalise_rows(encoder.encode([sentence]))[0]
     said = expected.any(-1)
     expected[said] = normalise_rows(expected[said])
-    found = own.of([anonymous(study.key) for study in chosen])
+    found = own.vectors_for([hash_key(study.key) for study in chosen])
     assert torch.equal(found.any(-1), said)
     assert 0 < said.float().mean() < 1
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)  # kept in bfloat16
     written = {path: file_hash(path) for path in (tmp_path / "own-reports").iterdir()}
-    OwnReports(settings, artefacts.data, bank, tmp_path, 1.0)
+    RetrievalTargets(settings, artefacts.data, bank, tmp_path, 1.0)
     assert {path: file_hash(path) for path in (tmp_path / "own-reports").iterdir()} == written
 
 
@@ -58,7 +58,7 @@ def test_another_encoder_than_that_of_the_bank_is_refused(artefacts: Any, tmp_pa
     bank = MemoryBank.open(artefacts.banks / REPORTS)
     bank.header["about"]["weights_sha256"] = "0" * 64
     with pytest.raises(UserError, match=r"another text encoder \(0{12}\).*stage2.retrieval_loss needs the same"):
-        OwnReports(artefacts.config.banks.reports, artefacts.data, bank, tmp_path, 1.0)
+        RetrievalTargets(artefacts.config.banks.reports, artefacts.data, bank, tmp_path, 1.0)
 
 
 def test_what_is_retrieved_comes_closer_to_the_own_report(artefacts: Any, tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ import torch
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.inference.generate import generate, strangers
+from amrg.inference.generate import generate, mismatched_permutation
 from amrg.models.composer import ROWS, Composer
 from amrg.models.finding_calibration import Certainty
 from amrg.models.open_banks import open_banks
-from amrg.models.report_generator import IGNORED, ReportGenerator
+from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator
 from amrg.training.calibration import CALIBRATION
 from amrg.training.feature_cache import FeatureCache
 from amrg.training.retrieved_text import RetrievedText, refuse_changing_text, retrieved_tokens_of
 from amrg.training.stage2 import build_generator
-from amrg.training.vision_cache import Seen
+from amrg.training.vision_cache import VisionCache
 from tests.training.test_stage2 import trained
 
 
@@ -47,7 +47,7 @@ def test_reports_are_written_from_the_text_that_the_film_retrieves(stage2: tuple
     model = ReportGenerator.from_pretrained(folder / "model", open_banks(ours.config, ours.banks, 1))
     banks = [MemoryBank.open(ours.banks / name) for name in (VISUAL, REPORTS)]
     composer = Composer(Certainty.load(folder / CALIBRATION / "test"), *banks)
-    seen = Seen(model, ours.data, "test", tmp_path / "seen", ours.config.stage2.dtype)
+    seen = VisionCache(model, ours.data, "test", tmp_path / "seen", ours.config.stage2.dtype)
     texts = {}
     for row, study in enumerate(seen.studies):
         sight, group_1 = seen[torch.tensor([row])], torch.tensor([group_id(study.group)])
@@ -60,7 +60,7 @@ def test_reports_are_written_from_the_text_that_the_film_retrieves(stage2: tuple
     config = dataclasses.replace(ours.config, generate=mismatched)
     generate(config, ours.data, ours.stage1, ours.banks, folder, tmp_path / "other")
     other = [json.loads(line) for line in (tmp_path / "other" / "reports.jsonl").read_text().splitlines()]
-    of = strangers([study.group for study in seen.studies]).tolist()
+    of = mismatched_permutation([study.group for study in seen.studies]).tolist()
     assert len(set(texts.values())) > 1
     # The stranger asks, and the study's own patient stays hidden; nobody here is in the bank.
     expected = {study.key: texts[seen.studies[of[row]].key] for row, study in enumerate(seen.studies)}
@@ -71,7 +71,7 @@ def test_the_text_of_a_train_study_is_none_of_its_own_patients(stage2: tuple[Any
     """Composed once; an interrupted composition goes on, and the tokens are those of the text, cut."""
     ours, _ = stage2
     model = build_generator(ours.config, ours.data, ours.stage1, ours.banks)
-    seen = {"train": Seen(model, ours.data, "train", tmp_path, ours.config.stage2.dtype)}
+    seen = {"train": VisionCache(model, ours.data, "train", tmp_path, ours.config.stage2.dtype)}
     tokens = retrieved_tokens_of(ours.config, model, ours.data, ours.banks, seen, tmp_path)
     assert tokens is not None
     rows = torch.arange(len(seen["train"]))
@@ -83,7 +83,7 @@ def test_the_text_of_a_train_study_is_none_of_its_own_patients(stage2: tuple[Any
     longest = 0
     for row, said in zip(ids_BL, composed, strict=True):
         expected = model.tokenizer(said, add_special_tokens=False).input_ids[:12]
-        assert row[row != IGNORED].tolist() == expected
+        assert row[row != IGNORE_INDEX].tolist() == expected
         longest = max(longest, len(expected))
     assert ids_BL.shape[1] == longest == 12
     bank = MemoryBank.open(ours.banks / REPORTS)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from amrg.config import MemoryConfig, SafetyConfig, TelemetryConfig
 from amrg.data.labels import FINDINGS
 from amrg.models.association_shares import RowLabels
-from amrg.models.report_generator import Association, Sight
+from amrg.models.report_generator import Association, VisionOutput
 from amrg.training import sample_reports as watching
 from amrg.training.loop import fit
-from amrg.training.sample_reports import MemoryWatch, alike, collapses, failures, query_cosine
+from amrg.training.sample_reports import MemoryWatch, alike, collapses, failure_rates, query_cosine
 from tests.training.sample_reports_worker import STUDIES, build, sight, stated, validate, write_banks
 from tests.training.test_sharding_equivalence import start
 from tests.training.toy_training_worker import optimisation
@@ -33,8 +33,8 @@ def banks(tmp_path: Path) -> Path:
 
 def test_loops_and_stock_reports_are_told_apart() -> None:
     looping = "the lungs are clear " * 3
-    assert failures([looping, "No effusion.", "no effusion"]) == {"watched_loops": 1 / 3, "watched_generic": 2 / 3}
-    assert failures(["Small effusion.", "No effusion."]) == {"watched_loops": 0.0, "watched_generic": 0.5}
+    assert failure_rates([looping, "No effusion.", "no effusion"]) == {"watched_loops": 1 / 3, "watched_generic": 2 / 3}
+    assert failure_rates(["Small effusion.", "No effusion."]) == {"watched_loops": 0.0, "watched_generic": 0.5}
 
 
 def test_cosine_of_queries_is_the_mean_over_pairs_of_findings() -> None:
@@ -66,7 +66,7 @@ class Retrieving(nn.Module):
     def of_queries(self, samples: int) -> dict[str, Tensor]:
         return {"perplexity": self.perplexity_BQ}
 
-    def associations(self, sight: Sight, group_B: Tensor, count: int) -> dict[str, Association]:
+    def associations(self, sight: VisionOutput, group_B: Tensor, count: int) -> dict[str, Association]:
         return {"visual": self.association}
 
 
@@ -85,7 +85,7 @@ def test_relevance_and_alike_by_hand(banks: Path) -> None:
     )
     perplexity_BQ = torch.tensor([[3.0] * 13 + [1.5], [5.0] * 14, [99.0] * 14])
     fake: Any = Retrieving(Association(weights_BQJ, rows_BQJ), perplexity_BQ)
-    ones = Sight(*(torch.ones(3, 14, 24) for _ in Sight._fields))
+    ones = VisionOutput(*(torch.ones(3, 14, 24) for _ in VisionOutput._fields))
     batch = {"sight": ones, "group": torch.zeros(3), "study": ["a", "b", "c"], "counts": torch.tensor([1.0, 1.0, 0.0])}
     watch.add(fake, batch)  # the last study only fills the batch up
     assert watch.result() == pytest.approx({
@@ -179,10 +179,10 @@ def test_a_memory_made_to_collapse_is_one(banks: Path, monkeypatch: pytest.Monke
     model = build(banks, "whole", loud)
     rows = RowLabels.open(model, banks)
     assert collapses(validate(model, MemoryWatch(rows, stated()))) == {}
-    row_D = model.memories["visual"].held.rows[3]
+    row_D = model.memories["visual"].bank.rows[3]
     states = model.memory_states
 
-    def loud_for_one(seen: Sight) -> dict[str, Tensor]:
+    def loud_for_one(seen: VisionOutput) -> dict[str, Tensor]:
         return states(seen) | {"visual": row_D.expand(len(seen.states_BQD), 14, -1)}
 
     monkeypatch.setattr(model, "memory_states", loud_for_one)

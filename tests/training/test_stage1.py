@@ -11,10 +11,10 @@ import torch
 
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.shards import prepare
-from amrg.data.stream import count, read
+from amrg.data.stream import iter_samples, num_studies
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.vision import to_images
+from amrg.models.vision import to_tensor
 from amrg.training import checkpoint
 from amrg.training.multilabel import auroc
 from amrg.training.stage1 import _CachedFilms, _StreamedFilms, train_stage1
@@ -61,9 +61,9 @@ def test_it_learns_and_its_scores_are_those_of_the_saved_model(trained, data):
     assert list(thresholds) == list(LABELS)
     assert thresholds["Edema"] == 1.0  # no positive to choose by: never called
     for split in ("val", "test"):
-        samples = list(read(data, split))
+        samples = list(iter_samples(data, split))
         with torch.no_grad():
-            found_N = np.array([model(to_images(s.views, 64)).scores_BK[:, K].mean().sigmoid() for s in samples])
+            found_N = np.array([model(to_tensor(s.views, 64)).scores_BK[:, K].mean().sigmoid() for s in samples])
         positive_N = np.array([s.study.labels[FINDING] == 1 for s in samples])
         row = scores[split]["per_label"][FINDING]
         assert row["positives"] == row["negatives"] == SIZES[split] / 2
@@ -75,14 +75,14 @@ def test_it_learns_and_its_scores_are_those_of_the_saved_model(trained, data):
 
 def test_interrupted_and_resumed_it_ends_in_the_same_bits(data, tmp_path, monkeypatch):
     train_stage1(CONFIG, data, tmp_path / "whole")
-    save = checkpoint.Writer.save
+    save = checkpoint.AsyncCheckpointWriter.save
 
     def save_and_die(writer, *arguments):
         save(writer, *arguments)
         writer.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.Writer, "save", save_and_die)
+    monkeypatch.setattr(checkpoint.AsyncCheckpointWriter, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         train_stage1(CONFIG, data, tmp_path / "cut")
     monkeypatch.undo()
@@ -137,7 +137,7 @@ class HalfMute(RandomSource):
 @pytest.mark.parametrize("kind", [_CachedFilms, _StreamedFilms])
 def test_studies_without_a_report_train_too(tmp_path, kind):
     prepare(HalfMute(), dataclasses.replace(CONFIG.data, workers=1), tmp_path / "data", 0)
-    assert count(tmp_path / "data", "train") == 8
+    assert num_studies(tmp_path / "data", "train") == 8
     model = DiseaseClassifier(CONFIG.vision, pretrained=False)
     films = kind(changed(batch_size=4), tmp_path / "data", tmp_path, model)
     assert {split: len(rows) for split, rows in films.targets.items()} == {"train": 16, "val": 3, "test": 5}

@@ -14,18 +14,18 @@ from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import MemoryBank
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import studies
-from amrg.data.text.outline import stated
+from amrg.data.stream import load_studies
+from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
 from amrg.inference import generate as generation
-from amrg.inference.generate import generate, open_composer, strangers
-from amrg.mining.reports import encode_reports
+from amrg.inference.generate import generate, mismatched_permutation, open_composer
+from amrg.mining.reports import build_report_bank
 from amrg.models.finding_calibration import Certainty
 from amrg.models.open_banks import open_banks
-from amrg.models.report_generator import Predicted, ReportGenerator, Sight
+from amrg.models.report_generator import GeneratorOutput, ReportGenerator, VisionOutput
 from amrg.pipeline import STEPS
 from amrg.training.calibration import CALIBRATION
-from amrg.training.stage2 import loss, shares, train_stage2
+from amrg.training.stage2 import loss, rank_batches, train_stage2
 
 
 def trained(artefacts: Any, folder: Path, **changes: Any) -> Config:
@@ -104,7 +104,7 @@ def test_reports_cover_the_split_once_in_order(artefacts: Any, stage2: tuple[Con
     config, folder = stage2
     generate(config, artefacts.data, artefacts.stage1, artefacts.banks, folder, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
-    expected = sorted(studies(artefacts.data, "test"), key=lambda study: study.key)
+    expected = sorted(load_studies(artefacts.data, "test"), key=lambda study: study.key)
     assert [(row["key"], row["group"], row["reference"]) for row in rows] == [
         (s.key, s.group, s.report) for s in expected
     ]
@@ -131,8 +131,8 @@ def test_interrupted_generation_goes_on(
     (tmp_path / "broken" / "reports.jsonl").unlink()
     (tmp_path / "broken" / "scratch" / "parts" / "000001.json").unlink()
     written = []
-    write = generation._write
-    monkeypatch.setattr(generation, "_write", lambda *arguments: written.append(1) or write(*arguments))
+    write = generation._generate_lines
+    monkeypatch.setattr(generation, "_generate_lines", lambda *arguments: written.append(1) or write(*arguments))
     generate(*inputs, tmp_path / "broken")
     assert len(written) == 1  # of two batches
     whole, broken = (tmp_path / name / "reports.jsonl" for name in ("whole", "broken"))
@@ -153,13 +153,13 @@ def test_reports_begin_in_the_words_of_memory(artefacts: Any, tmp_path: Path, sp
     assert 0 < Certainty.load(tmp_path / "stage2" / CALIBRATION / split).threshold < 1
     texts = MemoryBank.open(artefacts.banks / REPORT_BANK).provenance["text"].to_pylist()
     rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
-    assert len(rows) == len(studies(artefacts.data, split))
+    assert len(rows) == len(load_studies(artefacts.data, split))
     for row in rows:
         assert row["recalled"] == [said["row"] for said in row["sentences"]] != []
         left = row["generated"]
         for said in row["sentences"]:
             assert texts[said["row"]] == said["text"]
-            assert set(said["labels"]) == set(stated(said["text"]))
+            assert set(said["labels"]) == set(positive_findings(said["text"]))
             assert said["probability"] >= Certainty.load(tmp_path / "stage2" / CALIBRATION / split).threshold - 1e-4
             assert said["box"][0] in (0, 1)
             assert left.startswith(said["text"])
@@ -170,7 +170,7 @@ def test_sentences_can_be_recalled_from_a_bank_of_sentences_only(artefacts: Any,
     banks = shutil.copytree(artefacts.banks, tmp_path / "banks")
     unit = dataclasses.replace(artefacts.config.banks.reports, unit="report")
     shutil.rmtree(banks / REPORT_BANK)
-    encode_reports(
+    build_report_bank(
         dataclasses.replace(artefacts.config.banks, reports=unit),
         artefacts.data,
         banks / REPORT_BANK,
@@ -208,13 +208,13 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
     """Mean over samples with weights = mean over the tokens of the whole batch, however it is cut."""
 
     class Fake:
-        def __call__(self, sight: Any, group: Any, report: torch.Tensor, *rest: None) -> Predicted:
-            return Predicted(report.sum(1))
+        def __call__(self, sight: Any, group: Any, report: torch.Tensor, *rest: None) -> GeneratorOutput:
+            return GeneratorOutput(report.sum(1))
 
     report = torch.tensor([[1.0, 2.0], [3.0, 0.0], [5.0, 6.0], [2.0, 0.0]])
     lengths = torch.tensor([2.0, 1.0, 2.0, 1.0])
     batch = {
-        "sight": (None,) * len(Sight._fields),
+        "sight": (None,) * len(VisionOutput._fields),
         "group": None,
         "report": report,
         "weight": torch.full((4,), 4 / lengths.sum()),
@@ -229,14 +229,14 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
 
 
 def test_shares_alone() -> None:
-    found = [(rows.tolist(), counts.tolist()) for rows, counts in shares(5, 3)]
+    found = [(rows.tolist(), counts.tolist()) for rows, counts in rank_batches(5, 3)]
     assert found == [([0, 1, 2], [1.0, 1.0, 1.0]), ([3, 4], [1.0, 1.0])]
 
 
 def test_strangers_are_a_permutation_over_other_patients() -> None:
     groups = ["a", "a", "b", "c", "c"]
-    order = strangers(groups)
+    order = mismatched_permutation(groups)
     assert sorted(order.tolist()) == list(range(5))
     assert all(groups[i] != groups[j] for i, j in enumerate(order.tolist()))
     with pytest.raises(UserError, match="mismatched"):
-        strangers(["a", "a", "a", "b"])
+        mismatched_permutation(["a", "a", "a", "b"])

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from amrg.config import TelemetryConfig
-from amrg.models.profiling import part
+from amrg.models.profiling import profile_region
 from amrg.training.engine import Engine
 from amrg.training.stage2 import train_stage2
-from amrg.training.telemetry import Telemetry, look
+from amrg.training.telemetry import Telemetry, profile_step
 from tests.training.toy_training_worker import build, data, loss, optimisation
 
 
@@ -24,11 +24,11 @@ class TwoParts(nn.Module):
         self.light = nn.Parameter(torch.randn(700, 70) / 30)
 
     def forward(self, x):
-        with part("heavy"):
+        with profile_region("heavy"):
             x = x @ self.heavy @ self.heavy @ self.heavy @ self.heavy
-            with part("inner"):
+            with profile_region("inner"):
                 x = x @ self.light
-        with part("light"):
+        with profile_region("light"):
             x = (x @ self.light[:70]).relu()
         time.sleep(0.02)
         return x.sum()
@@ -40,10 +40,10 @@ def test_time_is_told_by_part_forward_and_backward():
     model(x).backward()  # warm
     looks = []
     for _ in range(7):
-        with look(True) as whole:
+        with profile_step(True) as whole:
             model(x).backward()
         looks.append(whole.values)
-    with look(True) as forward, torch.no_grad():
+    with profile_step(True) as forward, torch.no_grad():
         model(x)
     # Whatever else the machine does, it rarely meets the same part again: the median is of the work.
     shares = {name: statistics.median(values[name] for values in looks) for name in looks[0]}
@@ -53,7 +53,7 @@ def test_time_is_told_by_part_forward_and_backward():
     assert shares["share/heavy"] > 3 * (shares["share/inner"] + shares["share/light"])
     # A backward of matrix products costs twice its forward: it is counted where it belongs.
     assert shares["share/heavy"] > forward.values["share/heavy"]
-    with look(False) as nothing:
+    with profile_step(False) as nothing:
         model(x)
     assert nothing.values == {}
 
@@ -79,9 +79,9 @@ def test_lines_and_tensorboard_hold_what_was_told(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = Telemetry(tmp_path, TelemetryConfig(every=4), "stage2", batch_size=8)
-    assert [step for step in range(12) if log.looks_at(step)] == [3, 7, 11]
+    assert [step for step in range(12) if log.should_profile(step)] == [3, 7, 11]
     for step in range(1, 4):
-        log.tell(step, {"loss": 1 / step}, seconds=0.5, waited=0.125)
+        log.log_step(step, {"loss": 1 / step}, seconds=0.5, data_wait=0.125)
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "logs" / "steps.jsonl").read_text().splitlines()]
     assert rows[1] == {"step": 2, "loss": 0.5, "samples_per_second": 16.0, "share/data": 0.25, "seconds": 0.5}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from amrg import distributed
 from amrg.config import SafetyConfig, TelemetryConfig
-from amrg.models.zero3 import whole
-from amrg.training.deepspeed_config import Optimisation
+from amrg.models.zero3 import gathered
+from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.loop import fit
 
 FEATURES, SAMPLES, STEPS = 5, 24, 3
@@ -50,8 +50,8 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[s
     return error, {"absolute": error.detach().sqrt().item()}
 
 
-def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -> Optimisation:
-    return Optimisation(
+def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -> OptimizerSettings:
+    return OptimizerSettings(
         section="stage2",
         epochs=EPOCHS,
         batch_size=batch_size,
@@ -90,7 +90,7 @@ def run(
 def main(folder: Path, pause: float, configs: list[str], epochs: int = EPOCHS, dropout: float = 0.2) -> None:
     for config in configs:
         trained = run(folder / config, config, pause=pause, epochs=epochs, dropout=dropout)
-        with whole(trained.parameters()):
+        with gathered(trained.parameters()):
             if distributed.rank() == 0:
                 save_file(trained.state_dict(), folder / config / "model.safetensors")
         distributed.barrier()

@@ -116,5 +116,5 @@ def main(runs: Path, base: Path, large: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    distributed.start()
+    distributed.init_process_group()
     main(*map(Path, sys.argv[1:]))

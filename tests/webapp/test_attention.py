@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from amrg.webapp.attention import Association, watched
+from amrg.webapp.attention import Association, record_attention
 
 
 def test_shares_are_attention_times_association():
@@ -12,13 +12,13 @@ def test_shares_are_attention_times_association():
     alpha = torch.tensor([0.25, 0.75])
     # row 7: 0.25 * 0.6 + 0.75 * 0.1; row 3: 0.25 * 0.4 + 0.75 * 0.9
     expected = [{"row": 3, "weight": pytest.approx(0.775)}, {"row": 7, "weight": pytest.approx(0.225)}]
-    assert found.heaviest(alpha, 5) == expected
-    assert found.heaviest(alpha, 1) == expected[:1]
+    assert found.top_rows(alpha, 5) == expected
+    assert found.top_rows(alpha, 1) == expected[:1]
 
 
 def test_absent_rows_have_no_share():
     found = Association(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[4, -1, -1]]))
-    assert found.heaviest(torch.ones(1), 5) == [{"row": 4, "weight": 1.0}]
+    assert found.top_rows(torch.ones(1), 5) == [{"row": 4, "weight": 1.0}]
 
 
 def test_each_step_tells_the_attention_of_its_last_position():
@@ -28,7 +28,7 @@ def test_each_step_tells_the_attention_of_its_last_position():
     ).eval()  # fmt: skip
     model.set_attn_implementation("eager")
     prefix = torch.randn(1, 5, 12)
-    with watched(model) as steps:
+    with record_attention(model) as steps:
         ids = model.generate(inputs_embeds=prefix, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
     assert [len(step) for step in steps] == [5, 6, 7, 8]
     whole = torch.cat([prefix, model.get_input_embeddings()(ids)], dim=1)

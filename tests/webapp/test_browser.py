@@ -12,11 +12,11 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from amrg.inference.run import open_chain, open_generator
+from amrg.inference.run import open_generator, open_run
 from amrg.models.composer import Composed, Composer, Said
 from amrg.models.finding_calibration import Certainty
 from amrg.webapp.server import create_app
-from amrg.webapp.session import Reader
+from amrg.webapp.session import InferenceSession
 from tests.browser import WIDTH, Keys, Page, chromium
 from tests.data.test_image_io import dicom
 from tests.webapp.tiny_run import make_run
@@ -66,7 +66,7 @@ class Viewer(Page):
 
 @contextlib.contextmanager
 def served(folder):
-    server = uvicorn.Server(uvicorn.Config(create_app(open_chain(folder)), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(open_run(folder)), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -164,7 +164,7 @@ def test_an_empty_report_is_said_to_be_empty(page, monkeypatch):
     whole = page.sentences()
     empty = {"plan": "", "sentences": []}
     with monkeypatch.context() as patched:
-        patched.setattr(Reader, "write", lambda reader, look, off, tell: tell("text", empty))
+        patched.setattr(InferenceSession, "write", lambda reader, look, off, tell: tell("text", empty))
         page.one("#again").click()
         page.wait(lambda: "0 sentences" in page.text("#state"))
     assert page.text("#sentences") == "The report is empty: the writer ended without a word."

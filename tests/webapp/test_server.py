@@ -20,17 +20,17 @@ from starlette.testclient import TestClient
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import Shelf, studies
+from amrg.data.stream import SampleLookup, load_studies
 from amrg.data.text.cleaning import sentences
-from amrg.data.text.outline import stated
-from amrg.inference.run import open_chain
+from amrg.data.text.outline import positive_findings
+from amrg.inference.run import open_run
 from amrg.models.composer import Composed, Said
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import ReportGenerator
-from amrg.pages import ALWAYS, EMBEDDED
+from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import crop, film_url
-from amrg.webapp.server import MAX_BYTES, Desk, create_app
-from amrg.webapp.session import Reader, Stopped
+from amrg.webapp.server import MAX_BYTES, Handlers, create_app
+from amrg.webapp.session import ClientGone, InferenceSession
 from tests.conftest import report
 from tests.data.test_image_io import GREY, bomb, dicom
 from tests.webapp.tiny_run import STATED, make_run
@@ -40,7 +40,7 @@ KEY = "test-0"  # has two films
 
 @pytest.fixture(scope="module")
 def app(folder):
-    return create_app(open_chain(folder), ["testserver"])
+    return create_app(open_run(folder), ["testserver"])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def client(app):
 
 @pytest.fixture(scope="module")
 def reader(folder):
-    return Reader(open_chain(folder))
+    return InferenceSession(open_run(folder))
 
 
 def png(pixels=GREY):
@@ -74,8 +74,8 @@ def written(told):
 def test_the_page_needs_nothing_else_and_says_what_it_must(client):
     page = client.get("/")
     text = html.unescape(page.text)
-    assert ALWAYS in text
-    assert EMBEDDED in text
+    assert NOT_CLINICAL_NOTICE in text
+    assert EMBEDDED_DATA_NOTICE in text
     assert "2 beams" in text
     assert not re.search(r"https?:|style=|<script>|\son\w+=", page.text)
     for address in re.findall(r'(?:src|href)="(/[^"]+)"', page.text):
@@ -86,7 +86,7 @@ def test_the_page_needs_nothing_else_and_says_what_it_must(client):
 
 def test_studies_are_listed_and_searched(client, run):
     found = client.get("/api/studies", params={"split": "test"}).json()
-    keys = [study.key for study in studies(run["data"].path, "test")]
+    keys = [study.key for study in load_studies(run["data"].path, "test")]
     assert [row["key"] for row in found["studies"]] == keys
     assert (found["total"], found["found"]) == (5, 5)
     some = client.get("/api/studies", params={"split": "train", "words": "TRAIN-1 no"}).json()
@@ -95,8 +95,8 @@ def test_studies_are_listed_and_searched(client, run):
 
 def test_a_look_tells_what_the_models_see(client, run, reader):
     told = client.get(f"/api/looks/test/{KEY}").json()
-    sample = Shelf(run["data"].path, "test")[KEY]
-    look = reader.look(sample.views, group_id(sample.study.group))
+    sample = SampleLookup(run["data"].path, "test")[KEY]
+    look = reader.analyze(sample.views, group_id(sample.study.group))
     assert len(told["films"]) == len(sample.views) == 2
     assert told["reference"] == sample.study.report
     assert [row["name"] for row in told["findings"]] == list(FINDINGS)
@@ -126,8 +126,8 @@ def test_patches_are_the_strongest_and_none_beside_a_stronger_one(client):
 
 def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, run):
     """Bank by bank the shares of all rows sum to 1; a train study does not see its own."""
-    sample = Shelf(run["data"].path, "train")["train-1"]
-    look = reader.look(sample.views, group_id(sample.study.group))
+    sample = SampleLookup(run["data"].path, "train")["train-1"]
+    look = reader.analyze(sample.views, group_id(sample.study.group))
     for name, folder in (("visual", VISUAL), ("report", REPORTS)):
         bank = MemoryBank.open(run["banks"].path / folder)
         found = look.association[name].heaviest(torch.full((14,), 1 / 14), len(bank))
@@ -142,7 +142,7 @@ def test_a_row_is_told_with_its_text_or_region(client, run, reader):
     bank = MemoryBank.open(run["banks"].path / REPORTS).provenance.to_pylist()
     row = client.get("/api/banks/report/3").json()
     assert (row["key"], row["text"], row["image"]) == (bank[3]["key"], bank[3]["text"], None)
-    films = Shelf(run["data"].path, "train")["train-3"].views
+    films = SampleLookup(run["data"].path, "train")["train-3"].views
     number = MemoryBank.open(run["banks"].path / VISUAL).provenance["key"].to_pylist().index("train-3")
     region = client.get(f"/api/banks/visual/{number}").json()
     assert (region["key"], region["view"], region["findings"]) == ("train-3", 1, ["Edema"])
@@ -161,11 +161,11 @@ def test_the_report_is_what_the_generator_writes(client, reader, run, off):
     assert len(texts) > 5
     assert all(len(a) <= len(b) for a, b in pairwise(texts))
 
-    chain = open_chain(run["scores"].path)
+    chain = open_run(run["scores"].path)
     model = ReportGenerator.from_pretrained(chain.stage2.path / "model", open_banks(chain.config, chain.banks.path, 1))
-    sample = Shelf(run["data"].path, "test")[KEY]
+    sample = SampleLookup(run["data"].path, "test")[KEY]
     group = group_id(sample.study.group)
-    look = reader.look(sample.views, group)
+    look = reader.analyze(sample.views, group)
     hidden = [f"{name} memory" for name in off]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (text,) = model.generate(look.sight, torch.tensor([group]), reader.decoding, hidden=hidden)
@@ -189,7 +189,7 @@ def test_switching_a_memory_off_changes_the_report(client):
 
 def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
     found = make_run(tmp_path, "recalled")
-    client = TestClient(create_app(open_chain(found["reports"].path), ["testserver"]))
+    client = TestClient(create_app(open_run(found["reports"].path), ["testserver"]))
     both, without = (events(client, f"/api/looks/test/{KEY}/report{off}") for off in ("", "?off=report"))
     for told in (both, without):
         plans = [content["plan"] for kind, content in told if kind == "text"]
@@ -197,7 +197,7 @@ def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
     known = {sentence for number in range(3) for sentence in sentences(report(number))}
     first = [content["sentences"] for kind, content in both if kind == "text"][-1][:3]
     assert set(first) <= known
-    assert tuple(finding for sentence in first for finding in stated(sentence)) == STATED
+    assert tuple(finding for sentence in first for finding in positive_findings(sentence)) == STATED
     assert written(without) != written(both)
     said = [content["recalled"] for kind, content in both if kind == "sentence"]
     assert [one["text"] for one in said[: len(first)]] == first
@@ -210,7 +210,7 @@ def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
 @pytest.mark.parametrize("off", ["", "visual", "report", "visual,report"])
 def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeypatch, off):
     """What the composer is given: the rows of each memory that is on. What it says is told, and nothing of it twice."""
-    sample, asked, told = Shelf(run["data"].path, "test")[KEY], [], []
+    sample, asked, told = SampleLookup(run["data"].path, "test")[KEY], [], []
     details = (("Pleural Effusion", "side", "left", 0.93456), ("Pleural Effusion", "severity", "mild", None))
     text = "There is a small left pleural effusion."
     said = Said(text, ("Pleural Effusion",), 3, ((5, 0.6), (2, 0.1)), (1, 2, 3, 5, 6), 0.83456, details)
@@ -222,7 +222,7 @@ def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeyp
             return [Composed(text, ("Pleural Effusion",), (said,))]
 
     monkeypatch.setattr(reader, "_composer", Fixed())
-    look = reader.look(sample.views, 7)
+    look = reader.analyze(sample.views, 7)
     reader.write(look, hidden, lambda kind, content: told.append((kind, content)))
     ((associations, group, recall),) = asked
     assert (group, recall) == ([7], "report" not in hidden)
@@ -238,8 +238,8 @@ def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeyp
 
 def test_of_all_the_rows_that_are_kept_few_are_told(client, reader, run):
     """Each query keeps every row of these banks; the page gets the heaviest five of each memory."""
-    sample = Shelf(run["data"].path, "test")[KEY]
-    look = reader.look(sample.views, group_id(sample.study.group))
+    sample = SampleLookup(run["data"].path, "test")[KEY]
+    look = reader.analyze(sample.views, group_id(sample.study.group))
     for name, folder in (("visual", VISUAL), ("report", REPORTS)):
         assert look.association[name].rows_QK.shape == (14, len(MemoryBank.open(run["banks"].path / folder)))
     told = events(client, f"/api/looks/test/{KEY}/report")
@@ -265,12 +265,12 @@ def test_a_film_dropped_twice_is_one(app, client):
 
 
 def test_a_writer_without_a_word_is_told_as_that(reader, run):
-    sample = Shelf(run["data"].path, "test")[KEY]
+    sample = SampleLookup(run["data"].path, "test")[KEY]
     decoder, told = reader.model.decoder, []
     end = torch.tensor([reader.model.tokenizer.eos_token_id])
     mute = decoder.get_output_embeddings().register_forward_hook(lambda *parts: parts[-1].index_fill(-1, end, 1e9))
     try:
-        reader.write(reader.look(sample.views, 1), set(), lambda kind, content: told.append((kind, content)))
+        reader.write(reader.analyze(sample.views, 1), set(), lambda kind, content: told.append((kind, content)))
     finally:
         mute.remove()
     assert told == [("text", {"plan": "", "sentences": []})]
@@ -366,7 +366,7 @@ def test_other_names_of_this_machine_are_turned_away(client):
 
 
 def test_a_fault_of_ours_shows_no_stack(client, monkeypatch):
-    monkeypatch.setattr(Desk, "_told", lambda *_: 1 / 0)
+    monkeypatch.setattr(Handlers, "_describe", lambda *_: 1 / 0)
     response = client.get(f"/api/looks/test/{KEY}")
     assert response.status_code == 500
     assert response.json()["error"].startswith("Something went wrong here (ZeroDivisionError)")
@@ -375,7 +375,7 @@ def test_a_fault_of_ours_shows_no_stack(client, monkeypatch):
 
 def test_no_report_reaches_a_log(client, run, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    sample = Shelf(run["data"].path, "test")[KEY]
+    sample = SampleLookup(run["data"].path, "test")[KEY]
     text = written(events(client, f"/api/looks/test/{KEY}/report"))
     client.get(f"/api/looks/test/{KEY}")
     client.post("/api/looks", content=b"nothing")
@@ -389,16 +389,16 @@ def test_no_report_reaches_a_log(client, run, caplog, capfd):
 
 
 def test_when_nobody_reads_on_the_writing_ends(reader, run):
-    sample = Shelf(run["data"].path, "test")[KEY]
-    look = reader.look(sample.views, 1)
+    sample = SampleLookup(run["data"].path, "test")[KEY]
+    look = reader.analyze(sample.views, 1)
     told = []
 
     def tell(kind, content):
         told.append(kind)
         if len(told) == 3:
-            raise Stopped
+            raise ClientGone
 
-    with pytest.raises(Stopped):
+    with pytest.raises(ClientGone):
         reader.write(look, set(), tell)
     assert told == ["text"] * 3
     reader.write(look, set(), lambda kind, _: told.append(kind))  # the models are free again
@@ -406,7 +406,7 @@ def test_when_nobody_reads_on_the_writing_ends(reader, run):
 
 
 def test_a_reader_who_leaves_stops_the_writer(folder):
-    desk = Desk(open_chain(folder))
+    desk = Handlers(open_run(folder))
     look, _ = desk._find("test", KEY)
     stopped = []
     write = desk._reader.write
@@ -414,7 +414,7 @@ def test_a_reader_who_leaves_stops_the_writer(folder):
     def watched(*arguments):
         try:
             write(*arguments)
-        except Stopped:
+        except ClientGone:
             stopped.append(True)
             raise
 

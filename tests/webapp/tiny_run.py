@@ -10,14 +10,14 @@ import torch
 
 from amrg.artifacts import Artifact, build, open_artifact
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import Sample, read, studies
+from amrg.data.stream import Sample, iter_samples, load_studies
 from amrg.models.finding_calibration import Certainty
 from amrg.models.report_generator import ReportGenerator
 from amrg.pipeline import recipe, root
 from amrg.training.calibration import CALIBRATION
-from amrg.training.collate import ReportPacker, Stage2Packer
+from amrg.training.collate import ReportCollator, Stage2Collator
 from amrg.training.stage2 import MODEL, build_generator
-from amrg.training.vision_cache import look
+from amrg.training.vision_cache import encode_films
 from tests.conftest import make_artefacts, report
 
 STEPS = 200
@@ -41,14 +41,16 @@ def make_run(folder: Path, outline: Literal["written", "recalled"] = "written") 
 
     def stage2(partial: Path) -> None:
         model = build_generator(config, made.data, made.stage1, made.banks)
-        _learn_by_heart(model, list(read(made.data, "train")))
+        _learn_by_heart(model, list(iter_samples(made.data, "train")))
         model.save_pretrained(partial / MODEL)
         certainty = Certainty(((0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
         for split in ("test", "val"):
             certainty.save(partial / CALIBRATION / split)
 
     def reports(partial: Path) -> None:
-        lines = [json.dumps({"key": s.key, "generated": s.report, "memory": {}}) for s in studies(made.data, "test")]
+        lines = [
+            json.dumps({"key": s.key, "generated": s.report, "memory": {}}) for s in load_studies(made.data, "test")
+        ]
         (partial / "reports.jsonl").write_text("\n".join(lines))
 
     def scores(partial: Path) -> None:
@@ -64,13 +66,13 @@ def make_run(folder: Path, outline: Literal["written", "recalled"] = "written") 
 
 def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     """Plain training until two reports are known: one with the visual memory, the other where it is hidden."""
-    batch = Stage2Packer(model.stage1.config.image_size, ReportPacker(model.report_encoder(40)))(samples)
+    batch = Stage2Collator(model.stage1.config.image_size, ReportCollator(model.report_encoder(40)))(samples)
     with torch.no_grad():
-        sight = look(model.eval(), batch["films"])
+        sight = encode_films(model.eval(), batch["films"])
     first, second = (next(n for n, sample in enumerate(samples) if sample.study.report == report(k)) for k in (0, 1))
-    seen = torch.ones(len(model.before) + model.positions + len(model.after) + batch["report"].shape[1], 1)
+    seen = torch.ones(len(model.before) + model.prefix_length + len(model.after) + batch["report"].shape[1], 1)
     hidden = seen.clone()
-    hidden[len(model.before) :][model.places["visual memory"]] = 0.0
+    hidden[len(model.before) :][model.stream_slices["visual memory"]] = 0.0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=3e-3)
     for step in range(STEPS):

@@ -9,7 +9,7 @@ from typing import Any
 
 from amrg.config import DataConfig
 from amrg.data.studies import Source
-from amrg.errors import UserError, gathered
+from amrg.errors import UserError, collect_errors
 
 #: The module of each reader. It is imported when it is asked for: some need packages that others do without.
 SOURCES = {
@@ -34,7 +34,7 @@ def open_source(config: DataConfig, seed: int) -> Source:
 def source_faults(config: DataConfig) -> list[str]:
     """Which files and folders the reader will not find, told in a moment: nothing but their names is looked at."""
     try:
-        return gathered(*_reader(config).needs(config))
+        return collect_errors(*_reader(config).needs(config))
     except UserError as error:  # no such reader, or not even the folder
         return [str(error)]
 

@@ -11,10 +11,10 @@ from amrg.config import DataConfig
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
 from amrg.data.sources.tables import Need, Tally, data_root, find, labels_of, read_csv
-from amrg.data.splits import arrange, hashed
-from amrg.data.studies import Films, Study
+from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import chosen_text
+from amrg.data.text.sections import select_sections
 from amrg.errors import UserError
 
 TABLE = "df_chexpert_plus_240401.csv"
@@ -70,14 +70,14 @@ class ChexpertPlus:
     def __init__(self, config: DataConfig, seed: int) -> None:
         self._root, self._config = data_root(config), config
         self._films: dict[str, list[str]] = {}
-        self._studies = arrange(self._read(), config, seed)
+        self._studies = assign_splits(self._read(), config, seed)
 
     def studies(self) -> list[Study]:
         return list(self._studies)
 
-    def films(self, study: Study) -> Films:
+    def films(self, study: Study) -> StudyImages:
         """All films of a study, frontal ones first."""
-        return Films([self._film(path) for path in self._films[study.key]])
+        return StudyImages([self._film(path) for path in self._films[study.key]])
 
     def _film(self, name: str) -> np.ndarray:
         path = film_file(self._root, name)
@@ -118,7 +118,7 @@ class ChexpertPlus:
                 continue
             if row["split"] not in PUBLISHED_SPLITS:
                 raise UserError(f"{path}: split {row['split']!r} is none of {', '.join(PUBLISHED_SPLITS)}")
-            group = hashed(f"chexpert {row['deid_patient_id']}")
+            group = hash_patient(f"chexpert {row['deid_patient_id']}")
             studies.append(
                 Study(
                     key, group, PUBLISHED_SPLITS[row["split"]], text, given, (row["ap_pa"] or "",), last.get(group, ""),
@@ -135,7 +135,7 @@ class ChexpertPlus:
         """Study → its first row that has the text, or its first, and the text."""
         told: dict[str, tuple[dict[str, str], str]] = {}
         for row in rows:
-            text = chosen_text(row["section_findings"], row["section_impression"], self._config.sections)
+            text = select_sections(row["section_findings"], row["section_impression"], self._config.sections)
             key = _key(row["path_to_image"])
             if key not in told or (text and not told[key][1]):
                 told[key] = row, text

@@ -15,10 +15,10 @@ from amrg.data.labels import LABELS
 from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
 from amrg.data.sources.tables import Need, Tally, data_root, find, labels_of, read_csv
-from amrg.data.splits import arrange, hashed
-from amrg.data.studies import Films, Study
+from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import chosen_text, split_sections
+from amrg.data.text.sections import select_sections, split_sections
 from amrg.errors import UserError
 from amrg.progress import track
 
@@ -79,15 +79,15 @@ class MimicCxr:
     def __init__(self, config: DataConfig, seed: int) -> None:
         self._root, self._config = data_root(config), config
         self._films: dict[str, list[Path]] = {}
-        self._studies = arrange(self._read(), config, seed)
+        self._studies = assign_splits(self._read(), config, seed)
         self._films = {study.key: self._films[study.key] for study in self._studies}
 
     def studies(self) -> list[Study]:
         return list(self._studies)
 
-    def films(self, study: Study) -> Films:
+    def films(self, study: Study) -> StudyImages:
         """All films of a study, frontal ones first."""
-        return Films([self._film(path) for path in self._films[study.key]])
+        return StudyImages([self._film(path) for path in self._films[study.key]])
 
     def _film(self, stem: Path) -> np.ndarray:
         path = film_file(stem)
@@ -104,7 +104,7 @@ class MimicCxr:
         for (subject, number), views in track(sorted(films.items(), key=_time), "reading reports"):
             raw = report(subject, number)
             found = split_sections(raw) if raw else {}
-            text = chosen_text(found.get("findings"), found.get("impression"), self._config.sections)
+            text = select_sections(found.get("findings"), found.get("impression"), self._config.sections)
             split = splits.get(number)
             found_labels, fault = labels.get(number, (dict.fromkeys(LABELS), ""))
             if self._config.labels == "rules":
@@ -119,7 +119,7 @@ class MimicCxr:
             folder = self._root / "files" / f"p{subject[:2]}" / f"p{subject}" / key
             ordered = sorted(chosen, key=lambda view: (_FRONTAL.get(view["view"], 2), view["dicom"]))
             self._films[key] = [folder / view["dicom"] for view in ordered]
-            group = hashed(f"mimic {subject}")
+            group = hash_patient(f"mimic {subject}")
             projections = tuple(view["view"] for view in ordered)
             studies.append(Study(key, group, split, text, found_labels, projections, last.get(group, ""), fault))
             if text:

@@ -6,12 +6,12 @@ from pathlib import Path
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
 from amrg.data.sources.tables import Need, data_root, refuse_views
-from amrg.data.splits import arrange, hashed
-from amrg.data.studies import Films, Study
+from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import chosen_text
+from amrg.data.text.sections import select_sections
 from amrg.errors import UserError
-from amrg.progress import say
+from amrg.progress import echo
 
 _SUFFIXES = (".png", ".jpg", ".dcm")
 
@@ -69,24 +69,24 @@ class Openi:
                 studies.append(study)
         if len(studies) < len(reports):
             left_out = len(reports) - len(studies)
-            say(f"{left_out} of {len(reports)} studies have no {config.sections} text or no film and are left out")
-        self._studies = arrange(studies, config, seed)
+            echo(f"{left_out} of {len(reports)} studies have no {config.sections} text or no film and are left out")
+        self._studies = assign_splits(studies, config, seed)
 
     def studies(self) -> list[Study]:
         return list(self._studies)
 
-    def films(self, study: Study) -> Films:
-        return Films([load_film(path, self._size) for path in self._films[study.key]])
+    def films(self, study: Study) -> StudyImages:
+        return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
     def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path]) -> Study | None:
         """None without a text, or where the XML names no film that is there."""
         uid = content.find("uId")
         key = uid.get("id", "") if uid is not None else ""
         sections = {node.get("Label", ""): node.text or "" for node in content.iter("AbstractText")}
-        text = chosen_text(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
+        text = select_sections(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
         names = [image.get("id", "") for image in content.iter("parentImage")]
         paths = [films[name] for name in names if name in films]
         if not key.isalnum() or not text or not paths:
             return None
         self._films[key] = paths
-        return Study(key, hashed(f"iu {key}"), "train", text, label_report(text))
+        return Study(key, hash_patient(f"iu {key}"), "train", text, label_report(text))

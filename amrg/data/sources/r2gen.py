@@ -9,12 +9,12 @@ from typing import Any
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
 from amrg.data.sources.tables import Need, data_root, find, refuse_views
-from amrg.data.splits import arrange, hashed
-from amrg.data.studies import SPLITS, Films, Study
+from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.studies import SPLITS, Study, StudyImages
 from amrg.data.text.cleaning import clean
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
-from amrg.progress import say
+from amrg.progress import echo
 
 ANNOTATION = "annotation.json"
 
@@ -82,14 +82,14 @@ class R2Gen:
             if study.report:
                 studies.append(study)
         if silent:
-            say(f"{silent} of {len(entries)} studies have an empty report and are left out")
-        self._studies = arrange(studies, config, seed)
+            echo(f"{silent} of {len(entries)} studies have an empty report and are left out")
+        self._studies = assign_splits(studies, config, seed)
 
     def studies(self) -> list[Study]:
         return list(self._studies)
 
-    def films(self, study: Study) -> Films:
-        return Films([load_film(path, self._size) for path in self._films[study.key]])
+    def films(self, study: Study) -> StudyImages:
+        return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
     def _study(self, split: str, entry: Any, where: str) -> Study:
         try:
@@ -102,7 +102,7 @@ class R2Gen:
             raise UserError(f"{where}: a report and paths inside the image folder expected")
         self._films[key] = [self._images / path.removeprefix("files/") for path in paths]
         text = clean(report)
-        return Study(key, hashed(patient), split, text, label_report(text))
+        return Study(key, hash_patient(patient), split, text, label_report(text))
 
 
 def _leaves(path: str) -> bool:

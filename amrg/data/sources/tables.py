@@ -12,7 +12,7 @@ import pyarrow.csv as csv
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
-from amrg.progress import say
+from amrg.progress import echo
 
 #: A check that one thing is where a reader will look for it; it raises UserError where that is not so.
 Need = Callable[[], object]
@@ -60,7 +60,7 @@ class Tally:
     def tell(self, total: int) -> None:
         """One line for the user, where something was counted."""
         if self.counts:
-            say(f"of {total} studies: " + "; ".join(f"{count} with {lack}" for lack, count in self.counts.items()))
+            echo(f"of {total} studies: " + "; ".join(f"{count} with {lack}" for lack, count in self.counts.items()))
 
 
 def find(root: Path, *names: str, why: str) -> Path:

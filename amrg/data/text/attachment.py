@@ -31,7 +31,7 @@ class Anchor:
     device: str = ""
 
 
-_BREAK = re.compile(labeler_patterns.BREAKS)
+_BREAK = re.compile(labeler_patterns.TERMINATION)
 _PREPOSITION = re.compile(r"\b(?:in|at|of|within|on|over|overlying|involving|along|near|for|to|from|through|with|by)\b")
 #: A preposition that leads to what follows, through its modifiers only.
 _LEADING = re.compile(

@@ -103,6 +103,6 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"(?<=[.?!])(?<!\bDr\.)(?<!\bvs\.)\s+", text) if part.strip()]
 
 
-def fold(text: str) -> str:
+def normalize_for_dedup(text: str) -> str:
     """What two texts must share to count as the same report: their words, whatever case and punctuation."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))

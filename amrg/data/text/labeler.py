@@ -48,7 +48,7 @@ _PRE = re.compile(
 )
 _POST = re.compile(rf"\b(?:(?P<u>{labeler_patterns.POST_UNCERTAIN})|(?P<n>{labeler_patterns.POST_NEGATION}))\b")
 _ASSERTION = _compile(labeler_patterns.POST_ASSERTION)
-_BREAK = re.compile(labeler_patterns.BREAKS)
+_BREAK = re.compile(labeler_patterns.TERMINATION)
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|appears?|remains?|persists?)\b")
 _LIST = re.compile(r"[\s,/]*(?:(?:and|or|nor|any|an?|the|acute|focal|pleural|lobar|left|right|large|small)\b[\s,/]*)*")
 

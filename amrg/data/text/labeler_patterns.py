@@ -224,7 +224,7 @@ POST_ASSERTION = (
 )
 
 #: Where the scope of a cue ends: a new clause, or a comma that opens a fresh assertion.
-BREAKS = (
+TERMINATION = (
     r"\b(?:but|however|although|though|except|otherwise|which|there (?:is|are|has|have)|apart from|aside from"
     r"|other than|besides"
     r"|because of|as well as|with(?= (?:\w+ )?(?:stable|mild|moderate|small|minimal|unchanged"

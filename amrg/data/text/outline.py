@@ -14,23 +14,23 @@ from amrg.data.text.labeler import label_report
 _REPORT = "Report:"
 
 
-def outlined(report: str) -> str:
+def add_outline(report: str) -> str:
     """``cardiomegaly, edema. Report: …``, the sentences that state a finding in front, in the order of the outline."""
-    return begun(stated(report), sorted(sentences(report), key=_place))
+    return format_outline(positive_findings(report), sorted(sentences(report), key=_place))
 
 
-def begun(findings: Sequence[str], first: Sequence[str]) -> str:
+def format_outline(findings: Sequence[str], first: Sequence[str]) -> str:
     """An outline of findings, in the order of ``FINDINGS``, and the sentences that are written so far."""
     return f"{', '.join(findings).lower() or 'none'}. {_REPORT} {' '.join(first)}".strip()
 
 
-def stated(text: str) -> list[str]:
+def positive_findings(text: str) -> list[str]:
     """The findings that a text states, in the order of ``FINDINGS``."""
     labels = label_report(text)
     return [finding for finding in FINDINGS if labels[finding] == POSITIVE]
 
 
-def without_outline(text: str) -> str:
+def strip_outline(text: str) -> str:
     """The report behind an outline; the whole text where there is none."""
     outline, report = split_outline(text)
     return outline if report is None else report
@@ -43,4 +43,4 @@ def split_outline(text: str) -> tuple[str, str | None]:
 
 
 def _place(sentence: str) -> int:
-    return next((FINDINGS.index(finding) for finding in stated(sentence)), len(FINDINGS))
+    return next((FINDINGS.index(finding) for finding in positive_findings(sentence)), len(FINDINGS))

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from amrg.data.text.cleaning import fold
+from amrg.data.text.cleaning import normalize_for_dedup
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
 
@@ -53,12 +53,12 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
-def loops(words: Sequence[str]) -> bool:
+def is_repetitive(words: Sequence[str]) -> bool:
     """Whether the same few words come again and again."""
     return max(Counter(ngrams(words, LOOP_NGRAM)).values(), default=0) >= LOOP_TIMES
 
 
-def compares(text: str) -> bool:
+def mentions_prior(text: str) -> bool:
     """Whether a text speaks of a change, or of an earlier film."""
     return _COMPARES.search(text) is not None
 
@@ -80,6 +80,6 @@ def excepts(sentence: str) -> bool:
     return _EXCEPTS.search(sentence) is not None
 
 
-def generic(texts: Sequence[str]) -> float:
+def most_common_share(texts: Sequence[str]) -> float:
     """The share of reports that are word for word the most frequent one."""
-    return max(Counter(map(fold, texts)).values()) / len(texts)
+    return max(Counter(map(normalize_for_dedup, texts)).values()) / len(texts)

@@ -39,7 +39,7 @@ def split_sections(report: str) -> dict[str, str]:
     return {name: " ".join(part for part in parts if part) for name, parts in found.items() if any(parts)}
 
 
-def chosen_text(findings: str | None, impression: str | None, sections: Sections) -> str:
+def select_sections(findings: str | None, impression: str | None, sections: Sections) -> str:
     """The cleaned text that a model is to write; empty where the study lacks it.
 
     ``both`` is what there is of both, findings first.

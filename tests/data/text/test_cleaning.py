@@ -2,7 +2,7 @@
 
 import pytest
 
-from amrg.data.text.cleaning import RULES, clean, fold, numbering, sentences
+from amrg.data.text.cleaning import RULES, clean, normalize_for_dedup, numbering, sentences
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_measurements_are_not_list_numbers() -> None:
 
 
 def test_fold_ignores_case_and_punctuation_only() -> None:
-    assert fold("Clear lungs; no effusion.") == fold("clear LUNGS, no effusion")
-    assert fold("no effusion") != fold("effusion")
+    assert normalize_for_dedup("Clear lungs; no effusion.") == normalize_for_dedup("clear LUNGS, no effusion")
+    assert normalize_for_dedup("no effusion") != normalize_for_dedup("effusion")
 
 
 def test_rules_are_named() -> None:

@@ -1,22 +1,22 @@
 """The outline before a report."""
 
-from amrg.data.text.outline import outlined, without_outline
+from amrg.data.text.outline import add_outline, strip_outline
 
 
 def test_findings_lead_and_the_rest_keeps_its_order() -> None:
     report = "Heart size is normal. No pneumothorax. There is a small left effusion. Pacemaker in place. Edema."
-    assert outlined(report) == (
+    assert add_outline(report) == (
         "edema, pleural effusion, support devices. Report: "
         "Edema. There is a small left effusion. Pacemaker in place. Heart size is normal. No pneumothorax."
     )
 
 
 def test_a_normal_report_has_none() -> None:
-    assert outlined("Lungs are clear. No effusion.") == "none. Report: Lungs are clear. No effusion."
-    assert outlined("") == "none. Report:"
+    assert add_outline("Lungs are clear. No effusion.") == "none. Report: Lungs are clear. No effusion."
+    assert add_outline("") == "none. Report:"
 
 
 def test_the_outline_is_cut_off_where_there_is_one() -> None:
-    assert without_outline("edema. Report: Edema. Clear.") == "Edema. Clear."
-    assert without_outline(" Edema. Clear. ") == "Edema. Clear."
-    assert without_outline(outlined("Lungs are clear.")) == "Lungs are clear."
+    assert strip_outline("edema. Report: Edema. Clear.") == "Edema. Clear."
+    assert strip_outline(" Edema. Clear. ") == "Edema. Clear."
+    assert strip_outline(add_outline("Lungs are clear.")) == "Lungs are clear."

@@ -1,6 +1,6 @@
 import pytest
 
-from amrg.data.text.repetition import compares, generic, loops, tokenize
+from amrg.data.text.repetition import is_repetitive, mentions_prior, most_common_share, tokenize
 
 
 def test_tokenize() -> None:
@@ -12,13 +12,13 @@ def test_tokenize() -> None:
 
 def test_loops() -> None:
     phrase = ["no", "focal", "lung", "disease"]
-    assert loops(phrase * 3)
-    assert not loops(phrase * 2)
-    assert not loops(["no", "effusion"])
+    assert is_repetitive(phrase * 3)
+    assert not is_repetitive(phrase * 2)
+    assert not is_repetitive(["no", "effusion"])
 
 
 def test_generic() -> None:
-    assert generic(["No effusion.", "no effusion", "Effusion."]) == 2 / 3
+    assert most_common_share(["No effusion.", "no effusion", "Effusion."]) == 2 / 3
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_generic() -> None:
     ],
 )
 def test_what_only_an_earlier_film_can_tell(text: str, speaks: bool) -> None:
-    assert compares(text) == speaks
+    assert mentions_prior(text) == speaks

@@ -2,7 +2,7 @@
 
 import pytest
 
-from amrg.data.text.sections import chosen_text, split_sections
+from amrg.data.text.sections import select_sections, split_sections
 from tests.data.dataset_fixtures import REPORT
 
 
@@ -27,8 +27,8 @@ def test_sections_by_their_headings(report, findings, impression) -> None:
 
 
 def test_the_text_that_is_chosen() -> None:
-    assert chosen_text("heart is ___ normal", "1. Clear", "findings") == "Heart is normal."
-    assert chosen_text("heart is normal", "1. Clear", "impression") == "Clear."
-    assert chosen_text("heart is normal", "1. Clear", "both") == "Heart is normal. Clear."
-    assert chosen_text(None, "Clear", "both") == "Clear."
-    assert chosen_text(None, "Clear", "findings") == ""
+    assert select_sections("heart is ___ normal", "1. Clear", "findings") == "Heart is normal."
+    assert select_sections("heart is normal", "1. Clear", "impression") == "Clear."
+    assert select_sections("heart is normal", "1. Clear", "both") == "Heart is normal. Clear."
+    assert select_sections(None, "Clear", "both") == "Clear."
+    assert select_sections(None, "Clear", "findings") == ""

@@ -88,7 +88,7 @@ def load() -> Anatomy:
     lobe = np.zeros(water.shape, np.uint8)
     for index, name in enumerate(LOBES):
         lobe[nearest == fine[name]] = index + 1
-    _heal(water, lobe > 0)
+    _inpaint(water, lobe > 0)
     heart = nearest == fine["heart"]
     landmarks = {name: _centroid(nearest == fine[name]) for name in _LANDMARKS}
     abdomen = _labelled(nearest, [number for number, name in names.items() if name.startswith(_ABDOMEN)])
@@ -170,7 +170,7 @@ def _nearest(labels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picked.transpose(1, 0, 2))
 
 
-def _heal(water: np.ndarray, lung: np.ndarray) -> None:
+def _inpaint(water: np.ndarray, lung: np.ndarray) -> None:
     """Replace the patient's own mass by the sound lung below it, in place."""
     y, r, c = (
         ((np.arange(length) - middle) * spacing / radius).astype(np.float32)
@@ -193,7 +193,7 @@ def _distance(mask: np.ndarray, stretch: tuple[float, float, float] = (1, 1, 1))
     return ndimage.gaussian_filter(exact, 0.75)
 
 
-def _doubled(volume: np.ndarray) -> np.ndarray:
+def _upsample(volume: np.ndarray) -> np.ndarray:
     """Twice the rows and columns, by linear interpolation."""
     for axis in (1, 2):
         forward = np.moveaxis(volume, axis, -1)
@@ -205,7 +205,7 @@ def _doubled(volume: np.ndarray) -> np.ndarray:
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    return _doubled(_distance(mask) - _distance(~mask))
+    return _upsample(_distance(mask) - _distance(~mask))
 
 
 def _wall_distance(lung: np.ndarray, stretch: tuple[float, float, float]) -> np.ndarray:
@@ -213,7 +213,7 @@ def _wall_distance(lung: np.ndarray, stretch: tuple[float, float, float]) -> np.
     columns = np.arange(lung.shape[2])
     first, last = lung.argmax(2), lung.shape[2] - 1 - lung[:, :, ::-1].argmax(2)
     cavity = lung.any(2, keepdims=True) & (columns >= first[..., None]) & (columns <= last[..., None])
-    return _doubled(_distance(cavity, stretch))
+    return _upsample(_distance(cavity, stretch))
 
 
 def _open_field(lung: np.ndarray, hidden: np.ndarray, midline: float) -> np.ndarray:

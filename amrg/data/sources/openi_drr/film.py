@@ -33,7 +33,7 @@ def render(findings: tuple[Finding, ...], seed: tuple[int, ...], size: int) -> t
     path += _habitus(canvas, patient) + drawn
     wobble = np.stack([projection.smooth_field(patient, size, 5, 2.0) for _ in range(2)])
     grid = projection.film_grid(canvas.pose, size, canvas.anatomy.midline, wobble)
-    film = projection.develop(projection.sample(path, grid, 3), exposure)
+    film = projection.apply_detector(projection.sample(path, grid, 3), exposure)
     masks = {label: projection.sample(plane, grid, 1) >= 1 for label, plane in canvas.extents(path).items()}
     if drawn.any():
         masks["Support Devices"] = projection.sample(drawn, grid, 1) > 3

@@ -134,7 +134,7 @@ def sample(plane: np.ndarray, grid: np.ndarray, order: int) -> np.ndarray:
     return ndimage.map_coordinates(plane, grid, order=order, mode="nearest", output=np.float32)
 
 
-def develop(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def apply_detector(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Film uint8 [H, W] of line integrals in mm of water: scatter, quantum noise, local contrast, exposure.
 
     Every exposure ends at a random black, white and mid-grey point, as a console's automatic exposure and an operator's

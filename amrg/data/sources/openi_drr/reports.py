@@ -9,8 +9,8 @@ from pathlib import Path
 
 from amrg.config import DataConfig
 from amrg.data.sources.tables import Need, refuse_views
-from amrg.data.text.cleaning import clean, fold
-from amrg.data.text.sections import Sections, chosen_text
+from amrg.data.text.cleaning import clean, normalize_for_dedup
+from amrg.data.text.sections import Sections, select_sections
 from amrg.errors import UserError
 
 _SHORTEST = 3  # words that a cleaned report must have
@@ -39,7 +39,7 @@ class Report:
 
     def text(self, sections: Sections = "both") -> str:
         """What is to be written of it."""
-        return chosen_text(self.findings, self.impression, sections)
+        return select_sections(self.findings, self.impression, sections)
 
 
 #: Files of wheels: package, version, name. The CT's are volume, labels and their names.
@@ -95,7 +95,7 @@ def deduplicate(reports: list[Report]) -> list[Report]:
     """Keep the first of the reports whose findings have the same words, so that no text can lie in two splits."""
     first: dict[str, Report] = {}
     for report in reports:
-        first.setdefault(fold(report.findings), report)
+        first.setdefault(normalize_for_dedup(report.findings), report)
     return list(first.values())
 
 

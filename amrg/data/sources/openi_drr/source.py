@@ -8,8 +8,8 @@ from amrg.data.sources.openi_drr.film import render
 from amrg.data.sources.openi_drr.findings import Finding, interpret, labels_of
 from amrg.data.sources.openi_drr.reports import Report, read_reports
 from amrg.data.sources.tables import refuse_views
-from amrg.data.splits import draw
-from amrg.data.studies import SPLITS, Films, Study
+from amrg.data.splits import hash_uniform
+from amrg.data.studies import SPLITS, Study, StudyImages
 from amrg.errors import UserError
 
 _TRAIN, _VAL = 0.7, 0.8  # 70 % train, 10 % validation, 20 % test
@@ -50,7 +50,7 @@ class OpeniDrr:
 
         Open-i publishes no dates and no patients: ``temporal`` goes by the order of the studies' numbers, in [0, 1).
         """
-        place = order if self._config.splits == "temporal" else draw(self._seed, "split", uid)
+        place = order if self._config.splits == "temporal" else hash_uniform(self._seed, "split", uid)
         return "train" if place < _TRAIN else "val" if place < _VAL else "test"
 
     def _chosen(
@@ -58,7 +58,7 @@ class OpeniDrr:
     ) -> list[tuple[Report, tuple[Finding, ...]]]:
         """At most ``limit`` members with the configured share of abnormal ones: always the first of a seeded order."""
         fraction = self._config.abnormal_fraction
-        ordered = sorted(members, key=lambda member: draw(self._seed, "order", member[0].uid))
+        ordered = sorted(members, key=lambda member: hash_uniform(self._seed, "order", member[0].uid))
         if fraction is None:
             return ordered[:limit]
         abnormal = [member for member in ordered if is_abnormal(member[1])]
@@ -87,12 +87,12 @@ class OpeniDrr:
     def studies(self) -> list[Study]:
         return list(self._studies)
 
-    def films(self, study: Study) -> Films:
+    def films(self, study: Study) -> StudyImages:
         """One PA film with the lesions' masks: a function of the study's key and the seed."""
         digest = hashlib.sha256(study.key.encode()).digest()
         seed = (self._seed, int.from_bytes(digest[:8], "big"))
         film, masks = render(self._findings[study.key], seed, self._config.image_size)
-        return Films([film], {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
+        return StudyImages([film], {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
 
 
 def number(uid: str) -> int:
