@@ -138,7 +138,8 @@ def _compared(rates: MeasuredRates, two: SimulatedCluster) -> list[str]:
     crowded = predict_two_workers(rates, two)
     return [
         f"on the measured machine two processes that do not talk are {rates.contention:.2f} times as slow as "
-        f"one alone: for two workers of it {crowded:,.1f} samples/s are predicted, {rates.observed['2']:,.1f} were measured"
+        f"one alone: for two workers of it {crowded:,.1f} samples/s are predicted, "
+        f"{rates.observed['2']:,.1f} were measured"
     ]
 
 

@@ -298,8 +298,8 @@ class _Batches(Dataset[RankBatch]):
 def group_by_length(order: np.ndarray, lengths: np.ndarray, size: int, seed: list[int]) -> np.ndarray:
     """An order in which each ``size`` samples that follow one another are of like length.
 
-    Every stretch of ``SORT_WINDOW`` × ``size`` samples is sorted and cut into batches, which are shuffled; what is left of
-    a batch stays at the end. Which batch comes when follows from ``seed`` alone: parallel lanes put like with like.
+    Every stretch of ``SORT_WINDOW`` × ``size`` samples is sorted and cut into batches, which are shuffled; what is left
+    of a batch stays at the end. Which batch comes when follows from ``seed`` alone: parallel lanes put like with like.
     """
     generator = np.random.default_rng([*seed, 1])
     whole = len(order) // size * size

@@ -186,8 +186,8 @@ def leakage(rows: Sequence[Row]) -> list[str]:
     worth = concluded(
         leaked,
         {
-            "better": f"The fault is worth {gain.candidate - gain.baseline:+.3f} {CALLED[score]}: scores with it cannot "
-            "be believed.",
+            "better": f"The fault is worth {gain.candidate - gain.baseline:+.3f} {CALLED[score]}: scores with it "
+            "cannot be believed.",
             "worse": "The fault lowers the score here: the generator does not profit from finding the answer.",
         },
         "That the fault raises clinical scores is not shown here"
