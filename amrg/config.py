@@ -68,6 +68,8 @@ class Stage1Config:
     lr: PositiveFloat = 5e-4
     # Of the Q-Former's layers; None: the same.
     qformer_lr: Annotated[PositiveFloat | None, Field(exclude_if=lambda lr: lr is None)] = None
+    # Weight of the mean squared cosine between the queries of different findings: keeps them apart; 0: as published.
+    query_diversity_weight: Annotated[NonNegativeFloat, Field(exclude_if=lambda weight: weight == 0)] = 0.0
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.1
     clip: PositiveFloat = 5.0

@@ -13,9 +13,10 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amrg.config import VisionConfig, to_dict
-from amrg.data.labels import LABELS
+from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
 from amrg.models.profiling import QFORMER, VISION, profile_region
 from amrg.models.qformer import build_qformer
@@ -55,6 +56,16 @@ def mean_over_views(values_M: Tensor, views: Sequence[int]) -> Tensor:
     if len(values_M) == len(views):
         return values_M
     return torch.stack([part.mean(0) for part in values_M.split(list(views))])
+
+
+def query_cosines(queries_BQD: Tensor) -> Tensor:
+    """Cosine between the queries of each two different findings, float32 [B, 78].
+
+    They are not centered: a direction that all queries share is what makes them one vector.
+    """
+    unit_BFD = F.normalize(queries_BQD[:, : len(FINDINGS)].float(), dim=-1)
+    first, second = torch.triu_indices(len(FINDINGS), len(FINDINGS), offset=1)
+    return (unit_BFD[:, first] * unit_BFD[:, second]).sum(-1)
 
 
 class LogSumExpHead(nn.Module):

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from amrg import distributed
 from amrg.config import GenerateConfig
@@ -20,6 +19,7 @@ from amrg.data.shards import hash_key
 from amrg.data.stream import load_studies
 from amrg.data.text.repetition import is_repetitive, most_common_share, tokenize
 from amrg.models.association_shares import RowLabels, heaviest
+from amrg.models.classifier import query_cosines
 from amrg.models.composer import ROWS
 from amrg.models.report_generator import ReportGenerator, VisionOutput
 from amrg.models.zero3 import gathered
@@ -70,7 +70,7 @@ class MemoryWatch:
         count, counted_B = len(batch["study"]), batch["counts"].cpu().bool()
         self._watched += count * distributed.world_size()
         sight = VisionOutput(*batch["sight"])
-        self._sum("query_cosine", query_cosine(sight.queries_BQD).cpu(), counted_B)
+        self._sum("query_cosine", query_cosines(sight.queries_BQD).mean(1).cpu(), counted_B)
         stated_BF = torch.stack([self._stated[key] for key in batch["study"]]) & counted_B[:, None]
         # Used outside a forward, where ZeRO 3 gathers nothing.
         with gathered([weight for memory in model.memories.values() for weight in memory.parameters()]):
@@ -88,7 +88,8 @@ class MemoryWatch:
         """What was added on all ranks since the last call, the same on every rank. Every rank must call this.
 
         Returns:
-            ``query_cosine`` (see there), mean over films; and of each memory (``visual_…``, ``report_…``)
+            ``query_cosine``, the mean of ``query_cosines`` over pairs and films; and of each memory
+            (``visual_…``, ``report_…``)
             ``relevance``, the share of a stated finding's own association on rows of that finding, mean over pairs of a
             study and a finding that it states (absent if there is none); ``alike``, the share of films whose heaviest
             row over all queries is the most frequent one; ``perplexity``, the rows that a query spreads over, mean over
@@ -116,19 +117,6 @@ class MemoryWatch:
         self._watched = 0
         self._sums: dict[str, tuple[float, int]] = {}
         self._first: dict[str, list[int]] = {}
-
-
-def query_cosine(queries_BQD: Tensor) -> Tensor:
-    """Mean cosine between the queries of different findings of one film, [B].
-
-    As they are, not centered: what all of them share is what would make them one vector. Less their mean over the
-    findings their mean cosine is −1/12 or so whatever they are; less each finding's mean over films it is high
-    where stage 1 is sound, as films are more or less abnormal (demo: 0.37 as they are, 0.78 so).
-    """
-    unit_BFD = F.normalize(queries_BQD[:, : len(FINDINGS)].float(), dim=-1)
-    # The square of a sum of unit vectors is their number and twice the cosines of all pairs.
-    pairs = len(FINDINGS) * (len(FINDINGS) - 1)
-    return (unit_BFD.sum(1).square().sum(-1) - unit_BFD.square().sum((1, 2))) / pairs
 
 
 def alike(rows: Sequence[int]) -> float:

@@ -21,7 +21,7 @@ from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import Stream, iter_samples, load_studies, num_studies, num_views
 from amrg.errors import UserError
-from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views
+from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views, query_cosines
 from amrg.models.zero3 import gathered
 from amrg.precision import autocast
 from amrg.progress import echo, track
@@ -71,7 +71,13 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         out = films.predict(model, inputs)
         query_loss = multilabel_loss(mean_over_views(out.logits_BK, inputs.views), targets_BK, weight_K)
         cam_loss = multilabel_loss(mean_over_views(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
-        return query_loss + cam_loss, {"query_loss": query_loss.detach(), "cam_loss": cam_loss.detach()}
+        total = query_loss + cam_loss
+        metrics: dict[str, Tensor | float] = {"query_loss": query_loss.detach(), "cam_loss": cam_loss.detach()}
+        if weight := config.stage1.query_diversity_weight:
+            diversity_loss = mean_over_views(query_cosines(out.queries_BQD).square().mean(1), inputs.views).mean()
+            total = total + weight * diversity_loss
+            metrics["diversity_loss"] = diversity_loss.detach()
+        return total, metrics
 
     def validate(model: DiseaseClassifier) -> dict[str, float]:
         scores_NK, targets_NK = films.scores(model, "val"), films.targets["val"].numpy()

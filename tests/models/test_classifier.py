@@ -7,7 +7,7 @@ import torch
 from amrg.config import VisionConfig
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
-from amrg.models.classifier import DiseaseClassifier, LogSumExpHead
+from amrg.models.classifier import DiseaseClassifier, LogSumExpHead, query_cosines
 
 CONFIG = VisionConfig(image_size=64, embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=2, qformer_heads=2)
 
@@ -106,3 +106,26 @@ def test_heads_must_divide_the_query_width():
 def test_a_query_must_have_room_for_a_place_and_what_is_there():
     with pytest.raises(UserError, match=r"vision\.query_dim 16 must exceed 16"):
         DiseaseClassifier(VisionConfig(query_dim=16, qformer_heads=2))
+
+
+def test_cosines_of_queries_are_those_of_each_pair_of_findings():
+    queries_BQD = torch.randn(3, 14, 6, generator=torch.Generator().manual_seed(0))
+    for found_P, queries_QD in zip(query_cosines(queries_BQD), queries_BQD.double(), strict=True):
+        pairs = [(i, j) for i in range(13) for j in range(i + 1, 13)]
+        expected = [torch.cosine_similarity(queries_QD[i], queries_QD[j], dim=0) for i, j in pairs]
+        assert found_P.tolist() == pytest.approx([float(cosine) for cosine in expected], abs=1e-6)
+    same_BQD = queries_BQD[:, :1] * torch.arange(1, 15)[:, None]  # of different lengths; No Finding is no finding
+    same_BQD[:, 13] *= -1
+    assert query_cosines(same_BQD).flatten().tolist() == pytest.approx([1.0] * 3 * 78, abs=1e-6)
+    assert not query_cosines(torch.eye(14)[None]).any()
+
+
+def test_gradient_of_the_diversity_loss_moves_two_queries_apart():
+    """d/da of cos²(a, b) for unit a: 2 cos (b − cos a), over the 78 pairs."""
+    queries_BQD = torch.eye(14)[None].clone()
+    queries_BQD[0, 1] = torch.tensor([0.6, 0.8] + [0.0] * 12)
+    queries_BQD.requires_grad_(True)
+    query_cosines(queries_BQD).square().mean().backward()
+    expected = 2 * 0.6 * (queries_BQD[0, 1] - 0.6 * queries_BQD[0, 0]) / 78
+    assert torch.allclose(queries_BQD.grad[0, 0], expected, atol=1e-7)
+    assert not queries_BQD.grad[0, 13].any()

@@ -16,7 +16,7 @@ from amrg.models.association_shares import RowLabels
 from amrg.models.report_generator import Association, VisionOutput
 from amrg.training import sample_reports as watching
 from amrg.training.loop import fit
-from amrg.training.sample_reports import MemoryWatch, alike, collapses, failure_rates, query_cosine
+from amrg.training.sample_reports import MemoryWatch, alike, collapses, failure_rates
 from tests.training.sample_reports_worker import STUDIES, build, sight, stated, validate, write_banks
 from tests.training.test_sharding_equivalence import start
 from tests.training.toy_training_worker import optimisation
@@ -35,19 +35,6 @@ def test_loops_and_stock_reports_are_told_apart() -> None:
     looping = "the lungs are clear " * 3
     assert failure_rates([looping, "No effusion.", "no effusion"]) == {"watched_loops": 1 / 3, "watched_generic": 2 / 3}
     assert failure_rates(["Small effusion.", "No effusion."]) == {"watched_loops": 0.0, "watched_generic": 0.5}
-
-
-def test_cosine_of_queries_is_the_mean_over_pairs_of_findings() -> None:
-    queries_BQD = torch.randn(3, 14, 6, generator=torch.Generator().manual_seed(0))
-    for found, queries_QD in zip(query_cosine(queries_BQD), queries_BQD, strict=True):
-        cosines = [
-            torch.cosine_similarity(queries_QD[i], queries_QD[j], dim=0) for i in range(13) for j in range(13) if i != j
-        ]
-        assert float(found) == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-6)
-    same_BQD = queries_BQD[:, :1] * torch.arange(1, 15)[:, None]  # of different lengths; No Finding is no finding
-    same_BQD[:, 13] *= -1
-    assert query_cosine(same_BQD) == pytest.approx([1.0] * 3, abs=1e-6)
-    assert query_cosine(torch.eye(14)[None]) == pytest.approx([0.0], abs=1e-6)
 
 
 def test_alike_is_the_share_of_the_most_frequent_row() -> None:

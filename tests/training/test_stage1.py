@@ -13,7 +13,7 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import iter_samples, num_studies
 from amrg.errors import UserError
-from amrg.models.classifier import DiseaseClassifier
+from amrg.models.classifier import DiseaseClassifier, query_cosines
 from amrg.models.vision import to_tensor
 from amrg.training import checkpoint
 from amrg.training.multilabel import auroc
@@ -53,6 +53,17 @@ def test_what_it_leaves(trained):
     assert len(rows) == 6
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["train_loss"] == pytest.approx(rows[-1]["train_query_loss"] + rows[-1]["train_cam_loss"], rel=1e-5)
+
+
+def test_the_diversity_loss_keeps_queries_apart_in_training(trained, data, tmp_path):
+    train_stage1(changed(epochs=6, lr=1e-3, query_diversity_weight=10.0), data, tmp_path)
+    row = json.loads((tmp_path / "curves.jsonl").read_text().splitlines()[-1])
+    parts = row["train_query_loss"] + row["train_cam_loss"] + 10 * row["train_diversity_loss"]
+    assert row["train_loss"] == pytest.approx(parts, rel=1e-5)
+    images = to_tensor(next(iter(iter_samples(data, "val"))).views, 64)
+    apart, alike = (DiseaseClassifier.from_pretrained(folder / "model")(images) for folder in (tmp_path, trained))
+    apart, alike = (float(query_cosines(out.queries_BQD).square().mean()) for out in (apart, alike))
+    assert apart < alike / 2
 
 
 def test_it_learns_and_its_scores_are_those_of_the_saved_model(trained, data):
