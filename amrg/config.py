@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
+from amrg.config_aliases import rename_keys
 from amrg.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -35,9 +36,11 @@ class DataConfig:
     abnormal_fraction: Fraction | None = None  # share of studies with a finding; None keeps the natural share
     renders_per_study: PositiveInt = 1  # films rendered of each train study (openi_drr only)
     shard_size: PositiveInt = 64  # samples in one tar
-    max_bad_fraction: Fraction = 0.01  # of studies with damaged films or labels; prepare leaves them out, stops above
+    max_corrupt_fraction: Fraction = (
+        0.01  # of studies with damaged films or labels; prepare leaves them out, stops above
+    )
     workers: PositiveInt = 2  # processes that render or decode
-    readers: NonNegativeInt = 0  # processes of each rank that read ahead while it trains on films; 0: none
+    loader_workers: NonNegativeInt = 0  # processes of each rank that read ahead while it trains on films; 0: none
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ class Stage1Config:
     query_diversity_weight: Annotated[NonNegativeFloat, Field(exclude_if=lambda weight: weight == 0)] = 0.0
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.1
-    clip: PositiveFloat = 5.0
+    max_grad_norm: PositiveFloat = 5.0
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # float16: GPUs only
-    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
-    blank: Literal["ignore", "zeros", "ones"] = "zeros"
+    uncertain_policy: Literal["ignore", "zeros", "ones"] = "ignore"
+    unmentioned_policy: Literal["ignore", "zeros", "ones"] = "zeros"
     class_weighting: bool = True
     augmented_copies: PositiveInt = 2  # augmented versions of each train film whose frozen features are cached
     ds_config: str = "zero0.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
@@ -89,7 +92,7 @@ class MiningConfig:
     threshold: float = 0.5  # τ on the map's peak, scaled as `amrg.models.cam` documents: fainter regions are no rows
     regions_per_finding: PositiveInt = 500  # one region a film and finding
     normal_regions: PositiveInt = 2000  # of No Finding: the films whose normal anatomy can be retrieved
-    films: PositiveInt | None = None  # mine only the films of so many train studies, drawn by the seed; None: all
+    max_studies: PositiveInt | None = None  # mine only the films of so many train studies, drawn by the seed; None: all
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class ReportBankConfig:
     # Take off the rows' mean: for an encoder whose vectors all point almost the same way. Left out of what is written
     # while it is off, as before there was the setting.
     centered: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
-    unit: Literal["report", "sentence"] = "sentence"
+    granularity: Literal["report", "sentence"] = "sentence"
     rows: PositiveInt = 6000
     sampling: Literal["proportional", "uniform", "stratified"] = "proportional"
     max_tokens: PositiveInt = 256
@@ -131,19 +134,19 @@ class MemoryConfig:
     beta: PositiveFloat = 0.25  # of what is learned
     learn_beta: bool = False
     update_steps: PositiveInt = 1
-    search: Literal["exact", "ivf", "hnsw"] = "exact"  # candidates from a faiss index instead of the whole bank
+    index: Literal["exact", "ivf", "hnsw"] = "exact"  # candidates from a faiss index instead of the whole bank
     dropout: Fraction = 0.1
-    hide_own_patient: bool = True  # a study does not see memory rows of its own patient; False leaks
+    mask_same_patient: bool = True  # a study does not see memory rows of its own patient; False leaks
 
 
 @dataclass(frozen=True)
 class ShardingConfig:
     """How several ranks hold the banks: decides speed and memory, not what is retrieved (docs/memory-banks.md)."""
 
-    way: ShardingStrategy = "auto"
-    copy_bytes: PositiveInt = 2**30  # auto: a bank of at most this size is held whole by every rank
-    ranks_per_copy: PositiveInt | None = None  # consecutive ranks that hold one copy between them; None: all ranks
-    node_ranks: PositiveInt | None = None  # ranks of one node, where a copy spans nodes: queries cross nodes once
+    strategy: ShardingStrategy = "auto"
+    replicate_below_bytes: PositiveInt = 2**30  # auto: a bank of at most this size is held whole by every rank
+    ranks_per_replica: PositiveInt | None = None  # consecutive ranks that hold one copy between them; None: all ranks
+    ranks_per_node: PositiveInt | None = None  # ranks of one node, where a copy spans nodes: queries cross nodes once
 
 
 @dataclass(frozen=True)
@@ -163,11 +166,13 @@ class DecoderConfig:
     vocab_size: PositiveInt = 1200  # small_llama only
     dropout: Fraction = 0.1  # of the streams' features (and of small_llama's attention)
     # Small data: a decoder that cannot lean on the words before, nor know a film again, reads the findings instead.
-    stream_dropout: Fraction = 0.0  # share of stream positions hidden in training
-    word_dropout: Fraction = 0.0  # share of report tokens hidden from the decoder in training
-    outline: bool = False  # name the findings first, then write (`amrg.data.text.outline`); cut off what is generated
-    visual_tokens: PositiveInt = 49  # the encoder's grid is mean-pooled to at most this many
-    use_visual: bool = True
+    prefix_dropout: Fraction = 0.0  # share of stream positions hidden in training
+    token_dropout: Fraction = 0.0  # share of report tokens hidden from the decoder in training
+    predict_outline: bool = (
+        False  # name the findings first, then write (`amrg.data.text.outline`); cut off what is generated
+    )
+    max_visual_tokens: PositiveInt = 49  # the encoder's grid is mean-pooled to at most this many
+    use_visual_tokens: bool = True
     use_queries: bool = True
     use_visual_memory: bool = True
     use_report_memory: bool = True
@@ -190,27 +195,31 @@ class Stage2Config:
     min_lr: NonNegativeFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.05
     warmup_fraction: Fraction = 0.05
-    clip: PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # float16: GPUs only
-    retrieval_loss: NonNegativeFloat = 0.0  # weight of what draws retrieved reports to the own one; 0: as published
-    association_loss: NonNegativeFloat = 0.0  # weight of −log share of a finding's association on its own rows and side
+    retrieval_loss_weight: NonNegativeFloat = (
+        0.0  # weight of what draws retrieved reports to the own one; 0: as published
+    )
+    association_loss_weight: NonNegativeFloat = (
+        0.0  # weight of −log share of a finding's association on its own rows and side
+    )
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
     max_report_tokens: PositiveInt = 100
     activation_checkpointing: bool = False  # the decoder's activations are computed again in the backward: less memory
     compile: bool = False  # torch.compile the decoder
-    watch_reports: NonNegativeInt = 8  # validation reports written each epoch to watch for loops and stock texts
+    num_sample_reports: NonNegativeInt = 8  # validation reports written each epoch to watch for loops and stock texts
     group_by_length: bool = False  # batches of reports of like length: less padding, another order
-    accept_banks_with_held_out_rows: bool = False  # train on banks that leak; every score then carries the mark
+    allow_held_out_bank_rows: bool = False  # train on banks that leak; every score then carries the mark
     ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/
 
 
 @dataclass(frozen=True)
-class SafetyConfig:
+class CheckpointConfig:
     """What keeps the work of a long run; changes nothing of what is learned."""
 
-    checkpoint_steps: PositiveInt = 200  # optimiser steps between two checkpoints; each epoch ends with one, too
-    keep: PositiveInt = 2  # checkpoints that stay on disk
-    explosion: PositiveFloat = 20.0  # a loss so many times the median of the last 100 stops the run
+    interval: PositiveInt = 200  # optimiser steps between two checkpoints; each epoch ends with one, too
+    keep_last: PositiveInt = 2  # checkpoints that stay on disk
+    loss_spike_factor: PositiveFloat = 20.0  # a loss so many times the median of the last 100 stops the run
 
 
 @dataclass(frozen=True)
@@ -219,7 +228,7 @@ class TelemetryConfig:
 
     tensorboard: bool = True  # scalars in logs/tensorboard of the artefact
     wandb_project: str | None = None  # tell Weights & Biases too (extra `wandb`)
-    every: PositiveInt = 100  # steps between two looks at time by part, gradients by module, and perplexity
+    profile_interval: PositiveInt = 100  # steps between two looks at time by part, gradients by module, and perplexity
 
 
 @dataclass(frozen=True)
@@ -231,10 +240,11 @@ class GenerateConfig:
     max_new_tokens: PositiveInt = 100
     repetition_penalty: PositiveFloat = 1.0
     length_penalty: float = 1.0
-    memory: Literal["own", "mismatched"] = "own"  # mismatched: retrieved for another patient's study, as a control
-    # Who decides which findings an outline names (``decoder.outline``): the decoder, or stage 1's certainty, and then
-    # who words them: the decoder, or sentences that both memories retrieve (`amrg.models.composer`).
-    outline: Literal["written", "decided", "recalled"] = "written"
+    memory: Literal["own", "shuffled"] = "own"  # shuffled: retrieved for another patient's study, as a control
+    # Which part decides the findings that an outline names (``decoder.predict_outline``): the decoder, or the
+    # classifier. ``retrieved``: the classifier, and the report is worded by sentences that both memories retrieve
+    # (`amrg.models.composer`).
+    outline_source: Literal["decoder", "classifier", "retrieved"] = "decoder"
     # What supports side, zone, severity and device of a recalled sentence: the rows that the film's region retrieves,
     # where its map lies, heads trained on what reports state, memory and heads, or nothing.
     support: Literal["none", "map", "memory", "head", "all"] = "memory"
@@ -243,11 +253,11 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    bootstrap: PositiveInt = 1000  # resamples of a confidence interval
+    bootstrap_samples: PositiveInt = 1000  # resamples of a confidence interval
     meteor: bool = True  # needs Java, which takes some ten seconds to start
     meteor_timeout: PositiveFloat = 600.0  # seconds, for all systems together: ends a Java that hangs
     # Metrics with learned weights, through radeval (extra `clinical`); those it cannot run are said to be unavailable.
-    learned: tuple[Literal["BERTScore", "CheXbert", "RadGraph", "RadCliQ", "RaTEScore", "GREEN"], ...] = (
+    model_based_metrics: tuple[Literal["BERTScore", "CheXbert", "RadGraph", "RadCliQ", "RaTEScore", "GREEN"], ...] = (
         "BERTScore",
         "CheXbert",
         "RadGraph",
@@ -255,8 +265,8 @@ class EvaluateConfig:
         "RaTEScore",
         "GREEN",
     )
-    learned_timeout: PositiveFloat = 3600.0  # seconds, for one of them on all systems together
-    page_studies: NonNegativeInt = 12  # sample studies on the HTML page
+    model_based_timeout: PositiveFloat = 3600.0  # seconds, for one of them on all systems together
+    num_page_studies: NonNegativeInt = 12  # sample studies on the HTML page
 
 
 @dataclass(frozen=True)
@@ -291,7 +301,7 @@ class Config:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     stage2: Stage2Config = field(default_factory=Stage2Config)
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -322,6 +332,7 @@ def load(name: str) -> Config:
 
 def from_dict(content: Any, where: str) -> Config:
     """Check a mapping against ``Config``; ``where`` names its origin in the error."""
+    content = rename_keys(content, where)
     unknown = _unknown_keys(content, Config)
     if unknown:
         key, known = unknown
@@ -348,6 +359,15 @@ def _unknown_keys(content: Any, section: type, prefix: str = "") -> tuple[str, l
             if found:
                 return found
     return None
+
+
+def read_section(kind: Any, content: Any, path: str) -> Any:
+    """The section at ``path`` of a configuration that an artefact or a saved model keeps.
+
+    Raises:
+        ValueError: it is not such a section (pydantic's ``ValidationError``).
+    """
+    return _adapter(kind).validate_python(rename_keys(content, section=path))
 
 
 @cache  # building one takes longer than using it

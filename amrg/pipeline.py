@@ -23,7 +23,7 @@ from amrg.training import deepspeed_config
 StepFunction = Callable[[Config, dict[str, Path], Path], None]
 
 #: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
-_ENGINE = ("activation_checkpointing", "compile", "watch_reports")
+_ENGINE = ("activation_checkpointing", "compile", "num_sample_reports")
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 def _data_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.data)
-    for name in ("workers", "readers"):  # decide how fast, not what
+    for name in ("workers", "loader_workers"):  # decide how fast, not what
         del settings[name]
     if not settings["views"]:
         del settings["views"]  # all films, as before there was the setting
@@ -261,7 +261,7 @@ def _banks_settings(config: Config) -> dict[str, Any]:
 
 def _stage2_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
-    if config.decoder.outline:
+    if config.decoder.predict_outline:
         settings["labeler"] = labeler.VERSION  # it writes the outlines
     return {**settings, "stage2": _with_engine(config.stage2)}
 
@@ -277,11 +277,11 @@ def _evaluate_settings(config: Config) -> dict[str, Any]:
 def _generate_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.generate)
     del settings["ds_config"]  # decides how weights are held, not what is written
-    if config.generate.outline != "written":
-        if not config.decoder.outline:
+    if config.generate.outline_source != "decoder":
+        if not config.decoder.predict_outline:
             raise UserError(
-                f"generate.outline {config.generate.outline} begins reports with an outline, which this decoder does "
-                "not learn: say decoder.outline true, or generate.outline written"
+                f"generate.outline_source {config.generate.outline_source} begins reports with an outline, which "
+                "this decoder does not learn: say decoder.predict_outline true, or generate.outline_source decoder"
             )
         settings["labeler"] = labeler.VERSION  # it tells what reports and the sentences of memory state
         settings["statements"] = statements.VERSION

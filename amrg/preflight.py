@@ -162,7 +162,7 @@ def _stage2(run: Run) -> list[str]:
 
     config = run.config
     # Its retrieval loss encodes reports again.
-    encoder = encoder_faults(config.banks.reports.encoder) if config.stage2.retrieval_loss else []
+    encoder = encoder_faults(config.banks.reports.encoder) if config.stage2.retrieval_loss_weight else []
     faults = decoder_faults(config.decoder) + encoder + stage2_faults(config, run.ranks)
     return faults + _training(run, "stage2", config.stage2)
 
@@ -222,8 +222,8 @@ def _room_faults(verbs: Sequence[str], run: Run, machine: Machine) -> list[str]:
     if fullest - run.begun > machine.disk:
         faults.append(
             f"{run.config.runs}: some {_gb(fullest - run.begun)} will be written at most at a time, and the disk has "
-            f"{_gb(machine.disk)} free (taken: {FILM_BYTES} bytes a pixel of a stored film, safety.keep checkpoints, "
-            "cached features): make room, or choose another folder with --runs"
+            f"{_gb(machine.disk)} free (taken: {FILM_BYTES} bytes a pixel of a stored film, "
+            "checkpoint.keep_last checkpoints, cached features): make room, or choose another folder with --runs"
         )
     return faults
 
@@ -306,7 +306,7 @@ def _trained(
     return Need(
         kept=_WEIGHT * weights.trainable,
         # Those that stay, the one that is being written, and the best epoch's weights.
-        passing=(run.config.safety.keep + 1) * copies + _WEIGHT * weights.trainable,
+        passing=(run.config.checkpoint.keep_last + 1) * copies + _WEIGHT * weights.trainable,
         memory=max(machine.ranks * on_host[0], machine.ranks * on_host[1] + copies),
         gpu=step,
     )

@@ -92,7 +92,7 @@ def calibrated(config: Config, undisturbed: Trace, disturbed: Trace) -> Simulate
     ours, step = config.cluster, undisturbed.seconds / len(undisturbed.steps)
     return SimulatedCluster(
         ours.workers, config.stage2.batch_size // ours.workers, compute=step, read=0.0,
-        checkpoint_steps=config.safety.checkpoint_steps, write=median(undisturbed.writes),
+        checkpoint_interval=config.checkpoint.interval, write=median(undisturbed.writes),
         restart=median(disturbed.recoveries) - step,
     )  # fmt: skip
 

@@ -68,11 +68,11 @@ def settings(folder: Path, rows: int, tokens: int) -> dict[str, Any]:
         "vision": {"embed_dim": 32, "depths": [1, 1], "query_dim": 32, "qformer_layers": 1},
         "stage1": {"epochs": 1, "batch_size": RANKS, "augmented_copies": 1},
         "banks": {"dtype": "int8", "reports": {"encoder": "bio_clinicalbert", "rows": rows}},
-        "sharding": {"copy_bytes": 2**28},  # else a million rows of int8 would lie whole on each rank
+        "sharding": {"replicate_below_bytes": 2**28},  # else a million rows of int8 would lie whole on each rank
         "decoder": {"model": str(folder / MODEL), "tuning": "lora", "base_dtype": "bfloat16"},
         "stage2": {
             "epochs": 1, "batch_size": RANKS, "max_report_tokens": 40, "activation_checkpointing": True,
-            "watch_reports": 0, "ds_config": str(folder / "zero3.json"),
+            "num_sample_reports": 0, "ds_config": str(folder / "zero3.json"),
         },
         "generate": {
             "num_beams": 1, "min_new_tokens": tokens, "max_new_tokens": tokens, "batch_size": RANKS,

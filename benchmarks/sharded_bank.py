@@ -44,14 +44,15 @@ def query(rank: int, folder: Path, rendezvous_file: str, way: ShardingStrategy) 
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous_file}", rank=rank, world_size=RANKS)
     before, began = read_bytes(), time.perf_counter()
     bank = MemoryBank.open(folder)
-    memory = ShardedBank.open(bank, ShardLayout(), way=way)
+    memory = ShardedBank.open(bank, ShardLayout(), strategy=way)
     opened, read = time.perf_counter() - began, read_bytes() - before
     queries = torch.randn(QUERIES, bank.dim, generator=torch.Generator().manual_seed(rank)).requires_grad_()
     began = time.perf_counter()
     memory.retrieve(queries, query_group=torch.zeros(QUERIES, dtype=torch.int64)).retrieved_MD.sum().backward()
     took = time.perf_counter() - began
     print(
-        f"rank {rank}: {len(memory.rows):,} of {len(bank):,} rows, {memory.way}; read {read / 1e6:.0f} MB from disk in "
+        f"rank {rank}: {len(memory.rows):,} of {len(bank):,} rows, {memory.strategy}; "
+        f"read {read / 1e6:.0f} MB from disk in "
         f"{opened:.1f} s; forward and backward {took:.1f} s; sent {memory.layout.bytes_sent / 1e6:.1f} MB; "
         f"peak memory {peak() / 2**30:.2f} GiB",
         flush=True,

@@ -23,6 +23,7 @@ ROWS = [
     {"amrg.data"},
     {"amrg.cli_config", "amrg.precision"},
     {"amrg.artifacts", "amrg.config", "amrg.distributed", "amrg.model_files"},
+    {"amrg.config_aliases"},
     {"amrg.progress"},
     {"amrg.errors"},
 ]

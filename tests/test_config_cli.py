@@ -27,6 +27,26 @@ def test_defaults_then_yaml_then_command_line(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ("--stage2.train_vision", True), ("--stage2.train-vision", True), ("--stage2.train_vision true", True),
+        ("--stage2.train-vision=True", True), ("--stage2.train_vision false", False),
+        ("--no-stage2.train_vision", False), ("--stage2.no-train-vision", False), ("--stage2.no_train_vision", False),
+        ("--stage2.train_vision --seed 3", True), ("--stage2.train_vision false --seed 3", False),
+    ],
+)  # fmt: skip
+def test_a_switch_takes_every_spelling(tmp_path, flags, value):
+    path = write(tmp_path, f"stage2: {{train_vision: {str(not value).lower()}}}\n")
+    assert cli.parse([path, *flags.split()], "amrg").stage2.train_vision is value
+
+
+def test_a_switch_takes_no_other_value():
+    for flags in ("--stage2.train_vision=maybe", "--stage2.train_vision maybe"):
+        with pytest.raises(UserError, match="maybe"):
+            cli.parse(["demo", *flags.split()], "amrg")
+
+
 def test_a_configuration_survives_its_dictionary():
     changed = dataclasses.replace(Config(), vision=dataclasses.replace(Config().vision, depths=(1, 2, 3)))
     assert config.from_dict(config.to_dict(changed), "x") == changed

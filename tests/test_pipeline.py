@@ -103,7 +103,7 @@ def test_banks_with_held_out_rows_are_refused_and_marked_to_the_end(undisturbed,
     said, _ = refused.communicate()
     assert refused.returncode == 2
     assert "holds rows of test studies" in said.splitlines()[-1]
-    finish(root, "run", str(TINY), *leaky, "--stage2.accept-banks-with-held-out-rows")
+    finish(root, "run", str(TINY), *leaky, "--stage2.allow-held-out-bank-rows")
     marks = {
         manifest["kind"]: manifest.get("mark", "") for manifest in artefacts(root).values() if manifest.get("mark")
     }

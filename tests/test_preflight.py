@@ -113,9 +113,10 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "a causal LM": (written("decoder/config.json", {"model_type": "vit"}), "", "is of type vit, which is no causal LM"),
     "the image in the prompt": (nothing, "--decoder.prompt Findings:", "decoder.prompt must contain {image} once"),
     "sentences to recall": (
-        nothing, "--decoder.outline --generate.outline recalled --banks.reports.unit report", "whole reports: build it",
+        nothing, "--decoder.predict_outline --generate.outline_source retrieved --banks.reports.granularity report",
+        "whole reports: build it",
     ),
-    "an outline": (nothing, "--generate.outline decided", "which this decoder does not learn"),
+    "an outline": (nothing, "--generate.outline_source classifier", "which this decoder does not learn"),
     "a GPU for float16": (nothing, "--stage2.dtype float16", "stage2.dtype float16 needs a GPU"),
     "a batch that divides": (
         written("micro.json", {"train_micro_batch_size_per_gpu": 5}), "--stage1.ds-config micro.json",

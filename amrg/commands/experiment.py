@@ -80,7 +80,7 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
         dry_run: only print the forecast.
     """
     data = pipeline.run_all(config, "prepare").path
-    texts = len(candidates(load_studies(data, "train"), config.banks.reports.unit))
+    texts = len(candidates(load_studies(data, "train"), config.banks.reports.granularity))
     variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}
     trainings = [max(seeds, experiment.seeds) for experiment in chosen]
     sweep = Sweep(config, list(variants.values()), trainings, jobs)
@@ -149,14 +149,14 @@ def _with_maps(config: Config, row: Row, made: VariantOutputs) -> Row:
         )
     except localization.NoMasks:
         return row
-    scores = localization.scores_of_method(found, config.evaluate.bootstrap, config.seed)
+    scores = localization.scores_of_method(found, config.evaluate.bootstrap_samples, config.seed)
     return replace(row, scores={**scores, **row.scores})
 
 
 def _thresholds(config: Config, told: Result, made: VariantOutputs) -> tuple[list[Row], Result]:
     """Rows for each τ, and lesions to look at."""
     found = localization.load_lesions(config, made.path("data"), made.path("stage1"), made.path("banks"))
-    rows = localization.iou_by_threshold(found, THRESHOLDS, config.evaluate.bootstrap, config.seed)
+    rows = localization.iou_by_threshold(found, THRESHOLDS, config.evaluate.bootstrap_samples, config.seed)
     threshold = config.banks.mining.threshold
     overlays = [
         {
@@ -172,7 +172,7 @@ def _thresholds(config: Config, told: Result, made: VariantOutputs) -> tuple[lis
 
 
 def _note(config: Config, seeds: int, experiment: Experiment) -> str:
-    drawn = f"Intervals: 95%, bootstrap over patients, {config.evaluate.bootstrap} resamples"
+    drawn = f"Intervals: 95%, bootstrap over patients, {config.evaluate.bootstrap_samples} resamples"
     if not seeds:
         return f"{drawn}. Every lesion of the {config.generate.split} split counts once."
     tested, judged = "", experiment.judged

@@ -148,7 +148,8 @@ def _notes(points: Sequence[Point], options: argparse.Namespace) -> list[str]:
     lost = {part: last.steady.spent[part] for part in PARTS if part != "compute"}
     told = (
         f"{last.cluster.workers:,} workers lose most of their time to {max(lost, key=lambda part: lost[part])}; "
-        f"checkpoints every {last.cluster.checkpoint_steps} steps, {format_duration(last.cluster.copy)} of waiting each"
+        f"checkpoints every {last.cluster.checkpoint_interval} steps, "
+        f"{format_duration(last.cluster.copy)} of waiting each"
     )
     failing = (
         f"a worker fails every {options.failure_hours:,.0f} hours, which costs {format_duration(options.restart)} "

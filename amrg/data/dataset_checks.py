@@ -249,7 +249,7 @@ def _decode(report: _Report, paths: list[Path]) -> None:
         except (OSError, ValueError) as error:
             reasons[str(error) if isinstance(error, ValueError) else type(error).__name__] += 1
     wrong = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    advice = "fetch the films again; prepare leaves out at most data.max_bad_fraction" if wrong else ""
+    advice = "fetch the films again; prepare leaves out at most data.max_corrupt_fraction" if wrong else ""
     report.checks.append(Check("films", not wrong, wrong or f"all of a sample of {len(paths)} decoded", advice))
 
 

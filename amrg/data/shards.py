@@ -103,7 +103,7 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
         notes = [json.loads(_shard_record_path(shard, folder).read_text()) for shard in plan]
         rows = [row for note in notes for row in note["rows"]]
         skipped = [one for note in notes for one in note["skipped"]]
-        _check_skipped(skipped, len(rows) + len(skipped), config.max_bad_fraction)
+        _check_skipped(skipped, len(rows) + len(skipped), config.max_corrupt_fraction)
         for path in {*(folder / "shards").iterdir()} - {_tar(shard, folder) for shard in plan}:
             path.unlink()  # of an interrupted run on a data set that has changed since
         temporary = folder / "scratch" / f"index.{os.getpid()}"
@@ -174,7 +174,7 @@ def _check_skipped(skipped: list[dict[str, str]], total: int, fraction: float) -
     named = ", ".join(f"{one['key']} ({one['reason']})" for one in skipped[:NAMED])
     if len(skipped) > fraction * total:
         raise UserError(
-            f"{len(skipped)} of {total} studies cannot be read, more than data.max_bad_fraction {fraction}; "
+            f"{len(skipped)} of {total} studies cannot be read, more than data.max_corrupt_fraction {fraction}; "
             f"hashed keys: {named}; repair them (`amrg doctor` says which), or raise the fraction, then start again"
         )
     echo(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")

@@ -183,7 +183,7 @@ class Stream:
         seed: int,
         rank: int = 0,
         world: int = 1,
-        max_bad_fraction: float = 0.01,
+        max_corrupt_fraction: float = 0.01,
         readers: int = 0,
         collate: Collate = list,
         lengths: Sequence[int] | None = None,
@@ -198,7 +198,7 @@ class Stream:
         self.steps_per_epoch = len(self._rows) // batch_size
         self._readers, self._collate = readers, collate
         self._lengths = None if lengths is None else np.asarray(lengths)
-        self._max_corrupt = max_bad_fraction * len(self._rows) / world
+        self._max_corrupt = max_corrupt_fraction * len(self._rows) / world
         if not self.steps_per_epoch:
             raise UserError(
                 f"the split `{split}` has {len(self._rows)} studies, less than one batch of {batch_size}: "

@@ -87,7 +87,7 @@ def evaluate(
         raise UserError(f"{generated} does not say which split it was generated for: make it with `amrg generate`")
     studies = read_studies(data, split)
     reports = read_reports(generated, studies)
-    chosen = choose_page_studies(studies, config.evaluate.page_studies)
+    chosen = choose_page_studies(studies, config.evaluate.num_page_studies)
     rows = RetrievedRows(banks, [reports[i] for i in chosen])
 
     train, test = each(_ClassifierPass(config, stage1, data, rows.films), ("train", split))
@@ -164,13 +164,15 @@ def _systems(
         references,
         systems,
         groups,
-        settings.bootstrap,
+        settings.bootstrap_samples,
         config.seed,
         settings.meteor_timeout if settings.meteor else None,
         test.masks,
     )
-    weights = bootstrap_counts(groups, settings.bootstrap, config.seed)
-    learned, reasons = learned_scores(settings.learned, references, systems, settings.learned_timeout, each)
+    weights = bootstrap_counts(groups, settings.bootstrap_samples, config.seed)
+    learned, reasons = learned_scores(
+        settings.model_based_metrics, references, systems, settings.model_based_timeout, each
+    )
     for name, found in learned.items():
         scores[name]["learned"] = found.summary(weights) | reasons
     return scores, learned[MODEL]
@@ -182,7 +184,7 @@ def _references(config: Config, test: TestOutputs) -> dict[str, Any]:
     details = DetailScores.of(texts, texts, test.masks)
     return {
         "wording": text_statistics(texts),
-        "details": details.summary(bootstrap_counts(groups, config.evaluate.bootstrap, config.seed)),
+        "details": details.summary(bootstrap_counts(groups, config.evaluate.bootstrap_samples, config.seed)),
     }
 
 
@@ -196,7 +198,7 @@ def _copying(data: Path, banks: Path, studies: list[Study], reports: list[Genera
 
 def _relevance(config: Config, banks: Path, test: TestOutputs, reports: list[GeneratedReport]) -> dict[str, Any]:
     """``relevance`` of what was retrieved, with the studies' own labels and true lesions."""
-    weights = bootstrap_counts([s.group for s in test.studies], config.evaluate.bootstrap, config.seed)
+    weights = bootstrap_counts([s.group for s in test.studies], config.evaluate.bootstrap_samples, config.seed)
     present = _present(test)[:, [LABELS.index(finding) for finding in FINDINGS]]
     return relevance(banks, reports, present, test.masks, weights)
 
@@ -219,7 +221,9 @@ def _localisation(config: Config, test: TestOutputs) -> dict[str, Any]:
     if found:
         found[ALL_FINDINGS] = Localisation.concat(list(found.values()))
         groups[ALL_FINDINGS] = [group for some in groups.values() for group in some]
-    return {name: one.summary(groups[name], config.evaluate.bootstrap, config.seed) for name, one in found.items()}
+    return {
+        name: one.summary(groups[name], config.evaluate.bootstrap_samples, config.seed) for name, one in found.items()
+    }
 
 
 def _classifier(stage1: Path, split: str) -> dict[str, Any]:
@@ -255,9 +259,11 @@ def _origin(config: Config, inputs: dict[str, Artifact]) -> dict[str, dict[str, 
             "references": "whole, each study once",
             "tokenizer": language.TOKENIZER,
             "labeler": f"amrg rules {labeler.VERSION}; blank → absent, uncertain → absent",
-            "metrics with learned weights": "; ".join(f"{m}: {SCORERS[m].note}" for m in config.evaluate.learned),
+            "metrics with learned weights": "; ".join(
+                f"{m}: {SCORERS[m].note}" for m in config.evaluate.model_based_metrics
+            ),
             "activation maps": config.banks.mining.method,
-            "bootstrap": config.evaluate.bootstrap,
+            "bootstrap": config.evaluate.bootstrap_samples,
             "seed": config.seed,
         },
         "inputs": {kind: artifact.hash for kind, artifact in inputs.items()},

@@ -159,7 +159,7 @@ def _run_metric(
             subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=timeout, check=False)
             found = json.loads(answer.read_text())
         except subprocess.TimeoutExpired:
-            return f"unavailable: it took longer than {timeout:g} s (evaluate.learned_timeout)"
+            return f"unavailable: it took longer than {timeout:g} s (evaluate.model_based_timeout)"
         except (OSError, ValueError):
             return "unavailable: radeval ended without an answer"
     if "reason" in found:

@@ -82,11 +82,11 @@ def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], exp
     """Rows of the variants, in their order; each is a list of what its seeds made.
 
     Args:
-        config: ``evaluate.bootstrap``, ``generate.split``, ``vision.image_size`` and ``seed`` are read.
+        config: ``evaluate.bootstrap_samples``, ``generate.split``, ``vision.image_size`` and ``seed`` are read.
         made: of each variant.
         experiment: what is asked of them.
     """
-    samples, seed = config.evaluate.bootstrap, config.seed
+    samples, seed = config.evaluate.bootstrap_samples, config.seed
     rows, pools = [], []
     for seeds, facts in zip(made, _training_facts(made, experiment.paired), strict=True):
         read = [_read(one) for one in seeds]

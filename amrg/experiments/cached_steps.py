@@ -33,7 +33,12 @@ def _make(verb: str, config: Config, inputs: dict[str, Path], folder: Path) -> N
 def _vision_fingerprint(config: Config, inputs: dict[str, Path]) -> str:
     """A name for all that decides what is seen: films, stage 1, precision, pooling of the grid, map of the regions."""
     hashes = [open_artifact(inputs[kind], kind).hash for kind in ("data", "stage1")]
-    how = [config.stage2.dtype, config.decoder.use_visual, config.decoder.visual_tokens, config.banks.mining.method]
+    how = [
+        config.stage2.dtype,
+        config.decoder.use_visual_tokens,
+        config.decoder.max_visual_tokens,
+        config.banks.mining.method,
+    ]
     return hashlib.sha256(json.dumps([*hashes, *how]).encode()).hexdigest()[:10]
 
 

@@ -72,7 +72,7 @@ def _memory_ablation(config: Config, texts: int) -> list[Variant]:
         Variant("visual memory off", {visual: False, report: True}),
         Variant("report memory off", {visual: True, report: False}),
         Variant("both off", {visual: False, report: False}),
-        Variant("mismatched memory", {visual: True, report: True, "generate.memory": "mismatched"}),
+        Variant("mismatched memory", {visual: True, report: True, "generate.memory": "shuffled"}),
     ]
 
 
@@ -80,7 +80,7 @@ def _region_query(config: Config, texts: int) -> list[Variant]:
     asked = {"placed_regions": "regions with place", "regions": "regions", "queries": "Q-Former queries"}
     losses = {"": 0.0, ", association loss": 1.0}
     return [
-        Variant(name + taught, {"memory.visual_query": query, "stage2.association_loss": weight})
+        Variant(name + taught, {"memory.visual_query": query, "stage2.association_loss_weight": weight})
         for query, name in asked.items()
         for taught, weight in losses.items()
     ]
@@ -89,8 +89,10 @@ def _region_query(config: Config, texts: int) -> list[Variant]:
 def _grounding(config: Config, texts: int) -> list[Variant]:
     # What recalling needs; where the run recalls, only ``generate`` differs, and no variant trains anything.
     recalled: dict[str, Any] = {
-        "banks.reports.unit": "sentence", "decoder.outline": True, "generate.outline": "recalled",
-    }  # fmt: skip
+        "banks.reports.granularity": "sentence",
+        "decoder.predict_outline": True,
+        "generate.outline_source": "retrieved",
+    }
     supports = {
         "memory": "region memory", "none": "nothing", "map": "map", "head": "attribute head",
         "all": "memory and head",
@@ -104,14 +106,14 @@ def _retrieved_text(config: Config, texts: int) -> list[Variant]:
     if RETRIEVED not in prompt:
         prompt = prompt.replace(IMAGE, f"{IMAGE}Similar films: {RETRIEVED}\n", 1)
     # The decoder decides and words everything, so that what it makes of its input is seen.
-    written = {"banks.reports.unit": "sentence", "generate.outline": "written", "decoder.prompt": prompt}
+    written = {"banks.reports.granularity": "sentence", "generate.outline_source": "decoder", "decoder.prompt": prompt}
     both: dict[str, Any] = {visual: True, report: True, text: True, **written}
     return [
         Variant("vectors and text", both),
         Variant("vectors", {**both, text: False}),
         Variant("text", {**both, visual: False, report: False}),
         Variant("neither", {**both, visual: False, report: False, text: False}),
-        Variant("another patient's", {**both, "generate.memory": "mismatched"}),
+        Variant("another patient's", {**both, "generate.memory": "shuffled"}),
     ]
 
 
@@ -152,21 +154,21 @@ def _bank_sampling(config: Config, texts: int) -> list[Variant]:
 def _retrieval(config: Config, texts: int) -> list[Variant]:
     hopfield: dict[str, Any] = {"memory.retrieval": "hopfield"}
     once = {**hopfield, "memory.update_steps": 1}
-    untaught = {**once, "stage2.retrieval_loss": 0.0}
+    untaught = {**once, "stage2.retrieval_loss_weight": 0.0}
     without = [
         Variant("no retrieval loss", untaught),
         Variant("no retrieval loss, copy of the top row's report", untaught, copy_top_k=1),
     ]
     # The association loss teaches Hopfield networks only.
-    taught = config.stage2.association_loss > 0
-    attention = {"memory.retrieval": "cross_attention", **({"stage2.association_loss": 0.0} if taught else {})}
+    taught = config.stage2.association_loss_weight > 0
+    attention = {"memory.retrieval": "cross_attention", **({"stage2.association_loss_weight": 0.0} if taught else {})}
     return [
         Variant("Hopfield, 1 step", once),
         *(Variant(f"Hopfield, {n} steps", {**hopfield, "memory.update_steps": n}) for n in (2, 4)),
         Variant("cross-attention, no association loss" if taught else "cross-attention", attention),
         Variant("copy of the top row's report", once, copy_top_k=1),
         Variant(f"most typical report of the top {TOP_ROWS} rows", once, copy_top_k=TOP_ROWS),
-        *(without if config.stage2.retrieval_loss else []),
+        *(without if config.stage2.retrieval_loss_weight else []),
     ]
 
 
@@ -183,14 +185,14 @@ def _leakage(config: Config, texts: int) -> list[Variant]:
         "banks.reports.rows": max(config.banks.reports.rows, room),
         "banks.mining.regions_per_finding": max(config.banks.mining.regions_per_finding, room),
         "banks.mining.normal_regions": max(config.banks.mining.normal_regions, room),
-        "banks.mining.films": None,
+        "banks.mining.max_studies": None,
     }
     held_out = {
         **rows,
         "banks.splits": ["train", config.generate.split],
-        "stage2.accept_banks_with_held_out_rows": True,
+        "stage2.allow_held_out_bank_rows": True,
     }
-    own = {"memory.hide_own_patient": False}
+    own = {"memory.mask_same_patient": False}
     return [
         Variant("train rows, own patient hidden", rows),
         Variant("train rows, own patient seen", {**rows, **own}),

@@ -34,14 +34,14 @@ def relevance_scores(config: Config, made: Sequence[VariantOutputs], runs: Seque
     """Relevance of each memory with its intervals, all seeds together: ``visual relevance`` and so on.
 
     Args:
-        config: ``generate.split``, ``vision.image_size``, ``evaluate.bootstrap`` and ``seed`` are read.
+        config: ``generate.split``, ``vision.image_size``, ``evaluate.bootstrap_samples`` and ``seed`` are read.
         made: of each seed; ``runs``: their reports.
 
     Returns:
         by name; what no study tells, and a memory that is off, is left out.
     """
     found = {}
-    for bank, told in _summaries(config, made[0], runs, config.evaluate.bootstrap).items():
+    for bank, told in _summaries(config, made[0], runs, config.evaluate.bootstrap_samples).items():
         for name, key in SHOWN.items():
             if told["all"] and told["all"][key]["value"] is not None:
                 low, high = told["all"][key]["interval"]

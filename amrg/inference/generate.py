@@ -101,7 +101,7 @@ def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
     for distance in (*range(len(names) // 2, len(names)), *range(1, len(names) // 2)):
         if distance and all(a != b for a, b in zip(names, names[distance:] + names[:distance], strict=True)):
             return (torch.arange(len(names)) + distance) % len(names)
-    raise UserError("generate.memory mismatched: there is no study of another patient for each study of the split")
+    raise UserError("generate.memory shuffled: there is no study of another patient for each study of the split")
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,11 @@ def open_composer(
     Raises:
         UserError: the report bank does not hold sentences, or the calibration is missing.
     """
-    outline = config.generate.outline
-    if outline == "written":
+    outline = config.generate.outline_source
+    if outline == "decoder":
         return None
     certainty = Certainty.load(calibration)
-    if outline == "decided":
+    if outline == "classifier":
         return Composer(certainty, MemoryBank.open(banks / VISUAL))
     reports = open_sentences(banks / REPORT_BANK)
     return Composer(certainty, MemoryBank.open(banks / VISUAL), reports, heads, config.generate.support)
@@ -154,8 +154,8 @@ def open_composer(
 def generate_faults(config: Config) -> list[str]:
     """Settings of ``generate`` that do not go together, or not with the banks."""
     ours, faults = config.generate, []
-    if ours.outline == "recalled" and config.banks.reports.unit != "sentence":
-        faults.append(no_sentences("banks.reports.unit report makes whole reports"))
+    if ours.outline_source == "retrieved" and config.banks.reports.granularity != "sentence":
+        faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
     if ours.min_new_tokens > ours.max_new_tokens:
         faults.append(f"generate.min_new_tokens {ours.min_new_tokens} is above max_new_tokens {ours.max_new_tokens}")
     if (name := ours.ds_config) is not None:
@@ -174,7 +174,7 @@ def _composer(
 ) -> Composer | None:
     """The same for the split of ``generate``; attribute heads are fitted on train, once, and kept in the folder."""
     heads = {}
-    if config.generate.outline == "recalled":
+    if config.generate.outline_source == "retrieved":
         for name in HEADS.get(config.generate.support, ()):
             seen = VisionCache(model, data, "train", folder / SCRATCH, config.stage2.dtype)
             if distributed.rank() == 0 and not (folder / name).is_dir():
@@ -208,7 +208,7 @@ def _generate_lines(
     studies = [seen.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=distributed.device())
     asking = None
-    if config.generate.memory == "mismatched":
+    if config.generate.memory == "shuffled":
         asking = seen[mismatched_permutation([study.group for study in seen.studies])[rows]]
     lines = generate_reports(model, seen[rows], group_B, config, recorder, composer, text, asking)
     return [

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from amrg import distributed
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
-from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config
+from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config, read_section
 from amrg.errors import UserError
 from amrg.inference.generate import HEADS, open_composer
 from amrg.models.composer import Composer
@@ -62,12 +62,12 @@ class RunArtifacts:
             stage2 = self.stage2.manifest["config"]
             return Config(
                 name=self.name,
-                data=_validate(DataConfig, {"source": self.data.manifest["config"]["source"]}),
-                banks=_validate(BanksConfig, self.banks.manifest["config"]),
-                memory=_validate(MemoryConfig, stage2["memory"]),
-                stage2=_validate(Stage2Config, {"dtype": stage2["stage2"]["dtype"]}),
-                generate=_validate(
-                    GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}
+                data=read_section(DataConfig, {"source": self.data.manifest["config"]["source"]}, "data"),
+                banks=read_section(BanksConfig, self.banks.manifest["config"], "banks"),
+                memory=read_section(MemoryConfig, stage2["memory"], "memory"),
+                stage2=read_section(Stage2Config, {"dtype": stage2["stage2"]["dtype"]}, "stage2"),
+                generate=read_section(
+                    GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}, "generate"
                 ),
             )
         except (KeyError, ValidationError):
@@ -117,7 +117,7 @@ def open_generator(
     text = open_text(model, chain.banks.path, calibration)
     if chain.reports is None:
         return model, None, text
-    names = HEADS.get(config.generate.support, ()) if config.generate.outline == "recalled" else ()
+    names = HEADS.get(config.generate.support, ()) if config.generate.outline_source == "retrieved" else ()
     heads = {name: AttributeHeads.load(chain.reports.path / name) for name in names}
     return model, open_composer(config, chain.banks.path, calibration, heads), text
 
@@ -142,7 +142,3 @@ def _open(path: Path) -> Artifact:
             f"{path} holds a {kind} artefact: give one of {', '.join(HEAD_KINDS)}, or the folder of the run"
         )
     return open_artifact(path, kind)
-
-
-def _validate(kind: type, content: Any) -> Any:
-    return TypeAdapter(kind).validate_python(content)

@@ -105,7 +105,7 @@ def mine_regions(config: Config, data: Path, stage1: Path, folder: Path, scratch
 def _numbers(config: Config, data: Path) -> list[int]:
     """Numbers of the studies to mine among those of ``banks.splits``, ascending."""
     total = sum(num_studies(data, split) for split in config.banks.splits)
-    wanted = config.banks.mining.films
+    wanted = config.banks.mining.max_studies
     if wanted is None or wanted >= total:
         return list(range(total))
     return sorted(np.random.default_rng(config.seed).permutation(total)[:wanted].tolist())

@@ -50,7 +50,9 @@ def build_report_bank(
     if (folder / HEADER).exists():
         return
     config = banks.reports
-    entries = _candidate_rows([study for split in banks.splits for study in load_studies(data, split)], config.unit)
+    entries = _candidate_rows(
+        [study for split in banks.splits for study in load_studies(data, split)], config.granularity
+    )
     chosen = [entries[i] for i in sample_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)]
     if not chosen:
         raise UserError(f"{folder}: no rows for the bank")

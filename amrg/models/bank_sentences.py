@@ -54,8 +54,8 @@ def open_sentences(folder: Path) -> MemoryBank:
 def no_sentences(found: str) -> str:
     """Why sentences of a bank cannot be said."""
     return (
-        f"generate.outline recalled and decoder.use_retrieved_text say sentences of memory, but {found}: build it with "
-        "banks.reports.unit sentence, or say generate.outline decided"
+        f"generate.outline_source retrieved and decoder.use_retrieved_text say sentences of memory, but {found}: "
+        "build it with banks.reports.granularity sentence, or say generate.outline_source classifier"
     )
 
 

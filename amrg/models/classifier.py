@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amrg.config import VisionConfig, to_dict
+from amrg.config import VisionConfig, read_section, to_dict
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
 from amrg.models.profiling import QFORMER, VISION, profile_region
@@ -165,7 +164,7 @@ class DiseaseClassifier(nn.Module):
         """Read what ``save_pretrained`` wrote; UserError if the folder is something else."""
         try:
             content = json.loads((folder / "config.json").read_text())
-            config, labels = TypeAdapter(VisionConfig).validate_python(content["vision"]), content["labels"]
+            config, labels = read_section(VisionConfig, content["vision"], "vision"), content["labels"]
             weights = load_file(folder / "model.safetensors")
         except (OSError, ValueError, KeyError) as error:
             reason = type(error).__name__

@@ -55,7 +55,7 @@ class CrossAttention(MemoryLayer):
         """Hold a whole bank; UserError where one is not held whole, since every row is projected in each step."""
         if not isinstance(bank, LocalBank) or bank.backend is not None:
             raise UserError(
-                "memory.retrieval cross_attention reads every row in every step: it needs memory.search exact, one rank"
+                "memory.retrieval cross_attention reads every row in every step: it needs memory.index exact, one rank"
             )
         self.set_memory(bank.rows, group=bank.group, scale=bank.scale)
 

@@ -140,7 +140,7 @@ class HopfieldMemory(MemoryLayer):
 
     def set_bank(self, bank: AnyBank) -> None:
         """Hold a whole bank, or one behind an index, or this rank's part of one that all ranks retrieve from."""
-        if isinstance(bank, IndexedBank) or (isinstance(bank, ShardedBank) and bank.way != "replicate"):
+        if isinstance(bank, IndexedBank) or (isinstance(bank, ShardedBank) and bank.strategy != "replicate"):
             self.indirect = bank
         else:
             self.set_memory(bank.rows, group=bank.group, scale=bank.scale)

@@ -22,17 +22,24 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
         studies_together: that a rank retrieves for at a time.
     """
     visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
-    ours, kind = config.sharding, config.memory.search
+    ours, kind = config.sharding, config.memory.index
     if kind != "exact":
         refuse_sharded_index(config)
         return _indexed(visual, kind), _indexed(reports, kind)
     if distributed.world_size() == 1:
         return _whole(visual), _whole(reports)
-    layout = ShardLayout(None if ours.ranks_per_copy is None else hybrid_group(ours.ranks_per_copy), ours.node_ranks)
+    layout = ShardLayout(
+        None if ours.ranks_per_replica is None else hybrid_group(ours.ranks_per_replica), ours.ranks_per_node
+    )
     queries = batch_size * len(LABELS) * config.memory.heads
     sharded = (
         ShardedBank.open(
-            bank, layout, device=distributed.device(), way=ours.way, copy_bytes=ours.copy_bytes, queries=queries
+            bank,
+            layout,
+            device=distributed.device(),
+            strategy=ours.strategy,
+            replicate_below_bytes=ours.replicate_below_bytes,
+            queries=queries,
         )
         for bank in (visual, reports)
     )
@@ -49,6 +56,6 @@ def _whole(bank: MemoryBank) -> LocalBank:
 
 def refuse_sharded_index(config: Config) -> None:
     """Raises UserError where a bank with an index is to be sharded."""
-    kind, way = config.memory.search, config.sharding.way
-    if kind != "exact" and way in ("gather", "ring"):
-        raise UserError(f"memory.search {kind} reads a bank that each rank holds whole: sharding.way replicate")
+    kind, strategy = config.memory.index, config.sharding.strategy
+    if kind != "exact" and strategy in ("gather", "ring"):
+        raise UserError(f"memory.index {kind} reads a bank that each rank holds whole: sharding.strategy replicate")

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, to_dict
+from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, read_section, to_dict
 from amrg.data.labels import LABELS, NO_FINDING
 from amrg.data.text.outline import strip_outline
 from amrg.errors import UserError
@@ -97,7 +96,9 @@ def stream_faults(settings: DecoderConfig) -> list[str]:
         faults.append(
             f"decoder.prompt must contain {RETRIEVED} once, behind {IMAGE}: that is where the retrieved text goes"
         )
-    if not (settings.use_visual or settings.use_queries or settings.use_visual_memory or settings.use_report_memory):
+    if not (
+        settings.use_visual_tokens or settings.use_queries or settings.use_visual_memory or settings.use_report_memory
+    ):
         faults.append("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
     return faults
 
@@ -164,7 +165,7 @@ class ReportGenerator(nn.Module):
             views: number of films of each study.
         """
         seen = self.stage1(images_M3HW)
-        tokens = pool_tokens(seen.tokens_BND, self.settings.visual_tokens if self.settings.use_visual else 0)
+        tokens = pool_tokens(seen.tokens_BND, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0)
         with gathered(list(self.stage1.cam_head.parameters())):
             maps_MQHW = activation_maps(self.stage1.cam_head, seen.fine_BHWC, self.map_method)
         regions = of_studies(find_regions(seen.projected_BHWD, maps_MQHW), views)
@@ -230,7 +231,11 @@ class ReportGenerator(nn.Module):
         """N, Q and D of what ``see`` returns."""
         queries, dim = len(LABELS), self.stage1.config.query_dim  # not the parameter's shape: ZeRO 3 empties it
         grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
-        return pool_tokens(grid, self.settings.visual_tokens if self.settings.use_visual else 0).shape[1], queries, dim
+        return (
+            pool_tokens(grid, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0).shape[1],
+            queries,
+            dim,
+        )
 
     @property
     def stream_slices(self) -> dict[str, slice]:
@@ -278,7 +283,7 @@ class ReportGenerator(nn.Module):
         tokens_BND, queries_BQD, logits_BQ = sight[:3]
         parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1)))) + self.mark_PE
-        streams_BPE = self._drop_positions(streams_BPE, self.settings.stream_dropout)
+        streams_BPE = self._drop_positions(streams_BPE, self.settings.prefix_dropout)
         if not self.settings.use_queries:
             return streams_BPE
         # A query carries its finding in one direction of many; this says plainly how sure stage 1 is of it.
@@ -290,7 +295,7 @@ class ReportGenerator(nn.Module):
 
     def masked_groups(self, group_B: Tensor) -> Tensor | None:
         """The groups whose rows both memories hide from each study; None where they hide nothing."""
-        return group_B if self.memory_config.hide_own_patient else None
+        return group_B if self.memory_config.mask_same_patient else None
 
     def forward(
         self,
@@ -317,7 +322,7 @@ class ReportGenerator(nn.Module):
             mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
             placed = {"attention_mask": mask_BS, "position_ids": (mask_BS.cumsum(1) - 1).clamp_min(0)}
         report = self._drop_positions(
-            self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.word_dropout
+            self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.token_dropout
         )
         with profile_region(DECODER):
             logits = self.decoder(
@@ -381,7 +386,7 @@ class ReportGenerator(nn.Module):
             ),
         )
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [strip_outline(text) if self.settings.outline else text.strip() for text in texts]
+        return [strip_outline(text) if self.settings.predict_outline else text.strip() for text in texts]
 
     @torch.no_grad()
     def associations(self, asking: VisionOutput, group_B: Tensor, count: int) -> dict[str, "Association"]:
@@ -401,7 +406,7 @@ class ReportGenerator(nn.Module):
 
     def report_encoder(self, max_tokens: int) -> ReportTokenizer:
         """Reports → token ids, as ``forward`` wants them."""
-        return ReportTokenizer(self.tokenizer, self.settings.outline, max_tokens)
+        return ReportTokenizer(self.tokenizer, self.settings.predict_outline, max_tokens)
 
     def saved_parameters(self) -> list[nn.Parameter]:
         """Those that ``save_pretrained`` writes and that must be whole for it: all but the base of the decoder."""
@@ -451,8 +456,8 @@ class ReportGenerator(nn.Module):
         """
         try:
             content = json.loads((folder / "config.json").read_text())
-            memory = TypeAdapter(MemoryConfig).validate_python(content["memory"])
-            settings = TypeAdapter(DecoderConfig).validate_python(content["decoder"])
+            memory = read_section(MemoryConfig, content["memory"], "memory")
+            settings = read_section(DecoderConfig, content["decoder"], "decoder")
             base, map_method = content.get("base_fingerprint", ""), content["map_method"]
             weights = load_file(folder / WEIGHTS)
         except (OSError, ValueError, KeyError) as error:
@@ -494,7 +499,7 @@ class ReportGenerator(nn.Module):
         sizes = [len(self.before), len(self.between), len(self.after), text_BL.shape[1]]
         embedded = embed(torch.cat([words, text_BL.clamp_min(0)], dim=1)).to(streams_BPE.dtype)
         before, between, after, text = embedded.split(sizes, dim=1)
-        text = self._drop_positions(text, self.settings.stream_dropout)
+        text = self._drop_positions(text, self.settings.prefix_dropout)
         prefix = torch.cat([before, streams_BPE, between, text, after], dim=1)
         mask_BS = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
         start = prefix.shape[1] - sizes[2] - sizes[3]

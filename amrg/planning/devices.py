@@ -27,7 +27,7 @@ class Device:
     node_rate: float
     net_rate: float
     host_rate: float
-    node_ranks: int = NODE_RANKS
+    ranks_per_node: int = NODE_RANKS
 
 
 #: NVIDIA's datasheets of the SXM modules; float32 without TF32, as torch computes it unless told otherwise.

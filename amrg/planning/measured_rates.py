@@ -293,7 +293,7 @@ def _train(config: Config, inputs: dict[str, Path], samples: int, steps: int, fo
 
 def _steps_per_stretch(config: Config, steps: int) -> int:
     """Steps of one stretch."""
-    return min(steps, config.safety.checkpoint_steps)
+    return min(steps, config.checkpoint.interval)
 
 
 _WORK: dict[str, Callable[..., dict[str, Any]]] = {"calibrate": _calibrate, "exchange": _exchange, "train": _train}

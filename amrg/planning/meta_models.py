@@ -111,7 +111,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
         classifier = freeze_for_stage2(DiseaseClassifier(config.vision, pretrained=False), config.stage2.train_vision)
         banks = [_bank(bank) for bank in rows]
         model = ReportGenerator(classifier, decoder, tokenizer, banks, config.memory, config.decoder)
-        if not config.stage2.association_loss:
+        if not config.stage2.association_loss_weight:
             model.freeze_visual_query()
 
     def inputs(model: ReportGenerator, samples: int) -> tuple[Any, Tensor, Tensor]:

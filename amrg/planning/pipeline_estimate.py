@@ -104,7 +104,7 @@ def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> ImageCost:
 def mining(config: Config, size: Size, film: ImageCost, given: Assumptions) -> tuple[str, float]:
     """Mining of a train split, in words and seconds; films are divided among the GPUs, as a cluster does."""
     ours, samples = config.banks.mining, samples_of(config, size)
-    films = size.films * min(ours.films or samples, samples) / samples
+    films = size.films * min(ours.max_studies or samples, samples) / samples
     return f"{films:,.0f} films", films * (film.forward_seconds + film.cam_seconds) / given.gpus
 
 

@@ -39,13 +39,13 @@ def scaling_curve(clusters: Sequence[SimulatedCluster], mean_hours: float | None
 
 def _point(cluster: SimulatedCluster, mean_hours: float | None, seed: int) -> Point:
     # Whole intervals between checkpoints, so that no share of a checkpoint is missing.
-    steps = max(_STEPS // cluster.checkpoint_steps, 2) * cluster.checkpoint_steps
+    steps = max(_STEPS // cluster.checkpoint_interval, 2) * cluster.checkpoint_interval
     steady = simulate(cluster, steps, seed=seed)
     # A failure goes back to a checkpoint, so the steps between two of them may be one: the time is the same.
-    interval = steady.seconds / steps * cluster.checkpoint_steps
+    interval = steady.seconds / steps * cluster.checkpoint_interval
     coarse = SimulatedCluster(
-        1, cluster.samples * cluster.workers * cluster.checkpoint_steps, interval - cluster.copy, 0.0,
-        checkpoint_steps=1, copy=cluster.copy, write=cluster.write, restart=cluster.restart,
+        1, cluster.samples * cluster.workers * cluster.checkpoint_interval, interval - cluster.copy, 0.0,
+        checkpoint_interval=1, copy=cluster.copy, write=cluster.write, restart=cluster.restart,
     )  # fmt: skip
     failures = failure_times(cluster.workers, mean_hours, seed)
     disturbed = simulate(coarse, _INTERVALS, failures, limit=2 * _INTERVALS * interval)
@@ -58,8 +58,8 @@ def clusters_like_measured(
     """Workers as fast as the one that was measured, joined by transfers as fast as those that were."""
     return [
         SimulatedCluster(
-            size, rates.samples, rates.compute, rates.read, config.data.readers, exchange=rates.exchange(size),
-            checkpoint_steps=config.safety.checkpoint_steps, copy=rates.checkpoint_gather_time(size), write=rates.write,
+            size, rates.samples, rates.compute, rates.read, config.data.loader_workers, exchange=rates.exchange(size),
+            checkpoint_interval=config.checkpoint.interval, copy=rates.checkpoint_gather_time(size), write=rates.write,
             restart=restart, noise=rates.noise,
         )
         for size in sizes
@@ -69,7 +69,9 @@ def clusters_like_measured(
 def predict_two_workers(rates: MeasuredRates, two: SimulatedCluster) -> float:
     """Samples a second of two workers that share the measured machine, as its crowding makes them."""
     crowded = replace(two, compute=two.compute * rates.contention, read=two.read * rates.contention)
-    return simulate(crowded, _STEPS // two.checkpoint_steps * two.checkpoint_steps or two.checkpoint_steps).rate
+    return simulate(
+        crowded, _STEPS // two.checkpoint_interval * two.checkpoint_interval or two.checkpoint_interval
+    ).rate
 
 
 def clusters_on_gpus(
@@ -109,8 +111,8 @@ def clusters_on_gpus(
         waited = step_time(0.0, collected, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
         clusters.append(
             SimulatedCluster(
-                size, micro, compute, rates.read, config.data.readers, exchange=exchange,
-                checkpoint_steps=config.safety.checkpoint_steps,
+                size, micro, compute, rates.read, config.data.loader_workers, exchange=exchange,
+                checkpoint_interval=config.checkpoint.interval,
                 copy=waited.communication + waited.host, write=saved / storage, restart=restart, noise=noise,
             )
         )  # fmt: skip

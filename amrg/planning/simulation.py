@@ -43,7 +43,7 @@ class SimulatedCluster:
     readers: int = 0
     prefetch: int = 2
     exchange: float = 0.0
-    checkpoint_steps: int = 200
+    checkpoint_interval: int = 200
     copy: float = 0.0
     write: float = 0.0
     restart: float = 0.0
@@ -177,7 +177,7 @@ class _Run:
             "exchange": c.exchange,
         }
         end = float(computed[slowest]) + c.exchange
-        if (self.step + 1) % c.checkpoint_steps == 0:
+        if (self.step + 1) % c.checkpoint_interval == 0:
             parts["checkpoints"] = max(self.written - end, 0.0) + c.copy
         self._next = (start, parts)
         return end + parts["checkpoints"]
@@ -194,7 +194,7 @@ class _Run:
             self.spent[name] += value
         self.since.append(parts)
         self._settle(end)
-        if self.step % c.checkpoint_steps == 0:
+        if self.step % c.checkpoint_interval == 0:
             self.saving, self.written = self.step, end + c.write
 
     def _settle(self, now: float) -> None:

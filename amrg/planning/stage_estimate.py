@@ -217,11 +217,11 @@ def banks_of(config: Config, skeleton: MetaModel, given: Assumptions, micro: int
     return place_banks(
         skeleton.banks,
         config.sharding,
-        config.memory.search,
+        config.memory.index,
         given.gpus,
         micro * per_study,
         config.stage2.batch_size // given.gpus * per_study,
-        given.device.node_ranks,
+        given.device.ranks_per_node,
     )
 
 

@@ -85,18 +85,18 @@ def place_banks(
     Args:
         banks: shapes.
         ours: settings.
-        search: ``memory.search``; an index needs the whole bank.
+        search: ``memory.index``; an index needs the whole bank.
         ranks: of the run.
         queries: of one rank and micro-batch, to each bank.
         expected: for ``way: auto``, as training counts them.
         node: ranks of a node.
     """
-    size = ours.ranks_per_copy or ranks
+    size = ours.ranks_per_replica or ranks
     ways: list[ShardingStrategy] = []
     for bank in banks:
-        way = "replicate" if search != "exact" or ranks == 1 else ours.way
+        way = "replicate" if search != "exact" or ranks == 1 else ours.strategy
         if way == "auto":
-            way = cheapest_strategy(bank.rows, bank.dim, size, expected, bank.element, ours.copy_bytes)
+            way = cheapest_strategy(bank.rows, bank.dim, size, expected, bank.element, ours.replicate_below_bytes)
         ways.append(way)
     held = sum(
         b.row_bytes(b.rows if way == "replicate" else -(-b.rows // size)) for b, way in zip(banks, ways, strict=True)
@@ -104,8 +104,8 @@ def place_banks(
     asked = [b for b, way in zip(banks, ways, strict=True) if way == "gather"]
     passed = [b for b, way in zip(banks, ways, strict=True) if way == "ring"]
     near = far = 0.0
-    if asked and ours.node_ranks and size > ours.node_ranks:
-        far, inside, header = two_level_bytes(asked, queries, size // ours.node_ranks, ours.node_ranks)
+    if asked and ours.ranks_per_node and size > ours.ranks_per_node:
+        far, inside, header = two_level_bytes(asked, queries, size // ours.ranks_per_node, ours.ranks_per_node)
         near = inside + header
     elif asked:
         flat = sum(gather_bytes(asked, [queries] * size, 0))
@@ -150,7 +150,7 @@ def step_time(
         ranks: beyond one node, reductions and gathers take the network's rate.
         efficiency, bandwidth: share of the peak arithmetic, and of all bandwidths, that is reached.
     """
-    link = (device.node_rate if ranks <= device.node_ranks else device.net_rate) * bandwidth
+    link = (device.node_rate if ranks <= device.ranks_per_node else device.net_rate) * bandwidth
     return StepTime(
         flops / (device.flops[dtype] * efficiency),
         moved.memory / (device.memory_rate * bandwidth),

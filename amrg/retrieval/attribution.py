@@ -46,7 +46,7 @@ def top_k_rows_sharded(
 ) -> tuple[Tensor, Tensor]:
     """``top_k_rows`` over all shards of a bank; every rank of its layout calls this."""
     group = [] if group_M is None or memory.group is None else [group_M]
-    if memory.way == "replicate":
+    if memory.strategy == "replicate":
         return top_k_rows(memory.local_shard(), queries_MHD, lse_MH, group_M, top_k)
     trip = QueryRouter(memory.layout.levels, [len(queries_MHD)], queries_MHD.device)
     queries, lse, *rest = trip.dispatch([[queries_MHD, lse_MH, *group]])[0]

@@ -85,11 +85,11 @@ def gather_bytes(banks: Sequence[BankShape], queries: Sequence[int], rank: int) 
     return forward, backward + sum(b.query_grad_bytes(m) for m in rest for b in banks)
 
 
-def two_level_bytes(banks: Sequence[BankShape], queries: int, nodes: int, node_ranks: int) -> tuple[int, int, int]:
+def two_level_bytes(banks: Sequence[BankShape], queries: int, nodes: int, ranks_per_node: int) -> tuple[int, int, int]:
     """(bytes between nodes, bytes inside the node, bytes of headers) of forward and backward together, M a rank."""
     out = [sum(b.query_bytes(m) + b.backward_stats_bytes(m) for b in banks) for m in (queries, nodes * queries)]
     home = [sum(b.result_bytes(m) + b.query_grad_bytes(m) for b in banks) for m in (queries, nodes * queries)]
-    between, inside = nodes - 1, node_ranks - 1
+    between, inside = nodes - 1, ranks_per_node - 1
     header = (between + inside) * COUNT * len(banks)
     return between * (out[0] + home[0]), inside * (out[1] + home[1]), header
 
@@ -111,10 +111,12 @@ def ring_bytes(banks: Sequence[BankShape], spans: Sequence[Sequence[tuple[int, i
     )
 
 
-def cheapest_strategy(rows: int, dim: int, ranks: int, queries: int, element: int, copy_bytes: int) -> ShardingStrategy:
+def cheapest_strategy(
+    rows: int, dim: int, ranks: int, queries: int, element: int, replicate_below_bytes: int
+) -> ShardingStrategy:
     """``replicate`` where a copy fits in ``copy_bytes``; else what sends less for ``queries`` a rank and step."""
     bank = BankShape(rows, dim, element)
-    if ranks == 1 or bank.row_bytes(rows) <= copy_bytes:
+    if ranks == 1 or bank.row_bytes(rows) <= replicate_below_bytes:
         return "replicate"
     spans = [[(rows * r // ranks, rows * (r + 1) // ranks) for r in range(ranks)]]
     return "gather" if sum(gather_bytes([bank], [queries] * ranks, 0)) <= 2 * ring_bytes([bank], spans, 0) else "ring"

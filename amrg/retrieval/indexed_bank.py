@@ -187,7 +187,7 @@ def _shape(memory: IndexedBank, members: Tensor, cells: int) -> tuple[Tensor, Te
 
 
 def search_faults(kind: str) -> list[str]:
-    """What is missing for ``memory.search``."""
+    """What is missing for ``memory.index``."""
     return [] if kind == "exact" else collect_errors(_faiss)
 
 
@@ -196,6 +196,6 @@ def _faiss():  # type: ignore[no-untyped-def]  # faiss has no types
         import faiss
     except ImportError:
         raise UserError(
-            "memory.search ivf and hnsw need faiss: `pip install 'amrg[search]'`, or memory.search exact"
+            "memory.index ivf and hnsw need faiss: `pip install 'amrg[search]'`, or memory.index exact"
         ) from None
     return faiss

@@ -21,15 +21,20 @@ class ShardLayout:
         levels: along which queries travel: between nodes first, then inside; ``[flat]`` without ``node_ranks``.
     """
 
-    def __init__(self, group: distributed.ProcessGroup | None = None, node_ranks: int | None = None) -> None:
+    def __init__(self, group: distributed.ProcessGroup | None = None, ranks_per_node: int | None = None) -> None:
         self.flat = CommGroup(group)
         self.levels = [self.flat]
         size = self.flat.size
-        if node_ranks and 1 < node_ranks < size:
-            if size % node_ranks:
-                raise UserError(f"sharding.node_ranks {node_ranks} does not divide the {size} ranks that share a bank")
-            node, place = divmod(self.flat.rank, node_ranks)
-            across, inside = range(place, size, node_ranks), range(node * node_ranks, (node + 1) * node_ranks)
+        if ranks_per_node and 1 < ranks_per_node < size:
+            if size % ranks_per_node:
+                raise UserError(
+                    f"sharding.ranks_per_node {ranks_per_node} does not divide the {size} ranks that share a bank"
+                )
+            node, place = divmod(self.flat.rank, ranks_per_node)
+            across, inside = (
+                range(place, size, ranks_per_node),
+                range(node * ranks_per_node, (node + 1) * ranks_per_node),
+            )
             self.levels = [CommGroup(self._subgroup(ranks)) for ranks in (across, inside)]
 
     def _subgroup(self, ranks: Sequence[int]) -> distributed.ProcessGroup:
@@ -44,17 +49,17 @@ class ShardLayout:
         return self.flat.bytes_sent + sum(level.bytes_sent for level in self.levels if level is not self.flat)
 
 
-def hybrid_group(ranks_per_copy: int) -> distributed.ProcessGroup:
+def hybrid_group(ranks_per_replica: int) -> distributed.ProcessGroup:
     """This rank's group of consecutive ranks, where each such group holds a copy of the bank (all ranks call this).
 
     Raises:
         UserError: the ranks do not divide evenly.
     """
-    if distributed.get_world_size() % ranks_per_copy:
+    if distributed.get_world_size() % ranks_per_replica:
         raise UserError(
-            f"sharding.ranks_per_copy {ranks_per_copy} does not divide {distributed.get_world_size()} ranks"
+            f"sharding.ranks_per_replica {ranks_per_replica} does not divide {distributed.get_world_size()} ranks"
         )
-    mine, _ = distributed.new_subgroups(ranks_per_copy)
+    mine, _ = distributed.new_subgroups(ranks_per_replica)
     return mine
 
 

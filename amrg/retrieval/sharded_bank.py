@@ -40,9 +40,9 @@ class ShardedBank(nn.Module):
         layout: of the ranks; all memories that are retrieved from together share one.
         scale: [n] float32, of int8 rows.
         group: int64 [n], patient group of each row.
-        way: how ranks retrieve; ``auto`` takes the one that moves the fewest bytes.
+        strategy: how ranks retrieve; ``auto`` takes the one that moves the fewest bytes.
         identity: of the bank; must be the same on all ranks.
-        copy_bytes: ``auto`` replicates a bank of at most this size.
+        replicate_below_bytes: ``auto`` replicates a bank of at most this size.
         queries: how many a rank is expected to retrieve for at a time, for ``auto``.
 
     Raises:
@@ -55,32 +55,34 @@ class ShardedBank(nn.Module):
 
     def __init__(
         self, rows: Tensor, *, start: int, total: int, layout: ShardLayout, scale: Tensor | None = None,
-        group: Tensor | None = None, way: ShardingStrategy = "auto", fingerprint: str = "", copy_bytes: int = 2**30,
-        queries: int = 1024,
+        group: Tensor | None = None, strategy: ShardingStrategy = "auto", fingerprint: str = "",
+        replicate_below_bytes: int = 2**30, queries: int = 1024,
     ) -> None:  # fmt: skip
         super().__init__()
         self.layout, self.start, self.total, self.dim = layout, start, total, rows.shape[1]
         for name, value in (("rows", rows.detach()), ("scale", scale), ("group", group)):
             self.register_buffer(name, value, persistent=False)
         self.spans = _check_tiling(layout.flat, rows, start, total, fingerprint, scale, group)
-        if way == "auto":
-            way = cheapest_strategy(total, self.dim, layout.flat.size, queries, rows.dtype.itemsize, copy_bytes)
-        self.way = way
-        if self.way == "replicate":
+        if strategy == "auto":
+            strategy = cheapest_strategy(
+                total, self.dim, layout.flat.size, queries, rows.dtype.itemsize, replicate_below_bytes
+            )
+        self.strategy = strategy
+        if self.strategy == "replicate":
             self._replicate()
 
     @classmethod
     def open(
         cls, bank: MemoryBank, layout: ShardLayout, *, device: torch.device | None = None,
-        way: ShardingStrategy = "auto", copy_bytes: int = 2**30, queries: int = 1024,
+        strategy: ShardingStrategy = "auto", replicate_below_bytes: int = 2**30, queries: int = 1024,
     ) -> "ShardedBank":  # fmt: skip
         """This rank's part of a bank on disk; no other rows are read. Arguments as above."""
         start, stop = shard_range(len(bank), layout.flat.rank, layout.flat.size)
         rows, scale, group = bank.rows(start, stop), bank.scale(start, stop), bank.group_range(start, stop)
         return cls(
-            rows.to(device), start=start, total=len(bank), layout=layout, group=group.to(device), way=way,
-            scale=None if scale is None else scale.to(device), fingerprint=bank.content_hash, copy_bytes=copy_bytes,
-            queries=queries,
+            rows.to(device), start=start, total=len(bank), layout=layout, group=group.to(device), strategy=strategy,
+            scale=None if scale is None else scale.to(device), fingerprint=bank.content_hash,
+            replicate_below_bytes=replicate_below_bytes, queries=queries,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -137,13 +139,13 @@ def retrieve_batched(requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
     All ranks of the layout make the same requests, each with queries of its own.
     """
     results: dict[int, Retrieval] = {}
-    for name, way in (("gather", retrieve_gather), ("ring", retrieve_ring)):
-        mine = [i for i, request in enumerate(requests) if request.bank.way == name]
+    for name, strategy in (("gather", retrieve_gather), ("ring", retrieve_ring)):
+        mine = [i for i, request in enumerate(requests) if request.bank.strategy == name]
         if mine:
             assert len({id(requests[i].bank.layout) for i in mine}) == 1
-            results |= dict(zip(mine, way([requests[i] for i in mine]), strict=True))
+            results |= dict(zip(mine, strategy([requests[i] for i in mine]), strict=True))
     for i, request in enumerate(requests):
-        if request.bank.way == "replicate":
+        if request.bank.strategy == "replicate":
             results[i] = _local(request)
     return [results[i] for i in range(len(requests))]
 

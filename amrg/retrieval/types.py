@@ -22,7 +22,7 @@ class Shard(NamedTuple):
 class ShardedRows(Protocol):
     """What a strategy needs of a sharded bank: this rank's shard, and the layout of all."""
 
-    way: ShardingStrategy
+    strategy: ShardingStrategy
     layout: ShardLayout
     rows: Tensor
     scale: Tensor | None

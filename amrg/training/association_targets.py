@@ -70,9 +70,9 @@ def _same(wanted: Sequence[str], told: Sequence[str]) -> bool:
 
 def refuse_no_hopfield(config: Config) -> None:
     """Raises UserError where the association loss has no Hopfield network to teach."""
-    taught = config.stage2.association_loss and config.decoder.use_visual_memory
+    taught = config.stage2.association_loss_weight and config.decoder.use_visual_memory
     if taught and config.memory.retrieval != "hopfield":
-        raise UserError("stage2.association_loss teaches a Hopfield memory: say memory.retrieval hopfield, or 0")
+        raise UserError("stage2.association_loss_weight teaches a Hopfield memory: say memory.retrieval hopfield, or 0")
 
 
 def wanted_rows_of(config: Config, data: Path, banks: Path) -> WantedRows | None:
@@ -81,7 +81,7 @@ def wanted_rows_of(config: Config, data: Path, banks: Path) -> WantedRows | None
     Raises:
         UserError: the visual memory is no Hopfield network.
     """
-    weight = config.stage2.association_loss
+    weight = config.stage2.association_loss_weight
     if not weight or not config.decoder.use_visual_memory:
         return None
     refuse_no_hopfield(config)

@@ -74,7 +74,7 @@ class Stage1Collator:
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
         studies = [sample.study for sample in samples]
-        labels = targets(studies, self.config.uncertain, self.config.blank)
+        labels = targets(studies, self.config.uncertain_policy, self.config.unmentioned_policy)
         return {"films": collate_images(samples, self.size), "targets": labels, "study": hashed_keys(studies)}
 
 

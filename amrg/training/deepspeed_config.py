@@ -39,7 +39,7 @@ class OptimizerSettings:
     lr: float
     weight_decay: float
     warmup_fraction: float
-    clip: float
+    max_grad_norm: float
     dtype: Literal["float32", "bfloat16", "float16"]
     min_lr: float = 0.0
     ds_config: str = "zero0.json"
@@ -65,7 +65,7 @@ class OptimizerSettings:
             min_lr=getattr(ours, "min_lr", 0.0),
             weight_decay=ours.weight_decay,
             warmup_fraction=ours.warmup_fraction,
-            clip=ours.clip,
+            max_grad_norm=ours.max_grad_norm,
             dtype=ours.dtype,
             ds_config=ours.ds_config,
         )
@@ -194,7 +194,7 @@ def resolve(content: dict[str, Any], ours: OptimizerSettings, world_size: int, t
         )
     _precision(config, ours)
     _batch(config, ours, world_size)
-    config.setdefault("gradient_clipping", ours.clip)
+    config.setdefault("gradient_clipping", ours.max_grad_norm)
     # "auto" here means "as DeepSpeed thinks best", which is what it does when the key is absent.
     zero = config.get("zero_optimization", {})
     for key in [key for key, value in zero.items() if value == AUTO]:
@@ -212,7 +212,7 @@ def _shared(ours: OptimizerSettings, total_steps: int) -> dict[str, tuple[str, A
 
 _SHARED = {
     "train_batch_size": "batch_size",
-    "gradient_clipping": "clip",
+    "gradient_clipping": "max_grad_norm",
     "optimizer.params.lr": "lr",
     "optimizer.params.weight_decay": "weight_decay",
     "scheduler.params.warmup_max_lr": "lr",

@@ -92,8 +92,8 @@ class LossGuard:
         explosion: the factor.
     """
 
-    def __init__(self, section: str, explosion: float) -> None:
-        self._section, self._explosion = section, explosion
+    def __init__(self, section: str, loss_spike_factor: float) -> None:
+        self._section, self._explosion = section, loss_spike_factor
         self._recent: deque[float] = deque(maxlen=MEDIAN_WINDOW)
 
     def check(self, loss: float) -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amrg.config import SafetyConfig, TelemetryConfig
+from amrg.config import CheckpointConfig, TelemetryConfig
 from amrg.distributed import all_gather_list, all_reduce_mean, barrier, rank
 from amrg.errors import UserError
 from amrg.precision import autocast
@@ -44,7 +44,7 @@ def fit(
     folder: Path,
     seed: int,
     telemetry: TelemetryConfig,
-    safety: SafetyConfig,
+    checkpointing: CheckpointConfig,
     input_hashes: dict[str, str],
     step_metrics: Callable[[Any], dict[str, float]] = lambda model: {},
     warn: Callable[[dict[str, float]], dict[str, str]] = lambda validation: {},
@@ -81,9 +81,11 @@ def fit(
     total = optimisation.epochs * steps_per_epoch
     warmup = round(optimisation.warmup_fraction * total)
     input_hashes = {**input_hashes, "frozen weights": checkpoint.frozen_fingerprint(model)}
-    run = _RunState(folder, Engine(model, loss, optimisation, total), selection_metric, safety.keep, input_hashes)
+    run = _RunState(
+        folder, Engine(model, loss, optimisation, total), selection_metric, checkpointing.keep_last, input_hashes
+    )
     log = Telemetry(folder, telemetry, optimisation.section, optimisation.batch_size)
-    guard = LossGuard(optimisation.section, safety.explosion)
+    guard = LossGuard(optimisation.section, checkpointing.loss_spike_factor)
     stream: Iterator[Batch] | None = None
     with stop_requests() as stopping, user_errors(optimisation.section, folder):
         for step in track(range(run.step, total), f"{optimisation.section}: training", total, run.step):
@@ -98,7 +100,7 @@ def fit(
                 validation = _validated(validate, model, optimisation)
                 log.tell_epoch(step + 1, validation)
                 run.end_epoch(epoch, lr, validation, warn(validation))
-            elif stop or (step + 1) % safety.checkpoint_steps == 0:
+            elif stop or (step + 1) % checkpointing.interval == 0:
                 run.save()
             if stop:
                 run.wait()

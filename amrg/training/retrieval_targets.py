@@ -78,7 +78,7 @@ def by_label(report: str) -> dict[str, list[str]]:
 
 def build_retrieval_targets(config: Config, data: Path, banks: Path, scratch: Path) -> RetrievalTargets | None:
     """The teachers of a run's retrieval loss, kept in ``scratch``; None where there is no such loss."""
-    weight = config.stage2.retrieval_loss
+    weight = config.stage2.retrieval_loss_weight
     if not weight or not config.decoder.use_report_memory:
         return None
     return RetrievalTargets(config.banks.reports, data, MemoryBank.open(banks / REPORTS), scratch, weight)
@@ -90,7 +90,8 @@ def _encode(texts: list[str], config: ReportBankConfig, bank: MemoryBank, batche
     if encoder.fingerprint != made_with:
         raise UserError(
             f"{bank.folder} was made with another text encoder ({made_with[:12] if made_with else 'unknown'}) than "
-            f"banks.reports.encoder {config.encoder} ({encoder.fingerprint[:12]}): stage2.retrieval_loss needs the same"
+            f"banks.reports.encoder {config.encoder} ({encoder.fingerprint[:12]}): "
+            "stage2.retrieval_loss_weight needs the same"
         )
     for numbers in batches:
         yield rows_of(encoder.encode(texts[numbers.start : numbers.stop]), bank)

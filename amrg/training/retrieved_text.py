@@ -129,7 +129,7 @@ def refuse_changing_text(config: Config) -> None:
     """Raises UserError where the decoder reads retrieved text and training would change what is retrieved."""
     changing = {
         "stage2.train_vision": config.stage2.train_vision,
-        "stage2.association_loss": config.stage2.association_loss > 0,
+        "stage2.association_loss_weight": config.stage2.association_loss_weight > 0,
         "memory.learn_beta": config.memory.learn_beta,
         "memory.visual_query queries": config.memory.visual_query == "queries",
         "memory.retrieval cross_attention": config.memory.retrieval != "hopfield",

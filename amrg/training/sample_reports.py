@@ -132,8 +132,8 @@ def _first(weights_QJ: Tensor, rows_QJ: Tensor) -> int:
 
 #: What to do where a memory has collapsed.
 _HELP = {
-    "visual": "lower memory.sharpness (memory.beta where Q-Former queries ask), raise stage2.association_loss",
-    "report": "lower memory.beta, raise stage2.retrieval_loss",
+    "visual": "lower memory.sharpness (memory.beta where Q-Former queries ask), raise stage2.association_loss_weight",
+    "report": "lower memory.beta, raise stage2.retrieval_loss_weight",
 }
 
 

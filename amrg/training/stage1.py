@@ -96,7 +96,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         folder,
         config.seed,
         config.telemetry,
-        config.safety,
+        config.checkpoint,
         input_hashes(config.seed, config.stage1.batch_size, data),
     )
     with gathered(model.parameters()), torch.no_grad(), autocast(config.stage1.dtype):
@@ -146,7 +146,9 @@ class _Films:
         self.config, self.data = config, data
         ours = config.stage1
         self.targets = {
-            split: targets(load_studies(data, split, with_wordless=True), ours.uncertain, ours.blank)
+            split: targets(
+                load_studies(data, split, with_wordless=True), ours.uncertain_policy, ours.unmentioned_policy
+            )
             for split in ("train", "val", "test")
         }
 
@@ -275,7 +277,7 @@ class _StreamedFilms(_Films):
             config.seed,
             distributed.rank(),
             distributed.world_size(),
-            readers=config.data.readers,
+            readers=config.data.loader_workers,
             collate=Stage1Collator(config.vision.image_size, config.stage1),
             with_wordless=True,
         )

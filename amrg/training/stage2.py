@@ -85,7 +85,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         folder,
         config.seed,
         config.telemetry,
-        config.safety,
+        config.checkpoint,
         input_hashes(config.seed, ours.batch_size, data, banks),
         association_metrics,
         collapses,
@@ -96,7 +96,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
             model.save_pretrained(folder / MODEL, base)
             write_card(folder / MODEL, model, config, data, banks, rows)
     distributed.barrier()
-    if config.decoder.outline or config.decoder.use_retrieved_text:
+    if config.decoder.predict_outline or config.decoder.use_retrieved_text:
         calibrate(config, model, data, folder, folder / SCRATCH / ("trained" if ours.train_vision else ""))
 
 
@@ -108,7 +108,7 @@ def optimisation(config: Config) -> OptimizerSettings:
 def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
     """The generator as training starts with it: a function of the artefacts, the configuration and its seed."""
     classifier = freeze_for_stage2(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
-    written = add_outline if config.decoder.outline else str
+    written = add_outline if config.decoder.predict_outline else str
     texts = [written(study.report) for study in load_studies(data, "train")]
     decoder, tokenizer = build_decoder(config.decoder, texts, config.seed, engine.zero3(config.stage2.ds_config))
     with torch.random.fork_rng(devices=[]):
@@ -116,7 +116,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
         memories = open_banks(config, banks, config.stage2.batch_size // distributed.world_size())
         method = MemoryBank.open(banks / VISUAL).header["about"]["method"]
         model = ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder, method)
-    if not config.stage2.association_loss:
+    if not config.stage2.association_loss_weight:
         model.freeze_visual_query()
     return model
 
@@ -141,23 +141,23 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
     ]
     if deepspeed_config.is_split(ours.ds_config):
         checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
-    faults = [*stream_faults(config.decoder), *search_faults(memory.search), *collect_errors(*checks)]
-    if config.decoder.use_retrieved_text and config.banks.reports.unit != "sentence":
-        faults.append(no_sentences("banks.reports.unit report makes whole reports"))
+    faults = [*stream_faults(config.decoder), *search_faults(memory.index), *collect_errors(*checks)]
+    if config.decoder.use_retrieved_text and config.banks.reports.granularity != "sentence":
+        faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
     held_out = [split for split in config.banks.splits if split != TRAIN]
-    if held_out and not ours.accept_banks_with_held_out_rows:
+    if held_out and not ours.allow_held_out_bank_rows:
         faults.append(_leak("banks.splits", held_out))
-    if memory.retrieval == "cross_attention" and (memory.search != "exact" or ranks > 1):
-        faults.append("memory.retrieval cross_attention reads every row: it needs memory.search exact, and one rank")
-    if sharding.ranks_per_copy and ranks > 1 and ranks % sharding.ranks_per_copy:
-        faults.append(f"sharding.ranks_per_copy {sharding.ranks_per_copy} does not divide {ranks} ranks")
+    if memory.retrieval == "cross_attention" and (memory.index != "exact" or ranks > 1):
+        faults.append("memory.retrieval cross_attention reads every row: it needs memory.index exact, and one rank")
+    if sharding.ranks_per_replica and ranks > 1 and ranks % sharding.ranks_per_replica:
+        faults.append(f"sharding.ranks_per_replica {sharding.ranks_per_replica} does not divide {ranks} ranks")
     return faults
 
 
 def _leak(where: object, held_out: Sequence[str]) -> str:
     return (
         f"{where} holds rows of {' and '.join(sorted(held_out))} studies: their reports would leak into what is "
-        "generated. Build the banks with banks.splits [train], or say stage2.accept_banks_with_held_out_rows: true "
+        "generated. Build the banks with banks.splits [train], or say stage2.allow_held_out_bank_rows: true "
         "(every score then carries a mark)"
     )
 
@@ -166,7 +166,7 @@ def check_no_held_out_rows(config: Config, folder: Path) -> None:
     """Raises UserError where a bank has rows of other splits than train, unless the configuration accepts that."""
     for name in (VISUAL, REPORTS):
         held_out = MemoryBank.open(folder / name).header["splits"].keys() - {TRAIN}
-        if held_out and not config.stage2.accept_banks_with_held_out_rows:
+        if held_out and not config.stage2.allow_held_out_bank_rows:
             raise UserError(_leak(folder / name, sorted(held_out)))
 
 
@@ -239,8 +239,8 @@ class _Source:
         for number, batch in enumerate(self.validation()):
             if "films" in batch:
                 batch["sight"] = encode_films(model, batch.pop("films"))
-            if number == 0 and self.ours.watch_reports:
-                watched = sample_reports(model, batch, self.ours.watch_reports, self.ours.max_report_tokens)
+            if number == 0 and self.ours.num_sample_reports:
+                watched = sample_reports(model, batch, self.ours.num_sample_reports, self.ours.max_report_tokens)
             summed, _ = loss(model, {**batch, "weight": batch["counts"]})
             watch.add(model, batch)
             sums["loss"] += float(summed) * len(batch["counts"])
@@ -309,7 +309,7 @@ class _Streamed(_Source):
             self.seed,
             distributed.rank(),
             distributed.world_size(),
-            readers=config.data.readers,
+            readers=config.data.loader_workers,
             collate=self._pack,
             lengths=self.lengths(config),
         )

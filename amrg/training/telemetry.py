@@ -1,7 +1,7 @@
 """What a run tells while it trains: a JSON line and TensorBoard scalars a step, and now and then where the time goes.
 
-Every ``telemetry.every`` steps one step is looked at closely: the share of each part of the model in its time, forward
-and backward (from torch's profiler: an operator of the backward belongs to the part whose forward recorded it), the
+Every ``telemetry.profile_interval`` steps one step is profiled: the share of each part of the model in its time,
+forward and backward (from torch's profiler: an operator of the backward belongs to the part whose forward recorded it), the
 norm of the gradients of each module, and how widely the memories associate. Nothing here changes what is learned.
 """
 
@@ -58,7 +58,7 @@ class Telemetry:
     """
 
     def __init__(self, folder: Path, config: TelemetryConfig, section: str, batch_size: int) -> None:
-        self._every, self._batch_size = config.every, batch_size
+        self._every, self._batch_size = config.profile_interval, batch_size
         self._writers: list[Any] = []
         self._epochs: list[Any] = []
         if rank() != 0:

@@ -218,7 +218,7 @@ class _EventStreamer(BaseStreamer):
         self._ids: list[int] = []
         self._begun = False
         self._told = 0
-        self._transcript = Transcript(reader.model.settings.outline)
+        self._transcript = Transcript(reader.model.settings.predict_outline)
 
     def put(self, value: Tensor) -> None:
         """One token, [1]; the first call holds the prompt, of which there are no tokens."""

@@ -14,7 +14,7 @@ class Transcript:
     """Grows by one token at a time.
 
     Attributes:
-        outlined: whether the writer names the findings first (``decoder.outline``).
+        outlined: whether the writer names the findings first (``decoder.predict_outline``).
         plan: the findings it named.
         sentences: of the report; the last one may still grow.
     """

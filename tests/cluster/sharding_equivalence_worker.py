@@ -21,9 +21,9 @@ def configuration(runs: str, workers: int, way: str, stage: str) -> Config:
         memory=dataclasses.replace(config.memory, dropout=0.0),
         decoder=dataclasses.replace(config.decoder, dropout=0.0),
         stage2=dataclasses.replace(
-            config.stage2, ds_config=f"zero{stage}.json", dtype="float32", batch_size=4, epochs=3, watch_reports=2
+            config.stage2, ds_config=f"zero{stage}.json", dtype="float32", batch_size=4, epochs=3, num_sample_reports=2
         ),
-        sharding=dataclasses.replace(config.sharding, way=way),
+        sharding=dataclasses.replace(config.sharding, strategy=way),
         cluster=ClusterConfig(workers=workers, min_workers=workers),
     )
 

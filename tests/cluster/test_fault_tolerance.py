@@ -17,7 +17,7 @@ def steps(began: float, first: int, last: int) -> list[Step]:
 
 def saving_every(steps: int) -> Config:
     config = load(str(TINY))
-    return dataclasses.replace(config, safety=dataclasses.replace(config.safety, checkpoint_steps=steps))
+    return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, interval=steps))
 
 
 #: A checkpoint every 4 steps, whole 0.5 s later: killed in step 7, and in the first step after that.

@@ -17,7 +17,7 @@ from tests.webapp.tiny_run import make_run
 STUDIES = 5
 
 
-@pytest.fixture(scope="module", params=["written", "recalled"])
+@pytest.fixture(scope="module", params=["decoder", "retrieved"])
 def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], list[dict[str, Any]]]:
     """A run, its test films as files, and what ``amrg generate`` writes of them."""
     folder = tmp_path_factory.mktemp("run")

@@ -121,7 +121,7 @@ def test_damage_in_the_mirror_is_met_like_damage_on_disk(data, cache, tmp_path):
     content = bytearray(path.read_bytes())
     content[row["offset"] + row["size"] // 2] ^= 0x40
     path.write_bytes(content)
-    stream = Stream(away, "train", 8, 0, max_bad_fraction=0.05)
+    stream = Stream(away, "train", 8, 0, max_corrupt_fraction=0.05)
     batches = [[s.study.key for s in batch] for epoch in range(2) for batch in stream.epoch(epoch)]
     assert set(stream.corrupt) == {row["key"]}
     assert all(len(batch) == 8 for batch in batches)

@@ -181,7 +181,7 @@ def test_what_a_user_can_put_right_is_one_line_without_names(source, message, tm
 
 
 def test_films_that_cannot_be_read_are_left_out_and_counted(prepared, tmp_path, capsys):
-    prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_bad_fraction=0.1), tmp_path, seed=5)
+    prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_corrupt_fraction=0.1), tmp_path, seed=5)
     keys = [[item.key for item in load_studies(folder, "train")] for folder in (prepared, tmp_path)]
     assert keys[1] == [key for key in keys[0] if key != "s-004"]
     assert [sample.study.key for sample in iter_samples(tmp_path, "train")] == keys[1]
@@ -191,7 +191,7 @@ def test_films_that_cannot_be_read_are_left_out_and_counted(prepared, tmp_path, 
     assert statistics["splits"]["train"]["studies"] == len(keys[1])
     assert hash_key("s-004") in capsys.readouterr().err
     before = bytes_of(tmp_path)
-    prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_bad_fraction=0.1), tmp_path, seed=5)
+    prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_corrupt_fraction=0.1), tmp_path, seed=5)
     assert bytes_of(tmp_path) == before
     assert "| train | 9 |" in (tmp_path / "card.md").read_text()
 

@@ -146,13 +146,13 @@ def test_a_label_out_of_range_leaves_its_study_out_and_is_counted(tmp_path) -> N
     cells = rows[broken].split(",")
     rows[broken] = ",".join([*cells[:column], "7.0", *cells[column + 1 :]])
     path.write_bytes(gzip.compress("\n".join([header, *rows]).encode()))
-    ours = config("mimic_cxr", root, image_size=48, max_bad_fraction=0.3)
+    ours = config("mimic_cxr", root, image_size=48, max_corrupt_fraction=0.3)
     prepare(open_source(ours, 0), ours, tmp_path / "data", 0)
     told = json.loads((tmp_path / "data" / "statistics.json").read_text())
     assert told["skipped"] == {"a label that is not 1, 0, -1 or empty": 1}
     assert "s50414267" not in {s.key for s in load_studies(tmp_path / "data", "train")}
     with pytest.raises(UserError, match=r"1 of 4 studies cannot be read.*a label that is not"):
-        prepare(open_source(ours, 0), dataclasses.replace(ours, max_bad_fraction=0.1), tmp_path / "again", 0)
+        prepare(open_source(ours, 0), dataclasses.replace(ours, max_corrupt_fraction=0.1), tmp_path / "again", 0)
 
 
 def test_mimic_sections_and_rules(mimic) -> None:

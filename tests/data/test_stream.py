@@ -147,7 +147,7 @@ def test_two_hundred_mutated_shards_lose_nothing_silently(copy):
                 continue
             assert found.study == truth[row["key"]].study
             assert all((a == b).all() for a, b in zip(found.views, truth[row["key"]].views, strict=True))
-        tolerant = Stream(copy, "train", 8, seed, max_bad_fraction=1.0)
+        tolerant = Stream(copy, "train", 8, seed, max_corrupt_fraction=1.0)
         try:
             assert all(len(batch) == 8 for batch in tolerant.epoch(0))
         except UserError as error:
@@ -186,7 +186,7 @@ def test_a_damaged_sample_is_skipped_counted_named_and_replaced(copy, caplog):
     clean = {world: [] for world in (1, 2)}
     for world in clean:
         for rank in range(world):
-            stream = Stream(copy, "train", 8, 0, rank, world, max_bad_fraction=0.05)
+            stream = Stream(copy, "train", 8, 0, rank, world, max_corrupt_fraction=0.05)
             batches = keys(batch for epoch in range(3) for batch in stream.epoch(epoch))
             assert all(len(batch) == 8 // world for batch in batches)
             assert row["key"] not in {key for batch in batches for key in batch}
@@ -201,7 +201,7 @@ def test_a_damaged_sample_is_skipped_counted_named_and_replaced(copy, caplog):
 def test_above_the_tolerated_fraction_the_run_stops(copy):
     for row in read_index(copy, "train").to_pylist()[:10]:
         damage(copy, row, flip)
-    stream = Stream(copy, "train", 8, 0, max_bad_fraction=0.051)
+    stream = Stream(copy, "train", 8, 0, max_corrupt_fraction=0.051)
     with pytest.raises(UserError, match=r"more than the 2\.7 tolerated.*amrg prepare") as caught:
         list(stream.epoch(0))
     assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ from amrg.models.classifier import DiseaseClassifier
 CONFIG = Config(
     data=DataConfig(image_size=224, shard_size=8, workers=1),
     vision=VisionConfig(embed_dim=32, depths=(1, 1), query_dim=32, qformer_layers=1, pretrained=False),
-    evaluate=EvaluateConfig(bootstrap=20, meteor=False, page_studies=3),
+    evaluate=EvaluateConfig(bootstrap_samples=20, meteor=False, num_page_studies=3),
 )
 TEXTS = {
     "Cardiomegaly": "The heart is enlarged. Lungs are clear.",

@@ -66,7 +66,7 @@ def associating(key: str, share: float, side: float | None, first: int) -> Gener
 
 
 def test_relevance_is_of_all_seeds_and_who_answers_alike_of_each(halves):
-    config = Config(evaluate=EvaluateConfig(bootstrap=20))
+    config = Config(evaluate=EvaluateConfig(bootstrap_samples=20))
     runs = [
         ReportSet("0", [associating(f"s{i}", share, 0.75, 0) for i, share in enumerate((0.9, 0.7, 0.2, 0.0))]),
         ReportSet("1", [associating(f"s{i}", share, 0.75, 1) for i, share in enumerate((0.5, 0.3, 0.2, 0.0))]),

@@ -20,7 +20,7 @@ SMALL = {
     "stage2.epochs": 1,
     "generate.max_new_tokens": 6,
     "generate.num_beams": 1,
-    "evaluate.bootstrap": 40,
+    "evaluate.bootstrap_samples": 40,
 }
 
 
@@ -71,8 +71,8 @@ def test_what_supports_the_words_is_varied_after_one_training():
     assert [variant.changes["generate.support"] for variant in variants] == ["memory", "none", "map", "head", "all"]
     configs = [with_seed(Config(), variant, 1) for variant in variants]
     assert len({repr(replace(one, generate=Config().generate)) for one in configs}) == 1
-    assert all(one.generate.outline == "recalled" and one.decoder.outline for one in configs)
-    recalling = with_overrides(Config(), {"decoder.outline": True, "generate.outline": "recalled"})
+    assert all(one.generate.outline_source == "retrieved" and one.decoder.predict_outline for one in configs)
+    recalling = with_overrides(Config(), {"decoder.predict_outline": True, "generate.outline_source": "retrieved"})
     assert with_seed(recalling, variants[0], 0) == recalling
 
 
@@ -88,22 +88,22 @@ def test_retrieved_text_is_given_beside_vectors_instead_of_them_and_not_at_all()
         "another patient's": (True, True, True),
     }
     assert {one.decoder.prompt for one in given.values()} == {"{image}Similar films: {retrieved}\nFindings:"}
-    assert [one.generate.memory for one in given.values()] == ["own"] * 4 + ["mismatched"]
+    assert [one.generate.memory for one in given.values()] == ["own"] * 4 + ["shuffled"]
 
 
 def test_no_limit_leaves_out_rows_of_a_bank_that_leaks():
-    limited = with_overrides(Config(), {"banks.mining.films": 10, "banks.mining.regions_per_finding": 3})
+    limited = with_overrides(Config(), {"banks.mining.max_studies": 10, "banks.mining.regions_per_finding": 3})
     for variant in EXPERIMENTS["leakage"].variants(limited, 9000):
         mining = with_seed(limited, variant, 0).banks.mining
-        assert (mining.films, mining.regions_per_finding, mining.normal_regions) == (None, 36000, 36000)
+        assert (mining.max_studies, mining.regions_per_finding, mining.normal_regions) == (None, 36000, 36000)
 
 
 def test_cross_attention_is_not_taught_what_only_hopfield_networks_learn():
     def attention(config):
         return next(v for v in EXPERIMENTS["retrieval"].variants(config, 9000) if "attention" in v.name)
 
-    taught = with_overrides(Config(), {"stage2.association_loss": 1.0})
-    assert with_seed(taught, attention(taught), 0).stage2.association_loss == 0.0
+    taught = with_overrides(Config(), {"stage2.association_loss_weight": 1.0})
+    assert with_seed(taught, attention(taught), 0).stage2.association_loss_weight == 0.0
     assert attention(taught).name == "cross-attention, no association loss"
     assert attention(Config()).changes == {"memory.retrieval": "cross_attention"}
 

@@ -156,7 +156,7 @@ def test_faint_and_missed_findings_are_counted_and_are_no_rows(mined, tmp_path):
         (stage1 / "model" / name).write_bytes((root / "stage1" / "model" / name).read_bytes())
     for threshold, tau, key in ((0.0, 1e6, "faint"), (1.0, 0.5, "missed")):
         (stage1 / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, threshold)))
-        mining = dataclasses.replace(CONFIG.banks.mining, threshold=tau, films=10, normal_regions=99)
+        mining = dataclasses.replace(CONFIG.banks.mining, threshold=tau, max_studies=10, normal_regions=99)
         config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
         mine_regions(config, data, stage1, tmp_path / key, tmp_path / "scratch" / key)
         stats = json.loads((tmp_path / key / STATS).read_text())

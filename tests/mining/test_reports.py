@@ -84,7 +84,7 @@ def test_long_texts_are_cut(minilm):
 
 
 def test_one_row_per_patient_and_text_from_train_only(data, tmp_path):
-    banks = BanksConfig(reports=ReportBankConfig(unit="report"))
+    banks = BanksConfig(reports=ReportBankConfig(granularity="report"))
     build_report_bank(banks, data, tmp_path / "reports", seed=0, scratch=tmp_path / "scratch")
     bank = MemoryBank.open(tmp_path / "reports")
     rows = bank.provenance.to_pylist()
@@ -122,7 +122,7 @@ def test_a_centered_bank_is_without_what_all_rows_share_and_its_encoder_meets_it
 
 
 def test_sentences_are_rows_of_their_own_and_the_bytes_are_reproducible(data, tmp_path):
-    config = ReportBankConfig(unit="sentence", rows=3, sampling="uniform")
+    config = ReportBankConfig(granularity="sentence", rows=3, sampling="uniform")
     for name in ("one", "two"):
         build_report_bank(BanksConfig(reports=config), data, tmp_path / name, 1, tmp_path / f"{name}-scratch")
     bank = MemoryBank.open(tmp_path / "one")

@@ -21,7 +21,7 @@ from amrg.models.report_generator import IGNORE_INDEX, NORMAL_LOUDNESS, ReportGe
 
 REPORTS = ["The heart is large. Clear lungs.", "Small left effusion.", "Normal."]
 SETTINGS = DecoderConfig(
-    hidden_size=16, layers=2, heads=2, vocab_size=60, visual_tokens=4, prompt="Film {image}. Text:"
+    hidden_size=16, layers=2, heads=2, vocab_size=60, max_visual_tokens=4, prompt="Film {image}. Text:"
 )
 VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=1, qformer_heads=2, image_size=64)
 DECODING = GenerateConfig(num_beams=2, max_new_tokens=6)
@@ -203,7 +203,9 @@ def test_a_hidden_memory_is_never_read(classifier: DiseaseClassifier) -> None:
     changed = (model.embed_streams(sight, groups) != before).any(dim=-1).any(dim=0)
     assert changed.tolist() == [position >= 32 for position in range(46)]
     assert model.generate(sight, groups, DECODING, hidden=["report memory"]) == hidden
-    assert build(classifier, use_visual=False, use_visual_memory=False).stream_slices["report memory"] == slice(14, 28)
+    assert build(classifier, use_visual_tokens=False, use_visual_memory=False).stream_slices["report memory"] == slice(
+        14, 28
+    )
 
 
 def test_each_position_has_a_mark_of_its_own(classifier: DiseaseClassifier) -> None:
@@ -218,7 +220,7 @@ def test_each_position_has_a_mark_of_its_own(classifier: DiseaseClassifier) -> N
 
 
 def test_streams_are_hidden_in_training_only(classifier: DiseaseClassifier) -> None:
-    model = build(classifier, stream_dropout=0.999999, use_queries=False, dropout=0.0)
+    model = build(classifier, prefix_dropout=0.999999, use_queries=False, dropout=0.0)
     sight, groups, _ = inputs(model)
     torch.manual_seed(0)
     assert not model.train().embed_streams(sight, groups).any()
@@ -231,7 +233,7 @@ def test_settings_that_make_no_sense(classifier: DiseaseClassifier) -> None:
     with pytest.raises(UserError, match=r"\{image\}"):
         build(classifier, prompt="no place for the film")
     with pytest.raises(UserError, match="at least one"):
-        build(classifier, use_visual=False, use_queries=False, use_visual_memory=False, use_report_memory=False)
+        build(classifier, use_visual_tokens=False, use_queries=False, use_visual_memory=False, use_report_memory=False)
 
 
 def test_pooling_keeps_the_mean_and_the_order() -> None:
@@ -262,7 +264,7 @@ def test_a_stranger_can_ask_and_own_rows_can_be_shown(classifier: DiseaseClassif
         assert not torch.allclose(swapped[:, places[name]], own[:, places[name]])
         asked = model.embed_streams(strangers, groups)[:, places[name]]  # marks and patients are the same
         torch.testing.assert_close(swapped[:, places[name]], asked)
-    model.memory_config = dataclasses.replace(model.memory_config, hide_own_patient=False)
+    model.memory_config = dataclasses.replace(model.memory_config, mask_same_patient=False)
     unmasked = model.embed_streams(sight, torch.full((3,), 5), None)  # no row is of group 5: nothing could be hidden
     assert torch.equal(model.embed_streams(sight, groups), unmasked)
     assert not torch.allclose(unmasked[:, places["report memory"]], own[:, places["report memory"]])

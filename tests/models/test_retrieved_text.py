@@ -66,7 +66,7 @@ def test_text_reaches_the_loss_and_is_hidden_in_training_like_any_stream(classif
     changed = model(sight, groups, report_BT, retrieved_BL=changed_BL).loss_B
     assert changed[0] != base[0]
     torch.testing.assert_close(changed[1:], base[1:])
-    hiding = reading(classifier, stream_dropout=0.999).train()
+    hiding = reading(classifier, prefix_dropout=0.999).train()
     torch.manual_seed(0)
     prefix, _ = hiding._prefix(hiding.embed_streams(sight, groups), TEXT_BL)
     first = len(hiding.before) + hiding.prefix_length + len(hiding.between)

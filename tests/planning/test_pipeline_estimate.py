@@ -33,7 +33,7 @@ def given(device: Device, gpus: int = 2, **values: Any) -> Assumptions:
 
 
 def mined(films: int | None, size: Size, source: str = "iu_xray") -> float:
-    few = dataclasses.replace(CONFIG.banks.mining, films=films)
+    few = dataclasses.replace(CONFIG.banks.mining, max_studies=films)
     config = changed("banks", changed("data", source=source), mining=few)
     return mining(config, size, ImageCost(forward_seconds=2.0, cam_seconds=0.5), given(SLOW, gpus=4))[1]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from amrg.planning.simulation import SimulatedCluster, failure_times, simulate
 
 BASE = SimulatedCluster(
-    workers=3, samples=5, compute=0.7, read=0.02, exchange=0.11, checkpoint_steps=4, copy=0.3, write=0.9
+    workers=3, samples=5, compute=0.7, read=0.02, exchange=0.11, checkpoint_interval=4, copy=0.3, write=0.9
 )
 
 
@@ -40,7 +40,7 @@ def test_slow_readers_set_the_pace(readers: int) -> None:
 
 
 def test_a_checkpoint_waits_for_the_one_before_it() -> None:
-    found = simulate(change(checkpoint_steps=1, write=2.0), 3)
+    found = simulate(change(checkpoint_interval=1, write=2.0), 3)
     assert found.seconds == pytest.approx(0.91 + 0.3 + 2 * (2.0 + 0.3))
 
 
@@ -82,7 +82,7 @@ CLUSTERS = st.builds(
     readers=st.integers(0, 3),
     ahead=st.integers(1, 3),
     exchange=st.floats(0, 0.5),
-    checkpoint_steps=st.integers(1, 5),
+    checkpoint_interval=st.integers(1, 5),
     copy=st.floats(0, 0.5),
     write=st.floats(0, 4),
     restart=st.floats(0, 5),
@@ -157,7 +157,7 @@ class Reference:
                     room += 1
                     state = "busy"
                     end = now + c.compute + c.exchange
-                    if (self.step + 1) % c.checkpoint_steps == 0:
+                    if (self.step + 1) % c.checkpoint_interval == 0:
                         end = max(end, disk) + c.copy
                         disk = end + c.write
                     heapq.heappush(events, (end, 1, "step", self.step))
@@ -173,7 +173,7 @@ class Reference:
                 else:
                     self.consumed += batch
                     self.step, state = number + 1, "idle"
-                    if self.step % c.checkpoint_steps == 0:
+                    if self.step % c.checkpoint_interval == 0:
                         self.writes.append((disk, self.step))
                     if self.step == self.steps:
                         return True

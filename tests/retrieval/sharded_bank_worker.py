@@ -50,7 +50,7 @@ def shard(
 ) -> ShardedBank:
     start, stop = shard_range(len(rows), layout.flat.rank, layout.flat.size)
     return ShardedBank(
-        rows[start:stop], start=start, total=len(rows), layout=layout, way=way,
+        rows[start:stop], start=start, total=len(rows), layout=layout, strategy=way,
         scale=None if scale is None else scale[start:stop], group=None if group is None else group[start:stop],
     )  # fmt: skip
 
@@ -210,7 +210,7 @@ def check_disk(layout: ShardLayout, folder: Path) -> None:
     group = torch.tensor([group_id(f"p{i}") for i in range(3)])
     whole = {"rows": alone.load(), "scale": alone.scale(0, 41), "memory_group": alone.groups}
     for way in ("replicate", "gather", "ring"):
-        compare(ShardedBank.open(joined, layout, way=way), whole, queries, group, top_k=4)
+        compare(ShardedBank.open(joined, layout, strategy=way), whole, queries, group, top_k=4)
 
 
 def check_refusals(layout: ShardLayout) -> None:
@@ -240,7 +240,7 @@ def check_refusals(layout: ShardLayout) -> None:
         if last == 0 and ("repeats" in message or "differs" in message):
             continue
         with pytest.raises(UserError, match=message):
-            ShardedBank(**given, total=40, layout=layout, way="gather")
+            ShardedBank(**given, total=40, layout=layout, strategy="gather")
 
 
 def main(folder: Path) -> None:
@@ -256,7 +256,7 @@ def main(folder: Path) -> None:
     check_refusals(layout)
     check_disk(layout, folder)
     if ranks == 4:
-        check_levels(ShardLayout(node_ranks=2))
+        check_levels(ShardLayout(ranks_per_node=2))
         check_ways(ShardLayout(hybrid_group(2)))
     distributed.barrier()
     distributed.destroy_process_group()

@@ -28,7 +28,7 @@ def test_the_documented_formula(ranks: int, queries: int, dim: int) -> None:
 
 def test_two_levels_send_as_much_but_little_of_it_between_nodes() -> None:
     bank = BankShape(1000, 768, element=4)
-    between, inside, header = two_level_bytes([bank], 504, nodes=8, node_ranks=8)
+    between, inside, header = two_level_bytes([bank], 504, nodes=8, ranks_per_node=8)
     flat = sum(gather_bytes([bank], [504] * 64, 0))
     assert between + inside == flat - 63 * 8
     assert between == 7 * 504 * (16 * 768 + 28)

@@ -21,7 +21,7 @@ ENGINES: tuple[tuple[dict[str, Any], int | None], ...] = (
     ({"ds_config": "zero2.json"}, 4),
     ({"ds_config": "zero3.json"}, 6),
     ({"ds_config": "zero0.json", "activation_checkpointing": True}, 8),
-    ({"ds_config": "zero3.json", "activation_checkpointing": True, "watch_reports": 0}, 10),
+    ({"ds_config": "zero3.json", "activation_checkpointing": True, "num_sample_reports": 0}, 10),
     ({"ds_config": "zero1.json"}, None),
 )
 

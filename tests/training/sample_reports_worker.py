@@ -27,7 +27,7 @@ from amrg.training.sample_reports import MemoryWatch
 from amrg.training.stage2 import rank_batches
 
 VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=1, qformer_heads=2, image_size=64)
-DECODER = DecoderConfig(hidden_size=16, layers=1, heads=2, vocab_size=60, visual_tokens=4)
+DECODER = DecoderConfig(hidden_size=16, layers=1, heads=2, vocab_size=60, max_visual_tokens=4)
 STUDIES, BATCH = 7, 4
 DIMS = {VISUAL: 24, REPORTS: 5}
 
@@ -56,7 +56,7 @@ def build(banks: Path, way: str, memory: MemoryConfig | None = None, **changes: 
         if layout is None:
             opened.append(LocalBank(bank.load(), bank.scale(0, len(bank)), bank.groups))
         else:
-            opened.append(ShardedBank.open(bank, layout, way=cast(ShardingStrategy, way)))
+            opened.append(ShardedBank.open(bank, layout, strategy=cast(ShardingStrategy, way)))
     memory = memory or MemoryConfig(heads=2, head_dim=16, beta=8.0, sharpness=8.0)
     return ReportGenerator(classifier, *parts, opened, memory, settings).eval()
 

@@ -19,22 +19,22 @@ def run(runs: Path, folder: Path, way: str, stage: str) -> None:
     config = dataclasses.replace(
         config,
         memory=dataclasses.replace(config.memory, dropout=0.0),
-        decoder=dataclasses.replace(config.decoder, dropout=0.0, outline=True),
+        decoder=dataclasses.replace(config.decoder, dropout=0.0, predict_outline=True),
         stage2=dataclasses.replace(
             config.stage2,
             ds_config=f"zero{stage}.json",
             dtype="float32",
             batch_size=4,
             epochs=5,
-            watch_reports=2,
-            retrieval_loss=1.0,
+            num_sample_reports=2,
+            retrieval_loss_weight=1.0,
         ),
-        sharding=dataclasses.replace(config.sharding, way=way),
+        sharding=dataclasses.replace(config.sharding, strategy=way),
         generate=dataclasses.replace(
             config.generate,
             batch_size=2,
             max_new_tokens=40,
-            outline="recalled",
+            outline_source="retrieved",
             ds_config="zero3.json" if stage == "3" else None,
         ),
     )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from amrg import distributed
-from amrg.config import SafetyConfig, TelemetryConfig
+from amrg.config import CheckpointConfig, TelemetryConfig
 from amrg.errors import UserError
 from amrg.training import checkpoint, loop
 from amrg.training.interruption import LossGuard, user_errors
@@ -102,7 +102,7 @@ def fit(folder, model, loss=None, batches=None, safety=None, made_from=None):
 
     return loop.fit(
         model, loss or error, batches or same, 3, optimisation("zero1.json", 8), lambda model: {"val_loss": 0.0},
-        ("val_loss", False), folder, 3, QUIET, safety or SafetyConfig(), made_from or {"data": "d" * 64},
+        ("val_loss", False), folder, 3, QUIET, safety or CheckpointConfig(), made_from or {"data": "d" * 64},
     )  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(UserError, match=r"cannot write the checkpoint of step 4 .* No space left on device") as caught:
-        fit(tmp_path, Adapted(), safety=SafetyConfig(checkpoint_steps=1))
+        fit(tmp_path, Adapted(), safety=CheckpointConfig(interval=1))
     assert "\n" not in str(caught.value)
     assert names(tmp_path / "checkpoints") == ["step-00000002", "step-00000003"]
     monkeypatch.undo()

@@ -68,7 +68,7 @@ def test_only_what_is_learned_identifies_a_training(artefacts: Any, tmp_path: Pa
     )
     assert len({plain, *others}) == len(others) + 1
     if verb == "stage2":
-        for change in ({"activation_checkpointing": True}, {"compile": True}, {"watch_reports": 0}):
+        for change in ({"activation_checkpointing": True}, {"compile": True}, {"num_sample_reports": 0}):
             assert identity(verb, changed(**change)) == plain
 
 

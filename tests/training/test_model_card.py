@@ -20,7 +20,7 @@ ROWS = [
 
 def test_training_leaves_a_card_with_what_is_known(artefacts: Any, tmp_path: Path) -> None:
     config = dataclasses.replace(
-        artefacts.config, stage2=dataclasses.replace(artefacts.config.stage2, epochs=1, watch_reports=0)
+        artefacts.config, stage2=dataclasses.replace(artefacts.config.stage2, epochs=1, num_sample_reports=0)
     )
     train_stage2(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path)
     card = ModelCard.load(tmp_path / "model" / "README.md")

@@ -57,13 +57,13 @@ def test_each_study_gets_the_mean_vector_of_its_sentences_by_label(artefacts: An
 def test_another_encoder_than_that_of_the_bank_is_refused(artefacts: Any, tmp_path: Path) -> None:
     bank = MemoryBank.open(artefacts.banks / REPORTS)
     bank.header["about"]["weights_sha256"] = "0" * 64
-    with pytest.raises(UserError, match=r"another text encoder \(0{12}\).*stage2.retrieval_loss needs the same"):
+    with pytest.raises(UserError, match=r"another text encoder \(0{12}\).*stage2.retrieval_loss_weight needs the same"):
         RetrievalTargets(artefacts.config.banks.reports, artefacts.data, bank, tmp_path, 1.0)
 
 
 def test_what_is_retrieved_comes_closer_to_the_own_report(artefacts: Any, tmp_path: Path) -> None:
     def retrieval_losses(name: str, weight: float) -> list[float]:
-        changes = {"epochs": 12, "batch_size": 4, "lr": 2e-2, "watch_reports": 0, "retrieval_loss": weight}
+        changes = {"epochs": 12, "batch_size": 4, "lr": 2e-2, "num_sample_reports": 0, "retrieval_loss_weight": weight}
         config = dataclasses.replace(
             artefacts.config,
             stage2=dataclasses.replace(artefacts.config.stage2, **changes),

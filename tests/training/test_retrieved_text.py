@@ -56,7 +56,7 @@ def test_reports_are_written_from_the_text_that_the_film_retrieves(stage2: tuple
         texts[study.key] = " ".join(said.text for said in composed.said)
     assert {line["key"]: line["retrieved_text"] for line in lines} == texts
     assert any(texts.values())
-    mismatched = dataclasses.replace(ours.config.generate, memory="mismatched")
+    mismatched = dataclasses.replace(ours.config.generate, memory="shuffled")
     config = dataclasses.replace(ours.config, generate=mismatched)
     generate(config, ours.data, ours.stage1, ours.banks, folder, tmp_path / "other")
     other = [json.loads(line) for line in (tmp_path / "other" / "reports.jsonl").read_text().splitlines()]
@@ -105,7 +105,7 @@ def test_the_text_of_a_train_study_is_none_of_its_own_patients(stage2: tuple[Any
     ("section", "change", "named"),
     [
         ("stage2", {"train_vision": True}, "stage2.train_vision"),
-        ("stage2", {"association_loss": 0.5}, "stage2.association_loss"),
+        ("stage2", {"association_loss_weight": 0.5}, "stage2.association_loss_weight"),
         ("memory", {"learn_beta": True}, "memory.learn_beta"),
         ("memory", {"visual_query": "queries"}, "memory.visual_query queries"),
         ("memory", {"retrieval": "cross_attention"}, "memory.retrieval cross_attention"),

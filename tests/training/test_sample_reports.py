@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amrg.config import MemoryConfig, SafetyConfig, TelemetryConfig
+from amrg.config import CheckpointConfig, MemoryConfig, TelemetryConfig
 from amrg.data.labels import FINDINGS
 from amrg.models.association_shares import RowLabels
 from amrg.models.report_generator import Association, VisionOutput
@@ -149,12 +149,12 @@ def test_only_a_collapse_is_warned_of() -> None:
     assert collapses({}) == {}
     visual = collapses(WELL | {"visual_alike": 0.91})
     assert visual.keys() == {"visual"}
-    for told in ("visual memory", "91%", "1.2 rows", "memory.sharpness", "stage2.association_loss"):
+    for told in ("visual memory", "91%", "1.2 rows", "memory.sharpness", "stage2.association_loss_weight"):
         assert told in visual["visual"]
     assert collapses(WELL | {"visual_alike": 0.91, "visual_least_perplexity": 2.1}) == {}  # spread over several
     report = collapses(WELL | {"report_least_perplexity": 1.0})
     assert report.keys() == {"report"}
-    assert "stage2.retrieval_loss" in report["report"]
+    assert "stage2.retrieval_loss_weight" in report["report"]
     queries = collapses(WELL | {"query_cosine": 0.96})
     assert queries.keys() == {"queries"}
     assert "0.96" in queries["queries"]
@@ -187,7 +187,7 @@ def train(folder: Path, validations: list[dict[str, float]], epochs: int) -> lis
     return fit(
         nn.Linear(3, 2), lambda model, b: (model(b["x"]).square().mean(), {}), lambda epoch, begin: iter([batch]), 1,
         replace(optimisation("zero1.json", 4), epochs=epochs), lambda model: next(told), ("val_loss", False), folder, 3,
-        TelemetryConfig(), SafetyConfig(), {}, warn=collapses,
+        TelemetryConfig(), CheckpointConfig(), {}, warn=collapses,
     )  # fmt: skip
 
 

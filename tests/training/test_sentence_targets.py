@@ -20,7 +20,7 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
         asked.append((group_B, recall))
         return [Composed("")] * 2
 
-    memory = replace(Config().memory, hide_own_patient=hide)
+    memory = replace(Config().memory, mask_same_patient=hide)
     model = SimpleNamespace(
         hidden_group=lambda group_B: ReportGenerator.masked_groups(SimpleNamespace(memory_config=memory), group_B),
         associations=lambda *_: {},

@@ -142,10 +142,10 @@ def test_interrupted_generation_goes_on(
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_reports_begin_in_the_words_of_memory(artefacts: Any, tmp_path: Path, split: str) -> None:
     """Random films, and most studies have something: naming a finding in all of them is the best that can be done."""
-    changes = {"outline": "recalled", "split": split, "max_new_tokens": 60}
+    changes = {"outline_source": "retrieved", "split": split, "max_new_tokens": 60}
     config = dataclasses.replace(
         artefacts.config,
-        decoder=dataclasses.replace(artefacts.config.decoder, outline=True),
+        decoder=dataclasses.replace(artefacts.config.decoder, predict_outline=True),
         generate=dataclasses.replace(artefacts.config.generate, **changes),
     )
     trained(dataclasses.replace(artefacts, config=config), tmp_path / "stage2")
@@ -168,7 +168,7 @@ def test_reports_begin_in_the_words_of_memory(artefacts: Any, tmp_path: Path, sp
 
 def test_sentences_can_be_recalled_from_a_bank_of_sentences_only(artefacts: Any, tmp_path: Path) -> None:
     banks = shutil.copytree(artefacts.banks, tmp_path / "banks")
-    unit = dataclasses.replace(artefacts.config.banks.reports, unit="report")
+    unit = dataclasses.replace(artefacts.config.banks.reports, granularity="report")
     shutil.rmtree(banks / REPORT_BANK)
     build_report_bank(
         dataclasses.replace(artefacts.config.banks, reports=unit),
@@ -180,20 +180,20 @@ def test_sentences_can_be_recalled_from_a_bank_of_sentences_only(artefacts: Any,
     Certainty(((1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), 0.5).save(tmp_path)
 
     def opened(outline: str) -> Any:
-        generated = dataclasses.replace(artefacts.config.generate, outline=outline)
+        generated = dataclasses.replace(artefacts.config.generate, outline_source=outline)
         return open_composer(dataclasses.replace(artefacts.config, generate=generated), banks, tmp_path)
 
-    assert opened("written") is None
-    assert opened("decided") is not None
-    with pytest.raises(UserError, match=r"holds whole reports: build it with banks\.reports\.unit sentence"):
-        opened("recalled")
+    assert opened("decoder") is None
+    assert opened("classifier") is not None
+    with pytest.raises(UserError, match=r"holds whole reports: build it with banks\.reports\.granularity sentence"):
+        opened("retrieved")
 
 
 def test_an_outline_needs_a_decoder_that_plans(artefacts: Any) -> None:
     config = dataclasses.replace(
-        artefacts.config, generate=dataclasses.replace(artefacts.config.generate, outline="decided")
+        artefacts.config, generate=dataclasses.replace(artefacts.config.generate, outline_source="classifier")
     )
-    with pytest.raises(UserError, match=r"generate\.outline decided .* decoder\.outline true"):
+    with pytest.raises(UserError, match=r"generate\.outline_source classifier .* decoder\.predict_outline true"):
         STEPS["generate"].settings(config)
 
 
@@ -238,5 +238,5 @@ def test_strangers_are_a_permutation_over_other_patients() -> None:
     order = mismatched_permutation(groups)
     assert sorted(order.tolist()) == list(range(5))
     assert all(groups[i] != groups[j] for i, j in enumerate(order.tolist()))
-    with pytest.raises(UserError, match="mismatched"):
+    with pytest.raises(UserError, match="shuffled"):
         mismatched_permutation(["a", "a", "a", "b"])

@@ -78,7 +78,7 @@ def test_gradient_norms_are_those_of_autograd():
 def test_lines_and_tensorboard_hold_what_was_told(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = Telemetry(tmp_path, TelemetryConfig(every=4), "stage2", batch_size=8)
+    log = Telemetry(tmp_path, TelemetryConfig(profile_interval=4), "stage2", batch_size=8)
     assert [step for step in range(12) if log.should_profile(step)] == [3, 7, 11]
     for step in range(1, 4):
         log.log_step(step, {"loss": 1 / step}, seconds=0.5, data_wait=0.125)
@@ -95,7 +95,7 @@ def test_stage_2_tells_where_its_time_goes(artefacts, tmp_path):
     config = dataclasses.replace(
         config,
         stage2=dataclasses.replace(config.stage2, epochs=2, batch_size=4, train_vision=True),
-        telemetry=TelemetryConfig(tensorboard=False, every=4),
+        telemetry=TelemetryConfig(tensorboard=False, profile_interval=4),
     )
     train_stage2(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "logs" / "steps.jsonl").read_text().splitlines()]

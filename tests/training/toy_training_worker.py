@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from amrg import distributed
-from amrg.config import SafetyConfig, TelemetryConfig
+from amrg.config import CheckpointConfig, TelemetryConfig
 from amrg.models.zero3 import gathered
 from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.loop import fit
@@ -58,7 +58,7 @@ def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -
         lr=0.05,
         weight_decay=0.01,
         warmup_fraction=0.2,
-        clip=clip,
+        max_grad_norm=clip,
         dtype="float32",
         ds_config=ds_config,
     )
@@ -82,7 +82,7 @@ def run(
         return {"val_loss": nn.functional.mse_loss(model(inputs), targets).item()}
 
     ours = dataclasses.replace(optimisation(ds_config, batch_size=batch_size), epochs=epochs)
-    telemetry, safety = TelemetryConfig(tensorboard=False), SafetyConfig(checkpoint_steps=2)
+    telemetry, safety = TelemetryConfig(tensorboard=False), CheckpointConfig(interval=2)
     fit(model, loss, batches, STEPS, ours, validate, ("val_loss", False), folder, 3, telemetry, safety, {})
     return model
 

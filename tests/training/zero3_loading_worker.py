@@ -43,7 +43,7 @@ def configuration(base: Path, name: str, ds_config: str) -> Config:
             lora_rank=3, lora_dropout=0.0,
         ),
         stage2=dataclasses.replace(
-            config.stage2, ds_config=ds_config, dtype="float32", batch_size=4, epochs=1, watch_reports=2
+            config.stage2, ds_config=ds_config, dtype="float32", batch_size=4, epochs=1, num_sample_reports=2
         ),
         generate=dataclasses.replace(config.generate, ds_config=ds_config if "zero3" in ds_config else None),
     )  # fmt: skip

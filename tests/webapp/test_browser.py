@@ -292,7 +292,7 @@ def test_readable_at_any_width_in_both_schemes(page, scheme, width):
 
 
 def test_a_sentence_of_memory_is_marked_and_names_its_row(browser, tmp_path):
-    with served(make_run(tmp_path, "recalled")["reports"].path) as address:
+    with served(make_run(tmp_path, "retrieved")["reports"].path) as address:
         page = Viewer(browser, address).open()
         recalled = [bool(line.find_elements("css selector", ".recalled")) for line in page.all("#sentences li")]
         assert recalled[:1] == [True]

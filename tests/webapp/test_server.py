@@ -188,7 +188,7 @@ def test_switching_a_memory_off_changes_the_report(client):
 
 
 def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
-    found = make_run(tmp_path, "recalled")
+    found = make_run(tmp_path, "retrieved")
     client = TestClient(create_app(open_run(found["reports"].path), ["testserver"]))
     both, without = (events(client, f"/api/looks/test/{KEY}/report{off}") for off in ("", "?off=report"))
     for told in (both, without):

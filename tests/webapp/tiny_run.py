@@ -27,14 +27,17 @@ STEPS = 200
 STATED = ("Cardiomegaly", "Atelectasis", "Pleural Effusion")
 
 
-def make_run(folder: Path, outline: Literal["written", "recalled"] = "written") -> dict[str, Artifact]:
+def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "decoder") -> dict[str, Artifact]:
     """The artefacts by kind; they lie in ``folder/tiny``."""
     made = make_artefacts(folder)
     config = replace(
         made.config,
-        decoder=replace(made.config.decoder, outline=outline != "written"),
+        decoder=replace(made.config.decoder, predict_outline=outline_source != "decoder"),
         generate=replace(
-            made.config.generate, num_beams=2, max_new_tokens=24 if outline == "written" else 100, outline=outline
+            made.config.generate,
+            num_beams=2,
+            max_new_tokens=24 if outline_source == "decoder" else 100,
+            outline_source=outline_source,
         ),
     )
     found = {kind: open_artifact(path, kind) for kind, path in vars(made).items() if kind != "config"}
