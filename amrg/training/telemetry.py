@@ -1,8 +1,8 @@
 """What a run tells while it trains: a JSON line and TensorBoard scalars a step, and now and then where the time goes.
 
 Every ``telemetry.profile_interval`` steps one step is profiled: the share of each part of the model in its time,
-forward and backward (from torch's profiler: an operator of the backward belongs to the part whose forward recorded it), the
-norm of the gradients of each module, and how widely the memories associate. Nothing here changes what is learned.
+forward and backward (from torch's profiler: an operator of the backward belongs to the part whose forward recorded
+it), the norm of the gradients of each module, and how widely the memories associate. Nothing here changes what is learned.
 """
 
 import json
