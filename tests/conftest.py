@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from amrg.artifacts import build
-from amrg.config import Config, DataConfig, load
+from amrg.config import CONFIGS, Config, DataConfig, load
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import studies, views
@@ -21,7 +21,7 @@ from amrg.memory.writer import BankWriter
 from amrg.models.stage1 import DiseaseClassifier
 from amrg.pipeline import recipe, root
 
-TINY = Path(__file__).parent / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 SIZES = {"train": 16, "val": 3, "test": 5}
 
 

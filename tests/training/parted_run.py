@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amrg.config import Config, load
+from amrg.config import CONFIGS, Config, load
 from amrg.memory.bank import VISUAL, MemoryBank
 from amrg.models.decoder import load_pretrained
 from amrg.models.parted import weights_hash
@@ -20,7 +20,7 @@ from amrg.training import engine
 from amrg.training.generate import generate
 from amrg.training.stage2 import build_generator, train_stage2
 
-TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 #: Of each: the dtype of its base, and under which ZeRO two ranks train it.
 TUNINGS = {
     "full": ("float32", "zero3.json"),

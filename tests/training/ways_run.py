@@ -4,12 +4,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from amrg.config import load
+from amrg.config import CONFIGS, load
 from amrg.training import engine, features
 from amrg.training.generate import generate
 from amrg.training.stage2 import train_stage2
 
-TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 
 
 def run(runs: Path, folder: Path, way: str, stage: str) -> None:

