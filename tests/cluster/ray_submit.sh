@@ -37,8 +37,8 @@ echo "export PATH=$PATH PYTHONPATH=$HOME/am-mrg OMP_NUM_THREADS=1 RAY_USAGE_STAT
 cd "$checkout"
 ray get-auth-token --generate > /dev/null
 ray up -y cluster.yaml
-ray submit cluster.yaml launchers/pipeline.py am-mrg/tests/tiny.yaml
-ray submit cluster.yaml launchers/pipeline.py am-mrg/tests/tiny.yaml -- --cluster.readers 1 | tee "$work/again"
+ray submit cluster.yaml launchers/pipeline.py tiny
+ray submit cluster.yaml launchers/pipeline.py tiny -- --cluster.readers 1 | tee "$work/again"
 [[ $(grep -c "already made" "$work/again") == 6 ]]
 ray down -y cluster.yaml
 sleep 3

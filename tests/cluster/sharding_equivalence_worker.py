@@ -6,10 +6,10 @@ from pathlib import Path
 
 from amrg.cluster.pipeline import ray_session
 from amrg.cluster.workers import train
-from amrg.config import ClusterConfig, Config, load
+from amrg.config import CONFIGS, ClusterConfig, Config, load
 from amrg.pipeline import recipe, root
 
-TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 
 
 def configuration(runs: str, workers: int, way: str, stage: str) -> Config:

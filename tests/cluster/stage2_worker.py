@@ -1,14 +1,14 @@
 """Stage 2 as the pipeline runs it on a cluster: python stage2_worker.py RUNS [--section.key VALUE ...]"""
 
 import sys
-from pathlib import Path
 
 from amrg.cli import parse, run_cli
 from amrg.cluster.pipeline import ray_session
 from amrg.cluster.readers import start_readers
 from amrg.cluster.workers import train
+from amrg.config import CONFIGS
 
-TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 #: Vision is trained, so that films are streamed; checkpoints every four steps of 24.
 SETTINGS = """
 --stage2.train-vision --stage2.batch-size 4 --stage2.epochs 6 --stage2.dtype float32 --stage2.ds-config zero2.json

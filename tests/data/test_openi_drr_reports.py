@@ -2,6 +2,7 @@
 
 import importlib.util
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
@@ -129,15 +130,17 @@ def test_duplicates_keep_their_first() -> None:
     assert deduplicate([first, again, other]) == [first, other]
 
 
-def test_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
 
     def without(name: str, package: str | None = None) -> ModuleSpec | None:
         return None if name == "torchxrayvision" else real(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    with pytest.raises(UserError, match=r"torchxrayvision==1\.5\.7.*make demo"):
+    with pytest.raises(UserError, match=r"wheel torchxrayvision==1\.5\.7.*`pip install --no-deps -r ") as caught:
         OpeniDrr(DataConfig(), seed=0)
+    wheels = Path(str(caught.value).rsplit(" -r ", 1)[1].rstrip("`"))
+    assert "torchxrayvision==1.5.7" in wheels.read_text()
 
 
 class TestArchive:

@@ -61,7 +61,7 @@ def saved_step(run: Path) -> int:
 
 def test_a_signal_to_plain_python_saves_and_ends_with_130(artefacts: Any, tmp_path: Path) -> None:
     made = shutil.copytree(artefacts.data.parent, tmp_path / "runs" / "tiny")
-    command = [sys.executable, str(ROOT / "launchers" / "stage2.py"), str(ROOT / "tests" / "tiny.yaml")]
+    command = [sys.executable, str(ROOT / "launchers" / "stage2.py"), "tiny"]
     command += ["--runs", str(tmp_path / "runs"), "--stage2.epochs", "40"]
     one = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(steps_of(made)) >= 5)
@@ -79,7 +79,7 @@ def test_a_signal_to_the_deepspeed_command_saves_and_leaves_nobody(
 ) -> None:
     """The command passes nothing on: its ranks notice that it is gone. Then the run goes on, here on one rank."""
     made = shutil.copytree(artefacts.data.parent, tmp_path / "runs" / "tiny")
-    script, config = str(ROOT / "launchers" / "stage2.py"), str(ROOT / "tests" / "tiny.yaml")
+    script, config = str(ROOT / "launchers" / "stage2.py"), "tiny"
     arguments = [script, config, "--runs", str(tmp_path / "runs"), "--stage2.epochs", "40"]
     command = ["deepspeed", "--num_accelerators", "2", *arguments, "--ds_config", "zero2.json"]
     runner = subprocess.Popen(
@@ -106,7 +106,7 @@ def test_a_signal_to_the_deepspeed_command_saves_and_leaves_nobody(
 
 def test_deepspeed_with_two_ranks_under_zero_3(artefacts: Any, tmp_path: Path) -> None:
     """The call of the documentation, from a foreign folder, with the JSON by its bare name; the banks are missing."""
-    script, config = str(ROOT / "launchers" / "stage2.py"), str(ROOT / "tests" / "tiny.yaml")
+    script, config = str(ROOT / "launchers" / "stage2.py"), "tiny"
     made_before = shutil.copytree(artefacts.data.parent, tmp_path / "runs" / "tiny")
     shutil.rmtree(next(made_before.glob("banks-*")))
     runs = str(tmp_path / "runs")

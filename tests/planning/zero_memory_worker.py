@@ -21,7 +21,7 @@ from amrg.training import engine
 from amrg.training.engine import Engine
 from amrg.training.stage2 import build_generator, loss, optimisation
 
-TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 SAMPLES = 8
 
 

@@ -6,15 +6,14 @@ Both are folders of the artefacts of the first three steps.
 import dataclasses
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from amrg import distributed, pipeline
-from amrg.config import Config, load
+from amrg.config import CONFIGS, Config, load
 from amrg.training import engine, loop
 from amrg.training.interruption import GracefulStop
 
-TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 #: Changes to ``stage2``, one training after the other, and the step during which each is told to stop.
 ENGINES: tuple[tuple[dict[str, Any], int | None], ...] = (
     ({"ds_config": "zero1.json"}, 2),

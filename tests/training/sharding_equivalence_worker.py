@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 from amrg import distributed
-from amrg.config import load
+from amrg.config import CONFIGS, load
 from amrg.inference.generate import generate
 from amrg.training import feature_cache
 from amrg.training.stage2 import train_stage2
 
-TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 
 
 def run(runs: Path, folder: Path, way: str, stage: str) -> None:

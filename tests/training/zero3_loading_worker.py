@@ -14,14 +14,14 @@ from typing import Any
 
 from amrg import distributed
 from amrg.banks.bank import VISUAL, MemoryBank
-from amrg.config import Config, load
+from amrg.config import CONFIGS, Config, load
 from amrg.inference.generate import generate
 from amrg.models.decoder import load_pretrained
 from amrg.models.zero3 import weights_hash
 from amrg.training import engine
 from amrg.training.stage2 import build_generator, train_stage2
 
-TINY = Path(__file__).resolve().parents[1] / "tiny.yaml"
+TINY = CONFIGS / "tiny.yaml"
 #: Of each: the dtype of its base, and under which ZeRO two ranks train it.
 TUNINGS = {
     "full": ("float32", "zero3.json"),

