@@ -2,7 +2,8 @@
 
 Every ``telemetry.profile_interval`` steps one step is profiled: the share of each part of the model in its time,
 forward and backward (from torch's profiler: an operator of the backward belongs to the part whose forward recorded
-it), the norm of the gradients of each module, and how widely the memories associate. Nothing here changes what is learned.
+it), the norm of the gradients of each module, and the perplexity of the memories. Nothing here changes what is
+learned.
 """
 
 import json
