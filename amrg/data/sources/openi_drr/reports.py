@@ -9,8 +9,8 @@ from pathlib import Path
 
 from amrg.config import INSTALL_DATA_WHEELS, DataConfig
 from amrg.data.sources.tables import Need, refuse_views
-from amrg.data.text.cleaning.cleaning import clean, normalize_for_dedup
-from amrg.data.text.cleaning.sections import Sections, select_sections
+from amrg.data.text.cleaning import clean, normalize_for_dedup
+from amrg.data.text.sections import Sections, select_sections
 from amrg.errors import UserError
 
 _SHORTEST = 3  # words that a cleaned report must have
