@@ -35,8 +35,8 @@ class Step:
         version: format of its output; raised when the same inputs and configuration would give something else.
         settings: the part of the configuration that decides what it makes (not how fast); its manifest tells them.
         inputs: kinds of the artefacts it reads.
-        make: writes the outputs into the given folder.
-        shared: all ranks of a run make it together; else the first makes it and the others wait.
+        run: writes the outputs into the given folder.
+        distributed: all ranks of a run make it together; else the first makes it and the others wait.
         learned: of a training, ``settings`` without what the engine may do in another way; these identify the artefact.
     """
 

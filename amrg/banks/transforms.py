@@ -44,7 +44,7 @@ class RowSelection:
 
     Attributes:
         splits, findings, sources: keep rows of these (a row with any of the findings); None keeps all.
-        duplicates: drop a row whose cosine with an earlier kept one is at least this.
+        duplicate_cosine: drop a row whose cosine with an earlier kept one is at least this.
         rows: then sample so many.
         sampling: how (``amrg.banks.sampling``).
         seed: of the sampling.

@@ -45,7 +45,7 @@ class BankWriter:
         dim: D, the length of a row.
         dtype: of the stored rows; int8 rows get a scale each.
         allow_split: splits whose rows are accepted. Anything but ``train`` leaks what is to be predicted.
-        about: what made the vectors (names, hashes), kept in the header.
+        encoder_info: what made the vectors (names, hashes), kept in the header.
         chunk_rows: rows in one file.
     """
 

@@ -33,9 +33,9 @@ class Check:
 
     Attributes:
         what: was looked at.
-        fine: whether it is as it should be.
-        found: in words and numbers.
-        advice: what to do about it; empty where it is fine.
+        ok: whether it is as it should be.
+        result: in words and numbers.
+        remedy: what to do about it; empty where it is fine.
     """
 
     what: str

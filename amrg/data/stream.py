@@ -164,7 +164,7 @@ class Stream:
         seed: of the order.
         rank: this process.
         world: number of processes; must divide the number of lanes.
-        max_bad_fraction: of this rank's share of the split; with more damaged samples than that, reading stops.
+        max_corrupt_fraction: of this rank's share of the split; with more damaged samples than that, reading stops.
         readers: processes that read ahead for this rank; 0 reads when a batch is asked for.
         collate: applied to this rank's samples of a batch, in the reader processes where there are any; its tensors
             are pinned where there is a GPU.

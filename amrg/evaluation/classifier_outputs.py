@@ -54,7 +54,7 @@ class TrainOutputs:
 
     Attributes:
         probe_films: uint8 [≤ PROBE_FILMS, size, size], of the first studies.
-        wanted: all films of the studies asked for by study key, for thumbnails of the visual bank's regions.
+        thumbnail_keys: all films of the studies asked for by study key, for thumbnails of the visual bank's regions.
     """
 
     studies: list[Study]

@@ -47,7 +47,7 @@ class Difference:
     """One score of two runs.
 
     Attributes:
-        first, other: the scores.
+        baseline, candidate: the scores.
         interval: 95% bootstrap interval of ``other - first``.
         p: two-sided p of the permutation test; ``holm``: the same, corrected for all tests made together (Holm, 1979).
     """

@@ -31,8 +31,8 @@ class Localisation:
         ratio: mean activation inside the true lesion / mean of the whole image (0 for an empty map).
         control: the same with the other studies' masks, averaged.
         iou: of the map's region (``REGION``) with the lesion.
-        hit: whether the map's peak lies in the lesion (pointing game; Zhang et al., 2016, no tolerance).
-        chance: share of the image that the lesion covers, which is what a random peak hits.
+        pointing_hit: whether the map's peak lies in the lesion (pointing game; Zhang et al., 2016, no tolerance).
+        lesion_area_share: share of the image that the lesion covers, which is what a random peak hits.
         empty: whether the map has no activation at all.
     """
 

@@ -64,7 +64,7 @@ class Row:
         name: of the variant; ``x``: its place on the axis, where it has one.
         scores: by name, of all seeds together; what no report offers a case of is left out.
         tests: of the judged scores, by name.
-        facts: other numbers, means over seeds.
+        diagnostics: other numbers, means over seeds.
     """
 
     name: str

@@ -35,7 +35,7 @@ class Variant:
     Attributes:
         name: as the table says it.
         changes: settings by dotted name.
-        copied: not the model's reports, but whole train reports: of the study of the heaviest row (1) that the model
+        copy_top_k: not the model's reports, but whole train reports: of the study of the heaviest row (1) that the model
             retrieved, or the most typical one of so many heaviest rows.
         x: place on the axis of the plot, where the variants are steps of one number.
     """

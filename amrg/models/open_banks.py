@@ -19,7 +19,7 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
     Args:
         config: ``sharding`` and ``memory`` are read.
         folder: a banks artefact.
-        studies_together: that a rank retrieves for at a time.
+        batch_size: that a rank retrieves for at a time.
     """
     visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
     ours, kind = config.sharding, config.memory.index

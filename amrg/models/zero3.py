@@ -45,7 +45,7 @@ def gathered(parameters: Iterable[Tensor], modifier: bool = False) -> Iterator[N
 
     Args:
         parameters: those that are whole anyway stay as they are.
-        change: the block changes them; what the first rank has then holds for all.
+        modifier: the block changes them; what the first rank has then holds for all.
     """
     parted = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not parted:

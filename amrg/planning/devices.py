@@ -17,7 +17,7 @@ class Device:
         node_rate: bytes a second to the devices of its node.
         net_rate: bytes a second between nodes; an assumption about the cluster, not a property of the device.
         host_rate: bytes a second to the memory of the host.
-        node_ranks: devices of a node.
+        ranks_per_node: devices of a node.
     """
 
     name: str

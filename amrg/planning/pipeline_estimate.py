@@ -44,8 +44,8 @@ class ImageCost:
     """Seconds that one film takes on one device outside of training.
 
     Attributes:
-        look: a forward of the classifier.
-        maps: class activation maps of all labels, after it.
+        forward_seconds: a forward of the classifier.
+        cam_seconds: class activation maps of all labels, after it.
     """
 
     forward_seconds: float

@@ -22,7 +22,7 @@ class Point:
     Attributes:
         cluster: what was simulated.
         steady: a run that nothing fails in.
-        kept: share of its throughput that is left with failures.
+        goodput_share: share of its throughput that is left with failures.
         failures: how many there were in the run that says so.
     """
 

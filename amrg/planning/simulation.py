@@ -28,9 +28,9 @@ class SimulatedCluster:
         compute: of one worker's step.
         read: of one sample, by one reader.
         readers: processes of one worker that read ahead; 0 reads when a batch is asked for.
-        ahead: batches that one reader may be ahead.
+        prefetch: batches that one reader may be ahead.
         exchange: of a step, between the workers.
-        checkpoint_steps: steps between two checkpoints.
+        checkpoint_interval: steps between two checkpoints.
         copy, write: of a checkpoint: while all wait, and behind their backs.
         restart: from a failure to the first step after it.
         noise: standard deviation of the logarithm of a worker's times; their means stay as they are.

@@ -72,7 +72,7 @@ class Plan:
         moved, seconds: of an optimiser step, of one device.
         steps: optimiser steps of an epoch.
         epochs: of the run.
-        cache: bytes of keys and values when reports are written (stage 2), and sequences held together.
+        kv_cache: bytes of keys and values when reports are written (stage 2), and sequences held together.
         assumed: in words.
     """
 

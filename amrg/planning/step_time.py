@@ -66,7 +66,7 @@ class BankPlacement:
     Attributes:
         ways: of each bank.
         held: bytes on one rank.
-        visitors: bytes of other ranks' queries, kept until the backward.
+        remote_query_bytes: bytes of other ranks' queries, kept until the backward.
         near, far: bytes sent for one micro-batch, inside the node and between nodes.
     """
 

@@ -33,7 +33,7 @@ class ZeroSettings:
         bucket: numbers of a communication buffer.
         persistent: a parameter of at most so many numbers is never partitioned (stage 3).
         live: numbers of gathered parameters at a time (stage 3).
-        weights_off, optimiser_off: where they lie instead of on the device (``cpu``, ``nvme`` or None).
+        offload_weights, offload_optimizer: where they lie instead of on the device (``cpu``, ``nvme`` or None).
         accumulation: micro-batches of a step.
         micro: samples of a micro-batch.
     """

@@ -36,7 +36,7 @@ class CommGroup:
     Attributes:
         rank, size: of this rank in the group, and of the group.
         sent: bytes handed over for other ranks so far.
-        sent_by_all: the same, of all exchanges of this process.
+        total_bytes_sent: the same, of all exchanges of this process.
     """
 
     total_bytes_sent = 0

@@ -41,7 +41,7 @@ class IndexedBank(nn.Module):
         exact_below: banks of at most this many rows are read whole, without an index.
 
     Attributes:
-        missed: [M] bound on the share of the association's mass that the last retrieval missed.
+        missed_mass_bound: [M] bound on the share of the association's mass that the last retrieval missed.
 
     Raises:
         UserError: faiss is not installed.

@@ -14,11 +14,11 @@ class ShardLayout:
     Args:
         group: the ranks that hold one copy of the bank between them; None is all ranks. ``hybrid_group`` makes groups
             that hold a copy each.
-        node_ranks: ranks of the group on one node, consecutive; None makes no difference between nodes.
+        ranks_per_node: ranks of the group on one node, consecutive; None makes no difference between nodes.
 
     Attributes:
         flat: all ranks of the group.
-        levels: along which queries travel: between nodes first, then inside; ``[flat]`` without ``node_ranks``.
+        levels: along which queries travel: between nodes first, then inside; ``[flat]`` without ``ranks_per_node``.
     """
 
     def __init__(self, group: distributed.ProcessGroup | None = None, ranks_per_node: int | None = None) -> None:

@@ -41,7 +41,7 @@ class ShardedBank(nn.Module):
         scale: [n] float32, of int8 rows.
         group: int64 [n], patient group of each row.
         strategy: how ranks retrieve; ``auto`` takes the one that moves the fewest bytes.
-        identity: of the bank; must be the same on all ranks.
+        fingerprint: of the bank; must be the same on all ranks.
         replicate_below_bytes: ``auto`` replicates a bank of at most this size.
         queries: how many a rank is expected to retrieve for at a time, for ``auto``.
 

@@ -27,7 +27,7 @@ class OptimizerSettings:
             another.
         weight_decay: decoupled decay; vectors (biases, norms) are spared.
         warmup_fraction: share of all steps spent warming up.
-        clip: largest global gradient norm.
+        max_grad_norm: largest global gradient norm.
         dtype: ``bfloat16`` computes under torch autocast; weights, gradients and moments stay float32. ``float16`` is
             DeepSpeed's mixed precision, for GPUs.
         ds_config: a DeepSpeed JSON, or the bare name of one in ``configs/``.

@@ -79,7 +79,7 @@ class DistributedFeatureCache:
         folder: of the parts.
         rows: N.
         shape: of one row.
-        together: rows computed at a time, a divisor of ``PART``.
+        batch_rows: rows computed at a time, a divisor of ``PART``.
         compute: ``compute(batches)`` yields the rows [B, *shape] of each of these ranges of row numbers.
         label: what is being done, a few words.
     """

@@ -85,15 +85,15 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 class LossGuard:
-    """Stops a run whose loss is not finite, or ``explosion`` times the median of the last ``MEDIAN_WINDOW`` steps.
+    """Stops a run whose loss is not finite, or ``loss_spike_factor`` times the median of the last ``MEDIAN_WINDOW`` steps.
 
     Args:
         section: ``stage1`` or ``stage2``, for the message.
-        explosion: the factor.
+        loss_spike_factor: the factor.
     """
 
     def __init__(self, section: str, loss_spike_factor: float) -> None:
-        self._section, self._explosion = section, loss_spike_factor
+        self._section, self._spike_factor = section, loss_spike_factor
         self._recent: deque[float] = deque(maxlen=MEDIAN_WINDOW)
 
     def check(self, loss: float) -> str | None:
@@ -102,7 +102,7 @@ class LossGuard:
             return f"is {loss}"
         if len(self._recent) >= MIN_HISTORY:
             median = statistics.median(self._recent)
-            if loss > self._explosion * median > 0:
+            if loss > self._spike_factor * median > 0:
                 return f"is {loss:.4g}, {loss / median:.0f} times the median of the last {len(self._recent)} steps"
         self._recent.append(loss)
         return None

@@ -60,13 +60,13 @@ def fit(
         optimisation: settings.
         validate: ``validate(model)`` gives metrics; called on every rank, in evaluation mode, without gradients. What
             the ranks return is averaged.
-        select: (name among the validation metrics, higher is better).
+        selection_metric: (name among the validation metrics, higher is better).
         folder: receives ``curves.jsonl`` (one row an epoch, no times), ``checkpoints/`` and ``logs/steps.jsonl``.
         seed: of everything random in a step (dropout).
         telemetry: what to tell of a step.
-        safety: how often to save, and when to stop.
-        made_from: hashes of what the run reads, by name; a checkpoint that was made from something else is refused.
-        closely: ``closely(model)`` gives what is told of the steps that are looked at closely; called on every rank.
+        checkpointing: how often to save, and when to stop.
+        input_hashes: hashes of what the run reads, by name; a checkpoint that was made from something else is refused.
+        step_metrics: ``closely(model)`` gives what is told of the steps that are looked at closely; called on every rank.
         warn: ``warn(metrics of a validation)`` gives what is wrong by name, one line each; a row of ``curves.jsonl``
             holds it as ``warnings``, and the user is told of each name once.
 

@@ -141,9 +141,9 @@ class InferenceSession:
 
         Args:
             look: of the study.
-            off: memories (``MEMORIES``) that are switched off: their positions are hidden from the decoder, and the
+            disabled_memories: memories (``MEMORIES``) that are switched off: their positions are hidden from the decoder, and the
                 text that the visual memory retrieves is empty.
-            tell: is given ``text`` (plan and sentences so far) after each token, and ``sentence`` when one is finished:
+            on_event: is given ``text`` (plan and sentences so far) after each token, and ``sentence`` when one is finished:
                 what it drew on, and what it stands on if it was ``recalled`` (``Said.to_dict``). It may raise
                 ``Stopped``.
         """

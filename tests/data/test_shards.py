@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -31,18 +32,19 @@ def study(number, split):
 
 
 class TinySource:
-    """Noise films, a function of the study's key alone; ``delay`` seconds each."""
+    """Noise films, a function of the study's key alone; one study's may fail, or never come."""
 
-    def __init__(self, train=10, val=3, test=2, delay=0.0, fail=None):
+    def __init__(self, train=10, val=3, test=2, hang=None, fail=None):
         splits = ["train"] * train + ["val"] * val + ["test"] * test
         self.items = [study(number, split) for number, split in enumerate(splits)]
-        self.delay, self.fail = delay, fail
+        self.hang, self.fail = hang, fail
 
     def studies(self):
         return self.items
 
     def films(self, study):
-        time.sleep(self.delay)
+        while study.key == self.hang:
+            time.sleep(1)
         if study.key == self.fail:
             raise OSError("/secret/path/of/patient.dcm")
         rng = np.random.default_rng(int(study.key[2:]))
@@ -142,15 +144,17 @@ def test_a_killed_run_goes_on_without_redoing_whole_shards(prepared, tmp_path):
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
         "from test_shards import *\n"
-        "if __name__ == '__main__': prepare(TinySource(delay=0.1), CONFIG, Path(sys.argv[1]), seed=5)\n"
+        "if __name__ == '__main__': prepare(TinySource(hang='s-006'), CONFIG, Path(sys.argv[1]), seed=5)\n"
     )
     (tmp_path / "run.py").write_text(script)
     folder = tmp_path / "data"
-    process = subprocess.Popen([sys.executable, tmp_path / "run.py", folder, Path(__file__).parent])
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py", folder, Path(__file__).parent], start_new_session=True
+    )
     while not list(folder.glob("scratch/*.json")):
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # its workers, too: one of them waits for a film
     process.wait()
     assert not (folder / "index.parquet").exists()
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("scratch/*.json")}

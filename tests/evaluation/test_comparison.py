@@ -208,7 +208,7 @@ def test_command(tmp_path, capsys):
     assert "uncertain" not in printed
     assert "effusion" not in printed
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["runs"][run_name(scores.path)]["F1 micro-13"]["other"] == 1
+    assert written["runs"][run_name(scores.path)]["F1 micro-13"]["candidate"] == 1
     assert (written["studies"], written["patients"]) == (12, 6)
 
     for arguments, message in (

@@ -253,7 +253,7 @@ def test_a_leak_that_shows_in_details_alone_is_told():
 def test_words_of_details_and_relevance():
     both = (HEADLINE, DETAILED)
     said = {"visual relevance": Score(0.7, (0.6, 0.8)), "visual relevance, absent": Score(0.1, (0.0, 0.2))}
-    first = row("both memories", 0.3, judged=both, facts={"visual base rate": 0.143})
+    first = row("both memories", 0.3, judged=both, diagnostics={"visual base rate": 0.143})
     first = replace(first, scores={**first.scores, **said})
     off = [differing(f"{bank} memory off", 0.2, 0.01, (-0.15, -0.05), both) for bank in ("visual", "report")]
     others = [differing(name, 0.3, 0.9, (-0.1, 0.1), both) for name in ("both off", "mismatched memory")]
@@ -275,15 +275,15 @@ def test_words_of_details_and_relevance():
 def test_copies_that_could_not_be_had_are_said():
     rows = [row("Hopfield, 1 step", 0.3), differing("copy", 0.2, 0.9, (-0.2, 0.1))]
     assert not any("could not be copied" in text for text in conclusions.conclusions("retrieval", rows))
-    rows[1] = replace(rows[1], facts={LOST: 3.0})
+    rows[1] = replace(rows[1], diagnostics={LOST: 3.0})
     assert "3 of “copy”" in conclusions.conclusions("retrieval", rows)[-1]
 
 
 def test_words_of_beta_name_the_fastest_and_the_best():
     facts = [{"epochs to common loss": e, "report perplexity": p} for e, p in ((3.0, 90.0), (1.5, 8.0))]
     rows = [
-        row("β = 0.5", 0.3, x=0.5, facts=facts[0]),
-        replace(differing("β = 8", 0.2, 0.4, (-0.2, 0.1)), x=8.0, facts=facts[1]),
+        row("β = 0.5", 0.3, x=0.5, diagnostics=facts[0]),
+        replace(differing("β = 8", 0.2, 0.4, (-0.2, 0.1)), x=8.0, diagnostics=facts[1]),
     ]
     text = conclusions.conclusions("beta", rows)[0]
     assert "reached first by β = 8 (after 1.5 epochs) and last by β = 0.5 (3.0)" in text
@@ -297,7 +297,10 @@ def test_words_over_time_compare_intervals():
 
 
 def test_csv_and_table_hold_every_number():
-    rows = [row("base", 0.3, facts={"report rows": 1000.0}), differing("other, with a comma", 0.4, 0.02, (0.05, 0.15))]
+    rows = [
+        row("base", 0.3, diagnostics={"report rows": 1000.0}),
+        differing("other, with a comma", 0.4, 0.02, (0.05, 0.15)),
+    ]
     read = list(csv.DictReader(io.StringIO(as_csv(rows))))
     assert read[1]["variant"] == "other, with a comma"
     assert float(read[1]["difference"]) == pytest.approx(0.1)
