@@ -35,8 +35,8 @@ class Variant:
     Attributes:
         name: as the table says it.
         changes: settings by dotted name.
-        copy_top_k: not the model's reports, but whole train reports: of the study of the heaviest row (1) that the model
-            retrieved, or the most typical one of so many heaviest rows.
+        copy_top_k: instead of the model's reports, whole train reports: of the study of the heaviest retrieved row (1),
+            or the most typical one of this many heaviest rows.
         x: place on the axis of the plot, where the variants are steps of one number.
     """
 

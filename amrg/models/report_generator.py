@@ -361,7 +361,7 @@ class ReportGenerator(nn.Module):
             synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
             streamer: is given each token when it is written; one study and one beam only.
             hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
-            forced_prefixes: what each study's text begins with (``amrg.models.composer``); none: the decoder begins by itself.
+            forced_prefixes: beginning of each study's text (``amrg.models.composer``); none: the decoder begins itself.
             retrieved_BL: as for ``forward``.
         """
         streams_BPE = self.embed_streams(sight, group_B, asking)

@@ -85,11 +85,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 class LossGuard:
-    """Stops a run whose loss is not finite, or ``loss_spike_factor`` times the median of the last ``MEDIAN_WINDOW`` steps.
+    """Stop a run whose loss is not finite or far above the median of the last ``MEDIAN_WINDOW`` steps.
 
     Args:
         section: ``stage1`` or ``stage2``, for the message.
-        loss_spike_factor: the factor.
+        loss_spike_factor: a loss above this many times the median stops the run.
     """
 
     def __init__(self, section: str, loss_spike_factor: float) -> None:

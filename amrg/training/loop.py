@@ -66,7 +66,7 @@ def fit(
         telemetry: what to tell of a step.
         checkpointing: how often to save, and when to stop.
         input_hashes: hashes of what the run reads, by name; a checkpoint that was made from something else is refused.
-        step_metrics: ``closely(model)`` gives what is told of the steps that are looked at closely; called on every rank.
+        step_metrics: ``step_metrics(model)`` returns the metrics of profiled steps; called on every rank.
         warn: ``warn(metrics of a validation)`` gives what is wrong by name, one line each; a row of ``curves.jsonl``
             holds it as ``warnings``, and the user is told of each name once.
 

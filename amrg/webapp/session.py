@@ -141,9 +141,9 @@ class InferenceSession:
 
         Args:
             look: of the study.
-            disabled_memories: memories (``MEMORIES``) that are switched off: their positions are hidden from the decoder, and the
-                text that the visual memory retrieves is empty.
-            on_event: is given ``text`` (plan and sentences so far) after each token, and ``sentence`` when one is finished:
+            disabled_memories: memories (``MEMORIES``) that are switched off: their positions are hidden from the
+                decoder, and the text that the visual memory retrieves is empty.
+            on_event: receives ``text`` (plan and sentences so far) after each token, and ``sentence`` after each sentence:
                 what it drew on, and what it stands on if it was ``recalled`` (``Said.to_dict``). It may raise
                 ``Stopped``.
         """

@@ -1,18 +1,3 @@
-from pathlib import Path
+from tests.run_fixtures import folder, run
 
-import pytest
-
-from amrg.artifacts import Artifact
-from tests.webapp.tiny_run import make_run
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """The artefacts of a whole run, by kind."""
-    return make_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="session")
-def folder(run: dict[str, Artifact]) -> Path:
-    """The folder in which they lie."""
-    return run["stage2"].path.parent
+__all__ = ["folder", "run"]

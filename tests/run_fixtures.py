@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+
+from amrg.artifacts import Artifact
+from tests.webapp.tiny_run import make_run
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The artefacts of a whole run, by kind."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def folder(run: dict[str, Artifact]) -> Path:
+    """The folder in which they lie."""
+    return run["stage2"].path.parent
