@@ -23,7 +23,7 @@ class Study:
         labels: the 14 labels by name: 1.0 positive, 0.0 negative, -1.0 uncertain, None not mentioned.
         views: projection of each film (PA, AP, LATERAL …) where the data set tells.
         prior: key of the same patient's study before this one, or empty.
-        load_error: why it cannot be used, if its entry in the tables is damaged; ``prepare`` leaves it out and counts it.
+        load_error: why it cannot be used, if its entry in the tables is damaged; ``prepare`` leaves it out.
     """
 
     key: str

@@ -98,11 +98,11 @@ def scores_of_method(found: Lesions, samples: int, seed: int) -> dict[str, Score
             continue
         one = localization_scores(found.maps_LHW[rows], found.masks[rows])
         groups += [found.groups[i] for i in rows]
-        for name in ("iou", "hit", "ratio", "control"):
+        for name in ("iou", "pointing_hit", "ratio", "control"):
             parts.setdefault(name, []).append(getattr(one, name))
     if not groups:
         return {}
-    iou, hit, ratio, control = (np.concatenate(parts[name]) for name in ("iou", "hit", "ratio", "control"))
+    iou, hit, ratio, control = (np.concatenate(parts[name]) for name in ("iou", "pointing_hit", "ratio", "control"))
     weights_BL = bootstrap_counts(groups, samples, seed)
     drawn_control = weights_BL @ control
     quotient = weights_BL @ ratio / np.where(drawn_control > 0, drawn_control, np.nan)
