@@ -140,7 +140,7 @@ NODE_RANKS = 8
 def table(bank: BankShape, queries: int, ranks: Sequence[int]) -> list[str]:
     """Return the Markdown table of predictions, one line per number of GPUs and strategy."""
     lines = [
-        "| GPUs | way | rows held a GPU | sent a GPU and step | predicted transfer |",
+        "| GPUs | way | rows held per GPU | sent per GPU per step | predicted transfer |",
         "|---|---|---|---|---|",
     ]
     for size in ranks:
@@ -175,7 +175,7 @@ def _time(seconds: float) -> str:
 
 #: (heading, bank, queries per GPU per step: batch · 14 · heads)
 EXAMPLES = (
-    ("The paper's banks: 14,000 × 768, bfloat16; 6 studies a GPU, 6 heads", BankShape(14_000, 768), 6 * 14 * 6),
+    ("The paper's banks: 14,000 × 768, bfloat16; 6 studies per GPU, 6 heads", BankShape(14_000, 768), 6 * 14 * 6),
     ("Every patch of MIMIC-CXR: 74,000,000 × 768, bfloat16; the same queries", BankShape(74_000_000, 768), 6 * 14 * 6),
     ("The same, int8", BankShape(74_000_000, 768, element=1), 6 * 14 * 6),
 )

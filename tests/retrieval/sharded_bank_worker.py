@@ -229,7 +229,7 @@ def check_refusals(layout: ShardLayout) -> None:
         f"rank {last} differs from rank 0 in content": {
             "rows": rows[start:stop],
             "start": start,
-            "identity": str(wrong),
+            "fingerprint": str(wrong),
         },
     }
     broken = rows[start:stop].clone()
