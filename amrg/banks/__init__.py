@@ -1,4 +1,4 @@
-"""Memory banks on disk: reading, writing, merging, subsets, and the sampling of rows."""
+"""Memory banks on disk: reading, writing, merging, subsets, and sampling of rows."""
 
 from amrg.banks.bank import MemoryBank
 

@@ -1,17 +1,17 @@
-"""Memory banks on disk: vectors in memory-mapped chunks, and for each row where it came from.
+"""Memory banks on disk: vectors in memory-mapped chunks, and the provenance of each row.
 
 A bank is a folder:
 
 ``rows-00000.safetensors`` …
-    ``rows`` [n, D] each, of int8 rows ``scale`` [n] too; the file's metadata say which row is its first.
+    ``rows`` [n, D], and ``scale`` [n] for int8 rows; the file's metadata hold the number of its first row.
 ``provenance.parquet``
-    one row per vector, in the same order (``PROVENANCE``), a row group for each chunk.
+    one row per vector, in the same order (``PROVENANCE``), one row group per chunk.
 ``bank.json``
     format, D, N, dtype, rows by split, content hash, and the files with their hashes. Written last: a bank without it
-    is not whole.
+    is incomplete.
 
 Rows are stored normalised (``normalise_rows``), as retrieval needs them. ``amrg.banks.writer`` writes banks,
-``amrg.banks.transforms`` makes banks of banks.
+``amrg.banks.transforms`` makes new banks from existing ones.
 """
 
 import hashlib
@@ -39,10 +39,9 @@ TABLE = "provenance.parquet"
 #: Folders of the two banks inside a banks artefact.
 VISUAL, REPORTS = "visual", "reports"
 
-#: What is known of a row. ``key`` and ``group`` are the study's; a row that no patient owns (a disease token) has empty
-#: ones. ``box`` is x0, y0, x1, y1 on the encoder's patch grid, on film number ``view`` of the study. ``source`` is one
-#: of ``SOURCES``. ``group_id`` is what retrieval compares (``group_id``), ``hash`` is of the vector and all the rest
-#: (``row_hash``).
+#: Provenance of a row. ``key`` and ``group`` are the study's, and empty for a row without a patient (a disease token).
+#: ``box`` is x0, y0, x1, y1 on the encoder's patch grid, on film number ``view`` of the study. ``source`` is one of
+#: ``SOURCES``. Retrieval compares ``group_id``; ``hash`` covers the vector and ``USER_COLUMNS`` (``row_hash``).
 PROVENANCE = pa.schema(
     {
         "row": pa.int64(),
@@ -59,11 +58,11 @@ PROVENANCE = pa.schema(
         "hash": pa.int64(),
     }
 )
-#: What is told of a row; the other columns follow from it.
+#: Columns that the caller gives; the other columns are computed.
 USER_COLUMNS = ("key", "group", "split", "findings", "source", "view", "box", "text", "score")
 SOURCES = ("region", "report", "sentence", "disease_token")
 
-#: The split whose rows may be remembered: of any other, memory would tell what is to be predicted.
+#: The only split whose rows a bank may hold without leaking reports that are to be predicted.
 TRAIN = "train"
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -71,30 +70,30 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORED}
 
 
 def group_id(group: str) -> int:
-    """A patient group as a stable number in [0, 2⁶³); the empty group is ``NO_GROUP``."""
+    """Map a patient group to a stable number in [0, 2⁶³); the empty group to ``NO_GROUP``."""
     if not group:
         return NO_GROUP
     return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest()) >> 1
 
 
 def normalise_rows(rows_ND: torch.Tensor) -> torch.Tensor:
-    """LayerNorm without affine over the last axis, in fp32 (design: z_j = normalise(memory_j)). fp32 [N, D]"""
+    """Apply LayerNorm without affine over the last axis (design: z_j = normalise(memory_j)); float32 [N, D]."""
     return torch.nn.functional.layer_norm(rows_ND.float(), rows_ND.shape[-1:])
 
 
 def row_hash(vector: bytes, origin: Mapping[str, Any]) -> int:
-    """A signed 64-bit hash of a stored row: its bytes (and those of its scale) and what is told of it."""
-    told = {name: origin.get(name) for name in USER_COLUMNS}
-    if told["score"] is not None:
-        told["score"] = float(np.float32(told["score"]))
-    if told["box"] is not None:
-        told["box"] = [int(edge) for edge in told["box"]]
-    text = json.dumps(told, sort_keys=True).encode()
+    """Return a signed 64-bit hash of a stored row: its bytes (with those of its scale) and ``USER_COLUMNS``."""
+    values = {name: origin.get(name) for name in USER_COLUMNS}
+    if values["score"] is not None:
+        values["score"] = float(np.float32(values["score"]))
+    if values["box"] is not None:
+        values["box"] = [int(edge) for edge in values["box"]]
+    text = json.dumps(values, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(vector + text, digest_size=8).digest(), signed=True)
 
 
 def row_bytes(rows: torch.Tensor, scale: torch.Tensor | None) -> Iterator[bytes]:
-    """The bytes of each stored row that ``row_hash`` reads."""
+    """Yield the bytes of each stored row, as ``row_hash`` takes them."""
     stored = rows.contiguous().view(torch.uint8).numpy()
     scales = None if scale is None else scale.contiguous().view(torch.uint8).view(-1, 4).numpy()
     for number, row in enumerate(stored):
@@ -102,12 +101,13 @@ def row_bytes(rows: torch.Tensor, scale: torch.Tensor | None) -> Iterator[bytes]
 
 
 class MemoryBank:
-    """A bank on disk. What is asked for is read from the memory-mapped chunks and the table's row groups, no more.
+    """A bank on disk. Only the requested rows are read, from memory-mapped chunks and the table's row groups.
 
     Attributes:
-        folder: of the bank.
-        header: the content of ``bank.json``.
-        dim, dtype: D, and the dtype of the stored rows.
+        folder: folder of the bank.
+        header: content of ``bank.json``.
+        dim: D.
+        dtype: dtype of the stored rows.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
@@ -117,10 +117,10 @@ class MemoryBank:
 
     @classmethod
     def open(cls, folder: Path) -> "MemoryBank":
-        """Open a bank and check that its files have the rows that its header says; contents are for ``verify``.
+        """Open a bank and check that its files have the numbers of rows in its header; ``verify`` checks the contents.
 
         Raises:
-            UserError: not a bank, or a file is missing, cut, of another shape or in another's place; the message names
+            UserError: not a bank, or a file is missing, truncated, of another shape or out of order; the message names
                 the file and the row.
         """
         path = folder / HEADER
@@ -151,26 +151,26 @@ class MemoryBank:
 
     @property
     def content_hash(self) -> str:
-        """Of all rows and where they came from, in order; the same however they are cut into chunks."""
+        """Hash of all rows and their provenance in order; it does not depend on the chunks."""
         return self.header["content_hash"]
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start … stop − 1 as stored (int8 ones without their scale), [stop − start, D]."""
+        """Return rows start … stop − 1 as stored (int8 rows without scale), [stop − start, D]."""
         return self._read("rows", start, stop, torch.empty(0, self.dim, dtype=self.dtype))
 
     def scale(self, start: int, stop: int) -> torch.Tensor | None:
-        """Scales of int8 rows, float32 [stop − start]; None for rows of another dtype."""
+        """Return the scales of int8 rows, float32 [stop − start]; None for another dtype."""
         if self.dtype != torch.int8:
             return None
         return self._read("scale", start, stop, torch.empty(0))
 
     def dequantized(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start … stop − 1 as float32 numbers."""
+        """Return rows start … stop − 1 as float32."""
         rows, scale = self.rows(start, stop).float(), self.scale(start, stop)
         return rows if scale is None else rows * scale[:, None]
 
     def load(self) -> torch.Tensor:
-        """All rows, as stored, [N, D]."""
+        """Return all rows as stored, [N, D]."""
         return self.rows(0, len(self))
 
     @property
@@ -179,16 +179,16 @@ class MemoryBank:
         return self.group_range(0, len(self))
 
     def group_range(self, start: int, stop: int) -> torch.Tensor:
-        """``group_id`` of rows start … stop − 1, int64."""
+        """Return ``group_id`` of rows start … stop − 1, int64."""
         return torch.from_numpy(self.provenance_rows(start, stop, ["group_id"])["group_id"].to_numpy().copy())
 
     @property
     def provenance(self) -> pa.Table:
-        """Where each row came from (``PROVENANCE``), in row order."""
+        """Provenance of all rows (``PROVENANCE``), in row order."""
         return self.provenance_rows(0, len(self))
 
     def provenance_rows(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
-        """Provenance of rows start … stop − 1; only the row groups that hold them are read."""
+        """Return the provenance of rows start … stop − 1; only the row groups that hold them are read."""
         assert 0 <= start <= stop <= len(self), (start, stop, len(self))
         metadata, wanted, first, skipped = self._table.metadata, [], 0, 0
         for number in range(metadata.num_row_groups):
@@ -205,10 +205,10 @@ class MemoryBank:
         return table.slice(start - skipped, stop - start)
 
     def verify(self) -> None:
-        """Read everything and hash it again, row by row.
+        """Read the bank and recompute every hash, row by row.
 
         Raises:
-            UserError: something was changed after it was written; the file and the first wrong row are named.
+            UserError: a row was changed after it was written; names the file and the first such row.
         """
         combined = hashlib.sha256()
         for first, chunk in self.chunks():
@@ -231,15 +231,15 @@ class MemoryBank:
         return self.corrupt_error(chunk["file"], f"row {number} {'was changed' if finite else 'is not finite'}")
 
     def chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number of its first row, entry in the header) of each chunk."""
+        """Yield (number of the first row, header entry) of each chunk."""
         first = 0
         for chunk in self.header["chunks"]:
             yield first, chunk
             first += chunk["rows"]
 
-    def _read(self, name: str, start: int, stop: int, nothing: torch.Tensor) -> torch.Tensor:
+    def _read(self, name: str, start: int, stop: int, empty: torch.Tensor) -> torch.Tensor:
         assert 0 <= start <= stop <= len(self), (start, stop, len(self))
-        parts = [nothing]
+        parts = [empty]
         for first, chunk in self.chunks():
             low, high = max(start - first, 0), min(stop - first, chunk["rows"])
             if low < high:
@@ -251,15 +251,15 @@ class MemoryBank:
         where = f"rows {first} to {first + chunk['rows'] - 1}"
         try:
             with safe_open(self.folder / chunk["file"], "pt") as file:
-                shape, begins = file.get_slice("rows").get_shape(), (file.metadata() or {}).get("first")
+                shape, stored_first = file.get_slice("rows").get_shape(), (file.metadata() or {}).get("first")
         except (OSError, SafetensorError) as error:
             raise self.corrupt_error(
                 chunk["file"], f"{where} are missing or unreadable ({type(error).__name__})"
             ) from None
         if shape != [chunk["rows"], self.dim]:
             raise self.corrupt_error(chunk["file"], f"{where} have shape {shape}, not {[chunk['rows'], self.dim]}")
-        if begins != str(first):
-            raise self.corrupt_error(chunk["file"], f"holds the rows from {begins} on where {where} belong")
+        if stored_first != str(first):
+            raise self.corrupt_error(chunk["file"], f"holds the rows from {stored_first} on where {where} belong")
 
     @cached_property
     def _table(self) -> pq.ParquetFile:
@@ -279,6 +279,6 @@ class MemoryBank:
 
 
 def rows_of(vectors_ND: Tensor, bank: MemoryBank) -> Tensor:
-    """Vectors as its encoder gives them → rows as a report bank holds them, float32 [N, D]."""
+    """Convert vectors of the bank's encoder to normalised (and centered) rows, float32 [N, D]."""
     rows_ND, mean = normalise_rows(vectors_ND), bank.header["about"].get("mean")
     return rows_ND if mean is None else normalise_rows(rows_ND - torch.tensor(mean))

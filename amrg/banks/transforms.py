@@ -1,4 +1,4 @@
-"""Banks from banks: merge, append, choose rows. All of it streams: a block of rows is held, whatever the size."""
+"""Operations on banks: merge, append, select rows. All stream through the bank one block of rows at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from amrg.banks.writer import BankWriter, check_compatible
 from amrg.errors import UserError
 from amrg.progress import track
 
-BLOCK = 8192  # rows handled at a time
+BLOCK = 8192  # rows per block
 
 Sampling = Literal["proportional", "uniform", "stratified", "k-center"]
 
 
 def merge(banks: Sequence[MemoryBank], folder: Path) -> MemoryBank:
-    """All rows of several banks, one bank after the other. Rows and their provenance stay as they are, bit by bit.
+    """Concatenate the rows of several banks, unchanged bit by bit, into a new bank.
 
-    Appending to a bank is merging it with another into a new folder: a bank is never changed in place.
+    To append to a bank, merge it with another into a new folder: a bank is never changed in place.
 
     Raises:
-        UserError: they differ in width, dtype, or in what encoded them (vectors of two encoders cannot be compared).
+        UserError: the banks differ in width, dtype or encoder.
     """
     check_compatible(banks)
     for bank in banks:
@@ -40,14 +40,16 @@ def merge(banks: Sequence[MemoryBank], folder: Path) -> MemoryBank:
 
 @dataclass(frozen=True)
 class RowSelection:
-    """Which rows of a bank to keep; conditions are applied in this order.
+    """Conditions on the rows to keep, applied in this order.
 
     Attributes:
-        splits, findings, sources: keep rows of these (a row with any of the findings); None keeps all.
+        splits: keep rows of these splits; None keeps all.
+        findings: keep rows with any of these findings; None keeps all.
+        sources: keep rows of these sources; None keeps all.
         duplicate_cosine: drop a row whose cosine with an earlier kept one is at least this.
-        rows: then sample so many.
-        sampling: how (``amrg.banks.sampling``).
-        seed: of the sampling.
+        rows: sample this number of the rows left; None keeps all.
+        sampling: sampling method (``amrg.banks.sampling``).
+        seed: seed of the sampling.
     """
 
     splits: tuple[str, ...] | None = None
@@ -60,12 +62,12 @@ class RowSelection:
 
 
 def subset(bank: MemoryBank, choice: RowSelection, folder: Path, dtype: torch.dtype | None = None) -> MemoryBank:
-    """The chosen rows of a bank, in their order, as a new one.
+    """Write the selected rows of a bank, in order, to a new bank.
 
-    ``dtype`` stores them in another one; int8 quantises.
+    ``dtype`` converts the rows; int8 quantises them.
 
     Raises:
-        UserError: no row is left.
+        UserError: no row meets the conditions.
     """
     chosen = select_rows(bank, choice)
     if not len(chosen):
@@ -87,7 +89,7 @@ def subset(bank: MemoryBank, choice: RowSelection, folder: Path, dtype: torch.dt
 
 
 def select_rows(bank: MemoryBank, choice: RowSelection) -> np.ndarray:
-    """Numbers of the chosen rows, ascending."""
+    """Return the numbers of the selected rows, ascending."""
     chosen = np.concatenate([_matching_rows(bank, choice, start, stop) for start, stop in blocks(len(bank))])
     if choice.duplicate_cosine is not None:
         chosen = chosen[near_duplicate_mask(bank, chosen, choice.duplicate_cosine)]
@@ -102,9 +104,9 @@ def select_rows(bank: MemoryBank, choice: RowSelection) -> np.ndarray:
 
 
 def near_duplicate_mask(bank: MemoryBank, numbers: np.ndarray, cosine: float) -> np.ndarray:
-    """Which of some rows to keep so that no two have this cosine or more; of two, the earlier stays. bool [n].
+    """Return a mask, bool [n], of rows such that no two kept rows have this cosine or more; the earlier of two is kept.
 
-    Compares every row with all kept ones: the cost grows with their product.
+    Every row is compared with all kept rows, so the cost grows with the product of the numbers.
     """
     kept: list[torch.Tensor] = []
     keep = np.zeros(len(numbers), np.bool_)
@@ -116,7 +118,7 @@ def near_duplicate_mask(bank: MemoryBank, numbers: np.ndarray, cosine: float) ->
             near |= (unit @ earlier.T >= cosine).any(1)
         among = torch.triu(unit @ unit.T >= cosine, diagonal=1)
         for row in (~near).nonzero().flatten().tolist():
-            if not near[row]:  # an earlier one of the block may have covered it meanwhile
+            if not near[row]:  # an earlier row of the block may have marked it
                 near |= among[row]
         kept.append(unit[~near])
         keep[done : done + len(unit)] = (~near).numpy()
@@ -125,13 +127,13 @@ def near_duplicate_mask(bank: MemoryBank, numbers: np.ndarray, cosine: float) ->
 
 
 def blocks(rows: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of consecutive blocks of rows."""
+    """Yield [start, stop) of consecutive blocks of rows."""
     for start in range(0, rows, BLOCK):
         yield start, min(start + BLOCK, rows)
 
 
 def _matching_rows(bank: MemoryBank, choice: RowSelection, start: int, stop: int) -> np.ndarray:
-    """Numbers of the rows of a block that meet the conditions on provenance."""
+    """Return the numbers of the rows of a block that meet the conditions on provenance."""
     table = bank.provenance_rows(start, stop, ["split", "findings", "source"]).to_pylist()
     return np.array(
         [
@@ -146,14 +148,14 @@ def _matching_rows(bank: MemoryBank, choice: RowSelection, start: int, stop: int
 
 
 def _vectors(bank: MemoryBank, numbers: np.ndarray) -> Iterator[torch.Tensor]:
-    """Some rows (ascending numbers) as float32, block by block; blocks of at most ``BLOCK`` rows."""
+    """Yield the numbered rows (ascending) as float32, in blocks of at most ``BLOCK`` rows."""
     for start in range(0, len(numbers), BLOCK):
-        some = numbers[start : start + BLOCK]
-        low, high = int(some[0]), int(some[-1]) + 1
+        selected = numbers[start : start + BLOCK]
+        low, high = int(selected[0]), int(selected[-1]) + 1
         parts = []
         for first in range(low, high, BLOCK):
             last = min(first + BLOCK, high)
-            inside = some[(some >= first) & (some < last)]
+            inside = selected[(selected >= first) & (selected < last)]
             if len(inside):
                 parts.append(bank.dequantized(first, last)[torch.from_numpy(inside - first)])
         yield torch.cat(parts)

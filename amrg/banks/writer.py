@@ -1,4 +1,4 @@
-"""Writing memory banks: by one process row by row, or by many, each its own part."""
+"""Writers of memory banks: one process appends rows, or many processes write parts that are concatenated."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import atomic_path, file_hash
 from amrg.banks.bank import (
     DTYPES,
     FORMAT,
@@ -35,18 +35,18 @@ from amrg.kernels import quantize_rows
 
 
 class BankWriter:
-    """Write a bank row by row; at most one chunk is held in memory. Use as a context manager.
+    """Context manager that writes a bank row by row; at most one chunk is held in memory.
 
-    Leaving the block by an exception leaves no bank, only files that the next writer in the folder removes. The bytes
-    do not depend on how the rows were grouped in calls of ``add``.
+    An exception in the block leaves no bank, only files that the next writer in the folder removes. The bytes do not
+    depend on how the rows are grouped in calls of ``add``.
 
     Args:
-        folder: of the bank; made when it is missing, emptied of an earlier bank.
+        folder: folder of the bank; created if missing, cleared of an earlier bank.
         dim: D, the length of a row.
-        dtype: of the stored rows; int8 rows get a scale each.
-        allow_split: splits whose rows are accepted. Anything but ``train`` leaks what is to be predicted.
-        encoder_info: what made the vectors (names, hashes), kept in the header.
-        chunk_rows: rows in one file.
+        dtype: dtype of the stored rows; int8 rows get one scale each.
+        allow_split: splits whose rows are accepted. Any split but ``train`` leaks reports that are to be predicted.
+        encoder_info: description of the encoder (names, hashes), stored in the header.
+        chunk_rows: rows per file.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class BankWriter:
             self._table.close()
 
     def add(self, rows_ND: torch.Tensor, provenance: Sequence[dict[str, Any]]) -> None:
-        """Append rows as an encoder gave them: they are normalised here, and quantised for an int8 bank.
+        """Normalise an encoder's rows, quantise them for an int8 bank, and append them.
 
         Args:
             rows_ND: [N, D].
-            provenance: N entries with ``key``, ``group``, ``split``, ``source`` and what is known of ``findings``,
-                ``view``, ``box``, ``text``, ``score`` (see ``PROVENANCE``).
+            provenance: N entries with ``key``, ``group``, ``split``, ``source`` and, if known, ``findings``, ``view``,
+                ``box``, ``text``, ``score`` (see ``PROVENANCE``).
 
         Raises:
-            UserError: a row of another length or with NaN or infinity (it is named), or of a split that is not allowed.
+            UserError: a row has another length, NaN or infinity, or a split that is not allowed; names the row.
         """
         assert rows_ND.ndim == 2, rows_ND.shape
         if rows_ND.shape[1] != self.dim:
@@ -108,12 +108,12 @@ class BankWriter:
         self.add_normalized(normalise_rows(rows_ND.detach().cpu()), provenance)
 
     def add_normalized(self, rows_ND: torch.Tensor, provenance: Sequence[dict[str, Any]]) -> None:
-        """Append rows that are normalised already, float32 [N, D], as ``MemoryBank.vectors`` reads them."""
+        """Append normalised rows, float32 [N, D], as ``MemoryBank.dequantized`` returns them."""
         first = self._written + len(self._origins)
-        broken = (~rows_ND.isfinite().all(1)).nonzero().flatten()
-        if len(broken):
+        invalid = (~rows_ND.isfinite().all(1)).nonzero().flatten()
+        if len(invalid):
             raise UserError(
-                f"{self.folder}: row {first + int(broken[0])} is not finite: the encoder gave NaN or infinity"
+                f"{self.folder}: row {first + int(invalid[0])} is not finite: the encoder gave NaN or infinity"
             )
         if self._dtype == torch.int8:
             rows_ND, scale_N = quantize_rows(rows_ND)
@@ -124,7 +124,7 @@ class BankWriter:
     def add_raw(
         self, rows_ND: torch.Tensor, scale_N: torch.Tensor | None, provenance: Sequence[dict[str, Any]]
     ) -> None:
-        """Append rows bit by bit as a bank of this dtype stores them."""
+        """Append rows that are already stored in the dtype of this bank."""
         assert rows_ND.dtype == self._dtype
         assert (scale_N is None) == (self._dtype != torch.int8)
         assert len(rows_ND) == len(provenance), (len(rows_ND), len(provenance))
@@ -137,9 +137,9 @@ class BankWriter:
                     f"{' and '.join(self._allow_split)} rows only: memory of held-out studies would leak their reports"
                 )
         for number, vector, origin in zip(numbers, row_bytes(rows_ND, scale_N), provenance, strict=True):
-            told = {name: origin.get(name) for name in USER_COLUMNS}
-            more = {"row": number, "group_id": group_id(origin["group"]), "hash": row_hash(vector, told)}
-            self._origins.append(told | more)
+            values = {name: origin.get(name) for name in USER_COLUMNS}
+            computed = {"row": number, "group_id": group_id(origin["group"]), "hash": row_hash(vector, values)}
+            self._origins.append(values | computed)
         self._rows.append(rows_ND)
         if scale_N is not None:
             self._scales.append(scale_N)
@@ -147,10 +147,10 @@ class BankWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left and the header.
+        """Write the last chunk and the header.
 
         Raises:
-            UserError: there are no rows.
+            UserError: no rows were added.
         """
         if self._origins:
             self._flush()
@@ -162,7 +162,7 @@ class BankWriter:
         )
 
     def _flush(self) -> None:
-        """Write one chunk and its rows of provenance."""
+        """Write one chunk with its provenance."""
         tensors = {"rows": torch.cat(self._rows)} | ({"scale": torch.cat(self._scales)} if self._scales else {})
         chunk = {name: values[: self._chunk_rows].contiguous() for name, values in tensors.items()}
         count = len(chunk["rows"])
@@ -183,7 +183,7 @@ def write_header(
     folder: Path, chunks: list[dict[str, Any]], dim: int, dtype: torch.dtype, splits: Counter[str], content_hash: str,
     about: dict[str, Any] | None,
 ) -> None:  # fmt: skip
-    """The last act: with its header a bank is whole."""
+    """Write the header, the last file of a bank: with it the bank is complete."""
     header = {
         "format": FORMAT,
         "rows": sum(chunk["rows"] for chunk in chunks),
@@ -196,18 +196,17 @@ def write_header(
         "chunks": chunks,
         "provenance": {"file": TABLE, "sha256": file_hash(folder / TABLE)},
     }
-    temporary = folder / f"{HEADER}.partial"
-    temporary.write_text(json.dumps(header, indent=2) + "\n")
-    temporary.replace(folder / HEADER)
+    with atomic_path(folder / HEADER) as temporary:
+        temporary.write_text(json.dumps(header, indent=2) + "\n")
 
 
 def concatenate(parts: Sequence[Path], folder: Path) -> MemoryBank:
-    """Make one bank of parts that several writers wrote side by side, in the order given; the parts are used up.
+    """Concatenate the parts of several writers, in the order given, into one bank; the parts' files are moved.
 
-    The content hash is the one that a single writer of all rows would have found.
+    The content hash equals that of a single writer of all rows.
 
     Raises:
-        UserError: a part is not a bank, or they differ in width or dtype.
+        UserError: a part is not a bank, or the parts differ in width or dtype.
     """
     banks = [MemoryBank.open(part) for part in parts]
     check_compatible(banks)
@@ -233,7 +232,7 @@ def concatenate(parts: Sequence[Path], folder: Path) -> MemoryBank:
 
 
 def check_compatible(banks: Sequence[MemoryBank]) -> None:
-    """Raises UserError, naming the odd one, unless all have the same width and dtype."""
+    """Raise UserError, naming the first bank that differs, unless all have the same width and dtype."""
     for bank in banks:
         if (bank.dim, bank.dtype) != (banks[0].dim, banks[0].dtype):
             raise UserError(
@@ -243,7 +242,7 @@ def check_compatible(banks: Sequence[MemoryBank]) -> None:
 
 
 def _renumber(source: Path, path: Path, first: int) -> None:
-    """Move a chunk and say where it begins now."""
+    """Move a chunk and set the number of its first row."""
     with safe_open(source, "pt") as file:
         if (file.metadata() or {}).get("first") != str(first):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,1 +1,1 @@
-"""Studies on disk to shards, and shards to a stream of samples."""
+"""Data sets: readers of studies, shards of samples, and the stream of batches."""

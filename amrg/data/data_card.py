@@ -1,4 +1,4 @@
-"""What a prepared data set holds, in numbers and as a page to read."""
+"""Statistics of a prepared data set, as JSON and as a Markdown page."""
 
 import json
 from collections import Counter
@@ -23,11 +23,11 @@ def write_data_card(
     """Write ``statistics.json`` and ``card.md``.
 
     Args:
-        rows: of the index.
+        rows: rows of the index.
         skipped: studies whose films could not be read: ``key`` (hashed) and ``reason``.
-        lacking: how many studies of the source lack something, by what that is.
-        config: what was asked for.
-        folder: of the data artefact.
+        lacking: number of studies of the source per kind of missing content.
+        config: the data settings.
+        folder: folder of the data artefact.
     """
     statistics = {
         "splits": {split: _counts([row for row in rows if row["split"] == split]) for split in SPLITS},

@@ -1,12 +1,12 @@
-"""Is a copy of a data set whole? Its layout, tables, joins and a sample of its films, without changing anything.
+"""Checks of a user's copy of a data set: layout, tables, joins and a sample of films. Nothing is changed.
 
-Each check gives a line: fine or not, what was found, and what to do. Faults of one kind are counted and named by hashed
-keys, never by patient.
+Each check gives one line: passed or not, the result, and a remedy. Faults of one kind are counted and identified by
+hashed keys, never by patient.
 """
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from amrg.data.studies import SPLITS
 from amrg.data.text.sections import split_sections
 from amrg.errors import UserError
 
-SAMPLE = 50  # films that are decoded, and reports that are read
+SAMPLE = 50  # films to decode, and reports to read
 NAMED = 3
 
 
@@ -32,10 +32,10 @@ class Check:
     """One line of the report.
 
     Attributes:
-        what: was looked at.
-        ok: whether it is as it should be.
-        result: in words and numbers.
-        remedy: what to do about it; empty where it is fine.
+        what: name of the check.
+        ok: whether it passed.
+        result: result in words and numbers.
+        remedy: advice to the user; empty if the check passed.
     """
 
     what: str
@@ -45,10 +45,10 @@ class Check:
 
 
 def check_dataset(root: Path) -> tuple[str, list[Check]]:
-    """The data set in a folder (``data.source`` of it) and the checks.
+    """Recognise the data set in a folder and check it; return its ``data.source`` and the checks.
 
     Raises:
-        UserError: no such folder, or no data set that is known.
+        UserError: the folder does not exist, or holds no known data set.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give the one that holds the data set")
@@ -63,13 +63,13 @@ def check_dataset(root: Path) -> tuple[str, list[Check]]:
 
 
 class _Report:
-    """Collects checks; a check that cannot even be made is a fault, too."""
+    """Collect checks. A check that raises ``UserError`` counts as failed."""
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
 
     def attempt(self, what: str, action: Callable[[], Any], advice: str) -> Any:
-        """What the action gives; None, and a fault, where it fails."""
+        """Run the action and return its result; on failure add a failed check and return None."""
         try:
             result = action()
         except UserError as error:
@@ -79,11 +79,11 @@ class _Report:
         return result
 
     def count(self, what: str, number: int, total: int, means: str) -> None:
-        """No fault: how many there are, and what becomes of them."""
+        """Add a passed check with a count and the consequence for the counted studies."""
         self.checks.append(Check(what, True, f"{number:,} of {total:,}" + (f" ({means})" if number else "")))
 
     def expect_none(self, what: str, wrong: Iterable[str], total: int, advice: str) -> None:
-        """Fine where nothing is wrong; else how many of how many, some by hashed key."""
+        """Add a check that passes if ``wrong`` is empty; otherwise give the count and some hashed keys."""
         keys = sorted(wrong)
         if not keys:
             self.checks.append(Check(what, True, f"none of {total:,}"))
@@ -141,7 +141,7 @@ def _mimic_table(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[s
 
 
 def _mimic_reports(root: Path) -> dict[str, Callable[[], bytes]]:
-    """Study → how to read its report."""
+    """Map each study to a function that reads its report."""
     return {key.removeprefix("s"): read for key, read in mimic_cxr.report_files(root).items()}
 
 
@@ -164,10 +164,10 @@ def _chexpert(root: Path) -> list[Check]:
         labels = report.attempt(f"labels {name}", partial(_lines, root / "chexbert_labels" / name), get)
         if labels is not None:
             report.expect_none(f"values of {name}", _bad_labels(labels, "path_to_image"), len(labels), get)
-            strangers = {row["path_to_image"] for row in labels} - set(names)
-            report.expect_none(f"{name} without a film", strangers, len(labels), "the files are of different releases")
-    some = _seeded_sample([name for name in names if name])
-    _decode(report, [chexpert_plus.film_file(root, name) or root / name for name in some])
+            unknown = {row["path_to_image"] for row in labels} - set(names)
+            report.expect_none(f"{name} without a film", unknown, len(labels), "the files are of different releases")
+    sample = _seeded_sample([name for name in names if name])
+    _decode(report, [chexpert_plus.film_file(root, name) or root / name for name in sample])
     return report.checks
 
 
@@ -216,8 +216,8 @@ def _one_split(report: _Report, pairs: Iterable[tuple[str, str]]) -> None:
     splits: dict[str, set[str]] = defaultdict(set)
     for patient, split in pairs:
         splits[patient].add(split)
-    torn = {patient for patient, names in splits.items() if len(names) > 1}
-    report.expect_none("patients in two splits", torn, len(splits), "use data.splits patient: else reports leak")
+    in_several = {patient for patient, names in splits.items() if len(names) > 1}
+    report.expect_none("patients in two splits", in_several, len(splits), "use data.splits patient: else reports leak")
 
 
 def _read_texts(report: _Report, reads: list[Callable[[], bytes]]) -> None:
@@ -232,7 +232,7 @@ def _read_texts(report: _Report, reads: list[Callable[[], bytes]]) -> None:
 
 
 def _name_sections(report: _Report, reads: list[Callable[[], bytes]]) -> None:
-    """How many of a sample of reports lack each section: what ``data.sections`` would leave to stage 1 alone."""
+    """Count the reports of a sample without each section, which ``data.sections`` would leave to stage 1 alone."""
     found = [split_sections(read().decode(errors="replace")) for read in reads]
     for name in ("findings", "impression"):
         without = sum(not sections.get(name) for sections in found)
@@ -254,11 +254,9 @@ def _decode(report: _Report, paths: list[Path]) -> None:
 
 
 def _duplicates(names: list[str]) -> set[str]:
-    seen: set[str] = set()
-    return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+    return {name for name, count in Counter(names).items() if count > 1}
 
 
 def _seeded_sample(items: Iterable[Any]) -> list[Any]:
-    """A seeded sample."""
     ordered = sorted(items)
     return ordered if len(ordered) <= SAMPLE else random.Random(0).sample(ordered, SAMPLE)

@@ -1,4 +1,4 @@
-"""A radiograph as a data set stores it (JPEG, PNG or DICOM; 8 or 16 bit, grey or colour) as a grey film."""
+"""Read radiographs (JPEG, PNG or DICOM; 8 or 16 bit, grey or colour) as 8-bit grey images."""
 
 import io
 from pathlib import Path
@@ -12,20 +12,21 @@ from amrg.errors import UserError
 
 
 def load_film(path: Path, short_side: int) -> np.ndarray:
-    """A film as uint8 [H, W], at least ``short_side`` pixels on its short side where the file has them.
+    """Read a film as uint8 [H, W], with at least ``short_side`` pixels on its short side if the file has them.
 
-    JPEG is decoded at the smallest of the sizes 1, 1/2, 1/4 and 1/8 that suffices. EXIF rotation is applied, colour
-    becomes luminance, 16 bit is scaled by the image's own range, DICOM is windowed (``read_dicom``).
+    JPEG is decoded at the smallest sufficient scale of 1, 1/2, 1/4 and 1/8. EXIF rotation is applied, colour is
+    converted to luminance, 16 bit is scaled by the image's own range, DICOM is windowed (``read_dicom``).
 
     Raises:
-        ValueError: no whole image, or more than ``MAX_PIXELS`` pixels; OSError: no such file.
+        ValueError: the image is unreadable or has more than ``MAX_PIXELS`` pixels.
+        OSError: the file cannot be read.
     """
     data = path.read_bytes()
     return read_dicom(data) if path.suffix.lower() in (".dcm", ".dicom") else read_film(data, short_side)
 
 
 def read_film(data: bytes, short_side: int) -> np.ndarray:
-    """The same from the bytes of a file, whose kind is told by its content."""
+    """Like ``load_film``, from the bytes of a file; the content determines the format."""
     if data[128:132] == b"DICM":
         return read_dicom(data)
     try:
@@ -45,17 +46,17 @@ def read_film(data: bytes, short_side: int) -> np.ndarray:
 
 
 def read_dicom(data: bytes) -> np.ndarray:
-    """The pixels of a DICOM radiograph as a reader sees them, uint8 [H, W]: rescaled, windowed (VOI), bone bright.
+    """Read the pixels of a DICOM radiograph as displayed, uint8 [H, W]: rescaled, windowed (VOI), bone bright.
 
     Raises:
-        ValueError: no DICOM, no pixels, or not one grey film.
+        ValueError: not DICOM, without pixels, or not a single grey image.
     """
     try:
         import pydicom
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise UserError("DICOM films need pydicom: `pip install 'amrg[dicom]'`") from None
-    # Otherwise its warnings quote what a file says of the patient.
+    # Its warnings would quote patient data of the file.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
         record = pydicom.dcmread(io.BytesIO(data))
@@ -67,12 +68,12 @@ def read_dicom(data: bytes) -> np.ndarray:
         inverted = record.PhotometricInterpretation == "MONOCHROME1"
     except ValueError:
         raise
-    except Exception as error:  # pydicom raises whatever it stumbles over in a damaged file: TypeError, zlib.error, …
+    except Exception as error:  # a damaged file raises errors of any type: TypeError, zlib.error, …
         raise ValueError(f"not a readable DICOM film ({type(error).__name__})") from None
     if pixels.ndim != 2:
         raise ValueError(f"a DICOM object of shape {list(pixels.shape)} is not one grey film")
-    film = to_8_bit(pixels.astype(np.float64))
-    return 255 - film if inverted else film
+    image = to_8_bit(pixels.astype(np.float64))
+    return 255 - image if inverted else image
 
 
 def _decompressed(record: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Films and masks as bytes and as arrays, and the one geometry by which a film becomes a square model input."""
+"""Encoding and decoding of films and masks, and their conversion to square model inputs."""
 
 import io
 from collections.abc import Sequence
@@ -10,55 +10,55 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 JPEG_QUALITY = 95
 
-#: Larger images are refused before a pixel is decoded: a few bytes can claim gigabytes. The largest radiographs made
-#: today (4,280 × 3,520 pixels) have a quarter of this.
+#: Larger images are refused before decoding, since a few bytes can declare gigabytes. The largest radiographs today
+#: (4,280 × 3,520 pixels) have a quarter of this.
 MAX_PIXELS = 64_000_000
 
 
 def encode_film(film: np.ndarray) -> bytes:
-    """A grey film, uint8 [H, W], as JPEG."""
+    """Encode a grey film, uint8 [H, W], as JPEG."""
     assert film.ndim == 2, film.shape
     assert film.dtype == np.uint8, film.dtype
     return _encode(Image.fromarray(film), "JPEG", quality=JPEG_QUALITY)
 
 
 def decode_film(data: bytes) -> np.ndarray:
-    """A stored film as grey uint8 [H, W].
+    """Decode a stored film to grey uint8 [H, W].
 
     Raises:
-        ValueError: the bytes are no whole image, or it claims more than ``MAX_PIXELS`` pixels.
+        ValueError: the image is incomplete, or declares more than ``MAX_PIXELS`` pixels.
     """
     image = _open(data)
     if image.format != "JPEG":
         return np.asarray(_load(image).convert("L"))
-    try:  # a third faster than PIL, to the same bits, and into an array without a copy
+    try:  # a third faster than PIL, bit-identical, and without a copy
         return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.GRAY)[0].numpy()
     except RuntimeError:
         raise ValueError("not a readable image (cut or damaged JPEG)") from None
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """A mask, bool [H, W], as 1-bit PNG."""
+    """Encode a mask, bool [H, W], as 1-bit PNG."""
     assert mask.ndim == 2, mask.shape
     assert mask.dtype == np.bool_, mask.dtype
     return _encode(Image.fromarray(mask), "PNG")
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """A stored mask as bool [H, W]. Raises ValueError as ``decode_film`` does."""
+    """Decode a stored mask to bool [H, W]. Raises ValueError like ``decode_film``."""
     return np.asarray(_load(_open(data)).convert("1"))
 
 
 def downscale(image: np.ndarray, short_side: int) -> np.ndarray:
-    """Scale a film or mask down so that its short side has ``short_side`` pixels; a smaller one is left as it is."""
+    """Scale a film or mask down to ``short_side`` pixels on its short side; smaller ones are returned unchanged."""
     scale = short_side / min(image.shape)
     return image if scale >= 1 else _resize(image, round(image.shape[0] * scale), round(image.shape[1] * scale))
 
 
 def letterbox(image: np.ndarray, size: int) -> np.ndarray:
-    """Scale the whole film or mask into a square [size, size] and fill the rest with 0, the film in the middle.
+    """Scale a film or mask to fit a square [size, size], centered, and pad with 0.
 
-    Nothing is cut off (a centre crop loses the costophrenic angles of wide films, where effusions show) and nothing is
+    Nothing is cropped (a center crop loses the costophrenic angles of wide films, where effusions show) and nothing is
     stretched (heart size is judged by a ratio of widths).
     """
     scale = size / max(image.shape)
@@ -70,14 +70,14 @@ def letterbox(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_model_input(views: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """The films of a study, each uint8 [H, W], as one array uint8 [views, size, size] (see ``letterbox``)."""
+    """Stack the films of a study, each uint8 [H, W], to uint8 [views, size, size] (see ``letterbox``)."""
     return np.stack([letterbox(view, size) for view in views])
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape == (height, width):
         return image
-    if image.dtype == np.bool_:  # a pixel belongs to the lesion when at least half of its area does
+    if image.dtype == np.bool_:  # a pixel is in the lesion if at least half of its area is
         area = Image.fromarray(image.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
         return np.asarray(area) >= 128
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
@@ -90,7 +90,7 @@ def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
 
 
 def _open(data: bytes) -> Image.Image:
-    """An image of which only the header is read."""
+    """Open an image; only the header is read."""
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

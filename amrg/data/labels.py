@@ -1,4 +1,4 @@
-"""The 14 labels, in AM-MRG's order (CheXpert's set). Every reader maps onto them by name, never by position."""
+"""The 14 labels of CheXpert in AM-MRG's order. Every reader maps labels by name, never by position."""
 
 LABELS: tuple[str, ...] = (
     "Enlarged Cardiomediastinum",
@@ -19,7 +19,7 @@ LABELS: tuple[str, ...] = (
 
 NO_FINDING = "No Finding"
 
-#: Findings proper: every label but "No Finding", which is the absence of the others and never mined as if it were one.
+#: Every label but "No Finding", which is the absence of the others.
 FINDINGS: tuple[str, ...] = LABELS[:-1]
 
 #: Values of a label: present, absent, uncertain, not mentioned (CheXpert's 1 / 0 / -1 / blank).

@@ -1,10 +1,10 @@
-"""Where the shards of a data artefact lie: in its folder or, behind fsspec, in a mirror seen through a bounded cache.
+"""Access to the shards of a data artefact: in its folder, or in a mirror behind fsspec with a bounded local cache.
 
-``amrg mirror DATA URL`` copies the shards to ``s3://…``, ``gs://…`` or any other URL that fsspec knows, and notes it in
-the artefact. From then on a copy of the artefact without ``shards/`` is enough: what is read comes from the mirror,
-shard by shard, into the folder ``AMRG_CACHE`` (default ``~/.cache/amrg/shards``), where at most ``AMRG_CACHE_GB``
-(default 50) stay; the shard that was not read for the longest time goes first. Both are variables of the environment
-because they belong to a machine, not to a run.
+``amrg mirror DATA URL`` copies the shards to ``s3://…``, ``gs://…`` or any other URL that fsspec supports, and stores
+the URL in the artefact. After that a copy of the artefact without ``shards/`` is enough. Shards are fetched from the
+mirror into the folder ``AMRG_CACHE`` (default ``~/.cache/amrg/shards``), with at most ``AMRG_CACHE_GB`` gigabytes
+(default 50). The least recently read shard is removed first. Both are environment variables because they belong to a
+machine, not to a run.
 """
 
 import fcntl
@@ -21,17 +21,17 @@ from amrg.errors import UserError
 from amrg.progress import echo, track
 
 CACHE, CACHE_GB = "AMRG_CACHE", "AMRG_CACHE_GB"
-_MIRROR_FILE = "mirror"  # under logs/: where a copy lies is no part of what the data are
-_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}  # protocol → extra of this package that brings its file system
-_ATTEMPTS = 3  # another process may make room between our finding a shard and opening it
-_STALE = 3600.0  # seconds after which a download that stands still belongs to a process that died
+_MIRROR_FILE = "mirror"  # under logs/: the location of a copy is not part of the identity of the data
+_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}  # protocol → extra of this package that installs its file system
+_ATTEMPTS = 3  # another process may evict a shard before it is opened here
+_STALE = 3600.0  # seconds without progress after which a download counts as abandoned
 
 
 class ShardFiles:
-    """Bytes of the shards of one data artefact, wherever they lie. Picklable.
+    """Reader of the shards of one data artefact, local or mirrored. Picklable.
 
     Args:
-        folder: the artefact.
+        folder: the data artefact.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,10 +40,10 @@ class ShardFiles:
         self._cache = _Cache(note.read_text().strip()) if note.exists() else None
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
-        """``size`` bytes of a shard from ``offset`` on; fewer where it ends.
+        """Read ``size`` bytes of a shard from ``offset``; fewer at its end.
 
         Raises:
-            UserError: the shard is neither here nor in the mirror.
+            UserError: the shard is neither local nor in the mirror.
         """
         try:
             return _read_range(self._folder / f"{shard}.tar", offset, size)
@@ -61,18 +61,18 @@ class ShardFiles:
 
 
 def mirror(folder: Path, url: str) -> None:
-    """Copy the shards of a data artefact to ``url`` (those that are there already are kept), and note it.
+    """Copy the shards of a data artefact to ``url``, skipping existing ones, and store the URL in the artefact.
 
     Raises:
-        UserError: the shards are not here, or the place cannot be written.
+        UserError: the shards are not local, or the URL cannot be written.
     """
     shards = sorted((folder / "shards").glob("*.tar"))
     if not shards:
         raise UserError(f"{folder} has no shards of its own: mirror it where `amrg prepare` made it")
     with _user_errors(url):
         system, root = _open(url)
-        there = {Path(entry["name"]).name: entry["size"] for entry in _listing(system, root)}
-        todo = [path for path in shards if there.get(path.name) != path.stat().st_size]
+        remote_sizes = {Path(entry["name"]).name: entry["size"] for entry in _listing(system, root)}
+        todo = [path for path in shards if remote_sizes.get(path.name) != path.stat().st_size]
         for path in track(todo, "copying shards", len(shards), len(shards) - len(todo)):
             system.put_file(str(path), f"{root}/{path.name}")
     note = folder / LOGS / _MIRROR_FILE
@@ -82,7 +82,7 @@ def mirror(folder: Path, url: str) -> None:
 
 
 class _Cache:
-    """Files of a URL, brought here when they are asked for. Any number of processes may share the folder."""
+    """Local cache of the files of a URL, fetched on demand. Any number of processes may share the folder."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -93,10 +93,10 @@ class _Cache:
             raise UserError(f"{CACHE_GB} is {os.environ[CACHE_GB]!r}: give a number of gigabytes") from None
 
     def path(self, name: str) -> Path:
-        """The local copy of a file; it may be gone by the time it is opened."""
+        """Return the local copy of a file, fetched if missing; it may be evicted before it is opened."""
         path = self.folder / f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{name}"
         try:
-            os.utime(path)  # was read just now
+            os.utime(path)  # the modification time is the time of the last read
         except FileNotFoundError:
             self._fetch(name, path)
         return path
@@ -114,7 +114,7 @@ class _Cache:
             partial.replace(path)
 
     def _evict(self, size: int) -> None:
-        """Remove what was read longest ago, until ``size`` more bytes fit."""
+        """Remove the least recently read files until ``size`` more bytes fit."""
         if size > self.most_bytes:
             raise UserError(f"{CACHE_GB} leaves {self.most_bytes:,} bytes, less than one shard of {size:,}: raise it")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def _read_range(path: Path, offset: int, size: int) -> bytes:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """fsspec's file system and the path in it."""
+    """Return the fsspec file system of a URL and the path in it."""
     import fsspec
 
     system, root = fsspec.url_to_fs(url)

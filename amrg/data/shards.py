@@ -1,11 +1,10 @@
-"""Studies to WebDataset shards, with an index that says where each sample lies and what its bytes hash to.
+"""Writing of studies to WebDataset shards, with an index of the position and hash of each sample.
 
-``shards/<split>-<number>.tar`` holds whole samples of one split, the members of a sample side by side:
-``<key>.0.jpg`` (``.1.jpg`` … for further views), ``<key>.<finding>.mask.png`` where the true extent is known, and
+``shards/<split>-<number>.tar`` holds complete samples of one split. The members of a sample are adjacent:
+``<key>.0.jpg`` (``.1.jpg`` … for further views), ``<key>.<finding>.mask.png`` if the true extent is known, and
 ``<key>.json``. ``index.parquet`` has one row per sample (``INDEX``), in the order of the shards.
 
-The bytes are a function of the source, the configuration and the seed: not of the number of workers, nor of how often
-the work was interrupted.
+The bytes depend on the source, the configuration and the seed only, not on the number of workers or on interruptions.
 """
 
 import hashlib
@@ -64,29 +63,30 @@ NAMED = 20  # bad studies named in a message; statistics.json has more
 
 @dataclass(frozen=True)
 class Shard:
-    """What one worker writes in one go."""
+    """Studies of one shard, written by one worker."""
 
     name: str
     studies: list[Study]
 
 
-#: Has a shard written (``write_shard``, after ``init_shard_writer``).
+#: Submits a shard to a writer, which runs ``write_shard`` after ``init_shard_writer``.
 SubmitShard = Callable[[Shard], "Future[None]"]
-#: Those who write the shards of a source, for as long as they are needed.
+#: Opens the writers of the shards of a source.
 ShardExecutor = Callable[[Source, DataConfig, Path], AbstractContextManager[SubmitShard]]
 
 
 def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers: ShardExecutor | None = None) -> None:
-    """Write the shards and the index of a data set; shards that an interrupted run finished are kept.
+    """Write the shards and the index of a data set; finished shards of an interrupted run are kept.
 
     Args:
-        source: the data set; pickled once for each of ``config.workers`` processes.
-        config: ``image_size`` (short side of the stored films), ``shard_size``, ``max_bad_fraction`` and ``workers``
-            are read.
+        source: the data set; pickled once per worker process.
+        config: ``image_size`` (short side of the stored films), ``shard_size``, ``max_corrupt_fraction`` and
+            ``workers`` are read.
         folder: receives ``shards/``, ``index.parquet``, ``statistics.json`` and ``card.md``;
-            ``scratch/`` is only needed to go on after an interruption.
-        seed: studies are shuffled before they are cut into shards, so that each shard is a fair sample of its split.
-        writers: who writes the shards; None: ``config.workers`` processes of this machine.
+            ``scratch/`` is only needed to resume after an interruption.
+        seed: seed of the shuffle before studies are divided into shards, so that each shard is a random sample of its
+            split.
+        writers: writers of the shards; None starts ``config.workers`` processes on this machine.
 
     Raises:
         UserError: a split is empty, two studies share a key, too many films are unreadable, the disk is full.
@@ -95,17 +95,17 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
     try:
         for name in ("shards", "scratch"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        todo = [shard for shard in plan if not _is_whole(shard, folder)]
+        todo = [shard for shard in plan if not _is_complete(shard, folder)]
         with (writers or _processes)(source, config, folder) as submit:
             futures = [submit(shard) for shard in todo]
             for future in track(as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)):
                 future.result()
-        notes = [json.loads(_shard_record_path(shard, folder).read_text()) for shard in plan]
-        rows = [row for note in notes for row in note["rows"]]
-        skipped = [one for note in notes for one in note["skipped"]]
+        records = [json.loads(_shard_record_path(shard, folder).read_text()) for shard in plan]
+        rows = [row for record in records for row in record["rows"]]
+        skipped = [one for record in records for one in record["skipped"]]
         _check_skipped(skipped, len(rows) + len(skipped), config.max_corrupt_fraction)
         for path in {*(folder / "shards").iterdir()} - {_tar(shard, folder) for shard in plan}:
-            path.unlink()  # of an interrupted run on a data set that has changed since
+            path.unlink()  # left by an interrupted run on a data set that has changed since
         temporary = folder / "scratch" / f"index.{os.getpid()}"
         write_data_card(rows, skipped, getattr(source, "left_out", {}), config, folder)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), temporary)
@@ -120,22 +120,22 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
 
 
 def read_index(folder: Path, split: str, columns: list[str] | None = None, with_wordless: bool = False) -> pa.Table:
-    """The index rows of one split, in stored order.
+    """Read the index rows of one split, in stored order.
 
     Args:
-        folder: a data artefact.
-        split: of it.
-        columns: of ``INDEX``; None: all.
-        with_wordless: also studies without a text, which stage 1 alone uses.
+        folder: data artefact.
+        split: one of ``SPLITS``.
+        columns: columns of ``INDEX``; None reads all.
+        with_wordless: whether to include studies without a text, which only stage 1 uses.
 
     Raises:
-        UserError: there is no readable index, or the split is empty or unknown.
+        UserError: the index is missing or unreadable, or the split is empty or unknown.
     """
     path = folder / "index.parquet"
     try:
         wanted = pc.field("split") == split
         if not with_wordless:
-            wanted &= (pc.field("report") != "") | pc.field("report").is_null()  # null: told by the sample alone
+            wanted &= (pc.field("report") != "") | pc.field("report").is_null()  # null: only the sample has the report
         table = pq.read_table(path, columns=columns, filters=wanted)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
@@ -147,7 +147,7 @@ def read_index(folder: Path, split: str, columns: list[str] | None = None, with_
 
 
 def hash_key(key: str) -> str:
-    """A name for a study that may stand in logs and error messages."""
+    """Hash the key of a study for logs and error messages."""
     return hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
@@ -168,7 +168,7 @@ def _plan(studies: list[Study], shard_size: int, seed: int) -> list[Shard]:
 
 
 def _check_skipped(skipped: list[dict[str, str]], total: int, fraction: float) -> None:
-    """Name what was left out; stop where it is too much."""
+    """Print the skipped studies; raise UserError if they are more than ``fraction`` of all."""
     if not skipped:
         return
     named = ", ".join(f"{one['key']} ({one['reason']})" for one in skipped[:NAMED])
@@ -185,16 +185,16 @@ def _tar(shard: Shard, folder: Path) -> Path:
 
 
 def _shard_record_path(shard: Shard, folder: Path) -> Path:
-    """Index rows of one shard; written after the tar, so that they stand for a whole shard."""
+    """Return the path of the record of one shard, written after the tar: an existing record marks a complete shard."""
     return folder / "scratch" / f"{shard.name}.json"
 
 
-def _is_whole(shard: Shard, folder: Path) -> bool:
+def _is_complete(shard: Shard, folder: Path) -> bool:
     try:
-        notes = json.loads(_shard_record_path(shard, folder).read_text())
-        left_out = {one["key"] for one in notes["skipped"]}
-        expected = [study.key for study in shard.studies if hash_key(study.key) not in left_out]
-        return [row["key"] for row in notes["rows"]] == expected and file_hash(_tar(shard, folder)) == notes["sha256"]
+        record = json.loads(_shard_record_path(shard, folder).read_text())
+        skipped = {one["key"] for one in record["skipped"]}
+        expected = [study.key for study in shard.studies if hash_key(study.key) not in skipped]
+        return [row["key"] for row in record["rows"]] == expected and file_hash(_tar(shard, folder)) == record["sha256"]
     except (OSError, ValueError, KeyError):
         return False
 
@@ -208,7 +208,7 @@ _folder: Path
 
 @contextmanager
 def _processes(source: Source, config: DataConfig, folder: Path) -> Iterator[SubmitShard]:
-    """Fresh processes with one numerical thread each: bytes must not depend on how many threads summed something."""
+    """Start fresh processes with one numerical thread each, so that bytes do not depend on the number of threads."""
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     pool = ProcessPoolExecutor(
         config.workers,
@@ -229,7 +229,7 @@ def _processes(source: Source, config: DataConfig, folder: Path) -> Iterator[Sub
 
 
 def init_shard_writer(source: Source, image_size: int, folder: Path) -> None:
-    """What a process must know before it writes shards."""
+    """Set the globals of a writer process."""
     global _source, _image_size, _folder
     _source, _image_size, _folder = source, image_size, folder
 
@@ -239,7 +239,7 @@ def _start_worker(source: Source, image_size: int, folder: Path) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def die_with_parent() -> None:  # a killed parent cannot stop its pool, whose workers would wait for ever
+    def die_with_parent() -> None:  # a killed parent cannot stop its pool, so its workers would wait forever
         wait([parent.sentinel])
         os._exit(1)
 
@@ -247,8 +247,8 @@ def _start_worker(source: Source, image_size: int, folder: Path) -> None:
 
 
 def write_shard(shard: Shard) -> None:
-    """Write one shard and the notes that stand for it, whole."""
-    # The process id keeps a worker that outlives a killed run for a moment out of the next run's way.
+    """Write one shard and its record, each atomically."""
+    # The process id separates the file from that of a worker that briefly outlives a killed run.
     temporary = _folder / "scratch" / f"{shard.name}.{os.getpid()}"
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
@@ -261,14 +261,14 @@ def write_shard(shard: Shard) -> None:
                 skipped.append({"key": hash_key(study.key), "reason": _reason(error)})
                 continue
             tar.write(_members(study, films))
-            place = {"shard": shard.name, "offset": offset, "size": tar.tarstream.offset - offset}
-            rows.append(place | {"views": len(films.views)} | _record(study))
+            location = {"shard": shard.name, "offset": offset, "size": tar.tarstream.offset - offset}
+            rows.append(location | {"views": len(films.views)} | _record(study))
     data = temporary.read_bytes()
     for row in rows:
         row["sha256"] = hashlib.sha256(data[row["offset"] : row["offset"] + row["size"]]).hexdigest()
     temporary.replace(_tar(shard, _folder))
-    notes = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows, "skipped": skipped}
-    temporary.write_text(json.dumps(notes))
+    record = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows, "skipped": skipped}
+    temporary.write_text(json.dumps(record))
     temporary.replace(_shard_record_path(shard, _folder))
 
 
@@ -282,12 +282,12 @@ def _load_images(study: Study) -> StudyImages:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """Why a film could not be read, without a path in it."""
+    """Return why a film could not be read, without its path."""
     return type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
 def _members(study: Study, films: StudyImages) -> dict[str, Any]:
-    """One sample as webdataset writes it: members by suffix."""
+    """Return one sample for ``webdataset.TarWriter``: members by suffix."""
     assert re.fullmatch(r"[\w-]+", study.key, re.ASCII), "a key that is not safe in a tar"
     slugs = {finding: re.sub(r"[^a-z0-9]+", "-", finding.lower()) for finding in films.masks}
     assert len(set(slugs.values())) == len(slugs), "two masks of one name"
@@ -302,5 +302,5 @@ def _members(study: Study, films: StudyImages) -> dict[str, Any]:
 
 
 def _record(study: Study) -> dict[str, Any]:
-    told = {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels", "prior")}
-    return told | {"projections": list(study.views)}
+    record = {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels", "prior")}
+    return record | {"projections": list(study.views)}

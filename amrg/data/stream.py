@@ -1,4 +1,4 @@
-"""Shards to samples: one after the other (``read``), or as shuffled global batches for training (``Stream``)."""
+"""Reading of samples from shards: in index order (``iter_samples``), or as shuffled global batches (``Stream``)."""
 
 import hashlib
 import io
@@ -28,10 +28,10 @@ from amrg.errors import UserError
 logger = logging.getLogger(__name__)
 
 MAX_LANES = 64
-#: Bad samples that are named one by one in the log; the rest is counted.
+#: Damaged samples that are logged one by one; the others are counted.
 MAX_LOGGED = 10
 
-#: Batches among which samples are sorted when a stream groups them by length.
+#: Number of consecutive batches whose samples are sorted by length together.
 SORT_WINDOW = 16
 
 _PLACE = ["shard", "key", "offset", "size", "sha256"]
@@ -44,7 +44,7 @@ class Sample:
     Attributes:
         study: report and labels.
         views: films, uint8 [H, W] each.
-        masks: true extent of findings on the first view, bool [H, W] by finding; empty where it is not known.
+        masks: true extent of each finding on the first view, bool [H, W]; empty if unknown.
     """
 
     study: Study
@@ -52,17 +52,17 @@ class Sample:
     masks: dict[str, np.ndarray]
 
 
-#: One rank's part of a batch (None where a whole lane is damaged), and the damaged rows met on the way.
+#: One rank's part of a batch (None if all samples of a lane are damaged), and the reasons of damaged rows by number.
 RankBatch = tuple[Any, dict[int, str]]
-#: What a rank's samples of a batch become where they are decoded: stacked, padded. Picklable.
+#: Combines a rank's samples of a batch (stacks, pads) in the process that decodes them. Picklable.
 Collate = Callable[[list[Sample]], Any]
 
 
 class RankBatches(Protocol):
-    """A rank's parts of the batches of an epoch; can be pickled, and gives the same wherever it is asked.
+    """A rank's parts of the batches of an epoch. Picklable; every process reads the same parts.
 
     Attributes:
-        samples: in one part.
+        samples: number of samples in one part.
     """
 
     samples: int
@@ -70,7 +70,7 @@ class RankBatches(Protocol):
     def __getitem__(self, step: int) -> RankBatch: ...
 
 
-#: Gives the parts of some steps in their order, read by whom it likes, as far ahead as it likes.
+#: Yields the parts of some steps in order; it may read them in other processes and ahead of time.
 Fetch = Callable[[RankBatches, range], Iterable[RankBatch]]
 
 _FETCH: ContextVar[Fetch | None] = ContextVar("fetch", default=None)
@@ -78,7 +78,7 @@ _FETCH: ContextVar[Fetch | None] = ContextVar("fetch", default=None)
 
 @contextmanager
 def use_fetcher(fetch: Fetch) -> Iterator[None]:
-    """Within the block ``fetch`` gets the parts of every ``Stream``, which starts no reader processes of its own."""
+    """Let every ``Stream`` in the block read through ``fetch`` instead of its own reader processes."""
     token = _FETCH.set(fetch)
     try:
         yield
@@ -87,38 +87,38 @@ def use_fetcher(fetch: Fetch) -> Iterator[None]:
 
 
 def fetch_sequentially(parts: RankBatches, steps: range) -> Iterable[RankBatch]:
-    """Read a part when it is asked for."""
+    """Read each part in this process when it is requested."""
     return map(parts.__getitem__, steps)
 
 
 def num_lanes(batch_size: int) -> int:
-    """Lanes that a global batch is read in: its largest divisor up to ``MAX_LANES``."""
+    """Return the number of lanes of a global batch: its largest divisor up to ``MAX_LANES``."""
     return max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
 
 
-# Studies without a text are passed over unless they are asked for (``with_wordless``): stage 1 alone uses them.
+# Studies without a text are skipped unless ``with_wordless`` is set: only stage 1 uses them.
 
 
 def num_studies(folder: Path, split: str, with_wordless: bool = False) -> int:
-    """Number of studies of a split."""
+    """Return the number of studies of a split."""
     return read_index(folder, split, ["split"], with_wordless).num_rows
 
 
 def load_studies(folder: Path, split: str, with_wordless: bool = False) -> list[Study]:
-    """The studies of a split in index order, without a film being opened."""
+    """Read the studies of a split in index order, without opening a film."""
     columns = ["key", "group", "split", "report", "labels", "projections", "prior"]
     return [_study(row) for row in read_index(folder, split, columns, with_wordless).to_pylist()]
 
 
 def num_views(folder: Path, split: str, with_wordless: bool = False) -> list[int]:
-    """Number of films of each study of a split, in index order."""
+    """Return the number of films of each study of a split, in index order."""
     return read_index(folder, split, ["views"], with_wordless)["views"].to_pylist()
 
 
 def iter_samples(
     folder: Path, split: str, numbers: Sequence[int] | None = None, with_wordless: bool = False
 ) -> Iterator[Sample]:
-    """The samples with these numbers in the index of a split, or every one in index order.
+    """Yield the samples with these numbers in the index of a split, or all samples in index order.
 
     Raises:
         UserError: a sample is damaged; the message names its shard.
@@ -131,45 +131,45 @@ def iter_samples(
 
 
 class SampleLookup:
-    """The samples of a split by the key of their study, each read when it is asked for."""
+    """Mapping from the key of a study to its sample, which is read on access."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._files, self._rows = folder, ShardFiles(folder), read_index(folder, split, _PLACE)
         self._numbers = {key: number for number, key in enumerate(self._rows["key"].to_pylist())}
 
     def __getitem__(self, key: str) -> Sample:
-        """Raises KeyError where there is no such study; UserError where its sample is damaged."""
+        """Return the sample of a study. Raises KeyError if it does not exist, UserError if its sample is damaged."""
         return _load_or_user_error(self._files, self._folder, _row(self._rows, self._numbers[key]))
 
 
 class Stream:
     """Shuffled batches of a split, the same for any number of ranks, and resumable at any batch.
 
-    The order is a function of (seed, epoch) alone: shards are shuffled, and samples inside each. This sequence is cut
-    into lanes of equal length, and a global batch takes the same number of samples from the head of every lane, so
-    a lane reads shard after shard. Rank r of W serves the lanes congruent to r. The number of lanes is the largest
-    divisor of the batch size up to ``MAX_LANES``, however few shards there are: a lane may be less than a shard.
+    The order depends on (seed, epoch) only: shards are shuffled, then samples inside each shard. This sequence is
+    divided into lanes of equal length, and a global batch takes the same number of samples from the head of every lane,
+    so that a lane reads one shard after the other. Rank r of W reads the lanes congruent to r. The number of lanes is
+    the largest divisor of the batch size up to ``MAX_LANES``; with few shards a lane may be less than a shard.
 
-    Each sample comes at most once an epoch. The last samples of the sequence, fewer than a batch, are left out, other
-    ones in each epoch. A damaged sample is skipped, counted in ``bad``, named in the log, and its place taken by the
-    next good one of its lane, so that batches stay full.
+    Each sample occurs at most once per epoch. The last samples of the sequence, fewer than a batch, are left out; they
+    differ between epochs. A damaged sample is skipped, recorded in ``corrupt`` and logged, and the next readable sample
+    of its lane takes its place, so that batches stay full.
 
-    With ``lengths`` the samples of a batch are of like length: in every lane, each stretch of ``SORT_WINDOW`` batches
+    With ``lengths`` the samples of a batch are of similar length: in every lane, each window of ``SORT_WINDOW`` batches
     is sorted, and its batches are shuffled again.
 
     Args:
-        folder: a data artefact.
+        folder: data artefact.
         split: usually ``train``.
-        batch_size: samples of a global batch, over all ranks.
-        seed: of the order.
-        rank: this process.
+        batch_size: number of samples of a global batch, over all ranks.
+        seed: seed of the order.
+        rank: number of this process.
         world: number of processes; must divide the number of lanes.
-        max_corrupt_fraction: of this rank's share of the split; with more damaged samples than that, reading stops.
-        readers: processes that read ahead for this rank; 0 reads when a batch is asked for.
-        collate: applied to this rank's samples of a batch, in the reader processes where there are any; its tensors
-            are pinned where there is a GPU.
-        lengths: of each sample of the split, in index order.
-        with_wordless: also studies without a text.
+        max_corrupt_fraction: reading stops with more damaged samples than this fraction of the rank's share.
+        readers: number of processes that read ahead for this rank; 0 reads on request.
+        collate: applied to this rank's samples of a batch, in the reader processes if there are any; its tensors are
+            pinned if there is a GPU.
+        lengths: length of each sample of the split, in index order.
+        with_wordless: whether to include studies without a text.
 
     Raises:
         UserError: the split has less than one batch, the ranks do not fit the lanes, or too many samples are damaged.
@@ -211,20 +211,20 @@ class Stream:
             )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """This rank's part of each global batch of an epoch (what ``collate`` gave), from batch ``start`` on."""
+        """Yield this rank's collated part of each global batch of an epoch, from batch ``start`` on."""
         batches = _Batches(self._folder, self._rows, self._lanes(epoch), self._per_lane, self._collate)
         steps = range(start, self.steps_per_epoch)
-        # Each step is a function of its number: readers change who reads it, not what comes or in which order.
+        # A step depends on its number only, so readers change neither its content nor the order.
         fetch = _FETCH.get() or (self._fetch_ahead if self._readers else fetch_sequentially)
-        for found, bad in fetch(batches, steps):
-            for number, reason in bad.items():
+        for part, corrupt in fetch(batches, steps):
+            for number, reason in corrupt.items():
                 self._skip(number, reason)
-            if found is None:
+            if part is None:
                 raise UserError(f"{self._folder}: a whole lane of samples is damaged; {_REMEDY}")
-            yield found
+            yield part
 
     def _fetch_ahead(self, parts: Any, steps: range) -> Iterable[RankBatch]:
-        """By reader processes of this rank's own."""
+        """Read parts in reader processes of this rank."""
         return DataLoader(
             parts,
             batch_size=None,
@@ -236,7 +236,7 @@ class Stream:
         )
 
     def _lanes(self, epoch: int) -> list[np.ndarray]:
-        """The index rows of this rank's lanes in an epoch."""
+        """Return the index rows of this rank's lanes in an epoch."""
         order = self._order(epoch)
         length = len(order) // self.lanes
         lanes = [order[lane * length : (lane + 1) * length] for lane in range(self._rank, self.lanes, self._world)]
@@ -245,7 +245,7 @@ class Stream:
         return [group_by_length(lane, self._lengths, self._per_lane, [self._seed, epoch]) for lane in lanes]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The index rows in the order of an epoch: shards shuffled, then rows inside each. int64 [rows]"""
+        """Return the index rows in the order of an epoch, int64 [rows]: shards are shuffled, then rows inside each."""
         generator = np.random.default_rng([self._seed, epoch])
         return np.concatenate(
             [generator.permutation(self._shards[i]) for i in generator.permutation(len(self._shards))]
@@ -268,7 +268,7 @@ class Stream:
 
 
 class _Batches(Dataset[RankBatch]):
-    """One rank's parts of the batches of an epoch by their number."""
+    """One rank's parts of the batches of an epoch, by number."""
 
     def __init__(self, folder: Path, rows: pa.Table, lanes: list[np.ndarray], per_lane: int, collate: Collate) -> None:
         self._files, self._rows, self._lanes = ShardFiles(folder), rows, lanes
@@ -276,39 +276,40 @@ class _Batches(Dataset[RankBatch]):
         self.samples = len(lanes) * per_lane
 
     def __getitem__(self, step: int) -> RankBatch:
-        bad: dict[int, str] = {}
+        corrupt: dict[int, str] = {}
         positions = range(step * self._per_lane, (step + 1) * self._per_lane)
-        found = [self._next_readable(lane, position, bad) for lane in self._lanes for position in positions]
+        found = [self._next_readable(lane, position, corrupt) for lane in self._lanes for position in positions]
         samples = [sample for sample in found if sample is not None]
-        return (self._collate(samples) if len(samples) == len(found) else None), bad
+        return (self._collate(samples) if len(samples) == len(found) else None), corrupt
 
-    def _next_readable(self, lane: np.ndarray, position: int, bad: dict[int, str]) -> Sample | None:
-        """The sample at a position of a lane, or the next one (from its end on to its start) that can be read."""
+    def _next_readable(self, lane: np.ndarray, position: int, corrupt: dict[int, str]) -> Sample | None:
+        """Return the sample at a position of a lane, or the next readable one (cyclically); None if there is none."""
         for shift in range(len(lane)):
             number = int(lane[(position + shift) % len(lane)])
-            if number in bad:
+            if number in corrupt:
                 continue
             try:
                 return _load(self._files, _row(self._rows, number))
             except ValueError as error:
-                bad[number] = str(error)
+                corrupt[number] = str(error)
         return None
 
 
 def group_by_length(order: np.ndarray, lengths: np.ndarray, size: int, seed: list[int]) -> np.ndarray:
-    """An order in which each ``size`` samples that follow one another are of like length.
+    """Reorder samples so that each batch of ``size`` has samples of similar length.
 
-    Every stretch of ``SORT_WINDOW`` × ``size`` samples is sorted and cut into batches, which are shuffled; what is left
-    of a batch stays at the end. Which batch comes when follows from ``seed`` alone: parallel lanes put like with like.
+    Every window of ``SORT_WINDOW`` × ``size`` samples is sorted and divided into batches, which are shuffled; an
+    incomplete batch stays at the end. The order of batches depends on ``seed`` only, so that the parts of a global
+    batch in parallel lanes are of similar length.
     """
     generator = np.random.default_rng([*seed, 1])
-    whole = len(order) // size * size
+    complete = len(order) // size * size
     result = []
-    for start in range(0, whole, SORT_WINDOW * size):
-        stretch = order[start : min(start + SORT_WINDOW * size, whole)]
-        batches = stretch[np.argsort(lengths[stretch], kind="stable")].reshape(-1, size)
+    for start in range(0, complete, SORT_WINDOW * size):
+        window = order[start : min(start + SORT_WINDOW * size, complete)]
+        batches = window[np.argsort(lengths[window], kind="stable")].reshape(-1, size)
         result.append(batches[generator.permutation(len(batches))].flatten())
-    return np.concatenate([*result, order[whole:]])
+    return np.concatenate([*result, order[complete:]])
 
 
 def _row(rows: pa.Table, number: int) -> dict[str, Any]:
@@ -323,7 +324,7 @@ _REMEDY = "delete this data artefact and make it again with `amrg prepare CONFIG
 
 
 def _runs(shards: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each shard, from the shard's name in each row."""
+    """Return the row numbers of each shard, given the shard's name in each row."""
     return np.split(np.arange(len(shards)), np.flatnonzero(shards[1:] != shards[:-1]) + 1)
 
 
@@ -336,7 +337,7 @@ def _corruption_message(row: dict[str, Any], error: ValueError | str) -> str:
 
 
 def _load_or_user_error(files: ShardFiles, folder: Path, row: dict[str, Any]) -> Sample:
-    """``_load``, damage being the user's to repair."""
+    """Load a sample; damage raises UserError with a remedy."""
     try:
         return _load(files, row)
     except ValueError as error:
@@ -344,11 +345,11 @@ def _load_or_user_error(files: ShardFiles, folder: Path, row: dict[str, Any]) ->
 
 
 def _load(files: ShardFiles, row: dict[str, Any]) -> Sample:
-    """Read one sample where the index says it lies.
+    """Read one sample at its position in the index.
 
     Raises:
-        ValueError: it is not what was written, or cannot be decoded.
-        UserError: its shard is not there.
+        ValueError: the bytes differ from those written, or cannot be decoded.
+        UserError: the shard is missing.
     """
     try:
         data = files.read(row["shard"], row["offset"], row["size"])
@@ -362,7 +363,7 @@ def _load(files: ShardFiles, row: dict[str, Any]) -> Sample:
 
 
 def _decode(data: bytes, key: str) -> Sample:
-    """The members of one sample, as they lie in the tar. Raises ValueError when they are no sample of this key."""
+    """Decode the tar members of one sample. Raises ValueError if they are not the sample of this key."""
     try:
         members: dict[str, Any] = next(group_by_keys(tar_file_expander([{"url": "", "stream": io.BytesIO(data)}])))
         record = json.loads(members["json"])

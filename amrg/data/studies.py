@@ -1,4 +1,4 @@
-"""What a study is, whatever data set it came from, and what a source must offer."""
+"""Types that all data sets share: a study, its images, and the interface of a source."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,14 +16,14 @@ class Study:
 
     Attributes:
         key: unique in the data set and safe as a WebDataset key (letters, digits, ``-`` and ``_``).
-        group: hashed patient; memory rows of a study's own group are invisible to it.
+        group: hashed patient; rows of its own group are hidden from a study.
         split: one of ``SPLITS``.
-        report: the cleaned text that the model should write; empty where the report lacks the chosen section: such a
-            study has labels, trains stage 1 and is seen by no other step.
+        report: the cleaned target text; empty if the report lacks the chosen section. A study without text has labels
+            and is used by stage 1 only.
         labels: the 14 labels by name: 1.0 positive, 0.0 negative, -1.0 uncertain, None not mentioned.
-        views: projection of each film (PA, AP, LATERAL …) where the data set tells.
-        prior: key of the same patient's study before this one, or empty.
-        load_error: why it cannot be used, if its entry in the tables is damaged; ``prepare`` leaves it out.
+        views: projection of each film (PA, AP, LATERAL …), if the data set gives it.
+        prior: key of the same patient's previous study, or empty.
+        load_error: error text if the study's entry in the tables is damaged; ``prepare`` leaves such a study out.
     """
 
     key: str
@@ -46,7 +46,7 @@ class StudyImages:
 
     Attributes:
         views: one or more grey films, uint8 [H, W].
-        masks: true lesion extent on the first view by finding, bool [H, W]; empty where the data set has none.
+        masks: true lesion extent of each finding on the first view, bool [H, W]; empty if the data set has none.
     """
 
     views: list[np.ndarray]
@@ -57,9 +57,9 @@ class Source(Protocol):
     """A data set on disk. Instances are picklable: worker processes call ``films``."""
 
     def studies(self) -> list[Study]:
-        """All studies in a fixed order."""
+        """Return all studies in a fixed order."""
         ...
 
     def films(self, study: Study) -> StudyImages:
-        """The films of one study: a function of the study (and the config's seed) alone."""
+        """Load the films of one study; they depend on the study and the config's seed only."""
         ...

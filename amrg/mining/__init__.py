@@ -1,1 +1,1 @@
-"""What fills the banks: class activation maps, the regions they show, and the step that builds both banks."""
+"""The ``banks`` step: regions from class activation maps, encoded reports, and both banks built from them."""

@@ -1,4 +1,4 @@
-"""What the classifier finds on a part of the films; parts are independent.
+"""Regions that the classifier finds on one part of the films. Parts are independent.
 
 Shape legend: K = 14 labels, V views, M films, D row length, n regions of a part.
 """
@@ -26,18 +26,19 @@ from amrg.precision import autocast
 from amrg.training.collate import collate_images
 
 _BATCH = 32
-#: Studies that are worked on in one go: whole batches, so that a batch is the same in any part.
+#: Studies per part: a multiple of the batch size, so that batches do not depend on the parts.
 STUDIES_PER_PART = 8 * _BATCH
 
 
 @dataclass(frozen=True)
 class RegionMiner:
-    """Finds the regions of parts; what it has written is not done again.
+    """Find the regions of parts and write them to files; existing files are kept.
 
     Attributes:
         config: ``banks``, ``vision`` and ``stage1.dtype`` are read.
-        data, stage1: artefacts.
-        scratch: folder for what it writes.
+        data: data artefact.
+        stage1: stage 1 artefact.
+        scratch: folder of the files.
     """
 
     config: Config
@@ -54,64 +55,64 @@ class RegionMiner:
         return json.loads((self.stage1 / "thresholds.json").read_text())
 
     def find(self, part: tuple[int, list[int]]) -> Path:
-        """Regions of the findings that films have and the classifier finds in them.
+        """Find the regions of all findings that are labelled positive and that the classifier detects.
 
         Args:
-            part: its place among the parts; ascending numbers of studies among those of ``banks.splits``.
+            part: (number of the part, ascending numbers of its studies among those of ``banks.splits``).
 
         Returns:
-            a file of ``study`` (position in the part), ``view``, ``label`` (index in ``LABELS``), ``peak``, ``box`` and
-            ``state`` of each region, [n, …], and of how many films of each label were ``positive`` and ``missed``. The
-            region of No Finding is there for every film: it shows what the film has of normal anatomy.
+            path of a file with ``study`` (position in the part), ``view``, ``label`` (index in ``LABELS``), ``peak``,
+            ``box`` and ``state`` of each region, [n, …], and the number of ``positive`` and ``missed`` films per label.
+            Every film has a region of No Finding, which shows normal anatomy.
         """
         number, studies = part
         path = self.scratch / f"regions-{number:06d}.npz"
         if not path.exists():
             with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **self._found(studies))
+                np.savez(file, allow_pickle=False, **self._regions(studies))
         return path
 
-    def _found(self, studies: list[int]) -> dict[str, np.ndarray]:
+    def _regions(self, studies: list[int]) -> dict[str, np.ndarray]:
         counts = {"positive": np.zeros(len(LABELS), np.int64), "missed": np.zeros(len(LABELS), np.int64)}
         places: list[tuple[int, int, int]] = []
         kept: dict[str, list[np.ndarray]] = {"peak": [], "box": [], "state": []}
         position = 0
         for samples in _batches(self._read(studies)):
-            sure_BK, regions = self._look(samples)
+            probabilities_BK, regions = self._classify(samples)
             first = 0
-            for sample, sure_K in zip(samples, sure_BK.tolist(), strict=True):
+            for sample, probabilities_K in zip(samples, probabilities_BK.tolist(), strict=True):
                 views = range(first, first + len(sample.views))
                 for k, name in enumerate(LABELS):
                     normal = name == NO_FINDING
                     if not normal and sample.study.labels[name] != POSITIVE:
                         continue
                     counts["positive"][k] += len(views)
-                    if not normal and sure_K[k] < self._thresholds[name]:
+                    if not normal and probabilities_K[k] < self._thresholds[name]:
                         counts["missed"][k] += len(views)
                         continue
-                    for film in views:
-                        places.append((position, film - first, k))
-                        kept["peak"].append(regions.peaks_BK[film, k].numpy())
-                        kept["box"].append(regions.boxes_BK5[film, k, 1:].numpy())
-                        kept["state"].append(regions.states_BKD[film, k].numpy())
+                    for image in views:
+                        places.append((position, image - first, k))
+                        kept["peak"].append(regions.peaks_BK[image, k].numpy())
+                        kept["box"].append(regions.boxes_BK5[image, k, 1:].numpy())
+                        kept["state"].append(regions.states_BKD[image, k].numpy())
                 first, position = views.stop, position + 1
         table = dict(zip(("study", "view", "label"), np.array(places, np.int64).reshape(-1, 3).T, strict=True))
         shapes = {"peak": (), "box": (4,), "state": (self._model.config.query_dim,)}
         columns = {name: np.array(kept[name], np.float32).reshape(-1, *shape) for name, shape in shapes.items()}
         return {**table, **columns, **counts}
 
-    def _look(self, samples: list[Sample]) -> tuple[torch.Tensor, Regions]:
-        """Probability of each label [B, K], and the regions of all films."""
-        films = collate_images(samples, self._model.config.image_size)
+    def _classify(self, samples: list[Sample]) -> tuple[torch.Tensor, Regions]:
+        """Return the probability of each label [B, K] and the regions of all films."""
+        images = collate_images(samples, self._model.config.image_size)
         with torch.no_grad(), autocast(self.config.stage1.dtype):
-            out = self._model(films.images(distributed.device()))
+            out = self._model(images.images(distributed.device()))
         maps_MKHW = activation_maps(self._model.cam_head, out.fine_BHWC, self.config.banks.mining.method)
         regions = find_regions(out.projected_BHWD, maps_MKHW)
-        sure_BK = mean_over_views(out.scores_BK, films.views).double().sigmoid().cpu()
-        return sure_BK, Regions(*(part.cpu() for part in regions))
+        probabilities_BK = mean_over_views(out.scores_BK, images.views).double().sigmoid().cpu()
+        return probabilities_BK, Regions(*(part.cpu() for part in regions))
 
     def _read(self, studies: Sequence[int]) -> Iterator[Sample]:
-        """The samples with these ascending numbers among those of ``banks.splits``."""
+        """Yield the samples with these ascending numbers among those of ``banks.splits``."""
         first = 0
         for split in self.config.banks.splits:
             size = num_studies(self.data, split)

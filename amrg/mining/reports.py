@@ -1,4 +1,4 @@
-"""The report bank: train reports (or their sentences) as vectors of a BERT-like encoder."""
+"""The report bank: train reports, or their sentences, encoded by a BERT-like encoder."""
 
 import shutil
 from collections import Counter
@@ -25,24 +25,24 @@ from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
 from amrg.progress import track
 
-TEXTS_PER_PART = 1000  # texts sorted by length and held as vectors at a time
+TEXTS_PER_PART = 1000  # texts that are sorted by length and encoded together
 
 
 def build_report_bank(
     banks: BanksConfig, data: Path, folder: Path, seed: int, scratch: Path, each: MapFn = map
 ) -> None:
-    """Build the report bank from the studies of ``banks.splits``; a bank that is already there is kept.
+    """Build the report bank from the studies of ``banks.splits``; a finished bank is kept.
 
-    A text counts once per patient group, however many films were rendered for it. The bytes do not depend on who does
-    the parts.
+    A text is one candidate per patient group, however many films were rendered for it. The bytes do not depend on
+    which process handles a part.
 
     Args:
-        banks: encoder, unit, number of rows and sampling; splits and dtype.
-        data: a data artefact.
-        folder: of the bank.
-        seed: of the sampling.
-        scratch: for finished parts; to be seen by all who do them.
-        each: does the parts.
+        banks: encoder, unit, number of rows, sampling, splits and dtype.
+        data: data artefact.
+        folder: folder of the bank.
+        seed: seed of the sampling.
+        scratch: folder of finished parts, visible to all processes that handle them.
+        each: maps a function over the parts.
 
     Raises:
         UserError: the encoder is missing or unusable, or the splits have no texts.
@@ -58,16 +58,16 @@ def build_report_bank(
         raise UserError(f"{folder}: no rows for the bank")
     parts = list(enumerate(chosen[start : start + TEXTS_PER_PART] for start in range(0, len(chosen), TEXTS_PER_PART)))
     encoded = track(each(_BankPart(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
-    made = [MemoryBank.open(path) for path in encoded]
+    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
+    finished = [MemoryBank.open(path) for path in encoded]
     if config.centered:
-        _join_centered(made, folder, banks)
+        _join_centered(finished, folder, banks)
     else:
-        merge(made, folder)
+        merge(finished, folder)
 
 
 def _join_centered(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig) -> None:
-    """All rows without their mean, which the header keeps."""
+    """Merge the parts and subtract the mean of all rows, which is stored in the header."""
     sums_D = torch.stack([part.load().double().sum(0) for part in parts])
     mean_D = (sums_D.sum(0) / sum(map(len, parts))).float()
     about = {**parts[0].header["about"], "mean": mean_D.tolist()}
@@ -79,18 +79,18 @@ def _join_centered(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig
 
 @dataclass(frozen=True)
 class _BankPart:
-    """Encodes a part of the texts into a bank in ``scratch``."""
+    """Encode a part of the texts into a bank in ``scratch``."""
 
     banks: BanksConfig
     scratch: Path
 
     @cached_property
     def _encoder(self) -> TextEncoder:
-        ours = self.banks.reports
-        return TextEncoder(ours.encoder, ours.max_tokens, pooling=ours.pooling)
+        reports = self.banks.reports
+        return TextEncoder(reports.encoder, reports.max_tokens, pooling=reports.pooling)
 
     def encode(self, part: tuple[int, list[dict[str, Any]]]) -> Path:
-        """A bank of texts, given with the part's number and their provenance; one that is there is kept."""
+        """Encode a part (number, provenance of its texts) into a bank; return its folder. An existing bank is kept."""
         number, entries = part
         folder = self.scratch / f"texts-{number:06d}"
         if not folder.exists():
@@ -98,7 +98,7 @@ class _BankPart:
             about = {
                 "encoder": banks.reports.encoder, "pooling": encoder.pooling, "weights_sha256": encoder.fingerprint,
             }  # fmt: skip
-            # What is left without the mean can be small: it is rounded once, at last.
+            # Rows minus their mean can be small, so they are rounded only once, after centering.
             dtype = torch.float32 if banks.reports.centered else DTYPES[banks.dtype]
             with (
                 atomic_path(folder) as temporary,
@@ -109,10 +109,10 @@ class _BankPart:
 
 
 def candidates(chosen: Sequence[Study], unit: str) -> list[tuple[Study, str]]:
-    """The texts that may become rows, each with its study, in the order of the studies' keys.
+    """Return the candidate texts, each with its study, in the order of the studies' keys.
 
-    A text counts once for each group. A sentence is held at most twice, of two patients, so that whoever asks sees one
-    that is not their own.
+    A text is one candidate per patient group. A sentence has at most two copies, of two patients, so that every query
+    sees one of another patient.
     """
     found: dict[tuple[str, str], Study] = {}
     copies: Counter[str] = Counter()
@@ -126,7 +126,7 @@ def candidates(chosen: Sequence[Study], unit: str) -> list[tuple[Study, str]]:
 
 
 def _candidate_rows(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
-    """Provenance of every candidate: a sentence is filed under what it states, a report under its study's labels."""
+    """Return the provenance of every candidate, with the findings of the sentence, or of the study for a report."""
     entries = []
     for study, text in candidates(chosen, unit):
         labels = label_report(text) if unit == "sentence" else study.labels

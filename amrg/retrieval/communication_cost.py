@@ -1,8 +1,8 @@
-"""What the ways of sharded retrieval move and hold: the formulas, the choice between them, and tables of predictions.
+"""Communication cost of the sharding strategies: formulas, the choice of the cheapest, and tables of predictions.
 
-``python -m amrg.retrieval.communication_cost`` prints the tables of ``docs/memory-banks.md``. Bytes are
-those that ``Exchange`` counts. Predicted times are bytes over stated
-bandwidths and nothing else: no latency, no computation, no overlap.
+``python -m amrg.retrieval.communication_cost`` prints the tables of ``docs/memory-banks.md``. Bytes are as counted by
+``amrg.retrieval.collectives.CommGroup``. Predicted times are bytes divided by the bandwidths below, without latency,
+computation or overlap.
 """
 
 import argparse
@@ -14,20 +14,21 @@ import torch
 from amrg.config import ShardingStrategy
 from amrg.retrieval.collectives import TensorSpec, padded_bytes
 
-COUNT = 8  # bytes of a whole number in a header
+COUNT = 8  # bytes of an integer in a header
 
 
 @dataclass(frozen=True)
 class BankShape:
-    """The shape of a bank and of the queries to it.
+    """Sizes of a bank and of the queries to it.
 
     Attributes:
         rows: N.
         dim: D.
-        element: bytes of one stored number (4, 2, or 1 for int8, which brings 4 bytes of scale a row).
+        element: bytes per stored number: 4, 2, or 1 for int8, which adds 4 bytes of scale per row.
         grouped: whether rows and queries have patient groups, 8 bytes each.
-        query: bytes of one number of a query.
-        entropy, top_k: what else is asked for.
+        query: bytes per number of a query.
+        entropy: whether the entropy is returned.
+        top_k: number of attributed rows that are returned.
     """
 
     rows: int
@@ -39,30 +40,30 @@ class BankShape:
     top_k: int = 0
 
     def row_bytes(self, rows: int) -> int:
-        """Bytes of some rows as they travel."""
+        """Return the bytes of a message with this many rows."""
         parts: list[TensorSpec] = [((rows, self.dim), _DTYPES[self.element])]
         parts += [((rows,), torch.float32)] if self.element == 1 else []
         parts += [((rows,), torch.int64)] if self.grouped else []
         return sum(map(padded_bytes, parts))
 
     def query_bytes(self, queries: int) -> int:
-        """Bytes of some queries on their way out."""
+        """Return the bytes of a message with this many queries."""
         group = padded_bytes(((queries,), torch.int64)) if self.grouped else 0
         return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + group
 
     def result_bytes(self, queries: int) -> int:
-        """Bytes of what a shard found for some queries: retrieved, lse, mass, and what was asked for."""
+        """Return the bytes of a partial result: retrieved, lse, mass, and entropy and attribution if requested."""
         parts: list[TensorSpec] = [((queries, self.dim), torch.float32)]
         parts += [((queries,), torch.float32)] * (3 if self.entropy else 2)
         parts += [((queries, self.top_k), torch.float32), ((queries, self.top_k), torch.int64)] if self.top_k else []
         return sum(map(padded_bytes, parts))
 
     def backward_stats_bytes(self, queries: int) -> int:
-        """Bytes of what the backward sends out: do, lse, delta, dmass."""
+        """Return the bytes that the backward dispatches: do, lse, delta, dmass."""
         return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + 3 * padded_bytes(((queries,), torch.float32))
 
     def query_grad_bytes(self, queries: int) -> int:
-        """Bytes of what comes back: the gradient of the queries."""
+        """Return the bytes of the gradient of the queries."""
         return padded_bytes(((queries, self.dim), _DTYPES[self.query]))
 
 
@@ -70,12 +71,12 @@ _DTYPES = {4: torch.float32, 2: torch.bfloat16, 1: torch.int8}
 
 
 def gather_bytes(banks: Sequence[BankShape], queries: Sequence[int], rank: int) -> tuple[int, int]:
-    """Bytes that a rank sends in (forward, backward) of one exchange by ``gather``, without levels.
+    """Return the bytes (forward, backward) that a rank sends in one ``gather`` retrieval without levels.
 
     Args:
-        banks: retrieved from together.
-        queries: M_r of each rank r, the same for every bank.
-        rank: whose bytes.
+        banks: the banks of one batched retrieval.
+        queries: number of queries M_r of each rank r, the same for every bank.
+        rank: the sending rank.
     """
     others = len(queries) - 1
     rest = [count for r, count in enumerate(queries) if r != rank]
@@ -86,21 +87,26 @@ def gather_bytes(banks: Sequence[BankShape], queries: Sequence[int], rank: int) 
 
 
 def two_level_bytes(banks: Sequence[BankShape], queries: int, nodes: int, ranks_per_node: int) -> tuple[int, int, int]:
-    """(bytes between nodes, bytes inside the node, bytes of headers) of forward and backward together, M a rank."""
-    out = [sum(b.query_bytes(m) + b.backward_stats_bytes(m) for b in banks) for m in (queries, nodes * queries)]
-    home = [sum(b.result_bytes(m) + b.query_grad_bytes(m) for b in banks) for m in (queries, nodes * queries)]
+    """Return the bytes that a rank sends (between nodes, inside the node, headers), forward plus backward.
+
+    ``queries`` is the number per rank.
+    """
+    dispatched = [sum(b.query_bytes(m) + b.backward_stats_bytes(m) for b in banks) for m in (queries, nodes * queries)]
+    combined = [sum(b.result_bytes(m) + b.query_grad_bytes(m) for b in banks) for m in (queries, nodes * queries)]
     between, inside = nodes - 1, ranks_per_node - 1
     header = (between + inside) * COUNT * len(banks)
-    return between * (out[0] + home[0]), inside * (out[1] + home[1]), header
+    return between * (dispatched[0] + combined[0]), inside * (dispatched[1] + combined[1]), header
 
 
 def ring_bytes(banks: Sequence[BankShape], spans: Sequence[Sequence[tuple[int, int]]], rank: int) -> int:
-    """Bytes that a rank sends in the forward by ``ring``, and again in the backward: every shard but the next rank's.
+    """Return the bytes that a rank sends in one pass of ``ring``: every shard but the next rank's.
+
+    Forward and backward are one pass each.
 
     Args:
-        banks: retrieved from together.
+        banks: the banks of one batched retrieval.
         spans: [bank][rank] rows [start, stop) of each shard.
-        rank: whose bytes.
+        rank: the sending rank.
     """
     following = (rank + 1) % len(spans[0])
     return sum(
@@ -114,7 +120,10 @@ def ring_bytes(banks: Sequence[BankShape], spans: Sequence[Sequence[tuple[int, i
 def cheapest_strategy(
     rows: int, dim: int, ranks: int, queries: int, element: int, replicate_below_bytes: int
 ) -> ShardingStrategy:
-    """``replicate`` where a copy fits in ``copy_bytes``; else what sends less for ``queries`` a rank and step."""
+    """Return ``replicate`` if the bank fits in ``replicate_below_bytes``, else the strategy that sends fewer bytes.
+
+    ``queries`` is the number per rank per step.
+    """
     bank = BankShape(rows, dim, element)
     if ranks == 1 or bank.row_bytes(rows) <= replicate_below_bytes:
         return "replicate"
@@ -122,16 +131,16 @@ def cheapest_strategy(
     return "gather" if sum(gather_bytes([bank], [queries] * ranks, 0)) <= 2 * ring_bytes([bank], spans, 0) else "ring"
 
 
-#: Stated bandwidths of the predictions, bytes a second and GPU in one direction.
+#: Bandwidths that the predictions assume, in bytes per second per GPU in one direction.
 NODE_RATE = 450e9  # NVLink 4 inside a node of eight
-NET_RATE = 50e9  # one 400 Gbit/s adapter a GPU between nodes
+NET_RATE = 50e9  # one 400 Gbit/s adapter per GPU between nodes
 NODE_RANKS = 8
 
 
 def table(bank: BankShape, queries: int, ranks: Sequence[int]) -> list[str]:
-    """The worked table as Markdown: a line for each number of GPUs and way."""
+    """Return the Markdown table of predictions, one line per number of GPUs and strategy."""
     lines = [
-        "| GPUs | way | rows held a GPU | sent a GPU and step | predicted transfer |",
+        "| GPUs | way | rows held per GPU | sent per GPU per step | predicted transfer |",
         "|---|---|---|---|---|",
     ]
     for size in ranks:
@@ -147,8 +156,8 @@ def table(bank: BankShape, queries: int, ranks: Sequence[int]) -> list[str]:
             held = bank.row_bytes(-(-bank.rows // NODE_RANKS))
             entries.append(("gather, a copy a node", held, own, own / NODE_RATE))
         entries.append(("ring", shard, ring, ring / rate))
-        for way, held, sent, seconds in entries:
-            lines.append(f"| {size:,} | {way} | {_size(held)} | {_size(sent)} | {_time(seconds)} |")
+        for strategy, held, sent, seconds in entries:
+            lines.append(f"| {size:,} | {strategy} | {_size(held)} | {_size(sent)} | {_time(seconds)} |")
     return lines
 
 
@@ -164,9 +173,9 @@ def _time(seconds: float) -> str:
     return "0" if seconds == 0 else f"{seconds * 1000:.3g} ms"
 
 
-#: (heading, bank, queries of one GPU and step: batch · 14 · heads)
+#: (heading, bank, queries per GPU per step: batch · 14 · heads)
 EXAMPLES = (
-    ("The paper's banks: 14,000 × 768, bfloat16; 6 studies a GPU, 6 heads", BankShape(14_000, 768), 6 * 14 * 6),
+    ("The paper's banks: 14,000 × 768, bfloat16; 6 studies per GPU, 6 heads", BankShape(14_000, 768), 6 * 14 * 6),
     ("Every patch of MIMIC-CXR: 74,000,000 × 768, bfloat16; the same queries", BankShape(74_000_000, 768), 6 * 14 * 6),
     ("The same, int8", BankShape(74_000_000, 768, element=1), 6 * 14 * 6),
 )

@@ -1,4 +1,4 @@
-"""Which ranks share a bank, how they are connected, and which rows each of them holds."""
+"""The layout of a sharded bank: the ranks that share it, their process groups, and the rows of each rank."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,17 @@ from amrg.retrieval.collectives import CommGroup
 
 
 class ShardLayout:
-    """Which ranks share a bank, and how they are connected. Every one of them makes it, at the same point.
+    """The process groups of the ranks that share a bank. Creating it is collective over these ranks.
 
     Args:
-        group: the ranks that hold one copy of the bank between them; None is all ranks. ``hybrid_group`` makes groups
-            that hold a copy each.
-        ranks_per_node: ranks of the group on one node, consecutive; None makes no difference between nodes.
+        group: the ranks that share one copy of the bank; None is all ranks. ``hybrid_group`` makes groups that hold
+            one copy each.
+        ranks_per_node: consecutive ranks of the group on one node; None treats all ranks alike.
 
     Attributes:
         flat: all ranks of the group.
-        levels: along which queries travel: between nodes first, then inside; ``[flat]`` without ``ranks_per_node``.
+        levels: groups through which queries are dispatched, in order: between nodes, then inside a node; ``[flat]``
+            without ``ranks_per_node``.
     """
 
     def __init__(self, group: distributed.ProcessGroup | None = None, ranks_per_node: int | None = None) -> None:
@@ -30,39 +31,37 @@ class ShardLayout:
                 raise UserError(
                     f"sharding.ranks_per_node {ranks_per_node} does not divide the {size} ranks that share a bank"
                 )
-            node, place = divmod(self.flat.rank, ranks_per_node)
-            across, inside = (
-                range(place, size, ranks_per_node),
-                range(node * ranks_per_node, (node + 1) * ranks_per_node),
-            )
-            self.levels = [CommGroup(self._subgroup(ranks)) for ranks in (across, inside)]
+            node, local_rank = divmod(self.flat.rank, ranks_per_node)
+            between = range(local_rank, size, ranks_per_node)
+            inside = range(node * ranks_per_node, (node + 1) * ranks_per_node)
+            self.levels = [CommGroup(self._subgroup(ranks)) for ranks in (between, inside)]
 
     def _subgroup(self, ranks: Sequence[int]) -> distributed.ProcessGroup:
-        # Only its members take part: other groups of a hybrid layout need not make theirs at the same time.
+        # Only the members synchronise, so groups of a hybrid layout do not wait for each other.
         group = distributed.new_group([self.flat.global_rank(r) for r in ranks], use_local_synchronization=True)
         assert isinstance(group, distributed.ProcessGroup)
         return group
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that this rank handed over for others so far."""
+        """Bytes that this rank sent to others so far."""
         return self.flat.bytes_sent + sum(level.bytes_sent for level in self.levels if level is not self.flat)
 
 
 def hybrid_group(ranks_per_replica: int) -> distributed.ProcessGroup:
-    """This rank's group of consecutive ranks, where each such group holds a copy of the bank (all ranks call this).
+    """Return this rank's group of consecutive ranks that share one copy of the bank. All ranks must call this.
 
     Raises:
-        UserError: the ranks do not divide evenly.
+        UserError: ``ranks_per_replica`` does not divide the number of ranks.
     """
     if distributed.get_world_size() % ranks_per_replica:
         raise UserError(
             f"sharding.ranks_per_replica {ranks_per_replica} does not divide {distributed.get_world_size()} ranks"
         )
-    mine, _ = distributed.new_subgroups(ranks_per_replica)
-    return mine
+    local_group, _ = distributed.new_subgroups(ranks_per_replica)
+    return local_group
 
 
 def shard_range(rows: int, rank: int, size: int) -> tuple[int, int]:
-    """Rows [start, stop) of one rank: shards differ by at most one row, and are empty where there are more ranks."""
+    """Return the rows [start, stop) of one rank. Shards differ by at most one row, and can be empty."""
     return rows * rank // size, rows * (rank + 1) // size

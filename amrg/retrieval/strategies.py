@@ -1,10 +1,11 @@
-"""The two ways of retrieving from a bank without holding it: queries visit the rows, or rows visit the queries.
+"""The two strategies that retrieve from a bank without a full copy: ``gather`` sends queries, ``ring`` sends rows.
 
-Both use the operator's own forward and backward on partial memories. The backward of a part needs, of the whole, only
-``lse`` and ``delta_i = do_i · o_i + dmass_i mass_i − dlse_i`` (kernels/hopfield/README.md), one number a query.
+Both run the operator's own forward and backward on one shard at a time. The backward of a shard needs only ``lse`` and
+``delta_i = do_i · o_i + dmass_i mass_i − dlse_i`` of the merged result (kernels/hopfield/README.md), one number each
+per query.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,33 +18,35 @@ from amrg.kernels.hopfield.reference import Operands, softmax_delta
 from amrg.retrieval.collectives import CommGroup, TensorSpec
 from amrg.retrieval.types import PartialResult, RetrievalRequest, Shard, ShardedRows, ShardQuery
 
-#: Apart by a prime, so that shards and ranks draw dropout of their own.
+#: A prime: seeds of different shards and ranks do not coincide, so each draws its own dropout.
 _SHARD_SEED = 1_000_003
 
 
 def retrieve_gather(requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
-    """Queries visit the rows."""
+    """Send the queries to every shard and merge the partial results that come back."""
     return _run(_Gather, requests)
 
 
 def retrieve_ring(requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
-    """Rows visit the queries."""
+    """Pass the shards round a ring; each rank retrieves for its own queries."""
     return _run(_Ring, requests)
 
 
-def _run(way: Any, requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
-    asks = [_ask(request) for request in requests]
-    flat = iter(way.apply([request.bank for request in requests], asks, *(ask.queries for ask in asks)))
+def _run(function: Any, requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
+    queries = [_shard_query(request) for request in requests]
+    tensors = iter(
+        function.apply([request.bank for request in requests], queries, *(query.queries for query in queries))
+    )
     results = []
-    for ask in asks:
-        retrieved, lse, mass = (next(flat) for _ in range(3))
-        entropy = next(flat) if ask.entropy else None
-        weights, indices = (next(flat), next(flat)) if ask.top_k else (None, None)
+    for query in queries:
+        retrieved, lse, mass = (next(tensors) for _ in range(3))
+        entropy = next(tensors) if query.return_entropy else None
+        weights, indices = (next(tensors), next(tensors)) if query.top_k else (None, None)
         results.append(Retrieval(retrieved, lse, mass, entropy, weights, indices))
     return results
 
 
-def _ask(request: RetrievalRequest) -> ShardQuery:
+def _shard_query(request: RetrievalRequest) -> ShardQuery:
     seed = None
     if request.dropout:
         drawn = torch.randint(2**62, ()) if request.seed is None else torch.as_tensor(request.seed, dtype=torch.int64)
@@ -52,40 +55,45 @@ def _ask(request: RetrievalRequest) -> ShardQuery:
     return ShardQuery(request.queries, group, seed, request.dropout, request.top_k, request.return_entropy)
 
 
-def _retrieve_from_shard(ask: ShardQuery, shard: Shard) -> PartialResult:
-    """Retrieve from one shard; float32 (float64 for such queries), rows numbered as in the whole bank."""
-    o, lse, mass, entropy, weights, indices, _ = hopfield_forward(*_operands(ask, shard), ask.top_k, ask.entropy, False)
-    answer = [o.to(lse.dtype), lse, mass]
-    if ask.entropy:
-        answer.append(entropy)
-    if ask.top_k:
-        answer += [weights, torch.where(indices >= 0, indices + shard.start, indices)]
-    return answer
+def _retrieve_from_shard(query: ShardQuery, shard: Shard) -> PartialResult:
+    """Retrieve from one shard, in float32 (float64 for float64 queries), with row numbers of the full bank."""
+    o, lse, mass, entropy, weights, indices, _ = hopfield_forward(
+        *_operands(query, shard), query.top_k, query.return_entropy, False
+    )
+    result = [o.to(lse.dtype), lse, mass]
+    if query.return_entropy:
+        result.append(entropy)
+    if query.top_k:
+        result += [weights, torch.where(indices >= 0, indices + shard.start, indices)]
+    return result
 
 
-def _merge(ask: ShardQuery, answers: Sequence[PartialResult]) -> PartialResult:
-    """The answers of disjoint rows as one."""
-    if len(answers) == 1:
-        return answers[0]
-    o, lse, mass, *rest = (torch.stack(pieces) for pieces in zip(*answers, strict=True))
-    entropy = rest.pop(0) if ask.entropy else torch.zeros_like(lse)
-    whole = merge(o, lse, mass, entropy)
-    answer = list(whole[: 4 if ask.entropy else 3])
-    if ask.top_k:
-        weights = rest[0] * torch.exp(lse - zero_where_neg_inf(whole[1]))[..., None]
-        top, order = weights.transpose(0, 1).flatten(1).topk(ask.top_k, dim=1)
-        answer += [top, rest[1].transpose(0, 1).flatten(1).gather(1, order)]
-    return answer
+def _merge(query: ShardQuery, results: Sequence[PartialResult]) -> PartialResult:
+    """Merge the results of disjoint rows into one."""
+    if len(results) == 1:
+        return results[0]
+    o, lse, mass, *rest = (torch.stack(pieces) for pieces in zip(*results, strict=True))
+    entropy = rest.pop(0) if query.return_entropy else torch.zeros_like(lse)
+    tensors = merge(o, lse, mass, entropy)
+    merged = list(tensors[: 4 if query.return_entropy else 3])
+    if query.top_k:
+        weights = rest[0] * torch.exp(lse - zero_where_neg_inf(tensors[1]))[..., None]
+        top, order = weights.transpose(0, 1).flatten(1).topk(query.top_k, dim=1)
+        merged += [top, rest[1].transpose(0, 1).flatten(1).gather(1, order)]
+    return merged
 
 
-def _operands(ask: ShardQuery, shard: Shard) -> Operands:
-    group = None if ask.group is None else shard.group
-    seed = None if ask.seed is None else ask.seed + _SHARD_SEED * shard.start
-    return Operands(ask.queries.detach(), shard.rows, shard.scale, ask.group, group, seed, ask.dropout)
+def _operands(query: ShardQuery, shard: Shard) -> Operands:
+    group = None if query.query_group is None else shard.group
+    seed = None if query.seed is None else query.seed + _SHARD_SEED * shard.start
+    return Operands(query.queries.detach(), shard.rows, shard.scale, query.query_group, group, seed, query.dropout)
 
 
 class _BackwardStats(NamedTuple):
-    """What the backward of a part needs of the whole, a row for each query: letters of kernels/hopfield/README.md."""
+    """Statistics of the merged result that the backward of a shard needs, in the letters of kernels/hopfield/README.md.
+
+    ``do`` [M, D], the others [M].
+    """
 
     do: Tensor
     lse: Tensor
@@ -93,160 +101,174 @@ class _BackwardStats(NamedTuple):
     dmass: Tensor
 
 
-def _backward_stats(answer: Sequence[Tensor], grads: Sequence[Tensor]) -> _BackwardStats:
-    retrieved, lse, mass = answer
+def _backward_stats(result: Sequence[Tensor], grads: Sequence[Tensor]) -> _BackwardStats:
+    retrieved, lse, mass = result
     do, dlse, dmass = grads
     return _BackwardStats(do, lse, softmax_delta(do, dlse, dmass, retrieved, lse, mass), dmass)
 
 
-def _query_grad(ask: ShardQuery, shard: Shard, slope: _BackwardStats) -> Tensor:
-    """One shard's part of the gradient of the queries."""
-    do, lse, delta, dmass = slope
+def _query_grad(query: ShardQuery, shard: Shard, stats: _BackwardStats) -> Tensor:
+    """Compute one shard's term of the gradient of the queries, [M, D]."""
+    do, lse, delta, dmass = stats
     association = lse.new_empty(0, 0)
     dq, _ = hopfield_backward(
-        *_operands(ask, shard), do.contiguous(), lse, delta, dmass.contiguous(), association, False
+        *_operands(query, shard), do.contiguous(), lse, delta, dmass.contiguous(), association, False
     )
     return dq
 
 
 class _ShardedRetrieval(torch.autograd.Function):
-    """Forward and backward but for the way; a subclass gives ``answers`` and ``gradients``."""
+    """Forward and backward that both strategies share; a subclass gives ``retrieve`` and ``query_grads``."""
 
     @classmethod
-    def forward(cls, ctx: Any, memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], *queries: Tensor) -> Any:
-        ctx.memories, ctx.asks = memories, asks
-        answers, ctx.visit = cls.answers(memories, asks)
+    def forward(cls, ctx: Any, banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], *tensors: Tensor) -> Any:
+        ctx.banks, ctx.queries = banks, queries
+        results, ctx.route = cls.retrieve(banks, queries)
         saved: list[Tensor] = []
-        for ask, answer in zip(asks, answers, strict=True):
-            answer[0] = answer[0].to(ask.queries.dtype)
-            saved += answer[:3]
-            ctx.mark_non_differentiable(*answer[3:])
+        for query, result in zip(queries, results, strict=True):
+            result[0] = result[0].to(query.queries.dtype)
+            saved += result[:3]
+            ctx.mark_non_differentiable(*result[3:])
         ctx.save_for_backward(*saved)
-        ctx.lengths = [len(answer) for answer in answers]
-        return tuple(tensor for answer in answers for tensor in answer)
+        ctx.lengths = [len(result) for result in results]
+        return tuple(tensor for result in results for tensor in result)
 
     @classmethod
     def backward(cls, ctx: Any, *grads: Tensor) -> Any:
-        slopes, start = [], 0
+        stats, start = [], 0
         for i, length in enumerate(ctx.lengths):
-            slopes.append(_backward_stats(ctx.saved_tensors[i * 3 : i * 3 + 3], grads[start : start + 3]))
+            stats.append(_backward_stats(ctx.saved_tensors[i * 3 : i * 3 + 3], grads[start : start + 3]))
             start += length
-        return None, None, *cls.gradients(ctx.memories, ctx.asks, ctx.visit, slopes)
+        return None, None, *cls.query_grads(ctx.banks, ctx.queries, ctx.route, stats)
 
     @staticmethod
-    def answers(memories: Sequence[ShardedRows], asks: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
-        """The merged answers, and what the backward needs to go the same way."""
+    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
+        """Return the merged result for each query, and the route that ``query_grads`` takes again."""
         raise NotImplementedError
 
     @staticmethod
-    def gradients(
-        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_BackwardStats]
+    def query_grads(
+        banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], route: Any, stats: Sequence[_BackwardStats]
     ) -> list[Tensor]:
-        """The gradients of this rank's queries."""
+        """Return the gradients of this rank's queries."""
         raise NotImplementedError
 
 
 class _Gather(_ShardedRetrieval):
     @staticmethod
-    def answers(memories: Sequence[ShardedRows], asks: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
-        trip = QueryRouter(memories[0].layout.levels, [len(ask.queries) for ask in asks], asks[0].queries.device)
-        gathered = trip.dispatch([ask.payload() for ask in asks])
-        visiting = [
-            ask._replace(queries=tensors[0], group=None if ask.group is None else tensors[1])
-            for ask, tensors in zip(asks, gathered, strict=True)
+    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
+        router = QueryRouter(
+            banks[0].layout.levels, [len(query.queries) for query in queries], queries[0].queries.device
+        )
+        dispatched = router.dispatch([query.payload() for query in queries])
+        gathered = [
+            query._replace(queries=tensors[0], query_group=None if query.query_group is None else tensors[1])
+            for query, tensors in zip(queries, dispatched, strict=True)
         ]
-        answers = [
-            _retrieve_from_shard(ask, memory.local_shard()) for ask, memory in zip(visiting, memories, strict=True)
-        ]
-        return trip.combine(answers, lambda i, pieces: _merge(asks[i], pieces)), (trip, visiting)
+        partial = [_retrieve_from_shard(query, bank.local_shard()) for query, bank in zip(gathered, banks, strict=True)]
+        return router.combine(partial, lambda i, pieces: _merge(queries[i], pieces)), (router, gathered)
 
     @staticmethod
-    def gradients(
-        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_BackwardStats]
+    def query_grads(
+        banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], route: Any, stats: Sequence[_BackwardStats]
     ) -> list[Tensor]:
-        trip, visiting = visit
-        gathered = trip.dispatch([list(slope) for slope in slopes])
+        router, gathered = route
+        dispatched = router.dispatch([list(entry) for entry in stats])
         partial = [
-            [_query_grad(ask, memory.local_shard(), _BackwardStats(*tensors))]
-            for ask, memory, tensors in zip(visiting, memories, gathered, strict=True)
+            [_query_grad(query, bank.local_shard(), _BackwardStats(*tensors))]
+            for query, bank, tensors in zip(gathered, banks, dispatched, strict=True)
         ]
-        return [
-            grad for (grad,) in trip.combine(partial, lambda _, pieces: [torch.stack([p for (p,) in pieces]).sum(0)])
-        ]
+        combined = router.combine(partial, lambda _, pieces: [torch.stack([piece for (piece,) in pieces]).sum(0)])
+        return [grad for (grad,) in combined]
 
 
 class QueryRouter:
-    """The way of queries to every shard, level by level, and of what was found back to whose queries they are.
+    """Dispatch queries to every shard, level by level, and combine the results on the rank of each query.
 
     Args:
-        levels: of the layout.
-        mine: number of this rank's queries, for each bank.
-        device: of the queries.
+        levels: levels of the layout.
+        local_counts: number of this rank's queries per bank.
+        device: device of the queries.
     """
 
-    def __init__(self, levels: Sequence[CommGroup], mine: list[int], device: torch.device) -> None:
+    def __init__(self, levels: Sequence[CommGroup], local_counts: list[int], device: torch.device) -> None:
         self.levels = levels
-        self.counts: list[list[list[int]]] = []  # [level][rank][bank]: queries that the rank brought to the level
+        self.counts: list[list[list[int]]] = []  # [level][rank][bank]: queries that the rank dispatches on the level
         for level in levels:
-            self.counts.append(level.all_gather_ints(mine, device))
-            mine = [sum(theirs) for theirs in zip(*self.counts[-1], strict=True)]
+            self.counts.append(level.all_gather_ints(local_counts, device))
+            local_counts = [sum(counts) for counts in zip(*self.counts[-1], strict=True)]
 
     def dispatch(self, banks: list[list[Tensor]]) -> list[list[Tensor]]:
-        """Tensors with a row for each query → those of all ranks, joined."""
+        """Gather the tensors of all ranks.
+
+        Args:
+            banks: for each bank, tensors [M, …] with one row per query of this rank.
+
+        Returns:
+            for each bank, the same tensors with the rows of all ranks, rank by rank.
+        """
         for level, counts in zip(self.levels, self.counts, strict=True):
-            specs = [_flatten(_specs(banks, theirs)) for theirs in counts]
-            everyone = [_unflatten_like(banks, tensors) for tensors in level.all_gather(_flatten(banks), specs)]
+            specs = [_flatten(_specs(banks, rank_counts)) for rank_counts in counts]
+            by_rank = [_unflatten_like(banks, tensors) for tensors in level.all_gather(_flatten(banks), specs)]
             banks = [
-                [torch.cat(pieces) for pieces in zip(*(theirs[i] for theirs in everyone), strict=True)]
+                [torch.cat(pieces) for pieces in zip(*(rank_banks[i] for rank_banks in by_rank), strict=True)]
                 for i in range(len(banks))
             ]
         return banks
 
-    def combine(self, banks: list[list[Tensor]], join: Any) -> list[list[Tensor]]:
-        """Tensors with a row for each query of all ranks → ``join(bank, [from each rank])`` of this rank's."""
+    def combine(
+        self, banks: list[list[Tensor]], join: Callable[[int, list[list[Tensor]]], list[Tensor]]
+    ) -> list[list[Tensor]]:
+        """Send results back to the ranks of their queries and join those of different ranks.
+
+        Args:
+            banks: for each bank, tensors with one row per dispatched query.
+            join: maps (number of the bank, tensors from each rank) to the joined tensors.
+
+        Returns:
+            for each bank, joined tensors with one row per query of this rank.
+        """
         for level, counts in reversed(list(zip(self.levels, self.counts, strict=True))):
             pieces = [
-                [tensor.split([theirs[i] for theirs in counts]) for tensor in tensors]
+                [tensor.split([rank_counts[i] for rank_counts in counts]) for tensor in tensors]
                 for i, tensors in enumerate(banks)
             ]
             outgoing = [[piece[r] for tensors in pieces for piece in tensors] for r in range(level.size)]
             specs = [_flatten(_specs(banks, counts[level.rank]))] * level.size
-            everyone = [_unflatten_like(banks, tensors) for tensors in level.all_to_all(outgoing, specs)]
-            banks = [join(i, [theirs[i] for theirs in everyone]) for i in range(len(banks))]
+            by_rank = [_unflatten_like(banks, tensors) for tensors in level.all_to_all(outgoing, specs)]
+            banks = [join(i, [rank_banks[i] for rank_banks in by_rank]) for i in range(len(banks))]
         return banks
 
 
 class _Ring(_ShardedRetrieval):
     @staticmethod
-    def answers(memories: Sequence[ShardedRows], asks: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
-        so_far: list[list[PartialResult]] = [[] for _ in asks]
-        for shards in _ring_shards(memories):
-            so_far = [
-                [_merge(ask, [*before, _retrieve_from_shard(ask, shard)])]
-                for ask, shard, before in zip(asks, shards, so_far, strict=True)
+    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
+        merged: list[list[PartialResult]] = [[] for _ in queries]  # none, or one, per query
+        for shards in _ring_shards(banks):
+            merged = [
+                [_merge(query, [*before, _retrieve_from_shard(query, shard)])]
+                for query, shard, before in zip(queries, shards, merged, strict=True)
             ]
-        return [answer for (answer,) in so_far], None
+        return [result for (result,) in merged], None
 
     @staticmethod
-    def gradients(
-        memories: Sequence[ShardedRows], asks: Sequence[ShardQuery], visit: Any, slopes: Sequence[_BackwardStats]
+    def query_grads(
+        banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], route: Any, stats: Sequence[_BackwardStats]
     ) -> list[Tensor]:
-        totals = [torch.zeros_like(slope.do, dtype=slope.lse.dtype) for slope in slopes]
-        for shards in _ring_shards(memories):
-            for total, ask, shard, slope in zip(totals, asks, shards, slopes, strict=True):
-                total += _query_grad(ask, shard, slope)
-        return [total.to(ask.queries.dtype) for total, ask in zip(totals, asks, strict=True)]
+        totals = [torch.zeros_like(entry.do, dtype=entry.lse.dtype) for entry in stats]
+        for shards in _ring_shards(banks):
+            for total, query, shard, entry in zip(totals, queries, shards, stats, strict=True):
+                total += _query_grad(query, shard, entry)
+        return [total.to(query.queries.dtype) for total, query in zip(totals, queries, strict=True)]
 
 
-def _ring_shards(memories: Sequence[ShardedRows]) -> Any:
-    """The shards of all memories, rank by rank."""
-    flat = memories[0].layout.flat
-    own = [memory.tensors() for memory in memories]
-    specs = [[spec for memory in memories for spec in memory.tensor_specs(rank)] for rank in range(flat.size)]
+def _ring_shards(banks: Sequence[ShardedRows]) -> Iterator[list[Shard]]:
+    """Yield the shards of all banks, rank by rank, this rank's first."""
+    flat = banks[0].layout.flat
+    own = [bank.tensors() for bank in banks]
+    specs = [[spec for bank in banks for spec in bank.tensor_specs(rank)] for rank in range(flat.size)]
     for owner, tensors in flat.ring_steps(_flatten(own), specs):
-        yield [
-            memory.shard(owner, parts) for memory, parts in zip(memories, _unflatten_like(own, tensors), strict=True)
-        ]
+        yield [bank.shard(owner, parts) for bank, parts in zip(banks, _unflatten_like(own, tensors), strict=True)]
 
 
 def _flatten(nested: Sequence[Sequence[Any]]) -> list[Any]:
@@ -254,13 +276,13 @@ def _flatten(nested: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 def _unflatten_like(shape: Sequence[Sequence[Any]], flat: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Cut a flat list as ``shape`` is cut."""
+    """Split a flat list into lists of the lengths in ``shape``."""
     items = iter(flat)
     return [[next(items) for _ in part] for part in shape]
 
 
 def _specs(banks: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> list[list[TensorSpec]]:
-    """Specs of the same tensors with another number of rows for each bank."""
+    """Return the specs of the same tensors with another number of rows per bank."""
     return [
         [((count, *tensor.shape[1:]), tensor.dtype) for tensor in tensors]
         for tensors, count in zip(banks, counts, strict=True)

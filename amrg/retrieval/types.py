@@ -1,4 +1,7 @@
-"""What passes between sharded banks and the strategies that retrieve from them."""
+"""Types shared by sharded banks and the strategies that retrieve from them.
+
+Shape legend: M queries, n rows of a shard, D width, K attributed rows.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -11,7 +14,14 @@ from amrg.retrieval.layout import ShardLayout
 
 
 class Shard(NamedTuple):
-    """Some rows of a bank and the number of the first."""
+    """Consecutive rows of a bank.
+
+    Attributes:
+        rows: [n, D], normalised; floating, or int8 with ``scale``.
+        scale: [n] float32, scales of int8 rows.
+        group: [n] int64, patient group of each row.
+        start: number of the first row in the full bank.
+    """
 
     rows: Tensor
     scale: Tensor | None
@@ -20,7 +30,10 @@ class Shard(NamedTuple):
 
 
 class ShardedRows(Protocol):
-    """What a strategy needs of a sharded bank: this rank's shard, and the layout of all."""
+    """The interface of a sharded bank that the strategies use.
+
+    ``rows`` [n, D], ``scale`` [n] and ``group`` [n] are this rank's shard; ``layout`` connects the ranks.
+    """
 
     strategy: ShardingStrategy
     layout: ShardLayout
@@ -38,7 +51,17 @@ class ShardedRows(Protocol):
 
 
 class RetrievalRequest(NamedTuple):
-    """One retrieval, arguments as ``amrg.retrieval.sharded_bank.ShardedBank.retrieve``."""
+    """One retrieval by this rank from a sharded bank: the arguments of ``ShardedBank.retrieve``.
+
+    Attributes:
+        bank: the sharded bank.
+        queries: [M, D].
+        query_group: [M] int64; rows of the same patient group are hidden from the query.
+        dropout: probability with which a row is dropped for a query.
+        seed: seed of the dropout; None draws one.
+        top_k: K, 0 for no attribution.
+        return_entropy: whether to compute the entropy of the association.
+    """
 
     bank: ShardedRows
     queries: Tensor
@@ -50,19 +73,29 @@ class RetrievalRequest(NamedTuple):
 
 
 class ShardQuery(NamedTuple):
-    """What is asked of a shard: a request without its memory."""
+    """A request without its bank, as a shard is queried.
+
+    ``gather`` replaces ``queries`` and ``query_group`` by those of all ranks.
+
+    Attributes:
+        queries: [M, D].
+        query_group: [M] int64; None where the request or the bank has no groups.
+        seed: int64 scalar on the device of the queries; None without dropout.
+        dropout, top_k, return_entropy: as in ``RetrievalRequest``.
+    """
 
     queries: Tensor
-    group: Tensor | None
+    query_group: Tensor | None
     seed: Tensor | None
     dropout: float
     top_k: int
-    entropy: bool
+    return_entropy: bool
 
     def payload(self) -> list[Tensor]:
-        """What travels to a shard."""
-        return [self.queries] if self.group is None else [self.queries, self.group]
+        """Return the tensors that are sent to other ranks."""
+        return [self.queries] if self.query_group is None else [self.queries, self.query_group]
 
 
-#: What a shard answers, a tensor for each: retrieved, lse, mass, then entropy and (weights, indices) where asked for.
+#: Result of some rows of a bank: retrieved [M, D], lse [M], mass [M], then entropy [M] and attribution weights [M, K]
+#: with int64 row numbers [M, K] if requested. Results of disjoint rows can be merged.
 PartialResult = list[Tensor]

@@ -11,7 +11,7 @@ from amrg.banks.bank import MemoryBank, normalise_rows
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.data.stream import iter_samples
 from amrg.errors import UserError
-from amrg.mining.regions import STATS, Candidate, limit_per_finding, mine_regions, normal_sentences, stating
+from amrg.mining.regions import STATS, Candidate, build_visual_bank, limit_per_finding, normal_sentences, stating
 from amrg.models.cam import cam
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.regions import find_regions
@@ -60,7 +60,7 @@ def mined(tmp_path_factory):
     model = DiseaseClassifier(CONFIG.vision).eval()
     model.save_pretrained(root / "stage1" / "model")
     (root / "stage1" / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, 0.0)))  # everything is found
-    mine_regions(CONFIG, data, root / "stage1", root / "bank", root / "scratch")
+    build_visual_bank(CONFIG, data, root / "stage1", root / "bank", root / "scratch")
     return root, data, model
 
 
@@ -109,7 +109,7 @@ def test_a_film_and_finding_have_one_row_and_every_film_shows_normal_anatomy(min
     root, data, _ = mined
     mining = dataclasses.replace(CONFIG.banks.mining, threshold=1e-9, regions_per_finding=99, normal_regions=99)
     config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
-    mine_regions(config, data, root / "stage1", tmp_path / "bank", root / "scratch")
+    build_visual_bank(config, data, root / "stage1", tmp_path / "bank", root / "scratch")
     for label, films in ((FINDING, SIZES["train"] * 3 // 4), (NO_FINDING, FILMS)):
         places = [(row["key"], row["view"]) for row in regions_of(tmp_path / "bank", label)]
         assert len(places) == len(set(places)) == films
@@ -142,10 +142,10 @@ def test_counts_add_up(mined):
 def test_again_it_is_the_same_and_a_finished_bank_is_kept(mined, tmp_path):
     root, data, _ = mined
     bank = tmp_path / "bank"
-    mine_regions(CONFIG, data, root / "stage1", bank, tmp_path / "scratch")
+    build_visual_bank(CONFIG, data, root / "stage1", bank, tmp_path / "scratch")
     before = {path.name: path.read_bytes() for path in (root / "bank").iterdir()}
     assert {path.name: path.read_bytes() for path in bank.iterdir()} == before
-    mine_regions(CONFIG, data, tmp_path / "no stage 1 is needed", bank, tmp_path / "nor parts")
+    build_visual_bank(CONFIG, data, tmp_path / "no stage 1 is needed", bank, tmp_path / "nor parts")
 
 
 def test_faint_and_missed_findings_are_counted_and_are_no_rows(mined, tmp_path):
@@ -158,7 +158,7 @@ def test_faint_and_missed_findings_are_counted_and_are_no_rows(mined, tmp_path):
         (stage1 / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, threshold)))
         mining = dataclasses.replace(CONFIG.banks.mining, threshold=tau, max_studies=10, normal_regions=99)
         config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
-        mine_regions(config, data, stage1, tmp_path / key, tmp_path / "scratch" / key)
+        build_visual_bank(config, data, stage1, tmp_path / key, tmp_path / "scratch" / key)
         stats = json.loads((tmp_path / key / STATS).read_text())
         assert stats["studies"] == 10
         assert stats["findings"][FINDING][key] == stats["findings"][FINDING]["positive"] > 0
@@ -173,4 +173,4 @@ def test_an_unknown_map_is_refused(mined, tmp_path):
     mining = dataclasses.replace(CONFIG.banks.mining, method="dreamcam")
     config = dataclasses.replace(CONFIG, banks=dataclasses.replace(CONFIG.banks, mining=mining))
     with pytest.raises(UserError, match=r"banks\.mining\.method: there is no activation map `dreamcam`"):
-        mine_regions(config, data, root / "stage1", tmp_path / "bank", tmp_path / "scratch")
+        build_visual_bank(config, data, root / "stage1", tmp_path / "bank", tmp_path / "scratch")

@@ -73,11 +73,11 @@ def compare(memory: ShardedBank, whole: dict, queries: Tensor, group: Tensor | N
         top_k=top_k, return_entropy=True,
     )  # fmt: skip
     assert found.indices_MK.equal(truth.indices_MK)
-    for mine, theirs in zip(found[:5], truth[:5], strict=True):
-        assert mine.isneginf().equal(theirs.isneginf())
-        assert relative_error(mine.nan_to_num(neginf=0.0), theirs.nan_to_num(neginf=0.0)) < EXACT
-    mine, theirs = backward(list(found[:3]), queries), backward(list(truth[:3]), queries)
-    assert relative_error(mine, theirs) < EXACT
+    for actual, expected in zip(found[:5], truth[:5], strict=True):
+        assert actual.isneginf().equal(expected.isneginf())
+        assert relative_error(actual.nan_to_num(neginf=0.0), expected.nan_to_num(neginf=0.0)) < EXACT
+    actual, expected = backward(list(found[:3]), queries), backward(list(truth[:3]), queries)
+    assert relative_error(actual, expected) < EXACT
 
 
 def check_ways(layout: ShardLayout) -> None:
@@ -229,7 +229,7 @@ def check_refusals(layout: ShardLayout) -> None:
         f"rank {last} differs from rank 0 in content": {
             "rows": rows[start:stop],
             "start": start,
-            "identity": str(wrong),
+            "fingerprint": str(wrong),
         },
     }
     broken = rows[start:stop].clone()

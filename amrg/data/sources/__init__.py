@@ -1,7 +1,8 @@
-"""Readers of data sets: each turns what a user has on disk into studies.
+"""Readers of data sets: each turns a user's copy of a data set into studies.
 
-A reader is a module with ``open_source(config, seed)``, ``needs(config)``: a check for each file and folder it reads,
-and ``counted(config)``: studies and films of each split that its tables name, None where no table tells.
+A reader is a module with three functions. ``open_source(config, seed)`` opens it, ``needs(config)`` returns one check
+per file and folder it reads, and ``counted(config)`` returns the numbers of studies and films per split in its tables,
+or None without a table.
 """
 
 from importlib import import_module
@@ -11,7 +12,7 @@ from amrg.config import DataConfig
 from amrg.data.studies import Source
 from amrg.errors import UserError, collect_errors
 
-#: The module of each reader. It is imported when it is asked for: some need packages that others do without.
+#: Module of each reader, imported on use: some need packages that others do not.
 SOURCES = {
     "openi_drr": "amrg.data.sources.openi_drr",
     "mimic_cxr": "amrg.data.sources.mimic_cxr",
@@ -22,17 +23,17 @@ SOURCES = {
 
 
 def open_source(config: DataConfig, seed: int) -> Source:
-    """The reader named by ``config.source``.
+    """Open the reader named by ``config.source``.
 
     Raises:
-        UserError: there is no reader of that name, or it does not find its data.
+        UserError: the reader is unknown, or does not find its data.
     """
     source: Source = _reader(config).open_source(config, seed)
     return source
 
 
 def source_faults(config: DataConfig) -> list[str]:
-    """Which files and folders the reader will not find, told in a moment: nothing but their names is looked at."""
+    """Return an error text per missing file or folder of the reader; only names are checked, so this is fast."""
     try:
         return collect_errors(*_reader(config).needs(config))
     except UserError as error:  # no such reader, or not even the folder
@@ -40,7 +41,7 @@ def source_faults(config: DataConfig) -> list[str]:
 
 
 def source_size(config: DataConfig) -> tuple[int, int] | None:
-    """Studies and films that will be prepared, at most; None where no table tells and no limits are set.
+    """Return the largest numbers of studies and films to prepare; None without a table and limits.
 
     Raises:
         UserError: a table cannot be read.
@@ -53,12 +54,12 @@ def source_size(config: DataConfig) -> tuple[int, int] | None:
             limit += (config.train_studies or 0) * (config.renders_per_study - 1)
         return None if limit is None else (limit, limit)
     studies, films = (sum(counts) for counts in zip(*tables.values(), strict=True))
-    fewer = studies if limit is None else min(studies, limit)
-    return fewer, films * fewer // max(studies, 1)
+    kept = studies if limit is None else min(studies, limit)
+    return kept, films * kept // max(studies, 1)
 
 
 def tables_size(config: DataConfig) -> dict[str, tuple[int, int]] | None:
-    """Studies and films of each published split by the tables of ``data.path``, limits aside; None: no table tells.
+    """Return the numbers of studies and films per published split, without limits; None if no table has them.
 
     Raises:
         UserError: a table cannot be read.

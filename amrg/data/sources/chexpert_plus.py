@@ -1,4 +1,4 @@
-"""CheXpert Plus: one CSV with reports by section, CheXbert labels as JSON lines, films as PNG, JPEG or DICOM."""
+"""Reader of CheXpert Plus: one CSV with reports by section, CheXbert labels as JSON lines, PNG, JPEG or DICOM films."""
 
 import json
 import re
@@ -29,16 +29,16 @@ _SUFFIXES = (".png", ".jpg", ".dcm")  # the table says .jpg, the PNG release has
 
 
 def open_source(config: DataConfig, seed: int) -> "ChexpertPlus":
-    """The reader for what lies in ``data.path``."""
+    """Open the reader of the data set in ``data.path``."""
     return ChexpertPlus(config, seed)
 
 
 def counted(config: DataConfig) -> None:
-    """None: the table is read whole by ``ChexpertPlus`` only."""
+    """Return None: only ``ChexpertPlus`` reads the full table."""
 
 
 def needs(config: DataConfig) -> list[Need]:
-    """A check for each thing that lies in ``data.path``."""
+    """Return one check per file or folder that the reader needs in ``data.path``."""
     root = data_root(config)
     labels = [] if config.labels == "rules" else [partial(_label_file, root, config)]
     films = partial(find, root, *_IMAGE_FOLDERS[:-1], *("train", "valid"), why="the films")
@@ -61,7 +61,7 @@ class ChexpertPlus:
 
     Args:
         config: ``path`` holds the table, ``chexbert_labels/`` (unless ``labels`` is ``rules``) and a folder of films.
-        seed: of the split and of who is kept under a limit.
+        seed: seed of the split and of the studies kept under a limit.
 
     Raises:
         UserError: a file or column is missing, or a split is empty.
@@ -76,7 +76,7 @@ class ChexpertPlus:
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
-        """All films of a study, frontal ones first."""
+        """Load all films of a study, frontal ones first."""
         return StudyImages([self._film(path) for path in self._films[study.key]])
 
     def _film(self, name: str) -> np.ndarray:
@@ -106,8 +106,8 @@ class ChexpertPlus:
                 self._films.setdefault(_key(name), []).append(name)
         studies: list[Study] = []
         last: dict[str, str] = {}
-        told = self._told(rows)
-        for key, (row, text) in told.items():
+        texts = self._texts(rows)
+        for key, (row, text) in texts.items():
             if key not in self._films:
                 tally.counts[tally.no_film] += 1
                 continue
@@ -128,21 +128,21 @@ class ChexpertPlus:
             if text:
                 last[group] = key
         self.left_out = dict(tally.counts)
-        tally.tell(len(told))
+        tally.report(len(texts))
         return studies
 
-    def _told(self, rows: list[dict[str, str]]) -> dict[str, tuple[dict[str, str], str]]:
-        """Study → its first row that has the text, or its first, and the text."""
-        told: dict[str, tuple[dict[str, str], str]] = {}
+    def _texts(self, rows: list[dict[str, str]]) -> dict[str, tuple[dict[str, str], str]]:
+        """Map each study to (its first row with the text, or its first row; the text)."""
+        texts: dict[str, tuple[dict[str, str], str]] = {}
         for row in rows:
             text = select_sections(row["section_findings"], row["section_impression"], self._config.sections)
             key = _key(row["path_to_image"])
-            if key not in told or (text and not told[key][1]):
-                told[key] = row, text
-        return told
+            if key not in texts or (text and not texts[key][1]):
+                texts[key] = row, text
+        return texts
 
     def _labels(self) -> dict[str, tuple[dict[str, float | None], str]]:
-        """Film → what ``labels_of`` says of its line."""
+        """Map each film to the result of ``labels_of`` for its line."""
         if self._config.labels == "rules":
             return {}
         path = _label_file(self._root, self._config)
@@ -162,11 +162,11 @@ def _view(row: dict[str, str]) -> str:
 
 
 def _key(path: str) -> str:
-    """The study of a film: ``train/patient00001/study1/view1_frontal.jpg`` → ``train-patient00001-study1``."""
+    """Study key of a film: ``train/patient00001/study1/view1_frontal.jpg`` → ``train-patient00001-study1``."""
     return re.sub(r"[^\w-]", "-", str(Path(path).parent), flags=re.ASCII)
 
 
 def film_file(root: Path, name: str) -> Path | None:
-    """The file of a film that the table names, in whichever release lies there; None where there is none."""
+    """Return the file of a film of the table, in any of the releases; None if it is missing."""
     candidates = ((root / folder / name).with_suffix(suffix) for folder in _IMAGE_FOLDERS for suffix in _SUFFIXES)
     return next((path for path in candidates if path.exists()), None)

@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG and its reports as PhysioNet publishes them, or in R2Gen's selection (``annotation.json``)."""
+"""Reader of MIMIC-CXR-JPG with its reports as published by PhysioNet, or of R2Gen's selection (``annotation.json``)."""
 
 import zipfile
 from collections import Counter, defaultdict
@@ -23,22 +23,22 @@ from amrg.errors import UserError
 from amrg.progress import track
 
 PUBLISHED_SPLITS = {"train": "train", "validate": "val", "test": "test"}
-_FRONTAL = {"PA": 0, "AP": 1}  # the first film is the one that is mined
+_FRONTAL = {"PA": 0, "AP": 1}  # the first film is the one searched for regions
 _SUFFIXES = (".jpg", ".png", ".dcm")
 
 
 def open_source(config: DataConfig, seed: int) -> "MimicCxr | R2Gen":
-    """The reader for what lies in ``data.path``: R2Gen's selection where its annotation is there."""
+    """Open the reader of the data set in ``data.path``: that of R2Gen's selection if its annotation exists."""
     root = data_root(config)
     return R2Gen(config, seed, "mimic") if (root / ANNOTATION).exists() else MimicCxr(config, seed)
 
 
-#: Tables beside the labels: name and what it is for.
+#: Tables besides the labels: name and purpose.
 _METADATA, _SPLIT = ("metadata", "views and order of studies"), ("split", "the published split")
 
 
 def needs(config: DataConfig) -> list[Need]:
-    """A check for each thing that lies in ``data.path``."""
+    """Return one check per file or folder that the reader needs in ``data.path``."""
     root = data_root(config)
     if (root / ANNOTATION).exists():
         return r2gen.needs(config)
@@ -51,7 +51,7 @@ def needs(config: DataConfig) -> list[Need]:
 
 
 def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
-    """Studies and films of each published split that the tables name, with or without text and labels."""
+    """Return the numbers of studies and films per published split, including those without text or labels."""
     root = data_root(config)
     if (root / ANNOTATION).exists():
         return r2gen.counted(config)
@@ -70,7 +70,7 @@ class MimicCxr:
     Args:
         config: ``path`` holds ``files/``, the three ``mimic-cxr-2.0.0-*.csv.gz`` and the reports
             (``mimic-cxr-reports.zip``, or unpacked).
-        seed: of the split and of who is kept under a limit.
+        seed: seed of the split and of the studies kept under a limit.
 
     Raises:
         UserError: a file or column is missing, or a split is empty.
@@ -86,7 +86,7 @@ class MimicCxr:
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
-        """All films of a study, frontal ones first."""
+        """Load all films of a study, frontal ones first."""
         return StudyImages([self._film(path) for path in self._films[study.key]])
 
     def _film(self, stem: Path) -> np.ndarray:
@@ -125,11 +125,11 @@ class MimicCxr:
             if text:
                 last[group] = key
         self.left_out = dict(tally.counts)
-        tally.tell(len(films))
+        tally.report(len(films))
         return studies
 
     def _metadata(self) -> dict[tuple[str, str], list[dict[str, str]]]:
-        """(subject, study) → its films with view, date and time."""
+        """Map (subject, study) to its films with view, date and time."""
         path = _table(self._root, *_METADATA)
         columns = ("subject_id", "study_id", "dicom_id", "ViewPosition", "StudyDate", "StudyTime")
         films: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
@@ -149,7 +149,7 @@ class MimicCxr:
         return splits
 
     def _labels(self) -> dict[str, tuple[dict[str, float | None], str]]:
-        """Study → what ``labels_of`` says of its row."""
+        """Map each study to the result of ``labels_of`` for its row."""
         if self._config.labels == "rules":
             return {}
         path = _table(self._root, *_label_table(self._config))
@@ -172,18 +172,18 @@ def _rows(path: Path, columns: tuple[str, ...]) -> "zip[tuple[Any, ...]]":
 
 
 def _time(entry: tuple[tuple[str, str], list[dict[str, str]]]) -> tuple[str, str, str, str]:
-    """Order of studies: by patient, then by (shifted) date and time."""
+    """Sort key of studies: patient, then (shifted) date and time."""
     (subject, number), views = entry
     return subject, views[0]["date"], views[0]["time"], number
 
 
 def film_file(stem: Path) -> Path | None:
-    """The file of a film, whatever its kind; None where there is none."""
+    """Return the file of a film in any format; None if it is missing."""
     return next((path for path in map(stem.with_suffix, _SUFFIXES) if path.exists()), None)
 
 
 def _reports(root: Path) -> Callable[[str, str], str | None]:
-    """(subject, study) → the text of its report, None where there is none."""
+    """Return a function that reads the report of (subject, study); it gives None for a missing report."""
     archive = _archive(root)
     if archive is not None:
         return lambda _, number: _text(archive[f"s{number}"]()) if f"s{number}" in archive else None
@@ -197,7 +197,7 @@ def _reports(root: Path) -> Callable[[str, str], str | None]:
 
 
 def report_files(root: Path) -> dict[str, Callable[[], bytes]]:
-    """Every report that is there: ``s<study>`` → how to read it. Walks an unpacked folder.
+    """Map ``s<study>`` to a function that reads its report, for every existing report. Walks an unpacked folder.
 
     Raises:
         UserError: there are no reports.
@@ -216,7 +216,7 @@ def _archive(root: Path) -> dict[str, Callable[[], bytes]] | None:
         file = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable archive ({type(error).__name__}): fetch it again") from None
-    # The root inside the archive differs between releases: a report is found by its study.
+    # The root inside the archive differs between releases, so a report is found by its study.
     return {Path(name).stem: partial(file.read, name) for name in file.namelist() if name.endswith(".txt")}
 
 
@@ -228,7 +228,7 @@ def _report_folder(root: Path) -> Path:
 
 
 def _text(data: bytes) -> str | None:
-    """None for a report that is not UTF-8."""
+    """Decode a report; None if it is not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Open-i's own release: one XML a study, films as PNG under the names that the XML gives."""
+"""Reader of Open-i's own release: one XML per study, which names the PNG films."""
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -17,16 +17,16 @@ _SUFFIXES = (".png", ".jpg", ".dcm")
 
 
 def open_source(config: DataConfig, seed: int) -> "Openi":
-    """The reader for what lies in ``data.path``."""
+    """Open the reader of the data set in ``data.path``."""
     return Openi(config, seed)
 
 
 def counted(config: DataConfig) -> None:
-    """None: there is no table."""
+    """Return None: there is no table."""
 
 
 def needs(config: DataConfig) -> list[Need]:
-    """A check for each thing that lies in ``data.path``."""
+    """Return one check per file or folder that the reader needs in ``data.path``."""
     root = data_root(config)
     return [lambda: _any_report(root), lambda: refuse_views(config)]
 
@@ -39,15 +39,15 @@ def _any_report(root: Path) -> None:
 class Openi:
     """Studies of Open-i. Implements ``amrg.data.studies.Source``.
 
-    There is no published split: use ``data.splits patient`` (every study is a patient of its own). Labels are those of
-    our rule labeler.
+    There is no published split: use ``data.splits patient`` (every study counts as one patient). Labels come from the
+    rule labeler.
 
     Args:
         config: ``path`` holds the XML files and the films, at any depth (``ecgen-radiology/``, ``NLMCXR_png/``).
-        seed: of the split and of who is kept under a limit.
+        seed: seed of the split and of the studies kept under a limit.
 
     Raises:
-        UserError: there are no reports, one is no XML, or a split is empty.
+        UserError: there are no reports, a report is not XML, or a split is empty.
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -79,7 +79,7 @@ class Openi:
         return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
     def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path]) -> Study | None:
-        """None without a text, or where the XML names no film that is there."""
+        """Return the study; None without a text, or if none of its films exists."""
         uid = content.find("uId")
         key = uid.get("id", "") if uid is not None else ""
         sections = {node.get("Label", ""): node.text or "" for node in content.iter("AbstractText")}

@@ -1,4 +1,4 @@
-"""R2Gen's ``annotation.json``: a list of studies for each split, with cleaned reports and paths of films."""
+"""Reader of R2Gen's ``annotation.json``: a list of studies per split, with cleaned reports and paths of films."""
 
 import json
 import re
@@ -20,12 +20,12 @@ ANNOTATION = "annotation.json"
 
 
 def open_source(config: DataConfig, seed: int) -> "R2Gen":
-    """The reader for R2Gen's selection of IU X-ray in ``data.path``."""
+    """Open the reader of R2Gen's selection of IU X-ray in ``data.path``."""
     return R2Gen(config, seed, "iu_xray")
 
 
 def needs(config: DataConfig) -> list[Need]:
-    """A check for each thing that lies in ``data.path``."""
+    """Return one check per file or folder that the reader needs in ``data.path``."""
     root = data_root(config)
     return [partial(_films, root), partial(_annotation, root), partial(refuse_views, config)]
 
@@ -47,7 +47,7 @@ def _entries(path: Path) -> list[tuple[str, Any]]:
 
 
 def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
-    """Studies and films of each split that the annotation names."""
+    """Return the numbers of studies and films per split in the annotation."""
     films: dict[str, list[int]] = {split: [] for split in SPLITS}
     for split, entry in _entries(_annotation(data_root(config))):
         films[split].append(len(entry.get("image_path", ())) if isinstance(entry, dict) else 0)
@@ -55,17 +55,17 @@ def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
 
 
 class R2Gen:
-    """Studies of an annotation file; films in ``images/`` or ``files/`` beside it. Implements ``studies.Source``.
+    """Studies of an annotation file; films in ``images/`` or ``files/`` next to it. Implements ``studies.Source``.
 
-    Labels are those of our rule labeler: the file has none. Its reports are one text, ``data.sections`` does not apply.
+    Labels come from the rule labeler, since the file has none. Reports are one text; ``data.sections`` does not apply.
 
     Args:
         config: ``path`` holds the annotation and the films.
-        seed: of the split and of who is kept under a limit.
-        data_set: ``iu_xray`` or ``mimic``: how patients are told apart.
+        seed: seed of the split and of the studies kept under a limit.
+        data_set: ``iu_xray`` or ``mimic``; determines how patients are identified.
 
     Raises:
-        UserError: the file is missing or not of that shape, or a split is empty.
+        UserError: the file is missing or malformed, or a split is empty.
     """
 
     def __init__(self, config: DataConfig, seed: int, data_set: str) -> None:

@@ -1,4 +1,4 @@
-"""Published tables: found by name, read by column name, in whatever order the columns come."""
+"""Reading of published tables by file name and column name, in any order of columns."""
 
 import math
 from collections import Counter
@@ -14,12 +14,12 @@ from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.progress import echo
 
-#: A check that one thing is where a reader will look for it; it raises UserError where that is not so.
+#: A check of one file or folder that a reader needs; it raises UserError if it is missing.
 Need = Callable[[], object]
 
 
 def data_root(config: DataConfig) -> Path:
-    """Raises UserError unless ``data.path`` is a folder."""
+    """Return ``data.path``. Raises UserError if it is not a folder."""
     if config.path is None or not Path(config.path).is_dir():
         raise UserError(
             f"data.path {config.path} is not a folder: the source {config.source} reads your copy from there"
@@ -28,7 +28,7 @@ def data_root(config: DataConfig) -> Path:
 
 
 def refuse_views(config: DataConfig) -> None:
-    """Raises UserError where films are to be chosen by a view that the data set does not tell."""
+    """Raise UserError if ``data.views`` is set for a data set that does not give the view of a film."""
     if config.views:
         raise UserError(
             f"data.views {' '.join(config.views)}: {config.source} does not tell the view of a film here; leave it out"
@@ -36,10 +36,10 @@ def refuse_views(config: DataConfig) -> None:
 
 
 class Tally:
-    """Counts studies by what they lack: ``left_out`` of a source.
+    """Count studies by missing content, for ``left_out`` of a source.
 
     Args:
-        sections: that are to be written, for the names.
+        sections: the target sections, named in the texts.
     """
 
     def __init__(self, sections: str) -> None:
@@ -51,23 +51,23 @@ class Tally:
         self.counts: Counter[str] = Counter()
 
     def keeps(self, text: str, labels: Mapping[str, float | None]) -> bool:
-        """Count what a study lacks of text and labels; whether it is of use all the same."""
+        """Count missing text or labels of a study; return whether the study is usable."""
         labelled = any(value is not None for value in labels.values())
         lack = "" if text and labelled else self.no_labels if text else self.no_text if labelled else self.nothing
         self.counts.update([lack] if lack else [])
         return lack != self.nothing
 
-    def tell(self, total: int) -> None:
-        """One line for the user, where something was counted."""
+    def report(self, total: int) -> None:
+        """Print one line if anything was counted."""
         if self.counts:
             echo(f"of {total} studies: " + "; ".join(f"{count} with {lack}" for lack, count in self.counts.items()))
 
 
 def find(root: Path, *names: str, why: str) -> Path:
-    """The first of some files or folders that is there.
+    """Return the first of some files or folders that exists.
 
     Raises:
-        UserError: none is; says what it is for.
+        UserError: none exists; the message contains ``why`` it is needed.
     """
     for name in names:
         if (root / name).exists():
@@ -76,13 +76,13 @@ def find(root: Path, *names: str, why: str) -> Path:
 
 
 def read_csv(path: Path, columns: Sequence[str], *, multiline: bool = False) -> pa.Table:
-    """Some columns of a CSV (``.gz`` too), all as text; empty cells are null.
+    """Read some columns of a CSV (also ``.gz``) as text; empty cells are null.
 
     Raises:
-        UserError: unreadable, or a column is missing.
+        UserError: the file is unreadable, or a column is missing.
     """
     try:
-        # Columns are named only: a copy may have more of them, and an unnamed index in front.
+        # Columns are selected by name: a copy may have more of them, and an unnamed index in front.
         table = csv.read_csv(
             path,
             parse_options=csv.ParseOptions(newlines_in_values=multiline),
@@ -99,9 +99,10 @@ def read_csv(path: Path, columns: Sequence[str], *, multiline: bool = False) -> 
 
 
 def labels_of(row: dict[str, Any]) -> tuple[dict[str, float | None], str]:
-    """The 14 labels of a row by name (``Pleural Effusion`` etc.), in our order, and what is wrong with them, or ``""``.
+    """Return the 14 labels of a row by name (``Pleural Effusion`` etc.), in the order of ``LABELS``, and an error text.
 
-    A label is 1, 0, −1 or nothing; any other value is a fault of the study, and counts as nothing here.
+    A label is 1, 0, −1 or empty. Any other value becomes None and is an error of the study; without errors the text is
+    empty.
     """
     labels = {label: _label(row.get(label)) for label in LABELS}
     wrong = [label for label, value in labels.items() if value is not None and value not in (1.0, 0.0, -1.0)]
@@ -110,7 +111,7 @@ def labels_of(row: dict[str, Any]) -> tuple[dict[str, float | None], str]:
 
 
 def _label(value: Any) -> float | None:
-    """A published value as a number; None where there is none, infinity where it is no number."""
+    """Convert a published value to a number; an empty value to None, a text that is no number to infinity."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     try:

@@ -1,8 +1,8 @@
-"""Which finding of a sentence a detail is said of.
+"""Attachment of details to the findings of a sentence.
 
-A modifier goes with the finding that it leads to ("small left effusion"), a phrase of place or a predicate with the one
-before it ("… in the right lower lobe", "… is unchanged"): the nearer by a count of what lies between. Findings that are
-listed or interpreted ("left base opacity, may be atelectasis or pneumonia") share their place.
+A modifier is attached to the finding after it ("small left effusion"), a phrase of place or a predicate to the one
+before it ("… in the right lower lobe", "… is unchanged"). A cost over the words between decides. Findings in a list or
+an interpretation ("left base opacity, may be atelectasis or pneumonia") share their place.
 """
 
 import re
@@ -16,24 +16,24 @@ from amrg.data.text.detail_reader import Detail
 
 @dataclass
 class Anchor:
-    """What takes details: one or more mentions of the same characters, or a finding without a label."""
+    """A target of details: one or more mentions of the same characters, or a finding without a label."""
 
     start: int
     end: int
-    group: str  # "lung", "bone" or "": whose members share their places with each other
+    group: str  # "lung" or "bone", whose members share places with each other, or ""
     labels: list[tuple[str, float]] = field(default_factory=list)
     places: list[Detail] = field(default_factory=list)
     severity: str = ""
     change: str = ""
     size: float | None = None
-    trailing: bool = False  # a place of it stands after it
-    changed_after: bool = False  # its change stands after it
+    trailing: bool = False  # one of its places follows it
+    changed_after: bool = False  # its change follows it
     device: str = ""
 
 
 _BREAK = re.compile(labeler_patterns.TERMINATION)
 _PREPOSITION = re.compile(r"\b(?:in|at|of|within|on|over|overlying|involving|along|near|for|to|from|through|with|by)\b")
-#: A preposition that leads to what follows, through its modifiers only.
+#: A preposition followed by modifiers only.
 _LEADING = re.compile(
     r"\b(?:in|at|of|within|on|over|overlying|involving|along|near|to|from|through\w*|about|obscuring|projecting)"
     r"(?: (?!with\b|and\b)[\w-]+){0,5}\s*$"
@@ -67,7 +67,7 @@ _MEANING = re.compile(
 )
 _SAYS = re.compile(rf"\b(?:{_SAYING})\b")
 _PLEURAL = frozenset({"Pleural Effusion", "Pneumothorax"})
-#: Labels of which some words of change are the finding itself: "increased vascularity".
+#: Labels whose mentions can contain words of change: "increased vascularity".
 _BY_SIZE = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "Edema"})
 
 
@@ -78,14 +78,14 @@ def blanked(text: str, found: list[Detail]) -> str:
 
 
 def attach(detail: Detail, anchors: list[Anchor], sentence: str) -> None:
-    """Give a detail to the anchor that it stands in, else to the cheaper of its two neighbors."""
+    """Attach a detail to the anchor that contains it, else to the neighbor of lower cost."""
     inside = [a for a in anchors if a.start < detail.end and detail.start < a.end]
     if inside:
         _give(detail, min(inside, key=lambda a: a.end - a.start), sentence)
         return
     before = max((a for a in anchors if a.end <= detail.start), key=lambda a: a.end, default=None)
     after = min((a for a in anchors if a.start >= detail.end), key=lambda a: (a.start, a.end), default=None)
-    if before and (not after or _cost_back(detail, before, after, sentence) < _cost_on(detail, after, sentence)):
+    if before and (not after or _cost_before(detail, before, after, sentence) < _cost_after(detail, after, sentence)):
         _give(detail, before, sentence)
     elif after:
         _give(detail, after, sentence)
@@ -95,8 +95,8 @@ def _distance(gap: str) -> float:
     return len(gap.split()) * 0.5 + 3 * gap.count(",") + 10 * bool(_BREAK.search(gap + " "))
 
 
-def _cost_on(detail: Detail, anchor: Anchor, sentence: str) -> float:
-    """How far the anchor after a detail is from being what the detail modifies."""
+def _cost_after(detail: Detail, anchor: Anchor, sentence: str) -> float:
+    """Cost of attaching a detail to the anchor after it."""
     gap = re.sub(r" but (?=[\w -]*$)", " ", sentence[detail.end : anchor.start])
     cost = _distance(gap)
     gap = re.sub(rf"^[\s-]*{_REGIONS}\b", "", gap)
@@ -106,8 +106,8 @@ def _cost_on(detail: Detail, anchor: Anchor, sentence: str) -> float:
     return cost + 4 * len(_PREPOSITION.findall(gap)) + 5 * verbs + bool(re.search(r"\band\b", gap))
 
 
-def _cost_back(detail: Detail, anchor: Anchor, after: Anchor | None, sentence: str) -> float:
-    """How far the anchor before a detail is from being what the detail is said of."""
+def _cost_before(detail: Detail, anchor: Anchor, after: Anchor | None, sentence: str) -> float:
+    """Cost of attaching a detail to the anchor before it."""
     gap = sentence[anchor.end : detail.start]
     cost = _distance(gap)
     if _COPULA.fullmatch(gap):
@@ -120,7 +120,7 @@ def _cost_back(detail: Detail, anchor: Anchor, after: Anchor | None, sentence: s
 
 
 def _ends_in_noun(place: Detail, after: Anchor | None, sentence: str) -> bool:
-    """Whether a place stands by itself ("left lower lobe,") and modifies nothing after it."""
+    """Whether a place ends in a noun ("left lower lobe,") and modifies no word after it."""
     words = re.compile(rf"(?:[\s-]*{_REGIONS}\b)*").match(sentence, place.end)
     end = words.end() if words else place.end
     if not any(match.end() == end - place.start for match in _NOUN.finditer(sentence[place.start : end])):
@@ -152,7 +152,7 @@ def _give(detail: Detail, anchor: Anchor, sentence: str) -> None:
 
 
 def _link(first: Anchor, second: Anchor, text: str) -> str:
-    """How two anchors are joined: "list", "meaning" (one is said to be, or go with, the other), or "" (not)."""
+    """Return the link of two anchors: "list", "meaning" (one interprets or accompanies the other), or "" for none."""
     gap = text[first.end : second.start]
     if second.start < first.end or not _MEANING.fullmatch(gap):
         return ""
@@ -162,7 +162,7 @@ def _link(first: Anchor, second: Anchor, text: str) -> str:
 
 
 def share(anchors: list[Anchor], text: str) -> None:
-    """Carry places through lists and interpretations, back from what stands last, then on from what stands first.
+    """Propagate places through lists and interpretations, first backward from the last anchor, then forward.
 
     ``text`` is the sentence with the details blanked.
     """
@@ -179,7 +179,7 @@ def share(anchors: list[Anchor], text: str) -> None:
         denied = any(value == NEGATIVE for _, value in first.labels + second.labels)
         joined = link == "meaning" or (not first.trailing and _JOIN.search(text[first.end : second.start]))
         if joined and not denied and _alike(first, second, link) and not second.places:
-            # fluid and air of the pleura that go along with a shadow share its side, not the lobe it lies in
+            # pleural fluid or air next to an opacity shares its side, but not its lobe
             pleural = link == "list" and any(label in _PLEURAL for label, _ in second.labels)
             second.places = [p._replace(zones=detail_patterns.NONE) if pleural else p for p in first.places]
             if text[first.end : second.start].strip() == "/":

@@ -1,8 +1,8 @@
 """Cleaning of report text by named rules.
 
-De-identification left ``XXXX`` (Open-i) or ``___`` (MIMIC-CXR) where words were. A phrase or word is taken out where
-the sentence reads on without it; otherwise the whole sentence goes. A rule that returns something else than before asks
-for a new version of the ``prepare`` step, whose artefacts hold the cleaned texts.
+De-identification replaced words by ``XXXX`` (Open-i) or ``___`` (MIMIC-CXR). A masked phrase or word is removed if the
+sentence is complete without it; otherwise the sentence is removed. A change of a rule's results needs a new version of
+the ``prepare`` step, whose artefacts hold the cleaned texts.
 """
 
 import re
@@ -19,13 +19,13 @@ _ARTICLES = "a|an|the|this|that|these|those"
 
 
 def mask_token(text: str) -> str:
-    """Write every kind of de-identification mark, and runs of them, as one ``XXXX``."""
+    """Replace every de-identification mark, and runs of them, by one ``XXXX``."""
     text = re.sub(r"_{2,}|\bX{3,}\b", _MASK, text)
     return re.sub(rf"{_MASK}(?:[\s/]+{_MASK})+", _MASK, text)
 
 
 def whitespace(text: str) -> str:
-    """One space between words, none before punctuation, one after."""
+    """Normalise to one space between words, none before punctuation and one after."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([.,;:?!])", r"\1", text)
     text = re.sub(r"([,;])(?=[A-Za-z])", r"\1 ", text)
@@ -39,13 +39,13 @@ def numbering(text: str) -> str:
 
 
 def known_words(text: str) -> str:
-    """Restore the few masked words that admit one reading only."""
+    """Restore masked words that have only one possible reading."""
     text = re.sub(rf"\b([Xx])-{_MASK}\b", r"\1-ray", text)
     return re.sub(rf"\b{_MASK}-[Aa]-{_MASK}\b", "port-a-cath", text)
 
 
 def masked_phrases(text: str) -> str:
-    """Drop a closing phrase whose content is masked: ``…, compared to XXXX.``"""
+    """Drop a final phrase whose content is masked: ``…, compared to XXXX.``"""
     lead = r"(?:,?\s*(?:when |as )?(?:compared|comparison)(?: is made)?)?"
     return re.sub(
         rf"{lead}\s+(?:since|from|dated|on|at|of|in|by|to|with)\s+(?:the )?(?:prior |previous )?{_MASK}(?=\s*[.,;])",
@@ -55,7 +55,7 @@ def masked_phrases(text: str) -> str:
 
 
 def masked_words(text: str) -> str:
-    """Drop a masked modifier (``no XXXX infiltrate``); drop the sentence where the masked word carried it."""
+    """Drop a masked modifier (``no XXXX infiltrate``); drop the sentence if it needs the masked word."""
     return " ".join(kept for sentence in sentences(text) if (kept := _unmask(sentence)))
 
 
@@ -64,16 +64,16 @@ def _unmask(sentence: str) -> str:
         before, _, after = sentence.partition(_MASK)
         follows = re.match(r"\s+([A-Za-z]+)", after)
         modifiable = f"{_ARTICLES}|no|{_PLACES}|{_PREPOSITIONS}|{_VERBS}|[a-z]+(?:ed|al|ar|ic)"
-        loose = re.search(rf"(?:^|\b(?:{modifiable})\s)\s*$", before, re.I)
-        carried = not follows or re.fullmatch(f"{_VERBS}|{_PREPOSITIONS}", follows[1], re.I)
-        if carried or not loose:
+        removable = re.search(rf"(?:^|\b(?:{modifiable})\s)\s*$", before, re.I)
+        essential = not follows or re.fullmatch(f"{_VERBS}|{_PREPOSITIONS}", follows[1], re.I)
+        if essential or not removable:
             return ""
         sentence = before + after.lstrip()
     return sentence
 
 
 def capitals(text: str) -> str:
-    """Every sentence starts with a capital and ends with a full stop."""
+    """Start every sentence with a capital and end it with a full stop."""
     kept = [part[0].upper() + part[1:] for part in sentences(text) if re.search("[A-Za-z]{2}", part)]
     return " ".join(part if part[-1] in ".?!" else part.rstrip(",;: ") + "." for part in kept)
 
@@ -104,5 +104,5 @@ def sentences(text: str) -> list[str]:
 
 
 def normalize_for_dedup(text: str) -> str:
-    """What two texts must share to count as the same report: their words, whatever case and punctuation."""
+    """Reduce a text to its lower-case words; reports with equal results are duplicates."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))

@@ -1,4 +1,4 @@
-"""The words that tell one statement of a report from another: sides, zones, severities, changes, sizes, devices.
+"""Patterns of the details of a statement: sides, zones, severities, changes, sizes, devices.
 
 Every entry is a regular expression over a lower-case sentence with single spaces, as in
 ``amrg/data/text/labeler_patterns.py``.
@@ -11,10 +11,10 @@ NONE: frozenset[str] = frozenset()
 
 _REGION = r"(?:lobes?|lobar|lungs?|lung (?:zones?|fields?)|zones?|chest|hemithora\w+|fields?|hemilung)"
 _LEVEL = r"(?:upper|mid|middle|lower)"
-#: "upper" and its like name a zone only where they lead, over others of them, to a part of the lung.
+#: "upper", "mid", "middle" and "lower" name a zone only if a part of the lung follows, after others of them.
 _TO_REGION = rf"(?=(?:(?:,? (?:and|or|to) |[/,-] ?)(?:(?:left|right) )?{_LEVEL})*(?: (?:left|right))?[ -]?{_REGION}\b)"
 
-#: (sides, zones, expression): what names a place. The earlier entry wins where several could start.
+#: (sides, zones, expression) of a place. The earlier entry wins if several match at one position.
 PLACES: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     (
         BOTH,
@@ -48,25 +48,26 @@ PLACES: tuple[tuple[frozenset[str], frozenset[str], str], ...] = (
     ),
 )
 
-#: Of a place that names no side, what names both all the same: a plural that only both lungs together have.
+#: Plurals that imply both sides without naming one.
 PLURALS = r"bases|apices|hila|(?:upper|lower) (?:lobes|lungs|lung zones|zones)|costo[ -]?phrenic (?:angles|sulci)"
 
-#: Places that belong to something else than the finding, swallowed before places are read.
+#: Places of other structures than the finding, blanked before places are read.
 NO_PLACES = (
     r"(?:left|right)(?:[ -]sided)? (?:heart(?! (?:border|margin))|atri\w+|ventric\w+|main[ -]?stem|brachiocephalic"
     r"|innominate|aortic|upper quadrants?|lateral decubitus|anterior oblique|hip|neck)\b"
     r"|(?:tip|end)s? (?:\w+ ){0,8}(?:left|right)(?= (?:side )?(?:of|at) )|history of [^,]*"
 )
 
-#: What no label covers and may be said along with a finding of lung or pleura: "left basilar scarring/atelectasis".
+#: Findings of lung or pleura without a label that can share a place with a labeled one: "left basilar
+#: scarring/atelectasis".
 LUNG_OTHERS = (
     r"scar(?:ring|s)?|cicatri\w+|fibro(?:sis|tic)|blunting|blunted|calcifications?|thickening|volume loss|granulomatous"
     r"|hypoventilation|crowding"
     r"|obscuration|aeration"
 )
-#: The same of a fracture.
+#: The same for a fracture.
 BONE_OTHERS = r"(?:\w+ )?deformit(?:y|ies)"
-#: What else takes the places that stand beside it, so that no labeled finding does.
+#: Other targets of places, so that adjacent places are not attached to a labeled finding.
 OTHERS = (
     r"(?:surgical )?clips?|sutures?|lymph (?:nodes?|xxxx)|(?:lymph)?adenopathy|emphysema\w*|hyperinflat\w+"
     r"|hyperexpan\w+|hyperlucen\w+|bulla\w*|degenerative|spondylosis|osteophytes?|\w*scoliosis|markings|mastectomy"
@@ -87,7 +88,7 @@ SEVERITIES: tuple[tuple[str, str], ...] = (
     ("severe", r"large|severe(?:ly)?|marked(?:ly)?|extensive(?:ly)?|massive(?:ly)?|huge"),
 )
 
-#: Degrees of something else than the finding: of a change, of a displacement.
+#: Degrees of a change or a displacement, not of the finding.
 NO_SEVERITIES = (
     r"(?:minimal|mild|slight|moderate|marked|severe)ly (?:displac|increas|decreas|improv|worse|larger|smaller|progress"
     r"|more|less|diminish|reduc|chang|differ)\w*"
@@ -95,7 +96,7 @@ NO_SEVERITIES = (
     r"|improvement|worsening|progression|change|reduction)"
 )
 
-#: Change → expression. What says that nothing changed comes first, as it holds words of change.
+#: Change → expression. "unchanged" comes first, since its phrases contain words of change.
 CHANGES: tuple[tuple[str, str], ...] = (
     (
         "unchanged",
@@ -112,7 +113,7 @@ CHANGES: tuple[tuple[str, str], ...] = (
     ),
     ("worse", r"worse\w*|increas\w+|progress\w+|larger|enlarging|more (?:prominent|conspicuous|severe)"),
 )
-#: "Increased opacity" describes the film, not a change, unless it says so.
+#: "Increased opacity" describes the film, not a change, unless an interval is mentioned.
 NO_CHANGES = (
     r"(?<!interval )increased (?=(?:\w+ ){0,3}(?:densit|opaci|marking|lucen|vascul|interstitial))"
     r"|\b(?:to|for|until|ensure|assure|document|confirm)(?: \w+)? (?:resolution|clearing|improvement)\b"
@@ -124,7 +125,7 @@ SIZE = (
     r"(?! (?:above|below|from|proximal|distal|superior|inferior|cephalad|past|beyond|into|short))"
 )
 
-#: Device → expression, searched in a mention and in the few words before it. The earlier entry wins.
+#: Device → expression, searched in a mention and in the three words before it. The earlier entry wins.
 DEVICE_WORDS: tuple[tuple[str, str], ...] = (
     ("monitoring lead", r"ekg|ecg|monitor\w*|telemetry|external"),
     ("pacemaker", r"pace\w*|pacing|defibrillat\w+|a?icds?|cardiac devices?"),
@@ -142,7 +143,7 @@ DEVICE_WORDS: tuple[tuple[str, str], ...] = (
     ("vena cava filter", r"filters?"),
     ("spinal hardware", r"fusion|rods?|(?:spin\w+|vertebral|cervical|thoracic|lumbar) (?:\w+ )?(?:fixation|hardware)"),
 )
-#: What names no device by itself. It is part of the device named before it in the sentence, else this device.
+#: Parts of devices. A part belongs to the device named before it in the sentence, else it is this device.
 DEVICE_PARTS: tuple[tuple[str, str], ...] = (
     ("", r"drain\w*"),
     ("stent", r"tips"),

@@ -1,4 +1,4 @@
-"""The details of a sentence: places, severities, changes and sizes, whatever they are said of."""
+"""Reader of the details of a sentence: places, severities, changes and sizes, independent of their finding."""
 
 import re
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from amrg.data.text import detail_patterns
 
 
 class Detail(NamedTuple):
-    """A word or phrase of a sentence that says more of a finding than that it is there."""
+    """A word or phrase that describes a finding."""
 
     kind: str  # "place", "severity", "change" or "size"
     start: int
     end: int
     sides: frozenset[str] = frozenset()
     zones: frozenset[str] = frozenset()
-    word: str = ""  # the severity or change; of a place, the severity that stands right before it
+    word: str = ""  # the severity or change; for a place, the severity directly before it
     size: float | None = None
 
 
@@ -35,7 +35,7 @@ _ADJOINING = re.compile(
     r"|inner|outer|pleural|chest|hemithora\w+|fields?|zones?|side)[\s,/-]*)*"
 )
 _AND = re.compile(r"[\s,]*(?:lungs?|lobes?|zones?|fields?)?[\s,]*(?:and|or|to|/)(?: the)?(?: lungs?| lobes?)?\s*")
-#: Between a severity and the place that it is said of: "small on the left".
+#: Words between a severity and its place: "small on the left".
 _GRADING = re.compile(r" (?:(?:on|at|in) (?:the )?)?")
 
 
@@ -44,7 +44,7 @@ def _blank(pattern: re.Pattern[str], text: str) -> str:
 
 
 def read_details(sentence: str) -> list[Detail]:
-    """Every detail of a lower-case sentence, in order; words of place that stand together are one."""
+    """Return every detail of a lower-case sentence, in order; adjacent words of place are one detail."""
     found = []
     for match in _SEVERITY.finditer(_blank(_NO_SEVERITY, sentence)):
         found.append(Detail("severity", *match.span(), word=match.lastgroup or ""))
@@ -65,11 +65,11 @@ def read_details(sentence: str) -> list[Detail]:
 
 
 def _places(sentence: str) -> list[Detail]:
-    """Places, each of one or more words that stand together: "right middle and lower lobes" is one."""
+    """Return the places of a sentence; adjacent words of place ("right middle and lower lobes") are one place."""
     groups: list[Detail] = []
     for match in _PLACE.finditer(sentence):
         sides, zones, _ = detail_patterns.PLACES[int((match.lastgroup or "p0")[1:])]
-        if groups and _together(groups[-1], sides, zones, sentence, match.start()):
+        if groups and _continues(groups[-1], sides, zones, sentence, match.start()):
             last = groups[-1]
             groups[-1] = last._replace(end=match.end(), sides=last.sides | sides, zones=last.zones | zones)
         else:
@@ -77,8 +77,8 @@ def _places(sentence: str) -> list[Detail]:
     return [_sided(group, sentence) for group in groups]
 
 
-def _together(last: Detail, sides: frozenset[str], zones: frozenset[str], sentence: str, start: int) -> bool:
-    """Whether a word of place at ``start`` goes on with the place before it."""
+def _continues(last: Detail, sides: frozenset[str], zones: frozenset[str], sentence: str, start: int) -> bool:
+    """Whether a word of place at ``start`` continues the place before it."""
     gap = sentence[last.end : start]
     if _ADJOINING.fullmatch(gap):
         return not (sides and last.sides and sides != last.sides)
@@ -90,7 +90,7 @@ def _together(last: Detail, sides: frozenset[str], zones: frozenset[str], senten
 
 
 def _sided(place: Detail, sentence: str) -> Detail:
-    """With the side that goes without saying: only the right lung has a middle lobe, and bases are two."""
+    """Add an implied side: only the right lung has a middle lobe, and plurals such as "bases" imply both sides."""
     if place.sides:
         return place
     if re.match(r"middle lobe\b", sentence[place.start :]):

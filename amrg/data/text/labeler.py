@@ -1,10 +1,10 @@
 """A rule labeler: report text → the 14 labels, each positive, negative, uncertain or blank.
 
-A mention of a finding is positive unless a cue governs it. A cue's scope runs to the end of its clause; the nearest cue
-before a mention wins, and a cue after the mention ("… cannot be excluded") wins over one before it; through a list it
-governs all members. A mention of which something is said ("… is unchanged") does not belong to a list that was denied
-before it. "History of …" says nothing. Over a report, positive outweighs uncertain outweighs negative, as in the
-CheXpert labeler (Irvin et al., 2019, section 3.2).
+A mention of a finding is positive unless a cue applies to it. The scope of a cue ends with its clause and covers all
+members of a list. The nearest cue before a mention wins, and a cue after the mention ("… cannot be excluded") wins over
+one before it. A mention with its own predicate ("… is unchanged") does not belong to a list that was denied before it.
+"History of …" gives a blank. In a report, positive wins over uncertain, and uncertain over negative, as in the CheXpert
+labeler (Irvin et al., 2019, section 3.2).
 """
 
 import re
@@ -15,15 +15,15 @@ from typing import NamedTuple
 from amrg.data.labels import BLANK, FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
 from amrg.data.text import labeler_patterns
 
-#: Stored with every score; raise it whenever a phrase or rule changes what comes out.
+#: Stored with every score; increase it whenever a phrase or rule changes the labels.
 VERSION = "2"
 
-_SENTENCE = re.compile(r"(?:[^;?!.\n]|\.(?=\d))+")
+SENTENCE = re.compile(r"(?:[^;?!.\n]|\.(?=\d))+")
 _STRENGTH = {POSITIVE: 3, UNCERTAIN: 2, NEGATIVE: 1, BLANK: 0}
 
 
 class Mention(NamedTuple):
-    """A label that a text asserts: positive, negative or uncertain, and the characters that say so."""
+    """A label in a text: positive, negative or uncertain, with the span of characters of its mention."""
 
     label: str
     value: float
@@ -36,7 +36,7 @@ def _compile(expression: str) -> re.Pattern[str]:
 
 
 def _table(entries: tuple[tuple[tuple[str, ...], str], ...]) -> tuple[re.Pattern[str], list[tuple[str, ...]]]:
-    """One alternation for all entries; group ``gI`` tells which entry matched."""
+    """Compile one alternation of all entries; group ``gI`` is the entry that matched."""
     return _compile("|".join(f"(?P<g{i}>{e})" for i, (_, e) in enumerate(entries))), [labels for labels, _ in entries]
 
 
@@ -54,30 +54,30 @@ _LIST = re.compile(r"[\s,/]*(?:(?:and|or|nor|any|an?|the|acute|focal|pleural|lob
 
 
 def label_report(text: str) -> dict[str, float | None]:
-    """The 14 labels of a report, by name.
+    """Return the 14 labels of a report, by name.
 
-    "No Finding" is positive when the report says anything at all and no finding other than a support device is
-    positive or uncertain; otherwise it is blank, as in CheXpert. An empty text gets 14 blanks.
+    "No Finding" is positive if the report is not empty and no finding other than a support device is positive or
+    uncertain; otherwise it is blank, as in CheXpert. An empty text gets 14 blanks.
     """
     labels: dict[str, float | None] = dict.fromkeys(LABELS, BLANK)
     for mention in mentions(normalise(text)):
         if _STRENGTH[mention.value] > _STRENGTH[labels[mention.label]]:
             labels[mention.label] = mention.value
-    sick = any(labels[f] in (POSITIVE, UNCERTAIN) for f in FINDINGS if f != "Support Devices")
-    if re.search(r"\w", text) and not sick:
+    abnormal = any(labels[f] in (POSITIVE, UNCERTAIN) for f in FINDINGS if f != "Support Devices")
+    if re.search(r"\w", text) and not abnormal:
         labels[NO_FINDING] = POSITIVE
     return labels
 
 
 def normalise(text: str) -> str:
-    """The text with one space between words and one line for each paragraph, as ``mentions`` reads it."""
+    """Normalise a text to one space between words and one line per paragraph, as ``mentions`` expects."""
     return "\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
 
 
 def mentions(text: str) -> list[Mention]:
-    """Every mention in a normalised text, sentence by sentence, with its place in the text."""
+    """Return every mention in a normalised text, sentence by sentence, with its position in the text."""
     found = []
-    for sentence in _SENTENCE.finditer(text.lower()):
+    for sentence in SENTENCE.finditer(text.lower()):
         offset = sentence.start()
         found += [m._replace(start=m.start + offset, end=m.end + offset) for m in label_sentence(sentence[0])]
     return found
@@ -85,7 +85,7 @@ def mentions(text: str) -> list[Mention]:
 
 @lru_cache(maxsize=65536)
 def label_sentence(sentence: str) -> tuple[Mention, ...]:
-    """What one lower-case sentence asserts (a label may come more than once)."""
+    """Return the mentions of one lower-case sentence; a label can occur more than once."""
     found: list[Mention] = []
     for pattern, labels in _NORMAL:
         if normal := pattern.search(sentence):
@@ -105,21 +105,21 @@ def label_sentence(sentence: str) -> tuple[Mention, ...]:
     post = list(_POST.finditer(text))
     for match, labels in matches:
         later = [m.span() for m, _ in matches if m.start() >= match.end()]
-        value = _after(match, text, post, breaks, later)
+        value = _value_after(match, text, post, breaks, later)
         if value is None:
-            value = _before(match, text, pre, breaks)
+            value = _value_before(match, text, pre, breaks)
         if value is not BLANK:
             found += [Mention(label, value, *match.span()) for label in labels]
     return tuple(found)
 
 
 def _broken(breaks: list[int], start: int, end: int) -> bool:
-    """Whether a clause ends between two places of the sentence."""
+    """Whether a clause ends between two positions of the sentence."""
     return bisect_right(breaks, end - 1) > bisect_right(breaks, start - 1)
 
 
-def _before(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int]) -> float | None:
-    """What the nearest cue before (or inside) a mention makes of it; blank when it is history."""
+def _value_before(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int]) -> float | None:
+    """Return the value of a mention by the nearest cue before or inside it; blank if it is history."""
     value, doubt = POSITIVE, None
     asserted = _ASSERTION.match(text[mention.end() :].lstrip())
     for cue in reversed(cues):
@@ -131,24 +131,24 @@ def _before(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks
             return BLANK
         between = text[cue.end() : mention.start() if doubt is None else doubt]
         if doubt is not None and "," in between:
-            break  # "no effusion, possible pneumonia": the negation ended before the doubt
+            break  # "no effusion, possible pneumonia": the negation ends before the uncertainty
         if asserted and re.search(r",| and ", between):
             break
         if cue["n"]:
-            return NEGATIVE  # also "no opacity to suggest pneumonia": the doubt itself is denied
+            return NEGATIVE  # also "no opacity to suggest pneumonia", where the uncertainty is denied
         value, doubt = UNCERTAIN, cue.start()
         if "exclude" in cue[0] or "rule out" in cue[0]:
             break
     return value
 
 
-def _after(
+def _value_after(
     mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int], later: list[tuple[int, int]]
 ) -> float | None:
-    """What a cue that follows the mention closely makes of it; None without one.
+    """Return the value of a mention by a cue closely after it; None if there is none.
 
-    Only other mentions (``later``, their places) and what joins a list may hold a comma: "effusion, and pneumothorax
-    are not seen".
+    Only other mentions (spans ``later``) and the joints of a list can contain a comma: "effusion, and pneumothorax are
+    not seen".
     """
     for cue in cues:
         if cue.start() < mention.end():

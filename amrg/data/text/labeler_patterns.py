@@ -1,14 +1,14 @@
-"""The words the report labeler knows: mentions of the 14 labels, normal statements, negation and uncertainty cues.
+"""Patterns of the report labeler: mentions of the 14 labels, normal statements, negation and uncertainty cues.
 
-Every entry is a regular expression over lower-case text. A mention names one or more labels; where several could start
-at the same place the earlier entry wins, so exclusions (``pericardial effusion``) stand before what they would trigger.
+Every entry is a regular expression over lower-case text. A mention names one or more labels. If several entries match
+at one position, the earlier wins, so exclusions (``pericardial effusion``) come before the mentions they would trigger.
 """
 
 from amrg.data.labels import LABELS
 
-assert "No Finding" in LABELS  # decided by rule, so it has no phrases here
+assert "No Finding" in LABELS  # decided by a rule, without phrases
 
-#: Words between a structure and what is said of it: no new clause, no other structure, no "normal" that stands alone.
+#: Words between a structure and its predicate: no new clause, no other structure, no "normal" by itself.
 _GAP = (
     r"(?:[\s,/]+(?!(?:but|however|and|with|without|which|there|lungs?|pulmonary|lymph|nodes?|aort\w+|hil\w+|mediastin\w+"
     r"|normal(?! (?:to|or)\b))\b)[\w'-]+){0,8}?[\s,/]+"
@@ -26,9 +26,9 @@ _LARGE = (
     r"|larger?(?! (?!than\b|in\b|but\b|and\b|since\b)\w)|increased)"
 )
 
-#: (labels, expression): what counts as a mention. An empty tuple swallows the words without labelling anything.
+#: (labels, expression) of a mention. An empty tuple consumes the words without a label.
 MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
-    # words that look like a finding and are none
+    # phrases that resemble a finding
     ((), r"pericardial (?:effusions?|fluid)|(?:subdiaphragmatic|joint) effusions?"),
     (
         (),
@@ -142,7 +142,7 @@ MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
 )
 
-#: (labels, expression): statements that a structure is normal, hence the finding absent.
+#: (labels, expression) of statements that a structure is normal, so that the finding is absent.
 NORMALS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("Cardiomegaly",),
@@ -167,7 +167,7 @@ NORMALS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
 )
 
-#: Words that look like negation and say nothing about presence: they are blanked before the cues are read.
+#: Phrases that resemble negation but do not concern presence; they are blanked before the cues are read.
 PSEUDO = (
     r"(?:no|without)(?: (?:significant|interval|appreciable|definite|substantial|gross|obvious|major|evidence of"
     r"|acute|short-?term))*"
@@ -213,17 +213,17 @@ POST_UNCERTAIN = (
     r"|in the (?:appropriate|right|proper|correct) clinical"
 )
 
-#: "History of pneumonia" says nothing about the film.
+#: "History of pneumonia" does not concern the film.
 PRE_HISTORY = r"history of|h/o"
 
-#: A mention that something is said of is a new assertion: "no infiltrate, left effusion is unchanged".
+#: A mention with its own predicate is a new assertion: "no infiltrate, left effusion is unchanged".
 POST_ASSERTION = (
     r"(?:(?:is|are|has|have|remains?|appears?|again|been|now|not)\s+)*"
     r"(?:unchanged|stable|changed|increased|decreased|improved|worsened|larger|smaller|small|moderate|large|persists?"
     r"|remains?)"
 )
 
-#: Where the scope of a cue ends: a new clause, or a comma that opens a fresh assertion.
+#: End of the scope of a cue: a new clause, or a comma before a new assertion.
 TERMINATION = (
     r"\b(?:but|however|although|though|except|otherwise|which|there (?:is|are|has|have)|apart from|aside from"
     r"|other than|besides"

@@ -1,8 +1,8 @@
-"""Plan, then write: a report behind an outline that names the findings it states.
+"""Outlines: a list of the stated findings in front of a report, which the decoder generates first.
 
-A finding can be worded in many ways, "the lungs are clear" in few: a decoder that searches for the likeliest text
-prefers the stereotype even where the finding is the likelier content. An outline gives every finding one wording and
-one place, so that what is decided there is content; the report then only has to follow its own outline.
+A finding can be worded in many ways, "the lungs are clear" in few. A search for the most probable text therefore
+prefers the stereotype even if the finding is the more probable content. An outline gives every finding one wording and
+one position, so that it decides the content, and the report follows it.
 """
 
 from collections.abc import Sequence
@@ -15,32 +15,32 @@ _REPORT = "Report:"
 
 
 def add_outline(report: str) -> str:
-    """``cardiomegaly, edema. Report: …``, the sentences that state a finding in front, in the order of the outline."""
-    return format_outline(positive_findings(report), sorted(sentences(report), key=_place))
+    """Return ``cardiomegaly, edema. Report: …``; sentences that state a finding come first, in the outline's order."""
+    return format_outline(positive_findings(report), sorted(sentences(report), key=_outline_position))
 
 
 def format_outline(findings: Sequence[str], first: Sequence[str]) -> str:
-    """An outline of findings, in the order of ``FINDINGS``, and the sentences that are written so far."""
+    """Join an outline of findings, in the order of ``FINDINGS``, and the first sentences of the report."""
     return f"{', '.join(findings).lower() or 'none'}. {_REPORT} {' '.join(first)}".strip()
 
 
 def positive_findings(text: str) -> list[str]:
-    """The findings that a text states, in the order of ``FINDINGS``."""
+    """Return the positive findings of a text, in the order of ``FINDINGS``."""
     labels = label_report(text)
     return [finding for finding in FINDINGS if labels[finding] == POSITIVE]
 
 
 def strip_outline(text: str) -> str:
-    """The report behind an outline; the whole text where there is none."""
+    """Return the report without its outline; the full text if it has none."""
     outline, report = split_outline(text)
     return outline if report is None else report
 
 
 def split_outline(text: str) -> tuple[str, str | None]:
-    """The outline and the report behind it; None for a report that has not begun."""
+    """Split a text into outline and report; the report is None if the text ends before it."""
     outline, mark, report = text.partition(_REPORT)
     return outline.strip(), report.strip() if mark else None
 
 
-def _place(sentence: str) -> int:
+def _outline_position(sentence: str) -> int:
     return next((FINDINGS.index(finding) for finding in positive_findings(sentence)), len(FINDINGS))

@@ -1,4 +1,4 @@
-"""The words of a report, and three ways in which they fail: repeated, said of everyone, or of films not seen."""
+"""Tokens of a report, and patterns of degenerate text: repetition, stereotypes, and references to prior films."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from amrg.data.text.cleaning import normalize_for_dedup
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
 
-#: What only an earlier film can tell. Written of one film alone it is made up (Ramesh et al. 2022, arXiv:2210.06340).
+#: References to a prior film, which are hallucinated if the model has one film (Ramesh et al. 2022, arXiv:2210.06340).
 _COMPARES = re.compile(
     r"\b(?:again|still|unchanged|stable|interval|since|new|newly|compared (?:to|with) (?:the )?(?:prior|previous|last)|"
     r"similar to (?:the )?(?:prior|previous|last)|(?:prior|previous|last|earlier|comparison) "
@@ -18,7 +18,7 @@ _COMPARES = re.compile(
     re.IGNORECASE,
 )
 
-#: What a sentence of normal anatomy says, and what it does not say beside it.
+#: Words of sentences about normal anatomy, and words that such a sentence does not contain.
 _NORMAL = re.compile(
     r"\b(?:no|not|without|negative|free|normal|clear|intact|unremarkable|midline|within|grossly)\b", re.IGNORECASE
 )
@@ -36,50 +36,50 @@ _WELL = re.compile(
     r"\b(?:diseases?|abnormalit\w+|process\w*|findings?|chest)\b",
     re.IGNORECASE,
 )
-#: What only stands beside a finding.
+#: Words that presuppose a finding.
 _EXCEPTS = re.compile(r"\b(?:otherwise|remainder|remaining|apart from|aside from|other than|except)\b", re.IGNORECASE)
 
-#: A report loops when the same ``LOOP_NGRAM`` words stand in it ``LOOP_TIMES`` times.
+#: A report is repetitive if the same ``LOOP_NGRAM`` words occur ``LOOP_TIMES`` times.
 LOOP_NGRAM, LOOP_TIMES = 4, 3
 
 
 def tokenize(text: str) -> list[str]:
-    """Words and numbers of a text, lower case, without punctuation (close to what PTB tokens minus punctuation are)."""
+    """Return the lower-case words and numbers of a text (close to PTB tokens without punctuation)."""
     return _TOKEN.findall(text.lower())
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """All runs of ``n`` words, in order."""
+    """Return all n-grams of the words, in order."""
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def is_repetitive(words: Sequence[str]) -> bool:
-    """Whether the same few words come again and again."""
+    """Whether an n-gram occurs ``LOOP_TIMES`` times or more."""
     return max(Counter(ngrams(words, LOOP_NGRAM)).values(), default=0) >= LOOP_TIMES
 
 
 def mentions_prior(text: str) -> bool:
-    """Whether a text speaks of a change, or of an earlier film."""
+    """Whether a text mentions a change or a prior film."""
     return _COMPARES.search(text) is not None
 
 
 def says_normal(sentence: str) -> bool:
-    """Whether a sentence that states no finding says that something is normal, and of nothing that it is not."""
+    """Whether a sentence without a finding describes normal anatomy and no abnormality."""
     return _NORMAL.search(sentence) is not None and (
         _ABNORMAL.search(sentence) is None or _DENIED.match(sentence) is not None
     )
 
 
 def says_all_is_well(sentence: str) -> bool:
-    """Whether a sentence says that the film shows nothing acute."""
+    """Whether a sentence states that there is no acute disease."""
     return _WELL.search(sentence) is not None
 
 
 def excepts(sentence: str) -> bool:
-    """Whether a sentence presupposes that a finding was named ("otherwise clear")."""
+    """Whether a sentence presupposes a finding ("otherwise clear")."""
     return _EXCEPTS.search(sentence) is not None
 
 
 def most_common_share(texts: Sequence[str]) -> float:
-    """The share of reports that are word for word the most frequent one."""
+    """Return the share of the most frequent report, compared by words."""
     return max(Counter(map(normalize_for_dedup, texts)).values()) / len(texts)

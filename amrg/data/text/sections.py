@@ -1,7 +1,7 @@
-"""The sections of a report by their headings, as radiology departments type them.
+"""Splitting of a report into sections by its headings.
 
-A heading is a line's first words in capitals, closed by a colon (``FINDINGS:``, ``FINDINGS AND IMPRESSION:``,
-``CHEST, PA AND LATERAL:``). A section reaches to the next heading. Headings are told apart by ``RULES``, in order.
+A heading is the first words of a line in capitals, ended by a colon (``FINDINGS:``, ``FINDINGS AND IMPRESSION:``,
+``CHEST, PA AND LATERAL:``). A section ends at the next heading. The first of ``RULES`` that matches names a heading.
 """
 
 import re
@@ -11,12 +11,12 @@ from amrg.data.text.cleaning import clean
 
 Sections = Literal["findings", "impression", "both"]
 
-#: Raise it when the rules give another text than before.
+#: Increase it when the rules change the text.
 VERSION = 1
 
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,./&()\-]{1,70}?)[ \t]*:", re.MULTILINE)
 
-#: (canonical name, what a heading must match)
+#: (canonical name, pattern of the heading)
 RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("findings", re.compile(r"(?:.*\b)?FINDINGS?\b.*")),
     ("impression", re.compile(r"(?:.*\b)?(?:IMPRESSIONS?|CONCLUSIONS?|INTERPRETATION)\b.*")),
@@ -24,10 +24,10 @@ RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 
 def split_sections(report: str) -> dict[str, str]:
-    """``findings`` and ``impression`` of a report, as written; a section typed twice is joined, a missing one absent.
+    """Return ``findings`` and ``impression`` of a report, unchanged; repeated sections are joined, missing ones absent.
 
-    A joint section (``FINDINGS AND IMPRESSION:``) is findings. Other sections (indication, technique, wet read,
-    addendum …) end a section and are left out.
+    A combined section (``FINDINGS AND IMPRESSION:``) counts as findings. Other sections (indication, technique, wet
+    read, addendum …) end a section and are left out.
     """
     found: dict[str, list[str]] = {}
     headings = list(_HEADING.finditer(report))
@@ -40,9 +40,9 @@ def split_sections(report: str) -> dict[str, str]:
 
 
 def select_sections(findings: str | None, impression: str | None, sections: Sections) -> str:
-    """The cleaned text that a model is to write; empty where the study lacks it.
+    """Return the cleaned target text; empty if the study lacks it.
 
-    ``both`` is what there is of both, findings first.
+    ``both`` joins the available sections, findings first.
     """
     parts = {"findings": [findings], "impression": [impression], "both": [findings, impression]}[sections]
     return " ".join(text for text in (clean(part) for part in parts if part) if text)

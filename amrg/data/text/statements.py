@@ -1,7 +1,7 @@
-"""What a report says, statement by statement: which finding, whether it is there, where, how much, since when.
+"""Statements of a report: finding, presence, place, severity and change.
 
-The labeler (``amrg/data/text/labeler.py``) finds the mentions. Each takes the details that its sentence says of it
-(``amrg/data/text/attachment.py``). Nothing is carried from one sentence to the next.
+The labeler (``amrg/data/text/labeler.py``) finds the mentions. ``amrg/data/text/attachment.py`` attaches the details of
+the same sentence to them. Sentences are independent of each other.
 """
 
 import re
@@ -12,9 +12,9 @@ from amrg.data.labels import NEGATIVE
 from amrg.data.text import detail_patterns
 from amrg.data.text.attachment import Anchor, attach, blanked, share
 from amrg.data.text.detail_reader import read_details
-from amrg.data.text.labeler import label_sentence
+from amrg.data.text.labeler import SENTENCE, label_sentence
 
-#: Stored with every score; raise it whenever a rule changes what comes out.
+#: Stored with every score; increase it whenever a rule changes the statements.
 VERSION = "1"
 
 #: The devices that a statement can name.
@@ -23,18 +23,18 @@ DEVICES: tuple[str, ...] = tuple(device for device, _ in detail_patterns.DEVICE_
 
 @dataclass(frozen=True)
 class Statement:
-    """What a text says of one finding at one place of the text.
+    """One finding as one place of a text states it.
 
     Attributes:
         finding: one of ``FINDINGS``.
         presence: ``POSITIVE``, ``NEGATIVE`` or ``UNCERTAIN``.
-        sides: of ``left`` and ``right``; both where it is bilateral, empty where no side is said.
-        zones: of ``upper``, ``middle`` and ``lower``; empty where no zone is said.
-        severity: ``mild``, ``moderate``, ``severe`` or empty; of a denied finding, what is denied of it.
-        device: of Support Devices, one of ``DEVICES`` or empty.
+        sides: subset of ``left`` and ``right``; both if bilateral, empty if no side is stated.
+        zones: subset of ``upper``, ``middle`` and ``lower``; empty if no zone is stated.
+        severity: ``mild``, ``moderate``, ``severe`` or empty; for a negative finding, the severity that is denied.
+        device: one of ``DEVICES`` for Support Devices, or empty.
         size_cm: the largest stated dimension.
         change: ``new``, ``improved``, ``worse``, ``unchanged`` or empty.
-        start, end: the characters of its sentence, in the text as given.
+        start, end: span of its sentence in the text, in characters.
     """
 
     finding: str
@@ -53,13 +53,12 @@ def _compile(expression: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{expression})\b")
 
 
-_SENTENCE = re.compile(r"(?:[^;?!.\n]|\.(?=\d))+")
 _OTHER = re.compile(
     rf"\b(?:(?P<lung>{detail_patterns.LUNG_OTHERS})|(?P<bone>{detail_patterns.BONE_OTHERS})|(?P<other>{detail_patterns.OTHERS}))\b"
 )
 _DEVICE = [(device, _compile(e)) for device, e in detail_patterns.DEVICE_WORDS]
 _DEVICE_PART = [(device, _compile(e)) for device, e in detail_patterns.DEVICE_PARTS]
-#: Labels that have places in common when one is said to be, or to go along with, another.
+#: Labels that share places if one interprets or accompanies another.
 _SHARING = frozenset(
     {
         "Lung Opacity",
@@ -77,10 +76,10 @@ _NO_ZONES = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "Fracture",
 
 
 def statements(text: str) -> list[Statement]:
-    """Every statement of a text, in order; a sentence with two places of one finding gives one for each."""
+    """Return every statement of a text, in order; two places of a finding in one sentence give two statements."""
     found = []
     flat = _flatten(text)
-    for sentence in _SENTENCE.finditer(flat):
+    for sentence in SENTENCE.finditer(flat):
         content = sentence[0].strip()
         if content:
             start = sentence.start() + len(sentence[0]) - len(sentence[0].lstrip())
@@ -91,7 +90,7 @@ def statements(text: str) -> list[Statement]:
 
 
 def _flatten(text: str) -> str:
-    """The text, character by character, with line breaks only between paragraphs."""
+    """Replace line breaks inside paragraphs by spaces; the length of the text stays the same."""
     blanked = re.sub(r"\n\s*\n", lambda m: "\0" * len(m[0]), text)
     return blanked.replace("\n", " ").replace("\0", "\n")
 
@@ -105,7 +104,9 @@ def _read(sentence: str) -> tuple[Statement, ...]:
     for detail in found:
         attach(detail, anchors, sentence)
     share(anchors, blanked(sentence, found))
-    return tuple(_merge([s for anchor in _devices_joined(anchors, sentence) for s in _of(anchor, sentence)]))
+    return tuple(
+        _merge([s for anchor in _devices_joined(anchors, sentence) for s in _anchor_statements(anchor, sentence)])
+    )
 
 
 def _anchors(sentence: str) -> list[Anchor]:
@@ -122,7 +123,7 @@ def _anchors(sentence: str) -> list[Anchor]:
 
 
 def _devices_joined(anchors: list[Anchor], sentence: str) -> list[Anchor]:
-    """The anchors with labels; a part of a device ("… with its tip in the SVC") goes with the device before it."""
+    """Return the anchors with labels; a part of a device ("… with its tip in the SVC") joins the device before it."""
     kept: list[Anchor] = []
     named: Anchor | None = None
     for anchor in anchors:
@@ -142,7 +143,7 @@ def _devices_joined(anchors: list[Anchor], sentence: str) -> list[Anchor]:
 
 
 def _named(words: str, before: str) -> str:
-    """The device that the words of a mention name, else the few words before it."""
+    """Return the device named by the words of a mention, else by the three words before it."""
     near = re.split(r"[,:(]|\b(?:and|with|of|the|or|by)\b", before)[-1].split()[-3:]
     for text in (words, " ".join(near)):
         for device, pattern in _DEVICE:
@@ -151,8 +152,7 @@ def _named(words: str, before: str) -> str:
     return ""
 
 
-def _of(anchor: Anchor, sentence: str) -> list[Statement]:
-    """The statements of one anchor."""
+def _anchor_statements(anchor: Anchor, sentence: str) -> list[Statement]:
     found = []
     for label, value in anchor.labels:
         sized = anchor.size if label not in _NO_ZONES else None
@@ -164,7 +164,7 @@ def _of(anchor: Anchor, sentence: str) -> list[Statement]:
 
 
 def _split(anchor: Anchor, label: str, sentence: str) -> list[tuple[frozenset[str], frozenset[str], str]]:
-    """(sides, zones, severity): one, unless each place says its side, and they differ in zone or severity."""
+    """Return (sides, zones, severity): several if each place has a side and the places differ in zone or severity."""
     if label == "Cardiomegaly":
         return [(detail_patterns.NONE, detail_patterns.NONE, anchor.severity)]
     zones: dict[frozenset[str], frozenset[str]] = {}
@@ -182,7 +182,7 @@ def _split(anchor: Anchor, label: str, sentence: str) -> list[tuple[frozenset[st
 
 
 def _merge(found: list[Statement]) -> list[Statement]:
-    """One statement for each finding, presence, device and place; a device without a side goes with its like."""
+    """Merge statements of equal finding, presence, device and place, and drop a device without a side if one has it."""
     merged: dict[tuple[object, ...], Statement] = {}
     for s in found:
         if (

@@ -1,6 +1,6 @@
-"""The embedded data set: real Open-i reports, films rendered from one real CT with the annotated lesions painted in.
+"""The embedded data set: real Open-i reports, and films rendered from one real CT with the annotated lesions added.
 
-Scores on it say nothing clinical: see ``docs/embedded-data.md``.
+Scores on it have no clinical meaning: see ``docs/embedded-data.md``.
 """
 
 from amrg.config import DataConfig
@@ -11,9 +11,9 @@ __all__ = ["OpeniDrr", "counted", "needs", "open_source"]
 
 
 def open_source(config: DataConfig, seed: int) -> OpeniDrr:
-    """The reader; its data are in installed packages."""
+    """Open the reader; its data are in installed packages."""
     return OpeniDrr(config, seed)
 
 
 def counted(config: DataConfig) -> None:
-    """None: there is no table."""
+    """Return None: there is no table."""

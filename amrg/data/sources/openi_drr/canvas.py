@@ -1,4 +1,4 @@
-"""A chest that lesions are painted into: each one's change is kept, so that a film is the healthy one plus changes."""
+"""A chest volume to which lesions are added. Changes are stored, so that a film is the healthy film plus changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from amrg.data.sources.openi_drr.anatomy import SPACING, Anatomy
 from amrg.data.sources.openi_drr.projection import Box, Pose, cumulative, project
 
 TISSUE = 1.03  # water-equivalent of fluid, pus and soft tissue
-_SHOWN = 0.06  # a lesion is visible where it changes what the beam meets by this share
+_SHOWN = 0.06  # a lesion is visible where it changes the line integral by this fraction
 
 
 @dataclass
 class Canvas:
-    """One patient's chest in the making.
+    """One patient's chest and its changes.
 
     Attributes:
         anatomy: the healthy chest.
-        rng: where every random choice of this patient comes from.
-        pose: how the patient stands; lesions such as hyperinflation change it.
+        rng: generator of every random choice for this patient.
+        pose: pose of the patient; findings such as hyperinflation change it.
     """
 
     anatomy: Anatomy
@@ -34,11 +34,11 @@ class Canvas:
 
     @property
     def water(self) -> np.ndarray:
-        """Attenuation with everything painted so far."""
+        """Attenuation with all lesions so far."""
         return self.anatomy.water if self._water is None else self._water
 
     def box(self, center: Sequence[float], radius_mm: Sequence[float] | np.ndarray) -> Box:
-        """The part of the grid within ``radius_mm`` of ``center``."""
+        """Return the part of the grid within ``radius_mm`` of ``center``."""
         edges = []
         for middle, reach, spacing, length in zip(center, radius_mm, SPACING, self.anatomy.water.shape, strict=True):
             low = int(np.clip(middle - reach / spacing, 0, length - 2))
@@ -46,7 +46,7 @@ class Canvas:
         return edges[0], edges[1], edges[2]
 
     def offsets(self, box: Box, center: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Millimetres from ``center`` along Y, R, C, broadcastable to the box's shape."""
+        """Return the offsets in mm from ``center`` along Y, R, C, broadcastable to the box's shape."""
         y, r, c = (
             ((np.arange(part.start, part.stop) - middle) * spacing).astype(np.float32)
             for part, middle, spacing in zip(box, center, SPACING, strict=True)
@@ -61,11 +61,11 @@ class Canvas:
         target: float = TISSUE,
         extent: np.ndarray | None = None,
     ) -> None:
-        """Blend the box towards ``target`` by ``alpha`` in [0, 1]; tissue is never made lighter except by air (0).
+        """Blend the box towards ``target`` by ``alpha`` in [0, 1]; only air (0) lowers the attenuation.
 
         Args:
-            labels: whose extent this belongs to.
-            extent: water-equivalent that counts as the lesion, where that is more than what changes.
+            labels: labels to whose extent the change belongs.
+            extent: water-equivalent of the lesion, if it is more than the change.
         """
         if self._water is None:
             self._water = self.anatomy.water.copy()
@@ -81,7 +81,7 @@ class Canvas:
             self._extents.setdefault(label, []).append((box, counted))
 
     def paths(self) -> np.ndarray:
-        """Line integrals of soft tissue in mm of water, [R, C], lesions included."""
+        """Return the line integrals of soft tissue and lesions in mm of water, [R, C]."""
         depth = self.anatomy.water.shape[0]
         plane = project(healthy_water(), self.pose, depth)
         for box, total in self._changes:
@@ -89,11 +89,11 @@ class Canvas:
         return plane
 
     def bones(self) -> np.ndarray:
-        """What bone adds, [R, C]."""
+        """Return the line integrals of the excess of bone in mm of water, [R, C]."""
         return project(healthy_bone(), self.pose, self.anatomy.water.shape[0])
 
     def extents(self, path: np.ndarray) -> dict[str, np.ndarray]:
-        """Per label, how visible its lesions are on a film of line integrals ``path``, [R, C]: seen at 1 and above."""
+        """Return the visibility [R, C] of each label's lesions on a film with line integrals ``path``; 1 is visible."""
         planes = {}
         for label, parts in self._extents.items():
             plane = np.zeros_like(path)
@@ -115,7 +115,7 @@ def healthy_bone() -> np.ndarray:
 
 @cache
 def _noise_block(scale_mm: float) -> np.ndarray:
-    """Smooth noise of unit variance, larger than any box: every lesion sees a random part of it."""
+    """Return smooth noise of unit variance, larger than any box; each lesion takes a random part of it."""
     rng = np.random.default_rng(round(scale_mm * 1000))
     white = rng.standard_normal((112, 256, 192), dtype=np.float32)
     smooth = ndimage.gaussian_filter(white, [scale_mm / s / 2.4 for s in SPACING], mode="wrap", truncate=3)
@@ -123,7 +123,7 @@ def _noise_block(scale_mm: float) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, box: Box, scale_mm: float) -> np.ndarray:
-    """Smooth noise of unit variance and about ``scale_mm`` grain on a box's grid."""
+    """Return smooth noise of unit variance with a grain of about ``scale_mm``, in the shape of a box."""
     block = _noise_block(scale_mm)
     sizes = [part.stop - part.start for part in box]
     corner = [rng.integers(length - size + 1) for size, length in zip(sizes, block.shape, strict=True)]
@@ -132,5 +132,5 @@ def noise(rng: np.random.Generator, box: Box, scale_mm: float) -> np.ndarray:
 
 
 def edge(distance: np.ndarray, width: float) -> np.ndarray:
-    """1 where ``distance`` is well above 0, 0 well below, smooth over ``width``."""
+    """Return a smooth step of ``width``: 1 where ``distance`` is well above 0, 0 well below."""
     return 1 / (1 + np.exp(np.clip(-distance / width, -30, 30)))

@@ -1,4 +1,4 @@
-"""Lines, tubes and pacemakers, drawn as paths in the film's plane: what they add in mm of water."""
+"""Lines, tubes and pacemakers, drawn as paths in the plane of the film, in mm of water."""
 
 import numpy as np
 from scipy import interpolate
@@ -10,11 +10,11 @@ Point = tuple[float, float]  # row, column
 
 
 def draw(canvas: Canvas, kind: str, side: str) -> np.ndarray:
-    """One device as mm of water on the plane [R, C].
+    """Draw one device on a plane [R, C], in mm of water.
 
     Args:
         kind: a key of ``_DRAW``.
-        side: where it enters, ``left`` or ``right``.
+        side: side of entry, ``left`` or ``right``.
     """
     plane = np.zeros(canvas.anatomy.water.shape[1:], np.float32)
     _DRAW[kind](canvas, plane, -1.0 if side == "right" else 1.0)
@@ -22,7 +22,7 @@ def draw(canvas: Canvas, kind: str, side: str) -> np.ndarray:
 
 
 def _stroke(plane: np.ndarray, points: list[Point], width_mm: float, density: float) -> None:
-    """A smooth curve through ``points``, round in section, added to the plane."""
+    """Add a smooth curve through ``points``, with round cross-section, to the plane."""
     rows, columns = np.array(points).T
     spline, _ = interpolate.splprep([rows, columns], s=0, k=min(3, len(points) - 1))
     r, c = interpolate.splev(np.linspace(0, 1, 40 * len(points)), spline)
@@ -36,7 +36,7 @@ def _stroke(plane: np.ndarray, points: list[Point], width_mm: float, density: fl
 
 
 def _disc(plane: np.ndarray, center: Point, radii_mm: Point, angle: float, power: float, density: float) -> None:
-    """A filled superellipse: power 2 is an ellipse, 4 a box with round corners."""
+    """Add a filled superellipse to the plane: power 2 is an ellipse, 4 a box with round corners."""
     r, c = np.ogrid[: plane.shape[0], : plane.shape[1]]
     dr, dc = (r - center[0]) * SPACING[1], (c - center[1]) * SPACING[2]
     a, b = dr * np.cos(angle) - dc * np.sin(angle), dr * np.sin(angle) + dc * np.cos(angle)
@@ -45,7 +45,7 @@ def _disc(plane: np.ndarray, center: Point, radii_mm: Point, angle: float, power
 
 
 def _cava(canvas: Canvas) -> list[Point]:
-    """From the brachiocephalic vein down the superior vena cava to the atrium."""
+    """Return a path from the brachiocephalic vein through the superior vena cava to the atrium."""
     _, row, column = canvas.anatomy.landmarks["superior_vena_cava"]
     jitter = canvas.rng.normal(0, 1.5)
     end = row + canvas.rng.uniform(8, 24)

@@ -1,4 +1,4 @@
-"""One patient's film from a list of findings."""
+"""Rendering of one patient's film from a list of findings."""
 
 from dataclasses import replace
 
@@ -12,16 +12,16 @@ from amrg.data.sources.openi_drr.findings import KIND_LABELS, Finding
 from amrg.data.sources.openi_drr.lesions import Site
 from amrg.data.sources.openi_drr.projection import Pose
 
-_PAIRED = {"effusion", "blunted angle"}  # without a side in the report, both lungs at times
+_PAIRED = {"effusion", "blunted angle"}  # without a side in the report, sometimes in both lungs
 _HEARTS = {"cardiomegaly", "large heart?"}
 _PARENCHYMA = {"consolidation", "pneumonia", "atelectasis"}
 
 
 def render(findings: tuple[Finding, ...], seed: tuple[int, ...], size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Film uint8 [size, size] and, by label, the lesions' projected extent, bool [size, size].
+    """Render a film, uint8 [size, size], and the projected extent of each label's lesions, bool [size, size].
 
-    The patient (pose, habitus, exposure, noise) follows from ``seed`` alone, whatever the findings: the same seed with
-    and without a lesion gives two films of one patient.
+    The patient (pose, habitus, exposure, noise) depends on ``seed`` only, not on the findings: the same seed with and
+    without a lesion gives two films of one patient.
     """
     patient, places, exposure = (np.random.default_rng((*seed, part)) for part in range(3))
     canvas = Canvas(load(), places, _posed(projection.draw_pose(patient), findings, places))
@@ -41,24 +41,24 @@ def render(findings: tuple[Finding, ...], seed: tuple[int, ...], size: int) -> t
 
 
 def _posed(pose: Pose, findings: tuple[Finding, ...], rng: np.random.Generator) -> Pose:
-    """The pose changed by findings that are a matter of shape: inflation, a raised dome, scoliosis."""
+    """Apply findings of shape (inflation, a raised dome, scoliosis) to the pose."""
     for finding in findings:
-        more = finding.severity
+        severity = finding.severity
         if finding.kind == "small lungs":
-            pose = replace(pose, inflation=rng.uniform(0.79, 0.85) + 0.03 * (1 - more))
+            pose = replace(pose, inflation=rng.uniform(0.79, 0.85) + 0.03 * (1 - severity))
         elif finding.kind == "large lungs":
-            pose = replace(pose, inflation=rng.uniform(1.05, 1.09) + 0.03 * more)
+            pose = replace(pose, inflation=rng.uniform(1.05, 1.09) + 0.03 * severity)
         elif finding.kind == "scoliosis":
-            pose = replace(pose, scoliosis=rng.choice([-1, 1]) * (7 + 4 * more))
+            pose = replace(pose, scoliosis=rng.choice([-1, 1]) * (7 + 4 * severity))
         elif finding.kind == "raised dome":
             side = (finding.sides or (str(rng.choice(["left", "right"])),))[0]
-            height = rng.uniform(15, 22) + 6 * more
+            height = rng.uniform(15, 22) + 6 * severity
             pose = replace(pose, raised=(height, 0.0) if side == "right" else (0.0, height))
     return pose
 
 
 def _paint_all(canvas: Canvas, findings: tuple[Finding, ...]) -> np.ndarray:
-    """Paint every finding; returns what devices add, mm of water [R, C]."""
+    """Paint every finding; return the attenuation of devices in mm of water, [R, C]."""
     drawn = np.zeros(canvas.anatomy.water.shape[1:], np.float32)
     filled = {side for finding in findings if finding.kind in _PARENCHYMA for side in finding.sides}
     for finding in sorted(findings, key=lambda finding: finding.kind in _PAIRED):
@@ -71,7 +71,7 @@ def _paint_all(canvas: Canvas, findings: tuple[Finding, ...]) -> np.ndarray:
             lesions.cardiomegaly(canvas, finding.severity - (finding.kind == "large heart?"), labels)
         else:
             for side in _side(canvas, finding):
-                # an opacity beside another airspace lesion of that side is the same shadow under its plainer name
+                # an opacity with another airspace lesion on that side names the same shadow
                 if not (finding.kind == "opacity" and side in filled):
                     _paint(canvas, finding, side, labels)
     return drawn
@@ -108,7 +108,7 @@ def _paint(canvas: Canvas, finding: Finding, side: str, labels: tuple[str, ...])
 
 
 def _habitus(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """Mm of water added by a patient's build: fat all round, more over the lower chest, breasts in some."""
+    """Return the mm of water that habitus adds: fat, more over the lower chest, and breasts for some patients."""
     rows, columns = np.ogrid[: canvas.anatomy.water.shape[1], : canvas.anatomy.water.shape[2]]
     x = (columns - canvas.anatomy.midline) * SPACING[2]
     z = rows * SPACING[1]

@@ -1,4 +1,4 @@
-"""What a report's MeSH annotations ask to be rendered, and the 14 labels that follow from them."""
+"""Conversion of a report's MeSH annotations to findings to render and to the 14 labels."""
 
 import re
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from amrg.data.labels import LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
 from amrg.data.sources.openi_drr.reports import Annotation, Report
 
-#: Labels of each kind of finding. What fills alveoli is also a Lung Opacity, and a Pneumonia a Consolidation, as in
-#: CheXpert's hierarchy (Irvin et al. 2019, figure 1). Its other two arrows are left out: a heart's size would say
-#: nothing more under Enlarged Cardiomediastinum, and nobody calls a granuloma an opacity, though it is a Lung Lesion.
+#: Labels of each kind of finding. Findings that fill alveoli are also Lung Opacity, and Pneumonia is also
+#: Consolidation, as in CheXpert's hierarchy (Irvin et al. 2019, figure 1). Its other two arrows are left out: Enlarged
+#: Cardiomediastinum would repeat the heart size, and a granuloma is a Lung Lesion but is not called an opacity.
 KIND_LABELS: dict[str, tuple[str, ...]] = {
     "cardiomegaly": ("Cardiomegaly",),
     "opacity": ("Lung Opacity",),
@@ -24,7 +24,7 @@ KIND_LABELS: dict[str, tuple[str, ...]] = {
     "pneumothorax": ("Pneumothorax",),
     "device": ("Support Devices",),
 }
-#: Kinds whose film leaves the reader in doubt.
+#: Kinds that are uncertain on the film.
 _DOUBTFUL = {"large heart?": "Cardiomegaly", "blunted angle": "Pleural Effusion"}
 
 _KINDS = {
@@ -39,14 +39,14 @@ _KINDS = {
     "Pulmonary Disease, Chronic Obstructive": "large lungs", "Diaphragmatic Eventration": "raised dome",
     "Scoliosis": "scoliosis",
 }  # fmt: skip
-#: Not seen on a frontal film of this size, or too slight to look for: such studies are kept and nothing is drawn.
-_UNSEEN = {
+#: Not visible on a frontal film of this size, or too slight: such studies are kept and nothing is drawn.
+_INVISIBLE = {
     "normal", "Thoracic Vertebrae", "Spine", "Lumbar Vertebrae", "Cervical Vertebrae", "Spondylosis", "Osteophyte",
     "Arthritis", "Sclerosis", "Hyperostosis, Diffuse Idiopathic Skeletal", "Bone Diseases, Metabolic", "Osteoporosis",
     "Kyphosis", "Atherosclerosis", "Aorta", "Aorta, Thoracic", "Epicardial Fat", "Adipose Tissue", "Nipple Shadow",
     "Technical Quality of Image Unsatisfactory", "Shoulder",
 }  # fmt: skip
-_SEEN_ELSEWHERE = {"abdomen", "humerus", "shoulder", "cervical vertebrae", "thoracic vertebrae", "spine", "breast",
+_OUTSIDE_CHEST = {"abdomen", "humerus", "shoulder", "cervical vertebrae", "thoracic vertebrae", "spine", "breast",
                    "aortic valve", "clavicle", "coronary vessels"}  # fmt: skip
 _ZONES = {"upper lobe": "upper", "middle lobe": "middle", "lingula": "middle", "lower lobe": "lower", "base": "base",
           "retrocardiac": "base", "apex": "apex", "hilum": "hilum"}  # fmt: skip
@@ -72,15 +72,15 @@ _DEVICE_WORDS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to render.
+    """A finding to render.
 
     Attributes:
         kind: a key of ``KIND_LABELS``, a doubtful kind, or a change of pose.
         sides: ``left`` and ``right`` as annotated; empty where the annotation names none.
         zone: as in ``lesions.Site``.
         severity: from 0 to 2.
-        several: more than one was seen.
-        device: for devices, which.
+        several: whether there is more than one.
+        device: kind of device, for devices.
     """
 
     kind: str
@@ -92,7 +92,7 @@ class Finding:
 
 
 def interpret(report: Report) -> tuple[Finding, ...] | None:
-    """The findings to render, or None if the film would show something that cannot be."""
+    """Return the findings to render, or None if one cannot be rendered."""
     found: list[Finding] = []
     for annotation in report.annotations:
         kind = kind_of(annotation)
@@ -104,13 +104,13 @@ def interpret(report: Report) -> tuple[Finding, ...] | None:
 
 
 def kind_of(annotation: Annotation) -> str | None:
-    """The kind of a finding; empty for one that needs no rendering, None for one that cannot be rendered."""
+    """Return the kind of a finding; empty if it needs no rendering, None if it cannot be rendered."""
     heading, qualifiers = annotation.heading, set(annotation.qualifiers)
     kind = _KINDS.get(heading)
-    if heading in _UNSEEN or (heading == "Surgical Instruments" and "abdomen" in qualifiers):
+    if heading in _INVISIBLE or (heading == "Surgical Instruments" and "abdomen" in qualifiers):
         return ""
     if kind == "device":
-        return None if qualifiers & _SEEN_ELSEWHERE else kind
+        return None if qualifiers & _OUTSIDE_CHEST else kind
     if kind == "opacity" and (qualifiers & {"round", "mediastinum"} or not qualifiers & {"lung", *_ZONES}):
         return None if heading == "Density" else kind
     if kind == "opacity" and "interstitial" in qualifiers:
@@ -121,7 +121,7 @@ def kind_of(annotation: Annotation) -> str | None:
 
 
 def _by_qualifier(heading: str, qualifiers: set[str]) -> str | None:
-    """Headings that name an organ and leave what is wrong with it to the qualifiers."""
+    """Return the kind for headings that name an organ, whose qualifiers name the finding."""
     if heading == "Cardiac Shadow":
         return "large heart?" if "borderline" in qualifiers else "cardiomegaly" if "enlarged" in qualifiers else None
     if heading == "Lung":
@@ -155,7 +155,7 @@ def _finding(kind: str, annotation: Annotation, text: str) -> Finding:
 
 
 def _device(annotation: Annotation, text: str) -> str:
-    """Which device: by the report's words, else by the annotation."""
+    """Return the kind of device by the report's words, else by the annotation."""
     if annotation.heading == "Tube, Inserted":
         allowed = {"endotracheal tube", "enteric tube", "chest tube"}
     elif annotation.heading == "Catheters, Indwelling":
@@ -168,9 +168,9 @@ def _device(annotation: Annotation, text: str) -> str:
 
 
 def labels_of(findings: tuple[Finding, ...]) -> dict[str, float | None]:
-    """The 14 labels. The experts indexed whatever was there, so what they left out is absent (0), not unknown.
+    """Return the 14 labels. The experts indexed all findings, so a finding without annotation is negative, not blank.
 
-    No Finding is 1 where no finding is positive or doubtful and nothing but a device may be seen.
+    No Finding is positive if there is no finding other than devices.
     """
     labels: dict[str, float | None] = dict.fromkeys(LABELS, NEGATIVE)
     for finding in findings:

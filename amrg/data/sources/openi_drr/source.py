@@ -1,4 +1,4 @@
-"""The source that joins reports and films."""
+"""The source of the embedded data set: reports with rendered films."""
 
 import hashlib
 
@@ -20,7 +20,7 @@ class OpeniDrr:
 
     Args:
         config: ``renders_per_study`` films of each train study share its text and group, with keys ``<id>-r0`` and on.
-        seed: decides the split and every film.
+        seed: seed of the split and of every film.
 
     Raises:
         UserError: a wheel is missing, or the configuration leaves a split empty.
@@ -46,17 +46,17 @@ class OpeniDrr:
             self._add(split, self._chosen(members, limit))
 
     def _split(self, uid: str, order: float) -> str:
-        """A study's split follows from its number and the seed, whichever other studies are kept.
+        """Return the split of a study, which depends on its number and the seed only, not on the other studies.
 
-        Open-i publishes no dates and no patients: ``temporal`` goes by the order of the studies' numbers, in [0, 1).
+        Open-i publishes no dates and no patients, so ``temporal`` uses the order of the studies' numbers, in [0, 1).
         """
-        place = order if self._config.splits == "temporal" else hash_uniform(self._seed, "split", uid)
-        return "train" if place < _TRAIN else "val" if place < _VAL else "test"
+        position = order if self._config.splits == "temporal" else hash_uniform(self._seed, "split", uid)
+        return "train" if position < _TRAIN else "val" if position < _VAL else "test"
 
     def _chosen(
         self, members: list[tuple[Report, tuple[Finding, ...]]], limit: int | None
     ) -> list[tuple[Report, tuple[Finding, ...]]]:
-        """At most ``limit`` members with the configured share of abnormal ones: always the first of a seeded order."""
+        """Return at most ``limit`` members, the first of a seeded order, with the configured share of abnormal ones."""
         fraction = self._config.abnormal_fraction
         ordered = sorted(members, key=lambda member: hash_uniform(self._seed, "order", member[0].uid))
         if fraction is None:
@@ -68,8 +68,8 @@ class OpeniDrr:
             int(len(abnormal) / fraction) if fraction > 0 else len(normal),
             int(len(normal) / (1 - fraction)) if fraction < 1 else len(abnormal),
         )
-        ill = round(most * fraction)
-        return abnormal[:ill] + normal[: most - ill]
+        num_abnormal = round(most * fraction)
+        return abnormal[:num_abnormal] + normal[: most - num_abnormal]
 
     def _add(self, split: str, members: list[tuple[Report, tuple[Finding, ...]]]) -> None:
         if not members:
@@ -88,7 +88,7 @@ class OpeniDrr:
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
-        """One PA film with the lesions' masks: a function of the study's key and the seed."""
+        """Render one PA film with the masks of its lesions; it depends on the study's key and the seed only."""
         digest = hashlib.sha256(study.key.encode()).digest()
         seed = (self._seed, int.from_bytes(digest[:8], "big"))
         film, masks = render(self._findings[study.key], seed, self._config.image_size)
@@ -96,11 +96,11 @@ class OpeniDrr:
 
 
 def number(uid: str) -> int:
-    """Of a study, ``CXR17`` → 17."""
+    """Return the number of a study: 17 for ``CXR17``."""
     return int(uid.removeprefix("CXR"))
 
 
 def is_abnormal(findings: tuple[Finding, ...]) -> bool:
-    """Whether a finding proper (any label but No Finding) is positive."""
+    """Whether any label but No Finding is positive."""
     labels = labels_of(findings)
     return any(labels[label] == POSITIVE for label in FINDINGS)
