@@ -31,7 +31,7 @@ from amrg.training.checkpoint import input_hashes
 from amrg.training.collate import ImageBatch, Stage1Collator, collate_images, hashed_keys
 from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.feature_cache import FeatureCache
-from amrg.training.loop import fit
+from amrg.training.loop import TrainingTask, fit
 from amrg.training.multilabel import (
     choose_thresholds,
     mean_auroc,
@@ -85,19 +85,22 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         found = [mean_auroc(table, FINDINGS, least) for least in (MIN_POSITIVES, 1)]
         return {"val_auroc": next((value for value in found if value is not None), 0.5)}
 
+    task = TrainingTask(
+        model=model,
+        loss=loss,
+        batches=films.batches,
+        steps_per_epoch=films.steps_per_epoch,
+        validate=validate,
+        selection_metric=("val_auroc", True),
+        input_hashes=input_hashes(config.seed, config.stage1.batch_size, data),
+    )
     fit(
-        model,
-        loss,
-        films.batches,
-        films.steps_per_epoch,
+        task,
         optimisation(config),
-        validate,
-        ("val_auroc", True),
-        folder,
-        config.seed,
-        config.telemetry,
-        config.checkpoint,
-        input_hashes(config.seed, config.stage1.batch_size, data),
+        folder=folder,
+        seed=config.seed,
+        telemetry=config.telemetry,
+        checkpointing=config.checkpoint,
     )
     with gathered(model.parameters()), torch.no_grad(), autocast(config.stage1.dtype):
         model.eval()

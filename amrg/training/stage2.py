@@ -33,7 +33,7 @@ from amrg.training.calibration import calibrate
 from amrg.training.checkpoint import input_hashes
 from amrg.training.collate import ReportCollator, Stage2Collator
 from amrg.training.deepspeed_config import OptimizerSettings
-from amrg.training.loop import fit
+from amrg.training.loop import TrainingTask, fit
 from amrg.training.model_card import write_card
 from amrg.training.retrieval_targets import RetrievalTargets, build_retrieval_targets
 from amrg.training.retrieved_text import refuse_changing_text, retrieved_tokens_of
@@ -74,21 +74,24 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     source = make_source(config, model, data, banks, folder / SCRATCH)
     own_reports = build_retrieval_targets(config, data, banks, folder / SCRATCH)
     wanted_rows = wanted_rows_of(config, data, banks)
+    task = TrainingTask(
+        model=model,
+        loss=partial(loss, own_reports=own_reports, wanted_rows=wanted_rows),
+        batches=source.batches,
+        steps_per_epoch=source.steps_per_epoch,
+        validate=partial(source.validate, watch=MemoryWatch.open(model, data, banks)),
+        selection_metric=("val_loss", False),
+        input_hashes=input_hashes(config.seed, ours.batch_size, data, banks),
+        step_metrics=association_metrics,
+        warn=collapses,
+    )
     rows = fit(
-        model,
-        partial(loss, own_reports=own_reports, wanted_rows=wanted_rows),
-        source.batches,
-        source.steps_per_epoch,
+        task,
         optimisation(config),
-        partial(source.validate, watch=MemoryWatch.open(model, data, banks)),
-        ("val_loss", False),
-        folder,
-        config.seed,
-        config.telemetry,
-        config.checkpoint,
-        input_hashes(config.seed, ours.batch_size, data, banks),
-        association_metrics,
-        collapses,
+        folder=folder,
+        seed=config.seed,
+        telemetry=config.telemetry,
+        checkpointing=config.checkpoint,
     )
     base = model.base_fingerprint()
     with gathered(model.saved_parameters()):

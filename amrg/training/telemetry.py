@@ -88,7 +88,7 @@ class Telemetry:
         for writer in self._writers:
             writer.write(step, told)
 
-    def tell_epoch(self, step: int, validation: dict[str, float]) -> None:
+    def log_epoch(self, step: int, validation: dict[str, float]) -> None:
         """An epoch that ended with this step: what validation found, as ``validation/<name>``."""
         for writer in self._epochs:
             writer.write(step, {f"validation/{name}": value for name, value in validation.items()})
