@@ -73,7 +73,7 @@ def test_relevance_and_alike_by_hand(banks: Path) -> None:
     perplexity_BQ = torch.tensor([[3.0] * 13 + [1.5], [5.0] * 14, [99.0] * 14])
     fake: Any = Retrieving(Association(weights_BQJ, rows_BQJ), perplexity_BQ)
     ones = VisionOutput(*(torch.ones(3, 14, 24) for _ in VisionOutput._fields))
-    batch = {"sight": ones, "group": torch.zeros(3), "study": ["a", "b", "c"], "counts": torch.tensor([1.0, 1.0, 0.0])}
+    batch = {"vision": ones, "group": torch.zeros(3), "study": ["a", "b", "c"], "counts": torch.tensor([1.0, 1.0, 0.0])}
     watch.add(fake, batch)  # the last study only fills the batch up
     assert watch.result() == pytest.approx({
         "query_cosine": 1.0,
