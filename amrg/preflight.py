@@ -280,7 +280,7 @@ def _generator(run: Run, machine: Machine) -> Need:
     need = _trained(run, machine, model, "stage2", run.config.stage2, run.config.decoder.base_dtype)
     if run.config.stage2.train_vision:
         return need
-    cache = _FEATURE * sum(map(math.prod, model.sight_shapes)) * _size(run)[0]
+    cache = _FEATURE * sum(map(math.prod, model.vision_output_shapes)) * _size(run)[0]
     return replace(need, passing=need.passing + cache)
 
 

@@ -28,7 +28,7 @@ from amrg.precision import autocast
 from amrg.progress import track
 from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
-from amrg.training.deepspeed_config import refuse_whole_weights
+from amrg.training.deepspeed_config import require_zero3
 from amrg.training.retrieved_text import RetrievedText, open_text
 from amrg.training.stage2 import MODEL, SCRATCH, rank_batches
 from amrg.training.vision_cache import VisionCache
@@ -159,9 +159,7 @@ def generate_faults(config: Config) -> list[str]:
     if ours.min_new_tokens > ours.max_new_tokens:
         faults.append(f"generate.min_new_tokens {ours.min_new_tokens} is above max_new_tokens {ours.max_new_tokens}")
     if (name := ours.ds_config) is not None:
-        faults += collect_errors(
-            lambda: refuse_whole_weights(name), lambda: refuse_quantised(config.decoder.base_dtype)
-        )
+        faults += collect_errors(lambda: require_zero3(name), lambda: refuse_quantised(config.decoder.base_dtype))
     return faults
 
 
@@ -230,8 +228,9 @@ def generate_reports(
     """What ``reports.jsonl`` records of some studies beside who they are.
 
     A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` as
-    ``Recorder.record`` gives them, ``sentences`` those that were recalled (``amrg.models.composer.Said``), and
-    ``recalled`` their rows of the report bank; ``generated`` begins with them. Where the decoder reads retrieved text,
+    ``Recorder.record`` gives them, ``sentences`` those that were recalled
+    (``amrg.models.composer.ComposedSentence``), and ``recalled`` their rows of the report bank; ``generated`` begins
+    with them. Where the decoder reads retrieved text,
     ``retrieved_text`` is that.
 
     Args:
@@ -255,7 +254,7 @@ def generate_reports(
             group_B,
             config.generate,
             synced=distributed.world_size() > 1,
-            asking=asking,
+            query_vision=asking,
             forced_prefixes=[one.text for one in composed],
             retrieved_BL=None if text is None else text.encode(retrieved),
         )
@@ -263,8 +262,8 @@ def generate_reports(
         {
             "generated": one.without_contradictions(text) if composer else text,
             **recorder.record(associations, loud_BQ, study),
-            "recalled": [said.row for said in one.said],
-            "sentences": [said.to_dict() for said in one.said],
+            "recalled": [said.row for said in one.sentences],
+            "sentences": [said.to_dict() for said in one.sentences],
             **({"retrieved_text": retrieved[study]} if retrieved else {}),
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))

@@ -1,11 +1,11 @@
-"""What a report says, composed of sentences that both memories retrieve and the film supports.
+"""Composition of reports from sentences that both memories retrieve and the film supports.
 
-Stage 1 decides which findings are there (``Certainty``), and the visual memory agrees or not: a finding is named where
-the share of its own region's association on regions of that finding is at least twice their share of the bank. Words go
-from region to sentence: a row of the visual bank is linked to what its report says of it, so the rows that a region
-retrieves vote for the sentence, and for each detail (side, zone, severity, device) that it states. A sentence whose
-details are not supported gives way to one that is, or that leaves the detail out. The region of No Finding does the
-same for normal anatomy. ``docs/memory-banks.md`` has the formulas.
+Stage 1 decides which findings are present (``Certainty``). The visual memory must confirm each: a finding is named if
+the share of its region's association on regions of that finding is at least twice their share of the bank. A row of the
+visual bank is linked to the sentences of its report about the finding. The rows that a region retrieves therefore vote
+for the sentence and for each detail (side, zone, severity, device) that it states. A sentence with unsupported details
+is replaced by a supported one, or by one that omits the detail. The region of No Finding selects sentences of normal
+anatomy in the same way. ``docs/memory-banks.md`` has the formulas.
 
 Shape legend: B studies, Q = 14 labels, F = 13 findings, J retrieved rows, N rows of the visual bank, M of the report
 bank, U distinct sentences, D width of the report bank, C candidates.
@@ -36,38 +36,39 @@ from amrg.models.report_generator import Association, VisionOutput
 
 Support = Literal["none", "map", "memory", "head", "all"]
 
-ROWS = 4096  # of each bank that an association is read to
-#: β of the cosine between a sentence and what the region's rows say, and weights of the rest of a sentence's score.
+ROWS = 4096  # most rows of a bank that are read from an association
+#: β of the cosine between a sentence and the linked sentences of the region's rows; weights of the other score terms.
 LIKENESS, RECALLED, DETAIL = 20.0, 0.5, 2.0
-#: What it is worth that a sentence says a detail, where it is surely right.
+#: Bonus in the score of a sentence for stating a detail.
 SAYING = {"side": 1.0, "zone": 0.3, "severity": 0.2, "device": 0.5}
-#: What cannot be denied beside a finding, and findings beside which nobody says that nothing acute is seen.
+#: Findings that a finding implies: a report that names it must not deny them.
 IMPLIES = {
     "Cardiomegaly": ("Enlarged Cardiomediastinum",),
     "Edema": ("Lung Opacity",),
     "Consolidation": ("Lung Opacity",),
     "Pneumonia": ("Lung Opacity", "Consolidation"),
 }
+#: Findings that exclude a sentence such as "no acute abnormality".
 ACUTE = {"Edema", "Consolidation", "Pneumonia", "Pneumothorax", "Pleural Effusion"}
-LEAST_SUPPORT = 0.5  # below it a detail is not said where another sentence can be
-UNSUPPORTED = 5.0  # what such a detail costs
-#: Two sentences with at most this cosine say different things.
+LEAST_SUPPORT = 0.5  # a detail with a lower probability is unsupported
+UNSUPPORTED = 5.0  # penalty in the score for an unsupported detail
+#: Two sentences with at most this cosine have different meanings.
 UNLIKE = 0.25
 
 
 @dataclass(frozen=True)
-class Said:
-    """A recalled sentence and what it stands on.
+class ComposedSentence:
+    """A retrieved sentence with its evidence.
 
     Attributes:
-        text: of the sentence.
-        labels: what it is said of: findings, or No Finding.
-        row: of the report bank.
+        text: the sentence.
+        labels: the findings that it states, or No Finding.
+        row: its row in the report bank.
         regions: rows of the visual bank that voted for it, heaviest first, as (row, weight).
-        box: number of the film, then x0, y0, x1, y1 on the fine grid: the film's own region; None for No Finding
-            and where the map is 0 everywhere.
-        probability: that the report states the findings, the least of them; None for No Finding.
-        details: (finding, attribute, value, probability); None where nothing supports details.
+        box: the film's own region as (film number, x0, y0, x1, y1) on the fine grid; None for No Finding and if the
+            map is 0 everywhere.
+        probability: lowest probability, over the findings, that the report states the finding; None for No Finding.
+        details: (finding, attribute, value, probability); the probability is None without support for details.
     """
 
     text: str
@@ -79,7 +80,7 @@ class Said:
     details: tuple[tuple[str, str, str, float | None], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For a line of ``reports.jsonl``."""
+        """Return the entry of a line of ``reports.jsonl``."""
         return {
             "text": self.text,
             "labels": list(self.labels),
@@ -96,43 +97,43 @@ class Said:
 
 @dataclass(frozen=True)
 class Composed:
-    """What a report begins with.
+    """The composed beginning of a report.
 
     Attributes:
         text: the outline, then the sentences.
-        findings: that the outline names.
-        said: the sentences.
+        findings: the findings that the outline names.
+        sentences: the retrieved sentences.
     """
 
     text: str
     findings: tuple[str, ...] = ()
-    said: tuple[Said, ...] = ()
+    sentences: tuple[ComposedSentence, ...] = ()
 
     def agrees(self, sentence: str, before: Sequence[str]) -> bool:
-        """Whether what the decoder writes behind it may stand: nothing new, nothing against it, nothing said before.
+        """Whether a sentence may follow: it repeats nothing, contradicts nothing and states no further finding.
 
         Args:
-            sentence: of the decoder.
-            before: the sentences of the report so far.
+            sentence: a sentence that the decoder wrote.
+            before: the previous sentences of the report.
         """
         found = statements(sentence)
-        told = {label for one in self.said for label in one.labels}
+        covered = {label for one in self.sentences for label in one.labels}
         states = {one.finding for one in found if one.presence != NEGATIVE}
         denies = {one.finding for one in found if one.presence == NEGATIVE}
         again = normalize_for_dedup(sentence) in {normalize_for_dedup(one) for one in before}
         return not (
             again
-            or states - (set(self.findings) - told)
+            or states - (set(self.findings) - covered)
             or denies & contradicted(self.findings)
             or mentions_prior(sentence)
             or (says_all_is_well(sentence) and ACUTE & set(self.findings))
         )
 
     def without_contradictions(self, text: str) -> str:
-        """A report that begins with it, without the sentences behind it that may not stand."""
+        """Remove the sentences after the composed ones that do not agree with them."""
         kept: list[str] = []
         for i, sentence in enumerate(sentences(text)):
-            if i < len(self.said) or self.agrees(sentence, kept):
+            if i < len(self.sentences) or self.agrees(sentence, kept):
                 kept.append(sentence)
         return " ".join(kept)
 
@@ -142,10 +143,10 @@ class Composer:
 
     Args:
         certainty: decides which findings are named.
-        visual, reports: the banks that the generator retrieves from; ``reports`` of sentences. None: the decoder words
-            what the outline names.
-        heads: of the details that regions show, by the name of their features (``map``, ``head``); needed for these.
-        source: what supports the details of a sentence.
+        visual, reports: the banks that the generator retrieves from; ``reports`` holds sentences. None: the decoder
+            words the findings of the outline.
+        heads: attribute heads by the name of their features (``map``, ``head``); required by these sources.
+        source: source of the probabilities of details.
     """
 
     def __init__(
@@ -168,30 +169,30 @@ class Composer:
 
     @cached_property
     def _linked_ND(self) -> Tensor:
-        """The mean vector of the sentences that each visual row is linked to; 0 for a row that is linked to none."""
+        """Mean vector of the sentences linked to each visual row; 0 for a row without linked sentences."""
         assert self._visual is not None
         linked = torch.zeros(len(self._visual.texts), self._vectors_UD.shape[1])
-        for row, said in enumerate(self._visual.texts):
-            known = [self._index[text] for text in said if text in self._index]
+        for row, texts in enumerate(self._visual.texts):
+            known = [self._index[text] for text in texts if text in self._index]
             if known and self._visual.label_N[row] < len(FINDINGS):
                 linked[row] = self._vectors_UD[known].mean(0)
         return linked
 
     def compose(
-        self, sight: VisionOutput, associations: Mapping[str, Association], group_B: Tensor | None, recall: bool = True
+        self, vision: VisionOutput, associations: Mapping[str, Association], group_B: Tensor | None, recall: bool = True
     ) -> list[Composed]:
-        """What each report begins with.
+        """Compose the beginning of each report.
 
         Args:
-            sight: of the studies.
-            associations: what they, or other studies in their place, retrieve (``ReportGenerator.associations``), from
-                both memories or one.
-            group_B: patients whose sentences are not said; None, or ``NO_GROUP``, hides none.
-            recall: without it, the decoder words what the outline names.
+            vision: stage 1's output for the studies.
+            associations: rows that they, or other studies in their place, retrieve (``ReportGenerator.associations``),
+                from one or both memories.
+            group_B: patients whose sentences are excluded; None or ``NO_GROUP`` excludes none.
+            recall: compose sentences; otherwise the decoder words the findings of the outline.
         """
-        probability_BF = self.certainty.probabilities(sight)
+        probability_BF = self.certainty.probabilities(vision)
         weights = {name: _spread(one, self._length(name)) for name, one in associations.items()}
-        supported_B = self._supported(sight, weights.get("visual"))
+        supported_B = self._supported(vision, weights.get("visual"))
         composed = []
         for b, probability_F in enumerate(probability_BF.tolist()):
             own = {name: one[b] for name, one in weights.items()}
@@ -201,9 +202,9 @@ class Composer:
                 continue
             group = NO_GROUP if group_B is None else int(group_B[b])
             film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group)
-            said = self._say_findings(film, named, sight.boxes_BQ5[b].int().tolist())
-            said += self._say_normal(film, named, {one.text for one in said})
-            composed.append(Composed(format_outline(named, [one.text for one in said]), tuple(named), tuple(said)))
+            chosen = self._say_findings(film, named, vision.boxes_BQ5[b].int().tolist())
+            chosen += self._say_normal(film, named, {one.text for one in chosen})
+            composed.append(Composed(format_outline(named, [one.text for one in chosen]), tuple(named), tuple(chosen)))
         return composed
 
     def _length(self, name: str) -> int:
@@ -212,7 +213,7 @@ class Composer:
         return 0 if self._visual is None else len(self._visual.texts)
 
     def _named(self, probability_F: Sequence[float], visual_QN: Tensor | None) -> list[str]:
-        """Findings that are likely enough and, where there is a visual memory, that it agrees with."""
+        """Findings above the threshold that the visual memory, if there is one, confirms."""
         named = [f for f, p in zip(FINDINGS, probability_F, strict=True) if p >= self.certainty.threshold]
         if visual_QN is None or self._visual is None:
             return named
@@ -220,16 +221,16 @@ class Composer:
         agrees = [share >= least_share(base) - 1e-4 for share, base in zip(share_F, base_F, strict=True)]
         return [f for f in named if agrees[FINDINGS.index(f)]]
 
-    def _supported(self, sight: VisionOutput, visual_BQN: Tensor | None) -> list[Supported | None]:
-        """How likely each value of each detail is; None where nothing supports details."""
-        studies = len(sight.logits_BQ)
+    def _supported(self, vision: VisionOutput, visual_BQN: Tensor | None) -> list[Supported | None]:
+        """Probabilities of the values of each detail per study; None without a source."""
+        studies = len(vision.logits_BQ)
         if self.source == "none":
             return [None] * studies
         sources: list[list[Supported]] = []
         if self.source in ("memory", "all") and visual_BQN is not None and self._visual is not None:
             sources.append([self._visual.votes(visual_QN) for visual_QN in visual_BQN])
         for name in ("map",) if self.source == "map" else ("head",) if self.source in ("head", "all") else ():
-            sources.append(self._heads[name].predict(head_features(sight)[name]))
+            sources.append(self._heads[name].predict(head_features(vision)[name]))
         if not sources:
             return [None] * studies
         return [
@@ -244,9 +245,9 @@ class Composer:
             for of_study in zip(*sources, strict=True)
         ]
 
-    def _say_findings(self, film: "_Film", named: Sequence[str], boxes: list[list[int]]) -> list[Said]:
-        """A sentence for each finding that none before states; the decoder words one that no sentence may state."""
-        said: list[Said] = []
+    def _say_findings(self, film: "_Film", named: Sequence[str], boxes: list[list[int]]) -> list[ComposedSentence]:
+        """Choose a sentence for each finding that no earlier one states; without one, the decoder words the finding."""
+        composed: list[ComposedSentence] = []
         left = set(named)
         for finding in named:
             if finding not in left:
@@ -261,8 +262,8 @@ class Composer:
                 (f, a, v, None if film.supported is None else support(v, film.supported.get(f, {}).get(a)))
                 for f, a, v in sentence.details
             ]
-            said.append(
-                Said(
+            composed.append(
+                ComposedSentence(
                     sentence.text,
                     tuple(f for f in FINDINGS if f in sentence.states),
                     film.row_of(sentence, self._groups),
@@ -272,10 +273,10 @@ class Composer:
                     tuple(details),
                 )
             )
-        return said
+        return composed
 
     def _best(self, film: "_Film", finding: str, named: set[str]) -> int | None:
-        """The sentence that says a finding best, and nothing that is not named, or denied, or from an earlier film."""
+        """Best sentence for a finding among those that fit the named findings and come from other patients."""
         allowed = [
             i
             for i in self._candidates[finding]
@@ -290,34 +291,34 @@ class Composer:
             weight_M = film.weights["report"][query]
             recalled_C = torch.tensor([sum(float(weight_M[row]) for row in self._sentences[i].rows) for i in allowed])
             score_C += RECALLED * (recalled_C + 1e-6).log()
-        told_D = self._told(film, query)
-        if told_D is not None:
-            score_C += LIKENESS * (self._vectors_UD[allowed] @ told_D)
+        voted_D = self._voted_vector(film, query)
+        if voted_D is not None:
+            score_C += LIKENESS * (self._vectors_UD[allowed] @ voted_D)
         if film.supported is not None:
             score_C += torch.tensor([_backing(self._sentences[i], film.supported) for i in allowed])
         return allowed[int(score_C.argmax())]
 
-    def _told(self, film: "_Film", query: int) -> Tensor | None:
-        """What the rows that a finding's region retrieves say of it, a unit vector [D]; None where nothing is said."""
+    def _voted_vector(self, film: "_Film", query: int) -> Tensor | None:
+        """Mean of the linked sentences of the rows that a region retrieves, as a unit vector [D]; None if it is 0."""
         if self._visual is None or "visual" not in film.weights:
             return None
         weight_N = film.weights["visual"][query] * (self._visual.label_N == query)
-        told_D = weight_N @ self._linked_ND
-        return F.normalize(told_D, dim=0) if told_D.any() else None
+        voted_D = weight_N @ self._linked_ND
+        return F.normalize(voted_D, dim=0) if voted_D.any() else None
 
     def _voters(self, film: "_Film", query: int, most: int = 3) -> tuple[tuple[int, float], ...]:
-        """The heaviest rows of the visual bank that are filed under a label."""
+        """Heaviest rows of the visual bank with a label."""
         if self._visual is None or "visual" not in film.weights:
             return ()
         weight_N = film.weights["visual"][query] * (self._visual.label_N == query)
         top = weight_N.topk(min(most, len(weight_N)))
         return tuple((int(row), float(w)) for w, row in zip(top.values, top.indices, strict=True) if w > 0)
 
-    def _say_normal(self, film: "_Film", named: Sequence[str], before: set[str]) -> list[Said]:
-        """Sentences of normal anatomy that cover best what films like this one say of it, in their usual order.
+    def _say_normal(self, film: "_Film", named: Sequence[str], before: set[str]) -> list[ComposedSentence]:
+        """Choose sentences of normal anatomy that cover those of the retrieved films, in their usual order.
 
-        Greedy maximum coverage: each retrieved film's sentences are worth its weight, a sentence covers those that say
-        the same (by cosine). As many are said as the retrieved films have on average.
+        Greedy maximum coverage: a sentence weighs as much as the retrieved films that have it, and covers sentences of
+        similar meaning (by cosine). The number of sentences is the mean over the retrieved films.
         """
         query = LABELS.index(NO_FINDING)
         if self._visual is None or "visual" not in film.weights:
@@ -327,7 +328,7 @@ class Composer:
         rows_N = film.weights["visual"][query] * (self._visual.label_N == query)
         for row in rows_N.topk(min(256, len(rows_N))).indices.tolist():
             weight = float(rows_N[row])
-            if weight == 0.0:  # nor have those that follow any
+            if weight == 0.0:  # rows are sorted: the following ones have no weight either
                 break
             usable = [i for text in self._visual.texts[row] if (i := self._usable(text, film, named, before)) >= 0]
             total, length = total + weight, length + weight * len(self._visual.texts[row])
@@ -348,10 +349,10 @@ class Composer:
         picked.sort(key=lambda j: self._visual.usual_place(self._sentences[chosen[j]].text))  # type: ignore[union-attr]
         regions = self._voters(film, query)
         found = [self._sentences[chosen[j]] for j in picked]
-        return [Said(s.text, (NO_FINDING,), film.row_of(s, self._groups), regions) for s in found]
+        return [ComposedSentence(s.text, (NO_FINDING,), film.row_of(s, self._groups), regions) for s in found]
 
     def _usable(self, text: str, film: "_Film", named: Sequence[str], before: set[str]) -> int:
-        """Number of a sentence that may be said as normal; −1 for one that may not."""
+        """Number of a sentence that may be used as normal; −1 for any other."""
         i = self._index.get(text, -1)
         if i < 0 or text in before:
             return -1
@@ -368,7 +369,7 @@ class Composer:
 
 @dataclass(frozen=True)
 class _Film:
-    """What is known of one study: probabilities, support of details, weights [Q, rows] of each memory, patient."""
+    """Probabilities, support of details, association weights [Q, rows] of each memory, and patient of one study."""
 
     probability: dict[str, float]
     supported: Supported | None
@@ -376,43 +377,43 @@ class _Film:
     group: int
 
     def sees(self, sentence: BankSentence) -> bool:
-        """Whether some row with the sentence is of another patient."""
+        """Whether a row with the sentence belongs to another patient."""
         return self.group == NO_GROUP or bool(sentence.groups - {self.group})
 
     def row_of(self, sentence: BankSentence, groups: Sequence[int]) -> int:
-        """The first such row."""
+        """First row with the sentence of another patient."""
         return next(row for row in sentence.rows if self.group == NO_GROUP or groups[row] != self.group)
 
 
 def contradicted(named: Iterable[str]) -> set[str]:
-    """What cannot be denied where some findings are named."""
+    """Findings that must not be denied if some are named: these and those that they imply."""
     return {one for finding in named for one in (finding, *IMPLIES.get(finding, ()))}
 
 
 def least_share(base: float) -> float:
-    """The share of an association from which on memory agrees: twice that of chance, or halfway from it to 1."""
+    """Least share of an association that confirms a finding: twice the chance level, or halfway from it to 1."""
     return min(2 * base, (1 + base) / 2)
 
 
-def head_features(sight: VisionOutput) -> dict[str, Tensor]:
-    """What attribute heads read of each finding's region, [B, F, …]: its place (``map``), its state too (``head``)."""
+def head_features(vision: VisionOutput) -> dict[str, Tensor]:
+    """Features of each finding's region for attribute heads, [B, F, …]: ``map`` its place, ``head`` also its state."""
     findings = slice(0, len(FINDINGS))
-    places = sight.places_BQP[:, findings].cpu().float().sqrt()
-    looks = sight.states_BQD[:, findings, :-PLACES].cpu().float()
-    return {"map": places, "head": torch.cat([looks, places], dim=-1)}
+    places = vision.places_BQP[:, findings].cpu().float().sqrt()
+    states = vision.states_BQD[:, findings, :-PLACES].cpu().float()
+    return {"map": places, "head": torch.cat([states, places], dim=-1)}
 
 
 def _spread(association: Association, length: int) -> Tensor:
-    """Weights of all rows [B, Q, length], from those of the retrieved ones."""
+    """Scatter the weights of the retrieved rows to all rows, [B, Q, length]."""
     weights, rows = association.weights_BQJ.cpu().float(), association.rows_BQJ.cpu()
     kept = torch.where(rows >= 0, weights, 0.0)
     return torch.zeros(*rows.shape[:2], length).scatter_add_(2, rows.clamp_min(0), kept)
 
 
 def _backing(sentence: BankSentence, supported: Supported) -> float:
-    """How well a film supports the details of a sentence; a size is supported by nothing.
+    """Score of the details of a sentence, given the support by the film; a size always counts as unsupported.
 
-    Few rows show a device, so hardly any kind has ``LEAST_SUPPORT``: one is said where none has more.
+    Few rows show a device, so hardly any kind reaches ``LEAST_SUPPORT``; the most probable kind has a smaller penalty.
     """
     score = -UNSUPPORTED * sentence.sized
     for finding, attribute, value in sentence.details:

@@ -174,7 +174,7 @@ def decoder_faults(config: DecoderConfig) -> list[str]:
         return faults + missing
     found = _on_disk(name)
     if found is None:
-        return faults + collect_errors(lambda: _ask_hub(name))
+        return faults + collect_errors(lambda: _check_hub(name))
     if found.is_file():
         return faults + _gguf_faults(found)
     return faults + (folder_faults(found, "decoder.model") or _architecture_faults(found))
@@ -226,14 +226,14 @@ def _resolve_model(name: str) -> str:
     found = _on_disk(name)
     if found is not None:
         return _convert_gguf(found) if found.is_file() else str(found)
-    _ask_hub(name)
+    _check_hub(name)
     try:
         return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
     except Exception as error:  # whichever HTTP library the hub's client uses raises errors of its own
         raise _nowhere(name, type(error).__name__) from None
 
 
-def _ask_hub(name: str) -> None:
+def _check_hub(name: str) -> None:
     fault = hub_fault(name)
     if fault:
         raise _nowhere(name, fault)

@@ -1,7 +1,7 @@
-"""How likely a report states each finding, told from what stage 1 sees, and what is likely enough to be said.
+"""Calibrated probability that a report states each finding, from stage 1's outputs, and a threshold for naming it.
 
-A decoder that learned from few reports names a finding only where it is likelier than not; stage 1 is sure of more. Its
-logit, and the peak of the finding's activation map, are calibrated on reports that stage 2's loss did not choose by.
+A decoder trained on few reports names a finding only above probability 1/2 and so misses many that stage 1 detects.
+Stage 1's logit and the peak of the finding's activation map are calibrated on reports that did not select the weights.
 
 Shape legend: N studies to calibrate on, B studies, F = 13 findings, X = 2 features.
 """
@@ -21,7 +21,7 @@ from amrg.models.report_generator import VisionOutput
 
 FILE = "certainty.json"
 FEATURES = 2  # X
-_LEAST_PEAK = 1e-3  # of an activation map: below it a film shows nothing
+_LEAST_PEAK = 1e-3  # of an activation map; lower peaks are clamped
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Certainty:
     """Logistic regression of each finding, and a threshold.
 
     Attributes:
-        weight: of the features of each finding, [F, X].
+        weight: weights of the features of each finding, [F, X].
         bias: [F].
-        threshold: probability from which on a finding is named, one for all.
+        threshold: least probability of a named finding, the same for all findings.
     """
 
     weight: tuple[tuple[float, ...], ...]
@@ -40,9 +40,9 @@ class Certainty:
 
     @classmethod
     def fit(cls, features_NFX: Tensor, stated_NF: Tensor) -> Self:
-        """A weak prior keeps the probability at stage 1's own where reports say little.
+        """Fit the regressions with a weak prior at stage 1's own probability.
 
-        The threshold is the one with the highest micro-F1 on the same studies.
+        The threshold maximises micro-F1 on the same studies.
         """
         features_NFX, truth_NF = features_NFX.double(), stated_NF.double()
         prior_FX = torch.zeros(features_NFX.shape[1:], dtype=torch.float64)
@@ -66,10 +66,10 @@ class Certainty:
         threshold = _best_threshold(probability_NF.flatten(), truth_NF.flatten())
         return cls(tuple(map(tuple, weight_FX.tolist())), tuple(bias_F.tolist()), threshold)
 
-    def probabilities(self, sight: VisionOutput) -> Tensor:
-        """That each study's report states each finding, float64 [B, F] on the CPU."""
+    def probabilities(self, vision: VisionOutput) -> Tensor:
+        """Probabilities that each study's report states each finding, float64 [B, F] on the CPU."""
         weight_FX, bias_F = torch.tensor(self.weight).double(), torch.tensor(self.bias).double()
-        return ((features_of(sight) * weight_FX).sum(-1) + bias_F).sigmoid()
+        return ((features_of(vision) * weight_FX).sum(-1) + bias_F).sigmoid()
 
     def save(self, folder: Path) -> None:
         """Write ``FILE``."""
@@ -94,20 +94,20 @@ class Certainty:
             raise UserError(f"{folder / FILE} is missing or unreadable: run `amrg stage2` again") from None
 
 
-def features_of(sight: VisionOutput) -> Tensor:
-    """Stage 1's logit of each finding and the logarithm of its map's peak, float64 [B, F, 2] on the CPU."""
+def features_of(vision: VisionOutput) -> Tensor:
+    """Return stage 1's logit and the log peak of the activation map of each finding, float64 [B, F, 2] on the CPU."""
     findings = slice(0, len(FINDINGS))
-    peaks_BF = sight.peaks_BQ[:, findings].cpu().double().clamp_min(_LEAST_PEAK).log()
-    return torch.stack([sight.logits_BQ[:, findings].cpu().double(), peaks_BF], dim=-1)
+    peaks_BF = vision.peaks_BQ[:, findings].cpu().double().clamp_min(_LEAST_PEAK).log()
+    return torch.stack([vision.logits_BQ[:, findings].cpu().double(), peaks_BF], dim=-1)
 
 
 def _best_threshold(probability_M: Tensor, truth_M: Tensor) -> float:
-    """Halfway between the last probability that is to be named and the first that is not; above 1 to name nothing."""
+    """Midpoint between the last named and the first unnamed probability at the best F1; 2 if nothing is true."""
     if not truth_M.any():
         return 2.0
     sorted_M, order = probability_M.sort(descending=True)
     right_M = truth_M[order].cumsum(0)
     f1_M = 2 * right_M / (torch.arange(1, len(right_M) + 1) + truth_M.sum())
-    f1_M[:-1][sorted_M[:-1] == sorted_M[1:]] = 0.0  # what is equally likely is named together
+    f1_M[:-1][sorted_M[:-1] == sorted_M[1:]] = 0.0  # equal probabilities fall on the same side
     last = int(f1_M.argmax())
     return float(sorted_M[last : last + 2].mean())

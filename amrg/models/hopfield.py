@@ -22,7 +22,7 @@ from amrg.retrieval.types import RetrievalRequest, Shard
 
 
 class RetrievalCall(NamedTuple):
-    """A retrieval that a memory needs: queries [M, D], from which bank, and what they must not see."""
+    """A retrieval that a memory requests: queries [M, D], the bank, and the group of each query."""
 
     queries: Tensor
     bank: LocalBank
@@ -31,7 +31,7 @@ class RetrievalCall(NamedTuple):
 
 
 class MemoryOutput(NamedTuple):
-    """What a memory made of a retrieval [B, L, O], and the rows as they came, mean over heads [B, L, D]."""
+    """Output of a memory [B, L, O], and the retrieved rows as a mean over heads [B, L, D]."""
 
     out_BLO: Tensor
     rows_BLD: Tensor
@@ -42,37 +42,37 @@ RetrievalSteps = Generator[RetrievalCall, Retrieval, R]
 
 
 def run_batched(memories: Sequence[RetrievalSteps[R]]) -> list[R]:
-    """Run several memories step by step, so that those on sharded banks share one exchange a step."""
+    """Run several memories in lockstep, so that those on sharded banks share one exchange per step."""
     results: list[R | None] = [None] * len(memories)
     answers: dict[int, Retrieval | None] = dict.fromkeys(range(len(memories)))
     while answers:
-        asks = {}
+        calls = {}
         for i, answer in answers.items():
             try:
-                asks[i] = next(memories[i]) if answer is None else memories[i].send(answer)
+                calls[i] = next(memories[i]) if answer is None else memories[i].send(answer)
             except StopIteration as end:
                 results[i] = end.value
-        answers = dict(zip(asks, _resolve(list(asks.values())), strict=True))
+        answers = dict(zip(calls, _resolve(list(calls.values())), strict=True))
     return cast("list[R]", results)
 
 
-def _resolve(asks: Sequence[RetrievalCall]) -> list[Retrieval]:
-    together = [
-        RetrievalRequest(ask.bank.backend, ask.queries, ask.group, ask.dropout)
-        for ask in asks
-        if isinstance(ask.bank.backend, ShardedBank)
+def _resolve(calls: Sequence[RetrievalCall]) -> list[Retrieval]:
+    requests = [
+        RetrievalRequest(call.bank.backend, call.queries, call.group, call.dropout)
+        for call in calls
+        if isinstance(call.bank.backend, ShardedBank)
     ]
-    sharded = iter(retrieve_batched(together) if together else ())
-    return [next(sharded) if isinstance(ask.bank.backend, ShardedBank) else _retrieve(ask) for ask in asks]
+    sharded = iter(retrieve_batched(requests) if requests else ())
+    return [next(sharded) if isinstance(call.bank.backend, ShardedBank) else _retrieve(call) for call in calls]
 
 
-def _retrieve(ask: RetrievalCall) -> Retrieval:
-    if isinstance(ask.bank.backend, IndexedBank):
-        return ask.bank.backend.retrieve(ask.queries, query_group=ask.group, dropout=ask.dropout)
-    memory_group = None if ask.group is None else ask.bank.group
+def _retrieve(call: RetrievalCall) -> Retrieval:
+    if isinstance(call.bank.backend, IndexedBank):
+        return call.bank.backend.retrieve(call.queries, query_group=call.group, dropout=call.dropout)
+    memory_group = None if call.group is None else call.bank.group
     return hopfield_retrieve(
-        ask.queries, ask.bank.rows, memory_scale=ask.bank.scale, query_group=ask.group, memory_group=memory_group,
-        dropout=ask.dropout,
+        call.queries, call.bank.rows, memory_scale=call.bank.scale, query_group=call.group, memory_group=memory_group,
+        dropout=call.dropout,
     )  # fmt: skip
 
 
@@ -86,13 +86,13 @@ class HopfieldMemory(MemoryLayer):
         heads, head_dim, value_dim: H, K, V; V = K unless given.
         beta: scaling of the association; 1/√K unless given.
         learn_beta: learn it, one per head, as its logarithm. Otherwise it is a buffer that ``set_beta`` may schedule.
-        sharpness: for states that lie in the space of the rows, S = D: they ask as they are, this many times their
-            cosine with a row, and what is learned is added to it. A state shorter than a row asks more quietly, one of
-            length 0 asks all rows alike. Learned, one per head, where β is. None: only what is learned asks.
-        update_steps: number of associations; the state of the next is what the last one retrieved.
-        update_eps: a head stops updating once its association moves by no more than this over a sample
-            (Frobenius norm, the largest of the batch); 0 never stops and spares the check.
-        dropout: on the last association, in training.
+        sharpness: factor on the cosine between a state and a row, added to the learned score; requires states in the
+            space of the rows, S = D. Both terms scale with the length of the state: a state of length 0 retrieves all
+            rows uniformly. Learned, one per head, if β is. None: the score is the learned term alone.
+        update_steps: number of associations; each retrieved state is the input of the next association.
+        update_eps: a head stops updating when its association changes by no more than this over a sample
+            (Frobenius norm, largest of the batch); 0 never stops and skips the check.
+        dropout: dropout on the last association, in training.
     """
 
     beta: Tensor
@@ -130,7 +130,7 @@ class HopfieldMemory(MemoryLayer):
         else:
             if state_dim != memory_dim:
                 raise ValueError(f"a state of {state_dim} numbers is none of the space of rows of {memory_dim}")
-            nn.init.zeros_(self.k_proj.weight)  # what is learned begins with nothing
+            nn.init.zeros_(self.k_proj.weight)  # the learned term starts at 0
             scale = torch.full((heads,), float(sharpness))
             if learn_beta:
                 self.sharpness_H = nn.Parameter(scale)
@@ -139,14 +139,14 @@ class HopfieldMemory(MemoryLayer):
         self._last: tuple[Tensor, Tensor, LocalBank, Tensor | None] | None = None
 
     def set_bank(self, bank: AnyBank) -> None:
-        """Hold a whole bank, or one behind an index, or this rank's part of one that all ranks retrieve from."""
+        """Set the bank: local, indexed, or this rank's part of a sharded one."""
         if isinstance(bank, IndexedBank) or (isinstance(bank, ShardedBank) and bank.strategy != "replicate"):
             self.indirect = bank
         else:
             self.set_memory(bank.rows, group=bank.group, scale=bank.scale)
 
     def set_beta(self, beta: float | Tensor) -> None:
-        """Set β, a number or one per head [H]; for schedules."""
+        """Set β, a number or one per head [H], for schedules."""
         if self.learn_beta:
             raise ValueError("beta is learned: it cannot be scheduled too")
         self.beta.copy_(torch.as_tensor(beta))
@@ -157,9 +157,8 @@ class HopfieldMemory(MemoryLayer):
     ) -> Tensor:  # fmt: skip
         """[B, L, S] → [B, L, O].
 
-        ``memory_ND`` holds normalised rows (``normalise_rows``); without it, those of ``set_memory``. ``query_group``
-        [B] and ``memory_group`` [N], int64: a sample does not see the rows of its own group; −1 is seen by all and
-        sees all.
+        ``memory_ND`` holds normalised rows (``normalise_rows``); by default those of ``set_memory``. ``query_group``
+        [B] and ``memory_group`` [N] are int64: rows of a sample's own group are masked; group −1 masks nothing.
         """
         return run_batched([self.forward_steps(x_BLS, memory_ND, query_group, memory_group)])[0].out_BLO
 
@@ -167,15 +166,15 @@ class HopfieldMemory(MemoryLayer):
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
     ) -> "RetrievalSteps[MemoryOutput]":  # fmt: skip
-        """``forward`` as steps that ask for retrievals, so that several memories can ask together."""
+        """``forward`` as a generator of retrieval calls, which ``run_batched`` batches over several memories."""
         bank = self._bank(memory_ND, memory_group)
         query_group = self._expand_groups(query_group, bank, x_BLS.shape[1])
         queries, result = yield from self._associate(x_BLS, bank, query_group)
         self._last = (queries.detach().flatten(0, 1), result.lse_M.detach(), bank, query_group)
         value_dim = self.v_proj.out_features // self.heads
         rows = result.retrieved_MD.view_as(queries)
-        mass = result.mass_M.to(rows.dtype).view(*rows.shape[:2], 1)  # 1 unless dropped out or wholly masked
-        # weights on the left: their gradients come out in the weights' own layout, not to be copied into it
+        mass = result.mass_M.to(rows.dtype).view(*rows.shape[:2], 1)  # 1 unless dropped out or fully masked
+        # With the weights on the left, their gradients have the layout of the weights and need no copy.
         values = torch.baddbmm(
             (mass * self.v_proj.bias.view(self.heads, 1, value_dim)).mT,
             self.v_proj.weight.view(self.heads, value_dim, -1),
@@ -185,24 +184,24 @@ class HopfieldMemory(MemoryLayer):
         return MemoryOutput(out, rows.unflatten(1, x_BLS.shape[:2]).mean(0, dtype=torch.float32))
 
     def _expand_groups(self, query_group: Tensor | None, bank: LocalBank, length: int) -> Tensor | None:
-        """Group of every absorbed query, in the order (head, sample, query)."""
+        """Repeat the group for each absorbed query, in the order (head, sample, query)."""
         if query_group is None or bank.group is None:
             return None
         return query_group.repeat_interleave(length).repeat(self.heads)
 
     def _absorb(self, key_space_HMK: Tensor) -> Tensor:
-        """β γk ⊙ (Wkᵀ q): key space → the space of the bank's rows, [H, M, D]."""
+        """Map key space to the space of the bank's rows, β γk ⊙ (Wkᵀ q), [H, M, D]."""
         beta = self.log_beta.exp() if self.learn_beta else self.beta
         weight = self.k_proj.weight.view(self.heads, self.head_dim, -1)
         return torch.bmm(key_space_HMK * beta[:, None, None].to(key_space_HMK.dtype), weight) * self.key_gain
 
     def row_queries(self, x_MS: Tensor) -> Tensor:
-        """What states ask at first, in the space of the rows, [H, M, D]: the scores are its products with them."""
+        """Queries of the first association in the space of the rows, [H, M, D]; scores are their products with rows."""
         queries = self._absorb(self.q_proj(self.state_norm(x_MS)).unflatten(-1, (self.heads, -1)).transpose(0, 1))
-        return queries if self.sharpness_H is None else self._ask_as_it_is(x_MS, queries)
+        return queries if self.sharpness_H is None else self._add_state_query(x_MS, queries)
 
-    def _ask_as_it_is(self, states_MD: Tensor, absorbed_HMD: Tensor) -> Tensor:
-        """Absorbed queries with the states themselves, [M, D] or [H, M, D], both as loud as the states are long."""
+    def _add_state_query(self, states_MD: Tensor, absorbed_HMD: Tensor) -> Tensor:
+        """Add the states, [M, D] or [H, M, D], to the absorbed queries; both terms scale with the states' length."""
         assert self.sharpness_H is not None
         dim = states_MD.shape[-1]
         loudness = states_MD.norm(dim=-1, keepdim=True) / dim**0.5  # 1 for a normalised row
@@ -212,7 +211,7 @@ class HopfieldMemory(MemoryLayer):
     def _associate(
         self, x_BLS: Tensor, bank: LocalBank, group: Tensor | None
     ) -> "RetrievalSteps[tuple[Tensor, Retrieval]]":
-        """The last absorbed queries [H, B·L, D] and what they retrieve."""
+        """Run the update steps; return the last absorbed queries [H, B·L, D] and their retrieval."""
         queries = self.row_queries(x_BLS.flatten(0, 1))
         weight = self.k_proj.weight.view(self.heads, self.head_dim, -1).transpose(1, 2)
         bias = self.k_proj.bias.view(self.heads, 1, self.head_dim)
@@ -220,7 +219,7 @@ class HopfieldMemory(MemoryLayer):
         before: tuple[Tensor, Tensor] | None = None
         for _ in range(1, self.update_steps):
             result = yield RetrievalCall(queries.flatten(0, 1), bank, group)
-            # Ranks that share a bank must ask equally often: they take all steps.
+            # Ranks that share a bank must issue equally many retrievals, so they take all steps.
             if before is not None and self.update_eps > 0 and bank.backend is None:
                 now = (queries, result.lse_M)
                 active = active & (self._association_change(now, before, bank, group, x_BLS.shape[0]) > self.update_eps)
@@ -231,7 +230,7 @@ class HopfieldMemory(MemoryLayer):
             state = torch.baddbmm(bias, rows * self.key_gain + self.key_shift, weight)
             updated = self._absorb(state)
             if self.sharpness_H is not None:
-                updated = self._ask_as_it_is(rows, updated)
+                updated = self._add_state_query(rows, updated)
             queries = torch.where(active[:, None, None], updated, queries)
         dropout = self.dropout if self.training else 0.0
         return queries, (yield RetrievalCall(queries.flatten(0, 1), bank, group, dropout))
@@ -245,7 +244,7 @@ class HopfieldMemory(MemoryLayer):
         group: Tensor | None,
         batch: int,
     ) -> Tensor:
-        """How far each head's association moved, [H]: Frobenius norm over a sample, the largest of the batch."""
+        """Change of each head's association, [H]: Frobenius norm over a sample, largest of the batch."""
         moved = torch.zeros_like(now[1])
         memory_group = None if group is None else bank.group
         pair = (
@@ -281,9 +280,9 @@ class HopfieldMemory(MemoryLayer):
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, *, query_group: Tensor | None = None,
         memory_group: Tensor | None = None, top_k: int = 5,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The rows each query retrieves most of: weights [B, L, top_k], averaged over heads, and int64 row indices.
+        """Return the heaviest rows of each query: weights [B, L, top_k], averaged over heads, and int64 row indices.
 
-        Where fewer than top_k rows are visible, the index is −1 and the weight 0.
+        If fewer than top_k rows are visible, the remaining indices are −1 and their weights 0.
         """
         bank = self._bank(memory_ND, memory_group)
         group = self._expand_groups(query_group, bank, x_BLS.shape[1])
@@ -302,9 +301,10 @@ class HopfieldMemory(MemoryLayer):
     def from_hflayers(
         cls, state_dict: Mapping[str, Tensor], *, num_heads: int, hidden_size: int, beta: float, update_steps: int = 1
     ) -> Self:
-        """The parameters of hflayers' ``HopfieldLayer``, its ``lookup_weights`` normalised and frozen as the bank.
+        """Convert the parameters of hflayers' ``HopfieldLayer``; its ``lookup_weights``, normalised, become the bank.
 
-        Expects the layer's defaults: affine norms of stored, state and projected patterns, biases, output projection.
+        The layer must have its defaults: affine norms of stored, state and projected patterns, biases and an output
+        projection.
         ``hidden_size`` is the width of one head. ``update_steps`` = its ``update_steps_max`` + 1.
 
         Raises:
@@ -312,8 +312,8 @@ class HopfieldMemory(MemoryLayer):
         """
         given = dict(state_dict)
         if _CORE + "in_proj_weight" in given:
-            together, width = given.pop(_CORE + "in_proj_weight"), num_heads * hidden_size
-            parts = together.split([width, width, together.shape[0] - 2 * width])
+            packed, width = given.pop(_CORE + "in_proj_weight"), num_heads * hidden_size
+            parts = packed.split([width, width, packed.shape[0] - 2 * width])
             given |= {_CORE + f"{name}_proj_weight": part for name, part in zip("qkv", parts, strict=True)}
         missing = sorted(_FROM_HFLAYERS.keys() - given.keys())
         unknown = sorted(given.keys() - _FROM_HFLAYERS.keys())

@@ -1,4 +1,4 @@
-"""What the memories share: a frozen bank, and statistics of how they use it.
+"""Base class of the memories: a frozen bank, and statistics of the associations with it.
 
 Shape legend: N rows of the bank, D its width.
 """
@@ -16,7 +16,7 @@ Block = tuple[slice, slice, Tensor]  # queries, memory rows, association weights
 
 
 class AssociationStatistics:
-    """Accumulates, over any number of queries, how widely they associate and which rows they reach."""
+    """Accumulator of the perplexity and the row usage of any number of queries."""
 
     def __init__(self, memory_rows: int, device: torch.device):
         self.queries = 0
@@ -26,7 +26,7 @@ class AssociationStatistics:
 
     @torch.no_grad()
     def add(self, blocks: Iterable[Block], queries: int) -> None:
-        """``blocks`` tile the association [queries, N]; their weights sum to 1 over each query's row."""
+        """Add an association [queries, N], tiled by ``blocks``; the weights of each query sum to 1."""
         entropy = torch.zeros(queries, device=self.usage_N.device)
         for rows, columns, block in blocks:
             entropy[rows] += torch.special.entr(block).sum(1)
@@ -36,14 +36,16 @@ class AssociationStatistics:
         self.perplexity += entropy.exp().sum()
 
     def add_entropy(self, entropy: Tensor) -> None:
-        """Of associations whose rows are not read here, only the perplexity is known."""
+        """Add the entropies of associations whose weights are not available here; only the perplexity is updated."""
         self.queries += entropy.numel()
         self.perplexity += entropy.exp().sum()
 
     def result(self) -> dict[str, float]:
-        """``perplexity``: mean over queries and heads of exp(entropy), the rows one query spreads over.
-        ``effective_rows``: exp(entropy) of the mean association, the rows in use over all queries.
-        ``never_retrieved``: share of rows that no query gave even half of its uniform share 1/N.
+        """Return the statistics.
+
+        ``perplexity``: exp(entropy), mean over queries and heads: the effective number of rows of one query.
+        ``effective_rows``: exp(entropy) of the mean association: the effective number of rows over all queries.
+        ``never_retrieved``: share of rows whose weight is below 0.5 / N for every query.
         """
         perplexity = {"perplexity": float(self.perplexity / max(self.queries, 1))}
         count = self.usage_N.numel()
@@ -57,9 +59,9 @@ class AssociationStatistics:
 
 
 class LocalBank(NamedTuple):
-    """Rows [N, D], scale [N] of int8 rows, and group [N] of each row; of a sharded bank those of this rank.
+    """Rows [N, D], scale [N] of int8 rows, and group [N] of each row; for a sharded bank those of this rank.
 
-    ``indirect`` retrieves where the rows at hand are not (or not all) read: from other ranks, or through an index.
+    ``backend`` retrieves from a bank that is sharded or indexed; None: the operator reads the local rows.
     """
 
     rows: Tensor
@@ -69,7 +71,7 @@ class LocalBank(NamedTuple):
 
     @property
     def rows_in_all(self) -> int:
-        """N, over all ranks where the bank is sharded."""
+        """N, summed over the ranks of a sharded bank."""
         return self.backend.total if isinstance(self.backend, ShardedBank) else len(self.rows)
 
 
@@ -77,7 +79,7 @@ AnyBank = LocalBank | ShardedBank | IndexedBank
 
 
 class MemoryLayer(nn.Module):
-    """A bank held as buffers: never a parameter, never in a checkpoint (the bank is an artefact of its own)."""
+    """A module with a bank in non-persistent buffers (the bank is an artefact of its own)."""
 
     memory: Tensor | None
     memory_scale: Tensor | None
@@ -91,12 +93,12 @@ class MemoryLayer(nn.Module):
         self._statistics: AssociationStatistics | None = None
 
     def set_memory(self, rows_ND: Tensor, *, group: Tensor | None = None, scale: Tensor | None = None) -> None:
-        """Hold a bank of normalised rows, used by every ``forward`` that is not given one."""
+        """Set a bank of normalised rows, the default of ``forward``."""
         self.memory, self.memory_scale, self.memory_group = rows_ND.detach(), scale, group
 
     @property
     def bank(self) -> LocalBank:
-        """The bank that ``set_memory`` or ``set_bank`` gave."""
+        """The bank that ``set_memory`` or ``set_bank`` has set."""
         return self._bank(None, None)
 
     def _bank(self, memory: Tensor | None, memory_group: Tensor | None) -> LocalBank:
@@ -109,28 +111,28 @@ class MemoryLayer(nn.Module):
         return LocalBank(self.memory, self.memory_scale, self.memory_group if memory_group is None else memory_group)
 
     def _last_blocks(self) -> tuple[Iterator[Block], int, int]:
-        """The association of the last forward in blocks, its number of queries and of memory rows."""
+        """Return the association of the last forward in blocks, and its numbers of queries and memory rows."""
         raise NotImplementedError
 
     def _last_entropy(self) -> Tensor:
-        """Entropy of the last forward's associations with an indirect bank, [queries]."""
+        """Compute the entropies of the last forward's associations with an indirect bank, [queries]."""
         raise NotImplementedError
 
     def _by_query(self, values: Tensor, samples: int) -> Tensor:
-        """Values of the last forward's associations, in the order of ``_last_blocks``, as means over heads, [B, L]."""
+        """Average values of the last forward's associations, in the order of ``_last_blocks``, over heads, [B, L]."""
         raise NotImplementedError
 
     @torch.no_grad()
     def of_queries(self, samples: int) -> dict[str, Tensor]:
-        """Of each query of the last forward, mean over heads, [B, L]; costs one more product of its size.
+        """Statistics of each query of the last forward, mean over heads, [B, L]; costs one more product of its size.
 
-        Where ranks share a bank, all of them must call this.
+        All ranks that share a bank must call this.
 
         Args:
             samples: B of the last forward.
 
         Returns:
-            ``perplexity``: exp(entropy), the rows it spread over; behind an index ``missed_bound``, too.
+            ``perplexity``: exp(entropy), the effective number of rows; with an index also ``missed_bound``.
         """
         if self.indirect is None:
             blocks, queries, _ = self._last_blocks()
@@ -139,10 +141,10 @@ class MemoryLayer(nn.Module):
                 entropy[rows] += torch.special.entr(block).sum(1)
         else:
             entropy = self._last_entropy()
-        told = {"perplexity": self._by_query(entropy.exp(), samples)}
+        measured = {"perplexity": self._by_query(entropy.exp(), samples)}
         if isinstance(self.indirect, IndexedBank):
-            told["missed_bound"] = self._by_query(self.indirect.missed_mass_bound, samples)
-        return told
+            measured["missed_bound"] = self._by_query(self.indirect.missed_mass_bound, samples)
+        return measured
 
     def update_statistics(self) -> None:
         """Add the last forward to the statistics; costs one more product of its size."""

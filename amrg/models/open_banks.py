@@ -1,4 +1,4 @@
-"""The banks of an artefact, opened for retrieval on this rank."""
+"""Opening of the banks of an artefact for retrieval on this rank."""
 
 from pathlib import Path
 
@@ -14,22 +14,23 @@ from amrg.retrieval.sharded_bank import ShardedBank
 
 
 def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, AnyBank]:
-    """The visual and the report bank of a banks artefact: whole, or this rank's part, as ``sharding`` says.
+    """Open the visual and the report bank of a banks artefact, complete or sharded according to ``sharding``.
 
     Args:
         config: ``sharding`` and ``memory`` are read.
         folder: a banks artefact.
-        batch_size: that a rank retrieves for at a time.
+        batch_size: studies per retrieval of a rank.
     """
     visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
-    ours, kind = config.sharding, config.memory.index
+    sharding, kind = config.sharding, config.memory.index
     if kind != "exact":
         refuse_sharded_index(config)
         return _indexed(visual, kind), _indexed(reports, kind)
     if distributed.world_size() == 1:
-        return _whole(visual), _whole(reports)
+        return _local(visual), _local(reports)
     layout = ShardLayout(
-        None if ours.ranks_per_replica is None else hybrid_group(ours.ranks_per_replica), ours.ranks_per_node
+        None if sharding.ranks_per_replica is None else hybrid_group(sharding.ranks_per_replica),
+        sharding.ranks_per_node,
     )
     queries = batch_size * len(LABELS) * config.memory.heads
     sharded = (
@@ -37,8 +38,8 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
             bank,
             layout,
             device=distributed.device(),
-            strategy=ours.strategy,
-            replicate_below_bytes=ours.replicate_below_bytes,
+            strategy=sharding.strategy,
+            replicate_below_bytes=sharding.replicate_below_bytes,
             queries=queries,
         )
         for bank in (visual, reports)
@@ -50,12 +51,12 @@ def _indexed(bank: MemoryBank, kind: IndexKind) -> IndexedBank:
     return IndexedBank(bank.load(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind)
 
 
-def _whole(bank: MemoryBank) -> LocalBank:
+def _local(bank: MemoryBank) -> LocalBank:
     return LocalBank(bank.load(), bank.scale(0, len(bank)), bank.groups)
 
 
 def refuse_sharded_index(config: Config) -> None:
-    """Raises UserError where a bank with an index is to be sharded."""
+    """Raise UserError if a bank with an index is to be sharded."""
     kind, strategy = config.memory.index, config.sharding.strategy
     if kind != "exact" and strategy in ("gather", "ring"):
         raise UserError(f"memory.index {kind} reads a bank that each rank holds whole: sharding.strategy replicate")

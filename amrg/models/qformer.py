@@ -97,7 +97,7 @@ def build_qformer(config: VisionConfig, pretrained: bool = True) -> nn.Module:
 
 
 def init_faults(config: VisionConfig) -> list[str]:
-    """What is wrong with the BERT of ``vision.qformer_init``, told without opening its weights."""
+    """Check the BERT of ``vision.qformer_init`` without loading its weights; return the faults."""
     if not config.qformer_init:
         return []
     if config.qformer_norm != "post":
@@ -111,7 +111,7 @@ def init_faults(config: VisionConfig) -> list[str]:
 
 
 def _misfit(config: VisionConfig, folder: Path) -> list[str]:
-    """Whether a BERT has other sizes than the Q-Former."""
+    """Return a fault if a BERT has other sizes than the Q-Former."""
     try:
         content = json.loads((folder / "config.json").read_text())
         kind, depth = content["model_type"], content["num_hidden_layers"]
@@ -132,7 +132,7 @@ def _misfit(config: VisionConfig, folder: Path) -> list[str]:
 
 
 def _begin_with_bert(model: Any, folder: Path) -> None:
-    """Take norms, self-attention and MLPs from the first layers of a BERT; cross-attention stays as it was made."""
+    """Copy norms, self-attention and MLPs from the first layers of a BERT; cross-attention stays random."""
     try:
         with quiet():
             loaded: Any = BertModel.from_pretrained(
@@ -145,11 +145,11 @@ def _begin_with_bert(model: Any, folder: Path) -> None:
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{_INIT}: {folder} lacks {len(missing)} weights of a BERT (first: {missing[0]})")
     model.layernorm.load_state_dict(bert.embeddings.LayerNorm.state_dict())
-    for ours, theirs in zip(model.encoder.layer, bert.encoder.layer, strict=False):  # a BERT may have more
+    for layer, bert_layer in zip(model.encoder.layer, bert.encoder.layer, strict=False):  # a BERT may have more
         for part, source in (
-            (ours.attention.attention, theirs.attention.self),
-            (ours.attention.output, theirs.attention.output),
-            (ours.intermediate_query, theirs.intermediate),
-            (ours.output_query, theirs.output),
+            (layer.attention.attention, bert_layer.attention.self),
+            (layer.attention.output, bert_layer.attention.output),
+            (layer.intermediate_query, bert_layer.intermediate),
+            (layer.output_query, bert_layer.output),
         ):
             part.load_state_dict(source.state_dict())

@@ -45,17 +45,17 @@ IMAGE, RETRIEVED = "{image}", "{retrieved}"
 STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
 #: The two memories, in the order of their banks.
 MEMORIES = ("visual", "report")
-NORMAL_LOUDNESS = 0.25  # of the state that asks the visual memory for No Finding
-IGNORE_INDEX = -100  # target of a position that the loss leaves out; a token that is none
+NORMAL_LOUDNESS = 0.25  # length of the state of No Finding that queries the visual memory
+IGNORE_INDEX = -100  # target of a position that the loss ignores; also the padding token id
 WEIGHTS = "model.safetensors"
 
-# The penalty is meant for what is written: the prefix of embeddings has no tokens to count.
+# The penalty applies to generated tokens only: the prefix of embeddings has no token ids.
 warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
 
 
 class VisionOutput(NamedTuple):
-    """What stage 1 sees of studies: visual tokens, queries, how sure it is of each label (logits), and the region of
-    each label (``amrg.models.regions``)."""
+    """Stage 1's output for studies: visual tokens, queries, logits and the region of each label
+    (``amrg.models.regions``)."""
 
     tokens_BND: Tensor
     queries_BQD: Tensor
@@ -67,19 +67,19 @@ class VisionOutput(NamedTuple):
 
     @property
     def regions(self) -> Regions:
-        """The regions alone."""
+        """Regions of the labels."""
         return Regions(self.states_BQD, self.places_BQP, self.peaks_BQ, self.boxes_BQ5)
 
 
 class Association(NamedTuple):
-    """What each query of studies retrieves most of: weights [B, Q, J], mean over heads, and row numbers (−1: none)."""
+    """Heaviest rows that each query of studies retrieves: weights [B, Q, J], mean over heads, and rows (−1: none)."""
 
     weights_BQJ: Tensor
     rows_BQJ: Tensor
 
 
 class GeneratorOutput(NamedTuple):
-    """Of each study, [B]: cross-entropy summed over its report's tokens, and the losses that were asked for."""
+    """Losses per study, [B]: cross-entropy summed over the report's tokens, and the retrieval losses if requested."""
 
     loss_B: Tensor
     retrieval_B: Tensor | None = None
@@ -87,7 +87,7 @@ class GeneratorOutput(NamedTuple):
 
 
 def stream_faults(settings: DecoderConfig) -> list[str]:
-    """What contradicts itself in the settings of the streams and the prompt."""
+    """Return the contradictions in the settings of the streams and the prompt."""
     faults = []
     if settings.prompt.count(IMAGE) != 1:
         faults.append(f"decoder.prompt must contain {IMAGE} once: that is where the image goes")
@@ -104,16 +104,16 @@ def stream_faults(settings: DecoderConfig) -> list[str]:
 
 
 class ReportGenerator(nn.Module):
-    """See the module's docstring; build with the parts, or with ``from_pretrained``.
+    """Report generator (see the module's docstring), built from its parts or with ``from_pretrained``.
 
     Args:
-        stage1: the classifier; its parameters are trained where they require gradients.
+        stage1: the classifier; its parameters are trained if they require gradients.
         decoder: a causal LM of transformers (or peft around one).
-        tokenizer: of the decoder.
-        banks: the visual and the report bank, normalised; rows are buffers, never parameters, never saved here.
+        tokenizer: the decoder's tokenizer.
+        banks: the visual and the report bank, normalised; rows are non-persistent buffers.
         memory: settings of both memories.
-        settings: streams and prompt.
-        map_method: activation map that finds regions: the one that the visual bank was mined with.
+        settings: settings of the streams and the prompt.
+        map_method: activation map for regions; must be the method that mined the visual bank.
     """
 
     def __init__(
@@ -133,7 +133,9 @@ class ReportGenerator(nn.Module):
         self.memory_config, self.settings, self.map_method = memory, settings, map_method
         dim, width = stage1.config.query_dim, decoder.get_input_embeddings().embedding_dim
         sharpness = None if memory.visual_query == "queries" else memory.sharpness
-        visual = settings.use_visual_memory or settings.use_retrieved_text  # its text may be read without its vectors
+        visual = (
+            settings.use_visual_memory or settings.use_retrieved_text
+        )  # text needs the memory even without its vectors
         self.visual_memory = _memory(memory, dim, banks[0], sharpness) if visual else None
         if self.visual_memory is not None and not settings.use_visual_memory:
             self.visual_memory.requires_grad_(False)
@@ -141,15 +143,15 @@ class ReportGenerator(nn.Module):
         self.projection = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
-        # Streams, and the marks of their places, start with the size that the model's own embeddings have.
+        # Streams and position embeddings are initialised with the standard deviation of the token embeddings.
         embeddings = decoder.get_input_embeddings().weight
-        with gathered([embeddings]):  # `amrg plan` builds a model without numbers
+        with gathered([embeddings]):  # `amrg plan` builds a model on the meta device
             size = 1.0 if embeddings.is_meta else float(embeddings.detach().std())
         nn.init.constant_(self.norm.weight, size)
-        # Nothing else tells a decoder that learns from scratch which stream a position belongs to.
+        # Position embeddings of the prefix: a decoder trained from scratch could not tell the streams apart otherwise.
         self.mark_PE = nn.Parameter(torch.randn(self.prefix_length, width) * size)
         if settings.use_queries:
-            # Four times as large: a finding that is surely there outshines its stream, like a word of its own.
+            # Initialised 4x larger, so that a certain finding dominates the embedding of its query.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
         before, after = settings.prompt.split(IMAGE)
         between, after = after.split(RETRIEVED) if settings.use_retrieved_text else ("", after.replace(RETRIEVED, ""))
@@ -158,77 +160,80 @@ class ReportGenerator(nn.Module):
         self.between, self.after = (tokenizer(text, add_special_tokens=False).input_ids for text in (between, after))
 
     def encode_images(self, images_M3HW: Tensor, views: Sequence[int]) -> VisionOutput:
-        """Films → what stage 1 sees; the views of a study are averaged, token by token.
+        """Encode films with stage 1; the views of a study are averaged token by token.
 
         Args:
-            images_M3HW: all films, in [0, 1], study after study.
+            images_M3HW: films of all studies in order, in [0, 1].
             views: number of films of each study.
         """
-        seen = self.stage1(images_M3HW)
-        tokens = pool_tokens(seen.tokens_BND, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0)
+        output = self.stage1(images_M3HW)
+        tokens = pool_tokens(
+            output.tokens_BND, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0
+        )
         with gathered(list(self.stage1.cam_head.parameters())):
-            maps_MQHW = activation_maps(self.stage1.cam_head, seen.fine_BHWC, self.map_method)
-        regions = of_studies(find_regions(seen.projected_BHWD, maps_MQHW), views)
-        tokens, queries, logits = (mean_over_views(x, views) for x in (tokens, seen.queries_BQD, seen.scores_BK))
+            maps_MQHW = activation_maps(self.stage1.cam_head, output.fine_BHWC, self.map_method)
+        regions = of_studies(find_regions(output.projected_BHWD, maps_MQHW), views)
+        tokens, queries, logits = (mean_over_views(x, views) for x in (tokens, output.queries_BQD, output.scores_BK))
         return VisionOutput(tokens, queries, logits, *regions)
 
     @property
-    def sight_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of one study's share of what ``see`` returns."""
+    def vision_output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the fields of ``VisionOutput`` for one study."""
         tokens, queries, dim = self.vision_shape
         return (tokens, dim), (queries, dim), (queries,), (queries, dim), (queries, PLACES), (queries,), (queries, 5)
 
-    def memory_states(self, sight: VisionOutput) -> dict[str, Tensor]:
-        """The states [B, Q, D] that ask each memory, by ``MEMORIES``.
+    def memory_states(self, vision: VisionOutput) -> dict[str, Tensor]:
+        """Query states [B, Q, D] of each memory, by ``MEMORIES``.
 
-        The report memory is asked by the Q-Former's queries, the visual memory by the film's own regions, as loud as
-        stage 1 is sure of the finding. What is normal is common to many films: its region asks softly.
+        The Q-Former's queries query the report memory. The film's own regions, scaled by stage 1's probability of the
+        finding, query the visual memory; the region of No Finding has a small constant scale, as many films share it.
         """
-        visual_BQD, kind = sight.queries_BQD, self.memory_config.visual_query
+        visual_BQD, kind = vision.queries_BQD, self.memory_config.visual_query
         if kind != "queries":
-            loudness_BQ = sight.logits_BQ.sigmoid().clone()  # autograd keeps what sigmoid returns
+            loudness_BQ = vision.logits_BQ.sigmoid().clone()  # autograd keeps what sigmoid returns
             loudness_BQ[:, LABELS.index(NO_FINDING)] = NORMAL_LOUDNESS
-            visual_BQD = sight.states_BQD * loudness_BQ[..., None]
+            visual_BQD = vision.states_BQD * loudness_BQ[..., None]
             if kind == "regions":
                 visual_BQD = F.pad(visual_BQD[..., :-PLACES], (0, PLACES))
-        return dict(zip(MEMORIES, (visual_BQD, sight.queries_BQD), strict=True))
+        return dict(zip(MEMORIES, (visual_BQD, vision.queries_BQD), strict=True))
 
     def freeze_visual_query(self) -> None:
-        """Regions ask the visual memory as they are: without an association loss, the report's loss would spoil that.
+        """Freeze the query and key parameters of a visual memory that regions query.
 
-        On the demo it took the share of a finding's association on its own rows from 0.79 to 0.35 (docs/results.md).
+        Without an association loss the report's loss degrades them: on the demo, the share of a finding's association
+        on its own rows fell from 0.79 to 0.35 (docs/results.md).
         """
         memory = self.visual_memory
         if isinstance(memory, HopfieldMemory) and memory.sharpness_H is not None:
             for one in (memory.state_norm, memory.q_proj, memory.k_proj, memory.key_gain, memory.key_shift):
                 one.requires_grad_(False)
 
-    def loud_queries(self, sight: VisionOutput) -> Tensor:
-        """The queries whose associations with the visual memory are told of a study, bool [B, Q].
+    def loud_queries(self, vision: VisionOutput) -> Tensor:
+        """Select the queries whose associations with the visual memory are reported, bool [B, Q].
 
-        Regions of findings that stage 1 holds likelier than not; where there are none, that of No Finding.
+        These are the regions of findings with a probability above 1/2, or else the region of No Finding.
         """
         if self.memory_config.visual_query == "queries":
-            return torch.ones_like(sight.logits_BQ, dtype=torch.bool)
-        loud_BQ, normal = sight.logits_BQ > 0, LABELS.index(NO_FINDING)
+            return torch.ones_like(vision.logits_BQ, dtype=torch.bool)
+        loud_BQ, normal = vision.logits_BQ > 0, LABELS.index(NO_FINDING)
         loud_BQ[:, normal] = False
         loud_BQ[:, normal] = ~loud_BQ.any(1)
         return loud_BQ
 
     @property
     def memories(self) -> dict[str, "HopfieldMemory | CrossAttention"]:
-        """The memories that are asked, by ``MEMORIES``."""
+        """The memories in use, by ``MEMORIES``."""
         both = zip(MEMORIES, (self.visual_memory, self.report_memory), strict=True)
         return {name: memory for name, memory in both if memory is not None}
 
     @property
     def streamed(self) -> dict[str, "HopfieldMemory | CrossAttention"]:
-        """Those of them whose vectors the language model reads."""
+        """The memories whose vectors the language model reads."""
         return {n: m for n, m in self.memories.items() if n != MEMORIES[0] or self.settings.use_visual_memory}
 
     @property
     def vision_shape(self) -> tuple[int, int, int]:
-        """N, Q and D of what ``see`` returns."""
+        """N, Q and D of ``VisionOutput``."""
         queries, dim = len(LABELS), self.stage1.config.query_dim  # not the parameter's shape: ZeRO 3 empties it
         grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
         return (
@@ -239,7 +244,7 @@ class ReportGenerator(nn.Module):
 
     @property
     def stream_slices(self) -> dict[str, slice]:
-        """Where each of ``STREAMS`` lies among the P positions of ``streams``; one that is off has none."""
+        """Slice of each of ``STREAMS`` in the P positions of ``embed_streams``; empty for a disabled stream."""
         tokens, queries, _ = self.vision_shape
         use = self.settings
         sizes = tokens, *(queries * on for on in (use.use_queries, use.use_visual_memory, use.use_report_memory))
@@ -248,25 +253,25 @@ class ReportGenerator(nn.Module):
 
     @property
     def prefix_length(self) -> int:
-        """P of ``streams``."""
+        """P of ``embed_streams``."""
         return max(place.stop for place in self.stream_slices.values())
 
-    def embed_streams(self, sight: VisionOutput, group_B: Tensor, asking: VisionOutput | None = None) -> Tensor:
-        """What the language model sees of a study: [B, P, E].
+    def embed_streams(self, vision: VisionOutput, group_B: Tensor, query_vision: VisionOutput | None = None) -> Tensor:
+        """Embed studies for the language model, [B, P, E].
 
         Args:
-            sight: from ``see``.
-            group_B: ``group_id`` of each study's patient; rows of that patient are invisible.
-            asking: of other studies, which ask the memories instead; None: the studies themselves do.
+            vision: from ``encode_images``.
+            group_B: ``group_id`` of each study's patient; rows of that patient are masked.
+            query_vision: output for other studies that query the memories instead; None: the studies themselves.
         """
-        remembered, _ = self._retrieve(asking or sight, group_B)
-        return self._fuse(sight, remembered)
+        remembered, _ = self._retrieve(query_vision or vision, group_B)
+        return self._fuse(vision, remembered)
 
     def _retrieve(
-        self, asking: VisionOutput, group_B: Tensor, own_BQD: Tensor | None = None
+        self, query_vision: VisionOutput, group_B: Tensor, own_BQD: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """What each memory gives, [B, Q, D]; with studies' own sentences, their ``retrieval_loss``, [B]."""
-        states, hidden = self.memory_states(asking), self.masked_groups(group_B)
+        """Retrieve from each memory, [B, Q, D]; with the studies' own sentences also the ``retrieval_loss``, [B]."""
+        states, hidden = self.memory_states(query_vision), self.masked_groups(group_B)
         with profile_region(MEMORY):
             steps: list[RetrievalSteps[Any]] = [
                 memory.forward_steps(states[name], query_group=hidden) for name, memory in self.streamed.items()
@@ -274,19 +279,19 @@ class ReportGenerator(nn.Module):
             if own_BQD is None or self.report_memory is None:
                 return [reading.out_BLO for reading in run_batched(steps)], None
             answers: list[Any] = run_batched([*steps, teacher_retrieval(self.report_memory, own_BQD, hidden)])
-            *readings, taught_BQD = answers
-            loss_B = retrieval_loss(readings[-1].rows_BLD, taught_BQD, own_BQD)
+            *readings, target_BQD = answers
+            loss_B = retrieval_loss(readings[-1].rows_BLD, target_BQD, own_BQD)
             return [reading.out_BLO for reading in readings], loss_B
 
-    def _fuse(self, sight: VisionOutput, remembered: list[Tensor]) -> Tensor:
-        """All streams in the language model's space, [B, P, E]."""
-        tokens_BND, queries_BQD, logits_BQ = sight[:3]
+    def _fuse(self, vision: VisionOutput, remembered: list[Tensor]) -> Tensor:
+        """Project all streams to the language model's space, [B, P, E]."""
+        tokens_BND, queries_BQD, logits_BQ = vision[:3]
         parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1)))) + self.mark_PE
         streams_BPE = self._drop_positions(streams_BPE, self.settings.prefix_dropout)
         if not self.settings.use_queries:
             return streams_BPE
-        # A query carries its finding in one direction of many; this says plainly how sure stage 1 is of it.
+        # An explicit embedding of stage 1's probability, which is only one of many directions of the query.
         finding_signal_BQE = logits_BQ.sigmoid()[..., None] * self.finding_QE
         before = tokens_BND.shape[1]
         return streams_BPE + F.pad(
@@ -294,29 +299,29 @@ class ReportGenerator(nn.Module):
         )
 
     def masked_groups(self, group_B: Tensor) -> Tensor | None:
-        """The groups whose rows both memories hide from each study; None where they hide nothing."""
+        """Groups whose rows both memories mask for each study; None if masking is off."""
         return group_B if self.memory_config.mask_same_patient else None
 
     def forward(
         self,
-        sight: VisionOutput,
+        vision: VisionOutput,
         group_B: Tensor,
         report_BT: Tensor,
         own_BQD: Tensor | None = None,
         wanted: Wanted | None = None,
         retrieved_BL: Tensor | None = None,
     ) -> GeneratorOutput:
-        """How well reports are predicted.
+        """Compute the losses of reports.
 
         Args:
-            sight, group_B: as for ``streams``.
-            report_BT: token ids of the reports, each closed by the end token, then ``IGNORE_INDEX``.
-            own_BQD: the sentences of the same reports by label, as rows of the report bank, for ``retrieval_loss``.
-            wanted: rows of the visual bank that their regions should retrieve, for ``association_loss``.
-            retrieved_BL: token ids of the retrieved text, ``IGNORE_INDEX`` on the left of a shorter one; None: no text.
+            vision, group_B: as for ``embed_streams``.
+            report_BT: token ids of the reports with end token, padded on the right with ``IGNORE_INDEX``.
+            own_BQD: sentences of the same reports by label, as rows of the report bank, for ``retrieval_loss``.
+            wanted: rows of the visual bank that the regions should retrieve, for ``association_loss``.
+            retrieved_BL: token ids of the retrieved text, padded on the left with ``IGNORE_INDEX``; None: no text.
         """
-        remembered, retrieval_B = self._retrieve(sight, group_B, own_BQD)
-        prefix, mask_BS = self._prefix(self._fuse(sight, remembered), retrieved_BL)
+        remembered, retrieval_B = self._retrieve(vision, group_B, own_BQD)
+        prefix, mask_BS = self._prefix(self._fuse(vision, remembered), retrieved_BL)
         placed = {}
         if retrieved_BL is not None:
             mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
@@ -336,35 +341,35 @@ class ReportGenerator(nn.Module):
             )
         association_B = None
         if wanted is not None and isinstance(self.visual_memory, HopfieldMemory):
-            states_BQD = self.memory_states(sight)[MEMORIES[0]]
+            states_BQD = self.memory_states(vision)[MEMORIES[0]]
             association_B = association_loss(self.visual_memory, states_BQD, self.masked_groups(group_B), wanted)
         return GeneratorOutput(losses.sum(1), retrieval_B, association_B)
 
     @torch.no_grad()
     def generate(
         self,
-        sight: VisionOutput,
+        vision: VisionOutput,
         group_B: Tensor,
         decoding: GenerateConfig,
         synced: bool = False,
         streamer: BaseStreamer | None = None,
         hidden: Sequence[str] = (),
-        asking: VisionOutput | None = None,
+        query_vision: VisionOutput | None = None,
         forced_prefixes: Sequence[str] = (),
         retrieved_BL: Tensor | None = None,
     ) -> list[str]:
         """Write a report for each study.
 
         Args:
-            sight, group_B, asking: as for ``streams``.
+            vision, group_B, query_vision: as for ``embed_streams``.
             decoding: beams, lengths and penalties.
-            synced: keep stepping until all ranks are done (needed where parameters are partitioned, ZeRO 3).
-            streamer: is given each token when it is written; one study and one beam only.
-            hidden: streams (``places``) whose positions are set to zero, as ``stream_dropout`` does in training.
-            forced_prefixes: beginning of each study's text (``amrg.models.composer``); none: the decoder begins itself.
+            synced: continue until all ranks are done (required if ZeRO 3 partitions the parameters).
+            streamer: receives each token as it is generated; one study and one beam only.
+            hidden: names of ``STREAMS`` whose positions are set to zero, as ``prefix_dropout`` does in training.
+            forced_prefixes: beginning of each study's text (``amrg.models.composer``); empty: no forced beginning.
             retrieved_BL: as for ``forward``.
         """
-        streams_BPE = self.embed_streams(sight, group_B, asking)
+        streams_BPE = self.embed_streams(vision, group_B, query_vision)
         for name in hidden:
             streams_BPE[:, self.stream_slices[name]] = 0.0
         prefix, mask_BS = self._prefix(streams_BPE, retrieved_BL)
@@ -389,14 +394,14 @@ class ReportGenerator(nn.Module):
         return [strip_outline(text) if self.settings.predict_outline else text.strip() for text in texts]
 
     @torch.no_grad()
-    def associations(self, asking: VisionOutput, group_B: Tensor, count: int) -> dict[str, "Association"]:
-        """What each query retrieves from each memory that is on, by ``MEMORIES``.
+    def associations(self, query_vision: VisionOutput, group_B: Tensor, count: int) -> dict[str, "Association"]:
+        """Heaviest rows that each query retrieves from each memory in use, by ``MEMORIES``.
 
         Args:
-            asking, group_B: as for ``streams``.
-            count: at most so many rows of each query, heaviest first.
+            query_vision, group_B: as for ``embed_streams``.
+            count: most rows per query, heaviest first.
         """
-        states, hidden = self.memory_states(asking), self.masked_groups(group_B)
+        states, hidden = self.memory_states(query_vision), self.masked_groups(group_B)
         return {
             name: Association(
                 *memory.attribution(states[name], query_group=hidden, top_k=min(count, memory.bank.rows_in_all))
@@ -405,26 +410,26 @@ class ReportGenerator(nn.Module):
         }
 
     def report_encoder(self, max_tokens: int) -> ReportTokenizer:
-        """Reports → token ids, as ``forward`` wants them."""
+        """Return the tokenizer of reports for ``forward``."""
         return ReportTokenizer(self.tokenizer, self.settings.predict_outline, max_tokens)
 
     def saved_parameters(self) -> list[nn.Parameter]:
-        """Those that ``save_pretrained`` writes and that must be whole for it: all but the base of the decoder."""
+        """Parameters that ``save_pretrained`` writes and that must be gathered: all but the frozen base weights."""
         named = self.named_parameters()
         return [weight for name, weight in named if weight.requires_grad or not name.startswith("decoder.")]
 
     def base_fingerprint(self) -> str:
-        """Of the language model's weights that are not trained (``decoder.base_fingerprint``)."""
+        """Fingerprint of the language model's frozen weights (``decoder.base_fingerprint``)."""
         return base_fingerprint(self.decoder) if self.settings.tuning != "full" else ""
 
     def save_pretrained(self, folder: Path, base: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` (all but the language model) and ``decoder/``.
 
-        Of the language model only what could change is written: everything, or a LoRA adapter, or nothing.
+        Only trained weights of the language model are written: all, a LoRA adapter, or none.
 
         Args:
-            folder: made where it is missing.
-            base: ``base_fingerprint``, where all ranks have taken it before one of them saves.
+            folder: created if missing.
+            base: ``base_fingerprint`` if it was computed before (with ZeRO 3 all ranks must take part).
         """
         folder.mkdir(parents=True, exist_ok=True)
         content = {
@@ -443,16 +448,16 @@ class ReportGenerator(nn.Module):
     def from_pretrained(
         cls, folder: Path, banks: Sequence[AnyBank], zero: Zero3Config = None, base_model: str | None = None
     ) -> Self:
-        """Read what ``save_pretrained`` wrote, with the banks it was trained with.
+        """Load a saved model with the banks of its training.
 
         Args:
-            folder: of the model.
-            banks: as above.
-            zero: the language model's weights lie apart on the ranks (``amrg.models.zero3``).
-            base_model: name or folder of the base model, where it was not trained; None: where it was in training.
+            folder: written by ``save_pretrained``.
+            banks: as for the constructor.
+            zero: partitions the language model's weights over the ranks (``amrg.models.zero3``).
+            base_model: name or folder of a frozen base model; None: the one of the training.
 
         Raises:
-            UserError: the folder is something else, or the base model or the length of the banks' rows is another.
+            UserError: the folder holds no saved model, or the base model or the banks' row length differ.
         """
         try:
             content = json.loads((folder / "config.json").read_text())
@@ -485,17 +490,17 @@ class ReportGenerator(nn.Module):
         return {n: v for n, v in self.state_dict().items() if not n.startswith(("decoder.", "stage1."))}
 
     def _drop_positions(self, values_BLE: Tensor, share: float) -> Tensor:
-        """In training, set a random share of the positions to zero."""
+        """Set a random share of the positions to zero in training."""
         if not self.training or share == 0.0:
             return values_BLE
         return values_BLE * (torch.rand(values_BLE.shape[:2], device=values_BLE.device) >= share)[..., None]
 
     def _prefix(self, streams_BPE: Tensor, retrieved_BL: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the language model reads before the report, [B, S, E], and its mask, int64 [B, S], 0 beside a text."""
+        """Build the input before the report, [B, S, E], and its mask, int64 [B, S], 0 on the padding of a text."""
         embed, device = self.decoder.get_input_embeddings(), streams_BPE.device
         text_BL = streams_BPE.new_zeros(len(streams_BPE), 0, dtype=torch.long) if retrieved_BL is None else retrieved_BL
         words = torch.tensor(self.before + self.between + self.after, device=device).expand(len(streams_BPE), -1)
-        # One look-up: where ZeRO 3 splits the embeddings, each would gather them.
+        # A single look-up, because each one gathers embeddings that ZeRO 3 partitions.
         sizes = [len(self.before), len(self.between), len(self.after), text_BL.shape[1]]
         embedded = embed(torch.cat([words, text_BL.clamp_min(0)], dim=1)).to(streams_BPE.dtype)
         before, between, after, text = embedded.split(sizes, dim=1)
@@ -508,7 +513,7 @@ class ReportGenerator(nn.Module):
 
 
 def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
-    """Mean-pool a square grid of tokens to the largest square grid of at most ``most``; none for 0."""
+    """Mean-pool a square grid of tokens to the largest square grid of at most ``most`` tokens; 0 returns none."""
     if most == 0:
         return tokens_BND[:, :0]
     side = math.isqrt(tokens_BND.shape[1])

@@ -1,6 +1,6 @@
-"""Weights that lie apart on the ranks (ZeRO 3): loaded so, made whole for a moment, hashed one after the other.
+"""Weights that ZeRO 3 partitions over the ranks: loading, temporary gathering, and hashing one tensor at a time.
 
-On one process, and under the other ZeRO stages, all of this does nothing.
+Without ZeRO 3 none of the functions partitions or gathers anything.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-#: What ``zero_optimization`` of a DeepSpeed JSON says where its stage is 3; None: weights are loaded whole.
+#: The ``zero_optimization`` section of a DeepSpeed JSON of stage 3; None: weights are not partitioned.
 Zero3Config = dict[str, Any] | None
 
 
 @contextlib.contextmanager
 def zero3_loading(zero: Zero3Config, dtype: str) -> Iterator[None]:
-    """Within the block ``from_pretrained`` gives each rank its part of each weight, one module after the other.
+    """Within the block, ``from_pretrained`` partitions each weight over the ranks, one module at a time.
 
     Only the first rank reads the values, from memory-mapped files. Every rank must load the same model.
 
     Args:
         zero: as above.
-        dtype: of the weights, ``float32`` or ``bfloat16``.
+        dtype: dtype of the weights, ``float32`` or ``bfloat16``.
     """
     if zero is None:
         yield
@@ -35,24 +35,24 @@ def zero3_loading(zero: Zero3Config, dtype: str) -> Iterator[None]:
     try:
         yield
     finally:
-        del alive  # transformers knows it by a weak reference
+        del alive  # transformers holds only a weak reference
         unset_hf_deepspeed_config()
 
 
 @contextlib.contextmanager
 def gathered(parameters: Iterable[Tensor], modifier: bool = False) -> Iterator[None]:
-    """Within the block the parameters are whole on every rank. Every rank must call this.
+    """Within the block, the parameters are complete on every rank. Every rank must call this.
 
     Args:
-        parameters: those that are whole anyway stay as they are.
-        modifier: the block changes them; what the first rank has then holds for all.
+        parameters: parameters; those that are not partitioned stay unchanged.
+        modifier: the block changes them; the values of the first rank are then copied to all ranks.
     """
-    parted = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not parted:
+    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not partitioned:
         yield
         return
-    deepspeed: Any = sys.modules["deepspeed"]  # it has parted them, so it is there; this room does not import it
-    with deepspeed.zero.GatheredParameters(parted, modifier_rank=0 if modifier else None):
+    deepspeed: Any = sys.modules["deepspeed"]  # already imported, as it partitioned them
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if modifier else None):
         yield
 
 

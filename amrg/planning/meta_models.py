@@ -137,7 +137,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
 
 def dummy_vision_output(model: ReportGenerator, samples: int) -> VisionOutput:
     """What stage 1 would have seen of some studies, zeros."""
-    return VisionOutput(*(torch.zeros(samples, *shape) for shape in model.sight_shapes))
+    return VisionOutput(*(torch.zeros(samples, *shape) for shape in model.vision_output_shapes))
 
 
 def bank_rows(config: Config) -> tuple[BankShape, BankShape]:

@@ -1,4 +1,4 @@
-"""What stage 2 leaves for writing: how likely a report states each finding (``amrg.models.finding_calibration``)."""
+"""Calibration of the findings that generation names (``amrg.models.finding_calibration``), fitted after stage 2."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +14,24 @@ from amrg.models.finding_calibration import Certainty, features_of
 from amrg.models.report_generator import ReportGenerator
 from amrg.training.vision_cache import VisionCache
 
-#: Where the calibration for reports of a split lies, in a stage 2 artefact.
+#: Folder of a stage 2 artefact with the calibration for each split.
 CALIBRATION = "calibration"
-#: Train studies join those of validation where these are fewer: stage 1 learned from them, so they are second choice.
+#: With fewer validation studies, train studies are added; these are biased, as stage 1 was trained on them.
 ENOUGH = 4096
-_TOGETHER = 1024
+_BATCH = 1024
 
 
 def calibrate(config: Config, model: ReportGenerator, data: Path, folder: Path, scratch: Path) -> None:
-    """Write the calibrations for test and for validation reports; the latter never reads validation reports.
+    """Write the calibrations for test and for validation reports; the latter is not fitted on validation reports.
 
     Every rank must call this.
 
     Args:
         config: ``stage2.dtype`` is read.
-        model: trained.
+        model: the trained generator.
         data: a data artefact with a train and a validation split.
-        folder: of the stage 2 artefact.
-        scratch: with what stage 1 sees of these splits, or to be filled.
+        folder: the stage 2 artefact.
+        scratch: folder of the vision caches of these splits, which are filled if incomplete.
     """
     few = num_studies(data, "val") < ENOUGH
     for target, splits in (("test", ("val", "train") if few else ("val",)), ("val", ("train",))):
@@ -44,9 +44,9 @@ def calibrate(config: Config, model: ReportGenerator, data: Path, folder: Path, 
 def _fit(config: Config, model: ReportGenerator, data: Path, splits: Sequence[str], scratch: Path) -> Certainty:
     features, truth = [], []
     for split in splits:
-        seen = VisionCache(model, data, split, scratch, config.stage2.dtype)
-        rows = torch.arange(min(len(seen), ENOUGH))
-        features += [features_of(seen[part]) for part in rows.split(_TOGETHER)]
-        reports = [set(positive_findings(seen.studies[row].report)) for row in rows.tolist()]
+        cache = VisionCache(model, data, split, scratch, config.stage2.dtype)
+        rows = torch.arange(min(len(cache), ENOUGH))
+        features += [features_of(cache[part]) for part in rows.split(_BATCH)]
+        reports = [set(positive_findings(cache.studies[row].report)) for row in rows.tolist()]
         truth.append(torch.tensor([[finding in one for finding in FINDINGS] for one in reports]))
     return Certainty.fit(torch.cat(features), torch.cat(truth))

@@ -1,11 +1,11 @@
-"""Checkpoints of a run in progress: safetensors and JSON, written whole or not at all, while training goes on.
+"""Checkpoints of a run in progress: safetensors and JSON, written atomically in the background.
 
 ``<folder>/step-00000123/`` holds ``weights`` (trainable weights and buffers), ``optimizer`` (its moments), ``best``
 (the weights of the best epoch so far) and ``state.json``, which has the hash of each of the others. It is written under
-another name, flushed and renamed; only then older ones go. So whatever is found is whole; should a disk have damaged
-the newest one nevertheless, the one before it is used. Frozen weights are in none: ``frozen_fingerprint`` tells whether
-those that a resumed run starts from are the same. No random state is in one either: all randomness of a step follows
-from (seed, step, rank).
+another name, flushed and renamed; only then are older checkpoints removed. A checkpoint that is found is therefore
+complete. If a disk has damaged the newest one, the previous one is used. Frozen weights are not saved:
+``frozen_fingerprint`` detects a resumed run with other frozen weights. Random state is not saved either, because the
+randomness of a step is a function of (seed, step, rank).
 """
 
 import hashlib
@@ -32,7 +32,7 @@ WEIGHTS, OPTIMIZER, BEST, STATE = "weights.safetensors", "optimizer.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     path: Path
 
@@ -51,7 +51,7 @@ class Checkpoint:
         return load_file(self.path / BEST)
 
     def first_corrupt_file(self) -> str | None:
-        """The first file that is not what was written, or None."""
+        """Return the first file whose hash differs from the recorded one, or None."""
         try:
             content = json.loads((self.path / STATE).read_text())
             if content["state_sha256"] != _hash(content["state"]):
@@ -65,10 +65,10 @@ class Checkpoint:
 
 
 def latest_valid(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of a folder that is as it was written; one that is not is named and passed over.
+    """Return the newest undamaged checkpoint of a folder, None if it has none; damaged ones are reported.
 
     Raises:
-        UserError: there are checkpoints, and all of them are damaged.
+        UserError: all checkpoints are damaged.
     """
     found = _all(folder)
     for checkpoint in reversed(found):
@@ -82,14 +82,14 @@ def latest_valid(folder: Path) -> Checkpoint | None:
 
 
 def remove_newer_than(found: Checkpoint) -> None:
-    """Remove newer checkpoints than the one that is gone on from: they were found damaged."""
+    """Remove the checkpoints that are newer than the resumed one; they were found damaged."""
     for checkpoint in _all(found.path.parent):
         if checkpoint.path.name > found.path.name:
             _remove(checkpoint.path)
 
 
 def latest_unverified(folder: Path) -> Checkpoint:
-    """The newest checkpoint of a folder that has some, unread: for what was written a moment ago."""
+    """Return the newest checkpoint of a folder without checking its hashes."""
     return _all(folder)[-1]
 
 
@@ -98,11 +98,11 @@ def _all(folder: Path) -> list[Checkpoint]:
 
 
 class AsyncCheckpointWriter:
-    """Writes checkpoints of one run in a thread, one at a time. For one rank only; an error is told by ``error``.
+    """Writer of a run's checkpoints in a thread, one at a time, on one rank; ``error`` holds the error of a failure.
 
     Args:
-        folder: where checkpoints live.
-        keep: how many of the newest stay.
+        folder: folder of the checkpoints.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -113,24 +113,24 @@ class AsyncCheckpointWriter:
     def save(
         self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any], is_best: bool
     ) -> None:
-        """Begin to write the checkpoint of ``state["step"]``, once the one before it is written.
+        """Start writing the checkpoint of ``state["step"]`` when the previous one is written.
 
-        Nothing more is written after an error: the run is about to end.
+        After an error nothing more is written, because the run is about to end.
 
         Args:
-            weights: trainable weights and buffers by name, on the CPU; not to be changed afterwards.
-            optimizer: moments by ``<weight name>.<moment>``, likewise.
-            state: JSON-able cursor; ``step`` is the number of optimiser steps done.
+            weights: trainable weights and buffers by name, on the CPU; must not be changed afterwards.
+            optimizer: moments by ``<weight name>.<moment>``; must not be changed either.
+            state: JSON-serialisable cursor; ``step`` is the number of completed optimizer steps.
             is_best: these weights are the best so far; otherwise the best of the previous checkpoint is kept.
         """
         self.wait()
         if self.error is None:
-            # Not a daemon: a process that ends for another reason still finishes what it writes.
+            # Not a daemon, so that a process that ends for another reason still finishes writing.
             self._thread = threading.Thread(target=self._write, args=(weights, optimizer, state, is_best))
             self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -162,10 +162,10 @@ def save(
     is_best: bool,
     keep: int = 1,
 ) -> None:
-    """Write one checkpoint, and remove all but the ``keep`` newest; see ``Writer.save``.
+    """Write a checkpoint and remove all but the ``keep`` newest; arguments as for ``AsyncCheckpointWriter.save``.
 
     Raises:
-        OSError, SafetensorError: the disk refuses; nothing of the new checkpoint is left, nothing older is gone.
+        OSError, SafetensorError: writing failed; the partial checkpoint is removed, older ones are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{state['step']:08d}"
@@ -177,7 +177,7 @@ def save(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _remove(final)  # this step was saved before, and found damaged or gone back behind
+    _remove(final)  # an earlier checkpoint of this step was damaged or newer than the resumed one
     os.rename(partial, final)
     _flush(folder)
     kept = {final, *earlier[::-1][: keep - 1]}
@@ -189,7 +189,7 @@ def save(
 def _fill(
     partial: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any], before: Path | None
 ) -> None:
-    """All files of a checkpoint, on disk; the best weights are those of ``before``, or these where it is None."""
+    """Write and flush all files of a checkpoint; the best weights are those of ``before``, or ``weights`` if None."""
     partial.mkdir()
     save_file(weights, partial / WEIGHTS)
     save_file(optimizer, partial / OPTIMIZER)
@@ -204,7 +204,7 @@ def _fill(
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that it is never found half removed."""
+    """Rename a checkpoint before removing it, so that no partial checkpoint is ever found."""
     if path.exists():
         gone = path.with_name(f"{path.name.removesuffix('.gone')}.gone")
         path.rename(gone)
@@ -216,15 +216,15 @@ def _hash(state: dict[str, Any]) -> str:
 
 
 def input_hashes(seed: int, batch_size: int, data: Path, banks: Path | None = None) -> dict[str, str]:
-    """Hashes of what decides the batches and the memories of a run."""
-    told = {"seed": str(seed), "batch size": str(batch_size), "data": file_hash(data / "index.parquet")}
+    """Hashes of the inputs that determine the batches and the memories of a run."""
+    hashes = {"seed": str(seed), "batch size": str(batch_size), "data": file_hash(data / "index.parquet")}
     if banks is not None:
-        told |= {f"rows of the {name} bank": MemoryBank.open(banks / name).content_hash for name in (VISUAL, REPORTS)}
-    return told
+        hashes |= {f"rows of the {name} bank": MemoryBank.open(banks / name).content_hash for name in (VISUAL, REPORTS)}
+    return hashes
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
-    """A hash of all weights of a model that are not trained. Every rank must call this."""
+    """Hash all frozen weights of a model. Every rank must call this."""
     return weights_hash((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
 
 

@@ -1,6 +1,6 @@
-"""A DeepSpeed JSON, taken as it is: "auto" is filled in from our configuration, and a disagreement is an error.
+"""DeepSpeed JSON files: "auto" is replaced by values of the configuration, and a contradiction is an error.
 
-The keys that both sides know are listed here once; everything else in the file goes to DeepSpeed untouched.
+The keys that both configurations have are listed here; all other keys are passed to DeepSpeed unchanged.
 """
 
 import json
@@ -16,16 +16,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How a model is trained; the same for both stages.
+    """Settings of the optimizer, the same for both stages.
 
     Attributes:
-        section: part of the configuration the values come from, for error messages (``stage1``, ``stage2``).
+        section: section of the configuration that the values come from, for error messages (``stage1``, ``stage2``).
         epochs: passes over the training split.
-        batch_size: samples of one optimiser step, over all ranks and accumulation steps.
+        batch_size: samples per optimizer step, over all ranks and accumulation steps.
         lr, min_lr: peak and final learning rate.
-        decoder_lr, qformer_lr: peak of parameters whose name begins with ``decoder.`` or ``qformer.``, where it is
-            another.
-        weight_decay: decoupled decay; vectors (biases, norms) are spared.
+        decoder_lr, qformer_lr: peak learning rate of parameters whose name begins with ``decoder.`` or ``qformer.``;
+            None: ``lr``.
+        weight_decay: decoupled decay; not applied to vectors (biases, norms).
         warmup_fraction: share of all steps spent warming up.
         max_grad_norm: largest global gradient norm.
         dtype: ``bfloat16`` computes under torch autocast; weights, gradients and moments stay float32. ``float16`` is
@@ -48,48 +48,48 @@ class OptimizerSettings:
 
     @property
     def own_rates(self) -> dict[str, float]:
-        """Peak rates of the modules that have another than ``lr``."""
+        """Peak learning rates of the modules whose rate differs from ``lr``."""
         known = {"decoder": self.decoder_lr, "qformer": self.qformer_lr}
         return {module: lr for module, lr in known.items() if lr is not None and lr != self.lr}
 
     @classmethod
-    def of(cls, section: str, ours: Stage1Config | Stage2Config) -> Self:
-        """The settings of a stage as the engine reads them."""
+    def of(cls, section: str, settings: Stage1Config | Stage2Config) -> Self:
+        """Collect the optimizer settings of a stage."""
         return cls(
             section=section,
-            epochs=ours.epochs,
-            batch_size=ours.batch_size,
-            lr=ours.lr,
-            decoder_lr=getattr(ours, "decoder_lr", None),
-            qformer_lr=getattr(ours, "qformer_lr", None),
-            min_lr=getattr(ours, "min_lr", 0.0),
-            weight_decay=ours.weight_decay,
-            warmup_fraction=ours.warmup_fraction,
-            max_grad_norm=ours.max_grad_norm,
-            dtype=ours.dtype,
-            ds_config=ours.ds_config,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            decoder_lr=getattr(settings, "decoder_lr", None),
+            qformer_lr=getattr(settings, "qformer_lr", None),
+            min_lr=getattr(settings, "min_lr", 0.0),
+            weight_decay=settings.weight_decay,
+            warmup_fraction=settings.warmup_fraction,
+            max_grad_norm=settings.max_grad_norm,
+            dtype=settings.dtype,
+            ds_config=settings.ds_config,
         )
 
 
-def engine_faults(ours: OptimizerSettings, world_size: int) -> list[str]:
-    """What the DeepSpeed JSON of a stage contradicts, or lacks, before the number of steps is known."""
-    return collect_errors(lambda: resolve(_without_steps(load_ds_config(ours.ds_config)), ours, world_size, 1))
+def engine_faults(settings: OptimizerSettings, world_size: int) -> list[str]:
+    """Return the contradictions and gaps of a stage's DeepSpeed JSON, before the number of steps is known."""
+    return collect_errors(lambda: resolve(_without_steps(load_ds_config(settings.ds_config)), settings, world_size, 1))
 
 
 def is_split(name: str) -> bool:
-    """Whether a DeepSpeed JSON splits weights over the ranks (ZeRO 3); not where it cannot be read."""
-    return not collect_errors(lambda: refuse_whole_weights(name))
+    """Whether a DeepSpeed JSON partitions weights over the ranks (ZeRO 3); False if it cannot be read."""
+    return not collect_errors(lambda: require_zero3(name))
 
 
-def refuse_whole_weights(name: str) -> None:
-    """Raises UserError unless a DeepSpeed JSON is of ZeRO stage 3."""
+def require_zero3(name: str) -> None:
+    """Raise UserError unless a DeepSpeed JSON is of ZeRO stage 3."""
     stage = load_ds_config(name).get("zero_optimization", {}).get("stage")
     if stage != 3:
         raise UserError(f"{name} is of ZeRO stage {stage}: only stage 3 splits weights; take zero3.json")
 
 
 def _without_steps(content: dict[str, Any]) -> dict[str, Any]:
-    """Without numbers of steps that a file fixes: they are compared when the data are known."""
+    """Replace fixed numbers of steps by "auto"; they are compared when the data are known."""
     parameters = (content.get("scheduler") or {}).get("params") or {}
     for key in ("warmup_num_steps", "total_num_steps"):
         if key in parameters:
@@ -98,10 +98,10 @@ def _without_steps(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_ds_config(name: str) -> dict[str, Any]:
-    """The content of a DeepSpeed JSON by path or by bare name.
+    """Read a DeepSpeed JSON by path or by bare name.
 
     Raises:
-        UserError: there is none, or it is not a JSON object.
+        UserError: the file is missing or is not a JSON object.
     """
     path = find_config(name)
     try:
@@ -113,29 +113,29 @@ def load_ds_config(name: str) -> dict[str, Any]:
     return content
 
 
-#: Keys of the JSON that say how DeepSpeed computes and what it tells, whatever their value.
+#: Keys of the JSON that only affect the computation and the logs, whatever their value.
 _ENGINE = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "activation_checkpointing",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "compile", "steps_per_print", "dump_state",
     "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor",
 }  # fmt: skip
-#: What the shipped JSONs say beside ZeRO.
+#: Keys of the shipped JSONs other than ``zero_optimization``.
 _PLAIN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-#: Those of ``zero_optimization`` that change what is learned: lossy exchange, late updates.
+#: Keys of ``zero_optimization`` that change the result: lossy communication, delayed updates.
 _ZERO_LEARNED = (
     "zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "zenflow",
 )  # fmt: skip
 
 
 def learned(content: dict[str, Any], zero: int) -> dict[str, Any]:
-    """What of a DeepSpeed JSON decides what is learned, over a file that says nothing but a ZeRO stage.
+    """Reduce a DeepSpeed JSON to the keys that change the result of training.
 
-    Left out are how DeepSpeed computes, what is off, what our configuration decides (``resolve`` refuses a file that
-    says otherwise), and AdamW as it is without the file. A key that is not known here stays.
+    Removed are keys that only affect the computation, disabled sections, keys that the configuration decides
+    (``resolve`` refuses a file that contradicts it), and the default AdamW. Unknown keys are kept.
 
     Args:
         content: the parsed JSON; not changed.
-        zero: the ZeRO stage to name, whatever the file says.
+        zero: the ZeRO stage to write, whatever the file has.
     """
     config = json.loads(json.dumps({key: value for key, value in content.items() if key not in _ENGINE}))
     for key in _SHARED:
@@ -147,66 +147,70 @@ def learned(content: dict[str, Any], zero: int) -> dict[str, Any]:
         if section is not None and section.get(leaf) == value:
             del section[leaf]
     stage = config.pop("zero_optimization", {})
-    kept = _said(config)
+    kept = _effective(config)
     if kept.get("optimizer") == {"type": "AdamW"}:
         del kept["optimizer"]
-    lossy = _said({key: stage[key] for key in _ZERO_LEARNED if stage.get(key)})
+    lossy = _effective({key: stage[key] for key in _ZERO_LEARNED if stage.get(key)})
     return {**dict.fromkeys(_PLAIN, AUTO), **kept, "zero_optimization": {"stage": zero, **lossy}}
 
 
-def _said(section: dict[str, Any]) -> dict[str, Any]:
-    """A section without "auto", and without parts that are off or say nothing."""
-    kept = {key: _said(value) if isinstance(value, dict) else value for key, value in section.items()}
+def _effective(section: dict[str, Any]) -> dict[str, Any]:
+    """Remove "auto" values, disabled sections and empty sections."""
+    kept = {key: _effective(value) if isinstance(value, dict) else value for key, value in section.items()}
     return {} if kept.get("enabled") is False else {k: v for k, v in kept.items() if v not in (AUTO, {})}
 
 
-def resolve(content: dict[str, Any], ours: OptimizerSettings, world_size: int, total_steps: int) -> dict[str, Any]:
-    """The configuration that ``deepspeed.initialize`` gets.
+def resolve(content: dict[str, Any], settings: OptimizerSettings, world_size: int, total_steps: int) -> dict[str, Any]:
+    """Build the configuration for ``deepspeed.initialize``.
 
     Args:
         content: the parsed JSON; not changed.
-        ours: what our configuration says.
+        settings: settings of the stage.
         world_size: number of ranks.
-        total_steps: optimiser steps of the whole run.
+        total_steps: optimizer steps of the whole run.
 
     Raises:
-        UserError: a value of the file contradicts ours (both are named), the batch cannot be divided among the
-            ranks, or an "auto" stands where nothing is known to fill it in.
+        UserError: a value of the file contradicts the settings (both are named), the batch cannot be divided among the
+            ranks, or there is no value for an "auto".
     """
     config = json.loads(json.dumps(content))
     for key, value in _AUTO_DEFAULTS.items():
         section, leaf = _descend(config, key)
         if section is not None and section.get(leaf) == AUTO:
             section[leaf] = value
-    for key, (name, value) in _shared(ours, total_steps).items():
+    for key, (name, value) in _shared(settings, total_steps).items():
         section, leaf = _descend(config, key)
         if section is None or leaf not in section:
             continue
         if section[leaf] == AUTO:
             section[leaf] = value
         elif section[leaf] != value:
-            raise _conflict(ours, key, section[leaf], name, value)
-    for module, lr in ours.own_rates.items() if config.get("scheduler") else ():
-        setting = f"{ours.section}.{module}_lr"
+            raise _conflict(settings, key, section[leaf], name, value)
+    for module, lr in settings.own_rates.items() if config.get("scheduler") else ():
+        setting = f"{settings.section}.{module}_lr"
         raise UserError(
-            f"{ours.ds_config} brings a scheduler, which gives all weights one rate, but {setting} is {lr}: remove the "
-            f"scheduler from the JSON, or say --{setting} None"
+            f"{settings.ds_config} brings a scheduler, which gives all weights one rate, but {setting} is {lr}: remove "
+            f"the scheduler from the JSON, or say --{setting} None"
         )
-    _precision(config, ours)
-    _batch(config, ours, world_size)
-    config.setdefault("gradient_clipping", ours.max_grad_norm)
-    # "auto" here means "as DeepSpeed thinks best", which is what it does when the key is absent.
+    _precision(config, settings)
+    _batch(config, settings, world_size)
+    config.setdefault("gradient_clipping", settings.max_grad_norm)
+    # "auto" in this section selects DeepSpeed's default, which an absent key selects, too.
     zero = config.get("zero_optimization", {})
     for key in [key for key, value in zero.items() if value == AUTO]:
         del zero[key]
     for key in _unresolved_autos(config):
-        raise UserError(f'{ours.ds_config}: nothing is known to fill in `{key}: "auto"`; give a value or remove it')
+        raise UserError(f'{settings.ds_config}: nothing is known to fill in `{key}: "auto"`; give a value or remove it')
     return config
 
 
-def _shared(ours: OptimizerSettings, total_steps: int) -> dict[str, tuple[str, Any]]:
-    """Keys of the JSON that our configuration decides: their name there and the value."""
-    known = {**vars(ours), "warmup_fraction × steps": round(ours.warmup_fraction * total_steps), "steps": total_steps}
+def _shared(settings: OptimizerSettings, total_steps: int) -> dict[str, tuple[str, Any]]:
+    """Keys of the JSON that the configuration decides, with the name of the setting and its value."""
+    known = {
+        **vars(settings),
+        "warmup_fraction × steps": round(settings.warmup_fraction * total_steps),
+        "steps": total_steps,
+    }
     return {key: (name, known[name]) for key, name in _SHARED.items()}
 
 
@@ -221,7 +225,7 @@ _SHARED = {
 }
 
 
-#: "auto" values that stand for a convention rather than for something of ours.
+#: Values of "auto" keys that have no setting in the configuration.
 _AUTO_DEFAULTS = {
     "optimizer.params.betas": [0.9, 0.999],
     "optimizer.params.eps": 1e-8,
@@ -229,35 +233,35 @@ _AUTO_DEFAULTS = {
 }
 
 
-def _precision(config: dict[str, Any], ours: OptimizerSettings) -> None:
-    """DeepSpeed's own bf16 mode is used only where the file asks for it; its fp16 mode (it scales the loss) always."""
-    if ours.dtype == "float16":
+def _precision(config: dict[str, Any], settings: OptimizerSettings) -> None:
+    """Enable DeepSpeed's bf16 mode only if the file does; enable its fp16 mode (with loss scaling) for float16."""
+    if settings.dtype == "float16":
         config.setdefault("fp16", {"enabled": AUTO})
     for name, dtype in (("bf16", "bfloat16"), ("bfloat16", "bfloat16"), ("fp16", "float16")):
         section = config.get(name)
         if not isinstance(section, dict):
             continue
         if section.get("enabled") == AUTO:
-            section["enabled"] = dtype == ours.dtype == "float16"
-        elif section.get("enabled") and ours.dtype != dtype:
-            raise _conflict(ours, f"{name}.enabled", True, "dtype", ours.dtype)
+            section["enabled"] = dtype == settings.dtype == "float16"
+        elif section.get("enabled") and settings.dtype != dtype:
+            raise _conflict(settings, f"{name}.enabled", True, "dtype", settings.dtype)
 
 
-def _batch(config: dict[str, Any], ours: OptimizerSettings, world_size: int) -> None:
+def _batch(config: dict[str, Any], settings: OptimizerSettings, world_size: int) -> None:
     """Fill in and check micro-batch × accumulation × ranks = global batch."""
     micro = config.get("train_micro_batch_size_per_gpu", AUTO)
     accumulation = config.get("gradient_accumulation_steps", AUTO)
     if accumulation == AUTO:
-        accumulation = 1 if micro == AUTO else max(1, ours.batch_size // (micro * world_size))
+        accumulation = 1 if micro == AUTO else max(1, settings.batch_size // (micro * world_size))
     if micro == AUTO:
-        micro = ours.batch_size // (accumulation * world_size)
-    if micro * accumulation * world_size != ours.batch_size:
+        micro = settings.batch_size // (accumulation * world_size)
+    if micro * accumulation * world_size != settings.batch_size:
         raise UserError(
-            f"{ours.ds_config}: train_micro_batch_size_per_gpu {micro} × gradient_accumulation_steps {accumulation} × "
-            f"{world_size} ranks is {micro * accumulation * world_size}, but {ours.section}.batch_size is "
-            f"{ours.batch_size}: change one of them"
+            f"{settings.ds_config}: train_micro_batch_size_per_gpu {micro} × gradient_accumulation_steps "
+            f"{accumulation} × {world_size} ranks is {micro * accumulation * world_size}, but "
+            f"{settings.section}.batch_size is {settings.batch_size}: change one of them"
         )
-    config["train_batch_size"] = ours.batch_size
+    config["train_batch_size"] = settings.batch_size
     config["train_micro_batch_size_per_gpu"] = micro
     config["gradient_accumulation_steps"] = accumulation
 
@@ -270,9 +274,9 @@ def _descend(config: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, s
     return (section if isinstance(section, dict) else None), leaf
 
 
-def _conflict(ours: OptimizerSettings, key: str, theirs: Any, name: str, value: Any) -> UserError:
+def _conflict(settings: OptimizerSettings, key: str, found: Any, name: str, value: Any) -> UserError:
     return UserError(
-        f"{ours.ds_config} says `{key}: {json.dumps(theirs)}` but {ours.section}.{name} is {json.dumps(value)}: "
+        f"{settings.ds_config} says `{key}: {json.dumps(found)}` but {settings.section}.{name} is {json.dumps(value)}: "
         'make them equal, or write "auto" in the JSON'
     )
 

@@ -1,7 +1,7 @@
-"""DeepSpeed as the only engine: one process or many, CPU (gloo) or GPU (nccl), any ZeRO stage.
+"""The DeepSpeed engine: one process or many, CPU (gloo) or GPU (nccl), any ZeRO stage.
 
-What the loop needs of it: a step, the full trainable weights and moments (however they are partitioned), and the
-parameters made whole for a moment. Because state goes in and out whole, it can be resumed under another world size.
+It provides the loop with optimizer steps and with the complete trainable weights and moments, however they are
+partitioned. Checkpoints hold complete tensors, so a run can be resumed with another world size.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from amrg.errors import UserError
 from amrg.models.profiling import OPTIMISER, profile_region
 from amrg.models.zero3 import Zero3Config, gathered
 from amrg.precision import autocast, matmul_precision
-from amrg.training.deepspeed_config import AUTO, OptimizerSettings, load_ds_config, refuse_whole_weights, resolve
+from amrg.training.deepspeed_config import AUTO, OptimizerSettings, load_ds_config, require_zero3, resolve
 
-#: A batch is whatever ``loss`` understands; its tensors have the samples on their first axis.
+#: Any input of ``loss``; its tensors have the samples on their first axis.
 Batch = Any
 Loss = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor | float]]]
 
@@ -29,7 +29,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _deepspeed() -> Any:
-    """Import DeepSpeed without its chatter, and without compiling an operator nobody asked for."""
+    """Import DeepSpeed without its log messages and without compiling operators."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -43,7 +43,7 @@ def _deepspeed() -> Any:
 
 @contextlib.contextmanager
 def _silent_linker() -> Iterator[None]:
-    """DeepSpeed tries on import which of its operators could be linked; the linker's complaints help nobody."""
+    """Silence the linker errors of DeepSpeed's import, which tests which of its operators can be linked."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -54,14 +54,14 @@ def _silent_linker() -> Iterator[None]:
         os.close(kept)
 
 
-def refuse_half_without_gpu(ours: OptimizerSettings) -> None:
-    """Raises UserError where float16 is to be computed on CPUs."""
-    if ours.dtype == "float16" and device().type == "cpu":
-        raise UserError(f"{ours.section}.dtype float16 needs a GPU: use bfloat16 or float32")
+def refuse_half_without_gpu(settings: OptimizerSettings) -> None:
+    """Raise UserError for float16 on CPUs."""
+    if settings.dtype == "float16" and device().type == "cpu":
+        raise UserError(f"{settings.section}.dtype float16 needs a GPU: use bfloat16 or float32")
 
 
 class _Objective(nn.Module):
-    """The model together with its loss, so that one forward of the engine is one loss."""
+    """A model with its loss, so that the engine's forward returns the loss."""
 
     def __init__(self, model: nn.Module, loss: Loss, dtype: str) -> None:
         super().__init__()
@@ -74,9 +74,9 @@ class _Objective(nn.Module):
 
 @contextlib.contextmanager
 def restore_functional_linear() -> Iterator[None]:
-    """After the block (or the function it decorates) ``torch.nn.functional.linear`` is what it was before.
+    """Restore ``torch.nn.functional.linear`` after the block (or the decorated function).
 
-    ZeRO 3 overrides it for the rest of the process: the next step would round in another way than in one of its own.
+    ZeRO 3 overrides it for the rest of the process, so a later step would round differently than in its own process.
     """
     before = nn.functional.linear
     try:
@@ -89,48 +89,48 @@ class Engine:
     """A model under ``deepspeed.initialize``.
 
     Args:
-        model: what is trained; parameters without ``requires_grad`` stay as they are.
-        loss: ``loss(model, batch) -> (mean over the batch's samples, metrics that are means, too)``.
-        ours: optimisation settings; the DeepSpeed JSON is read from there.
-        total_steps: optimiser steps of the whole run.
+        model: the model; parameters without ``requires_grad`` stay unchanged.
+        loss: ``loss(model, batch) -> (mean over the batch's samples, metrics that are also means)``.
+        settings: optimizer settings with the path of the DeepSpeed JSON.
+        total_steps: optimizer steps of the whole run.
 
     Raises:
-        UserError: the JSON is missing, malformed or contradicts our settings.
+        UserError: the JSON is missing, malformed or contradicts the settings.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, ours: OptimizerSettings, total_steps: int) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, settings: OptimizerSettings, total_steps: int) -> None:
         init_process_group()
-        refuse_half_without_gpu(ours)
-        config = resolve(load_ds_config(ours.ds_config), ours, world_size(), total_steps)
-        self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], ours.dtype
-        groups = _parameter_groups(model, ours)
+        refuse_half_without_gpu(settings)
+        config = resolve(load_ds_config(settings.ds_config), settings, world_size(), total_steps)
+        self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], settings.dtype
+        groups = _parameter_groups(model, settings)
         client = None
         if "optimizer" not in config:
-            client = torch.optim.AdamW(groups, lr=ours.lr, fused=True)
+            client = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         elif device().type == "cpu":
             config["optimizer"].setdefault("params", {})["torch_adam"] = True  # nothing is compiled on a CPU
         deepspeed = _deepspeed()
         self._engine, *_ = deepspeed.initialize(
-            model=_Objective(model, loss, ours.dtype), optimizer=client, model_parameters=groups, config=config
+            model=_Objective(model, loss, settings.dtype), optimizer=client, model_parameters=groups, config=config
         )
-        # Made now and not lazily: DeepSpeed links the moments of all groups after the first group's first step.
+        # Not lazily, because DeepSpeed links the moments of all groups after the first group's first step.
         self._make_moments(0)
 
     def step(
         self, batch: Batch, lr: float, with_norms: bool = False, flags: dict[str, float] | None = None
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """One optimiser step on this rank's share of a global batch.
+        """Take an optimizer step on this rank's share of a global batch.
 
         Args:
-            batch, lr: samples and learning rate; those of decoder and Q-Former are in the proportion of their peaks.
-            with_norms: return the gradient norm of each module, too.
-            flags: this rank's; their means over the ranks come back among the metrics.
+            batch, lr: samples and learning rate; the rates of decoder and Q-Former scale with it.
+            with_norms: also return the gradient norm of each module.
+            flags: values of this rank; their means over the ranks are returned among the metrics.
 
         Returns:
-            ``loss`` and the metrics of the loss function, means over the whole global batch; and norms of gradients
-            before clipping: ``gradient_norm`` of all where DeepSpeed tells it, ``gradient_norm/<module>``.
+            ``loss`` and the metrics of the loss function as means over the global batch; and gradient norms before
+            clipping: ``gradient_norm`` of all parameters if DeepSpeed provides it, and ``gradient_norm/<module>``.
         """
-        if self._engine.lr_scheduler is None:  # else the JSON brought a scheduler of its own
+        if self._engine.lr_scheduler is None:  # otherwise the JSON's own scheduler sets the rates
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
         sums: dict[str, float] = {}
@@ -146,14 +146,14 @@ class Engine:
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / self.accumulation
         self.local_loss = sums["loss"]
-        whole = self._engine.get_global_grad_norm()
-        return all_reduce_mean({**sums, **(flags or {})}), norms if whole is None else {
-            "gradient_norm": float(whole),
+        total_norm = self._engine.get_global_grad_norm()
+        return all_reduce_mean({**sums, **(flags or {})}), norms if total_norm is None else {
+            "gradient_norm": float(total_norm),
             **norms,
         }
 
     def _gradient_norms(self) -> dict[str, float]:
-        """Norm of the gradients of each module, however they are partitioned. Every rank must call this."""
+        """Gradient norm of each module, partitioned or not. Every rank must call this."""
         from deepspeed.utils import safe_get_full_grad
 
         squares: dict[str, float] = {}
@@ -165,12 +165,12 @@ class Engine:
         return {module: square**0.5 for module, square in squares.items()}
 
     def scheduler_state(self) -> dict[str, Any] | None:
-        """State of a scheduler that the DeepSpeed JSON brought; ours has none."""
+        """State of the DeepSpeed JSON's scheduler; None without one."""
         scheduler = self._engine.lr_scheduler
         return scheduler.state_dict() if scheduler is not None else None
 
     def weights(self) -> dict[str, Tensor]:
-        """Full trainable weights (float32, CPU) and persistent buffers, on the first rank; nothing on the others.
+        """Gather trainable weights (float32, CPU) and persistent buffers on the first rank; empty on the others.
 
         Every rank must call this.
         """
@@ -178,7 +178,7 @@ class Engine:
 
         def full(parameter: nn.Parameter) -> Tensor:
             if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
-                return parameter  # ZeRO 0 to 2 have just made it whole
+                return parameter  # complete after a step of ZeRO 0 to 2
             found = safe_get_full_fp32_param(parameter)
             return parameter if found is None else found
 
@@ -188,7 +188,7 @@ class Engine:
         return _on_first_rank(chain(trained, buffers))
 
     def moments(self) -> dict[str, Tensor]:
-        """Full optimiser moments (CPU) by ``<weight>.<moment>``, likewise."""
+        """Gather the optimizer moments (CPU) by ``<weight>.<moment>`` in the same way."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         def full(parameter: nn.Parameter, moment: str) -> Tensor:
@@ -202,7 +202,7 @@ class Engine:
     def restore(
         self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int, scheduler: dict[str, Any] | None
     ) -> None:
-        """Go on from what ``weights``, ``moments`` and ``scheduler_state`` gave after ``step`` steps."""
+        """Restore the results of ``weights``, ``moments`` and ``scheduler_state`` after ``step`` steps."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         load_into(self.model, weights)
@@ -227,7 +227,7 @@ class Engine:
         self._engine.global_steps = step
 
     def _make_moments(self, step: int) -> None:
-        """Give the optimiser the state that it would make in its first step, as after ``step`` steps."""
+        """Create the optimizer state that the first step would create, with the count of ``step`` steps."""
         zero = self._engine.optimizer
         base = getattr(zero, "optimizer", zero)
         flat = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3
@@ -237,7 +237,7 @@ class Engine:
             flat = [parameter for group in base.param_groups for parameter in group["params"]]
         for parameter in flat:
             count = torch.tensor(float(step), device=parameter.device) if isinstance(base, torch.optim.AdamW) else step
-            # Moments that are there stay the same tensors: ZeRO 1 and 2 hold views of them.
+            # Existing moments stay the same tensors, because ZeRO 1 and 2 hold views of them.
             moments = base.state.get(parameter) or {moment: torch.zeros_like(parameter) for moment in MOMENTS}
             base.state[parameter] = {**moments, "step": count}
         if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
@@ -245,27 +245,27 @@ class Engine:
 
 
 def zero3(ds_config: str, required: bool = False) -> Zero3Config:
-    """What a DeepSpeed JSON says of ZeRO, where its stage is 3 and weights lie apart on the ranks; else None.
+    """Return the ZeRO section of a DeepSpeed JSON of stage 3, which partitions weights over the ranks; else None.
 
     Raises:
-        UserError: the JSON is missing or malformed, or of another stage where 3 is required.
+        UserError: the JSON is missing or malformed, or stage 3 is required and it has another.
     """
     if required:
-        refuse_whole_weights(ds_config)
+        require_zero3(ds_config)
     zero = load_ds_config(ds_config).get("zero_optimization", {})
     if zero.get("stage") != 3:
         return None
-    _deepspeed()  # quietly, before others import it
+    _deepspeed()  # import it silently before another package does
     return {key: value for key, value in zero.items() if value != AUTO and key != "offload_optimizer"}
 
 
 def partition(module: nn.Module, zero: dict[str, Any]) -> None:
-    """Split the weights of a module that only computes over the ranks (``zero3``); it gathers a layer at a time."""
+    """Partition the weights of an inference module over the ranks (``zero3``); a forward gathers it layer by layer."""
     _deepspeed().initialize(model=module, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """Cut a batch into equal parts along the samples: a tensor or list, or a dict or tuple of those."""
+    """Split a batch into equal parts along the samples: a tensor or list, or a dict or tuple of those."""
     if parts == 1:
         return [batch]
     if isinstance(batch, dict):
@@ -278,7 +278,7 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 
 
 def load_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put weights (a subset of the state) into a model, one after the other, partitioned or not."""
+    """Copy weights (a subset of the state) into a model, one tensor at a time, partitioned or not."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, value in weights.items():
         with gathered([named[name]], modifier=True), torch.no_grad():
@@ -289,16 +289,16 @@ def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _parameter_groups(model: nn.Module, ours: OptimizerSettings) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and other vectors do not. Decoder and Q-Former may have a rate of their own."""
-    own = ours.own_rates
+def _parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Group parameters by weight decay (matrices only) and learning rate (decoder and Q-Former may differ)."""
+    own = settings.own_rates
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in _trainable(model):
         module = name.split(".")[0]
         groups.setdefault((module if module in own else "", _dims(parameter) < 2), []).append(parameter)
     return [
-        {"params": groups[module, vectors], "weight_decay": 0.0 if vectors else ours.weight_decay}
-        | ({"lr": own[module], "lr_scale": own[module] / ours.lr} if module else {})
+        {"params": groups[module, vectors], "weight_decay": 0.0 if vectors else settings.weight_decay}
+        | ({"lr": own[module], "lr_scale": own[module] / settings.lr} if module else {})
         for module, vectors in sorted(groups)
     ]
 

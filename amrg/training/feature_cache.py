@@ -1,4 +1,4 @@
-"""Features that never change: computed once, by one process or by all ranks, memory-mapped, resumable.
+"""Memory-mapped caches of constant features, computed once by one process or by all ranks, and resumable.
 
 Shape legend: N rows, B rows of one batch.
 """
@@ -17,13 +17,13 @@ ROWS_PER_PART = 256  # rows that one rank computes before its next part
 
 
 class FeatureCache:
-    """Rows [N, *shape] on disk; a run that is interrupted while filling goes on where it stopped.
+    """Rows [N, *shape] on disk; interrupted filling can be resumed.
 
     Args:
-        path: the data file; ``<path>.done`` beside it counts the rows that are complete.
+        path: the data file; ``<path>.done`` holds the number of complete rows.
         rows: N.
-        shape: of one row.
-        dtype: of the values on disk.
+        shape: shape of one row.
+        dtype: dtype on disk.
     """
 
     def __init__(self, path: Path, rows: int, shape: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> None:
@@ -40,24 +40,24 @@ class FeatureCache:
 
     @property
     def done(self) -> int:
-        """Rows that are complete."""
+        """Number of complete rows."""
         return int(self._counter.read_text()) if self._counter.exists() else 0
 
     def fill(self, batches: Iterable[Tensor]) -> None:
-        """Append ``batches`` [B, *shape], which must begin with row ``done``, up to the last row."""
+        """Append ``batches`` [B, *shape], from row ``done`` to the last row."""
         for batch in batches:
             self.append(batch)
         assert self.done == len(self), f"{self.done} of {len(self)} rows filled"
 
     def append(self, batch: Tensor) -> None:
-        """Keep the rows [B, *shape] that follow those that are complete."""
+        """Append rows [B, *shape] to the complete ones."""
         start = self.done
         self.rows_N[start : start + len(batch)] = batch.to(self.rows_N.dtype)
         self._flush()
         self._counter.write_text(str(start + len(batch)))
 
     def _flush(self) -> None:
-        """What the counter counts outlives a lost machine, and is seen by others that share the disk."""
+        """Flush the data before the counter, so that counted rows survive a crash and other machines can read them."""
         descriptor = os.open(self._path, os.O_RDWR)
         try:
             os.fsync(descriptor)
@@ -65,23 +65,23 @@ class FeatureCache:
             os.close(descriptor)
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        """The rows as a copy in memory."""
+        """Return rows as a copy in memory."""
         assert self.done == len(self), "the cache is not complete"
         return self.rows_N[rows].clone()
 
 
 class DistributedFeatureCache:
-    """Rows [N, *shape] that the ranks compute between them, each every W-th part, and then all read.
+    """Rows [N, *shape] of which each of W ranks computes every W-th part and all ranks read all.
 
-    What is computed together does not depend on the ranks; what was interrupted goes on, with any number of them.
+    The batches do not depend on the number of ranks; interrupted filling can be resumed with any number of ranks.
 
     Args:
-        folder: of the parts.
+        folder: folder of the parts.
         rows: N.
-        shape: of one row.
-        batch_rows: rows computed at a time, a divisor of ``PART``.
-        compute: ``compute(batches)`` yields the rows [B, *shape] of each of these ranges of row numbers.
-        label: what is being done, a few words.
+        shape: shape of one row.
+        batch_rows: rows per batch, a divisor of ``ROWS_PER_PART``.
+        compute: ``compute(batches)`` yields the rows [B, *shape] for each range of row numbers.
+        label: label of the progress bar.
     """
 
     def __init__(
@@ -92,20 +92,22 @@ class DistributedFeatureCache:
             return FeatureCache(folder / f"{start:08d}", min(ROWS_PER_PART, rows - start), shape)
 
         starts = range(0, rows, ROWS_PER_PART)
-        mine = {start: part(start) for start in starts[rank() :: world_size()]}
+        local = {start: part(start) for start in starts[rank() :: world_size()]}
         left = [
             (cache, range(first, min(first + batch_rows, start + len(cache))))
-            for start, cache in mine.items()
+            for start, cache in local.items()
             for first in range(start + cache.done, start + len(cache), batch_rows)
         ]
         if left:
-            total = sum(-(-len(cache) // batch_rows) for cache in mine.values())
+            total = sum(-(-len(cache) // batch_rows) for cache in local.values())
             computed = compute([numbers for _, numbers in left])
             for (cache, _), values in track(zip(left, computed, strict=True), label, total, total - len(left)):
                 cache.append(values)
         barrier()
-        self._parts = [part(start).rows_N for start in starts]  # mapped when whole, whichever machine made them
+        self._parts = [
+            part(start).rows_N for start in starts
+        ]  # mapped when complete, as another machine may have written them
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Rows [B] as a copy in memory."""
+        """Return rows [B] as a copy in memory."""
         return torch.stack([self._parts[row // ROWS_PER_PART][row % ROWS_PER_PART] for row in rows.tolist()])

@@ -1,14 +1,15 @@
-"""The training loop of both stages: epochs, validation, the best weights, and a resume that changes nothing.
+"""The training loop of both stages: epochs, validation, selection of the best weights, and a bit-identical resume.
 
-All randomness of a step follows from (seed, step, rank), the learning rate from the step, the order of samples from
-(seed, epoch): a checkpoint therefore holds weights, moments and a cursor, and a run killed anywhere and started again
-ends in the same bits as one that was not.
+The randomness of a step is a function of (seed, step, rank), the learning rate a function of the step, and the order
+of samples a function of (seed, epoch). A checkpoint therefore holds weights, moments and a cursor. A run that is
+killed and resumed ends with the same bits as an uninterrupted run.
 """
 
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,80 +34,92 @@ CURVES, CHECKPOINTS = "curves.jsonl", "checkpoints"
 _STOP, _SAVE_FAILED = "stop", "unsaved"
 
 
+@dataclass(frozen=True)
+class TrainingTask:
+    """A model with its loss, its data and its validation.
+
+    Attributes:
+        model: parameters with ``requires_grad`` are trained; checkpoints hold these and the buffers that change.
+        loss: ``loss(model, batch)`` returns the mean over the samples of the batch and a dict of metrics (also means).
+        batches: ``batches(epoch, start_step)`` yields this rank's share of each global batch of the epoch, from
+            ``start_step`` on; a function of its arguments alone.
+        steps_per_epoch: optimizer steps per epoch.
+        validate: ``validate(model)`` returns metrics; called on every rank, in evaluation mode, without gradients. The
+            metrics are averaged over the ranks.
+        selection_metric: (name among the validation metrics, higher is better).
+        input_hashes: hashes of the inputs of the run, by name; a checkpoint made from other inputs is refused.
+        step_metrics: ``step_metrics(model)`` returns the metrics of profiled steps; called on every rank.
+        warn: ``warn(validation metrics)`` returns warnings by name, one line each. A row of ``curves.jsonl`` holds
+            them as ``warnings``, and each name is printed once.
+    """
+
+    model: nn.Module
+    loss: Loss
+    batches: Callable[[int, int], Iterator[Batch]]
+    steps_per_epoch: int
+    validate: Callable[[Any], dict[str, float]]
+    selection_metric: tuple[str, bool]
+    input_hashes: dict[str, str]
+    step_metrics: Callable[[Any], dict[str, float]] = lambda model: {}
+    warn: Callable[[dict[str, float]], dict[str, str]] = lambda validation: {}
+
+
 def fit(
-    model: nn.Module,
-    loss: Loss,
-    batches: Callable[[int, int], Iterator[Batch]],
-    steps_per_epoch: int,
-    optimisation: OptimizerSettings,
-    validate: Callable[[Any], dict[str, float]],
-    selection_metric: tuple[str, bool],
+    task: TrainingTask,
+    optimizer: OptimizerSettings,
+    *,
     folder: Path,
     seed: int,
     telemetry: TelemetryConfig,
     checkpointing: CheckpointConfig,
-    input_hashes: dict[str, str],
-    step_metrics: Callable[[Any], dict[str, float]] = lambda model: {},
-    warn: Callable[[dict[str, float]], dict[str, str]] = lambda validation: {},
 ) -> list[dict[str, Any]]:
-    """Train, and leave the weights of the best epoch in the model.
+    """Train a model and leave the weights of its best epoch in it.
 
     Args:
-        model: parameters with ``requires_grad`` are trained; checkpoints hold these and the buffers that change.
-        loss: ``loss(model, batch)`` gives a mean over the samples of the batch and a dict of metrics (means, too).
-        batches: ``batches(epoch, start_step)`` yields this rank's share of each global batch of the epoch, from
-            ``start_step`` on; a function of its arguments alone.
-        steps_per_epoch: optimiser steps of one epoch.
-        optimisation: settings.
-        validate: ``validate(model)`` gives metrics; called on every rank, in evaluation mode, without gradients. What
-            the ranks return is averaged.
-        selection_metric: (name among the validation metrics, higher is better).
-        folder: receives ``curves.jsonl`` (one row an epoch, no times), ``checkpoints/`` and ``logs/steps.jsonl``.
-        seed: of everything random in a step (dropout).
-        telemetry: what to tell of a step.
-        checkpointing: how often to save, and when to stop.
-        input_hashes: hashes of what the run reads, by name; a checkpoint that was made from something else is refused.
-        step_metrics: ``step_metrics(model)`` returns the metrics of profiled steps; called on every rank.
-        warn: ``warn(metrics of a validation)`` gives what is wrong by name, one line each; a row of ``curves.jsonl``
-            holds it as ``warnings``, and the user is told of each name once.
+        task: model, loss, data and validation.
+        optimizer: settings of the optimizer.
+        folder: receives ``curves.jsonl`` (one row per epoch, no times), ``checkpoints/`` and ``logs/steps.jsonl``.
+        seed: seeds all randomness of a step (dropout).
+        telemetry: settings of the logs.
+        checkpointing: when to save and when to stop.
 
     Returns:
         The rows of ``curves.jsonl``.
 
     Raises:
         UserError: the loss is no longer finite or explodes, memory or disk are full, the checkpoint was made from
-            something else, or the DeepSpeed JSON contradicts the settings.
-        GracefulStop: SIGINT or SIGTERM came to any rank; what was done is saved.
+            other inputs, or the DeepSpeed JSON contradicts the settings.
+        GracefulStop: SIGINT or SIGTERM reached any rank; the progress is saved.
     """
-    total = optimisation.epochs * steps_per_epoch
-    warmup = round(optimisation.warmup_fraction * total)
-    input_hashes = {**input_hashes, "frozen weights": checkpoint.frozen_fingerprint(model)}
-    run = _RunState(
-        folder, Engine(model, loss, optimisation, total), selection_metric, checkpointing.keep_last, input_hashes
-    )
-    log = Telemetry(folder, telemetry, optimisation.section, optimisation.batch_size)
-    guard = LossGuard(optimisation.section, checkpointing.loss_spike_factor)
+    total = optimizer.epochs * task.steps_per_epoch
+    warmup = round(optimizer.warmup_fraction * total)
+    # The fingerprint reads the frozen weights before the engine partitions them.
+    input_hashes = {**task.input_hashes, "frozen weights": checkpoint.frozen_fingerprint(task.model)}
+    engine = Engine(task.model, task.loss, optimizer, total)
+    run = _RunState(task, engine, folder, checkpointing.keep_last, input_hashes)
+    log = Telemetry(folder, telemetry, optimizer.section, optimizer.batch_size)
+    guard = LossGuard(optimizer.section, checkpointing.loss_spike_factor)
     stream: Iterator[Batch] | None = None
-    with stop_requests() as stopping, user_errors(optimisation.section, folder):
-        for step in track(range(run.step, total), f"{optimisation.section}: training", total, run.step):
-            epoch, within = divmod(step, steps_per_epoch)
+    with stop_requests() as stopping, user_errors(optimizer.section, folder):
+        for step in track(range(run.step, total), f"{optimizer.section}: training", total, run.step):
+            epoch, within = divmod(step, task.steps_per_epoch)
             if stream is None or within == 0:
-                stream = batches(epoch, within)
-                model.train()
-            lr = warmup_cosine(step, total, warmup, optimisation.lr, optimisation.min_lr)
+                stream = task.batches(epoch, within)
+                task.model.train()
+            lr = warmup_cosine(step, total, warmup, optimizer.lr, optimizer.min_lr)
             torch.manual_seed(_step_seed(seed, step))
-            stop = _step(run, stream, lr, log, guard, stopping, step_metrics)
-            if within + 1 == steps_per_epoch:
-                validation = _validated(validate, model, optimisation)
-                log.tell_epoch(step + 1, validation)
-                run.end_epoch(epoch, lr, validation, warn(validation))
+            stop = _step(run, stream, lr, log, guard, stopping)
+            if within + 1 == task.steps_per_epoch:
+                validation = _validated(task, optimizer.dtype)
+                log.log_epoch(step + 1, validation)
+                run.end_epoch(epoch, lr, validation)
             elif stop or (step + 1) % checkpointing.interval == 0:
                 run.save()
             if stop:
                 run.wait()
                 raise GracefulStop(step + 1)
     log.close()
-    run.finish(model)
+    run.finish()
     return run.rows
 
 
@@ -117,9 +130,8 @@ def _step(
     log: Telemetry,
     guard: LossGuard,
     stopping: StopRequest,
-    closely: Callable[[Any], dict[str, float]],
 ) -> bool:
-    """The step after ``run.step``, told and judged; whether any rank was asked to stop."""
+    """Train, log and check the step after ``run.step``; return whether any rank was asked to stop."""
     step, engine = run.step, run.engine
     began = time.monotonic()
     batch = next(stream)
@@ -128,11 +140,11 @@ def _step(
     with profile_step(log.should_profile(step)) as shares:
         metrics, norms = engine.step(batch, lr, log.should_profile(step), flags)
     seconds = time.monotonic() - began
-    # What one rank met, all learn of in the same step: none is left waiting for the others.
+    # The flags are reduced over the ranks, so that all ranks act in the same step and none waits for another.
     stop, unsaved = metrics.pop(_STOP), metrics.pop(_SAVE_FAILED)
     run.accumulate(step, metrics)
-    seen = closely(engine.model) if log.should_profile(step) else {}
-    log.log_step(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **seen}, seconds, waited)
+    profiled = run.task.step_metrics(engine.model) if log.should_profile(step) else {}
+    log.log_step(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **profiled}, seconds, waited)
     if wrong := guard.check(metrics["loss"]):
         losses = all_gather_list([(rank(), engine.local_loss, _keys(batch))])
         raise guard.stop(wrong, step + 1, losses)
@@ -142,25 +154,23 @@ def _step(
 
 
 def _keys(batch: Batch) -> list[str]:
-    """The hashed keys of the studies of a batch, where it tells them."""
+    """Return the hashed study keys of a batch, or an empty list where it has none."""
     return batch.get("study", []) if isinstance(batch, dict) else []
 
 
-def _validated(
-    validate: Callable[[Any], dict[str, float]], model: nn.Module, ours: OptimizerSettings
-) -> dict[str, float]:
-    model.eval()
-    with torch.no_grad(), autocast(ours.dtype):
-        return all_reduce_mean(validate(model))
+def _validated(task: TrainingTask, dtype: str) -> dict[str, float]:
+    task.model.eval()
+    with torch.no_grad(), autocast(dtype):
+        return all_reduce_mean(task.validate(task.model))
 
 
 def _step_seed(seed: int, step: int) -> int:
-    """One seed for each (seed, step, rank)."""
+    """Derive the seed of one (seed, step, rank)."""
     return int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0])
 
 
 def _latest(folder: Path) -> checkpoint.Checkpoint | None:
-    """The checkpoint that all ranks go on from; the first one looks for it, and whether it is damaged."""
+    """Return the newest valid checkpoint; the first rank searches, all ranks return its choice or raise its error."""
     chosen: list[tuple[str | None, str | None]] = []
     if rank() == 0:
         try:
@@ -186,14 +196,13 @@ def _check_same_inputs(before: dict[str, str], now: dict[str, str], path: Path) 
 
 
 class _RunState:
-    """The cursor of a run: where it is, what it has seen, its best epoch; saved and found again."""
+    """The progress of a run: its step, metrics and best epoch, restored from the latest checkpoint."""
 
     def __init__(
-        self, folder: Path, engine: Engine, select: tuple[str, bool], keep: int, made_from: dict[str, str]
+        self, task: TrainingTask, engine: Engine, folder: Path, keep_last: int, input_hashes: dict[str, str]
     ) -> None:
-        self.folder, self.engine, self.made_from = folder, engine, made_from
-        self.writer = checkpoint.AsyncCheckpointWriter(folder / CHECKPOINTS, keep) if rank() == 0 else None
-        self.metric, self.higher = select
+        self.task, self.engine, self.folder, self.input_hashes = task, engine, folder, input_hashes
+        self.writer = checkpoint.AsyncCheckpointWriter(folder / CHECKPOINTS, keep_last) if rank() == 0 else None
         self.step = 0
         self.best: float | None = None
         self.sums: dict[str, float] = {}
@@ -203,7 +212,7 @@ class _RunState:
         found = _latest(folder / CHECKPOINTS)
         if found:
             state = found.state
-            _check_same_inputs(state["made_from"], made_from, found.path)
+            _check_same_inputs(state["made_from"], input_hashes, found.path)
             engine.restore(found.weights(), found.optimizer(), state["step"], state["scheduler"])
             self.step, self.best = state["step"], state["best"]
             self.sums, self.rows = state["sums"], state["rows"]
@@ -215,12 +224,14 @@ class _RunState:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.sums["steps"] = self.sums.get("steps", 0.0) + 1
 
-    def end_epoch(self, epoch: int, lr: float, validation: dict[str, float], warnings: dict[str, str]) -> None:
-        """Close the epoch's row, decide whether it is the best, warn of what no epoch warned of before, and save."""
+    def end_epoch(self, epoch: int, lr: float, validation: dict[str, float]) -> None:
+        """Append the row of the epoch, print its metrics and new warnings, and save."""
+        warnings = self.task.warn(validation)
         steps = self.sums.pop("steps")
         trained = {f"train_{name}": value / steps for name, value in self.sums.items()}
-        value = validation[self.metric]
-        better = self.best is None or (value > self.best if self.higher else value < self.best)
+        metric, higher_is_better = self.task.selection_metric
+        value = validation[metric]
+        better = self.best is None or (value > self.best if higher_is_better else value < self.best)
         if better:
             self.best = value
         self.sums = {}
@@ -235,42 +246,42 @@ class _RunState:
         self.save(better)
 
     def save(self, is_best: bool = False) -> None:
-        """Copy what was learned, and begin to write it."""
+        """Copy the training state and start writing it in the background."""
         weights, moments = self.engine.weights(), self.engine.moments()
         if self.writer is not None:
-            weights = {name: value for name, value in weights.items() if not self._as_at_start(name, value)}
+            weights = {name: value for name, value in weights.items() if not self._is_unchanged_buffer(name, value)}
             state = {
                 "step": self.step,
                 "best": self.best,
                 "sums": dict(self.sums),
                 "rows": list(self.rows),
                 "scheduler": self.engine.scheduler_state(),
-                "made_from": self.made_from,
+                "made_from": self.input_hashes,
             }
             self.writer.save(weights, moments, state, is_best)
 
-    def _as_at_start(self, name: str, value: Tensor) -> bool:
-        """Whether this is a buffer that training has not changed: it comes with the model, as frozen weights do."""
+    def _is_unchanged_buffer(self, name: str, value: Tensor) -> bool:
+        """Whether a tensor is a buffer with its initial value; the model brings it, like frozen weights."""
         return name in self.start and torch.equal(self.start[name], value)
 
     def save_failed(self) -> bool:
         return self.writer is not None and self.writer.error is not None
 
     def wait(self) -> None:
-        """Until what was saved is on disk. Every rank must call this, and all raise the same UserError if it is not."""
+        """Wait until the checkpoint is on disk; every rank must call this, and all raise the same UserError."""
         if self.writer is not None:
             self.writer.wait()
         errors = all_gather_list([self.writer.error] if self.writer is not None and self.writer.error else [])
         if errors:
             raise UserError(errors[0])
 
-    def finish(self, model: nn.Module) -> None:
-        """Write the curves and put the best weights into the model."""
+    def finish(self) -> None:
+        """Write the curves and load the best weights into the model."""
         self.wait()
         if rank() == 0:
             partial = self.folder / f"{CURVES}.partial"
             partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
             os.replace(partial, self.folder / CURVES)
-        load_into(model, self.start | checkpoint.latest_unverified(self.folder / CHECKPOINTS).best())
-        model.eval()
+        load_into(self.task.model, self.start | checkpoint.latest_unverified(self.folder / CHECKPOINTS).best())
+        self.task.model.eval()
         barrier()

@@ -1,4 +1,4 @@
-"""The model card of a report generator: a page to read, under a header that model hubs understand."""
+"""Model card of a report generator, with the metadata header of model hubs."""
 
 import json
 from pathlib import Path
@@ -14,23 +14,23 @@ from amrg.models.decoder import SMALL_LLAMA, SMOLLM2
 from amrg.models.report_generator import ReportGenerator
 
 CARD = "README.md"
-#: Sections of the configuration that made the model, and with which its reports are written.
-_TOLD = ("vision", "stage1", "banks", "memory", "decoder", "stage2", "generate")
-#: The base models that have a name of ours: their names on the hub, and licences.
+#: Sections of the configuration that the card lists: those of training and generation.
+_SECTIONS = ("vision", "stage1", "banks", "memory", "decoder", "stage2", "generate")
+#: Name on the hub and licence of base models that have a short name here.
 _KNOWN = {SMOLLM2: ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
 def write_card(
     folder: Path, model: ReportGenerator, config: Config, data: Path, banks: Path, rows: list[dict[str, Any]]
 ) -> None:
-    """Write ``README.md`` beside the weights: a function of what was trained, without dates, paths or patients.
+    """Write ``README.md`` next to the weights, deterministically, without dates, paths or patients.
 
     Args:
-        folder: that ``model.save_pretrained`` has written.
-        model: with whole parameters.
-        config: of the training; ``data`` tells where the studies came from.
-        data, banks: artefacts that the training read.
-        rows: what it told of each epoch (``amrg.training.loop.fit``).
+        folder: folder written by ``model.save_pretrained``.
+        model: the model with gathered parameters.
+        config: configuration of the training.
+        data, banks: artefacts of the training.
+        rows: one row per epoch (``amrg.training.loop.fit``).
     """
     parts = (
         _what(folder, model, config),
@@ -44,7 +44,7 @@ def write_card(
 
 
 def _header(config: Config) -> ModelCardData:
-    """What model hubs read; base model and licence where they are known."""
+    """Build the metadata for model hubs; base model and licence if known."""
     base, license_name = _base(config)
     return ModelCardData(
         language="en",
@@ -57,7 +57,7 @@ def _header(config: Config) -> ModelCardData:
 
 
 def _base(config: Config) -> tuple[str | None, str | None]:
-    """Name on the hub and licence of the base model, as far as its own card or we know them."""
+    """Name on the hub and licence of the base model, from its card or ``_KNOWN``; None if unknown."""
     model = config.decoder.model
     if model in _KNOWN or model == SMALL_LLAMA:
         return _KNOWN.get(model, (None, None))
@@ -73,10 +73,10 @@ def _base(config: Config) -> tuple[str | None, str | None]:
 
 def _licences(config: Config) -> str:
     license_name = _base(config)[1]
-    ours = config.decoder.model == SMALL_LLAMA
+    from_scratch = config.decoder.model == SMALL_LLAMA
     base = (
         "was made from nothing"
-        if ours
+        if from_scratch
         else f"has the licence `{license_name}`"
         if license_name
         else "has its own licence"
@@ -149,16 +149,16 @@ def _training(rows: list[dict[str, Any]]) -> str:
 
 
 def _settings(config: Config) -> str:
-    told = {name: to_dict(getattr(config, name)) for name in _TOLD}
-    told["decoder"]["model"] = _model_name(config)
+    sections = {name: to_dict(getattr(config, name)) for name in _SECTIONS}
+    sections["decoder"]["model"] = _model_name(config)
     for name in ("ds_config", "weights", "encoder"):
-        for section in (*told.values(), told["banks"]["reports"]):
+        for section in (*sections.values(), sections["banks"]["reports"]):
             if isinstance(section.get(name), str):
                 section[name] = Path(section[name]).name
-    return f"## Settings\n\nSeed {config.seed}.\n\n```yaml\n{yaml.safe_dump(told, sort_keys=False).strip()}\n```"
+    return f"## Settings\n\nSeed {config.seed}.\n\n```yaml\n{yaml.safe_dump(sections, sort_keys=False).strip()}\n```"
 
 
 def _model_name(config: Config) -> str:
-    """What the decoder is called; of a folder or file only its own name."""
+    """Name of the decoder; the last component of a path."""
     path = Path(config.decoder.model)
     return path.name if path.exists() or path.is_absolute() else config.decoder.model

@@ -1,4 +1,4 @@
-"""The sentences of the train reports as vectors of the report bank's encoder: the teachers of the retrieval loss.
+"""Targets of the retrieval loss: sentences of the train reports, encoded with the report bank's encoder.
 
 Shape legend: B studies, Q = 14 labels, D width of the bank.
 """
@@ -22,23 +22,23 @@ from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
 from amrg.training.feature_cache import DistributedFeatureCache
 
-_TEXTS_PER_BATCH = 256  # texts encoded between two notes of how far it is
+_TEXTS_PER_BATCH = 256  # texts per progress update
 
 
 class RetrievalTargets:
-    """Each train study's own sentences by the label they state, encoded once, whether the bank holds them or not.
+    """Sentences of each train study by label, encoded once, whether the bank holds them or not.
 
-    A label's vector is the mean over its sentences; No Finding has those that state no finding.
+    The vector of a label is the mean over its sentences; No Finding has the sentences that state no finding.
 
     Args:
-        config: of the report bank.
+        config: settings of the report bank.
         data: a data artefact.
         bank: the report bank.
-        folder: of the cache, which the ranks fill between them (``DistributedFeatureCache``).
-        weight: of the retrieval loss.
+        folder: folder of the cache, which all ranks fill (``DistributedFeatureCache``).
+        weight: weight of the retrieval loss.
 
     Raises:
-        UserError: the encoder is not the one that made the bank.
+        UserError: the encoder differs from the bank's.
     """
 
     def __init__(self, config: ReportBankConfig, data: Path, bank: MemoryBank, folder: Path, weight: float) -> None:
@@ -47,7 +47,8 @@ class RetrievalTargets:
         texts = sorted({sentence for study in train for sentence in sentences(study.report)})
         row = {text: i for i, text in enumerate(texts)}
         self._rows = {
-            hash_key(study.key): [[row[s] for s in said] for said in by_label(study.report).values()] for study in train
+            hash_key(study.key): [[row[s] for s in labelled] for labelled in by_label(study.report).values()]
+            for study in train
         }
         self._cache = DistributedFeatureCache(
             folder / "own-reports", len(texts), (bank.dim,), _TEXTS_PER_BATCH, partial(_encode, texts, config, bank),
@@ -55,7 +56,7 @@ class RetrievalTargets:
         )  # fmt: skip
 
     def vectors_for(self, keys: Sequence[str]) -> Tensor:
-        """Of the studies with these hashed keys, [B, Q, D] float32 on this rank's device; 0 where nothing is said."""
+        """Return the vectors of studies by hashed keys, float32 [B, Q, D] on this device; 0 without sentences."""
         return torch.stack([torch.stack([self._mean(rows) for rows in self._rows[key]]) for key in keys]).to(
             distributed.device()
         )
@@ -67,17 +68,17 @@ class RetrievalTargets:
 
 
 def by_label(report: str) -> dict[str, list[str]]:
-    """The sentences of a report under each label they state, in the order of ``LABELS``."""
-    said: dict[str, list[str]] = {label: [] for label in LABELS}
+    """Sort the sentences of a report by the labels they state, in the order of ``LABELS``."""
+    found: dict[str, list[str]] = {label: [] for label in LABELS}
     for sentence in sentences(report):
         for label, value in label_report(sentence).items():
             if value == POSITIVE:
-                said[label].append(sentence)
-    return said
+                found[label].append(sentence)
+    return found
 
 
 def build_retrieval_targets(config: Config, data: Path, banks: Path, scratch: Path) -> RetrievalTargets | None:
-    """The teachers of a run's retrieval loss, kept in ``scratch``; None where there is no such loss."""
+    """Build the targets of a run's retrieval loss, cached in ``scratch``; None without such a loss."""
     weight = config.stage2.retrieval_loss_weight
     if not weight or not config.decoder.use_report_memory:
         return None

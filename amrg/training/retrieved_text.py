@@ -1,6 +1,6 @@
-"""The sentences that studies retrieve, as text in the decoder's prompt (``decoder.use_retrieved_text``).
+"""Retrieved sentences as text in the decoder's prompt (``decoder.use_retrieved_text``).
 
-The visual memory alone retrieves them. As nothing that asks it is trained, a study's text is composed once.
+Only the visual memory retrieves them. Its queries are not trained, so the text of a study is composed once.
 
 Shape legend: N studies of a split, B studies, L tokens of the longest text.
 """
@@ -26,16 +26,16 @@ from amrg.training.calibration import CALIBRATION, calibrate
 from amrg.training.feature_cache import FeatureCache
 from amrg.training.vision_cache import VisionCache
 
-_TOGETHER = 32  # studies composed between two notes of how far it is
+_BATCH = 32  # studies per progress update
 
 
 class RetrievedText:
-    """Composes the texts and encodes them.
+    """Composer and tokenizer of the texts.
 
     Args:
-        model: whose visual memory retrieves.
+        model: the generator with the visual memory.
         banks: a banks artefact; its report bank holds sentences.
-        calibration: folder of ``Certainty``, which decides on the findings that are said.
+        calibration: folder of ``Certainty``, which selects the named findings.
 
     Raises:
         UserError: the report bank holds whole reports, or the calibration is missing.
@@ -46,17 +46,17 @@ class RetrievedText:
         visual, reports = MemoryBank.open(banks / VISUAL), open_sentences(banks / REPORTS)
         self._composer = Composer(Certainty.load(calibration), visual, reports)
 
-    def compose(self, asking: VisionOutput, group_B: Tensor, associations: Mapping[str, Association]) -> list[str]:
-        """The text of each study: what it says of findings, then of normal anatomy.
+    def compose(self, vision: VisionOutput, group_B: Tensor, associations: Mapping[str, Association]) -> list[str]:
+        """Compose the text of each study: sentences of findings, then of normal anatomy.
 
         Args:
-            asking: what stage 1 sees of the studies.
+            vision: stage 1's output for the studies.
             group_B: ``group_id`` of each study's patient.
-            associations: of the studies, that with the visual memory among them.
+            associations: associations of the studies, including those with the visual memory.
         """
         visual = {MEMORIES[0]: associations[MEMORIES[0]]}
-        composed = self._composer.compose(asking, visual, self.model.masked_groups(group_B))
-        return [" ".join(said.text for said in one.said) for one in composed]
+        composed = self._composer.compose(vision, visual, self.model.masked_groups(group_B))
+        return [" ".join(sentence.text for sentence in one.sentences) for one in composed]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Token ids [B, L], ``IGNORE_INDEX`` on the left of a shorter text, on the model's device."""
@@ -68,40 +68,40 @@ class RetrievedText:
 
 
 def open_text(model: ReportGenerator, banks: Path, calibration: Path) -> RetrievedText | None:
-    """As ``RetrievedText``; None where the decoder reads none."""
+    """Build ``RetrievedText``; None if the decoder reads no text."""
     return RetrievedText(model, banks, calibration) if model.settings.use_retrieved_text else None
 
 
 class RetrievedTokens:
-    """The encoded texts of all studies of a split, composed once by all ranks; an interrupted run goes on.
+    """Token ids of the texts of a split, composed once by all ranks; an interrupted run resumes.
 
     Args:
-        text: composes and encodes.
-        seen: of the split.
-        path: of the cache.
+        text: composer and tokenizer.
+        cache: vision cache of the split.
+        path: file of the token ids.
     """
 
-    def __init__(self, text: RetrievedText, seen: VisionCache, path: Path) -> None:
+    def __init__(self, text: RetrievedText, cache: VisionCache, path: Path) -> None:
         most = text.model.settings.retrieved_tokens
-        self._cache = FeatureCache(path, len(seen), (most,), torch.int32)
-        starts = range(0, len(seen), _TOGETHER)
-        done = self._cache.done // _TOGETHER if self._cache.done < len(seen) else len(starts)
-        distributed.barrier()  # nobody counts while another writes
+        self._cache = FeatureCache(path, len(cache), (most,), torch.int32)
+        starts = range(0, len(cache), _BATCH)
+        done = self._cache.done // _BATCH if self._cache.done < len(cache) else len(starts)
+        distributed.barrier()  # all ranks have counted before one writes
         for start in track(starts[done:], "composing retrieved text", len(starts), done):
-            # Equally many on every rank, as a sharded bank needs.
-            rows = torch.arange(start, min(start + _TOGETHER, len(seen)))
+            # A sharded bank needs equally many queries on every rank.
+            rows = torch.arange(start, min(start + _BATCH, len(cache)))
             filled = torch.cat([rows, rows[:1].expand(-len(rows) % distributed.world_size())])
-            mine = filled[distributed.rank() :: distributed.world_size()]
+            local_rows = filled[distributed.rank() :: distributed.world_size()]
             group_B = torch.tensor(
-                [group_id(seen.studies[row].group) for row in mine.tolist()], device=distributed.device()
+                [group_id(cache.studies[row].group) for row in local_rows.tolist()], device=distributed.device()
             )
-            sight = seen[mine]
-            texts = text.compose(sight, group_B, text.model.associations(sight, group_B, ROWS))
+            vision = cache[local_rows]
+            texts = text.compose(vision, group_B, text.model.associations(vision, group_B, ROWS))
             ids_BL = text.encode(texts).cpu()
             ids_BL = F.pad(ids_BL, (most - ids_BL.shape[1], 0), value=IGNORE_INDEX)
-            together = dict(distributed.all_gather_list(list(zip(mine.tolist(), ids_BL, strict=True))))
+            gathered = dict(distributed.all_gather_list(list(zip(local_rows.tolist(), ids_BL, strict=True))))
             if distributed.rank() == 0:
-                self._cache.append(torch.stack([together[row] for row in rows.tolist()]))
+                self._cache.append(torch.stack([gathered[row] for row in rows.tolist()]))
         distributed.barrier()
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -112,21 +112,21 @@ class RetrievedTokens:
 
 
 def retrieved_tokens_of(
-    config: Config, model: ReportGenerator, data: Path, banks: Path, seen: Mapping[str, VisionCache], scratch: Path
+    config: Config, model: ReportGenerator, data: Path, banks: Path, caches: Mapping[str, VisionCache], scratch: Path
 ) -> dict[str, RetrievedTokens] | None:
-    """Those of each split of ``seen``, kept in ``scratch``; None where the decoder reads no text.
+    """Compose the texts of each split of ``caches``, stored in ``scratch``; None if the decoder reads no text.
 
-    The calibration for validation decides which findings are said in both splits: it never reads validation reports.
+    Both splits use the calibration for validation, which is not fitted on validation reports.
     """
     if not config.decoder.use_retrieved_text:
         return None
     calibrate(config, model, data, scratch, scratch)
     text = RetrievedText(model, banks, scratch / CALIBRATION / "val")
-    return {split: RetrievedTokens(text, one, scratch / f"text-{split}") for split, one in seen.items()}
+    return {split: RetrievedTokens(text, one, scratch / f"text-{split}") for split, one in caches.items()}
 
 
 def refuse_changing_text(config: Config) -> None:
-    """Raises UserError where the decoder reads retrieved text and training would change what is retrieved."""
+    """Raise UserError if the decoder reads retrieved text and training would change the retrieval."""
     changing = {
         "stage2.train_vision": config.stage2.train_vision,
         "stage2.association_loss_weight": config.stage2.association_loss_weight > 0,

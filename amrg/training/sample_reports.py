@@ -1,4 +1,4 @@
-"""What each validation of stage 2 watches that a loss does not show: reports that are written, and the memories.
+"""Diagnostics of each validation of stage 2: failure rates of sample reports, and collapse of the memories.
 
 Shape legend: B studies, Q = 14 queries, F = 13 findings, D query width.
 """
@@ -24,24 +24,24 @@ from amrg.models.composer import ROWS
 from amrg.models.report_generator import ReportGenerator, VisionOutput
 from amrg.models.zero3 import gathered
 
-#: No further batch of a validation is watched once so many studies were, over all ranks: what they retrieve is sorted.
+#: Studies per validation, over all ranks, after which no further batch is analysed (sorting retrievals is expensive).
 STUDIES = 256
 
 #: A memory has collapsed if one row leads for more than this share of the films …
 ALIKE = 0.5
-#: … and the narrowest query of a film spreads over fewer rows than this, on average. (The mean over all queries says
-#: little: queries of what a film does not show may spread over the whole bank.)
+#: … and the lowest perplexity among a film's queries is below this, on average. (The mean over all queries is not
+#: informative: queries of absent findings may spread over the whole bank.)
 NARROW = 2.0
 #: The queries have become one vector if their mean cosine is above this.
 ONE_VECTOR = 0.95
 
 
 class MemoryWatch:
-    """Whether the memories retrieve what is about the film, over one validation after the other.
+    """Accumulator of retrieval metrics over a validation; ``result`` resets it.
 
     Args:
-        rows: what the rows of each memory that is on are filed under, by ``amrg.models.report_generator.MEMORIES``.
-        stated: the findings that each validation study states, by its hashed key, bool [F].
+        rows: labels of the rows of each memory in use, by ``amrg.models.report_generator.MEMORIES``.
+        stated: findings that each validation study states, by its hashed key, bool [F].
     """
 
     def __init__(self, rows: Mapping[str, RowLabels], stated: Mapping[str, Tensor]) -> None:
@@ -50,7 +50,7 @@ class MemoryWatch:
 
     @classmethod
     def open(cls, model: ReportGenerator, data: Path, banks: Path) -> Self:
-        """For a generator, the validation split of a data artefact, and the banks that the generator holds."""
+        """Build from a generator, the validation split of a data artefact, and the generator's banks."""
         stated = {
             hash_key(study.key): torch.tensor([study.labels[finding] == POSITIVE for finding in FINDINGS])
             for study in load_studies(data, "val")
@@ -58,24 +58,24 @@ class MemoryWatch:
         return cls(RowLabels.open(model, banks), stated)
 
     def add(self, model: ReportGenerator, batch: Mapping[str, Any]) -> None:
-        """Add studies that have just gone through ``model.forward``. Every rank must call this.
+        """Add the studies of the last ``model.forward``. Every rank must call this.
 
         Args:
             model: in evaluation mode.
-            batch: this rank's share of a validation batch, as large on every rank: ``sight``, ``group``, ``study``
-                (hashed keys) and ``counts`` (0 for a study that only fills the batch up).
+            batch: this rank's share of a validation batch, of equal size on every rank: ``vision``, ``group``,
+                ``study`` (hashed keys) and ``counts`` (0 for a study that only pads the batch).
         """
         if self._watched >= STUDIES:
             return
         count, counted_B = len(batch["study"]), batch["counts"].cpu().bool()
         self._watched += count * distributed.world_size()
-        sight = VisionOutput(*batch["sight"])
-        self._sum("query_cosine", query_cosines(sight.queries_BQD).mean(1).cpu(), counted_B)
+        vision = VisionOutput(*batch["vision"])
+        self._sum("query_cosine", query_cosines(vision.queries_BQD).mean(1).cpu(), counted_B)
         stated_BF = torch.stack([self._stated[key] for key in batch["study"]]) & counted_B[:, None]
-        # Used outside a forward, where ZeRO 3 gathers nothing.
+        # Outside a forward, ZeRO 3 does not gather parameters.
         with gathered([weight for memory in model.memories.values() for weight in memory.parameters()]):
             queries = {name: memory.of_queries(count) for name, memory in model.streamed.items()}
-            associations = model.associations(sight, batch["group"], ROWS)
+            associations = model.associations(vision, batch["group"], ROWS)
         for name, (weights_BQJ, rows_BQJ) in associations.items():
             for measure, values_BQ in queries.get(name, {}).items():
                 self._sum(f"{name}_{measure}", values_BQ.mean(1).cpu(), counted_B)
@@ -85,29 +85,28 @@ class MemoryWatch:
             self._first.setdefault(name, []).extend(_first(*study) for study in zip(weights, rows, strict=True))
 
     def result(self) -> dict[str, float]:
-        """What was added on all ranks since the last call, the same on every rank. Every rank must call this.
+        """Reduce the metrics over all ranks since the last call, and reset. Every rank must call this.
 
         Returns:
-            ``query_cosine``, the mean of ``query_cosines`` over pairs and films; and of each memory
+            ``query_cosine``, the mean of ``query_cosines`` over pairs and films; and for each memory
             (``visual_…``, ``report_…``)
             ``relevance``, the share of a stated finding's own association on rows of that finding, mean over pairs of a
             study and a finding that it states (absent if there is none); ``alike``, the share of films whose heaviest
-            row over all queries is the most frequent one; ``perplexity``, the rows that a query spreads over, mean over
-            queries; ``least_perplexity``, that of the narrowest query of a film, mean over films; and behind an index
-            ``missed_bound``.
+            row over all queries is the most frequent one; ``perplexity``, the mean over queries; ``least_perplexity``,
+            the lowest perplexity among a film's queries, mean over films; and with an index ``missed_bound``.
         """
         parts = distributed.all_gather_list([(self._sums, self._first)])
         self._forget()
-        told: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name in dict.fromkeys(name for sums, _ in parts for name in sums):
             total, number = (sum(sums[name][i] for sums, _ in parts if name in sums) for i in range(2))
             if number and math.isfinite(total):
-                told[name] = total / number
+                metrics[name] = total / number
         for name in self._rows:
             rows = [row for _, first in parts for row in first.get(name, [])]
             if rows:
-                told[f"{name}_alike"] = alike(rows)
-        return told
+                metrics[f"{name}_alike"] = alike(rows)
+        return metrics
 
     def _sum(self, name: str, values: Tensor, among: Tensor) -> None:
         total, number = self._sums.get(name, (0.0, 0))
@@ -120,17 +119,17 @@ class MemoryWatch:
 
 
 def alike(rows: Sequence[int]) -> float:
-    """Share of films whose heaviest row, −1 for none, is the most frequent one."""
+    """Share of films whose heaviest row is the most frequent one; −1 is no row."""
     counts = Counter(row for row in rows if row >= 0)
     return max(counts.values(), default=0) / len(rows)
 
 
 def _first(weights_QJ: Tensor, rows_QJ: Tensor) -> int:
-    """The heaviest row of a film over all its queries, −1 for none."""
+    """Heaviest row of a film over all its queries, −1 for none."""
     return next((int(row["row"]) for row in heaviest(weights_QJ, rows_QJ, 1)), -1)
 
 
-#: What to do where a memory has collapsed.
+#: Advice for a collapsed memory.
 _HELP = {
     "visual": "lower memory.sharpness (memory.beta where Q-Former queries ask), raise stage2.association_loss_weight",
     "report": "lower memory.beta, raise stage2.retrieval_loss_weight",
@@ -138,11 +137,11 @@ _HELP = {
 
 
 def collapses(validation: Mapping[str, float]) -> dict[str, str]:
-    """What has collapsed, by what a validation told (``MemoryWatch.result``): a line each, by name.
+    """Detect collapses in the metrics of a validation (``MemoryWatch.result``).
 
     Returns:
-        ``visual`` and ``report`` for a memory that answers most films with one row, ``queries`` where those of
-        different findings have become one vector; nothing where all is well.
+        One line by name: ``visual`` and ``report`` for a memory that retrieves one row for most films, ``queries`` if
+        those of different findings have become one vector; empty without a collapse.
     """
     found = {}
     for name, help_ in _HELP.items():
@@ -161,35 +160,35 @@ def collapses(validation: Mapping[str, float]) -> dict[str, str]:
 
 
 def sample_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int, max_tokens: int) -> dict[str, float]:
-    """Write the reports of some studies, greedily, and tell how they fail. Every rank must call this.
+    """Generate reports of some studies greedily and return their failure rates. Every rank must call this.
 
     Args:
         model: in evaluation mode.
-        batch: this rank's share of a validation batch, as large on every rank, with ``sight`` and ``counts``, and
-            ``retrieved`` where the decoder reads text.
-        count: how many reports over all ranks; the batch bounds them, too.
-        max_tokens: of a report.
+        batch: this rank's share of a validation batch, of equal size on every rank, with ``vision`` and ``counts``, and
+            ``retrieved`` if the decoder reads text.
+        count: number of reports over all ranks; at most those of the batch.
+        max_tokens: most tokens of a report.
 
     Returns:
-        The same on every rank: ``watched_loops``, the share that repeats a phrase over and over, and
-        ``watched_generic``, the share that is word for word the most frequent one.
+        The same on every rank: ``watched_loops``, the share of reports that repeat a phrase, and ``watched_generic``,
+        the share that equals the most frequent report.
     """
-    mine = -(-count // distributed.world_size())
-    sight = VisionOutput(*(x[:mine] for x in batch["sight"]))
+    local_count = -(-count // distributed.world_size())
+    vision = VisionOutput(*(x[:local_count] for x in batch["vision"]))
     decoding = GenerateConfig(num_beams=1, max_new_tokens=max_tokens)
-    # All but the language model is small: whole while it is used outside a forward, where ZeRO 3 gathers nothing.
+    # Outside a forward, ZeRO 3 does not gather parameters; all but the language model's are small enough to gather.
     small = [parameter for name, parameter in model.named_parameters() if not name.startswith("decoder.")]
-    # And eager: to compile the decoder for writing as well would take longer than to write.
+    # Eager, because compiling the decoder for generation would take longer than the generation.
     with gathered(small), torch.compiler.set_stance("force_eager"):
-        text_BL = batch["retrieved"][:mine] if "retrieved" in batch else None
+        text_BL = batch["retrieved"][:local_count] if "retrieved" in batch else None
         written = model.generate(
-            sight, batch["group"][:mine], decoding, synced=distributed.world_size() > 1, retrieved_BL=text_BL
+            vision, batch["group"][:local_count], decoding, synced=distributed.world_size() > 1, retrieved_BL=text_BL
         )
-    counted = batch["counts"][:mine].tolist()
+    counted = batch["counts"][:local_count].tolist()
     return failure_rates(distributed.all_gather_list([text for text, one in zip(written, counted, strict=True) if one]))
 
 
 def failure_rates(texts: Sequence[str]) -> dict[str, float]:
-    """The two shares over a set of reports."""
+    """Compute both shares of ``sample_reports`` over a set of reports."""
     looping = sum(is_repetitive(tokenize(text)) for text in texts) / len(texts)
     return {"watched_loops": looping, "watched_generic": most_common_share(texts)}

@@ -1,8 +1,8 @@
 """Stage 1: train the disease classifier, choose thresholds on validation, score the test split once.
 
-All labelled studies take part, those whose report lacks the chosen section too.
-Where the encoder has a frozen stem, its output is computed once for every film (and its augmented copies) and cached;
-else films are streamed from the shards and augmented as they come.
+All labelled studies are used, including those whose report lacks the chosen section.
+The output of a frozen stem is computed once for every film (and its augmented copies) and cached; without a frozen
+stem, films are streamed from the shards and augmented on the fly.
 """
 
 import json
@@ -31,7 +31,7 @@ from amrg.training.checkpoint import input_hashes
 from amrg.training.collate import ImageBatch, Stage1Collator, collate_images, hashed_keys
 from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.feature_cache import FeatureCache
-from amrg.training.loop import fit
+from amrg.training.loop import TrainingTask, fit
 from amrg.training.multilabel import (
     choose_thresholds,
     mean_auroc,
@@ -43,20 +43,20 @@ from amrg.training.multilabel import (
 
 T = TypeVar("T")
 
-#: A class counts in the mean AUROC of a split with at least so many positives there.
+#: Fewest positives in a split for a class to count in the mean AUROC.
 MIN_POSITIVES = 10
-_BATCH = 32  # films computed at a time where nothing depends on it
+_BATCH = 32  # films per forward outside training
 
 
 @engine.restore_functional_linear()
 def train_stage1(config: Config, data: Path, folder: Path) -> None:
-    """Train on ``data``; the epoch with the best mean AUROC on validation is kept.
+    """Train on ``data`` and keep the epoch with the best mean AUROC on validation.
 
     Args:
         config: ``vision``, ``stage1`` and ``seed`` are read.
         data: a data artefact.
         folder: receives ``model/`` (``DiseaseClassifier.save_pretrained``), ``thresholds.json`` (probabilities),
-            ``scores.json`` and ``curves.jsonl``; a run that was interrupted goes on from what lies there.
+            ``scores.json`` and ``curves.jsonl``; an interrupted run resumes from its checkpoints there.
     """
     distributed.init_process_group()
     with torch.random.fork_rng(devices=[]):
@@ -85,19 +85,22 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         found = [mean_auroc(table, FINDINGS, least) for least in (MIN_POSITIVES, 1)]
         return {"val_auroc": next((value for value in found if value is not None), 0.5)}
 
+    task = TrainingTask(
+        model=model,
+        loss=loss,
+        batches=films.batches,
+        steps_per_epoch=films.steps_per_epoch,
+        validate=validate,
+        selection_metric=("val_auroc", True),
+        input_hashes=input_hashes(config.seed, config.stage1.batch_size, data),
+    )
     fit(
-        model,
-        loss,
-        films.batches,
-        films.steps_per_epoch,
+        task,
         optimisation(config),
-        validate,
-        ("val_auroc", True),
-        folder,
-        config.seed,
-        config.telemetry,
-        config.checkpoint,
-        input_hashes(config.seed, config.stage1.batch_size, data),
+        folder=folder,
+        seed=config.seed,
+        telemetry=config.telemetry,
+        checkpointing=config.checkpoint,
     )
     with gathered(model.parameters()), torch.no_grad(), autocast(config.stage1.dtype):
         model.eval()
@@ -110,7 +113,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
 
 
 def optimisation(config: Config) -> OptimizerSettings:
-    """The settings of stage 1 as the engine reads them."""
+    """Optimizer settings of stage 1."""
     return OptimizerSettings.of("stage1", config.stage1)
 
 
@@ -124,7 +127,7 @@ def _start_biases(model: DiseaseClassifier, targets_NK: Tensor) -> None:
 
 
 def _write_scores(probabilities: dict[str, np.ndarray], truth: dict[str, np.ndarray], folder: Path) -> None:
-    """Thresholds from validation; per class and mean scores of both splits at these."""
+    """Choose thresholds on validation; write them and the scores of both splits."""
     thresholds = choose_thresholds(probabilities["val"], truth["val"])
     scores = {}
     for split, probabilities_NK in probabilities.items():
@@ -138,52 +141,54 @@ def _write_scores(probabilities: dict[str, np.ndarray], truth: dict[str, np.ndar
 
 
 class _Films:
-    """Films and targets of the three splits, as the two kinds of encoders want them."""
+    """Films and targets of the three splits."""
 
     steps_per_epoch: int
 
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
         self.config, self.data = config, data
-        ours = config.stage1
+        settings = config.stage1
         self.targets = {
             split: targets(
-                load_studies(data, split, with_wordless=True), ours.uncertain_policy, ours.unmentioned_policy
+                load_studies(data, split, with_wordless=True), settings.uncertain_policy, settings.unmentioned_policy
             )
             for split in ("train", "val", "test")
         }
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
-        """What the model says of each film of a batch, as ``batches`` yields them."""
+        """Predict each film of a batch from ``batches`` or ``inputs``."""
         raise NotImplementedError
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        """This rank's (inputs, targets) of each global batch of the epoch, from batch ``start`` on."""
+        """Yield this rank's share of each global batch of the epoch, from batch ``start`` on."""
         raise NotImplementedError
 
     def inputs(self, split: str) -> Iterator[ImageBatch]:
-        """Inputs of a split in index order, without augmentation, batch by batch."""
+        """Yield batches of a split in index order, without augmentation."""
         raise NotImplementedError
 
     def scores(self, model: DiseaseClassifier, split: str) -> np.ndarray:
-        """Probabilities [N, K] of a split, on every rank; the ranks take turns in the batches.
+        """Predict probabilities [N, K] of a split; the ranks take turns in the batches, and all return the result.
 
-        In the last round a rank without a batch repeats another's: under ZeRO-3 all must run equally often.
+        In the last round, a rank without a batch repeats that of another, because ZeRO-3 needs equally many forwards.
         """
         world, me = distributed.world_size(), distributed.rank()
-        mine: list[tuple[int, np.ndarray]] = []
+        local_scores: list[tuple[int, np.ndarray]] = []
         for number, turn in enumerate(_batched(self.inputs(split), world)):
             inputs = turn[min(me, len(turn) - 1)]
             scores_BK = mean_over_views(self.predict(model, inputs).scores_BK, inputs.views)
             if me < len(turn):
-                mine.append((number * world + me, scores_BK.double().sigmoid().cpu().numpy()))
-        return np.concatenate([part for _, part in sorted(distributed.all_gather_list(mine), key=lambda item: item[0])])
+                local_scores.append((number * world + me, scores_BK.double().sigmoid().cpu().numpy()))
+        return np.concatenate(
+            [part for _, part in sorted(distributed.all_gather_list(local_scores), key=lambda item: item[0])]
+        )
 
     def close(self) -> None:
-        """Remove what was only needed for training."""
+        """Remove temporary files."""
 
 
 class _CachedFilms(_Films):
-    """Inputs are the frozen stem's output, from a cache beside the outputs."""
+    """Films as cached outputs of the frozen stem."""
 
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
         super().__init__(config, data, folder, model)
@@ -196,7 +201,7 @@ class _CachedFilms(_Films):
             )
         self.copies = config.stage1.augmented_copies
         self.keys = hashed_keys(load_studies(data, "train", with_wordless=True))
-        # A row of a cache is a film; these say where the films of each study begin.
+        # A row of a cache is a film; the offsets are the first rows of the studies.
         self.film_offsets = {
             split: [0, *accumulate(num_views(data, split, with_wordless=True))] for split in self.targets
         }
@@ -265,7 +270,7 @@ class _CachedFilms(_Films):
 
 
 class _StreamedFilms(_Films):
-    """Inputs are images, read from the shards as they are needed."""
+    """Films as images, streamed from the shards."""
 
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
         super().__init__(config, data, folder, model)

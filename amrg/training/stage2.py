@@ -1,6 +1,6 @@
-"""Stage 2: train the report generator on the train reports; the epoch with the lowest validation loss is kept.
+"""Stage 2: train the report generator on the train reports and keep the epoch with the lowest validation loss.
 
-With frozen vision, what stage 1 sees of each study is computed once and cached; else films are streamed.
+With frozen vision, stage 1's output for each study is computed once and cached; otherwise films are streamed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ from amrg.training.calibration import calibrate
 from amrg.training.checkpoint import input_hashes
 from amrg.training.collate import ReportCollator, Stage2Collator
 from amrg.training.deepspeed_config import OptimizerSettings
-from amrg.training.loop import fit
+from amrg.training.loop import TrainingTask, fit
 from amrg.training.model_card import write_card
 from amrg.training.retrieval_targets import RetrievalTargets, build_retrieval_targets
 from amrg.training.retrieved_text import refuse_changing_text, retrieved_tokens_of
@@ -41,9 +41,9 @@ from amrg.training.sample_reports import MemoryWatch, collapses, sample_reports
 from amrg.training.vision_cache import VisionCache, encode_films
 
 MODEL = "model"
-SCRATCH = "scratch"  # removed when the artefact is whole
+SCRATCH = "scratch"  # removed when the artefact is complete
 
-#: Parts of the classifier that only its own loss reaches.
+#: Parts of the classifier without a gradient from stage 2's loss.
 _HEADS = ("query_weight_KD", "query_bias_K", "cam_head")
 
 
@@ -54,41 +54,44 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     Args:
         config: ``memory``, ``decoder``, ``stage2`` and ``seed`` (unless ``stage2`` has its own) are read.
         data, stage1, banks: artefacts.
-        folder: receives ``model/`` (``ReportGenerator.save_pretrained`` and a model card) and ``curves.jsonl``; a run
-            that was interrupted goes on from what lies there.
+        folder: receives ``model/`` (``ReportGenerator.save_pretrained`` and a model card) and ``curves.jsonl``; an
+            interrupted run resumes from its checkpoints there.
 
     Raises:
-        UserError: the train split has less than one batch, the decoder cannot be had, or the loss is not finite.
+        UserError: the train split has less than one batch, the decoder is unavailable, or the loss is not finite.
     """
     distributed.init_process_group()
-    ours = config.stage2
-    if ours.seed is not None:
-        config = replace(config, seed=ours.seed)
+    settings = config.stage2
+    if settings.seed is not None:
+        config = replace(config, seed=settings.seed)
     check_no_held_out_rows(config, banks)
     refuse_changing_text(config)
     model = build_generator(config, data, stage1, banks).to(distributed.device())
-    if ours.activation_checkpointing:
+    if settings.activation_checkpointing:
         model.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    if ours.compile:
+    if settings.compile:
         model.decoder.compile(dynamic=True)
     source = make_source(config, model, data, banks, folder / SCRATCH)
     own_reports = build_retrieval_targets(config, data, banks, folder / SCRATCH)
     wanted_rows = wanted_rows_of(config, data, banks)
+    task = TrainingTask(
+        model=model,
+        loss=partial(loss, own_reports=own_reports, wanted_rows=wanted_rows),
+        batches=source.batches,
+        steps_per_epoch=source.steps_per_epoch,
+        validate=partial(source.validate, watch=MemoryWatch.open(model, data, banks)),
+        selection_metric=("val_loss", False),
+        input_hashes=input_hashes(config.seed, settings.batch_size, data, banks),
+        step_metrics=association_metrics,
+        warn=collapses,
+    )
     rows = fit(
-        model,
-        partial(loss, own_reports=own_reports, wanted_rows=wanted_rows),
-        source.batches,
-        source.steps_per_epoch,
+        task,
         optimisation(config),
-        partial(source.validate, watch=MemoryWatch.open(model, data, banks)),
-        ("val_loss", False),
-        folder,
-        config.seed,
-        config.telemetry,
-        config.checkpoint,
-        input_hashes(config.seed, ours.batch_size, data, banks),
-        association_metrics,
-        collapses,
+        folder=folder,
+        seed=config.seed,
+        telemetry=config.telemetry,
+        checkpointing=config.checkpoint,
     )
     base = model.base_fingerprint()
     with gathered(model.saved_parameters()):
@@ -97,16 +100,16 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
             write_card(folder / MODEL, model, config, data, banks, rows)
     distributed.barrier()
     if config.decoder.predict_outline or config.decoder.use_retrieved_text:
-        calibrate(config, model, data, folder, folder / SCRATCH / ("trained" if ours.train_vision else ""))
+        calibrate(config, model, data, folder, folder / SCRATCH / ("trained" if settings.train_vision else ""))
 
 
 def optimisation(config: Config) -> OptimizerSettings:
-    """The settings of stage 2 as the engine reads them."""
+    """Optimizer settings of stage 2."""
     return OptimizerSettings.of("stage2", config.stage2)
 
 
 def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
-    """The generator as training starts with it: a function of the artefacts, the configuration and its seed."""
+    """Build the generator before training, as a function of the artefacts, the configuration and its seed."""
     classifier = freeze_for_stage2(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
     written = add_outline if config.decoder.predict_outline else str
     texts = [written(study.report) for study in load_studies(data, "train")]
@@ -122,7 +125,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
 
 
 def freeze_for_stage2(classifier: DiseaseClassifier, train_vision: bool) -> DiseaseClassifier:
-    """Leave trainable what stage 2 trains of stage 1: nothing, or all that its own loss reaches."""
+    """Freeze the classifier, or, if vision is trained, only the heads that get no gradient from stage 2's loss."""
     if not train_vision:
         classifier.requires_grad_(False)
     for name, parameter in classifier.named_parameters():
@@ -132,20 +135,20 @@ def freeze_for_stage2(classifier: DiseaseClassifier, train_vision: bool) -> Dise
 
 
 def stage2_faults(config: Config, ranks: int) -> list[str]:
-    """Settings of stage 2, and of the banks it reads, that do not go together on so many ranks."""
-    ours, memory, sharding = config.stage2, config.memory, config.sharding
+    """Return the contradictions in the settings of stage 2 and its banks for a number of ranks."""
+    settings, memory, sharding = config.stage2, config.memory, config.sharding
     checks = [
         lambda: refuse_no_hopfield(config),
         lambda: refuse_sharded_index(config),
         lambda: refuse_changing_text(config),
     ]
-    if deepspeed_config.is_split(ours.ds_config):
+    if deepspeed_config.is_split(settings.ds_config):
         checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
     faults = [*stream_faults(config.decoder), *search_faults(memory.index), *collect_errors(*checks)]
     if config.decoder.use_retrieved_text and config.banks.reports.granularity != "sentence":
         faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
     held_out = [split for split in config.banks.splits if split != TRAIN]
-    if held_out and not ours.allow_held_out_bank_rows:
+    if held_out and not settings.allow_held_out_bank_rows:
         faults.append(_leak("banks.splits", held_out))
     if memory.retrieval == "cross_attention" and (memory.index != "exact" or ranks > 1):
         faults.append("memory.retrieval cross_attention reads every row: it needs memory.index exact, and one rank")
@@ -163,7 +166,7 @@ def _leak(where: object, held_out: Sequence[str]) -> str:
 
 
 def check_no_held_out_rows(config: Config, folder: Path) -> None:
-    """Raises UserError where a bank has rows of other splits than train, unless the configuration accepts that."""
+    """Raise UserError if a bank has rows of other splits than train, unless the configuration allows it."""
     for name in (VISUAL, REPORTS):
         held_out = MemoryBank.open(folder / name).header["splits"].keys() - {TRAIN}
         if held_out and not config.stage2.allow_held_out_bank_rows:
@@ -176,14 +179,14 @@ def loss(
     own_reports: RetrievalTargets | None = None,
     wanted_rows: WantedRows | None = None,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """Cross-entropy per report token of the global batch, as a mean over samples (so that ranks and parts add up).
+    """Cross-entropy per report token of the global batch, as a mean over samples that ranks can average.
 
-    With ``own_reports`` and ``wanted_rows``, what the memories are taught is added (``amrg.models.retrieval_loss``).
+    ``own_reports`` and ``wanted_rows`` add the losses of the memories (``amrg.models.retrieval_loss``).
     """
-    sight = encode_films(model, batch["films"]) if "films" in batch else VisionOutput(*batch["sight"])
+    vision = encode_films(model, batch["films"]) if "films" in batch else VisionOutput(*batch["vision"])
     own_BQD = None if own_reports is None else own_reports.vectors_for(batch["study"])
     wanted = None if wanted_rows is None else wanted_rows.of(batch["study"])
-    predicted = model(sight, batch["group"], batch["report"], own_BQD, wanted, batch.get("retrieved"))
+    predicted = model(vision, batch["group"], batch["report"], own_BQD, wanted, batch.get("retrieved"))
     total, recorded = (predicted.loss_B * batch["weight"]).mean(), {}
     for name, teacher, loss_B in (
         ("retrieval_loss", own_reports, predicted.retrieval_B),
@@ -196,16 +199,16 @@ def loss(
 
 
 def association_metrics(model: ReportGenerator) -> dict[str, float]:
-    """How widely each memory associated last; every rank must call this."""
-    told: dict[str, float] = {}
+    """Perplexities of the memories' last associations; every rank must call this."""
+    recorded: dict[str, float] = {}
     for name, memory in model.streamed.items():
         metrics = memory.metrics()
-        told |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
-    return told
+        recorded |= {f"{name}_{key}": metrics[key] for key in ("perplexity", "missed_bound") if key in metrics}
+    return recorded
 
 
 def make_source(config: Config, model: ReportGenerator, data: Path, banks: Path, scratch: Path) -> "_Source":
-    """The batches of stage 2: films where vision is trained, else what it saw of them once, kept in ``scratch``."""
+    """Build the batches of stage 2: films if vision is trained, otherwise stage 1's output, cached in ``scratch``."""
     if config.stage2.train_vision:
         return _Streamed(config, model, data)
     return _Cached(config, model, data, banks, scratch)
@@ -218,29 +221,31 @@ class _Source:
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         self.model, self.data = model, data
-        self.seed, self.batch_size, self.ours = config.seed, config.stage2.batch_size, config.stage2
+        self.seed, self.batch_size, self.settings = config.seed, config.stage2.batch_size, config.stage2
         self.reports = ReportCollator(model.report_encoder(config.stage2.max_report_tokens))
         for split in ("train", "val"):
             if not num_studies(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        """This rank's part of each global batch of the epoch, from batch ``start`` on."""
+        """Yield this rank's share of each global batch of the epoch, from batch ``start`` on."""
         raise NotImplementedError
 
     def validation(self) -> Iterator[dict[str, Any]]:
-        """Batches of the validation split, each with this rank's share; equally many on every rank."""
+        """Yield this rank's share of each validation batch; equally many on every rank."""
         raise NotImplementedError
 
     def validate(self, model: ReportGenerator, watch: MemoryWatch) -> dict[str, float]:
-        """Cross-entropy per report token over the validation split, and what is watched of reports and memories."""
+        """Cross-entropy per report token over the validation split, and metrics of sample reports and memories."""
         sums = {"loss": 0.0, "tokens": 0.0}
         watched: dict[str, float] = {}
         for number, batch in enumerate(self.validation()):
             if "films" in batch:
-                batch["sight"] = encode_films(model, batch.pop("films"))
-            if number == 0 and self.ours.num_sample_reports:
-                watched = sample_reports(model, batch, self.ours.num_sample_reports, self.ours.max_report_tokens)
+                batch["vision"] = encode_films(model, batch.pop("films"))
+            if number == 0 and self.settings.num_sample_reports:
+                watched = sample_reports(
+                    model, batch, self.settings.num_sample_reports, self.settings.max_report_tokens
+                )
             summed, _ = loss(model, {**batch, "weight": batch["counts"]})
             watch.add(model, batch)
             sums["loss"] += float(summed) * len(batch["counts"])
@@ -249,20 +254,20 @@ class _Source:
         return {"val_loss": mean["loss"] / mean["tokens"], **watched, **watch.result()}
 
     def lengths(self, config: Config) -> list[int] | None:
-        """Tokens of each train report, where batches are grouped by them."""
+        """Token counts of the train reports; None unless batches are grouped by length."""
         if not config.stage2.group_by_length:
             return None
         return [len(self.reports.encode(study.report)) for study in load_studies(self.data, "train")]
 
     def with_token_weights(self, packed: dict[str, Any]) -> dict[str, Any]:
-        """With ``weight`` [B], so that the mean over samples and ranks is the mean over the global batch's tokens."""
+        """Add ``weight`` [B], with which the mean over samples and ranks is a mean over the global batch's tokens."""
         packed = _to_device(packed)
         mean = distributed.all_reduce_mean({"tokens": float((packed["report"] != IGNORE_INDEX).sum())})["tokens"]
         return {**packed, "weight": packed["counts"] * len(packed["counts"]) / mean}
 
 
 class _Cached(_Source):
-    """Vision is frozen: what it sees comes from a cache."""
+    """Batches with cached output of a frozen stage 1."""
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path, banks: Path, folder: Path) -> None:
         super().__init__(config, model, data)
@@ -291,13 +296,13 @@ class _Cached(_Source):
             yield _to_device(self._batch("val", rows) | {"counts": counted})
 
     def _batch(self, split: str, rows: Tensor) -> dict[str, Any]:
-        seen = self.train if split == "train" else self.val
-        batch = {"sight": seen[rows], **self.reports([seen.studies[row] for row in rows.tolist()])}
+        cache = self.train if split == "train" else self.val
+        batch = {"vision": cache[rows], **self.reports([cache.studies[row] for row in rows.tolist()])}
         return batch if self._text is None else {**batch, "retrieved": self._text[split][rows]}
 
 
 class _Streamed(_Source):
-    """Vision is trained: films come from the shards."""
+    """Batches with films from the shards, for training vision."""
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         super().__init__(config, model, data)
@@ -321,20 +326,20 @@ class _Streamed(_Source):
     def validation(self) -> Iterator[dict[str, Any]]:
         samples = iter_samples(self.data, "val")
         for number, (rows, counted) in enumerate(rank_batches(num_studies(self.data, "val"), self.batch_size)):
-            together = list(islice(samples, self.batch_size))
-            mine = [together[row - number * self.batch_size] for row in rows.tolist()]
-            yield _to_device(self._pack(mine) | {"counts": counted})
+            batch = list(islice(samples, self.batch_size))
+            local = [batch[row - number * self.batch_size] for row in rows.tolist()]
+            yield _to_device(self._pack(local) | {"counts": counted})
 
 
 def _to_device(batch: dict[str, Any]) -> dict[str, Any]:
-    """Tensors on this rank's device; films follow when they are looked at."""
+    """Move tensors to this rank's device; films are moved when they are encoded."""
     return {name: v.to(distributed.device()) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
 def rank_batches(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's rows of each batch of 0 … total - 1, and 1 for a row that counts, 0 for one that only fills up.
+    """Yield this rank's rows of each batch of 0 … total - 1, and 1 for a real row, 0 for padding.
 
-    Every rank gets equally many batches of equal size, as collectives inside the model need.
+    Every rank gets equally many batches of equal size, because the model contains collectives.
     """
     world = distributed.world_size()
     for start in range(0, total, batch_size):

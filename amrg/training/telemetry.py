@@ -1,9 +1,8 @@
-"""What a run tells while it trains: a JSON line and TensorBoard scalars a step, and now and then where the time goes.
+"""Logs of a training run: a JSON line and TensorBoard scalars per step, and regular profiles.
 
-Every ``telemetry.profile_interval`` steps one step is profiled: the share of each part of the model in its time,
-forward and backward (from torch's profiler: an operator of the backward belongs to the part whose forward recorded
-it), the norm of the gradients of each module, and the perplexity of the memories. Nothing here changes what is
-learned.
+Every ``telemetry.profile_interval`` steps, one step is profiled: the share of each part of the model in its time,
+forward and backward (torch's profiler; an operator of the backward belongs to the part whose forward recorded it), the
+gradient norm of each module, and the perplexity of the memories. Logging does not affect training.
 """
 
 import json
@@ -26,13 +25,13 @@ from amrg.models.profiling import REGION_PREFIX
 
 STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
 
-#: Told of each optimiser step on each rank: its number, and what the log of steps has of it.
+#: Called after each optimizer step on each rank with its number and its log record.
 StepListener = Callable[[int, dict[str, float]], None]
 
 _WATCHER: ContextVar[StepListener] = ContextVar("watcher", default=lambda step, values: None)
 
 _BACKWARD = "autograd::engine::evaluate_function"
-#: The profiler's library reports its starts, and that there is no GPU, between our own lines.
+#: Silences the profiler's library, which otherwise prints its starts and missing GPUs.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 _COLLECTIVES = ("gloo:", "nccl:", "record_param_comms")
@@ -40,7 +39,7 @@ _COLLECTIVES = ("gloo:", "nccl:", "record_param_comms")
 
 @contextmanager
 def listening_to_steps(watcher: StepListener) -> Iterator[None]:
-    """Within the block ``watcher`` is told of every step that is trained."""
+    """Within the block, call ``watcher`` after every training step."""
     token = _WATCHER.set(watcher)
     try:
         yield
@@ -49,13 +48,13 @@ def listening_to_steps(watcher: StepListener) -> Iterator[None]:
 
 
 class Telemetry:
-    """The logs of one run: ``logs/steps.jsonl`` and ``epochs.jsonl``, ``logs/tensorboard/``, perhaps Weights & Biases.
+    """Logs of one run: ``logs/steps.jsonl`` and ``epochs.jsonl``, ``logs/tensorboard/``, optionally Weights & Biases.
 
     Args:
-        folder: of the artefact that is being made; ``logs/`` is no part of its content.
-        config: what to tell.
+        folder: folder of the artefact; ``logs/`` is not part of its content.
+        config: settings of the logs.
         section: ``stage1`` or ``stage2``.
-        batch_size: samples of a step over all ranks.
+        batch_size: samples per step over all ranks.
     """
 
     def __init__(self, folder: Path, config: TelemetryConfig, section: str, batch_size: int) -> None:
@@ -74,22 +73,22 @@ class Telemetry:
         self._epochs = [_Lines(logs / EPOCHS), *self._writers[1:]]
 
     def should_profile(self, step: int) -> bool:
-        """Whether this step (from 0) is one that is looked at closely; the first ones, which warm up, are not."""
+        """Whether this step (from 0) is profiled; the first ones, which warm up, are not."""
         return step % self._every == min(self._every - 1, 5)
 
     def log_step(self, step: int, values: dict[str, float], seconds: float, data_wait: float) -> None:
-        """One step: its metrics, how long it took and how much of that it waited for data."""
+        """Log the metrics of a step, its duration and its time waiting for data, in seconds."""
         speed = {
             "samples_per_second": self._batch_size / max(seconds, 1e-9),
             "share/data": data_wait / max(seconds, 1e-9),
         }
-        told = {**values, **speed, "seconds": seconds}
-        _WATCHER.get()(step, told)
+        record = {**values, **speed, "seconds": seconds}
+        _WATCHER.get()(step, record)
         for writer in self._writers:
-            writer.write(step, told)
+            writer.write(step, record)
 
-    def tell_epoch(self, step: int, validation: dict[str, float]) -> None:
-        """An epoch that ended with this step: what validation found, as ``validation/<name>``."""
+    def log_epoch(self, step: int, validation: dict[str, float]) -> None:
+        """Log the validation metrics of the epoch that ended with this step, as ``validation/<name>``."""
         for writer in self._epochs:
             writer.write(step, {f"validation/{name}": value for name, value in validation.items()})
 
@@ -99,7 +98,7 @@ class Telemetry:
 
 
 class TimeShares:
-    """Where the time of one step went; ``values`` is filled when the block of ``look`` ends."""
+    """Shares of the time of one step; ``values`` is set when the block of ``profile_step`` ends."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -107,7 +106,7 @@ class TimeShares:
 
 @contextmanager
 def profile_step(wanted: bool) -> Iterator[TimeShares]:
-    """If ``wanted``, profile the block: ``share/<part>`` of its time for each part of the model."""
+    """If ``wanted``, profile the block: the share of each part of the model in its time, as ``share/<part>``."""
     found = TimeShares()
     if not wanted:
         yield found
@@ -123,9 +122,9 @@ def profile_step(wanted: bool) -> Iterator[TimeShares]:
 
 
 def time_by_region(profiler: profile) -> dict[str, float]:
-    """Seconds of each part that ``amrg.models.profiling.part`` marks, forward and backward, and of ``exchange``.
+    """Seconds of each region of ``amrg.models.profiling``, forward and backward, and of communication (``exchange``).
 
-    A part inside another counts as itself alone. On a GPU the time of kernels is counted, elsewhere that of the CPU.
+    The time of a nested part is not counted for the outer one. Times are those of kernels on a GPU, else of the CPU.
     """
     spent: defaultdict[str, float] = defaultdict(float)
     part_of: dict[int, str] = {}
@@ -160,7 +159,7 @@ def _part_around(event: Any) -> str | None:
 
 
 def _seconds(event: Any) -> float:
-    """Of an event and what it called."""
+    """Total time of an event, including its children."""
     return (event.device_time_total if torch.cuda.is_available() else event.cpu_time_total) / 1e6
 
 
@@ -190,7 +189,7 @@ class _TensorBoard:
 
 
 def telemetry_faults(config: TelemetryConfig) -> list[str]:
-    """What is missing for what is to be told."""
+    """Return missing requirements of the configured logs."""
     return collect_errors(_wandb) if config.wandb_project else []
 
 

@@ -1,4 +1,4 @@
-"""What stage 1 sees of each study, computed once: inputs of a stage 2 whose vision is frozen."""
+"""Cache of stage 1's output for each study: the inputs of stage 2 with frozen vision."""
 
 import math
 from collections.abc import Iterator
@@ -16,35 +16,35 @@ from amrg.precision import autocast
 from amrg.training.collate import ImageBatch, collate_images
 from amrg.training.feature_cache import DistributedFeatureCache
 
-_BATCH = 32  # studies looked at together
+_BATCH = 32  # studies per forward
 
 
 def encode_films(model: ReportGenerator, films: ImageBatch) -> VisionOutput:
-    """What stage 1 sees of studies, from their films."""
+    """Encode the films of studies with stage 1."""
     return model.encode_images(films.images(distributed.device()), films.views)
 
 
-def round_like_cache(sight: VisionOutput) -> VisionOutput:
-    """Rounded as the cache of ``Seen`` keeps it: what is written of a film does not depend on who looked."""
-    return VisionOutput(*(part.bfloat16().float() for part in sight))
+def round_like_cache(vision: VisionOutput) -> VisionOutput:
+    """Round to the dtype of ``VisionCache``, so that a report is the same with and without the cache."""
+    return VisionOutput(*(part.bfloat16().float() for part in vision))
 
 
 class VisionCache:
-    """The studies of a split in index order, with what stage 1 sees of each.
+    """Stage 1's output for the studies of a split, in index order.
 
     Args:
-        model: whose stage 1 looks, as it is now.
+        model: the generator with the current weights of stage 1.
         data: a data artefact.
-        split: of it.
-        folder: of the cache, which the ranks fill between them (``DistributedFeatureCache``).
-        dtype: ``bfloat16`` looks under autocast.
+        split: split of the data.
+        folder: folder of the cache, which all ranks fill (``DistributedFeatureCache``).
+        dtype: ``bfloat16`` encodes under autocast.
     """
 
     def __init__(self, model: ReportGenerator, data: Path, split: str, folder: Path, dtype: str) -> None:
         self.studies = load_studies(data, split)
         self._shapes = model.sight_shapes
         self._sizes = [math.prod(shape) for shape in self._shapes]
-        compute = partial(self._look, model.eval(), data, split)
+        compute = partial(self._encode, model.eval(), data, split)
         with torch.no_grad(), autocast(dtype):
             self._cache = DistributedFeatureCache(
                 folder / split, len(self.studies), (sum(self._sizes),), _BATCH, compute, f"stage 1 looks at {split}"
@@ -54,12 +54,12 @@ class VisionCache:
         return len(self.studies)
 
     def __getitem__(self, rows: Tensor) -> VisionOutput:
-        """What is seen of rows [B], float32, on this rank's device."""
+        """Return the output for rows [B], float32, on this rank's device."""
         parts = self._cache[rows].float().to(distributed.device()).split(self._sizes, dim=1)
         return VisionOutput(*(part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)))
 
-    def _look(self, model: ReportGenerator, data: Path, split: str, batches: list[range]) -> Iterator[Tensor]:
+    def _encode(self, model: ReportGenerator, data: Path, split: str, batches: list[range]) -> Iterator[Tensor]:
         samples = iter_samples(data, split, list(chain(*batches)))
         for numbers in batches:
-            seen = encode_films(model, collate_images(islice(samples, len(numbers)), model.stage1.config.image_size))
-            yield torch.cat([part.flatten(1) for part in seen], dim=1).cpu()
+            vision = encode_films(model, collate_images(islice(samples, len(numbers)), model.stage1.config.image_size))
+            yield torch.cat([part.flatten(1) for part in vision], dim=1).cpu()

@@ -26,7 +26,7 @@ from amrg.inference.run import RunArtifacts, open_generator
 from amrg.models import report_generator
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.composer import ROWS, Composed, Said
+from amrg.models.composer import ROWS, Composed, ComposedSentence
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.hopfield import HopfieldMemory
 from amrg.models.report_generator import VisionOutput
@@ -143,9 +143,9 @@ class InferenceSession:
             look: of the study.
             disabled_memories: memories (``MEMORIES``) that are switched off: their positions are hidden from the
                 decoder, and the text that the visual memory retrieves is empty.
-            on_event: receives ``text`` (plan and sentences so far) after each token, and ``sentence`` after each sentence:
-                what it drew on, and what it stands on if it was ``recalled`` (``Said.to_dict``). It may raise
-                ``Stopped``.
+            on_event: receives ``text`` (plan and sentences so far) after each token, and ``sentence`` after each
+                sentence: what it drew on, and what it stands on if it was ``recalled`` (``ComposedSentence.to_dict``).
+                It may raise ``Stopped``.
         """
         hidden = [MEMORIES[name] for name in sorted(disabled_memories) if name in look.association]
         group_1 = torch.tensor([look.group], device=distributed.device())
@@ -168,7 +168,7 @@ class InferenceSession:
                 look,
                 disabled_memories,
                 steps,
-                composed.said,
+                composed.sentences,
                 on_event,
                 0 if text_1L is None else text_1L.shape[1],
             )
@@ -209,7 +209,7 @@ class _EventStreamer(BaseStreamer):
 
     def __init__(
         self, reader: InferenceSession, look: StudyAnalysis, off: set[str], steps: deque[Tensor],
-        recalled: Sequence[Said], tell: OnEvent,
+        recalled: Sequence[ComposedSentence], tell: OnEvent,
         text: int,
     ) -> None:  # fmt: skip
         self._reader, self._look, self._off, self._steps, self._tell = reader, look, off, steps, tell

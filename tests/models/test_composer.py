@@ -10,7 +10,7 @@ import torch
 from amrg.banks.bank import NO_GROUP, MemoryBank, group_id
 from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
-from amrg.models.composer import Composed, Composer, Said, Support, head_features
+from amrg.models.composer import Composed, ComposedSentence, Composer, Support, head_features
 from amrg.models.detail_heads import AttributeHeads, Head
 from amrg.models.finding_calibration import Certainty
 from amrg.models.regions import PLACES
@@ -75,7 +75,7 @@ def compose(
 
 
 def texts(found: Composed) -> list[str]:
-    return [said.text for said in found.said]
+    return [said.text for said in found.sentences]
 
 
 def of_effusions(folder: Path, source: Support, said: Sequence[str]) -> Composer:
@@ -159,8 +159,8 @@ def test_without_a_visual_memory_the_heaviest_sentence_of_the_report_memory_is_s
     for weights, expected in (({0: 0.3, 2: 0.3, 1: 0.4}, LEFT), ({0: 0.2, 2: 0.2, 1: 0.6}, RIGHT)):
         found = compose(composer, [EFFUSION], None, {EFFUSION: weights})  # the copies of a sentence count together
         assert texts(found) == [expected]
-        assert found.said[0].regions == ()
-        assert all(probability is None for *_, probability in found.said[0].details)
+        assert found.sentences[0].regions == ()
+        assert all(probability is None for *_, probability in found.sentences[0].details)
 
 
 @pytest.mark.parametrize(("share", "agrees"), [(0.71, True), (0.69, False)])
@@ -194,9 +194,9 @@ def test_a_sentence_that_others_say_too_is_said_as_theirs(tmp_path: Path) -> Non
     composer = Composer(EVEN, visual, report_bank(tmp_path, rows))
     weights = {NO_FINDING: {0: 1.0}, EFFUSION: {1: 1.0}}
     mine = compose(composer, [EFFUSION], weights, {EFFUSION: {0: 1.0}}, group_id("me"))
-    assert [said.row for said in mine.said] == [1, 3]
+    assert [said.row for said in mine.sentences] == [1, 3]
     theirs = compose(composer, [EFFUSION], weights, {EFFUSION: {0: 1.0}}, group_id("you"))
-    assert [said.row for said in theirs.said] == [0, 2]
+    assert [said.row for said in theirs.sentences] == [0, 2]
 
 
 def test_what_denies_or_suspects_something_else_is_not_said_of_a_finding(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_sentence_that_states_more_than_is_named_is_not_said_and_one_for_two_i
     assert texts(compose(composer, [HEART], weights, {HEART: {0: 1.0}})) == ["Cardiomegaly."]
     found = compose(composer, [HEART, EFFUSION], weights, {HEART: {0: 1.0}})
     assert found.text == f"cardiomegaly, pleural effusion. Report: {two}"
-    assert found.said[0].labels == (HEART, EFFUSION)
+    assert found.sentences[0].labels == (HEART, EFFUSION)
 
 
 def test_a_finding_that_no_sentence_may_state_is_left_to_the_decoder(tmp_path: Path) -> None:
@@ -271,10 +271,10 @@ def test_normal_sentences_cover_what_is_said_in_the_usual_order_and_number(tmp_p
     # 2.35 sentences on average. The heart: 0.75; clear lungs in both wordings 1.0, of which one is said; bones: 0.6.
     assert texts(found) == [HEART_OK, CLEAR]
     assert found.text == f"none. Report: {HEART_OK} {CLEAR}"
-    assert [said.labels for said in found.said] == [(NO_FINDING,)] * 2
-    assert found.said[0].box is None
-    assert found.said[0].probability is None
-    assert [row for row, _ in found.said[0].regions] == [0, 1, 2]
+    assert [said.labels for said in found.sentences] == [(NO_FINDING,)] * 2
+    assert found.sentences[0].box is None
+    assert found.sentences[0].probability is None
+    assert [row for row, _ in found.sentences[0].regions] == [0, 1, 2]
     longer = compose(composer, [], {NO_FINDING: {0: 0.1, 1: 0.8, 2: 0.1}}, {})  # 2.8 on average
     assert texts(longer) == [HEART_OK, CLEAR_TOO, BONES]
 
@@ -328,7 +328,7 @@ def test_what_a_sentence_stands_on(tmp_path: Path) -> None:
     composer = of_effusions(tmp_path, "memory", [LEFT])
     sight = sight_of({EFFUSION: 2.0})
     associations = {"visual": associate(ON_THE_LEFT), "report": associate({EFFUSION: {0: 1.0}})}
-    said = composer.compose(sight, associations, torch.tensor([NO_GROUP]))[0].said[0]
+    said = composer.compose(sight, associations, torch.tensor([NO_GROUP]))[0].sentences[0]
     assert (said.text, said.labels, said.row) == (LEFT, (EFFUSION,), 0)
     assert said.box == tuple(sight.boxes_BQ5[0, LABELS.index(EFFUSION)].int().tolist())
     assert said.probability == pytest.approx(1 / (1 + 2.718281828**-2))
@@ -344,7 +344,7 @@ def test_what_a_sentence_stands_on(tmp_path: Path) -> None:
     assert told["regions"][0] == {"row": 0, "weight": 0.45}
     assert told["box"] == list(said.box or ())
     assert told["details"][0].keys() == {"finding", "attribute", "value", "probability"}
-    assert Said("x", (NO_FINDING,), 3).to_dict() == {
+    assert ComposedSentence("x", (NO_FINDING,), 3).to_dict() == {
         "text": "x", "labels": [NO_FINDING], "row": 3, "regions": [], "box": None, "probability": None, "details": [],
     }  # fmt: skip
 
@@ -386,7 +386,7 @@ def test_memory_and_heads_together_are_their_product(tmp_path: Path) -> None:
                         report_bank(tmp_path / "r", [(LEFT, "p0")]), {"head": heads_for(WIDTH, 0)}, "all")  # fmt: skip
     sight = sight_of({EFFUSION: 2.0})
     associations = {"visual": associate({EFFUSION: {0: 0.7, 1: 0.3}}), "report": associate({EFFUSION: {0: 1.0}})}
-    said = composer.compose(sight, associations, torch.tensor([NO_GROUP]))[0].said[0]
+    said = composer.compose(sight, associations, torch.tensor([NO_GROUP]))[0].sentences[0]
     feature = float(head_features(sight)["head"][0, FINDINGS.index(EFFUSION), 0].clamp(-3, 3))
     head = 1 / (1 + 2.718281828 ** (-6 * feature))
     memory = (0.7 + 0.05) / 1.1

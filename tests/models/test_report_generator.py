@@ -53,7 +53,7 @@ def inputs(model: ReportGenerator) -> tuple[VisionOutput, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
     encoded = [torch.tensor(model.report_encoder(50)(report)) for report in REPORTS]
     report_BT = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORE_INDEX)
-    seen = VisionOutput(*(torch.randn(3, *shape, generator=generator) for shape in model.sight_shapes))
+    seen = VisionOutput(*(torch.randn(3, *shape, generator=generator) for shape in model.vision_output_shapes))
     places_BQP = seen.places_BQP.softmax(-1)
     states_BQD = normalise_rows(torch.cat([seen.states_BQD[..., :-PLACES], places_BQP.sqrt()], dim=-1))
     sight = seen._replace(
@@ -171,7 +171,7 @@ def test_views_of_a_study_are_averaged(classifier: DiseaseClassifier) -> None:
     found, single = model.encode_images(images, [2, 1]), model.encode_images(images, [1, 1, 1])
     for part, alone in zip(found[:3], single[:3], strict=True):
         torch.testing.assert_close(part, torch.stack([alone[:2].mean(0), alone[2]]))
-    assert [part.shape[1:] for part in found] == [torch.Size(shape) for shape in model.sight_shapes]
+    assert [part.shape[1:] for part in found] == [torch.Size(shape) for shape in model.vision_output_shapes]
     assert (*found.tokens_BND.shape[1:2], *found.queries_BQD.shape[1:]) == model.vision_shape
 
 

@@ -61,7 +61,7 @@ def measure(config: Config, runs: Path) -> dict[str, int]:
     deep = ours._engine
     report_BT = torch.randint(0, 50, (samples, 9), generator=torch.Generator().manual_seed(0))
     ones_B = torch.ones(samples)
-    batch = {"sight": sight, "group": ones_B.long(), "report": report_BT, "weight": ones_B}
+    batch = {"vision": sight, "group": ones_B.long(), "report": report_BT, "weight": ones_B}
     gradients = 0
     for micro in engine.split_batch(batch, ours.accumulation):
         deep.backward(deep(micro)[0])

@@ -84,12 +84,12 @@ def validate(model: ReportGenerator, watch: MemoryWatch) -> dict[str, float]:
     with torch.no_grad():
         for rows, counts in rank_batches(STUDIES, BATCH):
             batch = {
-                "sight": VisionOutput(*(part[rows] for part in seen)),
+                "vision": VisionOutput(*(part[rows] for part in seen)),
                 "group": rows,
                 "counts": counts,
                 "study": [key(row) for row in rows.tolist()],
             }
-            model(batch["sight"], batch["group"], torch.full((len(rows), 2), IGNORE_INDEX))
+            model(batch["vision"], batch["group"], torch.full((len(rows), 2), IGNORE_INDEX))
             watch.add(model, batch)
     return watch.result()
 

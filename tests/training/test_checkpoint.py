@@ -100,10 +100,19 @@ def fit(folder, model, loss=None, batches=None, safety=None, made_from=None):
         for _ in range(begin, 3):
             yield {"x": inputs, "study": ["aa", "bb"]}
 
+    task = loop.TrainingTask(
+        model=model,
+        loss=loss or error,
+        batches=batches or same,
+        steps_per_epoch=3,
+        validate=lambda model: {"val_loss": 0.0},
+        selection_metric=("val_loss", False),
+        input_hashes=made_from or {"data": "d" * 64},
+    )
+    checkpointing = safety or CheckpointConfig()
     return loop.fit(
-        model, loss or error, batches or same, 3, optimisation("zero1.json", 8), lambda model: {"val_loss": 0.0},
-        ("val_loss", False), folder, 3, QUIET, safety or CheckpointConfig(), made_from or {"data": "d" * 64},
-    )  # fmt: skip
+        task, optimisation("zero1.json", 8), folder=folder, seed=3, telemetry=QUIET, checkpointing=checkpointing
+    )
 
 
 def test_size_is_that_of_trained_weights_and_their_moments(tmp_path):

@@ -53,7 +53,7 @@ def test_reports_are_written_from_the_text_that_the_film_retrieves(stage2: tuple
         sight, group_1 = seen[torch.tensor([row])], torch.tensor([group_id(study.group)])
         visual = {"visual": model.associations(sight, group_1, ROWS)["visual"]}
         (composed,) = composer.compose(sight, visual, group_1)
-        texts[study.key] = " ".join(said.text for said in composed.said)
+        texts[study.key] = " ".join(sentence.text for sentence in composed.sentences)
     assert {line["key"]: line["retrieved_text"] for line in lines} == texts
     assert any(texts.values())
     mismatched = dataclasses.replace(ours.config.generate, memory="shuffled")

@@ -15,7 +15,7 @@ from amrg.data.labels import FINDINGS
 from amrg.models.association_shares import RowLabels
 from amrg.models.report_generator import Association, VisionOutput
 from amrg.training import sample_reports as watching
-from amrg.training.loop import fit
+from amrg.training.loop import TrainingTask, fit
 from amrg.training.sample_reports import MemoryWatch, alike, collapses, failure_rates
 from tests.training.sample_reports_worker import STUDIES, build, sight, stated, validate, write_banks
 from tests.training.test_sharding_equivalence import start
@@ -73,7 +73,7 @@ def test_relevance_and_alike_by_hand(banks: Path) -> None:
     perplexity_BQ = torch.tensor([[3.0] * 13 + [1.5], [5.0] * 14, [99.0] * 14])
     fake: Any = Retrieving(Association(weights_BQJ, rows_BQJ), perplexity_BQ)
     ones = VisionOutput(*(torch.ones(3, 14, 24) for _ in VisionOutput._fields))
-    batch = {"sight": ones, "group": torch.zeros(3), "study": ["a", "b", "c"], "counts": torch.tensor([1.0, 1.0, 0.0])}
+    batch = {"vision": ones, "group": torch.zeros(3), "study": ["a", "b", "c"], "counts": torch.tensor([1.0, 1.0, 0.0])}
     watch.add(fake, batch)  # the last study only fills the batch up
     assert watch.result() == pytest.approx({
         "query_cosine": 1.0,
@@ -180,15 +180,22 @@ def test_a_memory_made_to_collapse_is_one(banks: Path, monkeypatch: pytest.Monke
 
 
 def train(folder: Path, validations: list[dict[str, float]], epochs: int) -> list[dict[str, Any]]:
-    """One step an epoch; ``validations`` by epoch."""
+    """Train one step per epoch; ``validations`` by epoch."""
     batch = {"x": torch.ones(4, 3), "study": ["a"] * 4}
     torch.manual_seed(0)
-    told = iter(validations)
-    return fit(
-        nn.Linear(3, 2), lambda model, b: (model(b["x"]).square().mean(), {}), lambda epoch, begin: iter([batch]), 1,
-        replace(optimisation("zero1.json", 4), epochs=epochs), lambda model: next(told), ("val_loss", False), folder, 3,
-        TelemetryConfig(), CheckpointConfig(), {}, warn=collapses,
-    )  # fmt: skip
+    results = iter(validations)
+    task = TrainingTask(
+        model=nn.Linear(3, 2),
+        loss=lambda model, b: (model(b["x"]).square().mean(), {}),
+        batches=lambda epoch, begin: iter([batch]),
+        steps_per_epoch=1,
+        validate=lambda model: next(results),
+        selection_metric=("val_loss", False),
+        input_hashes={},
+        warn=collapses,
+    )
+    optimizer = replace(optimisation("zero1.json", 4), epochs=epochs)
+    return fit(task, optimizer, folder=folder, seed=3, telemetry=TelemetryConfig(), checkpointing=CheckpointConfig())
 
 
 def test_training_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,7 +214,7 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
     report = torch.tensor([[1.0, 2.0], [3.0, 0.0], [5.0, 6.0], [2.0, 0.0]])
     lengths = torch.tensor([2.0, 1.0, 2.0, 1.0])
     batch = {
-        "sight": (None,) * len(VisionOutput._fields),
+        "vision": (None,) * len(VisionOutput._fields),
         "group": None,
         "report": report,
         "weight": torch.full((4,), 4 / lengths.sum()),

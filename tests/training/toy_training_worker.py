@@ -17,7 +17,7 @@ from amrg import distributed
 from amrg.config import CheckpointConfig, TelemetryConfig
 from amrg.models.zero3 import gathered
 from amrg.training.deepspeed_config import OptimizerSettings
-from amrg.training.loop import fit
+from amrg.training.loop import TrainingTask, fit
 
 FEATURES, SAMPLES, STEPS = 5, 24, 3
 EPOCHS = 3
@@ -75,15 +75,16 @@ def run(
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(100 + epoch))
         for step in range(start, STEPS):
             time.sleep(pause)
-            mine = order[step * batch_size : (step + 1) * batch_size][distributed.rank() :: distributed.world_size()]
-            yield inputs[mine], targets[mine]
+            rows = order[step * batch_size : (step + 1) * batch_size][distributed.rank() :: distributed.world_size()]
+            yield inputs[rows], targets[rows]
 
     def validate(model: nn.Module) -> dict[str, float]:
         return {"val_loss": nn.functional.mse_loss(model(inputs), targets).item()}
 
-    ours = dataclasses.replace(optimisation(ds_config, batch_size=batch_size), epochs=epochs)
-    telemetry, safety = TelemetryConfig(tensorboard=False), CheckpointConfig(interval=2)
-    fit(model, loss, batches, STEPS, ours, validate, ("val_loss", False), folder, 3, telemetry, safety, {})
+    task = TrainingTask(model, loss, batches, STEPS, validate, selection_metric=("val_loss", False), input_hashes={})
+    optimizer = dataclasses.replace(optimisation(ds_config, batch_size=batch_size), epochs=epochs)
+    telemetry, checkpointing = TelemetryConfig(tensorboard=False), CheckpointConfig(interval=2)
+    fit(task, optimizer, folder=folder, seed=3, telemetry=telemetry, checkpointing=checkpointing)
     return model
 
 

@@ -13,7 +13,7 @@ import uvicorn
 from PIL import Image
 
 from amrg.inference.run import open_generator, open_run
-from amrg.models.composer import Composed, Composer, Said
+from amrg.models.composer import Composed, ComposedSentence, Composer
 from amrg.models.finding_calibration import Certainty
 from amrg.webapp.server import create_app
 from amrg.webapp.session import InferenceSession
@@ -314,8 +314,10 @@ def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypa
     details = ((effusion, "side", "left", 0.93), (effusion, "severity", "mild", None))
     regions = ((3, 0.6), (4, 0.12))
     said = (
-        Said("There is a small left pleural effusion.", (effusion,), 1, regions, (1, 3, 4, 8, 9), 0.83, details),
-        Said("No pneumothorax.", ("No Finding",), 2),
+        ComposedSentence(
+            "There is a small left pleural effusion.", (effusion,), 1, regions, (1, 3, 4, 8, 9), 0.83, details
+        ),
+        ComposedSentence("No pneumothorax.", ("No Finding",), 2),
     )
     text = " ".join(one.text for one in said)
     monkeypatch.setattr(Composer, "compose", lambda *_, **__: [Composed(text, (effusion,), said)])

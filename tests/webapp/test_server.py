@@ -24,7 +24,7 @@ from amrg.data.stream import SampleLookup, load_studies
 from amrg.data.text.cleaning import sentences
 from amrg.data.text.outline import positive_findings
 from amrg.inference.run import open_run
-from amrg.models.composer import Composed, Said
+from amrg.models.composer import Composed, ComposedSentence
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
@@ -213,7 +213,7 @@ def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeyp
     sample, asked, told = SampleLookup(run["data"].path, "test")[KEY], [], []
     details = (("Pleural Effusion", "side", "left", 0.93456), ("Pleural Effusion", "severity", "mild", None))
     text = "There is a small left pleural effusion."
-    said = Said(text, ("Pleural Effusion",), 3, ((5, 0.6), (2, 0.1)), (1, 2, 3, 5, 6), 0.83456, details)
+    said = ComposedSentence(text, ("Pleural Effusion",), 3, ((5, 0.6), (2, 0.1)), (1, 2, 3, 5, 6), 0.83456, details)
     hidden = {name for name in off.split(",") if name}
 
     class Fixed:
