@@ -79,7 +79,8 @@ class MemoryWatch:
         for name, (weights_BQJ, rows_BQJ) in associations.items():
             for measure, values_BQ in queries.get(name, {}).items():
                 self._sum(f"{name}_{measure}", values_BQ.mean(1).cpu(), counted_B)
-            self._sum(f"{name}_least_perplexity", queries[name]["perplexity"].amin(1).cpu(), counted_B)
+            if name in queries:  # a memory that gives text alone computes no perplexity
+                self._sum(f"{name}_least_perplexity", queries[name]["perplexity"].amin(1).cpu(), counted_B)
             self._sum(f"{name}_relevance", self._rows[name].share(weights_BQJ, rows_BQJ), stated_BF)
             weights, rows = weights_BQJ[counted_B].cpu(), rows_BQJ[counted_B].cpu()
             self._first.setdefault(name, []).extend(_first(*study) for study in zip(weights, rows, strict=True))

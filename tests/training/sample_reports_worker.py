@@ -43,7 +43,7 @@ def write_banks(folder: Path) -> None:
             writer.add(torch.randn(11, dim, generator=torch.Generator().manual_seed(dim)), origins)
 
 
-def build(banks: Path, way: str, memory: MemoryConfig | None = None, **changes: bool) -> ReportGenerator:
+def build(banks: Path, way: str, memory: MemoryConfig | None = None, **changes: bool | str) -> ReportGenerator:
     """A generator of random weights over the banks."""
     torch.manual_seed(0)
     classifier = DiseaseClassifier(VISION, pretrained=False)

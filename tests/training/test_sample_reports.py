@@ -118,6 +118,15 @@ def test_what_cannot_be_said_is_left_out(banks: Path) -> None:
     assert validate(model, MemoryWatch({}, stated())).keys() == {"query_cosine"}
 
 
+def test_a_memory_that_gives_text_alone_is_watched_without_perplexity(banks: Path) -> None:
+    text = {"use_retrieved_text": True, "prompt": "{image}{retrieved}Findings:"}
+    model = build(banks, "whole", use_visual_memory=False, use_report_memory=False, **text)
+    found = validate(model, MemoryWatch(RowLabels.open(model, banks), stated()))
+    assert found.keys() == {"query_cosine", "visual_relevance", "visual_alike"}
+    assert 0 < found["visual_relevance"] < 1
+    assert collapses(found) == {}
+
+
 def test_no_more_studies_than_needed_are_watched(banks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(banks, "whole")
     asked: list[int] = []
