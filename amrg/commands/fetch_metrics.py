@@ -44,7 +44,7 @@ def _listed(metrics: Sequence[str]) -> Iterator[str]:
     for metric in metrics:
         yield f"{metric}: {SCORERS[metric].note}"
         for weights in needed([metric]):
-            told = (f"{weights.repository} ({weights.part})", weights.size, weights.licence)
+            told = (f"{weights.repository} ({weights.part})", weights.size, weights.license)
             yield f"  {'there  ' if weights.there else 'missing'} {', '.join(filter(None, told))}: {weights.folder}"
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from amrg.data.labels import LABELS
+from amrg.data.labels import FINDINGS, LABELS, POSITIVE
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 
@@ -38,6 +38,11 @@ class Study:
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
         assert tuple(self.labels) == LABELS
+
+    @property
+    def positive_findings(self) -> list[str]:
+        """Findings that the study's own labels state as present, in the order of ``FINDINGS``."""
+        return [finding for finding in FINDINGS if self.labels[finding] == POSITIVE]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reports one gets without a model that writes: what a generated report must beat."""
+"""Baseline reports made without a generator. Generated reports must score higher."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from amrg.evaluation.clinical import binarize, label_matrix
 
 
 def most_frequent_normal(train_reports: Sequence[str]) -> str:
-    """The report that most normal train studies share.
+    """Return the most frequent report of normal train studies.
 
-    Where texts are unique (a data set that was deduplicated), the one made of the most frequent sentences.
+    If texts are unique (a deduplicated data set), it is the report made of the most frequent sentences.
 
     Raises:
         UserError: the labeler finds no normal report.
@@ -27,27 +27,27 @@ def most_frequent_normal(train_reports: Sequence[str]) -> str:
 
 
 def best_constant(train_reports: Sequence[str], val_reports: Sequence[str]) -> str:
-    """The train report, normal or not, that scores the highest clinical micro-F1 when it is written for everyone.
+    """Return the train report, normal or not, with the highest clinical micro-F1 if written for every study.
 
-    Of those that score alike, the most frequent; of those, the one made of their most frequent sentences.
+    Ties go to the most frequent report, then to the one made of the most frequent sentences among the tied reports.
 
     Args:
         train_reports: candidates, at least one.
-        val_reports: references that they are scored on.
+        val_reports: references to score the candidates against.
     """
     texts = Counter(train_reports)
     distinct = sorted(texts)
     columns = [LABELS.index(finding) for finding in FINDINGS]
-    said_MK = binarize(label_matrix(distinct))[:, columns]
+    stated_MK = binarize(label_matrix(distinct))[:, columns]
     truth_SK = binarize(label_matrix(val_reports))[:, columns]
     # F1 = 2 TP / (stated in the references + stated in the copies)
-    hits_M, all_M = said_MK @ truth_SK.sum(0), truth_SK.sum() + len(truth_SK) * said_MK.sum(1)
+    hits_M, all_M = stated_MK @ truth_SK.sum(0), truth_SK.sum() + len(truth_SK) * stated_MK.sum(1)
     f1_M = 2 * hits_M / np.maximum(all_M, 1)
     return _most_typical([text for text, f1 in zip(distinct, f1_M, strict=True) if f1 == f1_M.max()], texts)
 
 
 def _most_typical(some: Sequence[str], counts: Mapping[str, int]) -> str:
-    """The most frequent text; of equals, the one whose sentences are the most frequent among all of ``some``."""
+    """Return the most frequent text; ties go to the one whose sentences are most frequent among all of ``some``."""
     sentences = Counter(s for t in some for s in set(_sentences(t)) for _ in range(counts[t]))
 
     def typical(text: str) -> tuple[float, float]:
@@ -57,22 +57,22 @@ def _most_typical(some: Sequence[str], counts: Mapping[str, int]) -> str:
     return max(some, key=typical)
 
 
-def nearest_neighbour(
+def nearest_neighbor(
     query_ND: np.ndarray, train_MD: np.ndarray, query_groups: Sequence[str], train_groups: Sequence[str]
 ) -> np.ndarray:
-    """The train study whose image features are nearest by cosine and which is another patient's, int64 [N].
+    """Return the train study of another patient with the highest cosine similarity of image features, int64 [N].
 
     Args:
         query_ND, train_MD: pooled stage-1 features.
-        query_groups, train_groups: patient group of each row.
+        query_groups, train_groups: patient group per row.
     """
-    similarity = _normalised(query_ND) @ _normalised(train_MD).T
+    similarity = _normalize(query_ND) @ _normalize(train_MD).T
     similarity[np.asarray(query_groups)[:, None] == np.asarray(train_groups)[None]] = -np.inf
     return similarity.argmax(1)
 
 
 def random_train(count: int, train_count: int, seed: int) -> np.ndarray:
-    """A random train study for each of ``count`` studies, int64 [count]."""
+    """Draw a train study at random for each of ``count`` studies, int64 [count]."""
     return np.random.default_rng(seed).integers(train_count, size=count)
 
 
@@ -80,6 +80,6 @@ def _sentences(text: str) -> list[str]:
     return [s.strip() for s in text.lower().split(".") if s.strip()]
 
 
-def _normalised(rows: np.ndarray) -> np.ndarray:
+def _normalize(rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, dtype=np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""A test for shortcuts: how much of each label can be read off a film's overall brightness alone."""
+"""Test for shortcuts: how well a film's overall brightness alone predicts each label."""
 
 import numpy as np
 from scipy import optimize, stats
@@ -9,13 +9,13 @@ _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 
 
 def brightness_statistics(images: np.ndarray) -> np.ndarray:
-    """Mean, standard deviation, skewness and percentiles of each film.
+    """Return mean, standard deviation, skewness and percentiles of each film.
 
     Args:
         images: [N, H, W], any number type.
 
     Returns:
-        float64 [N, 12]: nothing in it depends on where in the film a value stands.
+        float64 [N, 12], independent of the position of any pixel.
     """
     flat = np.asarray(images, np.float64).reshape(len(images), -1)
     percentiles = np.percentile(flat, _PERCENTILES, axis=1).T
@@ -30,34 +30,34 @@ def brightness_probe(
     names: tuple[str, ...],
     l2: float = 1e-2,
 ) -> dict[str, float]:
-    """AUROC of a logistic regression from brightness statistics to each label.
+    """Return the AUROC of a logistic regression from brightness statistics to each label.
 
     Args:
         train_images, test_images: films of different studies, [N, H, W].
-        train_labels, test_labels: [N, K] with 1 positive, 0 negative; anything else is left out.
-        names: the K labels.
+        train_labels, test_labels: [N, K], 1 positive, 0 negative; other values are ignored.
+        names: names of the K labels.
         l2: weight of the squared coefficients of standardised statistics, relative to the mean loss.
 
     Returns:
-        AUROC on the test films by label, for the labels with both values in both sets. 0.5 means no shortcut.
+        AUROC on the test films by label, for labels with both values in both sets. 0.5 means no shortcut.
     """
     train, test = brightness_statistics(train_images), brightness_statistics(test_images)
     center, scale = train.mean(0), train.std(0) + 1e-9
     train, test = (train - center) / scale, (test - center) / scale
     scores = {}
     for index, name in enumerate(names):
-        known, seen = (np.isin(labels[:, index], (0, 1)) for labels in (train_labels, test_labels))
-        y, truth = train_labels[known, index], test_labels[seen, index]
+        known_train, known_test = (np.isin(labels[:, index], (0, 1)) for labels in (train_labels, test_labels))
+        y, truth = train_labels[known_train, index], test_labels[known_test, index]
         if 0 < y.sum() < len(y):
-            weights = _fit(train[known], y, l2)
-            value = auroc(test[seen] @ weights[:-1], truth == 1)
+            weights = _fit(train[known_train], y, l2)
+            value = auroc(test[known_test] @ weights[:-1], truth == 1)
             if value is not None:
                 scores[name] = value
     return scores
 
 
 def _fit(x: np.ndarray, y: np.ndarray, l2: float) -> np.ndarray:
-    """Coefficients and, last, the intercept of a class-balanced logistic regression."""
+    """Fit a class-balanced logistic regression; returns the coefficients, then the intercept."""
     balance = np.where(y == 1, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
     sign = 2 * y - 1
 

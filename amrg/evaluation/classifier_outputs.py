@@ -1,4 +1,4 @@
-"""One pass of the stage-1 classifier over the films: what the baselines, localisation and the page need of it.
+"""One pass of the stage-1 classifier over the films, for the baselines, localization and the page.
 
 Shape legend: S test studies, M train patients, K = 14 labels, D width of a pooled feature, h w grid of the maps.
 """
@@ -22,21 +22,21 @@ from amrg.progress import track
 
 BATCH = 32
 
-#: Train films that the brightness probe learns from; more do not change a fit of 13 numbers.
+#: Train films of the brightness probe; more films do not change a fit of 13 numbers.
 PROBE_FILMS = 1000
 
 
 @dataclass(frozen=True)
 class TestOutputs:
-    """The split under test, in index order, and what stage 1 makes of it.
+    """Stage-1 outputs on the split under test, in index order.
 
     Attributes:
-        films: uint8 [S, size, size], the first film of each study as the model sees it: masks are known on that one.
-        masks: true lesions by finding, bool [size, size], for each study.
-        pooled_SD, probabilities_SK: stage 1's pooled feature and its probabilities, means over all films of a study as
-            in training (of probabilities: the mean logit).
+        films: uint8 [S, size, size], the first film of each study at the model's input size; masks exist for it only.
+        masks: true lesions by finding, bool [size, size], per study.
+        pooled_SD: pooled feature, the mean over all films of a study.
+        probabilities_SK: sigmoid of the mean logit over all films of a study, as in training.
         maps_SKhw: activation maps of the first films, non-negative.
-        grid: cells on a side of the encoder's fine grid, the unit of the visual bank's boxes.
+        grid: cells per side of the encoder's fine grid, the unit of the visual bank's boxes.
     """
 
     studies: list[Study]
@@ -50,11 +50,11 @@ class TestOutputs:
 
 @dataclass(frozen=True)
 class TrainOutputs:
-    """One film of each train patient, for the nearest-neighbour baseline and the brightness probe.
+    """Stage-1 outputs on one film per train patient, for the nearest-neighbor baseline and the brightness probe.
 
     Attributes:
-        probe_films: uint8 [≤ PROBE_FILMS, size, size], of the first studies.
-        thumbnail_keys: all films of the studies asked for by study key, for thumbnails of the visual bank's regions.
+        probe_films: films of the first studies, uint8 [≤ PROBE_FILMS, size, size].
+        thumbnail_keys: all films of the requested studies by study key, for thumbnails of the visual bank's regions.
     """
 
     studies: list[Study]
@@ -64,7 +64,7 @@ class TrainOutputs:
 
 
 def run_on_test(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestOutputs:
-    """Run the classifier and the activation-map ``method`` over a split, in the precision it was trained in."""
+    """Run the classifier and the activation-map ``method`` over a split, in the training precision."""
     size = model.config.image_size
     studies, films, masks, pooled, probabilities, maps = [], [], [], [], [], []
     for samples in _batches(track(iter_samples(data, split), f"films of {split}", num_studies(data, split))):
@@ -90,20 +90,20 @@ def run_on_test(model: DiseaseClassifier, data: Path, split: str, method: str, d
 
 
 def run_on_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: str) -> TrainOutputs:
-    """Pooled features of the first study of each train patient; the films of the ``wanted`` study keys are kept."""
+    """Run the classifier on the first study of each train patient, and keep the films of the ``wanted`` study keys."""
     size = model.config.image_size
     studies: list[Study] = []
     pooled: list[np.ndarray] = []
     probe_films: list[np.ndarray] = []
     films: dict[str, list[np.ndarray]] = {}
-    seen: set[str] = set()
+    groups: set[str] = set()
 
     def first_of_each() -> Iterator[Sample]:
         for sample in track(iter_samples(data, "train"), "films of train", num_studies(data, "train")):
             if sample.study.key in wanted:
                 films[sample.study.key] = [letterbox(view, size) for view in sample.views]
-            if sample.study.group not in seen:
-                seen.add(sample.study.group)
+            if sample.study.group not in groups:
+                groups.add(sample.study.group)
                 yield sample
 
     for samples in _batches(first_of_each()):

@@ -1,6 +1,6 @@
-"""Clinical efficacy: do the generated reports state the findings that the reference reports state?
+"""Clinical efficacy: agreement of generated and reference reports on the findings that they state.
 
-Both texts pass the same rule labeler. Blank counts as absent; uncertain counts as absent (the R2Gen convention, the
+The same rule labeler reads both texts. Blank counts as absent. Uncertain counts as absent (the R2Gen convention, the
 default) or as present.
 """
 
@@ -18,24 +18,24 @@ Uncertain = Literal["absent", "present"]
 #: The five findings of the CheXpert competition (Irvin et al., 2019).
 CHEXPERT_5 = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 
-#: Name → the labels averaged over. The headline is over the findings proper: "No Finding" is not one.
+#: Labels of each average. The headline excludes "No Finding".
 LABEL_SETS: dict[str, tuple[str, ...]] = {"13": FINDINGS, "14": LABELS, "5": CHEXPERT_5}
 
 
 def label_matrix(texts: Sequence[str]) -> np.ndarray:
-    """Labels of reports, float64 [S, 14]: 1, 0, -1, and NaN for blank."""
+    """Return the labels of reports, float64 [S, 14]: 1, 0, -1, and NaN for blank."""
     rows = [[np.nan if v is None else v for v in label_report(t).values()] for t in texts]
     return np.array(rows, dtype=np.float64).reshape(-1, len(LABELS))
 
 
 def binarize(labels_SK: np.ndarray, uncertain: Uncertain = "absent") -> np.ndarray:
-    """Which findings count as stated, bool of the same shape."""
+    """Return whether each label counts as stated, bool of the same shape."""
     return (labels_SK == 1) | ((labels_SK == -1) & (uncertain == "present"))
 
 
 @dataclass(frozen=True)
 class ClinicalScores:
-    """True positives, false positives and false negatives of every study and label: bool [S, 14] each."""
+    """True positives, false positives and false negatives per study and label, bool [S, 14] each."""
 
     tp: np.ndarray
     fp: np.ndarray
@@ -43,29 +43,29 @@ class ClinicalScores:
 
     @classmethod
     def from_labels(cls, truth_SK: np.ndarray, predicted_SK: np.ndarray) -> "ClinicalScores":
-        """From what is stated in the reference and in the generated reports, bool [S, 14]."""
+        """Compare the labels stated in the reference and in the generated reports, bool [S, 14] each."""
         return cls(truth_SK & predicted_SK, ~truth_SK & predicted_SK, truth_SK & ~predicted_SK)
 
     def micro(self, labels: Sequence[str], weights_BS: np.ndarray | None = None) -> np.ndarray:
-        """Precision, recall and F1 over all studies and labels together, [B, 3]."""
+        """Return precision, recall and F1 over the pooled studies and labels, [B, 3]."""
         columns = [LABELS.index(name) for name in labels]
         counts = np.stack([c[:, columns].sum(1) for c in (self.tp, self.fp, self.fn)], axis=1)  # [S, 3]
         return _rates(_summed(counts, weights_BS))
 
     def per_label(self, weights_BS: np.ndarray | None = None) -> np.ndarray:
-        """Precision, recall and F1 of each label, [B, 14, 3]."""
+        """Return precision, recall and F1 per label, [B, 14, 3]."""
         counts = np.stack([self.tp, self.fp, self.fn], axis=2).reshape(len(self.tp), -1)
         return _rates(_summed(counts, weights_BS).reshape(-1, len(LABELS), 3))
 
     def macro(self, labels: Sequence[str], weights_BS: np.ndarray | None = None) -> np.ndarray:
-        """Mean precision, recall and F1 over those of the labels that some reference states, [B, 3]."""
+        """Return mean precision, recall and F1 over the labels that some reference states, [B, 3]."""
         support = (self.tp | self.fn).any(0)
         columns = [i for i in map(LABELS.index, labels) if support[i]]
         rates = self.per_label(weights_BS)
         return rates[:, columns].mean(1) if columns else np.zeros((len(rates), 3))
 
     def example_based(self, labels: Sequence[str], weights_BS: np.ndarray | None = None) -> np.ndarray:
-        """Precision, recall and F1 of each study, averaged; agreement on nothing at all counts as 1. [B, 3]"""
+        """Return precision, recall and F1 averaged over studies, [B, 3]; 1 where neither report states a label."""
         columns = [LABELS.index(name) for name in labels]
         counts = np.stack([c[:, columns].sum(1) for c in (self.tp, self.fp, self.fn)], axis=1)
         rates = _rates(counts)
@@ -74,7 +74,7 @@ class ClinicalScores:
         return weights @ rates / weights.sum(1, keepdims=True)
 
     def averages(self, weights_BS: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """``micro_13``, ``macro_13``, ``example_13``, … ``example_5``: precision, recall and F1, [B, 3] each."""
+        """Return precision, recall and F1, [B, 3], for each of ``micro_13``, ``macro_13``, … ``example_5``."""
         return {
             f"{kind}_{name}": average(labels, weights_BS)
             for name, labels in LABEL_SETS.items()
@@ -82,17 +82,17 @@ class ClinicalScores:
         }
 
     def concat(self, other: "ClinicalScores") -> "ClinicalScores":
-        """The studies of both behind one another."""
+        """Concatenate the studies of both."""
         pairs = ((self.tp, other.tp), (self.fp, other.fp), (self.fn, other.fn))
         return ClinicalScores(*(np.concatenate(pair) for pair in pairs))
 
     def summary(self) -> dict[str, dict]:
-        """All averages and the per-label table, ready for JSON."""
+        """Return all averages and the per-label table, ready for JSON."""
         averages = {name: _named(value[0]) for name, value in self.averages().items()}
-        support, said = (self.tp | self.fn).sum(0), (self.tp | self.fp).sum(0)
+        support, generated = (self.tp | self.fn).sum(0), (self.tp | self.fp).sum(0)
         table = self.per_label()[0]
         per_label = {
-            name: {**_named(table[i]), "reference": int(support[i]), "generated": int(said[i])}
+            name: {**_named(table[i]), "reference": int(support[i]), "generated": int(generated[i])}
             for i, name in enumerate(LABELS)
         }
         return {**averages, "per_label": per_label}
@@ -103,7 +103,7 @@ def _summed(counts_SC: np.ndarray, weights_BS: np.ndarray | None) -> np.ndarray:
 
 
 def _rates(counts: np.ndarray) -> np.ndarray:
-    """(tp, fp, fn) in the last axis → (precision, recall, F1); 0 where the denominator is 0, as scikit-learn does."""
+    """Turn (tp, fp, fn) in the last axis into (precision, recall, F1); 0 for a zero denominator, as in scikit-learn."""
     tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
     safe = [np.where(d > 0, d, 1) for d in (tp + fp, tp + fn, 2 * tp + fp + fn)]
     return np.stack([tp / safe[0], tp / safe[1], 2 * tp / safe[2]], axis=-1)

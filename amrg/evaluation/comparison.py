@@ -1,7 +1,7 @@
 """Paired comparison of runs that wrote reports for the same studies.
 
-The studies of one patient are one unit in both tests: a bootstrap draws patients with their reports of both runs, a
-permutation swaps the two runs' reports of whole patients (Noreen, 1989: approximate randomisation).
+The studies of one patient are one unit in both tests. The bootstrap draws patients with their reports of both runs. The
+permutation test swaps the two runs' reports patient by patient (approximate randomization; Noreen, 1989).
 """
 
 import json
@@ -21,16 +21,16 @@ from amrg.evaluation.radeval_metrics import LearnedScores
 from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
 from amrg.evaluation.statistics import bootstrap_counts, interval
 
-#: Studies × resamples held in memory at a time.
+#: Maximal studies × resamples in memory.
 _CELLS = 20_000_000
 
 
 @dataclass(frozen=True)
 class ReportSet:
-    """Reports of one run with what they answer, in the order of their keys.
+    """Generated reports of one run with their references, in the order of their keys.
 
     Attributes:
-        learned: what metrics with learned weights found in them, where `amrg evaluate` could ask any.
+        learned: scores by metrics with learned weights, if `amrg evaluate` could run any.
     """
 
     name: str
@@ -47,9 +47,10 @@ class Difference:
     """One score of two runs.
 
     Attributes:
-        baseline, candidate: the scores.
-        interval: 95% bootstrap interval of ``other - first``.
-        p: two-sided p of the permutation test; ``holm``: the same, corrected for all tests made together (Holm, 1979).
+        baseline, candidate: score of either run.
+        interval: 95% bootstrap interval of ``candidate - baseline``.
+        p: two-sided p of the permutation test.
+        holm: p corrected for all tests of one comparison (Holm, 1979).
     """
 
     baseline: float
@@ -60,10 +61,10 @@ class Difference:
 
 
 def read_run(path: Path) -> ReportSet:
-    """The reports behind a scores or a reports artefact, or of a JSONL file of ``key, group, reference, generated``.
+    """Read the reports of a scores or reports artefact, or a JSONL file of ``key, group, reference, generated``.
 
     Raises:
-        UserError: it is none of these, a line is malformed or without reference, or a study comes twice.
+        UserError: the path is none of these, a line is malformed or lacks its reference, or a study is repeated.
     """
     file = path
     if path.is_dir():
@@ -78,7 +79,7 @@ def read_run(path: Path) -> ReportSet:
 
 
 def run_name(path: Path) -> str:
-    """``demo/scores-1234567890``: the artefact and the folder of the run it lies in."""
+    """Return run and artefact folder, such as ``demo/scores-1234567890``."""
     return f"{path.parent.name}/{path.name}"
 
 
@@ -93,21 +94,21 @@ def _kind(path: Path) -> str:
 
 
 def check_pairing(first: ReportSet, other: ReportSet) -> None:
-    """Refuse runs that did not answer the same questions.
+    """Refuse runs that are not comparable.
 
     Raises:
-        UserError: their studies, patients or references differ, or the version that scored them.
+        UserError: studies, patients, references or the radeval versions differ.
     """
-    mine, theirs = set(first.keys), set(other.keys)
-    if mine != theirs:
+    one, two = set(first.keys), set(other.keys)
+    if one != two:
         raise UserError(
-            f"{first.name} has {len(mine)} studies and {other.name} has {len(theirs)}, {len(mine & theirs)} of them "
+            f"{first.name} has {len(one)} studies and {other.name} has {len(two)}, {len(one & two)} of them "
             "the same: only runs over the same studies are compared; generate both from the same data and split"
         )
     pairs = zip(first.reports, other.reports, strict=True)
     if changed := sum((a.reference, a.group) != (b.reference, b.group) for a, b in pairs):
         raise UserError(
-            f"{first.name} and {other.name} have other references or patients for {changed} of {len(mine)} studies: "
+            f"{first.name} and {other.name} have other references or patients for {changed} of {len(one)} studies: "
             "generate both from the same data"
         )
     if first.learned and other.learned and first.learned.radeval != other.learned.radeval:
@@ -118,13 +119,13 @@ def check_pairing(first: ReportSet, other: ReportSet) -> None:
 
 
 def compare(first: ReportSet, others: Sequence[ReportSet], samples: int, seed: int) -> dict[str, dict[str, Difference]]:
-    """Every other run against the first, by run and score; a score that one of the two does not have is left out.
+    """Compare every other run with the first; returns differences by run and score, for scores that both runs have.
 
     Args:
-        first: what the others are measured against.
-        others: their names must differ.
+        first: the baseline.
+        others: candidates with distinct names.
         samples: resamples of the bootstrap and of the permutation test.
-        seed: of both.
+        seed: seed of both.
 
     Raises:
         UserError: the runs are not over the same studies.
@@ -146,18 +147,18 @@ def compare(first: ReportSet, others: Sequence[ReportSet], samples: int, seed: i
 
 
 def scores_of(run: ReportSet, samples: int, seed: int) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Every score of one run with its bootstrap interval, by the names that ``compare`` uses.
+    """Return every score of one run with its bootstrap interval, by the names of ``compare``.
 
-    Scores of details are not a number where no report offers a case.
+    A detail score is NaN if no report has a case of it.
     """
     scored = _score(run)
-    whole = scored.scores(np.ones((1, len(run.reports))))
+    observed = scored.scores(np.ones((1, len(run.reports))))
     drawn = scored.scores(bootstrap_counts([report.group for report in run.reports], samples, seed))
-    return {name: (float(value[0]), interval(drawn[name])) for name, value in whole.items()}
+    return {name: (float(value[0]), interval(drawn[name])) for name, value in observed.items()}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given."""
+    """Return p-values corrected by Holm's step-down procedure, in the given order."""
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(np.argsort(p_values, kind="stable")):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
@@ -167,7 +168,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """All that the scores of one run, or of two stacked, are sums of."""
+    """Per-study terms of all scores of one run, or of two stacked runs."""
 
     language: LanguageScores
     clinical: Mapping[str, ClinicalScores]
@@ -182,7 +183,7 @@ class _Scored:
         return found | self.details.scores(weights_BS) | self.learned.scores(weights_BS)
 
     def stacked(self, other: "_Scored") -> "_Scored":
-        """Both runs' studies behind one another, so that a weight picks from which run a study's report is taken."""
+        """Concatenate the studies of both runs; weights then choose the run of each study's report."""
         clinical = {policy: scores.concat(other.clinical[policy]) for policy, scores in self.clinical.items()}
         return _Scored(
             self.language.concat(other.language),
@@ -195,14 +196,14 @@ class _Scored:
 def _score(run: ReportSet) -> _Scored:
     references = [report.reference for report in run.reports]
     generated = [report.text for report in run.reports]
-    truth, said = label_matrix(references), label_matrix(generated)
+    truth, predicted = label_matrix(references), label_matrix(generated)
     language = score_language(dict(zip(run.keys, references, strict=True)), dict(zip(run.keys, generated, strict=True)))
     return _Scored(
         language,
         {
-            "": ClinicalScores.from_labels(binarize(truth), binarize(said)),
+            "": ClinicalScores.from_labels(binarize(truth), binarize(predicted)),
             " (uncertain as present)": ClinicalScores.from_labels(
-                binarize(truth, "present"), binarize(said, "present")
+                binarize(truth, "present"), binarize(predicted, "present")
             ),
         },
         DetailScores.of(references, generated),
@@ -211,16 +212,16 @@ def _score(run: ReportSet) -> _Scored:
 
 
 def _permutation_signs(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
-    """Whether each permutation swaps each study's reports, bool [samples, S]; one patient's are swapped together."""
+    """Draw whether each permutation swaps a study's reports, bool [samples, S]; one value per patient."""
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     return np.random.default_rng([seed, 1]).integers(2, size=(samples, len(names))).astype(bool)[:, index]
 
 
 def _differences(first: _Scored, other: _Scored, bootstrap: np.ndarray, swaps: np.ndarray) -> dict[str, Difference]:
-    """Of every score that both runs have: a detail that no report offers a case of has none, nor what was not asked."""
+    """Test every score that both runs have. Details without any case and unavailable metrics are left out."""
     count = bootstrap.shape[1]
-    whole = np.ones((1, count))
-    one, two = first.scores(whole), other.scores(whole)
+    once = np.ones((1, count))
+    one, two = first.scores(once), other.scores(once)
     names = [name for name in one if name in two and np.isfinite([one[name][0], two[name][0]]).all()]
     pieces = np.array_split(np.arange(len(bootstrap)), max(1, bootstrap.size // _CELLS))
     resampled: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -237,8 +238,8 @@ def _differences(first: _Scored, other: _Scored, bootstrap: np.ndarray, swaps: n
     found = {}
     for name in names:
         difference = float(two[name][0] - one[name][0])
-        # the tolerance keeps rounding from telling a permutation that swaps nothing from the runs as they are; one
-        # that leaves a run without a case (not a number) counts against a difference
+        # The tolerance absorbs rounding: a permutation that swaps nothing must equal the observed difference. NaN (a
+        # run without any case) counts as extreme, that is, against a difference.
         extreme = ~(np.abs(np.concatenate(permuted[name])) < abs(difference) - 1e-12)
         p = (1 + int(extreme.sum())) / (1 + len(extreme))
         bounds = interval(np.concatenate(resampled[name]))

@@ -1,7 +1,7 @@
-"""Details of findings: is what a report says of side, zone, severity and device right, wrong, or supported by nothing?
+"""Details of findings: are the side, zone, severity and device in a report right, wrong or unsupported?
 
-The details of a finding are those of all sentences of a text that state it as present (``amrg.data.text.statements``).
-Two texts agree in a detail when their sets are equal. What one of them leaves open contradicts nothing.
+The details of a finding come from all sentences of a text that state it as present (``amrg.data.text.statements``).
+Two texts agree in a detail if their sets are equal. An empty set contradicts nothing.
 
 Shape legend: S studies, K the 13 findings, B resamples.
 """
@@ -20,10 +20,10 @@ from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
 from amrg.evaluation.lesion_place import lesion_sides, lesion_zones
 from amrg.evaluation.statistics import interval
 
-#: Details that two texts are compared in.
+#: Compared attributes of ``Details``.
 COMPARED = ("sides", "zones", "severities", "devices")
 
-#: Score → the counts that it is the quotient of.
+#: Numerator and denominator of each score, as names of counts.
 RATIOS = {
     "side stated": ("sides both", "sides asked"),
     "side exact": ("sides exact", "sides both"),
@@ -40,7 +40,7 @@ RATIOS = {
     "film zone opposite": ("film zones apart", "film zones said"),
 }
 
-#: Words of a sentence that denies a finding of all places but those named before: "the lungs are otherwise clear".
+#: Words that restrict a denial to places not named before: "the lungs are otherwise clear".
 _REST = re.compile(r"\b(?:otherwise|remaining|remainder|elsewhere|rest|other|additional|new)\b", re.IGNORECASE)
 
 CONTRADICTING = "contradicting reports"
@@ -49,11 +49,11 @@ MICRO, MACRO = "F1 micro-13 with details", "F1 macro-13 with details"
 
 @dataclass(frozen=True)
 class Details:
-    """What a text says of one finding; an empty set: nothing.
+    """Details of one finding in a text; an empty set if the text states none.
 
     Attributes:
         sides, zones, severities, devices, changes: as in ``Statement``.
-        sizes: in tenths of a centimeter.
+        sizes: sizes in millimeters.
     """
 
     sides: frozenset[str]
@@ -64,35 +64,35 @@ class Details:
     changes: frozenset[str]
 
     def values(self) -> set[tuple[str, str | int]]:
-        """Every single detail, with the name of its attribute."""
+        """Return every single detail with the name of its attribute."""
         return {(f.name, value) for f in fields(self) for value in getattr(self, f.name)}
 
 
-def _united(said: Sequence[Statement]) -> Details:
+def _united(stated: Sequence[Statement]) -> Details:
     return Details(
-        sides=frozenset(side for s in said for side in s.sides),
-        zones=frozenset(zone for s in said for zone in s.zones),
-        severities=frozenset(s.severity for s in said if s.severity),
-        devices=frozenset(s.device for s in said if s.device),
-        sizes=frozenset(round(10 * s.size_cm) for s in said if s.size_cm is not None),
-        changes=frozenset(s.change for s in said if s.change),
+        sides=frozenset(side for s in stated for side in s.sides),
+        zones=frozenset(zone for s in stated for zone in s.zones),
+        severities=frozenset(s.severity for s in stated if s.severity),
+        devices=frozenset(s.device for s in stated if s.device),
+        sizes=frozenset(round(10 * s.size_cm) for s in stated if s.size_cm is not None),
+        changes=frozenset(s.change for s in stated if s.change),
     )
 
 
 @lru_cache(maxsize=65536)
 def details_of(text: str) -> Mapping[str, Details]:
-    """The details of each finding that a text states as present, in the order of ``FINDINGS``."""
-    said = [s for s in statements(text) if s.presence == POSITIVE]
-    found = {f: [s for s in said if s.finding == f] for f in FINDINGS}
+    """Return the details of each finding that a text states as present, in the order of ``FINDINGS``."""
+    present = [s for s in statements(text) if s.presence == POSITIVE]
+    found = {f: [s for s in present if s.finding == f] for f in FINDINGS}
     return {finding: _united(some) for finding, some in found.items() if some}
 
 
 @lru_cache(maxsize=65536)
 def contradicted(text: str) -> frozenset[str]:
-    """Findings that a text states in one sentence and denies in another, unless it speaks of different places."""
-    said = statements(text)
-    present = [s for s in said if s.presence == POSITIVE]
-    denied = [s for s in said if s.presence == NEGATIVE and not _REST.search(text, s.start, s.end)]
+    """Return findings that a text states in one sentence and denies in another, unless the places differ."""
+    found = statements(text)
+    present = [s for s in found if s.presence == POSITIVE]
+    denied = [s for s in found if s.presence == NEGATIVE and not _REST.search(text, s.start, s.end)]
     return frozenset(
         one.finding
         for one in present
@@ -105,12 +105,12 @@ def contradicted(text: str) -> frozenset[str]:
 
 
 def conflicts(reference: str, generated: str) -> frozenset[str]:
-    """Findings that both texts state, with unequal sides or device kinds where both say sides or kinds."""
-    asked, said = details_of(reference), details_of(generated)
+    """Return findings that both texts state with sides, or device kinds, that are given in both and differ."""
+    expected, predicted = details_of(reference), details_of(generated)
     return frozenset(
         f
-        for f in asked.keys() & said.keys()
-        if _unequal(asked[f].sides, said[f].sides) or _unequal(asked[f].devices, said[f].devices)
+        for f in expected.keys() & predicted.keys()
+        if _unequal(expected[f].sides, predicted[f].sides) or _unequal(expected[f].devices, predicted[f].devices)
     )
 
 
@@ -124,16 +124,17 @@ def _elsewhere(one: frozenset[str], other: frozenset[str]) -> bool:
 
 @dataclass(frozen=True)
 class DetailScores:
-    """Counts of every study and finding, from which the scores of any resample follow.
+    """Counts per study and finding, which determine the scores of any resample.
 
     Attributes:
-        counts: int64 [S, K] by name: of findings that both texts state, how many have a detail in the reference
-            (``asked``), in both (``both``), the same in both (``exact``), some in common (``overlap``), none in common
-            (``apart``); of all findings, the single details that the generated text states (``details``) and those
-            among them that the reference does not state of that finding (``unsupported``); ``film …``: the same
-            against the lesion's mask, of findings that the generated text states and that have one.
+        counts: int64 [S, K] by name. For findings that both texts state: whether the reference has the detail
+            (``asked``), both have it (``both``), the sets are equal (``exact``), overlap (``overlap``) or are disjoint
+            (``apart``). For all findings: details in the generated text (``details``), and those that the reference
+            does not state of the finding (``unsupported``). ``film …``: generated details against the lesion's mask,
+            for stated findings that have a mask.
         contradicting: bool [S], whether the generated report contradicts itself.
-        clinical: hits whose side or device kind conflicts are one false positive and one false negative each.
+        clinical: clinical scores where a hit with conflicting side or device kind is a false positive and a false
+            negative.
     """
 
     counts: Mapping[str, np.ndarray]
@@ -147,7 +148,7 @@ class DetailScores:
         generated: Sequence[str],
         masks: Sequence[Mapping[str, np.ndarray]] | None = None,
     ) -> "DetailScores":
-        """From both texts of each study and, where they are known, its true lesions by finding (bool [H, W])."""
+        """Compare both texts of each study, and its true lesions by finding (bool [H, W]) if they are known."""
         names = dict.fromkeys(name for pair in RATIOS.values() for name in pair)
         counts = {name: np.zeros((len(references), len(FINDINGS)), dtype=np.int64) for name in names}
         conflicting = np.zeros((len(references), len(LABELS)), dtype=bool)
@@ -163,21 +164,21 @@ class DetailScores:
         return cls(counts, np.array([bool(contradicted(text)) for text in generated]), clinical)
 
     def scores(self, weights_BS: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Scores by name, [B] each; not a number where no finding of the resample offers a case."""
+        """Return the scores by name, [B] each; NaN where the resample has no case."""
         weights = np.ones((1, len(self.contradicting))) if weights_BS is None else weights_BS
         summed = {name: weights @ count.sum(1) for name, count in self.counts.items()}
         return {
             MICRO: self.clinical.micro(FINDINGS, weights)[:, 2],
             MACRO: self.clinical.macro(FINDINGS, weights)[:, 2],
-            **{name: _quotient(summed[part], summed[whole]) for name, (part, whole) in RATIOS.items()},
+            **{name: _quotient(summed[part], summed[total]) for name, (part, total) in RATIOS.items()},
             CONTRADICTING: weights @ self.contradicting / weights.sum(1),
         }
 
     def summary(self, weights_BS: np.ndarray) -> dict[str, dict[str, Any]]:
-        """Of each score ``value``, its bootstrap ``interval`` and ``cases``, what it is a share of; None: no case."""
-        resampled, whole = self.scores(weights_BS), self.scores()
+        """Return ``value``, bootstrap ``interval`` and ``cases`` (the denominator) per score; None without any case."""
+        resampled, observed = self.scores(weights_BS), self.scores()
         found: dict[str, dict[str, Any]] = {}
-        for name, value in whole.items():
+        for name, value in observed.items():
             known = bool(np.isfinite(value[0]))
             found[name] = {
                 "value": float(value[0]) if known else None,
@@ -187,12 +188,12 @@ class DetailScores:
         return found
 
     def per_finding(self) -> dict[str, dict[str, int]]:
-        """The counts of each finding that has any."""
+        """Return the counts per finding, for findings with any count above 0."""
         table = {f: {n: int(c[:, k].sum()) for n, c in self.counts.items()} for k, f in enumerate(FINDINGS)}
         return {finding: counts for finding, counts in table.items() if any(counts.values())}
 
     def concat(self, other: "DetailScores") -> "DetailScores":
-        """The studies of both behind one another."""
+        """Concatenate the studies of both."""
         return DetailScores(
             {name: np.concatenate([count, other.counts[name]]) for name, count in self.counts.items()},
             np.concatenate([self.contradicting, other.contradicting]),
@@ -201,17 +202,17 @@ class DetailScores:
 
 
 def _count(
-    counts: dict[str, np.ndarray], study: int, asked: Mapping[str, Details], said: Mapping[str, Details]
+    counts: dict[str, np.ndarray], study: int, expected: Mapping[str, Details], predicted: Mapping[str, Details]
 ) -> None:
-    for finding, details in said.items():
+    for finding, details in predicted.items():
         k = FINDINGS.index(finding)
-        known = asked[finding].values() if finding in asked else set()
+        known = expected[finding].values() if finding in expected else set()
         counts["details"][study, k] = len(details.values())
         counts["unsupported"][study, k] = len(details.values() - known)
-        if finding not in asked:
+        if finding not in expected:
             continue
         for attribute in COMPARED:
-            wanted, given = getattr(asked[finding], attribute), getattr(details, attribute)
+            wanted, given = getattr(expected[finding], attribute), getattr(details, attribute)
             found = {
                 "asked": bool(wanted),
                 "both": bool(wanted and given),
@@ -225,10 +226,10 @@ def _count(
 
 
 def _count_film(
-    counts: dict[str, np.ndarray], study: int, said: Mapping[str, Details], masks: Mapping[str, np.ndarray]
+    counts: dict[str, np.ndarray], study: int, predicted: Mapping[str, Details], masks: Mapping[str, np.ndarray]
 ) -> None:
-    """A stated zone is exact when the lesion may be said to lie in it: on a film, zones overlap."""
-    for finding, details in said.items():
+    """Count stated sides and zones against the masks. Zones overlap, so every stated zone must contain the lesion."""
+    for finding, details in predicted.items():
         if finding not in masks or not masks[finding].any():
             continue
         k = FINDINGS.index(finding)
@@ -243,6 +244,6 @@ def _count_film(
             counts["film zones apart"][study, k] = not details.zones & zones
 
 
-def _quotient(part_B: np.ndarray, whole_B: np.ndarray) -> np.ndarray:
-    """Not a number where the whole is 0."""
-    return np.where(whole_B > 0, part_B / np.where(whole_B > 0, whole_B, 1), np.nan)
+def _quotient(part_B: np.ndarray, total_B: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the total is 0."""
+    return np.where(total_B > 0, part_B / np.where(total_B > 0, total_B, 1), np.nan)

@@ -20,16 +20,15 @@ from amrg.data.studies import SPLITS, Study
 from amrg.data.text import labeler
 from amrg.errors import UserError
 from amrg.evaluation import language
-from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbour, random_train
+from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbor, random_train
 from amrg.evaluation.brightness_probe import brightness_probe
 from amrg.evaluation.classifier_outputs import PROBE_FILMS, TestOutputs, TrainOutputs, run_on_test, run_on_train
 from amrg.evaluation.details import DetailScores
-from amrg.evaluation.localization import Localisation, localization_scores
+from amrg.evaluation.localization import Localization, localization_scores
 from amrg.evaluation.page_samples import (
     CONTACT_FILMS,
     RetrievedRows,
     choose_page_studies,
-    positive_findings,
     read_curves,
     sample_studies,
 )
@@ -46,13 +45,13 @@ from amrg.pages.result_page import Page, write_page
 from amrg.pages.score_table import score_table
 from amrg.progress import echo
 
-#: Of the layout of ``scores.json``.
+#: Version of the layout of ``scores.json``.
 FORMAT = 3
 
-#: A finding counts in the probe's mean with at least so many positives, as in stage 1's mean AUROC.
+#: Minimal positives of a finding in the probe's mean, as in stage 1's mean AUROC.
 LEAST_POSITIVES = 10
 
-#: The row of the localisation table that counts every lesion.
+#: The row of the localization table that counts every lesion.
 ALL_FINDINGS = "all lesions"
 
 _PACKAGES = ("amrg", "torch", "transformers", "numpy", "scipy", "pycocoevalcap", "radeval")
@@ -68,17 +67,16 @@ def evaluate(
     folder: Path,
     each: MapFn = map,
 ) -> None:
-    """Score the generated reports beside the baselines, print the table, write the page.
+    """Score the generated reports and the baselines, print the table, and write the page.
 
     Args:
-        config: ``evaluate``, ``banks.mining.method`` and ``seed`` are read.
+        config: reads ``evaluate``, ``banks.mining.method`` and ``seed``.
         data, stage1, banks, stage2, generated: artefacts.
-        folder: receives ``scores.json``, ``index.html`` and, where a metric with learned weights could be asked,
-            ``learned.json``.
-        each: does the passes over films and the learned metrics.
+        folder: receives ``scores.json``, ``index.html`` and, if a metric with learned weights ran, ``learned.json``.
+        each: maps over the passes over films and over the learned metrics.
 
     Raises:
-        UserError: the generated reports are not those of the split's studies, or a reference has no words.
+        UserError: the generated reports do not match the split's studies, or a reference has no words.
     """
     kinds = {"data": data, "stage1": stage1, "banks": banks, "stage2": stage2, "reports": generated}
     inputs = {kind: open_artifact(path, kind) for kind, path in kinds.items()}
@@ -108,7 +106,7 @@ def evaluate(
         "retrieved_sets": num_distinct_retrievals(reports),
         "relevance": _relevance(config, banks, test, reports),
         "mentions": mention_tables(_present(test), texts),
-        "localisation": _localisation(config, test),
+        "localisation": _localization(config, test),
         "classifier": _classifier(stage1, split),
         "probe": _probe(test, train) if config.data.source == "openi_drr" else None,
         **_origin(config, inputs),
@@ -129,7 +127,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _ClassifierPass:
-    """A pass of the classifier over the train films (where the films of the ``wanted`` studies are kept) or others."""
+    """A pass of the classifier over one split; on ``train`` it keeps the films of the ``wanted`` studies."""
 
     config: Config
     stage1: Path
@@ -147,10 +145,10 @@ class _ClassifierPass:
 def _systems(
     config: Config, test: TestOutputs, train: TrainOutputs, val_reports: list[str], generated: list[str], each: MapFn
 ) -> tuple[dict[str, dict[str, Any]], LearnedScores]:
-    """The model and its baselines, scored alike; what the learned metrics found in the model's reports."""
+    """Score the model and its baselines; returns also the learned scores of the model's reports."""
     groups = [s.group for s in test.studies]
     train_reports = [s.report for s in train.studies]
-    nearest = nearest_neighbour(test.pooled_SD, train.pooled_MD, groups, [s.group for s in train.studies])
+    nearest = nearest_neighbor(test.pooled_SD, train.pooled_MD, groups, [s.group for s in train.studies])
     chance = random_train(len(groups), len(train_reports), config.seed)
     systems = {
         MODEL: generated,
@@ -179,7 +177,7 @@ def _systems(
 
 
 def _references(config: Config, test: TestOutputs) -> dict[str, Any]:
-    """How the references are worded, and how well their own details agree with the films: what is within reach."""
+    """Score the references' own wording and details: the level that a generator can reach."""
     texts, groups = [s.report for s in test.studies], [s.group for s in test.studies]
     details = DetailScores.of(texts, texts, test.masks)
     return {
@@ -189,7 +187,7 @@ def _references(config: Config, test: TestOutputs) -> dict[str, Any]:
 
 
 def _copying(data: Path, banks: Path, studies: list[Study], reports: list[GeneratedReport]) -> dict[str, Any]:
-    """What the generated reports share with memory and train, and what the references share with the same."""
+    """Compute copy rates of the generated reports and of the references, from memory and train."""
     train, groups = [s.report for s in read_studies(data, "train")], [s.group for s in studies]
     rows = retrieved_texts(banks, reports)
     texts = {"generated": [r.text for r in reports], "reference": [s.report for s in studies]}
@@ -197,20 +195,20 @@ def _copying(data: Path, banks: Path, studies: list[Study], reports: list[Genera
 
 
 def _relevance(config: Config, banks: Path, test: TestOutputs, reports: list[GeneratedReport]) -> dict[str, Any]:
-    """``relevance`` of what was retrieved, with the studies' own labels and true lesions."""
+    """Compute ``relevance`` of the retrieved rows to the studies' own labels and true lesions."""
     weights = bootstrap_counts([s.group for s in test.studies], config.evaluate.bootstrap_samples, config.seed)
     present = _present(test)[:, [LABELS.index(finding) for finding in FINDINGS]]
     return relevance(banks, reports, present, test.masks, weights)
 
 
 def _present(test: TestOutputs) -> np.ndarray:
-    """What the studies have by their own labels, bool [S, 14]."""
+    """Return whether the studies' own labels are positive, bool [S, 14]."""
     return _labels(test.studies) == 1
 
 
-def _localisation(config: Config, test: TestOutputs) -> dict[str, Any]:
-    """``Localisation.summary`` of each finding with a true lesion in at least two studies, and of all together."""
-    found: dict[str, Localisation] = {}
+def _localization(config: Config, test: TestOutputs) -> dict[str, Any]:
+    """Summarize each finding with a true lesion in at least two studies, and all of them as ``ALL_FINDINGS``."""
+    found: dict[str, Localization] = {}
     groups: dict[str, list[str]] = {}
     for finding in FINDINGS:
         have = [i for i, masks in enumerate(test.masks) if finding in masks and masks[finding].any()]
@@ -219,7 +217,7 @@ def _localisation(config: Config, test: TestOutputs) -> dict[str, Any]:
             found[finding] = localization_scores(maps, np.stack([test.masks[i][finding] for i in have]))
             groups[finding] = [test.studies[i].group for i in have]
     if found:
-        found[ALL_FINDINGS] = Localisation.concat(list(found.values()))
+        found[ALL_FINDINGS] = Localization.concat(list(found.values()))
         groups[ALL_FINDINGS] = [group for some in groups.values() for group in some]
     return {
         name: one.summary(groups[name], config.evaluate.bootstrap_samples, config.seed) for name, one in found.items()
@@ -227,13 +225,13 @@ def _localisation(config: Config, test: TestOutputs) -> dict[str, Any]:
 
 
 def _classifier(stage1: Path, split: str) -> dict[str, Any]:
-    """Stage 1's own scores on the split: per label, and the mean AUROC."""
+    """Read stage 1's scores on the split: per label, and the mean AUROC."""
     scores = json.loads((stage1 / "scores.json").read_text())[split]
     return {"per_label": scores["per_label"], "mean_auroc": scores["mean_auroc"]}
 
 
 def _probe(test: TestOutputs, train: TrainOutputs) -> dict[str, Any]:
-    """Was a shortcut painted into the rendered films? AUROC of their brightness alone."""
+    """Probe the rendered films for a shortcut: AUROC of their brightness alone."""
     train_films, test_films = train.probe_films, test.films[:PROBE_FILMS]
     train_labels, truth = _labels(train.studies[: len(train_films)]), _labels(test.studies[: len(test_films)])
     found = brightness_probe(train_films, train_labels, test_films, truth, LABELS)
@@ -247,12 +245,12 @@ def _probe(test: TestOutputs, train: TrainOutputs) -> dict[str, Any]:
 
 
 def _labels(studies: list[Study]) -> np.ndarray:
-    """The studies' own labels, float64 [S, 14]; not mentioned counts as absent, as in stage 1's default."""
+    """Return the studies' own labels, float64 [S, 14]; not mentioned counts as absent, as in stage 1's default."""
     return np.array([[s.labels[label] or 0.0 for label in LABELS] for s in studies])
 
 
 def _origin(config: Config, inputs: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
-    """What must be equal for two scores to be comparable."""
+    """Return settings, inputs and versions, which must be equal for two scores to be comparable."""
     return {
         "settings": {
             **inputs["reports"].manifest["config"],
@@ -280,7 +278,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of this code, "-dirty" when it was changed since; "unknown" for an installed package."""
+    """Return the commit of this code, with "-dirty" after local changes; "unknown" for an installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -289,4 +287,4 @@ def _commit() -> str:
 
 
 def _captioned(test: TestOutputs, index: int) -> tuple[np.ndarray, str]:
-    return test.films[index], ", ".join(positive_findings(test.studies[index])) or "no finding"
+    return test.films[index], ", ".join(test.studies[index].positive_findings) or "no finding"

@@ -1,4 +1,4 @@
-"""The findings that two reports state, marked in their texts."""
+"""Mark the findings that two reports state in their texts."""
 
 from markupsafe import Markup
 
@@ -8,9 +8,9 @@ from amrg.pages.overlays import marked
 
 
 def highlight_findings(reference: str, generated: str) -> tuple[Markup, Markup]:
-    """Both reports with the findings they state marked (kinds: ``overlays.KINDS``).
+    """Return both reports with their stated findings marked (kinds: ``overlays.KINDS``).
 
-    A finding that both state is a hit only as in clinical F1 with details: sides and kinds of device do not conflict.
+    As in clinical F1 with details, a finding in both is a hit only if sides and device kinds do not conflict.
     """
     texts = normalise(reference), normalise(generated)
     found = [mentions(text) for text in texts]

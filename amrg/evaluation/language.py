@@ -1,6 +1,6 @@
-"""BLEU-1 to 4, ROUGE-L, CIDEr and METEOR over whole references, once per study, over the whole corpus.
+"""BLEU-1 to 4, ROUGE-L, CIDEr and METEOR against full references, once per study, over the corpus.
 
-The scores are those of ``pycocoevalcap``; only the tokens differ from its COCO pipeline, which needs Java to make them.
+The scores are those of ``pycocoevalcap``. Only the tokenizer differs from its COCO pipeline, which needs Java.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ import numpy as np
 from amrg.data.text.repetition import tokenize
 from amrg.errors import UserError
 
-#: Stored with every score: two numbers are comparable only when their tokens are.
+#: Stored with every score: scores are comparable only under the same tokenizer.
 TOKENIZER = "amrg-1: lower case; words and numbers with inner - ' / or decimal point; all other characters separate"
 
 
@@ -25,27 +25,27 @@ NO_JAVA = "no Java on this machine"
 
 
 def language_faults() -> list[str]:
-    """What is missing of the metrics over words."""
+    """Return one line per missing requirement of the language metrics."""
     if importlib.util.find_spec("pycocoevalcap"):
         return []
     return ["language metrics need pycocoevalcap: pip install 'amrg[eval]'"]
 
 
 def meteor_warning() -> str:
-    """Why METEOR will be unavailable, empty where it is not: the other metrics do without."""
+    """Return why METEOR will be unavailable; empty if it is available. The other metrics do not need Java."""
     return "" if shutil.which("java") else f"METEOR will be unavailable: {NO_JAVA}"
 
 
 @dataclass(frozen=True)
 class LanguageScores:
-    """Corpus scores, and what a bootstrap needs to score any resample of the studies.
+    """Per-study terms of the corpus scores, which determine the scores of any resample.
 
     Attributes:
-        bleu_counts: int64 [S, 10]: clipped matches of 1- to 4-grams, n-grams of 1 to 4 generated, lengths generated
-            and reference.
+        bleu_counts: int64 [S, 10]: clipped matches of 1- to 4-grams, generated 1- to 4-grams, generated length,
+            reference length.
         rouge_l, cider: float64 [S] per study; the corpus score is the mean.
-        words: mean number of tokens of a generated and of a reference report.
-        empty: studies whose generated report has no token at all (they are scored, and get 0).
+        words: mean number of tokens per generated and per reference report.
+        empty: number of studies whose generated report has no token; they score 0.
     """
 
     bleu_counts: np.ndarray
@@ -55,7 +55,7 @@ class LanguageScores:
     empty: int
 
     def corpus(self, weights_BS: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Scores by name, one per row of ``weights_BS`` (how often a resample holds each study); default: all once."""
+        """Return the scores by name, one per row of ``weights_BS`` (counts of the studies; default: 1 each)."""
         weights = np.ones((1, len(self.rouge_l))) if weights_BS is None else weights_BS
         total = weights.sum(1)
         bleu = corpus_bleu(weights @ self.bleu_counts)
@@ -66,7 +66,7 @@ class LanguageScores:
         }
 
     def concat(self, other: "LanguageScores") -> "LanguageScores":
-        """The studies of both behind one another; lengths and empty reports are those of both together."""
+        """Concatenate the studies of both; ``words`` and ``empty`` cover both."""
         one, two = len(self.rouge_l), len(other.rouge_l)
         words = [(one * a + two * b) / (one + two) for a, b in zip(self.words, other.words, strict=True)]
         return LanguageScores(
@@ -79,7 +79,7 @@ class LanguageScores:
 
 
 def score_language(references: Mapping[str, str], generated: Mapping[str, str]) -> LanguageScores:
-    """Score generated reports against the whole references.
+    """Score generated reports against the full references.
 
     Args:
         references, generated: text by study key; the keys must be the same set.
@@ -114,7 +114,7 @@ def score_language(references: Mapping[str, str], generated: Mapping[str, str]) 
 
 
 def corpus_bleu(counts_B10: np.ndarray) -> np.ndarray:
-    """BLEU-1 to 4 [B, 4] from summed counts (Papineni et al., 2002), with the guards of ``pycocoevalcap``."""
+    """Return BLEU-1 to 4, [B, 4], from summed counts (Papineni et al., 2002), with the guards of ``pycocoevalcap``."""
     small, tiny = 1e-9, 1e-15
     correct, guess = counts_B10[:, :4], counts_B10[:, 4:8]
     logs = np.log((correct + tiny) / (guess + small)).cumsum(1) / np.arange(1, 5)
@@ -124,12 +124,12 @@ def corpus_bleu(counts_B10: np.ndarray) -> np.ndarray:
 
 
 def meteor(references: Sequence[str], systems: Mapping[str, Sequence[str]], timeout: float) -> dict[str, float] | str:
-    """METEOR 1.5 of each system over the corpus by its own jar, or ``"unavailable: <reason>"``.
+    """Run the METEOR 1.5 jar; returns the corpus score per system, or ``"unavailable: <reason>"``.
 
     Args:
-        references: whole reference reports.
-        systems: generated reports of each system, in the references' order.
-        timeout: seconds for all of them, after which Java is stopped. Starting it takes some ten.
+        references: full reference reports.
+        systems: generated reports per system, in the references' order.
+        timeout: seconds for all systems, after which Java is stopped. Its start takes about ten.
     """
     spec = importlib.util.find_spec("pycocoevalcap")
     java = shutil.which("java")
@@ -147,7 +147,7 @@ def meteor(references: Sequence[str], systems: Mapping[str, Sequence[str]], time
     timer.start()
     try:
         return {name: _meteor(process, references, texts) for name, texts in systems.items()}
-    except (OSError, ValueError):  # the pipe closed under us
+    except (OSError, ValueError):  # the process closed the pipe
         late = not timer.is_alive()
         return f"unavailable: METEOR took longer than {timeout:g} s" if late else "unavailable: METEOR ended early"
     finally:
@@ -157,18 +157,18 @@ def meteor(references: Sequence[str], systems: Mapping[str, Sequence[str]], time
 
 
 def _meteor(process: "subprocess.Popen[str]", references: Sequence[str], generated: Sequence[str]) -> float:
-    """One corpus through the jar's line protocol: statistics of every pair, then their evaluation."""
+    """Score one corpus by the jar's line protocol: statistics of every pair, then their evaluation."""
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None
     assert stdout is not None
 
-    def ask(line: str) -> str:
+    def query(line: str) -> str:
         print(line, file=stdin, flush=True)
         return stdout.readline().strip()
 
     pairs = [(" ".join(tokenize(r)), " ".join(tokenize(g))) for r, g in zip(references, generated, strict=True)]
-    statistics = {pair: ask(" ||| ".join(("SCORE", *pair))) for pair in dict.fromkeys(pairs)}
-    ask(" ||| ".join(("EVAL", *(statistics[pair] for pair in pairs))))  # answers with the score of every pair ...
+    statistics = {pair: query(" ||| ".join(("SCORE", *pair))) for pair in dict.fromkeys(pairs)}
+    query(" ||| ".join(("EVAL", *(statistics[pair] for pair in pairs))))  # answers with the score of every pair ...
     for _ in pairs[1:]:
         stdout.readline()
     return float(stdout.readline())  # ... and then the corpus score

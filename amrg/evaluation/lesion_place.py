@@ -1,4 +1,4 @@
-"""Where a lesion lies on the film: its sides and zones, from its true mask.
+"""Sides and zones of a lesion on the film, from its true mask.
 
 A film shows the patient from the front: the patient's left is the right half of the image. Zones are overlapping
 ranges of height, as the lobes overlap on a film: the rows of ``_ROWS`` in ``amrg/data/sources/openi_drr/lesions.py``,
@@ -7,19 +7,19 @@ widened by 0.05 for the differences in inflation and position between films.
 
 import numpy as np
 
-#: Share of a lesion's area that must lie in a half of the film, or in a zone's rows, for the lesion to be there.
+#: Minimal share of a lesion's area in a half of the film, or in a zone's rows, to assign it that side or zone.
 LEAST_SIDE, LEAST_ZONE = 0.2, 0.4
 
 #: First and last row of the open lung field as shares of the film's height: medians of 200 drawn poses of openi_drr
-#: (95 % of them: 0.03 to 0.08, and 0.71 to 0.85).
+#: (95% of them: 0.03 to 0.08, and 0.71 to 0.85).
 FIELD = (0.06, 0.77)
 
-#: Rows of each zone as shares of the lung field's height; what lies above or below the field counts to its end.
+#: Rows of each zone as shares of the lung field's height. Rows above or below the field belong to the end zones.
 ZONE_ROWS = {"upper": (-np.inf, 0.55), "middle": (0.4, 0.9), "lower": (0.45, np.inf)}
 
 
 def lesion_sides(mask: np.ndarray) -> frozenset[str]:
-    """``left``, ``right`` or both, of the patient; empty for an empty mask (bool [H, W])."""
+    """Return the patient's sides (``left``, ``right``) of a mask, bool [H, W]; empty for an empty mask."""
     columns = mask.sum(0, dtype=np.float64)
     if not columns.sum():
         return frozenset()
@@ -30,7 +30,7 @@ def lesion_sides(mask: np.ndarray) -> frozenset[str]:
 
 
 def lesion_zones(mask: np.ndarray) -> frozenset[str]:
-    """The zones that a lesion may be said to lie in; more than one where zones overlap; empty for an empty mask."""
+    """Return the zones that contain a lesion, several where zones overlap; empty for an empty mask (bool [H, W])."""
     rows = mask.sum(1, dtype=np.float64)
     if not rows.sum():
         return frozenset()

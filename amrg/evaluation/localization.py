@@ -1,8 +1,8 @@
-"""Do activation maps point at the true lesion? Measured per finding, with a control.
+"""Measure per finding whether activation maps point at the true lesion, with a control.
 
-A map may look right only because the finding is always in the same place. So each number stands beside the same number
-with the masks of the *other* studies that have the finding: their mean, which is what a random derangement gives on
-average, without its noise.
+A map may look right only because the finding is always in the same place. The control is the same number with the
+masks of the *other* studies that have the finding, averaged: the expected value of a random derangement, without its
+noise.
 """
 
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from torch.nn import functional
 
 from amrg.evaluation.statistics import bootstrap_counts, interval
 
-#: A map's region, for IoU: pixels of at least this share of its maximum.
+#: Pixels of at least this share of a map's maximum form its region, for IoU.
 REGION = 0.5
 
-#: Thirds of the studies by the area of the lesion, where there are at least so many studies.
+#: Terciles of the studies by lesion area, computed from ``LEAST_STUDIES`` studies on.
 SIZES = ("small", "medium", "large")
 LEAST_STUDIES = 6
 
 
 @dataclass(frozen=True)
-class Localisation:
-    """Numbers of one finding; arrays are per study, [S].
+class Localization:
+    """Scores of one finding, an array [S] over studies each.
 
     Attributes:
         ratio: mean activation inside the true lesion / mean of the whole image (0 for an empty map).
         control: the same with the other studies' masks, averaged.
-        iou: of the map's region (``REGION``) with the lesion.
+        iou: intersection over union of the map's region (``REGION``) and the lesion.
         pointing_hit: whether the map's peak lies in the lesion (pointing game; Zhang et al., 2016, no tolerance).
-        lesion_area_share: share of the image that the lesion covers, which is what a random peak hits.
+        lesion_area_share: share of the image that the lesion covers: the chance of a random peak to hit it.
         empty: whether the map has no activation at all.
     """
 
@@ -44,11 +44,11 @@ class Localisation:
     empty: np.ndarray
 
     def summary(self, groups: Sequence[str], samples: int, seed: int) -> dict[str, Any]:
-        """Means over studies with bootstrap intervals by patient; the same for ``sizes``, terciles of lesion area.
+        """Average over studies, with bootstrap intervals by patient; ``sizes`` has the same per tercile of lesion area.
 
         Args:
             groups: patient of each study.
-            samples, seed: of the bootstrap.
+            samples, seed: number of bootstrap resamples, and their seed.
         """
         found = self._means(bootstrap_counts(groups, samples, seed))
         if len(self.ratio) < LEAST_STUDIES:
@@ -61,16 +61,16 @@ class Localisation:
         return {**found, "sizes": sizes}
 
     def terciles(self) -> list[np.ndarray]:
-        """Rows of the studies with the smallest, the middle and the largest lesions, as equal in number as can be."""
+        """Indices of the studies with the smallest, middle and largest lesions, in parts of nearly equal size."""
         return np.array_split(np.argsort(self.lesion_area_share, kind="stable"), len(SIZES))
 
-    def subset(self, rows: np.ndarray) -> "Localisation":
-        """Some of the studies."""
-        return Localisation(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def subset(self, rows: np.ndarray) -> "Localization":
+        """Select studies by index."""
+        return Localization(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @classmethod
-    def concat(cls, parts: Sequence["Localisation"]) -> "Localisation":
-        """Several findings as one; a study counts once for each lesion."""
+    def concat(cls, parts: Sequence["Localization"]) -> "Localization":
+        """Join several findings; a study counts once per lesion."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def _means(self, weights_BS: np.ndarray) -> dict[str, Any]:
@@ -94,11 +94,11 @@ class Localisation:
         }
 
 
-def localization_scores(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisation:
+def localization_scores(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localization:
     """Compare activation maps of one finding with its true masks.
 
     Args:
-        maps_SHW: non-negative activations on any grid, one map for each study that has the finding. S ≥ 2.
+        maps_SHW: non-negative activations on any grid, one map per study that has the finding. S ≥ 2.
         masks_SHW: bool, at the image's size, each with at least one true pixel.
     """
     assert len(maps_SHW) == len(masks_SHW) >= 2, (len(maps_SHW), len(masks_SHW))
@@ -114,7 +114,7 @@ def localization_scores(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisa
     ratio = np.diag(inside).copy()
     region = (maps >= REGION * peak[:, None]) & filled[:, None]
     overlap = (region * masks).sum(1)
-    return Localisation(
+    return Localization(
         ratio=ratio,
         control=(inside.sum(1) - ratio) / (len(masks) - 1),
         iou=overlap / (region.sum(1) + area - overlap),
@@ -125,6 +125,6 @@ def localization_scores(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localisa
 
 
 def upsample_to(maps_NHW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Maps bilinearly interpolated to (H, W), float32 [N, H, W]; cell centres stay where they are."""
+    """Interpolate maps bilinearly to (H, W), float32 [N, H, W]; cell centers keep their positions."""
     maps = torch.from_numpy(np.ascontiguousarray(maps_NHW, dtype=np.float32))[:, None]
     return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)[:, 0].numpy()

@@ -1,4 +1,4 @@
-"""Which studies the page shows, and what it shows of each."""
+"""Choice of the studies on the page, and their content."""
 
 import json
 from collections.abc import Sequence
@@ -21,24 +21,19 @@ from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence
 
 CONTACT_FILMS = 24
 
-#: The banks by the names that generated reports give them, and the most rows shown of each.
+#: Banks by their names in generated reports, and the maximal number of rows shown.
 _BANKS = {"visual": (VISUAL, 5), "report": (REPORTS, 3)}
 Films = dict[str, list[np.ndarray]]  # by study key
-_MAPS = 3  # at most so many activation maps of a study
-
-
-def positive_findings(study: Study) -> list[str]:
-    """The findings that the study has by its own labels."""
-    return [f for f in FINDINGS if study.labels[f] == 1]
+_MAPS = 3  # maximal activation maps per study
 
 
 def choose_page_studies(studies: Sequence[Study], count: int) -> list[int]:
-    """``count`` studies that show something of everything: the findings and "nothing" in turn, first come first served.
+    """Choose ``count`` studies: each finding and "no finding" in turn takes its next study in index order.
 
-    The choice looks at labels alone, never at what was generated.
+    The choice depends on labels alone, never on generated reports.
     """
-    queues = [[i for i, s in enumerate(studies) if f in positive_findings(s)] for f in FINDINGS]
-    queues.append([i for i, s in enumerate(studies) if not positive_findings(s)])
+    queues = [[i for i, s in enumerate(studies) if f in s.positive_findings] for f in FINDINGS]
+    queues.append([i for i, s in enumerate(studies) if not s.positive_findings])
     chosen: dict[int, None] = {}
     while len(chosen) < min(count, len(studies)):
         for queue in queues:
@@ -49,11 +44,11 @@ def choose_page_studies(studies: Sequence[Study], count: int) -> list[int]:
 
 
 class RetrievedRows:
-    """The rows that reports retrieved, looked up in the banks they came from.
+    """Bank rows that reports retrieved, with their provenance.
 
     Args:
         folder: a banks artefact.
-        reports: the generated reports whose rows will be shown.
+        reports: generated reports whose rows are shown.
     """
 
     def __init__(self, folder: Path, reports: Sequence[GeneratedReport]) -> None:
@@ -66,28 +61,28 @@ class RetrievedRows:
 
     @property
     def films(self) -> set[str]:
-        """Train studies whose film is needed for the regions."""
+        """Keys of the studies whose films show the regions."""
         return {row["key"] for row in self._rows["visual"].values() if row["box"] is not None}
 
     def rows_of(self, report: GeneratedReport, films: Films, grid: int) -> dict[str, list[MemoryRow]]:
-        """The heaviest rows of each bank; ``films`` by study key, ``grid`` cells on the boxes' side."""
+        """Return the heaviest rows per bank; ``films`` by study key, boxes in cells of a ``grid`` × ``grid`` grid."""
         found = {bank: self._found(bank, _heaviest(report, bank), films, grid) for bank in self._rows}
         return {bank: rows for bank, rows in found.items() if rows}
 
     def sentences(self, report: GeneratedReport, films: Films, grid: int) -> list[RecalledSentence]:
-        """The recalled sentences with the rows that they stand on."""
+        """Return the recalled sentences with the bank rows that support them."""
         return [
             RecalledSentence(
-                text=said.text,
-                labels=said.labels,
-                row=said.row,
-                filed=self._rows["report"].get(said.row, {}).get("findings") or [],
-                regions=self._found("visual", said.regions, films, grid),
-                box=said.box,
-                probability=said.probability,
-                details=[(d.finding, d.attribute, d.value, d.probability) for d in said.details],
+                text=sentence.text,
+                labels=sentence.labels,
+                row=sentence.row,
+                filed=self._rows["report"].get(sentence.row, {}).get("findings") or [],
+                regions=self._found("visual", sentence.regions, films, grid),
+                box=sentence.box,
+                probability=sentence.probability,
+                details=[(d.finding, d.attribute, d.value, d.probability) for d in sentence.details],
             )
-            for said in report.sentences
+            for sentence in report.sentences
         ]
 
     def _found(self, bank: str, entries: Sequence[dict[str, Any]], films: Films, grid: int) -> list[MemoryRow]:
@@ -115,16 +110,16 @@ def sample_studies(
     banks: RetrievedRows,
     data: Path,
 ) -> list[SampleStudy]:
-    """What the page shows of the chosen studies; of ``data``, further films of those whose sentences have a box there.
+    """Collect the page's content for the chosen studies; reads further films with boxes of sentences from ``data``.
 
     Raises:
-        UserError: such a study is damaged.
+        UserError: a study with further films is damaged.
     """
     samples = []
     for i in chosen:
         study, report = test.studies[i], reports[i]
         probabilities = dict(zip(LABELS, map(float, test.probabilities_SK[i]), strict=True))
-        found = positive_findings(study)
+        found = study.positive_findings
         shown = sorted(found, key=lambda f: (f not in test.masks[i], FINDINGS.index(f)))[:_MAPS]
         reference, generated = highlight_findings(study.report, report.text)
         samples.append(
@@ -147,7 +142,7 @@ def sample_studies(
 
 
 def read_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each stage's ``curves.jsonl``."""
+    """Read the rows of each stage's ``curves.jsonl``."""
     return {
         stage: [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
         for stage, folder in folders.items()
@@ -155,8 +150,8 @@ def read_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _views(sentences: Sequence[Sentence], first: np.ndarray, study: Study, data: Path) -> dict[int, np.ndarray]:
-    """The films that sentences have a box on, by number."""
-    wanted = {said.box[0] for said in sentences if said.box is not None}
+    """Load the films on which sentences have a box, by number."""
+    wanted = {sentence.box[0] for sentence in sentences if sentence.box is not None}
     if not wanted - {0}:
         return {0: first}
     films = SampleLookup(data, study.split)[study.key].views
@@ -164,18 +159,18 @@ def _views(sentences: Sequence[Sentence], first: np.ndarray, study: Study, data:
 
 
 def _film(row: dict[str, Any], films: Films) -> Any:
-    """That a region was mined from; None where it is not at hand: the bank has held-out rows, or is of other data."""
+    """Return the film a region was mined from, or None if the bank has held-out rows or comes from other data."""
     if row["box"] is None or row["view"] >= len(films.get(row["key"], [])):
         return None
     return films[row["key"]][row["view"]]
 
 
 def _shown(report: GeneratedReport, bank: str) -> list[int]:
-    """Every row of a bank that is shown of a report."""
+    """Return the numbers of all rows of a bank that the page shows for a report."""
     heaviest = [entry["row"] for entry in _heaviest(report, bank)]
     if bank == "report":
-        return heaviest + [said.row for said in report.sentences]
-    return heaviest + [region["row"] for said in report.sentences for region in said.regions]
+        return heaviest + [sentence.row for sentence in report.sentences]
+    return heaviest + [region["row"] for sentence in report.sentences for region in sentence.regions]
 
 
 def _heaviest(report: GeneratedReport, bank: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Metrics that need learned weights, through the package ``radeval``: a number, or why there is none; never 0.
+"""Metrics with learned weights, through the package ``radeval``: a number, or the reason for its absence, never 0.
 
-Each runs in a process of its own: what it loads is gone afterwards, what hangs is stopped, and nothing is downloaded.
-Its weights must lie where radeval looks for them (``amrg.evaluation.scorers``, ``amrg fetch-metrics``).
+Each metric runs in its own process, which frees its memory, has a time limit and downloads nothing. Its weights must be
+in radeval's cache folders (``amrg.evaluation.scorers``, ``amrg fetch-metrics``).
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from amrg.evaluation.scorers import SCORERS, missing
 from amrg.evaluation.statistics import interval
 from amrg.progress import echo
 
-#: What the scores of the generated reports are made of, in a scores artefact.
+#: Per-study scores of the generated reports, in a scores artefact.
 FILE = "learned.json"
 
-#: CheXbert's averages → the labels that each is over.
+#: Labels of each of CheXbert's averages.
 _CHEXBERT = {f"CheXbert F1 {kind}-{n}": LABEL_SETS[n] for n in ("14", "5") for kind in ("micro", "macro")}
 
-#: All scores.
+#: Names of all scores.
 NAMES = (*_CHEXBERT, *(name for scorer in SCORERS.values() for name in scorer.scores.values()))
 
-#: What is scored in the place of an empty report, on which some of the metrics fail.
+#: Scored instead of an empty report, on which some metrics fail.
 EMPTY_REPORT_PLACEHOLDER = "."
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -45,12 +45,12 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFF
 
 @dataclass(frozen=True)
 class LearnedScores:
-    """What the metrics found in the reports of one system, study by study.
+    """Per-study scores of one system's reports.
 
     Attributes:
-        means: score → its value for each study, float64 [S].
-        chexbert: hits and misses of CheXbert's labels; None where it could not be asked.
-        radeval: the version that was asked; empty where that is not known.
+        means: values by score, float64 [S], whose mean is the score.
+        chexbert: hits and misses of CheXbert's labels; None if CheXbert was unavailable.
+        radeval: version of radeval; empty if unknown.
     """
 
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -61,42 +61,46 @@ class LearnedScores:
         return bool(self.means) or self.chexbert is not None
 
     def scores(self, weights_BS: np.ndarray) -> dict[str, np.ndarray]:
-        """Every score, [B]."""
+        """Return every score, [B]."""
         found = {name: weights_BS @ each / weights_BS.sum(1) for name, each in self.means.items()}
         return found | (_averages(self.chexbert, weights_BS) if self.chexbert else {})
 
     def summary(self, weights_BS: np.ndarray) -> dict[str, dict[str, Any]]:
-        """Every score with its interval, ready for JSON."""
+        """Return every score with its interval, ready for JSON."""
         drawn = self.scores(weights_BS)
-        whole = self.scores(np.ones((1, weights_BS.shape[1])))
-        return {name: {"value": float(v[0]), "interval": list(interval(drawn[name]))} for name, v in whole.items()}
+        observed = self.scores(np.ones((1, weights_BS.shape[1])))
+        return {name: {"value": float(v[0]), "interval": list(interval(drawn[name]))} for name, v in observed.items()}
 
     def joined(self, other: "LearnedScores") -> "LearnedScores":
-        """With what other metrics found in the same reports."""
+        """Add the scores of other metrics on the same reports."""
         return replace(self, means={**self.means, **other.means}, chexbert=self.chexbert or other.chexbert)
 
     def concat(self, other: "LearnedScores") -> "LearnedScores":
-        """The studies of both behind one another; a metric that one of the two does not have is left out."""
+        """Concatenate the studies of both; metrics that only one of them has are left out."""
         common = [name for name in self.means if name in other.means]
         both = self.chexbert.concat(other.chexbert) if self.chexbert and other.chexbert else None
         return LearnedScores({n: np.concatenate([self.means[n], other.means[n]]) for n in common}, both)
 
     def save(self, path: Path, keys: Sequence[str]) -> None:
-        """Write a file of the values by the keys of the studies."""
+        """Write the values with the keys of the studies."""
         content: dict[str, Any] = {"radeval": self.radeval, "keys": list(keys)}
         content["means"] = {name: each.tolist() for name, each in self.means.items()}
         if self.chexbert:
-            truth, said = self.chexbert.tp | self.chexbert.fn, self.chexbert.tp | self.chexbert.fp
-            found = {"labels": LABELS, "reference": truth.astype(int).tolist(), "generated": said.astype(int).tolist()}
+            truth, stated = self.chexbert.tp | self.chexbert.fn, self.chexbert.tp | self.chexbert.fp
+            found = {
+                "labels": LABELS,
+                "reference": truth.astype(int).tolist(),
+                "generated": stated.astype(int).tolist(),
+            }
             content["chexbert"] = found
         path.write_text(json.dumps(content) + "\n")
 
     @classmethod
     def read(cls, path: Path, keys: Sequence[str]) -> "LearnedScores":
-        """Read such a file, in the order of the keys; nothing where there is none.
+        """Read a file of ``save`` in the order of the keys; empty scores if it does not exist.
 
         Raises:
-            UserError: it is damaged, or of other studies.
+            UserError: the file is damaged or has other studies.
         """
         if not path.exists():
             return cls()
@@ -118,18 +122,18 @@ def learned_scores(
     timeout: float,
     each: MapFn = map,
 ) -> tuple[dict[str, LearnedScores], dict[str, str]]:
-    """What each system's reports score, and by metric "unavailable: <reason>" where it could not be asked.
+    """Run the metrics; returns the scores per system, and "unavailable: <reason>" per metric that did not run.
 
     Args:
         metrics: names in ``SCORERS``.
-        references, systems: whole reports, in one order.
-        timeout: seconds for one metric on all systems.
-        each: asks for each metric.
+        references, systems: full reports, in the same order.
+        timeout: seconds per metric for all systems.
+        each: maps over the metrics.
     """
-    ask = partial(_run_metric, references=references, systems=systems, timeout=timeout)
+    query = partial(_run_metric, references=references, systems=systems, timeout=timeout)
     found = {name: LearnedScores(radeval=_version()) for name in systems}
     reasons = {}
-    for metric, answer in zip(metrics, each(ask, metrics), strict=True):
+    for metric, answer in zip(metrics, each(query, metrics), strict=True):
         if isinstance(answer, str):
             reasons[metric] = answer
         else:
@@ -140,17 +144,17 @@ def learned_scores(
 def _run_metric(
     metric: str, references: Sequence[str], systems: Mapping[str, Sequence[str]], timeout: float
 ) -> dict[str, LearnedScores] | str:
-    """What one metric found, by system, or why there is nothing."""
+    """Run one metric; returns its scores per system, or "unavailable: <reason>"."""
     if importlib.util.find_spec("radeval") is None:
         return "unavailable: radeval is not installed: pip install 'amrg[clinical]'"
-    said = {
+    generated = {
         name: [text if text.strip() else EMPTY_REPORT_PLACEHOLDER for text in texts] for name, texts in systems.items()
     }
     echo(f"{metric}: asking radeval")
-    with tempfile.TemporaryDirectory() as folder:  # the metrics print, and write files where they are started
+    with tempfile.TemporaryDirectory() as folder:  # metrics write files into their working directory
         question, answer = Path(folder) / "question.json", Path(folder) / "answer.json"
         question.write_text(
-            json.dumps({"metric": SCORERS[metric].name, "references": list(references), "systems": said})
+            json.dumps({"metric": SCORERS[metric].name, "references": list(references), "systems": generated})
         )
         command = [sys.executable, "-m", "amrg.evaluation.radeval_worker", str(question), str(answer)]
         path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
@@ -171,7 +175,7 @@ def _run_metric(
 
 
 def _lacking(metric: str) -> str:
-    """Why a metric wanted to download something."""
+    """Explain a refused download."""
     names = ", ".join(f"{weights.repository} ({weights.part})" for weights in missing([metric]))
     if not names:
         return "its weights are not where radeval looks, though all that `amrg fetch-metrics` knows of is there"
@@ -188,14 +192,14 @@ def _values(metric: str, scores: Mapping[str, Any], count: int) -> LearnedScores
 
 
 def _counts(found: Mapping[str, Any], order: Sequence[int]) -> ClinicalScores:
-    """Of ``labels``, their names, and what is stated in ``reference`` and ``generated``, 0 or 1 [S, 14]."""
+    """Build the scores from label names in ``labels`` and 0 or 1, [S, 14], in ``reference`` and ``generated``."""
     columns = [found["labels"].index(label) for label in LABELS]
-    truth, said = (np.array(found[text], dtype=bool)[list(order)][:, columns] for text in ("reference", "generated"))
-    return ClinicalScores.from_labels(truth, said)
+    truth, stated = (np.array(found[text], dtype=bool)[list(order)][:, columns] for text in ("reference", "generated"))
+    return ClinicalScores.from_labels(truth, stated)
 
 
 def _averages(chexbert: ClinicalScores, weights_BS: np.ndarray) -> dict[str, np.ndarray]:
-    """F1 as radeval has it from scikit-learn: its macro F1 takes a label that no report states as 0."""
+    """Compute F1 as radeval does with scikit-learn: in macro F1 a label that no report states counts as 0."""
     per_label = chexbert.per_label(weights_BS)[:, :, 2]
     return {
         name: chexbert.micro(labels, weights_BS)[:, 2]

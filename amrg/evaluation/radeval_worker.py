@@ -1,7 +1,7 @@
-"""One radeval metric in a process of its own: ``python -m amrg.evaluation.radeval_worker QUESTION ANSWER``.
+"""Process for one radeval metric: ``python -m amrg.evaluation.radeval_worker QUESTION ANSWER``.
 
-QUESTION holds the metric, the references and the systems' reports; ANSWER gets ``scores``, or the ``reason`` why not:
-empty where weights are not on this machine.
+QUESTION holds the metric, the references and the systems' reports. ANSWER receives ``scores`` or the ``reason`` of a
+failure, which is empty if weights are not on this machine.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-#: Of what is said about a failure: enough for a missing module or file, too little for a report.
+#: Maximal characters of an error message: enough for a missing module or file, too few for a report.
 _LONGEST = 160
 
 
@@ -23,15 +23,15 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
 
 
 def main(question: Path, answer: Path) -> None:
-    """Score all systems with one metric that is loaded once."""
-    asked = json.loads(question.read_text())
-    # radeval downloads what it lacks, some of it on import; a machine without a network may wait for minutes.
+    """Load one metric and score all systems."""
+    request = json.loads(question.read_text())
+    # radeval downloads missing files, some on import; without a network it may wait for minutes.
     socket.getaddrinfo = _refuse
     socket.socket.connect = _refuse  # type: ignore[method-assign]
     found: dict[str, Any]
     try:
-        found = {"scores": _scores(**asked)}
-    except Exception as error:  # whatever a third-party metric raises is the reason why there is no number
+        found = {"scores": _scores(**request)}
+    except Exception as error:  # a third-party metric may raise anything; the error is the reason
         found = {"reason": _reason(error)}
     answer.write_text(json.dumps(found))
 
@@ -49,9 +49,9 @@ def _scores(metric: str, references: list[str], systems: dict[str, list[str]]) -
 
 
 def _labels(references: list[str], systems: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """What CheXbert reads in each report: radeval's own scores are over all reports, and cannot be drawn anew.
+    """Label each report with CheXbert. radeval's own scores cover all reports, so they cannot be resampled.
 
-    Its class is asked itself because the front end of radeval 2.2.1 takes a GPU for granted.
+    The class is called directly because the front end of radeval 2.2.1 requires a GPU.
     """
     import torch
     from radeval.metrics.f1chexbert import F1CheXbert
@@ -70,8 +70,8 @@ def _reason(error: BaseException) -> str:
         return ""
     if "binary incompatibility" in str(error):
         return "radeval failed: a compiled package it needs was built for another numpy"
-    told = str(error) if isinstance(error, ImportError | OSError) else ""
-    return f"radeval failed: {type(error).__name__} {' '.join(told.split())[:_LONGEST]}".rstrip()
+    message = str(error) if isinstance(error, ImportError | OSError) else ""
+    return f"radeval failed: {type(error).__name__} {' '.join(message.split())[:_LONGEST]}".rstrip()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Is what memory retrieves about the film? A finding's own association, against the rows of that finding in the bank.
+"""Relevance of the retrieved rows to the film, from each finding's own association.
 
-``generate`` tells of every report and bank, for each of the 13 findings' own associations (means over heads), the share
-on rows of that finding, the heaviest row, and the share of the weight on that finding's rows with a box that lies on
-the patient's left. A relevant memory puts more on rows of a finding where the film has it than where it has not, more
-than rows of that finding make up of the bank, and other rows for other films.
+Per report and bank, ``generate`` writes for each of the 13 findings' own associations (means over heads): the share on
+rows of that finding, the heaviest row, and the share on the patient's left of the weight on that finding's rows with a
+box. A relevant memory puts more weight on rows of a finding if the film has it than if not, more than their share of
+the bank, and retrieves different rows for different films.
 
 Shape legend: S studies, K the 13 findings, B resamples.
 """
@@ -22,21 +22,21 @@ from amrg.evaluation.lesion_place import lesion_sides
 from amrg.evaluation.reports import Association, GeneratedReport
 from amrg.evaluation.statistics import interval
 
-#: The banks by the names that generated reports give them.
+#: Banks by their names in generated reports.
 FOLDERS = {"visual": VISUAL, "report": REPORTS}
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """The associations of one memory with what the studies have.
+    """Associations of one memory, and the findings of the studies.
 
     Attributes:
         share_SK: share of finding k's association on rows of finding k.
-        top_SK: its heaviest row, −1 for none.
-        side_SK: share of the weight on that finding's rows with a box which lies on the true side of the lesion; not a
-            number where the lesion is unknown or on both sides, or no such row has weight.
-        present_SK: bool, what the studies have by their own labels.
-        base_K: share of the bank's rows that are of finding k.
+        top_SK: heaviest row of that association, −1 for none.
+        side_SK: share on the true side of the lesion of the weight on that finding's rows with a box; NaN if the
+            lesion is unknown or on both sides, or no such row has weight.
+        present_SK: bool, positive findings by the studies' own labels.
+        base_K: share of the bank's rows that belong to finding k.
         first_S: heaviest row over all associations of a study, −1 for none.
     """
 
@@ -48,14 +48,14 @@ class Relevance:
     first_S: np.ndarray
 
     def summary(self, weights_BS: np.ndarray) -> dict[str, Any]:
-        """Values with their bootstrap intervals, for JSON.
+        """Return values with their bootstrap intervals, for JSON.
 
         Returns:
             ``all`` and, under ``findings``, each finding that some study has: number of ``studies``, mean share
-            ``with`` it, ``without`` it and ``base``; ``rows``, the number of different heaviest rows; ``side``, the
+            ``with`` it, ``without`` it and ``base``; ``rows``, the number of distinct heaviest rows; ``side``, the
             mean share on the true side of one-sided lesions, and ``sided``, their number. ``all`` counts a study once
-            for each finding that it has; its ``without`` and ``base`` weigh the findings alike. ``alike``: share of the
-            studies whose heaviest row is the most frequent one; ``leading``: number of different heaviest rows.
+            per finding that it has, and its ``without`` and ``base`` use the same weights. ``alike``: share of the
+            studies whose heaviest row is the most frequent one. ``leading``: number of distinct heaviest rows.
         """
         have = [k for k in range(len(FINDINGS)) if self.present_SK[:, k].any()]
         return {
@@ -72,7 +72,7 @@ class Relevance:
         once = np.ones((1, len(present)))
 
         def without(weights: np.ndarray) -> np.ndarray:
-            """Mean over the findings, each as often as studies have it."""
+            """Average over the findings, weighted by the number of studies that have them."""
             absent = _quotient(weights @ (~present * share), weights @ ~present)
             times = np.where(np.isfinite(absent), weights @ present, 0)
             return _quotient((times * np.nan_to_num(absent)).sum(1), times.sum(1))
@@ -82,18 +82,18 @@ class Relevance:
 
         return {
             "studies": int(present.sum()),
-            "with": _told(mean(share, present, once), mean(share, present, weights_BS)),
-            "without": _told(without(once), without(weights_BS)),
+            "with": _with_interval(mean(share, present, once), mean(share, present, weights_BS)),
+            "without": _with_interval(without(once), without(weights_BS)),
             "base": float((self.base_K[columns] * present.sum(0)).sum() / present.sum()),
             "rows": len(set(top[top >= 0].tolist())),
-            "side": _told(mean(side, have, once), mean(side, have, weights_BS)),
+            "side": _with_interval(mean(side, have, once), mean(side, have, weights_BS)),
             "sided": int(have.sum()),
         }
 
     def _alike(self, weights_BS: np.ndarray) -> dict[str, Any]:
         counts = Counter(self.first_S[self.first_S >= 0].tolist())
         led = self.first_S == (counts.most_common(1)[0][0] if counts else -2)
-        return _told(led.mean(keepdims=True), weights_BS @ led / weights_BS.sum(1))
+        return _with_interval(led.mean(keepdims=True), weights_BS @ led / weights_BS.sum(1))
 
 
 def relevance(
@@ -103,36 +103,36 @@ def relevance(
     masks: Sequence[Mapping[str, np.ndarray]],
     weights_BS: np.ndarray,
 ) -> dict[str, dict[str, Any] | None]:
-    """``Relevance.summary`` of each memory; None where the reports do not tell their associations.
+    """Return ``Relevance.summary`` per memory; None if the reports lack associations.
 
     Args:
         banks: a banks artefact.
-        reports: one for each study.
-        present_SK: bool, what the studies have by their own labels.
-        masks: true lesions of each study by finding, bool [H, W].
-        weights_BS: how often each resample holds each study.
+        reports: one per study.
+        present_SK: bool, positive findings by the studies' own labels.
+        masks: true lesions per study by finding, bool [H, W].
+        weights_BS: count of each study in each resample.
     """
     found: dict[str, dict[str, Any] | None] = {}
     for bank, folder in FOLDERS.items():
-        told = [report.association[bank] for report in reports if bank in report.association]
-        if len(told) < len(reports):
+        associations = [report.association[bank] for report in reports if bank in report.association]
+        if len(associations) < len(reports):
             found[bank] = None
             continue
         first = [max(r.memory.get(bank, []), key=lambda row: row["weight"], default={"row": -1}) for r in reports]
-        whole = Relevance(
-            share_SK=np.array([one.share for one in told], dtype=np.float64),
-            top_SK=np.array([one.top_row for one in told], dtype=np.int64),
-            side_SK=_on_true_side(told, masks),
+        measured = Relevance(
+            share_SK=np.array([one.share for one in associations], dtype=np.float64),
+            top_SK=np.array([one.top_row for one in associations], dtype=np.int64),
+            side_SK=_on_true_side(associations, masks),
             present_SK=present_SK,
             base_K=base_rates(MemoryBank.open(banks / folder)),
             first_S=np.array([row["row"] for row in first], dtype=np.int64),
         )
-        found[bank] = whole.summary(weights_BS)
+        found[bank] = measured.summary(weights_BS)
     return found
 
 
 def base_rates(bank: MemoryBank) -> np.ndarray:
-    """Share of a bank's rows that are of each of the 13 findings, float64 [K]."""
+    """Return the share of a bank's rows that belong to each of the 13 findings, float64 [K]."""
     counts: Counter[str] = Counter()
     for first, chunk in bank.chunks():
         for row in bank.provenance_rows(first, first + chunk["rows"], ["findings"])["findings"].to_pylist():
@@ -140,10 +140,10 @@ def base_rates(bank: MemoryBank) -> np.ndarray:
     return np.array([counts[finding] / max(len(bank), 1) for finding in FINDINGS])
 
 
-def _on_true_side(told: Sequence[Association], masks: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """From the share on the patient's left to the share on the lesion's side, float64 [S, K]."""
-    found = np.full((len(told), len(FINDINGS)), np.nan)
-    for i, (association, lesions) in enumerate(zip(told, masks, strict=True)):
+def _on_true_side(associations: Sequence[Association], masks: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """Convert shares on the patient's left to shares on the lesion's side, float64 [S, K]."""
+    found = np.full((len(associations), len(FINDINGS)), np.nan)
+    for i, (association, lesions) in enumerate(zip(associations, masks, strict=True)):
         for k, finding in enumerate(FINDINGS):
             left = association.side[k]
             sides = lesion_sides(lesions[finding]) if finding in lesions else frozenset()
@@ -152,13 +152,13 @@ def _on_true_side(told: Sequence[Association], masks: Sequence[Mapping[str, np.n
     return found
 
 
-def _told(value_1: np.ndarray, values_B: np.ndarray) -> dict[str, Any]:
-    """``value`` and ``interval`` for JSON, None for what no study tells."""
+def _with_interval(value_1: np.ndarray, values_B: np.ndarray) -> dict[str, Any]:
+    """Return ``value`` and ``interval`` for JSON; None if no study has a value."""
     if not np.isfinite(value_1[0]):
         return {"value": None, "interval": None}
     return {"value": float(value_1[0]), "interval": list(interval(values_B))}
 
 
-def _quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Not a number where the whole is 0."""
-    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
+def _quotient(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the total is 0."""
+    return np.where(total > 0, part / np.where(total > 0, total, 1), np.nan)

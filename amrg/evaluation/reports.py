@@ -1,4 +1,4 @@
-"""Reading ``reports.jsonl`` and pairing it with the studies it must answer."""
+"""Read ``reports.jsonl`` and match it with the studies of its split."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ FILE = "reports.jsonl"
 
 @dataclass(frozen=True)
 class Association:
-    """Of one memory, entry i of finding i's own association, mean over heads.
+    """Association of one memory: entry i belongs to finding i's own association, mean over heads.
 
     Attributes:
-        share: of the association, on rows of that finding.
-        top_row: the heaviest row, −1 for none.
-        side: of the weight on that finding's rows with a box, what lies on the patient's left (the image's right half);
-            None where no such row has weight.
+        share: share of the association on rows of that finding.
+        top_row: heaviest row, −1 for none.
+        side: share on the patient's left (the image's right half) of the weight on that finding's rows with a box; None
+            if no such row has weight.
     """
 
     share: list[float]
@@ -30,11 +30,11 @@ class Association:
 
 @dataclass(frozen=True)
 class Detail:
-    """What a recalled sentence says of a finding beside that it is there.
+    """One detail of a finding in a recalled sentence.
 
     Attributes:
         finding, attribute, value: such as Pleural Effusion, side, left.
-        probability: that it is so; None where nothing supported details.
+        probability: probability of the detail; None without a support for details.
     """
 
     finding: str
@@ -45,17 +45,17 @@ class Detail:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence that was recalled from the report bank, and what it stands on.
+    """A sentence recalled from the report bank, and its support.
 
     Attributes:
-        text: of the sentence.
+        text: text of the sentence.
         labels: findings that it states, or No Finding.
-        row: of the report bank.
+        row: row in the report bank.
         regions: rows of the visual bank that voted for it, heaviest first, ``[{"row": int, "weight": float}, …]``.
-        box: number of the film in its study, then x0, y0, x1, y1 in cells of the encoder's fine grid; None where there
-            is no region.
-        probability: that the report states the findings, the least of them; None for No Finding.
-        details: that it gives.
+        box: number of the film in its study, then x0, y0, x1, y1 in cells of the encoder's fine grid; None without a
+            region.
+        probability: smallest probability of its findings in the report; None for No Finding.
+        details: details that it states.
     """
 
     text: str
@@ -72,13 +72,13 @@ class GeneratedReport:
     """One generated report.
 
     Attributes:
-        key: of its study.
-        text: may be empty: it is scored, and gets what silence deserves.
-        memory: for each bank the rows behind it, ``[{"row": int, "weight": float}, …]``.
-        group, reference: patient, and the report that was to be written, where the line tells.
-        recalled: rows of the report bank whose sentences it begins with, one of each.
-        association: by bank, where the line tells.
-        sentences: those that it begins with, and what they stand on, where the line tells.
+        key: key of its study.
+        text: generated text; an empty text is scored as well.
+        memory: retrieved rows by bank, ``[{"row": int, "weight": float}, …]``.
+        group, reference: patient and reference report; empty if the line lacks them.
+        recalled: report-bank rows of the sentences it begins with, one row each.
+        association: associations by bank, if the line has them.
+        sentences: recalled sentences it begins with, if the line has them.
     """
 
     key: str
@@ -92,14 +92,14 @@ class GeneratedReport:
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
-    """The generated reports in the order of ``studies``, each study exactly once.
+    """Read the generated reports in the order of ``studies``, each study exactly once.
 
     Args:
         path: ``reports.jsonl`` or the artefact that holds it.
-        studies: every study of the split that was generated for.
+        studies: all studies of the split.
 
     Raises:
-        UserError: as ``parse_reports``, or the studies are not those of the split.
+        UserError: as in ``parse_reports``, or the studies differ from those of the split.
     """
     file = path / FILE if path.is_dir() else path
     found = parse_reports(file)
@@ -114,10 +114,10 @@ def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
 
 
 def parse_reports(file: Path) -> dict[str, GeneratedReport]:
-    """Every line of a file of reports, by study key.
+    """Parse every line of a file of reports; returns them by study key.
 
     Raises:
-        UserError: the file is missing or malformed, or a study comes twice.
+        UserError: the file is missing or malformed, or a study is repeated.
     """
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -140,11 +140,11 @@ def _parse(line: str, where: str) -> GeneratedReport:
         group, reference = record.get("group") or "", record.get("reference") or ""
         rows, recalled = [row for bank in memory.values() for row in bank], record.get("recalled") or []
         good = all(isinstance(value, str) for value in (key, text, group, reference))
-        "".join((key, text, group, reference)).encode()  # half a surrogate pair can be read, and never written again
+        "".join((key, text, group, reference)).encode()  # half a surrogate pair can be read but not written
         good = good and all(isinstance(r["row"], int) and isinstance(r["weight"], int | float) for r in rows)
         good = good and all(isinstance(row, int) for row in recalled)
-        association = {bank: _association(told) for bank, told in (record.get("association") or {}).items()}
-        sentences = tuple(_sentence(told) for told in record.get("sentences") or [])
+        association = {bank: _association(entry) for bank, entry in (record.get("association") or {}).items()}
+        sentences = tuple(_sentence(entry) for entry in record.get("sentences") or [])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
@@ -152,13 +152,13 @@ def _parse(line: str, where: str) -> GeneratedReport:
     return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences)
 
 
-def _association(told: dict[str, Any]) -> Association:
-    """One memory's entry of a line.
+def _association(entry: dict[str, Any]) -> Association:
+    """Parse one memory's entry of a line.
 
     Raises:
-        ValueError: a list has not one entry for each finding, or an entry is not a number.
+        ValueError: a list does not have one number per finding.
     """
-    share, top_row, side = told["share"], told["top_row"], told.get("side") or [None] * len(FINDINGS)
+    share, top_row, side = entry["share"], entry["top_row"], entry.get("side") or [None] * len(FINDINGS)
     good = all(len(values) == len(FINDINGS) for values in (share, top_row, side))
     good = good and all(isinstance(row, int) for row in top_row)
     if not good or not all(0 <= value <= 1 + 1e-6 for value in (*share, *(s for s in side if s is not None))):
@@ -166,17 +166,17 @@ def _association(told: dict[str, Any]) -> Association:
     return Association(share, top_row, side)
 
 
-def _sentence(told: dict[str, Any]) -> Sentence:
-    """One of a line's ``sentences``. A box without area is None.
+def _sentence(entry: dict[str, Any]) -> Sentence:
+    """Parse one of a line's ``sentences``. A box without area becomes None.
 
     Raises:
-        ValueError, KeyError, TypeError: an entry is missing, or is not what ``Sentence`` says.
+        ValueError, KeyError, TypeError: an entry is missing or does not fit ``Sentence``.
     """
-    details = tuple(Detail(d["finding"], d["attribute"], d["value"], d["probability"]) for d in told["details"])
-    text, labels, regions, box = told["text"], tuple(told["labels"]), told["regions"], told["box"]
+    details = tuple(Detail(d["finding"], d["attribute"], d["value"], d["probability"]) for d in entry["details"])
+    text, labels, regions, box = entry["text"], tuple(entry["labels"]), entry["regions"], entry["box"]
     texts = [text, *labels, *(part for d in details for part in (d.finding, d.attribute, d.value))]
-    shares = [told["probability"], *(d.probability for d in details), *(region["weight"] for region in regions)]
-    numbers = [told["row"], *(region["row"] for region in regions), *(box or ())]
+    shares = [entry["probability"], *(d.probability for d in details), *(region["weight"] for region in regions)]
+    numbers = [entry["row"], *(region["row"] for region in regions), *(box or ())]
     good = all(isinstance(one, str) for one in texts) and bool(labels) and {*labels} <= {*LABELS}
     good = good and all(share is None or 0 <= share <= 1 + 1e-6 for share in shares)
     good = good and all(isinstance(one, int) and one >= 0 for one in numbers)
@@ -189,4 +189,4 @@ def _sentence(told: dict[str, Any]) -> Sentence:
         box = tuple(box) if x0 < x1 and y0 < y1 else None
     if not good:
         raise ValueError("not a recalled sentence")
-    return Sentence(text, labels, told["row"], regions, box, told["probability"], details)
+    return Sentence(text, labels, entry["row"], regions, box, entry["probability"], details)

@@ -1,8 +1,7 @@
 """Generated reports in the format of the ReXrank leaderboard (rexrank.ai).
 
-ReXrank gives its test sets as one JSON object by study id and takes the same object back, with the report that a model
-wrote as ``model_prediction`` of each study. Its evaluation reads that and ``section_findings`` and
-``section_impression``, the references.
+A ReXrank test set is one JSON object by study id. A submission is the same object with each study's generated report as
+``model_prediction``. ReXrank compares it with the references ``section_findings`` and ``section_impression``.
 """
 
 import json
@@ -16,12 +15,11 @@ PREDICTION = "model_prediction"
 
 
 def to_rexrank(reports: list[GeneratedReport], sections: str) -> dict[str, dict[str, Any]]:
-    """A file of its own, with our references.
+    """Build a submission from our own references.
 
     Args:
-        reports: with their references.
-        sections: what was written, ``data.sections``. A report of ``both`` stands as findings: our cleaned text no
-            longer tells them apart.
+        reports: generated reports with their references.
+        sections: ``data.sections``. ``both`` is written as findings, since the cleaned text does not separate them.
     """
     place = "section_impression" if sections == "impression" else "section_findings"
     blank: dict[str, Any] = {"section_findings": None, "section_impression": None}
@@ -32,10 +30,10 @@ def to_rexrank(reports: list[GeneratedReport], sections: str) -> dict[str, dict[
 
 
 def read_test_set(path: Path) -> dict[str, dict[str, Any]]:
-    """One of ReXrank's own files.
+    """Read one of ReXrank's test sets.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is not a test set.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -48,18 +46,18 @@ def read_test_set(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def fill_test_set(test_set: dict[str, dict[str, Any]], reports: list[GeneratedReport]) -> dict[str, dict[str, Any]]:
-    """ReXrank's own file with our reports in it. MIMIC-CXR's studies are ``50051329`` there and ``s50051329`` here.
+    """Add our reports to ReXrank's test set, which writes MIMIC-CXR's study ``s50051329`` as ``50051329``.
 
     Raises:
-        UserError: the studies are not the same.
+        UserError: the studies differ.
     """
-    ours = {r.key: r.text for r in reports}
-    if not ours.keys() & test_set.keys():
-        ours = {key.removeprefix("s"): text for key, text in ours.items()}
-    missing, foreign = len(test_set.keys() - ours.keys()), len(ours.keys() - test_set.keys())
+    texts = {r.key: r.text for r in reports}
+    if not texts.keys() & test_set.keys():
+        texts = {key.removeprefix("s"): text for key, text in texts.items()}
+    missing, foreign = len(test_set.keys() - texts.keys()), len(texts.keys() - test_set.keys())
     if missing or foreign:
         raise UserError(
             f"{missing} of the {len(test_set)} studies of the test set have no report, and {foreign} reports are of "
             "other studies: generate for exactly its studies"
         )
-    return {key: {**study, PREDICTION: ours[key]} for key, study in test_set.items()}
+    return {key: {**study, PREDICTION: texts[key]} for key, study in test_set.items()}

@@ -1,8 +1,8 @@
-"""The metrics with learned weights, as radeval 2.2.1 computes them: their names there, and the files that each loads.
+"""Metrics with learned weights as radeval 2.2.1 computes them: their names there, and the files that each loads.
 
 Repositories, files and folders were read from the sources of radeval 2.2.1 (``metrics/*/adapter.py``,
 ``metrics/f1chexbert/f1chexbert.py``, ``metrics/radgraph/_vendor/core.py``, ``metrics/RadCliQv1/radcliq.py``); sizes and
-licences from the repositories' pages on the hub.
+licenses from the repositories' pages on the hub.
 """
 
 import json
@@ -18,47 +18,48 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from amrg.model_files import folder_faults, tokenizer_faults
 
-#: What is loaded of a repository, where it is no single file.
+#: Parts of a repository that consist of several files.
 MODEL, TOKENIZER = "model", "configuration and tokenizer"
 
-#: Files of the top folder that transformers loads; GREEN's hold code for its tokenizer, which radeval lets run.
+#: Files of the top folder that transformers loads. GREEN's include code for its tokenizer, which radeval executes.
 _SMALL = ("*.json", "*.txt", "*.model", "*.py")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What is loaded from a repository of the Hugging Face hub.
+    """Files to load from one repository of the Hugging Face hub.
 
     Attributes:
-        repository: as radeval spells it, for so its folder in the cache is called.
-        part: a file, ``MODEL`` or ``TOKENIZER``.
-        size, licence: of the part, of the repository; empty where they are not known.
-        own_cache: the folder in the user's cache folder where radeval looks; None: it looks in the hub's cache.
+        repository: its name in radeval's spelling, which is also that of its cache folder.
+        part: a file name, ``MODEL`` or ``TOKENIZER``.
+        size: size of the part; empty if unknown.
+        license: license of the repository; empty if unknown.
+        own_cache: radeval's folder in the user's cache folder; None for the hub's cache.
     """
 
     repository: str
     part: str = MODEL
     size: str = ""
-    licence: str = ""
+    license: str = ""
     own_cache: str | None = None
 
     @property
     def place(self) -> str:
-        """Where radeval looks, whatever the machine."""
+        """Folder that radeval reads, as text for any machine."""
         return "HF_HOME/hub" if self.own_cache is None else f"~/.cache/{self.own_cache}"
 
     @property
     def folder(self) -> Path:
-        """Where radeval looks on this machine."""
+        """Folder that radeval reads on this machine."""
         if self.own_cache is None:
             return Path(constants.HF_HUB_CACHE)
-        # as appdirs.user_cache_dir has it on Linux
+        # the same folder as appdirs.user_cache_dir on Linux
         return Path(os.getenv("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))) / self.own_cache
 
     @property
     def there(self) -> bool:
-        """Whether all of it is on this machine."""
+        """Whether all files of the part are on this machine."""
         found = self._cached("config.json" if self.part in (MODEL, TOKENIZER) else self.part)
         if found is None or self.part not in (MODEL, TOKENIZER):
             return found is not None
@@ -67,7 +68,7 @@ class Weights:
         return not folder_faults(found.parent, self.repository, pickles=True)
 
     def wanted(self, listed: Iterable[str]) -> list[str]:
-        """Which of the repository's files make it, those with weights last: while they lack, it is not there."""
+        """Select the part's files from a listing. Weights come last, so that an incomplete download stays missing."""
         if self.part not in (MODEL, TOKENIZER):
             return [self.part]
         top = [name for name in listed if "/" not in name]
@@ -78,7 +79,7 @@ class Weights:
         return chosen
 
     def encoders(self) -> "list[Weights]":
-        """What a RadGraph archive that is there names: the encoders, whose weights it holds itself."""
+        """Encoders that a downloaded RadGraph archive names; the archive holds their weights itself."""
         found = self._cached(self.part) if self.part.endswith(".tar.gz") else None
         return [] if found is None else [Weights(name, TOKENIZER) for name in _encoders(found)]
 
@@ -97,7 +98,7 @@ def _encoders(archive: Path) -> list[str]:
         reader, embedder = config["dataset_reader"]["token_indexers"], config["model"]["embedder"]["token_embedders"]
         return list(dict.fromkeys([reader["bert"]["model_name"], embedder["bert"]["model_name"]]))
     except (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError):
-        return []  # radeval will say that it cannot be read
+        return []  # radeval reports the unreadable archive
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class Scorer:
     """A metric of radeval.
 
     Attributes:
-        name: radeval's.
-        weights: what it loads.
-        scores: radeval's name of a score that is a mean over studies → ours.
-        note: what its number is.
+        name: its name in radeval.
+        weights: files that it loads.
+        scores: radeval's name → our name, for scores that are means over studies.
+        note: definition of the number, for the reader.
     """
 
     name: str
@@ -127,7 +128,7 @@ _CHEXBERT = (
     Weights("bert-base-uncased", TOKENIZER, "0.7 MB", "Apache-2.0"),
 )
 
-#: Our name of a metric → what it is.
+#: Metrics by our name.
 SCORERS = {
     "BERTScore": Scorer(
         "bertscore",
@@ -179,22 +180,22 @@ SCORERS = {
 
 
 def needed(metrics: Iterable[str]) -> list[Weights]:
-    """What metrics load, once each, with what the RadGraph archives that are there name."""
+    """Files that the metrics load, once each, with the encoders that downloaded RadGraph archives name."""
     direct = [weights for metric in metrics for weights in SCORERS[metric].weights]
     return list(dict.fromkeys(one for weights in direct for one in (weights, *weights.encoders())))
 
 
 def missing(metrics: Sequence[str]) -> list[Weights]:
-    """What of it is not on this machine."""
+    """Files of ``needed`` that are not on this machine."""
     return [weights for weights in needed(metrics) if not weights.there]
 
 
 def weights_table() -> list[list[str]]:
-    """The table of the documentation: metric, repository, part, where it is looked for, size, licence."""
+    """Rows of the documentation's table: metric, repository, part, cache folder, size, license."""
     rows = []
     for metric, scorer in SCORERS.items():
         for weights in scorer.weights:
-            rows.append([metric, weights.repository, weights.part, weights.place, weights.size, weights.licence])
+            rows.append([metric, weights.repository, weights.part, weights.place, weights.size, weights.license])
             if weights.part.endswith(".tar.gz"):
                 rows.append([metric, "the encoder that the archive names", TOKENIZER, "HF_HOME/hub", "", ""])
     return rows

@@ -1,4 +1,4 @@
-"""Scores of several systems on the same studies: the model and its baselines, side by side."""
+"""Scores of the model and its baselines on the same studies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,16 +24,16 @@ def score_systems(
     meteor_timeout: float | None,
     masks: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Language and clinical scores of each system, and those of details, with bootstrap intervals by patient.
+    """Compute language, clinical and detail scores of each system, with bootstrap intervals by patient.
 
     Args:
-        references: whole reference reports, [S].
-        systems: by name, the reports it wrote for the same studies; the first is the one to judge, and every other
-            one gets ``model_minus_this``: the paired difference in the headline clinical F1 and its interval.
+        references: full reference reports, [S].
+        systems: reports for the same studies by system. The first is the model; every other system receives
+            ``model_minus_this``, the paired difference in the headline clinical F1 with its interval.
         groups: patient of each study.
-        samples, seed: of the bootstrap.
+        samples, seed: number of bootstrap resamples, and their seed.
         meteor_timeout: seconds; None leaves METEOR out.
-        masks: true lesions of each study by finding, bool [H, W]; None where none are known.
+        masks: true lesions per study by finding, bool [H, W]; None if unknown.
     """
     weights = bootstrap_counts(groups, samples, seed)
     truth = label_matrix(references)
@@ -44,9 +44,9 @@ def score_systems(
     headline: dict[str, tuple[float, np.ndarray]] = {}
     for name, texts in systems.items():
         language = score_language(_keyed(references), _keyed(texts))
-        said = label_matrix(texts)
+        predicted = label_matrix(texts)
         strict, lenient = (
-            ClinicalScores.from_labels(binarize(truth, p), binarize(said, p)) for p in ("absent", "present")
+            ClinicalScores.from_labels(binarize(truth, p), binarize(predicted, p)) for p in ("absent", "present")
         )
         scores[name] = {
             "language": _with_intervals(language, weights),
@@ -70,16 +70,16 @@ def score_systems(
 
 
 def mention_tables(present_SK: np.ndarray, generated: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each finding that some study has and some lacks: does its report mention it more often?
+    """Return ``contingency_table`` of presence and mention, per finding that some studies have and some lack.
 
     Args:
         present_SK: bool [S, 14], the studies' own labels.
-        generated: their generated reports.
+        generated: generated reports, [S].
     """
-    said = binarize(label_matrix(generated))
+    mentioned = binarize(label_matrix(generated))
     columns = {f: LABELS.index(f) for f in FINDINGS}
     mixed = {f: k for f, k in columns.items() if 0 < present_SK[:, k].sum() < len(present_SK)}
-    return {f: contingency_table(present_SK[:, k], said[:, k]) for f, k in mixed.items()}
+    return {f: contingency_table(present_SK[:, k], mentioned[:, k]) for f, k in mixed.items()}
 
 
 def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, 
 
 
 def _clinical_intervals(scores: ClinicalScores, weights: np.ndarray) -> dict[str, list[float]]:
-    """Of F1, for every average."""
+    """Return the intervals of F1 by average."""
     return {name: list(interval(values[:, 2])) for name, values in scores.averages(weights).items()}
 
 

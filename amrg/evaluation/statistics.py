@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-#: Coverage of every interval quoted.
+#: Coverage of every interval.
 CONFIDENCE = 0.95
 
 
 def bootstrap_counts(groups: Sequence[str], samples: int, seed: int) -> np.ndarray:
-    """How often each bootstrap sample holds each study, int64 [samples, S].
+    """Draw the count of each study in each bootstrap sample, int64 [samples, S].
 
-    Whole groups are drawn with replacement, so that the studies of one patient stay together.
+    Groups are drawn with replacement, so the studies of one patient stay together.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples)
@@ -20,7 +20,7 @@ def bootstrap_counts(groups: Sequence[str], samples: int, seed: int) -> np.ndarr
 
 
 def interval(values_B: np.ndarray) -> tuple[float, float]:
-    """Percentile interval of bootstrap values; those that are not a number (a resample without positives) drop out."""
+    """Return the percentile interval of bootstrap values, ignoring NaN (a resample without positives)."""
     values_B = values_B[np.isfinite(values_B)]
     if not len(values_B):
         return float("nan"), float("nan")
@@ -29,13 +29,13 @@ def interval(values_B: np.ndarray) -> tuple[float, float]:
 
 
 def contingency_table(present: np.ndarray, mentioned: np.ndarray) -> dict[str, float | list[float]]:
-    """Do reports of studies with a finding mention it more often than reports of studies without?
+    """Test whether reports of studies with a finding mention it more often than reports of studies without it.
 
     Args:
         present, mentioned: bool [S].
 
     Returns:
-        The four counts, both rates of mention, the odds ratio with 0.5 added to each cell (Haldane, 1956; Anscombe,
+        Four counts, both rates of mention, the odds ratio with 0.5 added to each cell (Haldane, 1956; Anscombe,
         1956) with its Woolf interval, and the two-sided p of Fisher's exact test.
     """
     a, b = int((present & mentioned).sum()), int((present & ~mentioned).sum())

@@ -1,8 +1,8 @@
-"""How generated reports are worded: length, loops, stock texts, and what was copied out of memory.
+"""Wording of generated reports: length, loops, stock texts, and text copied from memory.
 
-None of these is good or bad by itself: radiologists repeat themselves too. So each number is given for the references
-as well, and what is copied from the retrieved rows stands beside what the same report shares with the rows that were
-retrieved for another study.
+None of these is good or bad by itself, since radiologists repeat themselves too. So each number is computed for the
+references as well. The control for text copied from the retrieved rows is the text shared with the rows retrieved for
+another study.
 """
 
 from collections import Counter
@@ -17,20 +17,19 @@ from amrg.data.text.cleaning import normalize_for_dedup, sentences
 from amrg.data.text.repetition import is_repetitive, mentions_prior, most_common_share, ngrams, tokenize
 from amrg.evaluation.reports import GeneratedReport
 
-#: Lengths of the n-grams whose copies are counted: half a sentence, and a whole one.
+#: Lengths of the n-grams whose copies are counted: about half a sentence and a full one.
 NGRAM_SIZES = (4, 8)
 
 
 def text_statistics(texts: Sequence[str]) -> dict[str, float]:
-    """Length and repetition over a set of reports.
+    """Compute length and repetition over a set of reports.
 
     Returns:
-        ``words_mean``, ``words_p10``, ``words_median``, ``words_p90``; ``distinct_1`` and ``distinct_4``, the share of
-        different among all n-grams (Li et al., 2016); ``different``, the share of different reports among all;
-        ``generic``, the share of reports that are word for word the most frequent one; ``loops``, the share that
-        repeats a phrase over and over; ``repeated_sentences``, the share that holds a sentence twice; ``compares``, the
-        share that speaks of a change or an earlier film; ``cut_off``, the share that does not end with a sentence;
-        ``empty``.
+        ``words_mean``, ``words_p10``, ``words_median``, ``words_p90``; ``distinct_1`` and ``distinct_4``, distinct
+        n-grams / all n-grams (Li et al., 2016); ``different``, distinct reports / all reports; and shares of reports:
+        ``generic``, equal to the most frequent one; ``loops``, with a phrase in a loop; ``repeated_sentences``, with a
+        sentence twice; ``compares``, with a mention of change or an earlier film; ``cut_off``, without an end of
+        sentence; ``empty``.
     """
     words = [tokenize(text) for text in texts]
     lengths = np.array([len(w) for w in words], dtype=np.float64)
@@ -54,9 +53,9 @@ def text_statistics(texts: Sequence[str]) -> dict[str, float]:
 
 
 def retrieved_texts(banks: Path, reports: Sequence[GeneratedReport]) -> list[list[str]]:
-    """The texts of the report-bank rows behind each report: the heaviest, and those it took sentences of.
+    """Return the texts of each report's heaviest report-bank rows and of the rows it took sentences from.
 
-    Rows without a text (and unknown ones) are left out.
+    Rows without a text and unknown rows are left out.
     """
     table = MemoryBank.open(banks / REPORTS).provenance
     behind = [dict.fromkeys([*(row["row"] for row in r.memory.get("report", [])), *r.recalled]) for r in reports]
@@ -66,7 +65,7 @@ def retrieved_texts(banks: Path, reports: Sequence[GeneratedReport]) -> list[lis
 
 
 def num_distinct_retrievals(reports: Sequence[GeneratedReport]) -> dict[str, int]:
-    """By bank, how many different sets of rows the studies retrieved: few where retrieval hardly looks at the film."""
+    """Count the distinct sets of retrieved rows per bank; a small number means that retrieval ignores the film."""
     banks = sorted({bank for report in reports for bank, rows in report.memory.items() if rows})
     return {b: len({frozenset(row["row"] for row in r.memory.get(b, [])) for r in reports}) for b in banks}
 
@@ -74,19 +73,19 @@ def num_distinct_retrievals(reports: Sequence[GeneratedReport]) -> dict[str, int
 def copy_rates(
     texts: Sequence[str], retrieved: Sequence[Sequence[str]], train: Sequence[str], groups: Sequence[str]
 ) -> dict[str, float | None]:
-    """How much of each report is copied word for word.
+    """Compute shares of the reports that are copied word for word.
 
     Args:
         texts: reports, generated or reference.
-        retrieved: for each, the texts of the memory rows retrieved for its study.
+        retrieved: texts of the memory rows retrieved for each report's study.
         train: all train reports.
         groups: patient of each report.
 
     Returns:
-        For n in ``NGRAM_SIZES`` the mean share of a report's n-grams that stand in the rows retrieved for it
+        For n in ``NGRAM_SIZES`` the mean share of a report's n-grams that occur in the rows retrieved for it
         (``retrieved_n``), in the rows retrieved for another patient's study (``others_n``, the control), and in some
-        train report (``train_n``); ``whole_retrieved`` and ``whole_train``, the share of reports that are one of those
-        texts as a whole. None where nothing was retrieved, or a report is too short for any n-gram (it is left out).
+        train report (``train_n``); ``whole_retrieved`` and ``whole_train``, the share of reports equal to one of those
+        texts. Reports without retrieved rows or without any n-gram are left out; None if no report remains.
     """
     words = [tokenize(text) for text in texts]
     rows = [[tokenize(row) for row in found] for found in retrieved]
@@ -97,29 +96,29 @@ def copy_rates(
         found[f"retrieved_{n}"] = _mean([_share(w, _all(r, n), n) for w, r in zip(words, rows, strict=True) if r])
         found[f"others_{n}"] = _mean([_share(w, _all(r, n), n) for w, r in zip(words, others, strict=True) if r])
         found[f"train_{n}"] = _mean([_share(w, known[n], n) for w in words])
-    said = [normalize_for_dedup(text) for text in texts]
+    normalized = [normalize_for_dedup(text) for text in texts]
     memory = [set(map(normalize_for_dedup, r)) for r in retrieved]
-    found["whole_retrieved"] = _mean([float(t in m) for t, m in zip(said, memory, strict=True) if m])
+    found["whole_retrieved"] = _mean([float(t in m) for t, m in zip(normalized, memory, strict=True) if m])
     texts_of_train = set(map(normalize_for_dedup, train))
-    found["whole_train"] = _mean([float(t in texts_of_train) for t in said])
+    found["whole_train"] = _mean([float(t in texts_of_train) for t in normalized])
     return found
 
 
 def _another(groups: Sequence[str]) -> list[int]:
-    """For each study the next one of another patient (itself where there is no other patient)."""
+    """Return for each study the next study of another patient, or itself if there is no other patient."""
     count = len(groups)
     following = ((i, ((i + step) % count for step in range(1, count))) for i in range(count))
     return [next((j for j in rest if groups[j] != groups[i]), i) for i, rest in following]
 
 
 def _known(words: Sequence[Sequence[str]], train: Sequence[str]) -> dict[int, set[tuple[str, ...]]]:
-    """Those n-grams of some reports that stand in a train report; of train itself nothing is held."""
-    asked = {n: _all(words, n) for n in NGRAM_SIZES}
+    """Return the reports' n-grams that occur in a train report, without keeping those of train in memory."""
+    wanted = {n: _all(words, n) for n in NGRAM_SIZES}
     known: dict[int, set[tuple[str, ...]]] = {n: set() for n in NGRAM_SIZES}
     for text in train:
         tokens = tokenize(text)
         for n in NGRAM_SIZES:
-            known[n] |= asked[n].intersection(ngrams(tokens, n))
+            known[n] |= wanted[n].intersection(ngrams(tokens, n))
     return known
 
 

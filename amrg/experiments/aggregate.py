@@ -1,8 +1,9 @@
-"""From what the variants made to rows of a table: scores with intervals, and paired differences from the first row.
+"""Rows of an experiment's table: scores of the variants with intervals, and paired differences from the first row.
 
-The reports of all seeds of a variant are one pool; a patient's studies under every seed are one unit of the bootstrap
-and of the permutation test. So these speak for other patients, given the seeds. A paired t-test of the seeds' own
-scores speaks for other seeds, given the patients. A difference that both show holds for either (Berger, 1982).
+The reports of all seeds of a variant are one pool. A patient's studies under every seed are one unit of the bootstrap
+and of the permutation test, which therefore generalize to other patients, given the seeds. A paired t-test of the
+seeds' own scores generalizes to other seeds, given the patients. A difference significant in both tests holds for
+either population (Berger, 1982).
 """
 
 import json
@@ -26,15 +27,15 @@ from amrg.experiments.sweep import VariantOutputs
 from amrg.training.loop import CURVES
 
 REPORTED_METRICS = (HEADLINE, "F1 macro-13", "F1 example-13", "BLEU-4", "ROUGE-L", "CIDEr")
-#: Shown as well where the question is what memory gives to the words.
+#: Additional columns of grounded experiments.
 DETAILS = (DETAILED, "side exact", "side opposite", "zone exact", "device kind", "unsupported details")
-#: Copies of whole reports that could not be had.
+#: Diagnostic: number of reports without a copy.
 LOST = "copies not to be had"
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number with its 95% interval, where it has one."""
+    """A number with its 95% interval, if it has one."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -42,13 +43,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is known of one judged score of a variant.
+    """Tests of one judged score of a variant.
 
     Attributes:
-        seeds: the score of each seed.
-        difference: from the first row; None for that row and where runs are not paired. Its ``holm`` is corrected for
-            the rows and judged scores of this table.
-        over_seeds: the same by the seeds' own scores (``paired_t_test``); None with a single seed, too.
+        seeds: score of each seed.
+        difference: difference from the first row; None for that row and for unpaired runs. Its ``holm`` is corrected
+            for the rows and judged scores of this table.
+        over_seeds: the same by the seeds' own scores (``paired_t_test``); None also for a single seed.
     """
 
     seeds: list[float] = field(default_factory=list)
@@ -61,9 +62,10 @@ class Row:
     """One variant.
 
     Attributes:
-        name: of the variant; ``x``: its place on the axis, where it has one.
-        scores: by name, of all seeds together; what no report offers a case of is left out.
-        tests: of the judged scores, by name.
+        name: name of the variant.
+        scores: scores of the pooled seeds by name; scores without any case are left out.
+        x: position on the axis, if it has one.
+        tests: tests of the judged scores, by name.
         diagnostics: other numbers, means over seeds.
     """
 
@@ -74,25 +76,25 @@ class Row:
     diagnostics: dict[str, float] = field(default_factory=dict)
 
     def tested(self, score: str = HEADLINE) -> Judged:
-        """What is known of a judged score."""
+        """Return the tests of a judged score, empty if there are none."""
         return self.tests.get(score, Judged())
 
 
 def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], experiment: Experiment) -> list[Row]:
-    """Rows of the variants, in their order; each is a list of what its seeds made.
+    """Score the variants; returns their rows in the given order.
 
     Args:
-        config: ``evaluate.bootstrap_samples``, ``generate.split``, ``vision.image_size`` and ``seed`` are read.
-        made: of each variant.
-        experiment: what is asked of them.
+        config: reads ``evaluate.bootstrap_samples``, ``generate.split``, ``vision.image_size`` and ``seed``.
+        made: outputs per variant and seed.
+        experiment: defines the judged and shown scores.
     """
     samples, seed = config.evaluate.bootstrap_samples, config.seed
     rows, pools = [], []
     for seeds, facts in zip(made, _training_facts(made, experiment.paired), strict=True):
         read = [_read(one) for one in seeds]
         runs, variant = [run for run, _ in read], seeds[0].variant
-        whole = pool_seeds(variant.name, runs)
-        scores = _scores(whole, experiment, samples, seed)
+        pool = pool_seeds(variant.name, runs)
+        scores = _scores(pool, experiment, samples, seed)
         if lost := sum(count for _, count in read):
             facts = facts | {LOST: float(lost)}
         if experiment.grounded:
@@ -101,12 +103,12 @@ def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], exp
         each = [scores_of(run, 1, seed) for run in runs]
         tests = {name: Judged([of_seed[name][0] for of_seed in each]) for name in experiment.judged}
         rows.append(Row(variant.name, scores, variant.x, tests, facts))
-        pools.append(whole)
+        pools.append(pool)
     return with_differences(rows, pools, samples, seed) if experiment.paired else rows
 
 
 def _scores(run: ReportSet, experiment: Experiment, samples: int, seed: int) -> dict[str, Score]:
-    """Those that a table shows of the reports of a variant."""
+    """Return the scores of a variant's reports that the table shows."""
     found = scores_of(run, samples, seed)
     names = dict.fromkeys((*REPORTED_METRICS, *experiment.judged, *(DETAILS if experiment.grounded else ())))
     scores = {name: Score(*found[name]) for name in names if np.isfinite(found[name][0])}
@@ -116,7 +118,7 @@ def _scores(run: ReportSet, experiment: Experiment, samples: int, seed: int) -> 
 
 
 def with_differences(rows: list[Row], pools: list[ReportSet], samples: int, seed: int) -> list[Row]:
-    """The rows with what the paired tests say of each against the first, in every judged score."""
+    """Add paired tests of every row against the first, for every judged score."""
     if len(rows) < 2:
         return rows
     first, others, names = rows[0], rows[1:], list(rows[0].tests)
@@ -138,13 +140,13 @@ def with_differences(rows: list[Row], pools: list[ReportSet], samples: int, seed
 
 
 def paired_t_test(first: Sequence[float], other: Sequence[float]) -> Difference:
-    """Means over seeds, and the paired t-test of their differences: seed i of both has the same batches in its order.
+    """Return means over seeds with the paired t-test of their differences. Seed i orders the batches alike in both.
 
-    With n seeds it has n − 1 degrees of freedom and takes the differences to be normally distributed, which so few
-    cannot tell. A test without that could never show anything: with three seeds the least p of a sign test is 0.25.
+    With n seeds it has n − 1 degrees of freedom and assumes normally distributed differences, which so few seeds cannot
+    verify. A sign test could never reach significance: its smallest p with three seeds is 0.25.
 
     Args:
-        first, other: the score of each seed; at least two.
+        first, other: score of each seed; at least two.
     """
     means = float(np.mean(first)), float(np.mean(other))
     if tuple(first) == tuple(other):
@@ -155,49 +157,49 @@ def paired_t_test(first: Sequence[float], other: Sequence[float]) -> Difference:
 
 
 def _corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The same with p corrected for the rows of one table alone."""
+    """Correct p for the rows of one table."""
     return [replace(d, holm=p) for d, p in zip(differences, holm([d.p for d in differences]), strict=True)]
 
 
 def pool_seeds(name: str, runs: Sequence[ReportSet]) -> ReportSet:
-    """The reports of several seeds as one run; studies of one patient stay one group whatever the seed."""
+    """Pool the reports of several seeds as one run. Studies of one patient stay one group across seeds."""
     reports = [replace(r, key=f"{seed}/{r.key}") for seed, run in enumerate(runs) for r in run.reports]
     return ReportSet(name, reports)
 
 
 def class_f1(run: ReportSet) -> dict[str, float]:
-    """F1 of each finding that some reference states."""
+    """Return F1 of each finding that some reference states."""
     truth = binarize(label_matrix([report.reference for report in run.reports]))
-    said = binarize(label_matrix([report.text for report in run.reports]))
-    table = ClinicalScores.from_labels(truth, said).per_label()[0]
+    predicted = binarize(label_matrix([report.text for report in run.reports]))
+    table = ClinicalScores.from_labels(truth, predicted).per_label()[0]
     return {name: float(table[k, 2]) for name in FINDINGS for k in [LABELS.index(name)] if truth[:, k].any()}
 
 
 def _read(made: VariantOutputs) -> tuple[ReportSet, int]:
-    """The reports of one seed: the model's, or copies of those it retrieved; and how many copies could not be had."""
+    """Read the reports of one seed, or copies of retrieved reports; returns also the number of missing copies."""
     run = read_run(made.path("reports"))
     return copies(run, made, made.variant.copy_top_k) if made.variant.copy_top_k else (run, 0)
 
 
 def _training_facts(made: Sequence[Sequence[VariantOutputs]], paired: bool) -> list[dict[str, float]]:
-    """Per variant: rows of the banks, perplexity of the memories, validation loss and how soon it fell."""
+    """Return per variant: bank rows, memory perplexities, validation loss, and epochs to a common loss if paired."""
     curves = [[_curve(one.path("stage2")) for one in seeds] for seeds in made]
-    # the highest of the lowest: a loss that every training reached
+    # the largest of the minima is a loss that every training reached
     target = max(min(row["val_loss"] for row in curve) for seeds in curves for curve in seeds)
     facts = []
     for seeds, of_seeds in zip(made, curves, strict=True):
-        told = [_of_best(curve) for curve in of_seeds]
+        best = [_of_best(curve) for curve in of_seeds]
         if paired:
-            for one, curve in zip(told, of_seeds, strict=True):
+            for one, curve in zip(best, of_seeds, strict=True):
                 one["epochs to common loss"] = epochs_to(curve, target)
-        names = dict.fromkeys(name for one in told for name in one)
-        means = {name: float(np.mean([one[name] for one in told if name in one])) for name in names}
+        names = dict.fromkeys(name for one in best for name in one)
+        means = {name: float(np.mean([one[name] for one in best if name in one])) for name in names}
         facts.append(means | _sizes(seeds[0].path("banks")))
     return facts
 
 
 def _sizes(banks: Path) -> dict[str, float]:
-    """Rows of both banks, and how many different texts the rows of the report bank have."""
+    """Count the rows of both banks and the distinct texts of the report bank."""
     visual, reports = (MemoryBank.open(banks / bank) for bank in (VISUAL, REPORTS))
     texts = len(set(reports.provenance_rows(0, len(reports), ["text"])["text"].to_pylist()))
     counts = {f"{VISUAL} rows": len(visual), f"{REPORTS} rows": len(reports), "distinct texts": texts}
@@ -205,7 +207,7 @@ def _sizes(banks: Path) -> dict[str, float]:
 
 
 def epochs_to(curve: Sequence[dict[str, Any]], target: float) -> float:
-    """Epochs until the validation loss was first at most ``target``, a straight line between epochs; NaN if never."""
+    """Return epochs until the validation loss first reached ``target``, interpolated linearly; NaN if never."""
     before: dict[str, Any] | None = None
     for row in curve:
         if row["val_loss"] <= target:

@@ -1,4 +1,4 @@
-"""Steps as a sweep makes them: what a frozen stage 1 sees of the films is computed for one variant and kept for all."""
+"""Steps of a sweep with a shared cache of vision features: variants with the same frozen stage 1 reuse them."""
 
 import contextlib
 import hashlib
@@ -13,14 +13,14 @@ from amrg.artifacts import open_artifact
 from amrg.config import Config
 from amrg.training.stage2 import SCRATCH
 
-#: In the folder of all experiments; may be removed at any time.
+#: Cache folder in the folder of all experiments; may be removed at any time.
 CACHE_DIR = "seen"
 
 
 def run_step_with_vision_cache(verb: str, config: Config) -> None:
-    """``pipeline.run_step``, without looking at films that another variant looked at with the same eyes."""
-    looks = verb in ("stage2", "generate") and not config.stage2.train_vision
-    pipeline.run_step(verb, config, partial(_make, verb) if looks else None)
+    """Run ``pipeline.run_step``, reusing vision features that another variant encoded with the same weights."""
+    needs_films = verb in ("stage2", "generate") and not config.stage2.train_vision
+    pipeline.run_step(verb, config, partial(_make, verb) if needs_films else None)
 
 
 def _make(verb: str, config: Config, inputs: dict[str, Path], folder: Path) -> None:
@@ -31,7 +31,7 @@ def _make(verb: str, config: Config, inputs: dict[str, Path], folder: Path) -> N
 
 
 def _vision_fingerprint(config: Config, inputs: dict[str, Path]) -> str:
-    """A name for all that decides what is seen: films, stage 1, precision, pooling of the grid, map of the regions."""
+    """Hash everything that determines the features: films, stage 1, precision, grid pooling, activation-map method."""
     hashes = [open_artifact(inputs[kind], kind).hash for kind in ("data", "stage1")]
     how = [
         config.stage2.dtype,
@@ -43,11 +43,11 @@ def _vision_fingerprint(config: Config, inputs: dict[str, Path]) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy what ``Seen`` keeps of each split: all of it is there once a step has been made."""
+    """Copy the cached features of each split. A cached split is complete once its step has finished."""
     for split in ("train", "val", "test"):
         if (source / split).is_dir() and not (target / split).exists():
             unfinished = target / f"{split}.{os.getpid()}"
             shutil.copytree(source / split, unfinished)
-            with contextlib.suppress(OSError):  # another job was first
+            with contextlib.suppress(OSError):  # another job renamed its copy first
                 unfinished.rename(target / split)
             shutil.rmtree(unfinished, ignore_errors=True)

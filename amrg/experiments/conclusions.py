@@ -1,4 +1,4 @@
-"""What an experiment showed, in sentences that follow from its numbers."""
+"""Conclusions of each experiment as sentences, generated from its numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from amrg.experiments.verdicts import CALLED, F1, concluded, paired, seeds, sile
 
 
 def ablation(rows: Sequence[Row]) -> list[str]:
-    """Does memory help, and does it matter what it holds?"""
+    """Conclude whether memory helps, and whether its content matters."""
     if nothing := silent(rows):
         return [nothing, *paired(rows)]
     named = {row.name: row for row in rows}
@@ -35,7 +35,7 @@ def ablation(rows: Sequence[Row]) -> list[str]:
 
 
 def _details_of(named: Mapping[str, Row]) -> list[str]:
-    """What the visual memory, and whose it is, does to details; nothing where they are not judged."""
+    """Conclude how the visual memory, and its content, affect details; empty if details are not judged."""
     unseen, mismatched = named["visual memory off"], named["mismatched memory"]
     if DETAILED not in unseen.tests:
         return []
@@ -62,53 +62,53 @@ def _details_of(named: Mapping[str, Row]) -> list[str]:
 
 
 def relevant(rows: Sequence[Row]) -> list[str]:
-    """How much of a finding's association falls on rows of that finding, for each memory that tells it."""
-    told = []
+    """State the share of a finding's association on rows of that finding, for each memory with this score."""
+    parts = []
     for memory in ("visual", "report"):
         of = [_relevance(row, memory) for row in rows if f"{memory} relevance" in row.scores]
         if of:
-            told.append(
+            parts.append(
                 f"Share of a finding's own association in the {memory} memory that falls on rows of that finding, "
                 f"where the film has it: {'; '.join(of)}."
             )
-    return told
+    return parts
 
 
 def _relevance(row: Row, memory: str) -> str:
-    """``“name” 0.7 [0.6, 0.8] (0.1 [0.0, 0.2] where the film lacks it, 0.143 of the rows)``."""
-    beside = [f"{row.diagnostics[f'{memory} {BASE}']:.3f} of the rows"]
+    """Format ``“name” 0.7 [0.6, 0.8] (0.1 [0.0, 0.2] where the film lacks it, 0.143 of the rows)``."""
+    context = [f"{row.diagnostics[f'{memory} {BASE}']:.3f} of the rows"]
     if lacking := row.scores.get(f"{memory} relevance, absent"):
-        beside.insert(0, f"{span(lacking)} where the film lacks it")
-    return f"“{row.name}” {span(row.scores[f'{memory} relevance'])} ({', '.join(beside)})"
+        context.insert(0, f"{span(lacking)} where the film lacks it")
+    return f"“{row.name}” {span(row.scores[f'{memory} relevance'])} ({', '.join(context)})"
 
 
 def region_query(rows: Sequence[Row]) -> list[str]:
-    """Which state asks the visual memory best, by relevance and by what the words gain."""
+    """Compare the queries of the visual memory by relevance and by report scores."""
     return [*relevant(rows), *paired(rows)]
 
 
 def grounding(rows: Sequence[Row]) -> list[str]:
-    """What the details of recalled sentences gain from what supports them."""
-    told = []
+    """Compare the supports of recalled sentences by detail scores."""
+    parts = []
     for name in ("side exact", "side opposite", "zone exact", "device kind", "unsupported details"):
         if of := [f"“{row.name}” {span(row.scores[name])}" for row in rows if name in row.scores]:
-            told.append(f"{name.capitalize()}: {'; '.join(of)}.")
-    return [*([" ".join(told)] if told else []), *paired(rows)]
+            parts.append(f"{name.capitalize()}: {'; '.join(of)}.")
+    return [*([" ".join(parts)] if parts else []), *paired(rows)]
 
 
 def retrieval(rows: Sequence[Row]) -> list[str]:
-    """Every variant against the first; and of copies, how many could not be had."""
-    said = paired(rows)
+    """Compare every variant with the first, and state the number of missing copies."""
+    paragraphs = paired(rows)
     if lost := [f"{row.diagnostics[LOST]:.0f} of “{row.name}”" for row in rows if LOST in row.diagnostics]:
-        said.append(
+        paragraphs.append(
             "Reports that could not be copied, as no row was retrieved whose study is in the data, and that count as "
             f"empty: {', '.join(lost)}."
         )
-    return said
+    return paragraphs
 
 
 def beta(rows: Sequence[Row]) -> list[str]:
-    """Speed, spread and score along β."""
+    """Conclude on training speed, association spread and score along β."""
     if nothing := silent(rows):
         return [nothing, *paired(rows)]
     speed = {row.name: row.diagnostics["epochs to common loss"] for row in rows}
@@ -135,7 +135,7 @@ def beta(rows: Sequence[Row]) -> list[str]:
 
 
 def per_class(rows: Sequence[Row]) -> list[str]:
-    """Which way of sampling is ahead for how many findings."""
+    """Count the findings for which each sampling has the highest F1."""
     findings = [name for name in rows[0].scores if name.startswith("F1 ") and not name[-1].isdigit()]
     ahead = dict.fromkeys((row.name for row in rows), 0)
     no_finding_stated = []
@@ -145,8 +145,8 @@ def per_class(rows: Sequence[Row]) -> list[str]:
             no_finding_stated.append(name.removeprefix("F1 "))
         elif values.count(max(values)) == 1:
             ahead[rows[values.index(max(values))].name] += 1
-    told = ", ".join(f"“{name}” for {count}" for name, count in ahead.items())
-    text = f"Of {len(findings)} findings in the references, highest F1 (alone): {told}."
+    counts = ", ".join(f"“{name}” for {count}" for name, count in ahead.items())
+    text = f"Of {len(findings)} findings in the references, highest F1 (alone): {counts}."
     if no_finding_stated:
         text += (
             f" None ever writes {', '.join(no_finding_stated)}."
@@ -157,15 +157,13 @@ def per_class(rows: Sequence[Row]) -> list[str]:
 
 
 def temporal(rows: Sequence[Row]) -> list[str]:
-    """Two test sets, so two intervals and no paired test."""
+    """Compare intervals on the two test sets; they have no paired test."""
     a, b = rows
     one, two = a.scores[HEADLINE], b.scores[HEADLINE]
-    assert one.interval is not None
-    assert two.interval is not None
-    apart = one.interval[1] < two.interval[0] or two.interval[1] < one.interval[0]
-    said = "apart" if apart else "overlapping, so a loss over time is neither shown nor excluded"
+    disjoint = _intervals_disjoint(one, two)
+    relation = "apart" if disjoint else "overlapping, so a loss over time is neither shown nor excluded"
     return [
-        f"{F1[0].upper()}{F1[1:]} is {span(one)} “{a.name}” and {span(two)} “{b.name}”: intervals {said}. "
+        f"{F1[0].upper()}{F1[1:]} is {span(one)} “{a.name}” and {span(two)} “{b.name}”: intervals {relation}. "
         "The two are scored on different studies and trained on different ones, so part of any difference may be the "
         "studies themselves.",
         seeds(rows),
@@ -173,11 +171,11 @@ def temporal(rows: Sequence[Row]) -> list[str]:
 
 
 def leakage(rows: Sequence[Row]) -> list[str]:
-    """How much the fault is worth, and what masking the patient prevents."""
+    """Conclude how much the leak raises scores, and whether masking the patient prevents it."""
     if nothing := silent(rows):
         return [nothing, *paired(rows)]
     masked, leaked = rows[2], rows[3]
-    # Stage 1 decides what is named where sentences are recalled: a leak may show in their details alone.
+    # With recalled sentences stage 1 names the findings, so a leak may appear in details only.
     score = next((score for score in leaked.tests if verdict(leaked, score) == "better"), HEADLINE)
     gain = leaked.tested(score).difference
     assert gain is not None
@@ -204,11 +202,11 @@ def leakage(rows: Sequence[Row]) -> list[str]:
 
 
 def thresholds(rows: Sequence[Row]) -> list[str]:
-    """Which τ agrees best with the lesions, and what the published ones cost."""
+    """Conclude which τ agrees best with the lesions, and which τ leaves the most maps empty."""
     best = max(rows, key=lambda row: row.scores["IoU"].value)
     emptiest = max(rows, key=lambda row: row.scores["empty masks"].value)
-    apart = [row for row in rows if _intervals_disjoint(row.scores["IoU"], best.scores["IoU"])]
-    others = ", ".join(row.name for row in rows if row is not best and row not in apart)
+    disjoint = [row for row in rows if _intervals_disjoint(row.scores["IoU"], best.scores["IoU"])]
+    others = ", ".join(row.name for row in rows if row is not best and row not in disjoint)
     text = f"The mask agrees best with the lesion at {best.name}: IoU {span(best.scores['IoU'])}."
     text += f" Its interval overlaps that of {others}." if others else " All others are apart from it."
     half = best.scores["IoU"].value
@@ -220,18 +218,18 @@ def thresholds(rows: Sequence[Row]) -> list[str]:
 
 
 def methods(rows: Sequence[Row]) -> list[str]:
-    """Which map points best, and whether the reports notice."""
+    """Conclude which map points best, and whether the reports improve."""
     if "pointing" not in rows[0].scores:
         return ["The data has no lesion masks to compare maps with.", *paired(rows)]
     best = max(rows, key=lambda row: row.scores["pointing"].value)
-    told = "; ".join(f"{row.name} {span(row.scores['pointing'])}" for row in rows)
-    apart = all(row is best or _intervals_disjoint(row.scores["pointing"], best.scores["pointing"]) for row in rows)
-    sure = "apart from all others" if apart else "not apart from all others"
+    hits = "; ".join(f"{row.name} {span(row.scores['pointing'])}" for row in rows)
+    disjoint = all(row is best or _intervals_disjoint(row.scores["pointing"], best.scores["pointing"]) for row in rows)
+    sure = "apart from all others" if disjoint else "not apart from all others"
     control = best.scores["over control"]
     assert control.interval is not None
     knows = "more than" if control.interval[0] > 1 else "not shown to be more than"
     text = (
-        f"The peak lies in the true lesion: {told}. Highest is {best.name}, its interval {sure}. Its activation inside "
+        f"The peak lies in the true lesion: {hits}. Highest is {best.name}, its interval {sure}. Its activation inside "
         f"the lesion is {span(control)} times that inside other studies' lesions of the same finding: {knows} a "
         "map that only knows where such lesions usually are."
     )
@@ -244,7 +242,7 @@ def _intervals_disjoint(a: Score, b: Score) -> bool:
     return a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]
 
 
-#: By experiment; the others say what ``paired`` says.
+#: Conclusions by experiment; ``paired`` for all others.
 CONCLUSIONS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "mask-threshold": thresholds,
     "cam-method": methods,
@@ -260,5 +258,5 @@ CONCLUSIONS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
 
 
 def conclusions(name: str, rows: Sequence[Row]) -> list[str]:
-    """The paragraphs of an experiment."""
+    """Return the paragraphs of an experiment."""
     return CONCLUSIONS.get(name, paired)(rows)

@@ -1,4 +1,4 @@
-"""Work side by side: a few processes, each making one step at a time with its share of the cores."""
+"""Pool of processes, each of which runs one step at a time on its share of the cores."""
 
 import contextlib
 import json
@@ -22,34 +22,34 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Jobs:
-    """As many processes as there are jobs, and a thread here that waits for each.
+    """Worker processes, one per job, with one waiting thread each.
 
-    A step that fails, or whose process dies, is a UserError for who asked for it; the others go on. Leaving the
-    block early stops the steps that are being made as an interruption does: the next start goes on from there.
+    A step that fails, or whose process dies, raises UserError in its caller; other steps continue. Leaving the block by
+    an exception interrupts the running steps, and the next start resumes them.
 
     Args:
-        count: how many steps are made at a time.
+        count: number of concurrent steps.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._waiting = ThreadPoolExecutor(count)
-        self._mine = threading.local()
+        self._local = threading.local()
         self._processes: list[_Process] = []
         self._lock, self._stopping = threading.Lock(), False
 
     def submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
-        """Do ``work``, which may call ``make``, when a job is free; in the order of submission."""
+        """Queue ``work``, which may call ``make``, for the next free job, in the order of submission."""
         return self._waiting.submit(work, *arguments)
 
     def make(self, verb: str, config: Config, name: str) -> None:
-        """Make a step in the process of the job that calls this; its lines begin with ``name``."""
+        """Run a step in the calling job's process; its log lines begin with ``name``."""
         with self._lock:
             if self._stopping:
                 raise UserError("stopped")
-            process: _Process | None = getattr(self._mine, "process", None)
+            process: _Process | None = getattr(self._local, "process", None)
             if process is None or not process.alive():
-                process = self._mine.process = _Process(max(1, len(os.sched_getaffinity(0)) // self.count))
+                process = self._local.process = _Process(max(1, len(os.sched_getaffinity(0)) // self.count))
                 self._processes.append(process)
         process.make(verb, config, name)
 
@@ -77,7 +77,7 @@ class Jobs:
 
 
 class _Process:
-    """An ``amrg.experiments.worker``, in a session of its own: Ctrl-C reaches it through us alone."""
+    """Process of ``amrg.experiments.worker`` in its own session, so that Ctrl-C reaches it through ``Jobs`` only."""
 
     def __init__(self, threads: int) -> None:
         self._name = ""
@@ -92,15 +92,15 @@ class _Process:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._asked, self._answers = self._process.stdin, self._process.stdout
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         self._log = threading.Thread(target=self._pass_on, daemon=True)
         self._log.start()
 
     def make(self, verb: str, config: Config, name: str) -> None:
         self._name = name
         try:
-            self._asked.write(json.dumps({"verb": verb, "config": to_dict(config)}) + "\n")
-            self._asked.flush()
+            self._requests.write(json.dumps({"verb": verb, "config": to_dict(config)}) + "\n")
+            self._requests.flush()
             answer = self._answers.readline()
         except BrokenPipeError:
             answer = ""
@@ -115,8 +115,8 @@ class _Process:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it is gone already
-            self._asked.close()
+        with contextlib.suppress(BrokenPipeError):  # the process has ended
+            self._requests.close()
 
     def wait(self) -> None:
         self._process.wait()

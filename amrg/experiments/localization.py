@@ -1,4 +1,4 @@
-"""Do maps point at the true lesions? For every lesion of the held-out split, whether or not the classifier finds it."""
+"""Localization by activation maps, for every lesion of the held-out split, detected by the classifier or not."""
 
 import json
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from amrg.experiments.aggregate import Row, Score
 from amrg.mining.regions import STATS
 from amrg.models.classifier import DiseaseClassifier
 
-#: Films drawn for the reader to look at.
+#: Number of films with overlays on the page.
 OVERLAYS = 50
 
 
 class NoMasks(UserError):
-    """The data has no true lesions to compare with."""
+    """The data has no true lesions to compare maps with."""
 
 
 @dataclass(frozen=True)
 class Lesions:
-    """Every true lesion of a split, with the activation map of its finding.
+    """All true lesions of a split, with the activation maps of their findings.
 
     Attributes:
-        findings, groups: of each lesion, its finding and its patient.
+        findings, groups: finding and patient per lesion.
         films: uint8 [L, size, size].
-        masks: bool, of the same shape.
-        maps_LHW: in units of τ: divided by the class's scale, as mining does.
+        masks: bool [L, size, size].
+        maps_LHW: activation maps in units of τ: divided by the class's scale, as in mining.
     """
 
     findings: list[str]
@@ -46,29 +46,29 @@ class Lesions:
 
 
 def load_lesions(config: Config, data: Path, stage1: Path, banks: Path) -> Lesions:
-    """Look at the split of ``generate`` with the map of ``banks.mining.method``.
+    """Run the classifier on the split of ``generate``, with the map of ``banks.mining.method``.
 
     Raises:
         NoMasks: the data has no lesion masks.
     """
     model = DiseaseClassifier.from_pretrained(stage1 / "model").to(distributed.device())
-    seen = run_on_test(model, data, config.generate.split, config.banks.mining.method, config.stage1.dtype)
+    outputs = run_on_test(model, data, config.generate.split, config.banks.mining.method, config.stage1.dtype)
     scales = json.loads((banks / VISUAL / STATS).read_text())["scales"]
-    pairs = [(i, f) for i, masks in enumerate(seen.masks) for f in FINDINGS if f in masks and masks[f].any()]
+    pairs = [(i, f) for i, masks in enumerate(outputs.masks) for f in FINDINGS if f in masks and masks[f].any()]
     if len(pairs) < 2:
         raise NoMasks(f"the split `{config.generate.split}` has no lesion masks to compare maps with")
-    maps = [seen.maps_SKhw[i, LABELS.index(f)] / scales[f] for i, f in pairs]
+    maps = [outputs.maps_SKhw[i, LABELS.index(f)] / scales[f] for i, f in pairs]
     return Lesions(
         [f for _, f in pairs],
-        [seen.studies[i].group for i, _ in pairs],
-        np.stack([seen.films[i] for i, _ in pairs]),
-        np.stack([seen.masks[i][f] for i, f in pairs]),
+        [outputs.studies[i].group for i, _ in pairs],
+        np.stack([outputs.films[i] for i, _ in pairs]),
+        np.stack([outputs.masks[i][f] for i, f in pairs]),
         np.stack(maps),
     )
 
 
 def iou_by_threshold(found: Lesions, thresholds: Sequence[float], samples: int, seed: int) -> list[Row]:
-    """IoU of what exceeds each τ with the lesion, pointing (a map that nowhere exceeds τ misses), empty masks, area."""
+    """Score masks per τ: IoU with the lesion, pointing (a map that never exceeds τ misses), empty masks, area."""
     weights_BL = bootstrap_counts(found.groups, samples, seed)
     large = upsample_to(found.maps_LHW, found.masks.shape[1:]).reshape(len(found.masks), -1)
     masks = found.masks.reshape(len(found.masks), -1)
@@ -77,7 +77,7 @@ def iou_by_threshold(found: Lesions, thresholds: Sequence[float], samples: int, 
     for threshold in thresholds:
         region = large > threshold
         iou = (region & masks).sum(1) / (region | masks).sum(1)
-        empty = found.maps_LHW.reshape(len(masks), -1).max(1) <= threshold  # as mining sees it: by cells
+        empty = found.maps_LHW.reshape(len(masks), -1).max(1) <= threshold  # on the cells of the grid, as in mining
         scores = {"IoU": iou, "pointing": hit & ~empty, "empty masks": empty, "area": region.mean(1)}
         means = {name: _mean(values, weights_BL) for name, values in scores.items()}
         rows.append(Row(f"τ = {threshold:g}", means, threshold))
@@ -85,10 +85,10 @@ def iou_by_threshold(found: Lesions, thresholds: Sequence[float], samples: int, 
 
 
 def scores_of_method(found: Lesions, samples: int, seed: int) -> dict[str, Score]:
-    """What does not depend on τ: IoU at half of the map's own peak, pointing, activation inside over the whole film.
+    """Score maps independently of τ: IoU at half of the map's peak, pointing, activation inside / over the full film.
 
-    Activation is also divided by what the lesions of other studies with the same finding get: 1 for a map that only
-    knows where such lesions usually are.
+    ``over control`` divides the activation inside by that inside other studies' lesions of the same finding. It is 1
+    for a map that only marks the usual place of such lesions.
     """
     parts: dict[str, list[np.ndarray]] = {}
     groups: list[str] = []
@@ -116,7 +116,7 @@ def scores_of_method(found: Lesions, samples: int, seed: int) -> dict[str, Score
 
 
 def sample_overlays(found: Lesions, seed: int) -> list[int]:
-    """Numbers of the lesions to look at: drawn at random, not chosen."""
+    """Draw the indices of the lesions shown on the page at random."""
     order = np.random.default_rng(seed).permutation(len(found.findings))
     return sorted(order[:OVERLAYS].tolist())
 

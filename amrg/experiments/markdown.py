@@ -1,4 +1,4 @@
-"""All experiments of a run as one page of Markdown with its plots beside it, for a repository."""
+"""Write all experiments of a run as one Markdown page with SVG plots, for a repository."""
 
 import base64
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ from pathlib import Path
 from amrg.experiments.result import Result
 from amrg.experiments.retrieval_relevance import BASE
 
-#: Columns that fit on a page beside those that only some experiments have; ``table.csv`` has all of them.
+#: Columns left out for lack of width; ``table.csv`` has all of them.
 _LEFT_OUT = (
     "F1 example-13", "BLEU-4", "CIDEr", "visual rows", "epochs to common loss",
     *(f"{memory} {name}" for memory in ("visual", "report") for name in ("relevance, absent", BASE)),
 )  # fmt: skip
-#: Columns that are shown where they tell rows apart.
+#: Columns that are shown only if their values differ between rows.
 _IF_VARIED = ("reports rows", "distinct texts")
 
 
 def write_markdown(results: Sequence[Result], page: Path, plots: str) -> None:
-    """Write the page, and each plot as an SVG into the folder ``plots`` beside it."""
+    """Write the page, and each plot as an SVG into the folder ``plots`` next to it."""
     (page.parent / plots).mkdir(parents=True, exist_ok=True)
     parts = []
     for result in results:
@@ -35,7 +35,7 @@ def write_markdown(results: Sequence[Result], page: Path, plots: str) -> None:
 
 
 def pipe_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table without the columns that are left out, or say the same of all rows, and the F1 of single findings."""
+    """Format a table without ``_LEFT_OUT``, constant columns of ``_IF_VARIED`` and the F1 of single findings."""
     single = [head for head in heads if head.startswith("F1 ") and head[3].isupper()]
     alike = [head for i, head in enumerate(heads) if head in _IF_VARIED and len({row[i] for row in rows}) < 2]
     hidden = {*_LEFT_OUT, *single, *alike}

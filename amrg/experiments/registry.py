@@ -1,4 +1,4 @@
-"""The twelve experiments: what each varies. The first variant is what the others are measured against."""
+"""The twelve experiments and their variants. The first variant of each is the baseline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,31 +12,31 @@ from amrg.inference.generate import TOP_ROWS
 from amrg.models.cam import METHODS
 from amrg.models.report_generator import IMAGE, RETRIEVED
 
-#: Judged, and tested: declared before any result is seen.
+#: The judged and tested score, declared before any result is known.
 HEADLINE = "F1 micro-13"
-#: Judged as well where the question is what words memory gives: a hit counts only if side and kind of device agree.
+#: Also judged in experiments on wording: a hit counts only if side and device kind agree.
 DETAILED = MICRO
 
-#: Of the activation maps: thresholds that are compared with the true lesions.
+#: Thresholds of the activation maps that are compared with the true lesions.
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One question.
+    """One experiment.
 
     Attributes:
-        name: as the command takes it.
-        title, question: for the reader.
-        variants: of a configuration and the number of texts that may become rows of its report bank; none where
-            nothing is trained.
-        paired: all variants write reports for the same studies.
+        name: name on the command line.
+        title, question: texts for the reader.
+        variants: function from a configuration and the number of candidate texts of its report bank to the variants;
+            an empty list if nothing is trained.
+        paired: whether all variants write reports for the same studies.
         judged: scores that are tested.
-        grounded: scores of details and the relevance of both memories are shown.
-        per_class: the answer is in the findings one by one.
-        maps: ``thresholds`` or ``methods`` where activation maps are compared with true lesions.
-        x_label: where variants are steps of one number.
-        seeds: trainings of each variant that the question needs at least, however few are asked for.
+        grounded: whether detail scores and the relevance of both memories are shown.
+        per_class: whether F1 is shown per finding.
+        maps: ``thresholds`` or ``methods`` if activation maps are compared with true lesions.
+        x_label: axis label if the variants are steps of one number.
+        seeds: minimal number of trainings per variant.
     """
 
     name: str
@@ -77,17 +77,17 @@ def _memory_ablation(config: Config, texts: int) -> list[Variant]:
 
 
 def _region_query(config: Config, texts: int) -> list[Variant]:
-    asked = {"placed_regions": "regions with place", "regions": "regions", "queries": "Q-Former queries"}
+    queries = {"placed_regions": "regions with place", "regions": "regions", "queries": "Q-Former queries"}
     losses = {"": 0.0, ", association loss": 1.0}
     return [
-        Variant(name + taught, {"memory.visual_query": query, "stage2.association_loss_weight": weight})
-        for query, name in asked.items()
-        for taught, weight in losses.items()
+        Variant(name + suffix, {"memory.visual_query": query, "stage2.association_loss_weight": weight})
+        for query, name in queries.items()
+        for suffix, weight in losses.items()
     ]
 
 
 def _grounding(config: Config, texts: int) -> list[Variant]:
-    # What recalling needs; where the run recalls, only ``generate`` differs, and no variant trains anything.
+    # Settings that recalling requires. If the run has them already, only ``generate`` differs and nothing is trained.
     recalled: dict[str, Any] = {
         "banks.reports.granularity": "sentence",
         "decoder.predict_outline": True,
@@ -105,7 +105,7 @@ def _retrieved_text(config: Config, texts: int) -> list[Variant]:
     prompt = config.decoder.prompt
     if RETRIEVED not in prompt:
         prompt = prompt.replace(IMAGE, f"{IMAGE}Similar films: {RETRIEVED}\n", 1)
-    # The decoder decides and words everything, so that what it makes of its input is seen.
+    # The decoder chooses and words all findings, so that the effect of its input is measured.
     written = {"banks.reports.granularity": "sentence", "generate.outline_source": "decoder", "decoder.prompt": prompt}
     both: dict[str, Any] = {visual: True, report: True, text: True, **written}
     return [
@@ -121,7 +121,7 @@ def _bank_size(config: Config, texts: int) -> list[Variant]:
     mining, sampling = config.banks.mining, config.banks.reports.sampling
 
     def sized(name: str, rows: int, share: float) -> Variant:
-        """Regions shrink with the texts."""
+        """Scale the regions by the share of the texts."""
         return Variant(
             name,
             {
@@ -145,7 +145,7 @@ def _bank_size(config: Config, texts: int) -> list[Variant]:
 
 
 def _bank_sampling(config: Config, texts: int) -> list[Variant]:
-    # A bank that holds every candidate is the same whatever the sampling: half of them at most.
+    # At most half of the candidates: a bank of all of them is the same under every sampling.
     rows = max(1, min(config.banks.reports.rows, texts // 2))
     ways = {"proportional": "original frequencies", "uniform": "uniform", "stratified": "stratified"}
     return [Variant(name, {"banks.reports.rows": rows, "banks.reports.sampling": way}) for way, name in ways.items()]
@@ -154,18 +154,21 @@ def _bank_sampling(config: Config, texts: int) -> list[Variant]:
 def _retrieval(config: Config, texts: int) -> list[Variant]:
     hopfield: dict[str, Any] = {"memory.retrieval": "hopfield"}
     once = {**hopfield, "memory.update_steps": 1}
-    untaught = {**once, "stage2.retrieval_loss_weight": 0.0}
+    unsupervised = {**once, "stage2.retrieval_loss_weight": 0.0}
     without = [
-        Variant("no retrieval loss", untaught),
-        Variant("no retrieval loss, copy of the top row's report", untaught, copy_top_k=1),
+        Variant("no retrieval loss", unsupervised),
+        Variant("no retrieval loss, copy of the top row's report", unsupervised, copy_top_k=1),
     ]
-    # The association loss teaches Hopfield networks only.
-    taught = config.stage2.association_loss_weight > 0
-    attention = {"memory.retrieval": "cross_attention", **({"stage2.association_loss_weight": 0.0} if taught else {})}
+    # The association loss applies to Hopfield networks only.
+    supervised = config.stage2.association_loss_weight > 0
+    attention = {
+        "memory.retrieval": "cross_attention",
+        **({"stage2.association_loss_weight": 0.0} if supervised else {}),
+    }
     return [
         Variant("Hopfield, 1 step", once),
         *(Variant(f"Hopfield, {n} steps", {**hopfield, "memory.update_steps": n}) for n in (2, 4)),
-        Variant("cross-attention, no association loss" if taught else "cross-attention", attention),
+        Variant("cross-attention, no association loss" if supervised else "cross-attention", attention),
         Variant("copy of the top row's report", once, copy_top_k=1),
         Variant(f"most typical report of the top {TOP_ROWS} rows", once, copy_top_k=TOP_ROWS),
         *(without if config.stage2.retrieval_loss_weight else []),
@@ -180,7 +183,7 @@ def _temporal(config: Config, texts: int) -> list[Variant]:
 
 
 def _leakage(config: Config, texts: int) -> list[Variant]:
-    room = 4 * texts  # for all, held-out ones too: a limit would leave out some of either
+    room = 4 * texts  # enough for all texts, held-out ones included; a limit would drop some
     rows: dict[str, Any] = {
         "banks.reports.rows": max(config.banks.reports.rows, room),
         "banks.mining.regions_per_finding": max(config.banks.mining.regions_per_finding, room),

@@ -1,4 +1,4 @@
-"""What an experiment leaves: ``result.json``, ``table.csv`` and ``index.html``; and the page of all of a run."""
+"""Files of an experiment (``result.json``, ``table.csv``, ``index.html``), and the page of all experiments of a run."""
 
 import base64
 import csv
@@ -23,21 +23,22 @@ from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.result_page import format_number, templates
 
 RESULT, TABLE, PAGE = "result.json", "table.csv", "index.html"
-_BLUE, _GREY = "#005a9c", "#8795a1"
+_BLUE, _GRAY = "#005a9c", "#8795a1"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One experiment for the reader: all that its part of the page shows.
+    """One experiment's part of the page.
 
     Attributes:
-        name, title, question: of the experiment.
-        unavailable: why it could not be run; everything below is then empty.
-        paragraphs: what it showed.
+        name, title, question: as in ``Experiment``.
+        unavailable: reason why it could not run; all fields below are then empty.
+        paragraphs: conclusions.
         table: column heads and rows, as text.
-        note: on the table.
-        plot: a data URL.
-        overlays: ``film``, ``heat``, ``outline`` (data URLs) and ``finding``; overlay_note says what they show.
+        note: note on the table.
+        plot: SVG data URL.
+        overlays: ``film``, ``heat``, ``outline`` (data URLs) and ``finding`` per overlay.
+        overlay_note: explanation of the overlays.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Result:
 
 
 def write(config: Config, result: Result, rows: Sequence[Row]) -> Path:
-    """Write an experiment's folder and the run's page anew; returns the experiment's page."""
+    """Write an experiment's folder; returns its page."""
     folder = experiments_dir(config) / result.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TABLE).unlink(missing_ok=True)
@@ -65,20 +66,20 @@ def write(config: Config, result: Result, rows: Sequence[Row]) -> Path:
 
 
 def read_all(config: Config, names: Sequence[str]) -> list[Result]:
-    """The experiments of the run that have a result, in the order of ``names``."""
+    """Read the results of the run's experiments that have one, in the order of ``names``."""
     files = [experiments_dir(config) / name / RESULT for name in names]
     return [Result(**json.loads(file.read_text())) for file in files if file.exists()]
 
 
 def write_all(config: Config, results: Sequence[Result]) -> Path:
-    """The page of all of them."""
+    """Write the page of all experiments; returns its path."""
     page = experiments_dir(config) / PAGE
     page.write_text(render(config, results), encoding="utf-8")
     return page
 
 
 def render(config: Config, results: Sequence[Result]) -> str:
-    """The page as text."""
+    """Render the page as text."""
     return (
         templates()
         .get_template("experiments.html.j2")
@@ -93,7 +94,7 @@ def render(config: Config, results: Sequence[Result]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """One line a variant: scores with intervals, differences in the judged scores and their tests, seeds, facts."""
+    """Format one line per variant: scores with intervals, differences in judged scores with tests, seeds, facts."""
     lines = [_flat(row) for row in rows]
     names = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
@@ -113,20 +114,20 @@ def _flat(row: Row) -> dict[str, Any]:
         for d, how in ((tested.difference, ""), (tested.over_seeds, " over seeds")):
             if d is not None:
                 low, high = d.interval
-                told = {"difference": d.candidate - d.baseline, "difference low": low, "difference high": high}
-                told |= {"p": d.p, "p corrected": d.holm}
-                line |= {f"{_of(judged)}{name}{how}": value for name, value in told.items()}
+                numbers = {"difference": d.candidate - d.baseline, "difference low": low, "difference high": high}
+                numbers |= {"p": d.p, "p corrected": d.holm}
+                line |= {f"{_of(judged)}{name}{how}": value for name, value in numbers.items()}
     seeds = {f"{judged} seed {i}": v for judged, tested in row.tests.items() for i, v in enumerate(tested.seeds)}
     return line | seeds | row.diagnostics
 
 
 def _of(score: str) -> str:
-    """Before the name of a column on a judged score; nothing before those of the headline."""
+    """Return the column prefix of a judged score; empty for the headline."""
     return "" if score == HEADLINE else f"{score}: "
 
 
 def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The same for a reader: intervals in one cell with their number."""
+    """Format column heads and rows for a reader, with intervals in the cell of their number."""
     scores = dict.fromkeys(name for row in rows for name in row.scores)
     facts = dict.fromkeys(name for row in rows for name in row.diagnostics)
     tests: dict[tuple[str, str], list[Difference | None]] = {}
@@ -134,8 +135,8 @@ def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         tests[_of(judged), ""] = [row.tested(judged).difference for row in rows]
         tests[_of(judged), " over seeds"] = [row.tested(judged).over_seeds for row in rows]
     tested = {where: found for where, found in tests.items() if any(found)}
-    told = [f"{of}{name}{how}" for of, how in tested for name in ("difference [95%]", "corrected p")]
-    heads = ["", *scores, *told, *facts]
+    test_heads = [f"{of}{name}{how}" for of, how in tested for name in ("difference [95%]", "corrected p")]
+    heads = ["", *scores, *test_heads, *facts]
     return heads, [
         [
             row.name,
@@ -148,8 +149,8 @@ def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _fact(name: str, value: float | None) -> str:
-    whole = name.endswith((" rows", " texts"))
-    return f"{value:,.0f}" if value is not None and whole else format_number(value)
+    is_count = name.endswith((" rows", " texts"))
+    return f"{value:,.0f}" if value is not None and is_count else format_number(value)
 
 
 def _difference(d: Difference | None) -> list[str]:
@@ -159,12 +160,12 @@ def _difference(d: Difference | None) -> list[str]:
 
 
 def plot(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
-    """Panels side by side, one for each score or fact: along x where variants have a place there, else line by line.
+    """Plot one panel per score or fact, along x if all variants have one, else one line per variant.
 
-    Bars are 95% intervals; small grey points are single seeds.
+    Bars are 95% intervals; small gray points are single seeds.
 
     Returns:
-        an SVG as a data URL, the same for the same numbers.
+        an SVG as a data URL, deterministic for the same numbers.
     """
     shown = [name for name in panels if any(_value(row, name) is not None for row in rows)]
     along = all(row.x is not None for row in rows)
@@ -178,7 +179,7 @@ def plot(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
         axes.plot(*((places, values) if along else (values, places)), "o-" if along else "o", color=_BLUE, ms=5, lw=1)
         for place, of_place in zip(places, seeds, strict=True):
             points = [place] * len(of_place)
-            axes.plot(*((points, of_place) if along else (of_place, points)), "o", color=_GREY, ms=3)
+            axes.plot(*((points, of_place) if along else (of_place, points)), "o", color=_GRAY, ms=3)
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
         if along:
@@ -192,7 +193,7 @@ def plot(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
 
 
 def _drawn(rows: Sequence[Row], name: str) -> tuple[list[float], list[Score], list[list[float]]]:
-    """Place of each variant that has the number, the number, and its seeds; along x where variants have a place."""
+    """Return position (x, else the row index), score and seeds of each variant that has the number."""
     drawn = []
     for i, row in enumerate(rows):
         score = _value(row, name)

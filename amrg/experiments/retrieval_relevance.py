@@ -1,6 +1,6 @@
-"""What the memories retrieved for the reports of a variant: how relevant it is, and whole reports that it came from.
+"""Relevance of the rows retrieved for a variant's reports, and copies of the reports they came from.
 
-Relevance is that of ``amrg.evaluation.relevance``; the reports of all seeds are one pool, as everywhere in a table.
+Relevance is defined in ``amrg.evaluation.relevance``. The reports of all seeds are one pool, as in the rest of a table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,63 +24,64 @@ from amrg.experiments.sweep import VariantOutputs
 
 Value = tuple[float, tuple[float, float]]
 
-#: Of each memory, what is shown → its name in a summary of ``amrg.evaluation.relevance``.
+#: Shown score of a memory → its key in ``Relevance.summary``.
 SHOWN = {"relevance": "with", "relevance, absent": "without", "true side": "side"}
-#: Share of the films whose heaviest row is the most frequent one, and share of the bank's rows that are of a finding.
+#: Share of films whose heaviest row is the most frequent one; share of the bank's rows that belong to a finding.
 ALIKE, BASE = "alike", "base rate"
 
 
 def relevance_scores(config: Config, made: Sequence[VariantOutputs], runs: Sequence[ReportSet]) -> dict[str, Value]:
-    """Relevance of each memory with its intervals, all seeds together: ``visual relevance`` and so on.
+    """Return each memory's relevance over the pooled seeds, with intervals: ``visual relevance`` and so on.
 
     Args:
-        config: ``generate.split``, ``vision.image_size``, ``evaluate.bootstrap_samples`` and ``seed`` are read.
-        made: of each seed; ``runs``: their reports.
+        config: reads ``generate.split``, ``vision.image_size``, ``evaluate.bootstrap_samples`` and ``seed``.
+        made: outputs per seed.
+        runs: reports per seed.
 
     Returns:
-        by name; what no study tells, and a memory that is off, is left out.
+        scores by name, without scores that no study has and without memories that are off.
     """
     found = {}
-    for bank, told in _summaries(config, made[0], runs, config.evaluate.bootstrap_samples).items():
+    for bank, summary in _summaries(config, made[0], runs, config.evaluate.bootstrap_samples).items():
         for name, key in SHOWN.items():
-            if told["all"] and told["all"][key]["value"] is not None:
-                low, high = told["all"][key]["interval"]
-                found[f"{bank} {name}"] = told["all"][key]["value"], (low, high)
+            if summary["all"] and summary["all"][key]["value"] is not None:
+                low, high = summary["all"][key]["interval"]
+                found[f"{bank} {name}"] = summary["all"][key]["value"], (low, high)
     return found
 
 
 def relevance_facts(config: Config, made: Sequence[VariantOutputs], runs: Sequence[ReportSet]) -> dict[str, float]:
-    """``visual alike``, ``visual base rate`` and so on: means over seeds, as each training may prefer another row."""
+    """Return ``visual alike``, ``visual base rate`` and so on: means over seeds, as trainings may prefer other rows."""
     seeds: dict[str, list[float]] = {}
     for one, run in zip(made, runs, strict=True):
-        for bank, told in _summaries(config, one, [run], 1).items():
-            seeds.setdefault(f"{bank} {ALIKE}", []).append(told["alike"]["value"])
-            if told["all"]:
-                seeds.setdefault(f"{bank} {BASE}", []).append(told["all"]["base"])
+        for bank, summary in _summaries(config, one, [run], 1).items():
+            seeds.setdefault(f"{bank} {ALIKE}", []).append(summary["alike"]["value"])
+            if summary["all"]:
+                seeds.setdefault(f"{bank} {BASE}", []).append(summary["all"]["base"])
     return {name: float(np.mean(values)) for name, values in seeds.items()}
 
 
 def _summaries(
     config: Config, made: VariantOutputs, runs: Sequence[ReportSet], samples: int
 ) -> dict[str, dict[str, Any]]:
-    """``Relevance.summary`` of each memory that is on, over the reports of some seeds of one variant."""
+    """Return ``Relevance.summary`` of each memory that is on, over the reports of some seeds of one variant."""
     present, masks = _truth(made.path("data"), config.generate.split, config.vision.image_size)
     reports = [report for run in runs for report in run.reports]
-    told = relevance(
+    summaries = relevance(
         made.path("banks"),
         reports,
         np.array([present[report.key] for report in reports]),
         [masks[report.key] for report in reports],
         bootstrap_counts([report.group for report in reports], samples, config.seed),
     )
-    return {bank: told[bank] for bank in FOLDERS if told[bank] is not None}  # type: ignore[misc]
+    return {bank: summaries[bank] for bank in FOLDERS if summaries[bank] is not None}  # type: ignore[misc]
 
 
 @lru_cache(maxsize=4)
 def _truth(
     data: Path, split: str, size: int
 ) -> tuple[Mapping[str, list[bool]], Mapping[str, Mapping[str, np.ndarray]]]:
-    """By study: which of the 13 findings it has by its own labels, and its true lesions as the model sees them."""
+    """Return by study: bool [13] of positive findings by its own labels, and true lesions at the model's input size."""
     present, masks = {}, {}
     for sample in iter_samples(data, split):
         key, labels = sample.study.key, sample.study.labels
@@ -90,18 +91,18 @@ def _truth(
 
 
 def copies(run: ReportSet, made: VariantOutputs, rows: int) -> tuple[ReportSet, int]:
-    """Every report replaced by a whole report: of the study that the heaviest row of the report bank belongs to.
+    """Replace every report by the full report of a study whose row it retrieved from the report bank.
 
     A row may be a sentence; its provenance names the study.
 
     Args:
         run: reports of one seed.
-        made: by that seed.
-        rows: of so many heaviest rows the most typical report is taken.
+        made: outputs of that seed.
+        rows: number of heaviest rows whose most typical report is copied.
 
     Returns:
-        the copies, and how many could not be had: no row was retrieved, or none whose study is in the data. Their text
-        is empty.
+        the copies, and the number of reports without a copy (no retrieved row has its study in the data), whose text is
+        empty.
     """
     copied = []
     lost = 0
@@ -112,7 +113,7 @@ def copies(run: ReportSet, made: VariantOutputs, rows: int) -> tuple[ReportSet, 
 
 
 def _behind(run: ReportSet, made: VariantOutputs, rows: int) -> Iterator[list[str]]:
-    """For each report the whole reports of the studies that its heaviest rows belong to, each study once."""
+    """Yield for each report the full reports of the studies of its heaviest rows, each study once."""
     bank = MemoryBank.open(made.path("banks") / REPORTS)
     keys = bank.provenance["key"]
     known = {s.key: s.report for split in bank.header["splits"] for s in load_studies(made.path("data"), split)}
@@ -123,7 +124,7 @@ def _behind(run: ReportSet, made: VariantOutputs, rows: int) -> Iterator[list[st
 
 
 def most_typical(texts: Sequence[str]) -> str:
-    """The text that shares most words with the others (mean Jaccard index); the first of equals; empty for none."""
+    """Return the text with the highest mean Jaccard index of words to all texts, the first of equals; "" if none."""
     words = [frozenset(text.lower().split()) for text in texts]
     shared = [sum(len(a & b) / max(len(a | b), 1) for b in words) for a in words]
     return texts[int(np.argmax(shared))] if texts else ""

@@ -1,6 +1,6 @@
-"""Variants of a run: what each changes, which steps that costs, and the reports that each seed of each wrote.
+"""Run variants of a configuration over several seeds, up to generated reports, and forecast the time.
 
-A step that another variant (or an earlier, interrupted start) made is found by its content and never made twice.
+A step that another variant or an earlier, interrupted start made is found by its content and not repeated.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import run_step_with_vision_cache
 from amrg.experiments.jobs import Jobs
+from amrg.planning.format import format_duration
 from amrg.progress import echo
 
 TIMES = "times.json"
@@ -33,11 +34,11 @@ class Variant:
     """One row of an experiment's table.
 
     Attributes:
-        name: as the table says it.
-        changes: settings by dotted name.
-        copy_top_k: instead of the model's reports, whole train reports: of the study of the heaviest retrieved row (1),
-            or the most typical one of this many heaviest rows.
-        x: place on the axis of the plot, where the variants are steps of one number.
+        name: name in the table.
+        changes: changed settings by dotted name.
+        copy_top_k: if positive, the model's reports are replaced by the most typical full report among those of this
+            many heaviest retrieved rows.
+        x: position on the plot's axis if the variants are steps of one number.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class VariantOutputs:
-    """What one seed of one variant made: artefacts by kind."""
+    """Artefacts of one seed of one variant, by kind."""
 
     variant: Variant
     seed: int
@@ -60,7 +61,7 @@ class VariantOutputs:
 
 @dataclass(frozen=True)
 class Forecast:
-    """How often a step is still to be made, and how many seconds one takes when so many jobs work side by side."""
+    """Forecast of one step: remaining count, and seconds per step with ``jobs`` concurrent jobs (None if unknown)."""
 
     verb: str
     count: int
@@ -69,21 +70,21 @@ class Forecast:
 
     @property
     def all(self) -> float | None:
-        """Seconds until all are made, if no job waits for another."""
+        """Seconds for all remaining steps if no job waits for another."""
         if not self.count:
             return 0.0
         return None if self.one is None else self.one * self.count / min(self.jobs, self.count)
 
 
 class _Times:
-    """Seconds of every step that was made in this folder, by what it is timed as; for several threads."""
+    """Measured seconds of the steps in this folder, by timing key; thread-safe."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._lock = file, threading.Lock()
         self._seconds: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
 
     def median(self, name: str) -> float | None:
-        """None before the first."""
+        """Return the median seconds; None before the first measurement."""
         return median(self._seconds[name]) if self._seconds.get(name) else None
 
     def note(self, name: str, seconds: float) -> None:
@@ -94,7 +95,7 @@ class _Times:
 
 
 def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The configuration with settings by dotted name replaced; a name or value that does not exist is refused."""
+    """Replace settings by dotted name; unknown names and values are refused."""
     content = to_dict(config)
     for name, value in changes.items():
         *sections, last = name.split(".")
@@ -106,22 +107,22 @@ def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def with_seed(config: Config, variant: Variant, seed: int) -> Config:
-    """A variant's configuration with one more seed of stage 2: data, stage 1 and banks keep the run's own.
+    """Return a variant's configuration with another seed of stage 2; data, stage 1 and banks keep the run's seed.
 
-    Seed 0 is the run as configured, so that an earlier ``amrg run`` is found.
+    Seed 0 is the configured run, so that an earlier ``amrg run`` is reused.
     """
     own = config.seed if config.stage2.seed is None else config.stage2.seed
     return with_overrides(config, {**variant.changes, **({"stage2.seed": own + seed} if seed else {})})
 
 
 class Sweep:
-    """Runs variants × seeds up to generated reports, and remembers how long each step took on this machine.
+    """Runs variants × seeds up to generated reports, and records the time of each step on this machine.
 
     Args:
-        config: that the variants change.
-        experiments: the variants of each experiment to come: times are predicted over all of them.
-        seeds: of each experiment, how many trainings of stage 2 for each of its variants.
-        jobs: how many steps are to be made at a time; times are kept apart by it.
+        config: base configuration of the variants.
+        experiments: variants per experiment; the forecast covers all of them.
+        seeds: number of stage-2 trainings per variant, for each experiment.
+        jobs: number of concurrent steps; times are recorded separately for each number.
     """
 
     def __init__(
@@ -136,26 +137,26 @@ class Sweep:
         self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
     def submit_all(self, jobs: Jobs) -> None:
-        """From now on make everything in ``jobs``, in the order in which ``run`` will ask for it."""
+        """Submit all steps to ``jobs``, in the order in which ``run`` will request them."""
         self._jobs = jobs
         for variants, seeds in self._experiments:
-            # One seed of all variants, then the next: two that are made at a time seldom wait for the same bank.
+            # All variants of one seed, then the next seed: concurrent steps rarely wait for the same bank.
             for seed, variant in itertools.product(range(seeds), variants):
                 config = with_seed(self.config, variant, seed)
                 if config not in self._ahead:
                     self._ahead[config] = jobs.submit(self._chain, config, f"{variant.name}, seed {seed}")
 
     def run(self, variant: Variant, seeds: int) -> list[VariantOutputs]:
-        """So many seeds of a variant; UserError as the steps raise it."""
+        """Run the seeds of a variant; raises the steps' UserError."""
         return [self._one(variant, seed) for seed in range(seeds)]
 
     def base_run(self) -> VariantOutputs:
-        """The run as configured, up to the banks: what needs no training of stage 2."""
+        """Run the configuration itself up to the banks, without training stage 2."""
         return VariantOutputs(Variant("as configured"), 0, self._chain(self.config, "as configured", "banks"))
 
     @contextmanager
     def timed_page(self) -> Iterator[None]:
-        """Around the measuring and writing of an experiment, which takes its time, too."""
+        """Time the scoring and writing of an experiment's page."""
         start = time.monotonic()
         yield
         self._pages -= 1
@@ -172,13 +173,15 @@ class Sweep:
         return {artifact.kind: artifact for artifact in made}
 
     def _step(self, verb: str, config: Config, name: str) -> Artifact:
-        """The artefact of a step; who needs one that another job is making waits for it."""
+        """Make or find the artefact of a step; waits if another job is making it."""
         plan, folder = pipeline.recipe(verb, config), pipeline.root(config)
         with self._locks[plan.path(folder)]:
             known = find(folder, plan)
             if known is not None:
                 return known
-            echo(f"[{name}] {verb}{_about(self.predicted(verb), ' (about {})')}")
+            predicted = self.predicted(verb)
+            about = "" if predicted is None else f" (about {format_duration(predicted)})"
+            echo(f"[{name}] {verb}{about}")
             start = time.monotonic()
             if self._jobs is None:
                 run_step_with_vision_cache(verb, config)
@@ -188,18 +191,18 @@ class Sweep:
             return open_artifact(plan.path(folder), plan.kind)
 
     def predicted(self, verb: str) -> float | None:
-        """Seconds that a step will take: the median of those made so far; None before the first."""
+        """Return the predicted seconds of a step: the median of measured steps; None before the first."""
         return self._times.median(self._timing_key(verb, self.jobs))
 
     def _timing_key(self, verb: str, jobs: int) -> str:
-        """What is timed together: a step takes longer beside others, and a training by its epochs."""
+        """Return the key of comparable times: verb, epochs of a training, and number of concurrent steps."""
         epochs = f", {self.config.stage2.epochs} epochs" if verb == "stage2" else ""
         return f"{verb}{epochs}, {jobs} at a time"
 
     def pending_counts(self) -> dict[str, int]:
-        """By verb, how many steps are still to be made for all variants and seeds; and pages."""
+        """Count the remaining steps by verb for all variants and seeds, and the remaining pages."""
         counts = dict.fromkeys(steps(), 0)
-        seen: set[str] = set()
+        counted: set[str] = set()
         plans = [(Variant("as configured"), 0, "banks")]
         for variants, seeds in self._experiments:
             plans += [(variant, seed, LAST) for variant in variants for seed in range(seeds)]
@@ -208,60 +211,53 @@ class Sweep:
             for verb in steps(last):
                 settings.append(pipeline.STEPS[verb].settings(config))
                 same = json.dumps([verb, settings], sort_keys=True)
-                counts[verb] += same not in seen and not _is_made(verb, config)
-                seen.add(same)
+                counts[verb] += same not in counted and not _is_made(verb, config)
+                counted.add(same)
         return {**counts, PAGE: self._pages}
 
     def forecast(self) -> list[Forecast]:
-        """What is shown before the start."""
+        """Forecast every kind of step."""
         return [Forecast(verb, count, self.predicted(verb), self.jobs) for verb, count in self.pending_counts().items()]
 
     def eta_message(self) -> str:
-        """How much longer it may take, for a progress line."""
+        """Return the remaining time, for a progress line."""
         return f"still to come: about {total_eta(self.forecast())}"
 
 
 def steps(last: str = LAST) -> list[str]:
-    """The verbs up to one, generated reports unless told."""
+    """Return the verbs up to and including ``last``."""
     return list(pipeline.STEPS)[: list(pipeline.STEPS).index(last) + 1]
 
 
 def experiments_dir(config: Config) -> Path:
-    """Of all experiments of a run."""
+    """Return the folder of all experiments of a run."""
     return pipeline.root(config) / "experiments"
 
 
 def show_forecast(rows: Sequence[Forecast]) -> None:
-    """Print the table; a step that was never timed on this machine is said to be unknown."""
+    """Print the table of forecasts; a step without any measured time has a question mark."""
     jobs = rows[0].jobs
     at_once = f", {jobs} at a time" if jobs > 1 else ""
     echo(f"to be made (made steps are kept){at_once}:")
     for row in rows:
-        echo(f"  {row.verb:<9}{row.count:>4}  {duration(row.one):>9} each  {duration(row.all):>9}")
+        echo(f"  {row.verb:<9}{row.count:>4}  {_duration(row.one):>12} each  {_duration(row.all):>12}")
     echo(f"predicted: {total_eta(rows)}")
 
 
 def total_eta(rows: Sequence[Forecast]) -> str:
-    """The time of all, and what of it is not known."""
+    """Format the total time, and name the steps without any measured time."""
     known = sum(row.all for row in rows if row.all is not None)
     unknown = [row.verb for row in rows if row.count and row.one is None]
     more = f", and {', '.join(unknown)}, not timed yet on this machine" if unknown else ""
-    return f"{duration(known)}{more}"
+    return f"{format_duration(known)}{more}"
 
 
-def duration(seconds: float | None) -> str:
-    """For a reader: seconds below two minutes, else minutes; a question mark for what is not known."""
-    if seconds is None:
-        return "?"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def _about(seconds: float | None, text: str) -> str:
-    return "" if seconds is None else text.format(duration(seconds))
+def _duration(seconds: float | None) -> str:
+    return "?" if seconds is None else format_duration(seconds)
 
 
 def _is_made(verb: str, config: Config) -> bool:
     try:
         return find(pipeline.root(config), pipeline.recipe(verb, config)) is not None
-    except UserError:  # an input of it is still to be made
+    except UserError:  # an input does not exist yet
         return False

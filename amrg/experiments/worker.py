@@ -1,8 +1,7 @@
-"""One job of a sweep: a process that makes steps as its parent asks, one after the other.
+"""Worker process of a sweep, which runs its parent's steps one after the other.
 
-A line of JSON on stdin is a step to make, a line on stdout says how it went; all that the step prints goes to stderr.
-When stdin ends, also because the parent died, the step that is being made is interrupted as Ctrl-C does it: what it
-can save is saved.
+Each line of JSON on stdin requests a step, and a line on stdout holds its result. Output of the step goes to stderr.
+When stdin ends, also by the parent's death, the running step is interrupted as by Ctrl-C and saves its state.
 """
 
 import json
@@ -18,35 +17,35 @@ from amrg.config import from_dict
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import run_step_with_vision_cache
 
-#: Seconds between two progress lines: several jobs share one log.
+#: Seconds between progress lines; several jobs share one log.
 LOG_EVERY = 60.0
 
 
 def main() -> None:
-    """Make what is asked until stdin ends."""
+    """Run requested steps until stdin ends."""
     progress.LOG_EVERY = LOG_EVERY
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that put us in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT for background processes
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    asked: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    os.dup2(2, 1)  # output of libraries must not mix with answers
+    requests: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     try:
         while True:
-            answers.write(json.dumps({"error": _make(**json.loads(asked.get()))}) + "\n")
+            answers.write(json.dumps({"error": _make(**json.loads(requests.get()))}) + "\n")
             answers.flush()
     except KeyboardInterrupt as stop:
         if str(stop):
             progress.echo(str(stop))
 
 
-def _listen(asked: "SimpleQueue[str]") -> None:
+def _listen(requests: "SimpleQueue[str]") -> None:
     for line in sys.stdin:
-        asked.put(line)
+        requests.put(line)
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def _make(verb: str, config: dict[str, object]) -> str | None:
-    """Make a step; returns what went wrong."""
+    """Run a step; returns an error message, or None."""
     try:
         run_step_with_vision_cache(verb, from_dict(config, "experiment"))
     except UserError as error:

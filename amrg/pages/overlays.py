@@ -1,4 +1,4 @@
-"""Films, activation maps, lesion outlines and texts as pieces of HTML, all inlined: the page needs no server."""
+"""Films, activation maps, lesion outlines and texts as inlined HTML, so that the page needs no server."""
 
 import base64
 import io
@@ -10,16 +10,16 @@ from markupsafe import Markup
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-#: Colour of activation, light to strong: (share of the maximum, red, green, blue, opacity).
+#: Color of activation, weak to strong: (share of the maximum, red, green, blue, opacity).
 _HEAT = ((0.0, 255, 220, 80, 0), (0.35, 255, 200, 60, 60), (0.7, 255, 120, 20, 130), (1.0, 235, 30, 30, 175))
 #: x0, y0, x1, y1 in cells of a square grid that covers a film.
 Box = tuple[int, int, int, int]
 
-_OUTLINE = (64, 224, 255, 255)  # cyan: not in the heat scale, and told from it by those who see no red
+_OUTLINE = (64, 224, 255, 255)  # cyan: not in the heat scale, and distinct from it for color-blind readers
 
 
 def film_url(film: np.ndarray, size: int | None = None) -> str:
-    """A grey film, uint8 [H, W], as a data URL; scaled to ``size`` pixels on the long side if given."""
+    """Encode a gray film, uint8 [H, W], as a JPEG data URL, scaled to ``size`` pixels on the long side if given."""
     image = Image.fromarray(film)
     if size is not None:
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
@@ -27,9 +27,9 @@ def film_url(film: np.ndarray, size: int | None = None) -> str:
 
 
 def heat_url(map_HW: np.ndarray, top: float | None = None) -> str:
-    """A non-negative activation map as a transparent PNG of its own grid; the browser smooths it over the film.
+    """Encode a non-negative activation map as a transparent PNG on its own grid; the browser interpolates it.
 
-    The strongest colour is for ``top``, the map's own maximum unless given.
+    ``top`` has the strongest color; the default is the map's maximum.
     """
     share = np.asarray(map_HW, dtype=np.float64)
     top = share.max() if top is None else top
@@ -40,16 +40,16 @@ def heat_url(map_HW: np.ndarray, top: float | None = None) -> str:
 
 
 def outline_url(mask: np.ndarray) -> str:
-    """The border of a mask, bool [H, W], as a transparent PNG of twice the size."""
+    """Encode the border of a mask, bool [H, W], as a transparent PNG of twice the size."""
     large = np.kron(mask, np.ones((2, 2), dtype=bool))
     border = large & ~binary_erosion(large, iterations=2)
     return _url(Image.fromarray(border[..., None] * np.array(_OUTLINE, dtype=np.uint8)), "PNG")
 
 
 def boxes_svg(boxes: Sequence[tuple[str, Box]], grid: int) -> Markup:
-    """Boxes with their names, to be laid over a square film: what they tell is told in text beside it.
+    """Draw named boxes as an SVG over a square film. It is hidden from screen readers, as the text repeats it.
 
-    Names are placed over the upper left corner of their box, inside the film and beside each other.
+    Names are placed over the upper left corner of their box, inside the film, without overlap.
     """
     parts = []
     for _, (x0, y0, x1, y1) in boxes:
@@ -72,7 +72,7 @@ def boxes_svg(boxes: Sequence[tuple[str, Box]], grid: int) -> Markup:
 def _free_place(
     box: Box, width: float, height: float, grid: int, taken: Sequence[tuple[float, float, float]]
 ) -> tuple[float, float, float]:
-    """x, y and width of a name that covers none of those that are placed (``taken``)."""
+    """Return x, y and width of a name that covers none of the placed names (``taken``)."""
     x, y = min(box[0], grid - width), max(0.0, box[1] - height)
     while covered := [u + w for u, v, w in taken if abs(v - y) < height and u < x + width and x < u + w]:
         x, y = (max(covered), y) if max(covered) + width <= grid else (0.0, y + height)
@@ -80,9 +80,9 @@ def _free_place(
 
 
 def crop(film: np.ndarray, box: Box, grid: int, margin: float = 1.0) -> np.ndarray:
-    """The part of a square film [S, S] under a box (x0, y0, x1, y1 in cells of a ``grid`` × ``grid`` patch grid).
+    """Crop a square film [S, S] to a box (x0, y0, x1, y1 in cells of a ``grid`` × ``grid`` patch grid).
 
-    ``margin`` cells are added on each side: one patch alone shows nothing a reader could recognise.
+    ``margin`` cells are added on each side, since a single patch is not recognizable.
     """
     cell = film.shape[0] / grid
     x0, y0 = (max(0, round((v - margin) * cell)) for v in box[:2])
@@ -90,7 +90,7 @@ def crop(film: np.ndarray, box: Box, grid: int, margin: float = 1.0) -> np.ndarr
     return film[y0:y1, x0:x1]
 
 
-#: Kinds of marked text and what the reader is told of each.
+#: Kinds of marked text, and their tooltips.
 KINDS = {
     "hit": "in both reports",
     "detail": "in both reports, with another side or kind of device",
@@ -101,7 +101,7 @@ KINDS = {
 
 
 def marked(text: str, spans: Sequence[tuple[int, int, str, str]]) -> Markup:
-    """A text with spans (start, end, kind, label) marked; of overlapping spans the first wins."""
+    """Mark spans (start, end, kind, label) of a text; of overlapping spans the first wins."""
     pieces, at = [], 0
     for start, end, kind, label in sorted(spans):
         if start < at:

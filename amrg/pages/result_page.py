@@ -1,4 +1,4 @@
-"""The result page: one HTML file that needs nothing else, to be opened from disk or sent to a colleague."""
+"""Result page: one self-contained HTML file, to open from disk or send to a colleague."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,19 +18,19 @@ from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence, memory_row, r
 
 @dataclass(frozen=True)
 class SampleStudy:
-    """One study to look at.
+    """One study on the page.
 
     Attributes:
         film: uint8 [H, W].
-        findings: what the study has.
-        probabilities: the classifier's, for the findings worth showing.
+        findings: positive findings of the study.
+        probabilities: classifier's probabilities by shown finding.
         maps: activation map by finding, non-negative, on any grid that covers the film.
         masks: true lesion by finding, bool [H, W].
-        reference, generated: the reports, findings marked (``overlays.marked``).
+        reference, generated: reports with marked findings (``overlays.marked``).
         memory: retrieved rows by bank ("visual", "report"), the heaviest first.
-        sentences: of the report memory, that the report begins with.
-        views: the square films that the sentences' boxes lie on, by their number in the study, uint8 [S, S].
-        grid: cells on a side of these boxes.
+        sentences: recalled sentences that the report begins with.
+        views: square films with boxes of sentences, by their number in the study, uint8 [S, S].
+        grid: cells per side of the grid of the boxes.
     """
 
     key: str
@@ -49,7 +49,7 @@ class SampleStudy:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows. ``scores`` is the content of ``scores.json``; curves are rows of each ``curves.jsonl``."""
+    """Content of the page: ``scores`` from ``scores.json``, ``curves`` as rows of each ``curves.jsonl``."""
 
     scores: dict[str, Any]
     curves: dict[str, list[dict[str, Any]]]
@@ -63,7 +63,7 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def render(page: Page) -> str:
-    """The page as text; the same input gives the same bytes."""
+    """Render the page as text; the same input gives the same bytes."""
     environment = templates()
     environment.filters["number"] = format_number
     environment.filters["odds"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
@@ -90,7 +90,7 @@ def render(page: Page) -> str:
 
 
 def templates() -> Environment:
-    """The templates of all pages; whatever enters one is escaped."""
+    """Load the templates of all pages; all values are escaped."""
     return Environment(
         loader=PackageLoader("amrg.pages", "."),
         autoescape=select_autoescape(default_for_string=True, default=True),
@@ -101,7 +101,7 @@ def templates() -> Environment:
 
 
 def format_number(value: float | int | None) -> str:
-    """A number for a table: three decimals below 10, fewer above; a dash for what is not known."""
+    """Format a number for a table: three decimals below 10, fewer above; a dash for an unknown value."""
     if value is None or value != value:
         return "–"
     if isinstance(value, int):
@@ -110,7 +110,7 @@ def format_number(value: float | int | None) -> str:
 
 
 def charts(rows: list[dict[str, Any]]) -> list[Markup]:
-    """One chart for each quantity; ``train_x`` and ``val_x`` share the chart of ``x``."""
+    """Draw one chart per quantity; ``train_x`` and ``val_x`` share the chart of ``x``."""
     names = sorted({name for row in rows for name, v in row.items() if isinstance(v, float)})
     groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Rows of memory and recalled sentences, as the page shows them."""
+"""Memory rows and recalled sentences on the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ THUMBNAIL = 112  # pixels on a side
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """A row of a bank that was retrieved.
+    """A retrieved row of a bank.
 
     Attributes:
-        weight: share of the association it got, averaged over queries and heads, in [0, 1].
+        weight: its share of the association, averaged over queries and heads, in [0, 1].
         source: region, report, sentence or disease_token.
-        findings: what it was filed under.
-        text: of a report row; of a region row what its report says of it.
-        film: the square film of a region row, uint8 [S, S], with ``box`` (cells) on a ``grid`` × ``grid`` patch grid.
-        number: of the row in its bank, where it is told.
+        findings: findings of the row in the bank.
+        text: text of a report row, or the report's words on a region.
+        film: square film of a region row, uint8 [S, S], with ``box`` (cells) on a ``grid`` × ``grid`` patch grid.
+        number: number of the row in its bank, if known.
     """
 
     weight: float
@@ -37,18 +37,18 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class RecalledSentence:
-    """A sentence of the report memory that a report begins with.
+    """A recalled sentence that a report begins with.
 
     Attributes:
-        text: of the sentence.
+        text: text of the sentence.
         labels: findings that it states, or No Finding.
         row: number in the report bank.
-        filed: findings that the row is filed under.
+        filed: findings of that row in the bank.
         regions: rows of the visual bank that voted for it, the heaviest first; the weights are shares of the
             association of the film's region.
-        box: number of the film, then the box of the region on its fine grid; None where there is no region.
-        probability: that the findings are there; None for No Finding.
-        details: finding, attribute, value, and the probability that it is so, None where nothing supported details.
+        box: number of the film, then the box of the region on its fine grid; None without a region.
+        probability: probability of the findings; None for No Finding.
+        details: finding, attribute, value and probability per detail; probability is None without support.
     """
 
     text: str
@@ -62,7 +62,7 @@ class RecalledSentence:
 
 
 def memory_row(row: MemoryRow) -> dict[str, Any]:
-    """For the template, with a crop of the region."""
+    """Convert a row for the template, with a crop of the region."""
     thumbnail = None
     if row.film is not None and row.box is not None:
         thumbnail = film_url(crop(row.film, row.box, row.grid), THUMBNAIL)
@@ -78,14 +78,14 @@ def memory_row(row: MemoryRow) -> dict[str, Any]:
 def recalled(
     sentences: Sequence[RecalledSentence], views: Mapping[int, np.ndarray], grid: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """For the template: ``films`` with the numbered boxes of the sentences, and the sentences in ``groups``.
+    """Convert sentences for the template: ``films`` with their numbered boxes, and the sentences in ``groups``.
 
-    Sentences in a row with the same labels and voters are a group: their voters are shown once.
+    Consecutive sentences with the same labels and voters form a group, whose voters are shown once.
 
     Args:
-        sentences: of one report; the first has number 1.
-        views: square films of the study by their number, as far as they are at hand.
-        grid: cells on a side of the boxes.
+        sentences: sentences of one report; the first has number 1.
+        views: available square films of the study by number.
+        grid: cells per side of the grid of the boxes.
     """
     numbered = list(enumerate(sentences, start=1))
     groups = [list(of) for _, of in groupby(numbered, lambda one: (tuple(one[1].labels), _voters(one[1])))]
@@ -108,17 +108,17 @@ def _voters(sentence: RecalledSentence) -> list[tuple[int | None, float]]:
 def _film(
     numbered: Sequence[tuple[int, RecalledSentence]], view: int, film: np.ndarray, grid: int
 ) -> dict[str, Any] | None:
-    """A film with the boxes that lie on it; None where none does."""
+    """Convert a film with its boxes for the template; None without any box."""
     at: dict[Box, list[int]] = {}
-    told = []
+    captions = []
     for number, sentence in numbered:
         if sentence.box is not None and sentence.box[0] == view:
             at.setdefault(sentence.box[1:], []).append(number)
-            told.append(f"{number}: {', '.join(sentence.labels)}")
+            captions.append(f"{number}: {', '.join(sentence.labels)}")
     if not at:
         return None
     boxes = [(", ".join(map(str, numbers)), box) for box, numbers in at.items()]
-    return {"number": view + 1, "url": film_url(film), "told": told, "boxes": boxes_svg(boxes, grid)}
+    return {"number": view + 1, "url": film_url(film), "told": captions, "boxes": boxes_svg(boxes, grid)}
 
 
 def _sentence(number: int, sentence: RecalledSentence, several: bool) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _sentence(number: int, sentence: RecalledSentence, several: bool) -> dict[st
 
 
 def _voter(row: MemoryRow) -> dict[str, Any]:
-    """A row of the visual bank, with the whole film that it was mined from and its box."""
+    """Convert a row of the visual bank for the template, with its box on the full film."""
     film = None
     if row.film is not None and row.box is not None:
         film = {"url": film_url(row.film, THUMBNAIL), "boxes": boxes_svg([("", row.box)], row.grid)}

@@ -1,4 +1,4 @@
-"""The score table a user sees at the end of a run."""
+"""Score tables of the page and of the terminal."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-#: Scores of details in the main table, by the heads of their columns.
+#: Detail scores in the main table, by column head.
 HEADLINES = {
     "… with details": "F1 micro-13 with details",
     "side exact": "side exact",
@@ -16,7 +16,7 @@ METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
 def cell(score: dict[str, Any] | float | str | None) -> str:
-    """A score as text: its value, with the interval where there is one; "unavailable" keeps its reason elsewhere."""
+    """Format a score with its interval, if it has one; of an unavailable score only "unavailable"."""
     if score is None:
         return "–"
     if isinstance(score, str):
@@ -28,7 +28,7 @@ def cell(score: dict[str, Any] | float | str | None) -> str:
 
 
 def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Column heads and rows, one system each, the model first. Works on what ``scores.json`` holds."""
+    """Return column heads and one row per system, the model first, from the content of ``scores.json``."""
     heads = ["", "clinical F1, 13 findings [95%]", *HEADLINES, "… macro", "… 5 findings", *METRICS, "words"]
     rows = []
     for name, system in scores["systems"].items():
@@ -50,9 +50,9 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def detail_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Scores of details with the number of their cases, one system in each column.
+    """Return heads and rows of the detail scores with their number of cases, one system per column.
 
-    The references have a column for what is not measured against themselves. A score without any case is left out.
+    The references have a column for scores that do not compare with references. Scores without any case are left out.
     """
     columns = {name: system["details"] for name, system in scores["systems"].items()}
     own = {n: one for n, one in scores["references"]["details"].items() if n.startswith(("film ", "contradicting"))}
@@ -65,7 +65,7 @@ def detail_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def detail_finding_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The model's counts by finding: right, opposite, of so many."""
+    """Return heads and rows of the model's counts by finding, such as exact / opposite / cases."""
     measures = {
         "side: exact, opposite, of": ("sides exact", "sides apart", "sides both"),
         "zone: exact, overlapping, of": ("zones exact", "zones overlap", "zones both"),
@@ -85,7 +85,7 @@ def detail_finding_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[st
 
 
 def relevance_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """One memory's association with the rows of the findings that the films have."""
+    """Return heads and rows of one memory's relevance by finding."""
     heads = ["", "films with it", "share on its rows [95%]", "films without it [95%]", "rows of it in the bank"]
     heads += ["different heaviest rows", "weight on the true side [95%]", "one-sided lesions"]
     rows = {"all": found["all"], **found["findings"]} if found["all"] else {}
@@ -104,7 +104,7 @@ def relevance_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _known(score: dict[str, Any]) -> dict[str, Any] | None:
-    """A score that has a value; None where there was no case."""
+    """Return the score, or None if it has no value."""
     return None if score["value"] is None else score
 
 
@@ -115,7 +115,7 @@ def _with_cases(name: str, score: dict[str, Any] | None) -> str:
 
 
 def clinical_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """F1 of every average under both readings of uncertain findings, one system in each column."""
+    """Return heads and rows of every F1 average under both readings of uncertain findings, one system per column."""
     readings = {"clinical": "absent", "clinical_uncertain_as_present": "present"}
     rows = []
     for labels in ("14", "5"):
@@ -129,7 +129,7 @@ def clinical_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def learned_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The metrics with learned weights that could be run; no rows when none could."""
+    """Return heads and rows of the available metrics with learned weights; no rows if none is available."""
     systems = {name: system["learned"] for name, system in scores["systems"].items()}
     names = sorted({n for found in systems.values() for n, value in found.items() if not isinstance(value, str)})
     return ["", *names], [
@@ -138,7 +138,7 @@ def learned_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def wording_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Length and repetition of the references and of each system."""
+    """Return heads and rows of length and repetition, for the references and each system."""
     shares = {
         "different reports": "different",
         "same as the most frequent": "generic",
@@ -158,7 +158,7 @@ def wording_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def copying_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """What generated reports and references share with memory and train."""
+    """Return heads and rows of the copy rates of generated reports and references."""
     heads = {
         "retrieved rows": "retrieved_{n}",
         "rows retrieved for another study": "others_{n}",
@@ -171,7 +171,7 @@ def copying_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def size_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Localisation by the size of the lesion."""
+    """Return heads and rows of localization by lesion size."""
     measures = {"inside / whole": "ratio", "IoU": "iou", "pointing": "pointing", "chance": "pointing_chance"}
     found = {name: row["sizes"] for name, row in scores["localisation"].items() if row["sizes"]}
     sizes = list(next(iter(found.values()), {}))
@@ -180,15 +180,15 @@ def size_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def percent(share: float | None) -> str:
-    """A share for a table."""
+    """Format a share for a table."""
     return "–" if share is None else f"{100 * share:.1f}%"
 
 
 def score_table(scores: dict[str, Any]) -> Table:
-    """The same on its side, for a terminal of 80 columns: one system in each column."""
+    """Build the score table for a terminal of 80 columns, with one system per column."""
     heads, rows = score_rows(scores)
     title = f"{scores['studies']} {scores['split']} studies"
-    reasons = Text("\n".join(unavailable(scores)))  # as it is: brackets are no markup
+    reasons = Text("\n".join(unavailable(scores)))  # plain text: brackets are not markup
     table = Table(
         title=title, title_justify="left", caption=reasons, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
     )
@@ -204,12 +204,12 @@ def score_table(scores: dict[str, Any]) -> Table:
 
 
 def _stacked(text: str) -> str:
-    """A score above its interval."""
+    """Put a score above its interval."""
     return text.replace(" [", "\n").removesuffix("]")
 
 
 def unavailable(scores: dict[str, Any]) -> list[str]:
-    """Reasons, once each, why metrics have no number."""
+    """List the reasons of unavailable metrics, once each."""
     reasons: dict[str, dict[str, None]] = {}
     for system in scores["systems"].values():
         for name, value in {**system["language"], **system["learned"]}.items():

@@ -1,4 +1,4 @@
-"""The web application: a page, and what its script asks for. Everything it serves comes from the package or the run."""
+"""Web application: one page and its JSON routes. All content comes from the package or the run."""
 
 import hashlib
 import json
@@ -32,17 +32,17 @@ from amrg.errors import UserError
 from amrg.inference.run import RunArtifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import film_url, heat_url, outline_url
-from amrg.webapp.run_store import NotFound, RunStore, positives
+from amrg.webapp.run_store import NotFound, RunStore
 from amrg.webapp.session import MEMORIES, SHOWN_SIZE, ClientGone, InferenceSession, StudyAnalysis
 
-#: Larger files are refused before they are read. A radiograph of 4,280 × 3,520 pixels in 16 bits has 30 MB.
+#: Maximal size of an uploaded file. A radiograph of 4,280 × 3,520 pixels in 16 bits has 30 MB.
 MAX_BYTES = 64 * 2**20
-#: Looks held in memory; an older study is looked at again when it is asked for, an older dropped film is gone.
+#: Maximal number of cached analyses. An evicted study is analyzed again on request; an evicted upload is lost.
 MAX_CACHED = 32
 UPLOADED = "dropped"
 HERE = Path(__file__).parent
 
-#: Nothing is loaded from anywhere else, nothing frames the page, and nothing it shows is kept by the browser.
+#: The page loads nothing from other hosts, cannot be framed, and is not cached by the browser.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -53,26 +53,25 @@ _HEADERS = {
 
 
 def create_app(chain: RunArtifacts, hosts: list[str] | None = None) -> Starlette:
-    """The application for one run; loads its models.
+    """Build the application for one run, and load its models.
 
     Args:
         chain: the run's artefacts.
-        hosts: names under which the page may be asked for; any if None. (A page elsewhere that rebinds its own name to
-            this machine is turned away by them.)
+        hosts: accepted host names; any if None. They block DNS rebinding by other pages.
 
     Raises:
-        UserError: an artefact is not what it should be.
+        UserError: an artefact is missing or damaged.
     """
-    desk = Handlers(chain)
+    handlers = Handlers(chain)
     return Starlette(
         routes=[
-            Route("/", desk.page),
-            Route("/api/studies", desk.studies),
-            Route("/api/looks", desk.upload, methods=["POST"]),
-            Route("/api/looks/{place}/{name}", desk.look),
-            Route("/api/looks/{place}/{name}/patches", desk.patches),
-            Route("/api/looks/{place}/{name}/report", desk.report),
-            Route("/api/banks/{bank}/{row:int}", desk.row),
+            Route("/", handlers.page),
+            Route("/api/studies", handlers.studies),
+            Route("/api/looks", handlers.upload, methods=["POST"]),
+            Route("/api/looks/{place}/{name}", handlers.analysis),
+            Route("/api/looks/{place}/{name}/patches", handlers.patches),
+            Route("/api/looks/{place}/{name}/report", handlers.report),
+            Route("/api/banks/{bank}/{row:int}", handlers.row),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or ["*"]), Middleware(_Headers)],
@@ -81,12 +80,12 @@ def create_app(chain: RunArtifacts, hosts: list[str] | None = None) -> Starlette
 
 
 class Handlers:
-    """The handlers, and what they hold: the models, the shelves, and the last looks."""
+    """Request handlers with their state: the models, the run's data, and the cached analyses."""
 
     def __init__(self, chain: RunArtifacts) -> None:
         self._chain, self._reader = chain, InferenceSession(chain)
-        self._shelves = RunStore(chain, self._reader.classifier.config.image_size, self._reader.grid)
-        self._looks: OrderedDict[tuple[str, str], tuple[StudyAnalysis, Sample | None]] = OrderedDict()
+        self._store = RunStore(chain, self._reader.classifier.config.image_size, self._reader.grid)
+        self._analyses: OrderedDict[tuple[str, str], tuple[StudyAnalysis, Sample | None]] = OrderedDict()
         self._lock = threading.Lock()
         loader = PackageLoader("amrg.webapp", ".")
         self._page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html.j2")
@@ -111,14 +110,14 @@ class Handlers:
         )
 
     def studies(self, request: Request) -> Response:
-        asked = request.query_params
-        return JSONResponse(self._shelves.listing(asked.get("split", "test"), asked.get("words", "")))
+        query = request.query_params
+        return JSONResponse(self._store.listing(query.get("split", "test"), query.get("words", "")))
 
-    def look(self, request: Request) -> Response:
+    def analysis(self, request: Request) -> Response:
         return JSONResponse(self._describe(request.path_params["place"], request.path_params["name"]))
 
     async def upload(self, request: Request) -> Response:
-        """A film as the body of the request: never held whole when it is too large."""
+        """Analyze an uploaded film, the body of the request; reading stops at ``MAX_BYTES``."""
         data = await _body(request)
         return JSONResponse(await to_thread.run_sync(self._drop, data))
 
@@ -134,49 +133,49 @@ class Handlers:
         return self._describe(UPLOADED, name)
 
     def patches(self, request: Request) -> Response:
-        look, _ = self._cached(request)
+        analysis, _ = self._cached(request)
         film, finding = _number(request, "film", int), request.query_params.get("finding", "")
         threshold = _number(request, "threshold", float)
-        if finding not in FINDINGS or not 0 <= film < len(look.films):
+        if finding not in FINDINGS or not 0 <= film < len(analysis.films):
             raise NotFound("this study has no such film or finding")
-        found = self._reader.patches(look, film, finding, threshold)
+        found = self._reader.patches(analysis, film, finding, threshold)
         return JSONResponse([{"row": y, "column": x, "activation": round(value, 3)} for y, x, value in found])
 
     def row(self, request: Request) -> Response:
-        return JSONResponse(self._shelves.row(request.path_params["bank"], request.path_params["row"]))
+        return JSONResponse(self._store.row(request.path_params["bank"], request.path_params["row"]))
 
     def report(self, request: Request) -> Response:
-        """Server-sent events: ``text`` and ``sentence`` (``Reader.write``), then ``end`` or ``problem``."""
-        look, _ = self._cached(request)
+        """Stream server-sent events: those of ``InferenceSession.write``, then ``end`` or ``problem``."""
+        analysis, _ = self._cached(request)
         off = {name for name in request.query_params.get("off", "").split(",") if name}
         if off - MEMORIES.keys():
             raise NotFound(f"no such memory: {', '.join(MEMORIES)} can be switched off")
-        return StreamingResponse(self._events(look, off), media_type="text/event-stream")
+        return StreamingResponse(self._events(analysis, off), media_type="text/event-stream")
 
-    async def _events(self, look: StudyAnalysis, off: set[str]) -> AsyncIterator[str]:
-        told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    async def _events(self, analysis: StudyAnalysis, off: set[str]) -> AsyncIterator[str]:
+        events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         left = threading.Event()
 
-        def tell(kind: str, content: dict[str, Any]) -> None:
+        def send_event(kind: str, content: dict[str, Any]) -> None:
             if left.is_set():
                 raise ClientGone
-            told.put((kind, content))
+            events.put((kind, content))
 
         def write() -> None:
             try:
-                self._reader.write(look, off, tell)
-                told.put(("end", {}))
+                self._reader.write(analysis, off, send_event)
+                events.put(("end", {}))
             except ClientGone:
                 pass
             except Exception as error:
-                told.put(("problem", {"error": f"The report could not be written ({type(error).__name__})."}))
+                events.put(("problem", {"error": f"The report could not be written ({type(error).__name__})."}))
                 raise
 
         threading.Thread(target=write, daemon=True).start()
         kind = ""
         try:
             while kind not in ("end", "problem"):
-                kind, content = await to_thread.run_sync(told.get)
+                kind, content = await to_thread.run_sync(events.get)
                 yield f"event: {kind}\ndata: {json.dumps(content)}\n\n"
         finally:
             left.set()
@@ -185,29 +184,29 @@ class Handlers:
         return self._find(request.path_params["place"], request.path_params["name"])
 
     def _find(self, place: str, name: str) -> tuple[StudyAnalysis, Sample | None]:
-        """The look of a study or of a dropped film."""
+        """Return the analysis of a study or an uploaded film, from the cache if possible."""
         with self._lock:
-            if (place, name) in self._looks:
-                self._looks.move_to_end((place, name))
-                return self._looks[place, name]
+            if (place, name) in self._analyses:
+                self._analyses.move_to_end((place, name))
+                return self._analyses[place, name]
         if place == UPLOADED:
             raise NotFound(f"This film is no longer held (the last {MAX_CACHED} are): drop it again.")
-        sample = self._shelves.study(place, name)
+        sample = self._store.study(place, name)
         return self._cache((place, name), self._reader.analyze(sample.views, group_id(sample.study.group)), sample)
 
     def _cache(
-        self, where: tuple[str, str], look: StudyAnalysis, sample: Sample | None
+        self, where: tuple[str, str], analysis: StudyAnalysis, sample: Sample | None
     ) -> tuple[StudyAnalysis, Sample | None]:
         with self._lock:
-            self._looks[where] = look, sample
-            while len(self._looks) > MAX_CACHED:
-                self._looks.popitem(last=False)
-        return look, sample
+            self._analyses[where] = analysis, sample
+            while len(self._analyses) > MAX_CACHED:
+                self._analyses.popitem(last=False)
+        return analysis, sample
 
     def _describe(self, place: str, name: str) -> dict[str, Any]:
-        """A look as the page's script reads it."""
-        look, sample = self._find(place, name)
-        stated = positives(sample.study) if sample else None
+        """Convert an analysis to the JSON of the page's script."""
+        analysis, sample = self._find(place, name)
+        stated = sample.study.positive_findings if sample else None
         findings = [
             {
                 "name": finding,
@@ -215,7 +214,7 @@ class Handlers:
                 "threshold": round(self._reader.thresholds.get(finding, 0.5), 4),
                 "stated": finding in stated if stated is not None else None,
             }
-            for finding, probability in look.probabilities.items()
+            for finding, probability in analysis.probabilities.items()
         ]
         return {
             "place": place,
@@ -223,25 +222,25 @@ class Handlers:
             "grid": self._reader.grid,
             "reference": sample.study.report if sample else None,
             "findings": findings,
-            "films": [self._film(look, sample, number) for number in range(len(look.films))],
-            "memory": look.retrieved(),
+            "films": [self._film(analysis, sample, number) for number in range(len(analysis.films))],
+            "memory": analysis.retrieved(),
         }
 
-    def _film(self, look: StudyAnalysis, sample: Sample | None, number: int) -> dict[str, Any]:
+    def _film(self, analysis: StudyAnalysis, sample: Sample | None, number: int) -> dict[str, Any]:
         masks = sample.masks if sample and number == 0 else {}
         maps = {
             finding: {
-                "cells": np.round(look.map(number, finding), 3).tolist(),
-                "heat": heat_url(look.map(number, finding).clip(max=1.0), top=1.0),
+                "cells": np.round(analysis.map(number, finding), 3).tolist(),
+                "heat": heat_url(analysis.map(number, finding).clip(max=1.0), top=1.0),
                 "lesion": outline_url(letterbox(masks[finding], SHOWN_SIZE // 2)) if finding in masks else None,
             }
             for finding in FINDINGS
         }
-        return {"image": film_url(look.films[number]), "maps": maps}
+        return {"image": film_url(analysis.films[number]), "maps": maps}
 
 
 async def _body(request: Request) -> bytes:
-    """The body, at most MAX_BYTES of it: refused by its announced length, or when it turns out to be longer."""
+    """Read the body; refuses an announced or actual length above MAX_BYTES."""
     announced = request.headers.get("content-length", "0")
     data = bytearray()
     if announced.isdecimal() and int(announced) <= MAX_BYTES:
@@ -267,14 +266,14 @@ def _number(request: Request, name: str, kind: type) -> Any:
 
 
 def _client_error(_: Request, error: Exception) -> Response:
-    """What the reader can put right, as one line for the page."""
+    """Convert an error of the client to a JSON response of one line."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
     return JSONResponse({"error": str(error)}, 404 if isinstance(error, NotFound) else 422)
 
 
 def _fail(_: Request, error: Exception) -> Response:
-    """A fault of ours: the page names its kind, the terminal has the rest."""
+    """Convert an internal error to a response with its type; the terminal has the traceback."""
     return JSONResponse({"error": f"Something went wrong here ({type(error).__name__}); the terminal says more."}, 500)
 
 

@@ -1,4 +1,4 @@
-"""The run's models at work on one study: what they see, retrieve and write.
+"""Inference of a run's models on one study: classification, retrieval and report writing.
 
 Shape legend: M films of the study, K = 14 labels, H W grid of the maps, Q = 14 queries.
 """
@@ -36,53 +36,54 @@ from amrg.training.vision_cache import round_like_cache
 from amrg.webapp.attention import Association, record_attention
 from amrg.webapp.transcript import Transcript
 
-#: Is told the kind and the content of each step of a report.
+#: Callback with the kind and the content of each event of a report.
 OnEvent = Callable[[str, dict[str, Any]], None]
 
-#: The memories by the names the page uses, and the streams they fill.
+#: Memories by their names on the page, and their streams.
 MEMORIES = {"visual": "visual memory", "report": "report memory"}
 SHOWN = 5  # rows of each memory
-#: Pixels on a side of the films shown; smaller ones are scaled up to it, as the model's own square is.
+#: Pixels per side of the shown films; smaller films are scaled up.
 SHOWN_SIZE = 768
 
 
 @dataclass(frozen=True)
 class StudyAnalysis:
-    """What the models see of a study.
+    """Model outputs on a study, before the report.
 
     Attributes:
-        films: the whole film in a square, uint8 [SHOWN_SIZE, SHOWN_SIZE] each, as the maps lie on it.
-        group: ``group_id`` of the patient; ``NO_GROUP`` for a film that was dropped.
-        probabilities: of each finding: stage 1's logits of all films together, both heads.
-        maps_MKHW: activation maps, 1 being the peak of a typical positive train film (``amrg.models.cam``).
-        association: with each memory that the generator has.
+        films: full films, padded to a square as the maps cover it, uint8 [SHOWN_SIZE, SHOWN_SIZE] each.
+        group: ``group_id`` of the patient; ``NO_GROUP`` for an uploaded film.
+        vision: encoded films.
+        probabilities: sigmoid of stage 1's mean logit over all films, by finding.
+        maps_MKHW: activation maps; 1 is the peak of a typical positive train film (``amrg.models.cam``).
+        association: association by memory of the generator.
     """
 
     films: list[np.ndarray]
     group: int
-    sight: VisionOutput
+    vision: VisionOutput
     probabilities: dict[str, float]
     maps_MKHW: np.ndarray
     association: dict[str, Association]
 
     def retrieved(self) -> dict[str, list[dict[str, Any]]]:
-        """The heaviest rows of each memory for the film as a whole."""
+        """Return the heaviest rows of each memory, averaged over the queries."""
         return {name: found.top_rows(_uniform(found), SHOWN) for name, found in self.association.items()}
 
     def map(self, film: int, finding: str) -> np.ndarray:
-        """[H, W]"""
+        """Return the activation map of a finding on a film, [H, W]."""
         return self.maps_MKHW[film, LABELS.index(finding)]
 
 
 class ClientGone(Exception):
-    """Nobody reads on: the writing is given up."""
+    """The client has disconnected."""
 
 
 class InferenceSession:
-    """The models of a run. They do one thing at a time: callers wait for each other.
+    """Models of a run. Calls are serialized by a lock.
 
     Raises:
-        UserError: an artefact is not what it should be.
+        UserError: an artefact is missing or damaged.
     """
 
     def __init__(self, chain: RunArtifacts) -> None:
@@ -93,18 +94,18 @@ class InferenceSession:
         self.thresholds = _thresholds(chain.stage1.path / "thresholds.json")
         about = MemoryBank.open(chain.banks.path / VISUAL).header["about"]
         self._scale_K = np.array([about.get("scales", {}).get(label, 1.0) for label in LABELS])
-        # Beams are not written word by word: the page shows what one beam writes.
+        # Beam search cannot stream words, so the page decodes with one beam.
         self.decoding = dataclasses.replace(self.config.generate, num_beams=1)
         self._lock = threading.Lock()
 
     @property
     def memories(self) -> dict[str, HopfieldMemory | CrossAttention]:
-        """The memories that the generator has, by name."""
+        """Memories of the generator, by name."""
         return self.model.memories
 
     @property
     def grid(self) -> int:
-        """Cells on a side of the maps, and of the boxes of the visual bank's rows."""
+        """Cells per side of the maps, and of the grid of the visual bank's boxes."""
         return self.classifier.encoder.grid
 
     @torch.no_grad()
@@ -115,57 +116,59 @@ class InferenceSession:
         group_1 = torch.tensor([group], device=images.device)
         with self._lock:
             with autocast(self.config.stage2.dtype):
-                seen = self.classifier(images)
-                sight = round_like_cache(self.model.encode_images(images, [len(films)]))
-            maps_MKHW = activation_maps(self.classifier.cam_head, seen.fine_BHWC, self.config.banks.mining.method)
+                outputs = self.classifier(images)
+                vision = round_like_cache(self.model.encode_images(images, [len(films)]))
+            maps_MKHW = activation_maps(self.classifier.cam_head, outputs.fine_BHWC, self.config.banks.mining.method)
             association = {
                 name: Association(*(part[0].cpu() for part in found))
-                for name, found in self.model.associations(sight, group_1, ROWS).items()
+                for name, found in self.model.associations(vision, group_1, ROWS).items()
             }
-        probability_K = seen.scores_BK.double().mean(0).sigmoid().tolist()
+        probability_K = outputs.scores_BK.double().mean(0).sigmoid().tolist()
         return StudyAnalysis(
             films=[letterbox(film, SHOWN_SIZE) for film in films],
             group=group,
-            sight=sight,
+            vision=vision,
             probabilities={name: probability_K[LABELS.index(name)] for name in FINDINGS},
             maps_MKHW=maps_MKHW.cpu().numpy() / self._scale_K[:, None, None],
             association=association,
         )
 
-    def patches(self, look: StudyAnalysis, film: int, finding: str, threshold: float) -> list[tuple[int, int, float]]:
-        """(row, column, activation) of the strongest patches above a threshold, none beside a stronger one."""
-        return strongest(look.map(film, finding), threshold)
+    def patches(
+        self, analysis: StudyAnalysis, film: int, finding: str, threshold: float
+    ) -> list[tuple[int, int, float]]:
+        """Return (row, column, activation) of a map's strongest patches above a threshold; see ``strongest``."""
+        return strongest(analysis.map(film, finding), threshold)
 
-    def write(self, look: StudyAnalysis, disabled_memories: set[str], on_event: OnEvent) -> None:
-        """Write the report of a study, and tell each step.
+    def write(self, analysis: StudyAnalysis, disabled_memories: set[str], on_event: OnEvent) -> None:
+        """Write the report of a study, and report its progress.
 
         Args:
-            look: of the study.
-            disabled_memories: memories (``MEMORIES``) that are switched off: their positions are hidden from the
-                decoder, and the text that the visual memory retrieves is empty.
+            analysis: analysis of the study.
+            disabled_memories: names in ``MEMORIES``. Their positions are hidden from the decoder, and without the
+                visual memory the retrieved text is empty.
             on_event: receives ``text`` (plan and sentences so far) after each token, and ``sentence`` after each
-                sentence: what it drew on, and what it stands on if it was ``recalled`` (``ComposedSentence.to_dict``).
-                It may raise ``Stopped``.
+                sentence: its attribution, and its support if it was ``recalled`` (``ComposedSentence.to_dict``).
+                It may raise ``ClientGone``.
         """
-        hidden = [MEMORIES[name] for name in sorted(disabled_memories) if name in look.association]
-        group_1 = torch.tensor([look.group], device=distributed.device())
+        hidden = [MEMORIES[name] for name in sorted(disabled_memories) if name in analysis.association]
+        group_1 = torch.tensor([analysis.group], device=distributed.device())
         with self._lock, autocast(self.config.stage2.dtype), record_attention(self.model.decoder) as steps:
             found = {
                 name: report_generator.Association(*(part[None] for part in one))
-                for name, one in look.association.items()
+                for name, one in analysis.association.items()
                 if name not in disabled_memories
             }
             composed = Composed("")
             if self._composer:
                 unsaid_1 = self.model.masked_groups(group_1)
-                (composed,) = self._composer.compose(look.sight, found, unsaid_1, recall="report" in found)
+                (composed,) = self._composer.compose(analysis.vision, found, unsaid_1, recall="report" in found)
             text_1L = None
             if self._text:
-                texts = self._text.compose(look.sight, group_1, found) if "visual" in found else [""]
+                texts = self._text.compose(analysis.vision, group_1, found) if "visual" in found else [""]
                 text_1L = self._text.encode(texts)
-            pen = _EventStreamer(
+            streamer = _EventStreamer(
                 self,
-                look,
+                analysis,
                 disabled_memories,
                 steps,
                 composed.sentences,
@@ -173,55 +176,56 @@ class InferenceSession:
                 0 if text_1L is None else text_1L.shape[1],
             )
             self.model.generate(
-                look.sight, group_1, self.decoding, streamer=pen, hidden=hidden, forced_prefixes=[composed.text],
-                retrieved_BL=text_1L,
+                analysis.vision, group_1, self.decoding, streamer=streamer, hidden=hidden,
+                forced_prefixes=[composed.text], retrieved_BL=text_1L,
             )  # fmt: skip
 
     def sentence_attribution(
-        self, look: StudyAnalysis, off: set[str], attention_S: Tensor, text: int
+        self, analysis: StudyAnalysis, off: set[str], attention_S: Tensor, text: int
     ) -> dict[str, Any]:
-        """How a sentence's attention is divided among the streams, and its heaviest rows of each memory.
+        """Return a sentence's attention per stream, and its heaviest rows of each memory.
 
         Args:
-            look, off: as for ``write``.
-            attention_S: to the decoder's first positions (``positions``), its mean over the sentence.
-            text: tokens of the retrieved text.
+            analysis: analysis of the study.
+            off: disabled memories.
+            attention_S: mean attention of the sentence to the decoder's first ``positions``.
+            text: number of tokens of the retrieved text.
         """
         attention_P = attention_S[len(self.model.before) :]
         of = {name: attention_P[place] for name, place in self.model.stream_slices.items()}
         of["retrieved text"] = attention_S[len(attention_S) - text :]
         shares = {name: round(float(part.sum()), 4) for name, part in of.items() if len(part)}
         rows = {}
-        for name, found in look.association.items():
+        for name, found in analysis.association.items():
             if name not in off:
                 stream = of[MEMORIES[name]]
                 rows[name] = found.top_rows(stream / stream.sum() if len(stream) else _uniform(found), SHOWN)
         return {"shares": {**shares, "words": round(1 - sum(shares.values()), 4)}, "rows": rows}
 
     def positions(self, text: int) -> int:
-        """Of the decoder's input up to the last stream, or the end of a retrieved text of so many tokens."""
+        """Count the decoder's input positions up to the last stream, or through a retrieved text of ``text`` tokens."""
         streams = len(self.model.before) + self.model.prefix_length
         return streams + len(self.model.between) + text if text else streams
 
 
 class _EventStreamer(BaseStreamer):
-    """Turns the tokens that ``generate`` streams into what is told of them."""
+    """Converts the tokens that ``generate`` streams into events."""
 
     def __init__(
-        self, reader: InferenceSession, look: StudyAnalysis, off: set[str], steps: deque[Tensor],
-        recalled: Sequence[ComposedSentence], tell: OnEvent,
+        self, reader: InferenceSession, analysis: StudyAnalysis, off: set[str], steps: deque[Tensor],
+        recalled: Sequence[ComposedSentence], on_event: OnEvent,
         text: int,
     ) -> None:  # fmt: skip
-        self._reader, self._look, self._off, self._steps, self._tell = reader, look, off, steps, tell
+        self._reader, self._analysis, self._off, self._steps, self._on_event = reader, analysis, off, steps, on_event
         self._text = text
-        self._recalled = {number: said.to_dict() for number, said in enumerate(recalled)}
+        self._recalled = {number: sentence.to_dict() for number, sentence in enumerate(recalled)}
         self._ids: list[int] = []
         self._begun = False
-        self._told = 0
+        self._reported = 0
         self._transcript = Transcript(reader.model.settings.predict_outline)
 
     def put(self, value: Tensor) -> None:
-        """One token, [1]; the first call holds the prompt, of which there are no tokens."""
+        """Add one token, [1]. The first call passes the prompt, which is ignored."""
         if not self._begun:
             self._begun = True
             return
@@ -230,24 +234,24 @@ class _EventStreamer(BaseStreamer):
         if self._ids[-1] == tokenizer.eos_token_id:
             return
         self._transcript.add(tokenizer.batch_decode([self._ids], skip_special_tokens=True)[0], attention_S)
-        self._say(finished=len(self._transcript.sentences) - 1)
+        self._report(finished=len(self._transcript.sentences) - 1)
 
     def end(self) -> None:
-        """The report is written."""
+        """Close the transcript, and report its last sentences."""
         self._transcript.close()
-        self._say(finished=len(self._transcript.sentences))
+        self._report(finished=len(self._transcript.sentences))
 
-    def _say(self, finished: int) -> None:
-        self._tell("text", {"plan": self._transcript.plan, "sentences": self._transcript.sentences})
-        for number in range(self._told, finished):
+    def _report(self, finished: int) -> None:
+        self._on_event("text", {"plan": self._transcript.plan, "sentences": self._transcript.sentences})
+        for number in range(self._reported, finished):
             attention_S = self._transcript.attention(number, self._reader.positions(self._text))
-            drawn = self._reader.sentence_attribution(self._look, self._off, attention_S, self._text)
-            self._tell("sentence", {"number": number, "recalled": self._recalled.get(number), **drawn})
-        self._told = max(self._told, finished)
+            drawn = self._reader.sentence_attribution(self._analysis, self._off, attention_S, self._text)
+            self._on_event("sentence", {"number": number, "recalled": self._recalled.get(number), **drawn})
+        self._reported = max(self._reported, finished)
 
 
 def strongest(map_HW: np.ndarray, threshold: float, most: int = 6) -> list[tuple[int, int, float]]:
-    """(row, column, activation) of the strongest patches of a map, leaving out those that touch a stronger one."""
+    """Return (row, column, activation) of the strongest patches of a map, without those adjacent to a stronger one."""
     taken: list[tuple[int, int, float]] = []
     for cell in np.argsort(-map_HW, axis=None, kind="stable")[: int((map_HW > threshold).sum())]:
         y, x = divmod(int(cell), map_HW.shape[1])

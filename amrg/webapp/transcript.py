@@ -1,4 +1,4 @@
-"""A report while it is written: its plan, its sentences, and the attention that was paid while each was written."""
+"""Transcript of a report during generation: plan, sentences, and attention per sentence."""
 
 from dataclasses import dataclass, field
 
@@ -11,12 +11,12 @@ from amrg.data.text.outline import split_outline
 
 @dataclass
 class Transcript:
-    """Grows by one token at a time.
+    """Plan, sentences and attention of a report, extended token by token.
 
     Attributes:
-        outlined: whether the writer names the findings first (``decoder.predict_outline``).
-        plan: the findings it named.
-        sentences: of the report; the last one may still grow.
+        outlined: whether the decoder names the findings first (``decoder.predict_outline``).
+        plan: named findings.
+        sentences: sentences of the report; the last one may be incomplete.
     """
 
     outlined: bool
@@ -26,11 +26,11 @@ class Transcript:
     _of: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def add(self, text: str, attention_S: Tensor) -> None:
-        """Take in one token.
+        """Add one token.
 
         Args:
-            text: all that is written, this token included.
-            attention_S: paid to each position while the token was written; longer than that of the token before.
+            text: full text, this token included.
+            attention_S: attention to each position when the token was written; longer than for the previous token.
         """
         self._tokens.append((text, attention_S))
         plan, report = split_outline(text) if self.outlined else ("", text)
@@ -38,17 +38,17 @@ class Transcript:
         if report is None:
             return
         before, self.sentences = len(self.sentences), sentences(report)
-        # A token belongs to the sentence it ends in, and to those that it opened.
+        # A token belongs to the sentence it ends in, and to the sentences it begins.
         for number in range(min(before, len(self.sentences) - 1), len(self.sentences)):
             self._of.setdefault(number, []).append(attention_S)
 
     def close(self) -> None:
-        """The end: what has a plan and no report behind it was the report itself."""
+        """End the report. A plan without a report after it was the report itself."""
         if self.outlined and not self.sentences and self.plan:
             tokens, self._tokens, self.outlined, self.plan = self._tokens, [], False, ""
             for text, attention_S in tokens:
                 self.add(text, attention_S)
 
     def attention(self, number: int, positions: int) -> Tensor:
-        """The mean attention to the first ``positions`` positions over the tokens of a sentence."""
+        """Return the mean attention to the first ``positions`` positions over the tokens of a sentence."""
         return torch.stack([attention_S[:positions] for attention_S in self._of[number]]).mean(0)

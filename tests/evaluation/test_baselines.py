@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amrg.errors import UserError
-from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbour, random_train
+from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbor, random_train
 
 
 def test_most_frequent_normal_report() -> None:
@@ -23,11 +23,11 @@ def test_no_normal_report() -> None:
         most_frequent_normal(["Large effusion."])
 
 
-def test_nearest_neighbour_is_by_angle_and_another_patient() -> None:
+def test_nearest_neighbor_is_by_angle_and_another_patient() -> None:
     train = np.array([[10.0, 0.0], [0.0, 0.1], [1.0, 1.0]])
     query = np.array([[0.0, 5.0], [1.0, 0.1]])
-    assert nearest_neighbour(query, train, ["x", "y"], ["a", "b", "c"]).tolist() == [1, 0]
-    assert nearest_neighbour(query, train, ["b", "a"], ["a", "b", "c"]).tolist() == [2, 2]
+    assert nearest_neighbor(query, train, ["x", "y"], ["a", "b", "c"]).tolist() == [1, 0]
+    assert nearest_neighbor(query, train, ["b", "a"], ["a", "b", "c"]).tolist() == [2, 2]
 
 
 def test_random_is_seeded() -> None:

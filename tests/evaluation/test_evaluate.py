@@ -18,7 +18,7 @@ from amrg.data.stream import Sample, SampleLookup, load_studies
 from amrg.data.studies import Study, StudyImages
 from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
-from amrg.evaluation.page_samples import _views, choose_page_studies, positive_findings
+from amrg.evaluation.page_samples import _views, choose_page_studies
 from amrg.evaluation.reports import Sentence
 from amrg.models.classifier import DiseaseClassifier
 
@@ -52,7 +52,7 @@ class Blobs:
         mask = np.zeros((224, 224), bool)
         y, x = rng.integers(30, 150, 2)
         mask[y : y + 40, x : x + 40] = True
-        found = positive_findings(study)
+        found = study.positive_findings
         film = rng.integers(60, 120, (224, 224)) + 90 * mask * bool(found)
         return StudyImages([film.astype(np.uint8)], dict.fromkeys(found, mask))
 
@@ -295,6 +295,6 @@ def test_a_box_on_a_further_film_is_drawn_on_that_film(artefacts, tmp_path, monk
 
 def test_pick_goes_round_the_findings():
     chosen = [Blobs().studies()[12 + 3 + i] for i in choose_page_studies(Blobs().studies()[15:], 3)]
-    assert [positive_findings(s) for s in chosen] == [["Cardiomegaly"], ["Pleural Effusion"], []]
+    assert [s.positive_findings for s in chosen] == [["Cardiomegaly"], ["Pleural Effusion"], []]
     assert choose_page_studies(Blobs().studies(), 100) == list(range(21))
     assert choose_page_studies([], 4) == []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amrg.evaluation.localization import Localisation, localization_scores, upsample_to
+from amrg.evaluation.localization import Localization, localization_scores, upsample_to
 
 
 def _square(x: int, y: int, size: int = 16) -> np.ndarray:
@@ -71,12 +71,12 @@ def test_lesions_of_several_findings_together() -> None:
         localization_scores(masks.astype(np.float32), masks),
         localization_scores((~masks).astype(np.float32), masks),
     )
-    both = Localisation.concat([one, two])
+    both = Localization.concat([one, two])
     assert both.pointing_hit.tolist() == [1, 1, 0, 0]
     assert both.summary(["a", "b", "a", "b"], 20, 0)["pointing_interval"] == [0.5, 0.5]  # patients stay together
 
 
-def test_enlarge_keeps_cell_centres() -> None:
+def test_enlarge_keeps_cell_centers() -> None:
     grid = np.zeros((1, 7, 7), dtype=np.float32)
     grid[0, 2, 5] = 1
     large = upsample_to(grid, (224, 224))[0]

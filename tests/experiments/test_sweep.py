@@ -161,7 +161,7 @@ def test_counts_what_is_to_be_made(config):
         "generate": 10,
         "page": 2,
     }  # one is shared
-    assert sweep.eta_message() == "still to come: about 0 s, and stage2, generate, page, not timed yet on this machine"
+    assert sweep.eta_message() == "still to come: about 0, and stage2, generate, page, not timed yet on this machine"
 
 
 def test_an_experiment_leaves_table_and_page(config, pages):
@@ -252,7 +252,7 @@ def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
 def test_the_forecast_says_what_it_does_not_know(capsys):
     show_forecast([Forecast("stage2", 9, 30.0, 2), Forecast("page", 1, 30.0, 2), Forecast("generate", 5, None, 2)])
     said = capsys.readouterr().err
-    assert "predicted: 3 min, and generate, not timed yet on this machine" in said
+    assert "predicted: 3.0 minutes, and generate, not timed yet on this machine" in said
 
 
 def test_mistakes_are_one_line():

@@ -23,22 +23,22 @@ SENTENCES = {
 NORMAL = "Heart size is normal. No pneumothorax or pleural effusion."
 
 
-def film(rng, centre):
+def film(rng, center):
     y, x = np.mgrid[:SIZE, :SIZE]
     lungs = sum(np.exp(-(((x - c) / 42) ** 2 + ((y - 110) / 75) ** 2)) for c in (70, 154))
-    blob = np.exp(-(((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / 300))
-    grey = 200 - 140 * lungs + 90 * blob + rng.normal(0, 6, (SIZE, SIZE))
-    return grey.clip(0, 255).astype(np.uint8)
+    blob = np.exp(-(((x - center[0]) ** 2 + (y - center[1]) ** 2) / 300))
+    gray = 200 - 140 * lungs + 90 * blob + rng.normal(0, 6, (SIZE, SIZE))
+    return gray.clip(0, 255).astype(np.uint8)
 
 
-def mask(centre):
+def mask(center):
     y, x = np.mgrid[:SIZE, :SIZE]
-    return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 22**2
+    return (x - center[0]) ** 2 + (y - center[1]) ** 2 < 22**2
 
 
-def activation(rng, centre):
+def activation(rng, center):
     y, x = np.mgrid[:14, :14] * 16 + 8
-    return np.exp(-(((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / 1800)) + 0.1 * rng.random((14, 14))
+    return np.exp(-(((x - center[0]) ** 2 + (y - center[1]) ** 2) / 1800)) + 0.1 * rng.random((14, 14))
 
 
 def report(found):
@@ -55,7 +55,7 @@ class Studies:
         self.rng = rng = np.random.default_rng(0)
         self.truth = [[f for f in SENTENCES if rng.random() < 0.4] for _ in GROUPS]
         self.said = [[f for f in SENTENCES if rng.random() < (0.7 if f in found else 0.1)] for found in self.truth]
-        self.centres = rng.integers(50, 170, (40, 2))
+        self.centers = rng.integers(50, 170, (40, 2))
         self.references, self.generated = ([report(f) for f in found] for found in (self.truth, self.said))
 
 
@@ -63,8 +63,8 @@ def page():
     made = Studies()
     scores, curves = scores_of(made), curve()
     samples = studies_shown(made)
-    shown = zip(made.centres[:24], made.truth[:24], strict=True)
-    contact = [(film(made.rng, centre), ", ".join(found) or "no finding") for centre, found in shown]
+    shown = zip(made.centers[:24], made.truth[:24], strict=True)
+    contact = [(film(made.rng, center), ", ".join(found) or "no finding") for center, found in shown]
     return Page(scores=scores, curves={"Stage 1": curves, "Stage 2": curves}, contact_sheet=contact, studies=samples)
 
 
@@ -99,7 +99,7 @@ def scores_of(made):
 
 
 def lesions(made):
-    return [{f: mask(centre) for f in found} for centre, found in zip(made.centres, made.truth, strict=True)]
+    return [{f: mask(center) for f in found} for center, found in zip(made.centers, made.truth, strict=True)]
 
 
 def own_details(made):
@@ -133,8 +133,8 @@ def located(made):
     found = {}
     for f in SENTENCES:
         have = [i for i in range(40) if f in made.truth[i]]
-        maps = np.stack([activation(made.rng, made.centres[i]) for i in have])
-        masks = np.stack([mask(made.centres[i]) for i in have])
+        maps = np.stack([activation(made.rng, made.centers[i]) for i in have])
+        masks = np.stack([mask(made.centers[i]) for i in have])
         found[f] = localization_scores(maps, masks).summary([GROUPS[i] for i in have], 50, 0)
     return found
 
@@ -155,21 +155,21 @@ def studies_shown(made):
     text = MemoryRow(0.42, "report", ["Cardiomegaly"], text="The heart is <enlarged> & the lungs are clear.")
     said = recalled_sentences(rng)
     samples = []
-    for i, (found, centre) in enumerate(zip(made.truth[:4], made.centres[:4], strict=True)):
+    for i, (found, center) in enumerate(zip(made.truth[:4], made.centers[:4], strict=True)):
         reference, other = highlight_findings(made.references[i], made.generated[i] if i != 3 else "")
         samples.append(
             SampleStudy(
                 key=f"CXR{i}",
-                film=film(rng, centre),
+                film=film(rng, center),
                 findings=found,
                 probabilities=dict.fromkeys(FINDINGS, 0.5),
-                maps={f: activation(rng, centre) for f in found},
-                masks={f: mask(centre) for f in found},
+                maps={f: activation(rng, center) for f in found},
+                masks={f: mask(center) for f in found},
                 reference=reference,
                 generated=other,
                 memory={"visual": [region, region, token], "report": [text, text]},
                 sentences=said if i < 2 else [],
-                views={0: film(rng, centre), 1: film(rng, centre)} if i == 0 else {0: film(rng, centre)},
+                views={0: film(rng, center), 1: film(rng, center)} if i == 0 else {0: film(rng, center)},
             )
         )
     return samples

@@ -130,7 +130,7 @@ def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, r
     look = reader.analyze(sample.views, group_id(sample.study.group))
     for name, folder in (("visual", VISUAL), ("report", REPORTS)):
         bank = MemoryBank.open(run["banks"].path / folder)
-        found = look.association[name].heaviest(torch.full((14,), 1 / 14), len(bank))
+        found = look.association[name].top_rows(torch.full((14,), 1 / 14), len(bank))
         assert sum(row["weight"] for row in found) == pytest.approx(1, abs=1e-4)
         own = {row for row, key in enumerate(bank.provenance["key"].to_pylist()) if key == "train-1"}
         assert own
@@ -168,7 +168,7 @@ def test_the_report_is_what_the_generator_writes(client, reader, run, off):
     look = reader.analyze(sample.views, group)
     hidden = [f"{name} memory" for name in off]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (text,) = model.generate(look.sight, torch.tensor([group]), reader.decoding, hidden=hidden)
+        (text,) = model.generate(look.vision, torch.tensor([group]), reader.decoding, hidden=hidden)
     assert written(told).split() == text.split()
 
     finished = [content for kind, content in told if kind == "sentence"]
@@ -261,7 +261,7 @@ def test_a_film_dropped_twice_is_one(app, client):
     desk = app.routes[0].endpoint.__self__
     first, second = (client.post("/api/looks", content=png(GREY[::-1])).json() for _ in range(2))
     assert first == second
-    assert sum(place == "dropped" and name == first["name"] for place, name in desk._looks) == 1
+    assert sum(place == "dropped" and name == first["name"] for place, name in desk._analyses) == 1
 
 
 def test_a_writer_without_a_word_is_told_as_that(reader, run):

@@ -77,13 +77,13 @@ def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     hidden = seen.clone()
     hidden[len(model.before) :][model.stream_slices["visual memory"]] = 0.0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=3e-3)
+    optimizer = torch.optim.Adam(trained, lr=3e-3)
     for step in range(STEPS):
         shown_L1, learned = (hidden, second) if step % 2 else (seen, first)
         hook = model.decoder.register_forward_pre_hook(functools.partial(_multiply, shown_L1), with_kwargs=True)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model(sight, batch["group"], batch["report"][learned].expand_as(batch["report"])).loss_B.mean().backward()
-        optimiser.step()
+        optimizer.step()
         hook.remove()
 
 
