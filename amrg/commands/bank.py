@@ -1,4 +1,4 @@
-"""``amrg bank build|merge|subset|verify|show|search``: memory banks by hand."""
+"""``amrg bank COMMAND ...``: build, merge, subset, verify, show and search memory banks."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""``amrg compare RUN RUN ...``: is one run better than another, or is it chance?
+"""``amrg compare RUN RUN ...``: compare the scores of runs with paired tests by patient.
 
 RUN is a scores or a reports artefact, or a file of reports with one JSON object a line: key, group (the patient),
 reference, generated. Every run is compared with the first, over the same studies, patients kept together. Metrics with

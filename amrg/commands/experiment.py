@@ -1,4 +1,4 @@
-"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]``."""
+"""``amrg experiment NAME [CONFIG]``: run one of twelve experiments, or all, over several seeds."""
 
 import argparse
 from collections.abc import Sequence

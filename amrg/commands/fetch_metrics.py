@@ -1,4 +1,4 @@
-"""``amrg fetch-metrics [METRIC ...]``: the weights of the learned metrics, to where radeval looks for them.
+"""``amrg fetch-metrics [METRIC ...]``: download the weights of CheXbert, RadGraph and other learned metrics.
 
 Tells what each metric loads, where that is looked for, and what is there; then fetches what is missing from the
 Hugging Face hub. Needs a network, and no radeval.

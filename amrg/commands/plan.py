@@ -1,8 +1,8 @@
-"""``amrg plan [CONFIG] --gpus N``: what a run needs and how long it takes, predicted before it is started.
+"""``amrg plan [CONFIG] --gpus N``: predict GPU memory, communication, time and the largest micro-batch.
 
-Of both stages memory by part on the fullest GPU, bytes that a step moves, time of a step and of the training on a
-roofline, and the largest micro-batch; then time and GPU-hours of every step of the chain that uses GPUs.
-docs/scaling.md says how to read it, and which figures were checked against measured ones.
+Printed for both stages: memory by part on the fullest GPU, bytes moved per step, time of a step and of the training
+on a roofline, and the largest micro-batch; then time and GPU-hours of every step of the pipeline that uses GPUs.
+docs/scaling.md explains the figures and compares some of them with measured ones.
 """
 
 import argparse

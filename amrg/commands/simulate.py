@@ -1,4 +1,4 @@
-"""``amrg simulate [CONFIG]``: throughput of stage 2, what limits it, and what failures cost, from 1 to 4,096 workers.
+"""``amrg simulate [CONFIG]``: predict throughput, bottleneck and cost of failures for 1 to 4,096 workers.
 
 A discrete-event model of readers, workers, exchange and checkpoints, on rates that ``--measure`` takes from real
 training on this machine. What lies beyond the measured one and two workers is prediction (docs/scaling.md).

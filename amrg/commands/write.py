@@ -1,4 +1,4 @@
-"""``amrg write RUN STUDY ...``: reports of your own films, by the generator of a run.
+"""``amrg write RUN STUDY ...``: write reports for films (PNG, JPEG, DICOM) with the generator of a run.
 
 STUDY is a film (PNG, JPEG or DICOM), or a folder with the films of one study. Reports go to stdout as they are
 written: as text, or with --json as one JSON line a study, with stage 1's probabilities and the memory rows behind it.
