@@ -1,5 +1,6 @@
 """The ``amrg`` command: a verb for each step of the pipeline, and the commands of ``amrg.commands``."""
 
+import argparse
 import ast
 import importlib
 import os
@@ -85,6 +86,29 @@ def run_cli(action: Callable[[], None]) -> None:
     except BrokenPipeError:  # whoever reads has read enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at the end goes nowhere
         sys.exit(128 + signal.SIGPIPE)
+
+
+def launch(stage: str) -> None:
+    """Run the pipeline up to a training stage, on one of the ranks that a launcher starts (launchers/).
+
+    The arguments are those of `amrg STAGE`, ``--ds_config`` for its DeepSpeed JSON, and ``--local_rank``, which some
+    launchers add; the rank itself is read from the environment.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--local_rank", "--local-rank")
+    parser.add_argument("--ds_config", "--ds-config")
+    options, arguments = parser.parse_known_args()
+    if options.ds_config:
+        arguments += [f"--{stage}.ds_config", options.ds_config]
+
+    def action() -> None:
+        config = parse(arguments, f"launchers/{stage}.py")
+
+        from amrg.pipeline import run_all
+
+        run_all(config, stage)
+
+    run_cli(action)
 
 
 def _fail(message: str, code: int) -> int:
