@@ -44,8 +44,8 @@ def _listed(metrics: Sequence[str]) -> Iterator[str]:
     for metric in metrics:
         yield f"{metric}: {SCORERS[metric].note}"
         for weights in needed([metric]):
-            told = (f"{weights.repository} ({weights.part})", weights.size, weights.licence)
-            yield f"  {'there  ' if weights.there else 'missing'} {', '.join(filter(None, told))}: {weights.folder}"
+            details = (f"{weights.repository} ({weights.part})", weights.size, weights.licence)
+            yield f"  {'there  ' if weights.there else 'missing'} {', '.join(filter(None, details))}: {weights.folder}"
 
 
 def fetch(metrics: Sequence[str]) -> list[str]:
@@ -68,6 +68,6 @@ def _download(weights: Weights) -> str:
         for file in weights.wanted(listed):
             hf_hub_download(weights.repository, file, cache_dir=weights.folder)
     except Exception as error:  # whichever HTTP library the hub's client uses raises errors of its own
-        told = next(iter(str(error).splitlines()), "")
-        return f"{type(error).__name__} {told}; the same command goes on from here".replace("  ", " ")
+        details = next(iter(str(error).splitlines()), "")
+        return f"{type(error).__name__} {details}; the same command goes on from here".replace("  ", " ")
     return ""
