@@ -67,7 +67,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what an artefact will hold; ``told`` is what its manifest says of the settings, if not that."""
+    """The kind, settings, inputs and seed that identify an artefact.
+
+    Attributes:
+        entry: settings as written into the manifest, where they are not those of ``config``.
+    """
 
     kind: str
     version: int
@@ -113,15 +117,17 @@ def open_input(artifact: Artifact, name: str) -> Artifact:
     Raises:
         UserError: the artefact has no such input; it lies elsewhere, is missing, or was changed since.
     """
-    told = artifact.manifest["inputs"].get(name)
-    if told is None:
+    recorded = artifact.manifest["inputs"].get(name)
+    if recorded is None:
         raise UserError(f"{artifact.path} does not name its {name}: make it again with `amrg run`")
-    beside = artifact.path.resolve().parent
-    path = (beside / told["path"]).resolve()
-    if path.parent != beside:
-        raise UserError(f"{artifact.path} names an input outside the folder of its run ({told['path']}): not opened")
-    found = open_artifact(path, told["kind"])
-    if found.hash != told["hash"]:
+    run_folder = artifact.path.resolve().parent
+    path = (run_folder / recorded["path"]).resolve()
+    if path.parent != run_folder:
+        raise UserError(
+            f"{artifact.path} names an input outside the folder of its run ({recorded['path']}): not opened"
+        )
+    found = open_artifact(path, recorded["kind"])
+    if found.hash != recorded["hash"]:
         raise UserError(f"{path} is no longer what {artifact.path} was made from: make it again with `amrg run`")
     return found
 

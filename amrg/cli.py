@@ -1,71 +1,72 @@
-"""The ``amrg`` command: one verb an arrow of the chain.
+"""The ``amrg`` command: a verb for each step of the pipeline, and the commands of ``amrg.commands``."""
 
-amrg run CONFIG [--dry-run] [--section.key VALUE ...]
-"""
-
+import argparse
+import ast
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from amrg.cli_config import parse
+from amrg.config import CONFIGS
 from amrg.errors import UserError
 
-USAGE = """usage: amrg VERB [CONFIG] [--dry-run] [--section.key VALUE ...]
-       amrg inspect ARTEFACT [--verify] [--show-text]
-       amrg doctor PATH
-       amrg mirror DATA URL
-       amrg bank build|merge|subset|verify|show|search ...
-       amrg write RUN STUDY ... [--json] [--decoder.model FOLDER]
-       amrg view RUN [--host ADDRESS] [--port NUMBER] [--decoder.model FOLDER]
-       amrg compare RUN RUN ...
-       amrg experiment NAME [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]
-       amrg fetch-metrics [METRIC ...] [--dry-run]
-       amrg export REPORTS FILE [--onto FILE]
-       amrg plan [CONFIG] --gpus N [--gpu-memory GB] [--section.key VALUE ...]
-       amrg simulate [CONFIG] [--measure] [--device GPU] [--section.key VALUE ...]
-
-verbs, each reading what the one before it made:
-  run           all of the following; what is made already is kept
-  prepare       studies on disk to shards
-  stage1        train the 14-way classifier with its disease queries
-  banks         mine disease-aware regions, encode the train reports
-  stage2        train the report generator
-  generate      write a report for each held-out study
-  evaluate      score the reports; writes scores.json and a page
-  inspect       say what an artefact is, where it came from, and show a few rows
-  doctor        check a copy of a data set before it is prepared
-  mirror        copy shards to object storage (s3://, gs://), to be read from there
-  bank          make, join, thin out, check, describe and search memory banks
-  write         reports of your own films (PNG, JPEG, DICOM), by the generator of a run
-  view          look at a run in the browser: films, maps, memory, reports as they are written
-  compare       paired tests between runs that wrote reports for the same studies
-  experiment    one of twelve experiments, or all: variants of a run over several seeds, with a table, a plot and a page
-  fetch-metrics weights of CheXbert, RadGraph and other learned metrics, to where they are looked for
-  export        generated reports in the format of the ReXrank leaderboard
-  plan          memory of a GPU by part, bytes moved, time and largest micro-batch of training, predicted
-  simulate      throughput, bottleneck and what failures cost from 1 to 4,096 workers, on measured rates
-
-CONFIG is a YAML file or the bare name of one in configs/ (default: demo). `amrg VERB --help` lists every setting.
-An interrupted command goes on where it was when it is typed again."""
-
-#: Verbs beside the chain: the module whose ``main`` gets the arguments.
-COMMANDS = {
-    "inspect": "amrg.commands.inspect",
-    "doctor": "amrg.commands.doctor",
-    "mirror": "amrg.commands.mirror",
-    "bank": "amrg.commands.bank",
-    "write": "amrg.commands.write",
-    "view": "amrg.commands.view",
-    "compare": "amrg.commands.compare",
-    "experiment": "amrg.commands.experiment",
-    "export": "amrg.commands.export",
-    "fetch-metrics": "amrg.commands.fetch_metrics",
-    "plan": "amrg.commands.plan",
-    "simulate": "amrg.commands.simulate",
-}
+#: Verbs of the pipeline. ``amrg.pipeline.STEPS`` has all but the first; importing it here would make `--help` slow.
 STEPS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
+#: Other verbs: the module whose ``main`` gets the arguments.
+COMMANDS = {
+    verb: f"amrg.commands.{verb.replace('-', '_')}"
+    for verb in (
+        "doctor",
+        "inspect",
+        "view",
+        "write",
+        "compare",
+        "export",
+        "bank",
+        "mirror",
+        "experiment",
+        "fetch-metrics",
+        "plan",
+        "simulate",
+    )
+}
+
+
+def usage() -> str:
+    """Text of `amrg --help`, from the docstrings of the steps and the commands, whose modules are not imported."""
+    package = Path(__file__).parent
+    functions = {
+        node.name: ast.get_docstring(node) or ""
+        for node in ast.parse((package / "pipeline.py").read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    steps = {verb: functions["run_all" if verb == "run" else f"_{verb}"] for verb in STEPS}
+    commands = {}
+    for module in COMMANDS.values():
+        docstring = ast.get_docstring(ast.parse((package / "commands" / f"{module.split('.')[-1]}.py").read_text()))
+        call, _, summary = (docstring or "").partition("``: ")
+        commands[call.removeprefix("``amrg ")] = summary
+    return f"""usage: amrg VERB ...
+
+steps, each with [CONFIG] [--dry-run] [--section.key VALUE ...]:
+{_table(steps)}
+
+commands:
+{_table(commands)}
+
+CONFIG is a YAML file, or the name of a configuration in the package (default: demo):
+  {", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))}
+`amrg VERB --help` lists every option and setting. An interrupted command resumes when it is typed again."""
+
+
+def _table(docstrings: dict[str, str]) -> str:
+    """One line for each verb and the first line of its docstring."""
+    width = max(map(len, docstrings))
+    summaries = {call: text.partition("\n")[0].rstrip(".") for call, text in docstrings.items()}
+    return "\n".join(f"  {call:{width}}  {text[:1].upper()}{text[1:]}" for call, text in summaries.items())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,6 +88,29 @@ def run_cli(action: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
 
 
+def launch(stage: str) -> None:
+    """Run the pipeline up to a training stage, on one of the ranks that a launcher starts (launchers/).
+
+    The arguments are those of `amrg STAGE`, ``--ds_config`` for its DeepSpeed JSON, and ``--local_rank``, which some
+    launchers add; the rank itself is read from the environment.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--local_rank", "--local-rank")
+    parser.add_argument("--ds_config", "--ds-config")
+    options, arguments = parser.parse_known_args()
+    if options.ds_config:
+        arguments += [f"--{stage}.ds_config", options.ds_config]
+
+    def action() -> None:
+        config = parse(arguments, f"launchers/{stage}.py")
+
+        from amrg.pipeline import run_all
+
+        run_all(config, stage)
+
+    run_cli(action)
+
+
 def _fail(message: str, code: int) -> int:
     for line in message.splitlines():
         print(f"amrg: {line}", file=sys.stderr)
@@ -95,7 +119,7 @@ def _fail(message: str, code: int) -> int:
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return
     verb, *rest = arguments
     if verb in COMMANDS:

@@ -28,9 +28,9 @@ def parse(arguments: list[str], prog: str) -> Config:
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
     base, arguments = configuration.load(name), rename_flags(arguments)
-    said = io.StringIO()
+    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(messages):
             config = tyro.cli(
                 Config,
                 default=base,
@@ -41,7 +41,7 @@ def parse(arguments: list[str], prog: str) -> Config:
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-        raise UserError(_one_line(said.getvalue())) from None
+        raise UserError(_one_line(messages.getvalue())) from None
     # Once more through the strict checks, now with what the command line said.
     return configuration.from_dict(configuration.to_dict(config), "command line")
 

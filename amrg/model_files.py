@@ -20,7 +20,7 @@ HUB_SECONDS = 5.0
 #: Why the hub did not answer: it is asked no second time.
 _silent: list[str] = []
 
-_INDEX, _WHOLE, _PICKLE = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
+_INDEX, _SINGLE, _PICKLE = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
 #: Any one of these sets of files makes a tokenizer.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 
@@ -67,16 +67,16 @@ def tokenizer_faults(folder: Path, setting: str) -> list[str]:
 
 def weights_file(folder: Path, setting: str) -> Path:
     """The one file of a model's weights; UserError where a folder has neither safetensors nor a pickle."""
-    found = [folder / name for name in (_WHOLE, _PICKLE) if (folder / name).is_file()]
+    found = [folder / name for name in (_SINGLE, _PICKLE) if (folder / name).is_file()]
     if not found:
-        raise UserError(f"{setting}: {folder} is no folder with {_WHOLE} or {_PICKLE}: correct it, or download them")
+        raise UserError(f"{setting}: {folder} is no folder with {_SINGLE} or {_PICKLE}: correct it, or download them")
     return found[0]
 
 
 def _weights_faults(folder: Path, pickles: bool) -> list[str]:
-    whole, index, pickle = folder / _WHOLE, folder / _INDEX, folder / _PICKLE
-    if whole.is_file():
-        return safetensors_faults(whole)
+    complete, index, pickle = folder / _SINGLE, folder / _INDEX, folder / _PICKLE
+    if complete.is_file():
+        return safetensors_faults(complete)
     if index.is_file():
         try:
             parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -89,7 +89,7 @@ def _weights_faults(folder: Path, pickles: bool) -> list[str]:
     if pickles and pickle.is_file():
         return pickle_faults(pickle)
     unread = f" ({_PICKLE} is not read: it could run code)" if pickle.is_file() else ""
-    return [f"{folder} has no {_WHOLE}{unread}: download it, or convert the weights"]
+    return [f"{folder} has no {_SINGLE}{unread}: download it, or convert the weights"]
 
 
 def safetensors_faults(path: Path) -> list[str]:
@@ -117,10 +117,10 @@ def pickle_faults(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             start = file.read(2)
-        whole = zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
+        complete = zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
     except OSError as error:
         return [f"{path} cannot be read ({error.strerror})"]
-    return [] if whole else [f"{path} is no file of torch weights, or only the beginning of one: download it again"]
+    return [] if complete else [f"{path} is no file of torch weights, or only the beginning of one: download it again"]
 
 
 def hub_fault(repository: str) -> str:
@@ -128,12 +128,12 @@ def hub_fault(repository: str) -> str:
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE forbids to download it"
     if not _silent:
-        said: list[str] = []
-        asking = threading.Thread(target=lambda: said.append(_asked(repository)), daemon=True)
-        asking.start()  # a thread: no timeout of the client's bounds the look-up of a name
-        asking.join(HUB_SECONDS)
-        if said and said[0] != _NO_ANSWER:
-            return said[0]
+        answers: list[str] = []
+        thread = threading.Thread(target=lambda: answers.append(_hub_message(repository)), daemon=True)
+        thread.start()  # a thread: no timeout of the client's bounds the look-up of a name
+        thread.join(HUB_SECONDS)
+        if answers and answers[0] != _NO_ANSWER:
+            return answers[0]
         _silent.append(_NO_ANSWER)
     return _silent[0]
 
@@ -141,7 +141,7 @@ def hub_fault(repository: str) -> str:
 _NO_ANSWER = f"the hub does not answer within {HUB_SECONDS:g} s"
 
 
-def _asked(repository: str) -> str:
+def _hub_message(repository: str) -> str:
     try:
         HfApi(endpoint=constants.ENDPOINT).auth_check(repository)
     except HFValidationError:

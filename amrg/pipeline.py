@@ -99,7 +99,14 @@ def _barrier() -> None:
 
 
 def run_all(config: Config, last: str = "evaluate") -> Artifact:
-    """The chain up to a step; what was made before is kept. Every rank of a distributed run calls this."""
+    """Run the whole pipeline; finished steps are reused.
+
+    Every rank of a distributed run calls this.
+
+    Args:
+        config: of the run.
+        last: the step to end with.
+    """
     verbs = list(STEPS)[: list(STEPS).index(last) + 1]
     check(verbs, config)
     return [run_step(verb, config) for verb in verbs][-1]
@@ -180,10 +187,12 @@ def _trained_elsewhere(config: Config) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-# Each step imports what it needs when it runs, so that `amrg --help` is instant.
+# Each step imports what it needs when it runs, so that the command starts at once. The first lines of the
+# docstrings are those of `amrg --help` (amrg/cli.py).
 
 
 def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    """Convert studies on disk to shards."""
     from amrg.data.shards import prepare
     from amrg.data.sources import open_source
 
@@ -191,30 +200,35 @@ def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 
 def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    """Train the 14-label classifier with its disease queries."""
     from amrg.training.stage1 import train_stage1
 
     train_stage1(config, inputs["data"], folder)
 
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    """Mine disease-aware regions and encode the train reports into memory banks."""
     from amrg.mining.build_banks import build_banks
 
     build_banks(config, inputs["data"], inputs["stage1"], folder)
 
 
 def _stage2(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    """Train the report generator."""
     from amrg.training.stage2 import train_stage2
 
     train_stage2(config, inputs["data"], inputs["stage1"], inputs["banks"], folder)
 
 
 def _generate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    """Write a report for each held-out study."""
     from amrg.inference.generate import generate
 
     generate(config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], folder)
 
 
 def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    """Score the reports; write scores.json and a result page."""
     from amrg.evaluation.evaluate import evaluate
 
     evaluate(config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], inputs["reports"], folder)

@@ -120,18 +120,18 @@ def _stage1(run: Run) -> list[str]:
     return faults + init_faults(config.vision) + _training(run, "stage1", config.stage1)
 
 
-def _training(run: Run, section: str, ours: Stage1Config | Stage2Config) -> list[str]:
+def _training(run: Run, section: str, config: Stage1Config | Stage2Config) -> list[str]:
     from amrg.training.deepspeed_config import OptimizerSettings, engine_faults
     from amrg.training.engine import refuse_half_without_gpu
     from amrg.training.telemetry import telemetry_faults
 
-    optimisation = OptimizerSettings.of(section, ours)
+    optimisation = OptimizerSettings.of(section, config)
     faults = engine_faults(optimisation, run.ranks) + telemetry_faults(run.config.telemetry)
     if run.machine is not None:
         faults += collect_errors(lambda: refuse_half_without_gpu(optimisation))
     samples = _train_samples(run, with_wordless=section == "stage1")
-    if samples is not None and samples < ours.batch_size:
-        faults.append(f"{section}.batch_size {ours.batch_size} is above the {samples} train studies: lower it")
+    if samples is not None and samples < config.batch_size:
+        faults.append(f"{section}.batch_size {config.batch_size} is above the {samples} train studies: lower it")
     return faults
 
 
@@ -141,18 +141,18 @@ def _train_samples(run: Run, with_wordless: bool) -> int | None:
         from amrg.data.stream import num_studies
 
         return num_studies(run.data, "train", with_wordless)
-    ours = run.config.data
-    if ours.train_studies is None:
+    config = run.config.data
+    if config.train_studies is None:
         return None
-    return ours.train_studies * (ours.renders_per_study if ours.source == "openi_drr" else 1)
+    return config.train_studies * (config.renders_per_study if config.source == "openi_drr" else 1)
 
 
 def _banks(run: Run) -> list[str]:
     from amrg.models.cam import refuse_unknown
     from amrg.models.text_encoder import encoder_faults
 
-    ours = run.config.banks
-    return encoder_faults(ours.reports.encoder) + collect_errors(lambda: refuse_unknown(ours.mining.method))
+    config = run.config.banks
+    return encoder_faults(config.reports.encoder) + collect_errors(lambda: refuse_unknown(config.mining.method))
 
 
 def _stage2(run: Run) -> list[str]:
@@ -285,14 +285,14 @@ def _generator(run: Run, machine: Machine) -> Need:
 
 
 def _trained(
-    run: Run, machine: Machine, model: Any, section: str, ours: Stage1Config | Stage2Config, base: Any = "float32"
+    run: Run, machine: Machine, model: Any, section: str, config: Stage1Config | Stage2Config, base: Any = "float32"
 ) -> Need:
     """Weights and checkpoints of a stage, as ``amrg plan`` counts them."""
     from amrg.planning.zero_memory import CHECKPOINT, ZeroSettings, count_parameters, zero_memory
     from amrg.training.deepspeed_config import OptimizerSettings, load_ds_config, resolve
 
     weights = count_parameters(model, base)
-    settings = resolve(load_ds_config(ours.ds_config), OptimizerSettings.of(section, ours), run.ranks, 1)
+    settings = resolve(load_ds_config(config.ds_config), OptimizerSettings.of(section, config), run.ranks, 1)
     zero = ZeroSettings.read(settings)
     parts = zero_memory(weights, zero, run.ranks)
     del parts["buffers"]  # they may stay empty

@@ -81,10 +81,10 @@ def pil_baseline(films: Sequence[bytes], size: int) -> dict[str, float]:
     return {name: rate(partial(run, processor)) for name, processor in back_ends.items()}
 
 
-def print_speedups(what: str, ours: float, hand: dict[str, float]) -> None:
-    print(f"{what}: ours {ours:.1f}/s")
-    for name, theirs in hand.items():
-        print(f"  by hand, {name} back end {theirs:.1f}/s: ours is {ours / theirs:.1f} times as fast")
+def print_speedups(what: str, amrg_rate: float, hand: dict[str, float]) -> None:
+    print(f"{what}: ours {amrg_rate:.1f}/s")
+    for name, hand_rate in hand.items():
+        print(f"  by hand, {name} back end {hand_rate:.1f}/s: ours is {amrg_rate / hand_rate:.1f} times as fast")
 
 
 def preparing(folder: Path, count: int) -> None:
@@ -95,13 +95,13 @@ def preparing(folder: Path, count: int) -> None:
         Image.fromarray(smooth(number, FULL)).save(path, quality=90)
         paths.append(path)
 
-    def ours() -> int:
+    def with_amrg() -> int:
         for path in paths:
             encode_film(downscale(load_film(path, STORED), STORED))
         return count
 
     hand = pil_baseline([path.read_bytes() for path in paths], STORED)
-    print_speedups(f"preparing {FULL[1]} × {FULL[0]} JPEGs", rate(ours), hand)
+    print_speedups(f"preparing {FULL[1]} × {FULL[0]} JPEGs", rate(with_amrg), hand)
 
 
 def streaming(folder: Path, count: int) -> None:
@@ -115,10 +115,10 @@ def streaming(folder: Path, count: int) -> None:
             decode(data)
         return len(films)
 
-    def ours() -> int:
+    def with_amrg() -> int:
         return sum(len(batch) for batch in stream.epoch(0))
 
-    our_rate = rate(ours)
+    our_rate = rate(with_amrg)
     print_speedups(f"streaming {STORED}-pixel films", our_rate, pil_baseline(films, 224))
     for name, decode in (("PIL", lambda data: Image.open(io.BytesIO(data)).load()), ("our decoder", decode_film)):
         alone = rate(partial(bare, decode))

@@ -34,7 +34,7 @@ from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, s
 from amrg.training.loop import CHECKPOINTS
 from amrg.training.telemetry import STEPS
 
-_LOOK = 0.01  # seconds between two looks at a run
+_POLL_SECONDS = 0.01  # seconds between two readings of a run's log
 _DRAWS = 1000  # of the instants of failures, for an average
 _WORKER = "ray::RayTrainWorker"
 _PATIENCE = 100  # failures in a row without a new checkpoint
@@ -89,9 +89,9 @@ class Trace:
 
 def calibrated(config: Config, undisturbed: Trace, disturbed: Trace) -> SimulatedCluster:
     """The cluster that was seen undisturbed and with one failure, for ``simulate``."""
-    ours, step = config.cluster, undisturbed.seconds / len(undisturbed.steps)
+    cluster, step = config.cluster, undisturbed.seconds / len(undisturbed.steps)
     return SimulatedCluster(
-        ours.workers, config.stage2.batch_size // ours.workers, compute=step, read=0.0,
+        cluster.workers, config.stage2.batch_size // cluster.workers, compute=step, read=0.0,
         checkpoint_interval=config.checkpoint.interval, write=median(undisturbed.writes),
         restart=median(disturbed.recoveries) - step,
     )  # fmt: skip
@@ -127,8 +127,8 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         failing = next(self._coming, float("inf"))
-        while not self._over.wait(_LOOK):
-            self._look()
+        while not self._over.wait(_POLL_SECONDS):
+            self._poll()
             if self.enough:
                 os.kill(os.getpid(), signal.SIGINT)
                 return
@@ -140,16 +140,16 @@ class _Watch(threading.Thread):
         """Whether the last step is done; some more may be."""
         return any(step.number == self._last for step in self._steps)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """What has come since the last look."""
         now = monotonic()
         if self._log.exists():
             with self._log.open("rb") as file:
                 file.seek(self._read)
                 new = file.read()
-            whole = new[: new.rfind(b"\n") + 1]
-            self._read += len(whole)
-            for row in map(json.loads, whole.splitlines()):
+            complete = new[: new.rfind(b"\n") + 1]
+            self._read += len(complete)
+            for row in map(json.loads, complete.splitlines()):
                 self._steps.append(Step(row["step"], now - row["seconds"], now))
         for path in self._checkpoints.glob("step-*[0-9]"):
             if path.name not in self._writes:
@@ -201,11 +201,11 @@ def train_with_failures(config: Config, steps: int, failures: Iterable[float] = 
         failures: rising instants, in seconds from the beginning of the first step.
         seed: of the choice which worker is killed.
     """
-    with _linked_run(config) as ours, ray_session(ours, local=True):
-        watch = _Watch(Path(f"{recipe('stage2', ours).path(root(ours))}.partial"), failures, steps, seed)
+    with _linked_run(config) as linked, ray_session(linked, local=True):
+        watch = _Watch(Path(f"{recipe('stage2', linked).path(root(linked))}.partial"), failures, steps, seed)
         watch.start()
         try:
-            train("stage2", ours, ours.stage2.batch_size, start_readers(ours.cluster))
+            train("stage2", linked, linked.stage2.batch_size, start_readers(linked.cluster))
         except KeyboardInterrupt:
             if not watch.enough:
                 raise
@@ -217,11 +217,11 @@ def _linked_run(config: Config) -> Iterator[Config]:
     """The same run in a folder that is removed, with the artefacts that were made before it."""
     made = recipe("stage2", config).inputs.values()
     with tempfile.TemporaryDirectory() as folder:
-        ours = replace(config, runs=folder)
-        root(ours).mkdir()
+        linked = replace(config, runs=folder)
+        root(linked).mkdir()
         for artefact in made:
-            (root(ours) / artefact.path.name).symlink_to(artefact.path.absolute())
-        yield ours
+            (root(linked) / artefact.path.name).symlink_to(artefact.path.absolute())
+        yield linked
 
 
 def compare(config: Config, steps: int, between: float, seeds: Iterable[int]) -> None:
@@ -234,8 +234,8 @@ def compare(config: Config, steps: int, between: float, seeds: Iterable[int]) ->
     print(_row("one worker killed half way", hit), flush=True)
     cluster = calibrated(config, calm, hit)
     for seed in seeds:
-        seen = train_with_failures(config, steps, _instants(cluster.workers, between, seed), seed)
-        print(_row(f"{between:.0f} s apart, seed {seed}", seen, simulate(cluster, steps, seen.failures)), flush=True)
+        trace = train_with_failures(config, steps, _instants(cluster.workers, between, seed), seed)
+        print(_row(f"{between:.0f} s apart, seed {seed}", trace, simulate(cluster, steps, trace.failures)), flush=True)
     killed, seconds, again = on_average(cluster, steps, between)
     print(f"| the same, on average | {killed:.1f} | | {seconds:.1f} | | {again:.1f} | |")
     print(
@@ -244,10 +244,12 @@ def compare(config: Config, steps: int, between: float, seeds: Iterable[int]) ->
     )
 
 
-def _row(name: str, seen: Trace, told: Outcome | None = None) -> str:
-    back = ", ".join(f"{seconds:.1f}" for seconds in seen.recoveries)
-    seconds, again = (f"{told.seconds:.1f}", f"{_again(told):.0f}") if told else ("", "")
-    return f"| {name} | {len(seen.kills)} | {seen.seconds:.1f} | {seconds} | {seen.repeated_steps} | {again} | {back} |"
+def _row(name: str, trace: Trace, predicted: Outcome | None = None) -> str:
+    back = ", ".join(f"{seconds:.1f}" for seconds in trace.recoveries)
+    seconds, again = (f"{predicted.seconds:.1f}", f"{_again(predicted):.0f}") if predicted else ("", "")
+    return (
+        f"| {name} | {len(trace.kills)} | {trace.seconds:.1f} | {seconds} | {trace.repeated_steps} | {again} | {back} |"
+    )
 
 
 def main() -> None:

@@ -129,28 +129,28 @@ def against_radlabels(first: int = RADLABELS_FIRST) -> Agreement:
     samples = _wheel("radlabels", "0.2.0") / "samples"
     their_names = {"definitely present": "positive", "uncertain": "uncertain", "definitely absent": "negative"}
     found: Agreement = {label: Counter() for label in RADLABELS}
-    for key, theirs in json.loads((samples / "synthetic_labels.json").read_text()).items():
+    for key, expert in json.loads((samples / "synthetic_labels.json").read_text()).items():
         if int(key.split("_")[1]) < first:
             continue
         text = (samples / "synthetic_reports" / f"{key}.txt").read_text()
-        ours = label_report("\n\n".join(split_sections(text).values()) or text)
+        labeled = label_report("\n\n".join(split_sections(text).values()) or text)
         for label, names in RADLABELS.items():
-            said = {their_names[theirs[name]] for name in names if name in theirs}
-            strongest = next((value for value in VALUES if value in said), "blank")
-            found[label][strongest, _NAMES[ours[label]]] += 1
+            values = {their_names[expert[name]] for name in names if name in expert}
+            strongest = next((value for value in VALUES if value in values), "blank")
+            found[label][strongest, _NAMES[labeled[label]]] += 1
     return found
 
 
 def rates(counts: Counter[tuple[str, str]], value: str = "positive") -> dict[str, float]:
     """``reports`` in which the other reading gives the value; precision, recall and F1 of ours; 0 where undefined."""
-    theirs = sum(n for (other, _), n in counts.items() if other == value)
-    ours = sum(n for (_, own), n in counts.items() if own == value)
+    expert = sum(n for (other, _), n in counts.items() if other == value)
+    labeled = sum(n for (_, own), n in counts.items() if own == value)
     both = counts[value, value]
     return {
-        "reports": theirs,
-        "precision": both / max(ours, 1),
-        "recall": both / max(theirs, 1),
-        "f1": 2 * both / max(theirs + ours, 1),
+        "reports": expert,
+        "precision": both / max(labeled, 1),
+        "recall": both / max(expert, 1),
+        "f1": 2 * both / max(expert + labeled, 1),
     }
 
 
@@ -168,9 +168,9 @@ def _print_mesh(found: Agreement) -> None:
     print("|---|---|---|---|---|---|---|")
     for label, counts in found.items():
         row = rates(counts)
-        theirs, others = (" / ".join(str(counts[said, own]) for own in VALUES) for said in ("positive", "blank"))
+        expert, others = (" / ".join(str(counts[values, own]) for own in VALUES) for values in ("positive", "blank"))
         numbers = f"{row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f}"
-        print(f"| {label} | {row['reports']} | {numbers} | {theirs} | {others} |")
+        print(f"| {label} | {row['reports']} | {numbers} | {expert} | {others} |")
 
 
 def _print_radlabels(found: Agreement) -> None:

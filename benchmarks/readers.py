@@ -40,10 +40,10 @@ class Packer:
 
 def rate(data: Path, readers: int, batch: int, steps: int, wait: float) -> float:
     """Studies a second of one worker, from the second batch on."""
-    ours = ClusterConfig(prefetch=2 * readers)
+    settings = ClusterConfig(prefetch=2 * readers)
     actors = start_readers(ClusterConfig(readers=readers))
     ray.get([actor.ping.remote() for actor in actors])
-    ahead = PrefetchingFetch(actors, ours, 0, 1, WorkerMetrics("benchmark", 0))
+    ahead = PrefetchingFetch(actors, settings, 0, 1, WorkerMetrics("benchmark", 0))
     with use_fetcher(ahead):
         batches = Stream(data, "train", batch, seed=0, collate=Packer(wait)).epoch(0)
         next(batches)
@@ -76,10 +76,10 @@ def main() -> None:
     )
     for readers, found in rates.items():
         ratios = [value / first for value, first in zip(found, rates[arguments.readers[0]], strict=True)]
-        print(f"| {readers} | {_told(found, '.0f')} | {_told(ratios, '.2f')} |")
+        print(f"| {readers} | {_summary(found, '.0f')} | {_summary(ratios, '.2f')} |")
 
 
-def _told(values: list[float], form: str) -> str:
+def _summary(values: list[float], form: str) -> str:
     """Median and range as two cells."""
     return f"{median(values):{form}} | {min(values):{form}}–{max(values):{form}}"
 

@@ -131,7 +131,7 @@ class Watched:
 
     Attributes:
         own: of each rank, memory that no file backs; what is shared counts for each in part.
-        together: the same of both at one moment.
+        total: the same of both at one moment.
         lately: the same since the last line that the command said.
         libraries: the same before a model was loaded.
         mapped: files mapped by both at one moment; the system takes these pages back where it needs them.
@@ -139,32 +139,32 @@ class Watched:
 
     seconds: float = 0.0
     own: Counter[int] = field(default_factory=Counter)
-    together: int = 0
+    total: int = 0
     lately: int = 0
     libraries: int = 0
     mapped: int = 0
     loading: float = 0.0
 
-    def look(self, launcher: int) -> None:
+    def sample(self, launcher: int) -> None:
         """Sample the ranks below a process."""
         own: Counter[int] = Counter()
         mapped = 0
         for process in _below(launcher):
             try:
                 environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-                told = dict(
+                sizes = dict(
                     re.findall(r"^(Pss\w*): +(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.M)
                 )
             except OSError:  # it has just ended
                 continue
             number = next((int(item[11:]) for item in environment if item.startswith(b"LOCAL_RANK=")), None)
-            if number is None or not told:
+            if number is None or not sizes:
                 continue
-            mapped += 1024 * int(told["Pss_File"])
-            own[number] += 1024 * (int(told["Pss_Anon"]) + int(told["Pss_Shmem"]))
+            mapped += 1024 * int(sizes["Pss_File"])
+            own[number] += 1024 * (int(sizes["Pss_Anon"]) + int(sizes["Pss_Shmem"]))
         self.own |= own
         self.lately, self.mapped = max(self.lately, sum(own.values())), max(self.mapped, mapped)
-        self.together = max(self.together, self.lately)
+        self.total = max(self.total, self.lately)
 
 
 def _below(process: int) -> Iterator[int]:
@@ -196,7 +196,7 @@ def on_two_ranks(verb: str, configuration: Path) -> Watched:
 
     def sample() -> None:
         while not ended.wait(1):  # reading the maps of two large processes takes a third of a second
-            found.look(launcher.pid)
+            found.sample(launcher.pid)
 
     watcher = threading.Thread(target=sample)
     watcher.start()
@@ -204,9 +204,9 @@ def on_two_ranks(verb: str, configuration: Path) -> Watched:
         for line in launcher.stderr or ():
             print(f"  {time.perf_counter() - began:6.1f} s {found.lately / 1e9:5.1f} GB  {line.rstrip()}", flush=True)
             found.lately = 0
-            found.libraries = found.libraries or found.together
-            if told := re.search(r"read in parts, ([\d.]+) s", line):
-                found.loading = float(told[1])
+            found.libraries = found.libraries or found.total
+            if sizes := re.search(r"read in parts, ([\d.]+) s", line):
+                found.loading = float(sizes[1])
         if launcher.wait():
             raise SystemExit(f"{verb} failed: exit code {launcher.returncode}")
     finally:
@@ -265,14 +265,14 @@ def main() -> None:
         "report: all": writing.seconds,
     }
     console = Console(soft_wrap=True)
-    console.print(_told(options, predicted, training, writing, seconds))
+    console.print(_table(options, predicted, training, writing, seconds))
     (line,) = (reports / "reports.jsonl").read_text().splitlines()
     console.print(
         f"loss {step['loss']:.3f}; the report: {json.loads(line)['generated']}", markup=False, highlight=False
     )
 
 
-def _told(
+def _table(
     options: argparse.Namespace, predicted: Plan, training: Watched, writing: Watched, seconds: dict[str, float]
 ) -> Table:
     """Predicted beside measured. Libraries are in what is measured alone."""
@@ -292,11 +292,11 @@ def _told(
     table.add_row("stage 2: first rank", format_bytes(each + copies), format_bytes(training.own[0]))
     for number in range(1, RANKS):
         table.add_row(f"stage 2: rank {number}", format_bytes(each), format_bytes(training.own[number]))
-    table.add_row("stage 2: together", format_bytes(RANKS * each + copies), format_bytes(training.together))
+    table.add_row("stage 2: together", format_bytes(RANKS * each + copies), format_bytes(training.total))
     table.add_row("stage 2: files mapped meanwhile, at most", "", format_bytes(training.mapped))
     for number in range(RANKS):
         table.add_row(f"report: rank {number}", "", format_bytes(writing.own[number]))
-    table.add_row("report: together", "", format_bytes(writing.together))
+    table.add_row("report: together", "", format_bytes(writing.total))
     for name, spent in seconds.items():
         table.add_row(name, "", format_duration(spent))
     return table

@@ -44,7 +44,7 @@ class Case:
     text: str
     headings: tuple[str, ...]
     experts: dict[str, frozenset[str]]
-    ours: dict[str, frozenset[str]]
+    predicted: dict[str, frozenset[str]]
 
 
 def qualified(headings: list[str]) -> dict[str, frozenset[str]]:
@@ -70,18 +70,18 @@ def cases(remainder: int) -> list[Case]:
     for number, text, headings in reports:
         if number % 2 != remainder or text in elsewhere:
             continue
-        said = [s for s in statements(text) if s.presence == POSITIVE]
+        positive = [s for s in statements(text) if s.presence == POSITIVE]
         for finding, pattern in HEADINGS.items():
-            theirs = [h for h in headings if pattern.match(h)]
-            own = [s for s in said if s.finding == finding]
-            if theirs and own:
-                ours = {
+            expert = [h for h in headings if pattern.match(h)]
+            own = [s for s in positive if s.finding == finding]
+            if expert and own:
+                predicted = {
                     "side": frozenset[str]().union(*(s.sides for s in own)),
                     "zone": frozenset[str]().union(*(s.zones for s in own)),
                     "severity": frozenset(s.severity for s in own if s.severity),
                     "device": frozenset(_DEVICE_KINDS.get(s.device, _other(s.device)) for s in own if s.device),
                 }
-                found.append(Case(number, finding, text, tuple(theirs), qualified(theirs), ours))
+                found.append(Case(number, finding, text, tuple(expert), qualified(expert), predicted))
     return found
 
 
@@ -89,16 +89,16 @@ def _other(device: str) -> str:
     return device if device in ("stent", "spinal hardware") else "implant"
 
 
-def outcome(experts: frozenset[str], ours: frozenset[str]) -> str:
+def outcome(experts: frozenset[str], predicted: frozenset[str]) -> str:
     """How two sets of values agree: exact, overlap, opposite, missed (only the experts), extra (only we), neither."""
-    if not experts or not ours:
-        return "missed" if experts else "extra" if ours else "neither"
-    return "exact" if experts == ours else "overlap" if experts & ours else "opposite"
+    if not experts or not predicted:
+        return "missed" if experts else "extra" if predicted else "neither"
+    return "exact" if experts == predicted else "overlap" if experts & predicted else "opposite"
 
 
 def count(found: list[Case], attribute: str) -> Counter[str]:
     """Outcome → cases."""
-    return Counter(outcome(case.experts[attribute], case.ours[attribute]) for case in found)
+    return Counter(outcome(case.experts[attribute], case.predicted[attribute]) for case in found)
 
 
 def rates(counts: Counter[str]) -> dict[str, float]:

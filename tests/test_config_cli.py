@@ -2,10 +2,11 @@ import dataclasses
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from amrg import cli, config
+from amrg import cli, commands, config, pipeline
 from amrg.config import Config
 from amrg.errors import UserError
 
@@ -112,6 +113,24 @@ def test_the_command_exits_with_2_and_one_line(arguments, message, tmp_path):
     assert len(lines) == 1
     assert re.search(message, lines[0])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_every_verb_and_imports_no_torch(tmp_path):
+    code = "import sys; from amrg.cli import main; main(['--help']); assert not {'torch', 'numpy'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    explained = dict(re.findall(r"^  ([a-z0-9-]+).*  ([A-Z].*)$", done.stdout, re.MULTILINE))
+    assert list(explained) == [*cli.STEPS, *cli.COMMANDS]
+    assert explained["stage2"] == "Train the report generator"
+    assert "  write RUN STUDY ...  " in done.stdout
+    assert "smollm2, tiny\n" in done.stdout
+
+
+def test_every_module_of_commands_and_every_step_is_a_verb():
+    modules = {f"amrg.commands.{path.stem}" for path in Path(commands.__file__).parent.glob("[!_]*.py")}
+    assert set(cli.COMMANDS.values()) == modules
+    assert list(cli.STEPS) == ["run", *pipeline.STEPS]
 
 
 def test_dry_run_writes_nothing_and_names_every_step(tmp_path):

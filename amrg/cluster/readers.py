@@ -50,17 +50,17 @@ class Reader:
         return part
 
 
-def start_readers(ours: ClusterConfig) -> list[Any]:
+def start_readers(settings: ClusterConfig) -> list[Any]:
     """The readers of a run; they end with the driver, and start again by themselves when they die."""
-    resources = {ours.reader_resource: 1.0} if ours.reader_resource else {}
+    resources = {settings.reader_resource: 1.0} if settings.reader_resource else {}
     reader = ray.remote(concurrency_groups={"answers": 1})(Reader).options(  # type: ignore[call-overload]
-        num_cpus=ours.reader_cpus,
+        num_cpus=settings.reader_cpus,
         resources=resources,
         max_restarts=-1,
         max_task_retries=0,
         scheduling_strategy="SPREAD",
     )
-    return [reader.remote(number) for number in range(ours.readers)]
+    return [reader.remote(number) for number in range(settings.readers)]
 
 
 class PrefetchingFetch:
@@ -71,13 +71,15 @@ class PrefetchingFetch:
 
     Args:
         readers: actors, at least one.
-        ours: ``prefetch``, ``max_failures`` and ``data_timeout`` are read.
+        settings: ``prefetch``, ``max_failures`` and ``data_timeout`` are read.
         rank, world: of the worker.
         metrics: of the worker.
     """
 
-    def __init__(self, readers: list[Any], ours: ClusterConfig, rank: int, world: int, metrics: WorkerMetrics) -> None:
-        self._readers, self._ours, self._rank, self._world, self._metrics = readers, ours, rank, world, metrics
+    def __init__(
+        self, readers: list[Any], settings: ClusterConfig, rank: int, world: int, metrics: WorkerMetrics
+    ) -> None:
+        self._readers, self._settings, self._rank, self._world, self._metrics = readers, settings, rank, world, metrics
         self._unresponsive: dict[
             int, Any
         ] = {}  # readers that were lost or silent, and the answer that each of them owes
@@ -87,7 +89,7 @@ class PrefetchingFetch:
         orders: deque[_Order] = deque()
         ahead = iter(steps)
         for _ in steps:
-            while len(orders) < self._ours.prefetch and (step := next(ahead, None)) is not None:
+            while len(orders) < self._settings.prefetch and (step := next(ahead, None)) is not None:
                 orders.append(self._order(shared, step, self._is_here))
             ready, _ = ray.wait([order.part for order in orders], num_returns=len(orders), timeout=0)
             began = time.monotonic()
@@ -103,7 +105,7 @@ class PrefetchingFetch:
 
     def _receive(self, shared: Any, order: "_Order") -> RankBatch:
         """The part that was ordered, from another reader where the first is lost."""
-        patience = _Deadline(order.step, self._ours.data_timeout)
+        patience = _Deadline(order.step, self._settings.data_timeout)
         lost = 0
         while True:
             try:
@@ -128,7 +130,7 @@ class PrefetchingFetch:
         self._unresponsive[order.reader] = self._readers[order.reader].ping.remote()
         self._metrics.lost()
         logger.warning("batch %d was lost with its reader (%s): ordered again", order.step, type(error).__name__)
-        if times > self._ours.max_failures:
+        if times > self._settings.max_failures:
             raise UserError(
                 f"readers died {times} times over batch {order.step}: out of memory, or a film that kills them (their "
                 "logs say more: `ray logs cluster`); take fewer readers on a node, or cluster.readers 0"

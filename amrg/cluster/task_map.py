@@ -31,9 +31,9 @@ def ray_map(resources: dict[str, float]) -> MapFn:
     def each(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         there = ray.cluster_resources()
         places = max(1, min(int(there.get(name, 0) / amount) for name, amount in resources.items()))
-        together = -(-len(items) // (_TASKS_PER_SLOT * places))
+        chunk = -(-len(items) // (_TASKS_PER_SLOT * places))
         shared = ray.put(function)
-        refs = [task.remote(shared, items[start : start + together]) for start in range(0, len(items), together or 1)]
+        refs = [task.remote(shared, items[start : start + chunk]) for start in range(0, len(items), chunk or 1)]
         try:
             for ref in refs:
                 yield from ray.get(ref)

@@ -59,15 +59,15 @@ def train(verb: str, config: Config, batch_size: int, readers: list[Any]) -> Non
     Raises:
         UserError: the step's own mistakes, too many losses in a row, or no room for the workers.
     """
-    ours = config.cluster
+    settings = config.cluster
     files = root(config).absolute() / RAY_FILES
     failures, progress, lost_at = 0, _progress(verb, config), None
     try:
         while True:
-            world = _fitting_world_size(ours, batch_size)
+            world = _fitting_world_size(settings, batch_size)
             task = {"verb": verb, "config": to_dict(config), "readers": readers, "lost_at": lost_at}
             try:
-                _run_group(task, world, ours, files)
+                _run_group(task, world, settings, files)
                 return
             except TrainingFailedError as error:
                 lost_at = time.time()
@@ -76,7 +76,7 @@ def train(verb: str, config: Config, batch_size: int, readers: list[Any]) -> Non
                     logger.error("%s", error)
                 before, progress = progress, _progress(verb, config)
                 failures = 1 if progress != before else failures + 1
-                if failures > (ours.max_failures if accident else min(ours.max_failures, 1)):
+                if failures > (settings.max_failures if accident else min(settings.max_failures, 1)):
                     raise UserError(
                         f"{verb}: the workers failed {failures} times in a row without progress, at last with: {what}; "
                         "the same command goes on from the last checkpoint"
@@ -86,12 +86,12 @@ def train(verb: str, config: Config, batch_size: int, readers: list[Any]) -> Non
         shutil.rmtree(files, ignore_errors=True)
 
 
-def _run_group(task: dict[str, Any], world: int, ours: ClusterConfig, files: Path) -> None:
+def _run_group(task: dict[str, Any], world: int, settings: ClusterConfig, files: Path) -> None:
     """One group of workers, to its end."""
     trainer = TorchTrainer(
         _work,
         train_loop_config=task,
-        scaling_config=ScalingConfig(num_workers=world, resources_per_worker=resources(ours)),
+        scaling_config=ScalingConfig(num_workers=world, resources_per_worker=resources(settings)),
         run_config=RunConfig(
             name=f"{task['verb']}-{uuid.uuid4().hex[:8]}",
             storage_path=str(files),
@@ -109,21 +109,21 @@ def _run_group(task: dict[str, Any], world: int, ours: ClusterConfig, files: Pat
         signal.signal(signal.SIGINT, before)
 
 
-def resources(ours: ClusterConfig) -> dict[str, float]:
+def resources(settings: ClusterConfig) -> dict[str, float]:
     """What one worker reserves."""
-    gpus = ours.worker_gpus
+    gpus = settings.worker_gpus
     if gpus is None:
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
-    return {"CPU": ours.worker_cpus} | ({"GPU": float(gpus)} if gpus else {})
+    return {"CPU": settings.worker_cpus} | ({"GPU": float(gpus)} if gpus else {})
 
 
-def _fitting_world_size(ours: ClusterConfig, batch_size: int) -> int:
+def _fitting_world_size(settings: ClusterConfig, batch_size: int) -> int:
     """The largest number of workers that the cluster has room for; waits for nodes, which may be on their way."""
-    smaller = range(ours.workers - 1, ours.min_workers - 1, -1)
-    sizes = [ours.workers, *(size for size in smaller if divides_batch(batch_size, size))]
-    each = resources(ours)
+    smaller = range(settings.workers - 1, settings.min_workers - 1, -1)
+    sizes = [settings.workers, *(size for size in smaller if divides_batch(batch_size, size))]
+    each = resources(settings)
     for size in sizes:
-        wait = ours.node_timeout if size == sizes[0] else SMALLER_GROUP_TIMEOUT
+        wait = settings.node_timeout if size == sizes[0] else SMALLER_GROUP_TIMEOUT
         group = placement_group([each] * size, strategy="PACK")
         try:
             if group.wait(wait):
@@ -134,7 +134,7 @@ def _fitting_world_size(ours: ClusterConfig, batch_size: int) -> int:
             remove_placement_group(group)
     raise UserError(
         f"the cluster has no room for {sizes[-1]} workers with {each} each within cluster.node_timeout "
-        f"{ours.node_timeout:.0f} s (it has {ray.available_resources()}): add nodes, or lower cluster.workers"
+        f"{settings.node_timeout:.0f} s (it has {ray.available_resources()}): add nodes, or lower cluster.workers"
     )
 
 
@@ -236,6 +236,6 @@ def _log_with_rank_and_step(rank: int) -> _StepFilter:
     handler = logging.StreamHandler()
     handler.addFilter(place)
     handler.setFormatter(logging.Formatter(f"%(levelname)s rank {rank} step %(step)d: %(message)s"))
-    ours = logging.getLogger("amrg")
-    ours.handlers[:], ours.propagate = [handler], False
+    logger = logging.getLogger("amrg")
+    logger.handlers[:], logger.propagate = [handler], False
     return place

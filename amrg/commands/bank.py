@@ -1,4 +1,4 @@
-"""``amrg bank build|merge|subset|verify|show|search``: memory banks by hand."""
+"""``amrg bank COMMAND ...``: build, merge, subset, verify, show and search memory banks."""
 
 import argparse
 import json
@@ -278,10 +278,10 @@ def _checked(row: Any, path: Path, number: int) -> dict[str, Any]:
 
     if not isinstance(row, dict):
         raise UserError(f"{path}: row {number} is no object with the columns {', '.join(USER_COLUMNS)}")
-    told = {name: row.get(name) for name in USER_COLUMNS}
+    values = {name: row.get(name) for name in USER_COLUMNS}
     for name in ("key", "group", "split", "source"):
-        if not isinstance(told[name], str):
+        if not isinstance(values[name], str):
             raise UserError(f"{path}: row {number} has no text in `{name}`")
-    if told["source"] not in SOURCES:
-        raise UserError(f"{path}: row {number}: source {told['source']!r} is none of {', '.join(SOURCES)}")
-    return told
+    if values["source"] not in SOURCES:
+        raise UserError(f"{path}: row {number}: source {values['source']!r} is none of {', '.join(SOURCES)}")
+    return values

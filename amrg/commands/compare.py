@@ -1,4 +1,4 @@
-"""``amrg compare RUN RUN ...``: is one run better than another, or is it chance?
+"""``amrg compare RUN RUN ...``: compare the scores of runs with paired tests by patient.
 
 RUN is a scores or a reports artefact, or a file of reports with one JSON object a line: key, group (the patient),
 reference, generated. Every run is compared with the first, over the same studies, patients kept together. Metrics with
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("one run alone cannot be compared: give two or more")
     if options.resamples < 1:
         raise UserError(f"--resamples {options.resamples}: at least 1 is needed")
-    first, *others = [read_run(path) for path in _named_apart(options.runs)]
+    first, *others = [read_run(path) for path in _distinct_names(options.runs)]
     found = compare(first, others, options.resamples, options.seed)
     if options.json:
         _write(options.json, first, found, options)
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
     )
 
 
-def _named_apart(paths: list[Path]) -> list[Path]:
+def _distinct_names(paths: list[Path]) -> list[Path]:
     resolved = [path.resolve() for path in paths]
     if len({run_name(path) for path in resolved}) < len(resolved):
         raise UserError("two of the runs have the same name: a run is not compared with itself; rename a copied folder")

@@ -1,4 +1,4 @@
-"""``amrg doctor PATH``: is this copy of a data set whole, and what to do about it."""
+"""``amrg doctor PATH``: check a copy of a data set before it is prepared, and list repairs."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""``amrg experiment NAME|all [CONFIG] [--seeds N] [--jobs N] [--dry-run] [--section.key VALUE ...]``."""
+"""``amrg experiment NAME [CONFIG]``: run one of twelve experiments, or all, over several seeds."""
 
 import argparse
 from collections.abc import Sequence
@@ -89,9 +89,9 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
         return []
     sweep.base_run()  # first and with all cores: nearly every variant builds on it
     pages = []
-    with Jobs(jobs) if jobs > 1 else nullcontext() as together:
-        if together:
-            sweep.submit_all(together)
+    with Jobs(jobs) if jobs > 1 else nullcontext() as concurrent:
+        if concurrent:
+            sweep.submit_all(concurrent)
         for number, (experiment, count) in enumerate(zip(chosen, trainings, strict=True), start=1):
             echo(f"experiment {number} of {len(chosen)}: {experiment.name}")
             pages.append(_run_one(config, experiment, variants[experiment.name], count, sweep))
@@ -102,36 +102,36 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
 
 def _run_one(config: Config, experiment: Experiment, variants: list[Variant], seeds: int, sweep: Sweep) -> Path:
     """One experiment: its page; what cannot be had is said there, so that the others still run."""
-    told = Result(experiment.name, experiment.title, experiment.question)
+    summary = Result(experiment.name, experiment.title, experiment.question)
     made: list[list[VariantOutputs]] = []
     try:
         for number, variant in enumerate(variants, start=1):
             echo(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.eta_message()}")
             made.append(sweep.run(variant, seeds))
         with sweep.timed_page():
-            rows, told = _told(config, experiment, told, made, sweep)
+            rows, summary = _measured(config, experiment, summary, made, sweep)
     except UserError as error:
         echo(f"{experiment.name}: {error}")
-        rows, told = [], replace(told, unavailable=str(error))
-    return result.write(config, told, rows)
+        rows, summary = [], replace(summary, unavailable=str(error))
+    return result.write(config, summary, rows)
 
 
-def _told(
-    config: Config, experiment: Experiment, told: Result, made: list[list[VariantOutputs]], sweep: Sweep
+def _measured(
+    config: Config, experiment: Experiment, summary: Result, made: list[list[VariantOutputs]], sweep: Sweep
 ) -> tuple[list[Row], Result]:
     """What was made, measured: rows of the table, and what the page says."""
     rows = score_variants(config, made, experiment) if made else []
     if experiment.maps == "methods":
         rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
     elif experiment.maps == "thresholds":
-        rows, told = _thresholds(config, told, sweep.base_run())
+        rows, summary = _thresholds(config, summary, sweep.base_run())
     panels = _PANELS.get(experiment.name, _PANELS[""])
     if experiment.per_class:
         panels = tuple(
             name for name in rows[0].scores if name == HEADLINE or (name.startswith("F1 ") and name[3].isupper())
         )
     return rows, replace(
-        told,
+        summary,
         paragraphs=conclusions.conclusions(experiment.name, rows),
         table=result.as_table(rows),
         note=_note(config, len(made[0]) if made else 0, experiment),
@@ -153,7 +153,7 @@ def _with_maps(config: Config, row: Row, made: VariantOutputs) -> Row:
     return replace(row, scores={**scores, **row.scores})
 
 
-def _thresholds(config: Config, told: Result, made: VariantOutputs) -> tuple[list[Row], Result]:
+def _thresholds(config: Config, summary: Result, made: VariantOutputs) -> tuple[list[Row], Result]:
     """Rows for each τ, and lesions to look at."""
     found = localization.load_lesions(config, made.path("data"), made.path("stage1"), made.path("banks"))
     rows = localization.iou_by_threshold(found, THRESHOLDS, config.evaluate.bootstrap_samples, config.seed)
@@ -168,7 +168,7 @@ def _thresholds(config: Config, told: Result, made: VariantOutputs) -> tuple[lis
         for i in localization.sample_overlays(found, config.seed)
     ]
     note = f"Heat: what exceeds τ = {threshold:g}, strongest where the map is 1 or more. Outline: the true lesion."
-    return rows, replace(told, overlays=overlays, overlay_note=note)
+    return rows, replace(summary, overlays=overlays, overlay_note=note)
 
 
 def _note(config: Config, seeds: int, experiment: Experiment) -> str:
@@ -184,6 +184,6 @@ def _note(config: Config, seeds: int, experiment: Experiment) -> str:
     if experiment.paired and seeds > 1:
         tested += " Over seeds: the mean of each seed's own difference, paired t-test, p corrected likewise."
     trained = "one training" if seeds == 1 else f"{seeds} trainings"
-    ours = config.stage2
-    length = f"{ours.epochs} epochs in batches of {ours.batch_size}"
+    stage2 = config.stage2
+    length = f"{stage2.epochs} epochs in batches of {stage2.batch_size}"
     return f"{trained[0].upper()}{trained[1:]} of stage 2 for each row, {length}. {drawn}.{tested}"

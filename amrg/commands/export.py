@@ -1,4 +1,4 @@
-"""``amrg export REPORTS FILE``: generated reports in the format of the ReXrank leaderboard.
+"""``amrg export REPORTS FILE``: export generated reports in the format of the ReXrank leaderboard.
 
 With ``--onto`` the reports go into one of ReXrank's own test set files, as a submission needs it; without, the
 references are those of REPORTS. The file holds report texts.

@@ -1,4 +1,4 @@
-"""``amrg fetch-metrics [METRIC ...]``: the weights of the learned metrics, to where radeval looks for them.
+"""``amrg fetch-metrics [METRIC ...]``: download the weights of CheXbert, RadGraph and other learned metrics.
 
 Tells what each metric loads, where that is looked for, and what is there; then fetches what is missing from the
 Hugging Face hub. Needs a network, and no radeval.
@@ -44,8 +44,8 @@ def _listed(metrics: Sequence[str]) -> Iterator[str]:
     for metric in metrics:
         yield f"{metric}: {SCORERS[metric].note}"
         for weights in needed([metric]):
-            told = (f"{weights.repository} ({weights.part})", weights.size, weights.license)
-            yield f"  {'there  ' if weights.there else 'missing'} {', '.join(filter(None, told))}: {weights.folder}"
+            details = (f"{weights.repository} ({weights.part})", weights.size, weights.license)
+            yield f"  {'there  ' if weights.there else 'missing'} {', '.join(filter(None, details))}: {weights.folder}"
 
 
 def fetch(metrics: Sequence[str]) -> list[str]:
@@ -68,6 +68,6 @@ def _download(weights: Weights) -> str:
         for file in weights.wanted(listed):
             hf_hub_download(weights.repository, file, cache_dir=weights.folder)
     except Exception as error:  # whichever HTTP library the hub's client uses raises errors of its own
-        told = next(iter(str(error).splitlines()), "")
-        return f"{type(error).__name__} {told}; the same command goes on from here".replace("  ", " ")
+        details = next(iter(str(error).splitlines()), "")
+        return f"{type(error).__name__} {details}; the same command goes on from here".replace("  ", " ")
     return ""

@@ -1,4 +1,4 @@
-"""``amrg inspect ARTEFACT``: what a folder is, where it came from, and a few rows of it."""
+"""``amrg inspect ARTEFACT``: show the kind, the provenance and a few rows of an artefact folder."""
 
 import argparse
 import json

@@ -1,8 +1,8 @@
-"""``amrg plan [CONFIG] --gpus N``: what a run needs and how long it takes, predicted before it is started.
+"""``amrg plan [CONFIG] --gpus N``: predict GPU memory, communication, time and the largest micro-batch.
 
-Of both stages memory by part on the fullest GPU, bytes that a step moves, time of a step and of the training on a
-roofline, and the largest micro-batch; then time and GPU-hours of every step of the chain that uses GPUs.
-docs/scaling.md says how to read it, and which figures were checked against measured ones.
+Printed for both stages: memory by part on the fullest GPU, bytes moved per step, time of a step and of the training
+on a roofline, and the largest micro-batch; then time and GPU-hours of every step of the pipeline that uses GPUs.
+docs/scaling.md explains the figures and compares some of them with measured ones.
 """
 
 import argparse
@@ -43,16 +43,16 @@ def main(arguments: list[str]) -> None:
         echo(f"tracing {stage} without numbers")
         plans[stage] = plan(config, stage, given)
         _print(console, config, plans[stage], given)
-    told: dict[str, Any] = {stage: _as_json(found) for stage, found in plans.items()}
+    content: dict[str, Any] = {stage: _as_json(found) for stage, found in plans.items()}
     if options.stage is None:
         echo("tracing what comes between the stages and after them")
         steps = chain(config, plans, given)
-        told["chain"] = [asdict(step) for step in steps]
+        content["chain"] = [asdict(step) for step in steps]
         console.print(_chain(steps, given))
         console.print("\n".join(f"{step.what}: {step.origin}" for step in steps if step.origin), highlight=False)
     console.print(_assumed(given))
     if options.json:
-        _write(options.json, told)
+        _write(options.json, content)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,11 +93,11 @@ def _assumptions(options: argparse.Namespace, data: Path | None) -> Assumptions:
 
 
 def _print(console: Console, config: Config, found: Plan, given: Assumptions) -> None:
-    ours, zero = getattr(config, found.section), found.zero
+    settings, zero = getattr(config, found.section), found.zero
     trained, weights = found.weights.trainable / 1e6, found.weights.total / 1e6
     console.print(
         f"\n{found.section} of {config.name} on {given.machines}, ZeRO {zero.stage} "
-        f"({ours.ds_config}): {trained:,.1f} of {weights:,.1f} million weights are trained",
+        f"({settings.ds_config}): {trained:,.1f} of {weights:,.1f} million weights are trained",
         highlight=False,
     )
     console.print(_memory(found, given))
@@ -140,10 +140,10 @@ def _step(found: Plan) -> Table:
 
 
 def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
-    ours, zero = getattr(config, found.section), found.zero
+    settings, zero = getattr(config, found.section), found.zero
     fits = found.device_bytes <= given.memory
     lines = [
-        f"batch {ours.batch_size} = {zero.micro} a GPU × {zero.accumulation} accumulated × {given.gpus} GPUs: "
+        f"batch {settings.batch_size} = {zero.micro} a GPU × {zero.accumulation} accumulated × {given.gpus} GPUs: "
         + ("fits" if fits else "DOES NOT FIT"),
         f"largest micro-batch: {found.largest}"
         if found.largest
@@ -166,8 +166,8 @@ def _chain(steps: list[Step], given: Assumptions) -> Table:
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("GPU-hours", justify="right", no_wrap=True)
     for step in steps:
-        told = ("not known", "") if step.seconds is None else (format_duration(step.seconds), f"{step.gpu_hours:,.2f}")
-        table.add_row(step.verb, step.what, *told)
+        cells = ("not known", "") if step.seconds is None else (format_duration(step.seconds), f"{step.gpu_hours:,.2f}")
+        table.add_row(step.verb, step.what, *cells)
     seconds, hours = (sum(getattr(step, name) or 0.0 for step in steps) for name in ("seconds", "gpu_hours"))
     table.add_row("together", "", format_duration(seconds), f"{hours:,.2f}")
     return table

@@ -1,4 +1,4 @@
-"""``amrg simulate [CONFIG]``: throughput of stage 2, what limits it, and what failures cost, from 1 to 4,096 workers.
+"""``amrg simulate [CONFIG]``: predict throughput, bottleneck and cost of failures for 1 to 4,096 workers.
 
 A discrete-event model of readers, workers, exchange and checkpoints, on rates that ``--measure`` takes from real
 training on this machine. What lies beyond the measured one and two workers is prediction (docs/scaling.md).
@@ -146,7 +146,7 @@ def _compared(rates: MeasuredRates, two: SimulatedCluster) -> list[str]:
 def _notes(points: Sequence[Point], options: argparse.Namespace) -> list[str]:
     last = points[-1]
     lost = {part: last.steady.spent[part] for part in PARTS if part != "compute"}
-    told = (
+    summary = (
         f"{last.cluster.workers:,} workers lose most of their time to {max(lost, key=lambda part: lost[part])}; "
         f"checkpoints every {last.cluster.checkpoint_interval} steps, "
         f"{format_duration(last.cluster.copy)} of waiting each"
@@ -157,7 +157,7 @@ def _notes(points: Sequence[Point], options: argparse.Namespace) -> list[str]:
         if options.failure_hours
         else "nothing fails"
     )
-    return [told, failing, "All is predicted but the column `measured` and the rate of reading."]
+    return [summary, failing, "All is predicted but the column `measured` and the rate of reading."]
 
 
 def _draw(path: Path, title: str, points: Sequence[Point], observed: dict[str, float]) -> None:

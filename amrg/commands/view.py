@@ -1,4 +1,4 @@
-"""``amrg view RUN``: look at a run in the browser, film by film."""
+"""``amrg view RUN``: browse films, maps, memory and reports of a run in a web application."""
 
 import argparse
 import ipaddress

@@ -65,18 +65,18 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     )
     if zero is not None:
         engine.partition(model.decoder, zero)
-    seen = VisionCache(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
+    features = VisionCache(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
     recorder = Recorder.open(model, banks)
     composer = _composer(config, model, data, banks, stage2, folder)
     text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    batches = list(rank_batches(len(seen), decoding.batch_size))
+    batches = list(rank_batches(len(features), decoding.batch_size))
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        mine = _generate_lines(model, seen, rows, config, recorder, composer, text)
-        lines = distributed.all_gather_list([line for line, one in zip(mine, counted.tolist(), strict=True) if one])
+        local = _generate_lines(model, features, rows, config, recorder, composer, text)
+        lines = distributed.all_gather_list([line for line, one in zip(local, counted.tolist(), strict=True) if one])
         if distributed.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
         distributed.barrier()
@@ -85,7 +85,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
             (line for path in sorted(parts.glob("*.json")) for line in json.loads(path.read_text())),
             key=lambda line: line["key"],
         )
-        assert [line["key"] for line in lines] == sorted(study.key for study in seen.studies)
+        assert [line["key"] for line in lines] == sorted(study.key for study in features.studies)
         _replace(folder / REPORTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     distributed.barrier()
 
@@ -122,8 +122,8 @@ class Recorder:
         for name, (weights_BQJ, rows_BQJ) in associations.items():
             weights_QJ, rows_QJ = weights_BQJ[study], rows_BQJ[study]
             association[name] = self.labels[name].record(weights_QJ, rows_QJ)
-            told_Q = loud_BQ[study] if name == VISUAL else slice(None)
-            memory[name] = heaviest(weights_QJ[told_Q], rows_QJ[told_Q], TOP_ROWS)
+            recorded_Q = loud_BQ[study] if name == VISUAL else slice(None)
+            memory[name] = heaviest(weights_QJ[recorded_Q], rows_QJ[recorded_Q], TOP_ROWS)
         return {"memory": memory, "association": association}
 
 
@@ -153,12 +153,14 @@ def open_composer(
 
 def generate_faults(config: Config) -> list[str]:
     """Settings of ``generate`` that do not go together, or not with the banks."""
-    ours, faults = config.generate, []
-    if ours.outline_source == "retrieved" and config.banks.reports.granularity != "sentence":
+    settings, faults = config.generate, []
+    if settings.outline_source == "retrieved" and config.banks.reports.granularity != "sentence":
         faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
-    if ours.min_new_tokens > ours.max_new_tokens:
-        faults.append(f"generate.min_new_tokens {ours.min_new_tokens} is above max_new_tokens {ours.max_new_tokens}")
-    if (name := ours.ds_config) is not None:
+    if settings.min_new_tokens > settings.max_new_tokens:
+        faults.append(
+            f"generate.min_new_tokens {settings.min_new_tokens} is above max_new_tokens {settings.max_new_tokens}"
+        )
+    if (name := settings.ds_config) is not None:
         faults += collect_errors(lambda: require_zero3(name), lambda: refuse_quantised(config.decoder.base_dtype))
     return faults
 
@@ -174,19 +176,19 @@ def _composer(
     heads = {}
     if config.generate.outline_source == "retrieved":
         for name in HEADS.get(config.generate.support, ()):
-            seen = VisionCache(model, data, "train", folder / SCRATCH, config.stage2.dtype)
+            features = VisionCache(model, data, "train", folder / SCRATCH, config.stage2.dtype)
             if distributed.rank() == 0 and not (folder / name).is_dir():
-                _fit_heads(config, model, seen, folder, name)
+                _fit_heads(config, model, features, folder, name)
             distributed.barrier()
             heads[name] = AttributeHeads.load(folder / name)
     return open_composer(config, banks, stage2 / CALIBRATION / config.generate.split, heads)
 
 
-def _fit_heads(config: Config, model: ReportGenerator, seen: VisionCache, folder: Path, name: str) -> None:
+def _fit_heads(config: Config, model: ReportGenerator, features: VisionCache, folder: Path, name: str) -> None:
     """Fit attribute heads on what train reports state, and keep them."""
-    rows = torch.arange(min(len(seen), HEAD_STUDIES))
-    features_NFX = torch.cat([head_features(seen[part])[name] for part in rows.split(1024)])
-    chosen = [seen.studies[row] for row in rows.tolist()]
+    rows = torch.arange(min(len(features), HEAD_STUDIES))
+    features_NFX = torch.cat([head_features(features[part])[name] for part in rows.split(1024)])
+    chosen = [features.studies[row] for row in rows.tolist()]
     heads = AttributeHeads.fit(features_NFX, [report_details(s.report) for s in chosen], [s.group for s in chosen])
     with atomic_path(folder / name) as temporary:
         temporary.mkdir()
@@ -195,7 +197,7 @@ def _fit_heads(config: Config, model: ReportGenerator, seen: VisionCache, folder
 
 def _generate_lines(
     model: ReportGenerator,
-    seen: VisionCache,
+    features: VisionCache,
     rows: torch.Tensor,
     config: Config,
     recorder: Recorder,
@@ -203,12 +205,12 @@ def _generate_lines(
     text: RetrievedText | None,
 ) -> list[dict[str, Any]]:
     """The lines of some studies."""
-    studies = [seen.studies[row] for row in rows.tolist()]
+    studies = [features.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=distributed.device())
-    asking = None
+    query_vision = None
     if config.generate.memory == "shuffled":
-        asking = seen[mismatched_permutation([study.group for study in seen.studies])[rows]]
-    lines = generate_reports(model, seen[rows], group_B, config, recorder, composer, text, asking)
+        query_vision = features[mismatched_permutation([study.group for study in features.studies])[rows]]
+    lines = generate_reports(model, features[rows], group_B, config, recorder, composer, text, query_vision)
     return [
         {"key": study.key, "group": study.group, "reference": study.report, **line}
         for study, line in zip(studies, lines, strict=True)
@@ -217,13 +219,13 @@ def _generate_lines(
 
 def generate_reports(
     model: ReportGenerator,
-    sight: VisionOutput,
+    vision: VisionOutput,
     group_B: torch.Tensor,
     config: Config,
     recorder: Recorder,
     composer: Composer | None,
     text: RetrievedText | None,
-    asking: VisionOutput | None = None,
+    query_vision: VisionOutput | None = None,
 ) -> list[dict[str, Any]]:
     """What ``reports.jsonl`` records of some studies beside who they are.
 
@@ -234,27 +236,27 @@ def generate_reports(
     ``retrieved_text`` is that.
 
     Args:
-        sight, group_B, asking: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
+        vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
         config: ``generate`` and ``stage2.dtype`` are read.
         recorder: of the memories.
         composer: begins the reports; None leaves that to the decoder.
         text: that the decoder reads; None where it reads none.
     """
-    associations = model.associations(asking or sight, group_B, ROWS)
-    loud_BQ = model.loud_queries(asking or sight)
+    associations = model.associations(query_vision or vision, group_B, ROWS)
+    loud_BQ = model.loud_queries(query_vision or vision)
     composed = [Composed("")] * len(group_B)
     if composer is not None:
         # Where a patient's own rows may be retrieved, the sentences may be said, too.
         unsaid_B = model.masked_groups(group_B)
-        composed = composer.compose(sight, associations, unsaid_B, recall="report" in associations)
-    retrieved = [] if text is None else text.compose(asking or sight, group_B, associations)
+        composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations)
+    retrieved = [] if text is None else text.compose(query_vision or vision, group_B, associations)
     with torch.no_grad(), autocast(config.stage2.dtype):
         texts = model.generate(
-            sight,
+            vision,
             group_B,
             config.generate,
             synced=distributed.world_size() > 1,
-            query_vision=asking,
+            query_vision=query_vision,
             forced_prefixes=[one.text for one in composed],
             retrieved_BL=None if text is None else text.encode(retrieved),
         )
@@ -262,8 +264,8 @@ def generate_reports(
         {
             "generated": one.without_contradictions(text) if composer else text,
             **recorder.record(associations, loud_BQ, study),
-            "recalled": [said.row for said in one.sentences],
-            "sentences": [said.to_dict() for said in one.sentences],
+            "recalled": [sentence.row for sentence in one.sentences],
+            "sentences": [sentence.to_dict() for sentence in one.sentences],
             **({"retrieved_text": retrieved[study]} if retrieved else {}),
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))

@@ -1,24 +1,33 @@
-"""Which artefacts a run consists of, found from any folder of it, and its generator."""
+"""The artefacts of a run, found from any folder of it, and its generator."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from pydantic import ValidationError
 
 from amrg import distributed
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
+from amrg.banks.bank import NO_GROUP
 from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config, read_section
+from amrg.data.image_io import read_film
+from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.inference.generate import HEADS, open_composer
+from amrg.inference.generate import HEADS, Recorder, generate_reports, open_composer
 from amrg.models.composer import Composer
 from amrg.models.detail_heads import AttributeHeads
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import ReportGenerator
+from amrg.models.vision import to_tensor
+from amrg.precision import autocast
 from amrg.training.calibration import CALIBRATION
 from amrg.training.retrieved_text import RetrievedText, open_text
 from amrg.training.stage2 import MODEL
+from amrg.training.vision_cache import round_like_cache
 
 #: Of commands that load a generator.
 BASE_MODEL: dict[str, Any] = {
@@ -30,12 +39,17 @@ BASE_MODEL: dict[str, Any] = {
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
 HEAD_KINDS = ("scores", "reports", "stage2")
 
+#: A film: uint8 [H, W], 0 is black, or the path of a PNG, JPEG or DICOM file.
+Film = np.ndarray | str | Path
+
 
 @dataclass(frozen=True)
 class RunArtifacts:
-    """The artefacts behind one report generator; ``reports`` is None where none were generated yet.
+    """The artefacts of one report generator.
 
-    ``base_model`` is where the language model's base is, None: where it was in training.
+    Attributes:
+        reports: None if none were generated yet.
+        base_model: folder of the decoder's base model; None: the one that it had in training.
     """
 
     data: Artifact
@@ -47,7 +61,7 @@ class RunArtifacts:
 
     @property
     def name(self) -> str:
-        """Of the run: of the folder in which the artefacts lie."""
+        """Name of the run: the folder of its artefacts."""
         return self.stage2.path.resolve().parent.name
 
     @property
@@ -57,7 +71,7 @@ class RunArtifacts:
 
     @property
     def config(self) -> Config:
-        """The settings that the viewer reads, as the artefacts were made with them."""
+        """The settings that the viewer reads, as recorded in the artefacts."""
         try:
             stage2 = self.stage2.manifest["config"]
             return Config(
@@ -78,15 +92,15 @@ class RunArtifacts:
 
 
 def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
-    """The artefacts of a run.
+    """Find the artefacts of a run.
 
     Args:
-        run: a scores, reports or stage2 artefact, or a folder of artefacts: then its newest scores (or, where there
-            are none, reports or generator).
-        base_model: folder of the language model's base, where it is no longer where it was in training.
+        run: a scores, reports or stage2 artefact, or a folder of artefacts, of which the newest scores are opened (if
+            there are none, the newest reports; if there are none, the newest generator).
+        base_model: folder of the decoder's base model, if it has moved since training.
 
     Raises:
-        UserError: it is none of these, an input is missing or was changed, or lies outside the run's folder.
+        UserError: ``run`` is none of these; an input is missing, was changed, or lies outside the run's folder.
     """
     head = _open(run if (run / MANIFEST).is_file() else _newest(run))
     found = {name: open_input(head, name) for name in head.manifest["inputs"]}
@@ -100,17 +114,22 @@ def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
 
 
 def open_generator(
-    chain: RunArtifacts, studies_together: int
+    chain: RunArtifacts, batch_size: int
 ) -> tuple[ReportGenerator, Composer | None, RetrievedText | None]:
-    """The generator of a run, what begins its reports where the decoder does not, and the text that it reads, if any.
+    """Load the generator of a run, the composer of its outlines, and the composer of the text that the decoder reads.
 
-    Without reports, what ``generate`` would say is not known: the decoder begins.
+    Both composers are None where the run has none. Without reports the outline's settings are unknown, so that the
+    decoder writes the whole report.
+
+    Args:
+        chain: the run.
+        batch_size: studies that are generated at a time.
 
     Raises:
-        UserError: an artefact is not what it should be.
+        UserError: an artefact is damaged or of another kind.
     """
     config = chain.config
-    memories = open_banks(config, chain.banks.path, studies_together)
+    memories = open_banks(config, chain.banks.path, batch_size)
     model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, memories, base_model=chain.base_model)
     model = model.to(distributed.device())
     calibration = chain.stage2.path / CALIBRATION / config.generate.split
@@ -120,6 +139,90 @@ def open_generator(
     names = HEADS.get(config.generate.support, ()) if config.generate.outline_source == "retrieved" else ()
     heads = {name: AttributeHeads.load(chain.reports.path / name) for name in names}
     return model, open_composer(config, chain.banks.path, calibration, heads), text
+
+
+class LoadedRun:
+    """The report generator of a run, ready to write. Not for clinical use.
+
+    Attributes:
+        artifacts: the artefacts of the run; ``artifacts.warnings`` apply to every report.
+        batch_size: studies that are generated at a time.
+        image_size: side of the model's input, in pixels.
+
+    Raises:
+        UserError: an artefact is damaged or of another kind.
+    """
+
+    def __init__(self, artifacts: RunArtifacts) -> None:
+        self.artifacts = artifacts
+        self._config = artifacts.config
+        self.batch_size = self._config.generate.batch_size
+        self._model, self._composer, self._text = open_generator(artifacts, self.batch_size)
+        self._recorder = Recorder.open(self._model, artifacts.banks.path)
+        self.image_size = self._model.stage1.config.image_size
+
+    def generate(self, studies: Sequence[Film | Sequence[Film]]) -> list[str]:
+        """Write one report per study.
+
+        Args:
+            studies: one film each, or the films of all views of a study.
+
+        Raises:
+            UserError: a film cannot be read.
+        """
+        films = [self._read(study) for study in studies]
+        batches = [films[first : first + self.batch_size] for first in range(0, len(films), self.batch_size)]
+        return [record["generated"] for batch in batches for record in self.generate_records(batch)]
+
+    def generate_records(self, studies: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
+        """Write the reports of a batch: ``{findings: {name: probability}}`` and the fields of ``generate_reports``.
+
+        Args:
+            studies: at most ``batch_size``, each with at least one film, uint8 [H, W].
+        """
+        films = [film for study in studies for film in study]
+        images = to_tensor(films, self.image_size).to(distributed.device())
+        group_B = torch.full((len(studies),), NO_GROUP, device=distributed.device())
+        with torch.no_grad(), autocast(self._config.stage2.dtype):
+            vision = round_like_cache(self._model.encode_images(images, [len(study) for study in studies]))
+        records = generate_reports(
+            self._model, vision, group_B, self._config, self._recorder, self._composer, self._text
+        )
+        return [
+            {"findings": {name: round(probability_Q[LABELS.index(name)], 4) for name in FINDINGS}, **record}
+            for probability_Q, record in zip(vision.logits_BQ.sigmoid().tolist(), records, strict=True)
+        ]
+
+    def _read(self, study: Film | Sequence[Film]) -> list[np.ndarray]:
+        films = [study] if isinstance(study, Film) else list(study)
+        if not films:
+            raise UserError("a study without films has no report")
+        return [self._read_film(film) for film in films]
+
+    def _read_film(self, film: Film) -> np.ndarray:
+        if isinstance(film, np.ndarray):
+            if film.dtype != np.uint8 or film.ndim != 2 or not film.size:
+                raise UserError(f"a film is a uint8 array [H, W], not {film.dtype} {list(film.shape)}")
+            return film
+        try:
+            return read_film(Path(film).read_bytes(), self.image_size)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{film}: {error.strerror if isinstance(error, OSError) else error}") from None
+
+
+def load_run(run: str | Path, base_model: str | None = None) -> LoadedRun:
+    """Load the report generator of a run. Not for clinical use.
+
+    ``load_run("runs/demo").generate(["film.png"])`` returns the report that `amrg write runs/demo film.png` prints.
+
+    Args:
+        run: a folder of artefacts, or a scores, reports or stage2 artefact in it.
+        base_model: folder of the decoder's base model, if it has moved since training.
+
+    Raises:
+        UserError: ``run`` is none of these, or an artefact is missing or damaged.
+    """
+    return LoadedRun(open_run(Path(run), base_model))
 
 
 def _newest(run: Path) -> Path:

@@ -157,9 +157,9 @@ def _start(
     workers: int, what: str, config: Config, inputs: dict[str, Path], samples: int, steps: int
 ) -> dict[str, Any]:
     """Run ``_work`` on so many processes of one thread each; what the first found."""
-    told = {"what": what} | _job_spec(config, inputs, samples, steps)
+    job = {"what": what} | _job_spec(config, inputs, samples, steps)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "told.json").write_text(json.dumps(told))
+        (Path(folder) / "job.json").write_text(json.dumps(job))
         shared = os.environ | {
             "WORLD_SIZE": str(workers), "LOCAL_SIZE": str(workers), "OMP_NUM_THREADS": "1",
             "MASTER_PORT": uuid.uuid4().hex,  # only names the file where they meet
@@ -185,13 +185,13 @@ def _work(folder: Path) -> None:
     """One of the processes."""
     from amrg import distributed
 
-    told = json.loads((folder / "told.json").read_text())
+    job = json.loads((folder / "job.json").read_text())
     distributed.init_process_group()
-    config = from_dict(told["config"], "measuring")
-    batch = told["samples"] * distributed.world_size()
+    config = from_dict(job["config"], "measuring")
+    batch = job["samples"] * distributed.world_size()
     config = replace(config, stage2=replace(config.stage2, batch_size=batch))
-    inputs = {name: Path(path) for name, path in told["inputs"].items()}
-    found = _WORK[told["what"]](config, inputs, told["samples"], told["steps"], folder)
+    inputs = {name: Path(path) for name, path in job["inputs"].items()}
+    found = _WORK[job["what"]](config, inputs, job["samples"], job["steps"], folder)
     if distributed.rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
     distributed.barrier()

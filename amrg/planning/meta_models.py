@@ -122,12 +122,12 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
         return dummy_vision_output(model, samples), group_B, report_BT
 
     def loss(model: ReportGenerator, given: tuple[Any, Tensor, Tensor]) -> Tensor:
-        seen, group_B, report_BT = given
-        sight = seen if isinstance(seen, VisionOutput) else model.encode_images(seen, [films] * len(group_B))
+        images, group_B, report_BT = given
+        vision = images if isinstance(images, VisionOutput) else model.encode_images(images, [films] * len(group_B))
         text_BL = None
         if config.decoder.use_retrieved_text:
             text_BL = torch.zeros(len(group_B), config.decoder.retrieved_tokens, dtype=torch.long)
-        return model(sight, group_B, report_BT, retrieved_BL=text_BL).loss_B.mean()
+        return model(vision, group_B, report_BT, retrieved_BL=text_BL).loss_B.mean()
 
     use = config.decoder
     used = (use.use_visual_memory or use.use_retrieved_text, use.use_report_memory)

@@ -77,8 +77,8 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
         held_out = split_size(config, given, config.generate.split)
     except UserError as unknown:
         return [*steps, Step("generate", str(unknown), None, None)]
-    ours = config.generate
-    what = f"{held_out.studies:,} reports of {ours.max_new_tokens} tokens"
+    settings = config.generate
+    what = f"{held_out.studies:,} reports of {settings.max_new_tokens} tokens"
     spent = held_out.films * film.forward_seconds / given.gpus + generation_step(
         config, held_out.studies, given, tokenizer
     )
@@ -103,8 +103,8 @@ def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> ImageCost:
 
 def mining(config: Config, size: Size, film: ImageCost, given: Assumptions) -> tuple[str, float]:
     """Mining of a train split, in words and seconds; films are divided among the GPUs, as a cluster does."""
-    ours, samples = config.banks.mining, samples_of(config, size)
-    films = size.films * min(ours.max_studies or samples, samples) / samples
+    settings, samples = config.banks.mining, samples_of(config, size)
+    films = size.films * min(settings.max_studies or samples, samples) / samples
     return f"{films:,.0f} films", films * (film.forward_seconds + film.cam_seconds) / given.gpus
 
 
@@ -114,26 +114,26 @@ def generation_step(config: Config, studies: int, given: Assumptions, tokenizer:
     A token takes one pass over the decoder's weights and, as transformers' cache works, three over the keys and
     values: a token is appended by copying (read, write), then they are read; beams are put in order by copying, too.
     """
-    ours, dtype = config.generate, config.stage2.dtype
+    settings, dtype = config.generate, config.stage2.dtype
     skeleton = skeleton_of(config, "stage2", split_size(config, given), tokenizer)
     read = _decoder_bytes(skeleton.model, config.decoder.base_dtype)
     tracer = Tracer(skeleton, dtype)
-    together = min(ours.batch_size, studies)
-    of_rank = -(-together // given.gpus)
-    sequences = of_rank * ours.num_beams
-    prompt, new = prompt_length(config, tracer.model), ours.max_new_tokens
+    batch = min(settings.batch_size, studies)
+    of_rank = -(-batch // given.gpus)
+    sequences = of_rank * settings.num_beams
+    prompt, new = prompt_length(config, tracer.model), settings.max_new_tokens
     streams = tracer.flops(lambda model: model.embed_streams(dummy_vision_output(model, 2), zeros(2).long())) / 2
     reading, first = tracer.generation_flops(prompt)
     _, last = tracer.generation_flops(prompt + max(new - 2, 0))
     position = sequences * tracer.cache_bytes()
-    gathered = 0.0 if ours.ds_config is None else read * (given.gpus - 1) / given.gpus
+    gathered = 0.0 if settings.ds_config is None else read * (given.gpus - 1) / given.gpus
     begin = _seconds(of_rank * streams + sequences * reading, read + prompt * position, dtype, given, gathered)
-    copies = 5 if ours.num_beams > 1 else 3
+    copies = 5 if settings.num_beams > 1 else 3
     # The mean token has new / 2 before it, itself counted.
     token = _seconds(
         sequences * (first + last) / 2, read + copies * (prompt + new / 2) * position, dtype, given, gathered
     )
-    return -(-studies // together) * (begin + (new - 1) * token)
+    return -(-studies // batch) * (begin + (new - 1) * token)
 
 
 def _decoder_bytes(model: Any, base: Base) -> float:

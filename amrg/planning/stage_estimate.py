@@ -115,19 +115,19 @@ def split_size(config: Config, given: Assumptions, split: str = "train", with_wo
         UserError: it is none of these.
     """
     train = split == "train"
-    option, told = ("--studies", given.studies) if train else ("--held-out", given.held_out)
+    option, requested = ("--studies", given.studies) if train else ("--held-out", given.held_out)
     renders = config.data.renders_per_study if config.data.source == "openi_drr" and train else 1
     known = None
     if given.data is not None:
         films = num_views(given.data, split, with_wordless)
         known = Size(len(films) // renders, sum(films), "of the prepared data")
-        if told is None:
+        if requested is None:
             return known
     known = known or _tabled(config, split) or SPLITS.get(config.data.source, {}).get(split)
     limit = getattr(config.data, f"{split}_studies")
-    if told is None and known and (limit is None or limit >= known.studies):
+    if requested is None and known and (limit is None or limit >= known.studies):
         return known
-    studies, origin = (limit, f"data.{split}_studies") if told is None else (told, option)
+    studies, origin = (limit, f"data.{split}_studies") if requested is None else (requested, option)
     if studies is None:
         raise UserError(f"how many {split} studies {config.data.source} has is not known here: give {option}")
     return Size(studies, round(studies * (known.films / known.studies if known else renders)), origin)
@@ -156,13 +156,13 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
         UserError: the batch does not divide among the ranks, the DeepSpeed JSON contradicts the configuration, or sizes
             of a model are not known.
     """
-    ours: Stage1Config | Stage2Config = getattr(config, section)
+    settings: Stage1Config | Stage2Config = getattr(config, section)
     size = split_size(config, given, with_wordless=section == "stage1")
     samples = samples_of(config, size)
-    steps = max(samples // ours.batch_size, 1)
+    steps = max(samples // settings.batch_size, 1)
     zero = ZeroSettings.read(
         deepspeed_config.resolve(
-            deepspeed_config.load_ds_config(ours.ds_config), _OPTIMISATION[section](config), given.gpus, steps
+            deepspeed_config.load_ds_config(settings.ds_config), _OPTIMISATION[section](config), given.gpus, steps
         )
     )
     base: Base = config.decoder.base_dtype if section == "stage2" else "float32"
@@ -170,7 +170,7 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
     checkpointing = section == "stage2" and config.stage2.activation_checkpointing
     skeleton = skeleton_of(config, section, size, tokenizer)
     weights = count_parameters(skeleton.model, base)
-    tracer = Tracer(skeleton, ours.dtype, checkpointing)
+    tracer = Tracer(skeleton, settings.dtype, checkpointing)
     two, three = tracer.trace(2), tracer.trace(3)
     # Stage 1 learns from every film of a study; stage 2's trace has a study's films in it.
     films = size.films / samples if section == "stage1" else 1.0
@@ -192,14 +192,14 @@ def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None
         trace.flops * zero.accumulation,
         traffic,
         given.device,
-        ours.dtype,
+        settings.dtype,
         given.gpus,
         given.efficiency,
         given.bandwidth,
     )
     return Plan(
         section, weights, zero, banks, size, parts(zero.micro), max_micro_batch(parts, given.memory), traffic, time,
-        steps, ours.epochs, _cache(config, tracer, given) if section == "stage2" else None, skeleton.assumed,
+        steps, settings.epochs, _cache(config, tracer, given) if section == "stage2" else None, skeleton.assumed,
     )  # fmt: skip
 
 
@@ -242,9 +242,9 @@ def max_micro_batch(parts: Any, memory: float, limit: int = 2**16) -> int:
 
 def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, int]:
     """Bytes of keys and values on a rank when a batch of reports is at its longest, and its sequences."""
-    ours = config.generate
-    sequences = -(-ours.batch_size // given.gpus) * ours.num_beams
-    positions = prompt_length(config, tracer.model) + ours.max_new_tokens - 1  # the last token is never read
+    settings = config.generate
+    sequences = -(-settings.batch_size // given.gpus) * settings.num_beams
+    positions = prompt_length(config, tracer.model) + settings.max_new_tokens - 1  # the last token is never read
     return tracer.cache_bytes() * sequences * positions, sequences
 
 

@@ -78,44 +78,52 @@ class BankPlacement:
 
 
 def place_banks(
-    banks: Sequence[BankShape], ours: ShardingConfig, search: str, ranks: int, queries: int, expected: int, node: int
+    banks: Sequence[BankShape],
+    settings: ShardingConfig,
+    search: str,
+    ranks: int,
+    queries: int,
+    expected: int,
+    node: int,
 ) -> BankPlacement:
     """Banks by ``sharding``, with the formulas of ``amrg.retrieval.communication_cost``.
 
     Args:
         banks: shapes.
-        ours: settings.
+        settings: ``sharding`` of the configuration.
         search: ``memory.index``; an index needs the whole bank.
         ranks: of the run.
         queries: of one rank and micro-batch, to each bank.
         expected: for ``way: auto``, as training counts them.
         node: ranks of a node.
     """
-    size = ours.ranks_per_replica or ranks
+    size = settings.ranks_per_replica or ranks
     ways: list[ShardingStrategy] = []
     for bank in banks:
-        way = "replicate" if search != "exact" or ranks == 1 else ours.strategy
+        way = "replicate" if search != "exact" or ranks == 1 else settings.strategy
         if way == "auto":
-            way = cheapest_strategy(bank.rows, bank.dim, size, expected, bank.element, ours.replicate_below_bytes)
+            way = cheapest_strategy(bank.rows, bank.dim, size, expected, bank.element, settings.replicate_below_bytes)
         ways.append(way)
     held = sum(
         b.row_bytes(b.rows if way == "replicate" else -(-b.rows // size)) for b, way in zip(banks, ways, strict=True)
     )
-    asked = [b for b, way in zip(banks, ways, strict=True) if way == "gather"]
+    gathered = [b for b, way in zip(banks, ways, strict=True) if way == "gather"]
     passed = [b for b, way in zip(banks, ways, strict=True) if way == "ring"]
     near = far = 0.0
-    if asked and ours.ranks_per_node and size > ours.ranks_per_node:
-        far, inside, header = two_level_bytes(asked, queries, size // ours.ranks_per_node, ours.ranks_per_node)
+    if gathered and settings.ranks_per_node and size > settings.ranks_per_node:
+        far, inside, header = two_level_bytes(
+            gathered, queries, size // settings.ranks_per_node, settings.ranks_per_node
+        )
         near = inside + header
-    elif asked:
-        flat = sum(gather_bytes(asked, [queries] * size, 0))
+    elif gathered:
+        flat = sum(gather_bytes(gathered, [queries] * size, 0))
         near, far = (flat, 0.0) if size <= node else (0.0, flat)
     if passed:
         spans = [[(b.rows * r // size, b.rows * (r + 1) // size) for r in range(size)] for b in passed]
         ring = 2.0 * ring_bytes(passed, spans, 0)
         near, far = (near + ring, far) if size <= node else (near, far + ring)
-    visitors = size * sum(b.query_bytes(queries) for b in asked)
-    return BankPlacement(tuple(ways), held, visitors, near, far)
+    query_bytes = size * sum(b.query_bytes(queries) for b in gathered)
+    return BankPlacement(tuple(ways), held, query_bytes, near, far)
 
 
 @dataclass(frozen=True)

@@ -158,13 +158,13 @@ def _partitioned(weights: ParameterCounts, zero: ZeroSettings, ranks: int, optim
     p, f = zero.element, weights.frozen_size(zero.element)
     sizes = [(size, p) for group in weights.trained for size in group] + [(size, f) for size in weights.frozen]
     shares = sum(-(-size // ranks) * element for size, element in sizes)
-    whole = sum(size * element for size, element in sizes if size <= zero.persistent)
+    persistent = sum(size * element for size, element in sizes if size <= zero.persistent)
     passing = [(size, element) for size, element in sizes if size > zero.persistent]
     numbers = sum(size for size, _ in passing)
     alone = ranks == 1 and not zero.offload_weights
     gathered = 0.0 if alone else sum(s * e for s, e in passing) * min(1.0, zero.live / max(numbers, 1))
     gradients = sum(-(-size // ranks) for group in weights.trained for size in group) * p
-    stay = whole + weights.buffer_bytes
+    stay = persistent + weights.buffer_bytes
     return {
         "weights": MemoryUse(stay, shares) if zero.offload_weights else MemoryUse(stay + shares),
         # Offloaded, they lie on the host twice: as they came, and in float32 for the optimiser there.
