@@ -42,7 +42,7 @@ class VisionCache:
 
     def __init__(self, model: ReportGenerator, data: Path, split: str, folder: Path, dtype: str) -> None:
         self.studies = load_studies(data, split)
-        self._shapes = model.sight_shapes
+        self._shapes = model.vision_output_shapes
         self._sizes = [math.prod(shape) for shape in self._shapes]
         compute = partial(self._encode, model.eval(), data, split)
         with torch.no_grad(), autocast(dtype):
