@@ -63,8 +63,9 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         torch.manual_seed(config.seed)
         model = DiseaseClassifier(config.vision).to(distributed.device())
     films = (_CachedFilms if model.encoder.frozen_stem else _StreamedFilms)(config, data, folder, model)
-    weight_K = positive_weights(films.targets["train"]).to(distributed.device())
-    _start_biases(model, films.targets["train"])
+    weight_K = _class_weights(films.targets["train"], config.stage1.class_weighting)
+    _start_biases(model, films.targets["train"], weight_K)
+    weight_K = weight_K.to(distributed.device())
 
     def loss(model: DiseaseClassifier, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
         inputs, targets_BK = batch["films"], batch["targets"].to(distributed.device())
@@ -117,9 +118,12 @@ def optimisation(config: Config) -> OptimizerSettings:
     return OptimizerSettings.of("stage1", config.stage1)
 
 
-def _start_biases(model: DiseaseClassifier, targets_NK: Tensor) -> None:
-    """Both heads start at the (weighted) frequency of each label, not at 1/2."""
-    weight_K = positive_weights(targets_NK)
+def _class_weights(targets_NK: Tensor, weighting: bool) -> Tensor:
+    return positive_weights(targets_NK) if weighting else torch.ones(targets_NK.shape[1])
+
+
+def _start_biases(model: DiseaseClassifier, targets_NK: Tensor, weight_K: Tensor) -> None:
+    """Initialise the biases of both heads to the (weighted) frequency of each label instead of 1/2."""
     positive_K, negative_K = (targets_NK == 1).sum(0) * weight_K, (targets_NK == 0).sum(0)
     with torch.no_grad():
         for bias_K in (model.query_bias_K, model.cam_head.linear.bias):

@@ -177,7 +177,7 @@ def test_views_of_a_study_are_averaged(classifier: DiseaseClassifier) -> None:
 
 @pytest.mark.parametrize(
     ("off", "length"),
-    [("use_visual", 42), ("use_queries", 32), ("use_visual_memory", 32), ("use_report_memory", 32)],
+    [("use_visual_tokens", 42), ("use_queries", 32), ("use_visual_memory", 32), ("use_report_memory", 32)],
 )
 def test_each_stream_can_be_switched_off(classifier: DiseaseClassifier, off: str, length: int) -> None:
     model = build(classifier, **{off: False})

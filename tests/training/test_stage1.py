@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from amrg.training import checkpoint
 from amrg.training.multilabel import auroc
 from amrg.training.stage1 import _CachedFilms, _StreamedFilms, train_stage1
 from tests.conftest import RandomSource
-from tests.synthetic_dataset import CONFIG, FINDING, SIZES, prepare_squares
+from tests.synthetic_dataset import CONFIG, FINDING, SIZES, Squares, prepare_squares
 
 K = LABELS.index(FINDING)
 
@@ -137,6 +138,29 @@ def test_an_encoder_without_a_frozen_stem_streams_its_films(data, tmp_path):
 def test_a_batch_larger_than_the_split(data, tmp_path):
     with pytest.raises(UserError, match="24 studies, less than one batch of 32"):
         train_stage1(changed(batch_size=32), data, tmp_path)
+
+
+class Rare(Squares):
+    """One of four studies has the finding: 6 of 24 train studies."""
+
+    def studies(self):
+        studies = super().studies()
+        negative = studies[1].labels
+        return [s if i % 4 == 0 else dataclasses.replace(s, labels=negative) for i, s in enumerate(studies)]
+
+
+def test_class_weighting_can_be_switched_off(tmp_path):
+    """Practically without learning: weighted, 6 positives of weight 3 balance 18 negatives."""
+    prepare(Rare(), CONFIG.data, tmp_path / "data", 0)
+    losses = {}
+    for weighting, bias in ((True, math.log(19 / 19)), (False, math.log(7 / 19))):
+        folder = tmp_path / str(weighting)
+        train_stage1(changed(epochs=1, lr=1e-9, class_weighting=weighting), tmp_path / "data", folder)
+        model = DiseaseClassifier.from_pretrained(folder / "model")
+        for bias_K in (model.query_bias_K, model.cam_head.linear.bias):
+            assert float(bias_K[K]) == pytest.approx(bias, abs=1e-5)
+        losses[weighting] = json.loads((folder / "curves.jsonl").read_text())["train_query_loss"]
+    assert losses[False] < losses[True]  # the entropy of 1/4 is below 3/2 ln 2
 
 
 class HalfMute(RandomSource):
