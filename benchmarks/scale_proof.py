@@ -42,7 +42,7 @@ from amrg.planning.architectures import PUBLISHED
 from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_bytes, format_duration
 from amrg.planning.meta_models import bank_rows
-from amrg.planning.stage_estimate import Assumptions, Plan, plan
+from amrg.planning.stage_estimate import Assumptions, Plan, estimate_stage
 from amrg.progress import echo
 from benchmarks.sharded_bank import write as write_bank
 
@@ -251,7 +251,7 @@ def main() -> None:
     began = time.perf_counter()
     write_banks(config)
     seconds["writing the bank"] = time.perf_counter() - began
-    predicted = plan(config, "stage2", Assumptions(RANKS, DEVICES["h100"], 1.0, reserve=0.0, data=data))
+    predicted = estimate_stage(config, "stage2", Assumptions(RANKS, DEVICES["h100"], 1.0, reserve=0.0, data=data))
     for left in (*root(config).glob("stage2-*"), *root(config).glob("reports-*")):
         shutil.rmtree(left)
     training, writing = (on_two_ranks(verb, configuration) for verb in ("stage2", "generate"))

@@ -23,7 +23,7 @@ from amrg.pipeline import recipe, root
 from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_bytes, format_duration
 from amrg.planning.pipeline_estimate import Step, chain
-from amrg.planning.stage_estimate import Assumptions, Plan, plan
+from amrg.planning.stage_estimate import Assumptions, Plan, estimate_stage
 from amrg.progress import echo
 from amrg.retrieval.communication_cost import NET_RATE
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     plans: dict[str, Plan] = {}
     for stage in STAGES if options.stage is None else (options.stage,):
         echo(f"tracing {stage} without numbers")
-        plans[stage] = plan(config, stage, given)
+        plans[stage] = estimate_stage(config, stage, given)
         _print(console, config, plans[stage], given)
     content: dict[str, Any] = {stage: _as_json(found) for stage, found in plans.items()}
     if options.stage is None:

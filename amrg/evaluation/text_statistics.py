@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from amrg.banks.bank import REPORTS, MemoryBank
-from amrg.data.text.cleaning import normalize_for_dedup, sentences
+from amrg.data.text.cleaning import normalize_for_dedup, split_sentences
 from amrg.data.text.repetition import is_repetitive, mentions_prior, most_common_share, ngrams, tokenize
 from amrg.evaluation.reports import GeneratedReport
 
@@ -142,4 +142,4 @@ def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
 
 
 def _repeats_a_sentence(text: str) -> bool:
-    return max(Counter(map(normalize_for_dedup, sentences(text))).values(), default=0) > 1
+    return max(Counter(map(normalize_for_dedup, split_sentences(text))).values(), default=0) > 1

@@ -26,7 +26,7 @@ from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE
 from amrg.data.stream import load_studies as read_studies
 from amrg.data.stream import num_studies
 from amrg.data.studies import Study
-from amrg.data.text.cleaning import sentences
+from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.statements import Statement, statements
 from amrg.mining.region_encoder import STUDIES_PER_PART, RegionMiner
 from amrg.models.cam import class_scales
@@ -194,7 +194,7 @@ def _region_origin(study: Study, candidate: Candidate, box: list[int], score: fl
 
 def stating(report: str, finding: str) -> list[str]:
     """Return the sentences of a report that state a finding."""
-    return [s for s in sentences(report) if any(_states(one, finding) for one in statements(s))]
+    return [s for s in split_sentences(report) if any(_states(one, finding) for one in statements(s))]
 
 
 def _states(statement: Statement, finding: str) -> bool:
@@ -203,7 +203,7 @@ def _states(statement: Statement, finding: str) -> bool:
 
 def normal_sentences(report: str) -> list[str]:
     """Return the sentences of a report that neither state nor suspect a finding."""
-    return [s for s in sentences(report) if all(one.presence == NEGATIVE for one in statements(s))]
+    return [s for s in split_sentences(report) if all(one.presence == NEGATIVE for one in statements(s))]
 
 
 def _token_origin(name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from amrg.config import BanksConfig
 from amrg.data.labels import POSITIVE
 from amrg.data.stream import load_studies
 from amrg.data.studies import Study
-from amrg.data.text.cleaning import sentences
+from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
@@ -117,7 +117,7 @@ def candidates(chosen: Sequence[Study], unit: str) -> list[tuple[Study, str]]:
     found: dict[tuple[str, str], Study] = {}
     copies: Counter[str] = Counter()
     for study in sorted(chosen, key=lambda study: study.key):
-        for text in sentences(study.report) if unit == "sentence" else [study.report.strip()]:
+        for text in split_sentences(study.report) if unit == "sentence" else [study.report.strip()]:
             if not text or (study.group, text) in found or (unit == "sentence" and copies[text] == 2):
                 continue
             copies[text] += 1

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from amrg.banks.bank import NO_GROUP, MemoryBank
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING
-from amrg.data.text.cleaning import normalize_for_dedup, sentences
+from amrg.data.text.cleaning import normalize_for_dedup, split_sentences
 from amrg.data.text.outline import format_outline
 from amrg.data.text.repetition import excepts, mentions_prior, says_all_is_well
 from amrg.data.text.statements import statements
@@ -132,7 +132,7 @@ class Composed:
     def without_contradictions(self, text: str) -> str:
         """Remove the sentences after the composed ones that do not agree with them."""
         kept: list[str] = []
-        for i, sentence in enumerate(sentences(text)):
+        for i, sentence in enumerate(split_sentences(text)):
             if i < len(self.sentences) or self.agrees(sentence, kept):
                 kept.append(sentence)
         return " ".join(kept)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from amrg.banks.bank import MemoryBank
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
-from amrg.data.text.cleaning import sentences
+from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.statements import statements
 from amrg.models.detail_heads import ATTRIBUTES, Distribution, detail_values
 
@@ -27,7 +27,7 @@ class LinkedRows:
         self.label_N = torch.tensor(
             [LABELS.index(o["findings"][0]) if on else len(LABELS) for o, on in zip(origins, region, strict=True)]
         )
-        self.texts = [sentences(o["text"] or "") if on else [] for o, on in zip(origins, region, strict=True)]
+        self.texts = [split_sentences(o["text"] or "") if on else [] for o, on in zip(origins, region, strict=True)]
         self.base_F = [float((self.label_N == k).float().mean()) for k in range(len(FINDINGS))]
         self._votes: dict[tuple[str, str], tuple[list[str], Tensor]] = {}
         for k, finding in enumerate(FINDINGS):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from amrg.config import Config
 from amrg.planning.measured_rates import MeasuredRates
 from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, simulate
-from amrg.planning.stage_estimate import Assumptions, banks_of, plan, skeleton_of, split_size
+from amrg.planning.stage_estimate import Assumptions, banks_of, estimate_stage, skeleton_of, split_size
 from amrg.planning.step_time import StepBytes, step_bytes, step_time
 from amrg.planning.zero_memory import ZeroSettings
 
@@ -92,7 +92,7 @@ def clusters_on_gpus(
     """
     alone = replace(given, gpus=1)
     one = replace(config, stage2=replace(config.stage2, batch_size=micro))
-    found = plan(one, "stage2", alone)
+    found = estimate_stage(one, "stage2", alone)
     skeleton = skeleton_of(one, "stage2", split_size(one, alone))
     kept = found.parts["activations"].device
     compute = max(found.seconds.arithmetic, found.seconds.memory)

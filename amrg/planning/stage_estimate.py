@@ -149,7 +149,7 @@ def samples_of(config: Config, size: Size) -> int:
     return size.films if config.data.source == "openi_drr" else size.studies
 
 
-def plan(config: Config, section: str, given: Assumptions, tokenizer: Any = None) -> Plan:
+def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: Any = None) -> Plan:
     """The plan of one stage.
 
     Raises:

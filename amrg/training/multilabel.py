@@ -102,7 +102,7 @@ def score_table(
     return table
 
 
-def choose_thresholds(scores_NK: np.ndarray, targets_NK: np.ndarray) -> dict[str, float]:
+def choose_finding_thresholds(scores_NK: np.ndarray, targets_NK: np.ndarray) -> dict[str, float]:
     """``best_threshold`` of each class; scores are probabilities."""
     return {
         name: best_threshold(scores_NK[known, k], targets_NK[known, k] == 1)

@@ -16,7 +16,7 @@ from amrg.config import Config, ReportBankConfig
 from amrg.data.labels import LABELS, POSITIVE
 from amrg.data.shards import hash_key
 from amrg.data.stream import load_studies
-from amrg.data.text.cleaning import sentences
+from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
@@ -44,7 +44,7 @@ class RetrievalTargets:
     def __init__(self, config: ReportBankConfig, data: Path, bank: MemoryBank, folder: Path, weight: float) -> None:
         self.weight, self._dim = weight, bank.dim
         train = load_studies(data, "train")
-        texts = sorted({sentence for study in train for sentence in sentences(study.report)})
+        texts = sorted({sentence for study in train for sentence in split_sentences(study.report)})
         row = {text: i for i, text in enumerate(texts)}
         self._rows = {
             hash_key(study.key): [[row[s] for s in labelled] for labelled in by_label(study.report).values()]
@@ -70,7 +70,7 @@ class RetrievalTargets:
 def by_label(report: str) -> dict[str, list[str]]:
     """Sort the sentences of a report by the labels they state, in the order of ``LABELS``."""
     found: dict[str, list[str]] = {label: [] for label in LABELS}
-    for sentence in sentences(report):
+    for sentence in split_sentences(report):
         for label, value in label_report(sentence).items():
             if value == POSITIVE:
                 found[label].append(sentence)

@@ -33,7 +33,7 @@ from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.feature_cache import FeatureCache
 from amrg.training.loop import TrainingTask, fit
 from amrg.training.multilabel import (
-    choose_thresholds,
+    choose_finding_thresholds,
     mean_auroc,
     multilabel_loss,
     positive_weights,
@@ -82,7 +82,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
 
     def validate(model: DiseaseClassifier) -> dict[str, float]:
         scores_NK, targets_NK = films.scores(model, "val"), films.targets["val"].numpy()
-        table = score_table(scores_NK, targets_NK, choose_thresholds(scores_NK, targets_NK))
+        table = score_table(scores_NK, targets_NK, choose_finding_thresholds(scores_NK, targets_NK))
         found = [mean_auroc(table, FINDINGS, least) for least in (MIN_POSITIVES, 1)]
         return {"val_auroc": next((value for value in found if value is not None), 0.5)}
 
@@ -132,7 +132,7 @@ def _start_biases(model: DiseaseClassifier, targets_NK: Tensor, weight_K: Tensor
 
 def _write_scores(probabilities: dict[str, np.ndarray], truth: dict[str, np.ndarray], folder: Path) -> None:
     """Choose thresholds on validation; write them and the scores of both splits."""
-    thresholds = choose_thresholds(probabilities["val"], truth["val"])
+    thresholds = choose_finding_thresholds(probabilities["val"], truth["val"])
     scores = {}
     for split, probabilities_NK in probabilities.items():
         table = score_table(probabilities_NK, truth[split], thresholds)

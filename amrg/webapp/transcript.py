@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from amrg.data.text.cleaning import sentences
+from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.outline import split_outline
 
 
@@ -37,7 +37,7 @@ class Transcript:
         self.plan = plan
         if report is None:
             return
-        before, self.sentences = len(self.sentences), sentences(report)
+        before, self.sentences = len(self.sentences), split_sentences(report)
         # A token belongs to the sentence it ends in, and to the sentences it begins.
         for number in range(min(before, len(self.sentences) - 1), len(self.sentences)):
             self._of.setdefault(number, []).append(attention_S)

@@ -44,7 +44,7 @@ def _swapped(queries: int, reload_q: bool = False, num_stages: int = 2, rows: in
 
 
 # (kernel, storage) → generation → one launch for each of WIDTHS
-_TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]] = {
+LAUNCH_TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]] = {
     ("forward", "half"): {
         80: (_plain(64, 32), _plain(32, 32)),
         90: (_plain(64, 32), _swapped(16)),
@@ -79,12 +79,12 @@ _TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]] = {
 }
 
 #: (kernel, storage, generation, width) of everything that is shipped
-ALL_CONFIGS = [(kernel, storage, g, w) for (kernel, storage), row in _TABLE.items() for g in row for w in WIDTHS]
+ALL_CONFIGS = [(kernel, storage, g, w) for (kernel, storage), row in LAUNCH_TABLE.items() for g in row for w in WIDTHS]
 
 
 def launch_config(kernel: str, storage: str, generation: int, width: int) -> LaunchConfig:
     """The configuration of a kernel; ``storage`` is ``half`` (bfloat16, float16) or ``int8``."""
-    return _TABLE[kernel, storage][generation][next(i for i, known in enumerate(WIDTHS) if width <= known)]
+    return LAUNCH_TABLE[kernel, storage][generation][next(i for i, known in enumerate(WIDTHS) if width <= known)]
 
 
 def gpu_generation(capability: tuple[int, int]) -> int | None:

@@ -13,7 +13,7 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.planning.architectures import Size
 from amrg.planning.devices import Device
 from amrg.planning.pipeline_estimate import ImageCost, chain, film_seconds, generation_step, mining
-from amrg.planning.stage_estimate import Assumptions, plan
+from amrg.planning.stage_estimate import Assumptions, estimate_stage
 from tests.conftest import TINY
 
 CONFIG = load(str(TINY))
@@ -72,7 +72,7 @@ def real_flops(model: DiseaseClassifier) -> float:
 def test_a_film_costs_the_arithmetic_of_the_real_classifier_and_of_its_maps() -> None:
     model = DiseaseClassifier(CONFIG.vision, pretrained=False).eval()
     sums = 2 * 196 * 32 * 14  # of all cells and labels over 32 features: scores, maps, and what regions look like
-    film = film_seconds(CONFIG, plan(CONFIG, "stage1", given(SLOW)), given(SLOW))
+    film = film_seconds(CONFIG, estimate_stage(CONFIG, "stage1", given(SLOW)), given(SLOW))
     assert film.forward_seconds * 0.5e9 == pytest.approx(real_flops(model), rel=0.01)
     assert film.cam_seconds * 0.5e9 == pytest.approx(3 * sums)
 
@@ -119,7 +119,7 @@ def test_arithmetic_of_writing_by_hand() -> None:
 
 def test_a_size_that_is_not_known_leaves_its_line_open() -> None:
     openi = changed("data", changed("stage2", train_vision=True), source="openi", test_studies=None)
-    plans = {stage: plan(openi, stage, given(SLOW)) for stage in ("stage1", "stage2")}
+    plans = {stage: estimate_stage(openi, stage, given(SLOW)) for stage in ("stage1", "stage2")}
     steps = chain(openi, plans, given(SLOW))
     assert [step.verb for step in steps] == ["stage1", "banks", "stage2", "generate"]  # vision that is trained looks
     assert steps[-1].seconds is None

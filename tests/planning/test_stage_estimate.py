@@ -16,7 +16,7 @@ from amrg.data.shards import INDEX
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root
 from amrg.planning.devices import DEVICES
-from amrg.planning.stage_estimate import Assumptions, max_micro_batch, plan, split_size
+from amrg.planning.stage_estimate import Assumptions, estimate_stage, max_micro_batch, split_size
 from amrg.planning.zero_memory import MemoryUse
 from tests.conftest import TINY
 from tests.data.dataset_fixtures import make_mimic
@@ -90,7 +90,7 @@ def test_who_says_how_many_studies_there_are(tmp_path: Path) -> None:
 def test_checkpoints_are_copied_to_the_host_and_memory_is_told_as_given(capsys: pytest.CaptureFixture[str]) -> None:
     """12 bytes of each trained number: its float32 value and two moments."""
     for stage in ("stage1", "stage2"):
-        found = plan(load(str(TINY)), stage, GIVEN)
+        found = estimate_stage(load(str(TINY)), stage, GIVEN)
         assert found.parts["copies for checkpoints"] == MemoryUse(0, 12 * found.weights.trainable)
     cli.main(["plan", str(TINY), "--stage", "stage1", "--gpu-memory", "16"])
     assert "1 × H100 SXM of 16 GB" in capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_command_plans_one_stage_without_the_chain(capsys: pytest.CaptureFixture
 def test_offloading_moves_weights_and_optimiser_to_the_host() -> None:
     config = load(str(TINY))
     here, away = (
-        plan(
+        estimate_stage(
             dataclasses.replace(config, stage2=dataclasses.replace(config.stage2, ds_config=f"{name}.json")),
             "stage2",
             GIVEN,
@@ -174,4 +174,4 @@ def test_unknown_size_of_a_data_set_is_asked_for() -> None:
     config = load(str(TINY))
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, source="openi", train_studies=None))
     with pytest.raises(UserError, match="give --studies"):
-        plan(unknown, "stage2", GIVEN)
+        estimate_stage(unknown, "stage2", GIVEN)

@@ -16,7 +16,7 @@ from amrg.models.report_generator import ReportGenerator
 from amrg.planning.architectures import PUBLISHED
 from amrg.planning.devices import DEVICES
 from amrg.planning.meta_models import MetaModel, dummy_vision_output, stage1_skeleton, stage2_skeleton
-from amrg.planning.stage_estimate import Assumptions, plan
+from amrg.planning.stage_estimate import Assumptions, estimate_stage
 from amrg.planning.trace import _UNCOUNTED, Tracer
 from amrg.precision import autocast
 from amrg.training.stage2 import build_generator
@@ -81,7 +81,7 @@ def test_activations_of_stage2(config: Config, generator: Any, dtype: str, check
 def test_cache_is_exactly_what_generation_holds(config: Config, generator: Any) -> None:
     ours = config.generate
     given = Assumptions(1, DEVICES["h100"], 80e9)
-    planned = plan(changed(config, "stage2", dtype="float32"), "stage2", given, generator.tokenizer).kv_cache
+    planned = estimate_stage(changed(config, "stage2", dtype="float32"), "stage2", given, generator.tokenizer).kv_cache
     studies = ours.batch_size
     generator.eval()
     with torch.no_grad():

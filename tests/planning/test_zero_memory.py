@@ -14,7 +14,7 @@ from amrg.banks.bank import REPORTS, MemoryBank
 from amrg.config import DecoderConfig, ShardingConfig
 from amrg.models.decoder import build_decoder, save_decoder
 from amrg.planning.devices import DEVICES
-from amrg.planning.stage_estimate import Assumptions, plan
+from amrg.planning.stage_estimate import Assumptions, estimate_stage
 from amrg.planning.step_time import place_banks
 from amrg.retrieval.communication_cost import BankShape
 from tests.conftest import Artefacts, report
@@ -57,7 +57,7 @@ def measured(made: tuple[Path, Any]) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("case", CASES)
 def test_every_part_is_within_two_percent_of_what_deepspeed_holds(case: str, made: Any, measured: Any) -> None:
     runs, tokenizer = made
-    parts = plan(configure(runs, case), "stage2", Assumptions(2, DEVICES["h100"], 80e9), tokenizer).parts
+    parts = estimate_stage(configure(runs, case), "stage2", Assumptions(2, DEVICES["h100"], 80e9), tokenizer).parts
     names = ("weights", "gradients", "optimiser")
     predicted = {name: parts[name].device + parts[name].host for name in names}
     assert predicted == pytest.approx({name: measured[case][name] for name in names}, rel=0.02)

@@ -13,7 +13,7 @@ from amrg.training.multilabel import (
     MAX_POSITIVE_WEIGHT,
     auroc,
     best_threshold,
-    choose_thresholds,
+    choose_finding_thresholds,
     f1,
     mean_auroc,
     multilabel_loss,
@@ -101,7 +101,7 @@ def test_f1_by_hand():
 def test_table_leaves_out_unknown_targets():
     truth, scores = np.full((6, 14), np.nan), np.zeros((6, 14))
     truth[:4, 4], scores[:, 4] = [1, 1, 0, 0], [0.9, 0.4, 0.5, 0.1, 1.0, 0.0]
-    thresholds = choose_thresholds(scores, truth)
+    thresholds = choose_finding_thresholds(scores, truth)
     table = score_table(scores, truth, thresholds)
     assert table["Edema"] == {"positives": 2, "negatives": 2, "auroc": 0.75, "f1": pytest.approx(0.8)}
     assert table["Fracture"] == {"positives": 0, "negatives": 0, "auroc": None, "f1": None}

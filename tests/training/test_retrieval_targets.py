@@ -13,7 +13,7 @@ from amrg.banks.bank import REPORTS, MemoryBank, normalise_rows
 from amrg.data.labels import LABELS, POSITIVE
 from amrg.data.shards import hash_key
 from amrg.data.stream import load_studies
-from amrg.data.text.cleaning import sentences
+from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
@@ -40,7 +40,7 @@ def test_each_study_gets_the_mean_vector_of_its_sentences_by_label(artefacts: An
     encoder = TextEncoder(settings.encoder, settings.max_tokens)
     expected = torch.zeros(len(chosen), len(LABELS), bank.dim)
     for number, study in enumerate(chosen):
-        for sentence in sentences(study.report):
+        for sentence in split_sentences(study.report):
             for label in (label for label, value in label_report(sentence).items() if value == POSITIVE):
                 expected[number, LABELS.index(label)] += normalise_rows(encoder.encode([sentence]))[0]
     said = expected.any(-1)

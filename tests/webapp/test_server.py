@@ -21,7 +21,7 @@ from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import SampleLookup, load_studies
-from amrg.data.text.cleaning import sentences
+from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.outline import positive_findings
 from amrg.inference.run import open_run
 from amrg.models.composer import Composed, ComposedSentence
@@ -194,7 +194,7 @@ def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
     for told in (both, without):
         plans = [content["plan"] for kind, content in told if kind == "text"]
         assert plans[-1] == "cardiomegaly, atelectasis, pleural effusion."
-    known = {sentence for number in range(3) for sentence in sentences(report(number))}
+    known = {sentence for number in range(3) for sentence in split_sentences(report(number))}
     first = [content["sentences"] for kind, content in both if kind == "text"][-1][:3]
     assert set(first) <= known
     assert tuple(finding for sentence in first for finding in positive_findings(sentence)) == STATED

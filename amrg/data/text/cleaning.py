@@ -56,7 +56,7 @@ def masked_phrases(text: str) -> str:
 
 def masked_words(text: str) -> str:
     """Drop a masked modifier (``no XXXX infiltrate``); drop the sentence if it needs the masked word."""
-    return " ".join(kept for sentence in sentences(text) if (kept := _unmask(sentence)))
+    return " ".join(kept for sentence in split_sentences(text) if (kept := _unmask(sentence)))
 
 
 def _unmask(sentence: str) -> str:
@@ -74,7 +74,7 @@ def _unmask(sentence: str) -> str:
 
 def capitals(text: str) -> str:
     """Start every sentence with a capital and end it with a full stop."""
-    kept = [part[0].upper() + part[1:] for part in sentences(text) if re.search("[A-Za-z]{2}", part)]
+    kept = [part[0].upper() + part[1:] for part in split_sentences(text) if re.search("[A-Za-z]{2}", part)]
     return " ".join(part if part[-1] in ".?!" else part.rstrip(",;: ") + "." for part in kept)
 
 
@@ -98,7 +98,7 @@ def clean(text: str) -> str:
     return text
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Split at full stops that end a sentence (not inside ``1.5`` or ``Dr.``)."""
     return [part.strip() for part in re.split(r"(?<=[.?!])(?<!\bDr\.)(?<!\bvs\.)\s+", text) if part.strip()]
 

@@ -8,7 +8,7 @@ one position, so that it decides the content, and the report follows it.
 from collections.abc import Sequence
 
 from amrg.data.labels import FINDINGS, POSITIVE
-from amrg.data.text.cleaning import sentences
+from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.labeler import label_report
 
 _REPORT = "Report:"
@@ -16,7 +16,7 @@ _REPORT = "Report:"
 
 def add_outline(report: str) -> str:
     """Return ``cardiomegaly, edema. Report: …``; sentences that state a finding come first, in the outline's order."""
-    return format_outline(positive_findings(report), sorted(sentences(report), key=_outline_position))
+    return format_outline(positive_findings(report), sorted(split_sentences(report), key=_outline_position))
 
 
 def format_outline(findings: Sequence[str], first: Sequence[str]) -> str:

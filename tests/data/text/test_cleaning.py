@@ -2,7 +2,7 @@
 
 import pytest
 
-from amrg.data.text.cleaning import RULES, clean, normalize_for_dedup, numbering, sentences
+from amrg.data.text.cleaning import RULES, clean, normalize_for_dedup, numbering, split_sentences
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_no_mask_is_left_and_cleaning_again_changes_nothing(raw: str) -> None:
 
 def test_measurements_are_not_list_numbers() -> None:
     assert numbering("There are 2 nodules. 3 mm each.") == "There are 2 nodules. 3 mm each."
-    assert sentences("A 1.5 cm nodule. Dr. Smith was told.") == ["A 1.5 cm nodule.", "Dr. Smith was told."]
+    assert split_sentences("A 1.5 cm nodule. Dr. Smith was told.") == ["A 1.5 cm nodule.", "Dr. Smith was told."]
 
 
 def test_fold_ignores_case_and_punctuation_only() -> None:
