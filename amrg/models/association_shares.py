@@ -1,4 +1,4 @@
-"""On which rows each finding's own association falls: what is recorded of a report for ``amrg.evaluation.relevance``.
+"""Shares of each finding's association by the labels of rows, recorded per report for ``amrg.evaluation.relevance``.
 
 Shape legend: B studies, Q = 14 queries, F = 13 findings, J retrieved rows, N rows of the bank.
 """
@@ -17,15 +17,15 @@ from amrg.models.report_generator import MEMORIES, ReportGenerator
 
 
 class RowLabels:
-    """What the rows of a bank are filed under, and on which half of the film they lie.
+    """Findings of the rows of a bank, and the half of the film of each region.
 
     Args:
         bank: visual or report bank.
-        grid: cells on a side of the boxes.
+        grid: cells per side of the grid of the boxes.
     """
 
     def __init__(self, bank: MemoryBank, grid: int) -> None:
-        # By columns: a million rows as Python objects would be a gigabyte on each rank.
+        # Columns, because a million rows as Python objects would take a gigabyte per rank.
         origins = bank.provenance_rows(0, len(bank), ["findings", "box"]).combine_chunks()
         findings, box = (origins[name].chunk(0) for name in ("findings", "box"))
         self._of_FN = torch.zeros(len(FINDINGS), len(bank), dtype=torch.bool)
@@ -33,28 +33,29 @@ class RowLabels:
         for number, finding in enumerate(FINDINGS):
             self._of_FN[number, row_L[_tensor(pc.equal(names, finding))]] = True
         self._boxed_N = _tensor(pc.is_valid(box))
-        # A row and a report see the film alike: the patient's left is the right half of the image.
+        # The patient's left is the right half of the image.
         left = pc.greater(pc.add(pc.list_element(box, 0), pc.list_element(box, 2)), grid)
         self._left_N = _tensor(pc.fill_null(left, False))
 
     @classmethod
     def open(cls, model: ReportGenerator, banks: Path) -> dict[str, Self]:
-        """Of the memories of a generator that are on, by ``MEMORIES``, from a banks artefact."""
+        """Read the labels of the memories that a generator uses, by ``MEMORIES``, from a banks artefact."""
         folders, grid = dict(zip(MEMORIES, (VISUAL, REPORTS), strict=True)), model.stage1.encoder.grid
         return {name: cls(MemoryBank.open(banks / folders[name]), grid) for name in model.memories}
 
     def share(self, weights_BQJ: Tensor, rows_BQJ: Tensor) -> Tensor:
-        """Of each finding's own association its weight on rows of that finding, [B, F] on the CPU."""
+        """Weight of each finding's association on rows of that finding, [B, F] on the CPU."""
         rows_BFJ, weights_BFJ = (x[:, : len(FINDINGS)].cpu() for x in (rows_BQJ, weights_BQJ))
         own_BFJ = self._of_FN[torch.arange(len(FINDINGS))[:, None], rows_BFJ] & (rows_BFJ >= 0)
         return (weights_BFJ.float() * own_BFJ).sum(-1)
 
     def record(self, weights_QJ: Tensor, rows_QJ: Tensor) -> dict[str, list[Any]]:
-        """Of each finding's own association: its weight on rows of that finding, its heaviest row, and its side.
+        """Summarise each finding's association.
 
         Returns:
-            ``share``; ``top_row``, −1 for none; ``side``, of the weight on rows of the finding that have a place the
-            share on the patient's left, None where there is no such row. [F] each.
+            Lists of length F. ``share``: weight on rows of that finding; ``top_row``: heaviest row, −1 for none;
+            ``side``: share of the patient's left in the weight on rows of the finding with a box, None without such a
+            row.
         """
         share: list[float] = []
         top_row: list[int] = []
@@ -76,7 +77,7 @@ def _tensor(values: pa.Array) -> Tensor:
 
 
 def heaviest(weights_QJ: Tensor, rows_QJ: Tensor, count: int) -> list[dict[str, Any]]:
-    """The rows with the largest weight over some queries, on average: ``{"row", "weight"}``, heaviest first."""
+    """Rows with the largest mean weight over some queries, as ``{"row", "weight"}``, heaviest first."""
     if not len(rows_QJ):
         return []
     rows, place = rows_QJ.unique(return_inverse=True)

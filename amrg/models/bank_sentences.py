@@ -1,4 +1,4 @@
-"""The distinct sentences of a report bank, and what each states."""
+"""Distinct sentences of a report bank with their statements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class BankSentence:
     """A distinct sentence of the report bank.
 
     Attributes:
-        rows: that hold it.
+        rows: rows with the sentence.
         states, denies, suspects: findings that are positive, negative and uncertain in it.
-        details: (finding, attribute, value) of what it states.
-        sized: it gives a size.
-        groups: patients who own its rows.
+        details: stated details as (finding, attribute, value).
+        sized: whether it states a size.
+        groups: patient groups of its rows.
     """
 
     text: str
@@ -35,15 +35,15 @@ class BankSentence:
 
     @property
     def normal(self) -> bool:
-        """Whether it may be said of normal anatomy."""
+        """Whether it describes normal anatomy."""
         return not (self.states or self.suspects or self.sized) and says_normal(self.text)
 
 
 def open_sentences(folder: Path) -> MemoryBank:
-    """A report bank of sentences.
+    """Open a report bank of sentences.
 
     Raises:
-        UserError: it holds whole reports.
+        UserError: the bank holds complete reports.
     """
     bank = MemoryBank.open(folder)
     if set(bank.provenance_rows(0, len(bank), ["source"])["source"].to_pylist()) != {"sentence"}:
@@ -52,7 +52,7 @@ def open_sentences(folder: Path) -> MemoryBank:
 
 
 def no_sentences(found: str) -> str:
-    """Why sentences of a bank cannot be said."""
+    """Error text for settings that need a bank of sentences."""
     return (
         f"generate.outline_source retrieved and decoder.use_retrieved_text say sentences of memory, but {found}: "
         "build it with banks.reports.granularity sentence, or say generate.outline_source classifier"
@@ -60,7 +60,7 @@ def no_sentences(found: str) -> str:
 
 
 def read_sentences(bank: MemoryBank) -> list[BankSentence]:
-    """The distinct sentences of a report bank that may be said of another film, in the order of their first rows."""
+    """Read the distinct sentences of a report bank without reference to a prior film, in order of their first rows."""
     rows: dict[str, list[int]] = {}
     for row, text in enumerate(bank.provenance_rows(0, len(bank), ["text"])["text"].to_pylist()):
         rows.setdefault(text, []).append(row)

@@ -1,4 +1,4 @@
-"""Texts whose first tokens are given."""
+"""Generation with given first tokens."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 
 class ForcedPrefix(LogitsProcessor):
-    """Each text of a batch begins with given words, of any length; its beams part after them.
+    """Force the first tokens of each text of a batch; beams diverge after them.
 
     Args:
-        tokenizer: of the decoder that writes.
-        begin: by study.
+        tokenizer: the decoder's tokenizer.
+        begin: beginning of each study's text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, begin: Sequence[str]) -> None:
         self._ids = [tokenizer(text, add_special_tokens=False).input_ids for text in begin]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of the next token [B · beams, V], after those written so far [B · beams, T]; changed in place."""
+        """Mask the scores of the next token [B · beams, V] in place, given the tokens so far [B · beams, T]."""
         written, beams = input_ids.shape[1], len(scores) // len(self._ids)
         for scores_of_beams, ids in zip(scores.split(beams), self._ids, strict=True):
             if written < len(ids):

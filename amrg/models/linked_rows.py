@@ -1,4 +1,4 @@
-"""The rows of the visual bank as words: what each region's own report says of it.
+"""Rows of the visual bank with the sentences of their reports about the region.
 
 Shape legend: Q = 14 queries, F = 13 findings, N rows of the bank, V values of a detail.
 """
@@ -14,12 +14,12 @@ from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.statements import statements
 from amrg.models.detail_heads import ATTRIBUTES, Distribution, detail_values
 
-#: How likely each value of a detail is, by finding and attribute.
+#: Probabilities of the values of a detail, by finding and attribute.
 Supported = dict[str, dict[str, Distribution]]
 
 
 class LinkedRows:
-    """The rows of the visual bank: label, linked sentences, and the details that these state of it."""
+    """Label, linked sentences and stated details of each row of the visual bank."""
 
     def __init__(self, bank: MemoryBank) -> None:
         origins = bank.provenance_rows(0, len(bank), ["findings", "source", "text"]).to_pylist()
@@ -43,15 +43,15 @@ class LinkedRows:
                     self._votes[finding, attribute] = values, vote_NV
 
     def shares(self, weight_QN: Tensor) -> list[float]:
-        """The share of each finding's own association that falls on its rows, [F]."""
+        """Share of each finding's association on rows of that finding, [F]."""
         return [float(weight_QN[k][self.label_N == k].sum()) for k in range(len(FINDINGS))]
 
     def votes(self, weight_QN: Tensor) -> Supported:
-        """How the rows that a finding's region retrieves are described, by finding and attribute."""
+        """Distribution of the stated details over the rows that a finding's region retrieves."""
         found: Supported = {finding: {} for finding in FINDINGS}
         for (finding, attribute), (values, vote_NV) in self._votes.items():
             vote_V = weight_QN[FINDINGS.index(finding)] @ vote_NV
-            # The bank's own frequencies are worth a tenth of a vote, so that one faint row alone decides nothing.
+            # The frequencies in the bank count as a tenth of the votes, so that a single faint row does not decide.
             vote_V = vote_V + 0.1 * vote_V.sum() * vote_NV.mean(0) / vote_NV.mean() / len(values)
             if float(vote_V.sum()) > 0:
                 found[finding][attribute] = dict(zip(values, (vote_V / vote_V.sum()).tolist(), strict=True))
@@ -66,5 +66,5 @@ class LinkedRows:
         return {text: sum(of) / len(of) for text, of in places.items()}
 
     def usual_place(self, text: str) -> float:
-        """Where a sentence of normal anatomy stands among those of its reports, from 0 to 1, on average."""
+        """Mean relative position, in [0, 1], of a sentence of normal anatomy in its reports."""
         return self._places.get(text, 0.5)

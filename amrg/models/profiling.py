@@ -1,4 +1,4 @@
-"""Marks on the parts of a model, by which a profile of a training step tells where its time went."""
+"""Profiler regions for the parts of a model."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,5 +10,5 @@ VISION, QFORMER, MEMORY, DECODER, OPTIMISER = "vision", "qformer", "memory", "de
 
 
 def profile_region(name: str) -> AbstractContextManager[Any]:
-    """What runs in the block, and its backward, is counted under this name; costs a microsecond where nobody looks."""
+    """Record the block and its backward under this name; costs about a microsecond without a profiler."""
     return record_function(REGION_PREFIX + name)

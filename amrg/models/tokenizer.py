@@ -1,4 +1,4 @@
-"""A SentencePiece tokenizer of the reports themselves, as a transformers tokenizer."""
+"""Tokenization of reports, and a SentencePiece tokenizer trained on them."""
 
 import io
 import tempfile
@@ -15,12 +15,12 @@ from amrg.errors import UserError
 
 @dataclass(frozen=True)
 class ReportTokenizer:
-    """A report → token ids of what is to be written, closed by the end token unless it was cut. Picklable.
+    """Callable that tokenizes a report, with the end token unless it was truncated. Picklable.
 
     Attributes:
-        tokenizer: of the decoder.
-        outline: the findings are named first.
-        max_tokens: where a longer report is cut.
+        tokenizer: the decoder's tokenizer.
+        outline: put the outline of the findings first.
+        max_tokens: length to which longer reports are truncated.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -33,14 +33,14 @@ class ReportTokenizer:
 
 
 def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Train on texts; the result depends on their set and the size alone (one thread, sorted, no sampling).
+    """Train a tokenizer; the result depends only on the set of texts and the size (one thread, sorted, no sampling).
 
     Args:
         reports: texts of the **train** split.
-        vocab_size: number of tokens, 4 special ones among them; fewer where the texts give fewer.
+        vocab_size: number of tokens, including 4 special ones; fewer if the texts do not yield as many.
 
     Raises:
-        UserError: the size leaves no room for the characters of the texts, or there are no texts.
+        UserError: the size is too small for the characters of the texts, or there are no texts.
     """
     model = io.BytesIO()
     try:

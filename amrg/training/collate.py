@@ -1,4 +1,4 @@
-"""Samples to what a step of training reads: stacked, padded, ready to be pinned. Runs where samples are decoded.
+"""Collation of samples into batches, in the process that decodes them.
 
 Shape legend: M films, B studies, S pixels on a side, K = 14 labels, T report tokens.
 """
@@ -24,10 +24,10 @@ from amrg.training.multilabel import targets
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Something of every film of some studies; its length and its slices count studies.
+    """Values for every film of a batch of studies; length and slices refer to studies.
 
     Attributes:
-        values_M: [M, …], study after study.
+        values_M: [M, …], in the order of the studies.
         views: number of films of each study.
     """
 
@@ -45,29 +45,29 @@ class ImageBatch:
         return type(self)(self.values_M[first:last], self.views[part])
 
     def pin_memory(self) -> Self:
-        """For torch's DataLoader."""
+        """Pin the values; called by torch's DataLoader."""
         return type(self)(self.values_M.pin_memory(), self.views)
 
     def images(self, device: torch.device) -> Tensor:
-        """uint8 films [M, S, S] as model inputs [M, 3, S, S] in [0, 1] on a device; they travel as bytes."""
+        """Copy uint8 films [M, S, S] to a device and convert them to model inputs [M, 3, S, S] in [0, 1]."""
         return self.values_M.to(device, non_blocking=True)[:, None].expand(-1, 3, -1, -1) / 255.0
 
 
 def collate_images(samples: Iterable[Sample], size: int) -> ImageBatch:
-    """All films of samples, letterboxed: uint8 [M, size, size]."""
+    """Letterbox and stack all films of samples, uint8 [M, size, size]."""
     samples = list(samples)
     views = tuple(len(sample.views) for sample in samples)
     return ImageBatch(torch.from_numpy(to_model_input([view for s in samples for view in s.views], size)), views)
 
 
 def hashed_keys(studies: Iterable[Study]) -> list[str]:
-    """Names by which a message may tell of studies."""
+    """Hash the keys of studies, for messages."""
     return [hash_key(study.key) for study in studies]
 
 
 @dataclass(frozen=True)
 class Stage1Collator:
-    """Samples → ``films``, ``targets`` [B, K], and the hashed keys of the studies."""
+    """Collate samples to ``films``, ``targets`` [B, K] and ``study`` (hashed keys)."""
 
     size: int
     config: Stage1Config
@@ -80,7 +80,7 @@ class Stage1Collator:
 
 @dataclass(frozen=True)
 class ReportCollator:
-    """Studies → ``report`` [B, T], ``group`` [B], ``counts`` [B] of ones, and their hashed keys."""
+    """Collate studies to ``report`` [B, T], ``group`` [B], ``counts`` [B] of ones and ``study`` (hashed keys)."""
 
     encode: ReportTokenizer
 
@@ -96,7 +96,7 @@ class ReportCollator:
 
 @dataclass(frozen=True)
 class Stage2Collator:
-    """Samples → what ``ReportCollator`` gives, with their ``films``."""
+    """Collate samples as ``ReportCollator`` does, with their ``films``."""
 
     size: int
     reports: ReportCollator

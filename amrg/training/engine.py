@@ -5,8 +5,6 @@ partitioned. Checkpoints hold complete tensors, so a run can be resumed with ano
 """
 
 import contextlib
-import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -19,39 +17,15 @@ from amrg.errors import UserError
 from amrg.models.profiling import OPTIMISER, profile_region
 from amrg.models.zero3 import Zero3Config, gathered
 from amrg.precision import autocast, matmul_precision
+from amrg.training import deepspeed_internals
 from amrg.training.deepspeed_config import AUTO, OptimizerSettings, load_ds_config, require_zero3, resolve
+from amrg.training.deepspeed_internals import has_partitioned_moments, has_partitioned_weight, import_deepspeed
 
 #: Any input of ``loss``; its tensors have the samples on their first axis.
 Batch = Any
 Loss = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor | float]]]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def _deepspeed() -> Any:
-    """Import DeepSpeed without its log messages and without compiling operators."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    with _silent_linker():
-        import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-@contextlib.contextmanager
-def _silent_linker() -> Iterator[None]:
-    """Silence the linker errors of DeepSpeed's import, which tests which of its operators can be linked."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def refuse_half_without_gpu(settings: OptimizerSettings) -> None:
@@ -109,7 +83,7 @@ class Engine:
             client = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         elif device().type == "cpu":
             config["optimizer"].setdefault("params", {})["torch_adam"] = True  # nothing is compiled on a CPU
-        deepspeed = _deepspeed()
+        deepspeed = import_deepspeed()
         self._engine, *_ = deepspeed.initialize(
             model=_Objective(model, loss, settings.dtype), optimizer=client, model_parameters=groups, config=config
         )
@@ -158,7 +132,7 @@ class Engine:
 
         squares: dict[str, float] = {}
         for name, parameter in _trainable(self.model):
-            gradient = safe_get_full_grad(parameter) if _partitioned(parameter) else parameter.grad
+            gradient = safe_get_full_grad(parameter) if has_partitioned_moments(parameter) else parameter.grad
             if gradient is not None:
                 module = f"gradient_norm/{name.split('.')[0]}"
                 squares[module] = squares.get(module, 0.0) + float(gradient.float().square().sum())
@@ -177,7 +151,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         def full(parameter: nn.Parameter) -> Tensor:
-            if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
+            if parameter.dtype == torch.float32 and not has_partitioned_weight(parameter):
                 return parameter  # complete after a step of ZeRO 0 to 2
             found = safe_get_full_fp32_param(parameter)
             return parameter if found is None else found
@@ -192,7 +166,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         def full(parameter: nn.Parameter, moment: str) -> Tensor:
-            if _partitioned(parameter):
+            if has_partitioned_moments(parameter):
                 return safe_get_full_optimizer_state(parameter, moment)
             return self._engine.optimizer.state[parameter][moment]
 
@@ -213,9 +187,9 @@ class Engine:
                 **{moment: moments[f"{name}.{moment}"] for moment in MOMENTS},
             }
             for moment, value in values.items():
-                if hasattr(parameter, "ds_id"):
-                    _set_shard(parameter, value, moment)
-                elif not _partitioned(parameter):
+                if has_partitioned_weight(parameter):
+                    deepspeed_internals.set_shard(parameter, value, moment)
+                elif not has_partitioned_moments(parameter):
                     if moment:
                         self._engine.optimizer.state[parameter][moment].copy_(value)
                 elif moment:
@@ -229,19 +203,13 @@ class Engine:
     def _make_moments(self, step: int) -> None:
         """Create the optimizer state that the first step would create, with the count of ``step`` steps."""
         zero = self._engine.optimizer
-        base = getattr(zero, "optimizer", zero)
-        flat = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3
-        if flat is None:
-            flat = getattr(zero, "single_partition_of_fp32_groups", None)  # ZeRO 1 and 2
-        if flat is None:
-            flat = [parameter for group in base.param_groups for parameter in group["params"]]
-        for parameter in flat:
+        base = deepspeed_internals.inner_optimizer(zero)
+        for parameter in deepspeed_internals.flat_weights(zero):
             count = torch.tensor(float(step), device=parameter.device) if isinstance(base, torch.optim.AdamW) else step
             # Existing moments stay the same tensors, because ZeRO 1 and 2 hold views of them.
             moments = base.state.get(parameter) or {moment: torch.zeros_like(parameter) for moment in MOMENTS}
             base.state[parameter] = {**moments, "step": count}
-        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-            zero._lazy_init_hp_params_optimizer_state()
+        deepspeed_internals.link_moments(zero)
 
 
 def zero3(ds_config: str, required: bool = False) -> Zero3Config:
@@ -255,13 +223,13 @@ def zero3(ds_config: str, required: bool = False) -> Zero3Config:
     zero = load_ds_config(ds_config).get("zero_optimization", {})
     if zero.get("stage") != 3:
         return None
-    _deepspeed()  # import it silently before another package does
+    import_deepspeed()  # import it silently before another package does
     return {key: value for key, value in zero.items() if value != AUTO and key != "offload_optimizer"}
 
 
 def partition(module: nn.Module, zero: dict[str, Any]) -> None:
     """Partition the weights of an inference module over the ranks (``zero3``); a forward gathers it layer by layer."""
-    _deepspeed().initialize(model=module, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
+    import_deepspeed().initialize(model=module, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -295,27 +263,13 @@ def _parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dic
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in _trainable(model):
         module = name.split(".")[0]
-        groups.setdefault((module if module in own else "", _dims(parameter) < 2), []).append(parameter)
+        vectors = deepspeed_internals.full_dims(parameter) < 2
+        groups.setdefault((module if module in own else "", vectors), []).append(parameter)
     return [
         {"params": groups[module, vectors], "weight_decay": 0.0 if vectors else settings.weight_decay}
         | ({"lr": own[module], "lr_scale": own[module] / settings.lr} if module else {})
         for module, vectors in sorted(groups)
     ]
-
-
-def _dims(parameter: nn.Parameter) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _partitioned(parameter: nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
-
-
-def _set_shard(parameter: Any, value: Tensor, moment: str | None) -> None:
-    """Set this rank's shard of a ZeRO-3 parameter (DeepSpeed's own setter fails where the last shard is padded)."""
-    shard = parameter.ds_tensor.numel()
-    flat = torch.nn.functional.pad(value.flatten(), (0, shard * world_size() - value.numel()))
-    parameter._z3_optimizer.set_local_hp_param(flat.narrow(0, shard * rank(), shard), parameter, moment)
 
 
 def _on_first_rank(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

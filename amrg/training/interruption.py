@@ -1,4 +1,4 @@
-"""What ends a run early without losing work: a signal, a loss that is no number or explodes, no memory left."""
+"""Early ends of a run that keep its progress: signals, a loss that is not finite or explodes, exhausted memory."""
 
 import contextlib
 import errno
@@ -28,14 +28,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class GracefulStop(KeyboardInterrupt):
-    """A signal ended the run; all of its work is saved."""
+    """Raised when a signal has ended the run and its progress is saved."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped as asked after step {step}, which is saved: the same command goes on from there")
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has come, or taken the ``deepspeed`` command away; a second signal stops at once."""
+    """Flag set by SIGTERM, SIGINT or the end of the ``deepspeed`` command; a second signal stops immediately."""
 
     def __init__(self) -> None:
         self._signalled = False
@@ -55,10 +55,10 @@ class StopRequest:
 
 
 def _deepspeed_runner() -> int | None:
-    """Process id of the ``deepspeed`` command that this rank runs under.
+    """Process id of the ``deepspeed`` command that started this rank's launcher; None without one.
 
-    It passes no signal on: one that is sent to it alone ends it and leaves its launcher, which starts the ranks, and
-    the ranks behind. The launcher's parent is another process from then on.
+    The command does not forward signals. A signal sent to it alone ends it, while its launcher and the ranks continue;
+    the launcher then has another parent process.
     """
     launcher = Path(f"/proc/{os.getppid()}")
     try:
@@ -71,7 +71,7 @@ def _deepspeed_runner() -> int | None:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within the block signals ask for an orderly end. (In a thread that is not the main one nothing can be caught.)"""
+    """Within the block, signals request an orderly end (in the main thread only, as Python handles them there)."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -97,7 +97,7 @@ class LossGuard:
         self._recent: deque[float] = deque(maxlen=MEDIAN_WINDOW)
 
     def check(self, loss: float) -> str | None:
-        """What is wrong with the loss of a step, or None."""
+        """Describe the fault of a step's loss, or return None."""
         if not math.isfinite(loss):
             return f"is {loss}"
         if len(self._recent) >= MIN_HISTORY:
@@ -108,13 +108,13 @@ class LossGuard:
         return None
 
     def stop(self, wrong: str, step: int, losses: Sequence[tuple[int, float, list[str]]]) -> UserError:
-        """The error to raise, the same on every rank.
+        """Build the error to raise, the same on every rank.
 
         Args:
             wrong: from ``check``.
             step: from 1.
-            losses: of each rank its number, its own loss and the hashed keys of its studies. Blamed are the ranks whose
-                loss is not finite; where all are, the one with the largest.
+            losses: (rank, its own loss, hashed keys of its studies) of each rank. The error names the ranks whose loss
+                is not finite, or else the one with the largest loss.
         """
         blamed = [row for row in losses if not math.isfinite(row[1])] or [max(losses, key=lambda row: row[1])]
         ranks = "; ".join(f"rank {rank}, studies {', '.join(keys) or 'unknown'}" for rank, _, keys in blamed)
@@ -126,7 +126,7 @@ class LossGuard:
 
 @contextlib.contextmanager
 def user_errors(section: str, folder: Path) -> Iterator[None]:
-    """Turn running out of memory or disk into one line that says what helps."""
+    """Convert errors of exhausted memory or disk space to a UserError with advice."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):

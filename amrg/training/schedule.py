@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone: nothing to save, nothing to restore."""
+"""Learning rate as a stateless function of the step."""
 
 import math
 

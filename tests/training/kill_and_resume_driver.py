@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from amrg.cli import run_cli
-from amrg.training import checkpoint, engine
+from amrg.training import checkpoint, deepspeed_internals
 from tests.training.toy_training_worker import main as train
 
 KILLS = {"zero1.json": 1, "zero3.json": 2}  # ten of each, drawn by this seed
@@ -117,7 +117,7 @@ def stop(folder: Path, config: str, dropout: float) -> dict[str, object]:
 
 
 def main(root: Path) -> None:
-    engine._deepspeed()
+    deepspeed_internals.import_deepspeed()
     for lazily in ("torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"):
         importlib.import_module(lazily)  # what each start would import again
     outcome: dict[str, object] = {config: kills(root, config, seed) for config, seed in KILLS.items()}

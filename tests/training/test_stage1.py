@@ -158,7 +158,7 @@ def test_class_weighting_can_be_switched_off(tmp_path):
         train_stage1(changed(epochs=1, lr=1e-9, class_weighting=weighting), tmp_path / "data", folder)
         model = DiseaseClassifier.from_pretrained(folder / "model")
         for bias_K in (model.query_bias_K, model.cam_head.linear.bias):
-            assert float(bias_K[K]) == pytest.approx(bias, abs=1e-5)
+            assert bias_K[K].item() == pytest.approx(bias, abs=1e-5)
         losses[weighting] = json.loads((folder / "curves.jsonl").read_text())["train_query_loss"]
     assert losses[False] < losses[True]  # the entropy of 1/4 is below 3/2 ln 2
 

@@ -1,0 +1,85 @@
+"""Access to attributes of DeepSpeed that are not public, read from the source of DeepSpeed 0.19.8.
+
+A parameter of ZeRO 3 has ``ds_id``, ``ds_shape`` and ``ds_tensor`` (this rank's shard); one of ZeRO 1 and 2 has
+``_hp_mapping`` to its float32 copy. ``amrg.models.zero3`` reads ``ds_id`` itself, as it must not import this package.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amrg.distributed import rank, world_size
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without its log messages and without compiling operators."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with _silent_linker():
+        import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _silent_linker() -> Iterator[None]:
+    """Silence the linker errors of DeepSpeed's import, which tests which of its operators can be linked."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def has_partitioned_weight(parameter: nn.Parameter) -> bool:
+    """Whether the weight itself is partitioned (ZeRO 3)."""
+    return hasattr(parameter, "ds_id")
+
+
+def has_partitioned_moments(parameter: nn.Parameter) -> bool:
+    """Whether the optimizer moments are partitioned (ZeRO 1 to 3)."""
+    return has_partitioned_weight(parameter) or hasattr(parameter, "_hp_mapping")
+
+
+def full_dims(parameter: nn.Parameter) -> int:
+    """Number of dimensions of the complete weight; a partitioned one is flat."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def set_shard(parameter: Any, value: Tensor, moment: str | None) -> None:
+    """Set this rank's shard of a ZeRO-3 weight or of a moment (DeepSpeed's own setter fails on a padded last shard)."""
+    shard = parameter.ds_tensor.numel()
+    flat = nn.functional.pad(value.flatten(), (0, shard * world_size() - value.numel()))
+    parameter._z3_optimizer.set_local_hp_param(flat.narrow(0, shard * rank(), shard), parameter, moment)
+
+
+def flat_weights(zero: Any) -> list[Tensor]:
+    """Return the tensors that DeepSpeed's inner optimizer steps: this rank's flat float32 groups, or the parameters."""
+    flat = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3
+    if flat is None:
+        flat = getattr(zero, "single_partition_of_fp32_groups", None)  # ZeRO 1 and 2
+    if flat is None:
+        flat = [parameter for group in inner_optimizer(zero).param_groups for parameter in group["params"]]
+    return flat
+
+
+def inner_optimizer(zero: Any) -> Any:
+    """Return the optimizer that a ZeRO optimizer wraps, or the optimizer itself."""
+    return getattr(zero, "optimizer", zero)
+
+
+def link_moments(zero: Any) -> None:
+    """Make the moments of a ZeRO-1 or -2 optimizer accessible by parameter."""
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._lazy_init_hp_params_optimizer_state()
