@@ -252,7 +252,7 @@ def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
 def test_the_forecast_says_what_it_does_not_know(capsys):
     show_forecast([Forecast("stage2", 9, 30.0, 2), Forecast("page", 1, 30.0, 2), Forecast("generate", 5, None, 2)])
     said = capsys.readouterr().err
-    assert "predicted: 3.0 minutes, and generate, not timed yet on this machine" in said
+    assert "predicted: 2.8 minutes, and generate, not timed yet on this machine" in said
 
 
 def test_mistakes_are_one_line():
