@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from amrg.cluster.metrics import WorkerMetrics
+from amrg.cluster.ray_internals import init_on_loopback
 from amrg.cluster.readers import PrefetchingFetch, start_readers
 from amrg.config import ClusterConfig, DataConfig, Stage1Config
 from amrg.data.shards import prepare
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    init_on_loopback(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     steps = arguments.studies // arguments.batch - 1
     with tempfile.TemporaryDirectory() as folder:
         prepare(SyntheticSource(arguments.studies), DataConfig(image_size=STORED, workers=2), Path(folder), 0)

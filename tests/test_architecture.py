@@ -1,6 +1,7 @@
 """Data flows one way: a room imports only from rooms below it (docs/architecture.md)."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ ROWS = [
     {"amrg.cli_config", "amrg.precision"},
     {"amrg.artifacts", "amrg.config", "amrg.distributed", "amrg.model_files"},
     {"amrg.config_aliases"},
-    {"amrg.progress"},
+    {"amrg.progress", "amrg.torch_internals"},
     {"amrg.errors"},
 ]
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
@@ -80,3 +81,40 @@ def test_only_the_cluster_knows_ray():
     others = [path for path in (ROOT / "amrg").rglob("*.py") if "cluster" not in path.relative_to(ROOT).parts]
     wrong = [str(path) for path in others for module in imports(path) if module.split(".")[0] == "ray"]
     assert not wrong, wrong
+
+
+#: Packages whose private names may change in any release. DeepSpeed's are in amrg/training/deepspeed_internals.py.
+EXTERNAL = ("ray", "torch")
+
+
+def private_names(path):
+    """Private names of ``EXTERNAL`` in imports, attributes (``torch._C``) and arguments (``ray.init(_a=1)``)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        elif isinstance(node, ast.Call):
+            names = [f"{ast.unparse(node.func)}.{keyword.arg}" for keyword in node.keywords]
+        else:
+            continue
+        for name in names:
+            first, *rest = name.split(".")
+            is_path = re.fullmatch(r"[\w.]+", name)  # and no longer expression that begins with one
+            if is_path and first in EXTERNAL and any(re.match("_[^_]", part) for part in rest):
+                yield name
+
+
+def test_private_names_of_other_packages_are_in_internals_modules(tmp_path):
+    (tmp_path / "example.py").write_text("import torch\ntorch._C.f()\nray.init(_a=1)\nfrom ray._private import b\n")
+    assert {"torch._C", "ray.init._a", "ray._private.b"} <= set(private_names(tmp_path / "example.py"))
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in ("amrg", "benchmarks", "kernels", "launchers")
+        for path in (ROOT / folder).rglob("*.py")
+        if not path.stem.endswith("_internals")
+        for name in private_names(path)
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 
 from amrg.artifacts import Artifact, find, open_artifact
+from amrg.cluster.ray_internals import init_on_loopback
 from amrg.cluster.readers import start_readers
 from amrg.cluster.task_map import ray_map
 from amrg.cluster.workers import resources, train
@@ -74,7 +74,7 @@ _TASK_STEPS: dict[str, StepFunction] = {"prepare": _prepare, "banks": _banks, "e
 
 
 def _connect_existing(common: dict[str, Any]) -> bool:
-    """Whether there is a cluster of this machine; it is joined."""
+    """Join the cluster of this machine; False if there is none."""
     try:
         ray.init(address="auto", **common)
     except ConnectionError:
@@ -84,16 +84,13 @@ def _connect_existing(common: dict[str, Any]) -> bool:
 
 @contextmanager
 def ray_session(config: Config, local: bool = False) -> Iterator[None]:
-    """Join the cluster of this machine, or (always if ``alone``) start one on its loopback while the run takes."""
+    """Join the cluster of this machine; if there is none, or if ``local``, start one on its loopback for the run."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if local or not _connect_existing(common):
-        # Without both, for its own processes and for this one, Ray takes another address than the one it is given.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        ray_constants.ENABLE_RAY_CLUSTER = False
         cpus = max(os.cpu_count() or 1, round(config.cluster.workers * config.cluster.worker_cpus))
-        ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", **common)
+        init_on_loopback(address="local", num_cpus=cpus, **common)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     has = ray.cluster_resources()
     echo(f"Ray: {len(nodes)} nodes, {has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs")

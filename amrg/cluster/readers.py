@@ -14,12 +14,12 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from amrg.cluster.metrics import ReaderMetrics, WorkerMetrics
 from amrg.config import ClusterConfig
 from amrg.data.stream import RankBatch, RankBatches
 from amrg.errors import UserError
+from amrg.torch_internals import pin_memory
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The verbs of the ``amrg`` command beside the steps of the pipeline; each module has one ``main``."""
+"""Verbs of the ``amrg`` command other than the steps; the first line of each module is its line in `amrg --help`."""

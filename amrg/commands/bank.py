@@ -17,14 +17,14 @@ _SHOWN = ("row", "cosine", "finding", "split", "source", "score")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes are one line, as everywhere."""
+    """Raises UserError, so that a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one of the commands; each reads banks and writes new folders, none changes a bank."""
+    """Run one of the commands; each reads banks and writes new folders, no bank is changed."""
     parser = _Parser(prog="amrg bank", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
@@ -149,7 +149,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _draw(path: Path, findings: list[str], splits: list[str], counts: Counter[tuple[str, str]], title: str) -> None:
-    """Horizontal bars, one for each finding, splits stacked."""
+    """Draw one horizontal bar per finding, splits stacked."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -224,7 +224,7 @@ def _done(folder: Path) -> None:
 
 
 def _vectors(path: Path) -> Any:
-    """Something with a shape that gives rows for slices, without reading all of them."""
+    """Open the vectors [N, D]; an .npy file is memory-mapped."""
     import numpy as np
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -248,7 +248,7 @@ def _tensor(rows: Any) -> Any:
 
 
 def _origins(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Provenance, some thousand rows at a time, checked."""
+    """Yield blocks of checked provenance rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,8 +1,8 @@
 """``amrg compare RUN RUN ...``: compare the scores of runs with paired tests by patient.
 
-RUN is a scores or a reports artefact, or a file of reports with one JSON object a line: key, group (the patient),
+RUN is a scores or a reports artefact, or a file of reports with one JSON object per line: key, group (the patient),
 reference, generated. Every run is compared with the first, over the same studies, patients kept together. Metrics with
-learned weights are compared where `amrg evaluate` could ask them for both runs' scores artefacts.
+learned weights are compared if `amrg evaluate` could compute them for the scores artefacts of both runs.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from amrg.data.dataset_checks import check_dataset
 
 
 def main(arguments: list[str]) -> None:
-    """Print one table of what is fine and what to do. Exit code 1 where something is not fine."""
+    """Print a table of the checks and repairs; exit code 1 if a check fails."""
     parser = argparse.ArgumentParser(prog="amrg doctor", description=__doc__)
     parser.add_argument("path", type=Path, help="the folder that data.path names")
     root = parser.parse_args(arguments).path

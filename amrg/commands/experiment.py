@@ -25,7 +25,7 @@ from amrg.mining.reports import candidates
 from amrg.pages.overlays import film_url, heat_url, outline_url
 from amrg.progress import echo
 
-#: Beside the headline score, what the plots show; those an experiment does not have are left out.
+#: Scores of the plots by experiment; scores that an experiment does not have are left out.
 _PANELS = {
     "": (HEADLINE, "ROUGE-L"),
     "beta": (HEADLINE, "epochs to common loss", "report perplexity"),
@@ -40,14 +40,14 @@ _PANELS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes are one line, as everywhere."""
+    """Raises UserError, so that a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one experiment or all; what is made already is kept, so the same command goes on after an interruption."""
+    """Run one experiment or all; finished steps are reused, so the same command resumes after an interruption."""
     parser = _Parser(prog="amrg experiment", description=__doc__, allow_abbrev=False)
     parser.add_argument("name", choices=[*EXPERIMENTS, "all"])
     parser.add_argument(
@@ -70,13 +70,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1, dry_run: bool = False) -> list[Path]:
-    """Run experiments and write their pages and that of all; returns the pages.
+    """Run experiments, write their pages and the common page, and return the paths.
 
     Args:
-        config: of the run that they vary; its data are prepared first.
-        chosen: experiments.
-        seeds: trainings of stage 2 for each variant; at least those that an experiment needs (``Experiment.seeds``).
-        jobs: steps that are made at a time.
+        config: the base run; its data are prepared first.
+        chosen: experiments to run.
+        seeds: trainings of stage 2 per variant; at least those that an experiment needs (``Experiment.seeds``).
+        jobs: steps that run at a time.
         dry_run: only print the forecast.
     """
     data = pipeline.run_all(config, "prepare").path
@@ -101,7 +101,7 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
 
 
 def _run_one(config: Config, experiment: Experiment, variants: list[Variant], seeds: int, sweep: Sweep) -> Path:
-    """One experiment: its page; what cannot be had is said there, so that the others still run."""
+    """Run one experiment and write its page; an error is written there, so that the others still run."""
     summary = Result(experiment.name, experiment.title, experiment.question)
     made: list[list[VariantOutputs]] = []
     try:
@@ -119,7 +119,7 @@ def _run_one(config: Config, experiment: Experiment, variants: list[Variant], se
 def _measured(
     config: Config, experiment: Experiment, summary: Result, made: list[list[VariantOutputs]], sweep: Sweep
 ) -> tuple[list[Row], Result]:
-    """What was made, measured: rows of the table, and what the page says."""
+    """Score the variants: rows of the table, and the content of the page."""
     rows = score_variants(config, made, experiment) if made else []
     if experiment.maps == "methods":
         rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
@@ -140,7 +140,7 @@ def _measured(
 
 
 def _with_maps(config: Config, row: Row, made: VariantOutputs) -> Row:
-    """A row with how well the maps of its method point at the lesions, where the data has masks."""
+    """Add the localization scores of the row's method, if the data has masks."""
     method = made.variant.changes["banks.mining.method"]
     banks = replace(config.banks, mining=replace(config.banks.mining, method=str(method)))
     try:
@@ -154,7 +154,7 @@ def _with_maps(config: Config, row: Row, made: VariantOutputs) -> Row:
 
 
 def _thresholds(config: Config, summary: Result, made: VariantOutputs) -> tuple[list[Row], Result]:
-    """Rows for each τ, and lesions to look at."""
+    """Score each τ, and choose lesions to show."""
     found = localization.load_lesions(config, made.path("data"), made.path("stage1"), made.path("banks"))
     rows = localization.iou_by_threshold(found, THRESHOLDS, config.evaluate.bootstrap_samples, config.seed)
     threshold = config.banks.mining.threshold

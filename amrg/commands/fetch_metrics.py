@@ -1,6 +1,6 @@
 """``amrg fetch-metrics [METRIC ...]``: download the weights of CheXbert, RadGraph and other learned metrics.
 
-Tells what each metric loads, where that is looked for, and what is there; then fetches what is missing from the
+Lists the files of each metric, their folder, and whether they are there; then fetches missing ones from the
 Hugging Face hub. Needs a network, and no radeval.
 """
 
@@ -49,7 +49,7 @@ def _listed(metrics: Sequence[str]) -> Iterator[str]:
 
 
 def fetch(metrics: Sequence[str]) -> list[str]:
-    """Fetch what is missing, archives before the encoders that they name; what could not be had, a line each."""
+    """Fetch missing files, archives before the encoders that they name; return a line per failure."""
     faults: dict[Weights, str] = {}
     while lacking := [weights for weights in missing(metrics) if weights not in faults]:
         weights = lacking[0]
@@ -62,7 +62,7 @@ def fetch(metrics: Sequence[str]) -> list[str]:
 
 
 def _download(weights: Weights) -> str:
-    """Fetch the files that are not there, from where an interrupted one ended; why it failed, else nothing."""
+    """Fetch missing files, resuming interrupted ones; return the reason of a failure, or an empty string."""
     try:
         listed = HfApi(endpoint=constants.ENDPOINT).list_repo_files(weights.repository)
         for file in weights.wanted(listed):

@@ -11,7 +11,7 @@ from amrg.data.shard_cache import mirror
 
 
 def main(arguments: list[str]) -> None:
-    """Copy what is not there yet."""
+    """Copy the files that the target lacks."""
     parser = argparse.ArgumentParser(prog="amrg mirror", description=__doc__)
     parser.add_argument("data", type=Path, help="a data artefact: runs/…/data-…")
     parser.add_argument("url", help="folder of the copy")

@@ -1,7 +1,7 @@
 """``amrg simulate [CONFIG]``: predict throughput, bottleneck and cost of failures for 1 to 4,096 workers.
 
 A discrete-event model of readers, workers, exchange and checkpoints, on rates that ``--measure`` takes from real
-training on this machine. What lies beyond the measured one and two workers is prediction (docs/scaling.md).
+training on this machine. Figures for more than two workers are predictions (docs/scaling.md).
 """
 
 import argparse
@@ -33,7 +33,7 @@ RATES = "rates.json"  # beside the artefacts of a configuration
 
 
 def main(arguments: list[str]) -> None:
-    """Measure if asked to, simulate, print a table and draw it if asked to."""
+    """Measure (--measure), simulate, print a table, and draw it (--plot)."""
     options, rest = _parser().parse_known_args(arguments)
     config = parse(rest, "amrg simulate [CONFIG]")
     _check(options)
@@ -134,7 +134,7 @@ def _table(title: str, points: Sequence[Point], observed: dict[str, float]) -> T
 
 
 def _compared(rates: MeasuredRates, two: SimulatedCluster) -> list[str]:
-    """Two workers of the measured machine, which has less for each of them than for one alone."""
+    """Compare predicted and measured throughput of two workers, which contend for the machine."""
     crowded = predict_two_workers(rates, two)
     return [
         f"on the measured machine two processes that do not talk are {rates.contention:.2f} times as slow as "

@@ -1,1 +1,1 @@
-"""What a run needs and how long it takes, before it is started: memory, traffic, time."""
+"""Predictions of memory, communication and time, made before a run is started."""

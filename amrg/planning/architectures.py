@@ -1,6 +1,6 @@
 """Published sizes of models and data sets that are not on this disk.
 
-A folder with a ``config.json`` speaks for itself; the tables here are for planning before anything was downloaded.
+The tables are for planning before a download; a folder with a ``config.json`` takes precedence.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ ENCODER_WIDTHS = {"minilm": 384, "bio_clinicalbert": 768}
 
 
 class Size(NamedTuple):
-    """Of a split, and who says so."""
+    """Size of a split, and the source of the figures."""
 
     studies: int
     films: int
@@ -69,7 +69,7 @@ SPLITS = {
 
 
 def language_model(name: str) -> tuple[PretrainedConfig, str]:
-    """The architecture of a causal LM and where it was found; its weights are not opened.
+    """Find the architecture of a causal LM and name its source; the weights are not opened.
 
     Raises:
         UserError: no such folder with a ``config.json``, and no well-known model of that name.
@@ -90,7 +90,7 @@ def language_model(name: str) -> tuple[PretrainedConfig, str]:
 
 
 def encoder_width(name: str) -> int:
-    """Numbers of one row of the report bank that a text encoder makes.
+    """Width of a text encoder, which is the width of a row of the report bank.
 
     Raises:
         UserError: neither a folder with a ``config.json`` nor a well-known encoder.

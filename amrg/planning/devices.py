@@ -1,4 +1,4 @@
-"""What devices can do: peaks of NVIDIA's datasheets; nothing here was measured."""
+"""Peak rates of devices from NVIDIA's datasheets; none was measured."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ class Device:
     Attributes:
         name: as shown.
         memory: bytes, as they are sold (1 GB = 1e9).
-        flops: operations a second by dtype, dense.
-        memory_rate: bytes a second of its own memory.
-        node_rate: bytes a second to the devices of its node.
-        net_rate: bytes a second between nodes; an assumption about the cluster, not a property of the device.
-        host_rate: bytes a second to the memory of the host.
+        flops: operations per second by dtype, dense.
+        memory_rate: bytes per second of its own memory.
+        node_rate: bytes per second to the devices of its node.
+        net_rate: bytes per second between nodes; an assumption about the cluster, not a property of the device.
+        host_rate: bytes per second to the memory of the host.
         ranks_per_node: devices of a node.
     """
 

@@ -1,7 +1,7 @@
 """Rates of this machine, for ``amrg simulate``: real stage-2 training in processes of their own, timed by part.
 
-The fastest of several stretches counts, each as long as from one checkpoint to the next, in the rates and in what is
-observed alike: other work of the machine only slows, and the fastest single step is the one with the shortest reports.
+Rates and observed throughput are those of the fastest of several stretches, each as long as from one checkpoint to the
+next: other work of the machine only slows a stretch, and a single step would favor the shortest reports.
 """
 
 import json
@@ -32,21 +32,21 @@ _SMALL, _LARGE = 2**10, 2**22  # numbers in an all-reduce
 
 @dataclass(frozen=True)
 class MeasuredRates:
-    """What was measured; seconds unless a name says otherwise.
+    """Measured rates of one machine, in seconds unless stated otherwise.
 
     Attributes:
-        samples: of one worker and step in all of this.
-        compute: of a step of one worker, with its batch at hand.
-        read: of one sample by one process: read, checked, decoded, packed.
-        latency, rate: of an all-reduce between two processes (gloo): seconds of a small one, bytes a second of a
+        samples: samples per worker and step.
+        compute: a step of one worker, reading excluded.
+        read: reading, checking, decoding and packing one sample in one process.
+        latency, rate: an all-reduce between two processes (gloo): seconds of a small one, bytes per second of a
             large one.
         reduced: bytes of the gradients that a step reduces.
         noise: standard deviation of the logarithm of a step's seconds.
-        copy, write: of a checkpoint of one worker, while training waits and behind its back.
-        gather: instead of ``copy`` where the optimiser's state lies apart on two workers.
+        copy, write: the part of one worker's checkpoint for which training waits, and the part in the background.
+        gather: replaces ``copy`` if the optimiser's state is partitioned over two workers.
         saved: bytes of a checkpoint.
-        observed: samples a second of real training with ``1`` worker, with ``2``, and of two processes that train side
-            by side and know nothing of each other, ``1+1``.
+        observed: samples per second of real training with ``1`` worker, with ``2``, and of two independent processes at
+            the same time, ``1+1``.
     """
 
     samples: int
@@ -64,12 +64,12 @@ class MeasuredRates:
 
     @property
     def contention(self) -> float:
-        """How much slower a process is beside another one of its kind, which it does not talk to."""
+        """Slowdown of a process while an independent one of its kind runs."""
         return 2 * self.observed["1"] / self.observed["1+1"]
 
     @classmethod
     def load(cls, path: Path) -> "MeasuredRates":
-        """Raises UserError where the file holds no rates."""
+        """Read the file of ``measure``; UserError if it holds no rates."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -85,19 +85,19 @@ class MeasuredRates:
         return self.latency * (workers - 1) + 2 * (workers - 1) / workers * self.reduced / self.rate
 
     def checkpoint_gather_time(self, workers: int) -> float:
-        """Seconds that training waits until a checkpoint is copied; the state that lies apart is reduced in a ring."""
+        """Seconds for which training waits while a checkpoint is copied; partitioned state is reduced in a ring."""
         return self.copy if workers == 1 else 2 * (workers - 1) / workers * self.gather
 
 
 def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, kept: Path) -> MeasuredRates:
-    """Calibrate with one process and with two, and then train with one and with two.
+    """Measure the parts with one process and with two, then train with one and with two.
 
     Args:
         config: of stage 2; vision is trained, so that films are read.
         inputs: the artefacts ``data``, ``stage1`` and ``banks``.
-        samples: of one worker and step.
-        steps: that are timed.
-        kept: file that each result is written to as soon as it is known; one of the same training is not taken again.
+        samples: samples per worker and step.
+        steps: timed steps.
+        kept: file of finished results; results of the same training are read from it instead of being measured again.
 
     Raises:
         UserError: one of the processes failed.
@@ -128,7 +128,7 @@ def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, k
 
 
 class _ResultFile:
-    """Results by name, each taken once and kept in a file; one that is damaged, or not ``of`` this, does not count."""
+    """Cache of results by name, in a file; a file that is damaged, or ``of`` another training, is ignored."""
 
     def __init__(self, path: Path, of: dict[str, Any]) -> None:
         self._path, self._content = path, {"of": of, "found": {}}
@@ -156,7 +156,7 @@ def _job_spec(config: Config, inputs: dict[str, Path], samples: int, steps: int)
 def _start(
     workers: int, what: str, config: Config, inputs: dict[str, Path], samples: int, steps: int
 ) -> dict[str, Any]:
-    """Run ``_work`` on so many processes of one thread each; what the first found."""
+    """Run ``_work`` in ``workers`` processes of one thread each and return the result of the first."""
     job = {"what": what} | _job_spec(config, inputs, samples, steps)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "job.json").write_text(json.dumps(job))
@@ -182,7 +182,7 @@ def _start(
 
 
 def _work(folder: Path) -> None:
-    """One of the processes."""
+    """Entry point of a process that ``_start`` started."""
     from amrg import distributed
 
     job = json.loads((folder / "job.json").read_text())
@@ -262,13 +262,13 @@ def _exchange(config: Config, inputs: dict[str, Path], samples: int, steps: int,
 
 
 def _copying(run: _Training) -> tuple[float, Any]:
-    """Seconds until training goes on, and what was copied: weights and moments."""
+    """Return the seconds until training continues, and the copied weights and moments."""
     seconds, copies, _ = _timed(lambda: (run.engine.weights(), run.engine.moments()), 3)
     return seconds, copies[-1]
 
 
 def _train(config: Config, inputs: dict[str, Path], samples: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Samples a second from one checkpoint to the next, reading and checkpoint included: the best of all such."""
+    """Return the most samples per second between two checkpoints, reading and checkpoint included."""
     from amrg import distributed
     from amrg.training import checkpoint
 
@@ -300,12 +300,12 @@ _WORK: dict[str, Callable[..., dict[str, Any]]] = {"calibrate": _calibrate, "exc
 
 
 def _timed(action: Callable[[], Any], times: int, stretch: int = 1) -> tuple[float, list[Any], float]:
-    """Seconds of an action after some that warm up, what all gave, and the spread of the seconds' logarithm.
+    """Time an action after a warm-up: seconds, all its results, and the spread of the seconds' logarithm.
 
     Args:
         action: what is timed.
-        times: that are counted.
-        stretch: so many in a row are averaged; the fastest average counts.
+        times: number of timed calls.
+        stretch: calls per average; the fastest average is returned.
     """
     spent, results = [], []
     for _ in range(times + _WARM):

@@ -1,6 +1,6 @@
-"""The models of both stages without their numbers: the classes that are trained, built on the meta device.
+"""The models of both stages on the meta device: the classes that are trained, without values.
 
-So a plan counts what a run holds, parameter by parameter, and there are no formulas to be kept in step with the models.
+A plan counts their parameters one by one, so that no formula has to follow a change of the models.
 """
 
 from collections.abc import Callable
@@ -29,15 +29,15 @@ Base = Literal["float32", "bfloat16", "int8", "nf4"]
 
 @dataclass(frozen=True)
 class MetaModel:
-    """A stage's model on the meta device, and how it is fed.
+    """A stage's model on the meta device, with its inputs and its loss.
 
     Attributes:
-        section: of the configuration, ``stage1`` or ``stage2``.
-        model: what is trained.
-        inputs: ``inputs(model, samples)``: what a batch brings, zeros.
-        loss: ``loss(model, inputs)``: what is minimised.
+        section: ``stage1`` or ``stage2``.
+        model: the trained model.
+        inputs: ``inputs(model, samples)`` returns a batch of zeros.
+        loss: ``loss(model, inputs)`` returns the training loss.
         banks: shapes of the banks; none in stage 1.
-        assumed: what was taken from elsewhere than the configuration and this disk.
+        assumed: descriptions of figures that are neither configured nor on this disk.
     """
 
     section: Literal["stage1", "stage2"]
@@ -49,7 +49,7 @@ class MetaModel:
 
 
 class DummyTokenizer:
-    """Stands in for a tokenizer: a token every four characters."""
+    """A substitute for a tokenizer: one token per four characters."""
 
     bos_token_id, eos_token_id, pad_token_id = 1, 2, 3
 
@@ -64,7 +64,7 @@ class DummyTokenizer:
 
 
 def stage1_skeleton(config: Config) -> MetaModel:
-    """Stage 1 as it is trained: on films, or on what a frozen stem made of them once."""
+    """Build stage 1 as it is trained: on films, or on cached features of a frozen stem."""
     with torch.device("meta"):
         model = DiseaseClassifier(config.vision, pretrained=False)
 
@@ -84,12 +84,12 @@ def stage1_skeleton(config: Config) -> MetaModel:
 
 
 def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> MetaModel:
-    """Stage 2 as it is trained.
+    """Build stage 2 as it is trained.
 
     Args:
         config: decoder, banks and streams.
-        films: of a study, where vision is trained.
-        tokenizer: of the decoder; without one, the prompt is taken to have a token every four characters.
+        films: films per study, used if vision is trained.
+        tokenizer: the decoder's; None assumes one token per four characters of the prompt.
 
     Raises:
         UserError: the decoder's or the text encoder's sizes are not known.
@@ -136,12 +136,12 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
 
 
 def dummy_vision_output(model: ReportGenerator, samples: int) -> VisionOutput:
-    """What stage 1 would have seen of some studies, zeros."""
+    """Stage 1's output for some studies, zeros."""
     return VisionOutput(*(torch.zeros(samples, *shape) for shape in model.vision_output_shapes))
 
 
 def bank_rows(config: Config) -> tuple[BankShape, BankShape]:
-    """The visual and the report bank at the most rows that the configuration allows."""
+    """Shapes of the visual and the report bank with the most rows that the configuration allows."""
     element = DTYPES[config.banks.dtype].itemsize
     mining = config.banks.mining
     regions = len(FINDINGS) * mining.regions_per_finding + mining.normal_regions + len(LABELS)
@@ -159,5 +159,5 @@ def _bank(rows: BankShape) -> LocalBank:
 
 
 def dummy_images(config: Config, count: int) -> Tensor:
-    """Films as the encoder takes them, zeros."""
+    """A batch of the encoder's input, zeros."""
     return torch.zeros(count, 3, *[config.vision.image_size] * 2)

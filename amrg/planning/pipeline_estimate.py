@@ -1,7 +1,7 @@
-"""The steps of the whole chain that use GPUs: time and GPU-hours of each. Everything here is prediction.
+"""Time and GPU-hours of the pipeline's steps that use GPUs; all figures are predictions.
 
-To the plans of both stages come mining for the visual bank, the one look of frozen vision at each film, and the
-writing of reports.
+Added to the plans of both stages: mining of the visual bank, the encoding of each film by frozen vision, and the
+generation of reports.
 """
 
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ from amrg.planning.zero_memory import count_parameters
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the chain.
+    """One step of the pipeline.
 
     Attributes:
-        verb: of the command line.
-        what: is done, in words.
+        verb: the step's verb.
+        what: description of the work.
         seconds: from beginning to end; None where the size of the held-out split is not known.
         gpu_hours: for which GPUs are held, also those that wait.
-        origin: who says how many studies are held out; empty for the other steps.
+        origin: source of the number of held-out studies; empty for the other steps.
     """
 
     verb: str
@@ -53,7 +53,7 @@ class ImageCost:
 
 
 def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer: Any = None) -> list[Step]:
-    """All steps in their order.
+    """Predict all steps, in their order.
 
     Args:
         config: of the run; its banks are taken to be mined from the train split alone.

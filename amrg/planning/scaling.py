@@ -1,4 +1,4 @@
-"""From measured or predicted rates to throughput at any number of workers, each with the same batch (weak scaling)."""
+"""Throughput for any number of workers from measured or predicted rates; the batch per worker is fixed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ class Point:
     """One number of workers.
 
     Attributes:
-        cluster: what was simulated.
-        steady: a run that nothing fails in.
-        goodput_share: share of its throughput that is left with failures.
-        failures: how many there were in the run that says so.
+        cluster: the simulated cluster.
+        steady: a run without failures.
+        goodput_share: throughput with failures, as a share of that without.
+        failures: number of failures in the run with failures.
     """
 
     cluster: SimulatedCluster
@@ -33,7 +33,7 @@ class Point:
 
 
 def scaling_curve(clusters: Sequence[SimulatedCluster], mean_hours: float | None, seed: int) -> list[Point]:
-    """Simulate each; a worker fails once in ``mean_hours`` on average."""
+    """Simulate each cluster; a worker fails once per ``mean_hours`` on average."""
     return [_point(cluster, mean_hours, seed) for cluster in clusters]
 
 
@@ -55,7 +55,7 @@ def _point(cluster: SimulatedCluster, mean_hours: float | None, seed: int) -> Po
 def clusters_like_measured(
     rates: MeasuredRates, config: Config, restart: float, sizes: Sequence[int] = SIZES
 ) -> list[SimulatedCluster]:
-    """Workers as fast as the one that was measured, joined by transfers as fast as those that were."""
+    """Clusters whose workers and transfers are as fast as the measured ones."""
     return [
         SimulatedCluster(
             size, rates.samples, rates.compute, rates.read, config.data.loader_workers, exchange=rates.exchange(size),
@@ -67,7 +67,7 @@ def clusters_like_measured(
 
 
 def predict_two_workers(rates: MeasuredRates, two: SimulatedCluster) -> float:
-    """Samples a second of two workers that share the measured machine, as its crowding makes them."""
+    """Predict samples per second of two workers that contend for the measured machine."""
     crowded = replace(two, compute=two.compute * rates.contention, read=two.read * rates.contention)
     return simulate(
         crowded, _STEPS // two.checkpoint_interval * two.checkpoint_interval or two.checkpoint_interval
@@ -78,16 +78,16 @@ def clusters_on_gpus(
     rates: MeasuredRates, config: Config, given: Assumptions, micro: int, noise: float, storage: float, restart: float,
     sizes: Sequence[int] = SIZES,
 ) -> list[SimulatedCluster]:  # fmt: skip
-    """GPUs as `amrg plan` predicts them; only reading is as it was measured.
+    """Clusters of GPUs with the rates of `amrg plan`; the rate of reading is the measured one.
 
     Args:
         rates: measured.
         config: of stage 2.
         given: device, efficiency and bandwidth.
-        micro: studies of a GPU and step.
+        micro: studies per GPU and step.
         noise: standard deviation of the logarithm of a worker's times.
-        storage: bytes a second at which checkpoints are written.
-        restart: seconds.
+        storage: bytes per second at which checkpoints are written.
+        restart: seconds from a failure to the next step.
         sizes: numbers of GPUs.
     """
     alone = replace(given, gpus=1)

@@ -1,13 +1,13 @@
 """A discrete-event model of synchronous training: readers, workers, exchange, checkpoints and failures.
 
-Events of one kind are vectors over the workers, so that 4,096 of them cost as much to follow as one. Times obey
+Events of one kind are vectors over the workers, so that 4,096 workers cost about as much as one. Times obey
 
-    read_i  = max(read_{i-r}, taken_{i-ra}) + reading     r readers a worker, each at most `a` batches ahead
+    read_i  = max(read_{i-r}, taken_{i-ra}) + reading     r readers per worker, each at most `a` batches ahead
     start_i = max(end_{i-1}, read_i)                      a worker waits for its batch
     end_i   = max over workers(start_i + computing) + exchange
 
-A failure of any worker stops all: they come back after `restart` seconds at the last checkpoint that was whole on disk,
-with nothing read. What varies in a step (``noise``) belongs to the step: done again, it takes as long.
+A failure of any worker stops all: they restart after `restart` seconds from the last checkpoint that was complete on
+disk, with nothing read. The noise belongs to the step: a repeated step takes as long as before.
 """
 
 import math
@@ -20,20 +20,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SimulatedCluster:
-    """What is simulated; times in seconds.
+    """Parameters of a simulated cluster; times in seconds.
 
     Attributes:
-        workers: that train together.
-        samples: of one worker and step.
-        compute: of one worker's step.
-        read: of one sample, by one reader.
-        readers: processes of one worker that read ahead; 0 reads when a batch is asked for.
+        workers: number of workers.
+        samples: samples per worker and step.
+        compute: a worker's step.
+        read: one sample, by one reader.
+        readers: processes per worker that read ahead; 0 reads a batch when it is needed.
         prefetch: batches that one reader may be ahead.
-        exchange: of a step, between the workers.
+        exchange: the communication of a step.
         checkpoint_interval: steps between two checkpoints.
-        copy, write: of a checkpoint: while all wait, and behind their backs.
-        restart: from a failure to the first step after it.
-        noise: standard deviation of the logarithm of a worker's times; their means stay as they are.
+        copy, write: the part of a checkpoint for which all wait, and the part in the background.
+        restart: time from a failure to the first step after it.
+        noise: standard deviation of the logarithm of a worker's times; their means do not change.
     """
 
     workers: int
@@ -52,13 +52,13 @@ class SimulatedCluster:
 
 @dataclass
 class Outcome:
-    """What became of a run.
+    """Result of a simulated run.
 
     Attributes:
-        seconds: until the last step was done.
-        steps: done, each once.
-        read, trained, repeated, dropped: samples: read, trained on and kept, trained on and lost again, read and lost.
-        failures: that stopped the run.
+        seconds: time until the last step ended.
+        steps: distinct steps.
+        read, trained, repeated, dropped: samples read; trained on and kept; trained on and lost; read and lost.
+        failures: number of failures that stopped the run.
         spent: seconds by part, which sum to ``seconds``: data, compute, stragglers, exchange, checkpoints, failures.
     """
 
@@ -73,12 +73,12 @@ class Outcome:
 
     @property
     def rate(self) -> float:
-        """Samples a second that were kept."""
+        """Samples per second that were kept."""
         return self.trained / self.seconds
 
     @property
     def bottleneck(self) -> str:
-        """Where most of the time went."""
+        """The part that took most of the time."""
         return max(self.spent, key=lambda name: self.spent[name])
 
 

@@ -1,4 +1,4 @@
-"""What one stage needs on so many devices: memory by part, traffic, time, and the largest micro-batch."""
+"""Memory by part, communication, time and largest micro-batch of one stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,12 @@ _OPTIMISATION = {"stage1": stage1.optimisation, "stage2": stage2.optimisation}
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan takes as given.
+    """Assumptions of a plan.
 
     Attributes:
-        gpus: ranks.
+        gpus: number of ranks.
         memory: bytes of each; None takes the device's.
-        device: whose peaks.
+        device: device whose peaks are used.
         efficiency: share of the peak arithmetic that is reached.
         bandwidth: share of every bandwidth that is reached.
         reserve: share of the memory that CUDA, libraries and fragmentation take.
@@ -62,18 +62,18 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage, predicted.
+    """Prediction for one stage.
 
     Attributes:
         section: ``stage1`` or ``stage2``.
-        weights, zero, banks, size: what the figures are of.
+        weights, zero, banks, size: the model, ZeRO settings, banks and data set of the figures.
         parts: bytes by part at the configured micro-batch.
         largest: samples of the largest micro-batch that fits; 0 where none does.
-        moved, seconds: of an optimiser step, of one device.
-        steps: optimiser steps of an epoch.
-        epochs: of the run.
+        moved, seconds: bytes and time per optimiser step and device.
+        steps: optimiser steps per epoch.
+        epochs: number of epochs.
         kv_cache: bytes of keys and values when reports are written (stage 2), and sequences held together.
-        assumed: in words.
+        assumed: descriptions of the assumptions.
     """
 
     section: str
@@ -104,15 +104,15 @@ class Plan:
 
 
 def split_size(config: Config, given: Assumptions, split: str = "train", with_wordless: bool = False) -> Size:
-    """Studies and films of a split: as told, as prepared, as the data set's tables say, as configured, or as published.
+    """Find the size of a split: given, prepared, from the data set's tables, configured or published, in that order.
 
     Args:
-        config, given: of the plan.
-        split: of the data.
-        with_wordless: also studies without a text, which stage 1 alone uses; prepared data alone tell them apart.
+        config, given: configuration and assumptions of the plan.
+        split: name of the split.
+        with_wordless: count studies without a text, too, which only stage 1 uses; only prepared data distinguish them.
 
     Raises:
-        UserError: it is none of these.
+        UserError: none of these is known.
     """
     train = split == "train"
     option, requested = ("--studies", given.studies) if train else ("--held-out", given.held_out)
@@ -150,7 +150,7 @@ def samples_of(config: Config, size: Size) -> int:
 
 
 def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: Any = None) -> Plan:
-    """The plan of one stage.
+    """Predict one stage.
 
     Raises:
         UserError: the batch does not divide among the ranks, the DeepSpeed JSON contradicts the configuration, or sizes
@@ -204,7 +204,7 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
 
 
 def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None) -> MetaModel:
-    """The stage's model without numbers."""
+    """Build the stage's model on the meta device."""
     if section == "stage1":
         return stage1_skeleton(config)
     films = 1 if config.data.source == "openi_drr" else max(round(size.films / size.studies), 1)
@@ -226,7 +226,7 @@ def banks_of(config: Config, skeleton: MetaModel, given: Assumptions, micro: int
 
 
 def max_micro_batch(parts: Any, memory: float, limit: int = 2**16) -> int:
-    """The largest micro-batch whose parts fit, 0 where one sample does not."""
+    """Return the largest micro-batch whose parts fit; 0 if one sample does not."""
 
     def fits(micro: int) -> bool:
         return sum(part.device for part in parts(micro).values()) <= memory
@@ -249,7 +249,7 @@ def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, i
 
 
 def prompt_length(config: Config, model: Any) -> int:
-    """Positions that the decoder reads of a study before it writes: the prompt and all streams."""
+    """Length of a study's prefix in the decoder: the prompt and all streams."""
     use = config.decoder
     streams = sum((use.use_queries, use.use_visual_memory, use.use_report_memory))
     words = len(model.before) + len(model.between) + len(model.after) + use.retrieved_tokens * use.use_retrieved_text

@@ -1,4 +1,4 @@
-"""Bytes that a training step moves, and the time of it on a roofline. Everything here is prediction."""
+"""Bytes moved by a training step, and its time on a roofline; all figures are predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ def step_bytes(
     banks: tuple[float, float],
     checkpointing: bool,
 ) -> StepBytes:
-    """What a step moves.
+    """Predict the bytes of a step.
 
     Args:
-        weights, zero, ranks: as for ``memory.held``.
+        weights, zero, ranks: as for ``zero_memory.zero_memory``.
         kept: bytes that autograd keeps of a micro-batch: written once, read once.
         banks: bytes of one micro-batch's retrieval, inside a node and between nodes.
         checkpointing: weights are read (and gathered) once more.
@@ -64,8 +64,8 @@ class BankPlacement:
     """How the ranks hold the banks.
 
     Attributes:
-        ways: of each bank.
-        held: bytes on one rank.
+        ways: strategy of each bank.
+        held: bytes per rank.
         remote_query_bytes: bytes of other ranks' queries, kept until the backward.
         near, far: bytes sent for one micro-batch, inside the node and between nodes.
     """
@@ -86,16 +86,16 @@ def place_banks(
     expected: int,
     node: int,
 ) -> BankPlacement:
-    """Banks by ``sharding``, with the formulas of ``amrg.retrieval.communication_cost``.
+    """Place the banks by ``sharding``, with the formulas of ``amrg.retrieval.communication_cost``.
 
     Args:
-        banks: shapes.
+        banks: shapes of the banks.
         settings: ``sharding`` of the configuration.
-        search: ``memory.index``; an index needs the whole bank.
-        ranks: of the run.
-        queries: of one rank and micro-batch, to each bank.
-        expected: for ``way: auto``, as training counts them.
-        node: ranks of a node.
+        search: ``memory.index``; an index needs the full bank.
+        ranks: number of ranks.
+        queries: queries per rank, micro-batch and bank.
+        expected: queries for ``strategy: auto``, counted as in training.
+        node: ranks per node.
     """
     size = settings.ranks_per_replica or ranks
     ways: list[ShardingStrategy] = []
@@ -128,7 +128,7 @@ def place_banks(
 
 @dataclass(frozen=True)
 class StepTime:
-    """Predicted parts of an optimiser step; nothing overlaps but arithmetic and the device's own memory."""
+    """Predicted parts of an optimiser step; only arithmetic and the device's own memory overlap."""
 
     arithmetic: float
     memory: float
@@ -149,13 +149,13 @@ class StepTime:
 def step_time(
     flops: float, moved: StepBytes, device: Device, dtype: str, ranks: int, efficiency: float, bandwidth: float
 ) -> StepTime:
-    """The roofline of one step.
+    """Compute the roofline of one step.
 
     Args:
-        flops: of one device and step.
-        moved: bytes.
-        device, dtype: whose peaks.
-        ranks: beyond one node, reductions and gathers take the network's rate.
+        flops: operations per device and step.
+        moved: bytes per device and step.
+        device, dtype: select the peaks.
+        ranks: number of ranks; beyond one node, reductions and gathers take the network's rate.
         efficiency, bandwidth: share of the peak arithmetic, and of all bandwidths, that is reached.
     """
     link = (device.node_rate if ranks <= device.ranks_per_node else device.net_rate) * bandwidth

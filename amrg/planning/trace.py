@@ -1,4 +1,4 @@
-"""What one forward and backward keeps and computes, found by running the model on tensors without numbers.
+"""Memory and operations of one forward and backward, found by running the model on fake tensors.
 
 Fake tensors (shapes, dtypes, autograd and autocast, but no memory) let a 7B model be traced in seconds on a laptop.
 """
@@ -11,17 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from amrg.planning.meta_models import MetaModel
+from amrg.torch_internals import (
+    CPU_ATTENTION,
+    CPU_ATTENTION_BACKWARD,
+    FakeTensorMode,
+    TorchDispatchMode,
+    tree_leaves,
+)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Of one micro-batch on one device.
+    """Memory and operations of one micro-batch on one device.
 
     Attributes:
         saved: bytes that autograd keeps between forward and backward, parameters and banks not counted.
@@ -35,7 +39,7 @@ class Trace:
 
     @property
     def workspace_bytes(self) -> float:
-        """Bytes that come and go on top of what is saved."""
+        """Transient bytes in addition to ``saved``."""
         return max(self.peak - self.saved, 0.0)
 
     def extrapolate(self, more: "Trace", samples: float) -> "Trace":
@@ -52,10 +56,10 @@ class Trace:
 
 
 class Tracer:
-    """A skeleton, ready to be traced at any number of samples.
+    """Traces a meta model at any number of samples.
 
     Args:
-        skeleton: what is traced; its model goes over to fake tensors.
+        skeleton: the model; its parameters become fake tensors.
         dtype: ``bfloat16`` traces under autocast.
         checkpointing: the decoder's layers are computed again in the backward instead of being kept.
     """
@@ -117,19 +121,19 @@ def cache_bytes(decoder: Any, positions: int, sequences: int = 1) -> int:
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Let the decoder compute its layers again in the backward."""
+    """Recompute the decoder's layers in the backward."""
     decoder: Any = getattr(model, "decoder", None)
     if decoder is not None:
         decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def autocast(dtype: str) -> torch.autocast:
-    """As the engine computes."""
+    """Autocast as in the engine."""
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def traced(skeleton: MetaModel, model: nn.Module, samples: int, dtype: str) -> Trace:
-    """One forward and backward of ``model``, on fake tensors or on real ones."""
+    """Trace one forward and backward of ``model``, on fake or real tensors."""
     own = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
     with torch.no_grad():
         inputs = skeleton.inputs(model, samples)
@@ -159,7 +163,7 @@ def traced(skeleton: MetaModel, model: nn.Module, samples: int, dtype: str) -> T
 
 @contextmanager
 def _passing_gradients(model: nn.Module) -> Iterator[None]:
-    """Gradients of parameters are dropped as soon as they are whole: they are counted elsewhere."""
+    """Drop gradients of parameters as soon as they are complete: they are counted elsewhere."""
 
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
@@ -219,8 +223,6 @@ def _backward_flops(queries: Any, memory: Any, *_: Any, **__: Any) -> int:
 _UNCOUNTED = {
     torch.ops.amrg.hopfield_forward: _forward_flops,
     torch.ops.amrg.hopfield_backward: _backward_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
+    CPU_ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    CPU_ATTENTION_BACKWARD: (lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)),
 }

@@ -1,4 +1,4 @@
-"""Bytes on one device under ZeRO, by part: what DeepSpeed 0.18–0.19 holds, as tests measure it.
+"""Bytes on one device under ZeRO, by part, for DeepSpeed 0.18–0.19; tests compare them with measured ones.
 
 All counts are of numbers, not bytes, unless a name says so.
 """
@@ -25,17 +25,17 @@ _QUANTISED = {"int8": 1.0, "nf4": 4.127 / 8}
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What matters here of a DeepSpeed JSON.
+    """Settings of a DeepSpeed JSON that decide about memory.
 
     Attributes:
-        stage: of ZeRO.
+        stage: the ZeRO stage.
         element: bytes of a weight and of a gradient: 4, or 2 where the file enables DeepSpeed's own bf16 or fp16.
         bucket: numbers of a communication buffer.
-        persistent: a parameter of at most so many numbers is never partitioned (stage 3).
+        persistent: a parameter of at most this many numbers is never partitioned (stage 3).
         live: numbers of gathered parameters at a time (stage 3).
-        offload_weights, offload_optimizer: where they lie instead of on the device (``cpu``, ``nvme`` or None).
-        accumulation: micro-batches of a step.
-        micro: samples of a micro-batch.
+        offload_weights, offload_optimizer: where they are offloaded to (``cpu``, ``nvme`` or None).
+        accumulation: micro-batches per step.
+        micro: samples per micro-batch.
     """
 
     stage: int
@@ -50,7 +50,7 @@ class ZeroSettings:
 
     @classmethod
     def read(cls, resolved: dict[str, Any]) -> "ZeroSettings":
-        """From what ``ds_config.resolve`` gives."""
+        """Read the result of ``deepspeed_config.resolve``."""
         zero = resolved.get("zero_optimization", {})
         halves = any((resolved.get(name) or {}).get("enabled") for name in ("bf16", "bfloat16", "fp16"))
 
@@ -154,7 +154,7 @@ def zero_memory(weights: ParameterCounts, zero: ZeroSettings, ranks: int) -> dic
 
 
 def _partitioned(weights: ParameterCounts, zero: ZeroSettings, ranks: int, optimiser: float) -> dict[str, MemoryUse]:
-    """ZeRO 3: a share of each parameter, small ones whole, and others for the time they are needed."""
+    """ZeRO 3: a share of each parameter, small parameters in full, and others while they are gathered."""
     p, f = zero.element, weights.frozen_size(zero.element)
     sizes = [(size, p) for group in weights.trained for size in group] + [(size, f) for size in weights.frozen]
     shares = sum(-(-size // ranks) * element for size, element in sizes)
@@ -179,7 +179,7 @@ def _placed(size: float, place: str | None) -> MemoryUse:
 
 
 def _unpartitioned(weights: ParameterCounts, zero: ZeroSettings, ranks: int) -> tuple[float, float]:
-    """Gradients kept and buffers, bytes, of the stages whose weights are whole on every rank."""
+    """Gradients kept and buffers, bytes, of the stages whose weights are replicated."""
     p, trainable = zero.element, weights.trainable
     bucket = min(trainable, zero.bucket) * p
     if zero.stage == 0:
@@ -190,7 +190,7 @@ def _unpartitioned(weights: ParameterCounts, zero: ZeroSettings, ranks: int) -> 
 
 
 def _max_owned_gradients(group: Iterable[int], ranks: int) -> int:
-    """ZeRO 1 and 2 keep a gradient whole where a rank owns any part of it: the numbers of the fullest rank."""
+    """Gradients on the fullest rank, in numbers: ZeRO 1 and 2 keep a full gradient if a rank owns any part of it."""
     sizes = tuple(group)
     share = _padded(sum(sizes), ranks) // ranks
     kept, start = [0] * ranks, 0
@@ -207,6 +207,6 @@ def _padded(size: int, ranks: int) -> int:
 
 
 def check(zero: ZeroSettings, base: Base) -> None:
-    """Raises UserError where the JSON and the way that frozen numbers are kept do not go together."""
+    """Raise UserError if the JSON cannot train with a quantised base."""
     if base in _QUANTISED and (zero.stage == 3 or zero.element == 2):
         raise UserError(f"a {base} base is planned for ZeRO 0 to 2 without DeepSpeed's own bf16 or fp16")
