@@ -202,5 +202,5 @@ def test_an_unknown_metric(capsys):
 def test_the_documentation_has_the_same_table():
     told = [row.strip("|").split("|") for row in re.findall(r"^\|.*\|$", DOCS.read_text(), re.MULTILINE)]
     cells = [[cell.strip().strip("`") for cell in row] for row in told]
-    start = cells.index(["metric", "repository", "part", "looked for in", "size", "licence"])
+    start = cells.index(["metric", "repository", "part", "folder", "size", "licence"])
     assert cells[start + 2 : start + 2 + len(weights_table())] == weights_table()

@@ -98,7 +98,7 @@ def test_enough_validation_studies_calibrate_alone_and_no_more_than_enough(
 def test_only_the_first_rank_writes(
     fitted: Any, tmp_path: Path, artefacts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration.engine, "rank", lambda: 1)
+    monkeypatch.setattr(calibration.distributed, "rank", lambda: 1)
     run(tmp_path, artefacts.config)
     assert not (tmp_path / CALIBRATION).exists()
 

@@ -64,7 +64,7 @@ def test_gradient_norms_are_those_of_autograd():
     error, _ = loss(truth, (inputs, targets))
     error.backward()
     engine = Engine(model, loss, optimisation("zero1.json", clip=1e-3), 9)
-    _, told = engine.step((inputs, targets), 0.0, norms=True)
+    _, told = engine.step((inputs, targets), 0.0, with_norms=True)
     total = 0.0
     for name, module in truth.named_children():
         squares = sum(float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None)
