@@ -32,17 +32,18 @@ def study(number, split):
 
 
 class TinySource:
-    """Noise films, a function of the study's key alone; one study's may fail, or never come."""
+    """Noise films, a function of the study's key alone, after ``delay`` seconds; one study may fail, or never come."""
 
-    def __init__(self, train=10, val=3, test=2, hang=None, fail=None):
+    def __init__(self, train=10, val=3, test=2, delay=0.0, hang=None, fail=None):
         splits = ["train"] * train + ["val"] * val + ["test"] * test
         self.items = [study(number, split) for number, split in enumerate(splits)]
-        self.hang, self.fail = hang, fail
+        self.delay, self.hang, self.fail = delay, hang, fail
 
     def studies(self):
         return self.items
 
     def films(self, study):
+        time.sleep(self.delay)
         while study.key == self.hang:
             time.sleep(1)
         if study.key == self.fail:
