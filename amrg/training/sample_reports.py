@@ -155,7 +155,7 @@ def collapses(validation: Mapping[str, float]) -> dict[str, str]:
     if (cosine := validation.get("query_cosine", 0.0)) > ONE_VECTOR:
         found["queries"] = (
             f"the queries of different findings have become one vector (mean cosine {cosine:.2f}), so the memories "
-            "cannot tell findings apart; give stage 1 more epochs or studies, or a lower stage1.lr"
+            "cannot tell findings apart; say stage1.query_diversity_weight 1, or give stage 1 more epochs or studies"
         )
     return found
 
