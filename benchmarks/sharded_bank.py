@@ -37,14 +37,14 @@ def write(folder: Path, rows: int, dim: int, dtype: torch.dtype, about: dict[str
             writer.add(torch.randn(count, dim, generator=generator), origins)
 
 
-def query(rank: int, folder: Path, rendezvous_file: str, way: ShardingStrategy) -> None:
+def query(rank: int, folder: Path, rendezvous_file: str, strategy: ShardingStrategy) -> None:
     """One process: its shard, a retrieval and its gradient."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous_file}", rank=rank, world_size=RANKS)
     before, began = read_bytes(), time.perf_counter()
     bank = MemoryBank.open(folder)
-    memory = ShardedBank.open(bank, ShardLayout(), strategy=way)
+    memory = ShardedBank.open(bank, ShardLayout(), strategy=strategy)
     opened, read = time.perf_counter() - began, read_bytes() - before
     queries = torch.randn(QUERIES, bank.dim, generator=torch.Generator().manual_seed(rank)).requires_grad_()
     began = time.perf_counter()

@@ -154,8 +154,8 @@ def _lines(config: Config, found: Plan, given: Assumptions) -> list[str]:
     if found.kv_cache:
         count, sequences = found.kv_cache
         lines.append(f"KV cache when reports are written: {format_bytes(count)} for {sequences} sequences of a GPU")
-    if found.banks.ways:
-        lines.append(f"how the ranks hold each bank: {', '.join(found.banks.ways)}")
+    if found.banks.strategies:
+        lines.append(f"how the ranks hold each bank: {', '.join(found.banks.strategies)}")
     return lines + [f"taken as given: {what}" for what in found.assumed]
 
 

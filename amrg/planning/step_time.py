@@ -64,13 +64,13 @@ class BankPlacement:
     """How the ranks hold the banks.
 
     Attributes:
-        ways: strategy of each bank.
+        strategies: strategy of each bank.
         held: bytes per rank.
         remote_query_bytes: bytes of other ranks' queries, kept until the backward.
         near, far: bytes sent for one micro-batch, inside the node and between nodes.
     """
 
-    ways: tuple[ShardingStrategy, ...]
+    strategies: tuple[ShardingStrategy, ...]
     held: float
     remote_query_bytes: float
     near: float
@@ -98,17 +98,20 @@ def place_banks(
         node: ranks per node.
     """
     size = settings.ranks_per_replica or ranks
-    ways: list[ShardingStrategy] = []
+    strategies: list[ShardingStrategy] = []
     for bank in banks:
-        way = "replicate" if search != "exact" or ranks == 1 else settings.strategy
-        if way == "auto":
-            way = cheapest_strategy(bank.rows, bank.dim, size, expected, bank.element, settings.replicate_below_bytes)
-        ways.append(way)
+        strategy = "replicate" if search != "exact" or ranks == 1 else settings.strategy
+        if strategy == "auto":
+            strategy = cheapest_strategy(
+                bank.rows, bank.dim, size, expected, bank.element, settings.replicate_below_bytes
+            )
+        strategies.append(strategy)
     held = sum(
-        b.row_bytes(b.rows if way == "replicate" else -(-b.rows // size)) for b, way in zip(banks, ways, strict=True)
+        b.row_bytes(b.rows if strategy == "replicate" else -(-b.rows // size))
+        for b, strategy in zip(banks, strategies, strict=True)
     )
-    gathered = [b for b, way in zip(banks, ways, strict=True) if way == "gather"]
-    passed = [b for b, way in zip(banks, ways, strict=True) if way == "ring"]
+    gathered = [b for b, strategy in zip(banks, strategies, strict=True) if strategy == "gather"]
+    passed = [b for b, strategy in zip(banks, strategies, strict=True) if strategy == "ring"]
     near = far = 0.0
     if gathered and settings.ranks_per_node and size > settings.ranks_per_node:
         far, inside, header = two_level_bytes(
@@ -123,7 +126,7 @@ def place_banks(
         ring = 2.0 * ring_bytes(passed, spans, 0)
         near, far = (near + ring, far) if size <= node else (near, far + ring)
     query_bytes = size * sum(b.query_bytes(queries) for b in gathered)
-    return BankPlacement(tuple(ways), held, query_bytes, near, far)
+    return BankPlacement(tuple(strategies), held, query_bytes, near, far)
 
 
 @dataclass(frozen=True)
