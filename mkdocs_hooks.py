@@ -19,12 +19,14 @@ FILES = {file: page for page, file in PAGES.items()}
 
 
 def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that lie outside docs/."""
     for page, file in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / file)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turn links to files of the repository into links to pages."""
     source = page.file.src_uri
     folder = Path(PAGES.get(source, f"docs/{source}")).parent
 

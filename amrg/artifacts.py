@@ -52,6 +52,7 @@ class Artifact:
 
     @property
     def kind(self) -> str:
+        """Kind of the artefact, such as ``stage1``."""
         return self.manifest["kind"]
 
     @property
@@ -82,10 +83,12 @@ class Recipe:
 
     @property
     def identity(self) -> str:
+        """Ten hexadecimal digits of the hash of everything that determines the content."""
         inputs = {name: artifact.hash for name, artifact in self.inputs.items()}
         return _sha256_json([self.kind, self.version, self.config, self.seed, inputs])[:10]
 
     def path(self, root: Path) -> Path:
+        """Folder of this artefact under ``root``."""
         return root / f"{self.kind}-{self.identity}"
 
 

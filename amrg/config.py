@@ -189,6 +189,8 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class Stage2Config:
+    """Training of the report generator."""
+
     seed: NonNegativeInt | None = None  # of this training alone, on the same inputs; None: the run's seed
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32  # global
@@ -235,6 +237,8 @@ class TelemetryConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
+    """Decoding of reports."""
+
     split: Literal["val", "test"] = "test"
     batch_size: PositiveInt = 32
     num_beams: PositiveInt = 3
@@ -255,6 +259,8 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    """Scores of the written reports."""
+
     bootstrap_samples: PositiveInt = 1000  # resamples of a confidence interval
     meteor: bool = True  # needs Java, which takes some ten seconds to start
     meteor_timeout: PositiveFloat = 600.0  # seconds, for all systems together: ends a Java that hangs

@@ -21,14 +21,17 @@ warnings.filterwarnings(
 
 
 def rank() -> int:
+    """Return this process's rank; 0 without a launcher."""
     return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
+    """Return the number of ranks; 1 without a launcher."""
     return distributed.get_world_size() if distributed.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def barrier() -> None:
+    """Wait until all ranks are here."""
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.barrier()
 

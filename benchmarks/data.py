@@ -1,4 +1,4 @@
-"""Films a second, ours beside what one would write by hand, on the same films in one run: python -m benchmarks.data
+"""Films a second, ours beside what one would write by hand, on the same films in one run: python -m benchmarks.data.
 
 Preparing: full-size JPEGs to what is stored. Streaming: stored films to batches. The hand-written way of both decodes
 with PIL and resizes with the image processor of transformers, on its PIL or its torchvision back end; the floor of
@@ -38,6 +38,7 @@ class SyntheticSource:
         self.count = count
 
     def studies(self) -> list[Study]:
+        """Return ``count`` training studies, one for each other split."""
         blank = dict.fromkeys(LABELS)
         return [
             Study(f"{split}-{number}", f"p{number}", split, "The lungs are clear.", blank)
@@ -46,6 +47,7 @@ class SyntheticSource:
         ]
 
     def films(self, study: Study) -> StudyImages:
+        """Return one film of a study."""
         return StudyImages([smooth(int(study.key.split("-")[1]), (round(STORED * FULL[0] / FULL[1]), STORED))])
 
 
@@ -82,6 +84,7 @@ def pil_baseline(films: Sequence[bytes], size: int) -> dict[str, float]:
 
 
 def print_speedups(what: str, amrg_rate: float, hand: dict[str, float]) -> None:
+    """Print our rate and its ratio to each written by hand."""
     print(f"{what}: ours {amrg_rate:.1f}/s")
     for name, hand_rate in hand.items():
         print(f"  by hand, {name} back end {hand_rate:.1f}/s: ours is {amrg_rate / hand_rate:.1f} times as fast")
@@ -126,6 +129,7 @@ def streaming(folder: Path, count: int) -> None:
 
 
 def main() -> None:
+    """Time preparation and streaming."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--films", type=int, default=128, help="stored films; an eighth as many full-size ones")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What failures cost, and what `amrg simulate` predicts: python -m benchmarks.fault_tolerance [CONFIG]
+"""What failures cost, and what `amrg simulate` predicts: python -m benchmarks.fault_tolerance [CONFIG].
 
 Trains the first ``--steps`` of stage 2 on a Ray of its own again and again: undisturbed; with one worker killed; and
 for each of ``--seeds`` with workers killed at times that are exponential, ``--mean`` seconds apart on average. The
@@ -253,6 +253,7 @@ def _row(name: str, trace: Trace, predicted: Outcome | None = None) -> str:
 
 
 def main() -> None:
+    """Train with and without failures and print what they cost."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -36,6 +36,8 @@ OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative, single precision
 
 @dataclass(frozen=True)
 class Setting:
+    """One shape to time."""
+
     batch: int
     rows: int
     width: int
@@ -60,7 +62,7 @@ def random_parameters(width: int) -> dict[str, Tensor]:
 class Case:
     """Parameters of the layer, an input and a bank, and every variant as a function of them."""
 
-    def __init__(self, setting: Setting):
+    def __init__(self, setting: Setting) -> None:
         torch.manual_seed(0)
         width = setting.width
         self.parameters = {name: p.to(setting.device).requires_grad_() for name, p in random_parameters(width).items()}
@@ -118,6 +120,7 @@ class Case:
 
 
 def relative(found: Tensor, truth: Tensor) -> float:
+    """Return the relative error in the Frobenius norm."""
     return float((found - truth).norm() / truth.norm())
 
 
@@ -159,6 +162,7 @@ def extra_memory(setting: Setting, variant: str) -> float:
 
 
 def module_rows(setting: Setting, repeats: int, skip: list[str]) -> list[Row]:
+    """Time the whole layer in all variants."""
     case = Case(setting)
     names = [name for name in case.variants if name not in skip]
     truth, truth_grads = case.result("ours")
@@ -257,6 +261,7 @@ def _mapped_bank(path: str, size: int, width: int, dtype: torch.dtype) -> tuple[
 
 
 def main() -> None:
+    """Time all settings and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[2, 6, 16])
     parser.add_argument("--rows", type=int, nargs="+", default=[7014])

@@ -157,12 +157,14 @@ def roofline(usage: CompiledUsage, queries: int, rows: int) -> Roofline | None:
 
 
 def select(kernel: str | None, generation: int | None, width: int | None, options: str) -> Iterator[CompiledUsage]:
+    """Compile and measure the configurations that match."""
     for key in launch_configs.ALL_CONFIGS:
         if kernel in (None, key[0]) and generation in (None, key[2]) and width in (None, key[3]):
             yield measure(key[0], key[1], key[2], key[3], options)
 
 
 def main() -> int:
+    """Print registers, shared memory and roofline of each compiled kernel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", choices=sorted({key[0] for key in launch_configs.ALL_CONFIGS}))
     parser.add_argument("--generation", type=int, choices=launch_configs.GENERATIONS)

@@ -61,6 +61,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    """Time exact and indexed search of a bank."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--bank", type=Path)

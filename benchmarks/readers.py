@@ -1,4 +1,4 @@
-"""Studies a second through 1, 2, … readers, when reading is all there is to do: python -m benchmarks.readers
+"""Studies a second through 1, 2, … readers, when reading is all there is to do: python -m benchmarks.readers.
 
 A study is a stored film of 512 pixels, decoded and letterboxed to the 224 that stage 1 trains on. ``--wait`` adds
 seconds for each study, as remote storage would.
@@ -35,6 +35,7 @@ class Packer:
     wait: float
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+        """Wait, then collate for stage 1."""
         time.sleep(self.wait * len(samples))
         return Stage1Collator(SIZE, Stage1Config())(samples)
 
@@ -57,6 +58,7 @@ def rate(data: Path, readers: int, batch: int, steps: int, wait: float) -> float
 
 
 def main() -> None:
+    """Time readers, interleaved."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=600)
     parser.add_argument("--batch", type=int, default=16)

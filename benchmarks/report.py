@@ -26,6 +26,7 @@ class Row:
 
 
 def show(row: Row) -> None:
+    """Print one row."""
     memory = "" if row.extra_megabytes is None else f"{row.extra_megabytes:8.0f} MB extra"
     ratio = "" if row.slowdown is None else f"{row.slowdown:7.2f}× ours"
     if row.output_error is not None:
@@ -38,6 +39,7 @@ def show(row: Row) -> None:
 
 
 def plot(rows: list[Row], path: Path) -> None:
+    """Draw all rows as bars."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -50,6 +52,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def write(rows: list[Row], path: Path) -> None:
+    """Write all rows as CSV."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()

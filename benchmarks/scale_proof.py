@@ -58,6 +58,9 @@ ZERO3 = {
     "reduce_bucket_size": 20_000_000,
 }
 
+#: glibc returns freed blocks of 1 MiB and more to the system at once (else it keeps those below 32 MiB in its heaps).
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_ARENA_MAX": "2"}
+
 
 def settings(folder: Path, rows: int, tokens: int) -> dict[str, Any]:
     """One batch of two studies is an epoch; vision is as small as can be."""
@@ -188,7 +191,7 @@ def on_two_ranks(verb: str, configuration: Path) -> Watched:
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(RANKS), "--no_local_rank"]
     command += ["--module", "amrg.cli", verb, str(configuration)]
     threads = str(max((os.cpu_count() or 1) // RANKS, 1))
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads} | MALLOC
     launcher = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
     )

@@ -80,6 +80,7 @@ def drop_page_cache(folder: Path) -> None:
 
 
 def main() -> None:
+    """Time retrieval from a bank on disk, on all ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the bank; one that is there already is used")
     parser.add_argument("--rows", type=int, default=1_000_000)

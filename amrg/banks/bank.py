@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -62,11 +62,37 @@ PROVENANCE = pa.schema(
 USER_COLUMNS = ("key", "group", "split", "findings", "source", "view", "box", "text", "score")
 SOURCES = ("region", "report", "sentence", "disease_token")
 
+#: One row's provenance as a dictionary of ``USER_COLUMNS`` or of all columns; pyarrow gives and takes it untyped.
+Provenance = Mapping[str, Any]
+
 #: The only split whose rows a bank may hold without leaking reports that are to be predicted.
 TRAIN = "train"
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORED}
+
+
+class Chunk(TypedDict):
+    """Entry of a chunk in ``bank.json``."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+class Header(TypedDict):
+    """Content of ``bank.json``; ``about`` describes the encoder that made the vectors."""
+
+    format: int
+    rows: int
+    dim: int
+    dtype: str
+    normalised: bool
+    splits: dict[str, int]
+    content_hash: str
+    about: dict[str, Any]
+    chunks: list[Chunk]
+    provenance: dict[str, str]
 
 
 def group_id(group: str) -> int:
@@ -81,7 +107,7 @@ def normalise_rows(rows_ND: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.layer_norm(rows_ND.float(), rows_ND.shape[-1:])
 
 
-def row_hash(vector: bytes, origin: Mapping[str, Any]) -> int:
+def row_hash(vector: bytes, origin: Provenance) -> int:
     """Return a signed 64-bit hash of a stored row: its bytes (with those of its scale) and ``USER_COLUMNS``."""
     values = {name: origin.get(name) for name in USER_COLUMNS}
     if values["score"] is not None:
@@ -110,7 +136,7 @@ class MemoryBank:
         dtype: dtype of the stored rows.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, header: Header) -> None:
         self.folder, self.header = folder, header
         self.dim: int = header["dim"]
         self.dtype = DTYPES[header["dtype"]]
@@ -224,13 +250,13 @@ class MemoryBank:
         if combined.hexdigest() != self.content_hash:
             raise self.corrupt_error(HEADER, "its content hash is not that of the rows")
 
-    def _changed(self, number: int, chunk: dict[str, Any], row: torch.Tensor) -> UserError:
+    def _changed(self, number: int, chunk: Chunk, row: torch.Tensor) -> UserError:
         if file_hash(self.folder / chunk["file"]) == chunk["sha256"]:
             return self.corrupt_error(TABLE, f"row {number} says something else than when it was written")
         finite = bool(row.isfinite().all()) if row.is_floating_point() else True
         return self.corrupt_error(chunk["file"], f"row {number} {'was changed' if finite else 'is not finite'}")
 
-    def chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def chunks(self) -> Iterator[tuple[int, Chunk]]:
         """Yield (number of the first row, header entry) of each chunk."""
         first = 0
         for chunk in self.header["chunks"]:
@@ -247,7 +273,7 @@ class MemoryBank:
                     parts.append(file.get_slice(name)[low:high])
         return torch.cat(parts)
 
-    def _check_chunk(self, first: int, chunk: dict[str, Any]) -> None:
+    def _check_chunk(self, first: int, chunk: Chunk) -> None:
         where = f"rows {first} to {first + chunk['rows'] - 1}"
         try:
             with safe_open(self.folder / chunk["file"], "pt") as file:
@@ -275,6 +301,7 @@ class MemoryBank:
         return f"{len(numbers)} rows, the bank {len(self)}: row {first} is missing or doubled"
 
     def corrupt_error(self, name: str, why: str) -> UserError:
+        """Build the error for a damaged file of the bank."""
         return UserError(f"{self.folder / name}: {why}: make the banks again with `amrg banks CONFIG`")
 
 

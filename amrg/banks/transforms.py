@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from amrg.banks.bank import MemoryBank
+from amrg.banks.bank import MemoryBank, Provenance
 from amrg.banks.sampling import k_center, sample_rows
 from amrg.banks.writer import BankWriter, check_compatible
 from amrg.errors import UserError
@@ -161,7 +161,7 @@ def _vectors(bank: MemoryBank, numbers: np.ndarray) -> Iterator[torch.Tensor]:
         yield torch.cat(parts)
 
 
-def _origins(bank: MemoryBank, start: int, stop: int) -> list[dict[str, Any]]:
+def _origins(bank: MemoryBank, start: int, stop: int) -> list[Provenance]:
     return bank.provenance_rows(start, stop).to_pylist()
 
 

@@ -24,7 +24,10 @@ from amrg.banks.bank import (
     SOURCES,
     TABLE,
     USER_COLUMNS,
+    Chunk,
+    Header,
     MemoryBank,
+    Provenance,
     group_id,
     normalise_rows,
     row_bytes,
@@ -72,8 +75,8 @@ class BankWriter:
         )
         self._rows: list[torch.Tensor] = []
         self._scales: list[torch.Tensor] = []
-        self._origins: list[dict[str, Any]] = []
-        self._chunks: list[dict[str, Any]] = []
+        self._origins: list[Provenance] = []
+        self._chunks: list[Chunk] = []
         self._splits: Counter[str] = Counter()
         self._content = hashlib.sha256()
         self._written = 0
@@ -90,7 +93,7 @@ class BankWriter:
         else:
             self._table.close()
 
-    def add(self, rows_ND: torch.Tensor, provenance: Sequence[dict[str, Any]]) -> None:
+    def add(self, rows_ND: torch.Tensor, provenance: Sequence[Provenance]) -> None:
         """Normalise an encoder's rows, quantise them for an int8 bank, and append them.
 
         Args:
@@ -107,7 +110,7 @@ class BankWriter:
             raise UserError(f"{self.folder}: rows from {first} on have {rows_ND.shape[1]} numbers, the bank {self.dim}")
         self.add_normalized(normalise_rows(rows_ND.detach().cpu()), provenance)
 
-    def add_normalized(self, rows_ND: torch.Tensor, provenance: Sequence[dict[str, Any]]) -> None:
+    def add_normalized(self, rows_ND: torch.Tensor, provenance: Sequence[Provenance]) -> None:
         """Append normalised rows, float32 [N, D], as ``MemoryBank.dequantized`` returns them."""
         first = self._written + len(self._origins)
         invalid = (~rows_ND.isfinite().all(1)).nonzero().flatten()
@@ -121,9 +124,7 @@ class BankWriter:
         else:
             self.add_raw(rows_ND.to(self._dtype), None, provenance)
 
-    def add_raw(
-        self, rows_ND: torch.Tensor, scale_N: torch.Tensor | None, provenance: Sequence[dict[str, Any]]
-    ) -> None:
+    def add_raw(self, rows_ND: torch.Tensor, scale_N: torch.Tensor | None, provenance: Sequence[Provenance]) -> None:
         """Append rows that are already stored in the dtype of this bank."""
         assert rows_ND.dtype == self._dtype
         assert (scale_N is None) == (self._dtype != torch.int8)
@@ -180,11 +181,11 @@ class BankWriter:
 
 
 def write_header(
-    folder: Path, chunks: list[dict[str, Any]], dim: int, dtype: torch.dtype, splits: Counter[str], content_hash: str,
+    folder: Path, chunks: list[Chunk], dim: int, dtype: torch.dtype, splits: Counter[str], content_hash: str,
     about: dict[str, Any] | None,
 ) -> None:  # fmt: skip
     """Write the header, the last file of a bank: with it the bank is complete."""
-    header = {
+    header: Header = {
         "format": FORMAT,
         "rows": sum(chunk["rows"] for chunk in chunks),
         "dim": dim,
@@ -211,7 +212,7 @@ def concatenate(parts: Sequence[Path], folder: Path) -> MemoryBank:
     banks = [MemoryBank.open(part) for part in parts]
     check_compatible(banks)
     folder.mkdir(parents=True, exist_ok=True)
-    chunks: list[dict[str, Any]] = []
+    chunks: list[Chunk] = []
     splits: Counter[str] = Counter()
     content, first = hashlib.sha256(), 0
     with pq.ParquetWriter(folder / TABLE, PROVENANCE) as writer:

@@ -16,6 +16,7 @@ class ReaderMetrics:
             metric.set_default_tags(tags)
 
     def read(self, samples: int, seconds: float) -> None:
+        """Count samples that were read in so many seconds."""
         self._samples.inc(samples)
         self._rate.set(samples / seconds)
 
@@ -44,6 +45,7 @@ class WorkerMetrics:
             self._wait.inc(seconds)
 
     def lost(self) -> None:
+        """Count a lost reader."""
         self._lost.inc()
 
     def trained(self, step: int, row: dict[str, float]) -> None:

@@ -85,6 +85,7 @@ class PrefetchingFetch:
         ] = {}  # readers that were lost or silent, and the answer that each of them owes
 
     def __call__(self, parts: RankBatches, steps: range) -> Iterator[RankBatch]:
+        """Yield this rank's batch of every step, in order, whichever reader reads it."""
         shared = ray.put(parts)
         orders: deque[_Order] = deque()
         ahead = iter(steps)

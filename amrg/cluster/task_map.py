@@ -51,7 +51,7 @@ def ray_map(resources: dict[str, float]) -> MapFn:
 
 
 def cancel(refs: Sequence[Any]) -> None:
-    """Give up the tasks that are not done. (Ray 2.60 ends the driver when one that is just done is cancelled.)"""
+    """Cancel the tasks that are not done; Ray 2.60 ends the driver when one that is just done is cancelled."""
     if refs:
         _, away = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         for ref in away:

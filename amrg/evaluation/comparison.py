@@ -39,6 +39,7 @@ class ReportSet:
 
     @property
     def keys(self) -> list[str]:
+        """Keys of the studies, in the order of the reports."""
         return [report.key for report in self.reports]
 
 

@@ -56,6 +56,7 @@ class VariantOutputs:
     artifacts: dict[str, Artifact]
 
     def path(self, kind: str) -> Path:
+        """Folder of the artefact of a kind."""
         return self.artifacts[kind].path
 
 

@@ -91,8 +91,9 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
 
 
 def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
-    """For each study another patient's, a permutation, int64 [S]: the same distance along the split for all, from half
-    its length on.
+    """Return for each study one of another patient, a permutation, int64 [S].
+
+    All studies take the one at the same distance along the split, at half its length or as near to it as possible.
 
     Raises:
         UserError: no such distance, as where one patient has most of the studies.

@@ -24,7 +24,7 @@ from amrg.models.vision import VisionFeatures, build_encoder
 
 
 class Stage1Output(NamedTuple):
-    """What stage 1 says of a batch. (A tuple: ZeRO-3 looks for tensors in tuples to know when backward begins.)
+    """Stage 1's output for a batch; a tuple, as ZeRO-3 looks for tensors in tuples to know when backward begins.
 
     Attributes:
         tokens_BND: the coarse grid, row by row, projected to the queries' width.

@@ -22,7 +22,7 @@ class CrossAttention(MemoryLayer):
 
     def __init__(
         self, state_dim: int, memory_dim: int, out_dim: int, *, heads: int, head_dim: int, dropout: float = 0.0
-    ):
+    ) -> None:
         super().__init__()
         self.heads, self.head_dim, self.dropout = heads, head_dim, dropout
         self.state_norm = nn.LayerNorm(state_dim)

@@ -146,7 +146,7 @@ def _base_dtype(config: DecoderConfig) -> str:
 
 
 def _precision(dtype: str) -> dict[str, Any]:
-    """What ``from_pretrained`` is told of a dtype. (QLoRA: Dettmers et al. 2023, arXiv:2305.14314.)"""
+    """Return the arguments of ``from_pretrained`` for a dtype; QLoRA is Dettmers et al. 2023, arXiv:2305.14314."""
     if dtype in ("float32", "bfloat16"):
         return {"dtype": getattr(torch, dtype)}
     if find_spec("bitsandbytes") is None:

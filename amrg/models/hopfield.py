@@ -102,7 +102,7 @@ class HopfieldMemory(MemoryLayer):
         self, state_dim: int, memory_dim: int, out_dim: int, *, heads: int, head_dim: int, value_dim: int | None = None,
         beta: float | None = None, learn_beta: bool = False, sharpness: float | None = None, update_steps: int = 1,
         update_eps: float = 1e-4, dropout: float = 0.0,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         super().__init__()
         value_dim = head_dim if value_dim is None else value_dim
         if update_steps < 1:

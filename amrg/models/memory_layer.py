@@ -18,7 +18,7 @@ Block = tuple[slice, slice, Tensor]  # queries, memory rows, association weights
 class AssociationStatistics:
     """Accumulator of the perplexity and the row usage of any number of queries."""
 
-    def __init__(self, memory_rows: int, device: torch.device):
+    def __init__(self, memory_rows: int, device: torch.device) -> None:
         self.queries = 0
         self.perplexity = torch.zeros((), device=device, dtype=torch.float64)
         self.usage_N = torch.zeros(memory_rows, device=device)

@@ -54,8 +54,7 @@ warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_emb
 
 
 class VisionOutput(NamedTuple):
-    """Stage 1's output for studies: visual tokens, queries, logits and the region of each label
-    (``amrg.models.regions``)."""
+    """Stage 1's output for studies: visual tokens, queries, logits and the region of each label."""
 
     tokens_BND: Tensor
     queries_BQD: Tensor

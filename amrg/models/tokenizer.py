@@ -28,6 +28,7 @@ class ReportTokenizer:
     max_tokens: int
 
     def __call__(self, report: str) -> list[int]:
+        """Return the tokens of a report: cut to ``max_tokens``, or ended by the end-of-text token."""
         ids = self.tokenizer(add_outline(report) if self.outline else report, add_special_tokens=False).input_ids
         return ids[: self.max_tokens] if len(ids) > self.max_tokens else [*ids, self.tokenizer.eos_token_id]
 

@@ -60,6 +60,7 @@ class DummyTokenizer:
         return self._size
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> Any:
+        """Return a token for every four characters."""
         return SimpleNamespace(input_ids=[0] * -(-len(text) // 4))
 
 

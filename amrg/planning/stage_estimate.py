@@ -92,14 +92,17 @@ class Plan:
 
     @property
     def device_bytes(self) -> float:
+        """Bytes on one device."""
         return sum(part.device for part in self.parts.values())
 
     @property
     def host_bytes(self) -> float:
+        """Bytes in the memory of the host, for one rank."""
         return sum(part.host for part in self.parts.values())
 
     @property
     def total_seconds(self) -> float:
+        """Seconds of all epochs."""
         return self.seconds.step * self.steps * self.epochs
 
 

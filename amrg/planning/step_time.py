@@ -141,6 +141,7 @@ class StepTime:
 
     @property
     def step(self) -> float:
+        """Seconds of one step: the slower of arithmetic and memory, and what does not overlap with them."""
         return max(self.arithmetic, self.memory) + self.communication + self.banks + self.host
 
     @property

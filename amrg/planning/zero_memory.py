@@ -91,10 +91,12 @@ class ParameterCounts:
 
     @property
     def trainable(self) -> int:
+        """Number of trained weights."""
         return sum(map(sum, self.trained))
 
     @property
     def total(self) -> int:
+        """Number of all weights."""
         return self.trainable + sum(self.frozen)
 
     def frozen_size(self, element: int) -> float:

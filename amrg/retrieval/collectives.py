@@ -7,7 +7,6 @@ is padded to a multiple of ``ALIGN`` bytes.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -24,6 +23,7 @@ def padded_bytes(spec: TensorSpec) -> int:
 
 
 def spec_of(tensor: Tensor) -> TensorSpec:
+    """Return shape and dtype of a tensor."""
     return tuple(tensor.shape), tensor.dtype
 
 
@@ -104,7 +104,7 @@ class CommGroup:
                 work.wait()
             current = receive_buffer
 
-    def _isend_irecv(self, message: Tensor, receive_buffer: Tensor) -> list[Any]:
+    def _isend_irecv(self, message: Tensor, receive_buffer: Tensor) -> list[distributed.Work]:
         """Start to send to the next rank and to receive from the previous one; empty messages are not sent."""
         following, previous = (self.global_rank((self.rank + step) % self.size) for step in (1, -1))
         transfers = []

@@ -182,6 +182,7 @@ EXAMPLES = (
 
 
 def main() -> None:
+    """Print the predicted traffic of three banks as Markdown tables."""
     argparse.ArgumentParser(description="Predicted traffic of sharded retrieval.").parse_args()
     for heading, bank, queries in EXAMPLES:
         print(f"**{heading}**\n")

@@ -8,6 +8,7 @@ The bound always holds. It is tight only where cells are small; a bound of 1 car
 Shape legend: M queries, N rows, D width, K candidates, C cells.
 """
 
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -194,7 +195,7 @@ def search_faults(kind: str) -> list[str]:
     return [] if kind == "exact" else collect_errors(_faiss)
 
 
-def _faiss():  # type: ignore[no-untyped-def]  # faiss has no types
+def _faiss() -> ModuleType:
     try:
         import faiss
     except ImportError:

@@ -6,7 +6,7 @@ per query.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from amrg.retrieval.types import PartialResult, RetrievalRequest, Shard, Sharded
 #: A prime: seeds of different shards and ranks do not coincide, so each draws its own dropout.
 _SHARD_SEED = 1_000_003
 
+_Item = TypeVar("_Item")
+
 
 def retrieve_gather(requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
     """Send the queries to every shard and merge the partial results that come back."""
@@ -32,7 +34,7 @@ def retrieve_ring(requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
     return _run(_Ring, requests)
 
 
-def _run(function: Any, requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
+def _run(function: "type[_ShardedRetrieval]", requests: Sequence[RetrievalRequest]) -> list[Retrieval]:
     queries = [_shard_query(request) for request in requests]
     tensors = iter(
         function.apply([request.bank for request in requests], queries, *(query.queries for query in queries))
@@ -117,11 +119,34 @@ def _query_grad(query: ShardQuery, shard: Shard, stats: _BackwardStats) -> Tenso
     return dq
 
 
+class _Route(NamedTuple):
+    """How ``gather`` sent the queries, and the queries of all ranks that arrived here."""
+
+    router: "QueryRouter"
+    gathered: list[ShardQuery]
+
+
+_Merged = tuple[list[PartialResult], _Route | None]
+
+
+class _Context(Protocol):
+    saved_tensors: tuple[Tensor, ...]
+    banks: Sequence[ShardedRows]
+    queries: Sequence[ShardQuery]
+    route: _Route | None
+    lengths: list[int]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+
 class _ShardedRetrieval(torch.autograd.Function):
     """Forward and backward that both strategies share; a subclass gives ``retrieve`` and ``query_grads``."""
 
     @classmethod
-    def forward(cls, ctx: Any, banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], *tensors: Tensor) -> Any:
+    def forward(
+        cls, ctx: _Context, banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.banks, ctx.queries = banks, queries
         results, ctx.route = cls.retrieve(banks, queries)
         saved: list[Tensor] = []
@@ -134,7 +159,7 @@ class _ShardedRetrieval(torch.autograd.Function):
         return tuple(tensor for result in results for tensor in result)
 
     @classmethod
-    def backward(cls, ctx: Any, *grads: Tensor) -> Any:
+    def backward(cls, ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         stats, start = [], 0
         for i, length in enumerate(ctx.lengths):
             stats.append(_backward_stats(ctx.saved_tensors[i * 3 : i * 3 + 3], grads[start : start + 3]))
@@ -142,13 +167,16 @@ class _ShardedRetrieval(torch.autograd.Function):
         return None, None, *cls.query_grads(ctx.banks, ctx.queries, ctx.route, stats)
 
     @staticmethod
-    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
+    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> _Merged:
         """Return the merged result for each query, and the route that ``query_grads`` takes again."""
         raise NotImplementedError
 
     @staticmethod
     def query_grads(
-        banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], route: Any, stats: Sequence[_BackwardStats]
+        banks: Sequence[ShardedRows],
+        queries: Sequence[ShardQuery],
+        route: _Route | None,
+        stats: Sequence[_BackwardStats],
     ) -> list[Tensor]:
         """Return the gradients of this rank's queries."""
         raise NotImplementedError
@@ -156,7 +184,7 @@ class _ShardedRetrieval(torch.autograd.Function):
 
 class _Gather(_ShardedRetrieval):
     @staticmethod
-    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
+    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> _Merged:
         router = QueryRouter(
             banks[0].layout.levels, [len(query.queries) for query in queries], queries[0].queries.device
         )
@@ -166,12 +194,16 @@ class _Gather(_ShardedRetrieval):
             for query, tensors in zip(queries, dispatched, strict=True)
         ]
         partial = [_retrieve_from_shard(query, bank.local_shard()) for query, bank in zip(gathered, banks, strict=True)]
-        return router.combine(partial, lambda i, pieces: _merge(queries[i], pieces)), (router, gathered)
+        return router.combine(partial, lambda i, pieces: _merge(queries[i], pieces)), _Route(router, gathered)
 
     @staticmethod
     def query_grads(
-        banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], route: Any, stats: Sequence[_BackwardStats]
+        banks: Sequence[ShardedRows],
+        queries: Sequence[ShardQuery],
+        route: _Route | None,
+        stats: Sequence[_BackwardStats],
     ) -> list[Tensor]:
+        assert route is not None
         router, gathered = route
         dispatched = router.dispatch([list(entry) for entry in stats])
         partial = [
@@ -242,7 +274,7 @@ class QueryRouter:
 
 class _Ring(_ShardedRetrieval):
     @staticmethod
-    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> tuple[list[PartialResult], Any]:
+    def retrieve(banks: Sequence[ShardedRows], queries: Sequence[ShardQuery]) -> _Merged:
         merged: list[list[PartialResult]] = [[] for _ in queries]  # none, or one, per query
         for shards in _ring_shards(banks):
             merged = [
@@ -253,7 +285,10 @@ class _Ring(_ShardedRetrieval):
 
     @staticmethod
     def query_grads(
-        banks: Sequence[ShardedRows], queries: Sequence[ShardQuery], route: Any, stats: Sequence[_BackwardStats]
+        banks: Sequence[ShardedRows],
+        queries: Sequence[ShardQuery],
+        route: _Route | None,
+        stats: Sequence[_BackwardStats],
     ) -> list[Tensor]:
         totals = [torch.zeros_like(entry.do, dtype=entry.lse.dtype) for entry in stats]
         for shards in _ring_shards(banks):
@@ -271,11 +306,11 @@ def _ring_shards(banks: Sequence[ShardedRows]) -> Iterator[list[Shard]]:
         yield [bank.shard(owner, parts) for bank, parts in zip(banks, _unflatten_like(own, tensors), strict=True)]
 
 
-def _flatten(nested: Sequence[Sequence[Any]]) -> list[Any]:
+def _flatten(nested: Sequence[Sequence[_Item]]) -> list[_Item]:
     return [item for items in nested for item in items]
 
 
-def _unflatten_like(shape: Sequence[Sequence[Any]], flat: Sequence[Tensor]) -> list[list[Tensor]]:
+def _unflatten_like(shape: Sequence[Sequence[Tensor]], flat: Sequence[Tensor]) -> list[list[Tensor]]:
     """Split a flat list into lists of the lengths in ``shape``."""
     items = iter(flat)
     return [[next(items) for _ in part] for part in shape]

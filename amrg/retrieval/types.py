@@ -41,13 +41,17 @@ class ShardedRows(Protocol):
     scale: Tensor | None
     group: Tensor | None
 
-    def tensors(self) -> list[Tensor]: ...
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors of this rank's shard that other ranks need."""
 
-    def tensor_specs(self, rank: int) -> list[TensorSpec]: ...
+    def tensor_specs(self, rank: int) -> list[TensorSpec]:
+        """Return shapes and dtypes of the tensors of a rank's shard."""
 
-    def local_shard(self) -> Shard: ...
+    def local_shard(self) -> Shard:
+        """Return this rank's shard."""
 
-    def shard(self, rank: int, parts: Sequence[Tensor]) -> Shard: ...
+    def shard(self, rank: int, parts: Sequence[Tensor]) -> Shard:
+        """Build the shard of a rank from its tensors."""
 
 
 class RetrievalRequest(NamedTuple):

@@ -38,12 +38,15 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
+        """State of the loop at this step."""
         return json.loads((self.path / STATE).read_text())["state"]
 
     def weights(self) -> dict[str, Tensor]:
+        """Read the trained weights."""
         return load_file(self.path / WEIGHTS)
 
     def optimizer(self) -> dict[str, Tensor]:
+        """Read the moments of the optimizer."""
         return load_file(self.path / OPTIMIZER)
 
     def best(self) -> dict[str, Tensor]:

@@ -73,6 +73,7 @@ class Stage1Collator:
     config: Stage1Config
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+        """Collate studies for stage 1."""
         studies = [sample.study for sample in samples]
         labels = targets(studies, self.config.uncertain_policy, self.config.unmentioned_policy)
         return {"films": collate_images(samples, self.size), "targets": labels, "study": hashed_keys(studies)}
@@ -85,6 +86,7 @@ class ReportCollator:
     encode: ReportTokenizer
 
     def __call__(self, studies: Sequence[Study]) -> dict[str, Any]:
+        """Collate the texts of studies for stage 2; padding is ``IGNORE_INDEX``."""
         encoded = [torch.tensor(self.encode(study.report)) for study in studies]
         return {
             "report": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORE_INDEX),
@@ -102,4 +104,5 @@ class Stage2Collator:
     reports: ReportCollator
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+        """Collate films and texts of studies for stage 2."""
         return {"films": collate_images(samples, self.size), **self.reports([sample.study for sample in samples])}

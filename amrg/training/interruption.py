@@ -44,6 +44,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
+        """Whether a signal, or the end of DeepSpeed's runner, asks for a stop."""
         return self._signalled or _deepspeed_runner() != self._runner
 
     def _take(self, number: int, frame: FrameType | None) -> None:

@@ -93,6 +93,7 @@ class Telemetry:
             writer.write(step, {f"validation/{name}": value for name, value in validation.items()})
 
     def close(self) -> None:
+        """Close all writers."""
         for writer in dict.fromkeys([*self._writers, *self._epochs]):
             writer.close()
 

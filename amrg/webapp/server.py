@@ -91,6 +91,7 @@ class Handlers:
         self._page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html.j2")
 
     def page(self, _: Request) -> Response:
+        """Return the page."""
         chain, config = self._chain, self._reader.config
         return HTMLResponse(
             self._page.render(
@@ -110,10 +111,12 @@ class Handlers:
         )
 
     def studies(self, request: Request) -> Response:
+        """List the studies of a split whose texts hold the words."""
         query = request.query_params
         return JSONResponse(self._store.listing(query.get("split", "test"), query.get("words", "")))
 
     def analysis(self, request: Request) -> Response:
+        """Describe one study."""
         return JSONResponse(self._describe(request.path_params["place"], request.path_params["name"]))
 
     async def upload(self, request: Request) -> Response:
@@ -133,6 +136,7 @@ class Handlers:
         return self._describe(UPLOADED, name)
 
     def patches(self, request: Request) -> Response:
+        """List the patches of a film that a threshold keeps for a finding."""
         analysis, _ = self._cached(request)
         film, finding = _number(request, "film", int), request.query_params.get("finding", "")
         threshold = _number(request, "threshold", float)
@@ -142,6 +146,7 @@ class Handlers:
         return JSONResponse([{"row": y, "column": x, "activation": round(value, 3)} for y, x, value in found])
 
     def row(self, request: Request) -> Response:
+        """Describe one row of a bank."""
         return JSONResponse(self._store.row(request.path_params["bank"], request.path_params["row"]))
 
     def report(self, request: Request) -> Response:

@@ -90,7 +90,7 @@ def zero_where_neg_inf(x: Tensor) -> Tensor:
 class TopK:
     """The K largest scores of every query so far, [m, K], and their rows."""
 
-    def __init__(self, rows: int, k: int, like: Tensor):
+    def __init__(self, rows: int, k: int, like: Tensor) -> None:
         self.k = k
         self.scores = like.new_full((rows, k), -torch.inf)
         self.indices = like.new_full((rows, k), -1, dtype=torch.int64)
@@ -150,7 +150,7 @@ def forward(operands: Operands, top_k: int, return_entropy: bool, save_associati
 class _OnlineSoftmax:
     """The running state of one block of queries, relative to the largest score so far."""
 
-    def __init__(self, q: Tensor, with_entropy: bool):
+    def __init__(self, q: Tensor, with_entropy: bool) -> None:
         self.m_i = q.new_full((q.shape[0],), -torch.inf)  # [m] max s
         self.l_i = q.new_zeros(q.shape[0])  # [m] Σ p
         self.w_i = q.new_zeros(q.shape[0])  # [m] Σ w

@@ -35,7 +35,7 @@ def is_supported(operands: Operands) -> bool:
 class FusedRetrieval:
     """One call's operands as the kernels want them. ``generation`` and ``splits`` override what the GPU suggests."""
 
-    def __init__(self, operands: Operands, generation: int | None = None, splits: int | None = None):
+    def __init__(self, operands: Operands, generation: int | None = None, splits: int | None = None) -> None:
         queries, memory, scale, query_group, memory_group, seed, dropout = operands
         self.queries, self.generation, self.splits = queries, generation, splits
         half = queries.dtype if queries.dtype in HALF else torch.bfloat16

@@ -73,6 +73,7 @@ class ChexpertPlus:
         self._studies = assign_splits(self._read(), config, seed)
 
     def studies(self) -> list[Study]:
+        """Return all studies with their splits."""
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:

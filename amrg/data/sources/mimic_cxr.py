@@ -83,6 +83,7 @@ class MimicCxr:
         self._films = {study.key: self._films[study.key] for study in self._studies}
 
     def studies(self) -> list[Study]:
+        """Return all studies with their splits."""
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:

@@ -73,9 +73,11 @@ class Openi:
         self._studies = assign_splits(studies, config, seed)
 
     def studies(self) -> list[Study]:
+        """Return all studies with their splits."""
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
+        """Load all films of a study."""
         return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
     def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path]) -> Study | None:

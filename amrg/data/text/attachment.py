@@ -72,6 +72,7 @@ _BY_SIZE = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "Edema"})
 
 
 def blanked(text: str, found: list[Detail]) -> str:
+    """Replace the details by as many spaces."""
     for detail in found:
         text = text[: detail.start] + " " * (detail.end - detail.start) + text[detail.end :]
     return text

@@ -45,7 +45,7 @@ def known_words(text: str) -> str:
 
 
 def masked_phrases(text: str) -> str:
-    """Drop a final phrase whose content is masked: ``…, compared to XXXX.``"""
+    """Drop a final phrase whose content is masked, such as ``, compared to XXXX``."""
     lead = r"(?:,?\s*(?:when |as )?(?:compared|comparison)(?: is made)?)?"
     return re.sub(
         rf"{lead}\s+(?:since|from|dated|on|at|of|in|by|to|with)\s+(?:the )?(?:prior |previous )?{_MASK}(?=\s*[.,;])",

@@ -105,11 +105,13 @@ class Canvas:
 
 @cache
 def healthy_water() -> np.ndarray:
+    """Return the cumulative water path of the healthy anatomy."""
     return cumulative(anatomy.load().water)
 
 
 @cache
 def healthy_bone() -> np.ndarray:
+    """Return the cumulative bone path of the healthy anatomy."""
     return cumulative(anatomy.load().bone)
 
 

@@ -131,6 +131,7 @@ def smooth_field(rng: np.random.Generator, size: int, knots: int, amplitude: flo
 
 
 def sample(plane: np.ndarray, grid: np.ndarray, order: int) -> np.ndarray:
+    """Interpolate a plane at the points of a grid, float32; the plane's border continues outside it."""
     return ndimage.map_coordinates(plane, grid, order=order, mode="nearest", output=np.float32)
 
 

@@ -85,6 +85,7 @@ class OpeniDrr:
                 self._studies.append(Study(key, group, split, report.text(self._config.sections), labels_of(findings)))
 
     def studies(self) -> list[Study]:
+        """Return all studies with their splits."""
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
