@@ -4,13 +4,12 @@ Shape legend: B batch, L queries of a sample, S state width, H heads, K width of
 V width of a head's value, N rows of the bank, D width of the bank, O output width.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import NamedTuple, Self, TypeVar, cast
+from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from amrg.banks.bank import normalise_rows
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.blockwise import association_blocks
 from amrg.kernels.hopfield.reference import Operands
@@ -79,7 +78,8 @@ def _retrieve(call: RetrievalCall) -> Retrieval:
 class HopfieldMemory(MemoryLayer):
     """Hopfield retrieval from a frozen bank (Ramsauer et al. 2021), all heads over one bank that is never projected.
 
-    Equal to hflayers' ``HopfieldLayer`` with frozen ``lookup_weights`` (kernels/hopfield/README.md derives it).
+    Equal to hflayers' ``HopfieldLayer`` with frozen ``lookup_weights`` (kernels/hopfield/README.md derives it;
+    ``amrg.models.hflayers`` converts its parameters).
 
     Args:
         state_dim, memory_dim, out_dim: S, D, O.
@@ -155,9 +155,9 @@ class HopfieldMemory(MemoryLayer):
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, *, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """[B, L, S] → [B, L, O].
+        """Compute the output of states, [B, L, S] → [B, L, O].
 
-        ``memory_ND`` holds normalised rows (``normalise_rows``); by default those of ``set_memory``. ``query_group``
+        ``memory_ND`` holds normalized rows (``normalise_rows``); by default those of ``set_memory``. ``query_group``
         [B] and ``memory_group`` [N] are int64: rows of a sample's own group are masked; group −1 masks nothing.
         """
         return run_batched([self.forward_steps(x_BLS, memory_ND, query_group, memory_group)])[0].out_BLO
@@ -166,7 +166,7 @@ class HopfieldMemory(MemoryLayer):
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
     ) -> "RetrievalSteps[MemoryOutput]":  # fmt: skip
-        """``forward`` as a generator of retrieval calls, which ``run_batched`` batches over several memories."""
+        """Run ``forward`` as a generator of retrieval calls, which ``run_batched`` batches over several memories."""
         bank = self._bank(memory_ND, memory_group)
         query_group = self._expand_groups(query_group, bank, x_BLS.shape[1])
         queries, result = yield from self._associate(x_BLS, bank, query_group)
@@ -204,7 +204,7 @@ class HopfieldMemory(MemoryLayer):
         """Add the states, [M, D] or [H, M, D], to the absorbed queries; both terms scale with the states' length."""
         assert self.sharpness_H is not None
         dim = states_MD.shape[-1]
-        loudness = states_MD.norm(dim=-1, keepdim=True) / dim**0.5  # 1 for a normalised row
+        loudness = states_MD.norm(dim=-1, keepdim=True) / dim**0.5  # 1 for a normalized row
         scale = self.sharpness_H[:, None, None].to(absorbed_HMD.dtype) / dim
         return absorbed_HMD * loudness.to(absorbed_HMD.dtype) + states_MD.to(absorbed_HMD.dtype) * scale
 
@@ -296,54 +296,3 @@ class HopfieldMemory(MemoryLayer):
             weights, indices = top_k_rows(Shard(bank.rows, bank.scale, bank.group, 0), *query_payload, top_k)
         shape = (*x_BLS.shape[:2], top_k)
         return weights.view(shape), indices.view(shape)
-
-    @classmethod
-    def from_hflayers(
-        cls, state_dict: Mapping[str, Tensor], *, num_heads: int, hidden_size: int, beta: float, update_steps: int = 1
-    ) -> Self:
-        """Convert the parameters of hflayers' ``HopfieldLayer``; its ``lookup_weights``, normalised, become the bank.
-
-        The layer must have its defaults: affine norms of stored, state and projected patterns, biases and an output
-        projection.
-        ``hidden_size`` is the width of one head. ``update_steps`` = its ``update_steps_max`` + 1.
-
-        Raises:
-            ValueError: a parameter is missing, or one that has no counterpart here is present.
-        """
-        given = dict(state_dict)
-        if _CORE + "in_proj_weight" in given:
-            packed, width = given.pop(_CORE + "in_proj_weight"), num_heads * hidden_size
-            parts = packed.split([width, width, packed.shape[0] - 2 * width])
-            given |= {_CORE + f"{name}_proj_weight": part for name, part in zip("qkv", parts, strict=True)}
-        missing = sorted(_FROM_HFLAYERS.keys() - given.keys())
-        unknown = sorted(given.keys() - _FROM_HFLAYERS.keys())
-        if missing or unknown:
-            raise ValueError(f"not a HopfieldLayer of default options: missing {missing}, unknown {unknown}")
-        renamed = {new: given[old] for old, new in _FROM_HFLAYERS.items()}
-        q, k, v = (renamed[f"{name}_proj.weight"] for name in "qkv")
-        biases = renamed.pop("in_proj.bias").split([q.shape[0], k.shape[0], v.shape[0]])
-        renamed |= {f"{name}_proj.bias": bias for name, bias in zip("qkv", biases, strict=True)}
-        rows = renamed.pop("memory")[0]
-        module = cls(
-            q.shape[1], k.shape[1], renamed["out_proj.weight"].shape[0], heads=num_heads, head_dim=hidden_size,
-            value_dim=v.shape[0] // num_heads, beta=beta, update_steps=update_steps,
-        )  # fmt: skip
-        module.load_state_dict(renamed | {"beta": module.beta})
-        module.set_memory(normalise_rows(rows))
-        return module
-
-
-_CORE = "hopfield.association_core."
-_FROM_HFLAYERS = {
-    "lookup_weights": "memory",
-    "hopfield.norm_state_pattern.weight": "state_norm.weight",
-    "hopfield.norm_state_pattern.bias": "state_norm.bias",
-    "hopfield.norm_stored_pattern.weight": "key_gain",
-    "hopfield.norm_stored_pattern.bias": "key_shift",
-    "hopfield.norm_pattern_projection.weight": "value_gain",
-    "hopfield.norm_pattern_projection.bias": "value_shift",
-    **{_CORE + f"{name}_proj_weight": f"{name}_proj.weight" for name in "qkv"},
-    _CORE + "in_proj_bias": "in_proj.bias",
-    _CORE + "out_proj.weight": "out_proj.weight",
-    _CORE + "out_proj.bias": "out_proj.bias",
-}

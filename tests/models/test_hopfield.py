@@ -8,6 +8,7 @@ import torch
 from amrg.banks.bank import normalise_rows
 from amrg.kernels import quantize_rows
 from amrg.models import CrossAttention, HopfieldMemory
+from amrg.models.hflayers import from_hflayers
 from benchmarks.hopfield_baselines import absorbed, hflayers_formula, project_once_sdpa
 from tests.tolerances import assert_close
 
@@ -83,14 +84,14 @@ def test_loads_the_parameters_of_hflayers(fused):
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     raw = torch.randn(N, D, generator=torch.Generator().manual_seed(0)) * 3 + 1
     state = hflayers_state(original, raw, fused)
-    loaded = HopfieldMemory.from_hflayers(state, num_heads=H, hidden_size=K, beta=0.5, update_steps=2)
+    loaded = from_hflayers(state, num_heads=H, hidden_size=K, beta=0.5, update_steps=2)
     x = torch.randn(B, L, width, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(loaded(x), original(x, normalise_rows(raw)))
     assert "memory" not in loaded.state_dict()
     assert all(parameter.shape[0] != N for parameter in loaded.parameters())
     state["target_weights"] = state["lookup_weights"]
     with pytest.raises(ValueError, match="target_weights"):
-        HopfieldMemory.from_hflayers(state, num_heads=H, hidden_size=K, beta=0.5)
+        from_hflayers(state, num_heads=H, hidden_size=K, beta=0.5)
 
 
 def test_updates_stop_head_by_head_once_the_association_rests():
