@@ -1,31 +1,29 @@
 """The DeepSpeed engine: one process or many, CPU (gloo) or GPU (nccl), any ZeRO stage.
 
 It provides the loop with optimizer steps and with the complete trainable weights and moments, however they are
-partitioned. Checkpoints hold complete tensors, so a run can be resumed with another world size.
+partitioned (``amrg.training.zero_state``).
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from amrg.distributed import all_reduce_mean, device, init_process_group, rank, world_size
+from amrg.distributed import all_reduce_mean, device, init_process_group, world_size
 from amrg.errors import UserError
 from amrg.models.profiling import OPTIMISER, profile_region
-from amrg.models.zero3 import Zero3Config, gathered
+from amrg.models.zero3 import Zero3Config
 from amrg.precision import autocast, matmul_precision
-from amrg.training import deepspeed_internals
+from amrg.training import deepspeed_internals, zero_state
 from amrg.training.deepspeed_config import AUTO, OptimizerSettings, load_ds_config, require_zero3, resolve
-from amrg.training.deepspeed_internals import has_partitioned_moments, has_partitioned_weight, import_deepspeed
+from amrg.training.deepspeed_internals import has_partitioned_moments, import_deepspeed
+from amrg.training.zero_state import trainable
 
 #: Any input of ``loss``; its tensors have the samples on their first axis.
 Batch = Any
 Loss = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor | float]]]
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def refuse_half_without_gpu(settings: OptimizerSettings) -> None:
@@ -88,7 +86,7 @@ class Engine:
             model=_Objective(model, loss, settings.dtype), optimizer=client, model_parameters=groups, config=config
         )
         # Not lazily, because DeepSpeed links the moments of all groups after the first group's first step.
-        self._make_moments(0)
+        zero_state.create_moments(self._engine.optimizer, 0)
 
     def step(
         self, batch: Batch, lr: float, with_norms: bool = False, flags: dict[str, float] | None = None
@@ -131,7 +129,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_grad
 
         squares: dict[str, float] = {}
-        for name, parameter in _trainable(self.model):
+        for name, parameter in trainable(self.model):
             gradient = safe_get_full_grad(parameter) if has_partitioned_moments(parameter) else parameter.grad
             if gradient is not None:
                 module = f"gradient_norm/{name.split('.')[0]}"
@@ -148,68 +146,17 @@ class Engine:
 
         Every rank must call this.
         """
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        def full(parameter: nn.Parameter) -> Tensor:
-            if parameter.dtype == torch.float32 and not has_partitioned_weight(parameter):
-                return parameter  # complete after a step of ZeRO 0 to 2
-            found = safe_get_full_fp32_param(parameter)
-            return parameter if found is None else found
-
-        kept = self.model.state_dict().keys()
-        trained = ((name, full(parameter)) for name, parameter in _trainable(self.model))
-        buffers = ((name, buffer) for name, buffer in self.model.named_buffers() if name in kept)
-        return _on_first_rank(chain(trained, buffers))
+        return zero_state.gather_weights(self.model)
 
     def moments(self) -> dict[str, Tensor]:
         """Gather the optimizer moments (CPU) by ``<weight>.<moment>`` in the same way."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        def full(parameter: nn.Parameter, moment: str) -> Tensor:
-            if has_partitioned_moments(parameter):
-                return safe_get_full_optimizer_state(parameter, moment)
-            return self._engine.optimizer.state[parameter][moment]
-
-        trained = _trainable(self.model)
-        return _on_first_rank((f"{name}.{m}", full(weight, m)) for name, weight in trained for m in MOMENTS)
+        return zero_state.gather_moments(self.model, self._engine.optimizer)
 
     def restore(
         self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int, scheduler: dict[str, Any] | None
     ) -> None:
         """Restore the results of ``weights``, ``moments`` and ``scheduler_state`` after ``step`` steps."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        load_into(self.model, weights)
-        self._make_moments(step)
-        for name, parameter in _trainable(self.model):
-            values: dict[str | None, Tensor] = {
-                None: weights[name],
-                **{moment: moments[f"{name}.{moment}"] for moment in MOMENTS},
-            }
-            for moment, value in values.items():
-                if has_partitioned_weight(parameter):
-                    deepspeed_internals.set_shard(parameter, value, moment)
-                elif not has_partitioned_moments(parameter):
-                    if moment:
-                        self._engine.optimizer.state[parameter][moment].copy_(value)
-                elif moment:
-                    safe_set_full_optimizer_state(parameter, value, moment)
-                else:
-                    safe_set_full_fp32_param(parameter, value)
-        if scheduler is not None:
-            self._engine.lr_scheduler.load_state_dict(scheduler)
-        self._engine.global_steps = step
-
-    def _make_moments(self, step: int) -> None:
-        """Create the optimizer state that the first step would create, with the count of ``step`` steps."""
-        zero = self._engine.optimizer
-        base = deepspeed_internals.inner_optimizer(zero)
-        for parameter in deepspeed_internals.flat_weights(zero):
-            count = torch.tensor(float(step), device=parameter.device) if isinstance(base, torch.optim.AdamW) else step
-            # Existing moments stay the same tensors, because ZeRO 1 and 2 hold views of them.
-            moments = base.state.get(parameter) or {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-            base.state[parameter] = {**moments, "step": count}
-        deepspeed_internals.link_moments(zero)
+        zero_state.restore(self.model, self._engine, weights, moments, step, scheduler)
 
 
 def zero3(ds_config: str, required: bool = False) -> Zero3Config:
@@ -245,23 +192,11 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
     return [batch[i * size : (i + 1) * size] for i in range(parts)]
 
 
-def load_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy weights (a subset of the state) into a model, one tensor at a time, partitioned or not."""
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, value in weights.items():
-        with gathered([named[name]], modifier=True), torch.no_grad():
-            named[name].copy_(value)
-
-
-def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
 def _parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Group parameters by weight decay (matrices only) and learning rate (decoder and Q-Former may differ)."""
     own = settings.own_rates
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in _trainable(model):
+    for name, parameter in trainable(model):
         module = name.split(".")[0]
         vectors = deepspeed_internals.full_dims(parameter) < 2
         groups.setdefault((module if module in own else "", vectors), []).append(parameter)
@@ -270,9 +205,3 @@ def _parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dic
         | ({"lr": own[module], "lr_scale": own[module] / settings.lr} if module else {})
         for module, vectors in sorted(groups)
     ]
-
-
-def _on_first_rank(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Copies on the CPU; the other ranks, which go through them all the same, keep none: a node has memory for one."""
-    copies = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in tensors if rank() == 0)
-    return dict(copies)

@@ -24,10 +24,11 @@ from amrg.precision import autocast
 from amrg.progress import echo, track
 from amrg.training import checkpoint
 from amrg.training.deepspeed_config import OptimizerSettings
-from amrg.training.engine import Batch, Engine, Loss, load_into
+from amrg.training.engine import Batch, Engine, Loss
 from amrg.training.interruption import GracefulStop, LossGuard, StopRequest, stop_requests, user_errors
 from amrg.training.schedule import warmup_cosine
 from amrg.training.telemetry import Telemetry, profile_step
+from amrg.training.zero_state import load_into
 
 CURVES, CHECKPOINTS = "curves.jsonl", "checkpoints"
 #: Flags that travel with the metrics of a step.
