@@ -19,6 +19,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 #: How ranks retrieve from a bank that they share (docs/memory-banks.md).
 ShardingStrategy = Literal["auto", "replicate", "gather", "ring"]
+#: Kinds of queries of the visual memory (``MemoryConfig.visual_query``).
+VisualQuery = Literal["placed_regions", "regions", "queries"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class MemoryConfig:
     head_dim: PositiveInt = 128
     # What asks the visual memory: the film's own regions with their place (`amrg.models.regions`), without it, or the
     # Q-Former's queries. Regions share the rows' space, so they ask as they are, this many times their cosine.
-    visual_query: Literal["placed_regions", "regions", "queries"] = "placed_regions"
+    visual_query: VisualQuery = "placed_regions"
     sharpness: PositiveFloat = 80.0
     beta: PositiveFloat = 0.25  # of what is learned
     learn_beta: bool = False

@@ -23,7 +23,8 @@ from amrg.models.decoder import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
 from amrg.models.open_banks import open_banks
-from amrg.models.report_generator import MEMORIES, Association, ReportGenerator, VisionOutput
+from amrg.models.report_generator import Association, ReportGenerator
+from amrg.models.vision_output import MEMORIES, VisionOutput
 from amrg.precision import autocast
 from amrg.progress import track
 from amrg.training import engine
@@ -35,24 +36,24 @@ from amrg.training.vision_cache import VisionCache
 
 REPORTS = "reports.jsonl"
 TOP_ROWS = 5  # memory rows named for each study and bank
-HEAD_STUDIES = 20_000  # that attribute heads are fitted on, at most
+HEAD_STUDIES = 20_000  # most studies that attribute heads are fitted on
 
 
 @engine.restore_functional_linear()
 def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path) -> None:
-    """Write ``reports.jsonl``: each study of ``config.generate.split`` once, in the order of their keys.
+    """Write ``reports.jsonl``: one line per study of ``config.generate.split``, in the order of the keys.
 
-    A line is ``{key, group, reference, generated}`` and what ``generate_reports`` gives. Finished batches are kept in
-    ``scratch/`` while the work goes on, so that an interrupted run goes on from there. Attribute heads that support
-    details are kept beside the reports.
+    A line is ``{key, group, reference, generated}`` with the entries of ``generate_reports``. Finished batches are kept
+    in ``scratch/`` during the run, so that an interrupted run resumes from there. Attribute heads that support details
+    are stored beside the reports.
 
     Args:
-        config: ``generate`` is read, and ``decoder.model`` for where the base model is.
+        config: ``generate`` and ``decoder.model``, the place of the base model, are read.
         data, banks, stage2: artefacts (stage 2's model has its own copy of stage 1's; ``stage1`` is not read).
         folder: receives the file.
 
     Raises:
-        UserError: the split is empty, or an artefact is not what it should be.
+        UserError: the split is empty, or an artefact is missing or damaged.
     """
     distributed.init_process_group()
     decoding = config.generate
@@ -91,12 +92,12 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
 
 
 def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
-    """Return for each study one of another patient, a permutation, int64 [S].
+    """Return a permutation, int64 [S], that gives each study one of another patient.
 
-    All studies take the one at the same distance along the split, at half its length or as near to it as possible.
+    The distance along the split is the same for all studies: half its length, or as near to it as possible.
 
     Raises:
-        UserError: no such distance, as where one patient has most of the studies.
+        UserError: there is no such distance, for example because one patient has most of the studies.
     """
     names = list(groups)
     for distance in (*range(len(names) // 2, len(names)), *range(1, len(names) // 2)):
@@ -107,17 +108,17 @@ def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Recorder:
-    """What is recorded of the memories for each report; ``labels`` of the rows by memory."""
+    """Recorder of the memories' associations for each report; ``labels`` of the rows by memory."""
 
     labels: Mapping[str, RowLabels]
 
     @classmethod
     def open(cls, model: ReportGenerator, banks: Path) -> Self:
-        """For the memories of a generator."""
+        """Build from a generator and a banks artefact."""
         return cls(RowLabels.open(model, banks))
 
     def record(self, associations: Mapping[str, Association], loud_BQ: torch.Tensor, study: int) -> dict[str, Any]:
-        """``memory`` and ``association`` of a line of ``reports.jsonl``; see ``ReportGenerator.loud_queries``."""
+        """Return ``memory`` and ``association`` of a line of ``reports.jsonl``; see ``VisionOutput.loud_queries``."""
         memory: dict[str, list[dict[str, Any]]] = {name: [] for name in MEMORIES}
         association = {}
         for name, (weights_BQJ, rows_BQJ) in associations.items():
@@ -131,13 +132,13 @@ class Recorder:
 def open_composer(
     config: Config, banks: Path, calibration: Path, heads: Mapping[str, AttributeHeads] | None = None
 ) -> Composer | None:
-    """What begins the reports; None where the decoder does.
+    """Build the composer of the beginning of reports; None if the decoder writes it.
 
     Args:
         config: ``generate`` is read.
         banks: a banks artefact.
         calibration: folder of the calibration.
-        heads: where ``generate.support`` needs some.
+        heads: attribute heads, if ``generate.support`` needs any.
 
     Raises:
         UserError: the report bank does not hold sentences, or the calibration is missing.
@@ -153,7 +154,7 @@ def open_composer(
 
 
 def generate_faults(config: Config) -> list[str]:
-    """Settings of ``generate`` that do not go together, or not with the banks."""
+    """Return the contradictions in the settings of ``generate``, and between them and the banks."""
     settings, faults = config.generate, []
     if settings.outline_source == "retrieved" and config.banks.reports.granularity != "sentence":
         faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
@@ -173,7 +174,7 @@ HEADS = {"map": ("map",), "head": ("head",), "all": ("head",)}
 def _composer(
     config: Config, model: ReportGenerator, data: Path, banks: Path, stage2: Path, folder: Path
 ) -> Composer | None:
-    """The same for the split of ``generate``; attribute heads are fitted on train, once, and kept in the folder."""
+    """Build the composer for the split of ``generate``; attribute heads are fitted on train once, then stored."""
     heads = {}
     if config.generate.outline_source == "retrieved":
         for name in HEADS.get(config.generate.support, ()):
@@ -186,7 +187,7 @@ def _composer(
 
 
 def _fit_heads(config: Config, model: ReportGenerator, features: VisionCache, folder: Path, name: str) -> None:
-    """Fit attribute heads on what train reports state, and keep them."""
+    """Fit attribute heads on the details that train reports state, and store them."""
     rows = torch.arange(min(len(features), HEAD_STUDIES))
     features_NFX = torch.cat([head_features(features[part])[name] for part in rows.split(1024)])
     chosen = [features.studies[row] for row in rows.tolist()]
@@ -205,7 +206,7 @@ def _generate_lines(
     composer: Composer | None,
     text: RetrievedText | None,
 ) -> list[dict[str, Any]]:
-    """The lines of some studies."""
+    """Generate the lines of some studies."""
     studies = [features.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=distributed.device())
     query_vision = None
@@ -228,26 +229,25 @@ def generate_reports(
     text: RetrievedText | None,
     query_vision: VisionOutput | None = None,
 ) -> list[dict[str, Any]]:
-    """What ``reports.jsonl`` records of some studies beside who they are.
+    """Generate the reports of some studies, with the entries of their lines of ``reports.jsonl``.
 
-    A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` as
-    ``Recorder.record`` gives them, ``sentences`` those that were recalled
-    (``amrg.models.composer.ComposedSentence``), and ``recalled`` their rows of the report bank; ``generated`` begins
-    with them. Where the decoder reads retrieved text,
-    ``retrieved_text`` is that.
+    A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` are those of
+    ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
+    ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads retrieved text, the line
+    also has ``retrieved_text``.
 
     Args:
         vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
         config: ``generate`` and ``stage2.dtype`` are read.
-        recorder: of the memories.
-        composer: begins the reports; None leaves that to the decoder.
-        text: that the decoder reads; None where it reads none.
+        recorder: recorder of the memories.
+        composer: composes the beginning of the reports; None leaves it to the decoder.
+        text: composer of the text that the decoder reads; None: no text.
     """
     associations = model.associations(query_vision or vision, group_B, ROWS)
-    loud_BQ = model.loud_queries(query_vision or vision)
+    loud_BQ = (query_vision or vision).loud_queries(model.memory_config.visual_query)
     composed = [Composed("")] * len(group_B)
     if composer is not None:
-        # Where a patient's own rows may be retrieved, the sentences may be said, too.
+        # If a patient's own rows may be retrieved, so may their sentences.
         unsaid_B = model.masked_groups(group_B)
         composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations)
     retrieved = [] if text is None else text.compose(query_vision or vision, group_B, associations)
@@ -274,7 +274,7 @@ def generate_reports(
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half written."""
+    """Write a file atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.data.labels import FINDINGS
-from amrg.models.report_generator import MEMORIES, ReportGenerator
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.vision_output import MEMORIES
 
 
 class RowLabels:
@@ -50,7 +51,7 @@ class RowLabels:
         return (weights_BFJ.float() * own_BFJ).sum(-1)
 
     def record(self, weights_QJ: Tensor, rows_QJ: Tensor) -> dict[str, list[Any]]:
-        """Summarise each finding's association.
+        """Summarize each finding's association.
 
         Returns:
             Lists of length F. ``share``: weight on rows of that finding; ``top_row``: heaviest row, −1 for none;

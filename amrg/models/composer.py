@@ -32,7 +32,8 @@ from amrg.models.detail_heads import ATTRIBUTES, AttributeHeads, combine, suppor
 from amrg.models.finding_calibration import Certainty
 from amrg.models.linked_rows import LinkedRows, Supported
 from amrg.models.regions import PLACES
-from amrg.models.report_generator import Association, VisionOutput
+from amrg.models.report_generator import Association
+from amrg.models.vision_output import VisionOutput
 
 Support = Literal["none", "map", "memory", "head", "all"]
 
@@ -139,7 +140,7 @@ class Composed:
 
 
 class Composer:
-    """Composes the beginning of reports.
+    """Composer of the beginning of reports.
 
     Args:
         certainty: decides which findings are named.

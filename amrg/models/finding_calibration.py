@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
-from amrg.models.report_generator import VisionOutput
+from amrg.models.vision_output import VisionOutput
 
 FILE = "certainty.json"
 FEATURES = 2  # X

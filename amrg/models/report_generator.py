@@ -9,7 +9,6 @@ P positions of the streams, L tokens of the retrieved text, T report tokens, S p
 """
 
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, read_section, to_dict
-from amrg.data.labels import LABELS, NO_FINDING
+from amrg.data.labels import LABELS
 from amrg.data.text.outline import strip_outline
 from amrg.errors import UserError
 from amrg.models.cam import activation_maps
@@ -36,38 +35,19 @@ from amrg.models.forced_prefix import ForcedPrefix
 from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, run_batched
 from amrg.models.memory_layer import AnyBank
 from amrg.models.profiling import DECODER, MEMORY, profile_region
-from amrg.models.regions import PLACES, Regions, find_regions, of_studies
+from amrg.models.regions import PLACES, find_regions, of_studies
 from amrg.models.retrieval_loss import Wanted, association_loss, retrieval_loss, teacher_retrieval
 from amrg.models.tokenizer import ReportTokenizer
+from amrg.models.vision_output import MEMORIES, VisionOutput, pool_tokens
 from amrg.models.zero3 import Zero3Config, gathered
 
 IMAGE, RETRIEVED = "{image}", "{retrieved}"
 STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
-#: The two memories, in the order of their banks.
-MEMORIES = ("visual", "report")
-NORMAL_LOUDNESS = 0.25  # length of the state of No Finding that queries the visual memory
 IGNORE_INDEX = -100  # target of a position that the loss ignores; also the padding token id
 WEIGHTS = "model.safetensors"
 
 # The penalty applies to generated tokens only: the prefix of embeddings has no token ids.
 warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
-
-
-class VisionOutput(NamedTuple):
-    """Stage 1's output for studies: visual tokens, queries, logits and the region of each label."""
-
-    tokens_BND: Tensor
-    queries_BQD: Tensor
-    logits_BQ: Tensor
-    states_BQD: Tensor
-    places_BQP: Tensor
-    peaks_BQ: Tensor
-    boxes_BQ5: Tensor
-
-    @property
-    def regions(self) -> Regions:
-        """Regions of the labels."""
-        return Regions(self.states_BQD, self.places_BQP, self.peaks_BQ, self.boxes_BQ5)
 
 
 class Association(NamedTuple):
@@ -182,19 +162,8 @@ class ReportGenerator(nn.Module):
         return (tokens, dim), (queries, dim), (queries,), (queries, dim), (queries, PLACES), (queries,), (queries, 5)
 
     def memory_states(self, vision: VisionOutput) -> dict[str, Tensor]:
-        """Query states [B, Q, D] of each memory, by ``MEMORIES``.
-
-        The Q-Former's queries query the report memory. The film's own regions, scaled by stage 1's probability of the
-        finding, query the visual memory; the region of No Finding has a small constant scale, as many films share it.
-        """
-        visual_BQD, kind = vision.queries_BQD, self.memory_config.visual_query
-        if kind != "queries":
-            loudness_BQ = vision.logits_BQ.sigmoid().clone()  # autograd keeps what sigmoid returns
-            loudness_BQ[:, LABELS.index(NO_FINDING)] = NORMAL_LOUDNESS
-            visual_BQD = vision.states_BQD * loudness_BQ[..., None]
-            if kind == "regions":
-                visual_BQD = F.pad(visual_BQD[..., :-PLACES], (0, PLACES))
-        return dict(zip(MEMORIES, (visual_BQD, vision.queries_BQD), strict=True))
+        """Query states [B, Q, D] of each memory (``VisionOutput.memory_states``)."""
+        return vision.memory_states(self.memory_config.visual_query)
 
     def freeze_visual_query(self) -> None:
         """Freeze the query and key parameters of a visual memory that regions query.
@@ -206,18 +175,6 @@ class ReportGenerator(nn.Module):
         if isinstance(memory, HopfieldMemory) and memory.sharpness_H is not None:
             for one in (memory.state_norm, memory.q_proj, memory.k_proj, memory.key_gain, memory.key_shift):
                 one.requires_grad_(False)
-
-    def loud_queries(self, vision: VisionOutput) -> Tensor:
-        """Select the queries whose associations with the visual memory are reported, bool [B, Q].
-
-        These are the regions of findings with a probability above 1/2, or else the region of No Finding.
-        """
-        if self.memory_config.visual_query == "queries":
-            return torch.ones_like(vision.logits_BQ, dtype=torch.bool)
-        loud_BQ, normal = vision.logits_BQ > 0, LABELS.index(NO_FINDING)
-        loud_BQ[:, normal] = False
-        loud_BQ[:, normal] = ~loud_BQ.any(1)
-        return loud_BQ
 
     @property
     def memories(self) -> dict[str, "HopfieldMemory | CrossAttention"]:
@@ -509,18 +466,6 @@ class ReportGenerator(nn.Module):
         start = prefix.shape[1] - sizes[2] - sizes[3]
         mask_BS[:, start : start + sizes[3]] = text_BL != IGNORE_INDEX
         return prefix.to(embed.weight.dtype), mask_BS
-
-
-def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
-    """Mean-pool a square grid of tokens to the largest square grid of at most ``most`` tokens; 0 returns none."""
-    if most == 0:
-        return tokens_BND[:, :0]
-    side = math.isqrt(tokens_BND.shape[1])
-    smaller = math.isqrt(most)
-    if side * side != tokens_BND.shape[1] or smaller >= side:
-        return tokens_BND
-    grid = tokens_BND.transpose(1, 2).unflatten(2, (side, side))
-    return F.adaptive_avg_pool2d(grid, smaller).flatten(2).transpose(1, 2)
 
 
 def _memory(

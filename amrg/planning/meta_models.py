@@ -17,7 +17,8 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import SMALL_LLAMA, build_meta_decoder
 from amrg.models.memory_layer import LocalBank
-from amrg.models.report_generator import ReportGenerator, VisionOutput
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.vision_output import VisionOutput
 from amrg.planning.architectures import encoder_width, language_model
 from amrg.retrieval.communication_cost import BankShape
 from amrg.training.multilabel import multilabel_loss

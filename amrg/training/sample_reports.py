@@ -21,7 +21,8 @@ from amrg.data.text.repetition import is_repetitive, most_common_share, tokenize
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.classifier import query_cosines
 from amrg.models.composer import ROWS
-from amrg.models.report_generator import ReportGenerator, VisionOutput
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.vision_output import VisionOutput
 from amrg.models.zero3 import gathered
 
 #: Studies per validation, over all ranks, after which no further batch is analysed (sorting retrievals is expensive).
@@ -40,7 +41,7 @@ class MemoryWatch:
     """Accumulator of retrieval metrics over a validation; ``result`` resets it.
 
     Args:
-        rows: labels of the rows of each memory in use, by ``amrg.models.report_generator.MEMORIES``.
+        rows: labels of the rows of each memory in use, by ``amrg.models.vision_output.MEMORIES``.
         stated: findings that each validation study states, by its hashed key, bool [F].
     """
 

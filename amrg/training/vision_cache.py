@@ -11,7 +11,8 @@ from torch import Tensor
 
 from amrg import distributed
 from amrg.data.stream import iter_samples, load_studies
-from amrg.models.report_generator import ReportGenerator, VisionOutput
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.vision_output import VisionOutput
 from amrg.precision import autocast
 from amrg.training.collate import ImageBatch, collate_images
 from amrg.training.feature_cache import DistributedFeatureCache

@@ -29,8 +29,8 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.composer import ROWS, Composed, ComposedSentence
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.hopfield import HopfieldMemory
-from amrg.models.report_generator import VisionOutput
 from amrg.models.vision import to_tensor
+from amrg.models.vision_output import VisionOutput
 from amrg.precision import autocast
 from amrg.training.vision_cache import round_like_cache
 from amrg.webapp.attention import Association, record_attention
@@ -209,7 +209,7 @@ class InferenceSession:
 
 
 class _EventStreamer(BaseStreamer):
-    """Converts the tokens that ``generate`` streams into events."""
+    """Converter of the tokens that ``generate`` streams into events."""
 
     def __init__(
         self, reader: InferenceSession, analysis: StudyAnalysis, off: set[str], steps: deque[Tensor],

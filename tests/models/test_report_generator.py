@@ -17,7 +17,8 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder
 from amrg.models.memory_layer import LocalBank
 from amrg.models.regions import PLACES, find_regions, of_studies
-from amrg.models.report_generator import IGNORE_INDEX, NORMAL_LOUDNESS, ReportGenerator, VisionOutput, pool_tokens
+from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator
+from amrg.models.vision_output import NORMAL_LOUDNESS, VisionOutput, pool_tokens
 
 REPORTS = ["The heart is large. Clear lungs.", "Small left effusion.", "Normal."]
 SETTINGS = DecoderConfig(

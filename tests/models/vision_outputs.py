@@ -6,7 +6,7 @@ import torch
 
 from amrg.data.labels import LABELS
 from amrg.models.regions import PLACES
-from amrg.models.report_generator import VisionOutput
+from amrg.models.vision_output import VisionOutput
 
 WIDTH = 24  # of a state
 

@@ -20,7 +20,8 @@ from amrg.models.association_shares import RowLabels
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder
 from amrg.models.memory_layer import AnyBank, LocalBank
-from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator, VisionOutput
+from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator
+from amrg.models.vision_output import VisionOutput
 from amrg.retrieval.layout import ShardLayout
 from amrg.retrieval.sharded_bank import ShardedBank
 from amrg.training.sample_reports import MemoryWatch

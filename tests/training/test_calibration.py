@@ -12,7 +12,7 @@ from amrg.data import stream
 from amrg.data.labels import FINDINGS
 from amrg.data.text.outline import positive_findings
 from amrg.models.finding_calibration import FEATURES, FILE, Certainty
-from amrg.models.report_generator import VisionOutput
+from amrg.models.vision_output import VisionOutput
 from amrg.training import calibration
 from amrg.training.calibration import CALIBRATION, calibrate
 from amrg.training.stage2 import build_generator

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from amrg.config import CheckpointConfig, MemoryConfig, TelemetryConfig
 from amrg.data.labels import FINDINGS
 from amrg.models.association_shares import RowLabels
-from amrg.models.report_generator import Association, VisionOutput
+from amrg.models.report_generator import Association
+from amrg.models.vision_output import VisionOutput
 from amrg.training import sample_reports as watching
 from amrg.training.loop import TrainingTask, fit
 from amrg.training.sample_reports import MemoryWatch, alike, collapses, failure_rates

@@ -10,6 +10,7 @@ from amrg.config import Config
 from amrg.inference.generate import generate_reports
 from amrg.models.composer import Composed
 from amrg.models.report_generator import ReportGenerator
+from tests.models.vision_outputs import sight_of
 
 
 @pytest.mark.parametrize("hide", [True, False])
@@ -22,13 +23,15 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
 
     memory = replace(Config().memory, mask_same_patient=hide)
     model = SimpleNamespace(
+        memory_config=memory,
         masked_groups=lambda group_B: ReportGenerator.masked_groups(SimpleNamespace(memory_config=memory), group_B),
         associations=lambda *_: {},
-        loud_queries=lambda _: None,
         generate=lambda *_, **__: ["Clear.", "Clear."],
     )
     recorder = SimpleNamespace(record=lambda *_: {})
     group_B = torch.tensor([5, 7])
-    lines = generate_reports(model, None, group_B, Config(), recorder, SimpleNamespace(compose=compose), None)
+    lines = generate_reports(
+        model, sight_of({}, {}), group_B, Config(), recorder, SimpleNamespace(compose=compose), None
+    )
     assert asked == [(group_B if hide else None, False)]  # no report memory: the decoder words what is named
     assert [line["generated"] for line in lines] == ["Clear.", "Clear."]

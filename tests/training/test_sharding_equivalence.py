@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amrg.models.report_generator import MEMORIES
+from amrg.models.vision_output import MEMORIES
 
 
 def start(ranks: int, *arguments: Path | str, script: str = "sharding_equivalence_worker.py") -> None:

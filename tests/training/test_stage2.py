@@ -22,7 +22,8 @@ from amrg.inference.generate import generate, mismatched_permutation, open_compo
 from amrg.mining.reports import build_report_bank
 from amrg.models.finding_calibration import Certainty
 from amrg.models.open_banks import open_banks
-from amrg.models.report_generator import GeneratorOutput, ReportGenerator, VisionOutput
+from amrg.models.report_generator import GeneratorOutput, ReportGenerator
+from amrg.models.vision_output import VisionOutput
 from amrg.pipeline import STEPS
 from amrg.training.calibration import CALIBRATION
 from amrg.training.stage2 import loss, rank_batches, train_stage2
