@@ -10,7 +10,7 @@ from amrg.evaluation.details import MICRO
 from amrg.experiments.sweep import Variant
 from amrg.inference.generate import TOP_ROWS
 from amrg.models.cam import METHODS
-from amrg.models.report_generator import IMAGE, RETRIEVED
+from amrg.models.prompt import IMAGE, RETRIEVED
 
 #: The judged and tested score, declared before any result is known.
 HEADLINE = "F1 micro-13"

@@ -1,11 +1,11 @@
 """The report generator: stage 1's vision, two Hopfield memories over the banks, and a causal language model.
 
 The language model reads ``[before ; visual tokens ; queries ; visual memory ; report memory ; after ; report]``, where
-*before* and *after* are the prompt on either side of ``{image}``. Where it reads retrieved sentences as text, *after*
-is ``[between ; text ; after]``, with the prompt on either side of ``{retrieved}``.
+*before* and *after* are the prompt on either side of ``{image}`` (``Prompt``). If it reads retrieved sentences as text,
+*after* is ``[between ; text ; after]``, with the prompt on either side of ``{retrieved}``.
 
 Shape legend: B studies, M films, N visual tokens, Q = 14 queries, D query width, E width of the language model,
-P positions of the streams, L tokens of the retrieved text, T report tokens, S positions of the prompt, K top rows.
+P positions of the streams, L tokens of the retrieved text, T report tokens, S positions of the prefix, J rows.
 """
 
 import json
@@ -35,15 +35,14 @@ from amrg.models.forced_prefix import ForcedPrefix
 from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, run_batched
 from amrg.models.memory_layer import AnyBank
 from amrg.models.profiling import DECODER, MEMORY, profile_region
+from amrg.models.prompt import Prompt, drop_positions, stream_faults
 from amrg.models.regions import PLACES, find_regions, of_studies
 from amrg.models.retrieval_loss import Wanted, association_loss, retrieval_loss, teacher_retrieval
-from amrg.models.tokenizer import ReportTokenizer
+from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer
 from amrg.models.vision_output import MEMORIES, VisionOutput, pool_tokens
 from amrg.models.zero3 import Zero3Config, gathered
 
-IMAGE, RETRIEVED = "{image}", "{retrieved}"
 STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
-IGNORE_INDEX = -100  # target of a position that the loss ignores; also the padding token id
 WEIGHTS = "model.safetensors"
 
 # The penalty applies to generated tokens only: the prefix of embeddings has no token ids.
@@ -65,23 +64,6 @@ class GeneratorOutput(NamedTuple):
     association_B: Tensor | None = None
 
 
-def stream_faults(settings: DecoderConfig) -> list[str]:
-    """Return the contradictions in the settings of the streams and the prompt."""
-    faults = []
-    if settings.prompt.count(IMAGE) != 1:
-        faults.append(f"decoder.prompt must contain {IMAGE} once: that is where the image goes")
-    image, text = (settings.prompt.find(mark) for mark in (IMAGE, RETRIEVED))
-    if settings.prompt.count(RETRIEVED) > 1 or (text < image and (text >= 0 or settings.use_retrieved_text)):
-        faults.append(
-            f"decoder.prompt must contain {RETRIEVED} once, behind {IMAGE}: that is where the retrieved text goes"
-        )
-    if not (
-        settings.use_visual_tokens or settings.use_queries or settings.use_visual_memory or settings.use_report_memory
-    ):
-        faults.append("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
-    return faults
-
-
 class ReportGenerator(nn.Module):
     """Report generator (see the module's docstring), built from its parts or with ``from_pretrained``.
 
@@ -89,7 +71,7 @@ class ReportGenerator(nn.Module):
         stage1: the classifier; its parameters are trained if they require gradients.
         decoder: a causal LM of transformers (or peft around one).
         tokenizer: the decoder's tokenizer.
-        banks: the visual and the report bank, normalised; rows are non-persistent buffers.
+        banks: the visual and the report bank, normalized; rows are non-persistent buffers.
         memory: settings of both memories.
         settings: settings of the streams and the prompt.
         map_method: activation map for regions; must be the method that mined the visual bank.
@@ -112,9 +94,8 @@ class ReportGenerator(nn.Module):
         self.memory_config, self.settings, self.map_method = memory, settings, map_method
         dim, width = stage1.config.query_dim, decoder.get_input_embeddings().embedding_dim
         sharpness = None if memory.visual_query == "queries" else memory.sharpness
-        visual = (
-            settings.use_visual_memory or settings.use_retrieved_text
-        )  # text needs the memory even without its vectors
+        # Text needs the memory even without its vectors.
+        visual = settings.use_visual_memory or settings.use_retrieved_text
         self.visual_memory = _memory(memory, dim, banks[0], sharpness) if visual else None
         if self.visual_memory is not None and not settings.use_visual_memory:
             self.visual_memory.requires_grad_(False)
@@ -122,7 +103,7 @@ class ReportGenerator(nn.Module):
         self.projection = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
-        # Streams and position embeddings are initialised with the standard deviation of the token embeddings.
+        # Streams and position embeddings are initialized with the standard deviation of the token embeddings.
         embeddings = decoder.get_input_embeddings().weight
         with gathered([embeddings]):  # `amrg plan` builds a model on the meta device
             size = 1.0 if embeddings.is_meta else float(embeddings.detach().std())
@@ -130,13 +111,9 @@ class ReportGenerator(nn.Module):
         # Position embeddings of the prefix: a decoder trained from scratch could not tell the streams apart otherwise.
         self.mark_PE = nn.Parameter(torch.randn(self.prefix_length, width) * size)
         if settings.use_queries:
-            # Initialised 4x larger, so that a certain finding dominates the embedding of its query.
+            # Initialized 4x larger, so that a certain finding dominates the embedding of its query.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
-        before, after = settings.prompt.split(IMAGE)
-        between, after = after.split(RETRIEVED) if settings.use_retrieved_text else ("", after.replace(RETRIEVED, ""))
-        first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        self.before = first + tokenizer(before, add_special_tokens=False).input_ids
-        self.between, self.after = (tokenizer(text, add_special_tokens=False).input_ids for text in (between, after))
+        self.prompt = Prompt.from_settings(settings, tokenizer)
 
     def encode_images(self, images_M3HW: Tensor, views: Sequence[int]) -> VisionOutput:
         """Encode films with stage 1; the views of a study are averaged token by token.
@@ -209,7 +186,7 @@ class ReportGenerator(nn.Module):
 
     @property
     def prefix_length(self) -> int:
-        """P of ``embed_streams``."""
+        """Number of positions P of ``embed_streams``."""
         return max(place.stop for place in self.stream_slices.values())
 
     def embed_streams(self, vision: VisionOutput, group_B: Tensor, query_vision: VisionOutput | None = None) -> Tensor:
@@ -244,7 +221,7 @@ class ReportGenerator(nn.Module):
         tokens_BND, queries_BQD, logits_BQ = vision[:3]
         parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
         streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1)))) + self.mark_PE
-        streams_BPE = self._drop_positions(streams_BPE, self.settings.prefix_dropout)
+        streams_BPE = drop_positions(streams_BPE, self.settings.prefix_dropout, self.training)
         if not self.settings.use_queries:
             return streams_BPE
         # An explicit embedding of stage 1's probability, which is only one of many directions of the query.
@@ -277,14 +254,13 @@ class ReportGenerator(nn.Module):
             retrieved_BL: token ids of the retrieved text, padded on the left with ``IGNORE_INDEX``; None: no text.
         """
         remembered, retrieval_B = self._retrieve(vision, group_B, own_BQD)
-        prefix, mask_BS = self._prefix(self._fuse(vision, remembered), retrieved_BL)
+        embedding = self.decoder.get_input_embeddings()
+        prefix, mask_BS = self.prompt.embed(embedding, self._fuse(vision, remembered), retrieved_BL, self.training)
         placed = {}
         if retrieved_BL is not None:
             mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
             placed = {"attention_mask": mask_BS, "position_ids": (mask_BS.cumsum(1) - 1).clamp_min(0)}
-        report = self._drop_positions(
-            self.decoder.get_input_embeddings()(report_BT.clamp(min=0)), self.settings.token_dropout
-        )
+        report = drop_positions(embedding(report_BT.clamp(min=0)), self.settings.token_dropout, self.training)
         with profile_region(DECODER):
             logits = self.decoder(
                 inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
@@ -328,7 +304,8 @@ class ReportGenerator(nn.Module):
         streams_BPE = self.embed_streams(vision, group_B, query_vision)
         for name in hidden:
             streams_BPE[:, self.stream_slices[name]] = 0.0
-        prefix, mask_BS = self._prefix(streams_BPE, retrieved_BL)
+        embedding = self.decoder.get_input_embeddings()
+        prefix, mask_BS = self.prompt.embed(embedding, streams_BPE, retrieved_BL, self.training)
         written = self.decoder.generate(
             inputs_embeds=prefix,
             attention_mask=mask_BS,
@@ -444,28 +421,6 @@ class ReportGenerator(nn.Module):
 
     def _own_state(self) -> dict[str, Tensor]:
         return {n: v for n, v in self.state_dict().items() if not n.startswith(("decoder.", "stage1."))}
-
-    def _drop_positions(self, values_BLE: Tensor, share: float) -> Tensor:
-        """Set a random share of the positions to zero in training."""
-        if not self.training or share == 0.0:
-            return values_BLE
-        return values_BLE * (torch.rand(values_BLE.shape[:2], device=values_BLE.device) >= share)[..., None]
-
-    def _prefix(self, streams_BPE: Tensor, retrieved_BL: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Build the input before the report, [B, S, E], and its mask, int64 [B, S], 0 on the padding of a text."""
-        embed, device = self.decoder.get_input_embeddings(), streams_BPE.device
-        text_BL = streams_BPE.new_zeros(len(streams_BPE), 0, dtype=torch.long) if retrieved_BL is None else retrieved_BL
-        words = torch.tensor(self.before + self.between + self.after, device=device).expand(len(streams_BPE), -1)
-        # A single look-up, because each one gathers embeddings that ZeRO 3 partitions.
-        sizes = [len(self.before), len(self.between), len(self.after), text_BL.shape[1]]
-        embedded = embed(torch.cat([words, text_BL.clamp_min(0)], dim=1)).to(streams_BPE.dtype)
-        before, between, after, text = embedded.split(sizes, dim=1)
-        text = self._drop_positions(text, self.settings.prefix_dropout)
-        prefix = torch.cat([before, streams_BPE, between, text, after], dim=1)
-        mask_BS = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
-        start = prefix.shape[1] - sizes[2] - sizes[3]
-        mask_BS[:, start : start + sizes[3]] = text_BL != IGNORE_INDEX
-        return prefix.to(embed.weight.dtype), mask_BS
 
 
 def _memory(

@@ -12,6 +12,8 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 from amrg.data.text.outline import add_outline
 from amrg.errors import UserError
 
+IGNORE_INDEX = -100  # target of a position that the loss ignores; also the padding token id
+
 
 @dataclass(frozen=True)
 class ReportTokenizer:

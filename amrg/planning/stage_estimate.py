@@ -56,7 +56,7 @@ class Assumptions:
 
     @property
     def machines(self) -> str:
-        """In words."""
+        """GPUs and their memory in words."""
         return f"{self.gpus} × {self.device.name} of {self.memory / 1e9:g} GB"
 
 
@@ -137,7 +137,7 @@ def split_size(config: Config, given: Assumptions, split: str = "train", with_wo
 
 
 def _tabled(config: Config, split: str) -> Size | None:
-    """By the tables of the data folder, where it is there and they tell the split; no report is read."""
+    """Return the size by the tables of the data folder, if they exist and tell the split; no report is read."""
     if config.data.splits != "official":
         return None
     try:
@@ -148,7 +148,7 @@ def _tabled(config: Config, split: str) -> Size | None:
 
 
 def samples_of(config: Config, size: Size) -> int:
-    """Samples of a train split: each render of the embedded data set is one of its own."""
+    """Count the samples of a train split: each render of the embedded data set is one sample."""
     return size.films if config.data.source == "openi_drr" else size.studies
 
 
@@ -215,7 +215,7 @@ def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None)
 
 
 def banks_of(config: Config, skeleton: MetaModel, given: Assumptions, micro: int) -> BankPlacement:
-    """How the ranks hold a stage's banks, and what a micro-batch's retrieval moves."""
+    """Place a stage's banks on the ranks, and count the traffic of a micro-batch's retrieval."""
     per_study = len(LABELS) * config.memory.heads
     return place_banks(
         skeleton.banks,
@@ -255,5 +255,6 @@ def prompt_length(config: Config, model: Any) -> int:
     """Length of a study's prefix in the decoder: the prompt and all streams."""
     use = config.decoder
     streams = sum((use.use_queries, use.use_visual_memory, use.use_report_memory))
-    words = len(model.before) + len(model.between) + len(model.after) + use.retrieved_tokens * use.use_retrieved_text
+    prompt = model.prompt
+    words = len(prompt.before) + len(prompt.between) + len(prompt.after) + use.retrieved_tokens * use.use_retrieved_text
     return words + model.vision_shape[0] + len(LABELS) * streams

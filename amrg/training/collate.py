@@ -17,8 +17,7 @@ from amrg.data.image_ops import to_model_input
 from amrg.data.shards import hash_key
 from amrg.data.stream import Sample
 from amrg.data.studies import Study
-from amrg.models.report_generator import IGNORE_INDEX
-from amrg.models.tokenizer import ReportTokenizer
+from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer
 from amrg.training.multilabel import targets
 
 

@@ -20,7 +20,8 @@ from amrg.errors import UserError
 from amrg.models.bank_sentences import open_sentences
 from amrg.models.composer import ROWS, Composer
 from amrg.models.finding_calibration import Certainty
-from amrg.models.report_generator import IGNORE_INDEX, Association, ReportGenerator
+from amrg.models.report_generator import Association, ReportGenerator
+from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.models.vision_output import MEMORIES, VisionOutput
 from amrg.progress import track
 from amrg.training.calibration import CALIBRATION, calibrate

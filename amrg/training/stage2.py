@@ -24,7 +24,9 @@ from amrg.models.bank_sentences import no_sentences
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder, refuse_quantised
 from amrg.models.open_banks import open_banks, refuse_sharded_index
-from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator, stream_faults
+from amrg.models.prompt import stream_faults
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.models.vision_output import VisionOutput
 from amrg.models.zero3 import gathered
 from amrg.retrieval.indexed_bank import search_faults

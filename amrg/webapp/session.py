@@ -191,7 +191,7 @@ class InferenceSession:
             attention_S: mean attention of the sentence to the decoder's first ``positions``.
             text: number of tokens of the retrieved text.
         """
-        attention_P = attention_S[len(self.model.before) :]
+        attention_P = attention_S[len(self.model.prompt.before) :]
         of = {name: attention_P[place] for name, place in self.model.stream_slices.items()}
         of["retrieved text"] = attention_S[len(attention_S) - text :]
         shares = {name: round(float(part.sum()), 4) for name, part in of.items() if len(part)}
@@ -204,8 +204,8 @@ class InferenceSession:
 
     def positions(self, text: int) -> int:
         """Count the decoder's input positions up to the last stream, or through a retrieved text of ``text`` tokens."""
-        streams = len(self.model.before) + self.model.prefix_length
-        return streams + len(self.model.between) + text if text else streams
+        streams = len(self.model.prompt.before) + self.model.prefix_length
+        return streams + len(self.model.prompt.between) + text if text else streams
 
 
 class _EventStreamer(BaseStreamer):

@@ -17,7 +17,8 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder
 from amrg.models.memory_layer import LocalBank
 from amrg.models.regions import PLACES, find_regions, of_studies
-from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.models.vision_output import NORMAL_LOUDNESS, VisionOutput, pool_tokens
 
 REPORTS = ["The heart is large. Clear lungs.", "Small left effusion.", "Normal."]
@@ -86,7 +87,8 @@ def test_loss_is_the_cross_entropy_of_the_report_tokens_alone(classifier: Diseas
         assert streams.shape == (1, 4 + 3 * 14, 16)
         report = report_BT[i][report_BT[i] != IGNORE_INDEX]
         assert report[-1] == model.tokenizer.eos_token_id
-        before, after, text = (embed(torch.tensor(ids))[None] for ids in (model.before, model.after, report.tolist()))
+        words = model.prompt.before, model.prompt.after, report.tolist()
+        before, after, text = (embed(torch.tensor(ids))[None] for ids in words)
         whole = torch.cat([before, streams, after, text], dim=1)
         labels = torch.full(whole.shape[:2], IGNORE_INDEX)
         labels[0, -len(report) :] = report
@@ -375,8 +377,9 @@ def test_a_report_goes_on_from_what_it_begins_with(classifier: DiseaseClassifier
     found = model.generate(sight, groups, decoding, forced_prefixes=begin)
     for i, text in enumerate(begin):
         ids = model.tokenizer(text, add_special_tokens=False).input_ids
-        prefix, _ = model._prefix(model.embed_streams(one(sight, i), groups[i : i + 1]), None)
-        embedded = model.decoder.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
+        embedding = model.decoder.get_input_embeddings()
+        prefix, _ = model.prompt.embed(embedding, model.embed_streams(one(sight, i), groups[i : i + 1]))
+        embedded = embedding(torch.tensor([ids], dtype=torch.long))
         written = model.decoder.generate(
             inputs_embeds=torch.cat([prefix, embedded], dim=1),
             max_new_tokens=20 - len(ids),

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.tokenizer import IGNORE_INDEX
 from tests.models.test_report_generator import DECODING, build, classifier, inputs, one  # noqa: F401
 
 PROMPT = "Film {image}. Alike: {retrieved} Text:"
@@ -24,9 +25,9 @@ def test_the_loss_is_that_of_each_study_alone_with_its_text_unpadded(classifier:
     model = reading(classifier)
     sight, groups, report_BT = inputs(model)
     found = model(sight, groups, report_BT, retrieved_BL=TEXT_BL).loss_B
-    embed = model.decoder.get_input_embeddings()
+    embed, prompt = model.decoder.get_input_embeddings(), model.prompt
     for i, text in enumerate(TEXT_BL):
-        words = [torch.tensor(ids, dtype=torch.long) for ids in (model.before, model.between, model.after)]
+        words = [torch.tensor(ids, dtype=torch.long) for ids in (prompt.before, prompt.between, prompt.after)]
         before, between, after = (embed(ids)[None] for ids in words)
         report = report_BT[i][report_BT[i] != IGNORE_INDEX]
         parts = [before, model.embed_streams(one(sight, i), groups[i : i + 1]), between]
@@ -68,10 +69,16 @@ def test_text_reaches_the_loss_and_is_hidden_in_training_like_any_stream(classif
     torch.testing.assert_close(changed[1:], base[1:])
     hiding = reading(classifier, prefix_dropout=0.999).train()
     torch.manual_seed(0)
-    prefix, _ = hiding._prefix(hiding.embed_streams(sight, groups), TEXT_BL)
-    first = len(hiding.before) + hiding.prefix_length + len(hiding.between)
+    streams, embedding = hiding.embed_streams(sight, groups), hiding.decoder.get_input_embeddings()
+    prefix, _ = hiding.prompt.embed(embedding, streams, TEXT_BL, hiding.training)
+    first = len(hiding.prompt.before) + hiding.prefix_length + len(hiding.prompt.between)
     assert (prefix[:, first : first + 4] == 0).all()
-    assert (prefix[:, : len(hiding.before)] != 0).any()
+    assert (prefix[:, : len(hiding.prompt.before)] != 0).any()
+    losses = []
+    for text_BL in (TEXT_BL, changed_BL):
+        torch.manual_seed(0)
+        losses.append(hiding(sight, groups, report_BT, retrieved_BL=text_BL).loss_B)
+    assert torch.equal(*losses)
 
 
 def test_without_text_the_prompt_closes_around_its_place(classifier: DiseaseClassifier) -> None:  # noqa: F811

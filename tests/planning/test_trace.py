@@ -86,7 +86,7 @@ def test_cache_is_exactly_what_generation_holds(config: Config, generator: Any) 
     generator.eval()
     with torch.no_grad():
         streams = generator.embed_streams(dummy_vision_output(generator, studies), torch.zeros(studies).long())
-        prefix, mask = generator._prefix(streams, None)
+        prefix, mask = generator.prompt.embed(generator.decoder.get_input_embeddings(), streams)
         cache = generator.decoder.generate(
             inputs_embeds=prefix,
             attention_mask=mask,

@@ -20,7 +20,8 @@ from amrg.models.association_shares import RowLabels
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder
 from amrg.models.memory_layer import AnyBank, LocalBank
-from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.models.vision_output import VisionOutput
 from amrg.retrieval.layout import ShardLayout
 from amrg.retrieval.sharded_bank import ShardedBank

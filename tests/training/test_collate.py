@@ -12,8 +12,7 @@ from amrg.data.shards import hash_key
 from amrg.data.stream import Sample, Stream, group_by_length, iter_samples
 from amrg.data.studies import Study
 from amrg.models.classifier import DiseaseClassifier, mean_over_views
-from amrg.models.report_generator import IGNORE_INDEX
-from amrg.models.tokenizer import ReportTokenizer, train_tokenizer
+from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer, train_tokenizer
 from amrg.models.vision import to_tensor
 from amrg.training.collate import ImageBatch, ReportCollator, Stage1Collator, Stage2Collator, collate_images
 from amrg.training.engine import split_batch

@@ -15,7 +15,8 @@ from amrg.inference.generate import generate, mismatched_permutation
 from amrg.models.composer import ROWS, Composer
 from amrg.models.finding_calibration import Certainty
 from amrg.models.open_banks import open_banks
-from amrg.models.report_generator import IGNORE_INDEX, ReportGenerator
+from amrg.models.report_generator import ReportGenerator
+from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.training.calibration import CALIBRATION
 from amrg.training.feature_cache import FeatureCache
 from amrg.training.retrieved_text import RetrievedText, refuse_changing_text, retrieved_tokens_of

@@ -73,9 +73,10 @@ def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     with torch.no_grad():
         sight = encode_films(model.eval(), batch["films"])
     first, second = (next(n for n, sample in enumerate(samples) if sample.study.report == report(k)) for k in (0, 1))
-    seen = torch.ones(len(model.before) + model.prefix_length + len(model.after) + batch["report"].shape[1], 1)
+    before, after = len(model.prompt.before), len(model.prompt.after)
+    seen = torch.ones(before + model.prefix_length + after + batch["report"].shape[1], 1)
     hidden = seen.clone()
-    hidden[len(model.before) :][model.stream_slices["visual memory"]] = 0.0
+    hidden[before:][model.stream_slices["visual memory"]] = 0.0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     for step in range(STEPS):
