@@ -30,7 +30,7 @@ from torch import Tensor
 
 from amrg.artifacts import file_hash
 from amrg.errors import UserError
-from amrg.kernels.hopfield.reference import NO_GROUP
+from amrg.kernels.hopfield.reference import NO_GROUP as NO_GROUP  # re-exported
 
 FORMAT = 3
 HEADER = "bank.json"

@@ -103,6 +103,6 @@ def _draw(classes: list[np.ndarray], quotas: np.ndarray, chosen: np.ndarray, gen
 def _quotas(draws: int, weights: np.ndarray) -> np.ndarray:
     """Split ``draws`` in proportion to the weights by largest remainder; ties go to the first."""
     exact = draws * weights / weights.sum()
-    quotas = np.floor(exact).astype(np.int64)
+    quotas: np.ndarray = np.floor(exact).astype(np.int64)
     quotas[np.argsort(quotas - exact, kind="stable")[: draws - quotas.sum()]] += 1
     return quotas

@@ -162,7 +162,8 @@ def _vectors(bank: MemoryBank, numbers: np.ndarray) -> Iterator[torch.Tensor]:
 
 
 def _origins(bank: MemoryBank, start: int, stop: int) -> list[Provenance]:
-    return bank.provenance_rows(start, stop).to_pylist()
+    origins: list[Provenance] = bank.provenance_rows(start, stop).to_pylist()
+    return origins
 
 
 def _writer(bank: MemoryBank, folder: Path, dtype: torch.dtype, splits: list[str]) -> BankWriter:

@@ -164,11 +164,12 @@ def _check_tiling(
     flat: CommGroup, rows: Tensor, start: int, total: int, fingerprint: str, scale: Tensor | None, group: Tensor | None
 ) -> list[tuple[int, int]]:
     """Gather the row range of each rank. All ranks raise the same error unless each row is on exactly one rank."""
-    local = (start, start + len(rows), total, rows.shape[1], str(rows.dtype), fingerprint)
     fits = all(part is None or len(part) == len(rows) for part in (scale, group))
     wrong = _first_non_finite(rows if scale is None else scale[:, None], start)
-    by_rank: list = [None] * flat.size
-    distributed.all_gather_object(by_rank, (*local, scale is None, group is None, fits, wrong), group=flat.group)
+    compared = (total, rows.shape[1], str(rows.dtype), fingerprint, scale is None, group is None)
+    local = (start, start + len(rows), *compared, fits, wrong)
+    by_rank = [local] * flat.size
+    distributed.all_gather_object(by_rank, local, group=flat.group)
     for rank, (*_, ok, row) in enumerate(by_rank):
         if row is not None:
             raise UserError(f"sharded bank: rank {rank}: row {row} is not finite: `amrg bank verify` names its file")

@@ -113,6 +113,7 @@ def _query_grad(query: ShardQuery, shard: Shard, stats: _BackwardStats) -> Tenso
     """Compute one shard's term of the gradient of the queries, [M, D]."""
     do, lse, delta, dmass = stats
     association = lse.new_empty(0, 0)
+    dq: Tensor
     dq, _ = hopfield_backward(
         *_operands(query, shard), do.contiguous(), lse, delta, dmass.contiguous(), association, False
     )
