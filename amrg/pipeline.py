@@ -325,9 +325,9 @@ STEPS: dict[str, Step] = {
     "prepare": Step("data", 3, _data_settings, (), _prepare),
     "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned),
     "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
-    "stage2": Step("stage2", 4, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
+    "stage2": Step("stage2", 5, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step(
-        "reports", 3, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
+        "reports", 4, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
     ),
     "evaluate": Step("scores", 5, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

@@ -41,6 +41,7 @@ from amrg.evaluation.scores import MODEL, mention_tables, score_systems
 from amrg.evaluation.statistics import bootstrap_counts
 from amrg.evaluation.text_statistics import copy_rates, num_distinct_retrievals, retrieved_texts, text_statistics
 from amrg.models.classifier import DiseaseClassifier
+from amrg.models.training_distance import FALSE_ALARM_RATE
 from amrg.pages.result_page import Page, write_page
 from amrg.pages.score_table import score_table
 from amrg.progress import echo
@@ -105,6 +106,7 @@ def evaluate(
         "copying": _copying(data, banks, studies, reports),
         "retrieved_sets": num_distinct_retrievals(reports),
         "relevance": _relevance(config, banks, test, reports),
+        "unlike_training": _unlike_training(reports),
         "mentions": mention_tables(_present(test), texts),
         "localisation": _localization(config, test),
         "classifier": _classifier(stage1, split),
@@ -199,6 +201,14 @@ def _relevance(config: Config, banks: Path, test: TestOutputs, reports: list[Gen
     weights = bootstrap_counts([s.group for s in test.studies], config.evaluate.bootstrap_samples, config.seed)
     present = _present(test)[:, [LABELS.index(finding) for finding in FINDINGS]]
     return relevance(banks, reports, present, test.masks, weights)
+
+
+def _unlike_training(reports: list[GeneratedReport]) -> dict[str, float] | None:
+    """Count the studies whose films are unlike the training films; None if the reports do not say so."""
+    flags = [r.unlike_training for r in reports if r.unlike_training is not None]
+    if not flags:
+        return None
+    return {"studies": len(flags), "unlike": sum(flags), "false_alarm_rate": FALSE_ALARM_RATE}
 
 
 def _present(test: TestOutputs) -> np.ndarray:

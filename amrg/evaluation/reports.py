@@ -79,6 +79,7 @@ class GeneratedReport:
         recalled: report-bank rows of the sentences it begins with, one row each.
         association: associations by bank, if the line has them.
         sentences: recalled sentences it begins with, if the line has them.
+        unlike_training: whether the films are unlike the training films; None if the line does not say so.
     """
 
     key: str
@@ -89,6 +90,7 @@ class GeneratedReport:
     recalled: list[int] = field(default_factory=list)
     association: dict[str, Association] = field(default_factory=dict)
     sentences: tuple[Sentence, ...] = ()
+    unlike_training: bool | None = None
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
@@ -145,11 +147,13 @@ def _parse(line: str, where: str) -> GeneratedReport:
         good = good and all(isinstance(row, int) for row in recalled)
         association = {bank: _association(entry) for bank, entry in (record.get("association") or {}).items()}
         sentences = tuple(_sentence(entry) for entry in record.get("sentences") or [])
+        unlike = record.get("unlike_training")
+        good = good and unlike in (None, True, False)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences)
+    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences, unlike)
 
 
 def _association(entry: dict[str, Any]) -> Association:

@@ -24,6 +24,7 @@ from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import Association, ReportGenerator
+from amrg.models.training_distance import TrainingDistance
 from amrg.models.vision_output import MEMORIES, VisionOutput
 from amrg.precision import autocast
 from amrg.progress import track
@@ -67,7 +68,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     if zero is not None:
         engine.partition(model.decoder, zero)
     features = VisionCache(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
-    recorder = Recorder.open(model, banks)
+    recorder = Recorder.open(model, banks, stage2)
     composer = _composer(config, model, data, banks, stage2, folder)
     text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
     parts = folder / SCRATCH / "parts"
@@ -108,14 +109,20 @@ def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Recorder:
-    """Recorder of the memories' associations for each report; ``labels`` of the rows by memory."""
+    """Recorder of the memories' associations, and of the distance from the training films, for each report.
+
+    Attributes:
+        labels: labels of the rows by memory.
+        distance: distance from the training films; None for a stage 2 that was made by a version without it.
+    """
 
     labels: Mapping[str, RowLabels]
+    distance: TrainingDistance | None
 
     @classmethod
-    def open(cls, model: ReportGenerator, banks: Path) -> Self:
-        """Build from a generator and a banks artefact."""
-        return cls(RowLabels.open(model, banks))
+    def open(cls, model: ReportGenerator, banks: Path, stage2: Path) -> Self:
+        """Build from a generator, and the artefacts of its banks and of stage 2."""
+        return cls(RowLabels.open(model, banks), TrainingDistance.load(stage2))
 
     def record(self, associations: Mapping[str, Association], loud_BQ: torch.Tensor, study: int) -> dict[str, Any]:
         """Return ``memory`` and ``association`` of a line of ``reports.jsonl``; see ``VisionOutput.loud_queries``."""
@@ -233,8 +240,8 @@ def generate_reports(
 
     A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` are those of
     ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
-    ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads retrieved text, the line
-    also has ``retrieved_text``.
+    ``generated`` begins, and ``recalled`` their rows of the report bank. The line also has the entries of
+    ``TrainingDistance.records`` and, if the decoder reads retrieved text, ``retrieved_text``.
 
     Args:
         vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
@@ -250,6 +257,9 @@ def generate_reports(
         # If a patient's own rows may be retrieved, so may their sentences.
         unsaid_B = model.masked_groups(group_B)
         composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations)
+    distances: list[dict[str, Any]] = [{}] * len(group_B)
+    if recorder.distance is not None:
+        distances = recorder.distance.records(vision)
     retrieved = [] if text is None else text.compose(query_vision or vision, group_B, associations)
     with torch.no_grad(), autocast(config.stage2.dtype):
         texts = model.generate(
@@ -267,6 +277,7 @@ def generate_reports(
             **recorder.record(associations, loud_BQ, study),
             "recalled": [sentence.row for sentence in one.sentences],
             "sentences": [sentence.to_dict() for sentence in one.sentences],
+            **distances[study],
             **({"retrieved_text": retrieved[study]} if retrieved else {}),
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))

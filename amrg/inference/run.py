@@ -22,6 +22,7 @@ from amrg.models.composer import Composer
 from amrg.models.detail_heads import AttributeHeads
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import ReportGenerator
+from amrg.models.training_distance import FILE as DISTANCE_FILE
 from amrg.models.vision import to_tensor
 from amrg.precision import autocast
 from amrg.training.calibration import CALIBRATION
@@ -67,7 +68,10 @@ class RunArtifacts:
     @property
     def warnings(self) -> list[str]:
         """Warnings that everything made from the artefacts carries."""
-        return sorted({one.warning for one in (self.data, self.stage1, self.banks, self.stage2) if one.warning})
+        found = {one.warning for one in (self.data, self.stage1, self.banks, self.stage2) if one.warning}
+        if not (self.stage2.path / DISTANCE_FILE).exists():
+            found.add("stage 2 was made by a former version: films that are unlike the training films are not told")
+        return sorted(found)
 
     @property
     def config(self) -> Config:
@@ -158,7 +162,7 @@ class LoadedRun:
         self._config = artifacts.config
         self.batch_size = self._config.generate.batch_size
         self._model, self._composer, self._text = open_generator(artifacts, self.batch_size)
-        self._recorder = Recorder.open(self._model, artifacts.banks.path)
+        self._recorder = Recorder.open(self._model, artifacts.banks.path, artifacts.stage2.path)
         self.image_size = self._model.stage1.config.image_size
 
     def generate(self, studies: Sequence[Film | Sequence[Film]]) -> list[str]:

@@ -129,14 +129,18 @@ class ReportGenerator(nn.Module):
         with gathered(list(self.stage1.cam_head.parameters())):
             maps_MQHW = activation_maps(self.stage1.cam_head, output.fine_BHWC, self.map_method)
         regions = of_studies(find_regions(output.projected_BHWD, maps_MQHW), views)
-        tokens, queries, logits = (mean_over_views(x, views) for x in (tokens, output.queries_BQD, output.scores_BK))
-        return VisionOutput(tokens, queries, logits, *regions)
+        film_MD = output.projected_BHWD.mean((1, 2))
+        tokens, queries, logits, film_BD = (
+            mean_over_views(x, views) for x in (tokens, output.queries_BQD, output.scores_BK, film_MD)
+        )
+        return VisionOutput(tokens, queries, logits, *regions, film_BD)
 
     @property
     def vision_output_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the fields of ``VisionOutput`` for one study."""
         tokens, queries, dim = self.vision_shape
-        return (tokens, dim), (queries, dim), (queries,), (queries, dim), (queries, PLACES), (queries,), (queries, 5)
+        regions = (queries, dim), (queries, PLACES), (queries,), (queries, 5)
+        return (tokens, dim), (queries, dim), (queries,), *regions, (dim,)
 
     def memory_states(self, vision: VisionOutput) -> dict[str, Tensor]:
         """Query states [B, Q, D] of each memory (``VisionOutput.memory_states``)."""

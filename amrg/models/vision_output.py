@@ -20,7 +20,10 @@ NORMAL_LOUDNESS = 0.25  # length of the state of No Finding that queries the vis
 
 
 class VisionOutput(NamedTuple):
-    """Stage 1's output for studies: visual tokens, queries, logits and the region of each label."""
+    """Stage 1's output for studies: visual tokens, queries, logits, the region of each label, and a vector of the film.
+
+    The vector is the mean of the fine grid (``amrg.models.training_distance``).
+    """
 
     tokens_BND: Tensor
     queries_BQD: Tensor
@@ -29,6 +32,7 @@ class VisionOutput(NamedTuple):
     places_BQP: Tensor
     peaks_BQ: Tensor
     boxes_BQ5: Tensor
+    film_BD: Tensor
 
     @property
     def regions(self) -> Regions:

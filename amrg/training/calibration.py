@@ -1,4 +1,8 @@
-"""Calibration of the findings that generation names (``amrg.models.finding_calibration``), fitted after stage 2."""
+"""Models of stage 1's output that are fitted after stage 2, when its weights are final.
+
+These are the calibration of the findings that generation names (``amrg.models.finding_calibration``), and the distance
+of a study from the training films (``amrg.models.training_distance``).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +16,15 @@ from amrg.data.stream import num_studies
 from amrg.data.text.outline import positive_findings
 from amrg.models.finding_calibration import Certainty, features_of
 from amrg.models.report_generator import ReportGenerator
+from amrg.models.training_distance import TrainingDistance
 from amrg.training.vision_cache import VisionCache
 
 #: Folder of a stage 2 artefact with the calibration for each split.
 CALIBRATION = "calibration"
 #: With fewer validation studies, train studies are added; these are biased, as stage 1 was trained on them.
 ENOUGH = 4096
+#: Most studies of a split that the distance is fitted on.
+DISTANCE_STUDIES = 20_000
 _BATCH = 1024
 
 
@@ -38,6 +45,22 @@ def calibrate(config: Config, model: ReportGenerator, data: Path, folder: Path, 
         certainty = _fit(config, model, data, splits, scratch)
         if distributed.rank() == 0:
             certainty.save(folder / CALIBRATION / target)
+    distributed.barrier()
+
+
+def fit_training_distance(config: Config, model: ReportGenerator, data: Path, folder: Path, scratch: Path) -> None:
+    """Fit the distance from the training films and write it into ``folder``; every rank must call this.
+
+    Args:
+        config, model, data, folder, scratch: as for ``calibrate``.
+    """
+    features = []
+    for split in ("train", "val"):
+        cache = VisionCache(model, data, split, scratch, config.stage2.dtype)
+        rows = torch.arange(min(len(cache), DISTANCE_STUDIES))
+        features.append(torch.cat([cache[part].film_BD.cpu() for part in rows.split(_BATCH)]))
+    if distributed.rank() == 0:
+        TrainingDistance.fit(*features).save(folder)
     distributed.barrier()
 
 

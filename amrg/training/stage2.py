@@ -32,7 +32,7 @@ from amrg.models.zero3 import gathered
 from amrg.retrieval.indexed_bank import search_faults
 from amrg.training import deepspeed_config, engine
 from amrg.training.association_targets import WantedRows, refuse_no_hopfield, wanted_rows_of
-from amrg.training.calibration import calibrate
+from amrg.training.calibration import calibrate, fit_training_distance
 from amrg.training.checkpoint import input_hashes
 from amrg.training.collate import ReportCollator, Stage2Collator
 from amrg.training.deepspeed_config import OptimizerSettings
@@ -102,8 +102,10 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
             model.save_pretrained(folder / MODEL, base)
             write_card(folder / MODEL, model, config, data, banks, rows)
     distributed.barrier()
+    final = folder / SCRATCH / ("trained" if settings.train_vision else "")
+    fit_training_distance(config, model, data, folder, final)
     if config.decoder.predict_outline or config.decoder.use_retrieved_text:
-        calibrate(config, model, data, folder, folder / SCRATCH / ("trained" if settings.train_vision else ""))
+        calibrate(config, model, data, folder, final)
 
 
 def optimisation(config: Config) -> OptimizerSettings:

@@ -229,6 +229,7 @@ class Handlers:
             "findings": findings,
             "films": [self._film(analysis, sample, number) for number in range(len(analysis.films))],
             "memory": analysis.retrieved(),
+            "unlike_training": analysis.distance.get("unlike_training", False),
         }
 
     def _film(self, analysis: StudyAnalysis, sample: Sample | None, number: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.composer import ROWS, Composed, ComposedSentence
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.hopfield import HopfieldMemory
+from amrg.models.training_distance import TrainingDistance
 from amrg.models.vision import to_tensor
 from amrg.models.vision_output import VisionOutput
 from amrg.precision import autocast
@@ -57,6 +58,7 @@ class StudyAnalysis:
         probabilities: sigmoid of stage 1's mean logit over all films, by finding.
         maps_MKHW: activation maps; 1 is the peak of a typical positive train film (``amrg.models.cam``).
         association: association by memory of the generator.
+        distance: entries of ``TrainingDistance.records``; empty if the run has no such distance.
     """
 
     films: list[np.ndarray]
@@ -65,6 +67,7 @@ class StudyAnalysis:
     probabilities: dict[str, float]
     maps_MKHW: np.ndarray
     association: dict[str, Association]
+    distance: dict[str, Any]
 
     def retrieved(self) -> dict[str, list[dict[str, Any]]]:
         """Return the heaviest rows of each memory, averaged over the queries."""
@@ -92,6 +95,7 @@ class InferenceSession:
         self.model.decoder.set_attn_implementation("eager")
         self.classifier = DiseaseClassifier.from_pretrained(chain.stage1.path / "model").to(distributed.device())
         self.thresholds = _thresholds(chain.stage1.path / "thresholds.json")
+        self._distance = TrainingDistance.load(chain.stage2.path)
         about = MemoryBank.open(chain.banks.path / VISUAL).header["about"]
         self._scale_K = np.array([about.get("scales", {}).get(label, 1.0) for label in LABELS])
         # Beam search cannot stream words, so the page decodes with one beam.
@@ -131,6 +135,7 @@ class InferenceSession:
             probabilities={name: probability_K[LABELS.index(name)] for name in FINDINGS},
             maps_MKHW=maps_MKHW.cpu().numpy() / self._scale_K[:, None, None],
             association=association,
+            distance=self._distance.records(vision)[0] if self._distance else {},
         )
 
     def patches(

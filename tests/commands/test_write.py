@@ -57,6 +57,9 @@ def test_reports_are_those_of_generate(run: Any, capfd: pytest.CaptureFixture[st
     for line, path in zip(found, paths, strict=True):
         wanted = by_key[path.name]
         assert line["generated"] == wanted["generated"]
+        assert line["unlike_training"] is wanted["unlike_training"] is False
+        assert 0 < line["training_distance"] <= line["training_distance_threshold"]
+        assert line["training_distance"] == pytest.approx(wanted["training_distance"], abs=0.02)
         assert line["recalled"] == wanted["recalled"]
         assert [said["text"] for said in line["sentences"]] == [said["text"] for said in wanted["sentences"]]
         assert list(line["association"]) == list(wanted["association"])

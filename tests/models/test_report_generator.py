@@ -172,8 +172,10 @@ def test_views_of_a_study_are_averaged(classifier: DiseaseClassifier) -> None:
     model = build(classifier)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found, single = model.encode_images(images, [2, 1]), model.encode_images(images, [1, 1, 1])
-    for part, alone in zip(found[:3], single[:3], strict=True):
+    for part, alone in zip((*found[:3], found.film_BD), (*single[:3], single.film_BD), strict=True):
         torch.testing.assert_close(part, torch.stack([alone[:2].mean(0), alone[2]]))
+    grid = model.stage1(images).projected_BHWD
+    torch.testing.assert_close(single.film_BD, grid.flatten(1, 2).sum(1) / grid[0, :, :, 0].numel())
     assert [part.shape[1:] for part in found] == [torch.Size(shape) for shape in model.vision_output_shapes]
     assert (*found.tokens_BND.shape[1:2], *found.queries_BQD.shape[1:]) == model.vision_shape
 

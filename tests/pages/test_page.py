@@ -88,6 +88,9 @@ def test_says_what_it_must(html):
     sections = ("scores", "findings", "details", "relevance", "wording", "place", "probe", "curves", "samples")
     for section in (*sections, "contact", "origin"):
         assert f'<section id="{section}">' in html
+    assert "3 of 120 studies have films that are unlike the training films; the threshold allows 2 %" in html
+    other.scores["unlike_training"] = None
+    assert "unlike the training films" not in render(other)
 
 
 def test_texts_are_escaped(html):

@@ -66,7 +66,7 @@ def build(banks: Path, way: str, memory: MemoryConfig | None = None, **changes: 
 def sight(studies: int) -> VisionOutput:
     """Random, with regions as long as rows."""
     generator = torch.Generator().manual_seed(4)
-    shapes = ((4, 24), (14, 24), (14,), (14, 24), (14, 16), (14,), (14, 5))
+    shapes = ((4, 24), (14, 24), (14,), (14, 24), (14, 16), (14,), (14, 5), (24,))
     return VisionOutput(*(torch.randn((studies, *shape), generator=generator) for shape in shapes))
 
 

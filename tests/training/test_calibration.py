@@ -12,6 +12,7 @@ from amrg.data import stream
 from amrg.data.labels import FINDINGS
 from amrg.data.text.outline import positive_findings
 from amrg.models.finding_calibration import FEATURES, FILE, Certainty
+from amrg.models.training_distance import TrainingDistance
 from amrg.models.vision_output import VisionOutput
 from amrg.training import calibration
 from amrg.training.calibration import CALIBRATION, calibrate
@@ -115,3 +116,17 @@ def test_of_real_films_it_is_the_calibration_of_what_stage_1_sees(artefacts: Any
     written = json.loads((tmp_path / CALIBRATION / "test" / FILE).read_text())
     assert written != json.loads((tmp_path / CALIBRATION / "val" / FILE).read_text())
     assert not (tmp_path / "scratch" / "test").exists()
+
+
+def test_the_distance_from_the_training_films_is_fitted_on_train_and_validation(artefacts: Any, tmp_path: Path) -> None:
+    config, data, scratch = artefacts.config, artefacts.data, tmp_path / "scratch"
+    model = build_generator(config, data, artefacts.stage1, artefacts.banks)
+    calibration.fit_training_distance(config, model, data, tmp_path, scratch)
+    train, validation = (VisionCache(model, data, split, scratch, config.stage2.dtype) for split in ("train", "val"))
+    features = [cache[torch.arange(len(cache))].film_BD for cache in (train, validation)]
+    found, expected = TrainingDistance.load(tmp_path), TrainingDistance.fit(*features)
+    assert found is not None
+    seen = validation[torch.arange(len(validation))]
+    assert found.records(seen) == expected.records(seen)
+    assert not any(record["unlike_training"] for record in found.records(seen))
+    assert not (scratch / "test").exists()

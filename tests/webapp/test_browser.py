@@ -15,6 +15,7 @@ from PIL import Image
 from amrg.inference.run import open_generator, open_run
 from amrg.models.composer import Composed, ComposedSentence, Composer
 from amrg.models.finding_calibration import Certainty
+from amrg.models.training_distance import TrainingDistance
 from amrg.webapp.server import create_app
 from amrg.webapp.session import InferenceSession
 from tests.browser import WIDTH, Keys, Page, chromium
@@ -109,6 +110,20 @@ def test_a_study_is_shown_with_all_there_is_to_it(page):
     assert "Heart size is" in page.text("[data-bank=report] li")
     page.wait(lambda: "Edema, region" in page.text("#sentences .drew"))
     page.shot("study")
+
+
+def test_the_report_of_a_film_unlike_the_training_films_is_gray_until_it_is_asked_for(browser, folder, monkeypatch):
+    everything_is_unlike = lambda distance, vision: [{"unlike_training": True}] * len(vision.film_BD)  # noqa: E731
+    monkeypatch.setattr(TrainingDistance, "records", everything_is_unlike)
+    with served(folder) as address:
+        page = Viewer(browser, address).open()
+        opacity = lambda: float(page.one("#sentences").value_of_css_property("opacity"))  # noqa: E731
+        assert "Unlike the training films" in page.text("#unlike")
+        assert opacity() < 0.5
+        page.shot("unlike")
+        page.one("#unlike button").click()
+        assert opacity() == 1
+        assert "Unlike the training films" in page.text("#unlike")
 
 
 def test_everything_comes_from_this_machine(page):

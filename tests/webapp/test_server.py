@@ -1,6 +1,7 @@
 """The application as a browser meets it, on a small run whose artefacts are real."""
 
 import asyncio
+import dataclasses
 import html
 import io
 import json
@@ -103,6 +104,7 @@ def test_a_look_tells_what_the_models_see(client, run, reader):
     for row in told["findings"]:
         assert row["probability"] == pytest.approx(look.probabilities[row["name"]], abs=1e-4)
     assert told["memory"] == look.retrieved()
+    assert told["unlike_training"] is False
     film = Image.open(io.BytesIO(b64decode(told["films"][1]["image"].split(",")[1])))
     assert film.size == (768, 768)
 
@@ -255,6 +257,12 @@ def test_a_dropped_film_is_looked_at_and_reported(client, tmp_path, kind):
     assert all(finding["stated"] is None for finding in told["findings"])
     assert client.get(f"/api/looks/dropped/{told['name']}").json() == told
     assert events(client, f"/api/looks/dropped/{told['name']}/report")[-1][0] == "end"
+
+
+def test_a_film_beyond_the_threshold_is_unlike_the_training_films(app, client, monkeypatch):
+    reader = app.routes[0].endpoint.__self__._reader
+    monkeypatch.setattr(reader, "_distance", dataclasses.replace(reader._distance, threshold=0.0))
+    assert client.post("/api/looks", content=png(GREY[:, ::-1])).json()["unlike_training"] is True
 
 
 def test_a_film_dropped_twice_is_one(app, client):

@@ -13,11 +13,12 @@ from amrg.data.labels import FINDINGS
 from amrg.data.stream import Sample, iter_samples, load_studies
 from amrg.models.finding_calibration import Certainty
 from amrg.models.report_generator import ReportGenerator
+from amrg.models.training_distance import TrainingDistance
 from amrg.pipeline import recipe, root
 from amrg.training.calibration import CALIBRATION
-from amrg.training.collate import ReportCollator, Stage2Collator
+from amrg.training.collate import ReportCollator, Stage2Collator, collate_images
 from amrg.training.stage2 import MODEL, build_generator
-from amrg.training.vision_cache import encode_films
+from amrg.training.vision_cache import encode_films, round_like_cache
 from tests.conftest import make_artefacts, report
 
 STEPS = 200
@@ -47,6 +48,9 @@ def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "de
         _learn_by_heart(model, list(iter_samples(made.data, "train")))
         model.save_pretrained(partial / MODEL)
         certainty = Certainty(((0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
+        # The threshold lies above the distances of the test films, so that none of them is unlike.
+        distance = TrainingDistance.fit(*(_film_vectors(model, made.data, split) for split in ("train", "test")))
+        replace(distance, threshold=1.1 * distance.threshold).save(partial)
         for split in ("test", "val"):
             certainty.save(partial / CALIBRATION / split)
 
@@ -65,6 +69,12 @@ def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "de
             make(partial)
         found[plan.kind] = open_artifact(plan.path(root(config)), plan.kind)
     return found
+
+
+@torch.no_grad()
+def _film_vectors(model: ReportGenerator, data: Path, split: str) -> torch.Tensor:
+    films = collate_images(list(iter_samples(data, split)), model.stage1.config.image_size)
+    return round_like_cache(encode_films(model.eval(), films)).film_BD
 
 
 def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:

@@ -20,6 +20,7 @@ const rows = new Map(); // what is known of a bank's row, asked for once
 for (const input of $("switches").querySelectorAll("input")) input.addEventListener("change", write);
 $("again").addEventListener("click", write);
 $("whole").addEventListener("click", () => choose(null));
+$("unlike").querySelector("button").addEventListener("click", () => withhold(false));
 
 for (const event of ["mouseover", "focusin"]) $("sentences").addEventListener(event, ({ target }) => point(target.closest("li")));
 for (const event of ["mouseleave", "focusout"]) $("sentences").addEventListener(event, () => point(null));
@@ -29,10 +30,19 @@ const off = () => [...$("switches").querySelectorAll("input:not(:checked)")].map
 export function showReport(newLook) {
   look = newLook;
   whole = null;
+  $("unlike").hidden = !look.unlike_training;
+  withhold(look.unlike_training);
   $("reference").hidden = look.reference === null;
   $("reference").querySelector("p").textContent = look.reference ?? "";
   $("no-reference").hidden = look.reference !== null;
   write();
+}
+
+/** Gray the report of a film that is unlike the training films, until it is asked for. */
+function withhold(on) {
+  $("report").classList.toggle("withheld", on);
+  $("sentences").inert = on;
+  $("unlike").querySelector("button").disabled = !on;
 }
 
 export function stopWriting() {
