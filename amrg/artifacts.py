@@ -30,7 +30,7 @@ LOGS = "logs"
 #: ... and removed when the artefact is whole: what only a resumed step needs.
 SCRATCH = ("checkpoints", "scratch")
 #: What everything made from an artefact must be told.
-_MARK = "MARK"
+_MARK, _FAILURES = "MARK", "FAILURES"
 
 #: Does something for each of some items, here (``map``) or on many machines; what came of it, in the items' order.
 #: What is done must be picklable, and what it writes must not depend on where it is done.
@@ -64,6 +64,11 @@ class Artifact:
     def warning(self) -> str | None:
         """A warning that everything made from this artefact must carry, such as a bank that holds test rows."""
         return self.manifest.get("mark")
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed in training, in the step itself or in one of its inputs (``add_failure``)."""
+        return self.manifest.get("failures", [])
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,13 @@ def set_warning(folder: Path, warning: str) -> None:
     (folder / _MARK).write_text(warning + "\n")
 
 
+def add_failure(folder: Path, failure: str) -> None:
+    """Print that a step has failed although it ended, and record it in its artefact and all that is made from it."""
+    echo(f"WARNING: {failure}")
+    with (folder / _FAILURES).open("a") as file:
+        file.write(failure + "\n")
+
+
 def _finalize(partial: Path, final: Path, recipe: Recipe) -> None:
     """Hash, describe and rename a finished folder."""
     for name in SCRATCH:
@@ -214,6 +226,9 @@ def _finalize(partial: Path, final: Path, recipe: Recipe) -> None:
     own_mark = partial / _MARK
     if own_mark.exists():
         marks.append(own_mark.read_text().strip())
+    failures = [failure for artifact in recipe.inputs.values() for failure in artifact.failures]
+    if (partial / _FAILURES).exists():
+        failures += (partial / _FAILURES).read_text().splitlines()
     manifest = {
         "kind": recipe.kind,
         "format_version": recipe.version,
@@ -228,6 +243,8 @@ def _finalize(partial: Path, final: Path, recipe: Recipe) -> None:
     }
     if marks:
         manifest["mark"] = "; ".join(sorted(set(marks)))
+    if failures:
+        manifest["failures"] = list(dict.fromkeys(failures))
     # The manifest is written last: a folder with a manifest is whole.
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     os.rename(partial, final)

@@ -51,7 +51,7 @@ def usage() -> str:
         commands[call.removeprefix("``amrg ")] = summary
     return f"""usage: amrg VERB ...
 
-steps, each with [CONFIG] [--dry-run] [--section.key VALUE ...]:
+steps, each with [CONFIG] [--dry-run] [--strict] [--section.key VALUE ...]:
 {_table(steps)}
 
 commands:
@@ -70,7 +70,7 @@ def _table(docstrings: dict[str, str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; exit code 0, 2 for what the user can put right, 130 when interrupted."""
+    """Entry point; exit code 0, 2 for a UserError, 3 for a failed training with --strict, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     run_cli(lambda: _dispatch(arguments))
 
@@ -80,7 +80,7 @@ def run_cli(action: Callable[[], None]) -> None:
     try:
         action()
     except UserError as error:
-        sys.exit(_fail(str(error), 2))
+        sys.exit(_fail(str(error), error.exit_code))
     except KeyboardInterrupt as stop:
         sys.exit(_fail(str(stop) or "interrupted; the same command goes on from here", 130))
     except BrokenPipeError:  # whoever reads has read enough, as `| head` does
@@ -97,6 +97,7 @@ def launch(stage: str) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--local_rank", "--local-rank")
     parser.add_argument("--ds_config", "--ds-config")
+    parser.add_argument("--strict", action="store_true")
     options, arguments = parser.parse_known_args()
     if options.ds_config:
         arguments += [f"--{stage}.ds_config", options.ds_config]
@@ -106,7 +107,7 @@ def launch(stage: str) -> None:
 
         from amrg.pipeline import run_all
 
-        run_all(config, stage)
+        run_all(config, stage, options.strict)
 
     run_cli(action)
 
@@ -127,8 +128,9 @@ def _dispatch(arguments: list[str]) -> None:
         return
     if verb not in STEPS:
         raise UserError(f"unknown verb `{verb}`; one of {', '.join((*STEPS, *COMMANDS))}")
-    dry_run = "--dry-run" in rest
-    config = parse([argument for argument in rest if argument != "--dry-run"], f"amrg {verb} [CONFIG] [--dry-run]")
+    dry_run, strict = "--dry-run" in rest, "--strict" in rest
+    settings = [argument for argument in rest if argument not in ("--dry-run", "--strict")]
+    config = parse(settings, f"amrg {verb} [CONFIG] [--dry-run] [--strict]")
 
     from amrg import pipeline
 
@@ -138,10 +140,10 @@ def _dispatch(arguments: list[str]) -> None:
             print(pipeline.describe(name, config))
         pipeline.check(verbs, config)
     elif verb == "run":
-        pipeline.run_all(config)
+        pipeline.run_all(config, strict=strict)
     else:
         pipeline.check(verbs, config)
-        pipeline.run_step(verb, config)
+        pipeline.run_step(verb, config, strict=strict)
 
 
 if __name__ == "__main__":

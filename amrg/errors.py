@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,14 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with code 2. Where several things are wrong at
     once, the message has a line for each.
     """
+
+    exit_code = 2
+
+
+class TrainingFailure(UserError):
+    """A step that ended but whose result has failed (``Artifact.failures``), raised with ``--strict``; exit code 3."""
+
+    exit_code = 3
 
 
 def collect_errors(*checks: Callable[[], object]) -> list[str]:

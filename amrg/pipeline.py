@@ -14,7 +14,7 @@ from typing import Any
 from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
 from amrg.data.text import labeler, statements
-from amrg.errors import UserError, collect_errors
+from amrg.errors import TrainingFailure, UserError, collect_errors
 from amrg.preflight import Run, examine, this_machine
 from amrg.progress import echo
 from amrg.training import deepspeed_config
@@ -63,14 +63,32 @@ def recipe(verb: str, config: Config) -> Recipe:
     return Recipe(step.kind, step.version, identifying, inputs, config.seed, settings)
 
 
-def run_step(verb: str, config: Config, make: StepFunction | None = None) -> Artifact:
+def run_step(verb: str, config: Config, make: StepFunction | None = None, strict: bool = False) -> Artifact:
     """Make the verb's artefact, or say that it is there already. Every rank of a distributed run calls this.
 
     Args:
         verb: of ``STEPS``.
         config: of the run.
         make: does the step's work in another place; it must write the same as the step's own.
+        strict: raise if training has failed, here or before.
+
+    Raises:
+        TrainingFailure: with ``strict``, the artefact has failures; it is kept.
     """
+    artifact = _make(verb, config, make)
+    if strict:
+        refuse_failures(verb, artifact)
+    return artifact
+
+
+def refuse_failures(verb: str, artifact: Artifact) -> None:
+    """Raise TrainingFailure, a line for each failure of the artefact, if it has any."""
+    if artifact.failures:
+        raise TrainingFailure("\n".join(f"{verb}: {failure}" for failure in artifact.failures))
+
+
+def _make(verb: str, config: Config, make: StepFunction | None) -> Artifact:
+    """Make the verb's artefact, or return the one that is there."""
     plan = recipe(verb, config)
     made = find(root(config), plan)
     if made:
@@ -98,7 +116,7 @@ def _barrier() -> None:
         distributed.barrier()
 
 
-def run_all(config: Config, last: str = "evaluate") -> Artifact:
+def run_all(config: Config, last: str = "evaluate", strict: bool = False) -> Artifact:
     """Run the whole pipeline; finished steps are reused.
 
     Every rank of a distributed run calls this.
@@ -106,10 +124,11 @@ def run_all(config: Config, last: str = "evaluate") -> Artifact:
     Args:
         config: of the run.
         last: the step to end with.
+        strict: as for ``run_step``.
     """
     verbs = list(STEPS)[: list(STEPS).index(last) + 1]
     check(verbs, config)
-    return [run_step(verb, config) for verb in verbs][-1]
+    return [run_step(verb, config, strict=strict) for verb in verbs][-1]
 
 
 def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> None:

@@ -1,8 +1,8 @@
 """The whole chain on a Ray cluster: prepare, stage1, banks, stage2, generate, evaluate.
 
-ray submit cluster.yaml launchers/pipeline.py [CONFIG] [--section.key VALUE ...]
-ray job submit --address http://HEAD:8265 -- python launchers/pipeline.py [CONFIG] [--section.key VALUE ...]
-python launchers/pipeline.py [CONFIG] [--section.key VALUE ...]      a cluster of this machine alone
+ray submit cluster.yaml launchers/pipeline.py [CONFIG] [--strict] [--section.key VALUE ...]
+ray job submit --address http://HEAD:8265 -- python launchers/pipeline.py [CONFIG] [--strict] [--section.key VALUE ...]
+python launchers/pipeline.py [CONFIG] [--strict] [--section.key VALUE ...]      a cluster of this machine alone
 """
 
 import sys
@@ -16,7 +16,8 @@ def main() -> None:
     def action() -> None:
         from amrg.cluster.pipeline import run
 
-        run(parse(sys.argv[1:], "launchers/pipeline.py"))
+        arguments = [argument for argument in sys.argv[1:] if argument != "--strict"]
+        run(parse(arguments, "launchers/pipeline.py [CONFIG] [--strict]"), "--strict" in sys.argv[1:])
 
     run_cli(action)
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from amrg import artifacts
-from amrg.artifacts import Artifact, Recipe, build, content_hash, find, open_artifact, set_warning
+from amrg.artifacts import Artifact, Recipe, add_failure, build, content_hash, find, open_artifact, set_warning
 from amrg.errors import UserError
 
 
@@ -83,6 +83,20 @@ def test_a_mark_is_inherited(tmp_path):
     stage2 = make(tmp_path, recipe("stage2", {"banks": banks}))
     scores = make(tmp_path, recipe("scores", {"stage2": stage2}))
     assert scores.warning == "bank holds test rows"
+
+
+def test_failures_are_told_kept_and_inherited_once(tmp_path, capfd):
+    with build(tmp_path, recipe("stage1")) as folder:
+        for failure in ("at chance", "collapsed", "at chance"):
+            add_failure(folder, failure)
+    assert capfd.readouterr().err.splitlines()[:2] == ["WARNING: at chance", "WARNING: collapsed"]
+    stage1 = open_artifact(recipe("stage1").path(tmp_path), "stage1")
+    banks = make(tmp_path, recipe("banks", {"stage1": stage1}))
+    with build(tmp_path, recipe("stage2", {"stage1": stage1, "banks": banks})) as folder:
+        add_failure(folder, "one text")
+    stage2 = open_artifact(next(tmp_path.glob("stage2-*")), "stage2")
+    assert stage2.failures == ["at chance", "collapsed", "one text"]
+    assert make(tmp_path, recipe("data")).failures == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from amrg.data.shards import prepare
 from amrg.data.sources import open_source
 from amrg.evaluation.evaluate import evaluate
 from amrg.mining.build_banks import build_banks
-from amrg.pipeline import STEPS, StepFunction, check, recipe, root, run_step
+from amrg.pipeline import STEPS, StepFunction, check, recipe, refuse_failures, root, run_step
 from amrg.progress import echo
 
 #: Steps that run on workers, and the batch they share.
@@ -32,13 +32,15 @@ _WORKER_STEPS: dict[str, Callable[[Config], int]] = {
 }
 
 
-def run(config: Config) -> Artifact:
+def run(config: Config, strict: bool = False) -> Artifact:
     """The whole chain; what was made before is kept, and what was begun goes on where it was.
 
     Args:
         config: of the run; ``runs`` must be a folder that all nodes share.
+        strict: end with the first step whose training has failed.
 
     Raises:
+        TrainingFailure: with ``strict``, an artefact has failures; it is kept.
         UserError: a step's own mistakes, or machines that were lost and could not be replaced.
     """
     config = dataclasses.replace(config, runs=str(Path(config.runs).absolute()))
@@ -53,7 +55,10 @@ def run(config: Config) -> Artifact:
                 run_step(verb, config, _TASK_STEPS[verb])
             else:
                 train(verb, config, _WORKER_STEPS[verb](config), readers)
-    return open_artifact(recipe(verb, config).path(root(config)), STEPS[verb].kind)
+            artifact = open_artifact(recipe(verb, config).path(root(config)), STEPS[verb].kind)
+            if strict:
+                refuse_failures(verb, artifact)
+    return artifact
 
 
 def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:

@@ -61,6 +61,8 @@ def _summary(artifact: Artifact) -> Table:
     table.add_row("content hash", artifact.hash)
     if artifact.warning:
         table.add_row("MARK", artifact.warning, style="bold red")
+    for failure in artifact.failures:
+        table.add_row("FAILED", failure, style="bold red")
     for name, source in manifest["inputs"].items():
         table.add_row(f"made from {name}", f"{source['path']} ({source['hash'][:12]})")
     table.add_row("seed", str(manifest["seed"]))

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from amrg import distributed
-from amrg.artifacts import Artifact, MapFn, open_artifact
+from amrg.artifacts import Artifact, MapFn, add_failure, open_artifact
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import load_studies as read_studies
@@ -51,6 +51,9 @@ FORMAT = 3
 
 #: Minimal positives of a finding in the probe's mean, as in stage 1's mean AUROC.
 LEAST_POSITIVES = 10
+
+#: Fewest studies that show whether the model is above a constant report.
+FEWEST_STUDIES = 20
 
 #: The row of the localization table that counts every lesion.
 ALL_FINDINGS = "all lesions"
@@ -101,6 +104,7 @@ def evaluate(
         "studies": len(studies),
         "patients": len({s.group for s in studies}),
         "marks": sorted({a.warning for a in inputs.values() if a.warning}),
+        "failures": list(dict.fromkeys(failure for a in inputs.values() for failure in a.failures)),
         "systems": systems,
         "references": _references(config, test),
         "copying": _copying(data, banks, studies, reports),
@@ -113,6 +117,9 @@ def evaluate(
         "probe": _probe(test, train) if config.data.source == "openi_drr" else None,
         **_origin(config, inputs),
     }
+    if failure := no_better_than_constant(systems, len(studies)):
+        add_failure(folder, failure)
+        scores["failures"].append(failure)
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     if learned:
         learned.save(folder / LEARNED, [r.key for r in reports])
@@ -125,6 +132,21 @@ def evaluate(
     write_page(page, folder / "index.html")
     Console().print(score_table(scores))
     echo("the page is index.html in the folder of the scores")
+
+
+def no_better_than_constant(systems: dict[str, dict[str, Any]], studies: int) -> str | None:
+    """Return what failed if the model's clinical F1 is not above that of the best constant report, else None.
+
+    It is above if the interval of the difference is; fewer than ``FEWEST_STUDIES`` studies do not tell.
+    """
+    difference = systems["best constant"]["model_minus_this"]
+    low, high = difference["interval"]
+    if studies < FEWEST_STUDIES or low > 0:
+        return None
+    return (
+        f"the model is not above the best constant report: the difference in clinical F1 is {difference['value']:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}]; see the curves of both stages, or train with more epochs or studies"
+    )
 
 
 @dataclass(frozen=True)

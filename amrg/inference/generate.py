@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from amrg import distributed
-from amrg.artifacts import atomic_path
+from amrg.artifacts import add_failure, atomic_path
 from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import VISUAL, MemoryBank, group_id
 from amrg.config import Config
@@ -37,6 +38,7 @@ from amrg.training.vision_cache import VisionCache
 
 REPORTS = "reports.jsonl"
 TOP_ROWS = 5  # memory rows named for each study and bank
+FEWEST_REPORTS = 20  # fewer do not show that reports have collapsed
 HEAD_STUDIES = 20_000  # most studies that attribute heads are fitted on
 
 
@@ -89,7 +91,26 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
         )
         assert [line["key"] for line in lines] == sorted(study.key for study in features.studies)
         _replace(folder / REPORTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        if failure := collapsed_reports([line["generated"] for line in lines], [line["reference"] for line in lines]):
+            add_failure(folder, failure)
     distributed.barrier()
+
+
+def collapsed_reports(generated: Sequence[str], references: Sequence[str]) -> str | None:
+    """Return what failed if one text is more than half of at least ``FEWEST_REPORTS`` reports, else None.
+
+    References that are as uniform are no failure of the generator.
+    """
+    if len(generated) < FEWEST_REPORTS:
+        return None
+    share, natural = (max(Counter(texts).values()) / len(texts) for texts in (generated, references))
+    if share <= max(0.5, natural):
+        return None
+    return (
+        f"the reports have collapsed: {share:.0%} of {len(generated)} are one text, and {len(set(generated))} texts "
+        f"differ (of the references {natural:.0%} and {len(set(references))}); see the curves of stage 2, or give it "
+        "more epochs or studies"
+    )
 
 
 def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:

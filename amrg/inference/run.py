@@ -68,7 +68,9 @@ class RunArtifacts:
     @property
     def warnings(self) -> list[str]:
         """Warnings that everything made from the artefacts carries."""
-        found = {one.warning for one in (self.data, self.stage1, self.banks, self.stage2) if one.warning}
+        artifacts = [self.data, self.stage1, self.banks, self.stage2, *([self.reports] if self.reports else [])]
+        found = {one.warning for one in artifacts if one.warning}
+        found |= {f"WARNING: {failure}" for one in artifacts for failure in one.failures}
         if not (self.stage2.path / DISTANCE_FILE).exists():
             found.add("stage 2 was made by a former version: films that are unlike the training films are not told")
         return sorted(found)

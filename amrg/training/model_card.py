@@ -1,6 +1,7 @@
 """Model card of a report generator, with the metadata header of model hubs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ _KNOWN = {SMOLLM2: ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
 def write_card(
-    folder: Path, model: ReportGenerator, config: Config, data: Path, banks: Path, rows: list[dict[str, Any]]
+    folder: Path,
+    model: ReportGenerator,
+    config: Config,
+    data: Path,
+    banks: Path,
+    rows: list[dict[str, Any]],
+    failures: Sequence[str] = (),
 ) -> None:
     """Write ``README.md`` next to the weights, deterministically, without dates, paths or patients.
 
@@ -31,9 +38,11 @@ def write_card(
         config: configuration of the training.
         data, banks: artefacts of the training.
         rows: one row per epoch (``amrg.training.loop.fit``).
+        failures: what failed in training (``Artifact.failures``).
     """
     parts = (
         _what(folder, model, config),
+        *(["## Failures\n\n" + "\n".join(f"- **{failure}**" for failure in failures)] if failures else []),
         _data(config, data),
         _banks(banks),
         _training(rows),

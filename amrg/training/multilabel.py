@@ -19,6 +19,8 @@ _POLICY_VALUE: dict[Policy, float] = {"ignore": float("nan"), "zeros": 0.0, "one
 
 #: The most that a positive of a rare class weighs against a negative.
 MAX_POSITIVE_WEIGHT = 8.0
+#: Resamples of an interval.
+BOOTSTRAP_SAMPLES = 500
 
 
 def targets(studies: list[Study], uncertain: Policy, blank: Policy) -> Tensor:
@@ -116,3 +118,33 @@ def mean_auroc(table: dict[str, dict[str, float | int | None]], labels: tuple[st
     found = [row["auroc"] for name, row in table.items() if name in labels and (row["positives"] or 0) >= least]
     values = [value for value in found if value is not None]
     return sum(values) / len(values) if values else None
+
+
+def mean_auroc_interval(
+    scores_NK: np.ndarray, targets_NK: np.ndarray, labels: tuple[str, ...], least: int, seed: int
+) -> tuple[float, float] | None:
+    """95% interval of ``mean_auroc`` over resampled studies (percentile bootstrap); None without a mean.
+
+    Args:
+        scores_NK: scores; only their order in a class matters.
+        targets_NK: 1, 0 or NaN.
+        labels, least: as for ``mean_auroc``; the classes are those of the whole split.
+        seed: seed of the resampling.
+    """
+    counted = [k for k, name in enumerate(LABELS) if name in labels and (targets_NK[:, k] == 1).sum() >= least]
+    generator = np.random.default_rng(seed)
+    means = []
+    for _ in range(BOOTSTRAP_SAMPLES):
+        rows = generator.integers(len(scores_NK), size=len(scores_NK))
+        found = [
+            auroc(scores_NK[known, k], targets_NK[known, k] == 1)
+            for k in counted
+            for known in [rows[~np.isnan(targets_NK[rows, k])]]
+        ]
+        values = [value for value in found if value is not None]
+        if values:
+            means.append(sum(values) / len(values))
+    if not means:
+        return None
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

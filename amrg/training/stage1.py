@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from amrg import distributed
+from amrg.artifacts import add_failure
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import Stream, iter_samples, load_studies, num_studies, num_views
@@ -35,6 +36,7 @@ from amrg.training.loop import TrainingTask, fit
 from amrg.training.multilabel import (
     choose_finding_thresholds,
     mean_auroc,
+    mean_auroc_interval,
     multilabel_loss,
     positive_weights,
     score_table,
@@ -108,7 +110,9 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         probabilities = {split: films.scores(model, split) for split in ("val", "test")}
         if distributed.rank() == 0:
             model.save_pretrained(folder / "model")
-            _write_scores(probabilities, {split: films.targets[split].numpy() for split in probabilities}, folder)
+            truth = {split: films.targets[split].numpy() for split in probabilities}
+            _write_scores(probabilities, truth, folder)
+            _record_chance_level(probabilities["val"], truth["val"], config.seed, folder)
             films.close()
     distributed.barrier()
 
@@ -142,6 +146,17 @@ def _write_scores(probabilities: dict[str, np.ndarray], truth: dict[str, np.ndar
         echo(f"{split}: mean AUROC of the findings with at least {MIN_POSITIVES} positives: {shown}")
     for name, content in (("thresholds", thresholds), ("scores", scores)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _record_chance_level(probabilities_NK: np.ndarray, truth_NK: np.ndarray, seed: int, folder: Path) -> None:
+    """Record a failure if the interval of the mean AUROC on validation includes 0.5."""
+    interval = mean_auroc_interval(probabilities_NK, truth_NK, FINDINGS, MIN_POSITIVES, seed)
+    if interval is not None and interval[0] <= 0.5:
+        add_failure(
+            folder,
+            f"stage 1 is at chance on validation: the interval of its mean AUROC, {interval[0]:.3f} to "
+            f"{interval[1]:.3f}, includes 0.5; check the labels and the films, or give it more epochs or studies",
+        )
 
 
 class _Films:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from amrg import distributed
+from amrg.artifacts import add_failure, open_artifact
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.config import Config
 from amrg.data.stream import Stream, group_by_length, iter_samples, load_studies, num_studies
@@ -100,7 +101,11 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     with gathered(model.saved_parameters()):
         if distributed.rank() == 0:
             model.save_pretrained(folder / MODEL, base)
-            write_card(folder / MODEL, model, config, data, banks, rows)
+            collapsed = next(row.get("warnings", {}) for row in reversed(rows) if row["best"])
+            for failure in collapsed.values():
+                add_failure(folder, failure)
+            failures = [*open_artifact(banks, "banks").failures, *collapsed.values()]
+            write_card(folder / MODEL, model, config, data, banks, rows, failures)
     distributed.barrier()
     final = folder / SCRATCH / ("trained" if settings.train_vision else "")
     fit_training_distance(config, model, data, folder, final)

@@ -83,6 +83,7 @@ def scores_of(made):
         "studies": 40,
         "patients": 40,
         "marks": [],
+        "failures": [],
         "localisation": located(made),
         "systems": systems(references, generated, lesions(made)),
         "references": {"wording": text_statistics(references), "details": own_details(made)},

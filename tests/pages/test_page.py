@@ -82,9 +82,11 @@ def test_says_what_it_must(html):
     other = page()
     other.scores["source"] = "mimic_cxr"
     other.scores["marks"] = ["bank holds <test> rows"]
+    other.scores["failures"] = ["the reports have collapsed"]
     text = render(other)
     assert EMBEDDED_DATA_NOTICE not in text
     assert "bank holds &lt;test&gt; rows" in text
+    assert "Failed: the reports have collapsed" in text
     sections = ("scores", "findings", "details", "relevance", "wording", "place", "probe", "curves", "samples")
     for section in (*sections, "contact", "origin"):
         assert f'<section id="{section}">' in html

@@ -85,3 +85,10 @@ def test_banks_that_leak_are_told(artefacts: Any, tmp_path: Path) -> None:
     text = write(dataclasses.replace(artefacts, banks=banks), tmp_path / "model", artefacts.config)
     assert f"{rows - 4} of train, 4 of test" in text
     assert "**The banks hold rows of test: scores on these splits are not fair.**" in text
+
+
+def test_what_failed_in_training_stands_in_the_card(artefacts: Any, tmp_path: Path) -> None:
+    model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
+    model.save_pretrained(tmp_path)
+    write_card(tmp_path, model, artefacts.config, artefacts.data, artefacts.banks, ROWS, ["stage 1 is at chance"])
+    assert "## Failures\n\n- **stage 1 is at chance**" in (tmp_path / "README.md").read_text()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from amrg.data.labels import LABELS
+from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.studies import Study
 from amrg.training.augment import augment
 from amrg.training.feature_cache import FeatureCache
@@ -16,6 +16,7 @@ from amrg.training.multilabel import (
     choose_finding_thresholds,
     f1,
     mean_auroc,
+    mean_auroc_interval,
     multilabel_loss,
     positive_weights,
     score_table,
@@ -140,3 +141,22 @@ def test_a_cache_that_was_interrupted_goes_on(tmp_path):
     opened = FeatureCache(tmp_path / "a" / "rows.bin", 7, (2, 3))
     assert torch.equal(opened[:], rows)
     assert torch.equal(opened[torch.tensor([6, 0])], rows[[6, 0]])
+
+
+def test_the_interval_of_a_classifier_that_guesses_includes_one_half_and_is_as_wide_as_theory_says() -> None:
+    """Of 13 independent findings; one AUROC has the variance (P + Q + 1) / (12 P Q) under the null hypothesis."""
+    generator = np.random.default_rng(0)
+    scores, truth = generator.random((400, len(LABELS))), (generator.random((400, len(LABELS))) < 0.25).astype(float)
+    low, high = mean_auroc_interval(scores, truth, FINDINGS, 10, seed=0)
+    assert low < 0.5 < high
+    counts = [(truth[:, k].sum(), 400 - truth[:, k].sum()) for k in range(len(FINDINGS))]
+    deviation = sum((p + q + 1) / (12 * p * q) for p, q in counts) ** 0.5 / len(counts)
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.2)
+
+
+def test_the_interval_of_a_perfect_classifier_is_one_and_unknown_targets_are_left_out() -> None:
+    truth = np.tile(np.arange(60)[:, None] % 3 == 0, (1, len(LABELS))).astype(float)
+    scores = truth.copy()
+    truth[5], scores[5] = np.nan, 9.0  # a negative with the highest score, were it known
+    assert mean_auroc_interval(scores, truth, FINDINGS, 10, seed=0) == (1.0, 1.0)
+    assert mean_auroc_interval(scores, truth, FINDINGS, 21, seed=0) is None
