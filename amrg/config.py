@@ -214,6 +214,9 @@ class Stage2Config:
     activation_checkpointing: bool = False  # the decoder's activations are computed again in the backward: less memory
     compile: bool = False  # torch.compile the decoder
     num_sample_reports: NonNegativeInt = 8  # validation reports written each epoch to watch for loops and stock texts
+    #: What the best epoch has: the lowest loss, or the highest clinical F1 of greedy reports, which takes longer.
+    selection_metric: Literal["val_loss", "val_f1"] = "val_loss"
+    selection_reports: PositiveInt = 256  # validation reports written each epoch for val_f1, at most
     group_by_length: bool = False  # batches of reports of like length: less padding, another order
     allow_held_out_bank_rows: bool = False  # train on banks that leak; every score then carries the mark
     ds_config: str = "zero1.json"  # a DeepSpeed JSON; a bare name is looked up in configs/

@@ -17,6 +17,7 @@ from amrg.config import GenerateConfig
 from amrg.data.labels import FINDINGS, POSITIVE
 from amrg.data.shards import hash_key
 from amrg.data.stream import load_studies
+from amrg.data.text.outline import positive_findings
 from amrg.data.text.repetition import is_repetitive, most_common_share, tokenize
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.classifier import query_cosines
@@ -161,8 +162,10 @@ def collapses(validation: Mapping[str, float]) -> dict[str, str]:
     return found
 
 
-def sample_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int, max_tokens: int) -> dict[str, float]:
-    """Generate reports of some studies greedily and return their failure rates. Every rank must call this.
+def greedy_reports(
+    model: ReportGenerator, batch: Mapping[str, Any], count: int, max_tokens: int
+) -> list[tuple[str, str]]:
+    """Generate reports of some studies greedily. Every rank must call this.
 
     Args:
         model: in evaluation mode.
@@ -172,8 +175,7 @@ def sample_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int,
         max_tokens: most tokens of a report.
 
     Returns:
-        The same on every rank: ``watched_loops``, the share of reports that repeat a phrase, and ``watched_generic``,
-        the share that equals the most frequent report.
+        (hashed key, report) of each study, the same on every rank; padding is left out.
     """
     local_count = -(-count // distributed.world_size())
     vision = VisionOutput(*(x[:local_count] for x in batch["vision"]))
@@ -186,11 +188,24 @@ def sample_reports(model: ReportGenerator, batch: Mapping[str, Any], count: int,
         written = model.generate(
             vision, batch["group"][:local_count], decoding, synced=distributed.world_size() > 1, retrieved_BL=text_BL
         )
-    counted = batch["counts"][:local_count].tolist()
-    return failure_rates(distributed.all_gather_list([text for text, one in zip(written, counted, strict=True) if one]))
+    studies, counted = batch["study"][:local_count], batch["counts"][:local_count].tolist()
+    local_reports = [(key, text) for key, text, one in zip(studies, written, counted, strict=True) if one]
+    return distributed.all_gather_list(local_reports)
 
 
 def failure_rates(texts: Sequence[str]) -> dict[str, float]:
-    """Compute both shares of ``sample_reports`` over a set of reports."""
+    """Compute ``watched_loops``, the share of reports that repeat a phrase, and ``watched_generic``.
+
+    The latter is the share of reports that equal the most frequent one.
+    """
     looping = sum(is_repetitive(tokenize(text)) for text in texts) / len(texts)
     return {"watched_loops": looping, "watched_generic": most_common_share(texts)}
+
+
+def clinical_f1(generated: Sequence[str], references: Sequence[str]) -> float:
+    """Micro-F1 of the findings that the reports state (13 findings, the rules of ``amrg.data.text.labeler``)."""
+    both = zip(generated, references, strict=True)
+    stated = [(set(positive_findings(report)), set(positive_findings(reference))) for report, reference in both]
+    hits = sum(len(found & true) for found, true in stated)
+    total = sum(len(found) + len(true) for found, true in stated)
+    return 2 * hits / total if total else 1.0

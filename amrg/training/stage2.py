@@ -1,8 +1,9 @@
-"""Stage 2: train the report generator on the train reports and keep the epoch with the lowest validation loss.
+"""Stage 2: train the report generator on the train reports and keep the best epoch by validation.
 
 With frozen vision, stage 1's output for each study is computed once and cached; otherwise films are streamed.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from amrg import distributed
 from amrg.artifacts import add_failure, open_artifact
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.config import Config
+from amrg.data.shards import hash_key
 from amrg.data.stream import Stream, group_by_length, iter_samples, load_studies, num_studies
 from amrg.data.text.outline import add_outline
 from amrg.errors import UserError, collect_errors
@@ -30,6 +32,7 @@ from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.models.vision_output import VisionOutput
 from amrg.models.zero3 import gathered
+from amrg.progress import echo
 from amrg.retrieval.indexed_bank import search_faults
 from amrg.training import deepspeed_config, engine
 from amrg.training.association_targets import WantedRows, refuse_no_hopfield, wanted_rows_of
@@ -41,7 +44,7 @@ from amrg.training.loop import TrainingTask, fit
 from amrg.training.model_card import write_card
 from amrg.training.retrieval_targets import RetrievalTargets, build_retrieval_targets
 from amrg.training.retrieved_text import refuse_changing_text, retrieved_tokens_of
-from amrg.training.sample_reports import MemoryWatch, collapses, sample_reports
+from amrg.training.sample_reports import MemoryWatch, clinical_f1, collapses, failure_rates, greedy_reports
 from amrg.training.vision_cache import VisionCache, encode_films
 
 MODEL = "model"
@@ -84,7 +87,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         batches=source.batches,
         steps_per_epoch=source.steps_per_epoch,
         validate=partial(source.validate, watch=MemoryWatch.open(model, data, banks)),
-        selection_metric=("val_loss", False),
+        selection_metric=(settings.selection_metric, settings.selection_metric == "val_f1"),
         input_hashes=input_hashes(config.seed, settings.batch_size, data, banks),
         step_metrics=association_metrics,
         warn=collapses,
@@ -236,6 +239,11 @@ class _Source:
         for split in ("train", "val"):
             if not num_studies(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
+        # Validation reports by hashed key, if the best epoch is chosen by what reports state.
+        selected_by_reports = self.settings.selection_metric == "val_f1"
+        self._references = (
+            {hash_key(study.key): study.report for study in load_studies(data, "val")} if selected_by_reports else {}
+        )
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         """Yield this rank's share of each global batch of the epoch, from batch ``start`` on."""
@@ -248,20 +256,33 @@ class _Source:
     def validate(self, model: ReportGenerator, watch: MemoryWatch) -> dict[str, float]:
         """Cross-entropy per report token over the validation split, and metrics of sample reports and memories."""
         sums = {"loss": 0.0, "tokens": 0.0}
-        watched: dict[str, float] = {}
+        reports: list[tuple[str, str]] = []
+        seconds = 0.0
         for number, batch in enumerate(self.validation()):
             if "films" in batch:
                 batch["vision"] = encode_films(model, batch.pop("films"))
-            if number == 0 and self.settings.num_sample_reports:
-                watched = sample_reports(
-                    model, batch, self.settings.num_sample_reports, self.settings.max_report_tokens
-                )
+            if (wanted := self._wanted_reports(number) - len(reports)) > 0:
+                began = time.perf_counter()
+                reports += greedy_reports(model, batch, wanted, self.settings.max_report_tokens)
+                seconds += time.perf_counter() - began
             summed, _ = loss(model, {**batch, "weight": batch["counts"]})
             watch.add(model, batch)
             sums["loss"] += float(summed) * len(batch["counts"])
             sums["tokens"] += float(((batch["report"] != IGNORE_INDEX).sum(1) * batch["counts"]).sum())
         mean = distributed.all_reduce_mean(sums)
-        return {"val_loss": mean["loss"] / mean["tokens"], **watched, **watch.result()}
+        found = {"val_loss": mean["loss"] / mean["tokens"]}
+        texts = [text for _, text in reports]
+        if self._references:
+            found["val_f1"] = clinical_f1(texts, [self._references[key] for key, _ in reports])
+            echo(f"stage2: val_f1 of {len(texts)} validation reports, written in {seconds:.0f} s")
+        watched = failure_rates(texts[: self.settings.num_sample_reports]) if self.settings.num_sample_reports else {}
+        return {**found, **watched, **watch.result()}
+
+    def _wanted_reports(self, batch: int) -> int:
+        """Number of reports that a validation has written after its batch of this number."""
+        settings = self.settings
+        sampled = settings.num_sample_reports if batch == 0 else 0
+        return max(sampled, settings.selection_reports) if self._references else sampled
 
     def lengths(self, config: Config) -> list[int] | None:
         """Token counts of the train reports; None unless batches are grouped by length."""

@@ -17,7 +17,7 @@ from amrg.models.report_generator import Association
 from amrg.models.vision_output import VisionOutput
 from amrg.training import sample_reports as watching
 from amrg.training.loop import TrainingTask, fit
-from amrg.training.sample_reports import MemoryWatch, alike, collapses, failure_rates
+from amrg.training.sample_reports import MemoryWatch, alike, clinical_f1, collapses, failure_rates
 from tests.training.sample_reports_worker import STUDIES, build, sight, stated, validate, write_banks
 from tests.training.test_sharding_equivalence import start
 from tests.training.toy_training_worker import optimisation
@@ -36,6 +36,14 @@ def test_loops_and_stock_reports_are_told_apart() -> None:
     looping = "the lungs are clear " * 3
     assert failure_rates([looping, "No effusion.", "no effusion"]) == {"watched_loops": 1 / 3, "watched_generic": 2 / 3}
     assert failure_rates(["Small effusion.", "No effusion."]) == {"watched_loops": 0.0, "watched_generic": 0.5}
+
+
+def test_clinical_f1_by_hand() -> None:
+    """2 of 3 stated findings are in the references, which have 4: 2 · 2 / (3 + 4)."""
+    generated = ["Cardiomegaly. Small pleural effusion.", "Pneumothorax.", "Clear lungs."]
+    references = ["Cardiomegaly.", "Left pneumothorax and atelectasis.", "Pulmonary edema."]
+    assert clinical_f1(generated, references) == pytest.approx(4 / 7)
+    assert clinical_f1(["Clear."], ["Normal."]) == 1.0
 
 
 def test_alike_is_the_share_of_the_most_frequent_row() -> None:

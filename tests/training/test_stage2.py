@@ -54,6 +54,17 @@ def test_training_writes_curves_and_a_model_that_loads(artefacts: Any, stage2: t
     assert model.decoder.config.hidden_size == 32
 
 
+def test_the_best_epoch_can_be_the_one_whose_validation_reports_state_the_findings(
+    artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained(artefacts, tmp_path, selection_metric="val_f1", selection_reports=2, num_sample_reports=1)
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    of_loss = [json.loads(line) for line in (stage2[1] / "curves.jsonl").read_text().splitlines()]
+    assert [row["val_loss"] for row in rows] == [row["val_loss"] for row in of_loss]  # training is the same
+    assert rows[1]["best"] is (rows[1]["val_f1"] > rows[0]["val_f1"])
+    assert capfd.readouterr().err.count("stage2: val_f1 of 2 validation reports, written in ") == 2
+
+
 def test_again_with_the_same_seed_it_is_the_same(artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path) -> None:
     _, folder = stage2
     trained(artefacts, tmp_path)
