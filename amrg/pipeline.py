@@ -291,6 +291,8 @@ def _evaluate_settings(config: Config) -> dict[str, Any]:
 def _generate_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.generate)
     del settings["ds_config"]  # decides how weights are held, not what is written
+    if not settings["abstain"]:
+        del settings["abstain"]  # every finding is stated, as before there was the setting
     if config.generate.outline_source != "decoder":
         if not config.decoder.predict_outline:
             raise UserError(
@@ -325,9 +327,9 @@ STEPS: dict[str, Step] = {
     "prepare": Step("data", 3, _data_settings, (), _prepare),
     "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned),
     "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
-    "stage2": Step("stage2", 4, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
+    "stage2": Step("stage2", 5, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step(
         "reports", 3, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
     ),
-    "evaluate": Step("scores", 5, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
+    "evaluate": Step("scores", 6, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

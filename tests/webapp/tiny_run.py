@@ -46,7 +46,7 @@ def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "de
         model = build_generator(config, made.data, made.stage1, made.banks)
         _learn_by_heart(model, list(iter_samples(made.data, "train")))
         model.save_pretrained(partial / MODEL)
-        certainty = Certainty(((0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
+        certainty = Certainty(((0.0, 0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
         for split in ("test", "val"):
             certainty.save(partial / CALIBRATION / split)
 
