@@ -30,7 +30,7 @@ def _against_constant(scores: dict[str, Any]) -> list[str]:
     low, high = difference["interval"]
     place = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
     return [
-        f"The clinical F1 of {own:.3f} is {place} the {fixed:.3f} of the best constant report, "
+        f"The model's clinical F1 of {own:.3f} is {place} the {fixed:.3f} of the best constant report, "
         f"which is the same for every film: the difference is {difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]."
     ]
 
@@ -43,13 +43,13 @@ def _best_findings(per_label: dict[str, Any]) -> list[str]:
         f"{per_label[f]['generated']} generated reports state it)"
         for f in best
     ]
-    return [f"It does best with {_listed(figures)}."] if best else []
+    return [f"The model does best with {_listed(figures)}."] if best else []
 
 
 def _never_stated(per_label: dict[str, Any]) -> list[str]:
     silent = [f for f in FINDINGS if per_label[f]["reference"] and not per_label[f]["generated"]]
     figures = [f"{f} (in {per_label[f]['reference']})" for f in silent]
-    return [f"Of the findings in the references it never states {_listed(figures)}."] if silent else []
+    return [f"Of the findings in the references the model never states {_listed(figures)}."] if silent else []
 
 
 def _sides(model: dict[str, Any]) -> list[str]:

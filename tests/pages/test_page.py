@@ -207,12 +207,12 @@ def made_up_scores():
 
 def test_plain_summary_sentence_by_sentence():
     assert plain_summary(made_up_scores()) == [
-        "The clinical F1 of 0.500 is above the 0.250 of the best constant report, which is the same for every film: "
+        "The model's clinical F1 of 0.500 is above the 0.250 of the best constant report, which is the same for every film: "
         "the difference is +0.250 [+0.200, +0.300].",
-        "It does best with Pneumonia (F1 0.800; 30 references and 31 generated reports state it), "
+        "The model does best with Pneumonia (F1 0.800; 30 references and 31 generated reports state it), "
         "Atelectasis (F1 0.600; 10 references and 5 generated reports state it) and "
         "Fracture (F1 0.400; 20 references and 10 generated reports state it).",  # edema is in too few references
-        "Of the findings in the references it never states Consolidation (in 12) and Pneumothorax (in 3).",
+        "Of the findings in the references the model never states Consolidation (in 12) and Pneumothorax (in 3).",
         "Where both texts give the side of a finding, it is the opposite one in 3 of 12 cases (25.0% [10.0, 50.0]).",
         "20 of the 50 reports are different (references: 48); the most frequent one is written 10 times (20.0%).",
         "Of the 80 findings that it states with a probability, 65.0% are in the reference and 70.0% were expected; the "
@@ -227,7 +227,7 @@ def test_plain_summary_sentence_by_sentence():
 def test_a_model_is_above_the_constant_report_only_where_its_interval_is(low, high, place):
     scores = made_up_scores()
     scores["systems"]["best constant"]["model_minus_this"]["interval"] = [low, high]
-    assert f"The clinical F1 of 0.500 is {place}" in plain_summary(scores)[0]
+    assert f"The model's clinical F1 of 0.500 is {place}" in plain_summary(scores)[0]
 
 
 def test_plain_summary_says_nothing_without_figures():
