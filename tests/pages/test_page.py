@@ -207,8 +207,8 @@ def made_up_scores():
 
 def test_plain_summary_sentence_by_sentence():
     assert plain_summary(made_up_scores()) == [
-        "The model's clinical F1 of 0.500 is above the 0.250 of the best constant report, which is the same for every film: "
-        "the difference is +0.250 [+0.200, +0.300].",
+        "The model's clinical F1 of 0.500 is above the 0.250 of the best constant report, which is the same "
+        "for every film: the difference is +0.250 [+0.200, +0.300].",
         "The model does best with Pneumonia (F1 0.800; 30 references and 31 generated reports state it), "
         "Atelectasis (F1 0.600; 10 references and 5 generated reports state it) and "
         "Fracture (F1 0.400; 20 references and 10 generated reports state it).",  # edema is in too few references
