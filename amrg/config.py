@@ -259,6 +259,9 @@ class GenerateConfig:
     # What supports side, zone, severity and device of a recalled sentence: the rows that the film's region retrieves,
     # where its map lies, heads trained on what reports state, memory and heads, or nothing.
     support: Literal["none", "map", "memory", "head", "all"] = "memory"
+    # A finding with a lower calibrated probability is neither stated nor denied, but listed as `unsure` in
+    # `reports.jsonl`. Needs probabilities, and so an outline that the classifier decides. 0: every finding is stated.
+    abstain: Fraction = 0.0
     ds_config: str | None = None  # a ZeRO-3 JSON: the decoder is split over the ranks while it writes
 
 

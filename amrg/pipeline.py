@@ -310,6 +310,8 @@ def _evaluate_settings(config: Config) -> dict[str, Any]:
 def _generate_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.generate)
     del settings["ds_config"]  # decides how weights are held, not what is written
+    if not settings["abstain"]:
+        del settings["abstain"]  # every finding is stated, as before there was the setting
     if config.generate.outline_source != "decoder":
         if not config.decoder.predict_outline:
             raise UserError(
@@ -348,5 +350,5 @@ STEPS: dict[str, Step] = {
     "generate": Step(
         "reports", 4, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
     ),
-    "evaluate": Step("scores", 5, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
+    "evaluate": Step("scores", 6, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from amrg.artifacts import MANIFEST, content_hash
-from amrg.config import CONFIGS
+from amrg.config import CONFIGS, Config, GenerateConfig
+from amrg.pipeline import STEPS
 
 TINY = CONFIGS / "tiny.yaml"
 KINDS = {"data", "stage1", "banks", "stage2", "reports", "scores"}
@@ -81,6 +82,12 @@ def test_a_changed_setting_reuses_what_it_does_not_touch(undisturbed):
     output = finish(root, "run", str(TINY), "--dry-run", "--generate.num-beams", "1")
     states = [line.split(": ")[1] for line in output.splitlines()]
     assert states == ["is there"] * 4 + ["would make", "would make a scores artefact, but not yet"]
+
+
+def test_a_report_without_abstention_keeps_the_identity_it_had_before_there_was_any():
+    settings = STEPS["generate"].settings
+    assert "abstain" not in settings(Config())
+    assert settings(Config(generate=GenerateConfig(abstain=0.5)))["abstain"] == 0.5
 
 
 def test_inspect_and_verify(undisturbed):

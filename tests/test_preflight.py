@@ -117,6 +117,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         "whole reports: build it",
     ),
     "an outline": (nothing, "--generate.outline_source classifier", "which this decoder does not learn"),
+    "probabilities": (nothing, "--generate.abstain 0.5", "abstain 0.5 needs a probability of each finding"),
     "a GPU for float16": (nothing, "--stage2.dtype float16", "stage2.dtype float16 needs a GPU"),
     "a batch that divides": (
         written("micro.json", {"train_micro_batch_size_per_gpu": 5}), "--stage1.ds-config micro.json",

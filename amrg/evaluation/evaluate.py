@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
 from amrg import distributed
 from amrg.artifacts import Artifact, MapFn, add_failure, open_artifact
@@ -23,6 +24,7 @@ from amrg.evaluation import language
 from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbor, random_train
 from amrg.evaluation.brightness_probe import brightness_probe
 from amrg.evaluation.classifier_outputs import PROBE_FILMS, TestOutputs, TrainOutputs, run_on_test, run_on_train
+from amrg.evaluation.confidence import StatedFindings
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.localization import Localization, localization_scores
 from amrg.evaluation.page_samples import (
@@ -42,12 +44,13 @@ from amrg.evaluation.statistics import bootstrap_counts
 from amrg.evaluation.text_statistics import copy_rates, num_distinct_retrievals, retrieved_texts, text_statistics
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.training_distance import FALSE_ALARM_RATE
+from amrg.pages.plain_summary import plain_summary
 from amrg.pages.result_page import Page, write_page
 from amrg.pages.score_table import score_table
 from amrg.progress import echo
 
 #: Version of the layout of ``scores.json``.
-FORMAT = 3
+FORMAT = 4
 
 #: Minimal positives of a finding in the probe's mean, as in stage 1's mean AUROC.
 LEAST_POSITIVES = 10
@@ -112,6 +115,7 @@ def evaluate(
         "relevance": _relevance(config, banks, test, reports),
         "unlike_training": _unlike_training(reports),
         "mentions": mention_tables(_present(test), texts),
+        "confidence": _confidence(config, studies, reports),
         "localisation": _localization(config, test),
         "classifier": _classifier(stage1, split),
         "probe": _probe(test, train) if config.data.source == "openi_drr" else None,
@@ -131,6 +135,7 @@ def evaluate(
     )
     write_page(page, folder / "index.html")
     Console().print(score_table(scores))
+    Console().print(Text(" ".join(plain_summary(scores)) + "\n"))
     echo("the page is index.html in the folder of the scores")
 
 
@@ -231,6 +236,12 @@ def _unlike_training(reports: list[GeneratedReport]) -> dict[str, float] | None:
     if not flags:
         return None
     return {"studies": len(flags), "unlike": sum(flags), "false_alarm_rate": FALSE_ALARM_RATE}
+
+
+def _confidence(config: Config, studies: list[Study], reports: list[GeneratedReport]) -> dict[str, Any] | None:
+    """Score the probabilities of the stated findings; None if the reports record none."""
+    weights = bootstrap_counts([s.group for s in studies], config.evaluate.bootstrap_samples, config.seed)
+    return StatedFindings.of(reports, [s.report for s in studies]).summary(weights, config.seed)
 
 
 def _present(test: TestOutputs) -> np.ndarray:

@@ -134,6 +134,7 @@ def sample_studies(
                 generated=generated,
                 memory=banks.rows_of(report, train.thumbnail_keys, test.grid),
                 sentences=banks.sentences(report, train.thumbnail_keys, test.grid),
+                unsure=[(one.text, one.probability) for one in report.unsure],
                 views=_views(report.sentences, test.films[i], study, data),
                 grid=test.grid,
             )

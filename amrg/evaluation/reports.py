@@ -68,6 +68,21 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class Unsure:
+    """Findings that a report leaves out because they are not probable enough.
+
+    Attributes:
+        text: the sentence that would have stated them, or the name of the finding.
+        labels: the findings.
+        probability: their lowest probability.
+    """
+
+    text: str
+    labels: tuple[str, ...]
+    probability: float
+
+
+@dataclass(frozen=True)
 class GeneratedReport:
     """One generated report.
 
@@ -80,6 +95,7 @@ class GeneratedReport:
         association: associations by bank, if the line has them.
         sentences: recalled sentences it begins with, if the line has them.
         unlike_training: whether the films are unlike the training films; None if the line does not say so.
+        unsure: findings that it leaves out, if the line has them.
     """
 
     key: str
@@ -91,6 +107,7 @@ class GeneratedReport:
     association: dict[str, Association] = field(default_factory=dict)
     sentences: tuple[Sentence, ...] = ()
     unlike_training: bool | None = None
+    unsure: tuple[Unsure, ...] = ()
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
@@ -149,11 +166,12 @@ def _parse(line: str, where: str) -> GeneratedReport:
         sentences = tuple(_sentence(entry) for entry in record.get("sentences") or [])
         unlike = record.get("unlike_training")
         good = good and unlike in (None, True, False)
+        unsure = tuple(_unsure(entry) for entry in record.get("unsure") or [])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences, unlike)
+    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences, unlike, unsure)
 
 
 def _association(entry: dict[str, Any]) -> Association:
@@ -194,3 +212,16 @@ def _sentence(entry: dict[str, Any]) -> Sentence:
     if not good:
         raise ValueError("not a recalled sentence")
     return Sentence(text, labels, entry["row"], regions, box, entry["probability"], details)
+
+
+def _unsure(entry: dict[str, Any]) -> Unsure:
+    """Parse one of a line's ``unsure``.
+
+    Raises:
+        ValueError, KeyError, TypeError: an entry is missing or does not fit ``Unsure``.
+    """
+    text, labels, probability = entry["text"], tuple(entry["labels"]), entry["probability"]
+    text.encode()
+    if not labels or not {*labels} <= {*FINDINGS} or not 0 <= probability <= 1 + 1e-6:
+        raise ValueError("not a finding that was left out")
+    return Unsure(text, labels, probability)

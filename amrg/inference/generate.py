@@ -175,10 +175,11 @@ def open_composer(
     if outline == "decoder":
         return None
     certainty = Certainty.load(calibration)
+    visual, abstain = MemoryBank.open(banks / VISUAL), config.generate.abstain
     if outline == "classifier":
-        return Composer(certainty, MemoryBank.open(banks / VISUAL))
+        return Composer(certainty, visual, abstain=abstain)
     reports = open_sentences(banks / REPORT_BANK)
-    return Composer(certainty, MemoryBank.open(banks / VISUAL), reports, heads, config.generate.support)
+    return Composer(certainty, visual, reports, heads, config.generate.support, abstain)
 
 
 def generate_faults(config: Config) -> list[str]:
@@ -186,6 +187,11 @@ def generate_faults(config: Config) -> list[str]:
     settings, faults = config.generate, []
     if settings.outline_source == "retrieved" and config.banks.reports.granularity != "sentence":
         faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
+    if settings.abstain and settings.outline_source == "decoder":
+        faults.append(
+            f"generate.abstain {settings.abstain:g} needs a probability of each finding, which outline_source decoder "
+            "does not give: say generate.outline_source retrieved or classifier, or abstain 0"
+        )
     if settings.min_new_tokens > settings.max_new_tokens:
         faults.append(
             f"generate.min_new_tokens {settings.min_new_tokens} is above max_new_tokens {settings.max_new_tokens}"
@@ -262,7 +268,8 @@ def generate_reports(
     A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` are those of
     ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
     ``generated`` begins, and ``recalled`` their rows of the report bank. The line also has the entries of
-    ``TrainingDistance.records`` and, if the decoder reads retrieved text, ``retrieved_text``.
+    ``TrainingDistance.records``; with ``generate.abstain``, ``unsure``, the findings that the report leaves out
+    (``amrg.models.composer.Unsure``); and, if the decoder reads retrieved text, ``retrieved_text``.
 
     Args:
         vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
@@ -299,6 +306,7 @@ def generate_reports(
             "recalled": [sentence.row for sentence in one.sentences],
             "sentences": [sentence.to_dict() for sentence in one.sentences],
             **distances[study],
+            **({"unsure": [finding.to_dict() for finding in one.unsure]} if config.generate.abstain else {}),
             **({"retrieved_text": retrieved[study]} if retrieved else {}),
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))

@@ -97,6 +97,25 @@ class ComposedSentence:
 
 
 @dataclass(frozen=True)
+class Unsure:
+    """Findings that the report leaves out because they are not probable enough (``generate.abstain``).
+
+    Attributes:
+        text: the sentence that would have stated them; the name of the finding without a sentence.
+        labels: the findings.
+        probability: their lowest probability.
+    """
+
+    text: str
+    labels: tuple[str, ...]
+    probability: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of a line of ``reports.jsonl``."""
+        return {"text": self.text, "labels": list(self.labels), "probability": round(self.probability, 4)}
+
+
+@dataclass(frozen=True)
 class Composed:
     """The composed beginning of a report.
 
@@ -104,11 +123,13 @@ class Composed:
         text: the outline, then the sentences.
         findings: the findings that the outline names.
         sentences: the retrieved sentences.
+        unsure: findings that the report neither states nor denies.
     """
 
     text: str
     findings: tuple[str, ...] = ()
     sentences: tuple[ComposedSentence, ...] = ()
+    unsure: tuple[Unsure, ...] = ()
 
     def agrees(self, sentence: str, before: Sequence[str]) -> bool:
         """Whether a sentence may follow: it repeats nothing, contradicts nothing and states no further finding.
@@ -122,12 +143,13 @@ class Composed:
         states = {one.finding for one in found if one.presence != NEGATIVE}
         denies = {one.finding for one in found if one.presence == NEGATIVE}
         again = normalize_for_dedup(sentence) in {normalize_for_dedup(one) for one in before}
+        found_on_film = {*self.findings, *(label for one in self.unsure for label in one.labels)}
         return not (
             again
             or states - (set(self.findings) - covered)
-            or denies & contradicted(self.findings)
+            or denies & contradicted(found_on_film)
             or mentions_prior(sentence)
-            or (says_all_is_well(sentence) and ACUTE & set(self.findings))
+            or (says_all_is_well(sentence) and ACUTE & found_on_film)
         )
 
     def without_contradictions(self, text: str) -> str:
@@ -148,6 +170,7 @@ class Composer:
             words the findings of the outline.
         heads: attribute heads by the name of their features (``map``, ``head``); required by these sources.
         source: source of the probabilities of details.
+        abstain: findings with a lower probability are left out and listed as unsure.
     """
 
     def __init__(
@@ -157,8 +180,9 @@ class Composer:
         reports: MemoryBank | None = None,
         heads: Mapping[str, AttributeHeads] | None = None,
         source: Support = "memory",
+        abstain: float = 0.0,
     ) -> None:
-        self.certainty, self.source, self._heads = certainty, source, heads or {}
+        self.certainty, self.source, self.abstain, self._heads = certainty, source, abstain, heads or {}
         self._reports = reports
         self._visual = None if visual is None else LinkedRows(visual)
         if reports is not None:
@@ -197,15 +221,20 @@ class Composer:
         composed = []
         for b, probability_F in enumerate(probability_BF.tolist()):
             own = {name: one[b] for name, one in weights.items()}
-            named = self._named(probability_F, own.get("visual"))
-            if self._reports is None or not recall:
-                composed.append(Composed(format_outline(named, ()), tuple(named)))
-                continue
             group = NO_GROUP if group_B is None else int(group_B[b])
             film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group)
-            chosen = self._say_findings(film, named, vision.boxes_BQ5[b].int().tolist())
-            chosen += self._say_normal(film, named, {one.text for one in chosen})
-            composed.append(Composed(format_outline(named, [one.text for one in chosen]), tuple(named), tuple(chosen)))
+            found = self._named(probability_F, own.get("visual"))
+            unsure = [finding for finding in found if film.probability[finding] < self.abstain]
+            named = [finding for finding in found if finding not in unsure]
+            chosen: list[ComposedSentence] = []
+            left_out: list[ComposedSentence] = []
+            if self._reports is not None and recall:
+                boxes = vision.boxes_BQ5[b].int().tolist()
+                chosen = self._say_findings(film, named, found, boxes)
+                chosen += self._say_normal(film, found, {one.text for one in chosen})
+                left_out = self._say_findings(film, unsure, found, boxes)
+            text = format_outline(named, [one.text for one in chosen])
+            composed.append(Composed(text, tuple(named), tuple(chosen), _unsure(film, unsure, left_out)))
         return composed
 
     def _length(self, name: str) -> int:
@@ -246,14 +275,23 @@ class Composer:
             for of_study in zip(*sources, strict=True)
         ]
 
-    def _say_findings(self, film: "_Film", named: Sequence[str], boxes: list[list[int]]) -> list[ComposedSentence]:
-        """Choose a sentence for each finding that no earlier one states; without one, the decoder words the finding."""
+    def _say_findings(
+        self, film: "_Film", named: Sequence[str], found: Sequence[str], boxes: list[list[int]]
+    ) -> list[ComposedSentence]:
+        """Choose a sentence for each finding that no earlier one states; without one, the decoder words the finding.
+
+        Args:
+            film: the study.
+            named: findings to state.
+            found: all findings of the study; none may be denied.
+            boxes: region of each label.
+        """
         composed: list[ComposedSentence] = []
         left = set(named)
         for finding in named:
             if finding not in left:
                 continue
-            best = self._best(film, finding, set(named))
+            best = self._best(film, finding, set(named), contradicted(found))
             if best is None:
                 continue
             sentence = self._sentences[best]
@@ -276,13 +314,13 @@ class Composer:
             )
         return composed
 
-    def _best(self, film: "_Film", finding: str, named: set[str]) -> int | None:
+    def _best(self, film: "_Film", finding: str, named: set[str], undenied: set[str]) -> int | None:
         """Best sentence for a finding among those that fit the named findings and come from other patients."""
         allowed = [
             i
             for i in self._candidates[finding]
             for s in [self._sentences[i]]
-            if s.states <= named and not s.denies & contradicted(named) and not s.suspects - named and film.sees(s)
+            if s.states <= named and not s.denies & undenied and not s.suspects - named and film.sees(s)
         ]
         if not allowed:
             return None
@@ -384,6 +422,13 @@ class _Film:
     def row_of(self, sentence: BankSentence, groups: Sequence[int]) -> int:
         """First row with the sentence of another patient."""
         return next(row for row in sentence.rows if self.group == NO_GROUP or groups[row] != self.group)
+
+
+def _unsure(film: _Film, findings: Sequence[str], sentences: Sequence[ComposedSentence]) -> tuple[Unsure, ...]:
+    """List findings with the sentences that would have stated them, and by name those that no sentence states."""
+    worded = {label for one in sentences for label in one.labels}
+    entries = [(one.text, one.labels) for one in sentences] + [(f, (f,)) for f in findings if f not in worded]
+    return tuple(Unsure(text, labels, min(film.probability[f] for f in labels)) for text, labels in entries)
 
 
 def contradicted(named: Iterable[str]) -> set[str]:

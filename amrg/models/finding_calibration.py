@@ -1,9 +1,11 @@
 """Calibrated probability that a report states each finding, from stage 1's outputs, and a threshold for naming it.
 
 A decoder trained on few reports names a finding only above probability 1/2 and so misses many that stage 1 detects.
-Stage 1's logit and the peak of the finding's activation map are calibrated on reports that did not select the weights.
+Stage 1's probability and the peak of the finding's activation map are calibrated on reports that did not select the
+weights. Stage 1's probability p enters as ln p and −ln (1 − p), each with a weight of at least 0 (beta calibration,
+Kull et al., 2017): their sum is its logit, but the true log-odds are not a line in that.
 
-Shape legend: N studies to calibrate on, B studies, F = 13 findings, X = 2 features.
+Shape legend: N studies to calibrate on, B studies, F = 13 findings, X = 3 features.
 """
 
 import json
@@ -11,7 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +25,9 @@ from amrg.errors import UserError
 from amrg.models.vision_output import VisionOutput
 
 FILE = "certainty.json"
-FEATURES = 2  # X
+FEATURES = 3  # X
+_PRIOR = (1.0, 1.0, 0.0)  # of the weights: stage 1's probability as it is
+_BOUNDS = ((0, None), (0, None), (None, None))  # a surer stage 1 never makes a finding less probable
 _LEAST_PEAK = 1e-3  # of an activation map; lower peaks are clamped
 
 
@@ -44,26 +51,11 @@ class Certainty:
 
         The threshold maximises micro-F1 on the same studies.
         """
-        features_NFX, truth_NF = features_NFX.double(), stated_NF.double()
-        prior_FX = torch.zeros(features_NFX.shape[1:], dtype=torch.float64)
-        prior_FX[:, 0] = 1.0  # the logit as it is
-        weight_FX, bias_F = prior_FX.clone().requires_grad_(), torch.zeros(len(prior_FX)).double().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [weight_FX, bias_F], max_iter=500, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-        )
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            logits_NF = (features_NFX * weight_FX).sum(-1) + bias_F
-            prior = 0.5 * ((weight_FX - prior_FX).square().sum() + bias_F.square().sum())
-            total = F.binary_cross_entropy_with_logits(logits_NF, truth_NF, reduction="sum") + prior
-            total.backward()
-            return total
-
-        optimizer.step(loss)
-        weight_FX, bias_F = weight_FX.detach(), bias_F.detach()
-        probability_NF = ((features_NFX * weight_FX).sum(-1) + bias_F).sigmoid()
-        threshold = _best_threshold(probability_NF.flatten(), truth_NF.flatten())
+        features, truth = features_NFX.double().numpy(), stated_NF.double().numpy()
+        fitted = [_regression(features[:, k], truth[:, k]) for k in range(truth.shape[1])]
+        weight_FX, bias_F = np.array([one[:-1] for one in fitted]), np.array([one[-1] for one in fitted])
+        probability_NF = torch.from_numpy((features * weight_FX).sum(-1) + bias_F).sigmoid()
+        threshold = _best_threshold(probability_NF.flatten(), torch.from_numpy(truth).flatten())
         return cls(tuple(map(tuple, weight_FX.tolist())), tuple(bias_F.tolist()), threshold)
 
     def probabilities(self, vision: VisionOutput) -> Tensor:
@@ -85,7 +77,7 @@ class Certainty:
         """
         try:
             content = json.loads((folder / FILE).read_text())
-            weight = tuple(tuple(map(float, row)) for row in content["weight"])
+            weight = tuple(_with_both_logs(tuple(map(float, row))) for row in content["weight"])
             bias = tuple(map(float, content["bias"]))
             if not len(weight) == len(bias) == len(FINDINGS) or {len(row) for row in weight} != {FEATURES}:
                 raise ValueError
@@ -95,10 +87,36 @@ class Certainty:
 
 
 def features_of(vision: VisionOutput) -> Tensor:
-    """Return stage 1's logit and the log peak of the activation map of each finding, float64 [B, F, 2] on the CPU."""
+    """Return the features of each finding, float64 [B, F, 3] on the CPU.
+
+    Returns:
+        ln p and −ln (1 − p) of stage 1's probability p, and the log peak of the activation map.
+    """
     findings = slice(0, len(FINDINGS))
+    logits_BF = vision.logits_BQ[:, findings].cpu().double()
     peaks_BF = vision.peaks_BQ[:, findings].cpu().double().clamp_min(_LEAST_PEAK).log()
-    return torch.stack([vision.logits_BQ[:, findings].cpu().double(), peaks_BF], dim=-1)
+    return torch.stack([F.logsigmoid(logits_BF), -F.logsigmoid(-logits_BF), peaks_BF], dim=-1)
+
+
+def _with_both_logs(weight: tuple[float, ...]) -> tuple[float, ...]:
+    """Convert weights of the logit and the peak, as older versions saved them; others are returned as they are."""
+    return (weight[0], *weight) if len(weight) == FEATURES - 1 else weight
+
+
+def _regression(features_NX: np.ndarray, truth_N: np.ndarray) -> np.ndarray:
+    """Return the most probable weights and bias [X + 1] of a logistic regression within ``_BOUNDS``.
+
+    Each has a normal prior of standard deviation 1 around ``_PRIOR`` and 0.
+    """
+    inputs, prior = np.c_[features_NX, np.ones(len(features_NX))], np.array([*_PRIOR, 0.0])
+
+    def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
+        logits, offset = inputs @ weight, weight - prior
+        value = (np.logaddexp(0, logits) - truth_N * logits).sum() + 0.5 * offset @ offset
+        return value, inputs.T @ (expit(logits) - truth_N) + offset
+
+    options = {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-8}
+    return minimize(loss, prior, jac=True, method="L-BFGS-B", bounds=[*_BOUNDS, (None, None)], options=options).x
 
 
 def _best_threshold(probability_M: Tensor, truth_M: Tensor) -> float:

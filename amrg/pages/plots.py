@@ -12,13 +12,18 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 34
 _STYLES = (("#0072b2", ""), ("#d55e00", "6 3"), ("#009e73", "2 3"), ("#cc79a7", "8 3 2 3"))
 
 
-def line_chart(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str = "epoch") -> Markup:
-    """Draw named lines, each a sequence of (x, y); points that are not finite are left out."""
+def line_chart(
+    lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str = "epoch", integers: bool = True
+) -> Markup:
+    """Draw named lines, each a sequence of (x, y), with ``integers`` or any numbers on the x axis.
+
+    Points that are not finite are left out.
+    """
     lines = {n: [p for p in line if all(map(math.isfinite, p))] for n, line in lines.items()}
     points = [p for line in lines.values() for p in line]
     if not points:
         return Markup("")
-    xs, ys = _ticks([p[0] for p in points], integers=True), _ticks([p[1] for p in points])
+    xs, ys = _ticks([p[0] for p in points], integers), _ticks([p[1] for p in points])
 
     decimals = max(0, math.ceil(-math.log10(ys[1] - ys[0]) - 1e-9))
     decimals += round((ys[1] - ys[0]) * 10**decimals, 6) % 1 > 0  # a step of 0.25 needs one more

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from amrg.data.labels import LABELS
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE, score_table
 from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.pages.plain_summary import plain_summary
 from amrg.pages.plots import line_chart
 from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence, memory_row, recalled
 
@@ -29,6 +30,7 @@ class SampleStudy:
         reference, generated: reports with marked findings (``overlays.marked``).
         memory: retrieved rows by bank ("visual", "report"), the heaviest first.
         sentences: recalled sentences that the report begins with.
+        unsure: text and probability of what the report leaves out as not probable enough.
         views: square films with boxes of sentences, by their number in the study, uint8 [S, S].
         grid: cells per side of the grid of the boxes.
     """
@@ -43,6 +45,7 @@ class SampleStudy:
     generated: Markup
     memory: dict[str, list[MemoryRow]] = field(default_factory=dict)
     sentences: Sequence[RecalledSentence] = ()
+    unsure: Sequence[tuple[str, float]] = ()
     views: Mapping[int, np.ndarray] = field(default_factory=dict)
     grid: int = 14
 
@@ -70,6 +73,7 @@ def render(page: Page) -> str:
     environment.filters["span"] = lambda pair: f"{format_number(pair[0])} – {format_number(pair[1])}"
     return environment.get_template("result_page.html.j2").render(
         scores=page.scores,
+        summary=plain_summary(page.scores),
         always=NOT_CLINICAL_NOTICE,
         embedded=EMBEDDED_DATA_NOTICE if page.scores["source"] == "openi_drr" else None,
         scored=score_table.score_rows(page.scores),
@@ -77,6 +81,9 @@ def render(page: Page) -> str:
         clinical=score_table.clinical_rows(page.scores),
         details=score_table.detail_rows(page.scores),
         detail_findings=score_table.detail_finding_rows(page.scores),
+        reliability=score_table.reliability_rows(page.scores),
+        confidence_charts=confidence_charts(page.scores["confidence"]),
+        odds_missing={f: score_table.why_no_odds_ratio(t) for f, t in page.scores["mentions"].items()},
         relevance={b: found and score_table.relevance_rows(found) for b, found in page.scores["relevance"].items()},
         wording=score_table.wording_rows(page.scores),
         copying=score_table.copying_rows(page.scores),
@@ -120,6 +127,26 @@ def charts(rows: list[dict[str, Any]]) -> list[Markup]:
     return [line_chart(lines, quantity.replace("_", " ")) for quantity, lines in groups.items()]
 
 
+def confidence_charts(confidence: dict[str, Any] | None) -> list[Markup]:
+    """Draw the reliability diagram and the risk-coverage curve; none without stated findings."""
+    if confidence is None:
+        return []
+    bins, curve = confidence["bins"], confidence["risk_coverage"]
+    everything = curve[-1]["wrong"]
+    reliability = {
+        "stated findings": [(one["probability"], one["right"]) for one in bins],
+        "calibrated": [(0.0, 0.0), (1.0, 1.0)],
+    }
+    risk = {
+        "most probable first": [(one["coverage"], one["wrong"]) for one in curve],
+        "in random order": [(0.0, everything), (1.0, everything)],
+    }
+    return [
+        line_chart(reliability, "share that the reference states, by probability", "mean probability", integers=False),
+        line_chart(risk, "share of wrong findings, by coverage", "share of the findings that is kept", integers=False),
+    ]
+
+
 _PARTS = {"train_": "training", "val_": "validation"}
 
 
@@ -141,6 +168,7 @@ def _study(study: SampleStudy) -> dict[str, Any]:
         "shown": shown,
         "reference": study.reference,
         "generated": study.generated,
+        "unsure": study.unsure,
         "memory": {bank: [memory_row(row) for row in rows] for bank, rows in study.memory.items()},
         "recalled": recalled(study.sentences, study.views, study.grid),
     }

@@ -84,6 +84,33 @@ def detail_finding_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[st
     return ["", *measures], [[n, *(counts(f, names) for names in measures.values())] for n, f in per_finding.items()]
 
 
+def reliability_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of the bins of stated findings; no rows without stated findings."""
+    confidence = scores["confidence"]
+    return ["probability", "findings", "mean probability", "stated by the reference"], [
+        [
+            f"{one['from']:.1f} – {one['to']:.1f}",
+            str(one["findings"]),
+            cell(one["probability"]),
+            f"{cell(one['right'])} ({round(one['right'] * one['findings'])})",
+        ]
+        for one in (confidence["bins"] if confidence else [])
+    ]
+
+
+def why_no_odds_ratio(table: dict[str, Any]) -> str | None:
+    """Return why a 2×2 table of mentions has no odds ratio; None if it has one."""
+    if not table["present_mentioned"] + table["absent_mentioned"]:
+        return "no report mentions the finding"
+    reasons = {
+        "present_mentioned": "no report of a study with the finding mentions it",
+        "absent_mentioned": "no report of a study without the finding mentions it",
+        "present_not_mentioned": "every report of a study with the finding mentions it",
+        "absent_not_mentioned": "every report of a study without the finding mentions it",
+    }
+    return "; ".join(reason for name, reason in reasons.items() if not table[name]) or None
+
+
 def relevance_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of one memory's relevance by finding."""
     heads = ["", "films with it", "share on its rows [95%]", "films without it [95%]", "rows of it in the bank"]

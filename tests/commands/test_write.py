@@ -69,6 +69,28 @@ def test_reports_are_those_of_generate(run: Any, capfd: pytest.CaptureFixture[st
             assert [row["weight"] for row in rows] == pytest.approx(weights, abs=1e-4)
 
 
+def test_what_is_not_probable_enough_is_listed_as_unsure(run: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """The recalled findings have a probability of 0.73; no report without the setting has the field."""
+    folder, paths, expected = run
+    assert not any("unsure" in line for line in expected)
+    if not any(line["recalled"] for line in expected):
+        return  # the decoder decides: no probabilities
+    manifest = next((folder / "tiny").glob("reports-*/manifest.json"))
+    before = manifest.read_text()
+    content = json.loads(before)
+    content["config"]["abstain"] = 0.8
+    manifest.write_text(json.dumps(content))
+    try:
+        main(["write", str(manifest.parent), *map(str, paths), "--json"])
+    finally:
+        manifest.write_text(before)
+    stated = {label for line in expected for said in line["sentences"] for label in said["labels"]} - {"No Finding"}
+    for line in lines(capfd.readouterr().out):
+        assert not any(said["probability"] for said in line["sentences"])
+        assert stated <= {label for one in line["unsure"] for label in one["labels"]}
+        assert {one["probability"] for one in line["unsure"]} == {0.7311}  # 1 / (1 + 1/e)
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_written(run: Any, capfd: Any, tmp_path: Path) -> None:
     folder, paths, _ = run
     (tmp_path / "text.png").write_text("no film")

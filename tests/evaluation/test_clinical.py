@@ -88,5 +88,14 @@ def test_two_by_two() -> None:
     assert table["odds_ratio"] == pytest.approx(8.5 * 19.5 / (2.5 * 1.5))
     assert table["interval"][0] < table["odds_ratio"] < table["interval"][1]
     assert table["p"] < 0.001
-    empty = contingency_table(np.zeros(4, bool), np.zeros(4, bool))
-    assert np.isfinite(empty["odds_ratio"])
+
+
+@pytest.mark.parametrize("cells", [(0, 3, 2, 4), (3, 0, 2, 4), (3, 2, 0, 4), (3, 2, 4, 0), (0, 5, 0, 4), (0, 0, 0, 4)])
+def test_a_table_with_an_empty_cell_has_no_odds_ratio(cells: tuple[int, int, int, int]) -> None:
+    """Without the halves it would be 0, infinite or 0/0. Fisher's test is exact all the same."""
+    a, b, c, d = cells
+    present = np.array([True] * (a + b) + [False] * (c + d))
+    mentioned = np.array([True] * a + [False] * b + [True] * c + [False] * d)
+    table = contingency_table(present, mentioned)
+    assert (table["odds_ratio"], table["interval"]) == (None, None)
+    assert 0 < table["p"] <= 1

@@ -114,12 +114,16 @@ def test_scores_page_and_table(artefacts, tmp_path, capsys):
     assert list(scores["systems"]) == ["model", *baselines]
     assert scores["systems"]["most frequent normal"]["clinical"]["micro_13"]["f1"] == 0.0
     assert set(scores["localisation"]) == {"Cardiomegaly", "Pleural Effusion", "all lesions"}
-    assert scores["mentions"]["Pleural Effusion"]["odds_ratio"] > 1
+    assert scores["mentions"]["Pleural Effusion"]["rate_present"] == 1
+    assert scores["mentions"]["Pleural Effusion"]["odds_ratio"] is None  # never without it: any number would be made up
+    assert 'title="no report of a study without the finding mentions it; every report of a study with' in page
+    assert scores["confidence"] is None  # no sentence with a probability
+    assert 'id="confidence"' not in page
     assert scores["retrieved_sets"] == {"report": 1, "visual": 1}
     assert scores["settings"]["num_beams"] == 3
     assert scores["inputs"]["banks"] == open_artifact(artefacts["banks"], "banks").hash
     assert scores["probe"] is not None
-    assert scores["format"] == 3
+    assert scores["format"] == 4
     details = scores["systems"]["model"]["details"]
     assert (details["side exact"]["value"], details["side exact"]["cases"]) == (1.0, 2)
     assert details["film side exact"]["cases"] == scores["references"]["details"]["film side exact"]["cases"] == 2
@@ -128,6 +132,7 @@ def test_scores_page_and_table(artefacts, tmp_path, capsys):
     assert page.count("<article>") == 3
     printed = capsys.readouterr().out
     assert "nearest" in printed
+    assert "reports are different (references: 3)" in " ".join(printed.split())
     assert not any(text in printed for text in TEXTS.values())
 
 
@@ -277,6 +282,21 @@ def test_recalled_sentences_are_shown_with_their_film_and_rows(artefacts, tmp_pa
     assert page.count('alt="Train film of row 1, region of Cardiomegaly"') == 1
     assert page.count("<b>55.0%</b>") == 1  # both have the same voters
     assert "10.0%</b>" not in page
+
+
+def test_probabilities_of_sentences_are_scored_and_what_is_left_out_is_shown(artefacts, tmp_path):
+    """Sentences state the heart in all 6 reports, of which 2 references do; the page says what was left out."""
+    said = {"text": "Cardiomegaly.", "labels": ["Cardiomegaly"], "row": 1, "box": None, "regions": [], "details": []}
+    left_out = [{"text": "Small <left> effusion.", "labels": ["Pleural Effusion"], "probability": 0.41}]
+    told = {"sentences": [said | {"probability": 0.5}], "unsure": left_out}
+    reports = with_reports(artefacts, tmp_path / "told", lambda lines: [line | told for line in lines])
+    scores, page = run(reports, tmp_path / "a")
+    found = scores["confidence"]
+    assert (found["findings"], found["right"]["value"]) == (6, pytest.approx(1 / 3))
+    assert found["ece"]["value"] == pytest.approx(1 / 6)
+    assert found["aurc"]["value"] == pytest.approx(2 / 3)
+    assert page.count("Not sure: Small &lt;left&gt; effusion. (0.41)") == 3
+    assert '<section id="confidence">' in page
 
 
 def test_a_box_on_a_further_film_is_drawn_on_that_film(artefacts, tmp_path, monkeypatch):

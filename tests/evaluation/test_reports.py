@@ -7,7 +7,7 @@ import pytest
 from amrg.data.labels import LABELS
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.evaluation.reports import Detail, Sentence, read_reports
+from amrg.evaluation.reports import Detail, Sentence, Unsure, read_reports
 
 BLANK = dict.fromkeys(LABELS)
 STUDIES = [Study(f"s{i}", f"p{i}", "test", f"Report {i}.", BLANK) for i in (2, 0, 1)]
@@ -51,6 +51,18 @@ def test_sentences_keep_what_they_stand_on(tmp_path):
         SENTENCE["text"], ("Pleural Effusion",), 12, SENTENCE["regions"], (1, 9, 8, 14, 14), 0.83, details
     )
     assert found == {"s0": (), "s1": (effusion, Sentence("No pneumothorax.", ("No Finding",), 0)), "s2": ()}
+
+
+def test_what_was_left_out_is_read(tmp_path):
+    entry = {"text": "Small effusion.", "labels": ["Pleural Effusion"], "probability": 0.4}
+    lines = [LINES[0] | {"unsure": [entry]}, *LINES[1:]]
+    found = read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+    assert [r.unsure for r in found] == [(), (Unsure("Small effusion.", ("Pleural Effusion",), 0.4),), ()]
+    for wrong in ({"probability": None}, {"probability": 1.2}, {"labels": []}, {"labels": ["No Finding"]}, {"text": 1}):
+        with pytest.raises(UserError, match="line 1 is not a report"):
+            read_reports(
+                write(tmp_path / "reports.jsonl", [LINES[0] | {"unsure": [entry | wrong]}, *lines[1:]]), STUDIES
+            )
 
 
 def test_a_map_that_is_zero_everywhere_has_no_region(tmp_path):

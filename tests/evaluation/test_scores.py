@@ -44,9 +44,9 @@ def test_mention_tables_use_the_studies_own_labels():
     present = np.zeros((12, 14), bool)
     present[:6, LABELS.index("Pleural Effusion")] = True
     present[:, LABELS.index("Edema")] = True  # nobody is without: no table
-    tables = mention_tables(present, ["Small effusion."] * 6 + ["No effusion."] * 6)
+    tables = mention_tables(present, ["Small effusion."] * 5 + ["No effusion."] * 6 + ["Small effusion."])
     assert set(tables) == {"Pleural Effusion"}
-    assert tables["Pleural Effusion"]["odds_ratio"] == pytest.approx(169.0)
+    assert tables["Pleural Effusion"]["odds_ratio"] == pytest.approx((5.5 / 1.5) ** 2)
 
 
 def test_highlighted_texts():

@@ -10,7 +10,7 @@ import torch
 from amrg.banks.bank import NO_GROUP, MemoryBank, group_id
 from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
-from amrg.models.composer import Composed, ComposedSentence, Composer, Support, head_features
+from amrg.models.composer import Composed, ComposedSentence, Composer, Support, Unsure, head_features
 from amrg.models.detail_heads import AttributeHeads, Head
 from amrg.models.finding_calibration import Certainty
 from amrg.models.regions import PLACES
@@ -19,7 +19,7 @@ from tests.models.vision_outputs import WIDTH, sight_of
 
 HEART, EFFUSION, LESION = "Cardiomegaly", "Pleural Effusion", "Lung Lesion"
 #: Stage 1's own probabilities; from ½ on a finding is named.
-EVEN = Certainty(((1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), 0.5)
+EVEN = Certainty(((1.0, 1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), 0.5)
 LEFT, RIGHT, PLAIN = "Small left pleural effusion.", "Small right pleural effusion.", "There is a pleural effusion."
 DIM = 16  # of a sentence's vector
 
@@ -405,3 +405,46 @@ def test_studies_of_a_batch_are_composed_alone(tmp_path: Path) -> None:
     groups = torch.tensor([NO_GROUP, NO_GROUP, NO_GROUP])
     found = composer.compose(sight, {"visual": visual, "report": report}, groups)
     assert [texts(one) for one in found] == [[LEFT], [], [RIGHT]]
+
+
+def test_what_is_not_probable_enough_is_neither_stated_nor_denied_but_listed(tmp_path: Path) -> None:
+    """The heart has a probability of 0.88, the effusion of 0.62; a sentence that states both is not said."""
+    two = "Cardiomegaly and left pleural effusion."
+    rows = [(HEART, two), (EFFUSION, LEFT), (NO_FINDING, f"{NO_FLUID} {CLEAR}")]
+    said = [two, "Cardiomegaly.", LEFT, NO_FLUID, CLEAR]
+    visual, reports = visual_bank(tmp_path, rows), report_bank(tmp_path, [(text, text) for text in said])
+    weights: Weights = {HEART: {0: 1.0}, EFFUSION: {1: 1.0}, NO_FINDING: {2: 1.0}}
+    recalled: Weights = {HEART: {0: 0.9, 1: 0.1}, EFFUSION: {0: 0.9, 2: 0.1}}
+    associations = {"visual": associate(weights), "report": associate(recalled)}
+    sight = sight_of({HEART: 2.0, EFFUSION: 0.5})
+
+    def composed(abstain: float) -> Composed:
+        composer = Composer(EVEN, visual, reports, abstain=abstain)
+        return composer.compose(sight, associations, torch.tensor([NO_GROUP]))[0]
+
+    every = composed(0.0)
+    assert texts(every) == [two, CLEAR]
+    assert (every.findings, every.unsure) == ((HEART, EFFUSION), ())
+    assert composed(0.6) == every
+    sure = composed(0.7)
+    assert texts(sure) == ["Cardiomegaly.", CLEAR]
+    assert sure.text == f"cardiomegaly. Report: Cardiomegaly. {CLEAR}"
+    (unsure,) = sure.unsure
+    assert (unsure.text, unsure.labels) == (LEFT, (EFFUSION,))
+    assert unsure.to_dict() == {"text": LEFT, "labels": [EFFUSION], "probability": 0.6225}  # 1 / (1 + e^-0.5)
+    assert sure.without_contradictions(f"Cardiomegaly. {CLEAR} {RIGHT} {NO_FLUID} {BONES}") == (
+        f"Cardiomegaly. {CLEAR} {BONES}"
+    )
+    nothing = composed(0.9)
+    assert texts(nothing) == [CLEAR]
+    assert [one.labels for one in nothing.unsure] == [(HEART, EFFUSION)]  # one sentence for both
+    assert nothing.unsure[0].probability == pytest.approx(0.6225, abs=1e-4)
+
+
+def test_without_a_sentence_an_unsure_finding_is_listed_by_its_name(tmp_path: Path) -> None:
+    composer = Composer(EVEN, visual_bank(tmp_path, [(EFFUSION, LEFT)]), abstain=0.9)
+    (found,) = composer.compose(
+        sight_of({EFFUSION: 2.0}), {"visual": associate({EFFUSION: {0: 1.0}})}, torch.tensor([NO_GROUP])
+    )
+    assert found == Composed("none. Report:", unsure=(Unsure(EFFUSION, (EFFUSION,), found.unsure[0].probability),))
+    assert found.unsure[0].probability == pytest.approx(1 / (1 + 2.718281828**-2))

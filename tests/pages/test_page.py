@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from amrg.data.labels import LABELS
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import boxes_svg, crop, heat_url, marked, outline_url
+from amrg.pages.plain_summary import plain_summary
 from amrg.pages.plots import line_chart
 from amrg.pages.result_page import charts, render
 from amrg.pages.retrieved_rows import RecalledSentence, recalled
-from amrg.pages.score_table import score_table
+from amrg.pages.score_table import score_table, why_no_odds_ratio
 from tests.pages.fake_page import page
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -87,7 +89,19 @@ def test_says_what_it_must(html):
     assert EMBEDDED_DATA_NOTICE not in text
     assert "bank holds &lt;test&gt; rows" in text
     assert "Failed: the reports have collapsed" in text
-    sections = ("scores", "findings", "details", "relevance", "wording", "place", "probe", "curves", "samples")
+    sections = (
+        "summary",
+        "confidence",
+        "scores",
+        "findings",
+        "details",
+        "relevance",
+        "wording",
+        "place",
+        "probe",
+        "curves",
+        "samples",
+    )
     for section in (*sections, "contact", "origin"):
         assert f'<section id="{section}">' in html
     assert "3 of 120 studies have films that are unlike the training films; the threshold allows 2 %" in html
@@ -113,6 +127,126 @@ def test_details_and_memories(html):
     assert html.count("Not recorded") == 1
     assert "40 different rows are some film's heaviest" in html
     assert "the most frequent one leads for 2.5% of the films" in html
+
+
+def test_confidence_is_drawn_and_tabled(html):
+    (section,) = re.findall(r'<section id="confidence">.*?</section>', html, re.DOTALL)
+    assert section.count("<svg") == 2
+    assert section.count("<polyline") == 4
+    assert re.search(r"<td>0.7 – 0.8</td><td>(\d+)</td><td>0.750</td><td>1.000 \(\1\)</td>", section)
+    assert re.search(r"<td>0.6 – 0.7</td><td>\d+</td><td>0.650</td><td>0.000 \(0\)</td>", section)
+    without = page()
+    without.scores["confidence"] = None
+    text = render(without)
+    assert "confidence" not in text.split("<main>")[1].split('id="samples"')[0]
+    assert 'href="#confidence"' not in text
+
+
+def test_what_was_left_out_is_one_line_of_its_study(html):
+    assert html.count("Not sure:") == 1
+    assert "Not sure: Possible &lt;nodule&gt;. (0.35); Edema (0.20)</p>" in html
+
+
+TABLE = {"present_mentioned": 3, "present_not_mentioned": 2, "absent_mentioned": 1, "absent_not_mentioned": 9}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"present_mentioned": 0, "absent_mentioned": 0}, "no report mentions the finding"),
+        ({"present_mentioned": 0}, "no report of a study with the finding mentions it"),
+        (
+            {"absent_mentioned": 0, "present_not_mentioned": 0},
+            "no report of a study without the finding mentions it; "
+            "every report of a study with the finding mentions it",
+        ),
+        ({"absent_not_mentioned": 0}, "every report of a study without the finding mentions it"),
+    ],
+)
+def test_an_odds_ratio_is_shown_only_where_all_four_cells_are_filled(changed, reason):
+    assert why_no_odds_ratio(TABLE | changed) == reason
+
+
+def test_nothing_is_claimed_of_what_was_never_mentioned():
+    bare = page()
+    known = bare.scores["mentions"]["Cardiomegaly"]
+    bare.scores["mentions"]["Cardiomegaly"] = known | {
+        "present_mentioned": 0, "absent_mentioned": 0, "odds_ratio": None, "interval": None
+    }  # fmt: skip
+    bare.scores["systems"]["model"]["clinical"]["per_label"]["Cardiomegaly"] |= {"generated": 0, "reference": 9}
+    row = re.search(r"<tr><td>Cardiomegaly</td><td>\d.*?</tr>", render(bare), re.DOTALL)[0]  # of the first table
+    assert row.endswith('<td title="no report mentions the finding">–</td></tr>')
+    assert re.search(r"<td>9</td><td>0</td><td>–</td><td>\d\.\d{3}</td>", row)  # no precision of nothing
+
+
+def of_labels(**given):
+    """A table per label; finding=(references, generated reports, F1), names with _ for spaces."""
+    named = {name.replace("_", " "): values for name, values in given.items()}
+    return {f: dict(zip(("reference", "generated", "f1"), named.get(f, (0, 0, 0.0)), strict=True)) for f in LABELS}
+
+
+def made_up_scores():
+    clinical = {
+        "micro_13": {"f1": 0.5},
+        "per_label": of_labels(
+            Edema=(9, 9, 0.99), Fracture=(20, 10, 0.4), Pneumonia=(30, 31, 0.8), Pneumothorax=(3, 0, 0.0),
+            Consolidation=(12, 0, 0.0), Atelectasis=(10, 5, 0.6), Lung_Opacity=(50, 1, 0.1),
+        ),
+    }  # fmt: skip
+    details = {"side opposite": {"value": 0.25, "interval": [0.1, 0.5], "cases": 12}}
+    wording = {"different": 0.4, "generic": 0.2}
+    model = {"clinical": clinical, "wording": wording, "details": details}
+    model["details_per_finding"] = {"Edema": {"sides apart": 1}, "Fracture": {"sides apart": 2}}
+    constant = {"clinical": {"micro_13": {"f1": 0.25}}, "model_minus_this": {"value": 0.25, "interval": [0.2, 0.3]}}
+    return {
+        "studies": 50,
+        "systems": {"model": model, "best constant": constant},
+        "references": {"wording": {"different": 0.96, "generic": 0.04}},
+        "confidence": {
+            "findings": 80, "probability": 0.7, "right": {"value": 0.65},
+            "ece": {"value": 0.06, "interval": [0.04, 0.1]},
+        },
+    }  # fmt: skip
+
+
+def test_plain_summary_sentence_by_sentence():
+    assert plain_summary(made_up_scores()) == [
+        "The model's clinical F1 of 0.500 is above the 0.250 of the best constant report, which is the same "
+        "for every film: the difference is +0.250 [+0.200, +0.300].",
+        "The model does best with Pneumonia (F1 0.800; 30 references and 31 generated reports state it), "
+        "Atelectasis (F1 0.600; 10 references and 5 generated reports state it) and "
+        "Fracture (F1 0.400; 20 references and 10 generated reports state it).",  # edema is in too few references
+        "Of the findings in the references the model never states Consolidation (in 12) and Pneumothorax (in 3).",
+        "Where both texts give the side of a finding, it is the opposite one in 3 of 12 cases (25.0% [10.0, 50.0]).",
+        "20 of the 50 reports are different (references: 48); the most frequent one is written 10 times (20.0%).",
+        "Of the 80 findings that it states with a probability, 65.0% are in the reference and 70.0% were expected; the "
+        "calibration error is 0.060 [0.040, 0.100].",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "place"),
+    [(-0.01, 0.3, "not distinguishable from the"), (-0.3, -0.1, "below the"), (0.0, 0.1, "not distinguishable")],
+)
+def test_a_model_is_above_the_constant_report_only_where_its_interval_is(low, high, place):
+    scores = made_up_scores()
+    scores["systems"]["best constant"]["model_minus_this"]["interval"] = [low, high]
+    assert f"The model's clinical F1 of 0.500 is {place}" in plain_summary(scores)[0]
+
+
+def test_plain_summary_says_nothing_without_figures():
+    scores = made_up_scores()
+    scores["confidence"] = None
+    del scores["systems"]["best constant"]
+    scores["systems"]["model"]["details"]["side opposite"] = {"value": None, "interval": None, "cases": 0}
+    scores["systems"]["model"]["clinical"]["per_label"] = of_labels(Edema=(9, 9, 0.99))
+    assert [sentence[:28] for sentence in plain_summary(scores)] == ["20 of the 50 reports are dif"]
+
+
+def test_plain_summary_is_on_the_page(html):
+    (section,) = re.findall(r'<section id="summary">.*?</section>', html, re.DOTALL)
+    assert "of the 40 reports are different" in section
 
 
 def test_recalled_sentences_are_told_with_what_they_stand_on(html):

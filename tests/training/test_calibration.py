@@ -53,7 +53,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Te
 
     def fit(features_NFX: torch.Tensor, stated_NF: torch.Tensor) -> Certainty:
         given.append((features_NFX, stated_NF))
-        return Certainty(((1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), float(len(features_NFX)))
+        return Certainty(((1.0, 1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), float(len(features_NFX)))
 
     monkeypatch.setattr(calibration.Certainty, "fit", fit)
     monkeypatch.setattr(calibration, "VisionCache", MadeUp)
@@ -81,7 +81,7 @@ def test_validation_reports_never_calibrate_validation_reports(fitted: Any, tmp_
     for features, splits in ((for_test, ("val", "train")), (for_val, ("train",))):
         logits = [row + len(split) for split in splits for row in range(len(SAID[split]))]
         assert features.shape == (len(logits), len(FINDINGS), FEATURES)
-        assert features[:, 0, 0].tolist() == logits
+        assert features[:, 0, :2].sum(-1).tolist() == pytest.approx(logits)  # ln p − ln (1 − p)
     assert Certainty.load(tmp_path / CALIBRATION / "test").threshold == 5
     assert Certainty.load(tmp_path / CALIBRATION / "val").threshold == 3
 

@@ -189,7 +189,7 @@ def test_sentences_can_be_recalled_from_a_bank_of_sentences_only(artefacts: Any,
         0,
         tmp_path / "scratch",
     )
-    Certainty(((1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), 0.5).save(tmp_path)
+    Certainty(((1.0, 1.0, 0.0),) * len(FINDINGS), (0.0,) * len(FINDINGS), 0.5).save(tmp_path)
 
     def opened(outline: str) -> Any:
         generated = dataclasses.replace(artefacts.config.generate, outline_source=outline)

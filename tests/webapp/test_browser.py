@@ -336,7 +336,7 @@ def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypa
     )
     text = " ".join(one.text for one in said)
     monkeypatch.setattr(Composer, "compose", lambda *_, **__: [Composed(text, (effusion,), said)])
-    certain = Composer(Certainty(((0.0, 0.0),) * 13, (0.0,) * 13, 0.5))
+    certain = Composer(Certainty(((0.0, 0.0, 0.0),) * 13, (0.0,) * 13, 0.5))
     monkeypatch.setattr("amrg.webapp.session.open_generator", lambda *given: (open_generator(*given)[0], certain, None))
     with served(folder) as address:
         page = Viewer(browser, address).open("#test/test-0")

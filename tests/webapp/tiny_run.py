@@ -47,10 +47,10 @@ def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "de
         model = build_generator(config, made.data, made.stage1, made.banks)
         _learn_by_heart(model, list(iter_samples(made.data, "train")))
         model.save_pretrained(partial / MODEL)
-        certainty = Certainty(((0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
         # The threshold lies above the distances of the test films, so that none of them is unlike.
         distance = TrainingDistance.fit(*(_film_vectors(model, made.data, split) for split in ("train", "test")))
         replace(distance, threshold=1.1 * distance.threshold).save(partial)
+        certainty = Certainty(((0.0, 0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
         for split in ("test", "val"):
             certainty.save(partial / CALIBRATION / split)
 
