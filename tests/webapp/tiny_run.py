@@ -18,7 +18,7 @@ from amrg.training.calibration import CALIBRATION
 from amrg.training.collate import ReportCollator, Stage2Collator
 from amrg.training.stage2 import MODEL, build_generator
 from amrg.training.vision_cache import encode_films
-from tests.conftest import make_artefacts, report
+from tests.conftest import ChestSource, make_artefacts, report
 
 STEPS = 200
 
@@ -29,7 +29,7 @@ STATED = ("Cardiomegaly", "Atelectasis", "Pleural Effusion")
 
 def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "decoder") -> dict[str, Artifact]:
     """The artefacts by kind; they lie in ``folder/tiny``."""
-    made = make_artefacts(folder)
+    made = make_artefacts(folder, ChestSource())
     config = replace(
         made.config,
         decoder=replace(made.config.decoder, predict_outline=outline_source != "decoder"),
