@@ -1,4 +1,4 @@
-"""Measure how far films are from the thresholds of ``amrg.data.film_checks``: ``python -m benchmarks.film_checks FOLDER``.
+"""Measure how far films are from the thresholds of `amrg.data.film_checks`: ``python -m benchmarks.film_checks DIR``.
 
 Prints smallest and largest value of each quantity over the films of a folder, as they are and changed as films may be,
 and names every film that would be refused.

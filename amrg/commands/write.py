@@ -120,12 +120,12 @@ def _finished(out: Path) -> set[str]:
         with out.open("a+b") as file:  # fails now where it could not be written later
             file.seek(0)
             data = file.read()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                os.truncate(out, whole)
+            complete = data.rfind(b"\n") + 1
+            if complete < len(data):
+                os.truncate(out, complete)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}") from None
     try:
-        return {json.loads(line)["study"] for line in data[:whole].splitlines()}
+        return {json.loads(line)["study"] for line in data[:complete].splitlines()}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{out} does not hold lines of `amrg write`: give another file to --out") from None
