@@ -16,10 +16,11 @@ from amrg.config import CONFIGS, Config, DataConfig, load
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import load_studies, num_views
-from amrg.data.studies import Study, StudyImages
+from amrg.data.studies import Source, Study, StudyImages
 from amrg.mining.reports import build_report_bank
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import recipe, root
+from tests.made_films import chest_film
 
 TINY = CONFIGS / "tiny.yaml"
 SIZES = {"train": 16, "val": 3, "test": 5}
@@ -41,6 +42,14 @@ class RandomSource:
         return StudyImages([generator.integers(0, 256, (224, 224), np.uint8) for _ in range(1 + (number % 3 == 0))])
 
 
+class ChestSource(RandomSource):
+    """The same studies with films that pass the checks of a user's own films."""
+
+    def films(self, study: Study) -> StudyImages:
+        number = int(study.key.split("-")[1])
+        return StudyImages([chest_film([len(study.split), number, view]) for view in range(1 + (number % 3 == 0))])
+
+
 def report(number: int) -> str:
     lungs = ("The lungs are clear.", "There is a small left pleural effusion.", "Mild bibasilar atelectasis.")
     return f"{lungs[number % 3]} Heart size is {'normal' if number % 2 else 'enlarged'}. No pneumothorax."
@@ -56,21 +65,20 @@ class Artefacts:
     banks: Path
 
 
-def make_artefacts(folder: Path) -> Artefacts:
-    """The three artefacts at the places where the pipeline looks for them."""
+def make_artefacts(folder: Path, source: Source | None = None) -> Artefacts:
+    """The three artefacts at the places where the pipeline looks for them; of noise if there is no source."""
     config = load(str(TINY))
     config = Config(**{**vars(config), "runs": str(folder)})
     made = {}
     for verb in ("prepare", "stage1", "banks"):
         plan = recipe(verb, config)
         with build(root(config), plan) as partial:
-            _MAKE[verb](config, made.get("prepare", partial), partial)
+            if verb == "prepare":
+                prepare(source or RandomSource(), DataConfig(shard_size=4, workers=1), partial, 0)
+            else:
+                _MAKE[verb](config, made["prepare"], partial)
         made[verb] = plan.path(root(config))
     return Artefacts(config, made["prepare"], made["stage1"], made["banks"])
-
-
-def _data(config: Config, data: Path, partial: Path) -> None:
-    prepare(RandomSource(), DataConfig(shard_size=4, workers=1), partial, 0)
 
 
 def _stage1(config: Config, data: Path, partial: Path) -> None:
@@ -95,7 +103,7 @@ def _banks(config: Config, data: Path, partial: Path) -> None:
     shutil.rmtree(partial / "scratch")
 
 
-_MAKE = {"prepare": _data, "stage1": _stage1, "banks": _banks}
+_MAKE = {"stage1": _stage1, "banks": _banks}
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.data.test_image_io import GREY, dicom
+from tests.data.test_image_io import dicom
 from tests.lookalike import make_data, make_models
+from tests.made_films import chest_film
 from tests.test_documented_commands import PAGE, ROOT, commands
 
 #: How a line of the page begins that is not run here, and why.
@@ -57,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reports.mkdir(parents=True)
     (films / ARCHIVE).rename(reports / ARCHIVE)
     make_models(site / "models", texts, "test_resnet")
-    dicom(site / "film.dcm", GREY)
+    dicom(site / "film.dcm", chest_film(0))
     (site / "commands.json").write_text(json.dumps(lines_of_page()))
     command = [sys.executable, str(ROOT / "tests" / "documented_run.py"), "commands.json", "said.json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -16,14 +16,14 @@ from amrg.inference.run import open_generator, open_run
 from amrg.models.decoder import build_decoder
 from amrg.pipeline import STEPS, recipe, root, run_step
 from amrg.training.stage2 import MODEL, build_generator
-from tests.conftest import make_artefacts, report
+from tests.conftest import ChestSource, make_artefacts, report
 
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, Path, list[str]]:
     """What it was trained with, where the base is now, another base, and the reports written before the move."""
     folder = tmp_path_factory.mktemp("moved")
-    made = make_artefacts(folder / "runs")
+    made = make_artefacts(folder / "runs", ChestSource())
     for seed, name in ((0, "base"), (1, "other")):
         for part in build_decoder(made.config.decoder, [report(n) for n in range(6)], seed):
             part.save_pretrained(folder / name)

@@ -1,79 +1,137 @@
-"""``amrg write RUN STUDY ...``: write reports for films (PNG, JPEG, DICOM) with the generator of a run.
+"""``amrg write RUN STUDY ...``: write reports for films with the generator of a run.
 
-STUDY is a film (PNG, JPEG or DICOM), or a folder with the films of one study. Reports go to stdout as they are
-written: as text, or with --json as one JSON line a study, with stage 1's probabilities and the memory rows behind it.
+STUDY is a film (PNG, JPEG, DICOM, TIFF, BMP or WebP); a folder, in which each folder that holds films is a study; a CSV
+with the columns study and film; or a .txt with the path of a film or folder in each line. Paths in these files are
+relative to them. Other files in folders are skipped. Reports go to stdout as they are written: as text, or with --json
+as one JSON line a study, with stage 1's probabilities and the memory rows behind it. With --out they go to a file as
+JSON lines; the same command continues an interrupted one.
 """
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from amrg.data.image_io import read_film
+from amrg.data.own_studies import StudyFiles, StudyFilms, find_studies, read_study
 from amrg.errors import UserError
 from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, open_run
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import echo, track
 
+UNLIKE_TRAINING = (
+    "unlike the films that this model was trained on (distance {training_distance:.1f}, threshold "
+    "{training_distance_threshold:.1f}): do not rely on its report"
+)
+_NAMED = 5  # skipped files that are named
+
 
 def main(arguments: list[str]) -> None:
-    """Print a report for each study; unreadable studies are named, and the exit code is 2 if there are any."""
+    """Print a report for each study; those left out are named, and the exit code is 2 if there are any."""
+    options = _parser().parse_args(arguments)
+    chain = open_run(options.run, options.base_model)
+    embedded = [EMBEDDED_DATA_NOTICE] if chain.config.data.source == "openi_drr" else []
+    for warning in (NOT_CLINICAL_NOTICE, *embedded, *chain.warnings):
+        echo(warning)
+    studies, skipped = find_studies(options.studies, options.one_study)
+    if skipped:
+        names = sorted(set(skipped))
+        more = f" and {len(names) - _NAMED} other names" if len(names) > _NAMED else ""
+        echo(f"files that are no films are skipped: {len(skipped)} ({', '.join(names[:_NAMED])}{more})")
+    finished = _finished(options.out) if options.out else set()
+    remaining = [study for study in studies if study.name not in finished]
+    if len(remaining) < len(studies):
+        echo(f"{len(studies) - len(remaining)} of {len(studies)} studies are already in {options.out}")
+    left_out = len(remaining)
+    for line in write(chain, remaining, options.force) if remaining else ():
+        if line.get("unlike_training"):
+            echo(f"{line['study']}: {UNLIKE_TRAINING.format(**line)}")
+        if options.out:
+            with options.out.open("a", encoding="utf-8") as file:  # closed, and so written, after each study
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        elif options.json:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        else:
+            print(f"{line['study']}: {line['generated']}" if len(studies) > 1 else line["generated"], flush=True)
+        left_out -= 1
+    if left_out:
+        raise UserError(
+            f"{left_out} of {len(studies)} studies could not be read or are refused (named above) and have no report"
+        )
+
+
+def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = False) -> Iterator[dict[str, Any]]:
+    """Generate a record for each study, in order; those that are unreadable or refused are named and left out.
+
+    Args:
+        chain: the run.
+        studies: their files.
+        force: write reports also for what is refused as no film.
+
+    Yields:
+        ``{study}``, the fields of ``LoadedRun.generate_records``, and with ``force`` for what would have been refused
+        ``forced``: why.
+    """
+    run = LoadedRun(chain)
+    readable = (
+        (study, read) for study in track(studies, "writing reports") if (read := _read(study, run, chain, force))
+    )
+    while batch := list(islice(readable, run.batch_size)):
+        records = run.generate_records([read.films for _, read in batch])
+        for (study, read), record in zip(batch, records, strict=True):
+            forced = {"forced": "; ".join(read.forced)} if read.forced else {}
+            yield {"study": study.name, **record, **forced}
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="amrg write", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="runs/NAME, or one of its scores, reports or stage2 artefacts")
-    parser.add_argument("studies", type=Path, metavar="study", nargs="+", help="a film, or a folder of a study's films")
+    parser.add_argument("studies", type=Path, metavar="study", nargs="+", help="a film, folder, CSV or .txt, as above")
     parser.add_argument("--json", action="store_true", help="one JSON line a study")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append JSON lines; skip the studies in it")
+    parser.add_argument("--one-study", action="store_true", help="a study may have any number of films")
+    parser.add_argument("--force", action="store_true", help="write also for what is refused as no chest film")
     parser.add_argument("--decoder.model", **BASE_MODEL)
-    options = parser.parse_args(arguments)
-    chain, requested = open_run(options.run, options.base_model), len(options.studies)
-    embedded = [EMBEDDED_DATA_NOTICE] if chain.config.data.source == "openi_drr" else []
-    for warning in (NOT_CLINICAL_NOTICE, *embedded, *chain.warnings):
-        echo(warning)
-    written = 0
-    for line in write(chain, options.studies):
-        if options.json:
-            print(json.dumps(line, ensure_ascii=False), flush=True)
-        else:
-            print(f"{line['study']}: {line['generated']}" if requested > 1 else line["generated"], flush=True)
-        written += 1
-    if written < requested:
-        raise UserError(
-            f"{requested - written} of {requested} studies could not be read (named above) and have no report"
-        )
+    return parser
 
 
-def write(chain: RunArtifacts, studies: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Generate a record for each study, in order; unreadable studies are named on stderr and left out.
+def _read(study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool) -> StudyFilms | None:
+    """Read the films of a study; None, with the reason printed, if it is left out."""
+    named = [("" if str(film) == study.name else film.name, film) for film in study.films]
+    try:
+        if study.fault:
+            raise ValueError(study.fault)
+        read = read_study(named, run.image_size, chain.frontal_only, force)
+    except ValueError as error:
+        echo(f"{study.name} is left out: {error}")
+        return None
+    for note in read.notes:
+        echo(f"{study.name}: a film is left out: {note}")
+    for reason in read.forced:
+        echo(f"{study.name} is forced: {reason}")
+    return read
 
-    Yields:
-        ``{study}`` and the fields of ``LoadedRun.generate_records``.
-    """
-    run = LoadedRun(chain)
-    readable = (
-        (study, films) for study in track(studies, "writing reports") if (films := _films(study, run.image_size))
-    )
-    while batch := list(islice(readable, run.batch_size)):
-        records = run.generate_records([films for _, films in batch])
-        for (study, _), record in zip(batch, records, strict=True):
-            yield {"study": str(study), **record}
 
+def _finished(out: Path) -> set[str]:
+    """Return the studies that a file of reports holds; a cut last line is removed.
 
-def _films(study: Path, size: int) -> list[np.ndarray]:
-    """Read the films of a study, uint8 [H, W] each, in the order of their names.
-
-    If one cannot be read, the list is empty and the reason is printed.
+    Raises:
+        UserError: it cannot be read or written, or holds something else.
     """
     try:
-        paths = sorted(path for path in study.iterdir() if path.is_file()) if study.is_dir() else [study]
-        films = [read_film(path.read_bytes(), size) for path in paths]
-    except (OSError, ValueError) as error:
-        echo(f"{study} is left out: {error.strerror if isinstance(error, OSError) else error}")
-        return []
-    if not films:
-        echo(f"{study} is left out: the folder holds no film")
-    return films
+        with out.open("a+b") as file:  # fails now where it could not be written later
+            file.seek(0)
+            data = file.read()
+            complete = data.rfind(b"\n") + 1
+            if complete < len(data):
+                os.truncate(out, complete)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from None
+    try:
+        return {json.loads(line)["study"] for line in data[:complete].splitlines()}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{out} does not hold lines of `amrg write`: give another file to --out") from None

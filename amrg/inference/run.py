@@ -14,8 +14,9 @@ from amrg import distributed
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
 from amrg.banks.bank import NO_GROUP
 from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config, read_section
-from amrg.data.image_io import read_film
+from amrg.data.film_checks import is_lateral_view
 from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.own_studies import read_study
 from amrg.errors import UserError
 from amrg.inference.generate import HEADS, Recorder, generate_reports, open_composer
 from amrg.models.composer import Composer
@@ -25,6 +26,7 @@ from amrg.models.report_generator import ReportGenerator
 from amrg.models.training_distance import FILE as DISTANCE_FILE
 from amrg.models.vision import to_tensor
 from amrg.precision import autocast
+from amrg.progress import echo
 from amrg.training.calibration import CALIBRATION
 from amrg.training.retrieved_text import RetrievedText, open_text
 from amrg.training.stage2 import MODEL
@@ -40,7 +42,7 @@ BASE_MODEL: dict[str, Any] = {
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
 HEAD_KINDS = ("scores", "reports", "stage2")
 
-#: A film: uint8 [H, W], 0 is black, or the path of a PNG, JPEG or DICOM file.
+#: A film: uint8 [H, W], 0 is black, or the path of a file (``amrg.data.image_io.FORMATS``).
 Film = np.ndarray | str | Path
 
 
@@ -74,6 +76,14 @@ class RunArtifacts:
         if not (self.stage2.path / DISTANCE_FILE).exists():
             found.add("stage 2 was made by a former version: films that are unlike the training films are not told")
         return sorted(found)
+
+    @property
+    def frontal_only(self) -> bool:
+        """Whether the films of the data have no lateral ones among them, as far as the settings tell."""
+        settings = self.data.manifest["config"]
+        views = settings.get("views", ())
+        chosen = bool(views) and not any(map(is_lateral_view, views))
+        return chosen or settings.get("source") == "openi_drr"  # which renders PA films
 
     @property
     def config(self) -> Config:
@@ -167,16 +177,17 @@ class LoadedRun:
         self._recorder = Recorder.open(self._model, artifacts.banks.path, artifacts.stage2.path)
         self.image_size = self._model.stage1.config.image_size
 
-    def generate(self, studies: Sequence[Film | Sequence[Film]]) -> list[str]:
+    def generate(self, studies: Sequence[Film | Sequence[Film]], force: bool = False) -> list[str]:
         """Write one report per study.
 
         Args:
             studies: one film each, or the films of all views of a study.
+            force: write also for what is refused as no chest film (``amrg.data.film_checks``), and print why.
 
         Raises:
-            UserError: a film cannot be read.
+            UserError: a film cannot be read, or is refused.
         """
-        films = [self._read(study) for study in studies]
+        films = [self._read(study, force) for study in studies]
         batches = [films[first : first + self.batch_size] for first in range(0, len(films), self.batch_size)]
         return [record["generated"] for batch in batches for record in self.generate_records(batch)]
 
@@ -199,21 +210,21 @@ class LoadedRun:
             for probability_Q, record in zip(vision.logits_BQ.sigmoid().tolist(), records, strict=True)
         ]
 
-    def _read(self, study: Film | Sequence[Film]) -> list[np.ndarray]:
+    def _read(self, study: Film | Sequence[Film], force: bool) -> list[np.ndarray]:
         films = [study] if isinstance(study, Film) else list(study)
         if not films:
             raise UserError("a study without films has no report")
-        return [self._read_film(film) for film in films]
-
-    def _read_film(self, film: Film) -> np.ndarray:
-        if isinstance(film, np.ndarray):
-            if film.dtype != np.uint8 or film.ndim != 2 or not film.size:
+        for film in films:
+            if isinstance(film, np.ndarray) and (film.dtype != np.uint8 or film.ndim != 2 or not film.size):
                 raise UserError(f"a film is a uint8 array [H, W], not {film.dtype} {list(film.shape)}")
-            return film
+        named = [("" if isinstance(film, np.ndarray) else str(film), film) for film in films]
         try:
-            return read_film(Path(film).read_bytes(), self.image_size)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{film}: {error.strerror if isinstance(error, OSError) else error}") from None
+            read = read_study(named, self.image_size, self.artifacts.frontal_only, force)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        for note in (*read.notes, *(f"forced: {reason}" for reason in read.forced)):
+            echo(note)
+        return read.films
 
 
 def load_run(run: str | Path, base_model: str | None = None) -> LoadedRun:

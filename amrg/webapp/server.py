@@ -23,9 +23,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from amrg.banks.bank import NO_GROUP, group_id
-from amrg.data.image_io import read_film
+from amrg.data.film_checks import NotAFilm
+from amrg.data.image_io import FORMATS
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS
+from amrg.data.own_studies import read_study
 from amrg.data.stream import Sample
 from amrg.data.studies import SPLITS
 from amrg.errors import UserError
@@ -126,13 +128,13 @@ class Handlers:
 
     def _drop(self, data: bytes) -> dict[str, Any]:
         try:
-            film = read_film(data, SHOWN_SIZE)
+            films = read_study([("", data)], SHOWN_SIZE, self._chain.frontal_only).films
+        except NotAFilm as error:
+            raise UserError(f"This file is refused as no chest film for this model: {error}.") from None
         except ValueError as error:
-            raise UserError(
-                f"This file is no film that can be read: {error}. Give a PNG, JPEG or DICOM file."
-            ) from None
+            raise UserError(f"This file is no film that can be read: {error}. Give a {FORMATS} file.") from None
         name = hashlib.sha256(data).hexdigest()[:16]
-        self._cache((UPLOADED, name), self._reader.analyze([film], NO_GROUP), None)
+        self._cache((UPLOADED, name), self._reader.analyze(films, NO_GROUP), None)
         return self._describe(UPLOADED, name)
 
     def patches(self, request: Request) -> Response:
@@ -256,7 +258,7 @@ async def _body(request: Request) -> bytes:
                 break
         else:
             if not data:
-                raise UserError("This file is empty. Give a PNG, JPEG or DICOM file.")
+                raise UserError(f"This file is empty. Give a {FORMATS} file.")
             return bytes(data)
     raise HTTPException(413, f"This file is larger than {MAX_BYTES // 2**20} MB: too large for a film, not read.")
 

@@ -1,5 +1,6 @@
 """Films as data sets store them: the same film from every kind of file."""
 
+import contextlib
 import io
 import random
 import struct
@@ -8,7 +9,7 @@ import zlib
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage, generate_uid
@@ -81,6 +82,72 @@ def test_dicom_is_windowed_rescaled_and_upright_in_grey(tmp_path) -> None:
     assert np.abs(windowed - expected).max() <= 1
     shifted = {"WindowCenter": 900, "WindowWidth": 500, "RescaleSlope": 1, "RescaleIntercept": -100}
     assert np.abs(load_film(dicom(tmp_path / "shift.dcm", deep, **shifted), 40).astype(int) - windowed).max() <= 1
+
+
+def test_the_two_tags_of_inverted_grey_invert_once(tmp_path) -> None:
+    upright = load_film(dicom(tmp_path / "plain.dcm", GREY), 40)
+    for grey, shape, inverted in (
+        ("MONOCHROME2", "IDENTITY", False),
+        ("MONOCHROME2", "INVERSE", True),
+        ("MONOCHROME1", "INVERSE", True),
+        ("MONOCHROME1", "IDENTITY", True),
+    ):
+        path = dicom(tmp_path / "film.dcm", GREY, PhotometricInterpretation=grey, PresentationLUTShape=shape)
+        assert (load_film(path, 40) == (255 - upright if inverted else upright)).all(), (grey, shape)
+
+
+def encoded(pixels, kind, **options) -> bytes:
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, kind, **options)
+        return file.getvalue()
+
+
+def test_further_formats() -> None:
+    assert (read_film(encoded(GREY, "TIFF"), 40) == GREY).all()
+    assert (read_film(encoded(GREY, "BMP"), 40) == GREY).all()
+    assert (read_film(encoded(GREY, "WEBP", lossless=True), 40) == GREY).all()
+    deep = GREY.astype(np.uint16) * 256 + 17
+    expected = np.round((deep - 17.0) / (216 * 256) * 255)
+    assert (read_film(encoded(deep, "TIFF"), 40) == expected).all()
+    white_is_zero = TiffImagePlugin.ImageFileDirectory_v2()
+    white_is_zero[262] = 0
+    assert (read_film(encoded(deep, "TIFF", tiffinfo=white_is_zero), 40) == 255 - expected).all()
+    pages = [Image.fromarray(GREY), Image.fromarray(GREY)]
+    with pytest.raises(ValueError, match="a TIFF image of 2 frames is not one film"):
+        read_film(encoded(GREY, "TIFF", save_all=True, append_images=pages[1:]), 40)
+    with pytest.raises(ValueError, match="not PNG, JPEG, DICOM, TIFF, BMP or WebP"):
+        read_film(encoded(GREY, "GIF"), 40)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "WEBP", "PNG"])
+def test_a_damaged_image_is_read_or_refused(kind, recwarn) -> None:
+    whole, chance = encoded(GREY, kind), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in chance.sample(range(len(whole)), 3):
+            damaged[place] = chance.randrange(256)
+        with contextlib.suppress(ValueError):
+            assert read_film(bytes(damaged[: chance.choice([None, chance.randrange(len(whole))])]), 40).ndim == 2
+
+
+def test_a_hot_pixel_does_not_darken_the_film(tmp_path) -> None:
+    """Of the values 0 … 9,998 and one more the percentiles are the 5.9995th and the 9,995.0005th smallest value."""
+    film = np.arange(10000, dtype=np.uint16).reshape(100, 100)
+    plain = to_8_bit(film.astype(float))
+    assert (plain == np.round(film * (255 / 9999))).all()
+    film[-1, -1] = 15000  # the others still have two thirds of the range
+    assert (to_8_bit(film.astype(float)) == np.round(film * (255 / 15000))).all()
+    film[-1, -1] = 65535
+    low, high = 4.9995, 9994.0005
+    expected = np.round((film.clip(low, high) - low) * (255 / (high - low)))
+    assert expected[50, 0] == 128
+    assert expected[-1, -1] == 255
+    assert (read_film(encoded(film, "PNG"), 40) == expected).all()
+    assert (load_film(dicom(tmp_path / "film.dcm", film), 40) == expected).all()
+    # a window says itself what is bright
+    window = {"WindowCenter": 32768, "WindowWidth": 65536}
+    windowed = load_film(dicom(tmp_path / "window.dcm", film, **window), 40)
+    assert windowed[50, 0] == np.round(5000 * 255 / 65535)
 
 
 def bomb() -> bytes:

@@ -41,12 +41,20 @@ def test_reports_are_those_of_amrg_write(run, folder, tmp_path, capfd):
     assert loaded.generate([]) == []
 
     (tmp_path / "text.png").write_text("no film")
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
     for film, message in (
         (tmp_path / "text.png", "text.png: not a readable image"),
         (tmp_path / "missing.png", "missing.png: No such file"),
         (np.zeros((8, 8, 3), np.uint8), r"uint8 array \[H, W\], not uint8 \[8, 8, 3\]"),
         (np.zeros((8, 8)), "not float64"),
         ([], "without films"),
+        (tmp_path / "noise.png", "noise.png: noise or text, no radiograph"),
+        (noise, "^noise or text, no radiograph"),
     ):
         with pytest.raises(UserError, match=message):
             loaded.generate([film])
+    capfd.readouterr()
+    (text,) = loaded.generate([noise], force=True)
+    assert text
+    assert capfd.readouterr().err == "forced: noise or text, no radiograph\n"

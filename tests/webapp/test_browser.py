@@ -7,7 +7,6 @@ import time
 from base64 import b64encode
 from urllib.request import urlopen
 
-import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
@@ -20,6 +19,7 @@ from amrg.webapp.server import create_app
 from amrg.webapp.session import InferenceSession
 from tests.browser import WIDTH, Keys, Page, chromium
 from tests.data.test_image_io import dicom
+from tests.made_films import chest_film
 from tests.webapp.tiny_run import make_run
 
 DROP = """
@@ -197,7 +197,7 @@ def test_studies_are_found_by_split_and_words(page):
 
 
 def test_films_of_every_kind_are_taken_and_what_is_none_is_refused(page, tmp_path):
-    film = np.add.outer(np.arange(300), np.arange(260)).clip(0, 255).astype(np.uint8)
+    film = chest_film(0, 300, 260)
     Image.fromarray(film).save(tmp_path / "film.png")
     Image.fromarray(film).save(tmp_path / "film.jpg")
     dicom(tmp_path / "film.dcm", film)
@@ -224,7 +224,7 @@ def test_films_of_every_kind_are_taken_and_what_is_none_is_refused(page, tmp_pat
 
 
 def test_a_film_can_be_dropped_on_the_page(page, tmp_path):
-    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(tmp_path / "film.png")
+    Image.fromarray(chest_film(0)).save(tmp_path / "film.png")
     page.driver.execute_script(DROP, b64encode((tmp_path / "film.png").read_bytes()).decode())
     page.wait(lambda: page.text("#film-title") == "Film (opened here)")
     page.done()

@@ -33,10 +33,12 @@ from amrg.pages.overlays import crop, film_url
 from amrg.webapp.server import MAX_BYTES, Handlers, create_app
 from amrg.webapp.session import ClientGone, InferenceSession
 from tests.conftest import report
-from tests.data.test_image_io import GREY, bomb, dicom
+from tests.data.test_image_io import bomb, dicom
+from tests.made_films import chest_film
 from tests.webapp.tiny_run import STATED, make_run
 
 KEY = "test-0"  # has two films
+FILM = chest_film(0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def reader(folder):
     return InferenceSession(open_run(folder))
 
 
-def png(pixels=GREY):
+def png(pixels=FILM):
     with io.BytesIO() as file:
         Image.fromarray(pixels).save(file, "PNG")
         return file.getvalue()
@@ -251,7 +253,7 @@ def test_of_all_the_rows_that_are_kept_few_are_told(client, reader, run):
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])
 def test_a_dropped_film_is_looked_at_and_reported(client, tmp_path, kind):
-    data = png() if kind == "png" else dicom(tmp_path / "film.dcm", GREY).read_bytes()
+    data = png() if kind == "png" else dicom(tmp_path / "film.dcm", FILM).read_bytes()
     told = client.post("/api/looks", content=data).json()
     assert (told["place"], told["reference"]) == ("dropped", None)
     assert all(finding["stated"] is None for finding in told["findings"])
@@ -262,12 +264,12 @@ def test_a_dropped_film_is_looked_at_and_reported(client, tmp_path, kind):
 def test_a_film_beyond_the_threshold_is_unlike_the_training_films(app, client, monkeypatch):
     reader = app.routes[0].endpoint.__self__._reader
     monkeypatch.setattr(reader, "_distance", dataclasses.replace(reader._distance, threshold=0.0))
-    assert client.post("/api/looks", content=png(GREY[:, ::-1])).json()["unlike_training"] is True
+    assert client.post("/api/looks", content=png(FILM[:, ::-1])).json()["unlike_training"] is True
 
 
 def test_a_film_dropped_twice_is_one(app, client):
     desk = app.routes[0].endpoint.__self__
-    first, second = (client.post("/api/looks", content=png(GREY[::-1])).json() for _ in range(2))
+    first, second = (client.post("/api/looks", content=png(FILM[::-1])).json() for _ in range(2))
     assert first == second
     assert sum(place == "dropped" and name == first["name"] for place, name in desk._analyses) == 1
 
@@ -285,10 +287,14 @@ def test_a_writer_without_a_word_is_told_as_that(reader, run):
 
 
 def without_pixels(tmp_path):
-    record = pydicom.dcmread(dicom(tmp_path / "film.dcm", GREY))
+    record = pydicom.dcmread(dicom(tmp_path / "film.dcm", FILM))
     del record.PixelData
     record.save_as(tmp_path / "empty.dcm")
     return (tmp_path / "empty.dcm").read_bytes()
+
+
+def tagged(tmp_path, **tags):
+    return dicom(tmp_path / "film.dcm", FILM, **tags).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -297,6 +303,9 @@ def without_pixels(tmp_path):
         (lambda _: b"a page of html", "no film that can be read: not a readable image"),
         (lambda _: b"", "empty"),
         (lambda _: png()[:60], "not a readable image"),
+        (lambda _: png(np.zeros((300, 300), np.uint8)), "refused as no chest film .* one grey value"),
+        (lambda tmp_path: tagged(tmp_path, Modality="CT"), "refused as no chest film .* Modality is CT"),
+        (lambda tmp_path: tagged(tmp_path, ViewPosition="LL"), "refused .* a lateral film, and this model has seen"),
         (lambda _: bomb(), "not a readable image .*Bomb"),
         (without_pixels, "a DICOM object without pixels"),
     ],

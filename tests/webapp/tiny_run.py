@@ -15,11 +15,12 @@ from amrg.models.finding_calibration import Certainty
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.training_distance import TrainingDistance
 from amrg.pipeline import recipe, root
+from amrg.precision import autocast
 from amrg.training.calibration import CALIBRATION
 from amrg.training.collate import ReportCollator, Stage2Collator, collate_images
 from amrg.training.stage2 import MODEL, build_generator
 from amrg.training.vision_cache import encode_films, round_like_cache
-from tests.conftest import make_artefacts, report
+from tests.conftest import ChestSource, make_artefacts, report
 
 STEPS = 200
 
@@ -30,7 +31,7 @@ STATED = ("Cardiomegaly", "Atelectasis", "Pleural Effusion")
 
 def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "decoder") -> dict[str, Artifact]:
     """The artefacts by kind; they lie in ``folder/tiny``."""
-    made = make_artefacts(folder)
+    made = make_artefacts(folder, ChestSource())
     config = replace(
         made.config,
         decoder=replace(made.config.decoder, predict_outline=outline_source != "decoder"),
@@ -48,7 +49,8 @@ def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "de
         _learn_by_heart(model, list(iter_samples(made.data, "train")))
         model.save_pretrained(partial / MODEL)
         # The threshold lies above the distances of the test films, so that none of them is unlike.
-        distance = TrainingDistance.fit(*(_film_vectors(model, made.data, split) for split in ("train", "test")))
+        with autocast(config.stage2.dtype):
+            distance = TrainingDistance.fit(*(_film_vectors(model, made.data, split) for split in ("train", "test")))
         replace(distance, threshold=1.1 * distance.threshold).save(partial)
         certainty = Certainty(((0.0, 0.0, 0.0),) * len(FINDINGS), tuple(float(f in STATED) for f in FINDINGS), 0.6)
         for split in ("test", "val"):

@@ -1,0 +1,193 @@
+"""Studies of a user's own files: found in folders, tables and lists, and read with the checks of ``film_checks``."""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amrg.data.film_checks import NotAFilm, check_film, check_pixels, is_lateral
+from amrg.data.image_io import FORMATS, is_dicom, read_film
+from amrg.errors import UserError
+
+#: Films of a study without ``one_study``. Studies of the chest have one to four.
+MAX_FILMS = 8
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp")
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")  # of films without a suffix; DICOM has its own place
+_COLUMNS = ("study", "film")
+
+_LATERAL = "a lateral film, and this model has seen frontal ones only"
+
+#: A film: uint8 [H, W], 0 is black; the path of a file; or its bytes.
+Film = np.ndarray | str | Path | bytes
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """The files of one study.
+
+    Attributes:
+        name: as the user gave it: a path, or the study's name in a table.
+        films: their paths.
+        fault: why the study cannot be read; empty if nothing is known against it.
+    """
+
+    name: str
+    films: tuple[Path, ...]
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class StudyFilms:
+    """The films of one study, read.
+
+    Attributes:
+        films: uint8 [H, W] each, frontal ones first.
+        notes: lines for the user: films that are not used.
+        forced: why films would have been refused, one text a film.
+    """
+
+    films: list[np.ndarray]
+    notes: list[str]
+    forced: list[str]
+
+
+def find_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[StudyFiles], list[str]]:
+    """Find the studies that a user means.
+
+    Args:
+        places: each a film; a folder, in which every folder that holds films is a study; a CSV with the columns
+            ``study`` and ``film``; or a ``.txt`` with the path of a film or folder in each line. Paths in a file are
+            relative to it.
+        one_study: let a study have more than ``MAX_FILMS`` films.
+
+    Returns:
+        the studies in the order given, and the names of the files in folders that are no films.
+
+    Raises:
+        UserError: a CSV or ``.txt`` cannot be read, or a column is missing.
+    """
+    studies: list[StudyFiles] = []
+    skipped: list[str] = []
+    for place in places:
+        suffix = place.suffix.lower()
+        if place.is_dir():
+            studies += _in_folder(place, skipped)
+        elif suffix == ".csv":
+            studies += _in_table(place)
+        elif suffix == ".txt":
+            listed = [place.parent / line.strip() for line in _text(place).splitlines() if line.strip()]
+            for path in listed:
+                studies += _in_folder(path, skipped) if path.is_dir() else [StudyFiles(str(path), (path,))]
+        else:
+            studies.append(StudyFiles(str(place), (place,)))
+    return [study if one_study else _plausible(study) for study in studies], skipped
+
+
+def read_study(
+    films: Sequence[tuple[str, Film]], short_side: int, frontal_only: bool = False, force: bool = False
+) -> StudyFilms:
+    """Read the films of one study and check them.
+
+    Args:
+        films: name of each film for messages, empty for none, and the film.
+        short_side: as of ``read_film``.
+        frontal_only: leave lateral films out; if there are no others, the study is refused.
+        force: read also what is refused.
+
+    Raises:
+        NotAFilm: a film is refused.
+        ValueError: a film cannot be read; this message and the one above begin with the film's name.
+    """
+    frontal: list[np.ndarray] = []
+    lateral: list[np.ndarray] = []
+    notes: list[str] = []
+    forced: list[str] = []
+    for name, film in films:
+        label = f"{name}: " if name else ""
+        try:
+            data = Path(film).read_bytes() if isinstance(film, str | Path) else film
+            pixels = data if isinstance(data, np.ndarray) else read_film(data, short_side)
+        except OSError as error:
+            raise ValueError(f"{label}{error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{label}{error}") from None
+        try:
+            check_pixels(pixels) if isinstance(data, np.ndarray) else check_film(data, pixels)
+        except NotAFilm as error:
+            if not force:
+                raise NotAFilm(f"{label}{error}") from None
+            forced.append(f"{label}{error}")
+        if isinstance(data, np.ndarray) or not is_lateral(data):
+            frontal.append(pixels)
+        else:
+            lateral.append(pixels)
+            notes.append(f"{label}{_LATERAL}")
+    if not frontal_only:
+        return StudyFilms(frontal + lateral, [], forced)
+    if frontal:
+        return StudyFilms(frontal, notes, forced)
+    if lateral and not force:
+        raise NotAFilm(notes[0])
+    return StudyFilms(lateral, [], forced + notes)
+
+
+def _in_folder(folder: Path, skipped: list[str]) -> Iterator[StudyFiles]:
+    """Yield a study for each folder that holds films; files that are none are added to ``skipped``."""
+    found = False
+    for path, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))  # such as __MACOSX
+        here = [Path(path) / name for name in sorted(names)]
+        films = tuple(file for file in here if _may_be_film(file))
+        skipped += [file.name for file in here if file not in films]
+        if films:
+            found = True
+            yield StudyFiles(path, films)
+    if not found:
+        yield StudyFiles(str(folder), (), f"the folder holds no film ({FORMATS})")
+
+
+def _may_be_film(file: Path) -> bool:
+    """Return whether a file in a folder has the suffix or the first bytes of a film; hidden files are none."""
+    if file.name.startswith(".") or not file.is_file():
+        return False
+    if file.suffix.lower() in _SUFFIXES:
+        return True
+    try:
+        with file.open("rb") as content:
+            start = content.read(132)
+    except OSError:
+        return False
+    return is_dicom(start) or start.startswith(_SIGNATURES)
+
+
+def _in_table(path: Path) -> list[StudyFiles]:
+    films: dict[str, list[Path]] = {}
+    rows = csv.DictReader(_text(path).splitlines())
+    if not set(_COLUMNS) <= set(rows.fieldnames or ()):
+        raise UserError(f"{path} has no columns {' and '.join(_COLUMNS)}: its first line must name them")
+    for row in rows:
+        study, film = ((row[name] or "").strip() for name in _COLUMNS)
+        if not (study and film):
+            raise UserError(f"{path}, line {rows.line_num}: {' and '.join(_COLUMNS)} expected")
+        films.setdefault(study, []).append(path.parent / film)
+    return [StudyFiles(study, tuple(paths)) for study, paths in films.items()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8: save it as such") from None
+
+
+def _plausible(study: StudyFiles) -> StudyFiles:
+    count = len(study.films)
+    if count <= MAX_FILMS:
+        return study
+    advice = "give each film, or a folder per study; if they are of one study, add --one-study"
+    return StudyFiles(study.name, study.films, f"{count} films, more than a study has: {advice}")
