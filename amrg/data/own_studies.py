@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amrg.data.film_checks import NotAFilm, check_film, check_pixels, is_lateral
+from amrg.data.film_checks import MIN_SIDE, NotAFilm, check_film, check_pixels, is_lateral
 from amrg.data.image_io import FORMATS, is_dicom, read_film
 from amrg.errors import UserError
 
@@ -109,7 +109,7 @@ def read_study(
         label = f"{name}: " if name else ""
         try:
             data = Path(film).read_bytes() if isinstance(film, str | Path) else film
-            pixels = data if isinstance(data, np.ndarray) else read_film(data, short_side)
+            pixels = data if isinstance(data, np.ndarray) else read_film(data, max(short_side, MIN_SIDE))
         except OSError as error:
             raise ValueError(f"{label}{error.strerror}") from None
         except ValueError as error:
