@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
+from amrg.data.text.cleaning import normalize_for_dedup, split_sentences
 from amrg.errors import UserError
 from amrg.evaluation.clinical import binarize, label_matrix
 
@@ -77,7 +78,7 @@ def random_train(count: int, train_count: int, seed: int) -> np.ndarray:
 
 
 def _sentences(text: str) -> list[str]:
-    return [s.strip() for s in text.lower().split(".") if s.strip()]
+    return [normalize_for_dedup(sentence) for sentence in split_sentences(text)]
 
 
 def _normalize(rows: np.ndarray) -> np.ndarray:
