@@ -54,7 +54,9 @@ def main(arguments: list[str]) -> None:
         elif options.json:
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
-            print(f"{line['study']}: {line['generated']}" if len(studies) > 1 else line["generated"], flush=True)
+            unsure = " ".join(one["text"] for one in line.get("unsure", []))
+            text = f"{line['generated']}{f' [Not sure: {unsure}]' if unsure else ''}"
+            print(f"{line['study']}: {text}" if len(studies) > 1 else text, flush=True)
         left_out -= 1
     if left_out:
         raise UserError(

@@ -153,6 +153,7 @@ class InferenceSession:
                 visual memory the retrieved text is empty.
             on_event: receives ``text`` (plan and sentences so far) after each token, and ``sentence`` after each
                 sentence: its attribution, and its support if it was ``recalled`` (``ComposedSentence.to_dict``).
+                Before these it receives ``unsure``, what the report leaves out (``generate.abstain``), if anything.
                 It may raise ``ClientGone``.
         """
         hidden = [MEMORIES[name] for name in sorted(disabled_memories) if name in analysis.association]
@@ -167,6 +168,8 @@ class InferenceSession:
             if self._composer:
                 unsaid_1 = self.model.masked_groups(group_1)
                 (composed,) = self._composer.compose(analysis.vision, found, unsaid_1, recall="report" in found)
+            if composed.unsure:
+                on_event("unsure", {"texts": [one.text for one in composed.unsure]})
             text_1L = None
             if self._text:
                 texts = self._text.compose(analysis.vision, group_1, found) if "visual" in found else [""]

@@ -25,7 +25,7 @@ from amrg.data.stream import SampleLookup, load_studies
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.outline import positive_findings
 from amrg.inference.run import open_run
-from amrg.models.composer import Composed, ComposedSentence
+from amrg.models.composer import Composed, ComposedSentence, Unsure
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
@@ -223,7 +223,7 @@ def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeyp
     class Fixed:
         def compose(self, sight, associations, group, recall):
             asked.append((associations, group.tolist(), recall))
-            return [Composed(text, ("Pleural Effusion",), (said,))]
+            return [Composed(text, ("Pleural Effusion",), (said,), (Unsure("Mild edema.", ("Edema",), 0.4),))]
 
     monkeypatch.setattr(reader, "_composer", Fixed())
     look = reader.analyze(sample.views, 7)
@@ -233,6 +233,7 @@ def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeyp
     assert associations.keys() == {"visual", "report"} - hidden
     for name, (weights, rows) in associations.items():
         assert weights.shape == rows.shape == (1, *look.association[name].rows_QK.shape)
+    assert told[0] == ("unsure", {"texts": ["Mild edema."]})
     first, *later = [content for kind, content in told if kind == "sentence"]
     assert first["recalled"] == said.to_dict()
     assert first["recalled"]["box"] == [1, 2, 3, 5, 6]

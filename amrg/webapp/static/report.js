@@ -56,6 +56,7 @@ function write() {
   [sentences, drawn, without] = [[], [], off()];
   choose(null);
   $("plan").hidden = true;
+  $("unsure").hidden = true;
   $("again").disabled = false;
   $("state").textContent = "writing …";
   source = new EventSource(`/api/looks/${look.place}/${encodeURIComponent(look.name)}/report?${new URLSearchParams({ off: without })}`);
@@ -65,6 +66,10 @@ function write() {
     $("plan").textContent = `Plan: ${told.plan}`;
     sentences = told.sentences;
     showSentences(true);
+  });
+  source.addEventListener("unsure", ({ data }) => {
+    $("unsure").hidden = false;
+    $("unsure").textContent = `Not sure, and so left out: ${JSON.parse(data).texts.join(" ")}`;
   });
   source.addEventListener("sentence", ({ data }) => {
     const { number, ...what } = JSON.parse(data);
