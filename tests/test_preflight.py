@@ -178,7 +178,7 @@ def test_what_is_held_is_counted_as_by_hand() -> None:
     need = dict(preflight._needs(["stage2"], preflight.Run(config, None, 1, machine), machine))["stage2"]
     weights = need.kept / 4
     assert need.memory >= 24 * weights
-    cached = 2 * (9 * 256 + 14 * 256 + 14 + 14 * 256 + 14 * 16 + 14 + 14 * 5) * (2 * 1000 + 150 + 300)
+    cached = 2 * (9 * 256 + 14 * 256 + 14 + 14 * 256 + 14 * 16 + 14 + 14 * 5 + 256) * (2 * 1000 + 150 + 300)
     assert need.passing == 3 * 12 * weights + 4 * weights + cached
 
 

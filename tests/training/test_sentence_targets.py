@@ -28,7 +28,7 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
         associations=lambda *_: {},
         generate=lambda *_, **__: ["Clear.", "Clear."],
     )
-    recorder = SimpleNamespace(record=lambda *_: {})
+    recorder = SimpleNamespace(record=lambda *_: {}, distance=None)
     group_B = torch.tensor([5, 7])
     lines = generate_reports(
         model, sight_of({}, {}), group_B, Config(), recorder, SimpleNamespace(compose=compose), None
