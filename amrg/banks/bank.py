@@ -30,8 +30,9 @@ from torch import Tensor
 
 from amrg.artifacts import file_hash
 from amrg.errors import UserError
-from amrg.kernels.hopfield.reference import NO_GROUP as NO_GROUP  # re-exported
+from amrg.kernels.hopfield import reference
 
+NO_GROUP: int = reference.NO_GROUP  # group of a row without a patient
 FORMAT = 3
 HEADER = "bank.json"
 TABLE = "provenance.parquet"
