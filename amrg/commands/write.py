@@ -26,6 +26,7 @@ UNLIKE_TRAINING = (
     "{training_distance_threshold:.1f}): do not rely on its report"
 )
 _NAMED = 5  # skipped files that are named
+_START = b'{"study": '  # of each line
 
 
 def main(arguments: list[str]) -> None:
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
         names = sorted(set(skipped))
         more = f" and {len(names) - _NAMED} other names" if len(names) > _NAMED else ""
         echo(f"files that are no films are skipped: {len(skipped)} ({', '.join(names[:_NAMED])}{more})")
-    finished = _finished(options.out) if options.out else set()
+    finished = _finished(options.out, _model(chain)) if options.out else set()
     remaining = [study for study in studies if study.name not in finished]
     if len(remaining) < len(studies):
         echo(f"{len(studies) - len(remaining)} of {len(studies)} studies are already in {options.out}")
@@ -73,8 +74,8 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
         force: write reports also for what is refused as no film.
 
     Yields:
-        ``{study}``, the fields of ``LoadedRun.generate_records``, and with ``force`` for what would have been refused
-        ``forced``: why.
+        ``{study, model}``, the fields of ``LoadedRun.generate_records``, and with ``force`` for what would have been
+        refused ``forced``: why.
     """
     run = LoadedRun(chain)
     readable = (
@@ -84,7 +85,7 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
         records = run.generate_records([read.films for _, read in batch])
         for (study, read), record in zip(batch, records, strict=True):
             forced = {"forced": "; ".join(read.forced)} if read.forced else {}
-            yield {"study": study.name, **record, **forced}
+            yield {"study": study.name, "model": _model(chain), **record, **forced}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,8 +119,13 @@ def _read(study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool) -
     return read
 
 
-def _finished(out: Path) -> set[str]:
-    """Return the studies that a file of reports holds; a cut last line is removed.
+def _model(chain: RunArtifacts) -> str:
+    """Return the name of the artefact that determines the reports: the generator and the settings it writes with."""
+    return (chain.reports or chain.stage2).path.resolve().name
+
+
+def _finished(out: Path, model: str) -> set[str]:
+    """Return the studies that a file of reports of this model holds; a cut last line is removed.
 
     Raises:
         UserError: it cannot be read or written, or holds something else.
@@ -128,12 +134,21 @@ def _finished(out: Path) -> set[str]:
         with out.open("a+b") as file:  # fails now where it could not be written later
             file.seek(0)
             data = file.read()
-            complete = data.rfind(b"\n") + 1
-            if complete < len(data):
-                os.truncate(out, complete)
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}") from None
+    complete = data.rfind(b"\n") + 1
+    cut = data[complete:]
     try:
-        return {json.loads(line)["study"] for line in data[:complete].splitlines()}
+        lines = [json.loads(line) for line in data[:complete].splitlines()]
+        studies, models = {line["study"] for line in lines}, {str(line["model"]) for line in lines}
+        if cut[: len(_START)] != _START[: len(cut)]:
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{out} does not hold lines of `amrg write`: give another file to --out") from None
+    if models - {model}:
+        raise UserError(
+            f"{out} holds reports of {', '.join(sorted(models - {model}))}, not of {model}: give another file to --out"
+        )
+    if cut:  # not before it is known to be ours: any other file must stay as it is
+        os.truncate(out, complete)
+    return studies

@@ -1,9 +1,11 @@
 """Studies of a user's own files: found in folders, tables and lists, and read with the checks of ``film_checks``."""
 
 import csv
+import io
 import os
+import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,26 +66,30 @@ def find_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[
         one_study: let a study have more than ``MAX_FILMS`` films.
 
     Returns:
-        the studies in the order given, and the names of the files in folders that are no films.
+        the studies in the order given, and the names of the files in folders that are no films, and of links to
+        folders, which are not followed.
 
     Raises:
-        UserError: a CSV or ``.txt`` cannot be read, or a column is missing.
+        UserError: a CSV or ``.txt`` cannot be read or names no study, or a column is missing.
     """
     studies: list[StudyFiles] = []
     skipped: list[str] = []
     for place in places:
         suffix = place.suffix.lower()
-        if place.is_dir():
+        if os.path.isdir(place):  # not Path.is_dir, which raises PermissionError
             studies += _in_folder(place, skipped)
         elif suffix == ".csv":
             studies += _in_table(place)
         elif suffix == ".txt":
-            listed = [place.parent / line.strip() for line in _text(place).splitlines() if line.strip()]
+            listed = [place.parent / line.strip() for line in _text(place).split("\n") if line.strip()]
+            if not listed:
+                raise UserError(f"{place} names no film or folder")
             for path in listed:
-                studies += _in_folder(path, skipped) if path.is_dir() else [StudyFiles(str(path), (path,))]
+                studies += _in_folder(path, skipped) if os.path.isdir(path) else [StudyFiles(str(path), (path,))]
         else:
             studies.append(StudyFiles(str(place), (place,)))
-    return [study if one_study else _plausible(study) for study in studies], skipped
+    named = [replace(study, name=_in_utf8(study.name)) for study in studies]
+    return [study if one_study else _plausible(study) for study in named], skipped
 
 
 def read_study(
@@ -135,44 +141,58 @@ def read_study(
 
 
 def _in_folder(folder: Path, skipped: list[str]) -> Iterator[StudyFiles]:
-    """Yield a study for each folder that holds films; files that are none are added to ``skipped``."""
+    """Yield a study for each folder that holds films or cannot be read; what is neither is added to ``skipped``."""
     found = False
-    for path, folders, names in os.walk(folder):
+    unreadable: list[OSError] = []
+    for path, folders, names in os.walk(folder, onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))  # such as __MACOSX
         here = [Path(path) / name for name in sorted(names)]
         films = tuple(file for file in here if _may_be_film(file))
         skipped += [file.name for file in here if file not in films]
+        skipped += [f"{name}/ (a link)" for name in folders if os.path.islink(os.path.join(path, name))]
         if films:
             found = True
             yield StudyFiles(path, films)
-    if not found:
+    for error in unreadable:
+        yield StudyFiles(str(error.filename), (), str(error.strerror))
+    if not (found or unreadable):
         yield StudyFiles(str(folder), (), f"the folder holds no film ({FORMATS})")
 
 
 def _may_be_film(file: Path) -> bool:
     """Return whether a file in a folder has the suffix or the first bytes of a film; hidden files are none."""
-    if file.name.startswith(".") or not file.is_file():
+    if file.name.startswith("."):
         return False
-    if file.suffix.lower() in _SUFFIXES:
-        return True
+    named = file.suffix.lower() in _SUFFIXES
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return False
+        if named:
+            return True
         with file.open("rb") as content:
             start = content.read(132)
-    except OSError:
-        return False
+    except OSError:  # a broken link, or no permission: a film is not passed over, but named when it cannot be read
+        return named
     return is_dicom(start) or start.startswith(_SIGNATURES)
 
 
 def _in_table(path: Path) -> list[StudyFiles]:
     films: dict[str, list[Path]] = {}
-    rows = csv.DictReader(_text(path).splitlines())
-    if not set(_COLUMNS) <= set(rows.fieldnames or ()):
-        raise UserError(f"{path} has no columns {' and '.join(_COLUMNS)}: its first line must name them")
-    for row in rows:
-        study, film = ((row[name] or "").strip() for name in _COLUMNS)
-        if not (study and film):
-            raise UserError(f"{path}, line {rows.line_num}: {' and '.join(_COLUMNS)} expected")
-        films.setdefault(study, []).append(path.parent / film)
+    rows = csv.DictReader(io.StringIO(_text(path)))
+    try:
+        if not set(_COLUMNS) <= set(rows.fieldnames or ()):
+            raise UserError(
+                f"{path} has no columns {' and '.join(_COLUMNS)}: its first line must name them, separated by a comma"
+            )
+        for row in rows:
+            study, film = ((row[name] or "").strip() for name in _COLUMNS)
+            if not (study and film):
+                raise UserError(f"{path}, line {rows.line_num}: {' and '.join(_COLUMNS)} expected")
+            films.setdefault(study, []).append(path.parent / film)
+    except csv.Error as error:  # such as the rest of a file as one cell, after a quote that is not closed
+        raise UserError(f"{path}, line {rows.line_num}: {error}") from None
+    if not films:
+        raise UserError(f"{path} names no study")
     return [StudyFiles(study, tuple(paths)) for study, paths in films.items()]
 
 
@@ -183,6 +203,11 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8: save it as such") from None
+
+
+def _in_utf8(name: str) -> str:
+    """Return the name of a file; bytes in it that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _plausible(study: StudyFiles) -> StudyFiles:

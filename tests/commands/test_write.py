@@ -1,6 +1,8 @@
 """``amrg write``: reports of films that are in no data set."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,7 +199,9 @@ def test_out_holds_the_lines_of_json(run: Any, capfd: Any, tmp_path: Path) -> No
 
 
 @one_run
-@pytest.mark.parametrize("content", ["a page of text\n", '{"key": "no line of ours"}\n', "[1]\n"])
+@pytest.mark.parametrize(
+    "content", ["a page of text\n", "a line without an end", '{"key": "no line of ours"}\n', "[1]\n", '[1]\n{"study": ']
+)
 def test_another_file_is_not_appended_to(run: Any, capfd: Any, tmp_path: Path, content: str) -> None:
     (tmp_path / "other").write_text(content)
     assert write(generator(run), run[1][0], "--out", tmp_path / "other") == 2
@@ -205,6 +209,75 @@ def test_another_file_is_not_appended_to(run: Any, capfd: Any, tmp_path: Path, c
     assert (tmp_path / "other").read_text() == content
     assert write(generator(run), run[1][0], "--out", tmp_path / "missing" / "out.jsonl") == 2
     assert "No such file or directory" in capfd.readouterr().err
+
+
+@one_run
+def test_reports_of_two_models_are_in_two_files(run: Any, capfd: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    assert write(run[0], run[1][0], "--out", out) == 0
+    before = out.read_text()
+    assert lines(before)[0]["model"] == run[0].name
+    assert write(generator(run), *run[1], "--out", out) == 2
+    reason = f"holds reports of {run[0].name}, not of {Path(generator(run)).name}: give another file to --out"
+    assert reason in " ".join(capfd.readouterr().err.split())
+    assert out.read_text() == before
+
+
+@one_run
+def test_files_that_cannot_be_reached_are_named(
+    run: Any, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to nothing and a folder without permission are studies without a report; links to folders are counted."""
+    root = tmp_path / "root"
+    save(root / "a", "1.png")
+    (root / "a" / "notes").symlink_to("missing")
+    (root / "b").mkdir()
+    (root / "b" / "1.png").symlink_to("missing.png")
+    save(root / "c", "1.png")
+    (root / "d").symlink_to(root)
+    scandir, locked = os.scandir, str(root / "c")
+
+    def without_permission(path: Any) -> Any:  # the permissions of files do not stop a root user
+        if str(path) == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", without_permission)
+    assert write(generator(run), root, "--json") == 2
+    told = capfd.readouterr()
+    assert [line["study"] for line in lines(told.out)] == [f"{root}/a"]
+    assert "files that are no films are skipped: 2 (d/ (a link), notes)\n" in told.err
+    assert f"{root}/b is left out: 1.png: No such file or directory\n" in told.err
+    assert f"{root}/c is left out: Permission denied\n" in told.err
+    assert told.err.endswith("2 of 3 studies could not be read or are refused (named above) and have no report\n")
+
+
+@one_run
+def test_a_file_without_permission_is_named(
+    run: Any, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "study", "1.png")
+    status = Path.stat
+
+    def without_permission(path: Path, **options: Any) -> os.stat_result:  # as in a folder that may only be listed
+        if path.suffix == ".png":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return status(path, **options)
+
+    monkeypatch.setattr(Path, "stat", without_permission)
+    monkeypatch.setattr(Path, "read_bytes", without_permission)
+    assert write(generator(run), tmp_path / "study") == 2
+    assert "study is left out: 1.png: Permission denied\n" in capfd.readouterr().err
+
+
+@one_run
+def test_a_name_that_is_not_utf_8_is_written(run: Any, tmp_path: Path) -> None:
+    folder = save(tmp_path / os.fsdecode(b"Gr\xfc\xdfe"), "1.png")
+    assert write(generator(run), folder, "--out", tmp_path / "out.jsonl") == 0
+    before = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    assert lines(before)[0]["study"] == f"{tmp_path}/Gr\\xfc\\xdfe"
+    assert write(generator(run), folder, "--out", tmp_path / "out.jsonl") == 0
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == before
 
 
 @one_run
@@ -230,9 +303,20 @@ def test_a_table_and_a_list_name_studies(run: Any, capfd: Any, tmp_path: Path) -
     assert list(alone["findings"].values()) == pytest.approx(list(first["findings"].values()), abs=2e-3)
 
     (tmp_path / "bare.csv").write_text("films/a.png\n")
+    (tmp_path / "semicolons.csv").write_text("study;film\nfirst;films/a.png\n")
+    (tmp_path / "header.csv").write_text("study,film\n")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "open.csv").write_text('study,film\nfirst,"films/a.png\n' + 20_000 * "more,a.png\n")
     (tmp_path / "short.csv").write_text("study,film\nfirst,films/a.png\nsecond\n")
     for name, reason in (
         ("bare.csv", "bare.csv has no columns study and film: its first line must name them"),
+        (
+            "semicolons.csv",
+            "semicolons.csv has no columns study and film: its first line must name them, separated by a",
+        ),
+        ("header.csv", "header.csv names no study"),
+        ("empty.txt", "empty.txt names no film or folder"),
+        ("open.csv", "field larger than field limit"),
         ("short.csv", "short.csv, line 3: study and film expected"),
         ("none.csv", "none.csv: No such file"),
         ("none.txt", "none.txt: No such file"),

@@ -232,6 +232,7 @@ def test_coloured_annotations_pass_and_colour_maps_do_not():
         ({"BodyPartExamined": "LEFT HAND DOE"}, "BodyPartExamined is HAND, not"),
         ({"BodyPartExamined": "Skull"}, "BodyPartExamined is SKULL"),
         ({"BodyPartExamined": "HIP"}, "BodyPartExamined is HIP"),
+        ({"BodyPartExamined": "UPPER EXTREMITY"}, "BodyPartExamined is EXTREMIT"),
     ],
 )
 def test_dicom_of_another_kind_is_refused(tmp_path, tags, reason):
