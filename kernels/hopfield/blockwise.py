@@ -235,4 +235,5 @@ def merge(o_SMD: Tensor, lse_SM: Tensor, mass_SM: Tensor, entropy_SM: Tensor) ->
     lse = torch.logsumexp(lse_SM, 0)
     share_SM = torch.exp(lse_SM - zero_where_neg_inf(lse))
     entropy = (share_SM * entropy_SM + torch.special.entr(share_SM)).sum(0)
-    return torch.einsum("sm,smd->md", share_SM, o_SMD), lse, (share_SM * mass_SM).sum(0), entropy
+    # not an einsum: autocast would round its operands to bfloat16
+    return (share_SM[..., None] * o_SMD).sum(0), lse, (share_SM * mass_SM).sum(0), entropy
