@@ -81,7 +81,7 @@ LAUNCH_TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]
     },
     ("backward_queries", "int8"): {
         80: (_plain(16, 16), _plain(16, 16)),
-        90: (_swapped(16, reload_q=True, num_stages=3), _swapped(16, reload_q=True, num_stages=3)),
+        90: (_swapped(16, reload_q=True, num_stages=3), _swapped(16, reload_q=True, num_stages=3, rows=32)),
         100: (_swapped(16, reload_q=True), _swapped(16, reload_q=True)),
     },
     ("backward_memory", "half"): {
