@@ -70,11 +70,11 @@ class TwoProductsRetrieval:
                     alpha=alpha, ENTROPY=return_entropy,
                 )  # fmt: skip
                 acc.mul_(alpha[:, None]).add_(product(w, z))
-            seen = l_i > 0
-            inv_l = torch.where(seen, 1 / l_i, 0.0)
-            o[rows], lse[rows] = acc * inv_l[:, None], torch.where(seen, m_i + l_i.log(), -torch.inf)
+            visible = l_i > 0
+            inv_l = torch.where(visible, 1 / l_i, 0.0)
+            o[rows], lse[rows] = acc * inv_l[:, None], torch.where(visible, m_i + l_i.log(), -torch.inf)
             mass[rows] = (w_i if self.operands.dropout else l_i) * inv_l
-            entropy[rows] = torch.where(seen, m_i + l_i.log() - ps_i * inv_l, 0.0)
+            entropy[rows] = torch.where(visible, m_i + l_i.log() - ps_i * inv_l, 0.0)
         weights, indices = largest_weights(self.operands, top_k, lse)
         return o, lse, mass, entropy if return_entropy else entropy[:0].clone(), weights, indices, lse.new_empty(0, 0)
 
