@@ -44,7 +44,8 @@ def environment(device: torch.device) -> StageResult:
         "triton": triton.__version__, "card": card.name, "capability": f"sm_{card.major}{card.minor}",
         "multiprocessors": card.multi_processor_count, "memory_gb": round(card.total_memory / 1e9),
         "shared_kib": card.shared_memory_per_block_optin // 1024,
-        "native_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False), "devices": torch.cuda.device_count(),
+        "native_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+        "devices": torch.cuda.device_count(),
     }  # fmt: skip
     version = tuple(map(int, triton.__version__.split(".")[:2]))
     name, why = backends.choose(operands(672, 7014, 768, torch.bfloat16, device), capability, version)
