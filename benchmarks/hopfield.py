@@ -11,6 +11,7 @@ only if outputs and all gradients agree with ours; peak memory is measured in a 
 """
 
 import argparse
+import logging
 import platform
 import statistics
 import sys
@@ -31,7 +32,14 @@ from benchmarks.memory_usage import PeakSampler, in_fresh_process, proc_status_b
 from benchmarks.report import Row, plot, show, write
 
 QUERIES, HEADS, HEAD_DIM, BETA = 14, 6, 1024, 4.0 / 32  # the paper's sizes; β that keeps gradients away from 0
-OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative, single precision
+#: Relative errors of output and gradients that a variant may have: single precision, and half precision on a GPU.
+TOLERANCES = {"cpu": (1e-5, 1e-4), "cuda": (2e-2, 5e-2)}
+CALLS_PER_EVENT = 20  # GPU: calls between two events, as one call takes about as long as its launch
+#: Published dense bfloat16 peak of a card, TFLOP/s, and its memory bandwidth, TB/s, by a part of its name.
+CARDS = {
+    "A100": (312, 2.039), "A6000": (154.8, 0.768), "L40S": (362, 0.864), "H100": (989, 3.35), "H200": (989, 4.8),
+    "B200": (2250, 8.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,9 @@ class Case:
         width = setting.width
         self.parameters = {name: p.to(setting.device).requires_grad_() for name, p in random_parameters(width).items()}
         self.x = torch.randn(setting.batch, QUERIES, width, device=setting.device, requires_grad=True)
-        self.memory = functional.layer_norm(torch.randn(setting.rows, width, device=setting.device), (width,))
+        memory = functional.layer_norm(torch.randn(setting.rows, width, device=setting.device), (width,))
+        self.device = setting.device
+        self.memory = memory.bfloat16() if self.device == "cuda" else memory  # the dtype of a bank there
         self.weight = torch.randn_like(self.x)
         forms = {
             "ours": hopfield_baselines.absorbed,
@@ -87,7 +97,7 @@ class Case:
         layer = HopfieldLayer(
             setting.width, hidden_size=HEAD_DIM, num_heads=HEADS, scaling=BETA, quantity=setting.rows, trainable=False
         )
-        layer.lookup_weights.data[0] = self.memory.cpu()
+        layer.lookup_weights.data[0] = self.memory.float().cpu()
         p, core = self.parameters, layer.hopfield.association_core
         core.in_proj_weight.data = torch.cat([p[f"{name}_proj.weight"].data for name in "qkv"])
         core.in_proj_bias.data = torch.cat([p[f"{name}_proj.bias"].data for name in "qkv"])
@@ -107,8 +117,9 @@ class Case:
         self.x.grad = None
         for parameter in self.parameters.values():
             parameter.grad = None
-        y = self.variants[variant]()
-        y.backward(self.weight)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            y = self.variants[variant]()
+        y.backward(self.weight.to(y.dtype))
         return y.detach()
 
     def result(self, variant: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -121,12 +132,22 @@ class Case:
 
 def relative(found: Tensor, truth: Tensor) -> float:
     """Return the relative error in the Frobenius norm."""
-    return float((found - truth).norm() / truth.norm())
+    return float((found.double() - truth.double()).norm() / truth.double().norm())
 
 
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _seconds(function: Callable[[], object], device: str) -> float:
+    """Seconds of one call: on a GPU by CUDA events around several, without the host's clock."""
+    if device != "cuda":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(CALLS_PER_EVENT):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3 / CALLS_PER_EVENT
 
 
 def interleaved(
@@ -136,12 +157,9 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + warm):
         for name, function in variants.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            function()
-            _synchronize(device)
+            seconds = _seconds(function, device)
             if repeat or not warm:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -182,9 +200,9 @@ def module_rows(setting: Setting, repeats: int, skip: list[str]) -> list[Row]:
     seconds |= interleaved({n: partial(case.step, n) for n in slow}, 1, setting.device, warm=False)
     rows = []
     for name in names:
-        agree = errors[name][0] <= OUTPUT_TOLERANCE and errors[name][1] <= GRADIENT_TOLERANCE
+        agree = all(error <= bound for error, bound in zip(errors[name], TOLERANCES[setting.device], strict=True))
         rows.append(Row(
-            "module", name, setting.batch, setting.rows, setting.width, "float32", seconds[name],
+            "module", name, setting.batch, setting.rows, setting.width, str(case.memory.dtype)[6:], seconds[name],
             operations / seconds[name] / 1e9, in_fresh_process(extra_memory, setting, name),
             seconds[name] / seconds["ours"] if agree else None, *errors[name],
         ))  # fmt: skip
@@ -215,14 +233,18 @@ def operator_rows(setting: Setting, repeats: int) -> list[Row]:
             operations / value / 1e9, slowdown=value / seconds["ours"],
         )  # fmt: skip
         if setting.device == "cuda":
-            from amrg.kernels.hopfield import launch_configs
-            from benchmarks.hopfield_compiled import GPUS
-
-            gpu = GPUS[launch_configs.gpu_generation(torch.cuda.get_device_capability()) or 80]
             row.gigabytes_per_second = moved / value / 1e9
-            row.peak_share = max(row.gigaflops / gpu.teraflops / 1e3, row.gigabytes_per_second / gpu.terabytes / 1e3)
+            row.peak_share = peak_share(torch.cuda.get_device_name(), row.gigaflops, row.gigabytes_per_second)
         rows.append(row)
     return rows
+
+
+def peak_share(card: str, gigaflops: float, gigabytes_per_second: float) -> float | None:
+    """Share of the card's published peak, of products or bandwidth, whichever is larger; None for other cards."""
+    for part, (teraflops, terabytes) in CARDS.items():
+        if part in card:
+            return max(gigaflops / teraflops, gigabytes_per_second / terabytes) / 1e3
+    return None
 
 
 def bank_size_rows(sizes: list[int], width: int, repeats: int) -> list[Row]:
@@ -281,6 +303,8 @@ def main() -> None:
         torch.cuda.get_device_name() if options.device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
     )
     print(f"{device}; torch {torch.__version__}, Python {platform.python_version()}")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("amrg.kernels").setLevel(logging.INFO)  # which back end each setting takes
     rows: list[Row] = []
     if options.bank_sizes:
         rows = bank_size_rows(options.bank_sizes, options.width[0], options.repeats)

@@ -1,6 +1,6 @@
-"""What every shipped kernel compiles to on each GPU generation, read from the cubin; no GPU is needed.
+"""What every shipped kernel compiles to on each card, read from the cubin; no GPU is needed.
 
-    python -m benchmarks.hopfield_compiled [--kernel forward] [--generation 90] [--width 768] [--options none]
+    python -m benchmarks.hopfield_compiled [--kernel forward] [--card 90] [--width 768] [--options none]
 
 Exits with 1 if a configuration breaks a promise: registers spilled, too much shared memory, no tensor-core
 instructions (wgmma on sm_90), or no asynchronous copies.
@@ -12,8 +12,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import triton
@@ -21,36 +21,28 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from amrg.kernels.hopfield import launch_configs, triton_kernels
+from amrg.kernels.hopfield.triton_backend import TRITON_VERSION
+from amrg.kernels.hopfield.two_products import COLUMNS
 
-CONSTANTS = {"PRECISION": "ieee", "K": 8, "SLOTS": 8}
 OPTIONS = {
     "all": {"GROUPED": True, "DROPOUT": True, "ENTROPY": True},
     "mask": {"GROUPED": True, "DROPOUT": False, "ENTROPY": False},  # as in generation
     "none": {"GROUPED": False, "DROPOUT": False, "ENTROPY": False},
 }
-TYPES = dict.fromkeys(("q", "do"), "*bf16") | dict.fromkeys(("q_group", "z_group", "seed"), "*i64")
-TYPES |= dict.fromkeys(("z_scale", "o", "lse", "mass", "entropy", "delta", "dmass", "dq", "dz", "scores"), "*fp32")
-TYPES |= {"indices": "*i32", "M": "i32", "N": "i32", "rows_per_split": "i32", "threshold": "i32", "rescale": "fp32"}
-
-
-@dataclass(frozen=True)
-class GpuSpec:
-    """Limits of a generation (CUDA programming guide) and published peaks of one card of it."""
-
-    name: str
-    shared_block: int  # bytes of shared memory one block may have
-    shared_sm: int  # bytes one multiprocessor has
-    tensor_columns: int  # columns of tensor memory
-    teraflops: float  # dense bfloat16
-    terabytes: float  # memory bandwidth, TB/s
-
-
-GPUS = {
-    80: GpuSpec("A100 80GB", 163 * 1024, 164 * 1024, 0, 312, 2.039),
-    90: GpuSpec("H100 SXM", 227 * 1024, 228 * 1024, 0, 989, 3.35),
-    100: GpuSpec("B200", 227 * 1024, 228 * 1024, 512, 2250, 8.0),
+#: Constants of the kernels between two products, with every option.
+BETWEEN = {
+    "softmax_tile": {"BN": COLUMNS["softmax_tile"], **OPTIONS["all"]},
+    "score_gradient": {"BN": COLUMNS["score_gradient"], **OPTIONS["all"], "MEMORY": True},
 }
-REGISTERS, THREADS, BLOCKS = 65536, 2048, 32  # of one multiprocessor, alike on all three
+TYPES = dict.fromkeys(("q", "do", "p", "ds", "w"), "*bf16") | dict.fromkeys(("q_group", "z_group", "seed"), "*i64")
+TYPES |= dict.fromkeys(("z_scale", "o", "lse", "mass", "entropy", "delta", "dmass", "dq", "dz"), "*fp32")
+TYPES |= dict.fromkeys(("s", "dp", "m_i", "l_i", "w_i", "ps_i", "alpha"), "*fp32") | {"rescale": "fp32"}
+TYPES |= dict.fromkeys(("M", "N", "rows_per_split", "threshold", "first_m", "first_n", "width"), "i32")
+
+
+TENSOR_COLUMNS = 512  # of a multiprocessor of Blackwell
+MAY_SPILL = (120,)  # neither wgmma nor tcgen05: it takes Ampere's configurations, and some spill a few registers
+REGISTERS, THREADS, BLOCKS = 65536, 2048, 32  # of one multiprocessor of sm_80; other cards have no more
 
 
 @dataclass(frozen=True)
@@ -59,8 +51,8 @@ class CompiledUsage:
 
     kernel: str
     storage: str
-    generation: int
-    width: int
+    card: int  # compute capability, 90 for sm_90
+    width: int  # 0 for a kernel between two products
     block: str  # queries × memory rows × tile of the width
     warps: int
     registers: int
@@ -76,12 +68,12 @@ class CompiledUsage:
 
     def violations(self) -> list[str]:
         """The promises this configuration breaks; empty if none."""
-        gpu = GPUS[self.generation]
-        tensor = {80: self.mma, 90: self.wgmma, 100: self.tcgen05}[self.generation]
+        card = launch_configs.CARDS[self.card]
+        tensor = {80: self.mma, 90: self.wgmma, 100: self.tcgen05}[card.generation]
         checks = {
-            "registers spill to local memory": self.spills == 0 and self.stack == 0,
-            f"more than {gpu.shared_block} bytes of shared memory": self.shared <= gpu.shared_block,
-            f"more than {gpu.tensor_columns} columns of tensor memory": self.tensor_columns <= gpu.tensor_columns,
+            "registers spill to local memory": (self.spills == 0 and self.stack == 0) or self.card in MAY_SPILL,
+            f"more than {card.shared_block} bytes of shared memory": self.shared <= card.shared_block,
+            f"more than {TENSOR_COLUMNS} columns of tensor memory": self.tensor_columns <= TENSOR_COLUMNS,
             "no tensor-core instructions of its generation": tensor > 0,
             "no asynchronous copies": self.async_copies > 0,
         }
@@ -96,12 +88,20 @@ def _tool(name: str, cubin: bytes, *options: str) -> str:
         return subprocess.run([program, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def measure(kernel: str, storage: str, generation: int, width: int, options: str = "all") -> CompiledUsage:
-    """Compile one shipped configuration with one of ``OPTIONS`` and read its cubin."""
-    launch = launch_configs.launch_config(kernel, storage, generation, width)
+def measure(kernel: str, storage: str, card: int, width: int, options: str = "all") -> CompiledUsage:
+    """Compile the configuration that a card takes, with one of ``OPTIONS``, and read its cubin."""
+    launch = launch_configs.launch_config(kernel, storage, launch_configs.CARDS[card].generation, width)
+    constants = {"PRECISION": "ieee", "INT8": storage == "int8", "D": width, **OPTIONS[options], **launch.constants()}
+    found = compile_kernel(kernel, card, constants, **launch.options())
+    return replace(found, width=width, block=f"{launch.BM}×{launch.BN}×{launch.BD}")
+
+
+def compile_kernel(
+    kernel: str, card: int, constants: Mapping[str, object], num_warps: int, num_stages: int = 2
+) -> CompiledUsage:
+    """Compile a kernel with these compile-time arguments and read its cubin."""
     function = getattr(triton_kernels, f"{kernel}_kernel")
-    constants = {**CONSTANTS, **OPTIONS[options], "D": width, "INT8": storage == "int8", **launch.constants()}
-    types = TYPES | {"z": "*i8" if storage == "int8" else "*bf16"}
+    types = TYPES | {"z": "*i8" if constants["INT8"] else "*bf16"}
     names = function.arg_names
     pointers = [i for i, name in enumerate(names) if types.get(name, "").startswith("*")]
     source = ASTSource(
@@ -110,7 +110,10 @@ def measure(kernel: str, storage: str, generation: int, width: int, options: str
         constexprs={(i,): constants[name] for i, name in enumerate(names) if name not in types},
         attrs={(i,): [["tt.divisibility", 16]] for i in pointers},  # as torch allocates them
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=launch.options())
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", card, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
+    )  # fmt: skip
     cubin = compiled.asm["cubin"]
     usage, assembly = _tool("cuobjdump", cubin, "--dump-resource-usage"), _tool("nvdisasm", cubin, "-c", "-ndf")
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
@@ -118,87 +121,74 @@ def measure(kernel: str, storage: str, generation: int, width: int, options: str
     def count(pattern: str) -> int:
         return len(re.findall(rf"\b{pattern}\b", assembly))
 
-    threads, shared, gpu = 32 * launch.num_warps, compiled.metadata.shared, GPUS[generation]
+    threads, shared = 32 * num_warps, compiled.metadata.shared
     fitting = (
-        gpu.shared_sm // (shared + 1024),  # a block's own kilobyte
+        (launch_configs.CARDS[card].shared_block + 1024) // (shared + 1024),  # a block's own kilobyte
         REGISTERS // (-(-registers // 8) * 8 * threads), THREADS // threads, BLOCKS,
     )  # fmt: skip
     return CompiledUsage(
-        kernel, storage, generation, width, f"{launch.BM}×{launch.BN}×{launch.BD}", launch.num_warps, registers, stack,
+        kernel, "int8" if constants["INT8"] else "half", card, 0, "", num_warps, registers, stack,
         count("(?:LDL|STL)"), shared, getattr(compiled.metadata, "tmem_size", 0) or 0, count("HMMA"), count("HGMMA"),
         count(r"UTC\w*MMA"), count("(?:LDGSTS|UTMALDG)"), min(fitting),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Roofline:
-    """A prediction from published peaks, not a measurement."""
+def l2_intensity(usage: CompiledUsage) -> float:
+    """Operations for each byte that a block reads from the second-level cache, in one step of its inner loop.
 
-    operations: int
-    bytes: int
-    microseconds: float
-    bound: str
-
-
-def roofline(usage: CompiledUsage, queries: int, rows: int) -> Roofline | None:
-    """The least time the GPU allows: products at its peak, operands moved once. None for top-k."""
-    if usage.kernel == "top_k":
-        return None
-    # the memory's gradient computes its scores again for every tile of the width
-    again = -(-usage.width // 128) if usage.kernel == "backward_memory" else 1
-    products = {"forward": 2, "backward_queries": 3, "backward_memory": 2 * again + 2}[usage.kernel]
-    operations = 2 * products * queries * rows * usage.width
-    read = {"forward": 1, "backward_queries": 2, "backward_memory": 2}[usage.kernel]  # q, do
-    written = 4 * usage.width * (rows if usage.kernel == "backward_memory" else queries)
-    moved = rows * usage.width * (1 if usage.storage == "int8" else 2) + 2 * read * queries * usage.width + written
-    gpu = GPUS[usage.generation]
-    compute, memory = operations / gpu.teraflops / 1e6, moved / gpu.terabytes / 1e6
-    return Roofline(operations, moved, max(compute, memory), "compute" if compute > memory else "memory")
+    Times the cache's bandwidth it bounds the speed, whatever else overlaps (``docs/kernels.md``).
+    """
+    launch = launch_configs.launch_config(
+        usage.kernel, usage.storage, launch_configs.CARDS[usage.card].generation, usage.width
+    )
+    BM, BN, D, BD = launch.BM, launch.BN, usage.width, launch.BD
+    memory = BN * D * (1 if usage.storage == "int8" else 2)
+    if usage.kernel == "backward_memory":  # the rows stay, q and do stream past; scores again for each tile of D
+        return (2 * D + 2 * BD) * 2 * BM * BN / (memory + 2 * BM * (2 * D + 2 * BD))
+    products, operands = {"forward": (2, 1), "backward_queries": (3, 2)}[usage.kernel]
+    reloaded = operands * BM * D * 2 if launch.RELOAD_Q else 0
+    return products * 2 * BM * BN * D / (memory + reloaded)
 
 
-def select(kernel: str | None, generation: int | None, width: int | None, options: str) -> Iterator[CompiledUsage]:
-    """Compile and measure the configurations that match."""
+def select(kernel: str | None, card: int | None, width: int | None, options: str) -> Iterator[CompiledUsage]:
+    """Compile and measure the configurations that match, on every card whose Triton compiles them."""
     for key in launch_configs.ALL_CONFIGS:
-        if kernel in (None, key[0]) and generation in (None, key[2]) and width in (None, key[3]):
-            yield measure(key[0], key[1], key[2], key[3], options)
+        if not (kernel in (None, key[0]) and card in (None, key[2]) and width in (None, key[3])):
+            continue
+        if launch_configs.MIN_TRITON[launch_configs.CARDS[key[2]].generation] <= TRITON_VERSION:
+            yield measure(*key, options)
 
 
 def main() -> int:
-    """Print registers, shared memory and roofline of each compiled kernel."""
+    """Print registers, shared memory and intensity of each compiled kernel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", choices=sorted({key[0] for key in launch_configs.ALL_CONFIGS}))
-    parser.add_argument("--generation", type=int, choices=launch_configs.GENERATIONS)
+    parser.add_argument("--card", type=int, choices=launch_configs.CARDS, help="compute capability, 90 for sm_90")
     parser.add_argument("--width", type=int, choices=launch_configs.WIDTHS)
     parser.add_argument("--options", choices=OPTIONS, default="all", help="what is compiled in")
-    parser.add_argument("--queries", type=int, default=504, help="of the roofline (batch 6, 14 queries, 6 heads)")
-    parser.add_argument("--rows", type=int, default=7014, help="of the roofline")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     options = parser.parse_args()
-    print(
-        f"Triton {triton.__version__}. Compiled, not timed on a GPU. The roofline is a prediction from published peaks"
-    )
-    print(f"({', '.join(gpu.name for gpu in GPUS.values())}) for {options.queries} queries, {options.rows} rows.")
+    print(f"Triton {triton.__version__}. Compiled, not timed on a GPU.")
     print(
         "| kernel | rows | sm | D | block | regs | stack | spills | smem KiB | tmem | mma/wgmma/tcgen05 | async |",
         end="",
     )
-    print(" blocks/SM | GFLOP | MB | ≥ µs | bound | violations |\n|" + "---|" * 18)
+    print(" blocks/SM | FLOP/B of L2 | violations |\n|" + "---|" * 15)
     rows, broken = [], False
-    for usage in select(options.kernel, options.generation, options.width, options.options):
-        model, violations = roofline(usage, options.queries, options.rows), usage.violations()
+    for usage in select(options.kernel, options.card, options.width, options.options):
+        violations = usage.violations()
         broken |= bool(violations)
         cells = (
-            usage.kernel, usage.storage, usage.generation, usage.width, usage.block, usage.registers, usage.stack,
+            usage.kernel, usage.storage, usage.card, usage.width, usage.block, usage.registers, usage.stack,
             usage.spills, f"{usage.shared / 1024:.0f}", usage.tensor_columns,
             f"{usage.mma}/{usage.wgmma}/{usage.tcgen05}", usage.async_copies, usage.blocks_per_sm,
-            *((f"{model.operations / 1e9:.1f}", f"{model.bytes / 1e6:.1f}", f"{model.microseconds:.0f}", model.bound)
-              if model else ("", "", "", "")), "; ".join(violations),
+            f"{l2_intensity(usage):.0f}", "; ".join(violations),
         )  # fmt: skip
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-        rows.append(asdict(usage) | (asdict(model) if model else {}))
+        rows.append(asdict(usage) | {"l2_intensity": l2_intensity(usage)})
     if options.csv:
         with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, max(rows, key=len).keys())
+            writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
     return int(broken)

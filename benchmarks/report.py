@@ -31,7 +31,8 @@ def show(row: Row) -> None:
     ratio = "" if row.slowdown is None else f"{row.slowdown:7.2f}× ours"
     if row.output_error is not None:
         ratio = (ratio or "disagrees, no ratio") + f"  errors {row.output_error:.0e} {row.gradient_error:.0e}"
-    gpu = "" if row.peak_share is None else f"{row.gigabytes_per_second:.0f} GB/s, {row.peak_share:.0%} of its peak"
+    gpu = "" if row.gigabytes_per_second is None else f"{row.gigabytes_per_second:.0f} GB/s"
+    gpu += "" if row.peak_share is None else f", {row.peak_share:.0%} of its peak"
     print(
         f"{row.scope:8} {row.variant:14} batch {row.batch:3} N {row.rows:8} D {row.width:4} {row.dtype:8} "
         f"{row.seconds * 1e3:10.1f} ms {row.gigaflops:8.1f} GFLOP/s {memory} {ratio} {gpu}", flush=True,

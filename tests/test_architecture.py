@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"amrg.cli"},
     {"amrg.commands"},
-    {"amrg.cluster", "amrg.experiments"},
+    {"amrg.cluster", "amrg.experiments", "amrg.gpu_checks"},
     {"amrg.pipeline"},
     {"amrg.preflight"},
     {"amrg.evaluation", "amrg.webapp"},

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from amrg import distributed
 from amrg.artifacts import MapFn, atomic_path
 from amrg.banks.bank import DTYPES, HEADER, MemoryBank
 from amrg.banks.sampling import sample_rows
@@ -87,7 +88,7 @@ class _BankPart:
     @cached_property
     def _encoder(self) -> TextEncoder:
         reports = self.banks.reports
-        return TextEncoder(reports.encoder, reports.max_tokens, pooling=reports.pooling)
+        return TextEncoder(reports.encoder, reports.max_tokens, distributed.device(), reports.pooling)
 
     def encode(self, part: tuple[int, list[dict[str, Any]]]) -> Path:
         """Encode a part (number, provenance of its texts) into a bank; return its folder. An existing bank is kept."""

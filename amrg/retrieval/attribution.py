@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from amrg.kernels.hopfield.blockwise import QUERIES_PER_BLOCK, TopK, association_blocks
+from amrg.kernels.hopfield.blockwise import TopK, association_blocks, tile_sizes
 from amrg.kernels.hopfield.reference import Operands
 from amrg.retrieval.sharded_bank import ShardedBank
 from amrg.retrieval.strategies import QueryRouter
@@ -25,7 +25,7 @@ def top_k_rows(
     """
     heads = queries_MHD.shape[1]
     weights, indices = [lse_MH.new_empty(0, top_k)], [lse_MH.new_empty(0, top_k, dtype=torch.int64)]
-    step = max(QUERIES_PER_BLOCK // heads, 1)
+    step = max(tile_sizes(queries_MHD.device).queries // heads, 1)
     for start in range(0, len(queries_MHD), step):
         block_M = slice(start, start + step)
         queries, lse = queries_MHD[block_M].transpose(0, 1), lse_MH[block_M].T

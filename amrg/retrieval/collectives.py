@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, distributed
 
-ALIGN = 8  # bytes; a view of a message is then aligned for every dtype
+ALIGN = 16  # bytes; a view of a message is then aligned for every dtype, and for the 16-byte loads of the kernels
 
 TensorSpec = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor to receive
 

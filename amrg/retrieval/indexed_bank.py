@@ -89,7 +89,8 @@ class IndexedBank(nn.Module):
         found_MK, worst_M, unprobed_M = self._cells.search(queries.detach().float(), self.candidates)
         size = max(MAX_GATHERED_VALUES // (self.candidates * self.rows.shape[1]), 1)
         if dropout:
-            seed = torch.randint(2**62, ()) if seed is None else torch.as_tensor(seed, dtype=torch.int64)
+            drawn = torch.randint(2**62, ()) if seed is None else torch.as_tensor(seed, dtype=torch.int64)
+            seed = drawn.to(queries.device)
         parts = []
         for start in range(0, max(len(queries), 1), size):
             block_M = slice(start, start + size)
@@ -107,7 +108,16 @@ class IndexedBank(nn.Module):
     def _associate(
         self, queries: Tensor, found_MK: Tensor, group: Tensor | None, dropout: float, seed: Tensor | None, top_k: int
     ) -> tuple[Tensor, ...]:
-        """Compute the association of some queries over their candidates, and the fields of ``Retrieval`` from it."""
+        """Compute the association of some queries over their candidates, and the fields of ``Retrieval`` from it.
+
+        Outside autocast, which would round the operands of the products to half precision.
+        """
+        with torch.autocast(queries.device.type, enabled=False):
+            return self._associate_exactly(queries, found_MK, group, dropout, seed, top_k)
+
+    def _associate_exactly(
+        self, queries: Tensor, found_MK: Tensor, group: Tensor | None, dropout: float, seed: Tensor | None, top_k: int
+    ) -> tuple[Tensor, ...]:
         q = queries.to(compute_dtype(queries))
         rows_MKD = self.dequantize(found_MK.clamp(min=0)).to(q.dtype)
         scores = torch.einsum("md,mkd->mk", q, rows_MKD)

@@ -23,16 +23,16 @@ def augment(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images_B3HW: grey films as three equal channels, in [0, 1].
-        generator: the only source of randomness.
+        generator: the only source of randomness, on the CPU, so that every device draws the same numbers.
 
     Returns:
         films of the same shape in [0, 1]; a film is never mirrored, sides have a meaning.
     """
     grey_B1HW = images_B3HW[:, :1]
-    batch = len(grey_B1HW)
+    batch, device = len(grey_B1HW), grey_B1HW.device
 
     def draw(extent: float, *shape: int) -> Tensor:
-        return (torch.rand(batch, *shape, generator=generator) * 2 - 1) * extent
+        return ((torch.rand(batch, *shape, generator=generator) * 2 - 1) * extent).to(device, non_blocking=True)
 
     angle, zoom, shift = draw(ROTATION), 1 + draw(ZOOM), draw(2 * SHIFT, 2)
     affine = torch.stack(
@@ -46,5 +46,5 @@ def augment(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
     grey_B1HW = F.grid_sample(grey_B1HW, grid, padding_mode="border", align_corners=False)
     grey_B1HW = grey_B1HW.clamp(min=1e-4) ** draw(GAMMA, 1, 1, 1).exp()
     grey_B1HW = (grey_B1HW - 0.5) * (1 + draw(CONTRAST, 1, 1, 1)) + 0.5 + draw(BRIGHTNESS, 1, 1, 1)
-    grey_B1HW = grey_B1HW + torch.randn(grey_B1HW.shape, generator=generator) * NOISE
+    grey_B1HW = grey_B1HW + torch.randn(grey_B1HW.shape, generator=generator).to(device) * NOISE
     return grey_B1HW.clamp(0, 1).expand(-1, 3, -1, -1)

@@ -252,11 +252,11 @@ class _CachedFilms(_Films):
         total = len(range(0, len(self.targets[split]), _BATCH))
         label = f"stage1: frozen features of {split}, copy {copy + 1}"
         for number, samples in enumerate(track(batches, label, total, start // _BATCH), start // _BATCH):
-            images = collate_images(samples, self.config.vision.image_size).images(torch.device("cpu"))
+            images = collate_images(samples, self.config.vision.image_size).images(distributed.device())
             if split == "train":
                 images = augment(images, _generator(self.config.seed, copy, number))
             with torch.no_grad(), autocast(self.config.stage1.dtype):
-                yield model.encoder.stem(images.to(distributed.device())).cpu()
+                yield model.encoder.stem(images).cpu()
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
         return model.from_stem(inputs.values_M.to(distributed.device()).float())
@@ -308,13 +308,13 @@ class _StreamedFilms(_Films):
         self.steps_per_epoch = self.stream.steps_per_epoch
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
-        return model(inputs.values_M.to(distributed.device()))
+        return model(inputs.values_M)
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         for step, batch in enumerate(self.stream.epoch(epoch, start), start):
             generator = _generator(self.config.seed, epoch, step, distributed.rank())
             films = batch["films"]
-            yield {**batch, "films": ImageBatch(augment(films.images(torch.device("cpu")), generator), films.views)}
+            yield {**batch, "films": ImageBatch(augment(films.images(distributed.device()), generator), films.views)}
 
     def inputs(self, split: str) -> Iterator[ImageBatch]:
         films, total = (

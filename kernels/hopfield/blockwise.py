@@ -1,26 +1,42 @@
 """The blockwise retrieval on torch matrix products: M×N never exists, tiles stay in cache between products.
 
-Works on any device; it is the back end of the CPU. ``README.md`` derives the recurrences and lists the letters. Shape
+Works on any device and dtype; it is the back end of the CPU. ``README.md`` derives it and lists the letters. Shape
 legend: M queries, in blocks of m; N memory rows, in tiles of n; D width; S splits of the memory.
 """
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .reference import NO_GROUP, Operands, Outputs, dropout_keep_mask
 
-QUERIES_PER_BLOCK = 2048
-SCORES_PER_TILE = 1 << 19  # 2 MiB of float32, the second-level caches of two cores
+
+class TileSizes(NamedTuple):
+    """How much of the M×N scores exists at once."""
+
+    queries: int
+    scores: int
+    rows: int  # most rows of a tile
+
+
+CPU_TILES = TileSizes(2048, 1 << 19, 8192)  # 2 MiB of float32, the second-level caches of two cores
+GPU_TILES = TileSizes(16384, 1 << 25, 1 << 25)  # 128 MiB: few launches, each of which fills the GPU
 LOG2_E = math.log2(math.e)
 UNGROUPED_QUERY = -2  # stands for NO_GROUP among the queries: equal to no group of a memory row
 
 
-def tile_width(queries: int) -> int:
-    """Memory rows in one tile: tiles of equal area, wide enough for the matrix product."""
-    return min(max(SCORES_PER_TILE // max(queries, 1) // 128 * 128, 256), 8192)
+def tile_sizes(device: torch.device) -> TileSizes:
+    """Tiles of a device: what stays in a CPU's caches is too little for a GPU."""
+    return GPU_TILES if device.type == "cuda" else CPU_TILES
+
+
+def tile_width(q: Tensor) -> int:
+    """Memory rows in one tile for queries q [m, D]: tiles of equal area, wide enough for the matrix product."""
+    sizes = tile_sizes(q.device)
+    return min(max(sizes.scores // max(q.shape[0], 1) // 128 * 128, 256), sizes.rows)
 
 
 def compute_dtype(queries: Tensor) -> torch.dtype:
@@ -31,8 +47,9 @@ def compute_dtype(queries: Tensor) -> torch.dtype:
 def _query_blocks(operands: Operands) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """(rows, q [m, D] in the dtype of the computation, group [m, 1])."""
     queries, group = operands.queries, operands.query_group
-    for start in range(0, queries.shape[0], QUERIES_PER_BLOCK):
-        rows = slice(start, min(start + QUERIES_PER_BLOCK, queries.shape[0]))
+    step = tile_sizes(queries.device).queries
+    for start in range(0, queries.shape[0], step):
+        rows = slice(start, min(start + step, queries.shape[0]))
         group_m = None if group is None else group[rows]
         if group_m is not None:
             group_m = torch.where(group_m == NO_GROUP, UNGROUPED_QUERY, group_m)[:, None]
@@ -66,7 +83,7 @@ def _scores(q: Tensor, z: Tensor, group_m: Tensor | None, group_n: Tensor | None
 def association_blocks(operands: Operands, lse: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, p [m, n]) before dropout, tile by tile; a block is overwritten by the next one."""
     for rows, q, group_m in _query_blocks(operands):
-        width = tile_width(q.shape[0])
+        width = tile_width(q)
         buffer = q.new_empty(q.shape[0], min(width, operands.memory.shape[0]))
         lse_i = zero_where_neg_inf(lse[rows].to(q.dtype))[:, None]
         for columns, z, group_n in _memory_tiles(operands, width):
@@ -103,6 +120,22 @@ class TopK:
         self.indices.masked_fill_(self.scores == -torch.inf, -1)
 
 
+def largest_weights(operands: Operands, k: int, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest p of each query and their rows, [M, k], from its log-sum-exp; computes the scores again."""
+    M, dtype = operands.queries.shape[0], lse.dtype
+    weights, indices = lse.new_empty(M, k), lse.new_empty(M, k, dtype=torch.int64)
+    if not k:
+        return weights, indices
+    for rows, q, group_m in _query_blocks(operands):
+        top, width = TopK(q.shape[0], k, q), tile_width(q)
+        buffer = q.new_empty(q.shape[0], min(width, operands.memory.shape[0]))
+        for columns, z, group_n in _memory_tiles(operands, width):
+            top.add(_scores(q, z, group_m, group_n, buffer[:, : z.shape[0]]), columns.start)
+        weights[rows] = (top.scores - zero_where_neg_inf(lse[rows])[:, None]).exp_().to(dtype)
+        indices[rows] = top.indices
+    return weights, indices
+
+
 def forward(operands: Operands, top_k: int, return_entropy: bool, save_association: bool) -> Outputs:
     """o [M, D], lse [M], mass [M], entropy [M or 0], weights, indices [M, top_k], p [M, N] or [0, 0].
 
@@ -121,7 +154,7 @@ def forward(operands: Operands, top_k: int, return_entropy: bool, save_associati
         saved = association[rows] if save_association else None
         state = _OnlineSoftmax(q, return_entropy)
         shifts = []
-        width = tile_width(q.shape[0])
+        width = tile_width(q)
         buffer = q.new_empty(q.shape[0], min(width, N))
         for columns, z, group_n in _memory_tiles(operands, width):
             p = _scores(q, z, group_m, group_n, buffer[:, : z.shape[0]] if saved is None else saved[:, columns])
@@ -206,7 +239,7 @@ def backward(
     for rows, q, group_m in _query_blocks(operands):
         lse_i, delta_i = zero_where_neg_inf(lse[rows])[:, None], delta[rows][:, None]
         do_i, dmass_i = do[rows].to(dtype) / (1 - dropout), dmass[rows][:, None] / (1 - dropout)
-        width = tile_width(q.shape[0])
+        width = tile_width(q)
         shape = (q.shape[0], min(width, memory.shape[0]))
         s_buffer, dp_buffer = (None if association.numel() else q.new_empty(shape)), q.new_empty(shape)
         acc = torch.zeros_like(q)  # [m, D] Σ ds z
@@ -235,4 +268,5 @@ def merge(o_SMD: Tensor, lse_SM: Tensor, mass_SM: Tensor, entropy_SM: Tensor) ->
     lse = torch.logsumexp(lse_SM, 0)
     share_SM = torch.exp(lse_SM - zero_where_neg_inf(lse))
     entropy = (share_SM * entropy_SM + torch.special.entr(share_SM)).sum(0)
-    return torch.einsum("sm,smd->md", share_SM, o_SMD), lse, (share_SM * mass_SM).sum(0), entropy
+    # not an einsum: autocast would round its operands to bfloat16
+    return (share_SM[..., None] * o_SMD).sum(0), lse, (share_SM * mass_SM).sum(0), entropy

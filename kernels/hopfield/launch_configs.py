@@ -2,15 +2,34 @@
 
 ``python -m benchmarks.hopfield_compiled`` shows what each compiles to. They were chosen there (no spilled registers,
 shared memory within the generation's limit, tensor cores and asynchronous copies in use), not by timing on a GPU,
-with the compiler of ``MIN_TRITON``. With an older one some spill or ask for more shared memory than there is: the
-blockwise products are used then.
+with every Triton from ``MIN_TRITON`` on.
 """
 
 from dataclasses import asdict, dataclass
 
-#: Oldest version of Triton, major and minor.
-MIN_TRITON = (3, 9)
 GENERATIONS = (80, 90, 100)  # compute capabilities: Ampere, Hopper, Blackwell
+#: Oldest version of Triton, major and minor, that compiles the configurations of a generation.
+MIN_TRITON = {80: (3, 5), 90: (3, 5), 100: (3, 7)}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card's configurations, and the bytes of shared memory that a block may have (CUDA programming guide)."""
+
+    generation: int
+    shared_block: int
+
+
+#: By compute capability, 90 for sm_90. The consumer cards take Ampere's configurations, which fit their memory.
+CARDS = {
+    80: Card(80, 163 * 1024),
+    86: Card(80, 99 * 1024),
+    89: Card(80, 99 * 1024),
+    90: Card(90, 227 * 1024),
+    100: Card(100, 227 * 1024),
+    103: Card(100, 227 * 1024),
+    120: Card(80, 99 * 1024),
+}
 WIDTHS = (384, 768)  # a bank of width D takes the configuration of the next of these
 
 
@@ -48,7 +67,7 @@ LAUNCH_TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]
     ("forward", "half"): {
         80: (_plain(64, 32), _plain(32, 32)),
         90: (_plain(64, 32), _swapped(16)),
-        100: (_swapped(32), _swapped(16)),
+        100: (_swapped(32), _swapped(16, reload_q=True, rows=32)),
     },
     ("forward", "int8"): {
         80: (_plain(16, 32), _plain(16, 32)),
@@ -56,13 +75,13 @@ LAUNCH_TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]
         100: (_swapped(16), _swapped(16)),
     },
     ("backward_queries", "half"): {
-        80: (_plain(16, 32), _plain(16, 32)),
-        90: (_swapped(32, reload_q=True), _swapped(16)),
-        100: (_swapped(32), _swapped(32, reload_q=True, rows=32)),
+        80: (_plain(16, 32), _plain(16, 16)),
+        90: (_swapped(32, reload_q=True), _swapped(16, reload_q=True, rows=32)),
+        100: (_swapped(16), _swapped(32, reload_q=True, rows=32)),
     },
     ("backward_queries", "int8"): {
-        80: (_plain(16, 32), _plain(16, 32)),
-        90: (_swapped(16, reload_q=True, num_stages=3), _swapped(16, reload_q=True, num_stages=3)),
+        80: (_plain(16, 16), _plain(16, 16)),
+        90: (_swapped(16, reload_q=True, num_stages=3), _swapped(16, reload_q=True, num_stages=3, rows=32)),
         100: (_swapped(16, reload_q=True), _swapped(16, reload_q=True)),
     },
     ("backward_memory", "half"): {
@@ -70,16 +89,10 @@ LAUNCH_TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]
         90: (LaunchConfig(32, 64), LaunchConfig(32, 64)),
         100: (LaunchConfig(32, 64, num_stages=3), LaunchConfig(32, 64, num_stages=3)),
     },
-    ("top_k", "half"): {
-        80: (LaunchConfig(16, 64), LaunchConfig(16, 64)),
-        90: (LaunchConfig(16, 64), LaunchConfig(16, 64)),
-        100: (LaunchConfig(32, 64), LaunchConfig(32, 64)),
-    },
-    ("top_k", "int8"): {g: (LaunchConfig(16, 64), LaunchConfig(16, 64)) for g in GENERATIONS},
 }
 
-#: (kernel, storage, generation, width) of everything that is shipped
-ALL_CONFIGS = [(kernel, storage, g, w) for (kernel, storage), row in LAUNCH_TABLE.items() for g in row for w in WIDTHS]
+#: (kernel, storage, card, width) of everything that is shipped
+ALL_CONFIGS = [(kernel, storage, card, w) for kernel, storage in LAUNCH_TABLE for card in CARDS for w in WIDTHS]
 
 
 def launch_config(kernel: str, storage: str, generation: int, width: int) -> LaunchConfig:

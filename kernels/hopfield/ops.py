@@ -1,15 +1,13 @@
 """The retrieval as ``torch.library`` operators: choice of the back end, shapes for tracing, gradients."""
 
-from typing import TYPE_CHECKING, Protocol, Unpack
+from typing import Protocol, Unpack
 
 import torch
 from torch import Tensor
 
 from . import blockwise
+from .backends import back_end
 from .reference import Operands, Outputs, Retrieval, softmax_delta
-
-if TYPE_CHECKING:
-    from .triton_backend import FusedRetrieval
 
 MAX_SAVED_BYTES = 256 * 2**20
 
@@ -25,15 +23,6 @@ ForwardArguments = tuple[Unpack[Operands], int, bool, bool]  # noqa: UP044
 BackwardArguments = tuple[Unpack[Operands], Tensor, Tensor, Tensor, Tensor, Tensor, bool]  # noqa: UP044
 
 
-def _fused(operands: Operands) -> "FusedRetrieval | None":
-    """The Triton kernels where they serve these operands, else None: blockwise products."""
-    if not operands.queries.is_cuda:
-        return None
-    from . import triton_backend
-
-    return triton_backend.FusedRetrieval(operands) if triton_backend.is_supported(operands) else None
-
-
 @torch.library.custom_op(
     "amrg::hopfield_forward", mutates_args=(),
     schema=f"({_OPERANDS}, int top_k, bool return_entropy, bool save_association) -> ({', '.join(['Tensor'] * 7)})",
@@ -41,9 +30,9 @@ def _fused(operands: Operands) -> "FusedRetrieval | None":
 def hopfield_forward(*arguments: *ForwardArguments) -> Outputs:
     """See ``blockwise.forward``."""
     operands, (top_k, return_entropy, save_association) = Operands(*arguments[:7]), arguments[7:]
-    fused = _fused(operands)
-    if fused is not None:
-        return fused.forward(top_k, return_entropy)
+    retrieval = back_end(operands)
+    if retrieval is not None:
+        return retrieval.forward(top_k, return_entropy)
     return blockwise.forward(operands, top_k, return_entropy, save_association)
 
 
@@ -70,9 +59,9 @@ def _(*arguments: *ForwardArguments) -> Outputs:
 def hopfield_backward(*arguments: *BackwardArguments) -> tuple[Tensor, Tensor]:
     """See ``blockwise.backward``."""
     operands, (do, lse, delta, dmass, association, needs_memory_grad) = Operands(*arguments[:7]), arguments[7:]
-    fused = _fused(operands)
-    if fused is not None:
-        return fused.backward(do, lse, delta, dmass, needs_memory_grad)
+    retrieval = back_end(operands)
+    if retrieval is not None:
+        return retrieval.backward(do, lse, delta, dmass, needs_memory_grad)
     return blockwise.backward(operands, do, lse, delta, dmass, association, needs_memory_grad)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+HALF = (torch.bfloat16, torch.float16)
 NO_GROUP = -1  # group of the rows that no patient owns: they are hidden from no query
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels: forward, gradients, top-k. ``README.md`` derives what they compute.
+"""The Triton kernels: fused forward and gradients, and what lies between two products. ``README.md`` derives them.
 
 The letters are those of FlashAttention-2, with the memory ``z`` as key and value (table in the README). Shape legend:
 M queries and N memory rows, in blocks of BM and BN; D width, in ``TILES`` tiles of BD. The tiles of one block of memory
@@ -10,6 +10,8 @@ rows [lo, hi) of the memory, one split of ``rows_per_split``.
 # Triton compiles this subset of Python itself, with types of its own
 import triton
 import triton.language as tl
+
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -124,9 +126,9 @@ def forward_kernel(
         s = tl.where(_score_mask(offs_m, offs_n, hi, q_group, z_group, GROUPED, M), s, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(s, 1))  # [BM]
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # [BM] no row visible yet: exp(−inf − 0), not NaN
-        alpha = tl.exp(m_i - shift)  # [BM] rescales what was accumulated under the old maximum
+        alpha = tl.exp2((m_i - shift) * LOG2_E)  # [BM] rescales what was accumulated under the old maximum
         m_i = m_new
-        p = tl.exp(s - shift[:, None])  # [BM, BN]
+        p = tl.exp2((s - shift[:, None]) * LOG2_E)  # [BM, BN]
         l_i = l_i * alpha + tl.sum(p, 1)
         if ENTROPY:
             ps_i = ps_i * alpha + tl.sum(tl.where(p > 0, p * s, 0.0), 1)
@@ -162,7 +164,7 @@ def _recompute_p(s, offs_m, offs_n, hi, q_group, z_group, lse, GROUPED: tl.const
     lse_i = tl.load(lse + offs_m, mask=offs_m < M, other=0.0)  # [BM]
     lse_i = tl.where(lse_i == float("-inf"), 0.0, lse_i)
     mask = _score_mask(offs_m, offs_n, hi, q_group, z_group, GROUPED, M)
-    return tl.where(mask & (offs_m < M)[:, None], tl.exp(s - lse_i[:, None]), 0.0)
+    return tl.where(mask & (offs_m < M)[:, None], tl.exp2((s - lse_i[:, None]) * LOG2_E), 0.0)
 
 
 @triton.jit
@@ -276,60 +278,89 @@ def backward_memory_kernel(
 
 
 @triton.jit
-def top_k_kernel(
-    q, z, z_scale, q_group, z_group, scores, indices, M, N, rows_per_split,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
-    GROUPED: tl.constexpr, INT8: tl.constexpr, PRECISION: tl.constexpr,
+def softmax_tile_kernel(
+    s, p, z_scale, q_group, z_group, seed, m_i, l_i, w_i, ps_i, alpha, M, first_m, first_n, width, threshold,
+    rescale, BN: tl.constexpr, GROUPED: tl.constexpr, DROPOUT: tl.constexpr, ENTROPY: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
-    """The K largest scores of each query in one split, and their rows: [splits, M, K]; −inf and −1 if fewer.
+    """One query's scores against a tile of rows → its weights w in half precision, and its running softmax.
 
-    ``SLOTS``: K rounded up to a power of two.
+    ``s`` float32 and ``p`` half are [m, width]; the state ``m_i, l_i, w_i, ps_i, alpha`` is float32 [m]. The tile's
+    first query and row are ``first_m`` and ``first_n``. The scores are read twice: for the maximum and for the weights.
     """
-    start_m = tl.program_id(0) * BM
-    offs_m = start_m + tl.arange(0, BM)  # [BM]
-    split = tl.program_id(1)
-    lo = split * rows_per_split
-    hi = tl.minimum(lo + rows_per_split, N)
-    slots = tl.arange(0, SLOTS)[None, :]  # [1, SLOTS]
-    top_s = tl.full([BM, SLOTS], float("-inf"), tl.float32)  # [BM, SLOTS] largest scores so far
-    top_j = tl.full([BM, SLOTS], -1, tl.int32)  # [BM, SLOTS] their rows
-    offs_d = tl.arange(0, BD)  # [BD]
-    for start_n in range(lo, hi, BN):
-        offs_n = start_n + tl.arange(0, BN)  # [BN]
-        s = tl.zeros([BN, BM], tl.float32)  # [BN, BM]
-        for k in range(0, D, BD):
-            d_mask = (k + offs_d < D)[None, :]  # [1, BD]
-            offsets = tl.arange(0, BN)[:, None] * D + (k + offs_d)[None, :]
-            z_tile = tl.load(
-                z + tl.cast(start_n, tl.int64) * D + offsets, (offs_n < hi)[:, None] & d_mask, 0.0
-            )  # [BN, BD]
-            offsets = tl.cast(offs_m, tl.int64)[:, None] * D + (k + offs_d)[None, :]
-            q_tile = tl.load(q + offsets, (offs_m < M)[:, None] & d_mask, 0.0)  # [BM, BD]
-            if INT8:
-                z_tile = z_tile.to(q_tile.dtype)
-            s = tl.dot(z_tile, q_tile.T, s, input_precision=PRECISION)
-        s = tl.trans(s)  # [BM, BN]
+    row = tl.program_id(0)
+    offs_m = first_m + row + tl.arange(0, 1)  # [1]
+    s_row = s + tl.cast(row, tl.int64) * width
+    p_row = p + tl.cast(row, tl.int64) * width
+    m_old = tl.load(m_i + row)
+    m_new = m_old
+    for start_n in range(0, width, BN):
+        columns = start_n + tl.arange(0, BN)  # [BN]
+        mask = _score_mask(offs_m, first_n + columns, first_n + width, q_group, z_group, GROUPED, M)  # [1, BN]
+        s_j = tl.load(s_row + columns, mask=columns < width, other=0.0)  # [BN]
         if INT8:
-            s *= tl.load(z_scale + offs_n, mask=offs_n < hi, other=0.0)[None, :]
-        s = tl.where(_score_mask(offs_m, offs_n, hi, q_group, z_group, GROUPED, M), s, float("-inf"))
-        merged_s = tl.full([BM, SLOTS], float("-inf"), tl.float32)  # [BM, SLOTS]
-        merged_j = tl.full([BM, SLOTS], -1, tl.int32)  # [BM, SLOTS]
-        for k in range(K):  # take the larger of the block's and the list's maximum, K times; all [BM]
-            block_s = tl.max(s, 1)
-            list_s = tl.max(top_s, 1)
-            block_j = tl.min(tl.where(s == block_s[:, None], offs_n[None, :], 2147483647), 1)
-            list_slot = tl.min(tl.where(top_s == list_s[:, None], slots, SLOTS), 1)
-            list_j = tl.sum(tl.where(slots == list_slot[:, None], top_j, 0), 1)
-            from_block = block_s > list_s
-            best_s = tl.where(from_block, block_s, list_s)
-            best_j = tl.where(best_s == float("-inf"), -1, tl.where(from_block, block_j, list_j))
-            merged_s = tl.where(slots == k, best_s[:, None], merged_s)
-            merged_j = tl.where(slots == k, best_j[:, None], merged_j)
-            s = tl.where(from_block[:, None] & (offs_n[None, :] == block_j[:, None]), float("-inf"), s)
-            top_s = tl.where((slots == list_slot[:, None]) & (from_block == 0)[:, None], float("-inf"), top_s)
-        top_s = merged_s
-        top_j = merged_j
-    out = tl.cast(split, tl.int64) * M * K + offs_m[:, None] * K + slots
-    inside = (offs_m < M)[:, None] & (slots < K)
-    tl.store(scores + out, top_s, mask=inside)
-    tl.store(indices + out, top_j, mask=inside)
+            s_j *= tl.load(z_scale + first_n + columns, mask=columns < width, other=0.0)
+        m_new = tl.maximum(m_new, tl.max(tl.where(mask, s_j[None, :], float("-inf"))))
+    shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # no row visible yet: exp(−inf − 0), not NaN
+    l_new = 0.0
+    w_new = 0.0
+    ps_new = 0.0
+    for start_n in range(0, width, BN):
+        columns = start_n + tl.arange(0, BN)  # [BN]
+        mask = _score_mask(offs_m, first_n + columns, first_n + width, q_group, z_group, GROUPED, M)  # [1, BN]
+        s_j = tl.load(s_row + columns, mask=columns < width, other=0.0)[None, :]  # [1, BN]
+        if INT8:
+            scale_n = tl.load(z_scale + first_n + columns, mask=columns < width, other=0.0)[None, :]  # [1, BN]
+            s_j *= scale_n
+        p_j = tl.where(mask, tl.exp2((s_j - shift) * LOG2_E), 0.0)  # [1, BN]
+        l_new += tl.sum(p_j)
+        if ENTROPY:
+            ps_new += tl.sum(tl.where(p_j > 0, p_j * s_j, 0.0))
+        w_j = p_j  # [1, BN] p after dropout
+        if DROPOUT:
+            keep = _dropout_keep_mask(seed, offs_m, first_n + columns, threshold)
+            w_j = tl.where(keep, p_j * rescale, 0.0)
+            w_new += tl.sum(w_j)
+        if INT8:
+            w_j *= scale_n
+        tl.store(p_row + columns[None, :], w_j.to(p.dtype.element_ty), mask=(columns < width)[None, :])
+    shrink = tl.exp2((m_old - shift) * LOG2_E)
+    tl.store(alpha + row, shrink)
+    tl.store(m_i + row, m_new)
+    tl.store(l_i + row, tl.load(l_i + row) * shrink + l_new)
+    if DROPOUT:
+        tl.store(w_i + row, tl.load(w_i + row) * shrink + w_new)
+    if ENTROPY:
+        tl.store(ps_i + row, tl.load(ps_i + row) * shrink + ps_new)
+
+
+@triton.jit
+def score_gradient_kernel(
+    s, dp, ds, w, z_scale, q_group, z_group, seed, lse, delta, dmass, M, first_m, first_n, width, threshold, rescale,
+    BN: tl.constexpr, GROUPED: tl.constexpr, DROPOUT: tl.constexpr, INT8: tl.constexpr, MEMORY: tl.constexpr,
+):  # fmt: skip
+    """Scores and dp of one query and BN rows of a tile, float32 [m, width] → ds and, if ``MEMORY``, w in half."""
+    row = tl.program_id(0)
+    offs_m = first_m + row + tl.arange(0, 1)  # [1]
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
+    offs_n = first_n + columns  # [BN]
+    inside = (columns < width)[None, :]
+    offsets = tl.cast(row, tl.int64) * width + columns[None, :]  # [1, BN]
+    s_j = tl.load(s + offsets, mask=inside, other=0.0)
+    dp_j = tl.load(dp + offsets, mask=inside, other=0.0)
+    if INT8:
+        scale_n = tl.load(z_scale + offs_n, mask=columns < width, other=0.0)[None, :]
+        s_j *= scale_n
+        dp_j *= scale_n
+    p_j = _recompute_p(s_j, offs_m, offs_n, first_n + width, q_group, z_group, lse, GROUPED, M)
+    dp_j += tl.load(dmass + offs_m)[:, None]
+    w_j = p_j
+    if DROPOUT:
+        keep = _dropout_keep_mask(seed, offs_m, offs_n, threshold)
+        dp_j = tl.where(keep, dp_j * rescale, 0.0)
+        w_j = tl.where(keep, p_j * rescale, 0.0)
+    ds_j = p_j * (dp_j - tl.load(delta + offs_m)[:, None])
+    if INT8:
+        ds_j *= scale_n
+    tl.store(ds + offsets, ds_j.to(ds.dtype.element_ty), mask=inside)
+    if MEMORY:
+        tl.store(w + offsets, w_j.to(w.dtype.element_ty), mask=inside)

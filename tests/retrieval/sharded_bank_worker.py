@@ -91,6 +91,15 @@ def check_ways(layout: ShardLayout) -> None:
         )  # fmt: skip
 
 
+def check_autocast(layout: ShardLayout) -> None:
+    """What is float32 stays as exact under bfloat16 autocast."""
+    for way in ("gather", "ring"):
+        rows, group = bank(37, WIDTHS[0], 1)
+        queries, query_group = questions(4, WIDTHS[0], 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            compare(shard(rows, group, layout, way), {"rows": rows, "memory_group": group}, queries, query_group, 3)
+
+
 def check_int8(layout: ShardLayout) -> None:
     rows, group = bank(41, WIDTHS[0], 5)
     small, scale = quantize_rows(rows)
@@ -249,6 +258,7 @@ def main(folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     layout = ShardLayout()
     check_ways(layout)
+    check_autocast(layout)
     check_int8(layout)
     check_together_and_bytes(layout)
     check_module(layout)

@@ -104,6 +104,15 @@ def test_int8_rows_and_dropout() -> None:
     assert float(many.mean()) == pytest.approx(1.0, abs=0.02)
 
 
+def test_autocast_does_not_round_what_is_float32() -> None:
+    rows, queries = clustered()
+    memory = IndexedBank(rows, candidates=N, probes=10**6, exact_below=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = memory.retrieve(queries)
+    assert found.retrieved_MD.dtype == torch.float32
+    assert relative_error(found.retrieved_MD, hopfield_retrieve(queries, rows).retrieved_MD) < 1e-5
+
+
 def test_small_banks_are_read_whole() -> None:
     rows, queries = clustered()
     memory = IndexedBank(rows)
