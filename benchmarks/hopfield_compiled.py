@@ -156,7 +156,7 @@ def select(kernel: str | None, card: int | None, width: int | None, options: str
         if not (kernel in (None, key[0]) and card in (None, key[2]) and width in (None, key[3])):
             continue
         if launch_configs.MIN_TRITON[launch_configs.CARDS[key[2]].generation] <= TRITON_VERSION:
-            yield measure(*key, options)
+            yield measure(key[0], key[1], key[2], key[3], options)
 
 
 def main() -> int:

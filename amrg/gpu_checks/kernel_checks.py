@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -43,7 +44,7 @@ def environment(device: torch.device) -> StageResult:
     row |= {
         "triton": triton.__version__, "card": card.name, "capability": f"sm_{card.major}{card.minor}",
         "multiprocessors": card.multi_processor_count, "memory_gb": round(card.total_memory / 1e9),
-        "shared_kib": card.shared_memory_per_block_optin // 1024,
+        "shared_kib": card.shared_memory_per_block_optin // 1024,  # type: ignore[attr-defined]
         "native_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
         "devices": torch.cuda.device_count(),
     }  # fmt: skip
@@ -191,7 +192,7 @@ def speed(device: torch.device) -> StageResult:
         for name, build in _back_ends(given).items():
             row: dict[str, Any] = {"back_end": name, "M": M, "N": N, "D": D}
             try:
-                seconds[name] = _seconds(lambda build=build: build().forward(0, False), device)
+                seconds[name] = _seconds(partial(_forward, build), device)
                 flops = 4 * M * N * D / seconds[name]
                 row |= {"us": seconds[name] * 1e6, "tflops": flops / 1e12, "peak_share": peak and flops / peak}
             except Exception as error:  # as in `kernels`
@@ -201,6 +202,10 @@ def speed(device: torch.device) -> StageResult:
         best = min(seconds, key=seconds.__getitem__)
         fastest.append(f"M {M}, N {N:,}, D {D}: {best} {seconds[best] * 1e6:.0f} µs")
     return StageResult("; ".join(fastest), rows, failures)
+
+
+def _forward(build: Callable[[], Any]) -> None:
+    build().forward(0, False)
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:

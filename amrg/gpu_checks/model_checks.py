@@ -31,10 +31,11 @@ def modules(device: torch.device) -> StageResult:
     """Compare output and gradients of the memory under bfloat16 autocast with the CPU's, for every kind of bank."""
     torch.manual_seed(0)
     rows, group = normalise_rows(torch.randn(900, 64)), torch.randint(-1, 4, (900,))
+    small = quantize_rows(rows)
     banks: dict[str, Callable[[], Any]] = {
         "float32": lambda: LocalBank(rows, None, group),
         "bfloat16": lambda: LocalBank(rows.bfloat16(), None, group),
-        "int8": lambda: LocalBank(*quantize_rows(rows), group),
+        "int8": lambda: LocalBank(small[0], small[1], group),
     }
     if not search_faults("ivf"):
         banks["ivf"] = lambda: IndexedBank(rows, group=group, exact_below=10, candidates=64)
