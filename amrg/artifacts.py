@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -221,6 +222,10 @@ def _finalize(partial: Path, final: Path, recipe: Recipe) -> None:
     """Hash, describe and rename a finished folder."""
     for name in SCRATCH:
         shutil.rmtree(partial / name, ignore_errors=True)
+    usual = (partial / LOCK).stat().st_mode  # as the umask has it; safetensors and tempfile write for the owner alone
+    for path in partial.rglob("*"):
+        if path.is_file() and not path.is_symlink() and usual & ~path.stat().st_mode:
+            path.chmod(stat.S_IMODE(path.stat().st_mode | usual))
     (partial / LOCK).unlink()
     marks = [artifact.warning for artifact in recipe.inputs.values() if artifact.warning]
     own_mark = partial / _MARK

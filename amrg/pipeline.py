@@ -82,9 +82,14 @@ def run_step(verb: str, config: Config, make: StepFunction | None = None, strict
 
 
 def refuse_failures(verb: str, artifact: Artifact) -> None:
-    """Raise TrainingFailure, a line for each failure of the artefact, if it has any."""
+    """Raise TrainingFailure, a line for each failure of the artefact, if it has any; print what could not be judged."""
     if artifact.failures:
         raise TrainingFailure("\n".join(f"{verb}: {failure}" for failure in artifact.failures))
+    if verb == "evaluate":
+        from amrg.evaluation.evaluate import too_few_studies
+
+        if note := too_few_studies(artifact.path):
+            echo(f"{verb}: {note}")
 
 
 def _make(verb: str, config: Config, make: StepFunction | None) -> Artifact:

@@ -1,6 +1,10 @@
 import json
+import os
+import stat
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from amrg import artifacts
 from amrg.artifacts import Artifact, Recipe, add_failure, build, content_hash, find, open_artifact, set_warning
@@ -53,6 +57,21 @@ def test_content_hash_ignores_logs_and_sees_names_and_bytes(tmp_path):
     assert make(tmp_path / "c", recipe(), "contenT").hash != first.hash
     (first.path / "file.txt").rename(first.path / "renamed.txt")
     assert content_hash(first.path) != first.hash
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_of_the_umask_however_they_were_written(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with build(tmp_path, recipe()) as folder:
+            (folder / "model").mkdir()
+            save_file({"weights": torch.zeros(2)}, folder / "model/model.safetensors")
+            (folder / "private").touch(0o600)
+    finally:
+        os.umask(before)
+    files = [path for path in recipe().path(tmp_path).rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"model.safetensors", "private", "manifest.json"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
 
 
 def test_interrupted_work_is_kept_and_never_looks_finished(tmp_path):

@@ -1,5 +1,6 @@
 """A training that failed says so in the terminal, in its artefact and on the page; --strict ends with exit code 3."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from amrg.artifacts import build, open_artifact
+from amrg.artifacts import Artifact, build, open_artifact
 from amrg.cli import main
 from amrg.config import Config, to_dict
 from amrg.data.labels import LABELS, NO_FINDING
@@ -16,7 +17,7 @@ from amrg.data.shards import prepare
 from amrg.data.studies import Study, StudyImages
 from amrg.evaluation.evaluate import no_better_than_constant
 from amrg.inference.generate import collapsed_reports
-from amrg.pipeline import recipe, root
+from amrg.pipeline import recipe, refuse_failures, root
 from tests.synthetic_dataset import CONFIG, FINDING, Squares
 
 
@@ -71,12 +72,28 @@ def test_reports_have_collapsed_if_one_text_is_most_of_them_and_the_references_a
     )
     assert collapsed_reports(["Clear."] * 10 + varied[:10], varied) is None
     assert collapsed_reports(["Clear."] * 12 + varied[:8], ["Normal."] * 12 + varied[:8]) is None
-    assert collapsed_reports(["Clear."] * 19, varied[:19]) is None
+    assert collapsed_reports(["Clear."] * 18 + varied[:1], varied[:19]) is None
+
+
+def test_few_reports_have_collapsed_if_all_are_one_text() -> None:
+    varied = [f"Finding {n}." for n in range(8)]
+    failure = collapsed_reports(["Clear."] * 8, varied)
+    assert failure is not None
+    assert "100% of 8 are one text, and 1 texts differ (of the references 12% and 8)" in failure
+    assert collapsed_reports(["Clear."] * 3, varied[:3]) is not None
+    assert collapsed_reports(["Clear."] * 2, varied[:2]) is None
+    assert collapsed_reports(["Clear."] * 8, ["Normal."] * 8) is None
 
 
 @pytest.mark.parametrize(
     ("interval", "studies", "failed"),
-    [((0.01, 0.2), 273, False), ((-0.01, 0.2), 273, True), ((0.0, 0.2), 20, True), ((-0.5, -0.1), 19, False)],
+    [
+        ((0.01, 0.2), 273, False),
+        ((-0.01, 0.2), 273, True),
+        ((0.0, 0.2), 20, True),
+        ((-0.1, 0.0), 19, False),
+        ((-0.5, -0.1), 8, True),
+    ],
 )
 def test_a_model_must_be_above_the_best_constant_report(
     interval: tuple[float, float], studies: int, failed: bool
@@ -85,4 +102,13 @@ def test_a_model_must_be_above_the_best_constant_report(
     failure = no_better_than_constant(systems, studies)
     assert (failure is not None) is failed
     if failure:
-        assert f"the difference in clinical F1 is +0.050 [{interval[0]:+.3f}, +0.200]" in failure
+        assert f"the difference in clinical F1 is +0.050 [{interval[0]:+.3f}, {interval[1]:+.3f}]" in failure
+
+
+@pytest.mark.parametrize(("studies", "told"), [(8, True), (20, False)])
+def test_strict_says_that_there_are_too_few_studies_to_judge(
+    tmp_path: Path, capfd: Any, studies: int, told: bool
+) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps({"studies": studies}))
+    refuse_failures("evaluate", Artifact(tmp_path, {}))
+    assert ("8 studies are too few to judge" in " ".join(capfd.readouterr().err.split())) is told

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from amrg.data.own_studies import StudyFiles, StudyFilms, find_studies, read_study
+from amrg.data.own_studies import StudyFiles, StudyFilms, find_studies, printable, read_study
 from amrg.errors import UserError
 from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, open_run
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool) -> StudyFilms | None:
     """Read the films of a study; None, with the reason printed, if it is left out."""
-    named = [("" if str(film) == study.name else film.name, film) for film in study.films]
+    named = [("" if printable(str(film)) == study.name else printable(film.name), film) for film in study.films]
     try:
         if study.fault:
             raise ValueError(study.fault)

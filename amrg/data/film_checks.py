@@ -6,6 +6,7 @@ threshold; ``python -m benchmarks.film_checks FOLDER`` measures them on other fi
 """
 
 import io
+import math
 import re
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ MAX_ROUGHNESS = 0.33
 MIN_LEVELS = 11.0
 #: Share of pixels that equal their neighbours: the areas of plots and logos are filled.
 MAX_PLAIN = 0.3
+#: Slope of the power spectrum in logarithms. More: the fine structures of text, lines and noise outweigh coarse ones.
+MAX_SLOPE = -1.6
 #: Mean distance from grey, in units of Cb and Cr: sepia and blue scans have less.
 MAX_CHROMA = 45.0
 #: Share of pixels whose colour differs from the usual one at their brightness: a tint has none, a photograph many.
@@ -40,14 +43,15 @@ MAX_COLORED = 0.2
 _DIFFERENT_COLOR = 6.0  # units of Cb and Cr; more than the noise of a JPEG
 _EXTREME, _EQUAL = 0.02, 0.01  # shares of the contrast: of a border's values, and between equal pixels
 _LEVELS = 64
+_MAX_CYCLES = 30  # per side
 
 _MODALITIES = ("CR", "DX", "RG", "RF", "OT")
 _CHEST = ("CHEST", "THORA", "TORA", "LUNG", "RIB", "STERN", "CLAV", "HEART", "CARDI")
 _OTHER_PARTS = (
-    "SKULL", "HEAD", "BRAIN", "FACE", "SINUS", "DENTAL", "TEETH", "MANDIB", "NECK", "CERVICAL", "CSPINE", "LUMBAR",
-    "LSPINE", "SSPINE", "SACR", "COCCYX", "PELVIS", "ABDOMEN", "BREAST", "EXTREMIT", "SHOULDER", "HUMERUS", "ELBOW",
-    "FOREARM", "WRIST", "HAND", "FINGER", "THUMB", "FEMUR", "KNEE", "PATELLA", "TIBIA", "FIBULA", "ANKLE", "FOOT",
-    "CALCANEUS",
+    "SKULL", "HEAD", "BRAIN", "FACE", "SINUS", "DENTAL", "TEETH", "MANDIB", "NECK", "CERVICAL", "LUMBAR",
+    "SPINE", "SACR", "COCCYX", "PELVIS", "ABDOMEN", "BREAST", "EXTREMIT", "SHOULDER", "HUMERUS", "ELBOW",
+    "FOREARM", "WRIST", "HAND", "FINGER", "THUMB", "FEMUR", "KNEE", "KNIE", "PATELLA", "TIBIA", "FIBULA", "ANKLE",
+    "FOOT", "CALCANEUS",
 )  # fmt: skip
 _SHORT_PARTS = ("ARM", "LEG", "HIP", "TOE", "JAW", "EYE", "EAR", "NOSE")  # as words of their own: CHARM is no ARM
 _LATERAL_VIEWS = frozenset(("LL", "RL", "LAT", "LLAT", "RLAT", "LATERAL", "LLO", "RLO"))
@@ -71,12 +75,15 @@ class Structure:
         roughness: mean absolute Laplacian, by contrast.
         levels: effective number of grey levels.
         plain: share of pixels that equal their eight neighbours.
+        slope: exponent with which the power spectrum falls with the frequency: 0 of white noise; minus infinity of
+            an area too small to measure it.
     """
 
     contrast: float
     roughness: float
     levels: float
     plain: float
+    slope: float
 
 
 def check_film(data: bytes, film: np.ndarray) -> None:
@@ -114,6 +121,8 @@ def check_pixels(film: np.ndarray) -> None:
         raise NotAFilm("areas filled with a few grey values, as in a plot, a logo or a drawing; no radiograph")
     if found.roughness < MIN_ROUGHNESS:
         raise NotAFilm("a gradient without detail, no radiograph")
+    if found.slope > MAX_SLOPE:
+        raise NotAFilm("noise, text or lines, no radiograph")
 
 
 def measure_structure(film: np.ndarray) -> Structure:
@@ -121,11 +130,11 @@ def measure_structure(film: np.ndarray) -> Structure:
     gray = np.asarray(_reduced(Image.fromarray(np.ascontiguousarray(film)))).astype(np.float64)
     low, high = np.percentile(gray, (1, 99))
     if high == low:
-        return Structure(0.0, 0.0, 1.0, 1.0)
+        return Structure(0.0, 0.0, 1.0, 1.0, -math.inf)
     gray = ((gray - low) / (high - low)).clip(0, 1)
     inside = ~(_touches_edge(gray <= _EXTREME) | _touches_edge(gray >= 1 - _EXTREME))
     if not inside.any():
-        return Structure(float(high - low), 0.0, 1.0, 1.0)
+        return Structure(float(high - low), 0.0, 1.0, 1.0, -math.inf)
     equal = ndimage.maximum_filter(gray, 3) - ndimage.minimum_filter(gray, 3) <= _EQUAL
     counts = np.bincount((gray[inside] * (_LEVELS - 1)).round().astype(np.int64))
     shares = counts[counts > 0] / counts.sum()
@@ -137,6 +146,7 @@ def measure_structure(film: np.ndarray) -> Structure:
         roughness=float(laplacian.mean()),
         levels=float(np.exp(-(shares * np.log(shares)).sum())),
         plain=float(equal[inside].mean()),
+        slope=_spectral_slope(gray, inside),
     )
 
 
@@ -226,6 +236,23 @@ def _reduced(image: Image.Image) -> Image.Image:
     scale = min(1.0, REDUCED_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BOX)
+
+
+def _spectral_slope(gray: np.ndarray, inside: np.ndarray) -> float:
+    """Fit the exponent of the radial power spectrum within the bounding box of ``inside``, bool [H, W]."""
+    rows, columns = np.nonzero(inside.any(axis=1))[0], np.nonzero(inside.any(axis=0))[0]
+    level = gray[inside].mean()
+    box = np.where(inside, gray - level, 0.0)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    # Films that are stored small are not averaged: at the highest frequencies they are noise.
+    cycles = np.arange(2, min(_MAX_CYCLES, min(box.shape) // 3) + 1)
+    if len(cycles) < 3:
+        return -math.inf
+    window = np.outer(np.hanning(box.shape[0]), np.hanning(box.shape[1]))  # else the box's own edges would count
+    power = np.abs(np.fft.fft2(box * window)) ** 2
+    frequencies = (np.fft.fftfreq(side) * side for side in box.shape)
+    radius = np.hypot(*np.meshgrid(*frequencies, indexing="ij")).round().astype(np.int64).ravel()
+    radial = np.bincount(radius, power.ravel()) / np.bincount(radius)
+    return float(np.polyfit(np.log(cycles), np.log(radial[cycles] + 1e-12), 1)[0])
 
 
 def _touches_edge(mask: np.ndarray) -> np.ndarray:

@@ -75,6 +75,7 @@ def open_image(data: bytes) -> Image.Image:
         raise ValueError(f"not a readable image ({type(error).__name__})") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"image of {image.width} × {image.height} pixels, more than {MAX_PIXELS} are refused")
+    image.info.pop("transparency", None)  # of which no film has any, and of a palette's Pillow warns
     if frames > 1:
         raise ValueError(f"a {image.format} image of {frames} frames is not one film")
     return image

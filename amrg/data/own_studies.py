@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -88,8 +89,8 @@ def find_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[
                 studies += _in_folder(path, skipped) if os.path.isdir(path) else [StudyFiles(str(path), (path,))]
         else:
             studies.append(StudyFiles(str(place), (place,)))
-    named = [replace(study, name=_in_utf8(study.name)) for study in studies]
-    return [study if one_study else _plausible(study) for study in named], skipped
+    named = [replace(study, name=printable(study.name), films=_once(study.films)) for study in studies]
+    return [study if one_study else _plausible(study) for study in named], [printable(name) for name in skipped]
 
 
 def read_study(
@@ -205,9 +206,18 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is no text in UTF-8: save it as such") from None
 
 
-def _in_utf8(name: str) -> str:
-    """Return the name of a file; bytes in it that are not UTF-8 become escapes."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+def printable(name: str) -> str:
+    """Return the name of a file in one line; bytes in it that are not UTF-8, and control characters, become escapes."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+
+
+def _once(films: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the films without those that are named again, also by another path."""
+    first: dict[str, Path] = {}
+    for film in films:
+        first.setdefault(os.path.abspath(film), film)
+    return tuple(first.values())
 
 
 def _plausible(study: StudyFiles) -> StudyFiles:

@@ -142,15 +142,27 @@ def evaluate(
 def no_better_than_constant(systems: dict[str, dict[str, Any]], studies: int) -> str | None:
     """Return what failed if the model's clinical F1 is not above that of the best constant report, else None.
 
-    It is above if the interval of the difference is; fewer than ``FEWEST_STUDIES`` studies do not tell.
+    It is above if the interval of the difference is. Fewer than ``FEWEST_STUDIES`` studies only show that it is below:
+    the interval is.
     """
     difference = systems["best constant"]["model_minus_this"]
     low, high = difference["interval"]
-    if studies < FEWEST_STUDIES or low > 0:
+    if low > 0 or (studies < FEWEST_STUDIES and high >= 0):
         return None
     return (
         f"the model is not above the best constant report: the difference in clinical F1 is {difference['value']:+.3f} "
         f"[{low:+.3f}, {high:+.3f}]; see the curves of both stages, or train with more epochs or studies"
+    )
+
+
+def too_few_studies(scores: Path) -> str | None:
+    """Return why finished scores do not show whether the model is above the best constant report; None if they do."""
+    studies = json.loads((scores / "scores.json").read_text())["studies"]
+    if studies >= FEWEST_STUDIES:
+        return None
+    return (
+        f"{studies} studies are too few to judge whether the model is above the best constant report "
+        f"(at least {FEWEST_STUDIES})"
     )
 
 

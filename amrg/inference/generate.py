@@ -38,7 +38,8 @@ from amrg.training.vision_cache import VisionCache
 
 REPORTS = "reports.jsonl"
 TOP_ROWS = 5  # memory rows named for each study and bank
-FEWEST_REPORTS = 20  # fewer do not show that reports have collapsed
+FEWEST_REPORTS = 20  # fewer do not show that reports have collapsed, ...
+FEWEST_EQUAL = 3  # ... unless all are one text, and there are at least so many
 HEAD_STUDIES = 20_000  # most studies that attribute heads are fitted on
 
 
@@ -99,12 +100,13 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
 def collapsed_reports(generated: Sequence[str], references: Sequence[str]) -> str | None:
     """Return what failed if one text is more than half of at least ``FEWEST_REPORTS`` reports, else None.
 
-    References that are as uniform are no failure of the generator.
+    Of fewer reports, but at least ``FEWEST_EQUAL``, all must be one text. References that are as uniform are no failure
+    of the generator.
     """
-    if len(generated) < FEWEST_REPORTS:
+    if len(generated) < FEWEST_EQUAL:
         return None
     share, natural = (max(Counter(texts).values()) / len(texts) for texts in (generated, references))
-    if share <= max(0.5, natural):
+    if share <= max(0.5, natural) or (share < 1 and len(generated) < FEWEST_REPORTS):
         return None
     return (
         f"the reports have collapsed: {share:.0%} of {len(generated)} are one text, and {len(set(generated))} texts "

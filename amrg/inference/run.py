@@ -112,7 +112,8 @@ def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
 
     Args:
         run: a scores, reports or stage2 artefact, or a folder of artefacts, of which the newest scores are opened (if
-            there are none, the newest reports; if there are none, the newest generator).
+            there are none, the newest reports; if there are none, the newest generator). Reports of a control
+            (``generate.memory shuffled``) and their scores are passed over where there are others.
         base_model: folder of the decoder's base model, if it has moved since training.
 
     Raises:
@@ -247,9 +248,26 @@ def _newest(run: Path) -> Path:
         raise UserError(f"no run at {run}: give a folder made by `amrg run`, such as runs/demo")
     for kind in HEAD_KINDS:
         manifests = sorted(run.glob(f"{kind}-*/{MANIFEST}"), key=lambda path: (path.stat().st_mtime_ns, path))
-        if manifests:
-            return manifests[-1].parent
+        found = [path.parent for path in manifests]
+        if found:
+            chosen = next((path for path in reversed(found) if not _is_control(path)), found[-1])
+            if len(found) > 1:
+                echo(
+                    f"{run} has {len(found)} {kind} artefacts: {chosen.name} is used; give the folder of another for it"
+                )
+            return chosen
     raise UserError(f"{run} holds no report generator: train one with `amrg run CONFIG`, or give another folder")
+
+
+def _is_control(path: Path) -> bool:
+    """Return whether reports, or those that scores are of, were written with another study's memory."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest["kind"] == "scores":
+            manifest = json.loads((path.parent / manifest["inputs"]["reports"]["path"] / MANIFEST).read_text())
+        return manifest["kind"] == "reports" and manifest["config"].get("memory", "own") != "own"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # opening it will say what is wrong with it
 
 
 def _open(path: Path) -> Artifact:

@@ -232,6 +232,8 @@ class Handlers:
             "films": [self._film(analysis, sample, number) for number in range(len(analysis.films))],
             "memory": analysis.retrieved(),
             "unlike_training": analysis.distance.get("unlike_training", False),
+            "training_distance": analysis.distance.get("training_distance"),
+            "training_distance_threshold": analysis.distance.get("training_distance_threshold"),
         }
 
     def _film(self, analysis: StudyAnalysis, sample: Sample | None, number: int) -> dict[str, Any]:

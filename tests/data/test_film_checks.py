@@ -1,6 +1,7 @@
 """What is clearly no chest film is refused with its reason; films pass, however they were turned, cut or coloured."""
 
 import io
+import math
 
 import matplotlib
 
@@ -10,9 +11,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from amrg.data.film_checks import (
     MAX_COLORED,
+    MAX_SLOPE,
     MIN_CONTRAST,
     NotAFilm,
     Structure,
@@ -63,6 +66,11 @@ def non_films() -> dict[str, Image.Image]:
         lambda draw: (draw.ellipse((80, 80, 430, 430), 60), draw.rectangle((200, 200, 320, 320), 255))
     )
     images["angular logo"] = _logo(lambda draw: draw.polygon([(256, 60), (450, 440), (60, 440)], 90))
+    images["photographed page"] = _photographed(_page(8, 255, 0), chance)
+    blurred = ndimage.gaussian_filter(chance.normal(size=(n, n)), 4)
+    images["blurred noise"] = Image.fromarray((128 + 40 * blurred / blurred.std()).clip(0, 255).astype(np.uint8))
+    images["ECG"] = _ecg()
+    images["screenshot"] = _screenshot()
     for number, name in enumerate(("meadow", "sunset", "market")):
         images[name] = _scene(number)
     return images
@@ -77,6 +85,36 @@ def _page(size: int, paper: int, ink: int) -> Image.Image:
     for y in range(size, 800 - size, size * 3 // 2):
         draw.text((size, y), " ".join(chance.choice(words, 1 + 1000 // (7 * size))), ink, font)
     return page
+
+
+def _photographed(page: Image.Image, chance: np.random.Generator) -> Image.Image:
+    """A page that is lit from one side, with the noise of a camera."""
+    light = np.linspace(0.5, 1, page.width) * np.asarray(page)
+    return Image.fromarray((light + chance.normal(0, 8, light.shape)).clip(0, 255).astype(np.uint8))
+
+
+def _ecg() -> Image.Image:
+    """Four curves with spikes on a grid."""
+    image = Image.new("L", (1000, 700), 242)
+    draw, x = ImageDraw.Draw(image), np.arange(1000)
+    for place in range(0, 1000, 10):
+        for line in ((place, 0, place, 700), (0, place, 1000, place)):
+            draw.line(line, 150 if place % 50 == 0 else 210)
+    for row in range(4):
+        y = 120 + 150 * row - 60 * np.exp(-(((x % 100 - 50) / 3) ** 2)) + 5 * np.sin(x / 8)
+        draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), 0, 2)
+    return image
+
+
+def _screenshot() -> Image.Image:
+    """A window with a bar, a column and lines of text."""
+    image = Image.new("L", (1280, 800), 240)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(16)
+    draw.rectangle((0, 0, 1280, 60), 60)
+    draw.rectangle((0, 60, 250, 800), 224)
+    for line in range(28):
+        draw.text((270, 90 + 24 * line), "lorem ipsum dolor sit amet " * 4, 30, font)
+    return image
 
 
 def _plot(paint) -> Image.Image:
@@ -132,6 +170,8 @@ def test_what_is_no_radiograph_is_refused(name):
         ("strip", "896 × 80 pixels, longer than any film"),
         ("uniform noise", "noise or text"),
         ("white text", "noise or text"),
+        ("photographed page", "noise, text or lines"),
+        ("blurred noise", "noise, text or lines"),
         ("bar chart", "as in a plot, a logo or a drawing"),
         ("radial gradient", "a gradient without detail"),
         ("market", "a colour image"),
@@ -188,6 +228,7 @@ def test_every_threshold_is_far_from_films():
         assert 0.016 < found.roughness < 0.165, name
         assert found.levels > 22, name
         assert found.plain < 0.15, name
+        assert found.slope < MAX_SLOPE - 0.6, name
 
 
 def test_structure_of_a_known_image():
@@ -199,7 +240,21 @@ def test_structure_of_a_known_image():
     assert found.contrast == high - low
     assert found.plain == 0.0  # neighbouring columns differ by 2 of 226 grey levels, more than 1 %
     assert found.roughness == pytest.approx(0, abs=1e-9)  # a ramp has no second derivative
-    assert measure_structure(np.full((90, 90), 7, np.uint8)) == Structure(0.0, 0.0, 1.0, 1.0)
+    assert measure_structure(np.full((90, 90), 7, np.uint8)) == Structure(0.0, 0.0, 1.0, 1.0, -math.inf)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("shape", [(128, 128), (96, 128), (64, 64)])
+def test_the_slope_is_the_exponent_of_the_power_spectrum(exponent, shape):
+    """Noise that is shaped in the Fourier domain so that its power falls with this power of the frequency."""
+    chance = np.random.default_rng(0)
+    slopes = []
+    for _ in range(20):
+        frequency = np.hypot(*np.meshgrid(*(np.fft.fftfreq(side) * side for side in shape), indexing="ij"))
+        frequency[0, 0] = 1
+        noise = np.fft.ifft2(np.fft.fft2(chance.normal(size=shape)) * frequency ** (-exponent / 2)).real
+        slopes.append(measure_structure((128 + 40 * noise / noise.std()).clip(0, 255).astype(np.uint8)).slope)
+    assert np.mean(slopes) == pytest.approx(-exponent, abs=0.12)
 
 
 @pytest.mark.parametrize("tint", [(1, 0.9, 0.75), (1, 0.84, 0.57), (0.8, 0.9, 1), (0.6, 0.8, 1)])
@@ -232,6 +287,10 @@ def test_coloured_annotations_pass_and_colour_maps_do_not():
         ({"BodyPartExamined": "LEFT HAND DOE"}, "BodyPartExamined is HAND, not"),
         ({"BodyPartExamined": "Skull"}, "BodyPartExamined is SKULL"),
         ({"BodyPartExamined": "HIP"}, "BodyPartExamined is HIP"),
+        ({"BodyPartExamined": "SPINE"}, "BodyPartExamined is SPINE"),
+        ({"BodyPartExamined": "TSPINE"}, "BodyPartExamined is SPINE"),
+        ({"BodyPartExamined": "T SPINE"}, "BodyPartExamined is SPINE"),
+        ({"BodyPartExamined": "Knie"}, "BodyPartExamined is KNIE"),
         ({"BodyPartExamined": "UPPER EXTREMITY"}, "BodyPartExamined is EXTREMIT"),
     ],
 )
@@ -242,7 +301,9 @@ def test_dicom_of_another_kind_is_refused(tmp_path, tags, reason):
 
 
 @pytest.mark.parametrize("modality", ["CR", "DX", "RG", "RF", "OT", "", None])
-@pytest.mark.parametrize("part", ["CHEST", "Thorax", "LUNG", "RIBS", "STERNUM", "CHESTABDOMEN", "UNKNOWN", "CHARM", ""])
+@pytest.mark.parametrize(
+    "part", ["CHEST", "Thorax", "LUNG", "RIBS", "STERNUM", "CHESTABDOMEN", "UNKNOWN", "CHARM", "CHEST SPINE", ""]
+)
 def test_dicom_of_the_chest_or_of_unknown_kind_passes(tmp_path, modality, part):
     tags = {"BodyPartExamined": part} | ({} if modality is None else {"Modality": modality})
     check(dicom(tmp_path / "film.dcm", chest_film(0), **tags).read_bytes())

@@ -38,6 +38,32 @@ def test_a_folder_leads_to_its_newest_scores(run, folder, tmp_path):
     assert open_run(copy).stage2.hash == run["stage2"].hash
 
 
+@pytest.mark.parametrize("kind", ["scores", "reports"])
+def test_of_several_the_newest_that_is_no_control_is_used_and_named(folder, tmp_path, capfd, kind):
+    copy = shutil.copytree(folder, tmp_path / "run")
+    if kind == "reports":
+        shutil.rmtree(next(copy.glob("scores-*")))
+    usual = next(copy.glob("reports-*"))
+    control = shutil.copytree(usual, copy / "reports-control")
+    manifest = json.loads((control / "manifest.json").read_text())
+    manifest["config"]["memory"] = "shuffled"
+    (control / "manifest.json").write_text(json.dumps(manifest))
+    if kind == "scores":
+        newer = shutil.copytree(next(copy.glob("scores-*")), copy / "scores-control")
+        manifest = json.loads((newer / "manifest.json").read_text())
+        manifest["inputs"]["reports"]["path"] = "reports-control"
+        (newer / "manifest.json").write_text(json.dumps(manifest))
+    os.utime(copy / f"{kind}-control/manifest.json", ns=(2**62, 2**62))
+    chain = open_run(copy)
+    assert chain.reports.path.name == usual.name
+    output = " ".join(capfd.readouterr().err.split())
+    used = next(path.name for path in copy.glob(f"{kind}-*") if "control" not in path.name)
+    assert f"has 2 {kind} artefacts: {used} is used" in output
+    shutil.rmtree(usual)
+    if kind == "reports":
+        assert open_run(copy).reports.path.name == "reports-control"
+
+
 def test_what_is_no_whole_run_is_refused(run, folder, tmp_path):
     with pytest.raises(UserError, match="no run at"):
         open_run(tmp_path / "nowhere")

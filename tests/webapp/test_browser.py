@@ -22,6 +22,7 @@ from tests.data.test_image_io import dicom
 from tests.made_films import chest_film
 from tests.webapp.tiny_run import make_run
 
+TOLD = {"unlike_training": True, "training_distance": 34.911, "training_distance_threshold": 10.67}
 DROP = """
 const data = new DataTransfer();
 data.items.add(new File([Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0))], "film.png"));
@@ -113,12 +114,13 @@ def test_a_study_is_shown_with_all_there_is_to_it(page):
 
 
 def test_the_report_of_a_film_unlike_the_training_films_is_gray_until_it_is_asked_for(browser, folder, monkeypatch):
-    everything_is_unlike = lambda distance, vision: [{"unlike_training": True}] * len(vision.film_BD)  # noqa: E731
+    everything_is_unlike = lambda distance, vision: [TOLD] * len(vision.film_BD)  # noqa: E731
     monkeypatch.setattr(TrainingDistance, "records", everything_is_unlike)
     with served(folder) as address:
         page = Viewer(browser, address).open()
         opacity = lambda: float(page.one("#sentences").value_of_css_property("opacity"))  # noqa: E731
         assert "Unlike the training films" in page.text("#unlike")
+        assert "Its distance from them is 34.9; the threshold is 10.7." in page.text("#unlike")
         assert opacity() < 0.5
         page.shot("unlike")
         page.one("#unlike button").click()
@@ -213,14 +215,21 @@ def test_films_of_every_kind_are_taken_and_what_is_none_is_refused(page, tmp_pat
     (tmp_path / "no.png").write_text("a page of html")
     page.give(tmp_path / "no.png")
     page.wait(lambda: "no film that can be read" in page.text("#problem"))
-    assert page.sentences() == before  # nothing is lost
+    assert page.text("#problem p").startswith("no.png: This file is no film")
+    assert "The film and the report below are those of before, not of this file." in page.text("#problem")
+    assert page.sentences() == before  # nothing is lost, but it is marked
+    assert len(page.all(".former")) == 3
+    assert float(page.one("#report").value_of_css_property("opacity")) < 0.6
     page.shot("refused")
     page.one("#problem button").click()
     with (tmp_path / "huge.dcm").open("wb") as file:
         file.truncate(200 * 2**20)
     page.give(tmp_path / "huge.dcm")
-    page.wait(lambda: "huge.dcm has 200 MB" in page.text("#problem"))
+    page.wait(lambda: "huge.dcm: It has 200 MB" in page.text("#problem"))
     assert page.sentences() == before
+    page.give(tmp_path / "film.png")
+    page.wait(lambda: not page.all(".former") and not page.one("#problem").is_displayed())
+    page.done()
 
 
 def test_a_film_can_be_dropped_on_the_page(page, tmp_path):

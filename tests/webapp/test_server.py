@@ -265,7 +265,9 @@ def test_a_dropped_film_is_looked_at_and_reported(client, tmp_path, kind):
 def test_a_film_beyond_the_threshold_is_unlike_the_training_films(app, client, monkeypatch):
     reader = app.routes[0].endpoint.__self__._reader
     monkeypatch.setattr(reader, "_distance", dataclasses.replace(reader._distance, threshold=0.0))
-    assert client.post("/api/looks", content=png(FILM[:, ::-1])).json()["unlike_training"] is True
+    told = client.post("/api/looks", content=png(FILM[:, ::-1])).json()
+    assert told["unlike_training"] is True
+    assert told["training_distance"] > told["training_distance_threshold"] == 0.0
 
 
 def test_a_film_dropped_twice_is_one(app, client):

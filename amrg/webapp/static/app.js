@@ -8,8 +8,8 @@ let opening = null; // what is being opened; opening something else gives it up
 let listing = null;
 let pause = 0;
 
-/** Look at what `start` asks for. A failure leaves the page as it was. */
-async function open(start) {
+/** Look at what `start` asks for. A failure leaves the page as it was, and of a `file` that was given it is named and what is shown marked. */
+async function open(start, file = null) {
   opening?.abort();
   const mine = (opening = new AbortController());
   $("film").setAttribute("aria-busy", "true");
@@ -17,13 +17,16 @@ async function open(start) {
     const look = await start(mine.signal);
     if (mine.signal.aborted) return;
     calm();
+    former(false);
     stopWriting();
     history.replaceState(null, "", `#${look.place}/${encodeURIComponent(look.name)}`);
     showFilm(look);
     showReport(look);
     mark();
   } catch (error) {
-    if (error.name !== "AbortError") complain(error.message);
+    if (error.name === "AbortError") return;
+    if (file) refuse(file, error.message);
+    else complain(error.message);
   } finally {
     if (opening === mine) $("film").setAttribute("aria-busy", "false");
   }
@@ -34,10 +37,22 @@ const openStudy = (place, name) => open((signal) => ask(`/api/looks/${place}/${e
 function openFile(file) {
   const most = Number(document.body.dataset.maxBytes);
   if (file.size > most) {
-    complain(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB; films of up to ${most / 2 ** 20} MB are read. Nothing was sent.`);
+    opening?.abort();
+    refuse(file, `It has ${(file.size / 2 ** 20).toFixed(0)} MB; films of up to ${most / 2 ** 20} MB are read. Nothing was sent.`);
     return;
   }
-  open((signal) => ask("/api/looks", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal }));
+  open((signal) => ask("/api/looks", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal }), file);
+}
+
+/** Name a file that is not shown, and mark that the film and the report on the page are not its own. */
+function refuse(file, reason) {
+  const shown = located() !== undefined;
+  complain(`${file.name}: ${reason}${shown ? " The film and the report below are those of before, not of this file." : ""}`);
+  former(shown);
+}
+
+function former(on) {
+  for (const id of ["film", "report", "memory"]) $(id).classList.toggle("former", on);
 }
 
 async function list() {

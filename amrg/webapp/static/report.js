@@ -31,6 +31,9 @@ export function showReport(newLook) {
   look = newLook;
   whole = null;
   $("unlike").hidden = !look.unlike_training;
+  $("distance").textContent = look.unlike_training
+    ? `Its distance from them is ${look.training_distance.toFixed(1)}; the threshold is ${look.training_distance_threshold.toFixed(1)}.`
+    : "";
   withhold(look.unlike_training);
   $("reference").hidden = look.reference === null;
   $("reference").querySelector("p").textContent = look.reference ?? "";
