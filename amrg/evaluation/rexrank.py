@@ -5,6 +5,7 @@ A ReXrank test set is one JSON object by study id. A submission is the same obje
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ from amrg.errors import UserError
 from amrg.evaluation.reports import GeneratedReport
 
 PREDICTION = "model_prediction"
+
+#: What names a study in the keys of ReXrank's sets and of ours, whatever stands around it: ``patient64620_study1`` and
+#: ``valid-patient64620-study1`` (CheXpert Plus), the UID of a study (ReXGradient), and its number in ``CXR38_IM-1911``
+#: and ``CXR38`` (IU X-ray), ``50051329`` and ``s50051329`` (MIMIC-CXR).
+_NAMES = (
+    re.compile(r"(patient\d+)[^A-Za-z0-9]+(study\d+)"),
+    re.compile(r"(\d+(?:[._-]\d+){5,})"),
+    re.compile(r"(?:^|[^A-Za-z0-9])(?:CXR|s)?(\d+)(?:[_-]IM-.*)?$"),
+)
 
 
 def to_rexrank(reports: list[GeneratedReport], sections: str) -> dict[str, dict[str, Any]]:
@@ -46,18 +56,32 @@ def read_test_set(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def fill_test_set(test_set: dict[str, dict[str, Any]], reports: list[GeneratedReport]) -> dict[str, dict[str, Any]]:
-    """Add our reports to ReXrank's test set, which writes MIMIC-CXR's study ``s50051329`` as ``50051329``.
+    """Add our reports to ReXrank's test set, which writes the keys of studies otherwise than we do (``_NAMES``).
 
     Raises:
         UserError: the studies differ.
     """
-    texts = {r.key: r.text for r in reports}
+    texts, names = {r.key: r.text for r in reports}, {key: key for key in test_set}
     if not texts.keys() & test_set.keys():
-        texts = {key.removeprefix("s"): text for key, text in texts.items()}
-    missing, foreign = len(test_set.keys() - texts.keys()), len(texts.keys() - test_set.keys())
+        ours = {_study_name(key): text for key, text in texts.items()}
+        theirs = {key: _study_name(key) for key in test_set}
+        if len(ours) == len(texts) and len(set(theirs.values())) == len(theirs) and ours.keys() & theirs.values():
+            texts, names = ours, theirs
+    missing = sorted(key for key, name in names.items() if name not in texts)
+    foreign = sorted(texts.keys() - names.values())
     if missing or foreign:
         raise UserError(
-            f"{missing} of the {len(test_set)} studies of the test set have no report, and {foreign} reports are of "
-            "other studies: generate for exactly its studies"
+            f"{len(missing)} of the {len(test_set)} studies of the test set have no report{_example(missing)}, and "
+            f"{len(foreign)} reports are of other studies{_example(foreign)}: generate for exactly its studies"
         )
-    return {key: {**study, PREDICTION: texts[key]} for key, study in test_set.items()}
+    return {key: {**study, PREDICTION: texts[names[key]]} for key, study in test_set.items()}
+
+
+def _study_name(key: str) -> str:
+    """Return what names the study in a key, with the same separators everywhere."""
+    found = next((match for name in _NAMES if (match := name.search(key))), None)
+    return re.sub("[^A-Za-z0-9]+", "_", "_".join(found.groups()) if found else key)
+
+
+def _example(keys: list[str]) -> str:
+    return f" (such as {keys[0]!r})" if keys else ""
