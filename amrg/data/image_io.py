@@ -216,7 +216,7 @@ def _stored_pixels(record: Any) -> np.ndarray:
     if record.get("BitsStored") in (None, ""):
         record.BitsStored, record.HighBit = bits, bits - 1
     syntax = record.file_meta.TransferSyntaxUID
-    name = syntax.name if syntax.is_transfer_syntax else "no known transfer syntax"
+    name = syntax.name if syntax.is_transfer_syntax else "a private or unknown syntax"
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
