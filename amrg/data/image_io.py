@@ -207,7 +207,7 @@ def _stored_pixels(record: Any) -> np.ndarray:
             setattr(record, name, value)
     rows, columns = int(record.Rows), int(record.Columns)
     bits, frames = int(record.BitsAllocated), next(iter(_numbers(record, "NumberOfFrames")), np.nan)
-    if np.isnan(frames):
+    if not frames >= 1:  # nor if it is no number
         record.NumberOfFrames = 1
     elif frames != 1:
         raise _RefusedDicom(f"a DICOM object of {frames:.0f} frames is not one grey film")
@@ -281,7 +281,7 @@ def _palette(record: Any, values: np.ndarray) -> np.ndarray:
 def _modality(record: Any, values: np.ndarray) -> np.ndarray:
     """Apply the Modality LUT or the rescale slope and intercept to stored values."""
     for item in record.get("ModalityLUTSequence") or ():
-        if (found := _look_up(record, item, values)) is not None:
+        if (found := _apply_table(record, item, values)) is not None:
             return found[0]
     slope, intercept = (next(iter(_numbers(record, f"Rescale{name}")), np.nan) for name in ("Slope", "Intercept"))
     slope = slope if np.isfinite(slope) and slope else 1.0
@@ -291,7 +291,7 @@ def _modality(record: Any, values: np.ndarray) -> np.ndarray:
 def _windowed(record: Any, values: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the values, in [0, 1], as shown by each VOI LUT and each window (DICOM PS3.3 C.11.2) of the film."""
     for item in record.get("VOILUTSequence") or ():
-        if (found := _look_up(record, item, values)) is not None:
+        if (found := _apply_table(record, item, values)) is not None:
             yield found[0] / (2 ** found[1] - 1)
     function = str(record.get("VOILUTFunction") or "LINEAR").strip().upper()
     for center, width in zip(_numbers(record, "WindowCenter"), _numbers(record, "WindowWidth"), strict=False):
@@ -306,12 +306,12 @@ def _windowed(record: Any, values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _is_visible(shown: np.ndarray, counts: np.ndarray) -> bool:
-    """Return whether a window leaves something of a film to be seen."""
+    """Return whether a window leaves something of a film to be visible."""
     low, high = _percentiles(shown, counts, _VISIBLE)
     return bool((high - low) * 255 >= 1)
 
 
-def _look_up(record: Any, item: Any, values: np.ndarray) -> tuple[np.ndarray, int] | None:
+def _apply_table(record: Any, item: Any, values: np.ndarray) -> tuple[np.ndarray, int] | None:
     """Apply a look-up table of 8 to 16 bits; returns the result and the bits, None if the table is unusable."""
     descriptor, table = _words(record, item, "LUTDescriptor"), _words(record, item, "LUTData")
     if len(descriptor) != 3 or not len(table):
@@ -389,8 +389,8 @@ def _levels(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _scaled(values: np.ndarray, counts: np.ndarray, clip_outliers: bool = True) -> np.ndarray:
     """Do what ``to_8_bit`` says with values of which each has a number of pixels; returns uint8 [N]."""
-    seen = values[counts > 0]
-    low, high = float(seen.min()), float(seen.max())
+    present = values[counts > 0]
+    low, high = float(present.min()), float(present.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("pixels that are NaN or infinite")
     if clip_outliers:

@@ -6,6 +6,7 @@ A ReXrank test set is one JSON object by study id. A submission is the same obje
 
 import json
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +62,24 @@ def fill_test_set(test_set: dict[str, dict[str, Any]], reports: list[GeneratedRe
     Raises:
         UserError: the studies differ.
     """
-    texts, names = {r.key: r.text for r in reports}, {key: key for key in test_set}
-    if not texts.keys() & test_set.keys():
-        ours = {_study_name(key): text for key, text in texts.items()}
-        theirs = {key: _study_name(key) for key in test_set}
-        if len(ours) == len(texts) and len(set(theirs.values())) == len(theirs) and ours.keys() & theirs.values():
-            texts, names = ours, theirs
-    missing = sorted(key for key, name in names.items() if name not in texts)
-    foreign = sorted(texts.keys() - names.values())
+    keys = [r.key for r in reports]
+    name_of: Callable[[str], str] = str
+    if not test_set.keys() & set(keys) and _distinct(keys) and _distinct(test_set):
+        name_of = _study_name
+    texts, known = {name_of(r.key): r.text for r in reports}, set(map(name_of, test_set))
+    missing = sorted(key for key in test_set if name_of(key) not in texts)
+    foreign = sorted(key for key in keys if name_of(key) not in known)
     if missing or foreign:
         raise UserError(
             f"{len(missing)} of the {len(test_set)} studies of the test set have no report{_example(missing)}, and "
             f"{len(foreign)} reports are of other studies{_example(foreign)}: generate for exactly its studies"
         )
-    return {key: {**study, PREDICTION: texts[names[key]]} for key, study in test_set.items()}
+    return {key: {**study, PREDICTION: texts[name_of(key)]} for key, study in test_set.items()}
+
+
+def _distinct(keys: Collection[str]) -> bool:
+    """Return whether every study keeps a name of its own."""
+    return len(set(map(_study_name, keys))) == len(keys)
 
 
 def _study_name(key: str) -> str:

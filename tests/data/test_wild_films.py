@@ -102,6 +102,7 @@ def test_empty_rescale_and_window_values(tmp_path, empty):
     assert close(film(tmp_path, **blank, WindowCenter=1000, WindowWidth=500), linear(1000, 500))
     assert (film(tmp_path, WindowCenter=empty, WindowWidth=empty) == SHOWN).all()
     assert (film(tmp_path, WindowCenter=1000, WindowWidth=empty) == SHOWN).all()
+    assert (film(tmp_path, NumberOfFrames=0) == SHOWN).all()
     assert (film(tmp_path, NumberOfFrames=empty, VOILUTSequence=[], ModalityLUTSequence=[]) == SHOWN).all()
 
 
