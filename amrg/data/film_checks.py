@@ -5,7 +5,6 @@ photographs pass: their structure lies within that of films. ``docs/own-films.md
 threshold; ``python -m benchmarks.film_checks FOLDER`` measures them on other films.
 """
 
-import io
 import math
 import re
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from amrg.data.image_io import is_dicom, open_image
+from amrg.data.image_io import is_dicom, open_image, parse_dicom
 
 #: Pixels of the short side: less shows no ribs, and no film that we know of is stored so small.
 MIN_SIDE = 64
@@ -214,12 +213,9 @@ def _check_tags(tags: dict[str, str]) -> None:
 
 def _tags(data: bytes) -> dict[str, str]:
     """Read ``_TAGS`` of a DICOM file that could be read, as upper-case words; absent and damaged ones are left out."""
-    import pydicom
-
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # as in read_dicom
     tags = {}
     try:
-        record = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(_TAGS))
+        record = parse_dicom(data, stop_before_pixels=True, specific_tags=list(_TAGS))
         for name in _TAGS:
             value = record.get(name) or ""
             tags[name] = (value if isinstance(value, str) else " ".join(map(str, value))).strip().upper()

@@ -1,11 +1,17 @@
-"""Read radiographs (``FORMATS``; 8 or 16 bit, grey or colour) as 8-bit grey images."""
+"""Read radiographs (``FORMATS``; 8 or 16 bit, grey or colour) as 8-bit grey images.
+
+Sizes are checked on headers, before anything is decoded or inflated, so that a small file cannot take all memory.
+"""
 
 import io
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from amrg.data.image_ops import MAX_PIXELS
 from amrg.errors import UserError
@@ -16,8 +22,23 @@ _PILLOW = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 _SEQUENCES = ("TIFF", "WEBP")  # formats of several pages or frames, of which a film has one
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF; Pillow inverts such films of 8 bits, not of 16
 
+#: Longest side in pixels, and largest size in memory of the decoded pixels: 7,000 × 7,000 of 16 bits.
+MAX_SIDE = 20_000
+MAX_BYTES = 100_000_000
+#: Largest size of what a deflated DICOM file holds: the pixels, and the other elements.
+MAX_INFLATED = MAX_BYTES + 10_000_000
+#: A progressive JPEG has some ten scans. Each further one costs as much time as the first, and a hundred bytes.
+MAX_SCANS = 100
+_SCAN = b"\xff\xda"
+#: Pillow refuses a PNG with a longer text (by default 1 MB); 64 MB for all texts together is a limit of its own.
+PngImagePlugin.MAX_TEXT_CHUNK = 32 * 2**20
+
 #: Percentiles of a film of more than 8 bits that span at least half of its range, unless some pixels are outliers.
 _INLIERS = (0.05, 99.95)
+#: Percentiles between which a film must have at least one step of 255, if a DICOM window suits it.
+_VISIBLE = (1.0, 99.0)
+
+_DICOM_DEFAULTS = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
 
 
 def load_film(path: Path, short_side: int) -> np.ndarray:
@@ -27,15 +48,20 @@ def load_film(path: Path, short_side: int) -> np.ndarray:
     converted to luminance, 16 bit is scaled by ``to_8_bit``, DICOM is windowed (``read_dicom``).
 
     Raises:
-        ValueError: the image is unreadable or has more than ``MAX_PIXELS`` pixels.
+        ValueError: the image is unreadable, too large, or flat: all of its pixels have one grey value.
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
-    return read_dicom(data) if path.suffix.lower() in (".dcm", ".dicom") else read_film(data, short_side)
+    film = read_dicom(data) if path.suffix.lower() in (".dcm", ".dicom") else read_film(data, short_side)
+    _, counts, _ = _levels(film)
+    low, high = _percentiles(np.arange(len(counts)), counts, _INLIERS)
+    if low == high:
+        raise ValueError("a flat image: its pixels have one grey value")
+    return film
 
 
 def read_film(data: bytes, short_side: int) -> np.ndarray:
-    """Like ``load_film``, from the bytes of a file; the content determines the format."""
+    """Like ``load_film``, from the bytes of a file; the content determines the format, and flat images are returned."""
     if is_dicom(data):
         return read_dicom(data)
     image = open_image(data)
@@ -47,7 +73,7 @@ def read_film(data: bytes, short_side: int) -> np.ndarray:
         image.load()
         image = ImageOps.exif_transpose(image)
         deep = image.mode.startswith(("I", "F"))
-        pixels = np.asarray(image, dtype=np.float64) if deep else np.asarray(image.convert("L"))
+        pixels = np.asarray(image) if deep else np.asarray(image.convert("L"))
     except Exception as error:  # a damaged file raises errors of any type: SyntaxError of a PNG, KeyError of a TIFF, …
         raise ValueError(f"not a readable image ({type(error).__name__})") from None
     if not deep:
@@ -56,15 +82,21 @@ def read_film(data: bytes, short_side: int) -> np.ndarray:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Return whether the bytes are those of a DICOM file."""
-    return data[128:132] == b"DICM"
+    """Return whether the bytes begin like those of a DICOM file, also of one without preamble as in old archives."""
+    if data[128:132] == b"DICM":
+        return True
+    explicit = data[4:6].isalpha() and data[4:6].isupper()  # the type of the first element, not its length
+    if data[:2] == b"\0\x08":  # big endian
+        return explicit
+    return data[:2] in (b"\2\0", b"\x08\0") and data[3:4] == b"\0" and (explicit or data[5:8] == b"\0\0\0")
 
 
 def open_image(data: bytes) -> Image.Image:
     """Open an image that is not DICOM; only its header is read.
 
     Raises:
-        ValueError: it is of no known format, holds several images, or has more than ``MAX_PIXELS`` pixels.
+        ValueError: it is of no known format, holds several images, or is too large (``MAX_PIXELS``, ``MAX_SIDE``,
+            ``MAX_BYTES``, ``MAX_SCANS``).
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_PILLOW)
@@ -73,53 +105,252 @@ def open_image(data: bytes) -> Image.Image:
         raise ValueError(f"not a readable image: damaged, or not {FORMATS}") from None
     except Exception as error:  # as in read_film
         raise ValueError(f"not a readable image ({type(error).__name__})") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"image of {image.width} × {image.height} pixels, more than {MAX_PIXELS} are refused")
+    _check_size(image.width, image.height, _pixel_bytes(image.mode))
     image.info.pop("transparency", None)  # of which no film has any, and of a palette's Pillow warns
     if frames > 1:
         raise ValueError(f"a {image.format} image of {frames} frames is not one film")
+    if image.format == "JPEG" and data.count(_SCAN) > MAX_SCANS:
+        raise ValueError(f"a JPEG image of more than {MAX_SCANS} scans is refused")
     return image
+
+
+def _pixel_bytes(mode: str) -> int:
+    """Return the bytes of a pixel in Pillow's memory; colours take four."""
+    if mode in ("1", "L", "P"):
+        return 1
+    return 2 if mode.startswith("I;16") else 4
+
+
+def _check_size(width: int, height: int, pixel_bytes: int) -> None:
+    size = f"image of {width} × {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{size}, more than {MAX_PIXELS} are refused")
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"{size}, more than {MAX_SIDE} on a side are refused")
+    if width * height * pixel_bytes > MAX_BYTES:
+        raise ValueError(f"{size} of {pixel_bytes * 8} bits, more than {MAX_BYTES // 10**6} MB are refused")
+
+
+def parse_dicom(data: bytes, **options: Any) -> Any:
+    """Parse a DICOM file, also without preamble or file meta information, to a ``pydicom.FileDataset``.
+
+    Args:
+        data: the bytes of the file. If they are deflated, at most ``MAX_INFLATED`` bytes are inflated.
+        options: of ``pydicom.dcmread``.
+
+    Raises:
+        ValueError: a deflated file holds more.
+        Exception: of any type if the file is damaged.
+    """
+    try:
+        import pydicom
+        from pydicom import uid
+        from pydicom.filereader import read_dataset
+    except ImportError:
+        raise UserError("DICOM films need pydicom: `pip install 'amrg[dicom]'`") from None
+    # Its warnings would quote patient data of the file.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    file = io.BytesIO(data)
+    file.seek(132 if data[128:132] == b"DICM" else 0)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+        data = _inflate(data[file.tell() :])
+    record = pydicom.dcmread(io.BytesIO(data), force=True, **options)
+    if not record.file_meta.get("TransferSyntaxUID"):
+        implicit, little = record.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        record.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    return record
+
+
+def _inflate(data: bytes) -> bytes:
+    inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, MAX_INFLATED + 1)
+    if len(inflated) > MAX_INFLATED:
+        raise _RefusedDicom(f"a deflated DICOM object of more than {MAX_INFLATED // 10**6} MB is refused")
+    return inflated
+
+
+class _RefusedDicom(ValueError):
+    """A DICOM file that is no film. Errors of pydicom may quote the file, the message of this one does not."""
 
 
 def read_dicom(data: bytes) -> np.ndarray:
     """Read the pixels of a DICOM radiograph as displayed, uint8 [H, W]: rescaled, windowed (VOI), bone bright.
 
+    What says nothing about the pixels is ignored: a rescale slope of 0, and a window (or VOI LUT) that shows them in
+    one grey value, since it lies beside them, has no width or is far too wide. Without a window that suits, the film
+    is scaled like any other of more than 8 bits (``to_8_bit``).
+
     Raises:
-        ValueError: not DICOM, without pixels, or not a single grey image.
+        ValueError: not DICOM, without pixels, too large, or not a single grey image.
     """
     try:
-        import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
-    except ImportError:
-        raise UserError("DICOM films need pydicom: `pip install 'amrg[dicom]'`") from None
-    # Its warnings would quote patient data of the file.
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    try:
-        record = pydicom.dcmread(io.BytesIO(data))
-        if "PixelData" not in record:
-            raise ValueError("a DICOM object without pixels")
-        if record.Rows * record.Columns > MAX_PIXELS:
-            raise ValueError(f"image of {record.Columns} × {record.Rows} pixels, more than {MAX_PIXELS} are refused")
-        pixels = apply_voi_lut(apply_modality_lut(_decompressed(record), record), record)
-        windowed = "VOILUTSequence" in record or record.get("WindowWidth") is not None
-        # Both say that low values are bright. Most films that say one say the other, too: they are inverted once.
-        inverted = record.PhotometricInterpretation == "MONOCHROME1" or record.get("PresentationLUTShape") == "INVERSE"
-    except ValueError:
+        record = parse_dicom(data)
+        pixels = _stored_pixels(record)
+        with np.errstate(all="ignore"):  # absurd windows
+            return _displayed(record, pixels)
+    except (_RefusedDicom, UserError):
         raise
     except Exception as error:  # a damaged file raises errors of any type: TypeError, zlib.error, …
         raise ValueError(f"not a readable DICOM film ({type(error).__name__})") from None
-    if pixels.ndim != 2:
-        raise ValueError(f"a DICOM object of shape {list(pixels.shape)} is not one grey film")
-    image = to_8_bit(pixels.astype(np.float64), clip_outliers=not windowed)
-    return 255 - image if inverted else image
 
 
-def _decompressed(record: Any) -> np.ndarray:
+def _stored_pixels(record: Any) -> np.ndarray:
+    """Decode the stored pixels, integers [H, W], after a check of what the tags and the compressed data declare."""
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import RLELossless
+
+    if "PixelData" not in record:
+        raise _RefusedDicom("a DICOM object without pixels")
+    for name, value in _DICOM_DEFAULTS.items():
+        if record.get(name) in (None, ""):
+            setattr(record, name, value)
+    rows, columns = int(record.Rows), int(record.Columns)
+    bits, frames = int(record.BitsAllocated), next(iter(_numbers(record, "NumberOfFrames")), np.nan)
+    if not frames >= 1:  # nor if it is no number
+        record.NumberOfFrames = 1
+    elif frames != 1:
+        raise _RefusedDicom(f"a DICOM object of {frames:.0f} frames is not one grey film")
+    if record.SamplesPerPixel != 1:
+        raise _RefusedDicom(f"a DICOM object of {record.SamplesPerPixel} colours is not one grey film")
+    if record.get("BitsStored") in (None, ""):
+        record.BitsStored, record.HighBit = bits, bits - 1
+    syntax = record.file_meta.TransferSyntaxUID
+    name = syntax.name if syntax.is_transfer_syntax else "a private or unknown syntax"
     try:
-        return record.pixel_array
-    except RuntimeError:
-        syntax = record.file_meta.TransferSyntaxUID
-        raise ValueError(f"pydicom finds no decoder for a film compressed as {syntax.name}") from None
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise _RefusedDicom(f"a DICOM film compressed as {name}, which pydicom does not decode") from None
+    try:
+        _check_size(columns, rows, max(1, bits // 8))
+        if syntax.is_encapsulated and syntax != RLELossless:
+            _check_stream(get_frame(record.PixelData, 0, number_of_frames=1), max(1, bits // 8))
+    except ValueError as error:
+        raise _RefusedDicom(str(error)) from None
+    if not decoder.is_available:
+        raise _RefusedDicom(f'no decoder for a film compressed as {name}: pip install "amrg[dicom]"')
+    return record.pixel_array
+
+
+def _check_stream(stream: bytes, pixel_bytes: int) -> None:
+    """Check the size that a stream of JPEG, JPEG-LS or JPEG 2000 itself declares, since decoders go by it."""
+    start = stream.find(b"\xff\x4f\xff\x51")  # JPEG 2000: start of codestream, size
+    if start >= 0:
+        width, height, colors = struct.unpack(">II24xH", stream[start + 8 : start + 42])
+        _check_size(width, height, pixel_bytes * colors)
+    place = stream.find(b"\xff\xd8\xff")
+    if place < 0:
+        return
+    if b"\xff\xd9" not in stream:  # its end; decoders would fill the rest with one value
+        raise ValueError("a DICOM film whose compressed pixels are cut off")
+    if stream.count(_SCAN) > MAX_SCANS:
+        raise ValueError(f"a JPEG image of more than {MAX_SCANS} scans is refused")
+    place += 2
+    while place + 10 <= len(stream) and stream[place] == 0xFF and stream[place + 1] != _SCAN[1]:
+        marker, length, height, width, colors = struct.unpack(">xBHxHHB", stream[place : place + 10])
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # start of frame
+            _check_size(width, height, pixel_bytes * colors)
+        place += 2 + length
+
+
+def _displayed(record: Any, pixels: np.ndarray) -> np.ndarray:
+    if pixels.ndim != 2:
+        raise _RefusedDicom(f"a DICOM object of shape {list(pixels.shape)} is not one grey film")
+    values, counts, index = _levels(pixels)
+    photometric = record.PhotometricInterpretation.strip().upper()
+    if photometric == "PALETTE COLOR":
+        return _scaled(_palette(record, values), counts, clip_outliers=False)[index]
+    rescaled = _modality(record, values)
+    shown = next((y for y in _windowed(record, rescaled) if _is_visible(y, counts)), None)
+    gray = _scaled(rescaled, counts) if shown is None else _scaled(shown, counts, clip_outliers=False)
+    # Both say that low values are bright. Most films that say one say the other, too: they are inverted once.
+    inverted = photometric == "MONOCHROME1" or record.get("PresentationLUTShape") == "INVERSE"
+    return (255 - gray if inverted else gray)[index]
+
+
+def _palette(record: Any, values: np.ndarray) -> np.ndarray:
+    """Return the luminance of the colours that the palette gives to stored values."""
+    from pydicom.pixels import apply_color_lut
+
+    if not any("PaletteColorLookupTableData" in name for name in record.dir("PaletteColor")):
+        raise _RefusedDicom("a DICOM film of PALETTE COLOR without its palette")
+    colors = apply_color_lut(values.astype(np.int64)[None], record)[0]
+    return colors[:, :3] @ np.array([0.299, 0.587, 0.114])  # as Pillow does
+
+
+def _modality(record: Any, values: np.ndarray) -> np.ndarray:
+    """Apply the Modality LUT or the rescale slope and intercept to stored values."""
+    for item in record.get("ModalityLUTSequence") or ():
+        if (found := _apply_table(record, item, values)) is not None:
+            return found[0]
+    slope, intercept = (next(iter(_numbers(record, f"Rescale{name}")), np.nan) for name in ("Slope", "Intercept"))
+    slope = slope if np.isfinite(slope) and slope else 1.0
+    return values * slope + (intercept if np.isfinite(intercept) else 0.0)
+
+
+def _windowed(record: Any, values: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the values, in [0, 1], as shown by each VOI LUT and each window (DICOM PS3.3 C.11.2) of the film."""
+    for item in record.get("VOILUTSequence") or ():
+        if (found := _apply_table(record, item, values)) is not None:
+            yield found[0] / (2 ** found[1] - 1)
+    function = str(record.get("VOILUTFunction") or "LINEAR").strip().upper()
+    for center, width in zip(_numbers(record, "WindowCenter"), _numbers(record, "WindowWidth"), strict=False):
+        if not (np.isfinite(center) and np.isfinite(width) and width > 0):
+            continue
+        if function == "SIGMOID":
+            yield 0.5 + 0.5 * np.tanh(2 * (values - center) / width)
+        elif function == "LINEAR_EXACT":
+            yield ((values - center) / width + 0.5).clip(0, 1)
+        elif width > 1:
+            yield ((values - (center - 0.5)) / (width - 1) + 0.5).clip(0, 1)
+
+
+def _is_visible(shown: np.ndarray, counts: np.ndarray) -> bool:
+    """Return whether a window leaves something of a film to be visible."""
+    low, high = _percentiles(shown, counts, _VISIBLE)
+    return bool((high - low) * 255 >= 1)
+
+
+def _apply_table(record: Any, item: Any, values: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """Apply a look-up table of 8 to 16 bits; returns the result and the bits, None if the table is unusable."""
+    descriptor, table = _words(record, item, "LUTDescriptor"), _words(record, item, "LUTData")
+    if len(descriptor) != 3 or not len(table):
+        return None
+    entries, first, bits = (int(number) for number in descriptor)
+    entries = entries or 2**16
+    if len(table) < entries <= 2 * len(table) and bits <= 8:  # packed: two entries a word
+        table = table.astype("<u2").view(np.uint8)
+    first -= 2**16 * (first >= 2**15 and values.min() < 0)
+    table = table[:entries].astype(np.float64)
+    return table[(np.round(values) - first).clip(0, len(table) - 1).astype(np.int64)], bits if 0 < bits <= 16 else 16
+
+
+def _words(record: Any, item: Any, name: str) -> np.ndarray:
+    """Return an element of 16-bit words, which DICOM stores as numbers or as bytes."""
+    value = item.get(name)
+    if isinstance(value, bytes):
+        return np.frombuffer(value[: len(value) // 2 * 2], "<u2" if record.original_encoding[1] else ">u2")
+    return np.atleast_1d(np.asarray([] if value is None else value, dtype=np.int64))
+
+
+def _numbers(record: Any, name: str) -> list[float]:
+    """Return the numbers of an element, also with decimal commas; NaN for what is none."""
+    try:
+        value = record.get(name)
+    except Exception:  # of any type where pydicom cannot convert the text
+        value = record.get_item(name).value
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    parts = value.strip(" \0").split("\\") if isinstance(value, str) else np.atleast_1d(value).tolist()
+    return [_number(part) for part in parts if part not in (None, "")]
+
+
+def _number(part: Any) -> float:
+    try:
+        return float(str(part).replace(",", "."))
+    except ValueError:
+        return np.nan
 
 
 def to_8_bit(pixels: np.ndarray, clip_outliers: bool = True) -> np.ndarray:
@@ -133,12 +364,48 @@ def to_8_bit(pixels: np.ndarray, clip_outliers: bool = True) -> np.ndarray:
     Raises:
         ValueError: a pixel is NaN or infinite.
     """
-    low, high = float(pixels.min()), float(pixels.max())
+    values, counts, index = _levels(pixels)
+    return _scaled(values, counts, clip_outliers)[index]
+
+
+def _levels(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the values of an image, float64 [N], the number of pixels of each [N], and the index of each pixel [H, W].
+
+    Values are mapped instead of pixels, which takes less time and memory. Some of them may belong to no pixel.
+    """
+    if pixels.dtype.kind in "iu":
+        low, high = pixels.min(), pixels.max()
+        if int(high) - int(low) < 2**16:
+            index = pixels - low
+            index = index.view(f"u{index.itemsize}") if index.dtype.kind == "i" else index  # int16 overflows, rightly
+            rows = max(1, 2**20 // pixels.shape[1])
+            parts = (index[top : top + rows].ravel() for top in range(0, len(index), rows))
+            counts = np.zeros(int(high) - int(low) + 1, np.int64)
+            for part in parts:  # bincount needs 8 bytes a pixel
+                counts += np.bincount(part, minlength=len(counts))
+            return np.arange(len(counts)) + float(low), counts, index
+    values, index, counts = np.unique(pixels, return_inverse=True, return_counts=True)
+    return values.astype(np.float64), counts, index.reshape(pixels.shape)
+
+
+def _scaled(values: np.ndarray, counts: np.ndarray, clip_outliers: bool = True) -> np.ndarray:
+    """Do what ``to_8_bit`` says with values of which each has a number of pixels; returns uint8 [N]."""
+    present = values[counts > 0]
+    low, high = float(present.min()), float(present.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("pixels that are NaN or infinite")
     if clip_outliers:
-        inner_low, inner_high = np.percentile(pixels, _INLIERS)
+        inner_low, inner_high = _percentiles(values, counts, _INLIERS)
         if 0 < inner_high - inner_low < (high - low) / 2:
-            low, high, pixels = inner_low, inner_high, pixels.clip(inner_low, inner_high)
-    scaled = (pixels - low) * (255.0 / (high - low)) if high > low else np.zeros_like(pixels)
+            low, high = inner_low, inner_high
+    scaled = (values.clip(low, high) - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
     return np.round(scaled).astype(np.uint8)
+
+
+def _percentiles(values: np.ndarray, counts: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
+    """Return the percentiles of values of which each has a number of pixels, interpolated as by ``np.percentile``."""
+    order = np.argsort(values)
+    ordered, last = values[order], counts[order].cumsum()
+    ranks = np.array(percentiles) / 100 * (last[-1] - 1)
+    below, above = (ordered[np.searchsorted(last, end(ranks), side="right")] for end in (np.floor, np.ceil))
+    return below + (above - below) * (ranks - np.floor(ranks))

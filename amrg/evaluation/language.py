@@ -4,6 +4,7 @@ The scores are those of ``pycocoevalcap``. Only the tokenizer differs from its C
 """
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import threading
@@ -22,6 +23,11 @@ TOKENIZER = "amrg-1: lower case; words and numbers with inner - ' / or decimal p
 
 
 NO_JAVA = "no Java on this machine"
+#: METEOR's jar reads numbers with a decimal point and writes them as the country does.
+_ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Duser.language.format=en", "-Duser.country.format=US")
+
+#: Why CIDEr has no value.
+NO_CIDER = "undefined: it weighs words by how few references have them, and here all references are equal"
 
 
 def language_faults() -> list[str]:
@@ -43,7 +49,8 @@ class LanguageScores:
     Attributes:
         bleu_counts: int64 [S, 10]: clipped matches of 1- to 4-grams, generated 1- to 4-grams, generated length,
             reference length.
-        rouge_l, cider: float64 [S] per study; the corpus score is the mean.
+        rouge_l, cider: float64 [S] per study; the corpus score is the mean. CIDEr is NaN if all references are equal,
+            as a single one is: then no word has a weight, and every text would score 0.
         words: mean number of tokens per generated and per reference report.
         empty: number of studies whose generated report has no token; they score 0.
     """
@@ -107,7 +114,11 @@ def score_language(references: Mapping[str, str], generated: Mapping[str, str]) 
     return LanguageScores(
         bleu_counts=np.array(counts, dtype=np.int64),
         rouge_l=np.asarray(Rouge().compute_score(truth, hypotheses)[1], dtype=np.float64),
-        cider=np.asarray(Cider().compute_score(truth, hypotheses)[1], dtype=np.float64),
+        cider=(
+            np.asarray(Cider().compute_score(truth, hypotheses)[1], dtype=np.float64)
+            if len({reference for (reference,) in truth.values()}) > 1
+            else np.full(len(keys), np.nan)
+        ),
         words=(_mean_words(hypotheses), _mean_words(truth)),
         empty=sum(not hypotheses[k][0] for k in keys),
     )
@@ -138,9 +149,11 @@ def meteor(references: Sequence[str], systems: Mapping[str, Sequence[str]], time
     if java is None:
         return f"unavailable: {NO_JAVA}"
     jar = Path(spec.submodule_search_locations[0]) / "meteor" / "meteor-1.5.jar"
-    command = [java, "-Xmx1G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    command = [java, *_ENGLISH, "-Xmx1G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    options = os.environ.get("_JAVA_OPTIONS")  # the only variable that wins over the command line
+    environment = os.environ | ({"_JAVA_OPTIONS": " ".join((options, *_ENGLISH))} if options else {})
     try:
-        process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
+        process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=environment)
     except OSError as error:
         return f"unavailable: Java did not start ({error.strerror})"
     timer = threading.Timer(timeout, process.kill)

@@ -5,6 +5,8 @@ A ReXrank test set is one JSON object by study id. A submission is the same obje
 """
 
 import json
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,15 @@ from amrg.errors import UserError
 from amrg.evaluation.reports import GeneratedReport
 
 PREDICTION = "model_prediction"
+
+#: What names a study in the keys of ReXrank's sets and of ours, whatever stands around it: ``patient64620_study1`` and
+#: ``valid-patient64620-study1`` (CheXpert Plus), the UID of a study (ReXGradient), and its number in ``CXR38_IM-1911``
+#: and ``CXR38`` (IU X-ray), ``50051329`` and ``s50051329`` (MIMIC-CXR).
+_NAMES = (
+    re.compile(r"(patient\d+)[^A-Za-z0-9]+(study\d+)"),
+    re.compile(r"(\d+(?:[._-]\d+){5,})"),
+    re.compile(r"(?:^|[^A-Za-z0-9])(?:CXR|s)?(\d+)(?:[_-]IM-.*)?$"),
+)
 
 
 def to_rexrank(reports: list[GeneratedReport], sections: str) -> dict[str, dict[str, Any]]:
@@ -46,18 +57,36 @@ def read_test_set(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def fill_test_set(test_set: dict[str, dict[str, Any]], reports: list[GeneratedReport]) -> dict[str, dict[str, Any]]:
-    """Add our reports to ReXrank's test set, which writes MIMIC-CXR's study ``s50051329`` as ``50051329``.
+    """Add our reports to ReXrank's test set, which writes the keys of studies otherwise than we do (``_NAMES``).
 
     Raises:
         UserError: the studies differ.
     """
-    texts = {r.key: r.text for r in reports}
-    if not texts.keys() & test_set.keys():
-        texts = {key.removeprefix("s"): text for key, text in texts.items()}
-    missing, foreign = len(test_set.keys() - texts.keys()), len(texts.keys() - test_set.keys())
+    keys = [r.key for r in reports]
+    name_of: Callable[[str], str] = str
+    if not test_set.keys() & set(keys) and _distinct(keys) and _distinct(test_set):
+        name_of = _study_name
+    texts, known = {name_of(r.key): r.text for r in reports}, set(map(name_of, test_set))
+    missing = sorted(key for key in test_set if name_of(key) not in texts)
+    foreign = sorted(key for key in keys if name_of(key) not in known)
     if missing or foreign:
         raise UserError(
-            f"{missing} of the {len(test_set)} studies of the test set have no report, and {foreign} reports are of "
-            "other studies: generate for exactly its studies"
+            f"{len(missing)} of the {len(test_set)} studies of the test set have no report{_example(missing)}, and "
+            f"{len(foreign)} reports are of other studies{_example(foreign)}: generate for exactly its studies"
         )
-    return {key: {**study, PREDICTION: texts[key]} for key, study in test_set.items()}
+    return {key: {**study, PREDICTION: texts[name_of(key)]} for key, study in test_set.items()}
+
+
+def _distinct(keys: Collection[str]) -> bool:
+    """Return whether every study keeps a name of its own."""
+    return len(set(map(_study_name, keys))) == len(keys)
+
+
+def _study_name(key: str) -> str:
+    """Return what names the study in a key, with the same separators everywhere."""
+    found = next((match for name in _NAMES if (match := name.search(key))), None)
+    return re.sub("[^A-Za-z0-9]+", "_", "_".join(found.groups()) if found else key)
+
+
+def _example(keys: list[str]) -> str:
+    return f" (such as {keys[0]!r})" if keys else ""

@@ -8,7 +8,7 @@ import numpy as np
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
 from amrg.evaluation.details import DetailScores
-from amrg.evaluation.language import LanguageScores, meteor, score_language
+from amrg.evaluation.language import NO_CIDER, LanguageScores, meteor, score_language
 from amrg.evaluation.statistics import bootstrap_counts, contingency_table, interval
 from amrg.evaluation.text_statistics import text_statistics
 
@@ -84,7 +84,12 @@ def mention_tables(present_SK: np.ndarray, generated: Sequence[str]) -> dict[str
 
 def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, Any]:
     resampled = language.corpus(weights)
-    return {n: {"value": float(v[0]), "interval": list(interval(resampled[n]))} for n, v in language.corpus().items()}
+    return {
+        name: {"value": float(value[0]), "interval": list(interval(resampled[name]))}
+        if np.isfinite(value[0])
+        else {"value": None, "interval": None, "reason": NO_CIDER}
+        for name, value in language.corpus().items()
+    }
 
 
 def _clinical_intervals(scores: ClinicalScores, weights: np.ndarray) -> dict[str, list[float]]:

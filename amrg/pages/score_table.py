@@ -236,10 +236,11 @@ def _stacked(text: str) -> str:
 
 
 def unavailable(scores: dict[str, Any]) -> list[str]:
-    """List the reasons of unavailable metrics, once each."""
+    """List the reasons of unavailable and undefined metrics, once each."""
     reasons: dict[str, dict[str, None]] = {}
     for system in scores["systems"].values():
         for name, value in {**system["language"], **system["learned"]}.items():
-            if isinstance(value, str):
-                reasons.setdefault(value, {})[name] = None
+            reason = value.get("reason") if isinstance(value, dict) else value
+            if isinstance(reason, str):
+                reasons.setdefault(reason, {})[name] = None
     return [f"{', '.join(names)} {reason}" for reason, names in reasons.items()]

@@ -88,6 +88,30 @@ def test_meteor_equals_pycocoevalcap_on_real_reports(pairs: tuple[dict[str, str]
     assert scores["empty"] == 0
 
 
+def test_meteor_in_a_country_with_decimal_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (["The heart is normal in size.", "Small effusion."], {"a": ["Heart size is normal.", "No effusion."]})
+    plain = meteor(*asked, timeout=120)
+    german = "-Duser.language=de -Duser.country=DE -Duser.language.format=de -Duser.country.format=DE"
+    for name in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"):
+        monkeypatch.setenv(name, german)
+    assert isinstance(plain, dict)
+    assert 0 < plain["a"] < 1
+    assert meteor(*asked, timeout=120) == plain
+
+
+@pytest.mark.parametrize(
+    "references", [["The heart is normal."], ["The heart is normal."] * 3, ["No effusion.", "no effusion"]]
+)
+def test_cider_of_equal_references_is_undefined(references: list[str]) -> None:
+    """pycocoevalcap gives 0 to the references themselves."""
+    texts = {f"s{i}": text for i, text in enumerate(references)}
+    corpus = score_language(texts, texts).corpus()
+    assert np.isnan(corpus["CIDEr"]).all()
+    assert corpus["BLEU-1"] == pytest.approx(1.0)
+    corpus = score_language(texts | {"other": "Clear lungs."}, texts | {"other": "Clear lungs."}).corpus()
+    assert corpus["CIDEr"] > 0
+
+
 def test_why_there_is_no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = (["The heart is normal in size."], {"a": ["Heart size is normal."]})
     assert meteor(*asked, timeout=0.01) == "unavailable: METEOR took longer than 0.01 s"

@@ -7,6 +7,8 @@ import pytest
 from amrg.artifacts import Recipe, build, open_artifact
 from amrg.commands.export import main
 from amrg.errors import UserError
+from amrg.evaluation.reports import GeneratedReport
+from amrg.evaluation.rexrank import fill_test_set
 
 
 @pytest.fixture
@@ -55,6 +57,53 @@ def test_onto_their_test_set(reports, tmp_path):
     assert list(written) == ["1", "0", "2"]
     assert written["0"]["section_findings"] == "F"
     assert written["1"]["section_impression"] != written["1"]["section_impression"]  # NaN
+
+
+def export_onto(tmp_path, ours, theirs):
+    """Predictions by their keys; the text of each of our studies is its key."""
+    reports = [GeneratedReport(key, key, group="p", reference="Reference.") for key in ours]
+    filled = fill_test_set({key: {"split": "test"} for key in theirs}, reports)
+    assert all(study["split"] == "test" for study in filled.values())
+    return {key: study["model_prediction"] for key, study in filled.items()}
+
+
+UID = "1.2.826.0.1.3680043.8.498."
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (("valid-patient64540-study1", "valid-patient64541-study12"), ("patient64540_study1", "patient64541_study12")),
+        (("train-patient00001-study1", "train-patient00001-study11"), ("patient00001_study1", "patient00001_study11")),
+        (("s50000014", "s50000104"), ("50000014", "50000104")),
+        (("CXR1_IM-0001-4001", "CXR11_IM-0067"), ("CXR1_IM-0001-4001", "CXR11_IM-0067")),
+        (("CXR1", "CXR11"), ("CXR1_IM-0001-4001", "CXR11_IM-0067")),
+        (("1", "11"), ("CXR1_IM-0001-4001", "CXR11_IM-0067")),
+        (("iu_xray-CXR1_IM-0001-4001", "iu_xray-CXR11_IM-0067"), ("CXR1_IM-0001-4001", "CXR11_IM-0067")),
+        ((f"{UID}17", f"{UID}18"), (f"pGRDN1_aGRDN2_s{UID}17", f"pGRDN1_aGRDN3_s{UID}18")),
+        ((f"pGRDN1_aGRDN2_s{UID}17".replace(".", "-"),), (f"pGRDN1_aGRDN2_s{UID}17",)),
+        (("hospital-7-b", "hospital-8-b"), ("hospital_7_b", "hospital 8.b")),
+    ],
+)
+def test_keys_of_every_test_set(tmp_path, ours, theirs):
+    expected = dict(zip(theirs, ours, strict=True))
+    assert export_onto(tmp_path, ours, theirs) == expected
+    assert list(export_onto(tmp_path, ours[::-1], theirs).items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        (("s50000014",), ("patient64540_study1",), r"1 of the 1 .* \(such as 'patient64540_study1'\).*'s50000014'"),
+        # one name for two studies is none
+        (("train-patient1-study1", "valid-patient1-study1"), ("patient1_study1",), "'patient1_study1'.*2 reports"),
+        (("CXR1",), ("CXR1_IM-0001", "CXR1_IM-0002"), "2 of the 2 .*'CXR1_IM-0001'.*'CXR1'"),
+        (("s1", "s2"), ("2", "3"), r"1 of the 2 .*\(such as '3'\), and 1 .*\(such as 's1'\)"),
+    ],
+)
+def test_other_keys_are_shown(tmp_path, ours, theirs, message):
+    with pytest.raises(UserError, match=message):
+        export_onto(tmp_path, ours, theirs)
 
 
 @pytest.mark.parametrize(

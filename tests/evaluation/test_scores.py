@@ -1,11 +1,17 @@
 """Systems side by side: what stands in the table is what the single metrics give."""
 
+import io
+import json
+import re
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from amrg.data.labels import LABELS
 from amrg.evaluation.highlight import highlight_findings
 from amrg.evaluation.scores import mention_tables, score_systems
+from amrg.pages import score_table
 
 REFERENCES = ["Small effusion.", "No effusion. Heart size is normal.", "Cardiomegaly. Large effusion."] * 4
 GROUPS = [f"p{i // 2}" for i in range(12)]
@@ -29,6 +35,27 @@ def test_a_perfect_system_and_one_that_says_nothing():
     assert scores["model"]["details"]["severity exact"] == {"value": 1.0, "interval": [1.0, 1.0], "cases": 8}
     assert scores["silent"]["details"]["severity exact"]["value"] is None
     assert scores["model"]["language"]["METEOR"].startswith("unavailable: ")
+
+
+def test_cider_of_one_study_is_null_with_a_reason():
+    """A dash in the tables of page and terminal, with one footnote for all systems."""
+    systems = score_systems(
+        REFERENCES[:1], {"model": REFERENCES[:1], "other": ["No."]}, GROUPS[:1], samples=10, seed=0, meteor_timeout=None
+    )
+    reason = "undefined: it weighs words by how few references have them, and here all references are equal"
+    for system in systems.values():
+        assert system["language"]["CIDEr"] == {"value": None, "interval": None, "reason": reason}
+        assert system["language"]["BLEU-1"]["value"] is not None
+    assert "NaN" not in json.dumps({name: system["language"] for name, system in systems.items()})
+    scores = {"systems": {n: s | {"learned": {}} for n, s in systems.items()}, "studies": 1, "split": "test"}
+    heads, rows = score_table.score_rows(scores)
+    assert [row[heads.index("CIDEr")] for row in rows] == ["–", "–"]
+    assert f"CIDEr {reason}" in score_table.unavailable(scores)
+    with io.StringIO() as terminal:
+        Console(file=terminal, width=80).print(score_table.score_table(scores))
+        shown = terminal.getvalue()
+    assert re.search(r"CIDEr +– +–", shown)
+    assert "CIDEr undefined" in shown
 
 
 def test_same_system_twice_does_not_differ():
