@@ -1,12 +1,18 @@
 """Cleaning of report text by named rules.
 
-De-identification replaced words by ``XXXX`` (Open-i) or ``___`` (MIMIC-CXR). A masked phrase or word is removed if the
-sentence is complete without it; otherwise the sentence is removed. A change of a rule's results needs a new version of
-the ``prepare`` step, whose artefacts hold the cleaned texts.
+De-identification replaced words by ``XXXX`` (Open-i), ``___`` or ``[**…**]`` (MIMIC). A masked phrase or word is
+removed if the sentence is complete without it; otherwise the sentence is removed, as is one whose masked word may have
+been "no". Cleaning a cleaned text changes nothing.
 """
 
+import html
 import re
+import unicodedata
 from collections.abc import Callable
+from itertools import pairwise
+
+#: Stored with every prepared data set; increase it when a rule changes the text.
+VERSION = 2
 
 _MASK = "XXXX"
 _VERBS = (
@@ -17,25 +23,112 @@ _PREPOSITIONS = "of|in|at|on|by|to|with|from|for|since|over|within|near|into|thr
 _PLACES = "lobe|lung|lungs|right|left|lower|upper|middle|base|bilateral|multiple|several|small|large|few"
 _ARTICLES = "a|an|the|this|that|these|those"
 
+#: Characters that only print differently, and the plain ones that stand for them.
+_PLAIN = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032", "'"),
+        **dict.fromkeys("\u201c\u201d\u201f\u2033", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
+        **dict.fromkeys("\u2014\u2015", " - "),
+        **dict.fromkeys("\ufeff\u200b\u200c\u200d\u2060\u00ad", ""),  # no width
+        **dict.fromkeys("\u00a0\u2007\u202f", " "),  # spaces that do not break
+        **dict.fromkeys("\v\f\x1c\x1d\x1e\x85\u2028\u2029", "\n"),  # ends of lines and pages
+        **dict.fromkeys(map(chr, {*range(9), *range(14, 28), 31, 127}), ""),
+    }
+)
+_LIGATURES = re.compile("[\ufb00-\ufb06\uff01-\uff5e]+")  # and the letters of full width
+_BULLET = re.compile(r"(?m)^[ \t]*[-*\u2022\u25aa\u25cf\u00b7]+[ \t]+(?=\S)")
+_NUMBER = re.compile(r"\(?\d{1,2}[.)]\s*(?=[A-Za-z])")
+#: A line that ends in one of these goes on in the next line.
+_GOES_ON = re.compile(
+    rf"(?:[,;:(/-]|\b(?:{_VERBS}|{_PREPOSITIONS}|{_ARTICLES}|no|not|without|which|but|as|versus|vs\.?|dr\.?))$", re.I
+)
+#: A line that begins with one of these goes on from the line before.
+_CONTINUES = re.compile(rf"(?:{_VERBS}|{_PREPOSITIONS}|which|but|as|versus|vs)\b", re.I)
+#: Text is not wrapped at fewer columns than the first; where it is wrapped, lines are longer than the second, if masks
+#: and ragged margins shorten them by no more than the third.
+_NARROWEST, _WRAPPED, _SLACK = 40, 60, 10
+#: Abbreviations whose full stop does not end a sentence; one of single letters (``a.m.``) may, before a capital.
+_ABBREVIATIONS = ("dr", "drs", "mr", "mrs", "ms", "vs", "approx", "e.g", "i.e")
+_SENTENCE_END = re.compile(
+    r"""(?:(?<=[.?!])|(?<=[.?!]["')\]]))"""
+    + "".join(rf"(?<!(?i:\b{word}\.))" for word in _ABBREVIATIONS)
+    + r"(?:(?<!\b[A-Za-z]\.[A-Za-z]\.)|(?=\s+[^a-z\s]))\s+"
+)
+
+
+def plain(text: str) -> str:
+    """Replace typographic quotes, hyphens, ligatures, invisible characters and line ends by plain ones."""
+    text = _LIGATURES.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
+    return re.sub(r"\r\n?", "\n", text).translate(_PLAIN).replace("\u2026", "...")
+
+
+def markup(text: str) -> str:
+    """Resolve entities (``&lt;``) and drop tags; ``<br>`` and ``<p>`` end a line."""
+    while (resolved := re.sub(r"&(?:#\w+|[a-zA-Z]+);", lambda match: html.unescape(match[0]), text)) != text:
+        text = resolved
+    text = re.sub(r"</?(?:br|p|div|li)\s*/?>", "\n", text, flags=re.I)
+    return re.sub(r"</?(?:b|i|u|em|strong|span|font|ul|ol)\s*/?>", "", text, flags=re.I)
+
+
+def lines(text: str) -> str:
+    """End the statements that only a line break ends, with a full stop; wrapped text stays one paragraph."""
+    text = _BULLET.sub("\n\n", text)
+    paragraphs = [re.sub(r"[ \t]+", " ", part).strip() for part in re.split(r"\n\s*\n", text)]
+    return " ".join(_ended(_joined(part)) for part in paragraphs if part)
+
+
+def _joined(paragraph: str) -> str:
+    """Return a paragraph as one line."""
+    rows = [row.strip() for row in paragraph.split("\n")]
+    width = max(map(len, rows))
+    joined = rows[0]
+    for line, following in pairwise(rows):
+        joined = (_ended(joined) if _ends_statement(line, following, paragraph, width) else joined) + " " + following
+    return joined
+
+
+def _ended(text: str) -> str:
+    return text if text[-1:] in ".?!,;:-" or _GOES_ON.search(text) or text[-2:-1] in ".?!" else text + "."
+
+
+def _ends_statement(line: str, following: str, paragraph: str, width: int) -> bool:
+    """Whether a line break without a full stop ends a statement; ``width`` is the length of the longest line.
+
+    It does before the number of a list. It does not if the next word had no place in the line: then the text is
+    wrapped. A capital after a short line begins a statement, unless all letters are capitals.
+    """
+    if _NUMBER.match(following):
+        return True
+    if not line or _GOES_ON.search(line) or _CONTINUES.match(following):
+        return False
+    word = following.split(" ", 1)[0]
+    room = max(width, _NARROWEST) - len(line) - 1 - len(word) - (_SLACK if width > _WRAPPED else 0)
+    if paragraph.upper() == paragraph or not re.search(r"(?m)^\s*[A-Z]", paragraph):
+        return room >= 0 or (word.lower() == "no" and len(line) <= _WRAPPED)
+    if re.match(r"[A-Z](?:[a-z]|\s)", following):
+        return len(line) <= _WRAPPED
+    return word[:1].isupper() and room >= 0
+
 
 def mask_token(text: str) -> str:
     """Replace every de-identification mark, and runs of them, by one ``XXXX``."""
-    text = re.sub(r"_{2,}|\bX{3,}\b", _MASK, text)
+    text = re.sub(r"\[\*\*.*?\*\*\]|_{2,}|(?<!\w)_(?!\w)|\b[Xx]{3,}\b", _MASK, text)
     return re.sub(rf"{_MASK}(?:[\s/]+{_MASK})+", _MASK, text)
 
 
 def whitespace(text: str) -> str:
     """Normalise to one space between words, none before punctuation and one after."""
     text = re.sub(r"\s+", " ", text)
-    text = re.sub(r"\s+([.,;:?!])", r"\1", text)
-    text = re.sub(r"([,;])(?=[A-Za-z])", r"\1 ", text)
-    text = re.sub(r"(?<=[a-z)])\.(?=[A-Z])", ". ", text)
+    text = re.sub(r"\s+([,;:?!]|\.(?!\d))", r"\1", text)
+    text = re.sub(r"([,;])(?=[A-Za-z])|(?<=[A-Za-z])(:)(?=[A-Za-z])", r"\1\2 ", text)
+    text = re.sub(r"(?<=[a-z)])\.(?=[A-Z])|(?<=[A-Za-z]{3})\.(?=[A-Za-z]{2}|\d)", ". ", text)
     return re.sub(r"\.(?:\s*\.)+", ".", text).strip()
 
 
 def numbering(text: str) -> str:
     """Drop the numbers of a list (``1. Clear lungs. 2. …``), never a measurement (``1.5 cm``)."""
-    return re.sub(r"(?:(?<=^)|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[A-Za-z])", "", text)
+    return re.sub(rf"(?:(?<=^)|(?<=[.;:]\s)){_NUMBER.pattern}", "", text)
 
 
 def known_words(text: str) -> str:
@@ -48,7 +141,7 @@ def masked_phrases(text: str) -> str:
     """Drop a final phrase whose content is masked, such as ``, compared to XXXX``."""
     lead = r"(?:,?\s*(?:when |as )?(?:compared|comparison)(?: is made)?)?"
     return re.sub(
-        rf"{lead}\s+(?:since|from|dated|on|at|of|in|by|to|with)\s+(?:the )?(?:prior |previous )?{_MASK}(?=\s*[.,;])",
+        rf"{lead}\s+(?:since|from|dated|on|at|of|in|by|to|with)\s+(?:the )?(?:prior |previous )?{_MASK}(?=\s*[.,;:])",
         "",
         text,
     )
@@ -60,26 +153,33 @@ def masked_words(text: str) -> str:
 
 
 def _unmask(sentence: str) -> str:
+    modifiable = f"{_ARTICLES}|no|{_PLACES}|{_PREPOSITIONS}|{_VERBS}|[a-z]+(?:ed|al|ar|ic)"
     while _MASK in sentence:
         before, _, after = sentence.partition(_MASK)
         follows = re.match(r"\s+([A-Za-z]+)", after)
-        modifiable = f"{_ARTICLES}|no|{_PLACES}|{_PREPOSITIONS}|{_VERBS}|[a-z]+(?:ed|al|ar|ic)"
-        removable = re.search(rf"(?:^|\b(?:{modifiable})\s)\s*$", before, re.I)
+        removable = re.search(rf"\b(?:{modifiable})\s+$", before, re.I)
         essential = not follows or re.fullmatch(f"{_VERBS}|{_PREPOSITIONS}", follows[1], re.I)
-        if essential or not removable:
-            return ""
+        if essential or not removable or re.search(r"\bthere (?:is|are|was|were)\s+$", before, re.I):
+            return ""  # also where the masked word may have been "no": at the start, and after "there is"
         sentence = before + after.lstrip()
     return sentence
 
 
 def capitals(text: str) -> str:
     """Start every sentence with a capital and end it with a full stop."""
-    kept = [part[0].upper() + part[1:] for part in split_sentences(text) if re.search("[A-Za-z]{2}", part)]
-    return " ".join(part if part[-1] in ".?!" else part.rstrip(",;: ") + "." for part in kept)
+    kept = [
+        re.sub(r"^\W*[a-z]", lambda first: first[0].upper(), part)
+        for part in split_sentences(text)
+        if re.search("[A-Za-z]{2}", part)
+    ]
+    return " ".join(part if re.search(r"""[.?!]["')\]]*$""", part) else part.rstrip(",;:- ") + "." for part in kept)
 
 
 #: The rules in the order in which they are applied.
 RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("markup", markup),
+    ("plain", plain),
+    ("lines", lines),
     ("mask_token", mask_token),
     ("whitespace", whitespace),
     ("numbering", numbering),
@@ -99,10 +199,10 @@ def clean(text: str) -> str:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split at full stops that end a sentence (not inside ``1.5`` or ``Dr.``)."""
-    return [part.strip() for part in re.split(r"(?<=[.?!])(?<!\bDr\.)(?<!\bvs\.)\s+", text) if part.strip()]
+    """Split at full stops that end a sentence (not inside ``1.5``, ``Dr. Smith`` or ``7 a.m. shows``)."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
 
 
 def normalize_for_dedup(text: str) -> str:
     """Reduce a text to its lower-case words; reports with equal results are duplicates."""
-    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+    return " ".join(re.findall(r"[a-z0-9]+", plain(text).lower()))
