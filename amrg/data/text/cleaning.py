@@ -9,12 +9,14 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable
-from itertools import pairwise
+
+from amrg.data.text.lines import stop_lines
 
 #: Stored with every prepared data set; increase it when a rule changes the text.
 VERSION = 2
 
 _MASK = "XXXX"
+_ROUNDS = 5  # what a rule leaves may be a case of an earlier one
 _VERBS = (
     "is|are|was|were|has|have|had|be|been|being|appear|appears|appeared|remain|remains|seen|noted|demonstrate|"
     "demonstrates|show|shows|project|projects|overlie|overlies|extend|extends|may|could|can|measures|measuring"
@@ -37,17 +39,10 @@ _PLAIN = str.maketrans(
     }
 )
 _LIGATURES = re.compile("[\ufb00-\ufb06\uff01-\uff5e]+")  # and the letters of full width
-_BULLET = re.compile(r"(?m)^[ \t]*[-*\u2022\u25aa\u25cf\u00b7]+[ \t]+(?=\S)")
+_BULLET = re.compile("(?m)^[ \\t]*[-*]+[ \\t]+|[ \\t]*[\u2022\u25aa\u25cf]+[ \\t]*")
 _NUMBER = re.compile(r"\(?\d{1,2}[.)]\s*(?=[A-Za-z])")
-#: A line that ends in one of these goes on in the next line.
-_GOES_ON = re.compile(
-    rf"(?:[,;:(/-]|\b(?:{_VERBS}|{_PREPOSITIONS}|{_ARTICLES}|no|not|without|which|but|as|versus|vs\.?|dr\.?))$", re.I
-)
-#: A line that begins with one of these goes on from the line before.
-_CONTINUES = re.compile(rf"(?:{_VERBS}|{_PREPOSITIONS}|which|but|as|versus|vs)\b", re.I)
-#: Text is not wrapped at fewer columns than the first; where it is wrapped, lines are longer than the second, if masks
-#: and ragged margins shorten them by no more than the third.
-_NARROWEST, _WRAPPED, _SLACK = 40, 60, 10
+#: Words before a number that is no item of a list.
+_COUNTED = ")(?<!".join(rf"\b{word}" for word in ("rib", "ribs", "level", "grade", "type", "stage", "lead", "no"))
 #: Abbreviations whose full stop does not end a sentence; one of single letters (``a.m.``) may, before a capital.
 _ABBREVIATIONS = ("dr", "drs", "mr", "mrs", "ms", "vs", "approx", "e.g", "i.e")
 _SENTENCE_END = re.compile(
@@ -72,43 +67,8 @@ def markup(text: str) -> str:
 
 
 def lines(text: str) -> str:
-    """End the statements that only a line break ends, with a full stop; wrapped text stays one paragraph."""
-    text = _BULLET.sub("\n\n", text)
-    paragraphs = [re.sub(r"[ \t]+", " ", part).strip() for part in re.split(r"\n\s*\n", text)]
-    return " ".join(_ended(_joined(part)) for part in paragraphs if part)
-
-
-def _joined(paragraph: str) -> str:
-    """Return a paragraph as one line."""
-    rows = [row.strip() for row in paragraph.split("\n")]
-    width = max(map(len, rows))
-    joined = rows[0]
-    for line, following in pairwise(rows):
-        joined = (_ended(joined) if _ends_statement(line, following, paragraph, width) else joined) + " " + following
-    return joined
-
-
-def _ended(text: str) -> str:
-    return text if text[-1:] in ".?!,;:-" or _GOES_ON.search(text) or text[-2:-1] in ".?!" else text + "."
-
-
-def _ends_statement(line: str, following: str, paragraph: str, width: int) -> bool:
-    """Whether a line break without a full stop ends a statement; ``width`` is the length of the longest line.
-
-    It does before the number of a list. It does not if the next word had no place in the line: then the text is
-    wrapped. A capital after a short line begins a statement, unless all letters are capitals.
-    """
-    if _NUMBER.match(following):
-        return True
-    if not line or _GOES_ON.search(line) or _CONTINUES.match(following):
-        return False
-    word = following.split(" ", 1)[0]
-    room = max(width, _NARROWEST) - len(line) - 1 - len(word) - (_SLACK if width > _WRAPPED else 0)
-    if paragraph.upper() == paragraph or not re.search(r"(?m)^\s*[A-Z]", paragraph):
-        return room >= 0 or (word.lower() == "no" and len(line) <= _WRAPPED)
-    if re.match(r"[A-Z](?:[a-z]|\s)", following):
-        return len(line) <= _WRAPPED
-    return word[:1].isupper() and room >= 0
+    """End the statements that only a line break or a bullet ends, with a full stop."""
+    return stop_lines(_BULLET.sub("\n\n", text))
 
 
 def mask_token(text: str) -> str:
@@ -121,13 +81,21 @@ def whitespace(text: str) -> str:
     """Normalise to one space between words, none before punctuation and one after."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([,;:?!]|\.(?!\d))", r"\1", text)
+    text = re.sub(r"\.(?:\s*\.(?!\d))+", ".", text)
     text = re.sub(r"([,;])(?=[A-Za-z])|(?<=[A-Za-z])(:)(?=[A-Za-z])", r"\1\2 ", text)
-    text = re.sub(r"(?<=[a-z)])\.(?=[A-Z])|(?<=[A-Za-z]{3})\.(?=[A-Za-z]{2}|\d)", ". ", text)
-    return re.sub(r"\.(?:\s*\.)+", ".", text).strip()
+    return re.sub(r"(?<=[a-z)])\.(?=[A-Z])|(?<=[A-Za-z]{3})\.(?=[A-Za-z]{2}|\d)", ". ", text).strip()
 
 
 def numbering(text: str) -> str:
-    """Drop the numbers of a list (``1. Clear lungs. 2. …``), never a measurement (``1.5 cm``)."""
+    """Drop the numbers of a list (``1. Clear lungs. 2. …``), never a measurement (``1.5 cm``).
+
+    In a list that begins with 1 they end statements without a full stop.
+    """
+    number = 2 if re.match(r"\(?1[.)]", text) else 0
+    while number:
+        item = rf"(?<=[a-zA-Z)])(?i:(?<!{_COUNTED}))\s+\(?{number}[.)]\s*(?=[A-Z])"
+        text, found = re.subn(item, ". ", text, count=1)
+        number = number + 1 if found or re.search(rf"[.;:]\s\(?{number}[.)]", text) else 0
     return re.sub(rf"(?:(?<=^)|(?<=[.;:]\s)){_NUMBER.pattern}", "", text)
 
 
@@ -169,7 +137,7 @@ def capitals(text: str) -> str:
     """Start every sentence with a capital and end it with a full stop."""
     kept = [
         re.sub(r"^\W*[a-z]", lambda first: first[0].upper(), part)
-        for part in split_sentences(text)
+        for part in (sentence.lstrip("-* ") for sentence in split_sentences(text))
         if re.search("[A-Za-z]{2}", part)
     ]
     return " ".join(part if re.search(r"""[.?!]["')\]]*$""", part) else part.rstrip(",;:- ") + "." for part in kept)
@@ -192,9 +160,13 @@ RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def clean(text: str) -> str:
-    """Apply all ``RULES``; the result may be empty."""
-    for _, rule in RULES:
-        text = rule(text)
+    """Apply all ``RULES`` until they change nothing; the result may be empty."""
+    for _ in range(_ROUNDS):
+        before = text
+        for _, rule in RULES:
+            text = rule(text)
+        if text == before:
+            break
     return text
 
 
