@@ -4,6 +4,7 @@ import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,13 +226,28 @@ def film_file(stem: Path) -> Path | None:
     return next((path for path in map(stem.with_suffix, _SUFFIXES) if path.exists()), None)
 
 
+@dataclass(frozen=True)
+class ReportFile:
+    """A report on disk or in the archive.
+
+    Attributes:
+        path: its path.
+        read: reads its bytes.
+        differs: whether the archive has another report of the study with another text.
+    """
+
+    path: str
+    read: Callable[[], bytes]
+    differs: bool = False
+
+
 def _reports(root: Path, tally: Tally) -> Callable[[str, str], str | None]:
     """Return a function that reads the report of (subject, study); it gives None for a missing report."""
     archive = _archive(root)
     if archive is not None:
-        reads, in_doubt = archive
-        tally.counts.update({tally.reports_differ: len(in_doubt)} if in_doubt else {})
-        return lambda _, study: read_report(reads[f"s{study}"]) if f"s{study}" in reads else None
+        in_doubt = sum(file.differs for file in archive.values())
+        tally.counts.update({tally.reports_differ: in_doubt} if in_doubt else {})
+        return lambda _, study: read_report(archive[f"s{study}"].read) if f"s{study}" in archive else None
     folder = _report_folder(root)
 
     def read(subject: str, study: str) -> str | None:
@@ -256,26 +272,19 @@ def read_report(read: Callable[[], bytes]) -> str:
     return text
 
 
-def report_files(root: Path) -> tuple[dict[str, tuple[str, Callable[[], bytes]]], set[str]]:
-    """Find all reports. Walks an unpacked folder.
-
-    Returns:
-        the path and a function that reads the report, of each ``s<study>``; and the studies for which the archive has
-        several reports that differ.
+def report_files(root: Path) -> dict[str, ReportFile]:
+    """Return the report of each ``s<study>`` that has one. Walks an unpacked folder.
 
     Raises:
         UserError: there are no reports.
     """
     archive = _archive(root)
     if archive is not None:
-        reads, in_doubt = archive
-        return {key: (read.args[0].filename, read) for key, read in reads.items()}, in_doubt
-    paths = _report_folder(root).glob("p*/p*/s*.txt")
-    return {path.stem: (str(path), path.read_bytes) for path in paths}, set()
+        return archive
+    return {path.stem: ReportFile(str(path), path.read_bytes) for path in _report_folder(root).glob("p*/p*/s*.txt")}
 
 
-def _archive(root: Path) -> "tuple[dict[str, partial[bytes]], set[str]] | None":
-    """Return what reads each report of the archive, and the reports that it has twice with different texts."""
+def _archive(root: Path) -> dict[str, ReportFile] | None:
     path = root / "mimic-cxr-reports.zip"
     if not path.exists():
         return None
@@ -283,16 +292,15 @@ def _archive(root: Path) -> "tuple[dict[str, partial[bytes]], set[str]] | None":
         file = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable archive ({type(error).__name__}): fetch it again") from None
-    members: dict[str, zipfile.ZipInfo] = {}
-    in_doubt = set()
+    # The root inside the archive differs between releases, so a report is found by its study.
+    members: dict[str, list[zipfile.ZipInfo]] = defaultdict(list)
     for name, member in {member.filename: member for member in file.infolist()}.items():
-        if not name.endswith(".txt") or is_added(name):
-            continue
-        # The root inside the archive differs between releases, so a report is found by its study.
-        first = members.setdefault(Path(name).stem, member)
-        if (first.CRC, first.file_size) != (member.CRC, member.file_size):
-            in_doubt.add(Path(name).stem)
-    return {key: partial(file.read, member) for key, member in members.items()}, in_doubt
+        if name.endswith(".txt") and not is_added(name):
+            members[Path(name).stem].append(member)
+    return {
+        key: ReportFile(same[0].filename, partial(file.read, same[0]), len({one.CRC for one in same}) > 1)
+        for key, same in members.items()
+    }
 
 
 def _report_folder(root: Path) -> Path:

@@ -79,6 +79,11 @@ def read_uid(content: ET.Element) -> str:
     return uid.get("id", "").strip() if uid is not None else ""
 
 
+def film_names(content: ET.Element) -> list[str]:
+    """Return the names of a report's films, each once."""
+    return list(dict.fromkeys(image.get("id", "").strip() for image in content.iter("parentImage")))
+
+
 class Openi:
     """Studies of Open-i. Implements ``amrg.data.studies.Source``.
 
@@ -128,8 +133,7 @@ class Openi:
         """Return the study, or why it is left out: without a text, or if none of its films exists."""
         key, sections = read_uid(content), read_sections(content)
         text = select_sections(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
-        names = [image.get("id", "").strip() for image in content.iter("parentImage")]
-        paths = [films[name] for name in dict.fromkeys(names) if name in films]
+        paths = [films[name] for name in film_names(content) if name in films]
         if not key.isalnum():
             return tally.no_id
         if key in self._films:
