@@ -394,7 +394,7 @@ def _decode(
     wrong = ", ".join(f"{len(found)} {reason}" for reason, found in sorted(reasons.items()))
     advice = "fetch the films again; prepare leaves out at most data.max_corrupt_fraction" if wrong else ""
     exact = tuple(found for some in reasons.values() for found in some)
-    result = wrong or f"all of a sample of {len(chosen)} decoded"
+    result = wrong or ("" if report.every else "all of ") + f"{report.of_sample(len(chosen))} decoded"
     report.checks.append(Check("films", not wrong, result, advice, exact))
 
 
