@@ -22,6 +22,9 @@ from amrg.training import deepspeed_config
 #: Writes a step's outputs: configuration, folders of the inputs by their kind, the folder to write into.
 StepFunction = Callable[[Config, dict[str, Path], Path], None]
 
+#: Raised when the readers of copies of data sets would read the same copy in another way.
+_READER = 2
+
 #: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
 _ENGINE = ("activation_checkpointing", "compile", "num_sample_reports")
 
@@ -264,6 +267,8 @@ def _data_settings(config: Config) -> dict[str, Any]:
         settings["wordless"] = "labelled"  # what became of studies without a text once was another
     if config.data.source not in ("openi_drr", "openi"):  # there labels are the experts'; elsewhere they may be ours
         settings["labeler"] = labeler.VERSION
+    if config.data.source != "openi_drr":
+        settings["reader"] = _READER
     return settings
 
 
