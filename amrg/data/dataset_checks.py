@@ -6,6 +6,7 @@ must mend it.
 """
 
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from amrg.data.labels import LABELS
 from amrg.data.shards import hash_key
 from amrg.data.sources import chexpert_plus, mimic_cxr, openi, r2gen
 from amrg.data.sources.tables import labels_of, present, read_csv
-from amrg.data.text.sections import split_sections
+from amrg.data.text.sections import split_sections, unknown_headings
 from amrg.errors import UserError
 from amrg.progress import track
 
-SAMPLE = 50  # films to decode, and reports to read
+SAMPLE, REPORTS = 50, 500  # films to decode, and reports to read
 NAMED = 3
+#: A heading of letters only, and no title of a person.
+_TEMPLATE = re.compile(r"(?!.*\b(?:DR|MD|MR|MRS|MS|PATIENT|NAME)\b)[A-Z][A-Z ,./&()'-]*")
 #: More studies without a row of labels than the published tables lack: their join went wrong.
 MAX_UNLABELLED = 0.01
 
@@ -101,10 +104,10 @@ class _Report:
         self.checks: list[Check] = []
         self.every = every
 
-    def sample(self, items: Iterable[Any]) -> list[Any]:
+    def sample(self, items: Iterable[Any], size: int = SAMPLE) -> list[Any]:
         """Return some of the items, the same in every run; all if ``every``."""
         ordered = sorted(items)
-        return ordered if self.every or len(ordered) <= SAMPLE else random.Random(0).sample(ordered, SAMPLE)
+        return ordered if self.every or len(ordered) <= size else random.Random(0).sample(ordered, size)
 
     def of_sample(self, number: int) -> str:
         """Return the number of items in words."""
@@ -185,7 +188,7 @@ def _mimic(root: Path, report: _Report) -> None:
         differ = {key: file.path for key, file in texts.items() if file.differs}
         first = "the first of the archive is used: fetch it again"
         report.expect_none("reports twice, with other texts", differ, len(texts), first)
-        chosen = report.sample(studies & texts.keys())
+        chosen = report.sample(studies & texts.keys(), REPORTS)
         readable = _read_texts(report, {key: texts[key] for key in chosen})
         _name_sections(report, readable)
     keyed = [(f"s{row['study_id']}", row) for row in labels if row["study_id"]]
@@ -233,6 +236,10 @@ def _chexpert(root: Path, report: _Report) -> None:
     rows = [row for row in table if chexpert_plus.is_inside(row["path_to_image"])]
     names = [row["path_to_image"] for row in rows]
     report.expect_none("rows of one film twice", _duplicates(names), len(names), get)
+    for section in ("findings", "impression"):
+        without = sum(not row[f"section_{section}"] for row in rows)
+        means = f"{without / max(len(rows), 1):.0%}; with labels: stage 1 alone"
+        report.count(f"films without {section}", without, len(rows), means)
     empty = {row["path_to_image"] for row in rows if not (row["section_findings"] or row["section_impression"])}
     report.expect_none("films without findings and impression", empty, len(rows), "harmless: stage 1 alone has them")
     known = chexpert_plus.PUBLISHED_SPLITS
@@ -300,6 +307,7 @@ def _openi(root: Path, report: _Report) -> None:
     paths = list(openi.report_files(root))
     films = openi.film_files(root)
     unreadable, studies, mute, lost = {}, [], set(), {}
+    without_section: Counter[str] = Counter()
     shown: list[tuple[str, Path]] = []
     for path in paths:
         try:
@@ -310,6 +318,7 @@ def _openi(root: Path, report: _Report) -> None:
         key, sections = openi.read_uid(content) or path.stem, openi.read_sections(content)
         studies.append(key)
         mute |= {key} if not (sections.get("FINDINGS") or sections.get("IMPRESSION")) else set()
+        without_section.update(name for name in ("FINDINGS", "IMPRESSION") if not sections.get(name))
         for name in openi.film_names(content):
             if name in films:
                 shown.append((key, films[name]))
@@ -318,6 +327,9 @@ def _openi(root: Path, report: _Report) -> None:
     report.expect_none("reports that cannot be read", unreadable, len(paths), again)
     report.expect_none("names of studies twice", _duplicates(studies), len(studies), again)
     report.expect_none("reports without findings and impression", mute, len(studies), "left out", 1.0)
+    for name in ("findings", "impression"):
+        number = without_section[name.upper()]
+        report.count(f"reports without {name}", number, len(studies), f"{number / max(len(studies), 1):.0%}")
     report.expect_none(
         "films that are not there", lost, len(lost) + len(shown), "fetch the films", 1.0 if shown else None
     )
@@ -362,11 +374,22 @@ def _read_texts(report: _Report, reports: dict[str, mimic_cxr.ReportFile]) -> li
 
 
 def _name_sections(report: _Report, texts: list[str]) -> None:
-    """Count the reports of a sample without each section, which ``data.sections`` would leave to stage 1 alone."""
+    """Count the reports of a sample without each section, which ``data.sections`` would leave to stage 1 alone.
+
+    The commonest headings in them that no rule names tell whether the text was there under another name.
+    """
     found = [split_sections(text) for text in texts]
     for name in ("findings", "impression"):
-        without = sum(not sections.get(name) for sections in found)
-        report.count(f"reports without {name}, of a sample", without, len(found), "with labels: stage 1 alone")
+        without = [text for text, sections in zip(texts, found, strict=True) if not sections.get(name)]
+        means = f"{len(without) / max(len(texts), 1):.0%}; with labels: stage 1 alone" + _unknown(without)
+        report.count(f"reports without {name}, of a sample", len(without), len(texts), means)
+
+
+def _unknown(texts: list[str]) -> str:
+    """Return the commonest headings of some reports that no rule names, but none that may tell a person or date."""
+    headings = Counter(heading for text in texts for heading in {*unknown_headings(text)})
+    named = [f"{heading} ({count})" for heading, count in headings.most_common() if _TEMPLATE.fullmatch(heading)]
+    return f"; headings not recognized: {', '.join(named[:NAMED])}" if named else ""
 
 
 def _decode(
