@@ -62,8 +62,8 @@ def markup(text: str) -> str:
     """Resolve entities (``&lt;``) and drop tags; ``<br>`` and ``<p>`` end a line."""
     while (resolved := re.sub(r"&(?:#\w+|[a-zA-Z]+);", lambda match: html.unescape(match[0]), text)) != text:
         text = resolved
-    text = re.sub(r"</?(?:br|p|div|li)\s*/?>", "\n", text, flags=re.I)
-    return re.sub(r"</?(?:b|i|u|em|strong|span|font|ul|ol)\s*/?>", "", text, flags=re.I)
+    text = re.sub(r"</?(?:br|p|div|li)(?:\s[^<>]*)?/?>", "\n", text, flags=re.I)
+    return re.sub(r"</?(?:b|i|u|em|strong|span|font|ul|ol)(?:\s[^<>]*)?/?>", "", text, flags=re.I)
 
 
 def lines(text: str) -> str:

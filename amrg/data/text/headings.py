@@ -79,6 +79,7 @@ _VIEW = re.compile(
     r"|POSTEROANTERIOR|ANTEROPOSTERIOR|OF|THE|AND|WITH|AT|ON|IN|FROM|DATED|TIME|HOURS|HRS|A|M|P"
 )
 _VIEW_CORE = re.compile(r"\b(?:CHEST|CXR|THORAX|RADIOGRAPH\w*|FILMS?|VIEWS?|PA|AP|PORTABLE|FRONTAL|LATERAL|XRAYS?)\b")
+_PROJECTION = re.compile(r"\b(?:PORTABLE|AP|PA|LAT|LATERAL|FRONTAL|VIEWS?|RADIOGRAPHS?|FILMS?|XRAYS?|RAYS?)\b")
 _VIEW_CAPITALS = re.compile(
     r"\b(?:CHEST|PORTABLE|(?:PA|AP|LAT|LATERAL|FRONTAL) AND|(?:TWO|ONE|PA|AP|FRONTAL|LATERAL) VIEWS?"
     r"|FRONTAL (?:UPRIGHT|SEMI))"
@@ -116,6 +117,7 @@ _INSIDE_STRICT = (
 _INSIDE = (
     *_INSIDE_STRICT,
     re.compile(rf"(?<=\S)[ \t]+(?P<name>{_MAIN}|Findings|Impression)[ \t]*:"),
+    re.compile(_AFTER_SENTENCE + r"(?P<name>findings|impression)[ \t]*:"),
     re.compile(rf"(?<=[^A-Z\s])[ \t]+{_CAPITALS}"),
 )
 _PART = re.compile(
@@ -229,9 +231,10 @@ def _kind(name: str, lenient: bool) -> Kind | None:
         return "organ"
     if not lenient or _SENTENCE.search(plain):
         return None
-    if organs:
+    view = _VIEW_CAPITALS.search(plain) is not None
+    if organs and not (view and _PROJECTION.search(plain)):
         return "mention"
-    return "view" if _VIEW_CAPITALS.search(plain) else "unknown"
+    return "view" if view else "unknown"
 
 
 def _section(words: list[str], plain: str, lenient: bool) -> Kind | None:

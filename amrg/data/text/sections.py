@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from amrg.data.text.cleaning import clean, plain, split_sentences
+from amrg.data.text.cleaning import clean, markup, plain, split_sentences
 from amrg.data.text.headings import Heading, find_headings, is_view
 
 Sections = Literal["findings", "impression", "both"]
@@ -40,7 +40,7 @@ class _Part:
 def split_sections(report: str) -> dict[str, str]:
     """Return ``findings`` and ``impression`` of a report; missing ones are absent.
 
-    The text is that of the report but for characters that only print differently (``cleaning.plain``).
+    The text is that of the report but for markup and characters that only print differently (``cleaning.plain``).
 
     - A combined section (``FINDINGS AND IMPRESSION:``) is both; beside an impression of its own it is findings.
     - Repeated sections are joined. The sections of an addendum replace those of the report.
@@ -49,7 +49,7 @@ def split_sections(report: str) -> dict[str, str]:
       ``last_paragraph``).
     - Other sections (indication, technique, wet read, findings of an earlier film …) are left out.
     """
-    parts = _parts(_PAGE.sub("", plain(report)))
+    parts = _parts(_PAGE.sub("", plain(markup(report))))
     found = {name: _newest(parts, name) for name in ("findings", "impression")}
     if not any(found.values()):
         ordered = sorted(parts, key=lambda part: part.addendum)
@@ -59,7 +59,7 @@ def split_sections(report: str) -> dict[str, str]:
 
 def unknown_headings(report: str) -> list[str]:
     """Return the headings of a report that no rule names."""
-    return [heading.name for heading in find_headings(plain(report)) if heading.kind == "unknown"]
+    return [heading.name for heading in find_headings(plain(markup(report))) if heading.kind == "unknown"]
 
 
 def select_sections(findings: str | None, impression: str | None, sections: Sections) -> str:
@@ -109,7 +109,7 @@ def _next_state(heading: Heading, state: str, before: str, after_gap: bool, part
     if heading.kind in ("organ", "mention"):
         return None if target or state == "closing" or heading.kind == "mention" else "view"
     if heading.kind == "view":
-        if state == "closing":
+        if state == "closing" and not after_gap:
             return None
         return "view" if not target or (state == "impression" and (before or part.texts.get(state))) else state
     if heading.kind == "unknown":
