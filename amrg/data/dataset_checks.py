@@ -237,9 +237,9 @@ def _chexpert(root: Path, report: _Report) -> None:
     names = [row["path_to_image"] for row in rows]
     report.expect_none("rows of one film twice", _duplicates(names), len(names), get)
     for section in ("findings", "impression"):
-        without = sum(not row[f"section_{section}"] for row in rows)
-        means = f"{without / max(len(rows), 1):.0%}; with labels: stage 1 alone"
-        report.count(f"films without {section}", without, len(rows), means)
+        lacking = sum(not row[f"section_{section}"] for row in rows)
+        means = f"{lacking / max(len(rows), 1):.0%}; with labels: stage 1 alone"
+        report.count(f"films without {section}", lacking, len(rows), means)
     empty = {row["path_to_image"] for row in rows if not (row["section_findings"] or row["section_impression"])}
     report.expect_none("films without findings and impression", empty, len(rows), "harmless: stage 1 alone has them")
     known = chexpert_plus.PUBLISHED_SPLITS

@@ -24,6 +24,11 @@ _VERBS = (
 _PREPOSITIONS = "of|in|at|on|by|to|with|from|for|since|over|within|near|into|through|and|or|than|along|between"
 _PLACES = "lobe|lung|lungs|right|left|lower|upper|middle|base|bilateral|multiple|several|small|large|few"
 _ARTICLES = "a|an|the|this|that|these|those"
+_PRESENT = re.compile(
+    r"\b(?:may|might|could|represents?|reflects?|versus|probabl[ey]|likely|possibl[ey]|unchanged|stable|again|before"
+    r"|improved|increased|decreased|slightly|mild|mildly|minimal|minimally|moderate|small|tiny|subtle|chronic)\b",
+    re.I,
+)
 
 #: Characters that only print differently, and the plain ones that stand for them.
 _PLAIN = str.maketrans(
@@ -125,10 +130,11 @@ def _unmask(sentence: str) -> str:
     while _MASK in sentence:
         before, _, after = sentence.partition(_MASK)
         follows = re.match(r"\s+([A-Za-z]+)", after)
-        removable = re.search(rf"\b(?:{modifiable})\s+$", before, re.I)
+        # A mask at the start may have been "no", unless the sentence says what is never said of something absent.
+        removable = re.search(rf"\b(?:{modifiable})\s+$", before, re.I) or (not before and _PRESENT.search(after))
         essential = not follows or re.fullmatch(f"{_VERBS}|{_PREPOSITIONS}", follows[1], re.I)
-        if essential or not removable or re.search(r"\bthere (?:is|are|was|were)\s+$", before, re.I):
-            return ""  # also where the masked word may have been "no": at the start, and after "there is"
+        if essential or not removable:
+            return ""
         sentence = before + after.lstrip()
     return sentence
 

@@ -54,7 +54,7 @@ SENTENCES = (
         ("approx. 2 cm, told by Drs. A and B", "Approx. 2 cm, told by Drs. A and B."),
         # masks
         ("XXXX effusion is present. No edema.", "No edema."),
-        ("There is ___ effusion. No edema.", "No edema."),
+        ("XXXX opacity that may be scarring. No edema.", "Opacity that may be scarring. No edema."),
         ("Seen on _. No edema since [**2101-3-4**]. Large heart.", "Seen. No edema. Large heart."),
         ("PA chest compared to ___:\n\nNo edema.", "PA chest: No edema."),
         # characters and markup
