@@ -13,7 +13,7 @@ from typing import Any
 
 from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
-from amrg.data.text import labeler, statements
+from amrg.data.text import cleaning, labeler, sections, statements
 from amrg.errors import TrainingFailure, UserError, collect_errors
 from amrg.preflight import Run, examine, this_machine
 from amrg.progress import echo
@@ -21,6 +21,9 @@ from amrg.training import deepspeed_config
 
 #: Writes a step's outputs: configuration, folders of the inputs by their kind, the folder to write into.
 StepFunction = Callable[[Config, dict[str, Path], Path], None]
+
+#: Raised when the readers of copies of data sets would read the same copy in another way.
+_READER = 2
 
 #: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
 _ENGINE = ("activation_checkpointing", "compile", "num_sample_reports")
@@ -264,10 +267,13 @@ def _data_settings(config: Config) -> dict[str, Any]:
         del settings[name]
     if not settings["views"]:
         del settings["views"]  # all films, as before there was the setting
+    settings["text"] = f"cleaning {cleaning.VERSION}, sections {sections.VERSION}"
     if config.data.source in ("mimic_cxr", "chexpert_plus"):
         settings["wordless"] = "labelled"  # what became of studies without a text once was another
     if config.data.source not in ("openi_drr", "openi"):  # there labels are the experts'; elsewhere they may be ours
         settings["labeler"] = labeler.VERSION
+    if config.data.source != "openi_drr":
+        settings["reader"] = _READER
     return settings
 
 

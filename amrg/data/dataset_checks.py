@@ -1,13 +1,14 @@
 """Checks of a user's copy of a data set: layout, tables, joins and a sample of films. Nothing is changed.
 
 Each check gives one line: passed or not, the result, and a remedy. Faults of one kind are counted and identified by
-hashed keys, never by patient.
+hashed keys (those that ``prepare`` names), never by patient. What exactly is wrong is kept beside, for the person who
+must mend it.
 """
 
-import json
 import random
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,33 @@ from typing import Any
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
 from amrg.data.shards import hash_key
-from amrg.data.sources import chexpert_plus, mimic_cxr
-from amrg.data.sources.r2gen import ANNOTATION
-from amrg.data.sources.tables import labels_of, read_csv
-from amrg.data.studies import SPLITS
-from amrg.data.text.sections import split_sections
+from amrg.data.sources import chexpert_plus, mimic_cxr, openi, r2gen
+from amrg.data.sources.tables import labels_of, present, read_csv
+from amrg.data.text.sections import split_sections, unknown_headings
 from amrg.errors import UserError
+from amrg.progress import track
 
-SAMPLE = 50  # films to decode, and reports to read
+SAMPLE, REPORTS = 50, 500  # films to decode, and reports to read
 NAMED = 3
+#: A heading of letters only, and no title of a person.
+_TEMPLATE = re.compile(r"(?!.*\b(?:DR|MD|MR|MRS|MS|PATIENT|NAME)\b)[A-Z][A-Z ,./&()'-]*")
+#: More studies without a row of labels than the published tables lack: their join went wrong.
+MAX_UNLABELLED = 0.01
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that is wrong.
+
+    Attributes:
+        key: of the study as ``prepare`` names it, or of what else it is, not hashed.
+        exact: path, or identifiers, of what is wrong.
+        reason: why; empty if the check says it.
+    """
+
+    key: str
+    exact: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,38 +54,64 @@ class Check:
         what: name of the check.
         ok: whether it passed.
         result: result in words and numbers.
-        remedy: advice to the user; empty if the check passed.
+        remedy: advice to the user; empty if the check passed and there is nothing to be told of it.
+        found: all that is wrong, with names of patients: for a file, never for the terminal.
     """
 
     what: str
     ok: bool
     result: str
     remedy: str = ""
+    found: tuple[Found, ...] = ()
 
 
-def check_dataset(root: Path) -> tuple[str, list[Check]]:
+def check_dataset(root: Path, every: bool = False) -> tuple[str, list[Check]]:
     """Recognise the data set in a folder and check it; return its ``data.source`` and the checks.
+
+    Args:
+        root: the folder.
+        every: whether to read all reports and films, not a sample.
 
     Raises:
         UserError: the folder does not exist, or holds no known data set.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give the one that holds the data set")
+    report = _Report(every)
+    if (root / r2gen.ANNOTATION).exists():  # readers look for it first, too
+        return _annotated(root, report), report.checks
     if any(root.glob("mimic-cxr-2.0.0-*")):
-        return "mimic_cxr", _mimic(root)
+        _mimic(root, report)
+        return "mimic_cxr", report.checks
     if (root / chexpert_plus.TABLE).exists():
-        return "chexpert_plus", _chexpert(root)
-    if (root / ANNOTATION).exists():
-        return "iu_xray", _annotated(root)
-    known = f"mimic-cxr-2.0.0-*.csv.gz, {chexpert_plus.TABLE} or {ANNOTATION}"
+        _chexpert(root, report)
+        return "chexpert_plus", report.checks
+    if next(openi.report_files(root), None) is not None:
+        _openi(root, report)
+        return "openi", report.checks
+    known = f"mimic-cxr-2.0.0-*.csv.gz, {chexpert_plus.TABLE}, {r2gen.ANNOTATION} or Open-i's XML reports"
     raise UserError(f"{root} holds no data set that is known: {known} expected")
 
 
 class _Report:
-    """Collect checks. A check that raises ``UserError`` counts as failed."""
+    """Collect checks. A check that raises ``UserError`` counts as failed.
 
-    def __init__(self) -> None:
+    Args:
+        every: whether ``sample`` takes all items.
+    """
+
+    def __init__(self, every: bool) -> None:
         self.checks: list[Check] = []
+        self.every = every
+
+    def sample(self, items: Iterable[Any], size: int = SAMPLE) -> list[Any]:
+        """Return some of the items, the same in every run; all if ``every``."""
+        ordered = sorted(items)
+        return ordered if self.every or len(ordered) <= size else random.Random(0).sample(ordered, size)
+
+    def of_sample(self, number: int) -> str:
+        """Return the number of items in words."""
+        return f"all {number:,}" if self.every else f"a sample of {number:,}"
 
     def attempt(self, what: str, action: Callable[[], Any], advice: str) -> Any:
         """Run the action and return its result; on failure add a failed check and return None."""
@@ -82,54 +127,94 @@ class _Report:
         """Add a passed check with a count and the consequence for the counted studies."""
         self.checks.append(Check(what, True, f"{number:,} of {total:,}" + (f" ({means})" if number else "")))
 
-    def expect_none(self, what: str, wrong: Iterable[str], total: int, advice: str) -> None:
-        """Add a check that passes if ``wrong`` is empty; otherwise give the count and some hashed keys."""
-        keys = sorted(wrong)
+    def expect_none(
+        self,
+        what: str,
+        wrong: Iterable[str] | Mapping[str, str],
+        total: int,
+        advice: str,
+        tolerated: float | None = None,
+    ) -> None:
+        """Add a check that passes if ``wrong`` is empty; otherwise give the count and some hashed keys.
+
+        Args:
+            what: name of the check.
+            wrong: keys of what is wrong, and what exactly it is if the key does not say.
+            total: number of what was looked at.
+            advice: remedy, or consequence.
+            tolerated: share of ``total`` up to which the check still passes; None: the check fails.
+        """
+        exact = wrong if isinstance(wrong, Mapping) else {key: key for key in wrong}
+        keys = sorted(exact)
         if not keys:
             self.checks.append(Check(what, True, f"none of {total:,}"))
             return
         named = ", ".join(hash_key(key) for key in keys[:NAMED])
-        self.checks.append(Check(what, False, f"{len(keys):,} of {total:,} (hashed: {named})", advice))
+        ok = tolerated is not None and len(keys) <= tolerated * total
+        result = f"{len(keys):,} of {total:,} (hashed: {named})"
+        self.checks.append(Check(what, ok, result, advice, tuple(Found(key, exact[key]) for key in keys)))
 
 
-def _mimic(root: Path) -> list[Check]:
-    report = _Report()
+def _mimic(root: Path, report: _Report) -> None:
     get = "fetch it from PhysioNet's MIMIC-CXR-JPG 2.0.0 (or later) again"
     tables = {
         name: report.attempt(f"table {name}", partial(_mimic_table, root, name, columns), get)
         for name, columns in {
-            "metadata": ("subject_id", "study_id", "dicom_id", "ViewPosition", "StudyDate", "StudyTime"),
+            "metadata": mimic_cxr.METADATA,
             "split": ("subject_id", "study_id", "dicom_id", "split"),
             "chexpert": ("subject_id", "study_id", *LABELS),
         }.items()
     }
-    metadata, splits, labels = tables["metadata"] or [], tables["split"] or [], tables["chexpert"] or []
-    texts = report.attempt("reports", lambda: _mimic_reports(root), "put mimic-cxr-reports.zip beside the tables")
-    studies = {row["study_id"] for row in metadata}
-    if texts is not None:
-        report.expect_none("studies without a report", studies - texts.keys(), len(studies), "fetch the reports again")
-        more = texts.keys() - studies
-        report.expect_none(
-            "reports without a film", more, len(texts), "harmless: they are not used; or fetch the films"
-        )
-        _read_texts(report, [texts[key] for key in _seeded_sample(studies & texts.keys())])
-        _name_sections(report, [texts[key] for key in _seeded_sample(studies & texts.keys())])
-    labelled = {row["study_id"] for row in labels}
-    report.expect_none(
-        "labels without a study", labelled - studies, len(labelled), "the tables are of different releases"
+    splits, labels = tables["split"] or [], tables["chexpert"] or []
+    metadata = [row for row in tables["metadata"] or [] if all(row[name] for name in mimic_cxr.METADATA[:3])]
+    texts = report.attempt(
+        "reports", lambda: mimic_cxr.report_files(root), "put mimic-cxr-reports.zip beside the tables"
     )
-    report.count("studies without labels", len(studies - labelled), len(studies), "blank in stage 1")
-    report.expect_none("values of labels", _bad_labels(labels, "study_id"), len(labels), get)
-    report.expect_none("studies without a split", studies - {r["study_id"] for r in splits}, len(studies), get)
+    named = {f"s{row['study_id']}": f"p{row['subject_id']}/s{row['study_id']}" for row in (*splits, *metadata)}
+    studies = {f"s{row['study_id']}" for row in metadata}
+
+    def exact(keys: Iterable[str]) -> dict[str, str]:
+        return {key: named.get(key, key) for key in keys}
+
+    films = [f"p{row['subject_id']}/s{row['study_id']}/{row['dicom_id']}" for row in metadata]
+    report.expect_none("rows of one film twice", _duplicates(films), len(films), "harmless: a film counts once", 1.0)
+    if texts is not None:
+        missing, more = studies - texts.keys(), texts.keys() - studies
+        report.expect_none("studies without a report", exact(missing), len(studies), "fetch the reports again")
+        report.expect_none(
+            "reports without a film", {key: texts[key].path for key in more}, len(texts),
+            "harmless: they are not used; or fetch the films",
+        )  # fmt: skip
+        differ = {key: file.path for key, file in texts.items() if file.differs}
+        first = "the first of the archive is used: fetch it again"
+        report.expect_none("reports twice, with other texts", differ, len(texts), first)
+        chosen = report.sample(studies & texts.keys(), REPORTS)
+        readable = _read_texts(report, {key: texts[key] for key in chosen})
+        _name_sections(report, readable)
+    keyed = [(f"s{row['study_id']}", row) for row in labels if row["study_id"]]
+    labelled = {key for key, _ in keyed}
+    report.expect_none(
+        "labels without a study", exact(labelled - studies), len(labelled), "the tables are of different releases"
+    )
+    report.expect_none(
+        "studies without labels", exact(studies - labelled), len(studies), "stage 1 does not use them", MAX_UNLABELLED
+    )
+    report.expect_none("values of labels", exact(_bad_labels(keyed)), len(labels), get)
+    report.expect_none("labels twice, with other values", exact(_contradictions(keyed)), len(labels), get)
+    without = studies - {f"s{row['study_id']}" for row in splits if row["split"]}
+    report.expect_none("studies without a split", exact(without), len(studies), get)
     known = mimic_cxr.PUBLISHED_SPLITS
-    report.expect_none("names of splits", {r["study_id"] for r in splits if r["split"] not in known}, len(splits), get)
-    _one_split(report, [(row["subject_id"], row["split"]) for row in splits])
-    films = [
-        root / "files" / f"p{row['subject_id'][:2]}" / f"p{row['subject_id']}" / f"s{row['study_id']}" / row["dicom_id"]
-        for row in metadata
+    unknown = {f"s{row['study_id']}" for row in splits if row["split"] not in known}
+    report.expect_none("names of splits", exact(unknown), len(splits), get)
+    _one_split(report, [(row["subject_id"] or "", row["split"] or "") for row in splits])
+    unseen = {film for film, row in zip(films, metadata, strict=True) if not mimic_cxr.film_view(row)}
+    behind = "they come behind frontal films, and data.views leaves them out"
+    report.expect_none("films whose view is not told", unseen, len(films), behind, 1.0)
+    stems = [
+        (f"s{row['study_id']}", root / "files" / f"p{row['subject_id'][:2]}" / Path(film))
+        for film, row in zip(films, metadata, strict=True)
     ]
-    _decode(report, [mimic_cxr.film_file(stem) or stem.with_suffix(".jpg") for stem in _seeded_sample(films)])
-    return report.checks
+    _decode(report, stems, lambda stem: mimic_cxr.film_file(stem) or stem.with_suffix(".jpg"))
 
 
 def _mimic_table(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -137,126 +222,204 @@ def _mimic_table(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[s
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise UserError(f"{paths[0].name} is missing")
-    return read_csv(path, columns).to_pylist()
+    return read_csv(path, columns, optional=(mimic_cxr.CODE,)).to_pylist()
 
 
-def _mimic_reports(root: Path) -> dict[str, Callable[[], bytes]]:
-    """Map each study to a function that reads its report."""
-    return {key.removeprefix("s"): read for key, read in mimic_cxr.report_files(root).items()}
-
-
-def _chexpert(root: Path) -> list[Check]:
-    report = _Report()
+def _chexpert(root: Path, report: _Report) -> None:
     get = "fetch it from CheXpert Plus again"
     path = root / chexpert_plus.TABLE
-    table = report.attempt(
-        "table", lambda: read_csv(path, chexpert_plus.COLUMNS, multiline=True).to_pylist(), get
-    )  # fmt: skip
-    rows = table or []
-    names = [row["path_to_image"] or "" for row in rows]
+    table = (
+        report.attempt("table", lambda: read_csv(path, chexpert_plus.COLUMNS, multiline=True).to_pylist(), get) or []
+    )
+    outside = [row["path_to_image"] or "" for row in table if not chexpert_plus.is_inside(row["path_to_image"])]
+    report.expect_none("paths that are empty or leave the folder", outside, len(table), get)
+    rows = [row for row in table if chexpert_plus.is_inside(row["path_to_image"])]
+    names = [row["path_to_image"] for row in rows]
     report.expect_none("rows of one film twice", _duplicates(names), len(names), get)
+    for section in ("findings", "impression"):
+        lacking = sum(not row[f"section_{section}"] for row in rows)
+        means = f"{lacking / max(len(rows), 1):.0%}; with labels: stage 1 alone"
+        report.count(f"films without {section}", lacking, len(rows), means)
     empty = {row["path_to_image"] for row in rows if not (row["section_findings"] or row["section_impression"])}
     report.expect_none("films without findings and impression", empty, len(rows), "harmless: stage 1 alone has them")
     known = chexpert_plus.PUBLISHED_SPLITS
     report.expect_none("names of splits", {r["path_to_image"] for r in rows if r["split"] not in known}, len(rows), get)
-    _one_split(report, [(row["deid_patient_id"] or "", row["split"] or "") for row in rows])
+    _one_split(report, [(chexpert_plus.patient(row), row["split"] or "") for row in rows])
+    films = {chexpert_plus.film_name(name): name for name in names}
     for name in chexpert_plus.LABEL_FILES.values():
-        labels = report.attempt(f"labels {name}", partial(_lines, root / "chexbert_labels" / name), get)
-        if labels is not None:
-            report.expect_none(f"values of {name}", _bad_labels(labels, "path_to_image"), len(labels), get)
-            unknown = {row["path_to_image"] for row in labels} - set(names)
-            report.expect_none(f"{name} without a film", unknown, len(labels), "the files are of different releases")
-    sample = _seeded_sample([name for name in names if name])
-    _decode(report, [chexpert_plus.film_file(root, name) or root / name for name in sample])
-    return report.checks
+        labels = report.attempt(f"labels {name}", partial(_label_lines, root, name), get)
+        if labels is None:
+            continue
+        keyed = [(chexpert_plus.film_name(row["path_to_image"]), row) for row in labels]
+        report.expect_none(f"values of {name}", _bad_labels(keyed), len(labels), get)
+        report.expect_none(f"two lines of {name} that differ", _contradictions(keyed), len(labels), get)
+        found = {key for key, _ in keyed}
+        report.expect_none(
+            f"{name} without a film", found - films.keys(), len(labels), "the files are of different releases"
+        )
+        joined = {chexpert_plus.study_key(key) for key in found}
+        studies = {chexpert_plus.study_key(key): str(Path(key).parent) for key in films}
+        without = {study: folder for study, folder in studies.items() if study not in joined}
+        report.expect_none(
+            f"studies without {name}", without, len(studies), "stage 1 does not use them", MAX_UNLABELLED
+        )
+    pairs = [(chexpert_plus.study_key(name), root / name) for name in names]
+    _decode(report, pairs, lambda path: chexpert_plus.film_file(root, str(path.relative_to(root))) or path)
 
 
-def _annotated(root: Path) -> list[Check]:
-    report = _Report()
+def _label_lines(root: Path, name: str) -> list[dict[str, Any]]:
+    path = next((path for path in (root / "chexbert_labels" / name, root / name) if path.exists()), None)
+    if path is None:
+        raise UserError(f"chexbert_labels/{name} is missing")
+    return chexpert_plus.read_labels(path)
+
+
+def _annotated(root: Path, report: _Report) -> str:
+    """Check R2Gen's selection of a data set; return the source that reads it."""
     advice = "take R2Gen's annotation.json again"
-    content = report.attempt("annotation", lambda: _annotation(root / ANNOTATION), advice) or []
-    names = [entry["id"] for entry in content]
+    content = report.attempt("annotation", lambda: r2gen.read_annotation(root / r2gen.ANNOTATION), advice) or []
+    mimic = any(isinstance(entry, dict) and "subject_id" in entry for _, entry in content)
+    entries: list[tuple[str, str, list[str], str, str]] = []
+    wrong = []
+    for number, (split, entry) in enumerate(content):
+        try:
+            name, paths = str(entry["id"]), r2gen.film_paths(entry)
+            patient = r2gen.subject(entry) if mimic else name.split("_")[0]
+            entries.append((name, split, paths, patient, present(entry["report"])))
+        except (KeyError, TypeError):
+            wrong.append(f"entry {number}")
+    report.expect_none("entries without id, report or films", wrong, len(content), advice)
+    names = [name for name, *_ in entries]
     report.expect_none("names of studies twice", _duplicates(names), len(names), advice)
-    report.expect_none("empty reports", {e["id"] for e in content if not e["report"].strip()}, len(names), "left out")
-    _one_split(report, [(entry["id"].split("_")[0], entry["split"]) for entry in content])
-    images = root / "images"
-    paths = [images / path for entry in content for path in entry["image_path"]]
+    report.expect_none("empty reports", {name for name, *_, text in entries if not text}, len(names), "left out")
+    _one_split(report, [(patient, split) for _, split, _, patient, _ in entries])
+    folder = report.attempt("folder of films", lambda: r2gen.films_folder(root), "put the films beside the annotation")
+    if folder is not None:
+        films = [(name, folder / path) for name, _, paths, *_ in entries for path in paths]
+        missing = {str(path): str(path) for _, path in films if not path.exists()}
+        report.expect_none("films that are not there", missing, len(films), "fetch the films")
+        _decode(report, [(name, path) for name, path in films if str(path) not in missing])
+    return "mimic_cxr" if mimic else "iu_xray"
+
+
+def _openi(root: Path, report: _Report) -> None:
+    again = "fetch Open-i's reports again"
+    paths = list(openi.report_files(root))
+    films = openi.film_files(root)
+    unreadable, studies, mute, lost = {}, [], set(), {}
+    without_section: Counter[str] = Counter()
+    shown: list[tuple[str, Path]] = []
+    for path in paths:
+        try:
+            content = openi.read_xml(path)
+        except ValueError:
+            unreadable[path.stem] = str(path)
+            continue
+        key, sections = openi.read_uid(content) or path.stem, openi.read_sections(content)
+        studies.append(key)
+        mute |= {key} if not (sections.get("FINDINGS") or sections.get("IMPRESSION")) else set()
+        without_section.update(name for name in ("FINDINGS", "IMPRESSION") if not sections.get(name))
+        for name in openi.film_names(content):
+            if name in films:
+                shown.append((key, films[name]))
+            else:
+                lost[name] = f"{name} of {path}"
+    report.expect_none("reports that cannot be read", unreadable, len(paths), again)
+    report.expect_none("names of studies twice", _duplicates(studies), len(studies), again)
+    report.expect_none("reports without findings and impression", mute, len(studies), "left out", 1.0)
+    for name in ("findings", "impression"):
+        number = without_section[name.upper()]
+        report.count(f"reports without {name}", number, len(studies), f"{number / max(len(studies), 1):.0%}")
     report.expect_none(
-        "films that are not there", {str(p) for p in paths if not p.exists()}, len(paths), "fetch the films"
+        "films that are not there", lost, len(lost) + len(shown), "fetch the films", 1.0 if shown else None
     )
-    _decode(report, [path for path in _seeded_sample(paths) if path.exists()])
-    return report.checks
+    without = {*studies} - {key for key, _ in shown}
+    report.expect_none("studies without a film", without, len(studies), "fetch the films")
+    _decode(report, shown)
 
 
-def _annotation(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text())
-        return [
-            {"id": str(e["id"]), "report": str(e["report"]), "image_path": list(e["image_path"]), "split": split}
-            for split in SPLITS
-            for e in content[split]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path.name} is no R2Gen annotation ({type(error).__name__})") from None
+def _bad_labels(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> set[str]:
+    return {key for key, row in rows if labels_of(row)[1]}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [row for row in rows if row["path_to_image"] is not None]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path.name} is no file of JSON lines with path_to_image ({type(error).__name__})") from None
-
-
-def _bad_labels(rows: list[dict[str, Any]], key: str) -> set[str]:
-    return {str(row[key]) for row in rows if labels_of(row)[1]}
+def _contradictions(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> set[str]:
+    first: dict[str, Any] = {}
+    return {key for key, row in rows if first.setdefault(key, labels_of(row)) != labels_of(row)}
 
 
 def _one_split(report: _Report, pairs: Iterable[tuple[str, str]]) -> None:
     splits: dict[str, set[str]] = defaultdict(set)
     for patient, split in pairs:
-        splits[patient].add(split)
+        if patient and split:
+            splits[patient].add(split)
     in_several = {patient for patient, names in splits.items() if len(names) > 1}
     report.expect_none("patients in two splits", in_several, len(splits), "use data.splits patient: else reports leak")
 
 
-def _read_texts(report: _Report, reads: list[Callable[[], bytes]]) -> None:
-    wrong = 0
-    for read in reads:
+def _read_texts(report: _Report, reports: dict[str, mimic_cxr.ReportFile]) -> list[str]:
+    """Check that reports can be read; return the texts of those that can."""
+    texts, wrong = [], []
+    for key, file in reports.items():
         try:
-            wrong += not read().decode().strip()
-        except (UnicodeDecodeError, OSError):
-            wrong += 1
-    what, found = "reports that cannot be read", f"{wrong} of a sample of {len(reads)}"
-    report.checks.append(Check(what, not wrong, found, "fetch the reports again" if wrong else ""))
+            text = mimic_cxr.read_report(file.read)
+        except ValueError as error:
+            wrong.append(Found(key, file.path, str(error)))
+            continue
+        texts.append(text)
+        wrong += [] if text.strip() else [Found(key, file.path, "empty")]
+    result = f"{len(wrong)} of {report.of_sample(len(reports))}"
+    advice = "fetch the reports again" if wrong else ""
+    report.checks.append(Check("reports that cannot be read", not wrong, result, advice, tuple(wrong)))
+    return texts
 
 
-def _name_sections(report: _Report, reads: list[Callable[[], bytes]]) -> None:
-    """Count the reports of a sample without each section, which ``data.sections`` would leave to stage 1 alone."""
-    found = [split_sections(read().decode(errors="replace")) for read in reads]
+def _name_sections(report: _Report, texts: list[str]) -> None:
+    """Count the reports of a sample without each section, which ``data.sections`` would leave to stage 1 alone.
+
+    The commonest headings in them that no rule names tell whether the text was there under another name.
+    """
+    found = [split_sections(text) for text in texts]
     for name in ("findings", "impression"):
-        without = sum(not sections.get(name) for sections in found)
-        report.count(f"reports without {name}, of a sample", without, len(found), "with labels: stage 1 alone")
+        without = [text for text, sections in zip(texts, found, strict=True) if not sections.get(name)]
+        means = f"{len(without) / max(len(texts), 1):.0%}; with labels: stage 1 alone" + _unknown(without)
+        report.count(f"reports without {name}, of a sample", len(without), len(texts), means)
 
 
-def _decode(report: _Report, paths: list[Path]) -> None:
-    reasons: dict[str, int] = defaultdict(int)
-    for path in paths:
+def _unknown(texts: list[str]) -> str:
+    """Return the commonest headings of some reports that no rule names, but none that may tell a person or date."""
+    headings = Counter(heading for text in texts for heading in {*unknown_headings(text)})
+    named = [f"{heading} ({count})" for heading, count in headings.most_common() if _TEMPLATE.fullmatch(heading)]
+    return f"; headings not recognized: {', '.join(named[:NAMED])}" if named else ""
+
+
+def _decode(
+    report: _Report, films: Iterable[tuple[str, Path]], locate: Callable[[Path], Path] = lambda path: path
+) -> None:
+    """Check that films can be decoded.
+
+    Args:
+        report: receives the check.
+        films: key of the study and path of each film.
+        locate: maps a path to the file, which may have another suffix.
+    """
+    reasons: dict[str, list[Found]] = defaultdict(list)
+    chosen = report.sample(films)
+    for key, path in track(chosen, "reading films") if report.every else chosen:
+        file = path
         try:
-            load_film(path, 64)
+            file = locate(path)
+            load_film(file, 64)
         except FileNotFoundError:
-            reasons["not there"] += 1
+            reasons["not there"].append(Found(key, str(file), "not there"))
         except (OSError, ValueError) as error:
-            reasons[str(error) if isinstance(error, ValueError) else type(error).__name__] += 1
-    wrong = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+            reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+            reasons[reason].append(Found(key, str(file), reason))
+    wrong = ", ".join(f"{len(found)} {reason}" for reason, found in sorted(reasons.items()))
     advice = "fetch the films again; prepare leaves out at most data.max_corrupt_fraction" if wrong else ""
-    report.checks.append(Check("films", not wrong, wrong or f"all of a sample of {len(paths)} decoded", advice))
+    exact = tuple(found for some in reasons.values() for found in some)
+    result = wrong or ("" if report.every else "all of ") + f"{report.of_sample(len(chosen))} decoded"
+    report.checks.append(Check("films", not wrong, result, advice, exact))
 
 
-def _duplicates(names: list[str]) -> set[str]:
+def _duplicates(names: Iterable[str]) -> set[str]:
     return {name for name, count in Counter(names).items() if count > 1}
-
-
-def _seeded_sample(items: Iterable[Any]) -> list[Any]:
-    ordered = sorted(items)
-    return ordered if len(ordered) <= SAMPLE else random.Random(0).sample(ordered, SAMPLE)

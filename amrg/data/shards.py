@@ -104,8 +104,9 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
         rows = [row for record in records for row in record["rows"]]
         skipped = [one for record in records for one in record["skipped"]]
         _check_skipped(skipped, len(rows) + len(skipped), config.max_corrupt_fraction)
-        for path in {*(folder / "shards").iterdir()} - {_tar(shard, folder) for shard in plan}:
-            path.unlink()  # left by an interrupted run on a data set that has changed since
+        filled = {_tar(shard, folder) for shard, record in zip(plan, records, strict=True) if record["rows"]}
+        for path in {*(folder / "shards").iterdir()} - filled:
+            path.unlink()  # without a sample, or left by an interrupted run on a data set that has changed since
         temporary = folder / "scratch" / f"index.{os.getpid()}"
         write_data_card(rows, skipped, getattr(source, "left_out", {}), config, folder)
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), temporary)
@@ -194,7 +195,9 @@ def _is_complete(shard: Shard, folder: Path) -> bool:
         record = json.loads(_shard_record_path(shard, folder).read_text())
         skipped = {one["key"] for one in record["skipped"]}
         expected = [study.key for study in shard.studies if hash_key(study.key) not in skipped]
-        return [row["key"] for row in record["rows"]] == expected and file_hash(_tar(shard, folder)) == record["sha256"]
+        if [row["key"] for row in record["rows"]] != expected:
+            return False
+        return not expected or file_hash(_tar(shard, folder)) == record["sha256"]
     except (OSError, ValueError, KeyError):
         return False
 

@@ -19,7 +19,10 @@ from amrg.data.text.repetition import tokenize
 from amrg.errors import UserError
 
 #: Stored with every score: scores are comparable only under the same tokenizer.
-TOKENIZER = "amrg-1: lower case; words and numbers with inner - ' / or decimal point; all other characters separate"
+TOKENIZER = (
+    "amrg-2: lower case, plain quotes, hyphens and letters; words and numbers with inner - ' / or decimal point; "
+    "all other characters separate"
+)
 
 
 NO_JAVA = "no Java on this machine"

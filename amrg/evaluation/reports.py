@@ -133,18 +133,18 @@ def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
 
 
 def parse_reports(file: Path) -> dict[str, GeneratedReport]:
-    """Parse every line of a file of reports; returns them by study key.
+    """Parse every line of a file of reports, without empty ones at its end; returns them by study key.
 
     Raises:
         UserError: the file is missing or malformed, or a study is repeated.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file} ({type(error).__name__}): make it with `amrg generate`") from None
     found: dict[str, GeneratedReport] = {}
     first: dict[str, int] = {}
-    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, start=1):
+    for number, line in enumerate(lines if lines[0] else [], start=1):
         report = _parse(line, f"{file} line {number}")
         if report.key in found:
             raise UserError(f"{file} line {number} repeats the study of line {first[report.key]}: one line for each")

@@ -3,6 +3,7 @@
 Shape legend: B batch (or N studies), K = 14 labels.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -28,10 +29,15 @@ def targets(studies: list[Study], uncertain: Policy, blank: Policy) -> Tensor:
 
     Args:
         studies: their labels are 1, 0, -1 (uncertain) or None (not mentioned).
-        uncertain, blank: what these two count as.
+        uncertain, blank: what these two count as. Where a study has no label at all, nothing is known of it, and all
+            14 are ignored.
     """
     special = {UNCERTAIN: _POLICY_VALUE[uncertain], BLANK: _POLICY_VALUE[blank]}
-    rows = [[special.get(study.labels[name], study.labels[name]) for name in LABELS] for study in studies]
+    known = [any(value is not BLANK for value in study.labels.values()) for study in studies]
+    rows = [
+        [special.get(study.labels[name], study.labels[name]) if labelled else math.nan for name in LABELS]
+        for study, labelled in zip(studies, known, strict=True)
+    ]
     return torch.tensor(rows, dtype=torch.float32).reshape(len(studies), len(LABELS))
 
 

@@ -123,3 +123,15 @@ def test_exit_codes(tmp_path, capsys) -> None:
     for path, message in ((tmp_path / "none", "is not a folder"), (tmp_path, "no data set that is known")):
         with pytest.raises(UserError, match=message):
             check_dataset(path)
+
+
+def test_what_is_without_a_section_and_the_headings_that_no_rule_names(tmp_path) -> None:
+    root = make_mimic(tmp_path / "copy")
+    repack(root, lambda reports: dict.fromkeys(reports, b"SCOUT: Clear.\n\nDR DOE: Told.\n\nIMPRESSION: Well."))
+    results = {check.what: check.result for check in check_dataset(root)[1] if check.ok}
+    assert results["reports without findings, of a sample"] == (
+        "5 of 5 (100%; with labels: stage 1 alone; headings not recognized: SCOUT (5))"
+    )
+    assert results["reports without impression, of a sample"] == "0 of 5"
+    results = {check.what: check.result for check in check_dataset(make_chexpert(tmp_path / "chexpert"))[1]}
+    assert results["films without findings"] == "1 of 61 (2%; with labels: stage 1 alone)"

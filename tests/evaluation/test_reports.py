@@ -43,6 +43,16 @@ def test_order_is_that_of_the_studies_and_empty_texts_are_kept(tmp_path):
     assert read_reports(tmp_path, STUDIES) == found
 
 
+@pytest.mark.parametrize(
+    "change", [lambda d: d + b"\n", lambda d: d + b"\r\n \n", lambda d: b"\xef\xbb\xbf" + d, bytes.rstrip]
+)
+def test_empty_last_lines_and_a_bom_change_nothing(tmp_path, change):
+    path = write(tmp_path / "reports.jsonl", LINES)
+    before = read_reports(path, STUDIES)
+    path.write_bytes(change(path.read_bytes()))
+    assert read_reports(path, STUDIES) == before
+
+
 def test_sentences_keep_what_they_stand_on(tmp_path):
     lines = [LINES[0], LINES[1] | {"sentences": [SENTENCE, NORMAL]}, LINES[2] | {"sentences": []}]
     found = {r.key: r.sentences for r in read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}

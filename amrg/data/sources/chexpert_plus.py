@@ -2,15 +2,17 @@
 
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
-from amrg.data.sources.tables import Need, Tally, data_root, find, labels_of, read_csv
+from amrg.data.sources.tables import Need, Tally, data_root, decode, find, join_labels, number, present, read_csv
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
@@ -24,6 +26,7 @@ COLUMNS = (
     "section_impression", "split",
 )  # fmt: skip
 LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json"}
+_SIDES = ("FRONTAL", "", "LATERAL")  # in the order of a study's films
 _IMAGE_FOLDERS = ("PNG", "PNG/PNG", "PNGs", "DICOM", ".")
 _SUFFIXES = (".png", ".jpg", ".dcm")  # the table says .jpg, the PNG release has .png
 
@@ -87,82 +90,123 @@ class ChexpertPlus:
         return load_film(path, self._config.image_size)
 
     def _read(self) -> list[Study]:
-        path = _table(self._root)
-        table = read_csv(path, COLUMNS, multiline=True)
-        rows = sorted(
-            table.to_pylist(),
-            key=lambda r: (
-                r["deid_patient_id"] or "",
-                float(r["patient_report_date_order"] or 0),
-                r["path_to_image"],
-            ),
-        )
-        labels = self._labels()
-        order, tally = {"Frontal": 0}, Tally(self._config.sections)
-        for row in sorted(rows, key=lambda r: order.get(r["frontal_lateral"], 1)):
-            name = row["path_to_image"] or ""
-            if not name or ".." in Path(name).parts or Path(name).is_absolute():
-                raise UserError(f"{path}: a path_to_image is empty or leaves the folder")
-            if not self._config.views or _view(row) in self._config.views:
-                self._films.setdefault(_key(name), []).append(name)
+        path, tally = _table(self._root), Tally(self._config.sections)
+        rows = self._rows(read_csv(path, COLUMNS, multiline=True).to_pylist(), tally)
+        labels = self._labels({film_name(row["path_to_image"]) for row in rows})
+        wanted = {view.upper() for view in self._config.views}
+        views: dict[str, list[str]] = {}
+        for row in sorted(rows, key=lambda row: _SIDES.index(_side(row))):
+            if not wanted or _view(row) in wanted:
+                key = study_key(row["path_to_image"])
+                self._films.setdefault(key, []).append(row["path_to_image"])
+                views.setdefault(key, []).append(_view(row))
         studies: list[Study] = []
         last: dict[str, str] = {}
         texts = self._texts(rows)
         for key, (row, text) in texts.items():
-            if key not in self._films:
-                tally.counts[tally.no_film] += 1
+            split = PUBLISHED_SPLITS.get(row["split"] or "", "" if self._config.splits == "official" else "train")
+            if not (split and key in self._films):
+                tally.counts[tally.no_film if split else tally.no_split] += 1
                 continue
-            given, fault = labels.get(row["path_to_image"], (dict.fromkeys(LABELS), ""))
+            name = film_name(row["path_to_image"])
+            given, fault = labels.get(name, (dict.fromkeys(LABELS), ""))
             if self._config.labels == "rules":
                 given = label_report(text) if text else dict.fromkeys(LABELS)
-            if not (fault or tally.keeps(text, given)):
+            if not (fault or tally.keeps(text, given, self._config.labels == "rules" or name in labels)):
                 continue
-            if row["split"] not in PUBLISHED_SPLITS:
-                raise UserError(f"{path}: split {row['split']!r} is none of {', '.join(PUBLISHED_SPLITS)}")
-            group = hash_patient(f"chexpert {row['deid_patient_id']}")
-            studies.append(
-                Study(
-                    key, group, PUBLISHED_SPLITS[row["split"]], text, given, (row["ap_pa"] or "",), last.get(group, ""),
-                    fault,
-                )
-            )  # fmt: skip
+            group = hash_patient(f"chexpert {patient(row)}")
+            studies.append(Study(key, group, split, text, given, tuple(views[key]), last.get(group, ""), fault))
             if text:
                 last[group] = key
         self.left_out = dict(tally.counts)
+        tally.refuse_nothing(len(studies), len(texts), self._root)
         tally.report(len(texts))
         return studies
+
+    def _rows(self, rows: list[dict[str, Any]], tally: Tally) -> list[dict[str, Any]]:
+        """Return one row for each film, in order of patient and time; count those left out."""
+        films: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if not is_inside(row["path_to_image"]):
+                tally.counts[tally.no_id] += 1
+                continue
+            name = film_name(row["path_to_image"])
+            tally.counts.update([tally.film_twice] if name in films else [])
+            films.setdefault(name, row)
+        return sorted(
+            films.values(),
+            key=lambda r: (patient(r), number(r["patient_report_date_order"]) or 0.0, r["path_to_image"]),
+        )
 
     def _texts(self, rows: list[dict[str, str]]) -> dict[str, tuple[dict[str, str], str]]:
         """Map each study to (its first row with the text, or its first row; the text)."""
         texts: dict[str, tuple[dict[str, str], str]] = {}
         for row in rows:
             text = select_sections(row["section_findings"], row["section_impression"], self._config.sections)
-            key = _key(row["path_to_image"])
+            key = study_key(row["path_to_image"])
             if key not in texts or (text and not texts[key][1]):
                 texts[key] = row, text
         return texts
 
-    def _labels(self) -> dict[str, tuple[dict[str, float | None], str]]:
-        """Map each film to the result of ``labels_of`` for its line."""
+    def _labels(self, films: set[str]) -> dict[str, tuple[dict[str, float | None], str]]:
+        """Map each film (``film_name``) to the result of ``labels_of`` for its line."""
         if self._config.labels == "rules":
             return {}
         path = _label_file(self._root, self._config)
-        labels = {}
-        with path.open() as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                    labels[row["path_to_image"]] = labels_of(row)
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{path}, line {number}: no JSON object with path_to_image and labels") from None
-        return labels
+        return join_labels(((film_name(row["path_to_image"]), row) for row in read_labels(path)), films, path)
+
+
+def read_labels(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines of labels with the text ``path_to_image``; empty lines are left out.
+
+    Raises:
+        UserError: the file is unreadable, or a line is something else.
+    """
+    rows = []
+    try:
+        lines = decode(path.read_bytes()).split("\n")
+    except OSError as error:
+        raise UserError(f"{path} is not readable ({type(error).__name__})") from None
+    for place, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            good = bool(present(row["path_to_image"]))
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise UserError(f"{path}, line {place}: no JSON object with path_to_image and labels")
+        rows.append(row)
+    return rows
+
+
+def is_inside(name: str | None) -> bool:
+    """Return whether a cell holds a path of a film in the data set's folder."""
+    return bool(name) and not (".." in Path(name or "").parts or Path(name or "").is_absolute())
+
+
+def film_name(path: str) -> str:
+    """Return a film's path without its suffix, which differs between the table, the labels and the films."""
+    return re.sub(r"\.\w+$", "", str(PurePosixPath(path.strip().replace("\\", "/"))))
+
+
+def patient(row: Mapping[str, str | None]) -> str:
+    """Return the patient of a row: as it says, or else as the path of its film does."""
+    return row["deid_patient_id"] or str(Path(row["path_to_image"] or "").parent.parent)
+
+
+def _side(row: dict[str, str]) -> str:
+    """Return FRONTAL, LATERAL or an empty text: as the row says, or else as the name of its film does."""
+    said = (row["frontal_lateral"] or Path(row["path_to_image"]).stem).upper()
+    return next((side for side in _SIDES if side and side in said), "")
 
 
 def _view(row: dict[str, str]) -> str:
-    return row["ap_pa"] or (row["frontal_lateral"] or "").upper()
+    return (row["ap_pa"] or _side(row)).upper()
 
 
-def _key(path: str) -> str:
+def study_key(path: str) -> str:
     """Study key of a film: ``train/patient00001/study1/view1_frontal.jpg`` → ``train-patient00001-study1``."""
     return re.sub(r"[^\w-]", "-", str(Path(path).parent), flags=re.ASCII)
 

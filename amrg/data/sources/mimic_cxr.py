@@ -1,8 +1,10 @@
 """Reader of MIMIC-CXR-JPG with its reports as published by PhysioNet, or of R2Gen's selection (``annotation.json``)."""
 
+import re
 import zipfile
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from amrg.config import DataConfig
+from amrg.data.film_checks import is_lateral_view
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
 from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
-from amrg.data.sources.tables import Need, Tally, data_root, find, labels_of, read_csv
+from amrg.data.sources.tables import Need, Tally, data_root, decode, find, is_added, join_labels, number, read_csv
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
@@ -23,7 +26,9 @@ from amrg.errors import UserError
 from amrg.progress import track
 
 PUBLISHED_SPLITS = {"train": "train", "validate": "val", "test": "test"}
-_FRONTAL = {"PA": 0, "AP": 1}  # the first film is the one searched for regions
+#: Views of films whose ``ViewPosition`` is empty, by the meaning of their code.
+_CODED_VIEWS = {"posteroanterior": "PA", "anteroposterior": "AP", "lateral": "LATERAL", "leftlateral": "LATERAL"}
+_FRONTAL = ("PA", "AP")  # in this order: the first film is the one searched for regions
 _SUFFIXES = (".jpg", ".png", ".dcm")
 
 
@@ -33,6 +38,9 @@ def open_source(config: DataConfig, seed: int) -> "MimicCxr | R2Gen":
     return R2Gen(config, seed, "mimic") if (root / ANNOTATION).exists() else MimicCxr(config, seed)
 
 
+#: Columns of the metadata; a table without the second has no codes of views.
+METADATA = ("subject_id", "study_id", "dicom_id", "ViewPosition", "StudyDate", "StudyTime")
+CODE = "ViewCodeSequence_CodeMeaning"
 #: Tables besides the labels: name and purpose.
 _METADATA, _SPLIT = ("metadata", "views and order of studies"), ("split", "the published split")
 
@@ -55,11 +63,13 @@ def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
     root = data_root(config)
     if (root / ANNOTATION).exists():
         return r2gen.counted(config)
-    films = Counter(read_csv(_table(root, *_METADATA), ("study_id",))["study_id"].to_pylist())
+    films: dict[str, set[str]] = defaultdict(set)
+    for study, dicom in _rows(_table(root, *_METADATA), ("study_id", "dicom_id")):
+        films[study].add(dicom)
     named = dict(_rows(_table(root, *_SPLIT), ("study_id", "split")))
     found = {}
     for published, split in PUBLISHED_SPLITS.items():
-        views = [count for number, count in films.items() if named.get(number) == published]
+        views = [len(dicoms) for study, dicoms in films.items() if named.get(study) == published]
         found[split] = (len(views), sum(views))
     return found
 
@@ -97,28 +107,33 @@ class MimicCxr:
         return load_film(path, self._config.image_size)
 
     def _read(self) -> list[Study]:
-        films, splits = self._metadata(), self._splits()
-        labels, report = self._labels(), _reports(self._root)
-        studies, tally = [], Tally(self._config.sections)
+        tally = Tally(self._config.sections)
+        films, splits = self._metadata(tally), self._splits()
+        labels, report = self._labels(films), _reports(self._root, tally)
+        studies: list[Study] = []
         last: dict[str, str] = {}
-        wanted = self._config.views
-        for (subject, number), views in track(sorted(films.items(), key=_time), "reading reports"):
-            raw = report(subject, number)
+        wanted = {view.upper() for view in self._config.views}
+        for (subject, study), views in track(sorted(films.items(), key=_time), "reading reports"):
+            split = splits.get(study, "" if self._config.splits == "official" else "train")
+            chosen = [view for view in views if not wanted or view["view"] in wanted]
+            if not (split and chosen):
+                tally.counts[tally.no_film if split else tally.no_split] += 1
+                continue
+            try:
+                raw = report(subject, study)
+            except ValueError:
+                tally.counts[tally.unreadable] += 1
+                continue
             found = split_sections(raw) if raw else {}
             text = select_sections(found.get("findings"), found.get("impression"), self._config.sections)
-            split = splits.get(number)
-            found_labels, fault = labels.get(number, (dict.fromkeys(LABELS), ""))
+            found_labels, fault = labels.get(study, (dict.fromkeys(LABELS), ""))
             if self._config.labels == "rules":
                 found_labels = label_report(text) if text else dict.fromkeys(LABELS)
-            chosen = [view for view in views if not wanted or view["view"] in wanted]
-            if split is None or not chosen:
-                tally.counts[tally.no_split if split is None else tally.no_film] += 1
+            if not (fault or tally.keeps(text, found_labels, self._config.labels == "rules" or study in labels)):
                 continue
-            if not (fault or tally.keeps(text, found_labels)):
-                continue
-            key = f"s{number}"
+            key = f"s{study}"
             folder = self._root / "files" / f"p{subject[:2]}" / f"p{subject}" / key
-            ordered = sorted(chosen, key=lambda view: (_FRONTAL.get(view["view"], 2), view["dicom"]))
+            ordered = sorted(chosen, key=lambda view: (_view_rank(view["view"]), view["dicom"]))
             self._films[key] = [folder / view["dicom"] for view in ordered]
             group = hash_patient(f"mimic {subject}")
             projections = tuple(view["view"] for view in ordered)
@@ -126,36 +141,44 @@ class MimicCxr:
             if text:
                 last[group] = key
         self.left_out = dict(tally.counts)
+        tally.refuse_nothing(len(studies), len(films), self._root)
         tally.report(len(films))
         return studies
 
-    def _metadata(self) -> dict[tuple[str, str], list[dict[str, str]]]:
-        """Map (subject, study) to its films with view, date and time."""
+    def _metadata(self, tally: Tally) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """Map (subject, study) to its films with view, date and time; a film that is named twice is one."""
         path = _table(self._root, *_METADATA)
-        columns = ("subject_id", "study_id", "dicom_id", "ViewPosition", "StudyDate", "StudyTime")
-        films: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
-        for subject, number, dicom, view, date, time in _rows(path, columns):
-            films[subject, number].append(
-                {"dicom": dicom, "view": view or "", "date": date or "", "time": (time or "").zfill(10)}
-            )
-        return films
+        films: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+        for row in read_csv(path, METADATA, optional=(CODE,)).to_pylist():
+            study, dicom = (row["subject_id"] or "", row["study_id"] or ""), row["dicom_id"] or ""
+            if not (all(study) and dicom):
+                tally.counts[tally.no_id] += 1
+                continue
+            tally.counts.update([tally.film_twice] if dicom in films[study] else [])
+            film = {"dicom": dicom, "view": film_view(row), "date": _clock(row["StudyDate"])}
+            films[study].setdefault(dicom, film | {"time": _clock(row["StudyTime"])})
+        return {study: list(found.values()) for study, found in films.items()}
 
     def _splits(self) -> dict[str, str]:
+        """Map each study to its split; to an empty one if its films are in several."""
         path = _table(self._root, *_SPLIT)
-        splits = {}
-        for number, split in _rows(path, ("study_id", "split")):
+        splits: dict[str, str] = {}
+        for study, split in _rows(path, ("study_id", "split")):
+            if split is None:
+                continue
             if split not in PUBLISHED_SPLITS:
                 raise UserError(f"{path}: split {split!r} is none of {', '.join(PUBLISHED_SPLITS)}")
-            splits[number] = PUBLISHED_SPLITS[split]
+            if splits.setdefault(study, PUBLISHED_SPLITS[split]) != PUBLISHED_SPLITS[split]:
+                splits[study] = ""
         return splits
 
-    def _labels(self) -> dict[str, tuple[dict[str, float | None], str]]:
+    def _labels(self, films: Iterable[tuple[str, str]]) -> dict[str, tuple[dict[str, float | None], str]]:
         """Map each study to the result of ``labels_of`` for its row."""
         if self._config.labels == "rules":
             return {}
         path = _table(self._root, *_label_table(self._config))
-        columns = ("study_id", *LABELS)
-        return {row[0]: labels_of(dict(zip(LABELS, row[1:], strict=True))) for row in _rows(path, columns)}
+        rows = read_csv(path, ("study_id", *LABELS)).to_pylist()
+        return join_labels(((row.pop("study_id"), row) for row in rows), {study for _, study in films}, path)
 
 
 def _label_table(config: DataConfig) -> tuple[str, str]:
@@ -172,10 +195,30 @@ def _rows(path: Path, columns: tuple[str, ...]) -> "zip[tuple[Any, ...]]":
     return zip(*(table[name].to_pylist() for name in columns), strict=True)
 
 
-def _time(entry: tuple[tuple[str, str], list[dict[str, str]]]) -> tuple[str, str, str, str]:
-    """Sort key of studies: patient, then (shifted) date and time."""
-    (subject, number), views = entry
-    return subject, views[0]["date"], views[0]["time"], number
+def _time(entry: tuple[tuple[str, str], list[dict[str, Any]]]) -> tuple[str, float, float, str]:
+    """Sort key of studies: patient, then (shifted) date and time of the first film."""
+    (subject, study), views = entry
+    return subject, *min((view["date"], view["time"]) for view in views), study
+
+
+def _clock(cell: str | None) -> float:
+    """Return a date or time as a number, whatever decimals and separators it was printed with; -1 without one."""
+    found = number(re.sub("[-:]", "", cell or ""))
+    return -1.0 if found is None else found
+
+
+def film_view(row: dict[str, str | None]) -> str:
+    """Return the view of a row of the metadata in capitals: ``ViewPosition``, or what its code means; or empty."""
+    return (row["ViewPosition"] or _CODED_VIEWS.get(re.sub("[^a-z]", "", (row[CODE] or "").lower()), "")).upper()
+
+
+def _view_rank(view: str) -> int:
+    """Rank views for the order of a study's films: frontal, other AP and PA ones, unknown, oblique, lateral."""
+    if view in _FRONTAL:
+        return _FRONTAL.index(view)
+    if is_lateral_view(view):
+        return 5
+    return 2 if view.split(" ")[0] in _FRONTAL else 3 if not view else 4
 
 
 def film_file(stem: Path) -> Path | None:
@@ -183,22 +226,54 @@ def film_file(stem: Path) -> Path | None:
     return next((path for path in map(stem.with_suffix, _SUFFIXES) if path.exists()), None)
 
 
-def _reports(root: Path) -> Callable[[str, str], str | None]:
+@dataclass(frozen=True)
+class ReportFile:
+    """A report on disk or in the archive.
+
+    Attributes:
+        path: its path.
+        read: reads its bytes.
+        differs: whether the archive has another report of the study with another text.
+    """
+
+    path: str
+    read: Callable[[], bytes]
+    differs: bool = False
+
+
+def _reports(root: Path, tally: Tally) -> Callable[[str, str], str | None]:
     """Return a function that reads the report of (subject, study); it gives None for a missing report."""
     archive = _archive(root)
     if archive is not None:
-        return lambda _, number: _text(archive[f"s{number}"]()) if f"s{number}" in archive else None
+        in_doubt = sum(file.differs for file in archive.values())
+        tally.counts.update({tally.reports_differ: in_doubt} if in_doubt else {})
+        return lambda _, study: read_report(archive[f"s{study}"].read) if f"s{study}" in archive else None
     folder = _report_folder(root)
 
-    def read(subject: str, number: str) -> str | None:
-        path = folder / f"p{subject[:2]}" / f"p{subject}" / f"s{number}.txt"
-        return _text(path.read_bytes()) if path.exists() else None
+    def read(subject: str, study: str) -> str | None:
+        path = folder / f"p{subject[:2]}" / f"p{subject}" / f"s{study}.txt"
+        return read_report(path.read_bytes) if path.exists() else None
 
     return read
 
 
-def report_files(root: Path) -> dict[str, Callable[[], bytes]]:
-    """Map ``s<study>`` to a function that reads its report, for every existing report. Walks an unpacked folder.
+def read_report(read: Callable[[], bytes]) -> str:
+    """Read and decode a report.
+
+    Raises:
+        ValueError: it cannot be read, or is no text.
+    """
+    try:
+        text = decode(read())
+    except Exception as error:  # a damaged archive raises errors of any type: BadZipFile, zlib.error, EOFError, …
+        raise ValueError(f"not readable ({type(error).__name__})") from None
+    if "\0" in text:
+        raise ValueError("no text")
+    return text
+
+
+def report_files(root: Path) -> dict[str, ReportFile]:
+    """Return the report of each ``s<study>`` that has one. Walks an unpacked folder.
 
     Raises:
         UserError: there are no reports.
@@ -206,10 +281,10 @@ def report_files(root: Path) -> dict[str, Callable[[], bytes]]:
     archive = _archive(root)
     if archive is not None:
         return archive
-    return {path.stem: path.read_bytes for path in _report_folder(root).glob("p*/p*/s*.txt")}
+    return {path.stem: ReportFile(str(path), path.read_bytes) for path in _report_folder(root).glob("p*/p*/s*.txt")}
 
 
-def _archive(root: Path) -> dict[str, Callable[[], bytes]] | None:
+def _archive(root: Path) -> dict[str, ReportFile] | None:
     path = root / "mimic-cxr-reports.zip"
     if not path.exists():
         return None
@@ -218,7 +293,14 @@ def _archive(root: Path) -> dict[str, Callable[[], bytes]] | None:
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable archive ({type(error).__name__}): fetch it again") from None
     # The root inside the archive differs between releases, so a report is found by its study.
-    return {Path(name).stem: partial(file.read, name) for name in file.namelist() if name.endswith(".txt")}
+    members: dict[str, list[zipfile.ZipInfo]] = defaultdict(list)
+    for name, member in {member.filename: member for member in file.infolist()}.items():
+        if name.endswith(".txt") and not is_added(name):
+            members[Path(name).stem].append(member)
+    return {
+        key: ReportFile(same[0].filename, partial(file.read, same[0]), len({one.CRC for one in same}) > 1)
+        for key, same in members.items()
+    }
 
 
 def _report_folder(root: Path) -> Path:
@@ -226,11 +308,3 @@ def _report_folder(root: Path) -> Path:
         root, "mimic-cxr-reports/files", "mimic-cxr-reports", "reports/files", "reports", "files",
         why="reports: mimic-cxr-reports.zip, or its folder",
     )  # fmt: skip
-
-
-def _text(data: bytes) -> str | None:
-    """Decode a report; None if it is not UTF-8."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None

@@ -1,17 +1,17 @@
 """Reader of Open-i's own release: one XML per study, which names the PNG films."""
 
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
-from amrg.data.sources.tables import Need, data_root, refuse_views
+from amrg.data.sources.tables import Need, Tally, data_root, decode, present, refuse_views, walk_files
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
 from amrg.data.text.sections import select_sections
 from amrg.errors import UserError
-from amrg.progress import echo
 
 _SUFFIXES = (".png", ".jpg", ".dcm")
 
@@ -32,8 +32,56 @@ def needs(config: DataConfig) -> list[Need]:
 
 
 def _any_report(root: Path) -> None:
-    if next(root.rglob("*.xml"), None) is None:
+    if next(report_files(root), None) is None:
         raise UserError(f"{root} has no XML reports: set data.path to the folder of Open-i's release")
+
+
+def report_files(root: Path) -> Iterator[Path]:
+    """Yield the files of reports."""
+    return (path for path in walk_files(root) if path.suffix.lower() == ".xml")
+
+
+def film_files(root: Path) -> dict[str, Path]:
+    """Map the name of each film to its file; of several, to the first by format and path."""
+    paths = [path for path in walk_files(root) if path.suffix.lower() in _SUFFIXES]
+    ordered = sorted(paths, key=lambda path: _SUFFIXES.index(path.suffix.lower()))
+    return {path.stem: path for path in reversed(ordered)}
+
+
+def read_xml(path: Path) -> ET.Element:
+    """Parse a report, in whatever encoding it is.
+
+    Raises:
+        ValueError: it is unreadable, or no XML.
+    """
+    try:
+        data = path.read_bytes()
+        try:
+            return ET.fromstring(data)
+        except ET.ParseError:  # not in the encoding that it says
+            return ET.fromstring(decode(data))
+    except (OSError, ET.ParseError) as error:
+        raise ValueError(f"not readable ({type(error).__name__})") from None
+
+
+def read_sections(content: ET.Element) -> dict[str, str]:
+    """Return the texts of a report by their labels in capitals."""
+    found: dict[str, str] = {}
+    for node in content.iter("AbstractText"):
+        label, text = node.get("Label", "").strip().upper(), present("".join(node.itertext()))
+        found[label] = f"{found.get(label, '')} {text}".strip()
+    return found
+
+
+def read_uid(content: ET.Element) -> str:
+    """Return the study of a report; empty if it does not say."""
+    uid = content.find("uId")
+    return uid.get("id", "").strip() if uid is not None else ""
+
+
+def film_names(content: ET.Element) -> list[str]:
+    """Return the names of a report's films, each once."""
+    return list(dict.fromkeys(image.get("id", "").strip() for image in content.iter("parentImage")))
 
 
 class Openi:
@@ -47,7 +95,7 @@ class Openi:
         seed: seed of the split and of the studies kept under a limit.
 
     Raises:
-        UserError: there are no reports, a report is not XML, or a split is empty.
+        UserError: there are no reports, none can be used, or a split is empty.
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -55,21 +103,22 @@ class Openi:
         root = data_root(config)
         self._size = config.image_size
         _any_report(root)
-        reports = sorted(root.rglob("*.xml"))
-        films = {path.stem: path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES}
+        films = film_files(root)
         self._films: dict[str, list[Path]] = {}
-        studies = []
+        studies, tally = [], Tally(config.sections)
+        reports = list(report_files(root))
         for path in reports:
             try:
-                content = ET.parse(path).getroot()
-            except ET.ParseError:
-                raise UserError(f"{path.name} is no XML: fetch Open-i's reports again") from None
-            study = self._study(content, config, films)
-            if study is not None:
-                studies.append(study)
-        if len(studies) < len(reports):
-            left_out = len(reports) - len(studies)
-            echo(f"{left_out} of {len(reports)} studies have no {config.sections} text or no film and are left out")
+                found = self._study(read_xml(path), config, films, tally)
+            except ValueError:
+                found = tally.unreadable
+            if isinstance(found, str):
+                tally.counts[found] += 1
+            else:
+                studies.append(found)
+        self.left_out = dict(tally.counts)
+        tally.refuse_nothing(len(studies), len(reports), root)
+        tally.report(len(reports))
         self._studies = assign_splits(studies, config, seed)
 
     def studies(self) -> list[Study]:
@@ -80,15 +129,16 @@ class Openi:
         """Load all films of a study."""
         return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
-    def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path]) -> Study | None:
-        """Return the study; None without a text, or if none of its films exists."""
-        uid = content.find("uId")
-        key = uid.get("id", "") if uid is not None else ""
-        sections = {node.get("Label", ""): node.text or "" for node in content.iter("AbstractText")}
+    def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path], tally: Tally) -> Study | str:
+        """Return the study, or why it is left out: without a text, or if none of its films exists."""
+        key, sections = read_uid(content), read_sections(content)
         text = select_sections(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
-        names = [image.get("id", "") for image in content.iter("parentImage")]
-        paths = [films[name] for name in names if name in films]
-        if not key.isalnum() or not text or not paths:
-            return None
+        paths = [films[name] for name in film_names(content) if name in films]
+        if not key.isalnum():
+            return tally.no_id
+        if key in self._films:
+            return tally.study_twice
+        if not (text and paths):
+            return tally.mute if paths else tally.no_file
         self._films[key] = paths
         return Study(key, hash_patient(f"iu {key}"), "train", text, label_report(text))

@@ -8,13 +8,12 @@ from typing import Any
 
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
-from amrg.data.sources.tables import Need, data_root, find, refuse_views
+from amrg.data.sources.tables import Need, Tally, data_root, decode, find, present, refuse_views
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import SPLITS, Study, StudyImages
 from amrg.data.text.cleaning import clean
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
-from amrg.progress import echo
 
 ANNOTATION = "annotation.json"
 
@@ -27,10 +26,11 @@ def open_source(config: DataConfig, seed: int) -> "R2Gen":
 def needs(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
     root = data_root(config)
-    return [partial(_films, root), partial(_annotation, root), partial(refuse_views, config)]
+    return [partial(films_folder, root), partial(_annotation, root), partial(refuse_views, config)]
 
 
-def _films(root: Path) -> Path:
+def films_folder(root: Path) -> Path:
+    """Return the folder of films. Raises UserError if there is none."""
     return find(root, "images", "files", why="films of the annotation")
 
 
@@ -38,9 +38,14 @@ def _annotation(root: Path) -> Path:
     return find(root, ANNOTATION, why="R2Gen's selection of studies")
 
 
-def _entries(path: Path) -> list[tuple[str, Any]]:
+def read_annotation(path: Path) -> list[tuple[str, Any]]:
+    """Return the split and the entry of each study.
+
+    Raises:
+        UserError: the file is no annotation.
+    """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(decode(path.read_bytes()))
         return [(split, entry) for split in SPLITS for entry in content[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no R2Gen annotation ({type(error).__name__}): lists train, val, test") from None
@@ -49,7 +54,7 @@ def _entries(path: Path) -> list[tuple[str, Any]]:
 def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
     """Return the numbers of studies and films per split in the annotation."""
     films: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for split, entry in _entries(_annotation(data_root(config))):
+    for split, entry in read_annotation(_annotation(data_root(config))):
         films[split].append(len(entry.get("image_path", ())) if isinstance(entry, dict) else 0)
     return {split: (len(views), sum(views)) for split, views in films.items()}
 
@@ -72,17 +77,21 @@ class R2Gen:
         refuse_views(config)
         root = data_root(config)
         self._size, self._data_set = config.image_size, data_set
-        self._images, path = _films(root), _annotation(root)
-        entries = _entries(path)
+        self._images, path = films_folder(root), _annotation(root)
+        entries = read_annotation(path)
         self._films: dict[str, list[Path]] = {}
-        studies, silent = [], 0
-        for number, (split, entry) in enumerate(entries):
-            study = self._study(split, entry, f"{path}, entry {number}")
-            silent += not study.report
-            if study.report:
+        studies, tally = [], Tally(config.sections)
+        for place, (split, entry) in enumerate(entries):
+            study = self._study(split, entry, f"{path}, entry {place}")
+            if study is None:
+                tally.counts[tally.study_twice] += 1
+            elif not study.report:
+                tally.counts["an empty report: left out"] += 1
+            else:
                 studies.append(study)
-        if silent:
-            echo(f"{silent} of {len(entries)} studies have an empty report and are left out")
+        self.left_out = dict(tally.counts)
+        tally.refuse_nothing(len(studies), len(entries), root)
+        tally.report(len(entries))
         self._studies = assign_splits(studies, config, seed)
 
     def studies(self) -> list[Study]:
@@ -93,18 +102,36 @@ class R2Gen:
         """Load all films of a study."""
         return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
-    def _study(self, split: str, entry: Any, where: str) -> Study:
+    def _study(self, split: str, entry: Any, where: str) -> Study | None:
+        """Return the study of an entry; None if there was one of its key."""
         try:
-            name, report, paths = str(entry["id"]), entry["report"], [str(path) for path in entry["image_path"]]
-            patient = f"mimic {entry['subject_id']}" if self._data_set == "mimic" else f"iu {name.split('_')[0]}"
+            name, report, paths = str(entry["id"]), entry["report"], film_paths(entry)
+            patient = f"mimic {subject(entry)}" if self._data_set == "mimic" else f"iu {name.split('_')[0]}"
         except (KeyError, TypeError):
             raise UserError(f"{where}: id, report and image_path expected (for MIMIC-CXR subject_id too)") from None
         key = re.sub(r"[^\w-]", "-", name, flags=re.ASCII)
-        if not paths or not isinstance(report, str) or any(_leaves(path) for path in paths):
+        if not paths or any(_leaves(path) for path in paths):
             raise UserError(f"{where}: a report and paths inside the image folder expected")
-        self._films[key] = [self._images / path.removeprefix("files/") for path in paths]
-        text = clean(report)
+        if key in self._films:
+            return None
+        self._films[key] = [self._images / path for path in paths]
+        text = clean(present(report))
         return Study(key, hash_patient(patient), split, text, label_report(text))
+
+
+def subject(entry: Any) -> str:
+    """Return the patient of an entry of MIMIC-CXR, a whole number also where it was printed as a float."""
+    return re.sub(r"\.0*$", "", str(entry["subject_id"]))
+
+
+def film_paths(entry: Any) -> list[str]:
+    """Return the paths of an entry's films below the folder of films; each once.
+
+    Raises:
+        KeyError, TypeError: there are none.
+    """
+    paths = [entry["image_path"]] if isinstance(entry["image_path"], str) else entry["image_path"]
+    return list(dict.fromkeys(str(path).removeprefix("files/") for path in paths))
 
 
 def _leaves(path: str) -> bool:

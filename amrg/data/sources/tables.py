@@ -1,13 +1,18 @@
-"""Reading of published tables by file name and column name, in any order of columns."""
+"""Reading of published tables and texts as copies of them are: by file name and column name, in any encoding."""
 
+import codecs
+import csv
+import gzip
 import math
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as csv
+import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
 
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
@@ -17,14 +22,21 @@ from amrg.progress import echo
 #: A check of one file or folder that a reader needs; it raises UserError if it is missing.
 Need = Callable[[], object]
 
+#: What programs write in the cell of a missing value, in small letters.
+MISSING = ("", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none")
+#: Files and folders that systems add to every folder; AppleDouble files (``._x``) begin with a dot.
+_ADDED = ("__macosx", "thumbs.db", "desktop.ini")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 
 def data_root(config: DataConfig) -> Path:
     """Return ``data.path``. Raises UserError if it is not a folder."""
-    if config.path is None or not Path(config.path).is_dir():
+    root = Path(config.path).expanduser() if config.path else None
+    if root is None or not root.is_dir():
         raise UserError(
             f"data.path {config.path} is not a folder: the source {config.source} reads your copy from there"
         )
-    return Path(config.path)
+    return root
 
 
 def refuse_views(config: DataConfig) -> None:
@@ -36,31 +48,54 @@ def refuse_views(config: DataConfig) -> None:
 
 
 class Tally:
-    """Count studies by missing content, for ``left_out`` of a source.
+    """Count studies by missing or repeated content, for ``left_out`` of a source.
 
     Args:
         sections: the target sections, named in the texts.
     """
 
     def __init__(self, sections: str) -> None:
+        self.no_id = "no patient, study or film named: left out"
         self.no_split = "no split: left out"
         self.no_film = "no film of data.views: left out"
+        self.no_file = "no film: left out"
+        self.unreadable = "a report that cannot be read: left out"
+        self.reports_differ = "two reports that differ: the first is used"
+        self.study_twice = "a second entry: the first is used"
+        self.film_twice = "rows of a film twice: counted once"
         self.nothing = f"neither {sections} text nor labels: left out"
+        self.mute = f"no {sections} text: left out"
         self.no_text = f"no {sections} text: stage 1 alone"
-        self.no_labels = "no labels: blank in stage 1"
+        self.no_labels = "no labels: not used in stage 1"
+        self.no_row = "no row in the table of labels: not used in stage 1"
         self.counts: Counter[str] = Counter()
 
-    def keeps(self, text: str, labels: Mapping[str, float | None]) -> bool:
-        """Count missing text or labels of a study; return whether the study is usable."""
+    def keeps(self, text: str, labels: Mapping[str, float | None], has_row: bool = True) -> bool:
+        """Count missing text or labels of a study; return whether the study is usable.
+
+        Args:
+            text: the target text.
+            labels: the 14 labels.
+            has_row: whether the table of labels has a row of the study, or none is read.
+        """
         labelled = any(value is not None for value in labels.values())
-        lack = "" if text and labelled else self.no_labels if text else self.no_text if labelled else self.nothing
+        unlabelled = self.no_labels if has_row else self.no_row
+        lack = "" if text and labelled else unlabelled if text else self.no_text if labelled else self.nothing
         self.counts.update([lack] if lack else [])
         return lack != self.nothing
 
     def report(self, total: int) -> None:
         """Print one line if anything was counted."""
         if self.counts:
-            echo(f"of {total} studies: " + "; ".join(f"{count} with {lack}" for lack, count in self.counts.items()))
+            echo(f"of {total} studies: {self}")
+
+    def refuse_nothing(self, kept: int, total: int, root: Path) -> None:
+        """Raise UserError if no study of the data set in ``root`` is kept."""
+        if not kept:
+            raise UserError(f"{root}: none of {total} studies can be used ({self}): `amrg doctor` tells what is wrong")
+
+    def __str__(self) -> str:
+        return "; ".join(f"{count} with {lack}" for lack, count in self.counts.items())
 
 
 def find(root: Path, *names: str, why: str) -> Path:
@@ -75,30 +110,156 @@ def find(root: Path, *names: str, why: str) -> Path:
     raise UserError(f"{root} has no {' or '.join(names)} ({why}): set data.path to the folder that holds it")
 
 
-def read_csv(path: Path, columns: Sequence[str], *, multiline: bool = False) -> pa.Table:
-    """Read some columns of a CSV (also ``.gz``) as text; empty cells are null.
+def is_added(name: str) -> bool:
+    """Return whether a name or path is of a file that systems add: hidden, ``Thumbs.db``, or in ``__MACOSX``."""
+    return any(part.lower() in _ADDED or (part[:1] == "." and part.strip(".")) for part in name.split("/"))
+
+
+def walk_files(root: Path) -> Iterator[Path]:
+    """Yield all files below a folder in the order of their paths, through links, without those that systems add."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above, or a second one to the same
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_added(name))
+        yield from (Path(folder, name) for name in sorted(names) if not is_added(name))
+
+
+def decode(data: bytes) -> str:
+    """Decode a text: UTF-8 with or without BOM, UTF-16 with BOM, or else Windows-1252, which has Latin-1's letters."""
+    if data.startswith(_UTF_16):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def present(value: object) -> str:
+    """Return the stripped text of a value; empty if it is none, or one of ``MISSING``."""
+    text = value.strip() if isinstance(value, str) else ""
+    return "" if text.lower() in MISSING else text
+
+
+def number(value: str | None) -> float | None:
+    """Return the number that a cell holds, or None."""
+    try:
+        found = float(value or "")
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def read_csv(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), multiline: bool = False) -> pa.Table:
+    """Read some columns of a CSV (also ``.gz``) as text without spaces around it.
+
+    ``MISSING`` cells are null, rows of nothing else are left out. Identifiers (columns ``…_id``) that were printed as
+    floats are whole numbers again. A file that is not UTF-8 is decoded as ``decode`` does.
+
+    Args:
+        path: the file.
+        columns: names of the columns.
+        optional: further columns, null if the file does not have them.
+        multiline: whether a cell may hold line breaks.
 
     Raises:
         UserError: the file is unreadable, or a column is missing.
     """
     try:
-        # Columns are selected by name: a copy may have more of them, and an unnamed index in front.
-        table = csv.read_csv(
+        encoding, header = _header(path)
+        delimiter = next((sign for sign in ",;\t" if sign in header), ",")
+        names = {name.strip(): name for name in next(csv.reader([header], delimiter=delimiter), [])}
+        lacking = [name for name in columns if name not in names]
+        if lacking:
+            raise UserError(f"{path} has no column {lacking[0]}: is it the published file?")
+        wanted = [name for name in (*columns, *optional) if name in names]
+        table = _read_columns(path, [names[name] for name in wanted], delimiter, multiline, encoding)
+    except (OSError, EOFError, ValueError) as error:  # Arrow's errors of content are ValueErrors
+        raise UserError(f"{path} is not a readable table ({type(error).__name__}): fetch it again") from None
+    cells = {name: _cleaned(name, column) for name, column in zip(wanted, table.columns, strict=True)}
+    nulls = pa.nulls(table.num_rows, pa.string())
+    result = pa.table({name: cells.get(name, nulls) for name in (*columns, *optional)})
+    filled = pc.is_valid(result.column(0))
+    for column in result.columns[1:]:
+        filled = pc.or_(filled, pc.is_valid(column))
+    return result.filter(filled)
+
+
+def _header(path: Path) -> tuple[str, str]:
+    """Return the encoding of a table, as far as its first line tells, and that line."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        start = file.readline()
+        if start.startswith(_UTF_16):  # a line break is two bytes
+            text = (start + file.read(1 << 16)).decode("utf-16", errors="ignore")
+            return "utf-16", text.splitlines()[0]
+    return "utf8", decode(start).rstrip("\r\n")
+
+
+def _read_columns(path: Path, names: list[str], delimiter: str, multiline: bool, encoding: str) -> pa.Table:
+    def read(encoding: str) -> pa.Table:
+        return arrow_csv.read_csv(
             path,
-            parse_options=csv.ParseOptions(newlines_in_values=multiline),
-            convert_options=csv.ConvertOptions(
-                include_columns=list(columns), column_types=dict.fromkeys(columns, pa.string()), null_values=[""],
-                strings_can_be_null=True,
+            read_options=arrow_csv.ReadOptions(encoding=encoding),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=multiline,
+                invalid_row_handler=lambda row: "error" if row.text.strip() else "skip",
+            ),
+            # Columns are selected by name: a copy may have more of them, and an unnamed index in front.
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=names, column_types=dict.fromkeys(names, pa.string())
             ),
         )  # fmt: skip
-    except KeyError as error:
-        raise UserError(f"{path} has no column {error.args[0].split(chr(39))[1]}: is it the published file?") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a readable table ({type(error).__name__}): fetch it again") from None
-    return table
+
+    try:
+        return read(encoding)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+    for other in ("cp1252", "latin-1"):  # the second knows every byte
+        try:
+            table = read(other)
+        except (UnicodeDecodeError, pa.ArrowInvalid):
+            continue
+        echo(f"{path.name} is not UTF-8: read as {other}")
+        return table
+    raise ValueError("an unknown encoding")
 
 
-def labels_of(row: dict[str, Any]) -> tuple[dict[str, float | None], str]:
+def _cleaned(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    column = pc.utf8_trim_whitespace(column)
+    missing = pc.is_in(pc.utf8_lower(column), pa.array(MISSING))
+    column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
+    return pc.replace_substring_regex(column, r"^(\d+)\.0*$", r"\1") if name.endswith("_id") else column
+
+
+def join_labels(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], known: Set[str], path: Path
+) -> dict[str, tuple[dict[str, float | None], str]]:
+    """Map each name to the result of ``labels_of`` for its row; rows that contradict each other are an error of it.
+
+    Args:
+        rows: name of a study or film, and its row.
+        known: names in the data set.
+        path: the file, for messages.
+
+    Raises:
+        UserError: the rows are of none of them.
+    """
+    found: dict[str, tuple[dict[str, float | None], str]] = {}
+    for name, row in rows:
+        labels = labels_of(row)
+        first = found.setdefault(name, labels)
+        if first[0] != labels[0]:
+            found[name] = dict.fromkeys(LABELS), "two rows of labels that differ"
+    if known and not known & found.keys():
+        raise UserError(f"{path} has labels of none of the {len(known)} studies: is it of another data set or release?")
+    return found
+
+
+def labels_of(row: Mapping[str, Any]) -> tuple[dict[str, float | None], str]:
     """Return the 14 labels of a row by name (``Pleural Effusion`` etc.), in the order of ``LABELS``, and an error text.
 
     A label is 1, 0, −1 or empty. Any other value becomes None and is an error of the study; without errors the text is
@@ -112,9 +273,10 @@ def labels_of(row: dict[str, Any]) -> tuple[dict[str, float | None], str]:
 
 def _label(value: Any) -> float | None:
     """Convert a published value to a number; an empty value to None, a text that is no number to infinity."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, str) and not present(value)):
         return None
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError):
         return math.inf
+    return None if math.isnan(found) else found

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from amrg.data.text.cleaning import normalize_for_dedup
+from amrg.data.text.cleaning import normalize_for_dedup, plain
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
 
@@ -44,8 +44,11 @@ LOOP_NGRAM, LOOP_TIMES = 4, 3
 
 
 def tokenize(text: str) -> list[str]:
-    """Return the lower-case words and numbers of a text (close to PTB tokens without punctuation)."""
-    return _TOKEN.findall(text.lower())
+    """Return the lower-case words and numbers of a text (close to PTB tokens without punctuation).
+
+    Typographic quotes, hyphens and ligatures count as plain ones.
+    """
+    return _TOKEN.findall(plain(text).lower())
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

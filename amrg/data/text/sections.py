@@ -1,48 +1,145 @@
-"""Splitting of a report into sections by its headings.
-
-A heading is the first words of a line in capitals, ended by a colon (``FINDINGS:``, ``FINDINGS AND IMPRESSION:``,
-``CHEST, PA AND LATERAL:``). A section ends at the next heading. The first of ``RULES`` that matches names a heading.
-"""
+"""Splitting of a report into sections by its headings (``amrg/data/text/headings.py``)."""
 
 import re
 from typing import Literal
 
-from amrg.data.text.cleaning import clean
+from amrg.data.text.cleaning import clean, markup, plain, split_sentences
+from amrg.data.text.headings import Heading, find_headings, is_view
 
 Sections = Literal["findings", "impression", "both"]
 
 #: Increase it when the rules change the text.
-VERSION = 1
+VERSION = 2
 
-_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,./&()\-]{1,70}?)[ \t]*:", re.MULTILINE)
-
-#: (canonical name, pattern of the heading)
-RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("findings", re.compile(r"(?:.*\b)?FINDINGS?\b.*")),
-    ("impression", re.compile(r"(?:.*\b)?(?:IMPRESSIONS?|CONCLUSIONS?|INTERPRETATION)\b.*")),
+#: Sentences before the findings proper that repeat the technique or the comparison.
+_PREFACE = re.compile(
+    r"comparisons?\b.*|.*\b(?:is|are|was|were) (?:submitted|obtained|acquired|provided|performed|reviewed)\b.*",
+    re.I | re.S,
 )
+_PAGE = re.compile(r"(?mi)^[ \t-]*page \d+(?: of \d+)?[ \t-]*$\n?")
+
+
+class _Part:
+    """The texts of one report, or of one addendum, by the kind of section."""
+
+    def __init__(self, addendum: bool) -> None:
+        self.addendum = addendum
+        self.texts: dict[str, list[str]] = {}
+        self.last = ""  # text of the last section before the findings, or of all without any heading
+
+    def get(self, name: str) -> str:
+        """Return a section; empty if it is missing."""
+        own, together, view = (" ".join(self.texts.get(kind, ())) for kind in (name, "combined", "view"))
+        if name == "impression":
+            return own or together
+        if own and together and self.texts.get("impression"):
+            return f"{own} {together}"
+        return own or together or _without_preface(view)
 
 
 def split_sections(report: str) -> dict[str, str]:
-    """Return ``findings`` and ``impression`` of a report, unchanged; repeated sections are joined, missing ones absent.
+    """Return ``findings`` and ``impression`` of a report; missing ones are absent.
 
-    A combined section (``FINDINGS AND IMPRESSION:``) counts as findings. Other sections (indication, technique, wet
-    read, addendum …) end a section and are left out.
+    The text is that of the report but for markup and characters that only print differently (``cleaning.plain``).
+
+    - A combined section (``FINDINGS AND IMPRESSION:``) is both; beside an impression of its own it is findings.
+    - Repeated sections are joined. The sections of an addendum replace those of the report.
+    - Names of organs inside a section stay in its text; names of views are dropped. Without findings both begin them.
+    - Without any of these the paragraphs after the first one of the last section are the findings (mimic-code's
+      ``last_paragraph``).
+    - Other sections (indication, technique, wet read, findings of an earlier film …) are left out.
     """
-    found: dict[str, list[str]] = {}
-    headings = list(_HEADING.finditer(report))
-    for heading, following in zip(headings, [*headings[1:], None], strict=False):
-        name = next((name for name, rule in RULES if rule.fullmatch(heading[1])), None)
-        if name:
-            end = following.start() if following else len(report)
-            found.setdefault(name, []).append(report[heading.end() : end].strip())
-    return {name: " ".join(part for part in parts if part) for name, parts in found.items() if any(parts)}
+    parts = _parts(_PAGE.sub("", plain(markup(report))))
+    found = {name: _newest(parts, name) for name in ("findings", "impression")}
+    if not any(found.values()):
+        ordered = sorted(parts, key=lambda part: part.addendum)
+        found["findings"] = next((text for part in ordered[::-1] if (text := _last_paragraphs(part.last))), "")
+    return {name: text for name, text in found.items() if text}
+
+
+def unknown_headings(report: str) -> list[str]:
+    """Return the headings of a report that no rule names."""
+    return [heading.name for heading in find_headings(plain(markup(report))) if heading.kind == "unknown"]
 
 
 def select_sections(findings: str | None, impression: str | None, sections: Sections) -> str:
     """Return the cleaned target text; empty if the study lacks it.
 
-    ``both`` joins the available sections, findings first.
+    ``both`` joins the available sections, findings first; a text that is both is not repeated.
     """
     parts = {"findings": [findings], "impression": [impression], "both": [findings, impression]}[sections]
-    return " ".join(text for text in (clean(part) for part in parts if part) if text)
+    return " ".join(dict.fromkeys(text for text in (clean(part) for part in parts if part) if text))
+
+
+def _parts(report: str) -> list[_Part]:
+    """Collect the sections of a report by part; a rule or ``FINAL REPORT`` ends an addendum."""
+    part, parts = _Part(False), []
+    state, start = "other", 0
+    for heading in (*find_headings(report), Heading(len(report), len(report), "part", "")):
+        before = report[start : heading.start].strip()
+        after_gap = re.search(r"\n\s*\n\s*$", report[start : heading.start]) is not None
+        after = _next_state(heading, state, before, after_gap, part)
+        if after is None:
+            continue
+        if state in ("findings", "impression", "combined", "view"):
+            part.texts.setdefault(state, []).extend([before] if before else [])
+        elif state == "other" and before:
+            part.last = report[start : heading.start]
+        if heading.kind in ("part", "addendum"):
+            parts.append(part)
+            part = _Part(heading.kind == "addendum")
+        state = after
+        start = heading.start if heading.kind == "organ" else heading.end
+    return parts
+
+
+def _next_state(heading: Heading, state: str, before: str, after_gap: bool, part: _Part) -> str | None:
+    """Return the kind of section that a heading begins; None if it belongs to the text of the open section.
+
+    Args:
+        heading: the heading.
+        state: kind of the open section.
+        before: text of the open section so far.
+        after_gap: whether an empty line is before the heading.
+        part: sections so far.
+    """
+    target = state in ("findings", "impression", "combined", "view")
+    if heading.kind in ("part", "addendum"):
+        return "other" if heading.kind == "part" else "closing"
+    if heading.kind in ("organ", "mention"):
+        return None if target or state == "closing" or heading.kind == "mention" else "view"
+    if heading.kind == "view":
+        if state == "closing" and not after_gap:
+            return None
+        return "view" if not target or (state == "impression" and (before or part.texts.get(state))) else state
+    if heading.kind == "unknown":
+        return None if target and (not after_gap or not before or _has_organs(before)) else "other"
+    return heading.kind
+
+
+def _has_organs(text: str) -> bool:
+    return any(heading.kind in ("organ", "mention") for heading in find_headings(text))
+
+
+def _newest(parts: list[_Part], name: str) -> str:
+    """Return a section of the newest part: addenda stand before the report, the newest first, or behind it."""
+    reports = [number for number, part in enumerate(parts) if not part.addendum and part.get(name)]
+    addenda = [number for number, part in enumerate(parts) if part.addendum and part.get(name)]
+    if addenda:
+        return parts[addenda[0] if reports and reports[-1] > addenda[-1] else addenda[-1]].get(name)
+    return parts[reports[-1]].get(name) if reports else ""
+
+
+def _last_paragraphs(section: str) -> str:
+    """Return the paragraphs after the first one, without names of views."""
+    paragraphs = re.split(r"\n[ \t]*(?:\n[ \t]*)+", section.strip())[1:]
+    return _without_preface("\n\n".join(part for part in paragraphs if not is_view(part)).strip())
+
+
+def _without_preface(text: str) -> str:
+    """Drop first sentences that repeat technique or comparison; empty if only views are named or a word is left."""
+    for sentence in split_sentences(text):
+        if not _PREFACE.fullmatch(sentence):
+            break
+        text = text.replace(sentence, "", 1).strip()
+    return "" if is_view(text) or re.fullmatch("[A-Z]+", text) else text
