@@ -66,6 +66,7 @@ _DENIED_SIDES = [_compile(e) for e in labeler_patterns.DENIED_SIDE]
 _SIDE_OF_PLACE = re.compile(labeler_patterns.SIDE_OF_PLACE)
 _MASKED, _MASKED_END = re.compile(labeler_patterns.MASKED_START), re.compile(labeler_patterns.MASKED_END)
 _PURPOSE, _UNDONE = re.compile(labeler_patterns.PURPOSE), re.compile(labeler_patterns.UNDONE)
+_DEVICE_PART = re.compile(labeler_patterns.DEVICE_PART)
 _ELIDED = re.compile(rf"(?:{labeler_patterns.ELIDED})\b")
 _ASSERTION = _compile(labeler_patterns.POST_ASSERTION)
 _BREAK = re.compile(labeler_patterns.TERMINATION)
@@ -140,7 +141,7 @@ def label_sentence(sentence: str) -> tuple[Mention, ...]:
     pre = list(_PRE.finditer(text))
     templates = list(_TEMPLATE.finditer(text))
     listing = {m.end() for m in pre}  # "negative for: effusion, pneumothorax"
-    breaks = [m.start() for m in _BREAK.finditer(text) if m.start() not in listing]
+    breaks = [m.start() for m in _BREAK.finditer(text) if m[0] != ":" or m.start() not in listing]
     breaks = sorted(breaks + [m.end() for m in templates] + [m.start("comma") for m in _NEXT.finditer(text)])
     post = sorted([*_POST.finditer(text), *templates], key=re.Match.start)
     fresh = [m.start() for m in _AND.finditer(text)]
@@ -149,7 +150,7 @@ def label_sentence(sentence: str) -> tuple[Mention, ...]:
         if _heads(match, labels, matches, text):
             continue
         later = [m.span() for m, _ in matches if m.start() >= match.end()]
-        value = _value_after(match, text, post, sorted(breaks + fresh), later)
+        value = _value_after(match, text, post, sorted(breaks + fresh), later, "Support Devices" in labels)
         if value is None:
             value = BLANK if match in masked else _value_before(match, text, pre, breaks, fresh)
         if value is not BLANK:
@@ -251,12 +252,17 @@ def _value_before(
 
 
 def _value_after(
-    mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int], later: list[tuple[int, int]]
+    mention: re.Match[str],
+    text: str,
+    cues: list[re.Match[str]],
+    breaks: list[int],
+    later: list[tuple[int, int]],
+    device: bool,
 ) -> float | None:
     """Return the value of a mention by a cue closely after it; None if there is none.
 
     Only other mentions (spans ``later``) and the joints of a list can contain a comma: "effusion, and pneumothorax are
-    not seen".
+    not seen". A device whose tip is not seen is there.
     """
     if _doubted(mention, text, breaks, later):
         return UNCERTAIN
@@ -274,7 +280,8 @@ def _value_after(
             if _broken(breaks, mention.end(), mention.end() + len(gap)) or _PRE.search(gap):
                 return None
             if cue["n"]:
-                remains = _PURPOSE.search(text[: mention.start()]) or _UNDONE.match(text, cue.end())
+                part = device and _DEVICE_PART.search(text[: cue.start()])
+                remains = part or _PURPOSE.search(text[: mention.start()]) or _UNDONE.match(text, cue.end())
                 return POSITIVE if remains else NEGATIVE
             return UNCERTAIN
     return None

@@ -172,6 +172,7 @@ MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 #: A predicate of normality follows; not "is not normal".
+_ANY = r"(?:[\s,]+(?!(?:not|\w+n't)\b)[\w'-]+)"
 _WORD = r"(?:[\s,]+(?!(?:but|however|not|\w+n't)\b)[\w'-]+)"
 _COLON = r"(?:\s*[:=]|\s-)"
 _IS = rf"(?:{_WORD}{{0,8}}?|{_WORD}{{0,4}}?{_COLON}{_WORD}{{0,4}}?)[\s,]+"
@@ -210,7 +211,7 @@ NORMALS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("Lung Opacity",),
-        rf"lungs?(?:/\w+)?(?:{_WORD}{{0,5}}?|{_WORD}{{0,3}}?{_COLON}{_WORD}{{0,4}}?)[\s,]+clear\b(?! of)|clear lungs?"
+        rf"lungs?(?:/\w+)?(?:{_ANY}{{0,5}}?|{_ANY}{{0,3}}?{_COLON}{_ANY}{{0,4}}?)[\s,]+clear\b(?! of)|clear lungs?"
         rf"|lungs?(?:/\w+)?(?: (?:and|&|fields?|parenchyma|\w+ways?|pleurae?))*{_COLON}\s*{_FINE}{_END}",
     ),
     (
@@ -219,7 +220,7 @@ NORMALS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("Fracture",),
-        rf"(?:bon(?:es|y)|osseous|ribs?|skelet\w+)(?:{_WORD}{{0,5}}?|{_WORD}{{0,3}}?{_COLON}{_WORD}{{0,3}}?)[\s,]+"
+        rf"(?:bon(?:es|y)|osseous|ribs?|skelet\w+)(?:{_ANY}{{0,5}}?|{_ANY}{{0,3}}?{_COLON}{_ANY}{{0,3}}?)[\s,]+"
         r"(?:intact|unremarkable|normal|wnl)",
     ),
     (
@@ -423,13 +424,19 @@ TERMINATION = (
     r"|persistent|bibasilar|left|right|residual|associated|adjacent|low|chronic|interval|streaky|patchy"
     r"|subsegmental)))\b"
     r"|\b(?:seen|identified|noted|visualized|evident|appreciated|demonstrated|present)(?=,(?!\s*(?:or|nor)\b))"
-    r"|[:(]|,(?= (?:an? )?(?:small|tiny|trace)\b(?![^;]*\b(?:or|nor)\b))|,(?=\s*(?:and )?(?:stable|mild|moderate"
+    r"|[:(]|,(?=\s*(?:and )?(?:stable|mild|moderate"
     r"|severe|minimal|unchanged|persistent|status|there|normal|heart"
     r"|lungs?|the|mildly|stably|low"
     r"|bibasilar|improved|interval|again|clear|calcified|chronic|old|healed|healing|borderline)\b)"
 )
 
-#: The same for a negation only: "and" before a fresh assertion.
+#: The same for a negation only: "and" or a comma before a fresh assertion.
 TERMINATION_OF_NEGATION = (
     rf"\band(?= (?:(?:an? |only |a very )+(?:{_FRESH}|left|right|new|large|severe|bilateral)|{_FRESH})\b)"
+    r"|,(?= (?:an? )?(?:small|tiny|trace)\b(?![^;]*\b(?:or|nor)\b))"
+)
+
+#: Parts and places of a device that can be unseen while the device is there.
+DEVICE_PART = (
+    r"\b(?:tips?|ends?|side[ -]?(?:ports?|holes?)|distal (?:portion|end)|course|termination|position|location)\b[^,;]*$"
 )

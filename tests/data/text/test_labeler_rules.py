@@ -233,6 +233,8 @@ RULES: dict[str, list[tuple[str, dict[str, float | None]]]] = {
         ("No consolidation, large effusion or pneumothorax.", {SOLID: N, FLUID: N, AIR: N}),
         ("No consolidation and effusion.", {SOLID: N, FLUID: N}),
         ("Possible infiltrate and mild edema.", {HAZE: U, EDEMA: U}),
+        ("Differential includes atelectasis, small infiltrate.", {COLLAPSE: U, HAZE: U}),
+        ("Negative for: effusion, edema.", {FLUID: N, EDEMA: N}),
     ],
     "cancer of the lung": [
         ("Lung cancer on the left, without new nodules.", {LESION: P}),
@@ -254,6 +256,9 @@ RULES: dict[str, list[tuple[str, dict[str, float | None]]]] = {
         ("The feeding tube was pulled back into the stomach.", {DEVICE: P}),
         ("The endotracheal tube should be withdrawn.", {DEVICE: P}),
         ("The chest tube has not been removed.", {DEVICE: P}),
+        ("The tip of the catheter cannot be seen.", {DEVICE: P}),
+        ("The catheter tip is not visualized.", {DEVICE: P}),
+        ("The catheter is not seen.", {DEVICE: N}),
     ],
     "a mask may have been no": [
         ("XXXX acute consolidation or pneumothorax.", {SOLID: B, AIR: B}),

@@ -7,6 +7,7 @@ def test_tokenize() -> None:
     assert tokenize("A 1.5 cm nodule; patient's X-ray, T1/T2. No change.") == (
         ["a", "1.5", "cm", "nodule", "patient's", "x-ray", "t1/t2", "no", "change"]
     )
+    assert tokenize("One can\u2019t see \ufb01ndings") == tokenize("one can't see findings")
     assert tokenize(" .,; ") == []
 
 
@@ -32,6 +33,51 @@ def test_generic() -> None:
         ("The effusion has resolved.", True),
         ("No new infiltrate.", True),
         ("Comparison with the prior chest radiograph.", True),
+        # a change
+        ("Edema has increased.", True),
+        ("The pneumothorax has not cleared.", True),
+        ("Effusion has almost disappeared.", True),
+        ("A patchy infiltrate has developed.", True),
+        ("The left lung has re-expanded.", True),
+        ("Both drains have been removed.", True),
+        ("The catheter was withdrawn.", True),
+        ("The patient has been extubated.", True),
+        ("Removal of the chest tube.", True),
+        ("Enlarging left pneumothorax.", True),
+        ("Decreasing right effusion.", True),
+        ("Decreased left effusion.", True),
+        ("Opacity decreased.", True),
+        ("Right effusion is larger.", True),
+        ("There has been an increase in the effusion.", True),
+        ("Clearing of the edema.", True),
+        ("The pneumothorax is no longer seen.", True),
+        ("The heart is now normal.", True),
+        ("No difference from the old film.", True),
+        # another time
+        ("Nodule larger than yesterday.", True),
+        ("Effusion smaller than before.", True),
+        ("As before, the heart is large.", True),
+        ("Less prominent than on the prior study.", True),
+        ("When compared with the radiograph of last week, the edema has decreased.", True),
+        ("Compared to XXXX, the lungs are clear.", True),
+        ("Nodule seen two years ago.", True),
+        ("Re-demonstrated are calcified nodules.", True),
+        ("Opacity, not visualized on prior.", True),
+        # this film, or a later one
+        ("Increased interstitial markings.", False),
+        ("Heart size is increased.", False),
+        ("Right effusion larger than left.", False),
+        ("Nodule larger than 3 cm.", False),
+        ("The heart is larger than normal.", False),
+        ("Opacity better visualized on the lateral view.", False),
+        ("Increased AP diameter of the chest.", False),
+        ("Advanced degenerative changes.", False),
+        ("Surgically removed ribs.", False),
+        ("Old rib fractures.", False),
+        ("No effusion and enlarged heart.", False),
+        ("Patchy opacity, may represent evolving infiltrate.", False),
+        ("A later film should document resolution.", False),
+        ("Comparison to old films would be useful.", False),
         ("The right apex is dense compared to the left.", False),
         ("Prior granulomatous disease.", False),
         ("Sequela of previous infection.", False),
