@@ -8,8 +8,6 @@ the ``prepare`` step, whose artefacts hold the cleaned texts.
 import re
 from collections.abc import Callable
 
-from amrg.data.text.lines import stop_lines
-
 _MASK = "XXXX"
 _VERBS = (
     "is|are|was|were|has|have|had|be|been|being|appear|appears|appeared|remain|remains|seen|noted|demonstrate|"
@@ -83,7 +81,6 @@ def capitals(text: str) -> str:
 #: The rules in the order in which they are applied.
 RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("mask_token", mask_token),
-    ("stop_lines", stop_lines),
     ("whitespace", whitespace),
     ("numbering", numbering),
     ("known_words", known_words),

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from amrg.data.text.cleaning import normalize_for_dedup
-from amrg.data.text.labeler import fold
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
 
@@ -90,7 +89,7 @@ LOOP_NGRAM, LOOP_TIMES = 4, 3
 
 def tokenize(text: str) -> list[str]:
     """Return the lower-case words and numbers of a text (close to PTB tokens without punctuation)."""
-    return _TOKEN.findall(fold(text).lower())
+    return _TOKEN.findall(text.lower())
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -7,7 +7,6 @@ def test_tokenize() -> None:
     assert tokenize("A 1.5 cm nodule; patient's X-ray, T1/T2. No change.") == (
         ["a", "1.5", "cm", "nodule", "patient's", "x-ray", "t1/t2", "no", "change"]
     )
-    assert tokenize("One can\u2019t see \ufb01ndings") == tokenize("one can't see findings")
     assert tokenize(" .,; ") == []
 
 
