@@ -57,6 +57,15 @@ def unwrap(text: str) -> str:
     return joined
 
 
+def stop_lines(text: str) -> str:
+    """Return the text with a full stop after each line that ends a statement without one."""
+    lines = [line.rstrip() for line in unwrap(text).split("\n")]
+    ended = [
+        line if not line or _STOP.search(line) or _OPEN.search(line) else line.rstrip(",") + "." for line in lines[:-1]
+    ]
+    return "\n".join([*ended, lines[-1]])
+
+
 def _ends(before: str, after: str, longest: int, cased: bool, stopped: bool) -> bool:
     """Whether the break between two lines ends a statement."""
     if not before or not after or _BULLET.match(after):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from amrg.data.text.lines import unwrap
+from amrg.data.text.lines import stop_lines, unwrap
 from amrg.data.text.statements import statements
 
 
@@ -40,6 +40,11 @@ from amrg.data.text.statements import statements
 def test_unwrap(text: str, expected: str) -> None:
     assert unwrap(text) == expected
     assert len(unwrap(text)) == len(text)
+
+
+def test_every_statement_of_a_line_gets_a_stop() -> None:
+    assert stop_lines("No edema\nSmall effusion\nClear lungs.") == "No edema.\nSmall effusion.\nClear lungs."
+    assert stop_lines("Findings:\n\nNo edema,\nSmall effusion") == "Findings:\n\nNo edema.\nSmall effusion"
 
 
 def test_statements_say_where_in_the_text_with_its_lines() -> None:
