@@ -267,7 +267,8 @@ PSEUDO = (
 #: A device with a new place has not been removed.
 _MOVED = (
     r"(?:to|into|back|by|about|approximately|slightly|minimally|partial\w*|somewhat|proximally|further|several|one|two"
-    r"|three|\d|a (?:few|bit|little)|from .* to|(?:and|with) (?:(?:its|the) (?:distal )?tip|is now|now)|so)"
+    r"|three|\d|a (?:few|bit|little)|from .* to|(?:and|with) (?:(?:its|the) (?:distal )?tip|is now|now)|so|ends"
+    r"|terminat\w+)"
 )
 PRE_NEGATION = (
     r"no longer|no (?:\w+ )?evidence that(?: there (?:is|are))?|no|not(?! all\b)|nothing|neither|nor|without"
@@ -280,11 +281,11 @@ PRE_NEGATION = (
     r"|excludes|rule[sd] out|never|unlikely to (?:be|represent|reflect)"
 )
 POST_NEGATION = (
-    r"(?:(?:is|are|was|were|has|have|had|can|could|do|does|did|been|be|now|also|since|completely"
+    r"(?:(?:is|are|was|were|has|have|had|can|could|do|does|did|been|be|now|also|all|both|since|completely"
     r"|interval(?:ly)?)[\s-]+)*"
     rf"(?:{_NOT} {_HARDLY}{_SEEN}|no longer (?:\w+ )?(?:{_SEEN}|in place|in situ)"
     r"|(?:appears? )?(?:within|normal)(?: \w+){0,2} (?:limits?|normal)|absent|resolved|cleared|disappeared|gone|removed"
-    rf"|(?:withdrawn|pulled)(?! {_MOVED})|discontinued|explanted|extracted|taken out|out(?=\W*$)|excluded"
+    rf"|(?:withdrawn|pulled)(?!,? (?:now )?{_MOVED})|discontinued|explanted|extracted|taken out|out(?=\W*$)|excluded"
     r"|ruled out|unlikely|negative|lacking|removal|extraction|none(?= (?:is|are|was|seen|identified)|\W*$))"
 )
 #: What a template says of the finding before its colon or dash.
@@ -312,6 +313,7 @@ PRE_UNCERTAIN = (
 POST_UNCERTAIN = (
     rf"(?:(?:has|have) )?(?:is|are|could|may|might|would|be|{_NOT}|difficult to)(?: \w+){{0,4}}? (?:excluded?"
     r"|ruled out|possible|considered|suspected)"
+    r"|(?:was|were) (?:\w+ )?suspected"
     # a finding that a second view does not bear out, or that the film can hide
     rf"|(?:(?:is|are|was|were|has|have|been|could|can) )*{_NOT} (?:\w+ ){{0,2}}(?:confirmed|corroborated|verified"
     rf"|substantiated"
@@ -382,7 +384,8 @@ SIDE_OF_PLACE = r"(?:\b(?:on|in|at|of|to|over)(?: [\w-]+){0,2}|\b(?:no|not|witho
 
 #: A mask at the start of a sentence, which may have been "No", with the words that follow in a denial.
 MASKED_START = (
-    r"\W*(?:there (?:is|are|was|were) )?(?:xxxx|_{2,})(?: (?:focal|acute|active|definite|evidence of|pleural|large"
+    r"\W*(?:there (?:is|are|was|were) )?(?:xxxx|_{2,})(?: (?:focal|acute|active|definite|evidence of"
+    r"|pleural|large"
     r"|significant|pulmonary|lobar|new|discrete"
     r"|displaced|suspicious|overt|frank|gross|airspace|lung|rib|visible|other))* "
 )
@@ -432,7 +435,8 @@ TERMINATION = (
 
 #: The same for a negation only: "and" or a comma before a fresh assertion.
 TERMINATION_OF_NEGATION = (
-    rf"\band(?= (?:(?:an? |only |a very )+(?:{_FRESH}|left|right|new|large|severe|bilateral)|{_FRESH})\b)"
+    rf"\band(?= (?:(?:an? |only |a very )+(?:{_FRESH}|left|right|new|large|severe|bilateral|enlarged|widened"
+    rf"|prominent)|{_FRESH})\b)"
     r"|,(?= (?:an? )?(?:small|tiny|trace)\b(?![^;]*\b(?:or|nor)\b))"
 )
 
