@@ -22,7 +22,7 @@ _COMPARES = re.compile(
     r"|persist(?:s|ent|ently|ing)?|remain(?:s|ed)?|continue[sd]?|re-?(?:demonstrat|identif|visualiz|accumulat)\w*"
     r"|recurred"
     # another film, or its time
-    r"|(?:compared|comparison|similar|identical|relative)(?: is made| was made)? (?:to|with) (?:[\w-]+ ){0,4}?"
+    r"|(?:compared|comparison|similar|identical|relative)(?: is made| was made| in \w+)? (?:to|with) (?:[\w-]+ ){0,4}?"
     rf"(?:{_PRIOR}|{_FILM}|xxxx|yesterday|\d)|{_PRIOR} (?:\w+ )?{_FILM}|(?:from|than|on"
     rf"|since) (?:the )?{_PRIOR}(?=\W*$|[,.;)])"
     r"|yesterday|last (?:night|week|month|year|time)|(?:\w+ )?(?:hours?|days?|weeks?|months?|years?) (?:ago|earlier"
@@ -33,7 +33,7 @@ _COMPARES = re.compile(
     r"|difference)"
     r"|(?:has|have|had)(?: (?:not|also|now|further|since|yet|almost|\w+ly))* (?:increased|decreased|enlarged|cleared"
     r"|diminished|grown"
-    r"|shrunk|changed|moved|migrated|developed|appeared|disappeared|evolved|reduced|lessened|abated|subsided"
+    r"|shrunk|changed|returned|moved|migrated|developed|appeared|disappeared|evolved|reduced|lessened|abated|subsided"
     r"|re-?expanded"
     r"|gone|become|been (?:\w+ly )?(?:removed|withdrawn|advanced|repositioned|exchanged|replaced|pulled|retracted"
     r"|placed"
@@ -41,7 +41,10 @@ _COMPARES = re.compile(
     r"|(?:has|have) been (?:an? )?(?:\w+ ){0,2}(?:increase|decrease|reduction|clearing|resolution|removal|withdrawal"
     r"|placement|growth"
     r"|enlargement|development|extubation)"
-    r"|(?:was|were) (?:removed|withdrawn)|removal of|(?<!surgically )removed|extubat\w+"
+    rf"|(?:was|were) (?:removed|withdrawn|pulled|taken out)|once more|recurrent {_FINDINGS}"
+    r"|changes? in (?:the )?(?:position|size|appearance|extent)|(?:increase|decrease|reduction|growth) (?:in|of)"
+    rf" (?:(?:the|size|extent|amount|of|left|right|bilateral|pleural|pulmonary) )*{_FINDINGS}"
+    r"|removal of|(?<!surgically )removed|extubat\w+"
     r"|(?:increas|decreas|enlarg|grow|diminish|shrink|clear|re-?expand)ing|clearance of|re-?expansion"
     r"|(?:in|de)creased (?:(?!than)[\w-]+ ){0,2}(?:effusions?|edema|pneumothora\w+|consolidations?|atelectasis"
     r"|congestion)"
@@ -56,9 +59,7 @@ _COMPARES = re.compile(
 
 #: Advice for a later film, which tells of no earlier one.
 _ADVICE = re.compile(
-    r"\b(?:(?:to|for|until|ensure|assure|document|confirm|establish)(?: \w+)? (?:resolution|clearing|improvement)"
-    r"|comparison (?:to|with) [^.;]*\b(?:would|may|could|is|are) (?:be )?(?:helpful|useful|recommended|suggested"
-    r"|of (?:use|help)))",
+    r"\b(?:to|for|until|ensure|assure|document|confirm|establish)(?: \w+)? (?:resolution|clearing|improvement)\b",
     re.IGNORECASE,
 )
 
