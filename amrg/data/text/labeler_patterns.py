@@ -34,7 +34,7 @@ _NOT = r"(?:not|never|nowhere|can\s?not|\w+n't)"
 _REMOVED = r"(?:removed|withdrawn|pulled|discontinued|extracted|explanted|taken out|cleared|resolved)"
 _GONE = rf"(?:{_REMOVED}|resolve|clear|disappear(?:ed)?|gone|vanished|abated|subsided)"
 _GOING = r"(?:resolution|clearing|clearance|disappearance|removal|withdrawal)"
-_SEEN = (
+_VISIBLE = (
     r"(?:seen|identified|present|visuali[sz]ed|evident|demonstrated|detected|appreciated|noted|visible|apparent"
     r"|discern(?:ed|ible)|recogni[sz](?:ed|able)|detectable|demonstrable|perceptible|found|made out|shown|there)"
 )
@@ -260,7 +260,8 @@ PSEUDO = (
     rf" {_GOING}(?: of)?"
     rf"|(?:should|could|can|may|might|must|would|will|needs? to|ought to|to) (?:\w+ )?be (?:\w+ )?{_REMOVED}"
     # the earlier film
-    rf"|{_NOT} (?:\w+ ){{0,2}}{_SEEN} {_EARLIER}|(?:not previously|previously not|had not|hadn't) (?:\w+ )?{_SEEN}"
+    rf"|{_NOT} (?:\w+ ){{0,2}}{_VISIBLE} {_EARLIER}|(?:not previously|previously not|had not"
+    rf"|hadn't) (?:\w+ )?{_VISIBLE}"
     rf"|absent {_EARLIER}|previously (?:absent|unseen)"
 )
 
@@ -275,7 +276,8 @@ PRE_NEGATION = (
     r"|negative (?:for|regarding|as to)|free (?:of|from)|clear of|absence of|absent|lack of|denies"
     r"|rather than|devoid of|(?!can't|couldn't)\w+n't|(?:can\s?not|can't|couldn't|unable to) (?:be )?(?:see|identify"
     r"|detect"
-    rf"|appreciate|discern|find|visuali[sz]e|{_SEEN})|fail(?:s|ed|ure)? to (?:show|demonstrate|reveal|identify|detect)"
+    rf"|appreciate|discern|find|visuali[sz]e|{_VISIBLE})|fail(?:s|ed|ure)? to (?:show|demonstrate|reveal|identify"
+    rf"|detect)"
     r"|resolved|resolution of|clear(?:ing|ance) of|disappearance of|removal of|discontinuation of"
     rf"|withdrawal of(?!(?: [\w-]+){{1,6}} {_MOVED})|^\W*(?:interval(?:ly)? )?removed"
     r"|excludes|rule[sd] out|never|unlikely to (?:be|represent|reflect)"
@@ -283,14 +285,14 @@ PRE_NEGATION = (
 POST_NEGATION = (
     r"(?:(?:is|are|was|were|has|have|had|can|could|do|does|did|been|be|now|also|all|both|since|completely"
     r"|interval(?:ly)?)[\s-]+)*"
-    rf"(?:{_NOT} {_HARDLY}{_SEEN}|no longer (?:\w+ )?(?:{_SEEN}|in place|in situ)"
+    rf"(?:{_NOT} {_HARDLY}{_VISIBLE}|no longer (?:\w+ )?(?:{_VISIBLE}|in place|in situ)"
     r"|(?:appears? )?(?:within|normal)(?: \w+){0,2} (?:limits?|normal)|absent|resolved|cleared|disappeared|gone|removed"
     rf"|(?:withdrawn|pulled)(?!,? (?:now )?{_MOVED})|discontinued|explanted|extracted|taken out|out(?=\W*$)|excluded"
     r"|ruled out|unlikely|negative|lacking|removal|extraction|none(?= (?:is|are|was|seen|identified)|\W*$))"
 )
 #: What a template says of the finding before its colon or dash.
 _NONE = (
-    rf"(?:there (?:is|are) )?(?:none|no evidence|no|nil|neg|normal|denied)(?: {_SEEN})?"
+    rf"(?:there (?:is|are) )?(?:none|no evidence|no|nil|neg|normal|denied)(?: {_VISIBLE})?"
     r"(?: (?:today|currently|now|at this time|bilaterally|on (?:this|either|both) \w+))?"
 )
 TEMPLATE_NEGATION = rf"(?:(?:left|right)\W+{_NONE}\W+(?:and )?(?:left|right)\W+{_NONE}|{_NONE})"
@@ -317,7 +319,7 @@ POST_UNCERTAIN = (
     # a finding that a second view does not bear out, or that the film can hide
     rf"|(?:(?:is|are|was|were|has|have|been|could|can) )*{_NOT} (?:\w+ ){{0,2}}(?:confirmed|corroborated|verified"
     rf"|substantiated"
-    rf"|reproduced)|unconfirmed|(?:may|might|would) not (?:\w+ ){{0,2}}{_SEEN}"
+    rf"|reproduced)|unconfirmed|(?:may|might|would) not (?:\w+ ){{0,2}}{_VISIBLE}"
     r"|(?:may|might|could|can|would) (?:\w+ )?be (?:\w+ )?(?:occult|missed|obscured|overlooked|hidden|masked|inapparent"
     r"|invisible|undetect\w+|difficult to \w+|hard to \w+)|(?:is|are) (?:easily|readily|often) (?:missed|overlooked"
     r"|obscured|hidden)"
@@ -352,7 +354,7 @@ ONE = (
     r"|(?<=although )(?:it|this|these|they)|(?<=though )(?:it|this|these|they)|(?<=but )(?:it|this|these|they))"
 )
 ONE_PRESENT = (
-    rf"(?:(?:is|are|was|were|has|have|been|now|likely|again|remains?) )+(?:{_SEEN}|developed|appeared|stable"
+    rf"(?:(?:is|are|was|were|has|have|been|now|likely|again|remains?) )+(?:{_VISIBLE}|developed|appeared|stable"
     rf"|unchanged|larger"
     r"|smaller|new)|(?:on|in|at) the"
 )
