@@ -10,13 +10,16 @@ labeler (Irvin et al., 2019, section 3.2).
 import re
 from bisect import bisect_right
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from amrg.data.labels import BLANK, FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
 from amrg.data.text import labeler_patterns
+from amrg.data.text.cleaning import plain
+from amrg.data.text.lines import unwrap
 
 #: Stored with every score; increase it whenever a phrase or rule changes the labels.
-VERSION = "2"
+VERSION = "3"
 
 SENTENCE = re.compile(r"(?:[^;?!.\n]|\.(?=\d))+")
 _STRENGTH = {POSITIVE: 3, UNCERTAIN: 2, NEGATIVE: 1, BLANK: 0}
@@ -47,8 +50,28 @@ _PRE = re.compile(
     rf"\b(?:(?P<h>{labeler_patterns.PRE_HISTORY})|(?P<u>{labeler_patterns.PRE_UNCERTAIN})|(?P<n>{labeler_patterns.PRE_NEGATION}))\b"
 )
 _POST = re.compile(rf"\b(?:(?P<u>{labeler_patterns.POST_UNCERTAIN})|(?P<n>{labeler_patterns.POST_NEGATION}))\b")
+_TEMPLATE = re.compile(
+    rf"\s*(?:[:=(]|\s-+)\s*(?:(?P<u>{labeler_patterns.TEMPLATE_UNCERTAIN})|(?P<n>{labeler_patterns.TEMPLATE_NEGATION}))"
+    r"(?=\W*$|\s*[,;)|/]|(?: [\w/]+){1,3}\s*[:=])"
+)
+#: The comma before the next heading of a template: "effusion: small, pneumothorax: none".
+_NEXT = re.compile(r"[:=][^:=]*?(?P<comma>,)(?=[\w/ ]{1,40}[:=])")
+#: Between a finding and what a template says of it.
+_JOINT = re.compile(r"\s*(?:[:=]|\s-+)\s*")
+_IF_ANY = re.compile(rf"(?:{labeler_patterns.IF_ANY})\b")
+_ONE = _compile(labeler_patterns.ONE)
+_ONE_PRESENT = re.compile(rf"\s*(?:{labeler_patterns.ONE_PRESENT})\b")
+_THERE = re.compile(r"\bthere (?:is|are|remains?)(?: now| still| likely| also)? $")
+_NEITHER = _compile(labeler_patterns.NEITHER_CHANGED)
+_DENIED_SIDES = [_compile(e) for e in labeler_patterns.DENIED_SIDE]
+_SIDE_OF_PLACE = re.compile(labeler_patterns.SIDE_OF_PLACE)
+_MASKED, _MASKED_END = re.compile(labeler_patterns.MASKED_START), re.compile(labeler_patterns.MASKED_END)
+_PURPOSE, _UNDONE = re.compile(labeler_patterns.PURPOSE), re.compile(labeler_patterns.UNDONE)
+_DEVICE_PART = re.compile(labeler_patterns.DEVICE_PART)
+_ELIDED = re.compile(rf"(?:{labeler_patterns.ELIDED})\b")
 _ASSERTION = _compile(labeler_patterns.POST_ASSERTION)
 _BREAK = re.compile(labeler_patterns.TERMINATION)
+_AND = re.compile(labeler_patterns.TERMINATION_OF_NEGATION)
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|appears?|remains?|persists?)\b")
 _LIST = re.compile(r"[\s,/]*(?:(?:and|or|nor|any|an?|the|acute|focal|pleural|lobar|left|right|large|small)\b[\s,/]*)*")
 
@@ -70,8 +93,9 @@ def label_report(text: str) -> dict[str, float | None]:
 
 
 def normalise(text: str) -> str:
-    """Normalise a text to one space between words and one line per paragraph, as ``mentions`` expects."""
-    return "\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
+    """Normalise a text to one space between words and one line per statement or paragraph, as ``mentions`` expects."""
+    lines = (" ".join(line.split()) for line in unwrap(plain(text)).split("\n"))
+    return "\n".join(line for line in lines if line)
 
 
 def mentions(text: str) -> list[Mention]:
@@ -86,6 +110,7 @@ def mentions(text: str) -> list[Mention]:
 @lru_cache(maxsize=65536)
 def label_sentence(sentence: str) -> tuple[Mention, ...]:
     """Return the mentions of one lower-case sentence; a label can occur more than once."""
+    sentence = without_denied_sides(sentence)
     found: list[Mention] = []
     for pattern, labels in _NORMAL:
         if normal := pattern.search(sentence):
@@ -98,19 +123,81 @@ def label_sentence(sentence: str) -> tuple[Mention, ...]:
     text = _PSEUDO.sub(
         # "no enlargement of the heart" denies a finding, "no enlargement of the effusion" does not
         lambda m: m[0] if any(m.start() <= s < m.end() for s in starts) else " " * len(m[0]),
-        sentence,
+        _blanked(_NEITHER, sentence, "abcde"),
     )
-    breaks = [m.start() for m in _BREAK.finditer(text)]
     pre = list(_PRE.finditer(text))
-    post = list(_POST.finditer(text))
+    templates = list(_TEMPLATE.finditer(text))
+    listing = {m.end() for m in pre}  # "negative for: effusion, pneumothorax"
+    breaks = [m.start() for m in _BREAK.finditer(text) if m[0] != ":" or m.start() not in listing]
+    breaks = sorted(breaks + [m.end() for m in templates] + [m.start("comma") for m in _NEXT.finditer(text)])
+    post = sorted([*_POST.finditer(text), *templates], key=re.Match.start)
+    fresh = [m.start() for m in _AND.finditer(text)]
+    masked = _masked(text, [m for m, _ in matches])
     for match, labels in matches:
+        if _heads(match, labels, matches, text):
+            continue
         later = [m.span() for m, _ in matches if m.start() >= match.end()]
-        value = _value_after(match, text, post, breaks, later)
+        value = _value_after(match, text, post, sorted(breaks + fresh), later, "Support Devices" in labels)
         if value is None:
-            value = _value_before(match, text, pre, breaks)
+            value = BLANK if match in masked else _value_before(match, text, pre, breaks, fresh)
         if value is not BLANK:
             found += [Mention(label, value, *match.span()) for label in labels]
-    return tuple(found)
+    return tuple(found + _ones(text, matches))
+
+
+def without_denied_sides(sentence: str) -> str:
+    """Blank the denied side of a finding that is stated for the other: "small right and no left effusion"."""
+    for pattern in _DENIED_SIDES:
+        for match in pattern.finditer(sentence):
+            if match["s"] != match["t"] and not _SIDE_OF_PLACE.search(sentence[: match.start()]):
+                sentence = _spaced(sentence, match.span("no"))
+    return sentence
+
+
+def _spaced(text: str, span: tuple[int, int]) -> str:
+    return text[: span[0]] + " " * (span[1] - span[0]) + text[span[1] :]
+
+
+def _blanked(pattern: re.Pattern[str], text: str, groups: str) -> str:
+    """Blank the named groups of every match."""
+    for match in pattern.finditer(text):
+        for group in groups:
+            text = _spaced(text, match.span(group))
+    return text
+
+
+def _masked(text: str, found: list[re.Match[str]]) -> list[re.Match[str]]:
+    """Return the mentions that a mask at the start of the sentence may deny, as "no" would."""
+    end = 0
+    denied: list[re.Match[str]] = []
+    for mention in found:
+        if not (_LIST if denied else _MASKED).fullmatch(text[end : mention.start()]):
+            break
+        denied.append(mention)
+        end = mention.end()
+    joined = any(" or " in text[a.end() : b.start()] for a, b in pairwise(denied))
+    return denied if joined or _MASKED_END.fullmatch(text[end:]) else []
+
+
+def _heads(
+    mention: re.Match[str], labels: tuple[str, ...], found: list[tuple[re.Match[str], tuple[str, ...]]], text: str
+) -> bool:
+    """Whether a mention is only the heading of a statement of the same label: "effusion: no effusion"."""
+    joint = _JOINT.match(text, mention.end())
+    return joint is not None and any(m.start() >= joint.end() and of == labels for m, of in found)
+
+
+def _ones(text: str, found: list[tuple[re.Match[str], tuple[str, ...]]]) -> list[Mention]:
+    """Return the statements by "one": "no pneumothorax, although a small one could be missed"."""
+    ones = []
+    for one in _ONE.finditer(text):
+        doubted = _POST.match(text, one.end() + 1)
+        present = _ONE_PRESENT.match(text, one.end()) or _THERE.search(text[: one.start()])
+        value = UNCERTAIN if doubted and doubted["u"] else POSITIVE if present else None
+        before = [labels for m, labels in found if m.end() <= one.start()]
+        if before and value is not None:
+            ones += [Mention(label, value, *one.span()) for label in before[-1]]
+    return ones
 
 
 def _broken(breaks: list[int], start: int, end: int) -> bool:
@@ -118,14 +205,23 @@ def _broken(breaks: list[int], start: int, end: int) -> bool:
     return bisect_right(breaks, end - 1) > bisect_right(breaks, start - 1)
 
 
-def _value_before(mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int]) -> float | None:
-    """Return the value of a mention by the nearest cue before or inside it; blank if it is history."""
+def _value_before(
+    mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int], fresh: list[int]
+) -> float | None:
+    """Return the value of a mention by the nearest cue before or inside it; blank if it is history.
+
+    ``fresh`` are the positions where a negation ends, but not a doubt.
+    """
+    if _ELIDED.match(text, mention.end()):
+        return POSITIVE
     value, doubt = POSITIVE, None
     asserted = _ASSERTION.match(text[mention.end() :].lstrip())
     for cue in reversed(cues):
         if cue.start() >= mention.end():
             continue
         if _broken(breaks, cue.end(), mention.start()):
+            break
+        if cue["n"] and _broken(fresh, cue.end(), mention.start()):
             break
         if cue["h"]:
             return BLANK
@@ -143,17 +239,24 @@ def _value_before(mention: re.Match[str], text: str, cues: list[re.Match[str]], 
 
 
 def _value_after(
-    mention: re.Match[str], text: str, cues: list[re.Match[str]], breaks: list[int], later: list[tuple[int, int]]
+    mention: re.Match[str],
+    text: str,
+    cues: list[re.Match[str]],
+    breaks: list[int],
+    later: list[tuple[int, int]],
+    device: bool,
 ) -> float | None:
     """Return the value of a mention by a cue closely after it; None if there is none.
 
     Only other mentions (spans ``later``) and the joints of a list can contain a comma: "effusion, and pneumothorax are
-    not seen".
+    not seen". A device whose tip is not seen is there.
     """
+    if _doubted(mention, text, breaks, later):
+        return UNCERTAIN
     for cue in cues:
         if cue.start() < mention.end():
             continue
-        gap = text[mention.end() : cue.start()]
+        gap = re.sub(rf"{_JOINT.pattern}$", "", text[mention.end() : cue.start()])
         between = [(start - mention.end(), end - mention.end()) for start, end in later if start < cue.start()]
         if between:
             rest = "".join(" " if any(a <= i < b for a, b in between) else c for i, c in enumerate(gap))
@@ -161,7 +264,20 @@ def _value_after(
         else:
             listed = len(gap) <= 60 and "," not in gap and not _VERB.search(gap)
         if listed:
-            if _broken(breaks, mention.end(), cue.start()) or _PRE.search(gap):
+            if _broken(breaks, mention.end(), mention.end() + len(gap)) or _PRE.search(gap):
                 return None
-            return NEGATIVE if cue["n"] else UNCERTAIN
+            if cue["n"]:
+                part = device and _DEVICE_PART.search(text[: cue.start()])
+                remains = part or _PURPOSE.search(text[: mention.start()]) or _UNDONE.match(text, cue.end())
+                return POSITIVE if remains else NEGATIVE
+            return UNCERTAIN
     return None
+
+
+def _doubted(mention: re.Match[str], text: str, breaks: list[int], later: list[tuple[int, int]]) -> bool:
+    """Whether "if any" follows the mention, or a list with "or" that it belongs to."""
+    doubt = _IF_ANY.search(text, mention.end())
+    if doubt is None or _broken(breaks, mention.end(), doubt.start()):
+        return False
+    gap = text[mention.end() : doubt.start()]
+    return "," not in gap and (" or " in gap or not any(start < doubt.start() for start, _ in later))

@@ -8,13 +8,58 @@ from amrg.data.text.cleaning import normalize_for_dedup, plain
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
 
+_FILM = r"(?:exam\w*|stud(?:y|ies)|films?|radiographs?|images?|imaging|x-?rays?|ct|priors?)"
+_PRIOR = r"(?:prior|previous|last|earlier|old(?:er)?|comparison|preceding|baseline)"
+_FINDINGS = (
+    r"(?:effusions?|edema|pneumothora\w+|consolidations?|atelectasis|congestion|infiltrates?|opacit(?:y|ies)|nodules?"
+    r"|mass(?:es)?|lesions?|collapse|pneumonia|densit(?:y|ies)|disease)"
+)
+_GROWN = r"(?:increas|decreas|reduc|diminish|enlarg|worsen|improv|progress|regress)"
 #: References to a prior film, which are hallucinated if the model has one film (Ramesh et al. 2022, arXiv:2210.06340).
 _COMPARES = re.compile(
-    r"\b(?:again|still|unchanged|stable|interval|since|new|newly|compared (?:to|with) (?:the )?(?:prior|previous|last)|"
-    r"similar to (?:the )?(?:prior|previous|last)|(?:prior|previous|last|earlier|comparison) "
-    r"(?:\w+ )?(?:exam\w*|stud\w+|films?|radiographs?|images?|x-rays?|ct)|previously|(?:no|without) "
-    r"(?:(?:significant|interval|acute|appreciable) )*change|improv(?:ed|ing|ement)|worsen(?:ed|ing)|resolv(?:ed|ing)|"
-    r"progress(?:ed|ion)|persist(?:s|ent|ently|ing)?|remain(?:s|ed)?|continue[sd]?|redemonstrat\w+)\b",
+    r"\b(?:again|still|unchanged|unaltered|stable|interval|interim|since|new|newly|now|no longer|previously|formerly"
+    r"|improv(?:ed|ing|ement)|worsen(?:ed|ing)|resolv(?:ed|ing)|resolution|progress(?:ed|ion|ing)|regress(?:ed|ion|ing)"
+    r"|persist(?:s|ent|ently|ing)?|remain(?:s|ed)?|continue[sd]?|re-?(?:demonstrat|identif|visualiz|accumulat)\w*"
+    r"|recurred"
+    # another film, or its time
+    r"|(?:compared|comparison|similar|identical|relative)(?: is made| was made| in \w+)? (?:to|with) (?:[\w-]+ ){0,4}?"
+    rf"(?:{_PRIOR}|{_FILM}|xxxx|yesterday|\d)|{_PRIOR} (?:\w+ )?{_FILM}|(?:from|than|on"
+    rf"|since) (?:the )?{_PRIOR}(?=\W*$|[,.;)])"
+    r"|yesterday|last (?:night|week|month|year|time)|(?:\w+ )?(?:hours?|days?|weeks?|months?|years?) (?:ago|earlier"
+    r"|prior)"
+    r"|(?:as|than|seen|noted|present|described|identified) (?:before|earlier)"
+    # a change
+    r"|(?:no|without) (?:(?:significant|interval|acute|appreciable|definite|substantial|obvious) )*(?:change"
+    r"|difference)"
+    r"|(?:has|have|had)(?: (?:not|also|now|further|since|yet|almost|\w+ly))* (?:increased|decreased|enlarged|cleared"
+    r"|diminished|grown"
+    r"|shrunk|changed|returned|moved|migrated|developed|appeared|disappeared|evolved|reduced|lessened|abated|subsided"
+    r"|re-?expanded"
+    r"|gone|become|been (?:\w+ly )?(?:removed|withdrawn|advanced|repositioned|exchanged|replaced|pulled|retracted"
+    r"|placed"
+    r"|inserted|extubated|intubated|discontinued))"
+    r"|(?:has|have) been (?:an? )?(?:\w+ ){0,2}(?:increase|decrease|reduction|clearing|resolution|removal|withdrawal"
+    r"|placement|growth"
+    r"|enlargement|development|extubation)"
+    rf"|(?:was|were) (?:removed|withdrawn|pulled|taken out)|once more|recurrent {_FINDINGS}"
+    r"|changes? in (?:the )?(?:position|size|appearance|extent)|(?:increase|decrease|reduction|growth) (?:in|of)"
+    rf" (?:(?:the|size|extent|amount|of|left|right|bilateral|pleural|pulmonary) )*{_FINDINGS}"
+    r"|removal of|(?<!surgically )removed|extubat\w+"
+    r"|(?:increas|decreas|enlarg|grow|diminish|shrink|clear|re-?expand)ing|clearance of|re-?expansion"
+    r"|(?:in|de)creased (?:(?!than)[\w-]+ ){0,2}(?:effusions?|edema|pneumothora\w+|consolidations?|atelectasis"
+    r"|congestion)"
+    rf"|{_FINDINGS}(?: (?:is|are|appears?|now|somewhat|slightly|\w+ly))* (?:{_GROWN}ed\b(?! (?:than|on the|in the))"
+    rf"|(?:larger|smaller"
+    r"|bigger|worse)(?! than))"
+    r"|(?:larger|smaller|bigger|worse|better|greater|(?:more|less) \w+) than (?:(?:on|in|at|it|they|the|was"
+    r"|were) ){0,3}"
+    rf"(?:yesterday|before|{_PRIOR}|initially))\b",
+    re.IGNORECASE,
+)
+
+#: Advice for a later film, which tells of no earlier one.
+_ADVICE = re.compile(
+    r"\b(?:to|for|until|ensure|assure|document|confirm|establish)(?: \w+)? (?:resolution|clearing|improvement)\b",
     re.IGNORECASE,
 )
 
@@ -63,7 +108,7 @@ def is_repetitive(words: Sequence[str]) -> bool:
 
 def mentions_prior(text: str) -> bool:
     """Whether a text mentions a change or a prior film."""
-    return _COMPARES.search(text) is not None
+    return _COMPARES.search(_ADVICE.sub(" ", text)) is not None
 
 
 def says_normal(sentence: str) -> bool:

@@ -11,11 +11,13 @@ from functools import lru_cache
 from amrg.data.labels import NEGATIVE
 from amrg.data.text import detail_patterns
 from amrg.data.text.attachment import Anchor, attach, blanked, share
+from amrg.data.text.cleaning import plain
 from amrg.data.text.detail_reader import read_details
-from amrg.data.text.labeler import SENTENCE, label_sentence
+from amrg.data.text.labeler import SENTENCE, label_sentence, without_denied_sides
+from amrg.data.text.lines import unwrap
 
 #: Stored with every score; increase it whenever a rule changes the statements.
-VERSION = "1"
+VERSION = "2"
 
 #: The devices that a statement can name.
 DEVICES: tuple[str, ...] = tuple(device for device, _ in detail_patterns.DEVICE_WORDS)
@@ -78,25 +80,20 @@ _NO_ZONES = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "Fracture",
 def statements(text: str) -> list[Statement]:
     """Return every statement of a text, in order; two places of a finding in one sentence give two statements."""
     found = []
-    flat = _flatten(text)
+    flat = unwrap(text)
     for sentence in SENTENCE.finditer(flat):
         content = sentence[0].strip()
         if content:
             start = sentence.start() + len(sentence[0]) - len(sentence[0].lstrip())
             end = start + len(content)
             end += flat[end : end + 1] in (".", "?", "!")
-            found += [replace(s, start=start, end=end) for s in _read(" ".join(content.lower().split()))]
+            found += [replace(s, start=start, end=end) for s in _read(" ".join(plain(content).lower().split()))]
     return found
-
-
-def _flatten(text: str) -> str:
-    """Replace line breaks inside paragraphs by spaces; the length of the text stays the same."""
-    blanked = re.sub(r"\n\s*\n", lambda m: "\0" * len(m[0]), text)
-    return blanked.replace("\n", " ").replace("\0", "\n")
 
 
 @lru_cache(maxsize=65536)
 def _read(sentence: str) -> tuple[Statement, ...]:
+    sentence = without_denied_sides(sentence)
     anchors = _anchors(sentence)
     if not any(anchor.labels for anchor in anchors):
         return ()
