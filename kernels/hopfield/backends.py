@@ -65,7 +65,7 @@ def back_end(operands: Operands) -> "FusedRetrieval | TwoProductsRetrieval | Non
     wanted = os.environ.get(OVERRIDE)
     if wanted is not None and wanted not in BACKENDS:
         raise ValueError(f"{OVERRIDE} is one of {', '.join(BACKENDS)}, got `{wanted}`")
-    if not operands.queries.is_cuda:
+    if not operands.queries.is_cuda or wanted == "blockwise":
         return None
     try:
         from . import triton_backend, two_products
