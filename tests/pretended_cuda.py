@@ -137,9 +137,9 @@ class _Dispatch(TorchDispatchMode):
         out = func(*args, **kwargs)
         old = {t.untyped_storage()._cdata for t in inputs if t.layout == torch.strided}
         for made in tree_leaves(out):
-            if isinstance(made, torch.Tensor) and on_cuda and made.layout == torch.strided:
-                if made.untyped_storage()._cdata not in old:
-                    pretended.place(made, CUDA)
+            strided = isinstance(made, torch.Tensor) and made.layout == torch.strided
+            if on_cuda and strided and made.untyped_storage()._cdata not in old:
+                pretended.place(made, CUDA)
         return out
 
 
