@@ -301,6 +301,11 @@ def generate_reports(
             forced_prefixes=[one.text for one in composed],
             retrieved_BL=None if text is None else text.encode(retrieved),
         )
+    # copied once, not once for each study and finding
+    associations = {
+        name: Association(found.weights_BQJ.cpu(), found.rows_BQJ.cpu()) for name, found in associations.items()
+    }
+    loud_BQ = loud_BQ.cpu()
     return [
         {
             "generated": one.without_contradictions(text) if composer else text,

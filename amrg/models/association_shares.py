@@ -81,9 +81,9 @@ def heaviest(weights_QJ: Tensor, rows_QJ: Tensor, count: int) -> list[dict[str, 
     """Rows with the largest mean weight over some queries, as ``{"row", "weight"}``, heaviest first."""
     if not len(rows_QJ):
         return []
-    rows, place = rows_QJ.unique(return_inverse=True)
+    rows, place = rows_QJ.cpu().unique(return_inverse=True)
     weight = torch.zeros(len(rows), dtype=torch.float64)
-    weight.index_add_(0, place.flatten(), weights_QJ.double().flatten() / len(rows_QJ))
+    weight.index_add_(0, place.flatten(), weights_QJ.cpu().double().flatten() / len(rows_QJ))
     weight[rows < 0] = 0.0
     order = weight.argsort(descending=True, stable=True)[:count].tolist()
     return [{"row": int(rows[i]), "weight": round(float(weight[i]), 6)} for i in order if weight[i] > 0]

@@ -84,7 +84,7 @@ class MemoryWatch:
             if name in queries:  # a memory that gives text alone computes no perplexity
                 self._sum(f"{name}_least_perplexity", queries[name]["perplexity"].amin(1).cpu(), counted_B)
             self._sum(f"{name}_relevance", self._rows[name].share(weights_BQJ, rows_BQJ), stated_BF)
-            weights, rows = weights_BQJ[counted_B].cpu(), rows_BQJ[counted_B].cpu()
+            weights, rows = weights_BQJ.cpu()[counted_B], rows_BQJ.cpu()[counted_B]
             self._first.setdefault(name, []).extend(_first(*study) for study in zip(weights, rows, strict=True))
 
     def result(self) -> dict[str, float]:

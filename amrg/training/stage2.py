@@ -292,8 +292,9 @@ class _Source:
 
     def with_token_weights(self, packed: dict[str, Any]) -> dict[str, Any]:
         """Add ``weight`` [B], with which the mean over samples and ranks is a mean over the global batch's tokens."""
+        tokens = float((packed["report"] != IGNORE_INDEX).sum())  # before the copy: on a GPU it would wait for it
+        mean = distributed.all_reduce_mean({"tokens": tokens})["tokens"]
         packed = _to_device(packed)
-        mean = distributed.all_reduce_mean({"tokens": float((packed["report"] != IGNORE_INDEX).sum())})["tokens"]
         return {**packed, "weight": packed["counts"] * len(packed["counts"]) / mean}
 
 

@@ -65,16 +65,19 @@ def back_end(operands: Operands) -> "FusedRetrieval | TwoProductsRetrieval | Non
     wanted = os.environ.get(OVERRIDE)
     if wanted is not None and wanted not in BACKENDS:
         raise ValueError(f"{OVERRIDE} is one of {', '.join(BACKENDS)}, got `{wanted}`")
-    if not operands.queries.is_cuda:
+    if not operands.queries.is_cuda or wanted == "blockwise":
         return None
     try:
         from . import triton_backend, two_products
     except ImportError:  # torch without Triton
         name, why = "blockwise", "no Triton"
     else:
-        name, why = choose(
-            operands, torch.cuda.get_device_capability(operands.queries.device), triton_backend.TRITON_VERSION
-        )  # fmt: skip
+        if torch.version.hip:  # its compute capabilities are no NVIDIA card's
+            name, why = "blockwise", "AMD"
+        else:
+            name, why = choose(
+                operands, torch.cuda.get_device_capability(operands.queries.device), triton_backend.TRITON_VERSION
+            )  # fmt: skip
     if wanted is not None and name != "blockwise":  # what only blockwise products serve stays with them
         name, why = wanted, OVERRIDE
     _log_once(name, why)
