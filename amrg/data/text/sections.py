@@ -29,12 +29,12 @@ class _Part:
 
     def get(self, name: str) -> str:
         """Return a section; empty if it is missing."""
-        own, together, view = (" ".join(self.texts.get(kind, ())) for kind in (name, "combined", "view"))
+        own, both, view = (" ".join(self.texts.get(kind, ())) for kind in (name, "combined", "view"))
         if name == "impression":
-            return own or together
-        if own and together and self.texts.get("impression"):
-            return f"{own} {together}"
-        return own or together or _without_preface(view)
+            return own or both
+        if own and both and self.texts.get("impression"):
+            return f"{own} {both}"
+        return own or both or _without_preface(view)
 
 
 def split_sections(report: str) -> dict[str, str]:
