@@ -5,6 +5,7 @@ hashed keys (those that ``prepare`` names), never by patient. What exactly is wr
 must mend it.
 """
 
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -289,7 +290,8 @@ def _annotated(root: Path, report: _Report) -> str:
     folder = report.attempt("folder of films", lambda: r2gen.films_folder(root), "put the films beside the annotation")
     if folder is not None:
         films = [(name, folder / path) for name, _, paths, *_ in entries for path in paths]
-        missing = {str(path): str(path) for _, path in films if not path.exists()}
+        missing = {str(path): str(path) for _, path in films if not os.path.exists(path)}  # Path.exists may raise
+
         report.expect_none("films that are not there", missing, len(films), "fetch the films")
         _decode(report, [(name, path) for name, path in films if str(path) not in missing])
     return "mimic_cxr" if mimic else "iu_xray"

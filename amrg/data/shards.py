@@ -176,7 +176,8 @@ def _check_skipped(skipped: list[dict[str, str]], total: int, fraction: float) -
     if len(skipped) > fraction * total:
         raise UserError(
             f"{len(skipped)} of {total} studies cannot be read, more than data.max_corrupt_fraction {fraction}; "
-            f"hashed keys: {named}; repair them (`amrg doctor` says which), or raise the fraction, then start again"
+            f"hashed keys: {named}; repair them (`amrg doctor PATH --list FILE` writes which), or raise the fraction, "
+            "then start again"
         )
     echo(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
 
