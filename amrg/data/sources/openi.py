@@ -6,6 +6,7 @@ from pathlib import Path
 
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
+from amrg.data.sources.indiana_views import frontal_first
 from amrg.data.sources.tables import Need, Tally, data_root, decode, present, refuse_views, walk_files
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
@@ -126,14 +127,15 @@ class Openi:
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
-        """Load all films of a study."""
+        """Load all films of a study, frontal ones first."""
         return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
     def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path], tally: Tally) -> Study | str:
         """Return the study, or why it is left out: without a text, or if none of its films exists."""
         key, sections = read_uid(content), read_sections(content)
         text = select_sections(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
-        paths = [films[name] for name in film_names(content) if name in films]
+        names = film_names(content)
+        paths = [films[name] for name in map(names.__getitem__, frontal_first(names)) if name in films]
         if not key.isalnum():
             return tally.no_id
         if key in self._films:
