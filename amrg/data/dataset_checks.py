@@ -8,16 +8,18 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from amrg.config import ColumnsConfig, DataConfig
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
 from amrg.data.shards import hash_key
-from amrg.data.sources import chexpert_plus, mimic_cxr
+from amrg.data.sources import chexpert_plus, mimic_cxr, open_part, recognize, source_faults
 from amrg.data.sources.r2gen import ANNOTATION
+from amrg.data.sources.table import suggest_columns
 from amrg.data.sources.tables import labels_of, read_csv
 from amrg.data.studies import SPLITS
 from amrg.data.text.sections import split_sections
@@ -58,7 +60,10 @@ def check_dataset(root: Path) -> tuple[str, list[Check]]:
         return "chexpert_plus", _chexpert(root)
     if (root / ANNOTATION).exists():
         return "iu_xray", _annotated(root)
-    known = f"mimic-cxr-2.0.0-*.csv.gz, {chexpert_plus.TABLE} or {ANNOTATION}"
+    source = recognize(root)
+    if source is not None:
+        return source, _read_through(root, source)
+    known = f"mimic-cxr-2.0.0-*.csv.gz, {chexpert_plus.TABLE}, {ANNOTATION}, or another layout of docs/data.md"
     raise UserError(f"{root} holds no data set that is known: {known} expected")
 
 
@@ -67,6 +72,11 @@ class _Report:
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed so far."""
+        return not all(check.ok for check in self.checks)
 
     def attempt(self, what: str, action: Callable[[], Any], advice: str) -> Any:
         """Run the action and return its result; on failure add a failed check and return None."""
@@ -90,6 +100,40 @@ class _Report:
             return
         named = ", ".join(hash_key(key) for key in keys[:NAMED])
         self.checks.append(Check(what, False, f"{len(keys):,} of {total:,} (hashed: {named})", advice))
+
+
+def _read_through(root: Path, source: str) -> list[Check]:
+    """Check a data set by reading its studies, as ``prepare`` does, and a sample of their films."""
+    report = _Report()
+    columns = ColumnsConfig()
+    if source == "table":
+        columns = suggest_columns(root)
+        named = ", ".join(f"{name}: {column}" for name, column in asdict(columns).items() if column is not None)
+        report.checks.append(Check("columns, by their names", True, f"data.columns: {{{named}}}"))
+    config = DataConfig(source=source, path=str(root), columns=columns)
+    for fault in source_faults(config):
+        report.checks.append(Check("files", False, fault, "see the layouts of docs/data.md"))
+    reader = None if report.failed else report.attempt("layout", lambda: open_part(config, 0), "see docs/data.md")
+    if reader is None:
+        return report.checks
+    studies = reader.studies()
+    report.checks.append(Check("studies", bool(studies), f"{len(studies):,}", "" if studies else "see docs/data.md"))
+    lacking = getattr(reader, "left_out", {})
+    total = len(studies) + sum(count for lack, count in lacking.items() if lack.endswith("left out"))
+    for lack, count in lacking.items():
+        report.count(f"studies with {lack}", count, total, "")
+    faulty = {study.key for study in studies if study.load_error}
+    report.expect_none("studies whose rows contradict each other", faulty, len(studies), "mend the table")
+    reasons: Counter[str] = Counter()
+    sample = _seeded_sample(study.key for study in studies if not study.load_error)
+    for study in studies:
+        if study.key in sample:
+            try:
+                reader.films(study)
+            except (OSError, ValueError) as error:
+                reasons[_reason(error)] += 1
+    _films(report, reasons, len(sample))
+    return report.checks
 
 
 def _mimic(root: Path) -> list[Check]:
@@ -240,17 +284,26 @@ def _name_sections(report: _Report, reads: list[Callable[[], bytes]]) -> None:
 
 
 def _decode(report: _Report, paths: list[Path]) -> None:
-    reasons: dict[str, int] = defaultdict(int)
+    reasons: Counter[str] = Counter()
     for path in paths:
         try:
             load_film(path, 64)
-        except FileNotFoundError:
-            reasons["not there"] += 1
         except (OSError, ValueError) as error:
-            reasons[str(error) if isinstance(error, ValueError) else type(error).__name__] += 1
+            reasons[_reason(error)] += 1
+    _films(report, reasons, len(paths))
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return why a film cannot be read, without its path."""
+    if isinstance(error, FileNotFoundError):
+        return "not there"
+    return str(error) if isinstance(error, ValueError) else type(error).__name__
+
+
+def _films(report: _Report, reasons: Counter[str], sampled: int) -> None:
     wrong = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     advice = "fetch the films again; prepare leaves out at most data.max_corrupt_fraction" if wrong else ""
-    report.checks.append(Check("films", not wrong, wrong or f"all of a sample of {len(paths)} decoded", advice))
+    report.checks.append(Check("films", not wrong, wrong or f"all of a sample of {sampled} decoded", advice))
 
 
 def _duplicates(names: list[str]) -> set[str]:

@@ -27,11 +27,17 @@ def targets(studies: list[Study], uncertain: Policy, blank: Policy) -> Tensor:
     """Labels → float [N, K]: 1, 0, or NaN where the label is to be ignored.
 
     Args:
-        studies: their labels are 1, 0, -1 (uncertain) or None (not mentioned).
+        studies: their labels are 1, 0, -1 (uncertain) or None (not mentioned); ``unlabelled`` ones are ignored.
         uncertain, blank: what these two count as.
     """
     special = {UNCERTAIN: _POLICY_VALUE[uncertain], BLANK: _POLICY_VALUE[blank]}
-    rows = [[special.get(study.labels[name], study.labels[name]) for name in LABELS] for study in studies]
+    rows = [
+        [
+            float("nan") if name in study.unlabelled else special.get(study.labels[name], study.labels[name])
+            for name in LABELS
+        ]
+        for study in studies
+    ]
     return torch.tensor(rows, dtype=torch.float32).reshape(len(studies), len(LABELS))
 
 

@@ -2,15 +2,18 @@
 
 A reader is a module with three functions. ``open_source(config, seed)`` opens it, ``needs(config)`` returns one check
 per file and folder it reads, and ``counted(config)`` returns the numbers of studies and films per split in its tables,
-or None without a table.
+or None without a table. Readers that ``amrg doctor`` checks by reading have ``recognize(root)``, which tells whether a
+folder holds their data set.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from amrg.config import DataConfig
-from amrg.data.studies import Source
+from amrg.data.studies import SPLITS, Source
 from amrg.errors import UserError, collect_errors
+from amrg.progress import echo
 
 #: Module of each reader, imported on use: some need packages that others do not.
 SOURCES = {
@@ -19,11 +22,36 @@ SOURCES = {
     "chexpert_plus": "amrg.data.sources.chexpert_plus",
     "iu_xray": "amrg.data.sources.r2gen",
     "openi": "amrg.data.sources.openi",
+    "iu_kaggle": "amrg.data.sources.iu_kaggle",
+    "rexgradient": "amrg.data.sources.rexgradient",
+    "padchest": "amrg.data.sources.padchest",
+    "padchest_gr": "amrg.data.sources.padchest_gr",
+    "vindr_cxr": "amrg.data.sources.vindr_cxr",
+    "table": "amrg.data.sources.table",
+    "mix": "amrg.data.sources.mix",
 }
 
 
 def open_source(config: DataConfig, seed: int) -> Source:
     """Open the reader named by ``config.source``.
+
+    Raises:
+        UserError: the reader is unknown, does not find its data, or a split has no study with a text; in a data set of
+            labels alone, no study.
+    """
+    source: Source = open_part(config, seed)
+    studies = source.studies()
+    wordless = not any(study.report for study in studies)
+    for split in SPLITS:
+        if not any(study.split == split and (study.report or wordless) for study in studies):
+            raise UserError(f"the split `{split}` has no studies: data.splits patient makes all three")
+    if wordless:
+        echo(f"{config.source}: no study has a text, so stage 1 alone can use them")
+    return source
+
+
+def open_part(config: DataConfig, seed: int) -> Source:
+    """Open a reader that may lack a split, as a part of ``data.mix``.
 
     Raises:
         UserError: the reader is unknown, or does not find its data.
@@ -46,6 +74,10 @@ def source_size(config: DataConfig) -> tuple[int, int] | None:
     Raises:
         UserError: a table cannot be read.
     """
+    if config.mix:  # a limit is of each data set
+        sizes = [source_size(part) for part in import_module(SOURCES["mix"]).parts(config).values()]
+        known = [size for size in sizes if size is not None]
+        return (sum(size[0] for size in known), sum(size[1] for size in known)) if len(known) == len(sizes) else None
     limits = (config.train_studies, config.val_studies, config.test_studies)
     limit = None if None in limits else sum(filter(None, limits))
     tables = tables_size(config)
@@ -66,6 +98,12 @@ def tables_size(config: DataConfig) -> dict[str, tuple[int, int]] | None:
     """
     size: dict[str, tuple[int, int]] | None = _reader(config).counted(config)
     return size
+
+
+def recognize(root: Path) -> str | None:
+    """Return the source whose data set a folder holds, among those that ``amrg doctor`` checks by reading."""
+    checks = {name: getattr(import_module(module), "recognize", None) for name, module in SOURCES.items()}
+    return next((name for name, check in checks.items() if check is not None and check(root)), None)
 
 
 def _reader(config: DataConfig) -> Any:

@@ -1,5 +1,6 @@
 """Reader of Open-i's own release: one XML per study, which names the PNG films."""
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def counted(config: DataConfig) -> None:
     """Return None: there is no table."""
 
 
+def recognize(root: Path) -> bool:
+    """Return whether a folder holds reports of Open-i, by the first XML in it."""
+    first = next(root.rglob("*.xml"), None)
+    return first is not None and b"<eCitation" in first.read_bytes()[:1000]
+
+
 def needs(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
     root = data_root(config)
@@ -34,6 +41,11 @@ def needs(config: DataConfig) -> list[Need]:
 def _any_report(root: Path) -> None:
     if next(root.rglob("*.xml"), None) is None:
         raise UserError(f"{root} has no XML reports: set data.path to the folder of Open-i's release")
+
+
+def _film_name(name: str) -> str:
+    """Return the name of a film in the form of Open-i's DICOM files: ``CXR1_1_IM-0001-3001`` → ``1_IM-0001-3001``."""
+    return re.sub(r"^CXR(\d+)_(?:\1_)?(?=IM)", r"\1_", name.removesuffix(".dcm"))
 
 
 class Openi:
@@ -56,7 +68,8 @@ class Openi:
         self._size = config.image_size
         _any_report(root)
         reports = sorted(root.rglob("*.xml"))
-        films = {path.stem: path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES}
+        # In order, so that a PNG comes after the DICOM of the same film and is the one that is kept.
+        films = {_film_name(path.stem): path for path in sorted(root.rglob("*")) if path.suffix.lower() in _SUFFIXES}
         self._films: dict[str, list[Path]] = {}
         studies = []
         for path in reports:
@@ -86,7 +99,7 @@ class Openi:
         key = uid.get("id", "") if uid is not None else ""
         sections = {node.get("Label", ""): node.text or "" for node in content.iter("AbstractText")}
         text = select_sections(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
-        names = [image.get("id", "") for image in content.iter("parentImage")]
+        names = [_film_name(image.get("id", "")) for image in content.iter("parentImage")]
         paths = [films[name] for name in names if name in films]
         if not key.isalnum() or not text or not paths:
             return None
