@@ -16,6 +16,7 @@ from amrg.data.dataset_checks import check_dataset
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.sources import open_part, open_source, source_faults
+from amrg.data.sources.padchest import labels_of_names
 from amrg.data.splits import hash_patient
 from amrg.data.stream import iter_samples, load_studies
 from amrg.errors import UserError
@@ -328,6 +329,28 @@ def make_padchest(root: Path, flat: bool) -> Path:
     return root
 
 
+@pytest.mark.parametrize(
+    ("names", "positive", "others"),
+    [
+        (["pseudonodule", "breast mass"], set(), 0.0),
+        (["hydropneumothorax", "callus rib fracture"], {"Pneumothorax", "Pleural Effusion", "Fracture"}, 0.0),
+        (["reticular interstitial pattern", " loculated fissural effusion"], {"Lung Opacity", "Pleural Effusion"}, 0.0),
+        (["dai", "artificial aortic heart valve", "sternotomy"], {"Support Devices"}, 0.0),
+        (["apical pleural thickening", "superior mediastinal enlargement"],
+         {"Pleural Other", "Enlarged Cardiomediastinum"}, 0.0),
+        (["unchanged", "cardiomegaly"], {"Cardiomegaly"}, None),  # refers to the study before
+        (["normal"], {"No Finding"}, 0.0),
+        (["normal", "scoliosis"], set(), 0.0),
+        (["exclude", "cardiomegaly"], set(), None),
+        (["suboptimal study"], set(), None),
+    ],
+)  # fmt: skip
+def test_names_of_padchest_are_our_labels(names, positive, others) -> None:
+    found = labels_of_names(names)
+    assert {label for label in LABELS if found.get(label) == 1.0} == positive
+    assert {found.get(label) for label in LABELS if label not in positive} == {others}
+
+
 @pytest.mark.parametrize("flat", [False, True])
 def test_padchest(tmp_path, flat) -> None:
     root = make_padchest(tmp_path, flat)
@@ -427,7 +450,7 @@ def test_vindr_cxr(tmp_path) -> None:
     assert found["aa"].labels == here | {"Edema": 1.0, "Fracture": -1.0, "Lung Opacity": -1.0}
     assert found["bb"].labels == here | {"No Finding": 1.0}
     assert found["cc"].labels == here | {"Pleural Other": 1.0}
-    assert len(source.films(found["cc"]).views) == 1
+    assert (len(source.films(found["cc"]).views), found["cc"].views) == (1, ("PA",))
     with pytest.raises(UserError, match=r"the split `val` has no studies: data\.splits patient"):
         open_source(DataConfig(source="vindr_cxr", path=str(root)), 0)
     name, checks = check_dataset(root)

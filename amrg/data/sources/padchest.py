@@ -5,6 +5,7 @@ of the column ``Labels``, by ``NAMES``.
 """
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,24 +17,26 @@ from amrg.data.sources.tables import Need, data_root, find, read_csv
 
 TABLES = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
 COLUMNS = ("ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "Projection", "Labels")
-#: Words in a radiological name of PadChest that make it one of our findings.
+#: Radiological names of PadChest, whole or in part, that are one of our findings.
 NAMES = {
-    "Enlarged Cardiomediastinum": ("mediastinal enlargement",),
-    "Cardiomegaly": ("cardiomegaly",),
-    "Lung Opacity": ("infiltrates", "alveolar pattern", "interstitial pattern", "ground glass pattern"),
-    "Lung Lesion": ("nodule", "pulmonary mass"),
-    "Edema": ("pulmonary edema",),
-    "Consolidation": ("consolidation",),
-    "Pneumonia": ("pneumonia",),
-    "Atelectasis": ("atelectasis",),
-    "Pneumothorax": ("pneumothorax",),
-    "Pleural Effusion": ("pleural effusion",),
-    "Pleural Other": ("pleural thickening", "pleural plaques"),
-    "Fracture": ("fracture",),
-    "Support Devices": ("device", "pacemaker", "catheter", "tube"),
+    "Enlarged Cardiomediastinum": r"mediastinal enlargement",
+    "Cardiomegaly": r"cardiomegaly",
+    "Lung Opacity": r"infiltrates|alveolar pattern|interstitial pattern|ground glass pattern|increased density|"
+    r"miliary opacities",
+    "Lung Lesion": r"nodules?|pulmonary mass|lung metastasis",  # a pseudonodule is none
+    "Edema": r"pulmonary edema",
+    "Consolidation": r"consolidation",
+    "Pneumonia": r"pneumonia",
+    "Atelectasis": r"atelectasis",
+    "Pneumothorax": r"(?:hydro)?pneumothorax",
+    "Pleural Effusion": r"pleural effusion|fissural effusion|hydropneumothorax",
+    "Pleural Other": r"pleural thickening|pleural plaques",
+    "Fracture": r"fracture",
+    "Support Devices": r"device|pacemaker|dai|catheter|tube|stent|artificial .*heart valve",
 }
+_EXCLUDED, _REFERS = "exclude", "unchanged"
 #: Names that tell nothing of the film.
-_NO_STATEMENT = {"exclude", "suboptimal study", "unchanged"}
+_NO_STATEMENT = {"suboptimal study", _REFERS, ""}
 _FOLDERS = ("images", ".", "image")
 
 
@@ -64,13 +67,16 @@ def recognize(root: Path) -> bool:
 def labels_of_names(names: Iterable[str]) -> dict[str, float]:
     """Return the labels of a study from all its radiological names; empty if they tell nothing of the film.
 
-    The names of a study are complete, so a finding without a name is absent.
+    The names of a study are complete, so a finding without a name is absent, unless the study is ``unchanged``, which
+    refers to the one before: then nothing is known of it.
     """
-    told = {name.strip().lower() for name in names} - _NO_STATEMENT - {""}
-    if not told:
+    given = {name.strip().lower() for name in names}
+    told = given - _NO_STATEMENT
+    if _EXCLUDED in given or not told:
         return {}
-    labels = {f: float(any(word in name for word in NAMES[f] for name in told)) for f in FINDINGS}
-    return labels | {NO_FINDING: float(told == {"normal"})}
+    labels = {f: float(any(re.search(rf"\b(?:{NAMES[f]})\b", name) for name in told)) for f in FINDINGS}
+    labels[NO_FINDING] = float(told == {"normal"})
+    return {label: value for label, value in labels.items() if value or _REFERS not in given}
 
 
 def _table(root: Path) -> Path:

@@ -31,7 +31,8 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     """Open the reader of the data set in ``data.path``.
 
     A film of the train part is read by three radiologists: a label is positive if two or more give it, uncertain if one
-    does. Every film counts as one patient, since patients are not told. The published split has no validation part.
+    does. Every film is a PA film and counts as one patient, since patients are not told. The published split has no
+    validation part.
 
     Raises:
         UserError: a table, a column or a folder of films is missing.
@@ -74,4 +75,4 @@ def _rows(root: Path, split: str) -> Iterator[Row]:
         for label, columns in COLUMNS.items():
             votes = sum(any(float(row[name] or 0) for name in columns) for row in rows)
             labels[label] = 1.0 if 2 * votes > len(rows) else -1.0 if votes else 0.0
-        yield Row(film, film, (f"{split}/{film}",), split=split, labels=labels)
+        yield Row(film, film, (f"{split}/{film}",), ("PA",), split, labels=labels)
