@@ -14,6 +14,7 @@ from PIL import Image
 from amrg.config import ColumnsConfig, DataConfig
 from amrg.data.dataset_checks import check_dataset
 from amrg.data.labels import LABELS
+from amrg.data.own_studies import find_studies
 from amrg.data.shards import prepare
 from amrg.data.sources import open_part, open_source, source_faults
 from amrg.data.sources.padchest import labels_of_names
@@ -245,6 +246,19 @@ def test_films_by_open_is_dicom_names(tmp_path, file, named) -> None:
     assert check_dataset(tmp_path)[0] == "openi"
 
 
+def test_films_of_indiana_in_one_folder_are_studies(tmp_path) -> None:
+    for name in ("CXR25_IM-1024-2001.png", "CXR54_IM-2145-1001.png", "CXR54_IM-2145-1002.png"):
+        save_film(tmp_path / "open-i" / name)
+        save_film(tmp_path / "kaggle" / f"{name.removeprefix('CXR')}.dcm.png")
+    save_film(tmp_path / "others" / "25_left.png")
+    save_film(tmp_path / "others" / "54_IM-2145-1001.png")
+    found, skipped = find_studies([tmp_path / name for name in ("open-i", "kaggle", "others")])
+    assert [(study.name.removeprefix(f"{tmp_path}/"), len(study.films)) for study in found] == [
+        ("open-i/CXR25", 1), ("open-i/CXR54", 2), ("kaggle/CXR25", 1), ("kaggle/CXR54", 2), ("others", 2),
+    ]  # fmt: skip
+    assert not skipped
+
+
 def make_rexgradient(root: Path) -> Path:
     """ReXGradient-160K: (study, patient, split, views, findings, impression, day)."""
     studies = (
@@ -310,6 +324,7 @@ PADCHEST = (
     ("d.png", "12", "20140918", "13", "p4", "PA", "['exclude']"),
     ("e.png", "12", "20140918", "14", "p5", "EXCLUDE", "['normal']"),
     ("f.png", "12", "20140918", "15", "p6", "PA", ""),
+    ("g.png", "12", "20140918", "16", "p7", "PA", "['unchanged', 'cardiomegaly']"),
 )
 
 
@@ -359,12 +374,14 @@ def test_padchest(tmp_path, flat) -> None:
     absent = dict.fromkeys(LABELS, 0.0)
     assert {key: study.labels for key, study in found.items()} == {
         "10": absent | {"Pleural Effusion": 1.0, "Atelectasis": 1.0}, "11": absent | {"No Finding": 1.0},
-        "12": absent | {"Support Devices": 1.0, "Lung Lesion": 1.0},
+        "12": absent | {"Support Devices": 1.0, "Lung Lesion": 1.0}, "16": labels(Cardiomegaly=1.0),
     }  # fmt: skip
+    assert found["16"].unlabelled == tuple(label for label in LABELS if label != "Cardiomegaly")
+    assert found["10"].unlabelled == ()
     assert not any(study.report for study in found.values())  # Spanish, and stemmed
     assert [found[key].views for key in ("10", "11")] == [("PA", "LATERAL"), ("AP",)]
     assert source.left_out == {
-        "no findings text: stage 1 alone": 3, "neither findings text nor labels: left out": 2,
+        "no findings text: stage 1 alone": 4, "neither findings text nor labels: left out": 2,
     }  # fmt: skip
     assert [len(source.films(found[key]).views) for key in ("10", "11")] == [2, 1]
     assert check_dataset(root)[0] == "padchest"

@@ -1,5 +1,6 @@
 """Several data sets in one: names and patients are told apart, weights and missing labels reach the training."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -49,6 +50,9 @@ def test_keys_patients_and_labels_are_those_of_each_data_set(three, tmp_path) ->
     assert (len(without["ours"]), without["theirs"]) == (12, ())
     assert not any(study.report for study in train if study.dataset == "vindr_cxr")
     assert {study.dataset for study in load_studies(tmp_path, "val")} == {"ours", "theirs"}  # VinDr-CXR has no val
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    assert statistics["data_sets"]["vindr_cxr"] == {"train": 2, "val": 0, "test": 1}
+    assert "vindr_cxr: 2 train, 0 val, 1 test studies" in (tmp_path / "card.md").read_text()
     sample = next(s for s in iter_samples(tmp_path, "train") if s.study.key.startswith("theirs-1-"))
     wanted = film(3 * int(sample.study.report.split()[1].rstrip(".")))
     assert np.abs(sample.views[0].astype(int) - wanted).max() <= 4
@@ -84,6 +88,18 @@ def test_the_same_patient_in_two_copies_is_known_and_not_torn(tmp_path) -> None:
 def test_a_wrong_mix_is_one_line(parts, message) -> None:
     config = from_dict({"data": {"source": "mix", "mix": parts}}, "here").data
     assert message in "\n".join(source_faults(config))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"mix": [{"source": "openi"}]}, "data.mix is of the source mix, not openi_drr: set data.source mix"),
+        ({"source": "openi", "columns": {"images": "a"}}, "data.columns is of the source table, not openi"),
+    ],
+)
+def test_settings_of_another_source_are_refused(data, message) -> None:
+    (fault,) = source_faults(from_dict({"data": data}, "here").data)
+    assert message in fault
 
 
 def test_unknown_keys_of_a_part_are_refused() -> None:

@@ -10,23 +10,24 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from amrg.config import DataConfig
+from amrg.config import ColumnsConfig, DataConfig
 from amrg.data.studies import SPLITS, Source
 from amrg.errors import UserError, collect_errors
 from amrg.progress import echo
 
-#: Module of each reader, imported on use: some need packages that others do not.
+#: Module of each reader, imported on use: some need packages that others do not. A folder is recognised by the first:
+#: Open-i's reports may lie at any depth, and a table may be of any data set.
 SOURCES = {
     "openi_drr": "amrg.data.sources.openi_drr",
     "mimic_cxr": "amrg.data.sources.mimic_cxr",
     "chexpert_plus": "amrg.data.sources.chexpert_plus",
     "iu_xray": "amrg.data.sources.r2gen",
-    "openi": "amrg.data.sources.openi",
     "iu_kaggle": "amrg.data.sources.iu_kaggle",
     "rexgradient": "amrg.data.sources.rexgradient",
     "padchest": "amrg.data.sources.padchest",
     "padchest_gr": "amrg.data.sources.padchest_gr",
     "vindr_cxr": "amrg.data.sources.vindr_cxr",
+    "openi": "amrg.data.sources.openi",
     "table": "amrg.data.sources.table",
     "mix": "amrg.data.sources.mix",
 }
@@ -109,4 +110,7 @@ def recognize(root: Path) -> str | None:
 def _reader(config: DataConfig) -> Any:
     if config.source not in SOURCES:
         raise UserError(f"unknown data source `{config.source}`: data.source is one of {', '.join(SOURCES)}")
+    for setting, source, given in (("mix", "mix", config.mix), ("columns", "table", config.columns != ColumnsConfig())):
+        if given and config.source != source:
+            raise UserError(f"data.{setting} is of the source {source}, not {config.source}: set data.source {source}")
     return import_module(SOURCES[config.source])

@@ -70,13 +70,13 @@ def labels_of_names(names: Iterable[str]) -> dict[str, float]:
     The names of a study are complete, so a finding without a name is absent, unless the study is ``unchanged``, which
     refers to the one before: then nothing is known of it.
     """
-    given = {name.strip().lower() for name in names}
-    told = given - _NO_STATEMENT
-    if _EXCLUDED in given or not told:
+    recorded = {name.strip().lower() for name in names}
+    stated = recorded - _NO_STATEMENT
+    if _EXCLUDED in recorded or not stated:
         return {}
-    labels = {f: float(any(re.search(rf"\b(?:{NAMES[f]})\b", name) for name in told)) for f in FINDINGS}
-    labels[NO_FINDING] = float(told == {"normal"})
-    return {label: value for label, value in labels.items() if value or _REFERS not in given}
+    labels = {f: float(any(re.search(rf"\b(?:{NAMES[f]})\b", name) for name in stated)) for f in FINDINGS}
+    labels[NO_FINDING] = float(stated == {"normal"})
+    return {label: value for label, value in labels.items() if value or _REFERS not in recorded}
 
 
 def _table(root: Path) -> Path:

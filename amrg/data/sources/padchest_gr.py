@@ -58,8 +58,8 @@ def _master(root: Path) -> Path:
 def _rows(root: Path) -> Iterator[Row]:
     path, master = _reports(root), _master(root)
     try:
-        told = {row["StudyID"]: row for row in csv.DictReader(io.StringIO(_text(master)))}
-        rows = [_row(entry, told.get(str(entry["StudyID"]))) for entry in json.loads(path.read_text())]
+        master_rows = {row["StudyID"]: row for row in csv.DictReader(io.StringIO(_text(master)))}
+        rows = [_row(entry, master_rows.get(str(entry["StudyID"]))) for entry in json.loads(path.read_text())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path.name} or {master.name} is not as published ({type(error).__name__}): StudyID, ImageID, findings "

@@ -22,6 +22,7 @@ from amrg.data.text.cleaning import clean
 from amrg.data.text.labeler import label_report
 from amrg.data.text.sections import select_sections, split_sections
 from amrg.errors import UserError
+from amrg.progress import track
 
 #: Split by its published name.
 SPLIT_NAMES = {
@@ -44,11 +45,12 @@ class Row:
         study: name of the study.
         patient: name of the patient.
         films: paths below the folders of films.
-        views: view of each film as published; empty if they are not told.
-        split: as published (``SPLIT_NAMES``); empty if it is not told.
+        views: view of each film as published; empty if they are not given.
+        split: as published (``SPLIT_NAMES``); empty if it is not given.
         report: whole report with headings, if it has any.
         findings, impression: sections, where they are given one by one.
-        labels: published labels by name; None: there are none.
+        labels: published labels by name: empty ones are not mentioned, others without a name unknown; None: there are
+            none.
         time: of the study, as a number or in a form that sorts.
     """
 
@@ -76,7 +78,6 @@ class RowSource:
         seed: seed of the split and of the studies kept under a limit.
         find_film: returns the file of a film; it must be picklable, and may name a file that is not there.
         family: name of the data set, before the patients' names when they are hashed.
-        vocabulary: labels that the data set has at all.
 
     Raises:
         UserError: the name of a split is unknown, a patient is in two splits, or a setting does not fit the rows.
@@ -89,25 +90,23 @@ class RowSource:
         seed: int,
         find_film: Callable[[str], Path],
         family: str,
-        vocabulary: Sequence[str] = LABELS,
     ) -> None:
         self._config, self._find, self._family = config, find_film, family
-        self._unlabelled = tuple(label for label in LABELS if label not in vocabulary)
         studies: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
             studies.setdefault((row.patient, row.study), []).append(row)
-        told = [row for some in studies.values() for row in some]
-        if config.views and not any(view for row in told for view in row.views):
+        all_rows = [row for some in studies.values() for row in some]
+        if config.views and not any(view for row in all_rows for view in row.views):
             raise UserError(
                 f"data.views {' '.join(config.views)}: {config.source} does not tell the views: leave it out"
             )
-        if config.splits == "temporal" and not any(row.time for row in told):
+        if config.splits == "temporal" and not any(row.time for row in all_rows):
             raise UserError(f"data.splits temporal: {config.source} does not tell the time of a study here")
-        split_told = any(row.split for row in told)
-        if not split_told and config.splits == "official":
+        has_split = any(row.split for row in all_rows)
+        if not has_split and config.splits == "official":
             config = replace(config, splits="patient")
         self._films: dict[str, list[str]] = {}
-        self._studies = assign_splits(self._read(studies, split_told and config.splits == "official"), config, seed)
+        self._studies = assign_splits(self._read(studies, has_split and config.splits == "official"), config, seed)
         self._films = {study.key: self._films[study.key] for study in self._studies}
 
     def studies(self) -> list[Study]:
@@ -125,7 +124,8 @@ class RowSource:
         found: list[Study] = []
         last: dict[str, str] = {}
         # Studies of a patient in order of time; those without one stay in the order of the rows, before the others.
-        for (patient, name), rows in sorted(studies.items(), key=lambda item: (item[0][0], _time(item[1], number))):
+        ordered = sorted(studies.items(), key=lambda item: (item[0][0], _time(item[1], number)))
+        for (patient, name), rows in track(ordered, "reading reports"):
             key = _key(name, patient if name in repeated else "")
             study = self._study(key, hash_patient(f"{self._family} {patient}"), rows)
             if key not in self._films:
@@ -143,9 +143,9 @@ class RowSource:
 
     def _study(self, key: str, group: str, rows: list[Row]) -> Study:
         """Return the study of some rows, with its films in ``_films`` if it has any of the wanted views."""
-        said = {name: _agreed(rows, name) for name in ("split", "report", "findings", "impression")}
-        faults = [f"its rows do not agree on its {name}" for name, values in said.items() if len(values) > 1]
-        split, report, findings, impression = (values[0] if values else "" for values in said.values())
+        texts = {name: _agreed(rows, name) for name in ("split", "report", "findings", "impression")}
+        faults = [f"its rows do not agree on its {name}" for name, values in texts.items() if len(values) > 1]
+        split, report, findings, impression = (values[0] if values else "" for values in texts.values())
         if split and split.lower() not in SPLIT_NAMES:
             raise UserError(f"{self._config.source}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
         parts = split_sections(report) if report else {}
@@ -181,7 +181,8 @@ class RowSource:
                 faults.append("its rows do not agree on its labels")
             labels |= {name: value for name, value in values.items() if value is not None}
         nothing = all(value is None for value in labels.values())
-        return labels, LABELS if nothing else self._unlabelled
+        unknown = tuple(label for label in LABELS if not any(label in one for one in given))
+        return labels, LABELS if nothing else unknown
 
 
 def view_name(view: str) -> str:
@@ -211,7 +212,7 @@ def _views(row: Row) -> tuple[str, ...]:
 
 
 def _rank(view: str) -> int:
-    """Return the place of a view in its study: PA, AP, other frontal ones and those not told, lateral ones."""
+    """Return the place of a view in its study: PA, AP, other frontal ones and those not given, lateral ones."""
     return {"PA": 0, "AP": 1, "LATERAL": 3}.get(view, 2)
 
 

@@ -45,7 +45,7 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     root, path = data_root(config), _table(config)
     labels = _label_columns(config, path)
     rows = _rows(path, config.columns, labels)
-    return RowSource(rows, config, seed, partial(film_file, root, (".",)), "table", tuple(labels) or LABELS)
+    return RowSource(rows, config, seed, partial(film_file, root, (".",)), "table")
 
 
 def needs(config: DataConfig) -> list[Need]:

@@ -39,7 +39,7 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     """
     root = data_root(config)
     rows = (row for split in SPLITS for row in _rows(root, split))
-    return RowSource(rows, config, seed, partial(film_file, root, (".",)), "vindr", tuple(COLUMNS))
+    return RowSource(rows, config, seed, partial(film_file, root, (".",)), "vindr")
 
 
 def needs(config: DataConfig) -> list[Need]:
