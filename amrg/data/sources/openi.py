@@ -1,7 +1,9 @@
 """Reader of Open-i's own release: one XML per study, which names the PNG films."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from amrg.config import DataConfig
@@ -26,6 +28,18 @@ def counted(config: DataConfig) -> None:
     """Return None: there is no table."""
 
 
+def recognize(root: Path) -> bool:
+    """Return whether a folder holds reports of Open-i, by the first XML files in it."""
+    return any(_is_report(path) for path in islice(report_files(root), 20))
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return "<eCitation" in decode(path.read_bytes())[:1000]
+    except OSError:
+        return False
+
+
 def needs(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
     root = data_root(config)
@@ -43,10 +57,10 @@ def report_files(root: Path) -> Iterator[Path]:
 
 
 def film_files(root: Path) -> dict[str, Path]:
-    """Map the name of each film to its file; of several, to the first by format and path."""
+    """Map the name of each film (``film_names``) to its file; of several, to the first by format and path."""
     paths = [path for path in walk_files(root) if path.suffix.lower() in _SUFFIXES]
     ordered = sorted(paths, key=lambda path: _SUFFIXES.index(path.suffix.lower()))
-    return {path.stem: path for path in reversed(ordered)}
+    return {_dicom_name(path.stem): path for path in reversed(ordered)}
 
 
 def read_xml(path: Path) -> ET.Element:
@@ -81,8 +95,14 @@ def read_uid(content: ET.Element) -> str:
 
 
 def film_names(content: ET.Element) -> list[str]:
-    """Return the names of a report's films, each once."""
-    return list(dict.fromkeys(image.get("id", "").strip() for image in content.iter("parentImage")))
+    """Return the names of a report's films in the form of the DICOM files, each once, frontal ones first."""
+    names = list(dict.fromkeys(image.get("id", "").strip() for image in content.iter("parentImage")))
+    return [_dicom_name(names[place]) for place in frontal_first(names)]
+
+
+def _dicom_name(name: str) -> str:
+    """Return the name of a film in the form of Open-i's DICOM files: ``CXR1_1_IM-0001-3001`` → ``1_IM-0001-3001``."""
+    return re.sub(r"^CXR(\d+)_(?:\1_)?(?=IM)", r"\1_", name.removesuffix(".dcm"))
 
 
 class Openi:
@@ -134,8 +154,7 @@ class Openi:
         """Return the study, or why it is left out: without a text, or if none of its films exists."""
         key, sections = read_uid(content), read_sections(content)
         text = select_sections(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
-        names = film_names(content)
-        paths = [films[name] for name in map(names.__getitem__, frontal_first(names)) if name in films]
+        paths = [films[name] for name in film_names(content) if name in films]
         if not key.isalnum():
             return tally.no_id
         if key in self._films:
