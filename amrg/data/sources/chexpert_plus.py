@@ -198,8 +198,8 @@ def patient(row: Mapping[str, str | None]) -> str:
 
 def _side(row: dict[str, str]) -> str:
     """Return FRONTAL, LATERAL or an empty text: as the row says, or else as the name of its film does."""
-    said = (row["frontal_lateral"] or Path(row["path_to_image"]).stem).upper()
-    return next((side for side in _SIDES if side and side in said), "")
+    side_text = (row["frontal_lateral"] or Path(row["path_to_image"]).stem).upper()
+    return next((side for side in _SIDES if side and side in side_text), "")
 
 
 def _view(row: dict[str, str]) -> str:

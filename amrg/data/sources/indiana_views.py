@@ -15,7 +15,7 @@ from amrg.errors import UserError
 
 #: Files of the wheel: package, version, name.
 _TAGS = ("torchxrayvision", "1.5.7", "nlmcxr_dicom_metadata.csv.gz")
-_LOOKS = ("torchxrayvision", "1.5.7", "nlmcxr_tsne_pa.csv.gz")
+_APPEARANCE = ("torchxrayvision", "1.5.7", "nlmcxr_tsne_pa.csv.gz")
 _UNKNOWN = 2
 
 
@@ -46,32 +46,32 @@ def film_names(study: str, paths: Sequence[str]) -> list[str]:
 def _ranks() -> dict[str, int]:
     """Map each film to a number, less for films that are more surely frontal; empty without the wheel."""
     try:
-        tags, looks = wheel_file(*_TAGS), wheel_file(*_LOOKS)
+        tags, listed = wheel_file(*_TAGS), wheel_file(*_APPEARANCE)
     except UserError:  # the wheel is of an extra
         return {}
-    seen = {row["imageid"]: row["tsne-view"] for row in read_csv(looks, ("imageid", "tsne-view")).to_pylist()}
+    appearance = {row["imageid"]: row["tsne-view"] for row in read_csv(listed, ("imageid", "tsne-view")).to_pylist()}
     columns = ("imageid", "View Position", "Patient Orientation")
     return {
         row["imageid"]: _rank(
-            seen.get(row["imageid"], ""), row["View Position"] or "", row["Patient Orientation"] or ""
+            appearance.get(row["imageid"], ""), row["View Position"] or "", row["Patient Orientation"] or ""
         )
         for row in read_csv(tags, columns, multiline=True).to_pylist()
     }
 
 
-def _rank(looks: str, view: str, orientation: str) -> int:
+def _rank(appearance: str, view: str, orientation: str) -> int:
     """Return the rank of a film.
 
     Args:
-        looks: PA, L, or empty for a film that is not in the list.
+        appearance: PA, L, or empty for a film that is not in the list.
         view: ``ViewPosition``.
         orientation: ``PatientOrientation`` as printed; the rows of a lateral film point to the front or the back.
     """
-    if looks == "PA":
+    if appearance == "PA":
         return 0
     if is_lateral_view(view) or orientation.startswith(("['A'", "['P'")):
         return 4
-    if looks == "L":
+    if appearance == "L":
         return 3
     return 1 if view == "AP" else _UNKNOWN
 

@@ -134,13 +134,13 @@ def is_added(name: str) -> bool:
 
 def walk_files(root: Path) -> Iterator[Path]:
     """Yield all files below a folder in the order of their paths, through links, without those that systems add."""
-    seen: set[str] = set()
+    visited: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above, or a second one to the same
+        if real in visited:  # a link to a folder above, or a second one to the same
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not is_added(name))
         yield from (Path(folder, name) for name in sorted(names) if not is_added(name))
 
