@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
@@ -23,15 +23,66 @@ ShardingStrategy = Literal["auto", "replicate", "gather", "ring"]
 VisualQuery = Literal["placed_regions", "regions", "queries"]
 
 
+Sections = Literal["findings", "impression", "both"]
+Splits = Literal["official", "patient", "temporal"]
+LabelSource = Literal["published", "negbio", "rules"]
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    """Names of the columns of the source ``table`` (docs/data.md); None: the table has no such column."""
+
+    table: str | None = None  # file in data.path, CSV or Parquet; None: the only one there
+    images: str | None = None  # paths relative to data.path, several separated by `;`, or a row for each film
+    report: str | None = None  # the whole report, with its headings if it has any
+    findings: str | None = None  # or its sections, one of them or both
+    impression: str | None = None
+    patient: str | None = None  # None: every study is a patient
+    study: str | None = None  # None: every row is a study
+    split: str | None = None  # train, val, test; None: data.splits patient
+    # Our label → its column, or what the columns' names have before our label's. None: rules.
+    labels: dict[str, str] | str | None = None
+    view: str | None = None  # of each film: PA, AP, LATERAL …
+    study_time: str | None = None  # orders the studies of a patient
+
+
+@dataclass(frozen=True)
+class MixPart:
+    """One data set of ``data.mix``; what is None is as in ``data``."""
+
+    source: str
+    path: str | None = None
+    name: str | None = None  # in scores and before the keys of studies; None: the source
+    weight: PositiveFloat = 1.0  # times that a training study is seen in an epoch
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    sections: Sections | None = None
+    splits: Splits | None = None
+    labels: LabelSource | None = None
+    views: tuple[str, ...] | None = None
+    train_studies: PositiveInt | None = None
+    val_studies: PositiveInt | None = None
+    test_studies: PositiveInt | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the data set."""
+        return self.name or self.source
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which studies, how they are split, and how their films are stored."""
 
     source: str = "openi_drr"
     path: str | None = None  # the user's copy of the data set; the embedded source needs none
-    sections: Literal["findings", "impression", "both"] = "findings"  # of the report, to be written
-    splits: Literal["official", "patient", "temporal"] = "official"  # as published, by patient and seed, or by time
-    labels: Literal["published", "negbio", "rules"] = "published"  # MIMIC-CXR has two files; rules: our labeler
+    # Left out of what is written while they are empty, as before there were these settings.
+    columns: Annotated[ColumnsConfig, Field(exclude_if=lambda columns: columns == ColumnsConfig())] = field(
+        default_factory=ColumnsConfig
+    )
+    mix: Annotated[tuple[MixPart, ...], Field(exclude_if=lambda parts: not parts)] = ()  # data sets of the source `mix`
+    sections: Sections = "findings"  # of the report, to be written
+    splits: Splits = "official"  # as published, by patient and seed, or by time
+    labels: LabelSource = "published"  # MIMIC-CXR has two files; rules: our labeler
     views: tuple[str, ...] = ()  # only films of these views (PA, AP, LATERAL …), where the data set tells; (): all
     image_size: PositiveInt = 224  # short side of the stored films, pixels
     train_studies: PositiveInt | None = None  # at most this many studies of each split; None takes all
@@ -45,6 +96,12 @@ class DataConfig:
     )
     workers: PositiveInt = 2  # processes that render or decode
     loader_workers: NonNegativeInt = 0  # processes of each rank that read ahead while it trains on films; 0: none
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each data set of ``mix`` by its name; empty if all are 1."""
+        weights = {part.label: part.weight for part in self.mix}
+        return weights if set(weights.values()) - {1.0} else {}
 
 
 @dataclass(frozen=True)
@@ -373,12 +430,20 @@ def _unknown_keys(content: Any, section: type, prefix: str = "") -> tuple[str, l
     for key, value in content.items():
         if key not in fields:
             return f"{prefix}{key}", list(fields)
-        default_factory = fields[key].default_factory
-        if isinstance(default_factory, type) and dataclasses.is_dataclass(default_factory):
-            found = _unknown_keys(value, default_factory, f"{prefix}{key}.")
+        part = _section_of(fields[key].type)
+        for number, inner in enumerate(value if isinstance(value, list | tuple) else [value]):
+            place = f"{prefix}{key}.{number}." if isinstance(value, list | tuple) else f"{prefix}{key}."
+            found = _unknown_keys(inner, part, place) if part else None
             if found:
                 return found
     return None
+
+
+def _section_of(kind: Any) -> type | None:
+    """Return the dataclass that a field is, or of which it is a tuple; else None."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return kind
+    return next((found for part in get_args(kind) if (found := _section_of(part))), None)
 
 
 def read_section(kind: Any, content: Any, path: str) -> Any:

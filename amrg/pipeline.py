@@ -265,6 +265,8 @@ def _data_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.data)
     for name in ("workers", "loader_workers"):  # decide how fast, not what
         del settings[name]
+    for part in settings.get("mix", ()):
+        del part["weight"]  # of training
     if not settings["views"]:
         del settings["views"]  # all films, as before there was the setting
     settings["text"] = f"cleaning {cleaning.VERSION}, sections {sections.VERSION}"
@@ -279,6 +281,7 @@ def _data_settings(config: Config) -> dict[str, Any]:
 
 def _stage1_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"vision": to_dict(config.vision), "stage1": _with_engine(config.stage1)}
+    settings |= _weights(config)
     if config.vision.qformer_init:
         from amrg.model_files import weights_file
 
@@ -290,6 +293,11 @@ def _stage1_settings(config: Config) -> dict[str, Any]:
 def _stage1_learned(config: Config) -> dict[str, Any]:
     anywhere = to_dict(replace(config.vision, qformer_init=None))  # its fingerprint tells what it holds
     return {**_stage1_settings(config), "vision": anywhere, "stage1": _without_engine(config.stage1, 0)}
+
+
+def _weights(config: Config) -> dict[str, Any]:
+    """The weights of mixed data sets in training, where they are not all 1."""
+    return {"data_weights": config.data.weights} if config.data.weights else {}
 
 
 @cache  # some hundred megabytes, asked for by every later step
@@ -307,7 +315,7 @@ def _stage2_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
     if config.decoder.predict_outline:
         settings["labeler"] = labeler.VERSION  # it writes the outlines
-    return {**settings, "stage2": _with_engine(config.stage2)}
+    return {**settings, "stage2": _with_engine(config.stage2)} | _weights(config)
 
 
 def _stage2_learned(config: Config) -> dict[str, Any]:

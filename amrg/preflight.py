@@ -142,7 +142,7 @@ def _train_samples(run: Run, with_wordless: bool) -> int | None:
 
         return num_studies(run.data, "train", with_wordless)
     config = run.config.data
-    if config.train_studies is None:
+    if config.train_studies is None or config.mix:  # a limit is of each data set
         return None
     return config.train_studies * (config.renders_per_study if config.source == "openi_drr" else 1)
 

@@ -263,9 +263,9 @@ def _origins(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[list[dict[str, Any]]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8-sig") as file:
         block: list[dict[str, Any]] = []
-        for line in file:
+        for line in filter(str.strip, file):
             block.append(json.loads(line))
             if len(block) == 8192:
                 yield block

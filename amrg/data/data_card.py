@@ -35,6 +35,9 @@ def write_data_card(
         "skipped": dict(sorted(Counter(one["reason"] for one in skipped).items())),
         "skipped_studies": [one["key"] for one in skipped][:100],
     }
+    if names := sorted({row["dataset"] for row in rows if "dataset" in row}):
+        count = Counter((row["dataset"], row["split"]) for row in rows)
+        statistics["data_sets"] = {name: {split: count[name, split] for split in SPLITS} for name in names}
     (folder / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
     (folder / CARD).write_text(_page(statistics, config))
 
@@ -72,6 +75,10 @@ def _page(statistics: dict[str, Any], config: DataConfig) -> str:
             f"| {name} | {part['studies']:,} | {part['without_text']:,} | {part['patients']:,} | {part['films']:,} | "
             f"{part['bytes'] / 1e6:,.1f} | {part['words']['mean']}, {part['words']['most']} |"
             for name, part in splits.items()
+        ),
+        *(
+            f"\n{name}: " + ", ".join(f"{number:,} {split}" for split, number in of.items()) + " studies"
+            for name, of in statistics.get("data_sets", {}).items()
         ),
         "",
         "| label, studies positive (uncertain) | " + " | ".join(splits) + " |",

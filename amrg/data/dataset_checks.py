@@ -5,19 +5,22 @@ hashed keys (those that ``prepare`` names), never by patient. What exactly is wr
 must mend it.
 """
 
+import os
 import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from amrg.config import ColumnsConfig, DataConfig
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
 from amrg.data.shards import hash_key
-from amrg.data.sources import chexpert_plus, mimic_cxr, openi, r2gen
+from amrg.data.sources import chexpert_plus, mimic_cxr, open_part, openi, r2gen, recognize, source_faults
+from amrg.data.sources.table import suggest_columns
 from amrg.data.sources.tables import labels_of, present, read_csv
 from amrg.data.text.sections import split_sections, unknown_headings
 from amrg.errors import UserError
@@ -86,10 +89,11 @@ def check_dataset(root: Path, every: bool = False) -> tuple[str, list[Check]]:
     if (root / chexpert_plus.TABLE).exists():
         _chexpert(root, report)
         return "chexpert_plus", report.checks
-    if next(openi.report_files(root), None) is not None:
-        _openi(root, report)
-        return "openi", report.checks
-    known = f"mimic-cxr-2.0.0-*.csv.gz, {chexpert_plus.TABLE}, {r2gen.ANNOTATION} or Open-i's XML reports"
+    source = recognize(root)
+    if source is not None:
+        _openi(root, report) if source == "openi" else _read_through(root, report, source)
+        return source, report.checks
+    known = f"mimic-cxr-2.0.0-*.csv.gz, {chexpert_plus.TABLE}, {r2gen.ANNOTATION}, or another layout of docs/data.md"
     raise UserError(f"{root} holds no data set that is known: {known} expected")
 
 
@@ -112,6 +116,11 @@ class _Report:
     def of_sample(self, number: int) -> str:
         """Return the number of items in words."""
         return f"all {number:,}" if self.every else f"a sample of {number:,}"
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed so far."""
+        return not all(check.ok for check in self.checks)
 
     def attempt(self, what: str, action: Callable[[], Any], advice: str) -> Any:
         """Run the action and return its result; on failure add a failed check and return None."""
@@ -153,6 +162,37 @@ class _Report:
         ok = tolerated is not None and len(keys) <= tolerated * total
         result = f"{len(keys):,} of {total:,} (hashed: {named})"
         self.checks.append(Check(what, ok, result, advice, tuple(Found(key, exact[key]) for key in keys)))
+
+
+def _read_through(root: Path, report: _Report, source: str) -> None:
+    """Check a data set by reading its studies, as ``prepare`` does, and their films."""
+    columns = ColumnsConfig()
+    if source == "table":
+        columns = suggest_columns(root)
+        named = ", ".join(f"{name}: {column}" for name, column in asdict(columns).items() if column is not None)
+        report.checks.append(Check("columns, by their names", True, f"data.columns: {{{named}}}"))
+    config = DataConfig(source=source, path=str(root), columns=columns)
+    for fault in source_faults(config):
+        report.checks.append(Check("files", False, fault, "see the layouts of docs/data.md"))
+    reader = None if report.failed else report.attempt("layout", lambda: open_part(config, 0), "see docs/data.md")
+    if reader is None:
+        return
+    studies = {study.key: study for study in reader.studies()}
+    report.checks.append(Check("studies", bool(studies), f"{len(studies):,}", "" if studies else "see docs/data.md"))
+    lacking = getattr(reader, "left_out", {})
+    total = len(studies) + sum(count for lack, count in lacking.items() if lack.endswith("left out"))
+    for lack, count in lacking.items():
+        report.count(f"studies with {lack}", count, total, "")
+    faulty = {key for key, study in studies.items() if study.load_error}
+    report.expect_none("studies whose rows contradict each other", faulty, len(studies), "mend the table")
+    chosen = report.sample(studies.keys() - faulty)
+    wrong = []
+    for key in track(chosen, "reading films") if report.every else chosen:
+        try:
+            reader.films(studies[key])
+        except (OSError, ValueError) as error:
+            wrong.append(Found(key, str(getattr(error, "filename", None) or key), _reason(error)))
+    _report_films(report, wrong, len(chosen))
 
 
 def _mimic(root: Path, report: _Report) -> None:
@@ -296,7 +336,8 @@ def _annotated(root: Path, report: _Report) -> str:
     folder = report.attempt("folder of films", lambda: r2gen.films_folder(root), "put the films beside the annotation")
     if folder is not None:
         films = [(name, folder / path) for name, _, paths, *_ in entries for path in paths]
-        missing = {str(path): str(path) for _, path in films if not path.exists()}
+        missing = {str(path): str(path) for _, path in films if not os.path.exists(path)}  # Path.exists may raise
+
         report.expect_none("films that are not there", missing, len(films), "fetch the films")
         _decode(report, [(name, path) for name, path in films if str(path) not in missing])
     return "mimic_cxr" if mimic else "iu_xray"
@@ -402,23 +443,30 @@ def _decode(
         films: key of the study and path of each film.
         locate: maps a path to the file, which may have another suffix.
     """
-    reasons: dict[str, list[Found]] = defaultdict(list)
-    chosen = report.sample(films)
+    chosen, wrong = report.sample(films), []
     for key, path in track(chosen, "reading films") if report.every else chosen:
         file = path
         try:
             file = locate(path)
             load_film(file, 64)
-        except FileNotFoundError:
-            reasons["not there"].append(Found(key, str(file), "not there"))
         except (OSError, ValueError) as error:
-            reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-            reasons[reason].append(Found(key, str(file), reason))
-    wrong = ", ".join(f"{len(found)} {reason}" for reason, found in sorted(reasons.items()))
+            wrong.append(Found(key, str(file), _reason(error)))
+    _report_films(report, wrong, len(chosen))
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return why a film cannot be read, without its path."""
+    if isinstance(error, FileNotFoundError):
+        return "not there"
+    return str(error) if isinstance(error, ValueError) else type(error).__name__
+
+
+def _report_films(report: _Report, wrong: list[Found], sampled: int) -> None:
+    """Add the check of films, which passes if none is wrong."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(one.reason for one in wrong).items()))
     advice = "fetch the films again; prepare leaves out at most data.max_corrupt_fraction" if wrong else ""
-    exact = tuple(found for some in reasons.values() for found in some)
-    result = wrong or ("" if report.every else "all of ") + f"{report.of_sample(len(chosen))} decoded"
-    report.checks.append(Check("films", not wrong, result, advice, exact))
+    result = reasons or ("" if report.every else "all of ") + f"{report.of_sample(sampled)} decoded"
+    report.checks.append(Check("films", not wrong, result, advice, tuple(wrong)))
 
 
 def _duplicates(names: Iterable[str]) -> set[str]:

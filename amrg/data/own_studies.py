@@ -21,6 +21,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp",
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")  # of films without a suffix; DICOM has its own place
 _COLUMNS = ("study", "film")
 
+#: Names of films of Open-i and of Kaggle's copy, which lie in one folder: ``CXR25_IM-1024-2001.png``.
+_INDIANA = re.compile(r"(?:CXR)?(\d+)_(?:\d+_)?IM-\d+")
+
 _LATERAL = "a lateral film, and this model has seen frontal ones only"
 
 #: A film: uint8 [H, W], 0 is black; the path of a file; or its bytes.
@@ -61,7 +64,8 @@ def find_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[
     """Find the studies that a user means.
 
     Args:
-        places: each a film; a folder, in which every folder that holds films is a study; a CSV with the columns
+        places: each a film; a folder, in which every folder that holds films is a study, or several whose films are
+            named as those of Open-i; a CSV with the columns
             ``study`` and ``film``; or a ``.txt`` with the path of a film or folder in each line. Paths in a file are
             relative to it.
         one_study: let a study have more than ``MAX_FILMS`` films.
@@ -153,11 +157,22 @@ def _in_folder(folder: Path, skipped: list[str]) -> Iterator[StudyFiles]:
         skipped += [f"{name}/ (a link)" for name in folders if os.path.islink(os.path.join(path, name))]
         if films:
             found = True
-            yield StudyFiles(path, films)
+            yield from _by_number(path, films)
     for error in unreadable:
         yield StudyFiles(str(error.filename), (), str(error.strerror))
     if not (found or unreadable):
         yield StudyFiles(str(folder), (), f"the folder holds no film ({FORMATS})")
+
+
+def _by_number(folder: str, films: tuple[Path, ...]) -> Iterator[StudyFiles]:
+    """Yield the films of a folder as one study, or as those of Indiana University that all their names tell."""
+    numbers = [match[1] if (match := _INDIANA.match(film.name)) else "" for film in films]
+    if not all(numbers):
+        yield StudyFiles(folder, films)
+        return
+    for number in dict.fromkeys(numbers):
+        some = tuple(film for film, own in zip(films, numbers, strict=True) if own == number)
+        yield StudyFiles(folder if len(set(numbers)) == 1 else os.path.join(folder, f"CXR{number}"), some)
 
 
 def _may_be_film(file: Path) -> bool:

@@ -57,6 +57,8 @@ INDEX = pa.schema(
     }
 )
 
+#: Columns that only some data sets need; others are indexed as before there were these.
+OPTIONAL = pa.schema({"dataset": pa.string(), "unlabelled": pa.list_(pa.string())})
 
 NAMED = 20  # bad studies named in a message; statistics.json has more
 
@@ -109,7 +111,8 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
             path.unlink()  # without a sample, or left by an interrupted run on a data set that has changed since
         temporary = folder / "scratch" / f"index.{os.getpid()}"
         write_data_card(rows, skipped, getattr(source, "left_out", {}), config, folder)
-        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), temporary)
+        more = [field for field in OPTIONAL if any(field.name in row for row in rows)]
+        pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([*INDEX, *more])), temporary)
         temporary.replace(folder / "index.parquet")
     except BrokenProcessPool:
         raise UserError(
@@ -126,7 +129,7 @@ def read_index(folder: Path, split: str, columns: list[str] | None = None, with_
     Args:
         folder: data artefact.
         split: one of ``SPLITS``.
-        columns: columns of ``INDEX``; None reads all.
+        columns: columns of ``INDEX`` and ``OPTIONAL``, of which missing ones are left out; None reads all.
         with_wordless: whether to include studies without a text, which only stage 1 uses.
 
     Raises:
@@ -137,6 +140,9 @@ def read_index(folder: Path, split: str, columns: list[str] | None = None, with_
         wanted = pc.field("split") == split
         if not with_wordless:
             wanted &= (pc.field("report") != "") | pc.field("report").is_null()  # null: only the sample has the report
+        if columns is not None and {*columns} & {*OPTIONAL.names}:
+            names = pq.read_schema(path).names
+            columns = [column for column in columns if column in names or column not in OPTIONAL.names]
         table = pq.read_table(path, columns=columns, filters=wanted)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
@@ -176,7 +182,8 @@ def _check_skipped(skipped: list[dict[str, str]], total: int, fraction: float) -
     if len(skipped) > fraction * total:
         raise UserError(
             f"{len(skipped)} of {total} studies cannot be read, more than data.max_corrupt_fraction {fraction}; "
-            f"hashed keys: {named}; repair them (`amrg doctor` says which), or raise the fraction, then start again"
+            f"hashed keys: {named}; repair them (`amrg doctor PATH --list FILE` writes which), or raise the fraction, "
+            "then start again"
         )
     echo(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
 
@@ -306,4 +313,5 @@ def _members(study: Study, films: StudyImages) -> dict[str, Any]:
 
 def _record(study: Study) -> dict[str, Any]:
     record = {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels", "prior")}
-    return record | {"projections": list(study.views)}
+    optional = {"dataset": study.dataset, "unlabelled": list(study.unlabelled)}
+    return record | {"projections": list(study.views)} | {name: value for name, value in optional.items() if value}

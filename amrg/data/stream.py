@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from amrg.data.image_ops import decode_film, decode_mask
 from amrg.data.labels import LABELS
 from amrg.data.shard_cache import ShardFiles
-from amrg.data.shards import hash_key, read_index
+from amrg.data.shards import OPTIONAL, hash_key, read_index
 from amrg.data.studies import Study
 from amrg.errors import UserError
 
@@ -106,13 +106,50 @@ def num_studies(folder: Path, split: str, with_wordless: bool = False) -> int:
 
 def load_studies(folder: Path, split: str, with_wordless: bool = False) -> list[Study]:
     """Read the studies of a split in index order, without opening a film."""
-    columns = ["key", "group", "split", "report", "labels", "projections", "prior"]
+    columns = ["key", "group", "split", "report", "labels", "projections", "prior", *OPTIONAL.names]
     return [_study(row) for row in read_index(folder, split, columns, with_wordless).to_pylist()]
 
 
 def num_views(folder: Path, split: str, with_wordless: bool = False) -> list[int]:
     """Return the number of films of each study of a split, in index order."""
     return read_index(folder, split, ["views"], with_wordless)["views"].to_pylist()
+
+
+def study_weights(
+    folder: Path, split: str, weights: Mapping[str, float], with_wordless: bool = False
+) -> np.ndarray | None:
+    """Return the weight of each study of a split by its data set, float64 [N]; None without weights.
+
+    Args:
+        folder: data artefact.
+        split: name of the split.
+        weights: weight of each data set (``DataConfig.weights``); empty if all are 1.
+        with_wordless: whether to include studies without a text.
+    """
+    if not weights:
+        return None
+    names = read_index(folder, split, ["dataset"], with_wordless)["dataset"].to_pylist()
+    return np.array([weights[name] for name in names])
+
+
+def epoch_counts(weights_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Draw how often each study is seen in an epoch, int64 [N]; the sum is the same for all epochs.
+
+    A study is seen as often as the whole part of its weight says. Of the studies of one weight a random share, the
+    fraction of the weight, is seen once more.
+    """
+    generator = np.random.default_rng([seed, epoch, 2])
+    counts_N = np.floor(weights_N).astype(np.int64)
+    for weight in np.unique(weights_N):
+        members = np.flatnonzero(weights_N == weight)
+        counts_N[generator.permutation(members)[: round((weight % 1) * len(members))]] += 1
+    return counts_N
+
+
+def epoch_rows(size: int, weights_N: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """Return the row of each sample of an epoch, in the order of the rows, int64; every row once without weights."""
+    rows_N = np.arange(size)
+    return rows_N if weights_N is None else np.repeat(rows_N, epoch_counts(weights_N, seed, epoch))
 
 
 def iter_samples(
@@ -150,7 +187,8 @@ class Stream:
     so that a lane reads one shard after the other. Rank r of W reads the lanes congruent to r. The number of lanes is
     the largest divisor of the batch size up to ``MAX_LANES``; with few shards a lane may be less than a shard.
 
-    Each sample occurs at most once per epoch. The last samples of the sequence, fewer than a batch, are left out; they
+    Each sample occurs at most once per epoch, or as often as its weight says, first all the
+    first times. The last samples of the sequence, fewer than a batch, are left out; they
     differ between epochs. A damaged sample is skipped, recorded in ``corrupt`` and logged, and the next readable sample
     of its lane takes its place, so that batches stay full.
 
@@ -170,6 +208,7 @@ class Stream:
             pinned if there is a GPU.
         lengths: length of each sample of the split, in index order.
         with_wordless: whether to include studies without a text.
+        weights: weight of each sample of the split, in index order (``epoch_counts``); None: each is seen once.
 
     Raises:
         UserError: the split has less than one batch, the ranks do not fit the lanes, or too many samples are damaged.
@@ -188,6 +227,7 @@ class Stream:
         collate: Collate = list,
         lengths: Sequence[int] | None = None,
         with_wordless: bool = False,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.corrupt: dict[str, str] = {}
         self.lanes = num_lanes(batch_size)
@@ -195,14 +235,15 @@ class Stream:
         self._rows = read_index(folder, split, _PLACE, with_wordless)
         self._shards = _runs(self._rows["shard"].to_numpy())
         self._per_lane = batch_size // self.lanes
-        self.steps_per_epoch = len(self._rows) // batch_size
+        self._weights = weights
+        samples = len(epoch_rows(len(self._rows), weights, seed, 0))
+        self.steps_per_epoch = samples // batch_size
         self._readers, self._collate = readers, collate
         self._lengths = None if lengths is None else np.asarray(lengths)
         self._max_corrupt = max_corrupt_fraction * len(self._rows) / world
         if not self.steps_per_epoch:
             raise UserError(
-                f"the split `{split}` has {len(self._rows)} studies, less than one batch of {batch_size}: "
-                "lower the batch size"
+                f"the split `{split}` has {samples} studies, less than one batch of {batch_size}: lower the batch size"
             )
         if self.lanes % world:
             raise UserError(
@@ -245,10 +286,14 @@ class Stream:
         return [group_by_length(lane, self._lengths, self._per_lane, [self._seed, epoch]) for lane in lanes]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Return the index rows in the order of an epoch, int64 [rows]: shards are shuffled, then rows inside each."""
+        """Return the index rows in the order of an epoch, int64: shards are shuffled, then rows inside each."""
         generator = np.random.default_rng([self._seed, epoch])
+        passes = [self._shards]
+        if self._weights is not None:
+            counts = epoch_counts(self._weights, self._seed, epoch)
+            passes = [[rows[counts[rows] > k] for rows in self._shards] for k in range(counts.max())]
         return np.concatenate(
-            [generator.permutation(self._shards[i]) for i in generator.permutation(len(self._shards))]
+            [generator.permutation(shards[i]) for shards in passes for i in generator.permutation(len(shards))]
         )
 
     def _skip(self, number: int, reason: str) -> None:
@@ -382,5 +427,6 @@ def _study(record: dict[str, Any]) -> Study:
     labels = {label: record["labels"][label] for label in LABELS}
     projections = tuple(record.get("projections") or ())
     return Study(
-        record["key"], record["group"], record["split"], record["report"], labels, projections, record.get("prior", "")
-    )
+        record["key"], record["group"], record["split"], record["report"], labels, projections, record.get("prior", ""),
+        unlabelled=tuple(record.get("unlabelled") or ()), dataset=record.get("dataset") or "",
+    )  # fmt: skip

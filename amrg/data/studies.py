@@ -24,6 +24,8 @@ class Study:
         views: projection of each film (PA, AP, LATERAL …), if the data set gives it.
         prior: key of the same patient's previous study, or empty.
         load_error: error text if the study's entry in the tables is damaged; ``prepare`` leaves such a study out.
+        unlabelled: labels of which the data set says nothing: unknown in training and scores, never counted as absent.
+        dataset: name of the study's data set where several are mixed, else empty.
     """
 
     key: str
@@ -34,6 +36,8 @@ class Study:
     views: tuple[str, ...] = ()
     prior: str = ""
     load_error: str = ""
+    unlabelled: tuple[str, ...] = ()
+    dataset: str = ""
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split

@@ -46,7 +46,7 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.training_distance import FALSE_ALARM_RATE
 from amrg.pages.plain_summary import plain_summary
 from amrg.pages.result_page import Page, write_page
-from amrg.pages.score_table import score_table
+from amrg.pages.score_table import data_set_table, score_table
 from amrg.progress import echo
 
 #: Version of the layout of ``scores.json``.
@@ -97,8 +97,8 @@ def evaluate(
 
     train, test = each(_ClassifierPass(config, stage1, data, rows.films), ("train", split))
     texts = [r.text for r in reports]
-    val_reports = [s.report for s in read_studies(data, "val")]
-    systems, learned = _systems(config, test, train, val_reports, texts, each)
+    constant = best_constant([s.report for s in train.studies], [s.report for s in read_studies(data, "val")])
+    systems, learned = _systems(config, test, train, constant, texts, each)
     scores = {
         "format": FORMAT,
         "name": config.name,
@@ -114,10 +114,11 @@ def evaluate(
         "retrieved_sets": num_distinct_retrievals(reports),
         "relevance": _relevance(config, banks, test, reports),
         "unlike_training": _unlike_training(reports),
-        "mentions": mention_tables(_present(test), texts),
+        "mentions": mention_tables(_present(test), texts, _known(test)),
         "confidence": _confidence(config, studies, reports),
         "localisation": _localization(config, test),
         "classifier": _classifier(stage1, split),
+        **_data_sets(config, stage1, split, studies, texts, constant),
         "probe": _probe(test, train) if config.data.source == "openi_drr" else None,
         **_origin(config, inputs),
     }
@@ -135,6 +136,8 @@ def evaluate(
     )
     write_page(page, folder / "index.html")
     Console().print(score_table(scores))
+    if "data_sets" in scores:
+        Console().print(data_set_table(scores))
     Console().print(Text(" ".join(plain_summary(scores)) + "\n"))
     echo("the page is index.html in the folder of the scores")
 
@@ -184,7 +187,7 @@ class _ClassifierPass:
 
 
 def _systems(
-    config: Config, test: TestOutputs, train: TrainOutputs, val_reports: list[str], generated: list[str], each: MapFn
+    config: Config, test: TestOutputs, train: TrainOutputs, constant: str, generated: list[str], each: MapFn
 ) -> tuple[dict[str, dict[str, Any]], LearnedScores]:
     """Score the model and its baselines; returns also the learned scores of the model's reports."""
     groups = [s.group for s in test.studies]
@@ -195,7 +198,7 @@ def _systems(
         MODEL: generated,
         "nearest neighbour": [train_reports[i] for i in nearest],
         "most frequent normal": [most_frequent_normal(train_reports)] * len(groups),
-        "best constant": [best_constant(train_reports, val_reports)] * len(groups),
+        "best constant": [constant] * len(groups),
         "random train report": [train_reports[i] for i in chance],
     }
     references, settings = [s.report for s in test.studies], config.evaluate
@@ -259,6 +262,44 @@ def _confidence(config: Config, studies: list[Study], reports: list[GeneratedRep
 def _present(test: TestOutputs) -> np.ndarray:
     """Return whether the studies' own labels are positive, bool [S, 14]."""
     return _labels(test.studies) == 1
+
+
+def _known(test: TestOutputs) -> np.ndarray:
+    """Return whether the studies' data sets have the labels, bool [S, 14]."""
+    return np.array([[label not in study.unlabelled for label in LABELS] for study in test.studies])
+
+
+def _data_sets(
+    config: Config, stage1: Path, split: str, studies: list[Study], generated: list[str], constant: str
+) -> dict[str, Any]:
+    """Score each data set of a mix as ``data_sets``; nothing without a mix.
+
+    A data set has the scores of the model and the best constant report on its own studies with a text, none if it has
+    no such study, and stage 1's mean AUROC on all of its studies.
+    """
+    classified = json.loads((stage1 / "scores.json").read_text())[split].get("data_sets", {})
+    settings = config.evaluate
+    found: dict[str, Any] = {}
+    for name, classifier in classified.items():
+        rows = [i for i, study in enumerate(studies) if study.dataset == name]
+        groups = [studies[i].group for i in rows]
+        systems = {MODEL: [generated[i] for i in rows], "best constant": [constant] * len(rows)}
+        found[name] = {
+            "studies": len(rows),
+            "patients": len(set(groups)),
+            "systems": score_systems(
+                [studies[i].report for i in rows],
+                systems,
+                groups,
+                settings.bootstrap_samples,
+                config.seed,
+                settings.meteor_timeout if settings.meteor else None,
+            )
+            if rows
+            else {},
+            "classifier": {"studies": classifier["studies"], "mean_auroc": classifier["mean_auroc"]},
+        }
+    return {"data_sets": found} if found else {}
 
 
 def _localization(config: Config, test: TestOutputs) -> dict[str, Any]:

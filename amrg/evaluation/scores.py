@@ -69,17 +69,25 @@ def score_systems(
     return scores
 
 
-def mention_tables(present_SK: np.ndarray, generated: Sequence[str]) -> dict[str, dict[str, Any]]:
+def mention_tables(
+    present_SK: np.ndarray, generated: Sequence[str], known_SK: np.ndarray | None = None
+) -> dict[str, dict[str, Any]]:
     """Return ``contingency_table`` of presence and mention, per finding that some studies have and some lack.
 
     Args:
         present_SK: bool [S, 14], the studies' own labels.
         generated: generated reports, [S].
+        known_SK: bool [S, 14], labels that the study's data set has; others are left out. None: all.
     """
     mentioned = binarize(label_matrix(generated))
-    columns = {f: LABELS.index(f) for f in FINDINGS}
-    mixed = {f: k for f, k in columns.items() if 0 < present_SK[:, k].sum() < len(present_SK)}
-    return {f: contingency_table(present_SK[:, k], mentioned[:, k]) for f, k in mixed.items()}
+    tables = {}
+    for finding in FINDINGS:
+        k = LABELS.index(finding)
+        known = slice(None) if known_SK is None else known_SK[:, k]
+        present = present_SK[known, k]
+        if 0 < present.sum() < len(present):
+            tables[finding] = contingency_table(present, mentioned[known, k])
+    return tables
 
 
 def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, Any]:

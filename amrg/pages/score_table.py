@@ -49,6 +49,34 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
+def data_set_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and one row for each data set of a mix; no rows without a mix."""
+    metrics = ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr")
+    heads = ["data set", "studies", "clinical F1 [95%]", "best constant report", *metrics, "films: studies", "AUROC"]
+    rows = []
+    for name, one in scores.get("data_sets", {}).items():
+        written, classifier = ["–"] * (2 + len(metrics)), one["classifier"]
+        if one["systems"]:
+            model, constant = one["systems"]["model"], one["systems"]["best constant"]
+            clinical = model["clinical"]
+            f1 = {"value": clinical["micro_13"]["f1"], "interval": clinical["intervals"]["micro_13"]}
+            written = [cell(f1), cell(constant["clinical"]["micro_13"]["f1"])]
+            written += [cell(model["language"][metric]["value"]) for metric in metrics]
+        rows.append([name, str(one["studies"]), *written, str(classifier["studies"]), cell(classifier["mean_auroc"])])
+    return heads, rows
+
+
+def data_set_table(scores: dict[str, Any]) -> Table:
+    """Build the table of the data sets of a mix for a terminal."""
+    heads, rows = data_set_rows(scores)
+    table = Table(title="by data set", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for head in heads:
+        table.add_column(head, justify="left" if head == heads[0] else "right")
+    for row in rows:
+        table.add_row(row[0], *map(_stacked, row[1:]))
+    return table
+
+
 def detail_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of the detail scores with their number of cases, one system per column.
 

@@ -28,16 +28,16 @@ def targets(studies: list[Study], uncertain: Policy, blank: Policy) -> Tensor:
     """Labels → float [N, K]: 1, 0, or NaN where the label is to be ignored.
 
     Args:
-        studies: their labels are 1, 0, -1 (uncertain) or None (not mentioned).
-        uncertain, blank: what these two count as. Where a study has no label at all, nothing is known of it, and all
-            14 are ignored.
+        studies: their labels are 1, 0, -1 (uncertain) or None (not mentioned); ``unlabelled`` ones are ignored, and all
+            14 of a study without any label, of which nothing is known.
+        uncertain, blank: what these two count as.
     """
     special = {UNCERTAIN: _POLICY_VALUE[uncertain], BLANK: _POLICY_VALUE[blank]}
-    known = [any(value is not BLANK for value in study.labels.values()) for study in studies]
-    rows = [
-        [special.get(study.labels[name], study.labels[name]) if labelled else math.nan for name in LABELS]
-        for study, labelled in zip(studies, known, strict=True)
-    ]
+    rows = []
+    for study in studies:
+        unknown = study.unlabelled if any(v is not BLANK for v in study.labels.values()) else LABELS
+        values = ((name, study.labels[name]) for name in LABELS)
+        rows.append([math.nan if name in unknown else special.get(value, value) for name, value in values])
     return torch.tensor(rows, dtype=torch.float32).reshape(len(studies), len(LABELS))
 
 

@@ -20,7 +20,15 @@ from amrg import distributed
 from amrg.artifacts import add_failure
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import Stream, iter_samples, load_studies, num_studies, num_views
+from amrg.data.stream import (
+    Stream,
+    epoch_rows,
+    iter_samples,
+    load_studies,
+    num_studies,
+    num_views,
+    study_weights,
+)
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views, query_cosines
 from amrg.models.zero3 import gathered
@@ -111,7 +119,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         if distributed.rank() == 0:
             model.save_pretrained(folder / "model")
             truth = {split: films.targets[split].numpy() for split in probabilities}
-            _write_scores(probabilities, truth, folder)
+            _write_scores(probabilities, truth, films.datasets, folder)
             _record_chance_level(probabilities["val"], truth["val"], config.seed, folder)
             films.close()
     distributed.barrier()
@@ -134,18 +142,31 @@ def _start_biases(model: DiseaseClassifier, targets_NK: Tensor, weight_K: Tensor
             bias_K.copy_(torch.log((positive_K + 1) / (negative_K + 1)))
 
 
-def _write_scores(probabilities: dict[str, np.ndarray], truth: dict[str, np.ndarray], folder: Path) -> None:
-    """Choose thresholds on validation; write them and the scores of both splits."""
+def _write_scores(
+    probabilities: dict[str, np.ndarray], truth: dict[str, np.ndarray], datasets: dict[str, np.ndarray], folder: Path
+) -> None:
+    """Choose thresholds on validation; write them and the scores of both splits, and of each data set of a mix."""
     thresholds = choose_finding_thresholds(probabilities["val"], truth["val"])
     scores = {}
     for split, probabilities_NK in probabilities.items():
-        table = score_table(probabilities_NK, truth[split], thresholds)
-        mean = mean_auroc(table, FINDINGS, MIN_POSITIVES)
-        scores[split] = {"mean_auroc": mean, "least_positives": MIN_POSITIVES, "per_label": table}
+        scores[split] = _scores(probabilities_NK, truth[split], thresholds)
+        mean = scores[split]["mean_auroc"]
+        if names := sorted({*datasets[split]} - {""}):
+            of = {name: datasets[split] == name for name in names}
+            scores[split]["data_sets"] = {
+                name: {"studies": int(rows.sum()), **_scores(probabilities_NK[rows], truth[split][rows], thresholds)}
+                for name, rows in of.items()
+            }
         shown = f"{mean:.3f}" if mean is not None else "none has so many"
         echo(f"{split}: mean AUROC of the findings with at least {MIN_POSITIVES} positives: {shown}")
     for name, content in (("thresholds", thresholds), ("scores", scores)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _scores(probabilities_NK: np.ndarray, truth_NK: np.ndarray, thresholds: dict[str, float]) -> dict[str, Any]:
+    table = score_table(probabilities_NK, truth_NK, thresholds)
+    mean = mean_auroc(table, FINDINGS, MIN_POSITIVES)
+    return {"mean_auroc": mean, "least_positives": MIN_POSITIVES, "per_label": table}
 
 
 def _record_chance_level(probabilities_NK: np.ndarray, truth_NK: np.ndarray, seed: int, folder: Path) -> None:
@@ -167,12 +188,12 @@ class _Films:
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
         self.config, self.data = config, data
         settings = config.stage1
+        studies = {split: load_studies(data, split, with_wordless=True) for split in ("train", "val", "test")}
         self.targets = {
-            split: targets(
-                load_studies(data, split, with_wordless=True), settings.uncertain_policy, settings.unmentioned_policy
-            )
-            for split in ("train", "val", "test")
+            split: targets(some, settings.uncertain_policy, settings.unmentioned_policy)
+            for split, some in studies.items()
         }
+        self.datasets = {split: np.array([study.dataset for study in some]) for split, some in studies.items()}
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
         """Predict each film of a batch from ``batches`` or ``inputs``."""
@@ -212,7 +233,8 @@ class _CachedFilms(_Films):
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
         super().__init__(config, data, folder, model)
         self.folder = folder / "features"
-        size, batch = len(self.targets["train"]), config.stage1.batch_size
+        self.weights = study_weights(data, "train", config.data.weights, with_wordless=True)
+        size, batch = len(self._rows(0)), config.stage1.batch_size
         self.steps_per_epoch = size // batch
         if not self.steps_per_epoch:
             raise UserError(
@@ -263,8 +285,9 @@ class _CachedFilms(_Films):
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         generator = _generator(self.config.seed, epoch)
-        order = torch.randperm(len(self.targets["train"]), generator=generator)
-        copy_of = torch.randint(self.copies, order.shape, generator=generator)
+        drawn = torch.from_numpy(self._rows(epoch))
+        order = drawn[torch.randperm(len(drawn), generator=generator)]
+        copy_of = torch.randint(self.copies, (len(self.targets["train"]),), generator=generator)
         size = self.config.stage1.batch_size
         for step in range(start, self.steps_per_epoch):
             rows = order[step * size : (step + 1) * size][distributed.rank() :: distributed.world_size()]
@@ -274,6 +297,9 @@ class _CachedFilms(_Films):
                 "targets": self.targets["train"][rows],
                 "study": [self.keys[row] for row in rows.tolist()],
             }
+
+    def _rows(self, epoch: int) -> np.ndarray:
+        return epoch_rows(len(self.targets["train"]), self.weights, self.config.seed, epoch)
 
     def inputs(self, split: str) -> Iterator[ImageBatch]:
         for rows in _batched(range(len(self.targets[split])), _BATCH):
@@ -304,6 +330,7 @@ class _StreamedFilms(_Films):
             readers=config.data.loader_workers,
             collate=Stage1Collator(config.vision.image_size, config.stage1),
             with_wordless=True,
+            weights=study_weights(data, "train", config.data.weights, with_wordless=True),
         )
         self.steps_per_epoch = self.stream.steps_per_epoch
 

@@ -20,7 +20,7 @@ from amrg.artifacts import add_failure, open_artifact
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.config import Config
 from amrg.data.shards import hash_key
-from amrg.data.stream import Stream, group_by_length, iter_samples, load_studies, num_studies
+from amrg.data.stream import Stream, epoch_rows, group_by_length, iter_samples, load_studies, num_studies, study_weights
 from amrg.data.text.outline import add_outline
 from amrg.errors import UserError, collect_errors
 from amrg.models.bank_sentences import no_sentences
@@ -306,16 +306,19 @@ class _Cached(_Source):
         self.train, self.val = (VisionCache(model, data, s, folder, config.stage2.dtype) for s in ("train", "val"))
         both = {"train": self.train, "val": self.val}
         self._text = retrieved_tokens_of(config, model, data, banks, both, folder)
-        self.steps_per_epoch = len(self.train) // self.batch_size
+        self._weights = study_weights(data, "train", config.data.weights)
+        samples = len(epoch_rows(len(self.train), self._weights, self.seed, 0))
+        self.steps_per_epoch = samples // self.batch_size
         self._lengths = self.lengths(config)
         if not self.steps_per_epoch or self.batch_size % distributed.world_size():
             raise UserError(
-                f"stage2.batch_size {self.batch_size} does not fit {len(self.train)} train studies on "
+                f"stage2.batch_size {self.batch_size} does not fit {samples} train studies on "
                 f"{distributed.world_size()} ranks: take a multiple of the ranks, at most the studies"
             )
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        drawn = np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
+        drawn = epoch_rows(len(self.train), self._weights, self.seed, epoch)
+        drawn = drawn[np.random.default_rng([self.seed, epoch]).permutation(len(drawn))]
         if self._lengths is not None:
             drawn = group_by_length(drawn, np.array(self._lengths), self.batch_size, [self.seed, epoch])
         order = torch.from_numpy(drawn)
@@ -349,6 +352,7 @@ class _Streamed(_Source):
             readers=config.data.loader_workers,
             collate=self._pack,
             lengths=self.lengths(config),
+            weights=study_weights(data, "train", config.data.weights),
         )
         self.steps_per_epoch = self._stream.steps_per_epoch
 

@@ -19,7 +19,7 @@ from amrg.config import DataConfig
 from amrg.data.dataset_checks import check_dataset
 from amrg.data.labels import LABELS
 from amrg.data.shards import hash_key, prepare
-from amrg.data.sources import open_source
+from amrg.data.sources import indiana_views, open_source
 from amrg.data.sources.tables import decode, is_added, read_csv
 from amrg.data.splits import hash_patient
 from amrg.data.stream import load_studies
@@ -29,6 +29,7 @@ from amrg.training.multilabel import targets
 from tests.data.dataset_fixtures import (
     CHEXPERT,
     MIMIC,
+    OPENI,
     film,
     make_chexpert,
     make_iu_xray,
@@ -607,6 +608,62 @@ def test_the_doctor_knows_r2gens_selection_of_mimic(tmp_path, folder) -> None:
     content["test"].append(content["train"][0] | {"id": "zz"})
     (root / "annotation.json").write_text(json.dumps(content))
     assert wrong(root) == {"patients in two splits"}
+
+
+#: Studies of the Indiana collection, the numbers of their films in Open-i, and the place of the film that is frontal by
+#: ReXrank's files, or of the first where nothing is known.
+INDIANA = [
+    ("CXR1347_IM-0225", ("3001", "4004"), 1),
+    ("CXR2915_IM-1317", ("2001", "3001"), 1),
+    ("CXR1632_IM-0413", ("1001", "2001"), 1),
+    ("CXR932_IM-2430", ("2001", "3001", "4004"), 2),
+    ("CXR3030_IM-1405", ("1001", "2001"), 0),
+    ("CXR38_IM-1911", ("1001", "2001"), 0),
+    ("CXR99999_IM-0001", ("1001", "2001"), 0),
+]
+
+
+@pytest.mark.parametrize(("name", "numbers", "first"), INDIANA)
+def test_frontal_films_of_the_indiana_collection_are_first(tmp_path, name, numbers, first) -> None:
+    root = make_iu_xray(tmp_path / "iu")
+    paths = [f"{name}/{k}.png" for k in range(len(numbers))]
+    (root / "images" / name).mkdir()
+    for k, path in enumerate(paths):
+        Image.fromarray(film(k)).save(root / "images" / path)
+    entry = {"id": name, "report": "Lungs are clear.", "image_path": paths, "split": "train"}
+    edit_annotation(root, lambda content: content | {"train": [*content["train"], entry]})
+    source = open_source(config("iu_xray", root), 0)
+    study = next(study for study in source.studies() if study.key == name)
+    found = [k for view in source.films(study).views for k in range(3) if (view == film(k)).all()]
+    assert (found[0], sorted(found)) == (first, list(range(len(numbers))))
+
+    root = make_openi(tmp_path / "openi")
+    names = [f"{name}-{number}" for number in numbers]
+    for k, one in enumerate(names):
+        Image.fromarray(film(k)).save(root / "NLMCXR_png" / f"{one}.png")
+    images = "".join(f'<parentImage id="{one}"/>' for one in names)
+    uid = name.split("_")[0]
+    text = OPENI.format(number=uid[3:], findings="Lungs are clear.", images=images)
+    (root / "ecgen-radiology" / f"{uid}.xml").write_text(text)
+    source = open_source(config("openi", root, splits="patient"), 0)
+    study = next(study for study in source.studies() if study.key == uid)
+    found = [k for view in source.films(study).views for k in range(3) if (view == film(k)).all()]
+    assert (found[0], sorted(found)) == (first, list(range(len(numbers))))
+
+
+def test_without_the_wheel_films_stay_in_their_order(monkeypatch) -> None:
+    def missing(*file):
+        raise UserError("not installed")
+
+    monkeypatch.setattr(indiana_views, "wheel_file", missing)
+    for known in (indiana_views._ranks, indiana_views._by_study):
+        known.cache_clear()
+    try:
+        paths = ["CXR1347_IM-0225/0.png", "CXR1347_IM-0225/1.png"]
+        assert indiana_views.frontal_first(indiana_views.film_names("CXR1347_IM-0225", paths)) == [0, 1]
+    finally:
+        for known in (indiana_views._ranks, indiana_views._by_study):
+            known.cache_clear()
 
 
 # ---- Open-i ----

@@ -1,5 +1,6 @@
 """Reader of MIMIC-CXR-JPG with its reports as published by PhysioNet, or of R2Gen's selection (``annotation.json``)."""
 
+import os
 import re
 import zipfile
 from collections import defaultdict
@@ -252,7 +253,7 @@ def _reports(root: Path, tally: Tally) -> Callable[[str, str], str | None]:
 
     def read(subject: str, study: str) -> str | None:
         path = folder / f"p{subject[:2]}" / f"p{subject}" / f"s{study}.txt"
-        return read_report(path.read_bytes) if path.exists() else None
+        return read_report(path.read_bytes) if os.path.lexists(path) else None  # Path.exists may raise
 
     return read
 

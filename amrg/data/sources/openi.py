@@ -1,11 +1,14 @@
 """Reader of Open-i's own release: one XML per study, which names the PNG films."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
+from amrg.data.sources.indiana_views import frontal_first
 from amrg.data.sources.tables import Need, Tally, data_root, decode, present, refuse_views, walk_files
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
@@ -25,6 +28,18 @@ def counted(config: DataConfig) -> None:
     """Return None: there is no table."""
 
 
+def recognize(root: Path) -> bool:
+    """Return whether a folder holds reports of Open-i, by the first XML files in it."""
+    return any(_is_report(path) for path in islice(report_files(root), 20))
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return "<eCitation" in decode(path.read_bytes())[:1000]
+    except OSError:
+        return False
+
+
 def needs(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
     root = data_root(config)
@@ -42,10 +57,10 @@ def report_files(root: Path) -> Iterator[Path]:
 
 
 def film_files(root: Path) -> dict[str, Path]:
-    """Map the name of each film to its file; of several, to the first by format and path."""
+    """Map the name of each film (``film_names``) to its file; of several, to the first by format and path."""
     paths = [path for path in walk_files(root) if path.suffix.lower() in _SUFFIXES]
     ordered = sorted(paths, key=lambda path: _SUFFIXES.index(path.suffix.lower()))
-    return {path.stem: path for path in reversed(ordered)}
+    return {_dicom_name(path.stem): path for path in reversed(ordered)}
 
 
 def read_xml(path: Path) -> ET.Element:
@@ -80,8 +95,14 @@ def read_uid(content: ET.Element) -> str:
 
 
 def film_names(content: ET.Element) -> list[str]:
-    """Return the names of a report's films, each once."""
-    return list(dict.fromkeys(image.get("id", "").strip() for image in content.iter("parentImage")))
+    """Return the names of a report's films in the form of the DICOM files, each once, frontal ones first."""
+    names = list(dict.fromkeys(image.get("id", "").strip() for image in content.iter("parentImage")))
+    return [_dicom_name(names[place]) for place in frontal_first(names)]
+
+
+def _dicom_name(name: str) -> str:
+    """Return the name of a film in the form of Open-i's DICOM files: ``CXR1_1_IM-0001-3001`` → ``1_IM-0001-3001``."""
+    return re.sub(r"^CXR(\d+)_(?:\1_)?(?=IM)", r"\1_", name.removesuffix(".dcm"))
 
 
 class Openi:
@@ -126,7 +147,7 @@ class Openi:
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
-        """Load all films of a study."""
+        """Load all films of a study, frontal ones first."""
         return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
     def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path], tally: Tally) -> Study | str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
+from amrg.data.sources.indiana_views import film_names, frontal_first
 from amrg.data.sources.tables import Need, Tally, data_root, decode, find, present, refuse_views
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import SPLITS, Study, StudyImages
@@ -99,7 +100,7 @@ class R2Gen:
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
-        """Load all films of a study."""
+        """Load all films of a study, frontal ones first in IU X-ray."""
         return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
 
     def _study(self, split: str, entry: Any, where: str) -> Study | None:
@@ -114,6 +115,8 @@ class R2Gen:
             raise UserError(f"{where}: a report and paths inside the image folder expected")
         if key in self._films:
             return None
+        if self._data_set == "iu_xray":
+            paths = [paths[place] for place in frontal_first(film_names(name, paths))]
         self._films[key] = [self._images / path for path in paths]
         text = clean(present(report))
         return Study(key, hash_patient(patient), split, text, label_report(text))

