@@ -272,10 +272,8 @@ def _data_settings(config: Config) -> dict[str, Any]:
     settings["text"] = f"cleaning {cleaning.VERSION}, sections {sections.VERSION}"
     if config.data.source in ("mimic_cxr", "chexpert_plus"):
         settings["wordless"] = "labelled"  # what became of studies without a text once was another
-    if config.data.source not in ("openi_drr", "openi"):  # there labels are the experts'; elsewhere they may be ours
-        settings["labeler"] = labeler.VERSION
-    if config.data.source != "openi_drr":
-        settings["reader"] = _READER
+    if config.data.source != "openi_drr":  # its labels are experts' and it reads no copy of a user's
+        settings |= {"labeler": labeler.VERSION, "reader": _READER}
     return settings
 
 
