@@ -15,6 +15,7 @@ from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, o
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
 from amrg.data.text import labeler, statements
 from amrg.errors import TrainingFailure, UserError, collect_errors
+from amrg.launcher import check_launcher
 from amrg.preflight import Run, examine, this_machine
 from amrg.progress import echo
 from amrg.training import deepspeed_config, deepspeed_json
@@ -144,6 +145,8 @@ def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> N
     Raises:
         UserError: something is missing or wrong; a line for each.
     """
+    if workers is None:
+        check_launcher()
     if os.environ.get("RANK", "0") != "0":
         return
     faults = collect_errors(*(partial(STEPS[verb].settings, config) for verb in verbs))

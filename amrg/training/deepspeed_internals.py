@@ -49,10 +49,12 @@ def try_config(config: dict[str, Any], lr: float) -> None:
     """
     import_deepspeed()
     from deepspeed.runtime import lr_schedules
-    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.config import DeepSpeedConfig, DtypeEnum
 
     micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
     DeepSpeedConfig({**config, "train_batch_size": micro * accumulation * world_size()})
+    if "grad_accum_dtype" in config.get("data_types", {}):
+        DtypeEnum(config["data_types"]["grad_accum_dtype"])
     given = config.get("optimizer", {})
     kind = torch.optim.SGD if given.get("type") == "SGD" else torch.optim.AdamW
     own = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")

@@ -16,10 +16,15 @@ OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 SCHEDULERS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
 
 _COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+_FLAGS = (
+    "wall_clock_breakdown", "memory_breakdown", "dump_state", "prescale_gradients", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+)  # fmt: skip
 _MODES = ("bf16", "bfloat16", "fp16", "amp")
 _SECTIONS = (
     *_MODES, "optimizer", "scheduler", "zero_optimization", "activation_checkpointing", "aio", "comms_logger",
-    "compile", "csv_monitor", "data_efficiency", "data_types", "flops_profiler", "tensorboard", "torch_autocast", "wandb",
+    "compile", "csv_monitor", "data_efficiency", "data_types", "flops_profiler", "tensorboard", "torch_autocast",
+    "wandb",
 )  # fmt: skip
 
 
@@ -43,7 +48,13 @@ def load_ds_config(name: str) -> dict[str, Any]:
     for key in _COUNTS:
         if key in content and content[key] != AUTO and not _is_count(content[key]):
             raise _wrong(path, key, content[key], 'a whole number of at least 1, without quotes, or "auto"')
-    _require_number(path, content, "gradient_clipping")
+    for key in ("gradient_clipping", "gradient_predivide_factor"):
+        _require_number(path, content, key)
+    if not (_is_number(content.get("steps_per_print", 1)) and content.get("steps_per_print", 1)):  # often 1e9
+        raise _wrong(path, "steps_per_print", content["steps_per_print"], "a number above 0, without quotes")
+    for key in _FLAGS:
+        if not isinstance(content.get(key, False), bool):
+            raise _wrong(path, key, content[key], "true or false")
     for key in _MODES:
         enabled = content[key].get("enabled", False) if isinstance(content.get(key), dict) else False
         if enabled != AUTO and not isinstance(enabled, bool):

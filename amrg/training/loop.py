@@ -98,7 +98,7 @@ def fit(
     input_hashes = {**task.input_hashes, "frozen weights": checkpoint.frozen_fingerprint(task.model)}
     engine = Engine(task.model, task.loss, optimizer, total)
     run = _RunState(task, engine, folder, checkpointing.keep_last, input_hashes)
-    log = Telemetry(folder, telemetry, optimizer.section, optimizer.batch_size)
+    log = Telemetry(folder, telemetry, optimizer.section, optimizer.batch_size, run.step)
     guard = LossGuard(optimizer.section, checkpointing.loss_spike_factor)
     stream: Iterator[Batch] | None = None
     with stop_requests() as stopping, user_errors(optimizer.section, folder):
