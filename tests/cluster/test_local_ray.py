@@ -24,7 +24,7 @@ with ray_session(Config(), local=True):
 
 def test_it_listens_on_loopback_alone_and_is_no_other_runs_cluster():
     """Ray's own ``auto`` would find it; a second run that joined it would wait for the first one's processors."""
-    done = subprocess.run([sys.executable, "-c", _TELL], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", _TELL], capture_output=True, text=True, timeout=300, check=True)
     addresses, found = json.loads(done.stdout.splitlines()[-1])
     assert not found
     assert len(addresses) >= 3  # its store, its raylet, its dashboard
