@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from amrg import pipeline
+from amrg.config import Config
+from amrg.errors import UserError
 from amrg.launcher import first_host, local_ranks
 from tests.launchers.test_launchers import BIN, ENVIRONMENT, ROOT, below, wait_for
 from tests.launchers.test_slurm import MEET
@@ -66,22 +69,40 @@ def meet(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "no MASTER_ADDR"),
-        ({"RANK": "1"}, "RANK 1 of WORLD_SIZE 1"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is `two`"),
         ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "nobody listens there"),
         ({**local_ranks(2), "RANK": "0"}, "the other ranks did not come within 2 s"),
         ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "no-such-host.invalid"}, "cannot meet the others"),
     ],
 )  # fmt: skip
-def test_what_another_job_has_left_in_the_environment_is_one_line(
-    variables: dict[str, str], said: str, tmp_path: Path
-) -> None:
+def test_ranks_that_do_not_come_are_one_line(variables: dict[str, str], said: str, tmp_path: Path) -> None:
     done = meet(tmp_path, **variables)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("amrg: ")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "no MASTER_ADDR"),
+        ({"RANK": "1"}, "RANK 1 of WORLD_SIZE 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "RANK 2 of WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is `two`"),
+        ({"WORLD_SIZE": "1", "MASTER_PORT": "http"}, "MASTER_PORT is `http`"),
+    ],
+)
+def test_what_another_job_has_left_in_the_environment_is_one_line(
+    variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, variables.get(name, ""))
+        if name not in variables:
+            monkeypatch.delenv(name)
+    with pytest.raises(UserError) as error:
+        pipeline.check((), Config())  # what each command does first
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_port_that_another_run_has_is_one_line(tmp_path: Path) -> None:
