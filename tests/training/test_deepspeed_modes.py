@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from amrg.launcher import local_ranks
 from amrg.training import loop
 from amrg.training.checkpoint import latest_valid
 from amrg.training.interruption import GracefulStop
@@ -18,6 +22,7 @@ from tests.training.engine_settings_worker import Stopping
 from tests.training.test_loop import steps
 from tests.training.toy_training_worker import run
 
+ROOT = Path(__file__).resolve().parents[2]
 LR, STEPS, WARMUP = 0.05, 9, 2  # of the toy training
 PARAMS = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
 ADAMS = {"exp_avg", "exp_avg_sq"}
@@ -130,6 +135,46 @@ def test_bf16_mode_keeps_float32_in_its_checkpoints(
     weights = saved.weights()
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())  # not rounded
+
+
+TWO_RANKS: dict[str, tuple[dict[str, Any], Literal["float32", "bfloat16"]]] = {
+    "bf16-0": ({"bf16": {"enabled": True}, **zero(0)}, "bfloat16"),
+    "bf16-3": ({"bf16": {"enabled": True}, **zero(3)}, "bfloat16"),
+    "scheduler-2": (
+        {**ADAMW, "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}}, **zero(2)}, "float32"
+    ),
+    "sgd-3": ({"optimizer": {"type": "SGD", "params": {"lr": "auto", "momentum": 0.9}}, **zero(3)}, "float32"),
+    "offload-2": (zero(2, offload_optimizer={"device": "cpu"}), "float32"),
+}  # fmt: skip
+_TRAIN = """
+import pathlib, sys
+from tests.training.toy_training_worker import run
+for argument in sys.argv[2:]:
+    name, dtype = argument.split(":")
+    run(pathlib.Path(sys.argv[1]) / name, str(pathlib.Path(sys.argv[1]) / f"{name}.json"), dropout=0.0, dtype=dtype)
+"""
+
+
+def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
+    trained = {}
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        for name, (content, _) in TWO_RANKS.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        command = [sys.executable, "-c", _TRAIN, str(folder), *(f"{n}:{dtype}" for n, (_, dtype) in TWO_RANKS.items())]
+        shared = os.environ | local_ranks(ranks) | {"OMP_NUM_THREADS": "1"}
+        started = [
+            subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(ranks)
+        ]
+        assert [process.wait(timeout=400) for process in started] == [0] * ranks
+        trained[ranks] = {name: [(row["lr"], row["loss"]) for row in steps(folder / name)] for name in TWO_RANKS}
+    for name, (_, dtype) in TWO_RANKS.items():
+        one, two = trained[1][name], trained[2][name]
+        assert [lr for lr, _ in one] == [lr for lr, _ in two]
+        tolerance = 2e-2 if dtype == "bfloat16" else 1e-5
+        assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=tolerance), name
 
 
 def test_stage_2_trains_in_bf16_mode_and_leaves_stage_1_as_it_was(artefacts: Any, tmp_path: Path) -> None:
