@@ -2,17 +2,19 @@
 
 import atexit
 import os
-import tempfile
 import time
 import warnings
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
+from amrg.errors import UserError
+from amrg.launcher import Deadline, answers, check_launcher, listen
+
 _TEARDOWN_SECONDS = 0.2  # seconds
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 # ZeRO 3 and the exchange of sharded banks call what torch has renamed.
 warnings.filterwarnings(
@@ -40,13 +42,19 @@ def device() -> torch.device:
     """This rank's device: its GPU where there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    # Some launchers show each rank its own GPU alone.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def init_process_group() -> None:
-    """Join the process group (once): alone, or with the other ranks that a launcher has started."""
+    """Join the process group (once): alone, or with the other ranks that a launcher has started.
+
+    Raises:
+        UserError: the launcher's environment is not whole, or the other ranks do not come.
+    """
     if distributed.is_initialized():
         return
+    check_launcher()
     backend = "gloo"
     if device().type == "cuda":
         torch.cuda.set_device(device())
@@ -56,24 +64,38 @@ def init_process_group() -> None:
     if local:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    timeout = timedelta(minutes=30)
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    if ranks == 1:
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout)
-    elif local:
-        # The ranks of one machine meet in a file: no port to collide on, nothing listening beyond the loopback.
-        rendezvous = f"file://{_rendezvous()}"
-        distributed.init_process_group(backend, init_method=rendezvous, rank=me, world_size=ranks, timeout=timeout)
-    else:
-        distributed.init_process_group(backend, timeout=timeout)
+    store = distributed.HashStore() if ranks == 1 else _rendezvous(me, ranks)
+    distributed.init_process_group(backend, store=store, rank=me, world_size=ranks, timeout=_COLLECTIVE_TIMEOUT)
     atexit.register(_leave)
 
 
-def _rendezvous() -> Path:
-    """A file name that the ranks of one launcher, and no others, agree on: its process id and when it started."""
-    parent = os.getppid()
-    born = Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    return Path(tempfile.gettempdir()) / f"amrg-{os.getuid()}-{parent}-{born}-{os.environ.get('MASTER_PORT', '0')}"
+def _rendezvous(me: int, ranks: int) -> distributed.Store:
+    """Return the store at MASTER_ADDR and MASTER_PORT that all ranks have reached."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
+    # torchrun itself listens there; the ranks that it starts again after a failure shall not read what the dead wrote.
+    listens = me == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    deadline = Deadline(f"rank {me} of {ranks} at MASTER_ADDR {address}, MASTER_PORT {port}")
+    try:
+        own = listen(address, port) if listens else None
+        if not listens:
+            deadline.wait(lambda: answers(address, port), "nobody listens there")
+        tcp = distributed.TCPStore(
+            address, port, is_master=listens, wait_for_workers=False, timeout=timedelta(seconds=deadline.left),
+            master_listen_fd=None if own is None else own.detach(),
+        )  # fmt: skip
+        store = distributed.PrefixStore(f"amrg/{attempt}", tcp)
+        store.add("ranks", 1)
+        deadline.wait(lambda: store.add("ranks", 0) >= ranks, "the other ranks did not come")
+        store.set_timeout(_COLLECTIVE_TIMEOUT)
+    except (OSError, distributed.DistError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:200]
+        raise UserError(
+            f"rank {me} of {ranks} cannot meet the others at MASTER_ADDR {address}, MASTER_PORT {port}: {reason}; "
+            "choose another port (--master_port) if another run has it"
+        ) from None
+    return store
 
 
 def _leave() -> None:

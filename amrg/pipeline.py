@@ -15,9 +15,10 @@ from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, o
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
 from amrg.data.text import cleaning, labeler, sections, statements
 from amrg.errors import TrainingFailure, UserError, collect_errors
+from amrg.launcher import check_launcher
 from amrg.preflight import Run, examine, this_machine
 from amrg.progress import echo
-from amrg.training import deepspeed_config
+from amrg.training import deepspeed_config, deepspeed_json
 
 #: Writes a step's outputs: configuration, folders of the inputs by their kind, the folder to write into.
 StepFunction = Callable[[Config, dict[str, Path], Path], None]
@@ -152,6 +153,8 @@ def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> N
     Raises:
         UserError: something is missing or wrong; a line for each.
     """
+    if workers is None:
+        check_launcher()
     if os.environ.get("RANK", "0") != "0":
         return
     faults = collect_errors(*(partial(STEPS[verb].settings, config) for verb in verbs))
@@ -342,7 +345,7 @@ def _generate_settings(config: Config) -> dict[str, Any]:
 
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
     """A stage's settings with the content of its DeepSpeed JSON, not the name."""
-    return {**to_dict(stage), "ds_config": deepspeed_config.load_ds_config(stage.ds_config)}
+    return {**to_dict(stage), "ds_config": deepspeed_json.load_ds_config(stage.ds_config)}
 
 
 def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, Any]:
@@ -355,7 +358,7 @@ def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, 
     return {
         **to_dict(stage),
         **defaults,
-        "ds_config": deepspeed_config.learned(deepspeed_config.load_ds_config(stage.ds_config), zero),
+        "ds_config": deepspeed_config.learned(deepspeed_json.load_ds_config(stage.ds_config), zero),
     }
 
 

@@ -289,7 +289,8 @@ def _trained(
 ) -> Need:
     """Weights and checkpoints of a stage, as ``amrg plan`` counts them."""
     from amrg.planning.zero_memory import CHECKPOINT, ZeroSettings, count_parameters, zero_memory
-    from amrg.training.deepspeed_config import OptimizerSettings, load_ds_config, resolve
+    from amrg.training.deepspeed_config import OptimizerSettings, resolve
+    from amrg.training.deepspeed_json import load_ds_config
 
     weights = count_parameters(model, base)
     settings = resolve(load_ds_config(config.ds_config), OptimizerSettings.of(section, config), run.ranks, 1)

@@ -26,7 +26,7 @@ hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${hosts%%$'\n'*}
 # Two jobs on one node shall not meet; below 32768 the system gives no port to others.
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
-# Ranks of one machine would meet in a file of it; these meet at the address above, wherever they are.
+# What the shell of sbatch says of other ranks is not true of these, which may be on several machines.
 unset LOCAL_WORLD_SIZE LOCAL_SIZE
 
 # Ranks wait for what the first one makes alone: should it fail, SLURM must end them, too. Since SLURM 22.05 srun has to be told

@@ -24,7 +24,7 @@ ROWS = [
     {"amrg.data"},
     {"amrg.cli_config", "amrg.precision"},
     {"amrg.artifacts", "amrg.config", "amrg.distributed", "amrg.model_files"},
-    {"amrg.config_aliases"},
+    {"amrg.config_aliases", "amrg.launcher"},
     {"amrg.progress", "amrg.torch_internals"},
     {"amrg.errors"},
 ]

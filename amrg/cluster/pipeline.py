@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from amrg.artifacts import Artifact, find, open_artifact
-from amrg.cluster.ray_internals import init_on_loopback
+from amrg.cluster.ray_internals import init_on_loopback, recorded_address
 from amrg.cluster.readers import start_readers
 from amrg.cluster.task_map import ray_map
 from amrg.cluster.workers import resources, train
@@ -19,7 +19,9 @@ from amrg.cluster.writers import ray_tasks
 from amrg.config import Config
 from amrg.data.shards import prepare
 from amrg.data.sources import open_source
+from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
+from amrg.launcher import answers
 from amrg.mining.build_banks import build_banks
 from amrg.pipeline import STEPS, StepFunction, check, recipe, refuse_failures, root, run_step
 from amrg.progress import echo
@@ -78,13 +80,42 @@ def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 _TASK_STEPS: dict[str, StepFunction] = {"prepare": _prepare, "banks": _banks, "evaluate": _evaluate}
 
 
-def _connect_existing(common: dict[str, Any]) -> bool:
-    """Join the cluster of this machine; False if there is none."""
+def cluster_address() -> str | None:
+    """Return the address of the cluster to join: RAY_ADDRESS, or what ``ray start`` made on this machine; else None.
+
+    Ray's own ``auto`` also finds a cluster that another run has started for itself. The second run would wait for
+    processors that the first has reserved, and lose its cluster when the first ends.
+
+    Raises:
+        UserError: nobody answers at RAY_ADDRESS.
+    """
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given == "local":
+        return None
+    address = given if given not in ("", "auto") else recorded_address()
+    if address is None:
+        return None
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host = host.strip("[]")
     try:
-        ray.init(address="auto", **common)
-    except ConnectionError:
-        return False
-    return True
+        reached = port.isdecimal() and bool(host) and answers(host, int(port))
+    except OSError:  # a name that nobody knows
+        reached = False
+    if reached:
+        return address
+    if address == given:
+        raise UserError(
+            f"RAY_ADDRESS is {given}, but no Ray cluster answers there: start it (`ray start --head`), or "
+            "`unset RAY_ADDRESS` for this machine alone"
+        )
+    return None  # of a cluster that has ended
+
+
+def _join(address: str, common: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from None
 
 
 @contextmanager
@@ -93,7 +124,10 @@ def ray_session(config: Config, local: bool = False) -> Iterator[None]:
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    if local or not _connect_existing(common):
+    address = None if local else cluster_address()
+    if address is not None:
+        _join(address, common)
+    else:
         cpus = max(os.cpu_count() or 1, round(config.cluster.workers * config.cluster.worker_cpus))
         init_on_loopback(address="local", num_cpus=cpus, **common)
     nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -5,6 +5,12 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.utils import read_ray_address
+
+
+def recorded_address() -> str | None:
+    """Return the address that ``ray start`` has recorded on this machine; its cluster may have ended since."""
+    return read_ray_address() or None
 
 
 def init_on_loopback(**options: Any) -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from typing import Any
 from amrg.artifacts import atomic_path
 from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
+from amrg.launcher import local_ranks
 from amrg.progress import echo
 
 _WARM = 2  # steps that are not counted
@@ -160,10 +160,7 @@ def _start(
     job = {"what": what} | _job_spec(config, inputs, samples, steps)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "job.json").write_text(json.dumps(job))
-        shared = os.environ | {
-            "WORLD_SIZE": str(workers), "LOCAL_SIZE": str(workers), "OMP_NUM_THREADS": "1",
-            "MASTER_PORT": uuid.uuid4().hex,  # only names the file where they meet
-        }  # fmt: skip
+        shared = os.environ | local_ranks(workers) | {"OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "amrg.planning.measured_rates", folder],

@@ -23,7 +23,7 @@ from amrg.planning.zero_memory import (
     count_parameters,
     zero_memory,
 )
-from amrg.training import deepspeed_config, stage1, stage2
+from amrg.training import deepspeed_config, deepspeed_json, stage1, stage2
 
 _OPTIMISATION = {"stage1": stage1.optimisation, "stage2": stage2.optimisation}
 
@@ -165,7 +165,7 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
     steps = max(samples // settings.batch_size, 1)
     zero = ZeroSettings.read(
         deepspeed_config.resolve(
-            deepspeed_config.load_ds_config(settings.ds_config), _OPTIMISATION[section](config), given.gpus, steps
+            deepspeed_json.load_ds_config(settings.ds_config), _OPTIMISATION[section](config), given.gpus, steps
         )
     )
     base: Base = config.decoder.base_dtype if section == "stage2" else "float32"

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from amrg.config import Stage1Config, Stage2Config, find_config
+from amrg.config import CONFIGS, Stage1Config, Stage2Config, find_config
 from amrg.errors import UserError, collect_errors
-
-AUTO = "auto"
+from amrg.training.deepspeed_json import AUTO, load_ds_config
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,25 @@ class OptimizerSettings:
 
 def engine_faults(settings: OptimizerSettings, world_size: int) -> list[str]:
     """Return the contradictions and gaps of a stage's DeepSpeed JSON, before the number of steps is known."""
-    return collect_errors(lambda: resolve(_without_steps(load_ds_config(settings.ds_config)), settings, world_size, 1))
+
+    def check() -> None:
+        config = resolve(_without_steps(load_ds_config(settings.ds_config)), settings, world_size, 1)
+        # Importing DeepSpeed takes seconds, and the files of the package are known to be right.
+        if find_config(settings.ds_config).parent != CONFIGS:
+            refuse_as_deepspeed(config, settings)
+
+    return collect_errors(check)
+
+
+def refuse_as_deepspeed(config: dict[str, Any], settings: OptimizerSettings) -> None:
+    """Raise UserError if DeepSpeed refuses a resolved configuration, or its optimizer or scheduler their parameters."""
+    from amrg.training.deepspeed_internals import try_config
+
+    try:
+        try_config(config, settings.lr)
+    except Exception as error:  # pydantic's, assertions, wrong arguments of an optimizer or a scheduler
+        reason = " ".join(str(error).split())
+        raise UserError(f"{settings.ds_config}: DeepSpeed refuses it: {reason[:300] or type(error).__name__}") from None
 
 
 def is_split(name: str) -> bool:
@@ -94,22 +111,6 @@ def _without_steps(content: dict[str, Any]) -> dict[str, Any]:
     for key in ("warmup_num_steps", "total_num_steps"):
         if key in parameters:
             parameters[key] = AUTO
-    return content
-
-
-def load_ds_config(name: str) -> dict[str, Any]:
-    """Read a DeepSpeed JSON by path or by bare name.
-
-    Raises:
-        UserError: the file is missing or is not a JSON object.
-    """
-    path = find_config(name)
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, as DeepSpeed's documentation describes")
     return content
 
 
@@ -193,6 +194,9 @@ def resolve(content: dict[str, Any], settings: OptimizerSettings, world_size: in
             f"the scheduler from the JSON, or say --{setting} None"
         )
     _precision(config, settings)
+    if is_half(config) and config.setdefault("zero_optimization", {}).get("stage", 0) == 0:
+        # The same arithmetic on one rank or many; DeepSpeed's own for stage 0 keeps weights that nothing can save.
+        config["zero_optimization"]["stage"] = 1
     _batch(config, settings, world_size)
     config.setdefault("gradient_clipping", settings.max_grad_norm)
     # "auto" in this section selects DeepSpeed's default, which an absent key selects, too.
@@ -208,7 +212,7 @@ def _shared(settings: OptimizerSettings, total_steps: int) -> dict[str, tuple[st
     """Keys of the JSON that the configuration decides, with the name of the setting and its value."""
     known = {
         **vars(settings),
-        "warmup_fraction × steps": round(settings.warmup_fraction * total_steps),
+        "warmup_fraction × steps": max(1, round(settings.warmup_fraction * total_steps)),  # DeepSpeed wants one
         "steps": total_steps,
     }
     return {key: (name, known[name]) for key, name in _SHARED.items()}
@@ -235,16 +239,24 @@ _AUTO_DEFAULTS = {
 
 def _precision(config: dict[str, Any], settings: OptimizerSettings) -> None:
     """Enable DeepSpeed's bf16 mode only if the file does; enable its fp16 mode (with loss scaling) for float16."""
+    amp = config.pop("amp", {})
+    if amp != AUTO and amp.get("enabled", False) not in (False, AUTO):
+        raise UserError(
+            f"{settings.ds_config}: `amp` needs NVIDIA Apex, which is not supported: remove it, or take bf16"
+        )
     if settings.dtype == "float16":
         config.setdefault("fp16", {"enabled": AUTO})
     for name, dtype in (("bf16", "bfloat16"), ("bfloat16", "bfloat16"), ("fp16", "float16")):
-        section = config.get(name)
-        if not isinstance(section, dict):
-            continue
+        section = config.get(name, {})
         if section.get("enabled") == AUTO:
             section["enabled"] = dtype == settings.dtype == "float16"
         elif section.get("enabled") and settings.dtype != dtype:
             raise _conflict(settings, f"{name}.enabled", True, "dtype", settings.dtype)
+
+
+def is_half(config: dict[str, Any]) -> bool:
+    """Whether a resolved configuration enables DeepSpeed's bf16 or fp16 mode, in which weights are half precision."""
+    return any(config.get(name, {}).get("enabled") for name in ("bf16", "bfloat16", "fp16"))
 
 
 def _batch(config: dict[str, Any], settings: OptimizerSettings, world_size: int) -> None:

@@ -42,6 +42,37 @@ def _silent_linker() -> Iterator[None]:
         os.close(kept)
 
 
+def try_config(config: dict[str, Any], lr: float) -> None:
+    """Have DeepSpeed read a resolved configuration, and build its optimizer and scheduler for one weight.
+
+    Raises whatever they raise. Nothing is compiled, so an Adam of DeepSpeed's own is tried as torch's.
+    """
+    import_deepspeed()
+    from deepspeed.runtime import lr_schedules
+    from deepspeed.runtime.config import DeepSpeedConfig, DtypeEnum
+
+    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+    DeepSpeedConfig({**config, "train_batch_size": micro * accumulation * world_size()})
+    if "grad_accum_dtype" in config.get("data_types", {}):
+        DtypeEnum(config["data_types"]["grad_accum_dtype"])
+    given = config.get("optimizer", {})
+    kind = torch.optim.SGD if given.get("type") == "SGD" else torch.optim.AdamW
+    own = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")
+    parameters = {key: value for key, value in given.get("params", {}).items() if key not in own}
+    optimizer = kind([nn.Parameter(torch.zeros(1))], **{"lr": lr, **parameters})
+    if "scheduler" in config:
+        scheduler = getattr(lr_schedules, config["scheduler"]["type"])(optimizer, **config["scheduler"]["params"])
+        for _ in range(3):
+            scheduler.step()
+
+
+def uses_torch_adam() -> bool:
+    """Whether Adam is torch's own, because DeepSpeed could not compile its own here."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    return not torch.cuda.is_available() or CUDA_HOME is None
+
+
 def has_partitioned_weight(parameter: nn.Parameter) -> bool:
     """Whether the weight itself is partitioned (ZeRO 3)."""
     return hasattr(parameter, "ds_id")
@@ -69,6 +100,8 @@ def flat_weights(zero: Any) -> list[Tensor]:
     flat = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3
     if flat is None:
         flat = getattr(zero, "single_partition_of_fp32_groups", None)  # ZeRO 1 and 2
+    if flat is None:
+        flat = getattr(zero, "fp32_groups_flat_partition", None)  # ZeRO 1 in bf16 mode with float32 gradients
     if flat is None:
         flat = [parameter for group in inner_optimizer(zero).param_groups for parameter in group["params"]]
     return flat

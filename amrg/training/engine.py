@@ -17,8 +17,9 @@ from amrg.models.profiling import OPTIMISER, profile_region
 from amrg.models.zero3 import Zero3Config
 from amrg.precision import autocast, matmul_precision
 from amrg.training import deepspeed_internals, zero_state
-from amrg.training.deepspeed_config import AUTO, OptimizerSettings, load_ds_config, require_zero3, resolve
-from amrg.training.deepspeed_internals import has_partitioned_moments, import_deepspeed
+from amrg.training.deepspeed_config import OptimizerSettings, is_half, require_zero3, resolve
+from amrg.training.deepspeed_internals import has_partitioned_moments, import_deepspeed, uses_torch_adam
+from amrg.training.deepspeed_json import AUTO, load_ds_config
 from amrg.training.zero_state import trainable
 
 #: Any input of ``loss``; its tensors have the samples on their first axis.
@@ -79,8 +80,14 @@ class Engine:
         client = None
         if "optimizer" not in config:
             client = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-        elif device().type == "cpu":
-            config["optimizer"].setdefault("params", {})["torch_adam"] = True  # nothing is compiled on a CPU
+            config["zero_force_ds_cpu_optimizer"] = False  # offloaded, torch's fused AdamW steps on the CPU as well
+        elif config["optimizer"]["type"] == "SGD":
+            config["zero_allow_untested_optimizer"] = True  # it is tested here
+            config["zero_force_ds_cpu_optimizer"] = False
+        elif uses_torch_adam():
+            config["optimizer"]["params"]["torch_adam"] = True
+        if is_half(config):
+            _match_norms(model)
         deepspeed = import_deepspeed()
         self._engine, *_ = deepspeed.initialize(
             model=_Objective(model, loss, settings.dtype), optimizer=client, model_parameters=groups, config=config
@@ -94,7 +101,8 @@ class Engine:
         """Take an optimizer step on this rank's share of a global batch.
 
         Args:
-            batch, lr: samples and learning rate; the rates of decoder and Q-Former scale with it.
+            batch, lr: samples and learning rate; the rates of decoder and Q-Former scale with it. A scheduler of the
+                JSON sets its own rate instead. ``self.lr`` is the rate of the step.
             with_norms: also return the gradient norm of each module.
             flags: values of this rank; their means over the ranks are returned among the metrics.
 
@@ -105,6 +113,9 @@ class Engine:
         if self._engine.lr_scheduler is None:  # otherwise the JSON's own scheduler sets the rates
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
+        else:
+            lr = float(self._engine.optimizer.param_groups[0]["lr"])
+        self.lr = lr
         sums: dict[str, float] = {}
         norms: dict[str, float] = {}
         for micro in split_batch(batch, self.accumulation):
@@ -157,6 +168,19 @@ class Engine:
     ) -> None:
         """Restore the results of ``weights``, ``moments`` and ``scheduler_state`` after ``step`` steps."""
         zero_state.restore(self.model, self._engine, weights, moments, step, scheduler)
+
+
+def _match_norms(model: nn.Module) -> None:
+    """Cast the input of each normalization to the dtype of its weights, which autocast leaves as they are on CPUs."""
+
+    def cast(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        weight: Any = module.weight
+        return tuple(x.to(weight.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+    for module in model.modules():
+        norm = isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+        if norm and module.weight is not None:
+            module.register_forward_pre_hook(cast)
 
 
 def zero3(ds_config: str, required: bool = False) -> Zero3Config:

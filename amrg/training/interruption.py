@@ -4,6 +4,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import signal
 import statistics
 import threading
@@ -24,6 +25,8 @@ MEDIAN_WINDOW, MIN_HISTORY = 100, 20
 #: Seconds in which a second signal is the first one again: launchers pass on what the terminal has already sent.
 SIGNAL_DEBOUNCE_SECONDS = 1.0
 
+#: What torch, its readers and NCCL say of a /dev/shm that is too small.
+_NO_SHARED_MEMORY = re.compile(r"shared memory|Bus error|</torch_", re.IGNORECASE)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -135,6 +138,11 @@ def user_errors(section: str, folder: Path) -> Iterator[None]:
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
             raise _out_of_memory(section) from None
+        if _NO_SHARED_MEMORY.search(str(error)):
+            raise UserError(
+                f"{section}: the shared memory of this machine is used up: give /dev/shm more room (`docker run "
+                "--shm-size 8g`), or read films without processes of their own: --data.loader_workers 0"
+            ) from None
         raise
     except OSError as error:
         if error.errno in _NO_ROOM:

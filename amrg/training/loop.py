@@ -98,7 +98,7 @@ def fit(
     input_hashes = {**task.input_hashes, "frozen weights": checkpoint.frozen_fingerprint(task.model)}
     engine = Engine(task.model, task.loss, optimizer, total)
     run = _RunState(task, engine, folder, checkpointing.keep_last, input_hashes)
-    log = Telemetry(folder, telemetry, optimizer.section, optimizer.batch_size)
+    log = Telemetry(folder, telemetry, optimizer.section, optimizer.batch_size, run.step)
     guard = LossGuard(optimizer.section, checkpointing.loss_spike_factor)
     stream: Iterator[Batch] | None = None
     with stop_requests() as stopping, user_errors(optimizer.section, folder):
@@ -113,7 +113,7 @@ def fit(
             if within + 1 == task.steps_per_epoch:
                 validation = _validated(task, optimizer.dtype)
                 log.log_epoch(step + 1, validation)
-                run.end_epoch(epoch, lr, validation)
+                run.end_epoch(epoch, run.engine.lr, validation)
             elif stop or (step + 1) % checkpointing.interval == 0:
                 run.save()
             if stop:
@@ -145,7 +145,7 @@ def _step(
     stop, unsaved = metrics.pop(_STOP), metrics.pop(_SAVE_FAILED)
     run.accumulate(step, metrics)
     profiled = run.task.step_metrics(engine.model) if log.should_profile(step) else {}
-    log.log_step(step + 1, {"lr": lr, **metrics, **norms, **shares.values, **profiled}, seconds, waited)
+    log.log_step(step + 1, {"lr": engine.lr, **metrics, **norms, **shares.values, **profiled}, seconds, waited)
     if wrong := guard.check(metrics["loss"]):
         losses = all_gather_list([(rank(), engine.local_loss, _keys(batch))])
         raise guard.stop(wrong, step + 1, losses)

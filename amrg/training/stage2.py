@@ -3,6 +3,7 @@
 With frozen vision, stage 1's output for each study is computed once and cached; otherwise films are streamed.
 """
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -92,6 +93,7 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         step_metrics=association_metrics,
         warn=collapses,
     )
+    base = model.base_fingerprint()  # before DeepSpeed's half precision casts the weights
     rows = fit(
         task,
         optimisation(config),
@@ -100,10 +102,11 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         telemetry=config.telemetry,
         checkpointing=config.checkpoint,
     )
-    base = model.base_fingerprint()
     with gathered(model.saved_parameters()):
         if distributed.rank() == 0:
             model.save_pretrained(folder / MODEL, base)
+            if not settings.train_vision:  # as stage 1 has left it, whatever its weights were cast to
+                shutil.copytree(stage1 / "model", folder / MODEL / "stage1", dirs_exist_ok=True)
             collapsed = next(row.get("warnings", {}) for row in reversed(rows) if row["best"])
             for failure in collapsed.values():
                 add_failure(folder, failure)

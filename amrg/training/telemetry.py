@@ -55,9 +55,10 @@ class Telemetry:
         config: settings of the logs.
         section: ``stage1`` or ``stage2``.
         batch_size: samples per step over all ranks.
+        step: steps done before; what an interrupted run has logged of later ones is removed.
     """
 
-    def __init__(self, folder: Path, config: TelemetryConfig, section: str, batch_size: int) -> None:
+    def __init__(self, folder: Path, config: TelemetryConfig, section: str, batch_size: int, step: int = 0) -> None:
         self._every, self._batch_size = config.profile_interval, batch_size
         self._writers: list[Any] = []
         self._epochs: list[Any] = []
@@ -65,12 +66,12 @@ class Telemetry:
             return
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self._writers.append(_Lines(logs / STEPS))
+        self._writers.append(_Lines(logs / STEPS, step))
         if config.tensorboard:
-            self._writers.append(_TensorBoard(logs / "tensorboard"))
+            self._writers.append(_TensorBoard(logs / "tensorboard", step))
         if config.wandb_project is not None:
             self._writers.append(_Wandb(logs, config.wandb_project, section))
-        self._epochs = [_Lines(logs / EPOCHS), *self._writers[1:]]
+        self._epochs = [_Lines(logs / EPOCHS, step), *self._writers[1:]]
 
     def should_profile(self, step: int) -> bool:
         """Whether this step (from 0) is profiled; the first ones, which warm up, are not."""
@@ -165,7 +166,11 @@ def _seconds(event: Any) -> float:
 
 
 class _Lines:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, step: int) -> None:
+        if path.exists():
+            partial = path.with_name(f"{path.name}.partial")
+            partial.write_text("".join(_lines_until(step, path.read_text(errors="replace"))))
+            os.replace(partial, path)
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -175,11 +180,21 @@ class _Lines:
         self._file.close()
 
 
+def _lines_until(step: int, text: str) -> Iterator[str]:
+    """Yield the lines of steps up to ``step``; the last one may have been cut off."""
+    for line in text.splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                yield line
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
 class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -195,16 +210,29 @@ def telemetry_faults(config: TelemetryConfig) -> list[str]:
 
 
 def _wandb() -> Any:
+    """Return the module, if it is installed and has a key or needs none."""
     try:
         import wandb
     except ImportError:
         raise UserError("telemetry.wandb_project needs wandb: `pip install 'amrg[wandb]'`") from None
+    keyless = os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun")
+    if not keyless and hasattr(wandb, "api") and not wandb.api.api_key:
+        raise UserError(f"telemetry.wandb_project: Weights & Biases has no key of yours: {_WANDB_ADVICE}")
     return wandb
+
+
+_WANDB_ADVICE = "run `wandb login`, or set WANDB_MODE=offline, or leave telemetry.wandb_project out"
 
 
 class _Wandb:
     def __init__(self, folder: Path, project: str, section: str) -> None:
-        self._run = _wandb().init(project=project, name=section, dir=str(folder))
+        try:
+            self._run = _wandb().init(project=project, name=section, dir=str(folder))
+        except UserError:
+            raise
+        except Exception as error:  # its own kinds: no key, no network, no such project
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"telemetry.wandb_project: Weights & Biases says: {reason}: {_WANDB_ADVICE}") from None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)

@@ -15,12 +15,18 @@ from amrg.models.zero3 import gathered
 from amrg.training import deepspeed_internals
 from amrg.training.deepspeed_internals import has_partitioned_moments, has_partitioned_weight
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """List the parameters that are trained, with their names."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def moment_names(optimizer: Any) -> tuple[str, ...]:
+    """Names of the moments of the DeepSpeed engine's optimizer: those of Adam, or of SGD, which may have none."""
+    base = deepspeed_internals.inner_optimizer(optimizer)
+    if isinstance(base, torch.optim.SGD):
+        return ("momentum_buffer",) if base.param_groups[0]["momentum"] else ()
+    return "exp_avg", "exp_avg_sq"
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -58,7 +64,8 @@ def gather_moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
             return safe_get_full_optimizer_state(parameter, moment)
         return optimizer.state[parameter][moment]
 
-    return _on_first_rank((f"{name}.{m}", full(weight, m)) for name, weight in trainable(model) for m in MOMENTS)
+    names = moment_names(optimizer)
+    return _on_first_rank((f"{name}.{m}", full(weight, m)) for name, weight in trainable(model) for m in names)
 
 
 def restore(
@@ -85,7 +92,7 @@ def restore(
     for name, parameter in trainable(model):
         values: dict[str | None, Tensor] = {
             None: weights[name],
-            **{moment: moments[f"{name}.{moment}"] for moment in MOMENTS},
+            **{moment: moments[f"{name}.{moment}"] for moment in moment_names(engine.optimizer)},
         }
         for moment, value in values.items():
             if has_partitioned_weight(parameter):
@@ -99,6 +106,7 @@ def restore(
                 safe_set_full_fp32_param(parameter, value)
     if scheduler is not None:
         engine.lr_scheduler.load_state_dict(scheduler)
+        engine.lr_scheduler.step(engine.lr_scheduler.last_batch_iteration)  # sets the rates of that count
     engine.global_steps = step
 
 
@@ -111,10 +119,12 @@ def create_moments(optimizer: Any, step: int) -> None:
     """
     base = deepspeed_internals.inner_optimizer(optimizer)
     for parameter in deepspeed_internals.flat_weights(optimizer):
-        count = torch.tensor(float(step), device=parameter.device) if isinstance(base, torch.optim.AdamW) else step
         # Existing moments stay the same tensors, because ZeRO 1 and 2 hold views of them.
-        moments = base.state.get(parameter) or {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-        base.state[parameter] = {**moments, "step": count}
+        moments = base.state.get(parameter) or {name: torch.zeros_like(parameter) for name in moment_names(optimizer)}
+        base.state[parameter] = moments
+        if not isinstance(base, torch.optim.SGD):
+            torchs = isinstance(base, torch.optim.Adam)
+            moments["step"] = torch.tensor(float(step), device=parameter.device) if torchs else step
     deepspeed_internals.link_moments(optimizer)
 
 

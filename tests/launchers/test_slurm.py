@@ -70,7 +70,7 @@ def test_each_task_is_a_rank_of_one_run(tmp_path: Path) -> None:
 
 
 def test_two_ranks_meet_at_the_address_that_it_sets(tmp_path: Path) -> None:
-    """Over gloo on the loopback, and through the address: not in the file in which ranks of one machine meet."""
+    """Over gloo on the loopback."""
     done = submit(tmp_path, 2, 2, sys.executable, "-c", MEET)
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"met-{rank}").read_text() for rank in range(2)] == ["[0, 1] 3.0"] * 2

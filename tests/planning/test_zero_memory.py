@@ -12,6 +12,7 @@ from transformers import BertConfig
 
 from amrg.banks.bank import REPORTS, MemoryBank
 from amrg.config import DecoderConfig, ShardingConfig
+from amrg.launcher import local_ranks
 from amrg.models.decoder import build_decoder, save_decoder
 from amrg.planning.devices import DEVICES
 from amrg.planning.stage_estimate import Assumptions, estimate_stage
@@ -41,7 +42,7 @@ def made(artefacts: Artefacts) -> tuple[Path, Any]:
 def measured(made: tuple[Path, Any]) -> dict[str, dict[str, int]]:
     """Bytes by case and part, of the rank that holds more."""
     runs, _ = made
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_PORT": "29613"}
+    shared = os.environ | local_ranks(2) | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(runs), str(runs / "bytes"), *CASES],

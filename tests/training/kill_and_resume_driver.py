@@ -11,11 +11,11 @@ import random
 import signal
 import sys
 import time
-import uuid
 from collections import Counter
 from pathlib import Path
 
 from amrg.cli import run_cli
+from amrg.launcher import local_ranks
 from amrg.training import checkpoint, deepspeed_internals
 from tests.training.toy_training_worker import main as train
 
@@ -30,8 +30,7 @@ def start(
     dropout: float = 0.2,
 ) -> list[int]:  # fmt: skip
     """Process ids of the ranks."""
-    # MASTER_PORT only names the rendezvous file.
-    os.environ.update(WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks), MASTER_PORT=uuid.uuid4().hex)
+    os.environ.update(local_ranks(ranks))
     started = []
     for rank in range(ranks):
         child = os.fork()

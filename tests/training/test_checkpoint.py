@@ -190,9 +190,8 @@ def test_twenty_kills_change_not_one_bit(forked):
         straight, killed = folder / "straight" / config, folder / "killed" / config
         assert weights(killed) == weights(straight)
         assert (killed / "curves.jsonl").read_bytes() == (straight / "curves.jsonl").read_bytes()
-        losses = {row["step"]: row["loss"] for row in steps(straight)}
-        assert all(losses[row["step"]] == row["loss"] for row in steps(killed))
-        assert len(losses) < len(steps(killed)) < 2 * len(losses)  # some steps were done again, and most were not
+        told = ([(row["step"], row["loss"]) for row in steps(folder)] for folder in (straight, killed))
+        assert next(told) == next(told)  # each step once, though some were done again
 
 
 def test_a_signal_to_one_rank_ends_all_with_everything_saved(forked):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from amrg.errors import UserError
-from amrg.training.deepspeed_config import OptimizerSettings, load_ds_config, resolve
+from amrg.training.deepspeed_config import OptimizerSettings, resolve
+from amrg.training.deepspeed_json import load_ds_config
 
 OURS = OptimizerSettings("stage2", 3, 32, 1e-3, 0.05, 0.1, 1.0, "bfloat16", ds_config="mine.json")
 

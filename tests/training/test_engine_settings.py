@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from amrg.pipeline import STEPS, recipe
-from amrg.training.deepspeed_config import learned, load_ds_config
+from amrg.training.deepspeed_config import learned
+from amrg.training.deepspeed_json import load_ds_config
 from tests.training.engine_settings_worker import ENGINES, configuration
 from tests.training.test_sharding_equivalence import lines, start
 

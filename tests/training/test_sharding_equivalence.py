@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from amrg.launcher import local_ranks
 from amrg.models.vision_output import MEMORIES
 
 
 def start(ranks: int, *arguments: Path | str, script: str = "sharding_equivalence_worker.py") -> None:
     """Run a script of this folder on as many ranks, and wait for them."""
-    shared = os.environ | {
-        "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_PORT": uuid.uuid4().hex,
-    }  # fmt: skip
+    shared = os.environ | local_ranks(ranks) | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)],

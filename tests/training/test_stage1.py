@@ -14,6 +14,7 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import iter_samples, num_studies
 from amrg.errors import UserError
+from amrg.launcher import local_ranks
 from amrg.models.classifier import DiseaseClassifier, query_cosines
 from amrg.models.vision import to_tensor
 from amrg.training import checkpoint
@@ -117,7 +118,7 @@ def test_two_ranks_under_zero_3_learn_what_one_learns(data, tmp_path, norm):
         "zero3.json",
         norm,
     ]
-    shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_SIZE": "2", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    shared = os.environ | local_ranks(2) | {"OMP_NUM_THREADS": "1"}
     ranks = [subprocess.Popen(command, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
     assert [rank.wait() for rank in ranks] == [0, 0]
     alone, two = (

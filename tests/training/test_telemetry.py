@@ -1,17 +1,20 @@
 import dataclasses
 import json
 import statistics
+import sys
 import time
+import types
 
 import pytest
 import torch
 from torch import nn
 
 from amrg.config import TelemetryConfig
+from amrg.errors import UserError
 from amrg.models.profiling import profile_region
 from amrg.training.engine import Engine
 from amrg.training.stage2 import train_stage2
-from amrg.training.telemetry import Telemetry, profile_step
+from amrg.training.telemetry import Telemetry, profile_step, telemetry_faults
 from tests.training.toy_training_worker import build, data, loss, optimisation
 
 
@@ -88,6 +91,56 @@ def test_lines_and_tensorboard_hold_what_was_told(tmp_path):
     events = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))
     events.Reload()
     assert [(e.step, round(e.value, 6)) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.333333)]
+
+
+def test_what_was_logged_after_the_checkpoint_is_told_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def train(steps, begun):
+        log = Telemetry(tmp_path, TelemetryConfig(), "stage2", 8, begun)
+        for step in steps:
+            log.log_step(step, {"loss": float(step + 10 * begun)}, seconds=0.5, data_wait=0.0)
+            if step % 3 == 0:
+                log.log_epoch(step, {"val_loss": float(step)})
+        log.close()
+
+    train(range(1, 7), 0)  # killed in step 7, and the checkpoint of step 4 is the last
+    with (tmp_path / "logs" / "steps.jsonl").open("a") as log:
+        log.write('{"step": 7, "lo')
+    train(range(5, 8), 4)
+    rows = [json.loads(line) for line in (tmp_path / "logs" / "steps.jsonl").read_text().splitlines()]
+    told = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 45.0), (6, 46.0), (7, 47.0)]
+    assert [(row["step"], row["loss"]) for row in rows] == told
+    epochs = [json.loads(line)["step"] for line in (tmp_path / "logs" / "epochs.jsonl").read_text().splitlines()]
+    assert epochs == [3, 6]
+    events = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == told
+
+
+class UsageError(Exception):
+    """Weights & Biases' own, which is not installed here."""
+
+
+def refuse(**settings):
+    raise UsageError("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore")
+
+
+def test_weights_and_biases_without_a_key_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wanted = TelemetryConfig(wandb_project="x")
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=refuse))
+    with pytest.raises(UserError, match=r"api_key not configured .* `wandb login`, or set WANDB_MODE=offline") as error:
+        Telemetry(tmp_path, wanted, "stage2", 8)
+    assert "\n" not in str(error.value)
+    with_key = types.SimpleNamespace(init=refuse, api=types.SimpleNamespace(api_key="k"))
+    monkeypatch.setitem(sys.modules, "wandb", with_key)
+    assert telemetry_faults(wanted) == []
+    with_key.api.api_key = None
+    (fault,) = telemetry_faults(wanted)
+    assert "no key of yours: run `wandb login`" in fault
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert telemetry_faults(wanted) == []
 
 
 def test_stage_2_tells_where_its_time_goes(artefacts, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -66,7 +67,7 @@ def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -
 
 def run(
     folder: Path, ds_config: str, batch_size: int = SAMPLES // STEPS, pause: float = 0.0, epochs: int = EPOCHS,
-    dropout: float = 0.2,
+    dropout: float = 0.2, dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> nn.Module:  # fmt: skip
     inputs, targets = data()
     model = build(dropout)
@@ -82,7 +83,7 @@ def run(
         return {"val_loss": nn.functional.mse_loss(model(inputs), targets).item()}
 
     task = TrainingTask(model, loss, batches, STEPS, validate, selection_metric=("val_loss", False), input_hashes={})
-    optimizer = dataclasses.replace(optimisation(ds_config, batch_size=batch_size), epochs=epochs)
+    optimizer = dataclasses.replace(optimisation(ds_config, batch_size=batch_size), epochs=epochs, dtype=dtype)
     telemetry, checkpointing = TelemetryConfig(tensorboard=False), CheckpointConfig(interval=2)
     fit(task, optimizer, folder=folder, seed=3, telemetry=telemetry, checkpointing=checkpointing)
     return model
