@@ -5,7 +5,7 @@ partitioned (``amrg.training.zero_state``).
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -116,8 +116,8 @@ class Engine:
         else:
             lr = float(self._engine.optimizer.param_groups[0]["lr"])
         self.lr = lr
-        sums: dict[str, float] = {}
-        norms: dict[str, float] = {}
+        sums: dict[str, Tensor | float] = {}
+        norms: dict[str, Tensor | float] = {}
         for micro in split_batch(batch, self.accumulation):
             with matmul_precision(self._dtype):
                 loss, metrics = self._engine(micro)
@@ -127,25 +127,27 @@ class Engine:
             with profile_region(OPTIMISER):
                 self._engine.step()
             for name, value in {"loss": loss.detach(), **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) / self.accumulation
-        self.local_loss = sums["loss"]
-        total_norm = self._engine.get_global_grad_norm()
-        return all_reduce_mean({**sums, **(flags or {})}), norms if total_norm is None else {
-            "gradient_norm": float(total_norm),
-            **norms,
-        }
+                number = value.detach().double() if isinstance(value, Tensor) else value
+                sums[name] = sums.get(name, 0.0) + number / self.accumulation
+        if (total_norm := self._engine.get_global_grad_norm()) is not None:
+            norms = {"gradient_norm": total_norm, **norms}
+        numbers = to_floats({**sums, **norms})
+        self.local_loss = numbers["loss"]
+        means = all_reduce_mean({**{name: numbers[name] for name in sums}, **(flags or {})})
+        return means, {name: numbers[name] for name in norms}
 
-    def _gradient_norms(self) -> dict[str, float]:
+    def _gradient_norms(self) -> dict[str, Tensor | float]:
         """Gradient norm of each module, partitioned or not. Every rank must call this."""
         from deepspeed.utils import safe_get_full_grad
 
-        squares: dict[str, float] = {}
+        squares: dict[str, Tensor] = {}
         for name, parameter in trainable(self.model):
             gradient = safe_get_full_grad(parameter) if has_partitioned_moments(parameter) else parameter.grad
             if gradient is not None:
                 module = f"gradient_norm/{name.split('.')[0]}"
-                squares[module] = squares.get(module, 0.0) + float(gradient.float().square().sum())
-        return {module: square**0.5 for module, square in squares.items()}
+                square = gradient.float().square().sum().double()
+                squares[module] = squares[module] + square if module in squares else square
+        return {module: square.sqrt() for module, square in squares.items()}
 
     def scheduler_state(self) -> dict[str, Any] | None:
         """State of the DeepSpeed JSON's scheduler; None without one."""
@@ -168,6 +170,13 @@ class Engine:
     ) -> None:
         """Restore the results of ``weights``, ``moments`` and ``scheduler_state`` after ``step`` steps."""
         zero_state.restore(self.model, self._engine, weights, moments, step, scheduler)
+
+
+def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Copy numbers to the host in one go: on a GPU each copy waits for the device."""
+    on_device = {n: v.detach().double() for n, v in values.items() if isinstance(v, Tensor) and v.device.type != "cpu"}
+    copied = dict(zip(on_device, torch.stack([*on_device.values()]).tolist(), strict=True)) if on_device else {}
+    return {name: copied[name] if name in copied else float(value) for name, value in values.items()}
 
 
 def _match_norms(model: nn.Module) -> None:
