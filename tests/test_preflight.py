@@ -20,6 +20,7 @@ from amrg import cli, model_files, pipeline, preflight
 from amrg.config import from_dict, load, to_dict
 from amrg.errors import UserError
 from amrg.preflight import Machine
+from benchmarks.architectures import make_tokenizer
 from tests.data.dataset_fixtures import make_mimic
 
 GB = 10**9
@@ -39,10 +40,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (encoder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 16}))
     (encoder / "vocab.txt").write_text("[PAD]\n")
     save_file({"weight": torch.zeros(8)}, encoder / "model.safetensors")
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 272, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
     decoder = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
-    decoder.save_pretrained(tmp_path / "decoder", max_shard_size="20KB")
-    (tmp_path / "decoder" / "tokenizer.json").write_text("{}")
+    decoder.save_pretrained(tmp_path / "decoder", max_shard_size="50KB")
+    make_tokenizer().save_pretrained(tmp_path / "decoder")
     content = {
         "name": "site",
         "data": {"source": "mimic_cxr", "path": "mimic"},
