@@ -177,7 +177,7 @@ def _with_adapter(model: Any, files: DecoderFiles, use: UseAdapter) -> Any:
         tuned = PeftModel.from_pretrained(
             model, adapter, config=config, is_trainable=use == "train", key_mapping=files.key_mapping
         )
-        return tuned if use == "train" else tuned.merge_and_unload()
+        return tuned if use == "train" else tuned.merge_and_unload().requires_grad_(True)
 
 
 def _use_faults(
@@ -220,7 +220,7 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
     Raises:
         UserError: the architecture cannot do it, or words mean another thing as embeddings than as tokens.
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     ids = torch.full((1, 3), tokenizer.eos_token_id, device=model.device)
     try:
         with torch.no_grad(), autocast(dtype), quiet():
@@ -246,7 +246,8 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
             f"decoder.model: {_name(model)} does not compute the same from embeddings as from tokens: give a model of "
             "another architecture"
         )
-    model.train(training)
+    for module, training in modes.items():
+        module.training = training
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
@@ -376,9 +377,9 @@ def base_fingerprint(model: Any) -> str:
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     frozen = {
-        name.replace(".base_layer.", "."): parameter
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): parameter
         for name, parameter in base.named_parameters()
-        if not (parameter.requires_grad or ".lora_" in name)
+        if not (parameter.requires_grad or ".lora_" in name or ".modules_to_save." in name)
     }
     return weights_hash(sorted(frozen.items())) if frozen else ""
 

@@ -102,7 +102,7 @@ def open_decoder(found: Path, download: bool = False) -> DecoderFiles | None:
         _refuse_interface(folder, type(model))
         embeddings = model.get_input_embeddings().num_embeddings
         holder = adapter if adapter is not None and has_tokenizer(adapter) else folder
-        tokenizer = read_tokenizer(holder, embeddings, config)
+        tokenizer = read_tokenizer(holder, embeddings, stop_tokens(folder))
         if adapter is not None:
             _refuse_adapter(adapter, folder, model, key_mapping)
     return DecoderFiles(folder, config, tokenizer, adapter, key_mapping, model)
@@ -221,13 +221,13 @@ def _refuse_interface(folder: Path, model_class: Any) -> None:
         )
 
 
-def read_tokenizer(folder: Path, embeddings: int, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path, embeddings: int, ends: list[int]) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, with an end token and a padding token that the model has embeddings for.
 
     Args:
         folder: with its files.
         embeddings: number of the model's token embeddings.
-        config: of the model; names an end token, perhaps, as ``generation_config.json`` does.
+        ends: ``stop_tokens`` of the model; the first is taken where the tokenizer names none.
 
     Raises:
         UserError: it cannot be read, has no end token, or more tokens than there are embeddings.
@@ -252,7 +252,6 @@ def read_tokenizer(folder: Path, embeddings: int, config: PretrainedConfig) -> P
             "of the model: give the tokenizer that the model was trained with"
         )
     if tokenizer.eos_token_id is None:
-        ends = stop_tokens(folder) or _numbers(config.eos_token_id)
         if not ends or not ends[0] < embeddings:
             raise UserError(
                 f"{where} has no end token, and neither generation_config.json nor config.json names one: add "
@@ -265,15 +264,16 @@ def read_tokenizer(folder: Path, embeddings: int, config: PretrainedConfig) -> P
 
 
 def stop_tokens(folder: Path) -> list[int]:
-    """Ids of the tokens that end a text by ``generation_config.json``; none where it names none."""
-    try:
-        return _numbers(json.loads((folder / "generation_config.json").read_text()).get("eos_token_id"))
-    except (OSError, ValueError, AttributeError):
-        return []
-
-
-def _numbers(value: Any) -> list[int]:
-    return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
+    """Ids of the tokens that end a text by ``generation_config.json``, else by ``config.json``; perhaps none."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            content = json.loads((folder / name).read_text())
+            value = content.get("eos_token_id", content.get("text_config", {}).get("eos_token_id"))
+        except (OSError, ValueError, AttributeError):
+            continue
+        if found := [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]:
+            return found
+    return []
 
 
 def _refuse_adapter(adapter: Path, base: Path, model: Any, key_mapping: dict[str, str] | None) -> None:
@@ -284,12 +284,13 @@ def _refuse_adapter(adapter: Path, base: Path, model: Any, key_mapping: dict[str
         raise UserError(f"{where} has no {ADAPTER_WEIGHTS} (others are not read: they could run code)")
     if faults := safetensors_faults(weights):
         raise UserError(f"decoder.model: {faults[0]}")
+    model.name_or_path = str(base)  # peft takes it over
     try:
         config = read_adapter(adapter, model.config)
         if str(config.peft_type).rpartition(".")[2] != "LORA":
             raise UserError(f"{where} is a {config.peft_type} of peft: only LoRA can be gone on from")
         with torch.device("meta"):
-            expected = get_peft_model_state_dict(get_peft_model(model, config))
+            expected = get_peft_model_state_dict(get_peft_model(model, config), save_embedding_layers=False)
     except (ValueError, TypeError, KeyError, RuntimeError, HFValidationError) as error:
         raise UserError(f"{where} does not fit its base {base} ({reason(error)})") from None
     found = {_renamed(name, key_mapping): value for name, value in _shapes([weights]).items()}
