@@ -134,6 +134,14 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "weights in full": (
         nothing, "--decoder.tuning full --decoder.base-dtype bfloat16", "base_dtype bfloat16 is for weights that are",
     ),
+    "positions": (
+        nothing, "--stage2.max-report-tokens 2000", r"tokens 2000 and the \d+ .* more than the 2048 positions",
+    ),
+    "positions in writing": (nothing, "--generate.max-new-tokens 2000", "max_new_tokens 2000 and the .* the 2048"),
+    "git-lfs": (
+        lambda site: sorted(site.glob("decoder/*-of-*.safetensors"))[0].write_text("version https://git-lfs.github.com"),
+        "", "is a git-lfs pointer, not the file itself .1 in all.: run `git lfs pull` there",
+    ),
     "held-out rows": (nothing, "--banks.splits train test", "banks.splits holds rows of test studies"),
     "lengths": (nothing, "--generate.min-new-tokens 200", "generate.min_new_tokens 200 is above max_new_tokens 100"),
     "a folder for runs": (lambda site: (site / "runs").write_text(""), "", "cannot write to .*runs"),

@@ -16,7 +16,15 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
 from amrg.models import decoder as decoder_module
-from amrg.models.decoder import base_fingerprint, build_decoder, decoder_faults, load_decoder, rehearse, save_decoder
+from amrg.models.decoder import (
+    base_fingerprint,
+    build_decoder,
+    decoder_faults,
+    embedding_size,
+    load_decoder,
+    rehearse,
+    save_decoder,
+)
 from benchmarks.architectures import make_folder, make_tokenizer
 
 LORA = DecoderConfig(tuning="lora", lora_rank=2)
@@ -233,6 +241,20 @@ def test_a_rehearsal_finds_what_signatures_do_not_tell(made: Any, monkeypatch: p
     monkeypatch.setattr(type(base.model), "forward", scaled)
     with pytest.raises(UserError, match="LlamaForCausalLM does not compute the same from embeddings as from tokens"):
         rehearse(model, tokenizer, "float32")
+
+
+@pytest.mark.parametrize(
+    ("family", "scale"),
+    [("llama", 1.0), ("gemma", 32**0.5), ("gemma2", 32**0.5), ("gemma3_text", 32**0.5), ("biogpt", 32**0.5),
+     ("xglm", 32**0.5), ("granite", 1.0)],
+)  # fmt: skip
+def test_streams_start_with_the_size_that_words_enter_with(made: Any, family: str, scale: float) -> None:
+    """Granite multiplies whatever enters, streams too, so that its scale is not theirs."""
+    model, _ = build_decoder(replace(LORA, model=str(made(family))), [], 0)
+    weight = model.get_input_embeddings().weight
+    assert embedding_size(model.get_input_embeddings()) == pytest.approx(scale * float(weight.std()), rel=1e-5)
+    if scale == 1.0:
+        assert embedding_size(model.get_input_embeddings()) == float(weight.std())
 
 
 # ---- stored quantised ----
