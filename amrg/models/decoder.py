@@ -228,6 +228,7 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
             given = {"logits_to_keep": 2, "use_cache": False}
             logits = model(inputs_embeds=embeddings, **given).logits
             expected = model(input_ids=ids, **given).logits
+            # The second token is computed with a cache, from positions that the model counts itself.
             written = model.generate(
                 inputs_embeds=embeddings,
                 attention_mask=torch.ones_like(ids),
@@ -235,23 +236,32 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
                 min_new_tokens=2,
                 max_new_tokens=2,
                 pad_token_id=tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
+            first = model.get_input_embeddings()(written.sequences[:, :1])
+            whole = model(inputs_embeds=torch.cat([embeddings, first], dim=1), **given).logits
     except Exception as error:  # each architecture fails in its own way
         raise UserError(
             f"decoder.model: {_name(model)} cannot read or generate from embeddings ({reason(error)}): give a model of "
-            "another architecture"
+            "another architecture, or another decoder.base_dtype"
         ) from None
-    if tuple(logits.shape[:2]) != (1, 2) or tuple(written.shape) != (1, 2) or not _alike(logits, expected):
+    if tuple(logits.shape[:2]) != (1, 2) or not _alike(logits, expected):
         raise UserError(
             f"decoder.model: {_name(model)} does not compute the same from embeddings as from tokens: give a model of "
             "another architecture"
+        )
+    if written.sequences.shape[1] != 2 or not _alike(written.logits[1], whole[:, -1]):
+        raise UserError(
+            f"decoder.model: {_name(model)} does not generate from embeddings what it computes in training: give a "
+            "model of another architecture"
         )
     for module, training in modes.items():
         module.training = training
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= 0.05 * expected.abs().max())
+    return bool((found - expected).abs().max() <= 0.05 * expected.abs().max())  # several times bfloat16's rounding
 
 
 def _name(model: Any) -> str:
@@ -430,12 +440,15 @@ def lora_config(config: DecoderConfig, model: Any) -> LoraConfig:
     """The LoRA around a causal LM: all linear layers, experts too, except those whose weights are read elsewhere."""
     # The fused kernels of state-space layers read these weights themselves, so that a LoRA would have no effect.
     state_space = any("Mamba" in type(module).__name__ for module in model.modules())
+    excluded = ["out_proj", "dt_proj"] if state_space else []
+    # A router that is a linear layer by its class gives more than a layer's output.
+    excluded += sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_router(module)})
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules="all-linear",
-        exclude_modules=["out_proj", "dt_proj"] if state_space else None,
+        exclude_modules=excluded or None,
         task_type=None if model.config.model_type in NO_TASK else "CAUSAL_LM",
     )
     converted = copy.deepcopy(lora)
@@ -444,3 +457,7 @@ def lora_config(config: DecoderConfig, model: Any) -> LoraConfig:
         lora.lora_dropout = 0.0
         echo("decoder: a LoRA of stacked experts has no dropout, so decoder.lora_dropout is taken as 0")
     return lora
+
+
+def _is_router(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear) and "Router" in type(module).__name__
