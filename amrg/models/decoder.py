@@ -133,9 +133,10 @@ def load_pretrained(
             module.support_avx512bf16_for_cpu = False
     tokenizer = files.tokenizer
     # How to write is said by `generate` alone: what the base model's own file says would clash with it.
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *stop_tokens(files.folder)]))
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(dict.fromkeys([tokenizer.eos_token_id, *stop_tokens(files.folder)])),
+        eos_token_id=ends if len(ends) > 1 else tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     if files.adapter is not None and use_adapter != "leave":
