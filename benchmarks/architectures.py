@@ -317,8 +317,8 @@ def _greedy(model: Any, prefix: Tensor, tokens: int) -> bool:
     expected: list[int] = []
     for _ in range(tokens):
         ids = torch.tensor([expected], dtype=torch.long)
-        whole = torch.cat([prefix, model.get_input_embeddings()(ids)], dim=1)
-        scores = model(inputs_embeds=whole, use_cache=False).logits[0, -1]
+        full = torch.cat([prefix, model.get_input_embeddings()(ids)], dim=1)
+        scores = model(inputs_embeds=full, use_cache=False).logits[0, -1]
         scores[ends] = -torch.inf
         expected.append(int(scores.argmax()))
     return written == expected

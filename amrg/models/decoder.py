@@ -122,7 +122,7 @@ def load_pretrained(
     precision = _precision(dtype)
     if files.quantization is not None:
         precision.pop("quantization_config", None)
-        _tell_quantized(files, dtype)
+        _report_quantized(files, dtype)
     model = _load_weights(files, dtype, precision, zero)
     if zero is not None:
         numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
@@ -203,7 +203,7 @@ def _stored(files: DecoderFiles) -> str:
     return f"stored quantized ({method}{'' if bits is None else f', {bits} bits'})"
 
 
-def _tell_quantized(files: DecoderFiles, dtype: str) -> None:
+def _report_quantized(files: DecoderFiles, dtype: str) -> None:
     """Print that the weights are quantised in another way than the setting says."""
     same = {"int8": ("bitsandbytes", 8), "nf4": ("bitsandbytes", 4)}
     if files.quantization != same.get(dtype):
@@ -241,7 +241,7 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
                 output_logits=True,
             )
             first = model.get_input_embeddings()(written.sequences[:, :1])
-            whole = model(inputs_embeds=torch.cat([embeddings, first], dim=1), **given).logits
+            full = model(inputs_embeds=torch.cat([embeddings, first], dim=1), **given).logits
     except Exception as error:  # each architecture fails in its own way
         raise UserError(
             f"decoder.model: {_name(model)} cannot read or generate from embeddings ({reason(error)}): give a model of "
@@ -252,7 +252,7 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
             f"decoder.model: {_name(model)} does not compute the same from embeddings as from tokens: give a model of "
             "another architecture"
         )
-    if written.sequences.shape[1] != 2 or not _alike(written.logits[1], whole[:, -1]):
+    if written.sequences.shape[1] != 2 or not _alike(written.logits[1], full[:, -1]):
         raise UserError(
             f"decoder.model: {_name(model)} does not generate from embeddings what it computes in training: give a "
             "model of another architecture"

@@ -65,9 +65,9 @@ def chat_text(settings: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     content = settings.prompt.strip().removeprefix(first).removesuffix(last).strip()
     system = settings.system_prompt.strip()
     folded = [{"role": "user", "content": f"{system}\n\n{content}" if system else content}]
-    apart = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+    separate = [{"role": "system", "content": system}, {"role": "user", "content": content}]
     fault = "it changes the prompt"
-    for messages in [apart, folded] if system else [folded]:
+    for messages in [separate, folded] if system else [folded]:
         try:
             text = _render(tokenizer, messages, True)
             answered = _render(tokenizer, [*messages, {"role": "assistant", "content": RETRIEVED}], False)
@@ -82,11 +82,11 @@ def chat_text(settings: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     )
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], ask: bool) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], query: bool) -> str:
     """Text of messages; templates that want their contents in parts get them so."""
     given: dict[str, Any] = {
         "tokenize": False,
-        "add_generation_prompt": ask,
+        "add_generation_prompt": query,
         "enable_thinking": False,
         "date_string": _DATE.strftime("%d %b %Y"),
         "strftime_now": _DATE.strftime,
