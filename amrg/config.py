@@ -244,6 +244,9 @@ class DecoderConfig:
         "Human: <Img>{image}</Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. \n"
         "Assistant:"
     )
+    # auto: the tokenizer's chat template around the prompt, if it has one (instruction models); none: the prompt alone
+    chat_template: Literal["auto", "none"] = "none"
+    system_prompt: str = ""  # system text of the chat template
 
 
 @dataclass(frozen=True)

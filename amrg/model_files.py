@@ -48,7 +48,19 @@ def folder_faults(folder: Path, setting: str, pickles: bool = False) -> list[str
         setting: that names it, for the messages.
         pickles: ``pytorch_model.bin`` will do where there are no safetensors.
     """
-    return tokenizer_faults(folder, setting) + [f"{setting}: {fault}" for fault in _weights_faults(folder, pickles)]
+    if pointers := [path.name for path in sorted(folder.iterdir()) if is_pointer(path)]:
+        return [f"{setting}: {folder / pointers[0]} is {_POINTER} ({len(pointers)} in all): run `git lfs pull` there"]
+    return tokenizer_faults(folder, setting) + [f"{setting}: {fault}" for fault in weights_faults(folder, pickles)]
+
+
+_POINTER = "a git-lfs pointer, not the file itself"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file holds only where git-lfs keeps its content."""
+    if not path.is_file() or path.stat().st_size > 1024:
+        return False
+    return path.read_bytes().startswith(b"version https://git-lfs")
 
 
 def tokenizer_faults(folder: Path, setting: str) -> list[str]:
@@ -60,9 +72,14 @@ def tokenizer_faults(folder: Path, setting: str) -> list[str]:
         known = False
     if not known:
         faults.append(f"{setting}: {folder / 'config.json'} is missing or names no model_type: download it again")
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+    if not has_tokenizer(folder):
         faults.append(f"{setting}: {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.txt)")
     return faults
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    return any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
 
 
 def weights_file(folder: Path, setting: str) -> Path:
@@ -73,7 +90,16 @@ def weights_file(folder: Path, setting: str) -> Path:
     return found[0]
 
 
-def _weights_faults(folder: Path, pickles: bool) -> list[str]:
+def weights_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder in transformers' layout without ``folder_faults``."""
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    named = json.loads((folder / _INDEX).read_text())["weight_map"].values()
+    return [folder / part for part in sorted(set(named))]
+
+
+def weights_faults(folder: Path, pickles: bool = False) -> list[str]:
+    """What the weights of a folder lack, by their names, sizes and headers."""
     complete, index, pickle = folder / _SINGLE, folder / _INDEX, folder / _PICKLE
     if complete.is_file():
         return safetensors_faults(complete)
@@ -94,6 +120,8 @@ def _weights_faults(folder: Path, pickles: bool) -> list[str]:
 
 def safetensors_faults(path: Path) -> list[str]:
     """Whether a safetensors file is as long as its header says."""
+    if is_pointer(path):
+        return [f"{path} is {_POINTER}: run `git lfs pull` there"]
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
@@ -121,6 +149,14 @@ def pickle_faults(path: Path) -> list[str]:
     except OSError as error:
         return [f"{path} cannot be read ({error.strerror})"]
     return [] if complete else [f"{path} is no file of torch weights, or only the beginning of one: download it again"]
+
+
+def reason(error: BaseException, most: int = 300) -> str:
+    """What an error says, in one line, with its class's name."""
+    text = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {text if len(text) <= most else text[:most] + ' …'}" if text else type(error).__name__
+    )
 
 
 def hub_fault(repository: str) -> str:

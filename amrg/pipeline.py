@@ -314,6 +314,8 @@ def _banks_settings(config: Config) -> dict[str, Any]:
 
 def _stage2_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
+    if config.decoder.chat_template == "none":  # the prompt alone, as before there were the settings
+        del settings["decoder"]["chat_template"], settings["decoder"]["system_prompt"]
     if config.decoder.predict_outline:
         settings["labeler"] = labeler.VERSION  # it writes the outlines
     return {**settings, "stage2": _with_engine(config.stage2)} | _weights(config)

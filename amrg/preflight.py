@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,10 @@ def _stage2(run: Run) -> list[str]:
     config = run.config
     # Its retrieval loss encodes reports again.
     encoder = encoder_faults(config.banks.reports.encoder) if config.stage2.retrieval_loss_weight else []
-    faults = decoder_faults(config.decoder) + encoder + stage2_faults(config, run.ranks)
+    decoder = decoder_faults(config.decoder) or _positions(
+        run, {"stage2.max_report_tokens": config.stage2.max_report_tokens}
+    )
+    faults = decoder + encoder + stage2_faults(config, run.ranks)
     return faults + _training(run, "stage2", config.stage2)
 
 
@@ -173,7 +177,21 @@ def _generate(run: Run) -> list[str]:
 
     config = run.config
     base = [] if config.decoder.tuning == "full" else decoder_faults(config.decoder)
-    return base + generate_faults(config)
+    return (base or _positions(run, {"generate.max_new_tokens": config.generate.max_new_tokens})) + generate_faults(
+        config
+    )
+
+
+def _positions(run: Run, tokens: dict[str, int]) -> list[str]:
+    """Whether the decoder has positions for prompt, streams and so many tokens of a report, by their setting."""
+    from amrg.models.decoder import find_tokenizer
+    from amrg.planning.meta_models import stage2_skeleton
+
+    try:
+        model: Any = stage2_skeleton(run.config, tokenizer=find_tokenizer(run.config.decoder)).model
+    except (UserError, OSError, ValueError):  # told by another check, or not on this disk
+        return []
+    return collect_errors(*(partial(model.refuse_too_long, setting, count) for setting, count in tokens.items()))
 
 
 def _evaluate(run: Run) -> list[str]:

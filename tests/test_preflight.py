@@ -20,6 +20,7 @@ from amrg import cli, model_files, pipeline, preflight
 from amrg.config import from_dict, load, to_dict
 from amrg.errors import UserError
 from amrg.preflight import Machine
+from benchmarks.architectures import make_tokenizer
 from tests.data.dataset_fixtures import make_mimic
 
 GB = 10**9
@@ -39,10 +40,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (encoder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 16}))
     (encoder / "vocab.txt").write_text("[PAD]\n")
     save_file({"weight": torch.zeros(8)}, encoder / "model.safetensors")
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 272, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
     decoder = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
-    decoder.save_pretrained(tmp_path / "decoder", max_shard_size="20KB")
-    (tmp_path / "decoder" / "tokenizer.json").write_text("{}")
+    decoder.save_pretrained(tmp_path / "decoder", max_shard_size="50KB")
+    make_tokenizer().save_pretrained(tmp_path / "decoder")
     content = {
         "name": "site",
         "data": {"source": "mimic_cxr", "path": "mimic"},
@@ -132,6 +133,14 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "weights to split": (nothing, "--generate.ds-config zero1.json", "zero1.json is of ZeRO stage 1: only stage 3"),
     "weights in full": (
         nothing, "--decoder.tuning full --decoder.base-dtype bfloat16", "base_dtype bfloat16 is for weights that are",
+    ),
+    "positions": (
+        nothing, "--stage2.max-report-tokens 2000", r"tokens 2000 and the \d+ .* more than the 2048 positions",
+    ),
+    "positions in writing": (nothing, "--generate.max-new-tokens 2000", "max_new_tokens 2000 and the .* the 2048"),
+    "git-lfs": (
+        lambda site: sorted(site.glob("decoder/*-of-*.safetensors"))[0].write_text("version https://git-lfs.github.com"),
+        "", "is a git-lfs pointer, not the file itself .1 in all.: run `git lfs pull` there",
     ),
     "held-out rows": (nothing, "--banks.splits train test", "banks.splits holds rows of test studies"),
     "lengths": (nothing, "--generate.min-new-tokens 200", "generate.min_new_tokens 200 is above max_new_tokens 100"),

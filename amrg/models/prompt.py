@@ -5,16 +5,23 @@ S positions of the prefix.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from datetime import date
+from typing import Any, Self
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from amrg.config import DecoderConfig
+from amrg.errors import UserError
 from amrg.models.tokenizer import IGNORE_INDEX
 
 IMAGE, RETRIEVED = "{image}", "{retrieved}"
+#: Names of the speakers in a plain prompt; a chat template has its own.
+_SPEAKERS = ("Human:", "Assistant:")
+#: What templates that tell the date are given, so that a prompt is the same every day.
+_DATE = date(2024, 7, 26)
 
 
 def stream_faults(settings: DecoderConfig) -> list[str]:
@@ -31,7 +38,64 @@ def stream_faults(settings: DecoderConfig) -> list[str]:
         settings.use_visual_tokens or settings.use_queries or settings.use_visual_memory or settings.use_report_memory
     ):
         faults.append("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
+    if settings.system_prompt and settings.chat_template == "none":
+        faults.append("decoder.system_prompt belongs to a chat template: say decoder.chat_template auto too")
     return faults
+
+
+def chat_text(settings: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """The prompt inside the tokenizer's chat template, and what the template writes after an answer.
+
+    Returns:
+        None: the tokenizer has no template, or the settings want none.
+
+    Raises:
+        UserError: the template cannot hold the prompt, or there is none for a system text.
+    """
+    if settings.chat_template == "none":
+        return None
+    if not getattr(tokenizer, "chat_template", None):
+        if settings.system_prompt:
+            raise UserError(
+                f"decoder.system_prompt: the tokenizer of {settings.model} has no chat template that could hold it: "
+                "write it into decoder.prompt"
+            )
+        return None
+    first, last = _SPEAKERS
+    content = settings.prompt.strip().removeprefix(first).removesuffix(last).strip()
+    system = settings.system_prompt.strip()
+    folded = [{"role": "user", "content": f"{system}\n\n{content}" if system else content}]
+    separate = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+    fault = "it changes the prompt"
+    for messages in [separate, folded] if system else [folded]:
+        try:
+            text = _render(tokenizer, messages, True)
+            answered = _render(tokenizer, [*messages, {"role": "assistant", "content": RETRIEVED}], False)
+        except (TemplateError, TypeError, ValueError) as error:
+            fault = " ".join(str(error).split())
+            continue
+        if text.count(IMAGE) == 1 and system in text:
+            return text, answered.rpartition(RETRIEVED)[2]
+    raise UserError(
+        f"decoder.chat_template: the template of {settings.model} does not hold the prompt ({fault}): say "
+        "decoder.chat_template none, and write the turns into decoder.prompt"
+    )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], query: bool) -> str:
+    """Text of messages; templates that want their contents in parts get them so."""
+    given: dict[str, Any] = {
+        "tokenize": False,
+        "add_generation_prompt": query,
+        "enable_thinking": False,
+        "date_string": _DATE.strftime("%d %b %Y"),
+        "strftime_now": _DATE.strftime,
+    }
+    try:
+        return str(tokenizer.apply_chat_template(messages, **given))
+    except (TypeError, TemplateError):
+        parts: Any = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+        return str(tokenizer.apply_chat_template(parts, **given))
 
 
 def drop_positions(values_BLE: Tensor, share: float, training: bool) -> Tensor:
@@ -46,25 +110,43 @@ class Prompt:
     """Prompt in tokens.
 
     Attributes:
-        before: token ids before ``IMAGE``, with the begin token if the tokenizer has one.
+        before: token ids before ``IMAGE``, with the begin token if the tokenizer has one (or the chat template's).
         between: token ids between ``IMAGE`` and ``RETRIEVED``; empty if the language model reads no retrieved text.
         after: token ids after both.
+        stops: token ids that end a report; training teaches the first.
         dropout: share of the positions of the retrieved text that are set to zero in training.
     """
 
     before: list[int]
     between: list[int]
     after: list[int]
+    stops: tuple[int, ...]
     dropout: float = 0.0
 
     @classmethod
-    def from_settings(cls, settings: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Tokenize the prompt of settings without ``stream_faults``."""
-        before, after = settings.prompt.split(IMAGE)
+    def from_settings(
+        cls, settings: DecoderConfig, tokenizer: PreTrainedTokenizerBase, ends: int | list[int] | None = None
+    ) -> Self:
+        """Tokenize the prompt of settings without ``stream_faults``.
+
+        Args:
+            settings: of the decoder.
+            tokenizer: of the decoder.
+            ends: tokens that the pretrained model ends an answer with, beside the template's.
+        """
+        chat = chat_text(settings, tokenizer)
+        before, after = (settings.prompt if chat is None else chat[0]).split(IMAGE)
         between, after = after.split(RETRIEVED) if settings.use_retrieved_text else ("", after.replace(RETRIEVED, ""))
-        first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        first = [tokenizer.bos_token_id] if chat is None and tokenizer.bos_token_id is not None else []
+        stops = [tokenizer.eos_token_id]
+        if chat is not None:
+            # An instruction model ends its turn with a token that need not be the end of a text.
+            written = tokenizer(chat[1].strip(), add_special_tokens=False).input_ids[:1]
+            known = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+            stops = [*(one for one in written if one in known), *stops]
+            stops += [ends] if isinstance(ends, int) else ends or []
         ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (before, between, after)]
-        return cls(first + ids[0], ids[1], ids[2], settings.prefix_dropout)
+        return cls(first + ids[0], ids[1], ids[2], tuple(dict.fromkeys(stops)), settings.prefix_dropout)
 
     def embed(
         self, embedding: nn.Embedding, streams_BPE: Tensor, retrieved_BL: Tensor | None = None, training: bool = False

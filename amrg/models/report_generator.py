@@ -30,7 +30,8 @@ from amrg.errors import UserError
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier, mean_over_views
 from amrg.models.cross_attention import CrossAttention
-from amrg.models.decoder import base_fingerprint, load_decoder, save_decoder
+from amrg.models.decoder import base_fingerprint, embedding_size, load_decoder, save_decoder
+from amrg.models.decoder_files import SMALL_LLAMA
 from amrg.models.forced_prefix import ForcedPrefix
 from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, run_batched
 from amrg.models.memory_layer import AnyBank
@@ -103,17 +104,17 @@ class ReportGenerator(nn.Module):
         self.projection = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
-        # Streams and position embeddings are initialized with the standard deviation of the token embeddings.
+        # Streams and position embeddings are initialized with the standard deviation of what words enter with.
         embeddings = decoder.get_input_embeddings().weight
         with gathered([embeddings]):  # `amrg plan` builds a model on the meta device
-            size = 1.0 if embeddings.is_meta else float(embeddings.detach().std())
+            size = 1.0 if embeddings.is_meta else embedding_size(decoder.get_input_embeddings())
         nn.init.constant_(self.norm.weight, size)
         # Position embeddings of the prefix: a decoder trained from scratch could not tell the streams apart otherwise.
         self.mark_PE = nn.Parameter(torch.randn(self.prefix_length, width) * size)
         if settings.use_queries:
             # Initialized 4x larger, so that a certain finding dominates the embedding of its query.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
-        self.prompt = Prompt.from_settings(settings, tokenizer)
+        self.prompt = Prompt.from_settings(settings, tokenizer, decoder.generation_config.eos_token_id)
 
     def encode_images(self, images_M3HW: Tensor, views: Sequence[int]) -> VisionOutput:
         """Encode films with stage 1; the views of a study are averaged token by token.
@@ -192,6 +193,27 @@ class ReportGenerator(nn.Module):
     def prefix_length(self) -> int:
         """Number of positions P of ``embed_streams``."""
         return max(place.stop for place in self.stream_slices.values())
+
+    def refuse_too_long(self, setting: str, tokens: int) -> None:
+        """Raise UserError if the language model has too few positions for the prefix and a report.
+
+        Args:
+            setting: that decides the length of the report, for the message.
+            tokens: of the report, at most.
+        """
+        # A small Llama from scratch knows no other positions than those of its training.
+        config = self.decoder.config
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+        if self.settings.model == SMALL_LLAMA or not isinstance(limit, int):
+            return
+        text = self.settings.retrieved_tokens if self.settings.use_retrieved_text else 0
+        prompt = len(self.prompt.before) + len(self.prompt.between) + len(self.prompt.after)
+        prefix = prompt + self.prefix_length + text
+        if prefix + tokens > limit:
+            raise UserError(
+                f"{setting} {tokens} and the {prefix} positions of prompt and streams before the report are more than "
+                f"the {limit} positions of decoder.model {self.settings.model}: lower it to {limit - prefix} or less"
+            )
 
     def embed_streams(self, vision: VisionOutput, group_B: Tensor, query_vision: VisionOutput | None = None) -> Tensor:
         """Embed studies for the language model, [B, P, E].
@@ -319,7 +341,7 @@ class ReportGenerator(nn.Module):
             max_new_tokens=decoding.max_new_tokens,
             repetition_penalty=decoding.repetition_penalty,
             length_penalty=decoding.length_penalty,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=list(self.prompt.stops),
             pad_token_id=self.tokenizer.pad_token_id,
             synced_gpus=synced,
             streamer=streamer,
@@ -327,6 +349,9 @@ class ReportGenerator(nn.Module):
                 [ForcedPrefix(self.tokenizer, forced_prefixes)] if forced_prefixes else []
             ),
         )
+        if len(self.prompt.stops) > 1:  # not all of them need be special tokens of the tokenizer
+            stops = torch.tensor(self.prompt.stops, device=written.device)
+            written = written.masked_fill(torch.isin(written, stops), self.tokenizer.eos_token_id)
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [strip_outline(text) if self.settings.predict_outline else text.strip() for text in texts]
 
@@ -348,7 +373,7 @@ class ReportGenerator(nn.Module):
 
     def report_encoder(self, max_tokens: int) -> ReportTokenizer:
         """Return the tokenizer of reports for ``forward``."""
-        return ReportTokenizer(self.tokenizer, self.settings.predict_outline, max_tokens)
+        return ReportTokenizer(self.tokenizer, self.settings.predict_outline, max_tokens, self.prompt.stops[0])
 
     def saved_parameters(self) -> list[nn.Parameter]:
         """Parameters that ``save_pretrained`` writes and that must be gathered: all but the frozen base weights."""

@@ -58,9 +58,16 @@ class TextEncoder:
         files = _find(name)
         try:
             with quiet():  # a published BERT has heads beside, which would be told of
-                self._tokenizer = AutoTokenizer.from_pretrained(files.model, local_files_only=True)
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    files.model, local_files_only=True, trust_remote_code=False
+                )
                 model, info = AutoModel.from_pretrained(
-                    files.model, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True
+                    files.model,
+                    local_files_only=True,
+                    weights_only=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    trust_remote_code=False,
                 )
         except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise UserError(

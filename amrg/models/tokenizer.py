@@ -23,16 +23,19 @@ class ReportTokenizer:
         tokenizer: the decoder's tokenizer.
         outline: put the outline of the findings first.
         max_tokens: length to which longer reports are truncated.
+        end: id of the token that ends a report; None: the tokenizer's.
     """
 
     tokenizer: PreTrainedTokenizerBase
     outline: bool
     max_tokens: int
+    end: int | None = None
 
     def __call__(self, report: str) -> list[int]:
         """Return the tokens of a report: cut to ``max_tokens``, or ended by the end-of-text token."""
         ids = self.tokenizer(add_outline(report) if self.outline else report, add_special_tokens=False).input_ids
-        return ids[: self.max_tokens] if len(ids) > self.max_tokens else [*ids, self.tokenizer.eos_token_id]
+        end = self.tokenizer.eos_token_id if self.end is None else self.end
+        return ids[: self.max_tokens] if len(ids) > self.max_tokens else [*ids, end]
 
 
 def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from amrg.errors import UserError
-from amrg.models.decoder import SMOLLM2
+from amrg.models.decoder_files import SMOLLM2, base_of, is_adapter
 
 
 def _llama(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, keys: int, tied: bool = False) -> Any:
@@ -74,9 +74,12 @@ def language_model(name: str) -> tuple[PretrainedConfig, str]:
     Raises:
         UserError: no such folder with a ``config.json``, and no well-known model of that name.
     """
+    if is_adapter(Path(name)):
+        return language_model(base_of(Path(name)))
     if (Path(name) / "config.json").is_file():
         try:
-            return AutoConfig.from_pretrained(name, local_files_only=True), f"{name}/config.json"
+            found = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+            return found, f"{name}/config.json"
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"decoder.model {name}: its config.json names no known model ({error})") from None
     called = "smollm2-135m" if name == SMOLLM2 else Path(name).name.lower()
@@ -96,7 +99,7 @@ def encoder_width(name: str) -> int:
         UserError: neither a folder with a ``config.json`` nor a well-known encoder.
     """
     if (Path(name) / "config.json").is_file():
-        return int(AutoConfig.from_pretrained(name, local_files_only=True).hidden_size)
+        return int(AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False).hidden_size)
     width = ENCODER_WIDTHS.get(Path(name).name.lower())
     if width is None:
         raise UserError(

@@ -15,7 +15,8 @@ from amrg.banks.bank import DTYPES
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.decoder import SMALL_LLAMA, build_meta_decoder
+from amrg.models.decoder import build_meta_decoder
+from amrg.models.decoder_files import SMALL_LLAMA
 from amrg.models.memory_layer import LocalBank
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.vision_output import VisionOutput

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.config import Config, to_dict
 from amrg.data.data_card import STATISTICS
-from amrg.models.decoder import SMALL_LLAMA, SMOLLM2
+from amrg.models.decoder_files import SMALL_LLAMA, SMOLLM2
 from amrg.models.report_generator import ReportGenerator
 
 CARD = "README.md"

@@ -26,7 +26,7 @@ from amrg.data.text.outline import add_outline
 from amrg.errors import UserError, collect_errors
 from amrg.models.bank_sentences import no_sentences
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.decoder import build_decoder, refuse_quantised
+from amrg.models.decoder import build_decoder, refuse_quantised, rehearse
 from amrg.models.open_banks import open_banks, refuse_sharded_index
 from amrg.models.prompt import stream_faults
 from amrg.models.report_generator import ReportGenerator
@@ -75,6 +75,9 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
     check_no_held_out_rows(config, banks)
     refuse_changing_text(config)
     model = build_generator(config, data, stage1, banks).to(distributed.device())
+    if engine.zero3(settings.ds_config) is None:  # split weights cannot be used before there is an engine
+        rehearse(model.decoder, model.tokenizer, settings.dtype)
+    model.refuse_too_long("stage2.max_report_tokens", settings.max_report_tokens)
     if settings.activation_checkpointing:
         model.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if settings.compile:

@@ -239,7 +239,7 @@ class _EventStreamer(BaseStreamer):
             return
         attention_S, tokenizer = self._steps.popleft(), self._reader.model.tokenizer
         self._ids.append(int(value))
-        if self._ids[-1] == tokenizer.eos_token_id:
+        if self._ids[-1] in self._reader.model.prompt.stops:
             return
         self._transcript.add(tokenizer.batch_decode([self._ids], skip_special_tokens=True)[0], attention_S)
         self._report(finished=len(self._transcript.sentences) - 1)

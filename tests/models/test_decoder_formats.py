@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
-from amrg.models.decoder import _resolve_model, build_decoder, load_pretrained, save_decoder
+from amrg.models.decoder import build_decoder, load_pretrained, save_decoder
+from amrg.models.decoder_files import resolve_model
 
 SENTENCES = ["The heart is enlarged.", "The lungs are clear.", "There is a small left pleural effusion.", "No edema."]
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -39,7 +40,7 @@ def test_stock_peft_reads_an_adapter_of_smollm2(tmp_path: Path) -> None:
     expected = logits(model)
     save_decoder(model, tokenizer, tmp_path)
     del model
-    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(_resolve_model("smollm2")), str(tmp_path))
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(resolve_model("smollm2")), str(tmp_path))
     assert torch.equal(logits(stock), expected)
     assert not torch.allclose(expected, plain)
 
