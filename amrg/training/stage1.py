@@ -250,10 +250,9 @@ class _CachedFilms(_Films):
             shape = model.encoder.stem(
                 torch.zeros(1, 3, *[config.vision.image_size] * 2, device=distributed.device())
             ).shape[1:]
-        if distributed.rank() == 0:
-            for split in self.targets:
-                for copy in range(self.copies if split == "train" else 1):
-                    self._fill(model, split, copy, shape)
+        files = [(split, copy) for split in self.targets for copy in range(self.copies if split == "train" else 1)]
+        for split, copy in files[distributed.rank() :: distributed.world_size()]:
+            self._fill(model, split, copy, shape)
         distributed.barrier()
         self.caches = {
             split: [self._cache(split, copy, shape) for copy in range(self.copies if split == "train" else 1)]
