@@ -540,10 +540,11 @@ def test_vindr_cxr(tmp_path) -> None:
 
 
 def test_doctor_proposes_the_columns_of_a_table(tmp_path) -> None:
-    heads = ("StudyID", "Subject_ID", "image_path", "Findings", "ViewPosition", "Comment")
+    heads = ("StudyID", "Subject_ID", "image_path", "Findings", "ViewPosition", "part")
     save_film(tmp_path / "a.png")
     rows = [
-        dict(zip(heads, (n, n, name, "Clear.", "PA", ""), strict=True)) for n, name in (("1", "a.png"), ("2", "b.png"))
+        dict(zip(heads, (n, n, name, "Clear.", "PA", "train"), strict=True))
+        for n, name in (("1", "a.png"), ("2", "b.png"))
     ]
     save_csv(tmp_path / "ours.csv", heads, rows, list)
     source, checks = check_dataset(tmp_path)
@@ -551,7 +552,7 @@ def test_doctor_proposes_the_columns_of_a_table(tmp_path) -> None:
     proposed = checks[0].result
     assert proposed == (
         "data.columns: {images: image_path, findings: Findings, patient: Subject_ID, study: StudyID, "
-        "view: ViewPosition}"
+        "split: part, view: ViewPosition}"
     )
     (films,) = [check for check in checks if check.what == "films"]
     assert (films.ok, films.result) == (False, "1 not there")

@@ -20,13 +20,28 @@ _SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _SINGLE = tuple(field.name for field in fields(ColumnsConfig) if field.name not in ("table", "labels"))
 #: Common names of columns, for ``suggest_columns``.
 _COMMON = {
-    "images": ("images", "image", "image_path", "path_to_image", "imagepath", "path", "filename", "file", "dicom_path"),
+    "images": (
+        "images",
+        "image",
+        "image_path",
+        "path_to_image",
+        "imagepath",
+        "path",
+        "filename",
+        "file",
+        "dicom_path",
+        "file_path",
+        "filepath",
+        "film",
+        "films",
+        "film_path",
+    ),
     "report": ("report", "report_text", "text"),
     "findings": ("findings", "section_findings"),
     "impression": ("impression", "section_impression", "conclusion"),
     "patient": ("patient", "patient_id", "patientid", "subject_id", "mrn"),
     "study": ("study", "study_id", "studyid", "accession", "accession_number", "accessionnumber"),
-    "split": ("split", "fold", "subset"),
+    "split": ("split", "fold", "subset", "part", "set", "partition"),
     "view": ("view", "viewposition", "view_position", "projection"),
     "study_time": ("study_time", "study_date", "studydate", "study_datetime", "date"),
 }
