@@ -206,6 +206,7 @@ def _stored_pixels(record: Any) -> np.ndarray:
     for name, value in _DICOM_DEFAULTS.items():
         if record.get(name) in (None, ""):
             setattr(record, name, value)
+    record.PhotometricInterpretation = str(record.PhotometricInterpretation).strip().upper()
     rows, columns = int(record.Rows), int(record.Columns)
     bits, frames = int(record.BitsAllocated), next(iter(_numbers(record, "NumberOfFrames")), np.nan)
     if not frames >= 1:  # nor if it is no number
@@ -258,7 +259,7 @@ def _displayed(record: Any, pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim != 2:
         raise _RefusedDicom(f"a DICOM object of shape {list(pixels.shape)} is not one grey film")
     values, counts, index = _levels(pixels)
-    photometric = record.PhotometricInterpretation.strip().upper()
+    photometric = record.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
         return _scaled(_palette(record, values), counts, clip_outliers=False)[index]
     rescaled = _modality(record, values)

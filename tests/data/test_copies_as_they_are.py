@@ -20,7 +20,7 @@ from amrg.data.dataset_checks import check_dataset
 from amrg.data.labels import LABELS
 from amrg.data.shards import hash_key, prepare
 from amrg.data.sources import indiana_views, open_source
-from amrg.data.sources.tables import decode, is_added, read_csv
+from amrg.data.sources.tables import decode, is_added, labels_of, moment, read_csv
 from amrg.data.splits import hash_patient
 from amrg.data.stream import load_studies
 from amrg.data.studies import Study
@@ -161,6 +161,31 @@ def test_a_table_without_codes_of_views_is_read(tmp_path) -> None:
     code = "ViewCodeSequence_CodeMeaning"
     edit_table(table(root, "metadata"), lambda rows: [{k: v for k, v in r.items() if k != code} for r in rows])
     assert studies("mimic_cxr", root) == before
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("80556.875", 80556.875), ("80556,875", 80556.875), ("08:05:56.5", 80556.5), ("8:05", 80500.0),
+        ("20200131.0", 20200131.0), ("2020-01-31", 20200131.0), ("2020/1/31", 20200131.0), ("2020.01.31", 20200131.0),
+        ("2020-01-31 12:00", 20200131.5), ("2020-01-31T12:00:00+01:00", 20200131.5), ("2356.75", 2356.75),
+        ("31.01.2020", None), ("1/2/2020", None), ("unknown", None), ("", None), (None, None), ("nan", None),
+    ],
+)  # fmt: skip
+def test_times_are_numbers_or_dates_from_the_year_on(cell, expected) -> None:
+    assert moment(cell) == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"), [("1,0", 1.0), ("-1,0", -1.0), ("True", 1.0), (False, 0.0), ("nan", None), (math.nan, None)]
+)
+def test_labels_with_decimal_commas_and_truth_values(cell, expected) -> None:
+    assert (labels_of({"Edema": cell})[0]["Edema"], labels_of({"Edema": cell})[1]) == (expected, "")
+
+
+@pytest.mark.parametrize("cell", ["yes", "2", "0,5", "inf", math.inf, "1,000,0"])
+def test_other_labels_are_faults(cell) -> None:
+    assert labels_of({"Edema": cell})[1] == "a label that is not 1, 0, -1 or empty"
 
 
 # ---- joins of MIMIC-CXR ----
@@ -804,7 +829,7 @@ def test_rows_of_nothing_and_missing_cells(tmp_path) -> None:
     with pytest.raises(UserError, match=r"t\.csv has no column other"):
         read_csv(path, ("other",))
     path.write_bytes(b"a,b\n1,2\n1\n")
-    with pytest.raises(UserError, match=r"t\.csv is not a readable table"):
+    with pytest.raises(UserError, match=r"t\.csv: row 3 has 1 cells and the header 2"):
         read_csv(path, ("a",))
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"t\.csv"):

@@ -140,6 +140,71 @@ def test_a_wrong_column_is_one_line_with_the_columns_there(tmp_path, columns, me
         assert message in "\n".join(source_faults(config))
 
 
+SMALL = ColumnsConfig(images="film", report="text", patient="patient", study="study", study_time="day")
+
+
+def small_table(root: Path, rows: list[str], change=str.encode, **more):
+    """Studies of a table with the columns of ``SMALL``, whose bytes are changed."""
+    for number in range(3):
+        save_film(root / f"{number}.png", number)
+    (root / "t.csv").write_bytes(change("\n".join(["film,text,patient,study,day", *rows, ""])))
+    return studies_of("table", root, columns=SMALL, **more)
+
+
+THREE = [f"{n}.png,Größere Effusion.,p,s{n},2020-01-0{3 - n}" for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(",", ";").encode("cp1252"),
+        lambda text: text.replace(",", "\t").encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("\n", "\r").encode("utf-8-sig"),
+        lambda text: text.replace("film,text,", " film ,text ,").replace("\n", "\r\n").encode(),
+        lambda text: text.replace("0.png", ".\\0.png").encode(),
+    ],
+)
+def test_a_table_as_programs_save_it(tmp_path, change) -> None:
+    found = small_table(tmp_path, THREE, change)
+    assert [(key, study.prior) for key, study in found.items()] == [("s2", ""), ("s1", "s2"), ("s0", "s1")]
+    assert {study.report for study in found.values()} == {"Größere Effusion."}
+    assert not any(study.load_error for study in found.values())
+    source = open_part(DataConfig(source="table", path=str(tmp_path), columns=SMALL), 0)
+    assert np.array_equal(source.films(found["s0"]).views[0], film(0))
+
+
+def test_whole_paths_below_the_folder_are_read(tmp_path) -> None:
+    found = small_table(tmp_path, [f"{tmp_path}/0.png,Clear.,p,s0,1", "/etc/1.png,Clear.,p,s1,2"])
+    assert [bool(study.load_error) for study in found.values()] == [False, True]
+
+
+def test_times_without_a_known_form_give_no_order(tmp_path, capsys) -> None:
+    rows = ["0.png,Clear.,p,s0,03.02.2020", '1.png,Clear.,p,s1,"20200301,0"', "2.png,Clear.,p,s2,20200302"]
+    found = small_table(tmp_path, rows)
+    assert {key: study.prior for key, study in found.items()} == {"s0": "", "s1": "", "s2": "s1"}
+    assert "1 with a time that is neither a number nor a date from the year on" in capsys.readouterr().err
+    with pytest.raises(UserError, match="splits temporal: table does not tell the time"):
+        small_table(tmp_path, rows[:1], splits="temporal")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["0.png,Clear, normal.,p7,s0,1"], r"t\.csv: row 2 has 6 cells and the header 5: a cell with the separator"),
+        ([], r"none of 0 studies can be used: `amrg doctor`"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_one_line_without_its_cells(tmp_path, rows, message) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        small_table(tmp_path, rows)
+    assert "\n" not in str(error.value)
+    assert "p7" not in str(error.value)
+    (tmp_path / "t.csv").write_bytes(b"")
+    with pytest.raises(UserError, match=r"t\.csv is empty"):
+        studies_of("table", tmp_path, columns=SMALL)
+
+
 def test_each_wrong_column_has_its_line(tmp_path) -> None:
     columns = ColumnsConfig(images="a", report="b", patient="c")
     (fault,) = source_faults(DataConfig(source="table", path=str(make_own(tmp_path)), columns=columns))
@@ -475,10 +540,11 @@ def test_vindr_cxr(tmp_path) -> None:
 
 
 def test_doctor_proposes_the_columns_of_a_table(tmp_path) -> None:
-    heads = ("StudyID", "Subject_ID", "image_path", "Findings", "ViewPosition", "Comment")
+    heads = ("StudyID", "Subject_ID", "image_path", "Findings", "ViewPosition", "part")
     save_film(tmp_path / "a.png")
     rows = [
-        dict(zip(heads, (n, n, name, "Clear.", "PA", ""), strict=True)) for n, name in (("1", "a.png"), ("2", "b.png"))
+        dict(zip(heads, (n, n, name, "Clear.", "PA", "train"), strict=True))
+        for n, name in (("1", "a.png"), ("2", "b.png"))
     ]
     save_csv(tmp_path / "ours.csv", heads, rows, list)
     source, checks = check_dataset(tmp_path)
@@ -486,7 +552,7 @@ def test_doctor_proposes_the_columns_of_a_table(tmp_path) -> None:
     proposed = checks[0].result
     assert proposed == (
         "data.columns: {images: image_path, findings: Findings, patient: Subject_ID, study: StudyID, "
-        "view: ViewPosition}"
+        "split: part, view: ViewPosition}"
     )
     (films,) = [check for check in checks if check.what == "films"]
     assert (films.ok, films.result) == (False, "1 not there")

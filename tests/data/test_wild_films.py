@@ -214,6 +214,7 @@ def test_grey_is_assumed_where_nothing_is_said(tmp_path):
     for count in range(1, len(unsaid) + 1):
         assert (film(tmp_path, without=unsaid[:count]) == SHOWN).all(), unsaid[:count]
     assert (film(tmp_path, PhotometricInterpretation="") == SHOWN).all()
+    assert (film(tmp_path, PhotometricInterpretation="monochrome1") == 255 - SHOWN).all()
 
 
 def rewritten(record, syntax, preamble=True, meta=True) -> bytes:

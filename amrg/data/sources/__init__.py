@@ -43,9 +43,13 @@ def open_source(config: DataConfig, seed: int) -> Source:
     source: Source = open_part(config, seed)
     studies = source.studies()
     wordless = not any(study.report for study in studies)
+    patients = len({study.group for study in studies})
     for split in SPLITS:
         if not any(study.split == split and (study.report or wordless) for study in studies):
-            raise UserError(f"the split `{split}` has no studies: data.splits patient makes all three")
+            raise UserError(
+                f"the split `{split}` has no studies{'' if wordless else ' with text'}: data.splits patient draws all "
+                f"three if there are patients enough (here {patients}; another seed draws others)"
+            )
     if wordless:
         echo(f"{config.source}: no study has a text, so stage 1 alone can use them")
     return source

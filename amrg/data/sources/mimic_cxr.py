@@ -18,7 +18,7 @@ from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
 from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
-from amrg.data.sources.tables import Need, Tally, data_root, decode, find, is_added, join_labels, number, read_csv
+from amrg.data.sources.tables import Need, Tally, data_root, decode, find, is_added, join_labels, moment, read_csv
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
@@ -204,7 +204,7 @@ def _time(entry: tuple[tuple[str, str], list[dict[str, Any]]]) -> tuple[str, flo
 
 def _clock(cell: str | None) -> float:
     """Return a date or time as a number, whatever decimals and separators it was printed with; -1 without one."""
-    found = number(re.sub("[-:]", "", cell or ""))
+    found = moment(cell)
     return -1.0 if found is None else found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from amrg.config import DataConfig
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
-from amrg.data.sources.tables import Tally, labels_of
+from amrg.data.sources.tables import Tally, labels_of, moment
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.cleaning import clean
@@ -51,7 +51,7 @@ class Row:
         findings, impression: sections, where they are given one by one.
         labels: published labels by name: empty ones are not mentioned, others without a name unknown; None: there are
             none.
-        time: of the study, as a number or in a form that sorts.
+        time: of the study, as ``moment`` reads it.
     """
 
     study: str
@@ -100,8 +100,11 @@ class RowSource:
             raise UserError(
                 f"data.views {' '.join(config.views)}: {config.source} does not tell the views: leave it out"
             )
-        if config.splits == "temporal" and not any(row.time for row in all_rows):
-            raise UserError(f"data.splits temporal: {config.source} does not tell the time of a study here")
+        if config.splits == "temporal" and _time(all_rows) is None:
+            raise UserError(
+                f"data.splits temporal: {config.source} does not tell the time of a study here by a number or a date "
+                "that begins with the year"
+            )
         has_split = any(row.split for row in all_rows)
         if not has_split and config.splits == "official":
             config = replace(config, splits="patient")
@@ -120,25 +123,26 @@ class RowSource:
     def _read(self, studies: dict[tuple[str, str], list[Row]], split_needed: bool) -> list[Study]:
         tally = Tally(self._config.sections)
         repeated = {name for name, times in Counter(study for _, study in studies).items() if times > 1}
-        number = _is_number([row.time for rows in studies.values() for row in rows if row.time])
         found: list[Study] = []
         last: dict[str, str] = {}
         # Studies of a patient in order of time; those without one stay in the order of the rows, before the others.
-        ordered = sorted(studies.items(), key=lambda item: (item[0][0], _time(item[1], number)))
+        ordered = sorted(studies.items(), key=lambda item: (item[0][0], _place(item[1])))
         for (patient, name), rows in track(ordered, "reading reports"):
             key = _key(name, patient if name in repeated else "")
             study = self._study(key, hash_patient(f"{self._family} {patient}"), rows)
             if key not in self._films:
-                tally.counts[tally.no_film] += 1
+                tally.counts[tally.no_film if self._config.views else tally.no_file] += 1
             elif split_needed and not any(row.split for row in rows):
                 tally.counts[tally.no_split] += 1
             elif study.load_error or tally.keeps(study.report, study.labels):
-                timed = any(row.time for row in rows)
+                timed = _time(rows) is not None
+                tally.counts.update([tally.no_time] if not timed and any(row.time for row in rows) else [])
                 found.append(replace(study, prior=last.get(patient, "") if timed else ""))
                 if study.report and timed:
                     last[patient] = key
         self.left_out = dict(tally.counts)
         tally.report(len(studies))
+        tally.refuse_nothing(len(found), len(studies), Path(self._config.path or ""))
         return found
 
     def _study(self, key: str, group: str, rows: list[Row]) -> Study:
@@ -229,15 +233,11 @@ def _key(study: str, patient: str) -> str:
     return f"{safe}-{hashlib.sha256(f'{patient} {study}'.encode()).hexdigest()[:8]}"
 
 
-def _is_number(times: list[str]) -> bool:
-    try:
-        return bool([float(time) for time in times])
-    except ValueError:
-        return False
+def _time(rows: list[Row]) -> float | None:
+    """Return the first time of some rows, or None."""
+    return min((time for row in rows if (time := moment(row.time)) is not None), default=None)
 
 
-def _time(rows: list[Row], number: bool) -> Any:
-    times = [row.time for row in rows if row.time]
-    if not times:
-        return (0, 0.0 if number else "")
-    return (1, min(map(float, times)) if number else min(times))
+def _place(rows: list[Row]) -> tuple[bool, float]:
+    time = _time(rows)
+    return time is not None, time or 0.0

@@ -1,7 +1,6 @@
 """Reader of a plain table, CSV or Parquet, whose columns ``data.columns`` names: for data of one's own."""
 
-import csv
-import gzip
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from amrg.config import ColumnsConfig, DataConfig
 from amrg.data.labels import LABELS
 from amrg.data.sources.rows import Row, RowSource, film_file
-from amrg.data.sources.tables import Need, data_root, read_csv
+from amrg.data.sources.tables import Need, data_root, read_csv, read_header
 from amrg.errors import UserError
 
 _SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -21,13 +20,28 @@ _SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _SINGLE = tuple(field.name for field in fields(ColumnsConfig) if field.name not in ("table", "labels"))
 #: Common names of columns, for ``suggest_columns``.
 _COMMON = {
-    "images": ("images", "image", "image_path", "path_to_image", "imagepath", "path", "filename", "file", "dicom_path"),
+    "images": (
+        "images",
+        "image",
+        "image_path",
+        "path_to_image",
+        "imagepath",
+        "path",
+        "filename",
+        "file",
+        "dicom_path",
+        "file_path",
+        "filepath",
+        "film",
+        "films",
+        "film_path",
+    ),
     "report": ("report", "report_text", "text"),
     "findings": ("findings", "section_findings"),
     "impression": ("impression", "section_impression", "conclusion"),
     "patient": ("patient", "patient_id", "patientid", "subject_id", "mrn"),
     "study": ("study", "study_id", "studyid", "accession", "accession_number", "accessionnumber"),
-    "split": ("split", "fold", "subset"),
+    "split": ("split", "fold", "subset", "part", "set", "partition"),
     "view": ("view", "viewposition", "view_position", "projection"),
     "study_time": ("study_time", "study_date", "studydate", "study_datetime", "date"),
 }
@@ -44,7 +58,7 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     """
     root, path = data_root(config), _table(config)
     labels = _label_columns(config, path)
-    rows = _rows(path, config.columns, labels)
+    rows = _rows(path, config.columns, labels, f"{os.path.abspath(root)}/")
     return RowSource(rows, config, seed, partial(film_file, root, (".",)), "table")
 
 
@@ -80,11 +94,12 @@ def column_names(path: Path) -> list[str]:
     try:
         if path.suffix == ".parquet":
             return list(pq.read_schema(path).names)
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.readline().decode("utf-8-sig", errors="replace")
-        return next(csv.reader([header.rstrip("\r\n")]), [])
+        names = list(read_header(path)[2])
     except (OSError, EOFError, ValueError) as error:  # Arrow's errors of content are ValueErrors
         raise UserError(f"{path} is not a readable table ({type(error).__name__})") from None
+    if not names:
+        raise UserError(f"{path} is empty: its first line should name the columns")
+    return names
 
 
 def _tables(root: Path) -> list[Path]:
@@ -137,13 +152,13 @@ def _label_columns(config: DataConfig, path: Path) -> dict[str, str]:
     return labels
 
 
-def _rows(path: Path, columns: ColumnsConfig, labels: dict[str, str]) -> Iterator[Row]:
+def _rows(path: Path, columns: ColumnsConfig, labels: dict[str, str], root: str) -> Iterator[Row]:
     single = {name: getattr(columns, name) for name in _SINGLE if getattr(columns, name)}
     wanted = list(dict.fromkeys([*single.values(), *labels.values()]))
     table = pq.read_table(path, columns=wanted) if path.suffix == ".parquet" else read_csv(path, wanted, multiline=True)
     for number, record in enumerate(table.to_pylist(), 1):
         found = {name: record[column] for name, column in single.items()}
-        films = _cells(found.pop("images"))
+        films = tuple(name.replace("\\", "/").removeprefix(root) for name in _cells(found.pop("images")))
         views = _cells(found.pop("view", None))
         text = {name: _text(value) for name, value in found.items()}
         study = text.get("study") or f"row-{number}"

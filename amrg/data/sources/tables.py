@@ -1,13 +1,16 @@
 """Reading of published tables and texts as copies of them are: by file name and column name, in any encoding."""
 
 import codecs
+import contextlib
 import csv
 import gzip
 import importlib.util
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,12 @@ Need = Callable[[], object]
 MISSING = ("", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none")
 #: Files and folders that systems add to every folder; AppleDouble files (``._x``) begin with a dot.
 _ADDED = ("__macosx", "thumbs.db", "desktop.ini")
+#: Values of labels besides numbers.
+_BOOLEANS = {"true": 1.0, "false": 0.0}
+_DECIMAL_COMMA = re.compile(r"^(\s*-?\d+),(\d+\s*)$")
+_TIME = r"(\d{1,2}):(\d\d)(?::(\d\d(?:\.\d+)?))?"
+_DATE = re.compile(rf"(\d{{4}})[-/.](\d{{1,2}})[-/.](\d{{1,2}})(?:[ T]+{_TIME}(?:Z|[+-]\d\d:?\d\d)?)?")
+_CLOCK = re.compile(_TIME)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -60,6 +69,7 @@ class Tally:
         self.no_split = "no split: left out"
         self.no_film = "no film of data.views: left out"
         self.no_file = "no film: left out"
+        self.no_time = "a time that is neither a number nor a date from the year on: no order"
         self.unreadable = "a report that cannot be read: left out"
         self.reports_differ = "two reports that differ: the first is used"
         self.study_twice = "a second entry: the first is used"
@@ -93,7 +103,8 @@ class Tally:
     def refuse_nothing(self, kept: int, total: int, root: Path) -> None:
         """Raise UserError if no study of the data set in ``root`` is kept."""
         if not kept:
-            raise UserError(f"{root}: none of {total} studies can be used ({self}): `amrg doctor` tells what is wrong")
+            why = f" ({self})" if self.counts else ""
+            raise UserError(f"{root}: none of {total} studies can be used{why}: `amrg doctor` tells what is wrong")
 
     def __str__(self) -> str:
         return "; ".join(f"{count} with {lack}" for lack, count in self.counts.items())
@@ -162,18 +173,32 @@ def present(value: object) -> str:
 
 
 def number(value: str | None) -> float | None:
-    """Return the number that a cell holds, or None."""
+    """Return the number that a cell holds, with a decimal point or comma, or None."""
     try:
-        found = float(value or "")
+        found = float(_DECIMAL_COMMA.sub(r"\1.\2", value or ""))
     except ValueError:
         return None
     return found if math.isfinite(found) else None
 
 
+def moment(value: str | None) -> float | None:
+    """Return a number that orders times: a number as it is, a date from the year on, or a time of day; or None.
+
+    ``2020-01-31 12:00`` is 20200131.5 and ``08:05:56`` is 80556, so that both sort among the numbers of DICOM.
+    """
+    if found := _DATE.fullmatch((value or "").strip()):
+        year, month, day, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        return year * 1e4 + month * 100 + day + (hours * 3600 + minutes * 60 + seconds) / 86400
+    if found := _CLOCK.fullmatch((value or "").strip()):
+        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        return hours * 1e4 + minutes * 100 + seconds
+    return number(value)
+
+
 def read_csv(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), multiline: bool = False) -> pa.Table:
     """Read some columns of a CSV (also ``.gz``) as text without spaces around it.
 
-    ``MISSING`` cells are null, rows of nothing else are left out. Identifiers (columns ``…_id``) that were printed as
+    ``MISSING`` cells are null, rows of nothing else are left out. Identifiers (columns ``…id``) that were printed as
     floats are whole numbers again. A file that is not UTF-8 is decoded as ``decode`` does.
 
     Args:
@@ -186,9 +211,7 @@ def read_csv(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
         UserError: the file is unreadable, or a column is missing.
     """
     try:
-        encoding, header = _header(path)
-        delimiter = next((sign for sign in ",;\t" if sign in header), ",")
-        names = {name.strip(): name for name in next(csv.reader([header], delimiter=delimiter), [])}
+        encoding, delimiter, names = read_header(path)
         lacking = [name for name in columns if name not in names]
         if lacking:
             raise UserError(f"{path} has no column {lacking[0]}: is it the published file?")
@@ -205,24 +228,38 @@ def read_csv(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
     return result.filter(filled)
 
 
-def _header(path: Path) -> tuple[str, str]:
-    """Return the encoding of a table, as far as its first line tells, and that line."""
+def read_header(path: Path) -> tuple[str, str, dict[str, str]]:
+    """Return the encoding of a CSV, as far as its start tells, its delimiter, and its columns by their stripped names.
+
+    Raises:
+        OSError, EOFError: the file cannot be read.
+    """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        start = file.readline()
-        if start.startswith(_UTF_16):  # a line break is two bytes
-            text = (start + file.read(1 << 16)).decode("utf-16", errors="ignore")
-            return "utf-16", text.splitlines()[0]
-    return "utf8", decode(start).rstrip("\r\n")
+        start = file.read(1 << 16)
+    utf_16 = start.startswith(_UTF_16)  # which may end within a character
+    text = start.decode("utf-16", errors="ignore") if utf_16 else decode(re.split(b"[\r\n]", start, maxsplit=1)[0])
+    header = re.split("[\r\n]", text, maxsplit=1)[0]
+    delimiter = max(",;\t", key=header.count)
+    names = {name.strip(): name for name in next(csv.reader([header], delimiter=delimiter), [])}
+    return "utf-16" if utf_16 else "utf8", delimiter, names
 
 
 def _read_columns(path: Path, names: list[str], delimiter: str, multiline: bool, encoding: str) -> pa.Table:
-    def read(encoding: str) -> pa.Table:
+    odd: list[arrow_csv.InvalidRow] = []
+
+    def judge(row: arrow_csv.InvalidRow) -> str:
+        if not row.text.strip():
+            return "skip"
+        odd.append(row)
+        return "error"
+
+    def read(encoding: str, use_threads: bool = True) -> pa.Table:
         return arrow_csv.read_csv(
             path,
-            read_options=arrow_csv.ReadOptions(encoding=encoding),
+            read_options=arrow_csv.ReadOptions(encoding=encoding, use_threads=use_threads),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=multiline,
-                invalid_row_handler=lambda row: "error" if row.text.strip() else "skip",
+                invalid_row_handler=judge,
             ),
             # Columns are selected by name: a copy may have more of them, and an unnamed index in front.
             convert_options=arrow_csv.ConvertOptions(
@@ -233,6 +270,8 @@ def _read_columns(path: Path, names: list[str], delimiter: str, multiline: bool,
     try:
         return read(encoding)
     except pa.ArrowInvalid as error:
+        if odd:
+            _refuse_row(path, partial(read, encoding, use_threads=False), odd)
         if "UTF8" not in str(error):
             raise
     for other in ("cp1252", "latin-1"):  # the second knows every byte
@@ -245,11 +284,23 @@ def _read_columns(path: Path, names: list[str], delimiter: str, multiline: bool,
     raise ValueError("an unknown encoding")
 
 
+def _refuse_row(path: Path, read: Callable[[], object], odd: list[arrow_csv.InvalidRow]) -> None:
+    """Raise UserError for the first row with more or fewer cells than the header; one thread knows its number."""
+    odd.clear()
+    with contextlib.suppress(pa.ArrowInvalid):
+        read()
+    for row in odd[:1]:
+        raise UserError(
+            f"{path}: row {row.number} has {row.actual_columns} cells and the header {row.expected_columns}: a cell "
+            "with the separator in it needs quotes, and a quote inside quotes is written twice"
+        )
+
+
 def _cleaned(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     column = pc.utf8_trim_whitespace(column)
     missing = pc.is_in(pc.utf8_lower(column), pa.array(MISSING))
     column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
-    return pc.replace_substring_regex(column, r"^(\d+)\.0*$", r"\1") if name.endswith("_id") else column
+    return pc.replace_substring_regex(column, r"^(\d+)\.0*$", r"\1") if name.lower().endswith("id") else column
 
 
 def join_labels(
@@ -292,8 +343,7 @@ def _label(value: Any) -> float | None:
     """Convert a published value to a number; an empty value to None, a text that is no number to infinity."""
     if value is None or (isinstance(value, str) and not present(value)):
         return None
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        return math.inf
-    return None if math.isnan(found) else found
+    found = _BOOLEANS.get(str(value).strip().lower(), number(str(value)))
+    if found is None:
+        return None if isinstance(value, float) and math.isnan(value) else math.inf
+    return found

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from amrg.data.text.lines import stop_lines
 
 #: Stored with every prepared data set; increase it when a rule changes the text.
-VERSION = 2
+VERSION = 3
 
 _MASK = "XXXX"
 _ROUNDS = 5  # what a rule leaves may be a case of an earlier one
@@ -23,6 +23,7 @@ _VERBS = (
 )
 _PREPOSITIONS = "of|in|at|on|by|to|with|from|for|since|over|within|near|into|through|and|or|than|along|between"
 _PLACES = "lobe|lung|lungs|right|left|lower|upper|middle|base|bilateral|multiple|several|small|large|few"
+_UNITS = "mm|cm|ml|cc|degrees|percent"
 _ARTICLES = "a|an|the|this|that|these|those"
 _PRESENT = re.compile(
     r"\b(?:may|might|could|represents?|reflects?|versus|probabl[ey]|likely|possibl[ey]|unchanged|stable|again|before"
@@ -111,7 +112,13 @@ def known_words(text: str) -> str:
 
 
 def masked_phrases(text: str) -> str:
-    """Drop a final phrase whose content is masked, such as ``, compared to XXXX``."""
+    """Drop a first or final phrase whose content is masked, such as ``, compared to XXXX``."""
+    text = re.sub(
+        rf"(?:^|(?<=[.;?!]\s))(?:When |As )?[Cc]ompar(?:ed|ison)(?: is made)? (?:to|with) (?:the )?"
+        rf"(?:prior |previous )?{_MASK}[.,;:]\s*",
+        "",
+        text,
+    )
     lead = r"(?:,?\s*(?:when |as )?(?:compared|comparison)(?: is made)?)?"
     return re.sub(
         rf"{lead}\s+(?:since|from|dated|on|at|of|in|by|to|with)\s+(?:the )?(?:prior |previous )?{_MASK}(?=\s*[.,;:])",
@@ -132,7 +139,7 @@ def _unmask(sentence: str) -> str:
         follows = re.match(r"\s+([A-Za-z]+)", after)
         # A mask at the start may have been "no", unless the sentence says what is never said of something absent.
         removable = re.search(rf"\b(?:{modifiable})\s+$", before, re.I) or (not before and _PRESENT.search(after))
-        essential = not follows or re.fullmatch(f"{_VERBS}|{_PREPOSITIONS}", follows[1], re.I)
+        essential = not follows or re.fullmatch(f"{_VERBS}|{_PREPOSITIONS}|{_UNITS}", follows[1], re.I)
         if essential or not removable:
             return ""
         sentence = before + after.lstrip()

@@ -118,6 +118,7 @@ _INSIDE = (
     *_INSIDE_STRICT,
     re.compile(rf"(?<=\S)[ \t]+(?P<name>{_MAIN}|Findings|Impression)[ \t]*:"),
     re.compile(_AFTER_SENTENCE + r"(?P<name>findings|impression)[ \t]*:"),
+    re.compile(rf"(?<=[a-z)\d][.;])(?P<name>{_MAIN})[ \t]*:"),
     re.compile(rf"(?<=[^A-Z\s])[ \t]+{_CAPITALS}"),
 )
 _PART = re.compile(

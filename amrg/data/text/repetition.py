@@ -45,6 +45,7 @@ _COMPARES = re.compile(
     r"|changes? in (?:the )?(?:position|size|appearance|extent)|(?:increase|decrease|reduction|growth) (?:in|of)"
     rf" (?:(?:the|size|extent|amount|of|left|right|bilateral|pleural|pulmonary) )*{_FINDINGS}"
     r"|removal of|(?<!surgically )removed|extubat\w+"
+    r"|(?:more|less) (?:prominent|conspicuous|extensive|severe|dense)(?! (?:on|in|at|than))"
     r"|(?:increas|decreas|enlarg|grow|diminish|shrink|clear|re-?expand)ing|clearance of|re-?expansion"
     r"|(?:in|de)creased (?:(?!than)[\w-]+ ){0,2}(?:effusions?|edema|pneumothora\w+|consolidations?|atelectasis"
     r"|congestion)"

@@ -65,7 +65,10 @@ def test_generic() -> None:
         ("Nodule seen two years ago.", True),
         ("Re-demonstrated are calcified nodules.", True),
         ("Opacity, not visualized on prior.", True),
+        ("The basal opacity is less conspicuous.", True),
         # this film, or a later one
+        ("Bilateral opacities, more extensive on the right.", False),
+        ("The right effusion is more prominent than the left.", False),
         ("Increased interstitial markings.", False),
         ("Heart size is increased.", False),
         ("Right effusion larger than left.", False),

@@ -15,6 +15,7 @@ from tests.data.dataset_fixtures import REPORT
         (REPORT.format(findings="Clear\n lungs.", impression="Normal."), "Clear\n lungs.", "Normal."),
         ("FINDINGS/IMPRESSION: Clear.\n\nNOTIFICATION:  Called.", "Clear.", "Clear."),
         ("FINDINGS AND IMPRESSION: Clear.\nIMPRESSION: Normal.", "Clear.", "Normal."),
+        ("FINDINGS:Clear.IMPRESSION:Normal.", "Clear.", "Normal."),
         ("FINDINGS: One.\nCOMPARISON: None.\nFINDINGS: Two.\nCONCLUSION: Three.", "One. Two.", "Three."),
         ("WET READ: Maybe.\nFINAL REPORT\nFINDINGS: Ratio 3:4, lobe: clear.", "Ratio 3:4, lobe: clear.", None),
         ("FINDINGS:\n\nIMPRESSION:\n", None, None),
