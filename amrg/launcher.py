@@ -90,7 +90,7 @@ class Deadline:
     """Waits for conditions until one time for all, and tells of it meanwhile."""
 
     def __init__(self, who: str) -> None:
-        self._who, self._began, self._told = who, time.monotonic(), False
+        self._who, self._began, self._noticed = who, time.monotonic(), False
         given = os.environ.get(_TIMEOUT_VARIABLE) or str(RENDEZVOUS_TIMEOUT)
         try:
             self._seconds = float(given)
@@ -111,7 +111,7 @@ class Deadline:
                     f"{self._who}: {missing} within {self._seconds:.0f} s ({_TIMEOUT_VARIABLE} sets another time): "
                     f"{_UNSET}"
                 )
-            if waited > _WAIT_NOTICE and not self._told:
-                self._told = True
+            if waited > _WAIT_NOTICE and not self._noticed:
+                self._noticed = True
                 echo(f"{self._who}: {missing} yet")
             time.sleep(0.1)

@@ -25,6 +25,8 @@ StepFunction = Callable[[Config, dict[str, Path], Path], None]
 
 #: Raised when the readers of copies of data sets would read the same copy in another way.
 _READER = 2
+#: File of a data artefact: SHA-256 of the table of one's own that it was made from.
+_TABLE = "table.sha256"
 
 #: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
 _ENGINE = ("activation_checkpointing", "compile", "num_sample_reports")
@@ -102,6 +104,8 @@ def _make(verb: str, config: Config, make: StepFunction | None) -> Artifact:
     made = find(root(config), plan)
     if made:
         echo(f"{verb}: already made, nothing to do: {made.path}")
+        if verb == "prepare" and (changed := _changed_table(config, made.path)):
+            echo(f"WARNING: {changed}")
         return made
     lead = os.environ.get("RANK", "0") == "0"
     if not (lead or STEPS[verb].distributed):
@@ -225,8 +229,25 @@ def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Convert studies on disk to shards."""
     from amrg.data.shards import prepare
     from amrg.data.sources import open_source
+    from amrg.data.sources.table import table_file
 
-    prepare(open_source(config.data, config.seed), config.data, folder, config.seed)
+    source = open_source(config.data, config.seed)
+    if config.data.source == "table":
+        (folder / _TABLE).write_text(file_hash(table_file(config.data)) + "\n")
+    prepare(source, config.data, folder, config.seed)
+
+
+def _changed_table(config: Config, data: Path) -> str | None:
+    """Return what is wrong if a table of one's own is not the one that was prepared; later steps need no table."""
+    from amrg.data.sources.table import table_file
+
+    recorded = data / _TABLE
+    try:
+        if not recorded.is_file() or file_hash(table_file(config.data)) == recorded.read_text().strip():
+            return None
+    except UserError:  # moved away since
+        return None
+    return f"{table_file(config.data).name} has changed since this was made; delete the folder to prepare it again"
 
 
 def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from amrg.config import ColumnsConfig, DataConfig
+from amrg.config import ColumnsConfig, Config, DataConfig
 from amrg.data.dataset_checks import check_dataset
 from amrg.data.labels import LABELS
 from amrg.data.own_studies import find_studies
@@ -21,6 +21,7 @@ from amrg.data.sources.padchest import labels_of_names
 from amrg.data.splits import hash_patient
 from amrg.data.stream import iter_samples, load_studies
 from amrg.errors import UserError
+from amrg.pipeline import run_step
 from tests.data.dataset_fixtures import film, make_openi, save_csv
 from tests.data.test_image_io import dicom as save_dicom
 
@@ -556,3 +557,17 @@ def test_doctor_proposes_the_columns_of_a_table(tmp_path) -> None:
     )
     (films,) = [check for check in checks if check.what == "films"]
     assert (films.ok, films.result) == (False, "1 not there")
+
+
+def test_a_table_that_changes_after_it_was_prepared_is_noticed(tmp_path, capsys) -> None:
+    root = make_own(tmp_path / "own")
+    config = Config(runs=str(tmp_path / "runs"), data=DataConfig(source="table", path=str(root), columns=COLUMNS))
+    made = run_step("prepare", config)
+    run_step("prepare", config)
+    assert "WARNING" not in capsys.readouterr().err
+    table = root / "chest.csv"
+    table.write_text(table.read_text().replace("clear", "hazy"))
+    assert run_step("prepare", config).path == made.path
+    assert "WARNING: chest.csv has changed since this was made; delete the folder" in capsys.readouterr().err
+    table.unlink()
+    run_step("prepare", config)  # a cluster may hold the shards alone

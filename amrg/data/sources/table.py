@@ -56,7 +56,7 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     Raises:
         UserError: the table or one of its columns is not there.
     """
-    root, path = data_root(config), _table(config)
+    root, path = data_root(config), table_file(config)
     labels = _label_columns(config, path)
     rows = _rows(path, config.columns, labels, f"{os.path.abspath(root)}/")
     return RowSource(rows, config, seed, partial(film_file, root, (".",)), "table")
@@ -65,7 +65,7 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
 def needs(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
     data_root(config)
-    return [lambda: _label_columns(config, _table(config))]
+    return [lambda: _label_columns(config, table_file(config))]
 
 
 def counted(config: DataConfig) -> None:
@@ -106,7 +106,12 @@ def _tables(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.name.endswith(_SUFFIXES) and not path.name.startswith("."))
 
 
-def _table(config: DataConfig) -> Path:
+def table_file(config: DataConfig) -> Path:
+    """Return the table that is read.
+
+    Raises:
+        UserError: it is not there, or there are several.
+    """
     root = data_root(config)
     if config.columns.table is not None:
         path = root / config.columns.table
