@@ -148,10 +148,12 @@ class ByProjection:
             return found
         untold = [place for place, view in enumerate(views) if not view]
         frontal = classifier.is_frontal(np.stack([film_features(found.views[place]) for place in untold]))
-        looks_frontal = {place for place, is_frontal in zip(untold, frontal, strict=True) if is_frontal}
-        rank = [0 if _told(view) else 1 if place in looks_frontal else 2 for place, view in enumerate(views)]
+        frontal_places = {place for place, is_frontal in zip(untold, frontal, strict=True) if is_frontal}
+        rank = [
+            0 if _is_frontal_view(view) else 1 if place in frontal_places else 2 for place, view in enumerate(views)
+        ]
         order = sorted(range(len(views)), key=rank.__getitem__)
-        predicted = len(looks_frontal), len(untold) - len(looks_frontal)
+        predicted = len(frontal_places), len(untold) - len(frontal_places)
         return replace(found, views=[found.views[place] for place in order], order=tuple(order), predicted=predicted)
 
     def _fit(self, dataset: str, name: str, studies: list[Study], unsure: int, seed: int) -> None:
@@ -159,22 +161,22 @@ class ByProjection:
         kinds = int(frontal.sum()), int((~frontal).sum())
         accuracy = cross_validate(features, frontal, groups) if min(kinds) >= FEWEST else None
         used = accuracy is not None and accuracy >= REQUIRED
-        said = f"{name}: in {unsure} studies the view of a film is not told"
-        told = f"{kinds[0]} frontal and {kinds[1]} lateral training films whose view is told"
+        message = f"{name}: in {unsure} studies the view of a film is not told"
+        given = f"{kinds[0]} frontal and {kinds[1]} lateral training films whose view is told"
         if used:
             self._classifiers[dataset] = fit_classifier(features, frontal)
-            echo(f"{said}: frontal ones first by their look, learned from {told} (accuracy {accuracy:.3f})")
+            echo(f"{message}: frontal ones first by their look, learned from {given} (accuracy {accuracy:.3f})")
         elif accuracy is None:
-            echo(f"{said}, and their order stays: only {told}, {FEWEST} of each are needed to learn it")
+            echo(f"{message}, and their order stays: only {given}, {FEWEST} of each are needed to learn it")
         else:
-            echo(f"{said}, and their order stays: learned from {told}, accuracy is {accuracy:.3f} of {REQUIRED} needed")
+            echo(f"{message}, and their order stays: accuracy {accuracy:.3f}, learned from {given}, is too low")
         self.summary[name] = {
             "told_frontal": kinds[0], "told_lateral": kinds[1],
             "balanced_accuracy": None if accuracy is None else round(accuracy, 3), "used": used,
         }  # fmt: skip
 
 
-def _told(view: str) -> bool:
+def _is_frontal_view(view: str) -> bool:
     """Return whether the name of a view says that the film is frontal, in whatever position (``AP SUPINE``)."""
     return view.split(" ")[0] in _FRONTAL
 
@@ -189,8 +191,8 @@ def _sample(source: Source, studies: list[Study], seed: int) -> tuple[np.ndarray
     features: list[np.ndarray] = []
     kinds: list[bool] = []
     groups: list[str] = []
-    told = [study for study in studies if study.split == "train" and not study.load_error and any(study.views)]
-    for study in sorted(told, key=lambda study: hash_uniform(seed, "projection", study.key)):
+    given = [study for study in studies if study.split == "train" and not study.load_error and any(study.views)]
+    for study in sorted(given, key=lambda study: hash_uniform(seed, "projection", study.key)):
         lacking = [kind for kind in (True, False) if kinds.count(kind) < MOST]
         if not lacking:
             break
