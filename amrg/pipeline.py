@@ -28,6 +28,11 @@ _READER = 2
 #: File of a data artefact: SHA-256 of the table of one's own that it was made from.
 _TABLE = "table.sha256"
 
+#: Raised when films whose view is not told would be put in another order; of no matter to sources that tell all views
+#: or none.
+_PROJECTION = 1
+_ALL_OR_NONE = ("openi_drr", "openi", "iu_xray", "iu_kaggle", "vindr_cxr")
+
 #: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
 _ENGINE = ("activation_checkpointing", "compile", "num_sample_reports")
 
@@ -298,6 +303,8 @@ def _data_settings(config: Config) -> dict[str, Any]:
         settings["wordless"] = "labelled"  # what became of studies without a text once was another
     if config.data.source != "openi_drr":  # its labels are experts' and it reads no copy of a user's
         settings |= {"labeler": labeler.VERSION, "reader": _READER}
+    if config.data.source not in _ALL_OR_NONE and not config.data.views:  # films without a view are left out with it
+        settings["projection"] = _PROJECTION
     return settings
 
 

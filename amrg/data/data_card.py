@@ -17,6 +17,7 @@ def write_data_card(
     rows: list[dict[str, Any]],
     skipped: list[dict[str, str]],
     lacking: Mapping[str, int],
+    views: Mapping[str, Mapping[str, Any]],
     config: DataConfig,
     folder: Path,
 ) -> None:
@@ -26,6 +27,7 @@ def write_data_card(
         rows: rows of the index.
         skipped: studies whose films could not be read: ``key`` (hashed) and ``reason``.
         lacking: number of studies of the source per kind of missing content.
+        views: of each data set that does not tell all views: how its films were ordered (``amrg.data.projection``).
         config: the data settings.
         folder: folder of the data artefact.
     """
@@ -38,6 +40,8 @@ def write_data_card(
     if names := sorted({row["dataset"] for row in rows if "dataset" in row}):
         count = Counter((row["dataset"], row["split"]) for row in rows)
         statistics["data_sets"] = {name: {split: count[name, split] for split in SPLITS} for name in names}
+    if views:
+        statistics["predicted_views"] = views
     (folder / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
     (folder / CARD).write_text(_page(statistics, config))
 
@@ -100,5 +104,16 @@ def _page(statistics: dict[str, Any], config: DataConfig) -> str:
         "",
         "Studies left out because a film could not be read: "
         + (", ".join(f"{count} ({reason})" for reason, count in statistics["skipped"].items()) or "none"),
+        *(
+            f"\nViews that {name} does not tell: "
+            + (
+                f"predicted of {how['looks_frontal']:,} films that look frontal and {how['looks_lateral']:,} that look "
+                f"lateral (cross-validated balanced accuracy {how['balanced_accuracy']:.3f}); so "
+                f"{how['other_first_film']:,} studies begin with another film"
+                if how["used"]
+                else "not predicted, films in the order of the data set"
+            )
+            for name, how in statistics.get("predicted_views", {}).items()
+        ),
     ]
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from amrg.config import DataConfig
 from amrg.data.data_card import write_data_card
 from amrg.data.image_ops import downscale, encode_film, encode_mask
 from amrg.data.labels import LABELS
+from amrg.data.projection import ByProjection
 from amrg.data.studies import SPLITS, Source, Study, StudyImages
 from amrg.errors import UserError
 from amrg.progress import echo, track
@@ -81,7 +82,8 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
     """Write the shards and the index of a data set; finished shards of an interrupted run are kept.
 
     Args:
-        source: the data set; pickled once per worker process.
+        source: the data set; pickled once per worker process. Of films whose view it does not tell, those that look
+            frontal come first (``ByProjection``).
         config: ``image_size`` (short side of the stored films), ``shard_size``, ``max_corrupt_fraction`` and
             ``workers`` are read.
         folder: receives ``shards/``, ``index.parquet``, ``statistics.json`` and ``card.md``;
@@ -97,8 +99,9 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
     try:
         for name in ("shards", "scratch"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        ordered = ByProjection(source, config.source, seed)
         todo = [shard for shard in plan if not _is_complete(shard, folder)]
-        with (writers or _processes)(source, config, folder) as submit:
+        with (writers or _processes)(ordered, config, folder) as submit:
             futures = [submit(shard) for shard in todo]
             for future in track(as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)):
                 future.result()
@@ -110,7 +113,8 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
         for path in {*(folder / "shards").iterdir()} - filled:
             path.unlink()  # without a sample, or left by an interrupted run on a data set that has changed since
         temporary = folder / "scratch" / f"index.{os.getpid()}"
-        write_data_card(rows, skipped, getattr(source, "left_out", {}), config, folder)
+        views = _predicted_views(ordered, [one for record in records for one in record.get("predicted", ())], config)
+        write_data_card(rows, skipped, getattr(source, "left_out", {}), views, config, folder)
         more = [field for field in OPTIONAL if any(field.name in row for row in rows)]
         pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([*INDEX, *more])), temporary)
         temporary.replace(folder / "index.parquet")
@@ -188,6 +192,17 @@ def _check_skipped(skipped: list[dict[str, str]], total: int, fraction: float) -
     echo(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
 
 
+def _predicted_views(
+    source: ByProjection, predicted: list[dict[str, Any]], config: DataConfig
+) -> dict[str, dict[str, Any]]:
+    """Return the classifier of each data set, and of how many films and studies it decided."""
+    found: dict[str, Counter[str]] = {name: Counter() for name in source.summary}
+    for one in predicted:
+        found[one["dataset"] or config.source].update(one["counts"])
+    names = ("looks_frontal", "looks_lateral", "other_first_film")
+    return {name: how | {what: found[name][what] for what in names} for name, how in source.summary.items()}
+
+
 def _tar(shard: Shard, folder: Path) -> Path:
     return folder / "shards" / f"{shard.name}.tar"
 
@@ -262,6 +277,7 @@ def write_shard(shard: Shard) -> None:
     temporary = _folder / "scratch" / f"{shard.name}.{os.getpid()}"
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
+    predicted: list[dict[str, Any]] = []
     with temporary.open("wb") as file, wds.TarWriter(file, encoder=False, user="", group="", mtime=0) as tar:
         for study in shard.studies:
             offset = tar.tarstream.offset
@@ -270,6 +286,15 @@ def write_shard(shard: Shard) -> None:
             except (OSError, ValueError) as error:
                 skipped.append({"key": hash_key(study.key), "reason": _reason(error)})
                 continue
+            if films.order:
+                study = replace(study, views=tuple(study.views[place] for place in films.order if study.views))
+                frontal, lateral = films.predicted
+                counts = {
+                    "looks_frontal": frontal,
+                    "looks_lateral": lateral,
+                    "other_first_film": int(films.order[0] > 0),
+                }
+                predicted.append({"dataset": study.dataset, "counts": counts})
             tar.write(_members(study, films))
             location = {"shard": shard.name, "offset": offset, "size": tar.tarstream.offset - offset}
             rows.append(location | {"views": len(films.views)} | _record(study))
@@ -277,7 +302,7 @@ def write_shard(shard: Shard) -> None:
     for row in rows:
         row["sha256"] = hashlib.sha256(data[row["offset"] : row["offset"] + row["size"]]).hexdigest()
     temporary.replace(_tar(shard, _folder))
-    record = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows, "skipped": skipped}
+    record = {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows, "skipped": skipped, "predicted": predicted}
     temporary.write_text(json.dumps(record))
     temporary.replace(_shard_record_path(shard, _folder))
 

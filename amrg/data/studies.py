@@ -56,10 +56,14 @@ class StudyImages:
     Attributes:
         views: one or more grey films, uint8 [H, W].
         masks: true lesion extent of each finding on the first view, bool [H, W]; empty if the data set has none.
+        order: place of each film in the study's ``views``, if ``amrg.data.projection`` put them in order; else empty.
+        predicted: numbers of films whose view is not told that look frontal, and lateral.
     """
 
     views: list[np.ndarray]
     masks: dict[str, np.ndarray] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
+    predicted: tuple[int, int] = (0, 0)
 
 
 class Source(Protocol):

@@ -1,8 +1,9 @@
 """Test for shortcuts: how well a film's overall brightness alone predicts each label."""
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
+from amrg.data.projection import fit_logistic
 from amrg.training.multilabel import auroc
 
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
@@ -49,22 +50,8 @@ def brightness_probe(
         known_train, known_test = (np.isin(labels[:, index], (0, 1)) for labels in (train_labels, test_labels))
         y, truth = train_labels[known_train, index], test_labels[known_test, index]
         if 0 < y.sum() < len(y):
-            weights = _fit(train[known_train], y, l2)
+            weights = fit_logistic(train[known_train], y, l2)
             value = auroc(test[known_test] @ weights[:-1], truth == 1)
             if value is not None:
                 scores[name] = value
     return scores
-
-
-def _fit(x: np.ndarray, y: np.ndarray, l2: float) -> np.ndarray:
-    """Fit a class-balanced logistic regression; returns the coefficients, then the intercept."""
-    balance = np.where(y == 1, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
-    sign = 2 * y - 1
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        margin = sign * (x @ weights[:-1] + weights[-1])
-        slope = -balance * sign / (1 + np.exp(margin)) / len(y)
-        value = np.mean(balance * np.logaddexp(0, -margin)) + l2 * np.sum(weights[:-1] ** 2)
-        return value, np.append(x.T @ slope + 2 * l2 * weights[:-1], slope.sum())
-
-    return optimize.minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
