@@ -561,7 +561,7 @@ def test_doctor_proposes_the_columns_of_a_table(tmp_path) -> None:
 
 def test_a_table_that_changes_after_it_was_prepared_is_noticed(tmp_path, capsys) -> None:
     root = make_own(tmp_path / "own")
-    config = Config(runs=str(tmp_path / "runs"), data=DataConfig(source="table", path=str(root), columns=COLUMNS))
+    config = Config(runs=str(tmp_path / "runs"), data=DataConfig("table", str(root), columns=COLUMNS, sections="both"))
     made = run_step("prepare", config)
     run_step("prepare", config)
     assert "WARNING" not in capsys.readouterr().err
