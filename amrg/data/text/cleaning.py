@@ -99,7 +99,7 @@ def numbering(text: str) -> str:
     """
     number = 2 if re.match(r"\(?1[.)]", text) else 0
     while number:
-        item = rf"(?<=[a-zA-Z)])(?i:(?<!{_COUNTED}))\s+\(?{number}[.)]\s*(?=[A-Z])"
+        item = rf"(?<=[a-zA-Z)])(?i:(?<!{_COUNTED}))\s+\(?{number}(?:\.\s*(?=[A-Z])|\)\s*(?=[A-Za-z]))"
         text, found = re.subn(item, ". ", text, count=1)
         number = number + 1 if found or re.search(rf"[.;:]\s\(?{number}[.)]", text) else 0
     return re.sub(rf"(?:(?<=^)|(?<=[.;:]\s)){_NUMBER.pattern}", "", text)

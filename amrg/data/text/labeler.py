@@ -92,9 +92,20 @@ def label_report(text: str) -> dict[str, float | None]:
     return labels
 
 
+#: Forms that mean the same as another that the patterns know.
+_FORMS = (
+    (re.compile(r"(?<=[a-z])\(s\)", re.I), "s"),  # effusion(s)
+    (re.compile(r"\?\s*(?=(?:none|no|negative)(?: (?:seen|identified|noted))?\W*(?:[.;\n]|$))", re.I), ": "),
+    (re.compile(r"(?:^|(?<=\s))\(?\d{1,2}\)\s+(?=[a-z])", re.I), "\n"),  # 1) no effusion 2) small pneumothorax
+)
+
+
 def normalise(text: str) -> str:
     """Normalise a text to one space between words and one line per statement or paragraph, as ``mentions`` expects."""
-    lines = (" ".join(line.split()) for line in unwrap(plain(text)).split("\n"))
+    text = plain(text)
+    for form, same in _FORMS:
+        text = form.sub(same, text)
+    lines = (" ".join(line.split()) for line in unwrap(text).split("\n"))
     return "\n".join(line for line in lines if line)
 
 

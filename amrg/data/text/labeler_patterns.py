@@ -235,7 +235,7 @@ PSEUDO = (
     rf"{_NOT}(?: (?:yet|been|be|now|quite|\w+ly))* {_GONE}"
     rf"|(?:fail(?:s|ed|ing|ure)?|yet) to (?:\w+ly )?{_GONE}"
     r"|(?:no|without|lack of|absence of)(?: (?:complete|full|total|entire|interval|significant|definite|evident|further"
-    rf"|appreciable|substantial|radiographic|convincing|partial|evidence of|signs? of))* {_GOING}(?: of| in)?"
+    rf"|appreciable|substantial|radiographic|convincing|partial|evidence (?:of|for)|signs? of))* {_GOING}(?: of| in)?"
     r"|(?:near(?:ly)?|almost|virtually|largely|mostly|partial(?:ly)?|partly|incomplete(?:ly)?)"
     rf"[ -](?:(?:complete|entire|total)(?:ly)? |interval )?(?:{_GONE}|{_GOING}(?: of)?)"
     # a change, which presupposes the finding
@@ -313,6 +313,7 @@ PRE_UNCERTAIN = (
     r"|worrisome(?: for)?|consider(?:ation for)?|to exclude|rule out|if"
 )
 POST_UNCERTAIN = (
+    r"(?!(?:is|are) (?:\w+ )?(?<!not )(?:excluded|ruled out))"
     rf"(?:(?:has|have) )?(?:is|are|could|may|might|would|be|{_NOT}|difficult to)(?: \w+){{0,4}}? (?:excluded?"
     r"|ruled out|possible|considered|suspected)"
     r"|(?:was|were) (?:\w+ )?suspected"

@@ -11,6 +11,22 @@ SOLID, INFECTION, HAZE, EDEMA = "Consolidation", "Pneumonia", "Lung Opacity", "E
 BREAK, DEVICE, HEART, MIDDLE = "Fracture", "Support Devices", "Cardiomegaly", "Enlarged Cardiomediastinum"
 
 RULES: dict[str, list[tuple[str, dict[str, float | None]]]] = {
+    "forms of one thing": [
+        ("Effusion(s): none.", {FLUID: N}),
+        ("Small effusion(s) on both sides.", {FLUID: P}),
+        ("Pneumothorax? None seen.", {AIR: N}),
+        ("Effusion? No", {FLUID: N}),
+        ("1) no pneumothorax 2) small right effusion", {AIR: N, FLUID: P}),
+        ("(1) Cardiomegaly (2) No edema", {HEART: P, EDEMA: N}),
+    ],
+    "what is excluded is denied, what should be or cannot be is doubted": [
+        ("Pneumonia is excluded.", {INFECTION: N}),
+        ("A pneumothorax is now ruled out.", {AIR: N}),
+        ("Pneumonia is not excluded.", {INFECTION: U}),
+        ("Pneumonia should be excluded.", {INFECTION: U}),
+        ("Effusions are not entirely excluded.", {FLUID: U}),
+        ("No evidence for resolution of the edema.", {EDEMA: P}),
+    ],
     "a denied disappearance is a presence": [
         ("The left pneumothorax has still not resolved.", {AIR: P}),
         ("The effusions have not fully cleared.", {FLUID: P}),
