@@ -51,8 +51,8 @@ def try_config(config: dict[str, Any], lr: float) -> None:
     from deepspeed.runtime import lr_schedules
     from deepspeed.runtime.config import DeepSpeedConfig, DtypeEnum
 
-    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
-    DeepSpeedConfig({**config, "train_batch_size": micro * accumulation * world_size()})
+    # Without the product of the counts: before the ranks have met, DeepSpeed believes that there is one.
+    DeepSpeedConfig({name: value for name, value in config.items() if name != "train_batch_size"})
     if "grad_accum_dtype" in config.get("data_types", {}):
         DtypeEnum(config["data_types"]["grad_accum_dtype"])
     given = config.get("optimizer", {})

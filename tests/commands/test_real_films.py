@@ -6,6 +6,7 @@ They are not part of the repository: ``AMRG_OPENI3`` names their folder.
 import csv
 import json
 import os
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_doctor_knows_them_and_finds_them_whole(copy: Any, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert said.split("\n")[0].endswith(f": {source}")
     assert "all is fine" in said
-    assert "all of a sample of 3 decoded" in said
+    assert re.search(r"all of a sample of [34] decoded", said)
 
 
 def test_prepare_reads_all_films(copy: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,15 +258,17 @@ def test_a_file_without_permission_is_named(
     run: Any, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path / "study", "1.png")
-    status = Path.stat
 
-    def without_permission(path: Path, **options: Any) -> os.stat_result:  # as in a folder that may only be listed
-        if path.suffix == ".png":
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        return status(path, **options)
+    def without_permission(real: Callable[..., Any]) -> Callable[..., Any]:  # as in a folder that may only be listed
+        def method(path: Path, **options: Any) -> Any:
+            if path.suffix == ".png":
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return real(path, **options)
 
-    monkeypatch.setattr(Path, "stat", without_permission)
-    monkeypatch.setattr(Path, "read_bytes", without_permission)
+        return method
+
+    for name in ("stat", "read_bytes"):
+        monkeypatch.setattr(Path, name, without_permission(getattr(Path, name)))
     assert write(generator(run), tmp_path / "study") == 2
     assert "study is left out: 1.png: Permission denied\n" in capfd.readouterr().err
 

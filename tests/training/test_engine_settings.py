@@ -23,7 +23,7 @@ def identity(verb: str, config: Any) -> str:
 def test_a_training_goes_on_under_another_engine_in_the_same_folder(artefacts: Any, tmp_path: Path, ranks: int) -> None:
     straight, changing = tmp_path / "straight", tmp_path / "changing"
     for runs in (straight, changing):
-        shutil.copytree(artefacts.data.parent, runs / "tiny")
+        shutil.copytree(artefacts.data.parent, runs / "tiny", ignore=shutil.ignore_patterns("stage2-*"))
     start(ranks, straight, changing, script="engine_settings_worker.py")
     (one,), (other,) = (list((runs / "tiny").glob("stage2-*")) for runs in (straight, changing))
     assert one.name == other.name
@@ -57,7 +57,7 @@ def test_only_what_is_learned_identifies_a_training(artefacts: Any, tmp_path: Pa
     assert written(train_micro_batch_size_per_gpu=2, steps_per_print=7, bf16={"enabled": False}) == plain
     assert written(gradient_clipping=3.0) == plain  # `resolve` refuses one that is not ours
     others = (
-        written(optimizer={"type": "Lamb"}),
+        written(optimizer={"type": "SGD"}),
         written(optimizer={"type": "AdamW", "params": {"betas": [0.8, 0.9]}}),
         written(optimizer={"type": "AdamW", "params": {"adam_w_mode": False}}),
         written(scheduler={"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}}),

@@ -112,7 +112,8 @@ def test_resume_under_another_world_size_and_stage(tmp_path: Path) -> None:
     assert (tmp_path / "zero0.json" / "model.safetensors").exists()
 
 
-def test_a_partitioned_module_computes_what_it_did() -> None:
+def test_a_partitioned_module_computes_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)  # also after others' ZeRO 3
     distributed.init_process_group()
     torch.manual_seed(0)
     module, inputs = (
