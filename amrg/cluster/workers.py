@@ -91,7 +91,7 @@ def _run_group(task: dict[str, Any], world: int, settings: ClusterConfig, files:
     trainer = TorchTrainer(
         _work,
         train_loop_config=task,
-        scaling_config=ScalingConfig(num_workers=world, resources_per_worker=resources(settings)),
+        scaling_config=scaling(world, resources(settings)),
         run_config=RunConfig(
             name=f"{task['verb']}-{uuid.uuid4().hex[:8]}",
             storage_path=str(files),
@@ -107,6 +107,11 @@ def _run_group(task: dict[str, Any], world: int, settings: ClusterConfig, files:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def scaling(world: int, each: dict[str, float]) -> ScalingConfig:
+    """Ray's description of a group; it refuses a GPU among the resources unless it is told to use GPUs."""
+    return ScalingConfig(num_workers=world, resources_per_worker=each, use_gpu="GPU" in each)
 
 
 def resources(settings: ClusterConfig) -> dict[str, float]:

@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.train import WorkerGroupError
 
-from amrg.cluster.workers import _diagnose, divides_batch
+from amrg.cluster.workers import _diagnose, divides_batch, scaling
 from amrg.data.stream import MAX_LANES, num_lanes
 from amrg.errors import UserError
 
@@ -17,6 +17,12 @@ def test_a_smaller_group_must_share_the_lanes() -> None:
     assert not divides_batch(96, 32)  # divides the batch, not its lanes
     assert divides_batch(2 * 96, 96)  # more ranks than any stream has lanes: features come from a cache
     assert MAX_LANES < 96
+
+
+@pytest.mark.parametrize(("each", "uses"), [({"CPU": 2.0, "GPU": 1.0}, True), ({"CPU": 2.0}, False)])
+def test_workers_with_a_gpu_are_described_as_ray_wants(each: dict[str, float], uses: bool) -> None:
+    found = scaling(2, each)  # Ray raises where a GPU is reserved and not used
+    assert (found.num_workers, found.use_gpu, found.resources_per_worker) == (2, uses, each)
 
 
 def test_a_users_mistake_in_a_worker_ends_the_run_in_its_own_words() -> None:
