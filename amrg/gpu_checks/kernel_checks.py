@@ -39,6 +39,8 @@ def environment(device: torch.device) -> StageResult:
         return StageResult(f"torch {torch.__version__}, no GPU", [row])
     import triton
 
+    from amrg.kernels.hopfield.triton_backend import TRITON_VERSION
+
     card = torch.cuda.get_device_properties(device)
     capability = (card.major, card.minor)
     row |= {
@@ -48,8 +50,7 @@ def environment(device: torch.device) -> StageResult:
         "native_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
         "devices": torch.cuda.device_count(),
     }  # fmt: skip
-    version = tuple(map(int, triton.__version__.split(".")[:2]))
-    name, why = backends.choose(operands(672, 7014, 768, torch.bfloat16, device), capability, version)
+    name, why = backends.choose(operands(672, 7014, 768, torch.bfloat16, device), capability, TRITON_VERSION)
     row["back_end"] = f"{name} ({why})"
     failures = [] if row["native_bfloat16"] else [f"{card.name} emulates bfloat16: use float16 with zero1.json"]
     return StageResult(f"{card.name}, Triton {triton.__version__}: {row['back_end']}", [row], failures)
