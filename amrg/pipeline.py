@@ -398,7 +398,7 @@ STEPS: dict[str, Step] = {
     "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
     "stage2": Step("stage2", 5, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step(
-        "reports", 4, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
+        "reports", 5, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
     ),
-    "evaluate": Step("scores", 6, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
+    "evaluate": Step("scores", 7, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

@@ -1,8 +1,7 @@
 """Confidence: are the probabilities of stated findings right, and which errors would leaving out the least sure avoid?
 
 A stated finding is one that a composed sentence of the report states with a probability. It is right if the reference
-states it, by the labeler. A finding of several sentences of a report counts once, with its highest probability, since a
-sentence has the lowest one of its findings.
+states it, by the labeler. A finding of several sentences of a report counts once.
 
 Shape legend: S studies, N stated findings, K bins, B resamples.
 """
@@ -45,9 +44,8 @@ class StatedFindings:
         stated: dict[tuple[int, str], float] = {}
         for study, report in enumerate(reports):
             for sentence in report.sentences:
-                if sentence.probability is not None:
-                    for label in sentence.labels:
-                        stated[study, label] = max(sentence.probability, stated.get((study, label), 0.0))
+                for label, probability in sentence.probabilities.items():
+                    stated[study, label] = probability
         return cls(
             np.array(list(stated.values()), dtype=np.float64),
             np.array([truth_SK[study, LABELS.index(label)] for study, label in stated], dtype=bool),

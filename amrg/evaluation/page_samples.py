@@ -79,7 +79,7 @@ class RetrievedRows:
                 filed=self._rows["report"].get(sentence.row, {}).get("findings") or [],
                 regions=self._found("visual", sentence.regions, films, grid),
                 box=sentence.box,
-                probability=sentence.probability,
+                probabilities=sentence.probabilities,
                 details=[(d.finding, d.attribute, d.value, d.probability) for d in sentence.details],
             )
             for sentence in report.sentences

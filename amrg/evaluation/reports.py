@@ -54,7 +54,7 @@ class Sentence:
         regions: rows of the visual bank that voted for it, heaviest first, ``[{"row": int, "weight": float}, …]``.
         box: number of the film in its study, then x0, y0, x1, y1 in cells of the encoder's fine grid; None without a
             region.
-        probability: smallest probability of its findings in the report; None for No Finding.
+        probabilities: probability of each of its findings in the report; empty for No Finding.
         details: details that it states.
     """
 
@@ -63,7 +63,7 @@ class Sentence:
     row: int
     regions: list[dict[str, Any]] = field(default_factory=list)
     box: tuple[int, int, int, int, int] | None = None
-    probability: float | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
     details: tuple[Detail, ...] = ()
 
 
@@ -197,13 +197,14 @@ def _sentence(entry: dict[str, Any]) -> Sentence:
     details = tuple(Detail(d["finding"], d["attribute"], d["value"], d["probability"]) for d in entry["details"])
     text, labels, regions, box = entry["text"], tuple(entry["labels"]), entry["regions"], entry["box"]
     texts = [text, *labels, *(part for d in details for part in (d.finding, d.attribute, d.value))]
-    shares = [entry["probability"], *(d.probability for d in details), *(region["weight"] for region in regions)]
+    probabilities = {finding: float(share) for finding, share in entry["probabilities"].items()}
+    shares = [*probabilities.values(), *(d.probability for d in details), *(region["weight"] for region in regions)]
     numbers = [entry["row"], *(region["row"] for region in regions), *(box or ())]
     good = all(isinstance(one, str) for one in texts) and bool(labels) and {*labels} <= {*LABELS}
     good = good and all(share is None or 0 <= share <= 1 + 1e-6 for share in shares)
     good = good and all(isinstance(one, int) and one >= 0 for one in numbers)
     good = good and all(region["weight"] is not None for region in regions)
-    good = good and {d.finding for d in details} <= {*FINDINGS}
+    good = good and {d.finding for d in details} <= {*FINDINGS} and probabilities.keys() <= {*labels} & {*FINDINGS}
     "".join(texts).encode()
     if box is not None:
         _, x0, y0, x1, y1 = box
@@ -211,7 +212,7 @@ def _sentence(entry: dict[str, Any]) -> Sentence:
         box = tuple(box) if x0 < x1 and y0 < y1 else None
     if not good:
         raise ValueError("not a recalled sentence")
-    return Sentence(text, labels, entry["row"], regions, box, entry["probability"], details)
+    return Sentence(text, labels, entry["row"], regions, box, probabilities, details)
 
 
 def _unsure(entry: dict[str, Any]) -> Unsure:

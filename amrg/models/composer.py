@@ -13,7 +13,7 @@ bank, U distinct sentences, D width of the report bank, C candidates.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class ComposedSentence:
         regions: rows of the visual bank that voted for it, heaviest first, as (row, weight).
         box: the film's own region as (film number, x0, y0, x1, y1) on the fine grid; None for No Finding and if the
             map is 0 everywhere.
-        probability: lowest probability, over the findings, that the report states the finding; None for No Finding.
+        probabilities: probability of each of the findings that the report states it; empty for No Finding.
         details: (finding, attribute, value, probability); the probability is None without support for details.
     """
 
@@ -77,7 +77,7 @@ class ComposedSentence:
     row: int
     regions: tuple[tuple[int, float], ...] = ()
     box: tuple[int, ...] | None = None
-    probability: float | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
     details: tuple[tuple[str, str, str, float | None], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class ComposedSentence:
             "row": self.row,
             "regions": [{"row": row, "weight": min(1.0, round(weight, 6))} for row, weight in self.regions],
             "box": None if self.box is None else list(self.box),
-            "probability": None if self.probability is None else round(self.probability, 4),
+            "probabilities": {finding: round(p, 4) for finding, p in self.probabilities.items()},
             "details": [
                 {"finding": f, "attribute": a, "value": v, "probability": None if p is None else round(p, 4)}
                 for f, a, v, p in self.details
@@ -308,7 +308,7 @@ class Composer:
                     film.row_of(sentence, self._groups),
                     regions,
                     tuple(boxes[LABELS.index(finding)]) if any(boxes[LABELS.index(finding)]) else None,
-                    min(film.probability[f] for f in sentence.states),
+                    {f: film.probability[f] for f in FINDINGS if f in sentence.states},
                     tuple(details),
                 )
             )

@@ -1,7 +1,7 @@
 """Memory rows and recalled sentences on the page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -47,7 +47,7 @@ class RecalledSentence:
         regions: rows of the visual bank that voted for it, the heaviest first; the weights are shares of the
             association of the film's region.
         box: number of the film, then the box of the region on its fine grid; None without a region.
-        probability: probability of the findings; None for No Finding.
+        probabilities: probability of each finding; empty for No Finding.
         details: finding, attribute, value and probability per detail; probability is None without support.
     """
 
@@ -57,7 +57,7 @@ class RecalledSentence:
     filed: Sequence[str] = ()
     regions: Sequence[MemoryRow] = ()
     box: tuple[int, int, int, int, int] | None = None
-    probability: float | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
     details: Sequence[tuple[str, str, str, float | None]] = ()
 
 
@@ -129,7 +129,7 @@ def _sentence(number: int, sentence: RecalledSentence, several: bool) -> dict[st
         "row": sentence.row,
         "filed": sentence.filed,
         "film": sentence.box[0] + 1 if several and sentence.box else None,
-        "probability": sentence.probability,
+        "probabilities": sentence.probabilities,
         "details": [
             {
                 "what": " ".join([*([finding] if len(sentence.labels) > 1 else []), attribute, value]),

@@ -98,7 +98,7 @@ def test_what_is_not_probable_enough_is_listed_as_unsure(run: Any, capfd: pytest
     assert capfd.readouterr().out.endswith(f" [Not sure: {' '.join(one['text'] for one in records[0]['unsure'])}]\n")
     stated = {label for line in expected for said in line["sentences"] for label in said["labels"]} - {"No Finding"}
     for line in records:
-        assert not any(said["probability"] for said in line["sentences"])
+        assert not any(said["probabilities"] for said in line["sentences"])
         assert stated <= {label for one in line["unsure"] for label in one["labels"]}
         assert {one["probability"] for one in line["unsure"]} == {0.7311}  # 1 / (1 + 1/e)
 

@@ -11,8 +11,10 @@ HEART, EFFUSION, EDEMA = "Cardiomegaly", "Pleural Effusion", "Edema"
 
 
 def report(*sentences):
-    """Of sentences given as (labels, probability)."""
-    return GeneratedReport("", "", sentences=tuple(Sentence("", labels, 0, probability=p) for labels, p in sentences))
+    """Of sentences given as {finding: probability}; {} is of normal anatomy."""
+    return GeneratedReport(
+        "", "", sentences=tuple(Sentence("", tuple(p) or ("No Finding",), 0, probabilities=p) for p in sentences)
+    )
 
 
 def stated(probability, right, study=None):
@@ -25,12 +27,8 @@ def summary(found, studies, samples=200):
 
 
 def test_each_stated_finding_counts_once_and_sentences_of_normal_anatomy_do_not():
-    """The effusion is stated twice: with the heart, of which the probability may be, and alone."""
-    reports = [
-        report(((HEART, EFFUSION), 0.4), ((EFFUSION,), 0.9), (("No Finding",), None)),
-        report(),
-        report(((EDEMA,), 0.7)),
-    ]
+    """The effusion is stated twice: with the less probable heart, and alone."""
+    reports = [report({HEART: 0.4, EFFUSION: 0.9}, {EFFUSION: 0.9}, {}), report(), report({EDEMA: 0.7})]
     references = ["Small effusion. Heart size is normal.", "Cardiomegaly.", "Possible edema."]
     found = StatedFindings.of(reports, references)
     assert found.probability_N.tolist() == [0.4, 0.9, 0.7]

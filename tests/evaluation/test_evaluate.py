@@ -266,8 +266,8 @@ def test_recalled_sentences_are_shown_with_their_film_and_rows(artefacts, tmp_pa
     """The films of test studies are single: a box on a second one is told, and not drawn; so with a row of no bank."""
     details = [{"finding": "Cardiomegaly", "attribute": "severity", "value": "mild", "probability": 0.64}]
     said = {"text": "The <heart> is mildly enlarged.", "labels": ["Cardiomegaly"], "row": 1, "box": [0, 3, 4, 8, 9],
-            "regions": [{"row": 1, "weight": 0.55}, {"row": 99, "weight": 0.1}], "probability": 0.83,
-            "details": details}  # fmt: skip
+            "regions": [{"row": 1, "weight": 0.55}, {"row": 99, "weight": 0.1}],
+            "probabilities": {"Cardiomegaly": 0.83}, "details": details}  # fmt: skip
     elsewhere = said | {"text": "Elsewhere.", "row": 99, "box": [1, 3, 4, 8, 9]}
 
     def change(lines):
@@ -276,7 +276,7 @@ def test_recalled_sentences_are_shown_with_their_film_and_rows(artefacts, tmp_pa
     _, page = run(with_reports(artefacts, tmp_path / "told", change), tmp_path / "a")
     assert page.count("<h3>Recalled sentences</h3>") == 1
     assert page.count("The &lt;heart&gt; is mildly enlarged.") == page.count("<p>Elsewhere.</p>") == 1
-    assert page.count("found <b>0.83</b>") == page.count("severity mild <b>0.64</b>") == 2
+    assert page.count("Cardiomegaly <b>0.83</b>") == page.count("severity mild <b>0.64</b>") == 2
     assert page.count('width="5" height="5"') == 2  # black below white: of the first sentence
     assert page.count('width="1" height="1"') == 2  # of the row of the bank
     assert page.count('alt="Train film of row 1, region of Cardiomegaly"') == 1
@@ -288,7 +288,7 @@ def test_probabilities_of_sentences_are_scored_and_what_is_left_out_is_shown(art
     """Sentences state the heart in all 6 reports, of which 2 references do; the page says what was left out."""
     said = {"text": "Cardiomegaly.", "labels": ["Cardiomegaly"], "row": 1, "box": None, "regions": [], "details": []}
     left_out = [{"text": "Small <left> effusion.", "labels": ["Pleural Effusion"], "probability": 0.41}]
-    told = {"sentences": [said | {"probability": 0.5}], "unsure": left_out}
+    told = {"sentences": [said | {"probabilities": {"Cardiomegaly": 0.5}}], "unsure": left_out}
     reports = with_reports(artefacts, tmp_path / "told", lambda lines: [line | told for line in lines])
     scores, page = run(reports, tmp_path / "a")
     found = scores["confidence"]

@@ -19,14 +19,14 @@ SENTENCE = {
     "row": 12,
     "regions": [{"row": 37, "weight": 0.6}, {"row": 21, "weight": 0.1}],
     "box": [1, 9, 8, 14, 14],
-    "probability": 0.83,
+    "probabilities": {"Pleural Effusion": 0.83},
     "details": [
         {"finding": "Pleural Effusion", "attribute": "side", "value": "left", "probability": 0.93},
         {"finding": "Pleural Effusion", "attribute": "severity", "value": "mild", "probability": None},
     ],
 }
 NORMAL = {"text": "No pneumothorax.", "labels": ["No Finding"], "row": 0, "regions": [], "box": None,
-          "probability": None, "details": []}  # fmt: skip
+          "probabilities": {}, "details": []}  # fmt: skip
 
 
 def write(path, lines):
@@ -57,8 +57,9 @@ def test_sentences_keep_what_they_stand_on(tmp_path):
     lines = [LINES[0], LINES[1] | {"sentences": [SENTENCE, NORMAL]}, LINES[2] | {"sentences": []}]
     found = {r.key: r.sentences for r in read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
     details = (Detail("Pleural Effusion", "side", "left", 0.93), Detail("Pleural Effusion", "severity", "mild", None))
+    probabilities = SENTENCE["probabilities"]
     effusion = Sentence(
-        SENTENCE["text"], ("Pleural Effusion",), 12, SENTENCE["regions"], (1, 9, 8, 14, 14), 0.83, details
+        SENTENCE["text"], ("Pleural Effusion",), 12, SENTENCE["regions"], (1, 9, 8, 14, 14), probabilities, details
     )
     assert found == {"s0": (), "s1": (effusion, Sentence("No pneumothorax.", ("No Finding",), 0)), "s2": ()}
 
@@ -99,9 +100,11 @@ def test_a_map_that_is_zero_everywhere_has_no_region(tmp_path):
         {"box": [0, -1, 8, 4, 14]},
         {"box": [0, 0.5, 8, 4, 14]},
         {"box": 7},
-        {"probability": 1.2},
-        {"probability": float("nan")},
-        {"probability": "high"},
+        {"probabilities": {"Pleural Effusion": 1.2}},
+        {"probabilities": {"Pleural Effusion": float("nan")}},
+        {"probabilities": {"Pleural Effusion": "high"}},
+        {"probabilities": {"Edema": 0.5}},
+        {"probabilities": 0.5},
         {"details": [{"finding": "Edema", "attribute": "side", "value": "left"}]},
         {"details": [{"finding": "Gout", "attribute": "side", "value": "left", "probability": 1}]},
         {"details": [{"finding": "Edema", "attribute": "side", "value": 1, "probability": 1}]},

@@ -224,6 +224,9 @@ def test_a_sentence_that_states_more_than_is_named_is_not_said_and_one_for_two_i
     found = compose(composer, [HEART, EFFUSION], weights, {HEART: {0: 1.0}})
     assert found.text == f"cardiomegaly, pleural effusion. Report: {two}"
     assert found.sentences[0].labels == (HEART, EFFUSION)
+    associations = {"visual": associate(weights), "report": associate({HEART: {0: 1.0}})}
+    said = composer.compose(sight_of({HEART: 2.0, EFFUSION: 0.5}), associations, torch.tensor([NO_GROUP]))[0].sentences
+    assert said[0].probabilities == {HEART: pytest.approx(0.880797), EFFUSION: pytest.approx(0.622459)}
 
 
 def test_a_finding_that_no_sentence_may_state_is_left_to_the_decoder(tmp_path: Path) -> None:
@@ -273,7 +276,7 @@ def test_normal_sentences_cover_what_is_said_in_the_usual_order_and_number(tmp_p
     assert found.text == f"none. Report: {HEART_OK} {CLEAR}"
     assert [said.labels for said in found.sentences] == [(NO_FINDING,)] * 2
     assert found.sentences[0].box is None
-    assert found.sentences[0].probability is None
+    assert found.sentences[0].probabilities == {}
     assert [row for row, _ in found.sentences[0].regions] == [0, 1, 2]
     longer = compose(composer, [], {NO_FINDING: {0: 0.1, 1: 0.8, 2: 0.1}}, {})  # 2.8 on average
     assert texts(longer) == [HEART_OK, CLEAR_TOO, BONES]
@@ -331,7 +334,7 @@ def test_what_a_sentence_stands_on(tmp_path: Path) -> None:
     said = composer.compose(sight, associations, torch.tensor([NO_GROUP]))[0].sentences[0]
     assert (said.text, said.labels, said.row) == (LEFT, (EFFUSION,), 0)
     assert said.box == tuple(sight.boxes_BQ5[0, LABELS.index(EFFUSION)].int().tolist())
-    assert said.probability == pytest.approx(1 / (1 + 2.718281828**-2))
+    assert said.probabilities == {said.labels[0]: pytest.approx(1 / (1 + 2.718281828**-2))}
     assert [row for row, _ in said.regions] == [0, 1, 2]
     assert [weight for _, weight in said.regions] == pytest.approx([0.45, 0.35, 0.2])
     details = {(finding, attribute): (value, p) for finding, attribute, value, p in said.details}
@@ -345,7 +348,7 @@ def test_what_a_sentence_stands_on(tmp_path: Path) -> None:
     assert told["box"] == list(said.box or ())
     assert told["details"][0].keys() == {"finding", "attribute", "value", "probability"}
     assert ComposedSentence("x", (NO_FINDING,), 3).to_dict() == {
-        "text": "x", "labels": [NO_FINDING], "row": 3, "regions": [], "box": None, "probability": None, "details": [],
+        "text": "x", "labels": [NO_FINDING], "row": 3, "regions": [], "box": None, "probabilities": {}, "details": [],
     }  # fmt: skip
 
 

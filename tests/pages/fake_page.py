@@ -201,8 +201,19 @@ def recalled_sentences(rng):
     details = [(effusion, "side", "left", 0.934), (effusion, "severity", "mild", None)]
     both = [(heart, "severity", "mild", 0.61), (effusion, "side", "right", 0.52)]
     return [
-        RecalledSentence(SENTENCES[effusion], [effusion], 12, [effusion], voters, (0, 9, 9, 12, 13), 0.83, details),
-        RecalledSentence("Both <are> there.", [heart, effusion], 3, [heart], voters[:1], (1, 4, 6, 11, 12), 0.7, both),
+        RecalledSentence(
+            SENTENCES[effusion], [effusion], 12, [effusion], voters, (0, 9, 9, 12, 13), {effusion: 0.83}, details
+        ),
+        RecalledSentence(
+            "Both <are> there.",
+            [heart, effusion],
+            3,
+            [heart],
+            voters[:1],
+            (1, 4, 6, 11, 12),
+            {heart: 0.7, effusion: 0.9},
+            both,
+        ),
         RecalledSentence("No pneumothorax.", ["No Finding"], 7, [], normal),
         RecalledSentence("Lungs are clear.", ["No Finding"], 8, [], normal),
     ]

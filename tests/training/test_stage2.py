@@ -172,7 +172,9 @@ def test_reports_begin_in_the_words_of_memory(artefacts: Any, tmp_path: Path, sp
         for said in row["sentences"]:
             assert texts[said["row"]] == said["text"]
             assert set(said["labels"]) == set(positive_findings(said["text"]))
-            assert said["probability"] >= Certainty.load(tmp_path / "stage2" / CALIBRATION / split).threshold - 1e-4
+            threshold = Certainty.load(tmp_path / "stage2" / CALIBRATION / split).threshold
+            assert said["probabilities"].keys() == set(said["labels"]) - {"No Finding"}
+            assert all(probability >= threshold - 1e-4 for probability in said["probabilities"].values())
             assert said["box"][0] in (0, 1)
             assert left.startswith(said["text"])
             left = left.removeprefix(said["text"]).lstrip()

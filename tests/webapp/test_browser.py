@@ -339,7 +339,13 @@ def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypa
     regions = ((3, 0.6), (4, 0.12))
     said = (
         ComposedSentence(
-            "There is a small left pleural effusion.", (effusion,), 1, regions, (1, 3, 4, 8, 9), 0.83, details
+            "There is a small left pleural effusion.",
+            (effusion,),
+            1,
+            regions,
+            (1, 3, 4, 8, 9),
+            {effusion: 0.83},
+            details,
         ),
         ComposedSentence("No pneumothorax.", ("No Finding",), 2),
     )

@@ -217,7 +217,8 @@ def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeyp
     sample, asked, told = SampleLookup(run["data"].path, "test")[KEY], [], []
     details = (("Pleural Effusion", "side", "left", 0.93456), ("Pleural Effusion", "severity", "mild", None))
     text = "There is a small left pleural effusion."
-    said = ComposedSentence(text, ("Pleural Effusion",), 3, ((5, 0.6), (2, 0.1)), (1, 2, 3, 5, 6), 0.83456, details)
+    sure = {"Pleural Effusion": 0.83456}
+    said = ComposedSentence(text, ("Pleural Effusion",), 3, ((5, 0.6), (2, 0.1)), (1, 2, 3, 5, 6), sure, details)
     hidden = {name for name in off.split(",") if name}
 
     class Fixed:

@@ -134,14 +134,14 @@ function showSentences(growing) {
   if (focused >= 0) $("sentences").querySelectorAll("button")[focused]?.focus();
 }
 
-/** The probability of the findings of a recalled sentence, and of each detail. */
-function facts({ labels, probability, details }) {
-  const found = probability === null ? labels.join(", ") : `${labels.join(", ")} ${percent(probability)}`;
+/** The probability of each finding of a recalled sentence, and of each detail. */
+function facts({ labels, probabilities, details }) {
+  const found = labels.map((label) => (label in probabilities ? `${label} ${percent(probabilities[label])}` : label));
   const told = details.map(({ finding, attribute, value, probability: sure }) => {
     const what = `${labels.length > 1 ? `${finding} ` : ""}${attribute} ${value}`;
     return sure === null ? `${what} (probability not known)` : `${what} ${percent(sure)}`;
   });
-  return [found, ...told];
+  return [...found, ...told];
 }
 
 function point(entry) {
