@@ -33,10 +33,12 @@ def main(arguments: list[str]) -> None:
     with _listen(options.host, options.port) as listening:
         echo(f"loading {chain.stage2.path}")
         local = _is_loopback(options.host)
-        app = create_app(chain, [options.host, LOOPBACK, "localhost"] if local else None)
+        names = {LOOPBACK, "localhost"} if local else {socket.gethostname().lower(), socket.getfqdn().lower()}
+        app = create_app(chain, {options.host.lower(), *names}, any_address=not local)
         if not local:
             echo(f"anyone who reaches this machine at {options.host} can read the films and reports of this run")
-        echo(f"the viewer is at http://{options.host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        echo(f"the viewer is at http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
         # Addresses of studies are no matter for a log, so requests are not logged.
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         try:
@@ -47,7 +49,8 @@ def main(arguments: list[str]) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no such port"
         raise UserError(f"cannot listen on {host}:{port} ({reason}): choose another with --port or --host") from None

@@ -5,7 +5,7 @@ import json
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,11 @@ from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from amrg.banks.bank import NO_GROUP, group_id
 from amrg.data.film_checks import NotAFilm
@@ -34,38 +32,33 @@ from amrg.errors import UserError
 from amrg.inference.run import RunArtifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.webapp.requests import RequestGuard, ResponseHeaders, without_folders
 from amrg.webapp.run_store import NotFound, RunStore
 from amrg.webapp.session import MEMORIES, SHOWN_SIZE, ClientGone, InferenceSession, StudyAnalysis
 
 #: Maximal size of an uploaded file. A radiograph of 4,280 × 3,520 pixels in 16 bits has 30 MB.
 MAX_BYTES = 64 * 2**20
-#: Maximal number of cached analyses. An evicted study is analyzed again on request; an evicted upload is lost.
+#: Maximal number of cached analyses of studies, and of uploads. An evicted study is analyzed again on request; an
+#: evicted upload is lost.
 MAX_CACHED = 32
 UPLOADED = "dropped"
 HERE = Path(__file__).parent
 
-#: The page loads nothing from other hosts, cannot be framed, and is not cached by the browser.
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+Entry = tuple[StudyAnalysis, Sample | None]  # the sample of a study of the run; None for an upload
 
 
-def create_app(chain: RunArtifacts, hosts: list[str] | None = None) -> Starlette:
+def create_app(chain: RunArtifacts, hosts: Collection[str], any_address: bool = False) -> ASGIApp:
     """Build the application for one run, and load its models.
 
     Args:
         chain: the run's artefacts.
-        hosts: accepted host names; any if None. They block DNS rebinding by other pages.
+        hosts, any_address: host names under which it answers (``RequestGuard``).
 
     Raises:
         UserError: an artefact is missing or damaged.
     """
     handlers = Handlers(chain)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", handlers.page),
             Route("/api/studies", handlers.studies),
@@ -73,12 +66,14 @@ def create_app(chain: RunArtifacts, hosts: list[str] | None = None) -> Starlette
             Route("/api/looks/{place}/{name}", handlers.analysis),
             Route("/api/looks/{place}/{name}/patches", handlers.patches),
             Route("/api/looks/{place}/{name}/report", handlers.report),
-            Route("/api/banks/{bank}/{row:int}", handlers.row),
+            Route("/api/banks/{bank}/{row}", handlers.row),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or ["*"]), Middleware(_Headers)],
-        exception_handlers={UserError: _client_error, HTTPException: _client_error, Exception: _fail},
-    )
+        exception_handlers={
+            UserError: _client_error, HTTPException: _client_error, ClientDisconnect: _nobody, Exception: _fail
+        },
+    )  # fmt: skip
+    return ResponseHeaders(RequestGuard(app, hosts, any_address))
 
 
 class Handlers:
@@ -87,8 +82,11 @@ class Handlers:
     def __init__(self, chain: RunArtifacts) -> None:
         self._chain, self._reader = chain, InferenceSession(chain)
         self._store = RunStore(chain, self._reader.classifier.config.image_size, self._reader.grid)
-        self._analyses: OrderedDict[tuple[str, str], tuple[StudyAnalysis, Sample | None]] = OrderedDict()
+        # Uploads have a cache of their own, so that browsing studies does not evict them.
+        self._studies: OrderedDict[tuple[str, str], Entry] = OrderedDict()
+        self._uploads: OrderedDict[tuple[str, str], Entry] = OrderedDict()
         self._lock = threading.Lock()
+        self._decoding = threading.Lock()  # one upload at a time, as a film may take much memory while it is read
         loader = PackageLoader("amrg.webapp", ".")
         self._page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html.j2")
 
@@ -123,12 +121,15 @@ class Handlers:
 
     async def upload(self, request: Request) -> Response:
         """Analyze an uploaded film, the body of the request; reading stops at ``MAX_BYTES``."""
+        if request.headers.get("content-type") != "application/octet-stream":
+            raise HTTPException(415, "Send the film's bytes as application/octet-stream.")
         data = await _body(request)
         return JSONResponse(await to_thread.run_sync(self._drop, data))
 
     def _drop(self, data: bytes) -> dict[str, Any]:
         try:
-            films = read_study([("", data)], SHOWN_SIZE, self._chain.frontal_only).films
+            with self._decoding:
+                films = read_study([("", data)], SHOWN_SIZE, self._chain.frontal_only).films
         except NotAFilm as error:
             raise UserError(f"This file is refused as no chest film for this model: {error}.") from None
         except ValueError as error:
@@ -149,7 +150,10 @@ class Handlers:
 
     def row(self, request: Request) -> Response:
         """Describe one row of a bank."""
-        return JSONResponse(self._store.row(request.path_params["bank"], request.path_params["row"]))
+        row = request.path_params["row"]
+        if not row.isdecimal() or len(row) > 18:
+            raise NotFound("a row of a bank has a number")
+        return JSONResponse(self._store.row(request.path_params["bank"], int(row)))
 
     def report(self, request: Request) -> Response:
         """Stream server-sent events: those of ``InferenceSession.write``, then ``end`` or ``problem``."""
@@ -187,28 +191,31 @@ class Handlers:
         finally:
             left.set()
 
-    def _cached(self, request: Request) -> tuple[StudyAnalysis, Sample | None]:
+    def _cached(self, request: Request) -> Entry:
         return self._find(request.path_params["place"], request.path_params["name"])
 
-    def _find(self, place: str, name: str) -> tuple[StudyAnalysis, Sample | None]:
+    def _find(self, place: str, name: str) -> Entry:
         """Return the analysis of a study or an uploaded film, from the cache if possible."""
         with self._lock:
-            if (place, name) in self._analyses:
-                self._analyses.move_to_end((place, name))
-                return self._analyses[place, name]
+            held = self._held(place)
+            if (place, name) in held:
+                held.move_to_end((place, name))
+                return held[place, name]
         if place == UPLOADED:
             raise NotFound(f"This film is no longer held (the last {MAX_CACHED} are): drop it again.")
         sample = self._store.study(place, name)
         return self._cache((place, name), self._reader.analyze(sample.views, group_id(sample.study.group)), sample)
 
-    def _cache(
-        self, where: tuple[str, str], analysis: StudyAnalysis, sample: Sample | None
-    ) -> tuple[StudyAnalysis, Sample | None]:
+    def _cache(self, where: tuple[str, str], analysis: StudyAnalysis, sample: Sample | None) -> Entry:
         with self._lock:
-            self._analyses[where] = analysis, sample
-            while len(self._analyses) > MAX_CACHED:
-                self._analyses.popitem(last=False)
+            held = self._held(where[0])
+            held[where] = analysis, sample
+            while len(held) > MAX_CACHED:
+                held.popitem(last=False)
         return analysis, sample
+
+    def _held(self, place: str) -> OrderedDict[tuple[str, str], Entry]:
+        return self._uploads if place == UPLOADED else self._studies
 
     def _describe(self, place: str, name: str) -> dict[str, Any]:
         """Convert an analysis to the JSON of the page's script."""
@@ -279,27 +286,14 @@ def _client_error(_: Request, error: Exception) -> Response:
     """Convert an error of the client to a JSON response of one line."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
-    return JSONResponse({"error": str(error)}, 404 if isinstance(error, NotFound) else 422)
+    return JSONResponse({"error": without_folders(str(error))}, 404 if isinstance(error, NotFound) else 422)
+
+
+def _nobody(_: Request, __: Exception) -> Response:
+    """Return what nobody reads: the client left before its request was whole."""
+    return Response(status_code=400)
 
 
 def _fail(_: Request, error: Exception) -> Response:
     """Convert an internal error to a response with its type; the terminal has the traceback."""
     return JSONResponse({"error": f"Something went wrong here ({type(error).__name__}); the terminal says more."}, 500)
-
-
-class _Headers:
-    """Adds ``_HEADERS`` to every response."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *((name, value) for name, value in message["headers"] if name != b"cache-control"),
-                    *((name.lower().encode(), value.encode()) for name, value in _HEADERS.items()),
-                ]
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

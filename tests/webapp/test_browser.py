@@ -68,7 +68,7 @@ class Viewer(Page):
 
 @contextlib.contextmanager
 def served(folder):
-    server = uvicorn.Server(uvicorn.Config(create_app(open_run(folder)), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(open_run(folder), {"127.0.0.1"}), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -24,12 +24,14 @@ from amrg.data.labels import FINDINGS
 from amrg.data.stream import SampleLookup, load_studies
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.outline import positive_findings
+from amrg.errors import UserError
 from amrg.inference.run import open_run
 from amrg.models.composer import Composed, ComposedSentence, Unsure
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import crop, film_url
+from amrg.webapp.requests import RequestGuard
 from amrg.webapp.server import MAX_BYTES, Handlers, create_app
 from amrg.webapp.session import ClientGone, InferenceSession
 from tests.conftest import report
@@ -48,7 +50,12 @@ def app(folder):
 
 @pytest.fixture(scope="module")
 def client(app):
-    return TestClient(app, raise_server_exceptions=False)
+    return TestClient(app, raise_server_exceptions=False, headers={"content-type": "application/octet-stream"})
+
+
+@pytest.fixture(scope="module")
+def handlers(app):
+    return app.app.app.routes[0].endpoint.__self__
 
 
 @pytest.fixture(scope="module")
@@ -263,19 +270,28 @@ def test_a_dropped_film_is_looked_at_and_reported(client, tmp_path, kind):
     assert events(client, f"/api/looks/dropped/{told['name']}/report")[-1][0] == "end"
 
 
-def test_a_film_beyond_the_threshold_is_unlike_the_training_films(app, client, monkeypatch):
-    reader = app.routes[0].endpoint.__self__._reader
+def test_a_film_beyond_the_threshold_is_unlike_the_training_films(handlers, client, monkeypatch):
+    reader = handlers._reader
     monkeypatch.setattr(reader, "_distance", dataclasses.replace(reader._distance, threshold=0.0))
     told = client.post("/api/looks", content=png(FILM[:, ::-1])).json()
     assert told["unlike_training"] is True
     assert told["training_distance"] > told["training_distance_threshold"] == 0.0
 
 
-def test_a_film_dropped_twice_is_one(app, client):
-    desk = app.routes[0].endpoint.__self__
+def test_a_film_dropped_twice_is_one(handlers, client):
     first, second = (client.post("/api/looks", content=png(FILM[::-1])).json() for _ in range(2))
     assert first == second
-    assert sum(place == "dropped" and name == first["name"] for place, name in desk._analyses) == 1
+    assert sum(name == first["name"] for _, name in handlers._uploads) == 1
+
+
+def test_browsing_studies_and_uploads_evict_only_their_own_kind(handlers, client, monkeypatch):
+    monkeypatch.setattr("amrg.webapp.server.MAX_CACHED", 2)
+    names = [client.post("/api/looks", content=png(np.roll(FILM, i, 1))).json()["name"] for i in (1, 2, 3)]
+    for number in range(4):
+        assert client.get(f"/api/looks/test/test-{number}").status_code == 200
+    assert [name for _, name in handlers._uploads] == names[1:]
+    assert [name for _, name in handlers._studies] == ["test-2", "test-3"]
+    assert client.get(f"/api/looks/dropped/{names[0]}").status_code == 404
 
 
 def test_a_writer_without_a_word_is_told_as_that(reader, run):
@@ -322,32 +338,37 @@ def test_what_is_no_film_is_refused_in_a_sentence(client, tmp_path, make, messag
 
 
 def asgi(app, headers, body):
-    """Post without a client that would send what was announced: statuses, the answer, and the bytes taken."""
+    """Post without a client that would send what was announced; None in ``body`` leaves. Messages sent, bytes taken."""
     taken, sent = [], []
 
     async def receive():
         chunk = next(body)
-        taken.append(len(chunk))
-        return {"type": "http.request", "body": chunk, "more_body": True}
+        taken.append(len(chunk or b""))
+        return {"type": "http.disconnect"} if chunk is None else {"type": "http.request", "body": chunk, "more_body": 1}
 
     async def send(message):
         sent.append(message)
 
+    fixed = [(b"host", b"testserver"), (b"content-type", b"application/octet-stream")]
     scope = {"type": "http", "method": "POST", "path": "/api/looks", "raw_path": b"/api/looks", "query_string": b"",
-             "root_path": "", "headers": [(b"host", b"testserver"), *headers], "http_version": "1.1"}  # fmt: skip
+             "root_path": "", "headers": [*fixed, *headers], "http_version": "1.1"}  # fmt: skip
     asyncio.run(app(scope, receive, send))
-    return sent[0]["status"], json.loads(sent[1]["body"])["error"], sum(taken)
+    return sent, sum(taken)
 
 
 def test_200_megabytes_are_refused_before_they_are_read(app):
     length = str(200 * 2**20).encode()
-    status, error, taken = asgi(app, [(b"content-length", length)], iter([]))
-    assert (status, taken) == (413, 0)
-    assert "larger than 64 MB" in error
+    (start, body), taken = asgi(app, [(b"content-length", length)], iter([]))
+    assert (start["status"], taken) == (413, 0)
+    assert "larger than 64 MB" in json.loads(body["body"])["error"]
     endless = (bytes(2**20) for _ in range(10**6))  # as HTTP sends what has no length
-    status, error, taken = asgi(app, [(b"transfer-encoding", b"chunked")], endless)
-    assert status == 413
-    assert taken == MAX_BYTES + 2**20
+    (start, _), taken = asgi(app, [(b"transfer-encoding", b"chunked")], endless)
+    assert (start["status"], taken) == (413, MAX_BYTES + 2**20)
+
+
+def test_a_client_that_leaves_during_its_upload_is_no_fault(app, caplog):
+    asgi(app, [], iter([b"x", None]))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -364,7 +385,8 @@ def test_200_megabytes_are_refused_before_they_are_read(app):
         (f"/static/{quote('/etc/passwd', safe='')}", 404, ""),
         ("/api/banks/visual/99999", 404, "no row 99999 in a visual bank"),
         ("/api/banks/other/0", 404, "no row 0 in a other bank"),
-        ("/api/banks/visual/-1", 404, ""),
+        ("/api/banks/visual/-1", 404, "a row of a bank has a number"),
+        (f"/api/banks/visual/{'9' * 4500}", 404, "a row of a bank has a number"),
         ("/api/studies?split=all", 404, "no split `all`: one of train, val, test"),
         (f"/api/looks/test/{KEY}/patches?film=9&finding=Edema&threshold=0", 404, "no such film or finding"),
         (f"/api/looks/test/{KEY}/patches?film=0&finding=Nothing&threshold=0", 404, "no such film or finding"),
@@ -382,8 +404,55 @@ def test_what_is_not_there_is_said(client, address, status, message):
     assert "root:" not in response.text
 
 
-def test_other_names_of_this_machine_are_turned_away(client):
-    assert client.get("/api/studies", headers={"host": "attacker.example"}).status_code == 400
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://testserver"}, 200),
+        ({"origin": "https://testserver", "sec-fetch-site": "same-origin"}, 200),  # TLS ends at a proxy
+        ({"sec-fetch-site": "none"}, 200),
+        ({"host": "attacker.example"}, 400),
+        ({"host": "testserver.attacker.example"}, 400),
+        ({"host": "testserver@attacker.example"}, 400),
+        ({"host": "testserver."}, 400),
+        ({"host": "127.0.0.1"}, 400),
+        ({"host": "[::1"}, 400),
+        ({"host": ""}, 400),
+        ({"origin": "http://testserver:9017"}, 403),
+        ({"origin": "http://attacker.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_requests_of_foreign_hosts_and_pages_are_refused(client, headers, status):
+    response = client.get("/api/studies", headers=headers)
+    assert response.status_code == status
+    assert response.headers["cross-origin-resource-policy"] == "same-origin"
+    posted = client.post("/api/looks", content=png(), headers=headers)
+    assert posted.status_code == status
+    assert client.get("/", headers=headers).status_code == (400 if status == 400 else 200)  # a link may open the page
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_a_film_is_posted_as_bytes_which_no_form_of_another_page_can_do(client, kind):
+    assert client.post("/api/looks", content=png(), headers={"content-type": kind}).status_code == 415
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7:8017", "[::1]:8017", "[fe80::1]", "gpu01:8017", "GPU01"])
+def test_a_viewer_for_other_machines_answers_under_addresses_and_its_own_name(app, host):
+    client = TestClient(RequestGuard(app.app.app, {"gpu01"}, any_address=True))
+    assert client.get("/api/studies", headers={"host": host}).status_code == 200
+    assert client.get("/api/studies", headers={"host": "rebound.attacker.example"}).status_code == 400
+
+
+def test_an_error_names_no_folder_of_the_machine(client, monkeypatch):
+    def damaged(*_):
+        raise UserError("/data/secret/run/index.parquet is damaged: run `amrg prepare` for /home/a/b again")
+
+    monkeypatch.setattr(Handlers, "_describe", damaged)
+    error = client.get(f"/api/looks/test/{KEY}").json()["error"]
+    assert error == "index.parquet is damaged: run `amrg prepare` for b again"
 
 
 def test_a_fault_of_ours_shows_no_stack(client, monkeypatch):
@@ -391,6 +460,7 @@ def test_a_fault_of_ours_shows_no_stack(client, monkeypatch):
     response = client.get(f"/api/looks/test/{KEY}")
     assert response.status_code == 500
     assert response.json()["error"].startswith("Something went wrong here (ZeroDivisionError)")
+    assert "script-src 'self'" in response.headers["content-security-policy"]
     assert "Traceback" not in response.text
 
 

@@ -8,11 +8,16 @@ let opening = null; // what is being opened; opening something else gives it up
 let listing = null;
 let pause = 0;
 
-/** Look at what `start` asks for. A failure leaves the page as it was, and of a `file` that was given it is named and what is shown marked. */
-async function open(start, file = null) {
+/**
+ * Look at what `start` asks for; until it is there the page says that `called` is being opened, over what is still shown.
+ * A failure leaves the page as it was, and of a `file` that was given it is named and what is shown marked.
+ */
+async function open(called, start, file = null) {
   opening?.abort();
   const mine = (opening = new AbortController());
   $("film").setAttribute("aria-busy", "true");
+  $("opening").textContent = `opening ${called} …`;
+  loading(true);
   try {
     const look = await start(mine.signal);
     if (mine.signal.aborted) return;
@@ -27,12 +32,16 @@ async function open(start, file = null) {
     if (error.name === "AbortError") return;
     if (file) refuse(file, error.message);
     else complain(error.message);
+    mark();
   } finally {
-    if (opening === mine) $("film").setAttribute("aria-busy", "false");
+    if (opening === mine) {
+      $("film").setAttribute("aria-busy", "false");
+      loading(false);
+    }
   }
 }
 
-const openStudy = (place, name) => open((signal) => ask(`/api/looks/${place}/${encodeURIComponent(name)}`, { signal }));
+const openStudy = (place, name) => open(place === "dropped" ? "the film" : name, (signal) => ask(`/api/looks/${place}/${encodeURIComponent(name)}`, { signal }));
 
 function openFile(file) {
   const most = Number(document.body.dataset.maxBytes);
@@ -41,7 +50,7 @@ function openFile(file) {
     refuse(file, `It has ${(file.size / 2 ** 20).toFixed(0)} MB; films of up to ${most / 2 ** 20} MB are read. Nothing was sent.`);
     return;
   }
-  open((signal) => ask("/api/looks", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal }), file);
+  open(file.name, (signal) => ask("/api/looks", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal }), file);
 }
 
 /** Name a file that is not shown, and mark that the film and the report on the page are not its own. */
@@ -53,6 +62,11 @@ function refuse(file, reason) {
 
 function former(on) {
   for (const id of ["film", "report", "memory"]) $(id).classList.toggle("former", on);
+}
+
+function loading(on) {
+  $("opening").hidden = !on;
+  for (const id of ["film", "report", "memory"]) $(id).classList.toggle("loading", on);
 }
 
 async function list() {
@@ -95,7 +109,11 @@ function mark() {
 
 function located() {
   const [, place, name] = /^#([^/]+)\/(.+)$/.exec(location.hash) ?? [];
-  return place && [place, decodeURIComponent(name)];
+  try {
+    return place && [place, decodeURIComponent(name)];
+  } catch {
+    complain("The address names no study: choose one from the list.");
+  }
 }
 
 $("split").addEventListener("change", list);

@@ -87,7 +87,19 @@ function write() {
     $("state").textContent = summary();
   });
   source.addEventListener("problem", ({ data }) => fail(JSON.parse(data).error));
-  source.onerror = () => source && fail("The viewer stopped answering while it wrote. Is `amrg view` still running?");
+  source.onerror = () => source && explain(source);
+}
+
+/** An event source hides why it failed: the study is asked for once more, and its answer says why. */
+async function explain(failed) {
+  failed.close();
+  let reason = "The viewer stopped while it wrote this report: write it again.";
+  try {
+    await ask(`/api/looks/${look.place}/${encodeURIComponent(look.name)}`);
+  } catch (error) {
+    reason = error.message;
+  }
+  if (source === failed) fail(reason);
 }
 
 function fail(message) {
@@ -126,7 +138,7 @@ function showSentences(growing) {
           !last && differs(sentence) ? h("span", { class: "differs" }, "differs") : null,
           recalled(number) ? h("span", { class: "recalled" }, "recalled") : null,
           recalled(number) ? h("span", { class: "facts" }, facts(recalled(number)).join(" · ")) : null,
-          h("span", { class: "drew" }, ...(drawn[number] ? drew(drawn[number].rows) : [])),
+          h("span", { class: "drew" }, ...(drawn[number] ? drew(withOrigin(number)) : [])),
         ),
       );
     }),
@@ -158,11 +170,20 @@ function mark() {
 /** One line: the heaviest row of each memory. */
 function drew(of) {
   return BANKS.filter((bank) => of[bank]?.length).flatMap((bank, number) => {
-    const [{ row, weight }] = of[bank];
+    const [{ row, weight, origin }] = of[bank];
     const known = rows.get(`${bank}/${row}`);
     if (!known) fetchRow(bank, row).then(() => showSentences(source !== null), (error) => complain(error.message));
-    return [number ? " · " : "", h("b", { class: bank }, `${bank} ${percent(weight)}`), ` ${known ? brief(known) : "…"}`];
+    return [number ? " · " : "", h("b", { class: bank }, origin ? `from ${bank} row ${row}` : `${bank} ${percent(weight)}`), ` ${known ? brief(known) : "…"}`];
   });
+}
+
+/** Rows that a sentence drew on. The row that a recalled sentence comes from leads those of the report memory. */
+function withOrigin(number) {
+  const { rows: of, recalled: said } = drawn[number];
+  if (!said) return of;
+  const report = of.report ?? [];
+  const own = report.find(({ row }) => row === said.row) ?? { row: said.row };
+  return { ...of, report: [{ ...own, origin: true }, ...report.filter(({ row }) => row !== said.row)] };
 }
 
 const named = ({ source, findings }) => [...findings, source.replace("_", " ")].join(", ");
@@ -184,7 +205,7 @@ function choose(number) {
   if (number !== null || sentences.length) showSentences(source !== null);
   $("whole").hidden = number === null;
   showOrigin(recalled(number));
-  const what = number === null ? look.memory : drawn[number].rows;
+  const what = number === null ? look.memory : withOrigin(number);
   $("memory-what").textContent =
     number === null
       ? "What the film retrieved: each row's share of the association, the mean over the disease queries and heads."
@@ -238,7 +259,7 @@ async function showRows(list, bank, of, none) {
   }
 }
 
-function item(bank, { row, weight }, known) {
+function item(bank, { row, weight, origin }, known) {
   const film = known.image ? `film ${known.view + 1} of ` : "";
   const from = known.key ? `row ${row}, from ${film}${known.split} study ${known.key}` : `row ${row}, of no study`;
   return h(
@@ -247,6 +268,6 @@ function item(bank, { row, weight }, known) {
     known.image ? h("img", { src: known.image, alt: `region of ${named(known)}` }) : null,
     weight === undefined ? null : h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: length(weight) } })), h("span", {}, percent(weight))),
     h("div", { class: "body" }, named(known), known.text ? h("p", {}, known.text) : null),
-    h("div", { class: "body soft" }, from),
+    h("div", { class: "body soft" }, origin ? h("b", {}, "its own row: ") : null, from),
   );
 }
