@@ -11,11 +11,13 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from amrg.errors import UserError
 from amrg.inference.run import open_generator, open_run
 from amrg.models.composer import Composed, ComposedSentence, Composer
 from amrg.models.finding_calibration import Certainty
 from amrg.models.training_distance import TrainingDistance
-from amrg.webapp.server import create_app
+from amrg.webapp.run_store import NotFound, RunStore
+from amrg.webapp.server import Handlers, create_app
 from amrg.webapp.session import InferenceSession
 from tests.browser import WIDTH, Keys, Page, chromium
 from tests.data.test_image_io import dicom
@@ -298,6 +300,41 @@ def test_the_address_names_the_study(page):
     page.driver.get("about:blank")
     page.driver.get(f"{page.address}/#test/nobody")
     page.wait(lambda: "no such study among the test studies" in page.text("#problem"))
+    page.driver.get("about:blank")
+    page.driver.get(f"{page.address}/#test/%E0%A4%A")
+    page.wait(lambda: "The address names no study" in page.text("#problem"))
+    assert len(page.all("#studies .choice")) == 5
+
+
+def test_a_study_that_is_opened_slowly_is_named_over_the_one_that_is_shown(page, monkeypatch):
+    shown, loaded, load = page.text("#film-title"), threading.Event(), RunStore.study
+
+    def slowly(store, split, key):
+        loaded.wait(30)
+        if key == "test-3":
+            raise UserError("test-3 is damaged")
+        return load(store, split, key)
+
+    monkeypatch.setattr(RunStore, "study", slowly)
+    page.driver.execute_script("location.hash = '#test/test-3'")
+    page.wait(lambda: page.text("#opening") == "opening test-3 …")
+    assert page.text("#film-title") == shown
+    assert {"film", "report", "memory"} == {card.get_attribute("id") for card in page.all(".loading")}
+    loaded.set()
+    page.wait(lambda: "test-3 is damaged" in page.text("#problem"))
+    assert page.text("#film-title") == shown
+    assert not page.all(".loading")
+    assert not page.one("#opening").is_displayed()
+
+
+def test_the_report_of_a_film_that_is_no_longer_held_says_so(page, monkeypatch):
+    def gone(*_):
+        raise NotFound("This film is no longer held: drop it again.")
+
+    monkeypatch.setattr(Handlers, "_find", gone)
+    page.one("#again").click()
+    page.wait(lambda: page.text("#problem p") == "This film is no longer held: drop it again.")
+    assert page.text("#state") == "not finished"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -362,6 +399,7 @@ def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypa
 
         first, second = "#sentences li:nth-child(1) button", "#sentences li:nth-child(2) button"
         assert "Pleural Effusion 83 % · side left 93 % · severity mild (probability not known)" in page.text(first)
+        page.wait(lambda: "from report row 1" in page.text(f"{first} .drew"))
         assert page.film()["name"] == "Film 1 of 2"
         page.focus(first)
         assert region() == []  # it is on the other film
@@ -373,6 +411,8 @@ def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypa
         assert "region on film 2: columns 4 to 8, rows 5 to 9" in page.text("#origin-facts")
         page.wait(lambda: page.all("#origin-visual li"))
         assert "row 1, from" in page.text("#origin-report")
+        page.wait(lambda: "its own row: row 1, from" in page.text("[data-bank=report] li:first-child"))
+        assert page.one("#findings input:checked").get_attribute("value") == effusion
         voters = page.texts("#origin-visual li")
         assert ["60 %" in voters[0], "12 %" in voters[1]] == [True, True]
         assert ["row 3, from" in voters[0], "row 4, from" in voters[1]] == [True, True]
@@ -401,6 +441,6 @@ def test_when_the_viewer_is_gone_the_page_says_so(browser, folder):
     with served(folder) as address:
         page = Viewer(browser, address).open()
     page.one("#again").click()
-    page.wait(lambda: "stopped answering" in page.text("#problem"))
+    page.wait(lambda: "does not answer" in page.text("#problem"))
     assert page.text("#state") == "not finished"
     browser.get_log("browser")

@@ -140,4 +140,4 @@ const asked = located();
 if (asked && [...$("split").options].some(({ value }) => value === asked[0])) $("split").value = asked[0];
 const first = await list();
 if (asked) await openStudy(...asked);
-else if (first) await openStudy($("split").value, first);
+else if (first && !location.hash) await openStudy($("split").value, first);

@@ -61,6 +61,15 @@ export function markRegion(newRegion) {
   drawRegion();
 }
 
+/** Show the map of a finding, if there is such a finding. */
+export function showFinding(name) {
+  const input = [...$("findings").querySelectorAll("input")].find(({ value }) => value === name);
+  if (!input || name === finding) return;
+  input.checked = true;
+  finding = name;
+  draw();
+}
+
 /** Show the film on which a region lies. */
 export function showFilmOf({ box: [number] }) {
   if (number === film || number >= look.films.length) return;

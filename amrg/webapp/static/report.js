@@ -1,7 +1,7 @@
 // The report as it is written, and the memory rows: of the whole film, or of the sentence that is chosen.
 
 import { $, ask, complain, h, length, percent } from "./dom.js";
-import { markRegion, showFilmOf } from "./film.js";
+import { markRegion, showFilmOf, showFinding } from "./film.js";
 
 const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
 const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "retrieved text", "words"];
@@ -224,6 +224,7 @@ function showOrigin(said) {
   mark();
   if (said === null) return;
   if (said.box) showFilmOf(said);
+  showFinding(said.labels[0]);
   $("origin-facts").textContent = [...facts(said), place(said.box)].join(" · ");
   showRows($("origin-report"), "report", [{ row: said.row }], "");
   showRows($("origin-visual"), "visual", said.regions, "None: the visual memory is off, or has no such row.");
