@@ -1,10 +1,45 @@
-"""Mark the findings that two reports state in their texts."""
+"""Compare the findings that two reports state, and mark them in their texts."""
+
+from dataclasses import dataclass
+from typing import Self
 
 from markupsafe import Markup
 
+from amrg.data.labels import FINDINGS
 from amrg.data.text.labeler import Mention, mentions, normalise
+from amrg.data.text.outline import positive_findings
 from amrg.evaluation.details import conflicts
 from amrg.pages.overlays import marked
+
+
+@dataclass(frozen=True)
+class FindingErrors:
+    """Findings of a generated report against its reference, each in the order of ``FINDINGS``.
+
+    Attributes:
+        found: in both, where sides and device kinds do not conflict.
+        conflicting: in both, with another side or kind of device.
+        missed: only in the reference.
+        extra: only in the generated report.
+    """
+
+    found: tuple[str, ...]
+    conflicting: tuple[str, ...]
+    missed: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    @classmethod
+    def of(cls, reference: str, generated: str) -> Self:
+        """Compare two reports by the labeler and the statements of their details."""
+        expected, predicted = set(positive_findings(reference)), set(positive_findings(generated))
+        other = expected & predicted & conflicts(reference, generated)
+        parts = (expected & predicted - other, other, expected - predicted, predicted - expected)
+        return cls(*(tuple(f for f in FINDINGS if f in part) for part in parts))
+
+    @property
+    def count(self) -> int:
+        """Number of errors."""
+        return len(self.conflicting) + len(self.missed) + len(self.extra)
 
 
 def highlight_findings(reference: str, generated: str) -> tuple[Markup, Markup]:

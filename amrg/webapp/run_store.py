@@ -1,6 +1,8 @@
-"""Studies and bank rows of a run on disk, looked up by key and number, never by path."""
+"""Studies, reports and bank rows of a run on disk, looked up by key and number, never by path."""
 
 import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -9,11 +11,15 @@ from amrg.data.image_ops import letterbox
 from amrg.data.stream import Sample, SampleLookup, load_studies
 from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
+from amrg.evaluation.highlight import FindingErrors
+from amrg.evaluation.reports import FILE, parse_reports
 from amrg.inference.run import RunArtifacts
 from amrg.pages.overlays import crop, film_url
 
 BANKS = {"visual": VISUAL, "report": REPORTS}
-MAX_LISTED = 200  # maximal studies per listing
+MAX_LISTED = 200  # maximal studies per page of a listing
+#: Search words of the form ``missed:edema``, by the errors of the run's own report.
+ERRORS = ("missed", "extra", "conflicting")
 
 
 class NotFound(UserError):
@@ -21,10 +27,10 @@ class NotFound(UserError):
 
 
 class RunStore:
-    """Studies and bank rows of a run.
+    """Studies, reports and bank rows of a run.
 
     Args:
-        chain: the run's artefacts; reads ``data`` and ``banks``.
+        chain: the run's artefacts; reads ``data``, ``banks`` and ``reports``.
         size: pixels per side of the films that the visual bank's regions were mined from.
         grid: cells per side of the grid of the boxes.
     """
@@ -36,17 +42,44 @@ class RunStore:
         self._studies = cache(lambda split: {study.key: study for study in load_studies(self._data, split)})
         self._lookup = cache(lambda split: SampleLookup(self._data, split))
         self._lock = threading.Lock()
+        self._reports = {r.key: r for r in parse_reports(chain.reports.path / FILE).values()} if chain.reports else {}
+        self._errors: dict[str, FindingErrors | None] = {}  # by key
 
-    def listing(self, split: str, words: str) -> dict[str, Any]:
-        """List the studies of a split whose key and findings contain all ``words``, at most ``MAX_LISTED``."""
-        wanted = words.lower().split()
-        rows = [(study, study.positive_findings) for study in self._split(split).values()]
-        found = [
-            {"key": study.key, "findings": names}
-            for study, names in rows
-            if all(word in " ".join([study.key, *(names or ["no finding"])]).lower() for word in wanted)
-        ]
-        return {"total": len(rows), "found": len(found), "studies": found[:MAX_LISTED]}
+    def listing(self, split: str, words: str, by_errors: bool = False, start: int = 0) -> dict[str, Any]:
+        """List the studies of a split whose key and findings contain all ``words``, ``MAX_LISTED`` from ``start`` on.
+
+        Args:
+            split: train, val or test.
+            words: ``missed:NAME``, ``extra:NAME`` and ``conflicting:NAME`` match findings that the run's own report
+                gets wrong.
+            by_errors: the studies with most errors first.
+            start: number of the first listed study.
+        """
+        studies = self._split(split)
+        fitting = _matcher(words, self._errors_of)
+        found = [study for study in studies.values() if fitting(study)]
+        if by_errors:
+            found.sort(key=lambda study: -(errors.count if (errors := self._errors_of(study)) else -1))
+        return {
+            "total": len(studies),
+            "found": len(found),
+            "compared": any(key in self._reports for key in studies),
+            "studies": [
+                {
+                    "key": study.key,
+                    "findings": study.positive_findings,
+                    "errors": asdict(errors) if (errors := self._errors_of(study)) else None,
+                }
+                for study in found[start : start + MAX_LISTED]
+            ],
+        }
+
+    def _errors_of(self, study: Study) -> FindingErrors | None:
+        """Errors of the run's own report of a study; None without one."""
+        if study.key not in self._errors:
+            written = self._reports.get(study.key)
+            self._errors[study.key] = FindingErrors.of(study.report, written.text) if written else None
+        return self._errors[study.key]
 
     def study(self, split: str, key: str) -> Sample:
         """Load a study; raises NotFound for an unknown split or study, UserError for a damaged study."""
@@ -81,3 +114,17 @@ class RunStore:
             raise NotFound(f"no split `{split}`: one of {', '.join(SPLITS)}")
         with self._lock:
             return self._studies(split)
+
+
+def _matcher(words: str, errors_of: Callable[[Study], FindingErrors | None]) -> Callable[[Study], bool]:
+    """Return whether a study matches all words of a search."""
+
+    def matches(study: Study, word: str) -> bool:
+        kind, colon, name = word.partition(":")
+        if colon and kind in ERRORS:
+            errors = errors_of(study)
+            wrong: Sequence[str] = getattr(errors, kind) if errors else ()
+            return any(name in finding.lower() for finding in wrong)
+        return word in " ".join([study.key, *(study.positive_findings or ["no finding"])]).lower()
+
+    return lambda study: all(matches(study, word) for word in words.lower().split())

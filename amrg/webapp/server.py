@@ -6,6 +6,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from amrg.data.own_studies import read_study
 from amrg.data.stream import Sample
 from amrg.data.studies import SPLITS
 from amrg.errors import UserError
+from amrg.evaluation.highlight import FindingErrors
 from amrg.inference.run import RunArtifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import film_url, heat_url, outline_url
@@ -111,9 +113,11 @@ class Handlers:
         )
 
     def studies(self, request: Request) -> Response:
-        """List the studies of a split whose texts hold the words."""
+        """List the studies of a split whose texts hold the words, with the errors of their reports."""
         query = request.query_params
-        return JSONResponse(self._store.listing(query.get("split", "test"), query.get("words", "")))
+        start = _number(request, "start", int) if "start" in query else 0
+        split, words, order = query.get("split", "test"), query.get("words", ""), query.get("order", "file")
+        return JSONResponse(self._store.listing(split, words, order == "errors", max(0, start)))
 
     def analysis(self, request: Request) -> Response:
         """Describe one study."""
@@ -157,25 +161,30 @@ class Handlers:
 
     def report(self, request: Request) -> Response:
         """Stream server-sent events: those of ``InferenceSession.write``, then ``end`` or ``problem``."""
-        analysis, _ = self._cached(request)
+        analysis, sample = self._cached(request)
         off = {name for name in request.query_params.get("off", "").split(",") if name}
         if off - MEMORIES.keys():
             raise NotFound(f"no such memory: {', '.join(MEMORIES)} can be switched off")
-        return StreamingResponse(self._events(analysis, off), media_type="text/event-stream")
+        reference = sample.study.report if sample else ""
+        return StreamingResponse(self._events(analysis, off, reference), media_type="text/event-stream")
 
-    async def _events(self, analysis: StudyAnalysis, off: set[str]) -> AsyncIterator[str]:
+    async def _events(self, analysis: StudyAnalysis, off: set[str], reference: str) -> AsyncIterator[str]:
         events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         left = threading.Event()
+        sentences: list[str] = []
 
         def send_event(kind: str, content: dict[str, Any]) -> None:
             if left.is_set():
                 raise ClientGone
+            if kind == "text":
+                sentences[:] = content["sentences"]
             events.put((kind, content))
 
         def write() -> None:
             try:
                 self._reader.write(analysis, off, send_event)
-                events.put(("end", {}))
+                errors = asdict(FindingErrors.of(reference, " ".join(sentences))) if reference else None
+                events.put(("end", {"errors": errors}))
             except ClientGone:
                 pass
             except Exception as error:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from amrg.data.labels import LABELS
-from amrg.evaluation.highlight import highlight_findings
+from amrg.evaluation.highlight import FindingErrors, highlight_findings
 from amrg.evaluation.scores import mention_tables, score_systems
 from amrg.pages import score_table
 
@@ -95,3 +95,13 @@ def test_a_finding_on_the_other_side_has_a_mark_of_its_own():
     _, generated = highlight_findings("Effusion.", "Right effusion.")
     assert 'class="hit"' in generated
     assert 'class="detail"' not in generated
+
+
+def test_errors_of_a_report_by_hand():
+    found = FindingErrors.of(
+        "Small left effusion. Cardiomegaly. Right basilar atelectasis. No pneumothorax. Possible pneumonia.",
+        "Right effusion. The heart is enlarged. Rib fracture. Pneumonia.",
+    )
+    assert found == FindingErrors(("Cardiomegaly",), ("Pleural Effusion",), ("Atelectasis",), ("Pneumonia", "Fracture"))
+    assert found.count == 4
+    assert FindingErrors.of("Clear lungs.", "") == FindingErrors((), (), (), ())

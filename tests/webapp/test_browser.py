@@ -12,6 +12,7 @@ import uvicorn
 from PIL import Image
 
 from amrg.errors import UserError
+from amrg.evaluation.highlight import FindingErrors
 from amrg.inference.run import open_generator, open_run
 from amrg.models.composer import Composed, ComposedSentence, Composer
 from amrg.models.finding_calibration import Certainty
@@ -198,6 +199,39 @@ def test_studies_are_found_by_split_and_words(page):
     page.wait(lambda: "7 of 16" in page.text("#count"))
     page.one("#studies .choice").click()
     page.wait(lambda: page.text("#film-title").startswith("train-1"))
+
+
+def test_the_worklist_shows_the_errors_of_reports_and_the_report_its_verdict(browser, folder, monkeypatch):
+    """Of the errors below the third study has most; the first has no report."""
+    errors = {
+        "test-0": None,
+        "test-1": FindingErrors(("Cardiomegaly",), (), (), ()),
+        "test-2": FindingErrors((), ("Pleural Effusion",), ("Edema", "Fracture"), ("Pneumonia",)),
+    }
+    monkeypatch.setattr(RunStore, "_errors_of", lambda store, study: errors.get(study.key))
+    monkeypatch.setattr(FindingErrors, "of", lambda *_: errors["test-2"])
+    with served(folder) as address:
+        page = Viewer(browser, address).open()
+        chips = {row.text.split()[0]: row.text.split("\n")[0].split()[1:] for row in page.all("#studies .choice")}
+        assert (chips["test-0"], chips["test-1"], chips["test-2"]) == ([], ["✓"], ["−2", "+1", "⇄1"])
+        assert page.text("#verdict") == (
+            "1 of 3 findings of the reference stated; Edema, Fracture missed; Pneumonia not in the reference; "
+            "Pleural Effusion with another side or device."
+        )
+        page.one("#order").send_keys("most")
+        page.wait(lambda: page.text("#studies .choice").startswith("test-2"))
+        assert page.broken_rules() == []
+        page.shot("worklist")
+
+
+def test_a_long_worklist_is_shown_page_by_page(page, monkeypatch):
+    monkeypatch.setattr("amrg.webapp.run_store.MAX_LISTED", 10)
+    page.one("#split").send_keys("train")
+    page.wait(lambda: "16 of 16 studies, the first 10 shown" in page.text("#count"))
+    page.one("#more").click()
+    page.wait(lambda: page.text("#count") == "16 of 16 studies")
+    assert len(page.all("#studies .choice")) == 16
+    assert not page.one("#more").is_displayed()
 
 
 def test_films_of_every_kind_are_taken_and_what_is_none_is_refused(page, tmp_path):

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from base64 import b64decode
+from dataclasses import asdict
 from itertools import pairwise
 from urllib.parse import quote
 
@@ -25,6 +26,8 @@ from amrg.data.stream import SampleLookup, load_studies
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
+from amrg.evaluation.highlight import FindingErrors
+from amrg.evaluation.reports import GeneratedReport
 from amrg.inference.run import open_run
 from amrg.models.composer import Composed, ComposedSentence, Unsure
 from amrg.models.open_banks import open_banks
@@ -101,6 +104,46 @@ def test_studies_are_listed_and_searched(client, run):
     assert (found["total"], found["found"]) == (5, 5)
     some = client.get("/api/studies", params={"split": "train", "words": "TRAIN-1 no"}).json()
     assert {row["key"] for row in some["studies"]} == {"train-1", *(f"train-{i}" for i in range(10, 16))}
+
+
+def test_the_worklist_tells_and_sorts_by_the_errors_of_the_runs_reports(client, handlers, run, monkeypatch):
+    """The first report is right, the second misses what its reference states and invents a fracture."""
+    first, second, *rest = load_studies(run["data"].path, "test")
+    texts = {first.key: first.report, second.key: "Rib fracture."} | {study.key: "" for study in rest[:-1]}
+    monkeypatch.setattr(handlers._store, "_reports", {key: GeneratedReport(key, text) for key, text in texts.items()})
+    monkeypatch.setattr(handlers._store, "_errors", {})
+    listing = client.get("/api/studies").json()
+    found = {row["key"]: row["errors"] for row in listing["studies"]}
+    assert listing["compared"] is True
+    stated = {study.key: positive_findings(study.report) for study in (first, second, *rest)}
+    assert found[first.key] == {"found": stated[first.key], "conflicting": [], "missed": [], "extra": []}
+    assert found[second.key] == {"found": [], "conflicting": [], "missed": stated[second.key], "extra": ["Fracture"]}
+    assert found[rest[-1].key] is None
+    by_errors = [row["key"] for row in client.get("/api/studies?order=errors").json()["studies"]]
+    wrong = [sum(len(found[key][kind]) for kind in ("conflicting", "missed", "extra")) for key in by_errors[:-1]]
+    assert wrong == sorted(wrong, reverse=True)
+    assert by_errors[-1] == rest[-1].key
+    assert [row["key"] for row in client.get("/api/studies?words=extra:fract").json()["studies"]] == [second.key]
+    missed = client.get(f"/api/studies?words=missed:{stated[second.key][0].lower().split()[0]}+{second.key}").json()
+    assert [row["key"] for row in missed["studies"]] == [second.key]
+    assert client.get("/api/studies?words=conflicting:fract").json()["studies"] == []
+    assert client.get("/api/studies?split=train").json()["compared"] is False
+
+
+def test_the_worklist_has_pages(client, run, monkeypatch):
+    monkeypatch.setattr("amrg.webapp.run_store.MAX_LISTED", 2)
+    pages = [client.get("/api/studies", params={"start": start}).json()["studies"] for start in (0, 2, 4, 6, -1)]
+    keys = [study.key for study in load_studies(run["data"].path, "test")]
+    assert [[row["key"] for row in page] for page in pages] == [keys[:2], keys[2:4], keys[4:], [], keys[:2]]
+
+
+def test_the_end_of_a_report_tells_its_errors(client, run):
+    kind, content = events(client, f"/api/looks/test/{KEY}/report")[-1]
+    study = SampleLookup(run["data"].path, "test")[KEY].study
+    text = written(events(client, f"/api/looks/test/{KEY}/report"))
+    assert (kind, content["errors"]) == ("end", json.loads(json.dumps(asdict(FindingErrors.of(study.report, text)))))
+    name = client.post("/api/looks", content=png()).json()["name"]
+    assert events(client, f"/api/looks/dropped/{name}/report")[-1] == ("end", {"errors": None})
 
 
 def test_a_look_tells_what_the_models_see(client, run, reader):
@@ -512,7 +555,7 @@ def test_a_reader_who_leaves_stops_the_writer(folder):
     desk._reader.write = watched
 
     async def leave():
-        stream = desk._events(look, set())
+        stream = desk._events(look, set(), "")
         first = await anext(stream)
         await stream.aclose()
         return first

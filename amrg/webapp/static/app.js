@@ -69,21 +69,35 @@ function loading(on) {
   for (const id of ["film", "report", "memory"]) $(id).classList.toggle("loading", on);
 }
 
-async function list() {
+/** What the run's own report gets wrong, as short marks; without a report none. */
+function chips(errors) {
+  if (!errors) return [];
+  const kinds = [["missed", "−"], ["extra", "+"], ["conflicting", "⇄"]];
+  const wrong = kinds.filter(([kind]) => errors[kind].length);
+  if (!wrong.length) return [" ", h("span", { class: "chip right", title: "its report states the same findings" }, "✓")];
+  return wrong.flatMap(([kind, sign]) => [" ", h("span", { class: `chip ${kind}`, title: `${kind}: ${errors[kind].join(", ")}` }, `${sign}${errors[kind].length}`)]);
+}
+
+/** Show the studies that fit from number `start` on; those before stay. */
+async function list(start = 0) {
   listing?.abort();
   const mine = (listing = new AbortController());
   const [split, words] = [$("split").value, $("words").value];
   try {
-    const found = await ask(`/api/studies?${new URLSearchParams({ split, words })}`, { signal: mine.signal });
-    const shown = found.studies.length < found.found ? `, the first ${found.studies.length} shown` : "";
-    $("count").textContent = `${found.found} of ${found.total} studies${shown}`;
-    $("studies").replaceChildren(
-      ...found.studies.map(({ key, findings }) =>
-        choice("study", key, false, () => later(() => openStudy(split, key)), key, h("small", {}, findings.join(", ") || "no finding")),
-      ),
+    const query = new URLSearchParams({ split, words, start, order: $("order").value });
+    const found = await ask(`/api/studies?${query}`, { signal: mine.signal });
+    const entries = found.studies.map(({ key, findings, errors }) =>
+      choice("study", key, false, () => later(() => openStudy(split, key)), key, ...chips(errors), h("small", {}, findings.join(", ") || "no finding")),
     );
+    if (start) $("studies").append(...entries);
+    else $("studies").replaceChildren(...entries);
+    const shown = $("studies").childElementCount;
+    $("count").textContent = `${found.found} of ${found.total} studies${shown < found.found ? `, the first ${shown} shown` : ""}`;
+    $("more").hidden = shown >= found.found;
+    $("more").textContent = `Show ${found.found - shown} more`;
+    $("order-pick").hidden = !found.compared;
     mark();
-    return found.studies[0]?.key;
+    return (found.studies.find(({ findings }) => findings.length) ?? found.studies[0])?.key; // a film with something to see
   } catch (error) {
     if (error.name !== "AbortError") complain(error.message);
   }
@@ -116,8 +130,9 @@ function located() {
   }
 }
 
-$("split").addEventListener("change", list);
+for (const id of ["split", "order"]) $(id).addEventListener("change", () => list());
 $("words").addEventListener("input", () => later(list));
+$("more").addEventListener("click", () => list($("studies").childElementCount));
 $("problem").querySelector("button").addEventListener("click", calm);
 $("file").addEventListener("change", ({ target }) => {
   if (target.files[0]) openFile(target.files[0]);

@@ -60,6 +60,7 @@ function write() {
   choose(null);
   $("plan").hidden = true;
   $("unsure").hidden = true;
+  $("verdict").hidden = true;
   $("again").disabled = false;
   $("state").textContent = "writing …";
   source = new EventSource(`/api/looks/${look.place}/${encodeURIComponent(look.name)}/report?${new URLSearchParams({ off: without })}`);
@@ -79,8 +80,9 @@ function write() {
     drawn[number] = what;
     showSentences(true);
   });
-  source.addEventListener("end", () => {
+  source.addEventListener("end", ({ data }) => {
     stopWriting();
+    showVerdict(JSON.parse(data).errors);
     if (!without.length) whole = sentences;
     showSentences(false);
     if (!sentences.length) $("sentences").replaceChildren(h("li", { class: "soft" }, "The report is empty: the writer ended without a word."));
@@ -100,6 +102,18 @@ async function explain(failed) {
     reason = error.message;
   }
   if (source === failed) fail(reason);
+}
+
+/** One line: how the findings of the report compare with those of the reference. */
+function showVerdict(errors) {
+  $("verdict").hidden = errors === null;
+  if (errors === null) return;
+  const stated = errors.found.length + errors.conflicting.length + errors.missed.length;
+  const named = (kind) => `${errors[kind].join(", ")} ${{ missed: "missed", extra: "not in the reference", conflicting: "with another side or device" }[kind]}`;
+  const wrong = ["missed", "extra", "conflicting"].filter((kind) => errors[kind].length).map(named);
+  const found = stated ? `${stated - errors.missed.length} of ${stated} findings of the reference stated` : "The reference states no finding";
+  $("verdict").textContent = `${[found, ...wrong].join("; ")}.`;
+  $("verdict").classList.toggle("right", !wrong.length);
 }
 
 function fail(message) {
