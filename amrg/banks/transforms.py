@@ -38,6 +38,18 @@ def merge(banks: Sequence[MemoryBank], folder: Path) -> MemoryBank:
     return MemoryBank.open(folder)
 
 
+def without_texts(bank: MemoryBank, folder: Path) -> MemoryBank:
+    """Copy a bank without the texts, study keys and patient groups of its rows.
+
+    Rows of a study's own patient can no longer be hidden from it.
+    """
+    with _writer(bank, folder, bank.dtype, list(bank.header["splits"])) as out:
+        for start, stop in blocks(len(bank)):
+            origins = [{**origin, "text": None, "key": "", "group": ""} for origin in _origins(bank, start, stop)]
+            out.add_raw(bank.rows(start, stop), bank.scale(start, stop), origins)
+    return MemoryBank.open(folder)
+
+
 @dataclass(frozen=True)
 class RowSelection:
     """Conditions on the rows to keep, applied in this order.

@@ -1,7 +1,10 @@
-"""``amrg export REPORTS FILE``: export generated reports in the format of the ReXrank leaderboard.
+"""``amrg export REPORTS FILE`` or ``amrg export RUN --hub FOLDER``: what others can use.
 
-With ``--onto`` the reports go into one of ReXrank's own test set files, as a submission needs it; without, the
-references are those of REPORTS. The file holds report texts.
+FILE is in the format of the ReXrank leaderboard. With ``--onto`` the reports go into one of ReXrank's own test set
+files, as a submission needs it; without, the references are those of REPORTS. The file holds report texts.
+
+``--hub`` writes the model of a run, its memory and a card as a folder for a model hub: ``amrg write FOLDER film.png``
+reads it. ``--push USER/NAME`` also uploads it, to a private repository.
 """
 
 import argparse
@@ -13,6 +16,8 @@ from amrg.artifacts import Artifact, open_artifact, open_input
 from amrg.errors import UserError
 from amrg.evaluation import rexrank
 from amrg.evaluation.reports import FILE, parse_reports
+from amrg.inference.hub import export_hub, push
+from amrg.inference.run import open_run
 from amrg.progress import echo
 
 
@@ -21,12 +26,32 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="amrg export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("reports", type=Path, metavar="REPORTS", help="a reports artefact")
-    parser.add_argument("file", type=Path, metavar="FILE", help="the JSON file to write")
+    parser.add_argument("reports", type=Path, metavar="REPORTS", help="a reports artefact; with --hub any run")
+    parser.add_argument("file", type=Path, metavar="FILE", nargs="?", help="the JSON file to write")
     parser.add_argument(
         "--onto", type=Path, metavar="FILE", help="a ReXrank test set, such as ReXRank_MIMICCXR_test.json"
     )
+    parser.add_argument("--hub", type=Path, metavar="FOLDER", help="write the model and its memory as a new folder")
+    parser.add_argument(
+        "--without-reports",
+        action="store_true",
+        help="of the memory's rows only vectors and hashes: no text, no patient",
+    )
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository of the hub")
     options = parser.parse_args(arguments)
+    if (options.hub is None) == (options.file is None):
+        parser.error("give FILE for ReXrank, or --hub FOLDER for a model hub")
+    if options.hub:
+        if options.onto:
+            parser.error("--onto belongs to FILE, not to --hub")
+        export_hub(open_run(options.reports), options.hub, options.without_reports)
+        echo(f"the model is in {options.hub}; its README.md says what it is")
+        if options.push:
+            push(options.hub, options.push)
+            echo(f"pushed to {options.push}, a private repository")
+        return
+    if options.without_reports or options.push:
+        parser.error("--without-reports and --push belong to --hub")
     artifact = open_artifact(options.reports, "reports")
     reports = list(parse_reports(artifact.path / FILE).values())
     if options.onto:

@@ -216,7 +216,8 @@ class Composer:
             recall: compose sentences; otherwise the decoder words the findings of the outline.
         """
         probability_BF = self.certainty.probabilities(vision)
-        weights = {name: _spread(one, self._length(name)) for name, one in associations.items()}
+        lengths = {name: self._length(name) for name in associations}
+        weights = {name: _spread(associations[name], length) for name, length in lengths.items() if length}
         supported_B = self._supported(vision, weights.get("visual"))
         composed = []
         for b, probability_F in enumerate(probability_BF.tolist()):

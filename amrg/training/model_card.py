@@ -111,7 +111,7 @@ def _what(folder: Path, model: ReportGenerator, config: Config) -> str:
         "radiologist has checked it.\n\n"
         "It writes the report of a study from its films: an image encoder with one query for each of 14 findings, a "
         "visual and a report memory that the queries retrieve from (Hopfield networks over frozen banks), and a causal "
-        "language model. The banks are not in this folder: `ReportGenerator.from_pretrained` is given them.\n\n"
+        "language model. The banks are not beside its weights: `ReportGenerator.from_pretrained` is given them.\n\n"
         f"- language model: `{_model_name(config)}`, tuning `{config.decoder.tuning}`, base weights in "
         f"`{config.decoder.base_dtype}`{f', SHA-256 of these `{base}`' if base else ''}\n"
         f"- parameters: {sum(size for size, _ in sizes):,}, of which {trained:,} were trained here"

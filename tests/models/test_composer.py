@@ -229,6 +229,17 @@ def test_a_sentence_that_states_more_than_is_named_is_not_said_and_one_for_two_i
     assert said[0].probabilities == {HEART: pytest.approx(0.880797), EFFUSION: pytest.approx(0.622459)}
 
 
+def test_without_banks_the_outline_names_findings_whatever_is_retrieved(tmp_path: Path) -> None:
+    associations = {"visual": associate({HEART: {7: 1.0}}), "report": associate({HEART: {909: 1.0}})}
+    sight, nobody = sight_of({HEART: 2.0}), torch.tensor([NO_GROUP])
+    (found,) = Composer(EVEN).compose(sight, associations, nobody)
+    assert (found.findings, found.sentences) == ((HEART,), ())
+    assert found.text == "cardiomegaly. Report:"
+    visual = visual_bank(tmp_path, [(HEART, "")] * 8)
+    (found,) = Composer(EVEN, visual).compose(sight, associations, nobody)
+    assert (found.findings, found.sentences) == ((HEART,), ())
+
+
 def test_a_finding_that_no_sentence_may_state_is_left_to_the_decoder(tmp_path: Path) -> None:
     composer = of_effusions(tmp_path, "memory", [LEFT])
     found = compose(composer, [EFFUSION, "Fracture"], ON_THE_LEFT, {EFFUSION: {0: 1.0}})

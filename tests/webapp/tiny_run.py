@@ -48,6 +48,7 @@ def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "de
         model = build_generator(config, made.data, made.stage1, made.banks)
         _learn_by_heart(model, list(iter_samples(made.data, "train")))
         model.save_pretrained(partial / MODEL)
+        (partial / MODEL / "README.md").write_text("---\nlanguage: en\n---\n\n# A tiny model\n")
         # The threshold lies above the distances of the test films, so that none of them is unlike.
         with autocast(config.stage2.dtype):
             distance = TrainingDistance.fit(*(_film_vectors(model, made.data, split) for split in ("train", "test")))
