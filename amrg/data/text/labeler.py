@@ -9,7 +9,7 @@ labeler (Irvin et al., 2019, section 3.2).
 
 import re
 from bisect import bisect_right
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -113,8 +113,12 @@ def known_forms(text: str) -> str:
     Its length stays, so that positions in the result are positions in the text.
     """
     for form, first in (*_FORMS, *([(_ITEM, "\n")] if _LIST_OF_ITEMS.search(text) else [])):
-        text = form.sub(lambda found, first=first: first.ljust(len(found[0])), text)
+        text = form.sub(partial(_padded, first), text)
     return text
+
+
+def _padded(first: str, found: re.Match[str]) -> str:
+    return first.ljust(len(found[0]))
 
 
 def normalise(text: str) -> str:

@@ -167,8 +167,7 @@ MENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
         r"|hardware|generator|(?:neuro)?stimulators?|leads?\b|dobbhoff|sheath|swan-ganz|drains?"
         r"|(?:closure|cardiac|assist|support(?:ing|ive)?|monitoring) devices?"
         r"|balloon pump|lvad|ecmo|cannulas?|pigtail"
-        r"|implant(?:ed|s)?(?: \w+)? devices?|rods?|fixation|vagal nerve"
-        r"|(?:re-?)?intubated",
+        r"|implant(?:ed|s)?(?: \w+)? devices?|rods?|fixation|vagal nerve",
     ),
 )
 

@@ -333,8 +333,6 @@ RULES: dict[str, list[tuple[str, dict[str, float | None]]]] = {
         ("Interval extubation; nasogastric tube remains.", {DEVICE: P}),
         ("The patient has not been extubated.", {DEVICE: B}),
         ("Ready to be extubated.", {DEVICE: B}),
-        ("The patient is intubated.", {DEVICE: P}),
-        ("The patient is no longer intubated.", {DEVICE: N}),
     ],
     "a mask may have been no": [
         ("XXXX acute consolidation or pneumothorax.", {SOLID: B, AIR: B}),
