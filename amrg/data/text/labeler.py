@@ -57,10 +57,11 @@ _TEMPLATE = re.compile(
 )
 #: The comma before the next heading of a template: "effusion: small, pneumothorax: none".
 _NEXT = re.compile(r"[:=][^:=]*?(?P<comma>,)(?=[\w/ ]{1,40}[:=])")
-_INSTEAD = re.compile(labeler_patterns.INSTEAD)
+_INSTEAD, _CLOSED = re.compile(labeler_patterns.INSTEAD), re.compile(labeler_patterns.CLOSED)
 #: Between a finding and what a template says of it.
 _JOINT = re.compile(r"\s*(?:[:=]|\s-+)\s*")
 _IF_ANY = re.compile(rf"(?:{labeler_patterns.IF_ANY})\b")
+_IF_ANY_IN_FRONT = re.compile(labeler_patterns.IF_ANY_IN_FRONT)
 _ONE = _compile(labeler_patterns.ONE)
 _ONE_PRESENT = re.compile(rf"\s*(?:{labeler_patterns.ONE_PRESENT})\b")
 _THERE = re.compile(r"\bthere (?:is|are|remains?)(?: now| still| likely| also)? $")
@@ -158,7 +159,7 @@ def label_sentence(sentence: str) -> tuple[Mention, ...]:
     templates = list(_TEMPLATE.finditer(text))
     listing = {m.end() for m in pre}  # "negative for: effusion, pneumothorax"
     breaks = [m.start() for m in _BREAK.finditer(text) if m[0] != ":" or m.start() not in listing]
-    commas = [*_NEXT.finditer(text), *_INSTEAD.finditer(text)]
+    commas = [found for pattern in (_NEXT, _INSTEAD, _CLOSED) for found in pattern.finditer(text)]
     breaks = sorted(breaks + [m.end() for m in templates] + [m.start("comma") for m in commas])
     post = sorted([*_POST.finditer(text), *templates], key=re.Match.start)
     fresh = [m.start() for m in _AND.finditer(text)]
@@ -305,7 +306,9 @@ def _value_after(
 
 
 def _doubted(mention: re.Match[str], text: str, breaks: list[int], later: list[tuple[int, int]]) -> bool:
-    """Whether "if any" follows the mention, or a list with "or" that it belongs to."""
+    """Whether "if any" is before the mention, or follows it or a list with "or" that it belongs to."""
+    if _IF_ANY_IN_FRONT.fullmatch(text, 0, mention.start()):
+        return True
     doubt = _IF_ANY.search(text, mention.end())
     if doubt is None or _broken(breaks, mention.end(), doubt.start()):
         return False

@@ -229,7 +229,7 @@ NORMALS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("Support Devices",),
-        r"(?:(?:interval|since|after|following|post|s/p|is|was|were|now|patient"
+        r"(?:(?:interval|since|after|following|post|s/p|is|was|were|now|patient|pt"
         r"|(?<!not )(?<!yet )(?<!n't )(?<!never )(?<!may have )been) (?:\w+ly )?|(?<!\w )(?<!\w))extubat(?:ed|ion)",
     ),
 )
@@ -361,6 +361,10 @@ IF_ANY = (
     r",? ?\(?if (?:(?:any|real|at all)(?=\W*$|\W*[,;)]| (?:is|are|must|would|should|and)\b)|(?:\w+ ){0,2}present"
     r"|(?:it|they) exists?)"
 )
+#: The same in front: "if any, there is a small effusion", "if present, the effusion is small".
+IF_ANY_IN_FRONT = (
+    r"\W*if (?:(?:any|it is|they are) )?(?:any|present|real|at all),? (?:there (?:is|are) )?(?:[\w-]+ ){0,4}"
+)
 #: "A small one" and, in a clause of contrast, "it" stand for the finding before.
 ONE = (
     r"(?:(?:an?|any|another) (?:[\w-]+ ){0,3}one|(?:very )?(?:small|tiny|subtle|early|minimal) ones?"
@@ -462,6 +466,9 @@ INSTEAD = (
     r"(?=[^,]*\b(?:is|are|was|were|has|have|may|might|could|appears?|represents?|suggests?|favou?rs?)\b"
     r"|(?![^,]* or )[^,]*$)"
 )
+
+#: "Effusion absent, consolidation present": the comma that ends a clause of its own.
+CLOSED = r"\b(?:absent|resolved|cleared|gone)(?P<comma>,)(?! (?:or|nor|and)\b)"
 
 #: Parts and places of a device that can be unseen while the device is there.
 DEVICE_PART = (
