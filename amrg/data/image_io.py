@@ -30,11 +30,15 @@ MAX_INFLATED = MAX_BYTES + 10_000_000
 #: A progressive JPEG has some ten scans. Each further one costs as much time as the first, and a hundred bytes.
 MAX_SCANS = 100
 _SCAN = b"\xff\xda"
+#: First bytes of PNG, JPEG and TIFF.
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 #: Pillow refuses a PNG with a longer text (by default 1 MB); 64 MB for all texts together is a limit of its own.
 PngImagePlugin.MAX_TEXT_CHUNK = 32 * 2**20
 
 #: Percentiles of a film of more than 8 bits that span at least half of its range, unless some pixels are outliers.
 _INLIERS = (0.05, 99.95)
+#: Least share of pixels that a film has besides its padding; with less the padding is not believed.
+_UNPADDED = 0.1
 #: Percentiles between which a film must have at least one step of 255, if a DICOM window suits it.
 _VISIBLE = (1.0, 99.0)
 
@@ -45,14 +49,16 @@ def load_film(path: Path, short_side: int) -> np.ndarray:
     """Read a film as uint8 [H, W], with at least ``short_side`` pixels on its short side if the file has them.
 
     JPEG is decoded at the smallest sufficient scale of 1, 1/2, 1/4 and 1/8. EXIF rotation is applied, colour is
-    converted to luminance, 16 bit is scaled by ``to_8_bit``, DICOM is windowed (``read_dicom``).
+    converted to luminance, 16 bit is scaled by ``to_8_bit``, DICOM is windowed (``read_dicom``). The suffix counts only
+    where the content does not tell the format.
 
     Raises:
         ValueError: the image is unreadable, too large, or flat: all of its pixels have one grey value.
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
-    film = read_dicom(data) if path.suffix.lower() in (".dcm", ".dicom") else read_film(data, short_side)
+    named_dicom = path.suffix.lower() in (".dcm", ".dicom") and not data.startswith(SIGNATURES)
+    film = read_dicom(data) if named_dicom else read_film(data, short_side)
     _, counts, _ = _levels(film)
     low, high = _percentiles(np.arange(len(counts)), counts, _INLIERS)
     if low == high:
@@ -179,7 +185,8 @@ def read_dicom(data: bytes) -> np.ndarray:
 
     What says nothing about the pixels is ignored: a rescale slope of 0, and a window (or VOI LUT) that shows them in
     one grey value, since it lies beside them, has no width or is far too wide. Without a window that suits, the film
-    is scaled like any other of more than 8 bits (``to_8_bit``).
+    is scaled like any other of more than 8 bits (``to_8_bit``). Padding (``PixelPaddingValue``) does not count in the
+    range of the pixels.
 
     Raises:
         ValueError: not DICOM, without pixels, too large, or not a single grey image.
@@ -263,11 +270,24 @@ def _displayed(record: Any, pixels: np.ndarray) -> np.ndarray:
     if photometric == "PALETTE COLOR":
         return _scaled(_palette(record, values), counts, clip_outliers=False)[index]
     rescaled = _modality(record, values)
+    counts = _without_padding(record, values, counts)
     shown = next((y for y in _windowed(record, rescaled) if _is_visible(y, counts)), None)
     gray = _scaled(rescaled, counts) if shown is None else _scaled(shown, counts, clip_outliers=False)
     # Both say that low values are bright. Most films that say one say the other, too: they are inverted once.
     inverted = photometric == "MONOCHROME1" or record.get("PresentationLUTShape") == "INVERSE"
     return (255 - gray if inverted else gray)[index]
+
+
+def _without_padding(record: Any, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the number of pixels of each stored value, 0 for what the film says is padding."""
+    ends = [_numbers(record, f"PixelPadding{name}")[:1] for name in ("Value", "RangeLimit")]
+    bounds = np.array([end[0] for end in (ends[0], ends[1] or ends[0]) if end])
+    if values.min() < 0:  # signed pixels, but a file may store these as unsigned
+        bounds -= 2**16 * (bounds >= 2**15)
+    if len(bounds) < 2 or np.isnan(bounds).any():
+        return counts
+    rest = np.where((values >= bounds.min()) & (values <= bounds.max()), 0, counts)
+    return rest if rest.sum() >= _UNPADDED * counts.sum() else counts
 
 
 def _palette(record: Any, values: np.ndarray) -> np.ndarray:

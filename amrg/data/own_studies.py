@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from amrg.data.film_checks import MIN_SIDE, NotAFilm, check_film, check_pixels, is_lateral
-from amrg.data.image_io import FORMATS, is_dicom, read_film
+from amrg.data.image_io import FORMATS, SIGNATURES, is_dicom, read_film
 from amrg.errors import UserError
 
 #: Films of a study without ``one_study``. Studies of the chest have one to four.
 MAX_FILMS = 8
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp")
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")  # of films without a suffix; DICOM has its own place
 _COLUMNS = ("study", "film")
 
 #: Names of films of Open-i and of Kaggle's copy, which lie in one folder: ``CXR25_IM-1024-2001.png``.
@@ -189,7 +188,7 @@ def _may_be_film(file: Path) -> bool:
             start = content.read(132)
     except OSError:  # a broken link, or no permission: a film is not passed over, but named when it cannot be read
         return named
-    return is_dicom(start) or start.startswith(_SIGNATURES)
+    return is_dicom(start) or start.startswith(SIGNATURES)
 
 
 def _in_table(path: Path) -> list[StudyFiles]:

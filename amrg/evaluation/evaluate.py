@@ -241,8 +241,9 @@ def _copying(data: Path, banks: Path, studies: list[Study], reports: list[Genera
 def _relevance(config: Config, banks: Path, test: TestOutputs, reports: list[GeneratedReport]) -> dict[str, Any]:
     """Compute ``relevance`` of the retrieved rows to the studies' own labels and true lesions."""
     weights = bootstrap_counts([s.group for s in test.studies], config.evaluate.bootstrap_samples, config.seed)
-    present = _present(test)[:, [LABELS.index(finding) for finding in FINDINGS]]
-    return relevance(banks, reports, present, test.masks, weights)
+    columns = [LABELS.index(finding) for finding in FINDINGS]
+    present, known = _present(test)[:, columns], _known(test)[:, columns]
+    return relevance(banks, reports, present, known & ~present, test.masks, weights)
 
 
 def _unlike_training(reports: list[GeneratedReport]) -> dict[str, float] | None:

@@ -36,6 +36,7 @@ class Relevance:
         side_SK: share on the true side of the lesion of the weight on that finding's rows with a box; NaN if the
             lesion is unknown or on both sides, or no such row has weight.
         present_SK: bool, positive findings by the studies' own labels.
+        absent_SK: bool, findings that they do not have; not those that their data set has no label of.
         base_K: share of the bank's rows that belong to finding k.
         first_S: heaviest row over all associations of a study, −1 for none.
     """
@@ -44,6 +45,7 @@ class Relevance:
     top_SK: np.ndarray
     side_SK: np.ndarray
     present_SK: np.ndarray
+    absent_SK: np.ndarray
     base_K: np.ndarray
     first_S: np.ndarray
 
@@ -66,16 +68,18 @@ class Relevance:
         }
 
     def _means(self, columns: list[int], weights_BS: np.ndarray) -> dict[str, Any]:
-        present, share, side = (x[:, columns] for x in (self.present_SK, self.share_SK, self.side_SK))
+        present, absent, share, side = (
+            x[:, columns] for x in (self.present_SK, self.absent_SK, self.share_SK, self.side_SK)
+        )
         have = present & np.isfinite(side)
         top = self.top_SK[:, columns][present]
         once = np.ones((1, len(present)))
 
         def without(weights: np.ndarray) -> np.ndarray:
             """Average over the findings, weighted by the number of studies that have them."""
-            absent = _quotient(weights @ (~present * share), weights @ ~present)
-            times = np.where(np.isfinite(absent), weights @ present, 0)
-            return _quotient((times * np.nan_to_num(absent)).sum(1), times.sum(1))
+            mean_share = _quotient(weights @ (absent * share), weights @ absent)
+            times = np.where(np.isfinite(mean_share), weights @ present, 0)
+            return _quotient((times * np.nan_to_num(mean_share)).sum(1), times.sum(1))
 
         def mean(values: np.ndarray, among: np.ndarray, weights: np.ndarray) -> np.ndarray:
             return _quotient(weights @ np.where(among, values, 0).sum(1), weights @ among.sum(1))
@@ -100,6 +104,7 @@ def relevance(
     banks: Path,
     reports: Sequence[GeneratedReport],
     present_SK: np.ndarray,
+    absent_SK: np.ndarray,
     masks: Sequence[Mapping[str, np.ndarray]],
     weights_BS: np.ndarray,
 ) -> dict[str, dict[str, Any] | None]:
@@ -109,6 +114,7 @@ def relevance(
         banks: a banks artefact.
         reports: one per study.
         present_SK: bool, positive findings by the studies' own labels.
+        absent_SK: as in ``Relevance``.
         masks: true lesions per study by finding, bool [H, W].
         weights_BS: count of each study in each resample.
     """
@@ -124,6 +130,7 @@ def relevance(
             top_SK=np.array([one.top_row for one in associations], dtype=np.int64),
             side_SK=_on_true_side(associations, masks),
             present_SK=present_SK,
+            absent_SK=absent_SK,
             base_K=base_rates(MemoryBank.open(banks / folder)),
             first_S=np.array([row["row"] for row in first], dtype=np.int64),
         )

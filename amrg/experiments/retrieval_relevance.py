@@ -65,12 +65,13 @@ def _summaries(
     config: Config, made: VariantOutputs, runs: Sequence[ReportSet], samples: int
 ) -> dict[str, dict[str, Any]]:
     """Return ``Relevance.summary`` of each memory that is on, over the reports of some seeds of one variant."""
-    present, masks = _truth(made.path("data"), config.generate.split, config.vision.image_size)
+    present, absent, masks = _truth(made.path("data"), config.generate.split, config.vision.image_size)
     reports = [report for run in runs for report in run.reports]
     summaries = relevance(
         made.path("banks"),
         reports,
         np.array([present[report.key] for report in reports]),
+        np.array([absent[report.key] for report in reports]),
         [masks[report.key] for report in reports],
         bootstrap_counts([report.group for report in reports], samples, config.seed),
     )
@@ -80,14 +81,18 @@ def _summaries(
 @lru_cache(maxsize=4)
 def _truth(
     data: Path, split: str, size: int
-) -> tuple[Mapping[str, list[bool]], Mapping[str, Mapping[str, np.ndarray]]]:
-    """Return by study: bool [13] of positive findings by its own labels, and true lesions at the model's input size."""
-    present, masks = {}, {}
+) -> tuple[Mapping[str, list[bool]], Mapping[str, list[bool]], Mapping[str, Mapping[str, np.ndarray]]]:
+    """Return by study: findings that it has and has not by its own labels, bool [13], and true lesions.
+
+    The lesions are of the model's input size. A finding that the data set has no label of is neither.
+    """
+    present, absent, masks = {}, {}, {}
     for sample in iter_samples(data, split):
-        key, labels = sample.study.key, sample.study.labels
+        key, labels, unknown = sample.study.key, sample.study.labels, sample.study.unlabelled
         present[key] = [labels[finding] == POSITIVE for finding in FINDINGS]
+        absent[key] = [labels[finding] != POSITIVE and finding not in unknown for finding in FINDINGS]
         masks[key] = {finding: letterbox(mask, size) for finding, mask in sample.masks.items()}
-    return present, masks
+    return present, absent, masks
 
 
 def copies(run: ReportSet, made: VariantOutputs, rows: int) -> tuple[ReportSet, int]:

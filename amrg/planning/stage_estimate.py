@@ -7,7 +7,8 @@ from typing import Any
 from amrg.config import Config, Stage1Config, Stage2Config
 from amrg.data.labels import LABELS
 from amrg.data.sources import tables_size
-from amrg.data.stream import num_views
+from amrg.data.sources.mix import parts as parts_of_mix
+from amrg.data.stream import epoch_rows, num_views, study_weights
 from amrg.errors import UserError
 from amrg.planning.architectures import SPLITS, Size
 from amrg.planning.devices import Device
@@ -26,6 +27,8 @@ from amrg.planning.zero_memory import (
 from amrg.training import deepspeed_config, deepspeed_json, stage1, stage2
 
 _OPTIMISATION = {"stage1": stage1.optimisation, "stage2": stage2.optimisation}
+#: Sources of the size of a split.
+_PREPARED, _TABLED = "of the prepared data", "at most, by the tables of data.path"
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def split_size(config: Config, given: Assumptions, split: str = "train", with_wo
     known = None
     if given.data is not None:
         films = num_views(given.data, split, with_wordless)
-        known = Size(len(films) // renders, sum(films), "of the prepared data")
+        known = Size(len(films) // renders, sum(films), _PREPARED)
         if requested is None:
             return known
     known = known or _tabled(config, split) or SPLITS.get(config.data.source, {}).get(split)
@@ -144,12 +147,24 @@ def _tabled(config: Config, split: str) -> Size | None:
         sizes = tables_size(config.data)
     except UserError:
         return None
-    return Size(*sizes[split], "at most, by the tables of data.path") if sizes and sizes[split][0] else None
+    return Size(*sizes[split], _TABLED) if sizes and sizes[split][0] else None
 
 
 def samples_of(config: Config, size: Size) -> int:
     """Count the samples of a train split: each render of the embedded data set is one sample."""
     return size.films if config.data.source == "openi_drr" else size.studies
+
+
+def _epoch_samples(config: Config, size: Size, given: Assumptions, with_wordless: bool) -> int:
+    """Count the samples of an epoch: a data set of ``data.mix`` by its weight, if the size is that of the data sets."""
+    weights = config.data.weights
+    if weights and size.origin == _PREPARED and given.data is not None:
+        weights_N = study_weights(given.data, "train", weights, with_wordless)
+        return len(epoch_rows(size.studies, weights_N, 0, 0))
+    if weights and size.origin == _TABLED:
+        sizes = {name: tables_size(part) or {} for name, part in parts_of_mix(config.data).items()}
+        return round(sum(weights[name] * one.get("train", (0, 0))[0] for name, one in sizes.items()))
+    return samples_of(config, size)
 
 
 def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: Any = None) -> Plan:
@@ -162,7 +177,7 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
     settings: Stage1Config | Stage2Config = getattr(config, section)
     size = split_size(config, given, with_wordless=section == "stage1")
     samples = samples_of(config, size)
-    steps = max(samples // settings.batch_size, 1)
+    steps = max(_epoch_samples(config, size, given, section == "stage1") // settings.batch_size, 1)
     zero = ZeroSettings.read(
         deepspeed_config.resolve(
             deepspeed_json.load_ds_config(settings.ds_config), _OPTIMISATION[section](config), given.gpus, steps

@@ -41,10 +41,19 @@ def targets(studies: list[Study], uncertain: Policy, blank: Policy) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(len(studies), len(LABELS))
 
 
-def positive_weights(targets_NK: Tensor) -> Tensor:
-    """[K]: negatives per positive of a class, from 1 to ``MAX_POSITIVE_WEIGHT``; 1 for a class without positives."""
-    positive_K = (targets_NK == 1).sum(0)
-    ratio_K = (targets_NK == 0).sum(0) / positive_K.clamp(min=1)
+def class_counts(targets_NK: Tensor, weights_N: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+    """Count the positives and the negatives of each class, each [K]; a study counts by its weight, if it has one."""
+    weights_N1 = torch.ones(len(targets_NK), 1) if weights_N is None else torch.from_numpy(weights_N).float()[:, None]
+    return (weights_N1 * (targets_NK == 1)).sum(0), (weights_N1 * (targets_NK == 0)).sum(0)
+
+
+def positive_weights(positive_K: Tensor, negative_K: Tensor) -> Tensor:
+    """[K]: negatives per positive of a class, from 1 to ``MAX_POSITIVE_WEIGHT``; 1 for a class without positives.
+
+    Args:
+        positive_K, negative_K: as of ``class_counts``.
+    """
+    ratio_K = negative_K / positive_K.where(positive_K > 0, 1.0)
     return torch.where(positive_K > 0, ratio_K.clamp(1.0, MAX_POSITIVE_WEIGHT), 1.0)
 
 

@@ -43,6 +43,7 @@ from amrg.training.feature_cache import FeatureCache
 from amrg.training.loop import TrainingTask, fit
 from amrg.training.multilabel import (
     choose_finding_thresholds,
+    class_counts,
     mean_auroc,
     mean_auroc_interval,
     multilabel_loss,
@@ -73,8 +74,9 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         torch.manual_seed(config.seed)
         model = DiseaseClassifier(config.vision).to(distributed.device())
     films = (_CachedFilms if model.encoder.frozen_stem else _StreamedFilms)(config, data, folder, model)
-    weight_K = _class_weights(films.targets["train"], config.stage1.class_weighting)
-    _start_biases(model, films.targets["train"], weight_K)
+    counts = class_counts(films.targets["train"], films.weights)  # as the classes are seen in training
+    weight_K = positive_weights(*counts) if config.stage1.class_weighting else torch.ones_like(counts[0])
+    _start_biases(model, *counts, weight_K)
     weight_K = weight_K.to(distributed.device())
 
     def loss(model: DiseaseClassifier, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -130,16 +132,11 @@ def optimisation(config: Config) -> OptimizerSettings:
     return OptimizerSettings.of("stage1", config.stage1)
 
 
-def _class_weights(targets_NK: Tensor, weighting: bool) -> Tensor:
-    return positive_weights(targets_NK) if weighting else torch.ones(targets_NK.shape[1])
-
-
-def _start_biases(model: DiseaseClassifier, targets_NK: Tensor, weight_K: Tensor) -> None:
+def _start_biases(model: DiseaseClassifier, positive_K: Tensor, negative_K: Tensor, weight_K: Tensor) -> None:
     """Initialise the biases of both heads to the (weighted) frequency of each label instead of 1/2."""
-    positive_K, negative_K = (targets_NK == 1).sum(0) * weight_K, (targets_NK == 0).sum(0)
     with torch.no_grad():
         for bias_K in (model.query_bias_K, model.cam_head.linear.bias):
-            bias_K.copy_(torch.log((positive_K + 1) / (negative_K + 1)))
+            bias_K.copy_(torch.log((positive_K * weight_K + 1) / (negative_K + 1)))
 
 
 def _write_scores(
@@ -194,6 +191,7 @@ class _Films:
             for split, some in studies.items()
         }
         self.datasets = {split: np.array([study.dataset for study in some]) for split, some in studies.items()}
+        self.weights = study_weights(data, "train", config.data.weights, with_wordless=True)
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
         """Predict each film of a batch from ``batches`` or ``inputs``."""
@@ -233,7 +231,6 @@ class _CachedFilms(_Films):
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
         super().__init__(config, data, folder, model)
         self.folder = folder / "features"
-        self.weights = study_weights(data, "train", config.data.weights, with_wordless=True)
         size, batch = len(self._rows(0)), config.stage1.batch_size
         self.steps_per_epoch = size // batch
         if not self.steps_per_epoch:
@@ -329,7 +326,7 @@ class _StreamedFilms(_Films):
             readers=config.data.loader_workers,
             collate=Stage1Collator(config.vision.image_size, config.stage1),
             with_wordless=True,
-            weights=study_weights(data, "train", config.data.weights, with_wordless=True),
+            weights=self.weights,
         )
         self.steps_per_epoch = self.stream.steps_per_epoch
 

@@ -28,7 +28,7 @@ from amrg.data.film_checks import NotAFilm, check_film, is_lateral
 from amrg.data.image_io import is_dicom, load_film, read_film, to_8_bit
 from amrg.data.own_studies import read_study
 from tests.data.test_image_io import GREY, dicom
-from tests.made_films import chest_film
+from tests.made_films import chest_film, encoded
 
 RAMP = GREY.astype(np.uint16) * 10  # 0 … 2160
 SHOWN = to_8_bit(RAMP)
@@ -201,6 +201,31 @@ def test_a_palette_is_applied(tmp_path):
     refused(tmp_path, "PALETTE COLOR without its palette", GREY, PhotometricInterpretation="PALETTE COLOR")
 
 
+@pytest.mark.parametrize(
+    ("padding", "tags"),
+    [
+        (-2000, {"PixelPaddingValue": -2000}),
+        (-2000, {"PixelPaddingValue": -2100, "PixelPaddingRangeLimit": -1900}),
+        (9000, {"PixelPaddingValue": 9000, "PhotometricInterpretation": "MONOCHROME1"}),
+        (-2000, {"PixelPaddingValue": -2000, "WindowCenter": 1000, "WindowWidth": 100_000}),  # nearly no window
+    ],
+)
+def test_padding_does_not_count_in_the_range(tmp_path, padding, tags):
+    """A border of a value that no pixel of the body has would leave the body a part of the grey levels."""
+    pixels = RAMP.astype(np.int16)
+    pixels[:, :10] = padding
+    body, inverted = pixels[:, 10:].astype(float), "PhotometricInterpretation" in tags
+    expected = 255 * (body - body.min()) / (body.max() - body.min())
+    shown = film(tmp_path, pixels, PixelRepresentation=1, **tags)
+    assert close(shown[:, 10:], 255 - expected if inverted else expected)
+    assert (shown[:, :10] == 0).all()
+
+
+def test_padding_that_leaves_nothing_is_not_believed(tmp_path):
+    assert (film(tmp_path, PixelPaddingValue=0, PixelPaddingRangeLimit=2159) == SHOWN).all()
+    assert (film(tmp_path, PixelPaddingRangeLimit=100) == SHOWN).all()
+
+
 def test_signed_pixels_over_their_whole_range(tmp_path):
     pixels = np.linspace(-32768, 32767, 2400).round().astype(np.int16).reshape(40, 60)
     expected = 255 * (pixels.astype(float) + 32768) / 65535
@@ -242,6 +267,14 @@ def test_old_archives_without_preamble_or_meta_information(tmp_path, syntax, pre
     assert is_lateral(data)
     (tmp_path / "old.dcm").write_bytes(data)
     assert close(load_film(tmp_path / "old.dcm", 40), linear(1000, 500))
+
+
+def test_the_content_tells_the_format_whatever_the_name(tmp_path):
+    for kind in ("PNG", "JPEG", "TIFF"):
+        (tmp_path / "film.dcm").write_bytes(encoded(GREY, kind))
+        assert (load_film(tmp_path / "film.dcm", 40) == read_film(encoded(GREY, kind), 40)).all()
+    path = dicom(tmp_path / "film.png", RAMP)
+    assert (load_film(path, 40) == SHOWN).all()
 
 
 def test_what_begins_otherwise_is_not_dicom():

@@ -54,7 +54,7 @@ def test_by_hand(banks):
     present[:3, LESION] = present[0, HEART] = True
     masks = [half("left"), half("right"), {"Lung Lesion": np.ones((8, 8), bool)}, {}]
     weights = np.array([[1.0, 1, 1, 1], [2.0, 0, 0, 2]])
-    found = relevance(banks, reports, present, masks, weights)
+    found = relevance(banks, reports, present, ~present, masks, weights)
     assert found["report"] is None
     visual = found["visual"]
     heart, lesion = (visual["findings"][finding] for finding in ("Cardiomegaly", "Lung Lesion"))
@@ -83,13 +83,23 @@ def test_by_hand(banks):
 def test_without_lists_or_findings(banks):
     nothing = np.zeros((2, 13), bool)
     silent = [report(0.5), GeneratedReport("k", "")]
-    assert relevance(banks, silent, nothing, [{}, {}], np.ones((3, 2)))["visual"] is None
-    found = relevance(banks, [report(0.5)] * 2, nothing, [{}, {}], np.ones((3, 2)))["visual"]
+    assert relevance(banks, silent, nothing, ~nothing, [{}, {}], np.ones((3, 2)))["visual"] is None
+    found = relevance(banks, [report(0.5)] * 2, nothing, ~nothing, [{}, {}], np.ones((3, 2)))["visual"]
     assert (found["all"], found["findings"]) == (None, {})
     everyone = np.ones((2, 13), bool)
-    found = relevance(banks, [report(0.5)] * 2, everyone, [{}, {}], np.ones((3, 2)))["visual"]
+    found = relevance(banks, [report(0.5)] * 2, everyone, ~everyone, [{}, {}], np.ones((3, 2)))["visual"]
     assert found["all"]["without"] == {"value": None, "interval": None}
     assert found["findings"]["Fracture"]["rows"] == 0
+
+
+def test_a_finding_that_is_unknown_is_not_absent(banks):
+    """Of three studies the first has a lesion, the second none, and the data set of the third does not say."""
+    present, absent = np.zeros((3, 13), bool), np.ones((3, 13), bool)
+    present[0, LESION], absent[[0, 2], LESION] = True, False
+    reports = [report(0.9), report(0.2), report(0.7)]
+    found = relevance(banks, reports, present, absent, [{}] * 3, np.ones((2, 3)))["visual"]
+    for means in (found["all"], found["findings"]["Lung Lesion"]):
+        assert (means["with"]["value"], means["without"]["value"]) == (0.9, 0.2)
 
 
 def test_base_rates(banks):

@@ -115,7 +115,8 @@ def remembered(made):
     """Relevance of a memory that knows every film."""
     present = np.array([[f in found for f in FINDINGS] for found in made.truth])
     rows = np.arange(present.size).reshape(present.shape)
-    whole = Relevance(0.8 * present, rows, np.full(present.shape, 0.9), present, np.full(13, 0.1), rows[:, 0])
+    sides, base = np.full(present.shape, 0.9), np.full(13, 0.1)
+    whole = Relevance(0.8 * present, rows, sides, present, ~present, base, rows[:, 0])
     return whole.summary(bootstrap_counts(GROUPS, 50, 0))
 
 

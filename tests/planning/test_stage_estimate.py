@@ -11,15 +11,15 @@ import pytest
 
 from amrg import cli
 from amrg.cli_config import parse
-from amrg.config import load
-from amrg.data.shards import INDEX
+from amrg.config import MixPart, load
+from amrg.data.shards import INDEX, OPTIONAL
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root
 from amrg.planning.devices import DEVICES
 from amrg.planning.stage_estimate import Assumptions, estimate_stage, max_micro_batch, split_size
 from amrg.planning.zero_memory import MemoryUse
 from tests.conftest import TINY
-from tests.data.dataset_fixtures import make_mimic
+from tests.data.dataset_fixtures import make_iu_xray, make_mimic
 
 GIVEN = Assumptions(2, DEVICES["h100"], 80e9)
 
@@ -63,6 +63,27 @@ def test_renders_of_the_embedded_data_are_samples_of_one_study(tmp_path: Path) -
     given = dataclasses.replace(GIVEN, data=prepared(tmp_path / "data", train=[(1, "Clear.")] * 6))
     assert split_size(config, given)[:2] == (3, 6)
     assert split_size(config, GIVEN)[:2] == (24, 48)
+
+
+def test_studies_of_a_mix_are_seen_by_their_weights(tmp_path: Path) -> None:
+    """Six studies at 2.5 and four at 1 are 19 samples of an epoch; by the tables two at 4 and two at 1 are 10."""
+    folder = prepared(tmp_path / "data", train=[(1, "Clear.")] * 10)
+    table = pq.read_table(folder / "index.parquet")
+    names = pa.array(["a"] * 6 + ["b"] * 4, OPTIONAL.field("dataset").type)
+    pq.write_table(table.append_column("dataset", names), folder / "index.parquet")
+
+    def found(given: Assumptions, *parts: MixPart) -> tuple[int, int]:
+        config = load(str(TINY))
+        data = dataclasses.replace(config.data, source="mix", splits="official", train_studies=None, mix=parts)
+        settings = dataclasses.replace(config.stage1, batch_size=2)
+        plan = estimate_stage(dataclasses.replace(config, data=data, stage1=settings), "stage1", given)
+        return plan.size.studies, plan.steps
+
+    ready = dataclasses.replace(GIVEN, data=folder)
+    assert found(ready, MixPart("table", "x", "a", weight=2.5), MixPart("table", "y", "b")) == (10, 9)
+    assert found(ready, MixPart("table", "x", "a"), MixPart("table", "y", "b")) == (10, 5)
+    mimic, iu_xray = str(make_mimic(tmp_path / "mimic")), str(make_iu_xray(tmp_path / "iu"))
+    assert found(GIVEN, MixPart("mimic_cxr", mimic, weight=4.0), MixPart("iu_xray", iu_xray)) == (4, 5)
 
 
 def test_who_says_how_many_studies_there_are(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from amrg.training.multilabel import (
     auroc,
     best_threshold,
     choose_finding_thresholds,
+    class_counts,
     f1,
     mean_auroc,
     mean_auroc_interval,
@@ -58,7 +59,7 @@ def test_loss_of_the_ranks_averages_to_the_global_loss():
     generator = torch.Generator().manual_seed(0)
     logits, truth = torch.randn(8, 14, generator=generator), (torch.rand(8, 14, generator=generator) > 0.5).float()
     truth[0, :9] = math.nan
-    weight = positive_weights(truth)
+    weight = positive_weights(*class_counts(truth))
     halves = [multilabel_loss(logits[i::2], truth[i::2], weight) for i in range(2)]
     torch.testing.assert_close(sum(halves) / 2, multilabel_loss(logits, truth, weight))
 
@@ -67,8 +68,19 @@ def test_positive_weights():
     truth = torch.zeros(100, 14)
     truth[:20, 0] = truth[:80, 1] = truth[:1, 2] = 1
     truth[50:, 0] = math.nan
-    weights = positive_weights(truth)
+    weights = positive_weights(*class_counts(truth))
     assert weights[:4].tolist() == [1.5, 1.0, MAX_POSITIVE_WEIGHT, 1.0]
+
+
+def test_studies_count_in_the_classes_as_often_as_they_are_seen():
+    """Of a hundred studies with 25 positives the first fifty, all negative, are seen half as often, or twice."""
+    truth = torch.zeros(100, 14)
+    truth[50:75, 0] = 1
+    for weight, expected in ((0.5, 2.0), (1.0, 3.0), (2.0, 5.0)):
+        counts = class_counts(truth, np.repeat([weight, 1.0], 50))
+        assert (float(counts[0][0]), float(counts[1][0])) == (25, 25 + 50 * weight)
+        assert float(positive_weights(*counts)[0]) == expected
+    assert float(positive_weights(*class_counts(truth))[0]) == 3.0
 
 
 @pytest.mark.parametrize("seed", range(5))

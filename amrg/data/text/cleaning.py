@@ -17,8 +17,6 @@ VERSION = 3
 
 _MASK = "XXXX"
 _ROUNDS = 5  # what a rule leaves may be a case of an earlier one
-_ROUNDS = 5  # what a rule leaves may be a case of an earlier one
-_ROUNDS = 5  # what a rule leaves may be a case of an earlier one
 _VERBS = (
     "is|are|was|were|has|have|had|be|been|being|appear|appears|appeared|remain|remains|seen|noted|demonstrate|"
     "demonstrates|show|shows|project|projects|overlie|overlies|extend|extends|may|could|can|measures|measuring"
@@ -89,8 +87,6 @@ def whitespace(text: str) -> str:
     """Normalise to one space between words, none before punctuation and one after."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([,;:?!]|\.(?!\d))", r"\1", text)
-    text = re.sub(r"\.(?:\s*\.(?!\d))+", ".", text)
-    text = re.sub(r"\.(?:\s*\.(?!\d))+", ".", text)
     text = re.sub(r"\.(?:\s*\.(?!\d))+", ".", text)
     text = re.sub(r"([,;])(?=[A-Za-z])|(?<=[A-Za-z])(:)(?=[A-Za-z])", r"\1\2 ", text)
     return re.sub(r"(?<=[a-z)])\.(?=[A-Z])|(?<=[A-Za-z]{3})\.(?=[A-Za-z]{2}|\d)", ". ", text).strip()

@@ -132,7 +132,7 @@ DEVICE_WORDS: tuple[tuple[str, str], ...] = (
     ("port", r"ports?|port-?a-?caths?|portacath\w*|medi-?ports?|infusaports?"),
     ("picc", r"picc?|peripherally"),
     ("tracheostomy tube", r"tracheostomy"),
-    ("endotracheal tube", r"endotracheal|ett?"),
+    ("endotracheal tube", r"endotracheal|ett?|extubat(?:ed|ion)"),
     ("enteric tube", r"nasogastric|orogastric|enteric|feeding|gastric|gastrostomy|ng|og|dobb?hoff|g tubes?"),
     ("chest tube", r"(?:chest|pleural) (?:tubes?|drains?|catheters?)|thoracostomy|pigtail"),
     ("central line", r"central|jugular|ij|subclavian|venous|dialysis|swan-ganz|arterial|vascular"),

@@ -9,7 +9,7 @@ labeler (Irvin et al., 2019, section 3.2).
 
 import re
 from bisect import bisect_right
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from amrg.data.text.cleaning import plain
 from amrg.data.text.lines import unwrap
 
 #: Stored with every score; increase it whenever a phrase or rule changes the labels.
-VERSION = "3"
+VERSION = "4"
 
 SENTENCE = re.compile(r"(?:[^;?!.\n]|\.(?=\d))+")
 _STRENGTH = {POSITIVE: 3, UNCERTAIN: 2, NEGATIVE: 1, BLANK: 0}
@@ -48,6 +48,7 @@ _NORMAL = [(_compile(e), labels) for labels, e in labeler_patterns.NORMALS]
 _PSEUDO = _compile(labeler_patterns.PSEUDO)
 _PRE = re.compile(
     rf"\b(?:(?P<h>{labeler_patterns.PRE_HISTORY})|(?P<u>{labeler_patterns.PRE_UNCERTAIN})|(?P<n>{labeler_patterns.PRE_NEGATION}))\b"
+    rf"|(?<!\w){labeler_patterns.QUESTION}"
 )
 _POST = re.compile(rf"\b(?:(?P<u>{labeler_patterns.POST_UNCERTAIN})|(?P<n>{labeler_patterns.POST_NEGATION}))\b")
 _TEMPLATE = re.compile(
@@ -56,9 +57,11 @@ _TEMPLATE = re.compile(
 )
 #: The comma before the next heading of a template: "effusion: small, pneumothorax: none".
 _NEXT = re.compile(r"[:=][^:=]*?(?P<comma>,)(?=[\w/ ]{1,40}[:=])")
+_INSTEAD, _CLOSED = re.compile(labeler_patterns.INSTEAD), re.compile(labeler_patterns.CLOSED)
 #: Between a finding and what a template says of it.
 _JOINT = re.compile(r"\s*(?:[:=]|\s-+)\s*")
 _IF_ANY = re.compile(rf"(?:{labeler_patterns.IF_ANY})\b")
+_IF_ANY_IN_FRONT = re.compile(labeler_patterns.IF_ANY_IN_FRONT)
 _ONE = _compile(labeler_patterns.ONE)
 _ONE_PRESENT = re.compile(rf"\s*(?:{labeler_patterns.ONE_PRESENT})\b")
 _THERE = re.compile(r"\bthere (?:is|are|remains?)(?: now| still| likely| also)? $")
@@ -92,27 +95,43 @@ def label_report(text: str) -> dict[str, float | None]:
     return labels
 
 
-#: Forms that mean the same as another that the patterns know.
+#: Forms that mean the same as another that the patterns know: the expression, and what its first character becomes. The
+#: others become spaces.
 _FORMS = (
     (re.compile(r"(?<=[a-z])\(s\)", re.I), "s"),  # effusion(s)
-    (re.compile(r"\?\s*(?=(?:none|no|negative)(?: (?:seen|identified|noted))?\W*(?:[.;\n]|$))", re.I), ": "),
-    (re.compile(r"(?:^|(?<=\s))\(?\d{1,2}\)\s+(?=[a-z])", re.I), "\n"),  # 1) no effusion 2) small pneumothorax
+    (re.compile(rf"\?\s*(?={labeler_patterns.ANSWER})", re.I), ":"),  # Effusion? None.
+    (re.compile(r"(?<![\w)])\?+(?=[ \t]*[a-z])", re.I), labeler_patterns.QUESTION),  # opacity, ? pneumonia
+    (re.compile(r"\bvs\.(?=\s)", re.I), "vs"),
 )
+#: An item of a list such as "1) no effusion 2) small pneumothorax", and the first two of one.
+_ITEM = re.compile(r"(?<!\S)\(?(?:\d{1,2}|[a-h])\)\s+(?=[a-z])", re.I)
+_LIST_OF_ITEMS = re.compile(r"(?<!\S)\(?[1a]\)\s.*\s\(?[2b]\)\s", re.I | re.S)
+
+
+def known_forms(text: str) -> str:
+    """Return the text in forms that the patterns know: ``Effusion? None.`` → ``Effusion: None.``.
+
+    Its length stays, so that positions in the result are positions in the text.
+    """
+    for form, first in (*_FORMS, *([(_ITEM, "\n")] if _LIST_OF_ITEMS.search(text) else [])):
+        text = form.sub(partial(_padded, first), text)
+    return text
+
+
+def _padded(first: str, found: re.Match[str]) -> str:
+    return first.ljust(len(found[0]))
 
 
 def normalise(text: str) -> str:
     """Normalise a text to one space between words and one line per statement or paragraph, as ``mentions`` expects."""
-    text = plain(text)
-    for form, same in _FORMS:
-        text = form.sub(same, text)
-    lines = (" ".join(line.split()) for line in unwrap(text).split("\n"))
+    lines = (" ".join(line.split()) for line in unwrap(plain(text)).split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 def mentions(text: str) -> list[Mention]:
     """Return every mention in a normalised text, sentence by sentence, with its position in the text."""
     found = []
-    for sentence in SENTENCE.finditer(text.lower()):
+    for sentence in SENTENCE.finditer(known_forms(text.lower())):
         offset = sentence.start()
         found += [m._replace(start=m.start + offset, end=m.end + offset) for m in label_sentence(sentence[0])]
     return found
@@ -140,7 +159,8 @@ def label_sentence(sentence: str) -> tuple[Mention, ...]:
     templates = list(_TEMPLATE.finditer(text))
     listing = {m.end() for m in pre}  # "negative for: effusion, pneumothorax"
     breaks = [m.start() for m in _BREAK.finditer(text) if m[0] != ":" or m.start() not in listing]
-    breaks = sorted(breaks + [m.end() for m in templates] + [m.start("comma") for m in _NEXT.finditer(text)])
+    commas = [found for pattern in (_NEXT, _INSTEAD, _CLOSED) for found in pattern.finditer(text)]
+    breaks = sorted(breaks + [m.end() for m in templates] + [m.start("comma") for m in commas])
     post = sorted([*_POST.finditer(text), *templates], key=re.Match.start)
     fresh = [m.start() for m in _AND.finditer(text)]
     masked = _masked(text, [m for m, _ in matches])
@@ -286,7 +306,9 @@ def _value_after(
 
 
 def _doubted(mention: re.Match[str], text: str, breaks: list[int], later: list[tuple[int, int]]) -> bool:
-    """Whether "if any" follows the mention, or a list with "or" that it belongs to."""
+    """Whether "if any" is before the mention, or follows it or a list with "or" that it belongs to."""
+    if _IF_ANY_IN_FRONT.fullmatch(text, 0, mention.start()):
+        return True
     doubt = _IF_ANY.search(text, mention.end())
     if doubt is None or _broken(breaks, mention.end(), doubt.start()):
         return False

@@ -227,6 +227,11 @@ NORMALS: tuple[tuple[tuple[str, ...], str], ...] = (
         ("Support Devices",),
         rf"(?:lines?|devices?)(?:,? (?:and|or) \w+|/\w+)?{_COLON}\s*(?:none|no|nil|absent){_END}",
     ),
+    (
+        ("Support Devices",),
+        r"(?:(?:interval|since|after|following|post|s/p|is|was|were|now|patient|pt"
+        r"|(?<!not )(?<!yet )(?<!n't )(?<!never )(?<!may have )been) (?:\w+ly )?|(?<!\w )(?<!\w))extubat(?:ed|ion)",
+    ),
 )
 
 #: Phrases that resemble negation but do not concern presence; they are blanked before the cues are read.
@@ -274,8 +279,8 @@ _MOVED = (
 PRE_NEGATION = (
     r"no longer|no (?:\w+ )?evidence that(?: there (?:is|are))?|no|not(?! all\b)|nothing|neither|nor|without"
     r"|negative (?:for|regarding|as to)|free (?:of|from)|clear of|absence of|absent|lack of|denies"
-    r"|rather than|devoid of|(?!can't|couldn't)\w+n't|(?:can\s?not|can't|couldn't|unable to) (?:be )?(?:see|identify"
-    r"|detect"
+    r"|rather than|instead of|as opposed to|devoid of|(?!can't|couldn't)\w+n't"
+    r"|(?:can\s?not|can't|couldn't|unable to) (?:be )?(?:see|identify|detect"
     rf"|appreciate|discern|find|visuali[sz]e|{_VISIBLE})|fail(?:s|ed|ure)? to (?:show|demonstrate|reveal|identify"
     rf"|detect)"
     r"|resolved|resolution of|clear(?:ing|ance) of|disappearance of|removal of|discontinuation of"
@@ -296,7 +301,7 @@ _NONE = (
     r"(?: (?:today|currently|now|at this time|bilaterally|on (?:this|either|both) \w+))?"
 )
 TEMPLATE_NEGATION = rf"(?:(?:left|right)\W+{_NONE}\W+(?:and )?(?:left|right)\W+{_NONE}|{_NONE})"
-TEMPLATE_UNCERTAIN = r"(?:possible|questionable|suspected|equivocal|indeterminate|uncertain|maybe)"
+TEMPLATE_UNCERTAIN = r"(?:possible|possibly|questionable|suspected|equivocal|indeterminate|uncertain|maybe)"
 PRE_UNCERTAIN = (
     rf"(?:{_NOT}|difficult to|unable to)(?: \w+)? (?:exclude|rule out|confirm|verify)(?: that(?: there (?:is|are))?)?"
     r"|exclude|(?:without|in|for|of) (?:excluding|exclusion of)|(?:whether|if) (?:or not )?(?:there (?:is|are) )?"
@@ -335,6 +340,14 @@ POST_UNCERTAIN = (
     r"|in the (?:appropriate|right|proper|correct) clinical"
 )
 
+#: Stands for a question mark before what is asked: "opacity, ? pneumonia".
+QUESTION = "\u00bf"
+#: The answer to a question: "Effusion? None.", "Is there an effusion? Yes, a small one."
+ANSWER = (
+    rf"(?:{TEMPLATE_UNCERTAIN}|{_NONE}|negative|absent|unlikely|not (?:\w+ )?{_VISIBLE})\W*(?:[.;\n]|$)"
+    r"|(?:yes|present|positive|small|tiny|trace|mild|minimal|moderate|large|severe|there (?:is|are))\b"
+)
+
 #: "History of pneumonia" does not concern the film.
 PRE_HISTORY = r"history of|h/o"
 
@@ -347,6 +360,10 @@ _FRESH = (
 IF_ANY = (
     r",? ?\(?if (?:(?:any|real|at all)(?=\W*$|\W*[,;)]| (?:is|are|must|would|should|and)\b)|(?:\w+ ){0,2}present"
     r"|(?:it|they) exists?)"
+)
+#: The same in front: "if any, there is a small effusion", "if present, the effusion is small".
+IF_ANY_IN_FRONT = (
+    r"\W*if (?:(?:any|it is|they are) )?(?:any|present|real|at all),? (?:there (?:is|are) )?(?:[\w-]+ ){0,4}"
 )
 #: "A small one" and, in a clause of contrast, "it" stand for the finding before.
 ONE = (
@@ -442,6 +459,16 @@ TERMINATION_OF_NEGATION = (
     rf"|prominent)|{_FRESH})\b)"
     r"|,(?= (?:an? )?(?:small|tiny|trace)\b(?![^;]*\b(?:or|nor)\b))"
 )
+
+#: "Rather than pneumonia, this is atelectasis": the comma that ends the denial, which a list may have before it.
+INSTEAD = (
+    r"^\W*(?:rather than|instead of|as opposed to)\b[^:]*?(?P<comma>,)(?! (?:or|nor)\b)"
+    r"(?=[^,]*\b(?:is|are|was|were|has|have|may|might|could|appears?|represents?|suggests?|favou?rs?)\b"
+    r"|(?![^,]* or )[^,]*$)"
+)
+
+#: "Effusion absent, consolidation present": the comma that ends a clause of its own.
+CLOSED = r"\b(?:absent|resolved|cleared|gone)(?P<comma>,)(?! (?:or|nor|and)\b)"
 
 #: Parts and places of a device that can be unseen while the device is there.
 DEVICE_PART = (

@@ -13,11 +13,11 @@ from amrg.data.text import detail_patterns
 from amrg.data.text.attachment import Anchor, attach, blanked, share
 from amrg.data.text.cleaning import plain
 from amrg.data.text.detail_reader import read_details
-from amrg.data.text.labeler import SENTENCE, label_sentence, without_denied_sides
+from amrg.data.text.labeler import SENTENCE, known_forms, label_sentence, without_denied_sides
 from amrg.data.text.lines import unwrap
 
 #: Stored with every score; increase it whenever a rule changes the statements.
-VERSION = "2"
+VERSION = "3"
 
 #: The devices that a statement can name.
 DEVICES: tuple[str, ...] = tuple(device for device, _ in detail_patterns.DEVICE_WORDS)
@@ -80,7 +80,7 @@ _NO_ZONES = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "Fracture",
 def statements(text: str) -> list[Statement]:
     """Return every statement of a text, in order; two places of a finding in one sentence give two statements."""
     found = []
-    flat = unwrap(text)
+    flat = known_forms(unwrap(text))
     for sentence in SENTENCE.finditer(flat):
         content = sentence[0].strip()
         if content:

@@ -50,6 +50,10 @@ SENTENCES = [
     ("Pleural effusions.", [said(EFFUSION, P, BOTH)]),
     ("Bilateral effusions, left greater than right.", [said(EFFUSION, P, BOTH)]),
     ("Edema, right worse than left.", [said("Edema", P, BOTH)]),
+    # forms that the labeler knows
+    ("Effusion? None.", [said(EFFUSION, N)]),
+    ("a) No effusion b) Small left pneumothorax", [said(EFFUSION, N), said(AIR, P, "left", severity="mild")]),
+    ("The patient has been extubated.", [said(DEVICE, N, device="endotracheal tube")]),
     # one finding at two places, or of two degrees
     (
         "Small right and moderate left pleural effusions.",
