@@ -86,7 +86,7 @@ class Handlers:
 
     def __init__(self, chain: RunArtifacts) -> None:
         self._chain, self._reader = chain, InferenceSession(chain)
-        self._store = RunStore(chain, self._reader.classifier.config.image_size, self._reader.grid)
+        self._store = RunStore(chain, self._reader.classifier.image_size, self._reader.grid)
         self._analyses: OrderedDict[tuple[str, str], tuple[StudyAnalysis, Sample | None]] = OrderedDict()
         self._lock = threading.Lock()
         loader = PackageLoader("amrg.webapp", ".")
