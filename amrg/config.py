@@ -108,19 +108,41 @@ class DataConfig:
 class VisionConfig:
     """Encoder and Q-Former of stage 1."""
 
-    encoder: str = "hybrid_swin"  # `hybrid_swin` (pretrained convolutional stem, Swin stages) or any timm model name
+    # `hybrid_swin` (pretrained convolutional stem, Swin stages), any timm model name, or the folder of a vision model
+    # of timm, transformers or open_clip: a path with a `/` in it
+    encoder: str = "hybrid_swin"
     pretrained: bool = True
-    weights: str | None = None  # a safetensors file for the encoder when there is no network
+    weights: str | None = None  # a safetensors file for an encoder by name when there is no network
+    # Of a published encoder's weights; the Q-Former and the heads are trained in any case.
+    tuning: Annotated[Literal["frozen", "lora", "full"], Field(exclude_if=lambda tuning: tuning == "full")] = "full"
+    lora_rank: Annotated[PositiveInt, Field(exclude_if=lambda rank: rank == 16)] = 16
+    lora_alpha: Annotated[PositiveInt, Field(exclude_if=lambda alpha: alpha == 16)] = 16
     embed_dim: PositiveInt = 128  # hybrid_swin only: width of the first Swin stage
     depths: tuple[int, ...] = (2, 2)  # hybrid_swin only: blocks of each Swin stage
     frozen_blocks: PositiveInt = 3  # hybrid_swin only: stages of the convolutional stem that are never trained
-    image_size: PositiveInt = 224
+    # Pixels; None: what the encoder's folder says, 224 for one by name.
+    image_size: Annotated[PositiveInt | None, Field(exclude_if=lambda size: size is None)] = None
     query_dim: PositiveInt = 256  # width of the Q-Former and of a disease query
     qformer_layers: PositiveInt = 2
     qformer_heads: PositiveInt = 4
     # Left out of what is written while they are as they were before there were these settings.
     qformer_norm: Annotated[Literal["post", "pre"], Field(exclude_if=lambda norm: norm == "post")] = "post"  # as BLIP-2
     qformer_init: Annotated[str | None, Field(exclude_if=lambda folder: folder is None)] = None  # a BERT's folder
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the encoder; None: it has a name."""
+        return Path(self.encoder) if "/" in self.encoder else None
+
+    @property
+    def input_size(self) -> int | None:
+        """Pixels on a side of the encoder's input; None: what its folder says."""
+        return self.image_size or (None if self.folder else 224)
+
+    @property
+    def resolved(self) -> "VisionConfig":
+        """Settings with the size of films, unless the encoder's folder says it: what identifies an artefact."""
+        return dataclasses.replace(self, image_size=self.input_size)
 
 
 @dataclass(frozen=True)

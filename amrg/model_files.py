@@ -7,8 +7,9 @@ import contextlib
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -116,6 +117,19 @@ def weights_faults(folder: Path, pickles: bool = False) -> list[str]:
         return pickle_faults(pickle)
     unread = f" ({_PICKLE} is not read: it could run code)" if pickle.is_file() else ""
     return [f"{folder} has no {_SINGLE}{unread}: download it, or convert the weights"]
+
+
+def read_shapes(files: Sequence[Path]) -> dict[str, Any]:
+    """Tensors without values (meta device), by their names in the headers of safetensors files."""
+    import torch  # a command that only downloads starts at once
+    from safetensors import safe_open
+
+    found = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
+                found[name] = torch.empty(opened.get_slice(name).get_shape(), device="meta")
+    return found
 
 
 def safetensors_faults(path: Path) -> list[str]:

@@ -309,7 +309,7 @@ def _data_settings(config: Config) -> dict[str, Any]:
 
 
 def _stage1_settings(config: Config) -> dict[str, Any]:
-    settings: dict[str, Any] = {"vision": to_dict(config.vision), "stage1": _with_engine(config.stage1)}
+    settings: dict[str, Any] = {"vision": to_dict(config.vision.resolved), "stage1": _with_engine(config.stage1)}
     settings |= _weights(config)
     if config.vision.qformer_init:
         from amrg.model_files import weights_file
@@ -320,7 +320,7 @@ def _stage1_settings(config: Config) -> dict[str, Any]:
 
 
 def _stage1_learned(config: Config) -> dict[str, Any]:
-    anywhere = to_dict(replace(config.vision, qformer_init=None))  # its fingerprint tells what it holds
+    anywhere = to_dict(replace(config.vision.resolved, qformer_init=None))  # its fingerprint tells what it holds
     return {**_stage1_settings(config), "vision": anywhere, "stage1": _without_engine(config.stage1, 0)}
 
 

@@ -279,7 +279,7 @@ def _classifier(run: Run, machine: Machine) -> Need:
     need = _trained(run, machine, model, "stage1", run.config.stage1)
     if not model.encoder.frozen_stem:
         return need
-    features = math.prod(model.encoder.stem(dummy_images(run.config, 1).to("meta")).shape)
+    features = math.prod(model.encoder.stem(dummy_images(model, 1).to("meta")).shape)
     cache = _FEATURE * features * _size(run)[1] * run.config.stage1.augmented_copies
     return replace(need, passing=need.passing + cache)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from amrg.cli import COMMANDS, STEPS
 from amrg.cli_config import parse
 from amrg.commands import plan
+from amrg.config import from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "mimic-from-zero.md"
@@ -96,3 +98,11 @@ def test_every_way_of_the_page_is_among_them() -> None:
 def test_what_is_not_there_is_found(command: str) -> None:
     with pytest.raises((Exception, SystemExit)):
         check(command)
+
+
+def test_the_configuration_with_another_encoder_is_understood() -> None:
+    """The indented block, which changes sections of mimic_cxr."""
+    (block,) = re.findall(r"^    name: mimic_rad_dino\n(?:    .*\n)+", PAGE.read_text(), re.MULTILINE)
+    vision = from_dict(yaml.safe_load(block), "page").vision
+    assert (vision.folder, vision.input_size, vision.tuning) == (Path("models/rad-dino"), None, "frozen")
+    assert f"--vision.encoder {vision.folder}" in PAGE.read_text()

@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "whole vision weights": (cut("swin.safetensors"), "", "swin.safetensors has .* bytes where its header tells of"),
     "no such encoder": (nothing, "--vision.encoder swim_tiny", "there is no timm model `swim_tiny`"),
     "size of films": (
-        nothing, "--vision.encoder deit_tiny_patch16_224 --vision.image-size 448", "takes no films of that size",
+        nothing, "--vision.encoder deit_tiny_patch16_224 --vision.image-size 440", "is 440: .* needs a multiple of 16",
     ),
     "vision on the hub": (nothing, "--vision.weights None", "not in the local cache .HF_HUB_OFFLINE"),
     "BERT of the Q-Former": (nothing, "--vision.qformer-init nowhere", "vision.qformer_init: nowhere is no folder"),

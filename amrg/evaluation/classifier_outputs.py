@@ -65,7 +65,7 @@ class TrainOutputs:
 
 def run_on_test(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestOutputs:
     """Run the classifier and the activation-map ``method`` over a split, in the training precision."""
-    size = model.config.image_size
+    size = model.image_size
     studies, films, masks, pooled, probabilities, maps = [], [], [], [], [], []
     for samples in _batches(track(iter_samples(data, split), f"films of {split}", num_studies(data, split))):
         views = [len(s.views) for s in samples]
@@ -91,7 +91,7 @@ def run_on_test(model: DiseaseClassifier, data: Path, split: str, method: str, d
 
 def run_on_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: str) -> TrainOutputs:
     """Run the classifier on the first study of each train patient, and keep the films of the ``wanted`` study keys."""
-    size = model.config.image_size
+    size = model.image_size
     studies: list[Study] = []
     pooled: list[np.ndarray] = []
     probe_films: list[np.ndarray] = []

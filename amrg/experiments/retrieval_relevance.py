@@ -65,7 +65,9 @@ def _summaries(
     config: Config, made: VariantOutputs, runs: Sequence[ReportSet], samples: int
 ) -> dict[str, dict[str, Any]]:
     """Return ``Relevance.summary`` of each memory that is on, over the reports of some seeds of one variant."""
-    present, absent, masks = _truth(made.path("data"), config.generate.split, config.vision.image_size)
+    # Only the sides of lesions are read, so that any size will do.
+    size = config.vision.input_size or config.data.image_size
+    present, absent, masks = _truth(made.path("data"), config.generate.split, size)
     reports = [report for run in runs for report in run.reports]
     summaries = relevance(
         made.path("banks"),

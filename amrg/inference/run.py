@@ -176,7 +176,7 @@ class LoadedRun:
         self.batch_size = self._config.generate.batch_size
         self._model, self._composer, self._text = open_generator(artifacts, self.batch_size)
         self._recorder = Recorder.open(self._model, artifacts.banks.path, artifacts.stage2.path)
-        self.image_size = self._model.stage1.config.image_size
+        self.image_size = self._model.stage1.image_size
 
     def generate(self, studies: Sequence[Film | Sequence[Film]], force: bool = False) -> list[str]:
         """Write one report per study.

@@ -103,7 +103,7 @@ class RegionMiner:
 
     def _classify(self, samples: list[Sample]) -> tuple[torch.Tensor, Regions]:
         """Return the probability of each label [B, K] and the regions of all films."""
-        images = collate_images(samples, self._model.config.image_size)
+        images = collate_images(samples, self._model.image_size)
         with torch.no_grad(), autocast(self.config.stage1.dtype):
             out = self._model(images.images(distributed.device()))
         maps_MKHW = activation_maps(self._model.cam_head, out.fine_BHWC, self.config.banks.mining.method)

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from amrg.config import VisionConfig, read_section, to_dict
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
+from amrg.models.encoder_base import VisionFeatures
+from amrg.models.encoder_files import EncoderDescription
 from amrg.models.profiling import QFORMER, VISION, profile_region
 from amrg.models.qformer import build_qformer
 from amrg.models.regions import PLACES
-from amrg.models.vision import VisionFeatures, build_encoder
+from amrg.models.vision import build_encoder
 
 
 class Stage1Output(NamedTuple):
@@ -90,10 +92,16 @@ class DiseaseClassifier(nn.Module):
     The Q-Former's cross-attention reads both grids: the coarse tokens carry context, the fine ones small lesions.
     """
 
-    def __init__(self, config: VisionConfig, pretrained: bool | None = None) -> None:
-        """Build from ``config``; ``pretrained`` overrides ``config.pretrained``.
+    def __init__(
+        self, config: VisionConfig, pretrained: bool | None = None, description: EncoderDescription | None = None
+    ) -> None:
+        """Build from ``config``.
 
-        False when all weights are loaded afterwards: then ``config.qformer_init`` is not read, either.
+        Args:
+            config: of encoder and Q-Former.
+            pretrained: overrides ``config.pretrained``; False when all weights are loaded afterwards: then
+                ``config.qformer_init`` is not read, either.
+            description: of an encoder in a folder; None: read it there.
         """
         super().__init__()
         if config.query_dim % config.qformer_heads:
@@ -104,9 +112,10 @@ class DiseaseClassifier(nn.Module):
             raise UserError(
                 f"vision.query_dim {config.query_dim} must exceed {PLACES}: so many numbers of a region tell its place"
             )
-        self.config = config
         dim = config.query_dim
-        self.encoder = build_encoder(config, pretrained)
+        self.encoder = build_encoder(config, pretrained, description)
+        self.image_size = self.encoder.image_size
+        self.config = replace(config, image_size=self.image_size)
         self.fine_norm = nn.LayerNorm(self.encoder.fine_dim)
         self.coarse_norm = nn.LayerNorm(self.encoder.coarse_dim)
         self.fine_projection = nn.Linear(self.encoder.fine_dim, dim)
@@ -155,6 +164,8 @@ class DiseaseClassifier(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         vision = to_dict(replace(self.config, qformer_init=None))  # what was learned does not depend on where it lay
         content = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": vision}
+        if (description := self.encoder.description) is not None:
+            content["encoder"] = description.to_dict()
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
@@ -165,13 +176,14 @@ class DiseaseClassifier(nn.Module):
         try:
             content = json.loads((folder / "config.json").read_text())
             config, labels = read_section(VisionConfig, content["vision"], "vision"), content["labels"]
+            description = EncoderDescription.from_dict(content["encoder"]) if "encoder" in content else None
             weights = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = type(error).__name__
             raise UserError(f"{folder} is not a saved disease classifier ({reason}): run `amrg stage1`") from None
         if tuple(labels) != LABELS:
             raise UserError(f"{folder} was trained for other labels: {', '.join(labels)}")
-        model = cls(config, pretrained=False)
+        model = cls(config, False, description)
         try:
             model.load_state_dict(weights, strict=True)
         except RuntimeError:

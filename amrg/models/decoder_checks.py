@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
@@ -26,7 +25,16 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from amrg.errors import UserError
-from amrg.model_files import folder_faults, has_tokenizer, is_pointer, quiet, reason, safetensors_faults, weights_files
+from amrg.model_files import (
+    folder_faults,
+    has_tokenizer,
+    is_pointer,
+    quiet,
+    read_shapes,
+    reason,
+    safetensors_faults,
+    weights_files,
+)
 from amrg.models.decoder_files import ADAPTER, ADAPTER_WEIGHTS, find_base, is_adapter
 
 #: Language models of multimodal ones that transformers has no causal LM for, by the one that computes the same for
@@ -96,7 +104,7 @@ def open_decoder(found: Path, download: bool = False) -> DecoderFiles | None:
     with quiet(), torch.random.fork_rng(devices=[]):
         if faults := folder_faults(folder, "decoder.model"):
             raise UserError("\n".join(faults))
-        shapes = _shapes(weights_files(folder))
+        shapes = read_shapes(weights_files(folder))
         config, key_mapping = _language_config(folder, shapes)
         model = _refuse_weights(folder, config, shapes, key_mapping)
         _refuse_interface(folder, type(model))
@@ -158,16 +166,6 @@ def language_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
             f"decoder.model {name} is of type {config.model_type}, which is no causal LM of transformers{inner}"
         )
     return text
-
-
-def _shapes(files: list[Path]) -> dict[str, Tensor]:
-    """Tensors without values, by their names in the headers of safetensors files."""
-    found = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
-                found[name] = torch.empty(opened.get_slice(name).get_shape(), device="meta")
-    return found
 
 
 def _refuse_weights(
@@ -293,7 +291,7 @@ def _refuse_adapter(adapter: Path, base: Path, model: Any, key_mapping: dict[str
             expected = get_peft_model_state_dict(get_peft_model(model, config), save_embedding_layers=False)
     except (ValueError, TypeError, KeyError, RuntimeError, HFValidationError) as error:
         raise UserError(f"{where} does not fit its base {base} ({reason(error)})") from None
-    found = {_renamed(name, key_mapping): value for name, value in _shapes([weights]).items()}
+    found = {_renamed(name, key_mapping): value for name, value in read_shapes([weights]).items()}
     wrong = sorted(
         name
         for name in expected.keys() | found.keys()

@@ -173,7 +173,7 @@ class ReportGenerator(nn.Module):
     def vision_shape(self) -> tuple[int, int, int]:
         """N, Q and D of ``VisionOutput``."""
         queries, dim = len(LABELS), self.stage1.config.query_dim  # not the parameter's shape: ZeRO 3 empties it
-        grid = torch.empty(1, (self.stage1.encoder.grid // 2) ** 2, 1)
+        grid = torch.empty(1, self.stage1.encoder.coarse_grid**2, 1)
         return (
             pool_tokens(grid, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0).shape[1],
             queries,

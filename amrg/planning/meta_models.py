@@ -72,7 +72,7 @@ def stage1_skeleton(config: Config) -> MetaModel:
         model = DiseaseClassifier(config.vision, pretrained=False)
 
     def inputs(model: DiseaseClassifier, samples: int) -> Tensor:
-        films = dummy_images(config, samples)
+        films = dummy_images(model, samples)
         return model.encoder.stem(films) if model.encoder.frozen_stem else films
 
     def loss(model: DiseaseClassifier, given: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
         report_BT = torch.zeros(samples, config.stage2.max_report_tokens, dtype=torch.long)
         group_B = torch.zeros(samples, dtype=torch.long)
         if config.stage2.train_vision:
-            return dummy_images(config, samples * films), group_B, report_BT
+            return dummy_images(model.stage1, samples * films), group_B, report_BT
         return dummy_vision_output(model, samples), group_B, report_BT
 
     def loss(model: ReportGenerator, given: tuple[Any, Tensor, Tensor]) -> Tensor:
@@ -161,6 +161,6 @@ def _bank(rows: BankShape) -> LocalBank:
     return LocalBank(torch.zeros(rows.rows, rows.dim, dtype=dtype), scale, torch.zeros(rows.rows, dtype=torch.long))
 
 
-def dummy_images(config: Config, count: int) -> Tensor:
-    """A batch of the encoder's input, zeros."""
-    return torch.zeros(count, 3, *[config.vision.image_size] * 2)
+def dummy_images(model: DiseaseClassifier, count: int) -> Tensor:
+    """A batch of a classifier's input, zeros."""
+    return torch.zeros(count, 3, *[model.image_size] * 2)

@@ -88,7 +88,7 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
 def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> ImageCost:
     """From ``stage1``'s plan: what autograd keeps of a film in training is taken to be written and read here, too."""
     tracer = Tracer(stage1_skeleton(config), config.stage1.dtype)
-    flops = tracer.flops(lambda model: model(dummy_images(config, 2))) / 2
+    flops = tracer.flops(lambda model: model(dummy_images(model, 2))) / 2
     films = stage1.zero.micro * stage1.size.films / samples_of(config, stage1.size)
     kept = stage1.parts["activations"].device / films
     encoder: Any = tracer.model.encoder

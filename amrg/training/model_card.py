@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def _training(rows: list[dict[str, Any]]) -> str:
 
 
 def _settings(config: Config) -> str:
+    config = replace(config, vision=config.vision.resolved)
     sections = {name: to_dict(getattr(config, name)) for name in _SECTIONS}
     sections["decoder"]["model"] = _model_name(config)
     for name in ("ds_config", "weights", "encoder"):

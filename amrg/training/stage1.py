@@ -183,7 +183,7 @@ class _Films:
     steps_per_epoch: int
 
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
-        self.config, self.data = config, data
+        self.config, self.data, self.image_size = config, data, model.image_size
         settings = config.stage1
         studies = {split: load_studies(data, split, with_wordless=True) for split in ("train", "val", "test")}
         self.targets = {
@@ -244,9 +244,7 @@ class _CachedFilms(_Films):
             split: [0, *accumulate(num_views(data, split, with_wordless=True))] for split in self.targets
         }
         with torch.no_grad():
-            shape = model.encoder.stem(
-                torch.zeros(1, 3, *[config.vision.image_size] * 2, device=distributed.device())
-            ).shape[1:]
+            shape = model.encoder.stem(torch.zeros(1, 3, *[self.image_size] * 2, device=distributed.device())).shape[1:]
         files = [(split, copy) for split in self.targets for copy in range(self.copies if split == "train" else 1)]
         for split, copy in files[distributed.rank() :: distributed.world_size()]:
             self._fill(model, split, copy, shape)
@@ -270,7 +268,7 @@ class _CachedFilms(_Films):
         total = len(range(0, len(self.targets[split]), _BATCH))
         label = f"stage1: frozen features of {split}, copy {copy + 1}"
         for number, samples in enumerate(track(batches, label, total, start // _BATCH), start // _BATCH):
-            images = collate_images(samples, self.config.vision.image_size).images(distributed.device())
+            images = collate_images(samples, self.image_size).images(distributed.device())
             if split == "train":
                 images = augment(images, _generator(self.config.seed, copy, number))
             with torch.no_grad(), autocast(self.config.stage1.dtype):
@@ -324,7 +322,7 @@ class _StreamedFilms(_Films):
             distributed.rank(),
             distributed.world_size(),
             readers=config.data.loader_workers,
-            collate=Stage1Collator(config.vision.image_size, config.stage1),
+            collate=Stage1Collator(self.image_size, config.stage1),
             with_wordless=True,
             weights=self.weights,
         )
@@ -345,7 +343,7 @@ class _StreamedFilms(_Films):
             num_studies(self.data, split, with_wordless=True),
         )
         for samples in _batched(track(films, f"films of {split}", total), _BATCH):
-            inputs = collate_images(samples, self.config.vision.image_size)
+            inputs = collate_images(samples, self.image_size)
             yield ImageBatch(inputs.images(distributed.device()), inputs.views)
 
 

@@ -347,7 +347,7 @@ class _Streamed(_Source):
 
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         super().__init__(config, model, data)
-        self._pack = Stage2Collator(model.stage1.config.image_size, self.reports)
+        self._pack = Stage2Collator(model.stage1.image_size, self.reports)
         self._stream = Stream(
             data,
             "train",

@@ -62,5 +62,5 @@ class VisionCache:
     def _encode(self, model: ReportGenerator, data: Path, split: str, batches: list[range]) -> Iterator[Tensor]:
         samples = iter_samples(data, split, list(chain(*batches)))
         for numbers in batches:
-            vision = encode_films(model, collate_images(islice(samples, len(numbers)), model.stage1.config.image_size))
+            vision = encode_films(model, collate_images(islice(samples, len(numbers)), model.stage1.image_size))
             yield torch.cat([part.flatten(1) for part in vision], dim=1).cpu()

@@ -83,7 +83,7 @@ class Handlers:
 
     def __init__(self, chain: RunArtifacts) -> None:
         self._chain, self._reader = chain, InferenceSession(chain)
-        self._store = RunStore(chain, self._reader.classifier.config.image_size, self._reader.grid)
+        self._store = RunStore(chain, self._reader.classifier.image_size, self._reader.grid)
         # Uploads have a cache of their own, so that browsing studies does not evict them.
         self._studies: OrderedDict[tuple[str, str], Entry] = OrderedDict()
         self._uploads: OrderedDict[tuple[str, str], Entry] = OrderedDict()

@@ -115,7 +115,7 @@ class InferenceSession:
     @torch.no_grad()
     def analyze(self, films: list[np.ndarray], group: int) -> StudyAnalysis:
         """Run the models on the films of a study, uint8 [H, W] each."""
-        size = self.classifier.config.image_size
+        size = self.classifier.image_size
         images = to_tensor(films, size).to(distributed.device())
         group_1 = torch.tensor([group], device=images.device)
         with self._lock:
