@@ -90,7 +90,7 @@ class IndexedBank(nn.Module):
         size = max(MAX_GATHERED_VALUES // (self.candidates * self.rows.shape[1]), 1)
         if dropout:
             drawn = torch.randint(2**62, ()) if seed is None else torch.as_tensor(seed, dtype=torch.int64)
-            seed = drawn.to(queries.device)
+            seed = drawn.to(queries.device, non_blocking=True)
         parts = []
         for start in range(0, max(len(queries), 1), size):
             block_M = slice(start, start + size)

@@ -112,6 +112,13 @@ def inner_optimizer(zero: Any) -> Any:
     return getattr(zero, "optimizer", zero)
 
 
+def norm_to_host(zero: Any) -> None:
+    """Have ZeRO 1 and 2 copy the gradient norm to the host: they look at it again for each group of parameters."""
+    if hasattr(zero, "scaled_global_norm"):
+        on_device = zero.scaled_global_norm
+        zero.scaled_global_norm = lambda *args, **kwargs: on_device(*args, **kwargs).cpu()
+
+
 def link_moments(zero: Any) -> None:
     """Make the moments of a ZeRO-1 or -2 optimizer accessible by parameter."""
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):

@@ -108,7 +108,8 @@ def check_interpreted_kernels(layout: ShardLayout) -> None:
         "two products": lambda operands: two_products.TwoProductsRetrieval(operands, (16, 16 * 128)),
         "fused": lambda operands: triton_backend.FusedRetrieval(operands, generation=90, splits=2),
     }
-    rows, group = (part.to(dtype) for part, dtype in zip(bank(37, WIDTHS[0], 1), (torch.half, torch.int64), strict=True))
+    rows, group = bank(37, WIDTHS[0], 1)
+    rows = rows.half()
     queries, query_group = questions(4, WIDTHS[0], 6)
     for ops.back_end in back_ends.values():
         check_autocast(layout)
