@@ -150,7 +150,7 @@ def hopfield_retrieve(
         seed = None
     elif not isinstance(seed, Tensor):
         drawn = torch.randint(2**62, ()) if seed is None else torch.tensor(seed, dtype=torch.int64)
-        seed = drawn.to(queries.device)
+        seed = drawn.to(queries.device, non_blocking=True)
     operands = Operands(queries, memory, memory_scale, query_group, memory_group, seed, float(dropout))
     _check(operands, top_k)
     wants_grad = torch.is_grad_enabled() and (queries.requires_grad or memory.requires_grad)
