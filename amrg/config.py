@@ -95,7 +95,8 @@ class DataConfig:
         0.01  # of studies with damaged films or labels; prepare leaves them out, stops above
     )
     workers: PositiveInt = 2  # processes that render or decode
-    loader_workers: NonNegativeInt = 0  # processes of each rank that read ahead while it trains on films; 0: none
+    # Processes of each rank that read ahead while it trains on films; auto: its share of the cores with a GPU, else 0
+    loader_workers: NonNegativeInt | Literal["auto"] = "auto"
 
     @property
     def weights(self) -> dict[str, float]:

@@ -86,7 +86,8 @@ def examine(verbs: Sequence[str], run: Run) -> tuple[list[str], list[str]]:
         faults += _CHECKS[verb](run)
     if run.machine is not None:
         faults += _room_faults(verbs, run, run.machine)
-    return list(dict.fromkeys(faults)), _evaluate_warnings(run.config) if "evaluate" in verbs else []
+    warnings = _evaluate_warnings(run.config) if "evaluate" in verbs else []
+    return list(dict.fromkeys(faults)), [*warnings, *_gpu_warnings(verbs, run.config)]
 
 
 # ---- what is there, and what goes together ----
@@ -198,6 +199,30 @@ def _evaluate(run: Run) -> list[str]:
     from amrg.evaluation.language import language_faults
 
     return language_faults()
+
+
+def _gpu_warnings(verbs: Sequence[str], config: Config) -> list[str]:
+    """What an old GPU cannot compute itself."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    (major, minor), warnings = torch.cuda.get_device_capability(), []
+    # A card runs code for it or an older one of its generation, and compiles PTX (`compute_`) for it or any older one.
+    built = [arch.split("_") for arch in torch.cuda.get_arch_list() if arch.split("_")[1].isdecimal()]
+    if not any(
+        divmod(int(card), 10) <= (major, minor) and (kind == "compute" or int(card) // 10 == major)
+        for kind, card in built
+    ):
+        warnings.append(f"this torch has no code for the GPU (sm_{major}{minor}): install a torch that is built for it")
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        warnings += [
+            f"{stage}.dtype bfloat16: this GPU only emulates it: say --{stage}.dtype float16 and a --{stage}.ds_config "
+            "of ZeRO 1, such as zero1.json"
+            for stage in ("stage1", "stage2")
+            if stage in verbs and getattr(config, stage).dtype == "bfloat16"
+        ]
+    return warnings
 
 
 def _evaluate_warnings(config: Config) -> list[str]:

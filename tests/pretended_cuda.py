@@ -1,8 +1,9 @@
 """A pretended CUDA device: the CPU computes, and every tensor's storage has a device of its own, ``cpu`` or ``cuda``.
 
 The program under test runs for real. What would fail on a GPU fails here: an operator whose tensors lie on different
-devices, ``numpy`` of a tensor on the GPU, a CPU generator for a tensor on the GPU. Host synchronizations are counted by
-the line that causes them. Storages that no one placed (made inside an operator) follow the tensors they meet.
+devices, ``numpy`` of a tensor on the GPU, a CPU generator for a tensor on the GPU. What makes the host wait for the GPU
+is counted by the line that causes it: reads, and uploads without ``non_blocking``. Storages that no one placed (made
+inside an operator) follow the tensors they meet.
 """
 
 import sys
@@ -21,7 +22,8 @@ from amrg import distributed
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _MOVES = {"aten::copy_", "aten::_to_copy", "aten::lift_fresh", "aten::set_", "aten::_copy_from"}
-_READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select"}
+_READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select",
+          "aten::bincount"}  # fmt: skip
 _FACTORIES = {torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.rand,
               torch.randn, torch.randint, torch.randperm, torch.linspace, torch.from_numpy}  # fmt: skip
 _ROOT = Path(__file__).resolve().parent.parent
@@ -35,11 +37,14 @@ class PretendedCuda:
     """Context in which ``amrg.distributed.device`` is the pretended GPU.
 
     Attributes:
-        syncs: host synchronizations by file, line and function of this repository.
+        syncs: reads from the GPU, and results whose size depends on its values, by file, line and function of this
+            repository.
+        uploads: copies to the GPU that wait for it, in the same way.
     """
 
     def __init__(self) -> None:
         self.syncs: Counter[str] = Counter()
+        self.uploads: Counter[str] = Counter()
         # Storages are kept, so that a new one never has the address of an old one.
         self._placed: dict[int, tuple[torch.UntypedStorage, torch.device]] = {}
         self._modes = (_Dispatch(self), _Function(self))
@@ -73,16 +78,22 @@ class PretendedCuda:
         return None if placed is None else placed[1]
 
     def sync(self) -> None:
-        """Count a synchronization."""
+        """Count a read."""
         self.syncs[_caller()] += 1
 
-    def move(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def upload(self) -> None:
+        """Count a copy to the GPU that waits for it."""
+        self.uploads[_caller()] += 1
+
+    def move(self, tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
         """Copy a tensor to a device; itself if it is there."""
         if (self.device_of(tensor) or CPU).type == device.type:
             self.place(tensor, device)
             return tensor
         if device.type == "cpu":
             self.sync()
+        elif not non_blocking:
+            self.upload()
         moved = tensor.clone()
         self.place(moved, device)
         return moved
@@ -132,8 +143,18 @@ class _Dispatch(TorchDispatchMode):
             raise MixedDevicesError(f"{name}: {shapes} at {_caller()}")
         if on_cuda and (name in _READS or name.startswith("aten::_unique")):
             pretended.sync()
-        if name == "aten::copy_" and known[0][0] == CPU and known[1][0] == CUDA:
-            pretended.sync()
+        if on_cuda and name.startswith("aten::index"):
+            indices = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, torch.Tensor)]
+            if any(index.dtype == torch.bool for index in indices):
+                pretended.sync()
+            elif any(pretended.device_of(index) == CPU and index.dim() for index in indices):
+                pretended.upload()
+        if name == "aten::copy_":
+            target, source = known[0][0], known[1][0]
+            if (target, source) == (CPU, CUDA):
+                pretended.sync()
+            elif (target, source) == (CUDA, CPU) and True not in (kwargs.get("non_blocking"), *args[2:]):
+                pretended.upload()
         out = func(*args, **kwargs)
         old = {t.untyped_storage()._cdata for t in inputs if t.layout == torch.strided}
         for made in tree_leaves(out):
@@ -168,7 +189,7 @@ class _Function(TorchFunctionMode):
         if func is torch.Tensor.cpu:
             return pretended.move(args[0], CPU)
         if func is torch.Tensor.cuda:
-            return pretended.move(args[0], CUDA)
+            return pretended.move(args[0], CUDA, kwargs.get("non_blocking", False))
         if func is torch.Tensor.to and first is not None:
             return self._to(first, args[1:], kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention:  # it makes masks of its own inside
@@ -179,6 +200,8 @@ class _Function(TorchFunctionMode):
             if kwargs.get("generator") is not None:
                 raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' at {_caller()}")
             kwargs["device"] = CPU
+            if func in (torch.tensor, torch.as_tensor):
+                pretended.upload()
         out = func(*args, **kwargs)
         if device is not None or func in _FACTORIES:
             for made in tree_leaves(out):
@@ -195,7 +218,9 @@ class _Function(TorchFunctionMode):
                 device, dtype = self.pretended.device_of(value) or CPU, value.dtype
         if dtype is not None and dtype != tensor.dtype:
             tensor = tensor.type(dtype)
-        return tensor if device is None or device.type == "meta" else self.pretended.move(tensor, device)
+        if device is None or device.type == "meta":
+            return tensor
+        return self.pretended.move(tensor, device, kwargs.get("non_blocking", False))
 
 
 def _as_device(value: object) -> torch.device | None:

@@ -286,3 +286,24 @@ def test_offline_it_is_not_asked(
     lines = told(capsys, "run", "--vision.weights", "None", "--decoder.model", "nobody/nothing")
     assert all("HF_HUB_OFFLINE" in line for line in lines)
     assert silent_hub == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiled", "native", "expected"),
+    [
+        ((9, 0), ["sm_80", "sm_90", "compute_90"], True, []),
+        ((8, 9), ["sm_80", "sm_90"], True, []),
+        ((7, 0), ["sm_75", "sm_80"], False, ["this torch has no code for the GPU (sm_70)", "stage2.dtype bfloat16"]),
+        ((7, 5), ["sm_75", "sm_80"], False, ["stage2.dtype bfloat16"]),
+    ],
+)
+def test_what_an_old_gpu_cannot_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], compiled: list[str], native: bool, expected: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: compiled)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    config = from_dict({"stage2": {"dtype": "bfloat16"}}, "here")
+    warnings = preflight._gpu_warnings(["stage2"], config)
+    assert [warning[: len(start)] for warning, start in zip(warnings, expected, strict=True)] == expected

@@ -243,4 +243,5 @@ def _log_with_rank_and_step(rank: int) -> _StepFilter:
     handler.setFormatter(logging.Formatter(f"%(levelname)s rank {rank} step %(step)d: %(message)s"))
     logger = logging.getLogger("amrg")
     logger.handlers[:], logger.propagate = [handler], False
+    logging.getLogger("amrg.kernels").setLevel(logging.INFO)  # which back end retrieves on this rank's GPU
     return place

@@ -4,13 +4,15 @@ import hashlib
 import io
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,9 @@ from amrg.data.labels import LABELS
 from amrg.data.shard_cache import ShardFiles
 from amrg.data.shards import OPTIONAL, hash_key, read_index
 from amrg.data.studies import Study
+from amrg.distributed import world_size
 from amrg.errors import UserError
+from amrg.progress import echo
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ MAX_LANES = 64
 #: Damaged samples that are logged one by one; the others are counted.
 MAX_LOGGED = 10
 
+#: Most reader processes that ``auto`` takes for a rank.
+MAX_READERS = 16
 #: Number of consecutive batches whose samples are sorted by length together.
 SORT_WINDOW = 16
 
@@ -179,6 +185,27 @@ class SampleLookup:
         return _load_or_user_error(self._files, self._folder, _row(self._rows, self._numbers[key]))
 
 
+def reader_processes(setting: int | Literal["auto"]) -> int:
+    """Number of processes that read ahead for a rank.
+
+    Args:
+        setting: the number; ``auto``: with a GPU the rank's share of the cores that this process may use, less one,
+            at least 1 and at most ``MAX_READERS``. Without a GPU 0, because the training itself needs the cores.
+    """
+    if setting != "auto":
+        return setting
+    if not torch.cuda.is_available():
+        return 0
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    ranks = int(local) if local else min(world_size(), torch.cuda.device_count())
+    return min(max(len(os.sched_getaffinity(0)) // ranks - 1, 1), MAX_READERS)
+
+
+@cache
+def _tell(readers: int) -> None:
+    echo(f"{readers} processes of each rank read films ahead (data.loader_workers)")
+
+
 class Stream:
     """Shuffled batches of a split, the same for any number of ranks, and resumable at any batch.
 
@@ -266,6 +293,7 @@ class Stream:
 
     def _fetch_ahead(self, parts: Any, steps: range) -> Iterable[RankBatch]:
         """Read parts in reader processes of this rank."""
+        _tell(self._readers)
         return DataLoader(
             parts,
             batch_size=None,

@@ -3,7 +3,8 @@
 import copy
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
+    masking_utils,
 )
 
 from amrg.config import DecoderConfig
@@ -259,6 +261,17 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
         )
     for module, training in modes.items():
         module.training = training
+
+
+@contextmanager
+def unpacked_sequences() -> Iterator[None]:
+    """Tell transformers that no row holds several sequences: it would look at the positions, and wait for a GPU."""
+    look = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = look
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:

@@ -12,6 +12,9 @@ from amrg.retrieval.indexed_bank import IndexedBank, IndexKind
 from amrg.retrieval.layout import ShardLayout, hybrid_group
 from amrg.retrieval.sharded_bank import ShardedBank
 
+#: Folder of saved indexes, beside the artefacts of a run: an artefact does not change once it is made.
+INDEXES = ".indexes"
+
 
 def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, AnyBank]:
     """Open the visual and the report bank of a banks artefact, complete or sharded according to ``sharding``.
@@ -25,7 +28,9 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
     sharding, kind = config.sharding, config.memory.index
     if kind != "exact":
         refuse_sharded_index(config)
-        return _indexed(visual, kind), _indexed(reports, kind)
+        saved = folder.parent / INDEXES
+        first, second = (_indexed(b, kind, saved / f"{folder.name}-{b.folder.name}-{kind}") for b in (visual, reports))
+        return first, second
     if distributed.world_size() == 1:
         return _local(visual), _local(reports)
     layout = ShardLayout(
@@ -47,8 +52,17 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
     return next(sharded), next(sharded)
 
 
-def _indexed(bank: MemoryBank, kind: IndexKind) -> IndexedBank:
-    return IndexedBank(bank.load(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind)
+def _indexed(bank: MemoryBank, kind: IndexKind, saved: Path) -> IndexedBank:
+    """Open a bank with its index; the first rank builds and saves the index if it is not there yet."""
+    if distributed.rank():
+        distributed.barrier()
+    opened = IndexedBank(
+        bank.load(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind,
+        saved=saved, content_hash=bank.content_hash,
+    )  # fmt: skip
+    if not distributed.rank():
+        distributed.barrier()
+    return opened
 
 
 def _local(bank: MemoryBank) -> LocalBank:

@@ -161,7 +161,8 @@ class Prompt:
         """
         device = streams_BPE.device
         text_BL = streams_BPE.new_zeros(len(streams_BPE), 0, dtype=torch.long) if retrieved_BL is None else retrieved_BL
-        words = torch.tensor(self.before + self.between + self.after, device=device).expand(len(streams_BPE), -1)
+        ids = torch.tensor(self.before + self.between + self.after).to(device, non_blocking=True)
+        words = ids.expand(len(streams_BPE), -1)
         # A single look-up, because each one gathers embeddings that ZeRO 3 partitions.
         sizes = [len(self.before), len(self.between), len(self.after), text_BL.shape[1]]
         embedded = embedding(torch.cat([words, text_BL.clamp_min(0)], dim=1)).to(streams_BPE.dtype)

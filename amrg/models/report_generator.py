@@ -30,7 +30,7 @@ from amrg.errors import UserError
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier, mean_over_views
 from amrg.models.cross_attention import CrossAttention
-from amrg.models.decoder import base_fingerprint, embedding_size, load_decoder, save_decoder
+from amrg.models.decoder import base_fingerprint, embedding_size, load_decoder, save_decoder, unpacked_sequences
 from amrg.models.decoder_files import SMALL_LLAMA
 from amrg.models.forced_prefix import ForcedPrefix
 from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, run_batched
@@ -287,7 +287,7 @@ class ReportGenerator(nn.Module):
             mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
             placed = {"attention_mask": mask_BS, "position_ids": (mask_BS.cumsum(1) - 1).clamp_min(0)}
         report = drop_positions(embedding(report_BT.clamp(min=0)), self.settings.token_dropout, self.training)
-        with profile_region(DECODER):
+        with profile_region(DECODER), unpacked_sequences():
             logits = self.decoder(
                 inputs_embeds=torch.cat([prefix, report.to(prefix.dtype)], dim=1),
                 logits_to_keep=report_BT.shape[1] + 1,  # from the last prompt position on; padding follows, so no mask

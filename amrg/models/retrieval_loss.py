@@ -34,13 +34,12 @@ def teacher_retrieval(memory: MemoryLayer, own_BQD: Tensor, group_B: Tensor | No
         own_BQD: the sentences of each label as a normalised row of that bank; 0 for a label without sentences.
         group_B: patient group whose rows are masked, as for the film's queries; None masks nothing.
     """
-    bank, present_BQ = memory.bank, own_BQD.any(-1)
-    group = None if bank.group is None or group_B is None else group_B[present_BQ.nonzero()[:, 0]]
+    bank, (_, labels, dim) = memory.bank, own_BQD.shape
+    # All labels ask, as the host would wait for a GPU to count those with sentences.
+    group = None if bank.group is None or group_B is None else group_B.repeat_interleave(labels)
     # Normalised rows have length √D, so their product is D times the cosine.
-    result = yield RetrievalCall(own_BQD[present_BQ] * (TEACHER_BETA / own_BQD.shape[-1]), bank, group)
-    target_BQD = torch.zeros_like(own_BQD)
-    target_BQD[present_BQ] = result.retrieved_MD.detach().to(target_BQD.dtype)
-    return target_BQD
+    result = yield RetrievalCall(own_BQD.flatten(0, 1) * (TEACHER_BETA / dim), bank, group)
+    return result.retrieved_MD.detach().view_as(own_BQD).masked_fill(~own_BQD.any(-1, keepdim=True), 0.0)
 
 
 def retrieval_loss(retrieved_BQD: Tensor, target_BQD: Tensor, own_BQD: Tensor) -> Tensor:
@@ -56,7 +55,8 @@ class Wanted(NamedTuple):
     Attributes:
         rows_ND, group_N: the complete bank, even if a rank's memory holds only a part.
         sets_SN: sets of rows, bool.
-        set_BQ: number of the set that each finding of each study should retrieve; −1 for a finding not stated.
+        set_BQ: number of the set that each finding of each study should retrieve; −1 for a finding not stated. On the
+            CPU, as it decides the shapes of tensors, for which the host would wait for a GPU.
     """
 
     rows_ND: Tensor
@@ -70,18 +70,19 @@ def association_loss(memory: HopfieldMemory, states_BQD: Tensor, group_B: Tensor
 
     Scores are computed for the stated findings only, [H, P, N]. Rows of the study's own patient are masked.
     """
-    study_P, query_P = (wanted.set_BQ >= 0).nonzero(as_tuple=True)
+    stated_BQ = wanted.set_BQ >= 0
     loss_B = states_BQD.new_zeros(len(states_BQD), dtype=torch.float32)
-    if not len(study_P):
+    if not stated_BQ.any():
         return loss_B
+    on_host = *stated_BQ.nonzero(as_tuple=True), wanted.set_BQ[stated_BQ], stated_BQ.sum(1).clamp_min(1)
+    study_P, query_P, set_P, stated_B = (numbers.to(states_BQD.device, non_blocking=True) for numbers in on_host)
     score_HPN = (memory.row_queries(states_BQD[study_P, query_P]) @ wanted.rows_ND.T).float()
     visible_PN = torch.ones_like(score_HPN[0], dtype=torch.bool)
     if group_B is not None:
         visible_PN = ~same_group_mask(group_B[study_P], wanted.group_N)
-    right_PN = visible_PN & wanted.sets_SN[wanted.set_BQ[study_P, query_P]]
+    right_PN = visible_PN & wanted.sets_SN[set_P]
     # If all wanted rows are the patient's own, every row counts as right: the loss and its gradient are 0.
     right_PN = torch.where(right_PN.any(-1, keepdim=True), right_PN, visible_PN)
     all_HP, right_HP = (score_HPN.masked_fill(~mask, -torch.inf).logsumexp(-1) for mask in (visible_PN, right_PN))
     loss_P = (all_HP - right_HP).mean(0)
-    stated_B = torch.bincount(study_P, minlength=len(loss_B)).clamp_min(1)
     return loss_B.index_add(0, study_P, loss_P) / stated_B

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from amrg.config import Config
+from amrg.data.stream import reader_processes
 from amrg.planning.measured_rates import MeasuredRates
 from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, simulate
 from amrg.planning.stage_estimate import Assumptions, banks_of, estimate_stage, skeleton_of, split_size
@@ -56,9 +57,10 @@ def clusters_like_measured(
     rates: MeasuredRates, config: Config, restart: float, sizes: Sequence[int] = SIZES
 ) -> list[SimulatedCluster]:
     """Clusters whose workers and transfers are as fast as the measured ones."""
+    readers = reader_processes(config.data.loader_workers)
     return [
         SimulatedCluster(
-            size, rates.samples, rates.compute, rates.read, config.data.loader_workers, exchange=rates.exchange(size),
+            size, rates.samples, rates.compute, rates.read, readers, exchange=rates.exchange(size),
             checkpoint_interval=config.checkpoint.interval, copy=rates.checkpoint_gather_time(size), write=rates.write,
             restart=restart, noise=rates.noise,
         )
@@ -111,7 +113,7 @@ def clusters_on_gpus(
         waited = step_time(0.0, collected, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
         clusters.append(
             SimulatedCluster(
-                size, micro, compute, rates.read, config.data.loader_workers, exchange=exchange,
+                size, micro, compute, rates.read, reader_processes(config.data.loader_workers), exchange=exchange,
                 checkpoint_interval=config.checkpoint.interval,
                 copy=waited.communication + waited.host, write=saved / storage, restart=restart, noise=noise,
             )

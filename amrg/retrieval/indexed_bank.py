@@ -8,16 +8,27 @@ The bound always holds. It is tight only where cells are small; a bound of 1 car
 Shape legend: M queries, N rows, D width, K candidates, C cells.
 """
 
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from amrg.artifacts import atomic_path, file_hash
 from amrg.errors import UserError, collect_errors
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.blockwise import compute_dtype, zero_where_neg_inf
 from amrg.kernels.hopfield.reference import NO_GROUP, dropout_keep_mask
+from amrg.model_files import reason
+from amrg.progress import echo
+
+if TYPE_CHECKING:
+    import faiss
 
 IndexKind = Literal["ivf", "hnsw"]
 
@@ -26,6 +37,7 @@ CANDIDATES = 1024  # K
 PROBES = 16  # cells searched per query
 MAX_GATHERED_VALUES = 1 << 25  # values of candidate rows gathered at a time: 128 MiB of float32
 _BLOCK = 65_536
+_INDEX, _CELLS = "index.faiss", "cells.safetensors"  # files of a saved index
 _SEED = 1234  # seed of the clustering; the index is a function of the rows
 
 
@@ -40,6 +52,8 @@ class IndexedBank(nn.Module):
         candidates: number of rows per query over which the association is computed.
         probes: cells searched per query (``ivf``); for ``hnsw`` the beam size is ``candidates``.
         exact_below: banks of at most this many rows get no index; retrieval is exact.
+        saved: folder of the saved index, which is built and written if it is missing, damaged or of other rows.
+        content_hash: content hash of the bank, of which a saved index must be.
 
     Attributes:
         missed_mass_bound: [M] upper bound on the share of the association's mass that the last retrieval missed.
@@ -56,12 +70,13 @@ class IndexedBank(nn.Module):
     def __init__(
         self, rows: Tensor, *, scale: Tensor | None = None, group: Tensor | None = None, kind: IndexKind = "ivf",
         candidates: int = CANDIDATES, probes: int = PROBES, exact_below: int = MIN_INDEXED_ROWS,
+        saved: Path | None = None, content_hash: str = "",
     ) -> None:  # fmt: skip
         super().__init__()
         for name, value in (("rows", rows.detach()), ("scale", scale), ("group", group)):
             self.register_buffer(name, value, persistent=False)
         self.candidates, self.probes = min(candidates, len(rows)), probes
-        self._cells = None if len(rows) <= exact_below else _FaissIndex(self, kind)
+        self._cells = None if len(rows) <= exact_below else _open_index(self, kind, saved, content_hash)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,7 +105,7 @@ class IndexedBank(nn.Module):
         size = max(MAX_GATHERED_VALUES // (self.candidates * self.rows.shape[1]), 1)
         if dropout:
             drawn = torch.randint(2**62, ()) if seed is None else torch.as_tensor(seed, dtype=torch.int64)
-            seed = drawn.to(queries.device)
+            seed = drawn.to(queries.device, non_blocking=True)
         parts = []
         for start in range(0, max(len(queries), 1), size):
             block_M = slice(start, start + size)
@@ -141,12 +156,32 @@ class IndexedBank(nn.Module):
 
 
 class _FaissIndex:
-    """A faiss index over a bank, with the center, radius and size of each cell."""
+    """A faiss index over a bank.
 
-    def __init__(self, bank: IndexedBank, kind: IndexKind) -> None:
+    Args:
+        index: the index.
+        kind: kind of the index.
+        probes: cells searched per query.
+        cells: size, center and radius of each cell: float32 [C], [C, D], [C].
+        device: device of the bank.
+    """
+
+    def __init__(
+        self, index: "faiss.Index", kind: IndexKind, probes: int, cells: Mapping[str, Tensor], device: torch.device
+    ) -> None:  # fmt: skip
+        self.kind, self.probes, self.cells = kind, probes, dict(cells)
+        self.sizes, self.centers, self.radii = cells["sizes"], cells["centers"], cells["radii"]
+        self._cpu_index, self._quantizer = index, getattr(index, "quantizer", None)
+        self._index = _on_gpu(index, device) if kind == "ivf" else index  # faiss has no graph on GPUs
+        if kind == "ivf":
+            self._index.nprobe = probes
+        self.probed_rows_M = torch.empty(0)
+
+    @classmethod
+    def build(cls, bank: IndexedBank, kind: IndexKind) -> "_FaissIndex":
+        """Cluster the rows of a bank and index them."""
         faiss = _faiss()
         count, dim = bank.rows.shape
-        self.kind, self.probes = kind, bank.probes
         cells = max(1, min(round(4 * count**0.5), count // 20))
         inner = faiss.METRIC_INNER_PRODUCT
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, inner)
@@ -162,10 +197,31 @@ class _FaissIndex:
             array = block.numpy()
             members[start : start + len(block)] = torch.from_numpy(index.quantizer.assign(array, 1)[:, 0])
             (graph or index).add(array)
-        self._index, self._quantizer = graph or index, index.quantizer
-        index.nprobe = self.probes
-        self.sizes, self.centers, self.radii = _cell_geometry(bank, members, cells)
-        self.probed_rows_M = torch.empty(0)
+        return cls(graph or index, kind, bank.probes, _cell_geometry(bank, members, cells), bank.rows.device)
+
+    def save(self, folder: Path, content_hash: str) -> None:
+        """Write the index as a folder, in place of an older one."""
+        with atomic_path(folder) as partial:
+            partial.mkdir()
+            _faiss().write_index(self._cpu_index, str(partial / _INDEX))
+            about = {"bank": content_hash, "index": file_hash(partial / _INDEX)}
+            save_file(self.cells, partial / _CELLS, about)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path, bank: IndexedBank, kind: IndexKind, content_hash: str) -> "_FaissIndex":
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: it is of another bank, or was changed.
+        """
+        with safe_open(folder / _CELLS, "pt") as file:
+            about, cells = file.metadata(), {name: file.get_tensor(name) for name in ("sizes", "centers", "radii")}
+        if about["bank"] != content_hash:
+            raise ValueError("it is of other rows")
+        if about["index"] != file_hash(folder / _INDEX):
+            raise ValueError(f"{_INDEX} was changed")
+        return cls(_faiss().read_index(str(folder / _INDEX)), kind, bank.probes, cells, bank.rows.device)
 
     def search(self, queries_MD: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return candidates [M, K], the last candidate's score [M], a bound on log Σ exp over unprobed cells [M]."""
@@ -185,8 +241,32 @@ class _FaissIndex:
         return found.to(device), scores[:, -1].to(device), torch.logsumexp(bound, 1).to(device)
 
 
-def _cell_geometry(bank: IndexedBank, members: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the size, center and radius of each cell: float32 [C], [C, D], [C]."""
+def _open_index(bank: IndexedBank, kind: IndexKind, saved: Path | None, content_hash: str) -> _FaissIndex:
+    """Read the saved index, or build it and save it."""
+    if saved is not None and saved.is_dir():
+        try:
+            return _FaissIndex.load(saved, bank, kind, content_hash)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            echo(f"memory.index: {saved} cannot be used ({reason(error)}): it is built again")
+    index = _FaissIndex.build(bank, kind)
+    if saved is not None:
+        try:
+            index.save(saved, content_hash)
+        except (OSError, RuntimeError) as error:
+            echo(f"memory.index: {saved} cannot be written ({reason(error)}): the next run builds the index again")
+    return index
+
+
+def _on_gpu(index: "faiss.Index", device: torch.device) -> "faiss.Index":
+    """Return the index on the GPU of the bank, if faiss is built for GPUs (``faiss-gpu``) and finds one."""
+    faiss = _faiss()
+    if device.type != "cuda" or not faiss.get_num_gpus():
+        return index
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+
+
+def _cell_geometry(bank: IndexedBank, members: Tensor, cells: int) -> dict[str, Tensor]:
+    """Return the size, center and radius of each cell, as ``_FaissIndex`` takes them."""
     dim = bank.rows.shape[1]
     sizes = torch.bincount(members, minlength=cells).float()
     centers, radii = torch.zeros(cells, dim), torch.zeros(cells)
@@ -197,7 +277,8 @@ def _cell_geometry(bank: IndexedBank, members: Tensor, cells: int) -> tuple[Tens
         cell = members[start : start + _BLOCK]
         distance = (bank.dequantize(slice(start, start + _BLOCK)).cpu() - centers[cell]).norm(dim=1)
         radii.scatter_reduce_(0, cell, distance, "amax")
-    return sizes, centers, radii * (1 + 1e-5)  # rounding must not shrink the ball
+    # Rounding must not shrink the ball.
+    return {"sizes": sizes, "centers": centers, "radii": radii * (1 + 1e-5)}
 
 
 def search_faults(kind: str) -> list[str]:

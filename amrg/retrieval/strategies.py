@@ -52,7 +52,7 @@ def _shard_query(request: RetrievalRequest) -> ShardQuery:
     seed = None
     if request.dropout:
         drawn = torch.randint(2**62, ()) if request.seed is None else torch.as_tensor(request.seed, dtype=torch.int64)
-        seed = drawn.to(request.queries.device)
+        seed = drawn.to(request.queries.device, non_blocking=True)
     group = None if request.bank.group is None else request.query_group
     return ShardQuery(request.queries, group, seed, request.dropout, request.top_k, request.return_entropy)
 

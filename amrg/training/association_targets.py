@@ -55,7 +55,7 @@ class WantedRows:
 
     def of(self, keys: Sequence[str]) -> Wanted:
         """Return the wanted rows of the studies with these hashed keys."""
-        set_BQ = torch.tensor([self._set[key] for key in keys], device=self._rows_ND.device)
+        set_BQ = torch.tensor([self._set[key] for key in keys])
         return Wanted(self._rows_ND, self._group_N, self._sets_SN, set_BQ)
 
 

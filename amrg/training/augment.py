@@ -46,5 +46,5 @@ def augment(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
     grey_B1HW = F.grid_sample(grey_B1HW, grid, padding_mode="border", align_corners=False)
     grey_B1HW = grey_B1HW.clamp(min=1e-4) ** draw(GAMMA, 1, 1, 1).exp()
     grey_B1HW = (grey_B1HW - 0.5) * (1 + draw(CONTRAST, 1, 1, 1)) + 0.5 + draw(BRIGHTNESS, 1, 1, 1)
-    grey_B1HW = grey_B1HW + torch.randn(grey_B1HW.shape, generator=generator).to(device) * NOISE
+    grey_B1HW = grey_B1HW + torch.randn(grey_B1HW.shape, generator=generator).to(device, non_blocking=True) * NOISE
     return grey_B1HW.clamp(0, 1).expand(-1, 3, -1, -1)

@@ -7,6 +7,7 @@ A parameter of ZeRO 3 has ``ds_id``, ``ds_shape`` and ``ds_tensor`` (this rank's
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,15 +32,19 @@ def import_deepspeed() -> Any:
 
 @contextlib.contextmanager
 def _silent_linker() -> Iterator[None]:
-    """Silence the linker errors of DeepSpeed's import, which tests which of its operators can be linked."""
-    kept = os.dup(2)
+    """Silence what DeepSpeed's import prints on both streams: it tests which of its operators can be linked."""
+    sys.stdout.flush()
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+        for stream in kept:
+            os.dup2(nowhere.fileno(), stream)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        sys.stdout.flush()
+        for stream, own in kept.items():
+            os.dup2(own, stream)
+            os.close(own)
 
 
 def try_config(config: dict[str, Any], lr: float) -> None:
@@ -110,6 +115,13 @@ def flat_weights(zero: Any) -> list[Tensor]:
 def inner_optimizer(zero: Any) -> Any:
     """Return the optimizer that a ZeRO optimizer wraps, or the optimizer itself."""
     return getattr(zero, "optimizer", zero)
+
+
+def norm_to_host(zero: Any) -> None:
+    """Have ZeRO 1 and 2 copy the gradient norm to the host: they look at it again for each group of parameters."""
+    if hasattr(zero, "scaled_global_norm"):
+        on_device = zero.scaled_global_norm
+        zero.scaled_global_norm = lambda *args, **kwargs: on_device(*args, **kwargs).cpu()
 
 
 def link_moments(zero: Any) -> None:

@@ -94,6 +94,7 @@ class Engine:
         )
         # Not lazily, because DeepSpeed links the moments of all groups after the first group's first step.
         zero_state.create_moments(self._engine.optimizer, 0)
+        deepspeed_internals.norm_to_host(self._engine.optimizer)
 
     def step(
         self, batch: Batch, lr: float, with_norms: bool = False, flags: dict[str, float] | None = None

@@ -57,9 +57,8 @@ class RetrievalTargets:
 
     def vectors_for(self, keys: Sequence[str]) -> Tensor:
         """Return the vectors of studies by hashed keys, float32 [B, Q, D] on this device; 0 without sentences."""
-        return torch.stack([torch.stack([self._mean(rows) for rows in self._rows[key]]) for key in keys]).to(
-            distributed.device()
-        )
+        vectors_BQD = torch.stack([torch.stack([self._mean(rows) for rows in self._rows[key]]) for key in keys])
+        return vectors_BQD.to(distributed.device(), non_blocking=True)
 
     def _mean(self, rows: list[int]) -> Tensor:
         if not rows:

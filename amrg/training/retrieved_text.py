@@ -66,7 +66,7 @@ class RetrievedText:
         ids = [self.model.tokenizer(text, add_special_tokens=False).input_ids[:most] for text in texts]
         rows = [torch.tensor(one, dtype=torch.long) for one in ids]
         padded = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX, padding_side="left")
-        return padded.to(distributed.device())
+        return padded.to(distributed.device(), non_blocking=True)
 
 
 def open_text(model: ReportGenerator, banks: Path, calibration: Path) -> RetrievedText | None:

@@ -27,6 +27,7 @@ from amrg.data.stream import (
     load_studies,
     num_studies,
     num_views,
+    reader_processes,
     study_weights,
 )
 from amrg.errors import UserError
@@ -80,7 +81,7 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
     weight_K = weight_K.to(distributed.device())
 
     def loss(model: DiseaseClassifier, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        inputs, targets_BK = batch["films"], batch["targets"].to(distributed.device())
+        inputs, targets_BK = batch["films"], batch["targets"].to(distributed.device(), non_blocking=True)
         out = films.predict(model, inputs)
         query_loss = multilabel_loss(mean_over_views(out.logits_BK, inputs.views), targets_BK, weight_K)
         cam_loss = multilabel_loss(mean_over_views(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
@@ -275,7 +276,7 @@ class _CachedFilms(_Films):
                 yield model.encoder.stem(images).cpu()
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
-        return model.from_stem(inputs.values_M.to(distributed.device()).float())
+        return model.from_stem(inputs.values_M.to(distributed.device(), non_blocking=True).float())
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         generator = _generator(self.config.seed, epoch)
@@ -321,7 +322,7 @@ class _StreamedFilms(_Films):
             config.seed,
             distributed.rank(),
             distributed.world_size(),
-            readers=config.data.loader_workers,
+            readers=reader_processes(config.data.loader_workers),
             collate=Stage1Collator(self.image_size, config.stage1),
             with_wordless=True,
             weights=self.weights,

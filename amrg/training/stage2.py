@@ -21,7 +21,16 @@ from amrg.artifacts import add_failure, open_artifact
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.config import Config
 from amrg.data.shards import hash_key
-from amrg.data.stream import Stream, epoch_rows, group_by_length, iter_samples, load_studies, num_studies, study_weights
+from amrg.data.stream import (
+    Stream,
+    epoch_rows,
+    group_by_length,
+    iter_samples,
+    load_studies,
+    num_studies,
+    reader_processes,
+    study_weights,
+)
 from amrg.data.text.outline import add_outline
 from amrg.errors import UserError, collect_errors
 from amrg.models.bank_sentences import no_sentences
@@ -355,7 +364,7 @@ class _Streamed(_Source):
             self.seed,
             distributed.rank(),
             distributed.world_size(),
-            readers=config.data.loader_workers,
+            readers=reader_processes(config.data.loader_workers),
             collate=self._pack,
             lengths=self.lengths(config),
             weights=study_weights(data, "train", config.data.weights),
@@ -375,7 +384,8 @@ class _Streamed(_Source):
 
 def _to_device(batch: dict[str, Any]) -> dict[str, Any]:
     """Move tensors to this rank's device; films are moved when they are encoded."""
-    return {name: v.to(distributed.device()) if isinstance(v, Tensor) else v for name, v in batch.items()}
+    device = distributed.device()
+    return {name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
 def rank_batches(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

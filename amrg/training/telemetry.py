@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from amrg.config import TelemetryConfig
@@ -132,11 +133,14 @@ def time_by_region(profiler: profile) -> dict[str, float]:
     part_of: dict[int, str] = {}
     backward: list[Any] = []
     for event in profiler.events() or []:
+        if event.device_type != DeviceType.CPU:  # on a GPU each range comes a second time, as a range of the device
+            continue
         if event.name.startswith(_BACKWARD):
             backward.append(event)
             continue
         if event.name.startswith(_COLLECTIVES):
-            spent["exchange"] += _seconds(event)
+            if not any(one.name.startswith(_COLLECTIVES) for one in _around(event)):
+                spent["exchange"] += _seconds(event)
         elif event.name.startswith(REGION_PREFIX):
             name = event.name.removeprefix(REGION_PREFIX)
             spent[name] += _seconds(event)
@@ -151,13 +155,15 @@ def time_by_region(profiler: profile) -> dict[str, float]:
     return dict(spent)
 
 
+def _around(event: Any) -> Iterator[Any]:
+    """Yield the events around an event, the innermost first."""
+    while (event := event.cpu_parent) is not None:
+        yield event
+
+
 def _part_around(event: Any) -> str | None:
-    parent = event.cpu_parent
-    while parent is not None:
-        if parent.name.startswith(REGION_PREFIX):
-            return parent.name.removeprefix(REGION_PREFIX)
-        parent = parent.cpu_parent
-    return None
+    names = (one.name for one in _around(event))
+    return next((name.removeprefix(REGION_PREFIX) for name in names if name.startswith(REGION_PREFIX)), None)
 
 
 def _seconds(event: Any) -> float:

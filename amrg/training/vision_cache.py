@@ -56,7 +56,7 @@ class VisionCache:
 
     def __getitem__(self, rows: Tensor) -> VisionOutput:
         """Return the output for rows [B], float32, on this rank's device."""
-        parts = self._cache[rows].float().to(distributed.device()).split(self._sizes, dim=1)
+        parts = self._cache[rows].float().to(distributed.device(), non_blocking=True).split(self._sizes, dim=1)
         return VisionOutput(*(part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)))
 
     def _encode(self, model: ReportGenerator, data: Path, split: str, batches: list[range]) -> Iterator[Tensor]:

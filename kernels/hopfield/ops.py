@@ -28,12 +28,13 @@ BackwardArguments = tuple[Unpack[Operands], Tensor, Tensor, Tensor, Tensor, Tens
     schema=f"({_OPERANDS}, int top_k, bool return_entropy, bool save_association) -> ({', '.join(['Tensor'] * 7)})",
 )  # fmt: skip
 def hopfield_forward(*arguments: *ForwardArguments) -> Outputs:
-    """See ``blockwise.forward``."""
+    """See ``blockwise.forward``. Autocast ends here: it would round what is float32."""
     operands, (top_k, return_entropy, save_association) = Operands(*arguments[:7]), arguments[7:]
-    retrieval = back_end(operands)
-    if retrieval is not None:
-        return retrieval.forward(top_k, return_entropy)
-    return blockwise.forward(operands, top_k, return_entropy, save_association)
+    with torch.autocast(operands.queries.device.type, enabled=False):
+        retrieval = back_end(operands)
+        if retrieval is not None:
+            return retrieval.forward(top_k, return_entropy)
+        return blockwise.forward(operands, top_k, return_entropy, save_association)
 
 
 @hopfield_forward.register_fake
@@ -59,10 +60,11 @@ def _(*arguments: *ForwardArguments) -> Outputs:
 def hopfield_backward(*arguments: *BackwardArguments) -> tuple[Tensor, Tensor]:
     """See ``blockwise.backward``."""
     operands, (do, lse, delta, dmass, association, needs_memory_grad) = Operands(*arguments[:7]), arguments[7:]
-    retrieval = back_end(operands)
-    if retrieval is not None:
-        return retrieval.backward(do, lse, delta, dmass, needs_memory_grad)
-    return blockwise.backward(operands, do, lse, delta, dmass, association, needs_memory_grad)
+    with torch.autocast(operands.queries.device.type, enabled=False):
+        retrieval = back_end(operands)
+        if retrieval is not None:
+            return retrieval.backward(do, lse, delta, dmass, needs_memory_grad)
+        return blockwise.backward(operands, do, lse, delta, dmass, association, needs_memory_grad)
 
 
 @hopfield_backward.register_fake
@@ -148,7 +150,7 @@ def hopfield_retrieve(
         seed = None
     elif not isinstance(seed, Tensor):
         drawn = torch.randint(2**62, ()) if seed is None else torch.tensor(seed, dtype=torch.int64)
-        seed = drawn.to(queries.device)
+        seed = drawn.to(queries.device, non_blocking=True)
     operands = Operands(queries, memory, memory_scale, query_group, memory_group, seed, float(dropout))
     _check(operands, top_k)
     wants_grad = torch.is_grad_enabled() and (queries.requires_grad or memory.requires_grad)

@@ -1,12 +1,15 @@
 """Decisions about losses, and the launcher's mistakes; real groups of workers are in ``test_fault_injection.py``."""
 
+import logging
+
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import WorkerGroupError
 
-from amrg.cluster.workers import _diagnose, divides_batch, scaling
+from amrg.cluster.workers import _diagnose, _log_with_rank_and_step, divides_batch, scaling
 from amrg.data.stream import MAX_LANES, num_lanes
 from amrg.errors import UserError
+from amrg.kernels.hopfield import backends
 
 TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1\n'
 
@@ -23,6 +26,18 @@ def test_a_smaller_group_must_share_the_lanes() -> None:
 def test_workers_with_a_gpu_are_described_as_ray_wants(each: dict[str, float], uses: bool) -> None:
     found = scaling(2, each)  # Ray raises where a GPU is reserved and not used
     assert (found.num_workers, found.use_gpu, found.resources_per_worker) == (2, uses, each)
+
+
+def test_a_worker_says_which_back_end_retrieves(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    ours = logging.getLogger("amrg")
+    monkeypatch.setattr(ours, "handlers", [])
+    monkeypatch.setattr(ours, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("amrg.kernels"), "level", logging.NOTSET)
+    _log_with_rank_and_step(3)
+    backends._log_once.cache_clear()
+    backends._log_once("two_products", "sm_90")
+    backends._log_once("two_products", "sm_90")
+    assert capsys.readouterr().err == "INFO rank 3 step 0: retrieval: two products (sm_90)\n"
 
 
 def test_a_users_mistake_in_a_worker_ends_the_run_in_its_own_words() -> None:

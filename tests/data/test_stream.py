@@ -1,17 +1,19 @@
 import io
 import json
+import os
 import tarfile
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from amrg.config import DataConfig
 from amrg.data import image_ops, stream
 from amrg.data.shard_cache import ShardFiles
 from amrg.data.shards import INDEX, prepare, read_index
-from amrg.data.stream import Stream, iter_samples, load_studies, num_studies
+from amrg.data.stream import MAX_READERS, Stream, iter_samples, load_studies, num_studies, reader_processes
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
 
@@ -338,3 +340,19 @@ def test_letterbox_keeps_the_whole_film_and_its_proportions():
 def test_shrink_sets_the_short_side_and_never_enlarges(shape, stored):
     assert image_ops.downscale(np.zeros(shape, np.uint8), 10).shape == stored
     assert image_ops.downscale(np.zeros(shape, np.bool_), 10).shape == stored
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "ranks", "expected"),
+    [(0, 32, None, 0), (4, 32, "4", 7), (2, 2, "2", 1), (1, 96, None, MAX_READERS), (1, 12, "1", 11)],
+)
+def test_how_many_processes_read_beside_a_gpu(monkeypatch, gpus, cores, ranks, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.delenv("LOCAL_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert reader_processes("auto") == expected
+    assert reader_processes(3) == 3

@@ -1,6 +1,7 @@
 """Approximate retrieval against the exact operator: candidates, bound, gradients."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from amrg.banks.bank import normalise_rows
 from amrg.kernels import hopfield_retrieve, quantize_rows
+from amrg.retrieval import indexed_bank
 from amrg.retrieval.indexed_bank import IndexedBank
 from tests.tolerances import relative_error
 
@@ -119,3 +121,57 @@ def test_small_banks_are_read_whole() -> None:
     assert memory.retrieve(queries).retrieved_MD.equal(hopfield_retrieve(queries, rows).retrieved_MD)
     assert not memory.missed_mass_bound.any()
     assert math.isfinite(float(memory.retrieve(queries).lse_M.sum()))
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_a_saved_index_is_read_and_one_of_other_rows_or_a_damaged_one_is_built_again(
+    kind: indexed_bank.IndexKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, queries = clustered()
+    folder, built = tmp_path / "index", []
+    build = indexed_bank._FaissIndex.build
+    monkeypatch.setattr(indexed_bank._FaissIndex, "build", lambda bank, kind: built.append(kind) or build(bank, kind))
+
+    def lse_of(content_hash: str) -> Tensor:
+        memory = IndexedBank(
+            rows, kind=kind, candidates=50, probes=2, exact_below=0, saved=folder, content_hash=content_hash
+        )
+        lse = memory.retrieve(queries).lse_M
+        return torch.stack([lse, memory.missed_mass_bound])
+
+    first = lse_of("a")
+    assert lse_of("a").equal(first)
+    assert built == [kind]
+    lse_of("b")
+    index = folder / "index.faiss"
+    content = bytearray(index.read_bytes())
+    content[-7] ^= 1
+    index.write_bytes(content)
+    lse_of("b")
+    (folder / "cells.safetensors").write_bytes(b"")
+    assert lse_of("b").equal(first)
+    assert built == [kind] * 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("cannot be used") == 3
+    assert "it is of other rows" in said
+    assert "index.faiss was changed" in said
+    assert lse_of("b").equal(first)
+    assert len(built) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_an_index_goes_to_the_gpu_of_its_bank_where_faiss_has_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faiss:
+        gpus = 0
+        StandardGpuResources = staticmethod(lambda: "resources")
+        index_cpu_to_gpu = staticmethod(lambda *given: given)
+
+        @classmethod
+        def get_num_gpus(cls) -> int:
+            return cls.gpus
+
+    monkeypatch.setattr(indexed_bank, "_faiss", lambda: Faiss)
+    assert indexed_bank._on_gpu("index", torch.device("cuda", 1)) == "index"
+    Faiss.gpus = 2
+    assert indexed_bank._on_gpu("index", torch.device("cpu")) == "index"
+    assert indexed_bank._on_gpu("index", torch.device("cuda", 1)) == ("resources", 1, "index")

@@ -8,13 +8,14 @@ import types
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 
 from amrg.config import TelemetryConfig
 from amrg.errors import UserError
-from amrg.models.profiling import profile_region
+from amrg.models.profiling import REGION_PREFIX, profile_region
 from amrg.training.engine import Engine
 from amrg.training.stage2 import train_stage2
-from amrg.training.telemetry import Telemetry, profile_step, telemetry_faults
+from amrg.training.telemetry import Telemetry, profile_step, telemetry_faults, time_by_region
 from tests.training.toy_training_worker import build, data, loss, optimisation
 
 
@@ -59,6 +60,22 @@ def test_time_is_told_by_part_forward_and_backward():
     with profile_step(False) as nothing:
         model(x)
     assert nothing.values == {}
+
+
+def test_what_a_gpu_tells_twice_is_counted_once(monkeypatch):
+    """Events as torch gives them there: regions also as ranges of the device, and collectives inside each other."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def event(name, milliseconds, parent=None, device=DeviceType.CPU):
+        return types.SimpleNamespace(
+            name=name, device_time_total=1e3 * milliseconds, cpu_parent=parent, device_type=device, sequence_nr=-1
+        )
+
+    part = event(f"{REGION_PREFIX}memory", 100)
+    outer = event("record_param_comms", 5)
+    events = [part, event(part.name, 100, device=DeviceType.CUDA), outer, event("nccl:all_reduce", 5, outer)]
+    found = time_by_region(types.SimpleNamespace(events=lambda: events))
+    assert found == pytest.approx({"memory": 0.1, "exchange": 0.005})
 
 
 def test_gradient_norms_are_those_of_autograd():
