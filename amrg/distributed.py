@@ -2,8 +2,13 @@
 
 import atexit
 import os
+import socket
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +35,75 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of ranks; 1 without a launcher."""
     return distributed.get_world_size() if distributed.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True)
+class TensorGroups:
+    """Groups of ranks that train one model together (``tensor_groups``).
+
+    Attributes:
+        size: ranks that each hold a part of a language model and train on the same samples.
+        tensor: these ranks, of which this is one; None: each rank holds the whole model.
+        data: the ranks that hold the same part as this one, each with other samples.
+    """
+
+    size: int = 1
+    tensor: Any = None
+    data: Any = None
+
+    @property
+    def part(self) -> int:
+        """Number of the part that this rank holds."""
+        return rank() % self.size
+
+
+_GROUPS = [TensorGroups()]
+
+
+def groups() -> TensorGroups:
+    """Return the groups of the step that runs."""
+    return _GROUPS[-1]
+
+
+def data_rank() -> int:
+    """Return the number of this rank among those that train on different samples."""
+    return rank() // groups().size
+
+
+def data_ranks() -> int:
+    """Return the number of ranks that train on different samples: of one, or of one of each tensor group."""
+    return world_size() // groups().size
+
+
+@contextmanager
+def tensor_groups(size: int) -> Iterator[None]:
+    """Within the block each ``size`` successive ranks hold one language model. All ranks must enter it together."""
+    if size == 1:
+        yield
+        return
+    ranks = list(range(world_size()))
+    tensor, _ = distributed.new_subgroups_by_enumeration([ranks[i : i + size] for i in range(0, len(ranks), size)])
+    data, _ = distributed.new_subgroups_by_enumeration([ranks[i::size] for i in range(size)])
+    _GROUPS.append(TensorGroups(size, tensor, data))
+    try:
+        yield
+    finally:
+        _GROUPS.pop()
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Within the block the ranks of a machine come one after the other. Every rank must enter it."""
+    local, error = int(os.environ.get("LOCAL_RANK", "0")), None
+    for turn in range(max(all_gather_list([local])) + 1):
+        if turn == local:
+            try:
+                yield
+            except UserError as fault:
+                error = fault  # not before the others have had their turn: they would wait for this rank
+        barrier()
+    if error is not None:
+        raise error
 
 
 def barrier() -> None:
@@ -81,11 +155,7 @@ def _rendezvous(me: int, ranks: int) -> distributed.Store:
         own = listen(address, port) if listens else None
         if not listens:
             deadline.wait(lambda: answers(address, port), "nobody listens there")
-        tcp = distributed.TCPStore(
-            address, port, is_master=listens, wait_for_workers=False, timeout=timedelta(seconds=deadline.left),
-            master_listen_fd=None if own is None else own.detach(),
-        )  # fmt: skip
-        store = distributed.PrefixStore(f"amrg/{attempt}", tcp)
+        store = distributed.PrefixStore(f"amrg/{attempt}", _open_store(address, port, own, deadline))
         store.add("ranks", 1)
         deadline.wait(lambda: store.add("ranks", 0) >= ranks, "the other ranks did not come")
         store.set_timeout(_COLLECTIVE_TIMEOUT)
@@ -96,6 +166,29 @@ def _rendezvous(me: int, ranks: int) -> distributed.Store:
             "choose another port (--master_port) if another run has it"
         ) from None
     return store
+
+
+def _open_store(address: str, port: int, own: socket.socket | None, deadline: Deadline) -> distributed.TCPStore:
+    """Open the store at an address: on a socket of this process's own, or as a client."""
+    opened: list[distributed.TCPStore | Exception] = []
+
+    def open_it() -> None:
+        try:
+            opened.append(
+                distributed.TCPStore(
+                    address, port, is_master=own is not None, wait_for_workers=False,
+                    timeout=timedelta(seconds=deadline.left), master_listen_fd=None if own is None else own.detach(),
+                )
+            )  # fmt: skip
+        except Exception as error:  # raised below, where it is waited for
+            opened.append(error)
+
+    # In a thread, because torch's client has no limit of time where somebody accepts connections and never answers.
+    threading.Thread(target=open_it, daemon=True).start()
+    deadline.wait(lambda: bool(opened), "who listens there does not answer")
+    if isinstance(opened[0], Exception):
+        raise opened[0]
+    return opened[0]
 
 
 def _leave() -> None:

@@ -168,8 +168,18 @@ def _stage2(run: Run) -> list[str]:
     decoder = decoder_faults(config.decoder) or _positions(
         run, {"stage2.max_report_tokens": config.stage2.max_report_tokens}
     )
-    faults = decoder + encoder + stage2_faults(config, run.ranks)
+    faults = decoder + encoder + (stage2_faults(config, run.ranks) or _split(run))
     return faults + _training(run, "stage2", config.stage2)
+
+
+def _split(run: Run) -> list[str]:
+    """Whether ranks can share the decoder where the DeepSpeed JSON says that they do."""
+    from amrg.planning.meta_models import stage2_skeleton
+    from amrg.training.deepspeed_json import tensor_size
+
+    if tensor_size(run.config.stage2.ds_config) == 1:
+        return []
+    return collect_errors(lambda: stage2_skeleton(run.config))
 
 
 def _generate(run: Run) -> list[str]:
@@ -333,24 +343,24 @@ def _trained(
     """Weights and checkpoints of a stage, as ``amrg plan`` counts them."""
     from amrg.planning.zero_memory import CHECKPOINT, ZeroSettings, count_parameters, zero_memory
     from amrg.training.deepspeed_config import OptimizerSettings, resolve
-    from amrg.training.deepspeed_json import load_ds_config
+    from amrg.training.deepspeed_json import load_ds_config, tensor_size
 
     weights = count_parameters(model, base)
     settings = resolve(load_ds_config(config.ds_config), OptimizerSettings.of(section, config), run.ranks, 1)
     zero = ZeroSettings.read(settings)
-    parts = zero_memory(weights, zero, run.ranks)
+    parts = zero_memory(weights, zero, run.ranks // tensor_size(config.ds_config))
     del parts["buffers"]  # they may stay empty
     step = sum(part.device for part in parts.values())
     saving = parts["weights"].device + parts["optimiser"].device
-    copies = CHECKPOINT * weights.trainable
+    copies = CHECKPOINT * weights.saved
     host = (
         0.0 if "nvme" in (zero.offload_weights, zero.offload_optimizer) else sum(part.host for part in parts.values())
     )
     on_host = (host, host) if machine.gpu is not None else (host + step, host + saving)
     return Need(
-        kept=_WEIGHT * weights.trainable,
+        kept=_WEIGHT * weights.saved,
         # Those that stay, the one that is being written, and the best epoch's weights.
-        passing=(run.config.checkpoint.keep_last + 1) * copies + _WEIGHT * weights.trainable,
+        passing=(run.config.checkpoint.keep_last + 1) * copies + _WEIGHT * weights.saved,
         memory=max(machine.ranks * on_host[0], machine.ranks * on_host[1] + copies),
         gpu=step,
     )

@@ -25,6 +25,7 @@ from amrg.launcher import answers
 from amrg.mining.build_banks import build_banks
 from amrg.pipeline import STEPS, StepFunction, check, recipe, refuse_failures, root, run_step
 from amrg.progress import echo
+from amrg.training.deepspeed_json import tensor_size
 
 #: Steps that run on workers, and the batch they share.
 _WORKER_STEPS: dict[str, Callable[[Config], int]] = {
@@ -46,6 +47,11 @@ def run(config: Config, strict: bool = False) -> Artifact:
         UserError: a step's own mistakes, or machines that were lost and could not be replaced.
     """
     config = dataclasses.replace(config, runs=str(Path(config.runs).absolute()))
+    if tensor_size(config.stage2.ds_config) > 1:
+        raise UserError(
+            f"{config.stage2.ds_config}: workers of a Ray cluster do not share a language model: take zero3.json, or "
+            "start launchers/stage2.py with torchrun"
+        )
     check(tuple(STEPS), config, config.cluster.workers)
     with ray_session(config):
         readers = start_readers(config.cluster)

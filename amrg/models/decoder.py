@@ -24,6 +24,7 @@ from transformers import (
     masking_utils,
 )
 
+from amrg import distributed
 from amrg.config import DecoderConfig
 from amrg.errors import UserError, collect_errors
 from amrg.model_files import quiet, reason, weights_files
@@ -36,6 +37,7 @@ from amrg.models.decoder_files import (
     on_disk,
     resolve_model,
 )
+from amrg.models.tensor_parallel import split
 from amrg.models.tokenizer import train_tokenizer
 from amrg.models.zero3 import Zero3Config, weights_hash, zero3_loading
 from amrg.precision import autocast
@@ -73,6 +75,40 @@ def build_decoder(
         model, tokenizer = load_pretrained(config.model, dtype, zero, use, config.tuning)
         torch.manual_seed(seed)  # a part of a model draws other numbers than the whole
         return _apply_tuning(model, config), tokenizer
+
+
+def build_split_decoder(
+    config: DecoderConfig, reports: Sequence[str], seed: int
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Build a decoder of which this rank keeps its part (``distributed.groups``), on its device.
+
+    Ranks of a machine build one after the other, as its memory need not hold more than one whole model.
+
+    Args:
+        config, reports, seed: as for ``build_decoder``.
+
+    Raises:
+        UserError: as ``build_decoder``; or the architecture cannot be split, or computes something else then.
+    """
+    with distributed.in_turn():
+        model, tokenizer = build_decoder(config, reports, seed)
+        expected = _some_logits(model, tokenizer)
+        split(model, distributed.groups())
+    if not _alike(_some_logits(model.to(distributed.device()), tokenizer), expected):
+        raise UserError(
+            f"decoder.model: {_name(model)} computes something else when it is split over ranks: take zero3.json"
+        )
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _some_logits(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Logits of three tokens, on the CPU."""
+    training = model.training
+    ids = torch.tensor([[0, tokenizer.eos_token_id, 1]], device=model.device)
+    logits = model.eval()(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).logits
+    model.train(training)
+    return logits.float().cpu()
 
 
 def build_meta_decoder(config: DecoderConfig, architecture: Any, tokenizer: Any) -> Any:

@@ -1,6 +1,6 @@
 """Weights that ZeRO 3 partitions over the ranks: loading, temporary gathering, and hashing one tensor at a time.
 
-Without ZeRO 3 none of the functions partitions or gathers anything.
+Without ZeRO 3 none of the functions partitions anything. Those that tensor parallelism has split are gathered, too.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+from amrg.models.tensor_parallel import cut, join, part_of
 
 #: The ``zero_optimization`` section of a DeepSpeed JSON of stage 3; None: weights are not partitioned.
 Zero3Config = dict[str, Any] | None
@@ -45,15 +47,33 @@ def gathered(parameters: Iterable[Tensor], modifier: bool = False) -> Iterator[N
 
     Args:
         parameters: parameters; those that are not partitioned stay unchanged.
-        modifier: the block changes them; the values of the first rank are then copied to all ranks.
+        modifier: the block changes them; the values of the first rank are then copied to all ranks (of split ones each
+            rank keeps its part of its own values).
     """
+    parameters = list(parameters)
+    split = {id(one): one for one in parameters if part_of(one) is not None}
     partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not partitioned:
+    with _joined(split.values()):
+        if not partitioned:
+            yield
+            return
+        deepspeed: Any = sys.modules["deepspeed"]  # already imported, as it partitioned them
+        with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if modifier else None):
+            yield
+
+
+@contextlib.contextmanager
+def _joined(parameters: Iterable[Any]) -> Iterator[None]:
+    """Within the block, parameters that lie in parts on the ranks are complete on each, in its host's memory."""
+    parts = [(parameter, parameter.data) for parameter in parameters]
+    for parameter, part in parts:
+        parameter.data = join(parameter, part).cpu()
+    try:
         yield
-        return
-    deepspeed: Any = sys.modules["deepspeed"]  # already imported, as it partitioned them
-    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if modifier else None):
-        yield
+    finally:
+        for parameter, part in parts:
+            part.copy_(cut(parameter, parameter.data))
+            parameter.data = part  # the same memory as before, of which DeepSpeed's buffers consist
 
 
 def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:

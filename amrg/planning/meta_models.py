@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from amrg.banks.bank import DTYPES
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
+from amrg.distributed import TensorGroups
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_meta_decoder
 from amrg.models.decoder_files import SMALL_LLAMA
 from amrg.models.memory_layer import LocalBank
 from amrg.models.report_generator import ReportGenerator
+from amrg.models.tensor_parallel import split
 from amrg.models.vision_output import VisionOutput
 from amrg.planning.architectures import encoder_width, language_model
 from amrg.retrieval.communication_cost import BankShape
+from amrg.training.deepspeed_json import tensor_size
 from amrg.training.multilabel import multilabel_loss
 from amrg.training.stage2 import freeze_for_stage2
 
@@ -95,7 +98,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
         tokenizer: the decoder's; None assumes one token per four characters of the prompt.
 
     Raises:
-        UserError: the decoder's or the text encoder's sizes are not known.
+        UserError: the decoder's or the text encoder's sizes are not known, or ranks cannot share the decoder.
     """
     architecture, assumed = None, []
     if config.decoder.model != SMALL_LLAMA:
@@ -107,6 +110,8 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
     rows = bank_rows(config)
     with torch.device("meta"):
         decoder = build_meta_decoder(config.decoder, architecture, tokenizer)
+        if (size := tensor_size(config.stage2.ds_config)) > 1:
+            split(decoder, TensorGroups(size))
         if config.decoder.base_dtype != "float32":  # quantised weights compute in bfloat16
             for parameter in decoder.parameters():
                 if not parameter.requires_grad:

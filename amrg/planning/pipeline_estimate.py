@@ -115,6 +115,8 @@ def generation_step(config: Config, studies: int, given: Assumptions, tokenizer:
     values: a token is appended by copying (read, write), then they are read; beams are put in order by copying, too.
     """
     settings, dtype = config.generate, config.stage2.dtype
+    # Ranks that share a model in training hold it whole when it writes.
+    config = replace(config, stage2=replace(config.stage2, ds_config="zero0.json"))
     skeleton = skeleton_of(config, "stage2", split_size(config, given), tokenizer)
     read = _decoder_bytes(skeleton.model, config.decoder.base_dtype)
     tracer = Tracer(skeleton, dtype)

@@ -183,6 +183,8 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
             deepspeed_json.load_ds_config(settings.ds_config), _OPTIMISATION[section](config), given.gpus, steps
         )
     )
+    shared = deepspeed_json.tensor_size(settings.ds_config)
+    ranks = given.gpus // shared
     base: Base = config.decoder.base_dtype if section == "stage2" else "float32"
     check(zero, base)
     checkpointing = section == "stage2" and config.stage2.activation_checkpointing
@@ -196,16 +198,16 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
     def parts(micro: int) -> dict[str, MemoryUse]:
         trace, banks = two.extrapolate(three, micro * films), banks_of(config, skeleton, given, micro)
         return {
-            **zero_memory(weights, zero, given.gpus),
+            **zero_memory(weights, zero, ranks),
             "activations": MemoryUse(trace.saved + banks.remote_query_bytes),
             "working memory": MemoryUse(trace.workspace_bytes),
             "banks": MemoryUse(banks.held),
-            "copies for checkpoints": MemoryUse(0, CHECKPOINT * weights.trainable),
+            "copies for checkpoints": MemoryUse(0, CHECKPOINT * weights.saved),
             "reserve": MemoryUse(given.reserve * given.memory),
         }
 
     trace, banks = two.extrapolate(three, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
-    traffic = step_bytes(weights, zero, given.gpus, trace.saved, (banks.near, banks.far), checkpointing)
+    traffic = step_bytes(weights, zero, ranks, trace.saved, (banks.near, banks.far), checkpointing)
     time = step_time(
         trace.flops * zero.accumulation,
         traffic,
@@ -238,7 +240,7 @@ def banks_of(config: Config, skeleton: MetaModel, given: Assumptions, micro: int
         config.memory.index,
         given.gpus,
         micro * per_study,
-        config.stage2.batch_size // given.gpus * per_study,
+        config.stage2.batch_size // (given.gpus // deepspeed_json.tensor_size(config.stage2.ds_config)) * per_study,
         given.device.ranks_per_node,
     )
 
@@ -263,7 +265,8 @@ def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, i
     settings = config.generate
     sequences = -(-settings.batch_size // given.gpus) * settings.num_beams
     positions = prompt_length(config, tracer.model) + settings.max_new_tokens - 1  # the last token is never read
-    return tracer.cache_bytes() * sequences * positions, sequences
+    whole = tracer.cache_bytes() * deepspeed_json.tensor_size(config.stage2.ds_config)  # shared in training alone
+    return whole * sequences * positions, sequences
 
 
 def prompt_length(config: Config, model: Any) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from amrg.errors import UserError
+from amrg.models.tensor_parallel import part_of
 from amrg.planning.meta_models import Base
 
 #: DeepSpeed's defaults.
@@ -82,12 +83,14 @@ class ParameterCounts:
             optimiser groups them).
         frozen_bytes: of all frozen parameters, as they are kept outside DeepSpeed's bf16.
         buffer_bytes: of persistent and other buffers but the banks.
+        saved: trained numbers of all ranks that share the model, as checkpoints hold them.
     """
 
     trained: tuple[tuple[int, ...], ...]
     frozen: tuple[int, ...]
     frozen_bytes: float
     buffer_bytes: int
+    saved: int
 
     @property
     def trainable(self) -> int:
@@ -113,7 +116,11 @@ def count_parameters(model: nn.Module, base: Base) -> ParameterCounts:
     buffers = sum(b.nbytes for name, b in model.named_buffers() if not name.rpartition(".")[2].startswith("memory"))
     groups = ([p.numel() for p in trained if p.ndim >= 2], [p.numel() for p in trained if p.ndim < 2])
     return ParameterCounts(
-        tuple(tuple(group) for group in groups if group), tuple(p.numel() for _, p in frozen), frozen_bytes, buffers
+        tuple(tuple(group) for group in groups if group),
+        tuple(p.numel() for _, p in frozen),
+        frozen_bytes,
+        buffers,
+        sum(p.numel() * (1 if (part := part_of(p)) is None else part.groups.size) for p in trained),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from amrg.config import CONFIGS, Stage1Config, Stage2Config, find_config
 from amrg.errors import UserError, collect_errors
-from amrg.training.deepspeed_json import AUTO, load_ds_config
+from amrg.training.deepspeed_json import AUTO, AUTOTP_SIZE, TENSOR_PARALLEL, load_ds_config
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ _ENGINE = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "activation_checkpointing",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "compile", "steps_per_print", "dump_state",
     "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor",
+    TENSOR_PARALLEL,
 }  # fmt: skip
 #: Keys of the shipped JSONs other than ``zero_optimization``.
 _PLAIN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
@@ -194,10 +195,14 @@ def resolve(content: dict[str, Any], settings: OptimizerSettings, world_size: in
             f"the scheduler from the JSON, or say --{setting} None"
         )
     _precision(config, settings)
+    # Our own, because DeepSpeed would replace layers with LoRA by layers without, and not say so.
+    size = max(1, config.pop(TENSOR_PARALLEL, {}).get(AUTOTP_SIZE, 1))
+    if size > 1:
+        _refuse_tensor_parallel(config, settings, size, world_size)
     if is_half(config) and config.setdefault("zero_optimization", {}).get("stage", 0) == 0:
         # The same arithmetic on one rank or many; DeepSpeed's own for stage 0 keeps weights that nothing can save.
         config["zero_optimization"]["stage"] = 1
-    _batch(config, settings, world_size)
+    _batch(config, settings, world_size // size)
     config.setdefault("gradient_clipping", settings.max_grad_norm)
     # "auto" in this section selects DeepSpeed's default, which an absent key selects, too.
     zero = config.get("zero_optimization", {})
@@ -206,6 +211,23 @@ def resolve(content: dict[str, Any], settings: OptimizerSettings, world_size: in
     for key in _unresolved_autos(config):
         raise UserError(f'{settings.ds_config}: nothing is known to fill in `{key}: "auto"`; give a value or remove it')
     return config
+
+
+def _refuse_tensor_parallel(config: dict[str, Any], settings: OptimizerSettings, size: int, ranks: int) -> None:
+    """Raise UserError for what does not go with tensor parallelism."""
+    where = f"{settings.ds_config}: `{TENSOR_PARALLEL}.{AUTOTP_SIZE}: {size}`"
+    zero = config.get("zero_optimization", {})
+    if settings.section != "stage2":
+        raise UserError(f"{where} splits a language model, and {settings.section} has none: take another JSON for it")
+    if ranks % size:
+        raise UserError(f"{where} does not divide {ranks} ranks: start a multiple of {size}")
+    if zero.get("stage") == 3:
+        raise UserError(f"{where} does not go with ZeRO 3, which splits the model itself: take stage 0, 1 or 2")
+    for key in ("offload_optimizer", "offload_param"):
+        if zero.get(key, {}).get("device", "none") != "none":
+            raise UserError(f"{where} does not go with zero_optimization.{key}: remove one of them")
+    if is_half(config):
+        raise UserError(f"{where} does not go with DeepSpeed's bf16 and fp16 modes: take dtype bfloat16 without them")
 
 
 def _shared(settings: OptimizerSettings, total_steps: int) -> dict[str, tuple[str, Any]]:

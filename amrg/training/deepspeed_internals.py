@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amrg.distributed import rank, world_size
+from amrg.distributed import TensorGroups, data_rank, data_ranks, rank, world_size
 
 
 def import_deepspeed() -> Any:
@@ -28,6 +28,45 @@ def import_deepspeed() -> Any:
     deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+class ModelParallelUnit:
+    """Tells DeepSpeed, in the words of Megatron-LM, which ranks share a model and which see other samples."""
+
+    def __init__(self, groups: TensorGroups) -> None:
+        self._groups = groups
+
+    def get_model_parallel_rank(self) -> int:
+        """Return the number of this rank's part."""
+        return self._groups.part
+
+    def get_model_parallel_world_size(self) -> int:
+        """Return the number of parts."""
+        return self._groups.size
+
+    def get_model_parallel_group(self) -> Any:
+        """Return the ranks that share a model."""
+        return self._groups.tensor
+
+    def get_data_parallel_rank(self) -> int:
+        """Return the number of this rank among those that see other samples."""
+        return data_rank()
+
+    def get_data_parallel_world_size(self) -> int:
+        """Return the number of ranks that see different samples."""
+        return data_ranks()
+
+    def get_data_parallel_group(self) -> Any:
+        """Return the ranks that hold the same part."""
+        return self._groups.data
+
+
+def forget_model_parallel_unit() -> None:
+    """Undo what DeepSpeed remembers of a ``ModelParallelUnit`` for all later engines of the process."""
+    import_deepspeed()
+    from deepspeed.utils import groups
+
+    groups.mpu = None
 
 
 @contextlib.contextmanager
@@ -122,6 +161,29 @@ def norm_to_host(zero: Any) -> None:
     if hasattr(zero, "scaled_global_norm"):
         on_device = zero.scaled_global_norm
         zero.scaled_global_norm = lambda *args, **kwargs: on_device(*args, **kwargs).cpu()
+
+
+#: State of DeepSpeed's loss scalers, which are one number or change in the course of a training.
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def loss_scale_state(engine: Any) -> dict[str, float] | None:
+    """Return the state of fp16's loss scale, with the number of steps that it has skipped; None without fp16."""
+    if not engine.fp16_enabled():
+        return None
+    scaler = engine.optimizer.loss_scaler
+    state = {name: getattr(scaler, name) for name in _SCALER if hasattr(scaler, name)}
+    return {**state, _SKIPPED: engine.skipped_steps}
+
+
+def restore_loss_scale(engine: Any, state: dict[str, float]) -> None:
+    """Restore the result of ``loss_scale_state``."""
+    for name in state.keys() - {_SKIPPED}:
+        setattr(engine.optimizer.loss_scaler, name, state[name])
+    engine.skipped_steps = state[_SKIPPED]
+
+
+_SKIPPED = "skipped_steps"
 
 
 def link_moments(zero: Any) -> None:

@@ -9,6 +9,8 @@ from amrg.config import find_config
 from amrg.errors import UserError
 
 AUTO = "auto"
+#: DeepSpeed's name of the section on tensor parallelism, and of the number of ranks that share a model.
+TENSOR_PARALLEL, AUTOTP_SIZE = "tensor_parallel", "autotp_size"
 
 #: Optimizers whose moments checkpoints know, by lower-case name, as DeepSpeed spells them.
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
@@ -23,8 +25,8 @@ _FLAGS = (
 _MODES = ("bf16", "bfloat16", "fp16", "amp")
 _SECTIONS = (
     *_MODES, "optimizer", "scheduler", "zero_optimization", "activation_checkpointing", "aio", "comms_logger",
-    "compile", "csv_monitor", "data_efficiency", "data_types", "flops_profiler", "tensorboard", "torch_autocast",
-    "wandb",
+    "compile", "csv_monitor", "data_efficiency", "data_types", "flops_profiler", "tensor_parallel", "tensorboard",
+    "torch_autocast", "wandb",
 )  # fmt: skip
 
 
@@ -60,9 +62,15 @@ def load_ds_config(name: str) -> dict[str, Any]:
         if enabled != AUTO and not isinstance(enabled, bool):
             raise _wrong(path, f"{key}.enabled", enabled, 'true, false or "auto"')
     _check_zero(path, content)
+    _check_tensor_parallel(path, content)
     _check_optimizer(path, content)
     _check_scheduler(path, content)
     return content
+
+
+def tensor_size(name: str) -> int:
+    """Return the number of ranks that share a language model, as a DeepSpeed JSON says (``tensor_parallel``)."""
+    return max(1, load_ds_config(name).get(TENSOR_PARALLEL, {}).get(AUTOTP_SIZE, 1))
 
 
 _SECTION_HINTS = {
@@ -117,6 +125,18 @@ def _check_zero(path: Path, content: dict[str, Any]) -> None:
     for key in ("offload_optimizer", "offload_param"):
         if not isinstance(zero.get(key, {}), dict):
             raise _wrong(path, f"zero_optimization.{key}", zero[key], 'an object such as {"device": "cpu"}')
+
+
+def _check_tensor_parallel(path: Path, content: dict[str, Any]) -> None:
+    section = content.get(TENSOR_PARALLEL, {})
+    size = section.get(AUTOTP_SIZE, 0)
+    if size != 0 and not _is_count(size):
+        raise _wrong(path, f"{TENSOR_PARALLEL}.{AUTOTP_SIZE}", size, "the number of ranks that share a model")
+    if others := sorted(section.keys() - {AUTOTP_SIZE}):
+        raise UserError(
+            f"{path}: `{TENSOR_PARALLEL}.{others[0]}` is not supported: transformers' own plan says how a model is "
+            f"split; give {AUTOTP_SIZE} alone"
+        )
 
 
 def _check_optimizer(path: Path, content: dict[str, Any]) -> None:

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amrg.distributed import all_reduce_mean, device, init_process_group, world_size
+from amrg.distributed import all_reduce_mean, device, groups, init_process_group, tensor_groups, world_size
 from amrg.errors import UserError
 from amrg.models.profiling import OPTIMISER, profile_region
+from amrg.models.tensor_parallel import join
 from amrg.models.zero3 import Zero3Config
 from amrg.precision import autocast, matmul_precision
 from amrg.training import deepspeed_internals, zero_state
 from amrg.training.deepspeed_config import OptimizerSettings, is_half, require_zero3, resolve
 from amrg.training.deepspeed_internals import has_partitioned_moments, import_deepspeed, uses_torch_adam
-from amrg.training.deepspeed_json import AUTO, load_ds_config
+from amrg.training.deepspeed_json import AUTO, load_ds_config, tensor_size
 from amrg.training.zero_state import trainable
 
 #: Any input of ``loss``; its tensors have the samples on their first axis.
@@ -58,6 +59,24 @@ def restore_functional_linear() -> Iterator[None]:
         nn.functional.linear = before
 
 
+@contextlib.contextmanager
+def tensor_parallel(ds_config: str) -> Iterator[None]:
+    """Within the block ranks share a language model as a DeepSpeed JSON says. Every rank must enter it.
+
+    Raises:
+        UserError: the JSON is missing or malformed, or the ranks cannot be grouped so.
+    """
+    size = tensor_size(ds_config)
+    if world_size() % size:
+        raise UserError(f"{ds_config}: `tensor_parallel.autotp_size: {size}` does not divide {world_size()} ranks")
+    try:
+        with tensor_groups(size):
+            yield
+    finally:
+        if size > 1:
+            deepspeed_internals.forget_model_parallel_unit()
+
+
 class Engine:
     """A model under ``deepspeed.initialize``.
 
@@ -76,10 +95,10 @@ class Engine:
         refuse_half_without_gpu(settings)
         config = resolve(load_ds_config(settings.ds_config), settings, world_size(), total_steps)
         self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], settings.dtype
-        groups = _parameter_groups(model, settings)
+        parameters = _parameter_groups(model, settings)
         client = None
         if "optimizer" not in config:
-            client = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+            client = torch.optim.AdamW(parameters, lr=settings.lr, fused=True)
             config["zero_force_ds_cpu_optimizer"] = False  # offloaded, torch's fused AdamW steps on the CPU as well
         elif config["optimizer"]["type"] == "SGD":
             config["zero_allow_untested_optimizer"] = True  # it is tested here
@@ -90,8 +109,9 @@ class Engine:
             _match_norms(model)
         deepspeed = import_deepspeed()
         self._engine, *_ = deepspeed.initialize(
-            model=_Objective(model, loss, settings.dtype), optimizer=client, model_parameters=groups, config=config
-        )
+            model=_Objective(model, loss, settings.dtype), optimizer=client, model_parameters=parameters, config=config,
+            mpu=deepspeed_internals.ModelParallelUnit(groups()) if groups().size > 1 else None,
+        )  # fmt: skip
         # Not lazily, because DeepSpeed links the moments of all groups after the first group's first step.
         zero_state.create_moments(self._engine.optimizer, 0)
         deepspeed_internals.norm_to_host(self._engine.optimizer)
@@ -146,7 +166,7 @@ class Engine:
             gradient = safe_get_full_grad(parameter) if has_partitioned_moments(parameter) else parameter.grad
             if gradient is not None:
                 module = f"gradient_norm/{name.split('.')[0]}"
-                square = gradient.float().square().sum().double()
+                square = join(parameter, gradient).float().square().sum().double()
                 squares[module] = squares[module] + square if module in squares else square
         return {module: square.sqrt() for module, square in squares.items()}
 
@@ -154,6 +174,10 @@ class Engine:
         """State of the DeepSpeed JSON's scheduler; None without one."""
         scheduler = self._engine.lr_scheduler
         return scheduler.state_dict() if scheduler is not None else None
+
+    def loss_scale_state(self) -> dict[str, float] | None:
+        """State of fp16's loss scale; None without fp16."""
+        return deepspeed_internals.loss_scale_state(self._engine)
 
     def weights(self) -> dict[str, Tensor]:
         """Gather trainable weights (float32, CPU) and persistent buffers on the first rank; empty on the others.
@@ -167,10 +191,15 @@ class Engine:
         return zero_state.gather_moments(self.model, self._engine.optimizer)
 
     def restore(
-        self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int, scheduler: dict[str, Any] | None
+        self,
+        weights: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        step: int,
+        scheduler: dict[str, Any] | None,
+        loss_scale: dict[str, float] | None = None,
     ) -> None:
-        """Restore the results of ``weights``, ``moments`` and ``scheduler_state`` after ``step`` steps."""
-        zero_state.restore(self.model, self._engine, weights, moments, step, scheduler)
+        """Restore the results of the methods above after ``step`` steps."""
+        zero_state.restore(self.model, self._engine, weights, moments, step, scheduler, loss_scale)
 
 
 def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from amrg.config import CheckpointConfig, TelemetryConfig
-from amrg.distributed import all_gather_list, all_reduce_mean, barrier, rank
+from amrg.distributed import all_gather_list, all_reduce_mean, barrier, data_rank, rank
 from amrg.errors import UserError
 from amrg.precision import autocast
 from amrg.progress import echo, track
@@ -166,8 +166,8 @@ def _validated(task: TrainingTask, dtype: str) -> dict[str, float]:
 
 
 def _step_seed(seed: int, step: int) -> int:
-    """Derive the seed of one (seed, step, rank)."""
-    return int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0])
+    """Derive the seed of one (seed, step, rank); ranks that share a model draw the same numbers."""
+    return int(np.random.SeedSequence([seed, step, data_rank()]).generate_state(1, np.uint64)[0])
 
 
 def _latest(folder: Path) -> checkpoint.Checkpoint | None:
@@ -214,7 +214,8 @@ class _RunState:
         if found:
             state = found.state
             _check_same_inputs(state["made_from"], input_hashes, found.path)
-            engine.restore(found.weights(), found.optimizer(), state["step"], state["scheduler"])
+            scalings = state["scheduler"], state.get("loss_scale")
+            engine.restore(found.weights(), found.optimizer(), state["step"], *scalings)
             self.step, self.best = state["step"], state["best"]
             self.sums, self.rows = state["sums"], state["rows"]
             echo(f"going on from step {self.step}")
@@ -257,6 +258,7 @@ class _RunState:
                 "sums": dict(self.sums),
                 "rows": list(self.rows),
                 "scheduler": self.engine.scheduler_state(),
+                "loss_scale": self.engine.loss_scale_state(),
                 "made_from": self.input_hashes,
             }
             self.writer.save(weights, moments, state, is_best)

@@ -70,7 +70,7 @@ class MemoryWatch:
         if self._watched >= STUDIES:
             return
         count, counted_B = len(batch["study"]), batch["counts"].cpu().bool()
-        self._watched += count * distributed.world_size()
+        self._watched += count * distributed.data_ranks()
         vision = VisionOutput(*batch["vision"])
         self._sum("query_cosine", query_cosines(vision.queries_BQD).mean(1).cpu(), counted_B)
         stated_BF = torch.stack([self._stated[key] for key in batch["study"]]) & counted_B[:, None]
@@ -177,7 +177,7 @@ def greedy_reports(
     Returns:
         (hashed key, report) of each study, the same on every rank; padding is left out.
     """
-    local_count = -(-count // distributed.world_size())
+    local_count = -(-count // distributed.data_ranks())
     vision = VisionOutput(*(x[:local_count] for x in batch["vision"]))
     decoding = GenerateConfig(num_beams=1, max_new_tokens=max_tokens)
     # Outside a forward, ZeRO 3 does not gather parameters; all but the language model's are small enough to gather.
@@ -190,7 +190,8 @@ def greedy_reports(
         )
     studies, counted = batch["study"][:local_count], batch["counts"][:local_count].tolist()
     local_reports = [(key, text) for key, text, one in zip(studies, written, counted, strict=True) if one]
-    return distributed.all_gather_list(local_reports)
+    # Ranks that share a model have written the same.
+    return distributed.all_gather_list(local_reports if distributed.groups().part == 0 else [])
 
 
 def failure_rates(texts: Sequence[str]) -> dict[str, float]:

@@ -35,7 +35,7 @@ from amrg.data.text.outline import add_outline
 from amrg.errors import UserError, collect_errors
 from amrg.models.bank_sentences import no_sentences
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.decoder import build_decoder, refuse_quantised, rehearse
+from amrg.models.decoder import QUANTISED, build_decoder, build_split_decoder, refuse_quantised, rehearse
 from amrg.models.open_banks import open_banks, refuse_sharded_index
 from amrg.models.prompt import stream_faults
 from amrg.models.report_generator import ReportGenerator
@@ -50,6 +50,7 @@ from amrg.training.calibration import calibrate, fit_training_distance
 from amrg.training.checkpoint import input_hashes
 from amrg.training.collate import ReportCollator, Stage2Collator
 from amrg.training.deepspeed_config import OptimizerSettings
+from amrg.training.deepspeed_json import tensor_size
 from amrg.training.loop import TrainingTask, fit
 from amrg.training.model_card import write_card
 from amrg.training.retrieval_targets import RetrievalTargets, build_retrieval_targets
@@ -78,9 +79,14 @@ def train_stage2(config: Config, data: Path, stage1: Path, banks: Path, folder: 
         UserError: the train split has less than one batch, the decoder is unavailable, or the loss is not finite.
     """
     distributed.init_process_group()
+    if config.stage2.seed is not None:
+        config = replace(config, seed=config.stage2.seed)
+    with engine.tensor_parallel(config.stage2.ds_config):
+        _train(config, data, stage1, banks, folder)
+
+
+def _train(config: Config, data: Path, stage1: Path, banks: Path, folder: Path) -> None:
     settings = config.stage2
-    if settings.seed is not None:
-        config = replace(config, seed=settings.seed)
     check_no_held_out_rows(config, banks)
     refuse_changing_text(config)
     model = build_generator(config, data, stage1, banks).to(distributed.device())
@@ -141,10 +147,13 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     classifier = freeze_for_stage2(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
     written = add_outline if config.decoder.predict_outline else str
     texts = [written(study.report) for study in load_studies(data, "train")]
-    decoder, tokenizer = build_decoder(config.decoder, texts, config.seed, engine.zero3(config.stage2.ds_config))
+    if distributed.groups().size > 1:
+        decoder, tokenizer = build_split_decoder(config.decoder, texts, config.seed)
+    else:
+        decoder, tokenizer = build_decoder(config.decoder, texts, config.seed, engine.zero3(config.stage2.ds_config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        memories = open_banks(config, banks, config.stage2.batch_size // distributed.world_size())
+        memories = open_banks(config, banks, config.stage2.batch_size // distributed.data_ranks())
         method = MemoryBank.open(banks / VISUAL).header["about"]["method"]
         model = ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder, method)
     if not config.stage2.association_loss_weight:
@@ -169,6 +178,7 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
         lambda: refuse_no_hopfield(config),
         lambda: refuse_sharded_index(config),
         lambda: refuse_changing_text(config),
+        lambda: _refuse_split(config),
     ]
     if deepspeed_config.is_split(settings.ds_config):
         checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
@@ -183,6 +193,18 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
     if sharding.ranks_per_replica and ranks > 1 and ranks % sharding.ranks_per_replica:
         faults.append(f"sharding.ranks_per_replica {sharding.ranks_per_replica} does not divide {ranks} ranks")
     return faults
+
+
+def _refuse_split(config: Config) -> None:
+    """Raise UserError for what does not go with a language model that ranks share, if they are to share it."""
+    size = tensor_size(config.stage2.ds_config)
+    if size == 1:
+        return
+    what = f"{config.stage2.ds_config}: `tensor_parallel.autotp_size: {size}` does not go with"
+    if config.decoder.base_dtype in QUANTISED:
+        raise UserError(f"{what} decoder.base_dtype {config.decoder.base_dtype}: take bfloat16")
+    if config.stage2.compile:
+        raise UserError(f"{what} stage2.compile: say --stage2.compile false")
 
 
 def _leak(where: object, held_out: Sequence[str]) -> str:
@@ -325,10 +347,10 @@ class _Cached(_Source):
         samples = len(epoch_rows(len(self.train), self._weights, self.seed, 0))
         self.steps_per_epoch = samples // self.batch_size
         self._lengths = self.lengths(config)
-        if not self.steps_per_epoch or self.batch_size % distributed.world_size():
+        if not self.steps_per_epoch or self.batch_size % distributed.data_ranks():
             raise UserError(
                 f"stage2.batch_size {self.batch_size} does not fit {samples} train studies on "
-                f"{distributed.world_size()} ranks: take a multiple of the ranks, at most the studies"
+                f"{distributed.data_ranks()} ranks: take a multiple of the ranks, at most the studies"
             )
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -339,7 +361,9 @@ class _Cached(_Source):
         order = torch.from_numpy(drawn)
         for step in range(start, self.steps_per_epoch):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.with_token_weights(self._batch("train", rows[distributed.rank() :: distributed.world_size()]))
+            yield self.with_token_weights(
+                self._batch("train", rows[distributed.data_rank() :: distributed.data_ranks()])
+            )
 
     def validation(self) -> Iterator[dict[str, Any]]:
         for rows, counted in rank_batches(len(self.val), self.batch_size):
@@ -362,8 +386,8 @@ class _Streamed(_Source):
             "train",
             self.batch_size,
             self.seed,
-            distributed.rank(),
-            distributed.world_size(),
+            distributed.data_rank(),
+            distributed.data_ranks(),
             readers=reader_processes(config.data.loader_workers),
             collate=self._pack,
             lengths=self.lengths(config),
@@ -393,9 +417,9 @@ def rank_batches(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]
 
     Every rank gets equally many batches of equal size, because the model contains collectives.
     """
-    world = distributed.world_size()
+    world = distributed.data_ranks()
     for start in range(0, total, batch_size):
         rows = torch.arange(start, min(start + batch_size, total))
         padded = torch.cat([rows, rows[:1].expand(-len(rows) % world)])
         counts = (torch.arange(len(padded)) < len(rows)).float()
-        yield padded[distributed.rank() :: world], counts[distributed.rank() :: world]
+        yield padded[distributed.data_rank() :: world], counts[distributed.data_rank() :: world]

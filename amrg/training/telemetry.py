@@ -7,6 +7,7 @@ gradient norm of each module, and the perplexity of the memories. Logging does n
 
 import json
 import os
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from amrg.errors import UserError, collect_errors
 from amrg.models.profiling import REGION_PREFIX
 
 STEPS, EPOCHS = "steps.jsonl", "epochs.jsonl"
+WANDB_ID = "wandb_id"
 
 #: Called after each optimizer step on each rank with its number and its log record.
 StepListener = Callable[[int, dict[str, float]], None]
@@ -227,13 +229,23 @@ def _wandb() -> Any:
     return wandb
 
 
+def _run_id(path: Path) -> str:
+    """Return the id of this training's run in Weights & Biases, drawn once and kept in a file."""
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()
+
+
 _WANDB_ADVICE = "run `wandb login`, or set WANDB_MODE=offline, or leave telemetry.wandb_project out"
 
 
 class _Wandb:
     def __init__(self, folder: Path, project: str, section: str) -> None:
         try:
-            self._run = _wandb().init(project=project, name=section, dir=str(folder))
+            # "allow": the run of this id goes on, or begins.
+            self._run = _wandb().init(
+                project=project, name=section, dir=str(folder), id=_run_id(folder / WANDB_ID), resume="allow"
+            )
         except UserError:
             raise
         except Exception as error:  # its own kinds: no key, no network, no such project

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amrg.distributed import rank
+from amrg.models.tensor_parallel import cut, join
 from amrg.models.zero3 import gathered
 from amrg.training import deepspeed_internals
 from amrg.training.deepspeed_internals import has_partitioned_moments, has_partitioned_weight
@@ -43,7 +44,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
         return parameter if found is None else found
 
     kept = model.state_dict().keys()
-    trained = ((name, full(parameter)) for name, parameter in trainable(model))
+    trained = ((name, join(parameter, full(parameter))) for name, parameter in trainable(model))
     buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
     return _on_first_rank(chain(trained, buffers))
 
@@ -65,7 +66,8 @@ def gather_moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
         return optimizer.state[parameter][moment]
 
     names = moment_names(optimizer)
-    return _on_first_rank((f"{name}.{m}", full(weight, m)) for name, weight in trainable(model) for m in names)
+    trained = trainable(model)
+    return _on_first_rank((f"{name}.{m}", join(weight, full(weight, m))) for name, weight in trained for m in names)
 
 
 def restore(
@@ -75,6 +77,7 @@ def restore(
     moments: dict[str, Tensor],
     step: int,
     scheduler: dict[str, Any] | None,
+    loss_scale: dict[str, float] | None = None,
 ) -> None:
     """Restore the state of a run after ``step`` steps. Every rank must call this.
 
@@ -84,17 +87,20 @@ def restore(
         weights, moments: results of ``gather_weights`` and ``gather_moments``, on every rank.
         step: number of optimizer steps taken.
         scheduler: state of the DeepSpeed JSON's scheduler; None without one.
+        loss_scale: state of fp16's loss scale; None without fp16.
     """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     load_into(model, weights)
-    create_moments(engine.optimizer, step)
+    # Adam has not counted the steps that fp16 skipped because a gradient was not finite.
+    create_moments(engine.optimizer, step - int(loss_scale["skipped_steps"] if loss_scale else 0))
     for name, parameter in trainable(model):
         values: dict[str | None, Tensor] = {
             None: weights[name],
             **{moment: moments[f"{name}.{moment}"] for moment in moment_names(engine.optimizer)},
         }
-        for moment, value in values.items():
+        for moment, whole in values.items():
+            value = cut(parameter, whole)
             if has_partitioned_weight(parameter):
                 deepspeed_internals.set_shard(parameter, value, moment)
             elif not has_partitioned_moments(parameter):
@@ -107,6 +113,8 @@ def restore(
     if scheduler is not None:
         engine.lr_scheduler.load_state_dict(scheduler)
         engine.lr_scheduler.step(engine.lr_scheduler.last_batch_iteration)  # sets the rates of that count
+    if loss_scale is not None and engine.fp16_enabled():
+        deepspeed_internals.restore_loss_scale(engine, loss_scale)
     engine.global_steps = step
 
 

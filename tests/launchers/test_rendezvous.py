@@ -82,6 +82,15 @@ def test_ranks_that_do_not_come_are_one_line(variables: dict[str, str], said: st
     assert done.stderr.count("\n") == 1
 
 
+def test_a_port_that_accepts_and_never_answers_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        done = meet(tmp_path, WORLD_SIZE="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    assert done.returncode == 2, done.stderr
+    assert "who listens there does not answer within 2 s" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from amrg.launcher import local_ranks
-from amrg.training import loop
+from amrg.training import engine, loop
 from amrg.training.checkpoint import latest_valid
 from amrg.training.interruption import GracefulStop
 from amrg.training.stage2 import train_stage2
@@ -35,7 +35,7 @@ def zero(stage: int, **more: Any) -> dict[str, Any]:
 
 def same_stopped(
     content: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> tuple[list[dict[str, float]], Any]:  # fmt: skip
     """Train at once, and stopped after four steps: all must be the same. Return the log and the model."""
     file = folder / "mine.json"
@@ -175,6 +175,24 @@ def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
         assert [lr for lr, _ in one] == [lr for lr, _ in two]
         tolerance = 2e-2 if dtype == "bfloat16" else 1e-5
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=tolerance), name
+
+
+def test_fp16_goes_on_with_its_loss_scale_and_without_the_steps_that_it_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, where it is refused otherwise; the scale begins so high that the first gradients overflow."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(engine, "refuse_half_without_gpu", lambda settings: None)
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    fp16 = {"enabled": True, "initial_scale_power": 18, "loss_scale_window": 3, "hysteresis": 1}
+    same_stopped({"fp16": fp16, **zero(1)}, tmp_path, monkeypatch, "float16")
+    saved = latest_valid(tmp_path / "stopped" / "checkpoints")
+    assert saved is not None
+    state = saved.state["loss_scale"]
+    assert 0 < state["skipped_steps"] < STEPS
+    assert state["cur_iter"] == STEPS
+    assert state["cur_scale"] != 2**18
 
 
 def test_stage_2_trains_in_bf16_mode_and_leaves_stage_1_as_it_was(artefacts: Any, tmp_path: Path) -> None:

@@ -160,6 +160,21 @@ def test_weights_and_biases_without_a_key_is_one_line(tmp_path, monkeypatch):
     assert telemetry_faults(wanted) == []
 
 
+def test_a_resumed_training_goes_on_in_its_run_of_weights_and_biases(tmp_path, monkeypatch):
+    begun = []
+
+    def begin(**settings):
+        begun.append(settings)
+        return types.SimpleNamespace(log=lambda *given, **named: None, finish=lambda: None)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=begin))
+    for folder in ("one", "one", "two"):
+        Telemetry(tmp_path / folder, TelemetryConfig(wandb_project="x"), "stage2", 8).close()
+    assert {one["resume"] for one in begun} == {"allow"}
+    assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"]
+
+
 def test_stage_2_tells_where_its_time_goes(artefacts, tmp_path):
     config = artefacts.config
     config = dataclasses.replace(

@@ -67,7 +67,7 @@ def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -
 
 def run(
     folder: Path, ds_config: str, batch_size: int = SAMPLES // STEPS, pause: float = 0.0, epochs: int = EPOCHS,
-    dropout: float = 0.2, dtype: Literal["float32", "bfloat16"] = "float32",
+    dropout: float = 0.2, dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> nn.Module:  # fmt: skip
     inputs, targets = data()
     model = build(dropout)
