@@ -115,6 +115,10 @@ class ReportGenerator(nn.Module):
         nn.init.constant_(self.norm.weight, size)
         # Position embeddings of the prefix: a decoder trained from scratch could not tell the streams apart otherwise.
         self.mark_PE = nn.Parameter(torch.randn(self.prefix_length, width) * size)
+        if not self.prefix_length:  # context alone is read: the loss gives these no gradient
+            for module in (self.projection, self.norm):
+                module.requires_grad_(False)
+            self.mark_PE.requires_grad_(False)
         if settings.use_queries:
             # Initialized 4x larger, so that a certain finding dominates the embedding of its query.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)

@@ -141,6 +141,9 @@ def test_context_alone_can_be_read(classifier: DiseaseClassifier) -> None:  # no
     other = sight._replace(tokens_BND=sight.tokens_BND + 1, queries_BQD=sight.queries_BQD + 1)
     assert torch.equal(model(other, groups, report_BT, context_BC=context_BC).loss_B, loss)
     assert model.prefix_length == 0
+    loss.sum().backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None for name, parameter in trained.items() if not name.startswith("stage1."))
     assert len(model.generate(sight, groups, DECODING, context_BC=context_BC)) == 3
 
 
