@@ -61,15 +61,15 @@ class Context:
     sex: str = ""
 
     @classmethod
-    def read(cls, texts: Mapping[str, Any], told: Iterable[str | None] = ()) -> Self:
+    def read(cls, texts: Mapping[str, Any], reported: Iterable[str | None] = ()) -> Self:
         """Build from texts as they stand in a report, table or form, by field.
 
         Args:
             texts: fields; missing ones and None are unknown. Without an age or sex, those that the indication tells
                 are taken.
-            told: findings and impression of the study. A sentence of them never becomes context.
+            reported: findings and impression of the study. A sentence of them never becomes context.
         """
-        sentences = {normalize_for_dedup(one) for text in told if text for one in split_sentences(plain(text))}
+        sentences = {normalize_for_dedup(one) for text in reported if text for one in split_sentences(plain(text))}
         raw = {field.name: str(texts.get(field.name) or "") for field in fields(cls)}
         patient = _PATIENT.search(mask_token(plain(raw["indication"])))
         age, sex = read_age(raw.pop("age")), read_sex(raw.pop("sex"))
@@ -116,14 +116,14 @@ def read_sex(text: str | None) -> str:
     return _SEXES[found[1]] if found[1] else "female" if found[2] else "male"
 
 
-def _clean(text: str, told: set[str]) -> str:
+def _clean(text: str, reported: set[str]) -> str:
     """Return the sentences of a field without de-identification marks; those of the report are left out."""
     kept = []
     for sentence in split_sentences(whitespace(known_words(mask_token(plain(markup(text)))))):
         if _OBSERVATION.search(sentence):
             break
         words = normalize_for_dedup(sentence)
-        if words in told and len(words.split()) >= _FEWEST_WORDS:
+        if words in reported and len(words.split()) >= _FEWEST_WORDS:
             continue
         unmasked = sentence
         if _MASK in sentence:

@@ -75,7 +75,7 @@ def create_app(chain: RunArtifacts, hosts: list[str] | None = None) -> Starlette
             Route("/api/studies", handlers.studies),
             Route("/api/looks", handlers.upload, methods=["POST"]),
             Route("/api/looks/{place}/{name}", handlers.analysis),
-            Route("/api/looks/{place}/{name}/context", handlers.tell, methods=["POST"]),
+            Route("/api/looks/{place}/{name}/context", handlers.set_context, methods=["POST"]),
             Route("/api/looks/{place}/{name}/patches", handlers.patches),
             Route("/api/looks/{place}/{name}/report", handlers.report),
             Route("/api/banks/{bank}/{row:int}", handlers.row),
@@ -143,12 +143,12 @@ class Handlers:
         self._cache((UPLOADED, name), self._reader.analyze(read.films, NO_GROUP, read.context), None)
         return self._describe(UPLOADED, name)
 
-    async def tell(self, request: Request) -> Response:
+    async def set_context(self, request: Request) -> Response:
         """Set the clinical context of a study that is looked at, the JSON object of the body; it is stored nowhere."""
         data = await _body(request, MAX_CONTEXT_BYTES)
-        return JSONResponse(await to_thread.run_sync(self._tell, request, data))
+        return JSONResponse(await to_thread.run_sync(self._set_context, request, data))
 
-    def _tell(self, request: Request, data: bytes) -> dict[str, Any]:
+    def _set_context(self, request: Request, data: bytes) -> dict[str, Any]:
         try:
             given = {str(name): str(text) for name, text in json.loads(data).items()}
         except (ValueError, AttributeError, RecursionError):

@@ -227,8 +227,8 @@ class InferenceSession:
         streams = len(prompt.before) + self.model.prefix_length
         if not (text or context):
             return streams
-        told = streams + len(prompt.behind) + context
-        return told + len(prompt.between) + text if text else told
+        known = streams + len(prompt.behind) + context
+        return known + len(prompt.between) + text if text else known
 
 
 class _EventStreamer(BaseStreamer):
