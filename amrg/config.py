@@ -28,6 +28,14 @@ Splits = Literal["official", "patient", "temporal"]
 LabelSource = Literal["published", "negbio", "rules"]
 
 
+#: Fields of the clinical context (`amrg.data.context`).
+ContextField = Literal["indication", "technique", "comparison", "age", "sex"]
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
 @dataclass(frozen=True)
 class ColumnsConfig:
     """Names of the columns of the source ``table`` (docs/data.md); None: the table has no such column."""
@@ -44,6 +52,12 @@ class ColumnsConfig:
     labels: dict[str, str] | str | None = None
     view: str | None = None  # of each film: PA, AP, LATERAL …
     study_time: str | None = None  # orders the studies of a patient
+    # Clinical context. Left out of what is written while there is none, as before there were these settings.
+    indication: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    technique: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    comparison: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    age: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    sex: Annotated[str | None, Field(exclude_if=_is_none)] = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +281,10 @@ class DecoderConfig:
         "Human: <Img>{image}</Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. \n"
         "Assistant:"
     )
+    # What the decoder reads of a study's clinical context, in this order, where the prompt has {context}, else behind
+    # the image. Left out of what is written while it is not used, as before there were these settings.
+    context: Annotated[tuple[ContextField, ...], Field(exclude_if=lambda fields: not fields)] = ()
+    context_tokens: Annotated[PositiveInt, Field(exclude_if=lambda tokens: tokens == 96)] = 96  # a longer one is cut
     # auto: the tokenizer's chat template around the prompt, if it has one (instruction models); none: the prompt alone
     chat_template: Literal["auto", "none"] = "none"
     system_prompt: str = ""  # system text of the chat template
@@ -292,6 +310,8 @@ class Stage2Config:
     association_loss_weight: NonNegativeFloat = (
         0.0  # weight of −log share of a finding's association on its own rows and side
     )
+    # Share of the fields of ``decoder.context`` that are left out in training, so that any of them may lack later.
+    context_dropout: Annotated[Fraction, Field(exclude_if=lambda share: share == 0.3)] = 0.3
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
     max_report_tokens: PositiveInt = 100
     activation_checkpointing: bool = False  # the decoder's activations are computed again in the backward: less memory
@@ -335,6 +355,8 @@ class GenerateConfig:
     repetition_penalty: PositiveFloat = 1.0
     length_penalty: float = 1.0
     memory: Literal["own", "shuffled"] = "own"  # shuffled: retrieved for another patient's study, as a control
+    # Whose clinical context a decoder reads that knows any (``decoder.context``): shuffled and none are controls.
+    context: Annotated[Literal["own", "shuffled", "none"], Field(exclude_if=lambda whose: whose == "own")] = "own"
     # Which part decides the findings that an outline names (``decoder.predict_outline``): the decoder, or the
     # classifier. ``retrieved``: the classifier, and the report is worded by sentences that both memories retrieve
     # (`amrg.models.composer`).

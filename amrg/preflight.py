@@ -168,7 +168,7 @@ def _stage2(run: Run) -> list[str]:
     decoder = decoder_faults(config.decoder) or _positions(
         run, {"stage2.max_report_tokens": config.stage2.max_report_tokens}
     )
-    faults = decoder + encoder + (stage2_faults(config, run.ranks) or _split(run))
+    faults = decoder + encoder + (stage2_faults(config, run.ranks) or _split(run)) + _context(run)
     return faults + _training(run, "stage2", config.stage2)
 
 
@@ -180,6 +180,17 @@ def _split(run: Run) -> list[str]:
     if tensor_size(run.config.stage2.ds_config) == 1:
         return []
     return collect_errors(lambda: stage2_skeleton(run.config))
+
+
+def _context(run: Run) -> list[str]:
+    """Whether the data, where they are made, have what the decoder is to read beside the films."""
+    from amrg.data.stream import load_studies
+    from amrg.models.context import refuse_lacking_context
+
+    fields, data = run.config.decoder.context, run.data
+    if not fields or data is None:
+        return []
+    return collect_errors(lambda: refuse_lacking_context(fields, load_studies(data, "train")))
 
 
 def _generate(run: Run) -> list[str]:

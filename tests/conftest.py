@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from amrg.artifacts import build
 from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
 from amrg.config import CONFIGS, Config, DataConfig, load
+from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import load_studies, num_views
@@ -48,6 +49,15 @@ class ChestSource(RandomSource):
     def films(self, study: Study) -> StudyImages:
         number = int(study.key.split("-")[1])
         return StudyImages([chest_film([len(study.split), number, view]) for view in range(1 + (number % 3 == 0))])
+
+
+class InformedSource(ChestSource):
+    """The same studies; those with even numbers have an indication, and one study an age and a sex."""
+
+    def studies(self) -> list[Study]:
+        cough = Context("Cough.")
+        informed = [replace(s, context=Context() if int(s.key[-1]) % 2 else cough) for s in super().studies()]
+        return [replace(s, context=Context("", "", "", 63, "male")) if s.key == "train-15" else s for s in informed]
 
 
 def report(number: int) -> str:

@@ -13,6 +13,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 
 @pytest.fixture(scope="session")
+def informed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose decoder reads indication, age and sex."""
+    return make_run(tmp_path_factory.mktemp("informed"), informed=True)["stage2"].path.parent
+
+
+@pytest.fixture(scope="session")
 def folder(run: dict[str, Artifact]) -> Path:
     """The folder in which they lie."""
     return run["stage2"].path.parent

@@ -179,7 +179,7 @@ def _note(config: Config, seeds: int, experiment: Experiment) -> str:
     if experiment.paired:
         tested = (
             f" Difference and p: {' and '.join(judged)} against the first row, paired by patient (permutation test), "
-            f"p corrected for the rows of this table{' and both scores' if len(judged) > 1 else ''} (Holm)."
+            f"p corrected for the rows of this table{' and its judged scores' if len(judged) > 1 else ''} (Holm)."
         )
     if experiment.paired and seeds > 1:
         tested += " Over seeds: the mean of each seed's own difference, paired t-test, p corrected likewise."

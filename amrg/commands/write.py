@@ -2,20 +2,30 @@
 
 STUDY is a film (PNG, JPEG, DICOM, TIFF, BMP or WebP); a folder, in which each folder that holds films is a study; a CSV
 with the columns study and film; or a .txt with the path of a film or folder in each line. Paths in these files are
-relative to them. Other files in folders are skipped. Reports go to stdout as they are written: as text, or with --json
-as one JSON line a study, with stage 1's probabilities and the memory rows behind it. With --out they go to a file as
-JSON lines; the same command continues an interrupted one.
+relative to them. A CSV may also have the columns indication, technique, comparison, age and sex, which are the options
+of these names for one study. Other files in folders are skipped. Reports go to stdout as they are written: as text, or
+with --json as one JSON line a study, with stage 1's probabilities and the memory rows behind it. With --out they go to
+a file as JSON lines; the same command continues an interrupted one.
 """
 
 import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from amrg.data.own_studies import StudyFiles, StudyFilms, find_studies, printable, read_study
+from amrg.data.context import CONTEXT_FIELDS
+from amrg.data.own_studies import (
+    StudyFiles,
+    StudyFilms,
+    find_studies,
+    printable,
+    read_given_context,
+    read_study,
+)
 from amrg.errors import UserError
 from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, open_run
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
@@ -37,6 +47,14 @@ def main(arguments: list[str]) -> None:
     for warning in (NOT_CLINICAL_NOTICE, *embedded, *chain.warnings):
         echo(warning)
     studies, skipped = find_studies(options.studies, options.one_study)
+    context = read_given_context({name: getattr(options, name) or "" for name in CONTEXT_FIELDS}, "--")
+    if context:
+        if len(studies) != 1:
+            raise UserError(
+                f"--indication, --age and the like are of one study, and there are {len(studies)}: give a CSV with the "
+                f"columns study, film and {', '.join(CONTEXT_FIELDS)}"
+            )
+        studies = [replace(studies[0], context=context.filled(studies[0].context))]
     if skipped:
         names = sorted(set(skipped))
         more = f" and {len(names) - _NAMED} other names" if len(names) > _NAMED else ""
@@ -74,18 +92,30 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
         force: write reports also for what is refused as no film.
 
     Yields:
-        ``{study, model}``, the fields of ``LoadedRun.generate_records``, and with ``force`` for what would have been
+        ``{study, model}``, the fields of ``LoadedRun.generate_records``, ``context``, the names of the fields that were
+        known and read, if the run reads any, and with ``force`` for what would have been
         refused ``forced``: why.
     """
     run = LoadedRun(chain)
+    given = [name for name in CONTEXT_FIELDS if any(study.context.text(name) for study in studies)]
+    if unread := [name for name in given if name not in run.context_fields]:
+        echo(f"this run does not read {', '.join(unread)}, which is left out (decoder.context of its training)")
     readable = (
         (study, read) for study in track(studies, "writing reports") if (read := _read(study, run, chain, force))
     )
     while batch := list(islice(readable, run.batch_size)):
-        records = run.generate_records([read.films for _, read in batch])
-        for (study, read), record in zip(batch, records, strict=True):
+        contexts = [study.context.filled(read.context) for study, read in batch]
+        records = run.generate_records([read.films for _, read in batch], contexts)
+        for (study, read), context, record in zip(batch, contexts, records, strict=True):
+            known = {"context": [name for name in run.context_fields if context.text(name)]}
             forced = {"forced": "; ".join(read.forced)} if read.forced else {}
-            yield {"study": study.name, "model": _model(chain), **record, **forced}
+            yield {
+                "study": study.name,
+                "model": _model(chain),
+                **record,
+                **(known if run.context_fields else {}),
+                **forced,
+            }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append JSON lines; skip the studies in it")
     parser.add_argument("--one-study", action="store_true", help="a study may have any number of films")
     parser.add_argument("--force", action="store_true", help="write also for what is refused as no chest film")
+    for name in CONTEXT_FIELDS:
+        what = "in years" if name == "age" else "female or male" if name == "sex" else "a text"
+        parser.add_argument(f"--{name}", help=f"clinical context, {what}, for a run that reads it; of one study")
     parser.add_argument("--decoder.model", **BASE_MODEL)
     return parser
 

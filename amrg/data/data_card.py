@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amrg.config import DataConfig
+from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.labels import LABELS, NEGATIVE, POSITIVE, UNCERTAIN
 from amrg.data.studies import SPLITS
 
@@ -48,6 +49,7 @@ def write_data_card(
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     lengths = [len(row["report"].split()) for row in rows if row["report"]]
+    known = Counter(name for row in rows for name, value in row.get("context", {}).items() if value not in ("", None))
     return {
         "studies": len(rows),
         "without_text": len(rows) - len(lengths),
@@ -55,6 +57,7 @@ def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "films": sum(row["views"] for row in rows),
         "bytes": sum(row["size"] for row in rows),
         "words": {"mean": round(sum(lengths) / max(len(lengths), 1), 1), "most": max(lengths, default=0)},
+        **({"context": {name: known[name] for name in CONTEXT_FIELDS}} if known else {}),
         "labels": {
             label: {
                 name: sum(row["labels"][label] == value for row in rows)
@@ -83,6 +86,11 @@ def _page(statistics: dict[str, Any], config: DataConfig) -> str:
         *(
             f"\n{name}: " + ", ".join(f"{number:,} {split}" for split, number in of.items()) + " studies"
             for name, of in statistics.get("data_sets", {}).items()
+        ),
+        *(
+            f"\n{name}, studies with context: " + ", ".join(f"{n:,} {field}" for field, n in part["context"].items())
+            for name, part in splits.items()
+            if "context" in part
         ),
         "",
         "| label, studies positive (uncertain) | " + " | ".join(splits) + " |",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from amrg.data.context import Context, read_age, read_sex
 from amrg.data.image_ops import MAX_PIXELS
 from amrg.errors import UserError
 
@@ -167,6 +168,17 @@ def parse_dicom(data: bytes, **options: Any) -> Any:
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         record.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
     return record
+
+
+def read_patient(data: bytes) -> Context:
+    """Return the age and sex that the tags of a DICOM file tell; nothing for other formats and damaged files."""
+    if not is_dicom(data):
+        return Context()
+    try:
+        record = parse_dicom(data, stop_before_pixels=True)
+        return Context(age=read_age(str(record.get("PatientAge", ""))), sex=read_sex(str(record.get("PatientSex", ""))))
+    except Exception:  # of any type; reading the pixels tells what is wrong
+        return Context()
 
 
 def _inflate(data: bytes) -> bytes:

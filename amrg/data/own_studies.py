@@ -5,14 +5,15 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from amrg.data.context import CONTEXT_FIELDS, NO_CONTEXT, Context, read_age, read_sex
 from amrg.data.film_checks import MIN_SIDE, NotAFilm, check_film, check_pixels, is_lateral
-from amrg.data.image_io import FORMATS, SIGNATURES, is_dicom, read_film
+from amrg.data.image_io import FORMATS, SIGNATURES, is_dicom, read_film, read_patient
 from amrg.errors import UserError
 
 #: Films of a study without ``one_study``. Studies of the chest have one to four.
@@ -37,11 +38,13 @@ class StudyFiles:
         name: as the user gave it: a path, or the study's name in a table.
         films: their paths.
         fault: why the study cannot be read; empty if nothing is known against it.
+        context: as the user gave it.
     """
 
     name: str
     films: tuple[Path, ...]
     fault: str = ""
+    context: Context = NO_CONTEXT
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,13 @@ class StudyFilms:
         films: uint8 [H, W] each, frontal ones first.
         notes: lines for the user: films that are not used.
         forced: why films would have been refused, one text a film.
+        context: age and sex that DICOM films tell.
     """
 
     films: list[np.ndarray]
     notes: list[str]
     forced: list[str]
+    context: Context = NO_CONTEXT
 
 
 def find_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[StudyFiles], list[str]]:
@@ -115,6 +120,7 @@ def read_study(
     lateral: list[np.ndarray] = []
     notes: list[str] = []
     forced: list[str] = []
+    context = NO_CONTEXT
     for name, film in films:
         label = f"{name}: " if name else ""
         try:
@@ -124,6 +130,8 @@ def read_study(
             raise ValueError(f"{label}{error.strerror}") from None
         except ValueError as error:
             raise ValueError(f"{label}{error}") from None
+        if isinstance(data, bytes):
+            context = context.filled(read_patient(data))
         try:
             check_pixels(pixels) if isinstance(data, np.ndarray) else check_film(data, pixels)
         except NotAFilm as error:
@@ -136,12 +144,12 @@ def read_study(
             lateral.append(pixels)
             notes.append(f"{label}{_LATERAL}")
     if not frontal_only:
-        return StudyFilms(frontal + lateral, [], forced)
+        return StudyFilms(frontal + lateral, [], forced, context)
     if frontal:
-        return StudyFilms(frontal, notes, forced)
+        return StudyFilms(frontal, notes, forced, context)
     if lateral and not force:
         raise NotAFilm(notes[0])
-    return StudyFilms(lateral, [], forced + notes)
+    return StudyFilms(lateral, [], forced + notes, context)
 
 
 def _in_folder(folder: Path, skipped: list[str]) -> Iterator[StudyFiles]:
@@ -193,6 +201,7 @@ def _may_be_film(file: Path) -> bool:
 
 def _in_table(path: Path) -> list[StudyFiles]:
     films: dict[str, list[Path]] = {}
+    contexts: dict[str, Context] = {}
     rows = csv.DictReader(io.StringIO(_text(path)))
     try:
         if not set(_COLUMNS) <= set(rows.fieldnames or ()):
@@ -204,11 +213,31 @@ def _in_table(path: Path) -> list[StudyFiles]:
             if not (study and film):
                 raise UserError(f"{path}, line {rows.line_num}: {' and '.join(_COLUMNS)} expected")
             films.setdefault(study, []).append(path.parent / film)
+            given = {name: (row.get(name) or "").strip() for name in CONTEXT_FIELDS}
+            context = read_given_context(given, f"{path}, line {rows.line_num}: ")
+            contexts[study] = contexts.get(study, NO_CONTEXT).filled(context)
     except csv.Error as error:  # such as the rest of a file as one cell, after a quote that is not closed
         raise UserError(f"{path}, line {rows.line_num}: {error}") from None
     if not films:
         raise UserError(f"{path} names no study")
-    return [StudyFiles(study, tuple(paths)) for study, paths in films.items()]
+    return [StudyFiles(study, tuple(paths), context=contexts[study]) for study, paths in films.items()]
+
+
+def read_given_context(texts: Mapping[str, str], where: str) -> Context:
+    """Read the context that a user gives; an empty text is unknown.
+
+    Args:
+        texts: by field of ``Context``.
+        where: what the error begins with.
+
+    Raises:
+        UserError: an age or sex is none; what was given is not repeated.
+    """
+    if texts.get("age") and read_age(texts["age"]) is None:
+        raise UserError(f"{where}age must be whole years, such as 63, or as in DICOM (063Y, 018M)")
+    if texts.get("sex") and not read_sex(texts["sex"]):
+        raise UserError(f"{where}sex must be female or male (or F or M), or left out")
+    return Context.read(texts)
 
 
 def _text(path: Path) -> str:
@@ -239,4 +268,4 @@ def _plausible(study: StudyFiles) -> StudyFiles:
     if count <= MAX_FILMS:
         return study
     advice = "give each film, or a folder per study; if they are of one study, add --one-study"
-    return StudyFiles(study.name, study.films, f"{count} films, more than a study has: {advice}")
+    return replace(study, fault=f"{count} films, more than a study has: {advice}")

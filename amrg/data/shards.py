@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import webdataset as wds
 
 from amrg.artifacts import file_hash
 from amrg.config import DataConfig
+from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.data_card import write_data_card
 from amrg.data.image_ops import downscale, encode_film, encode_mask
 from amrg.data.labels import LABELS
@@ -59,7 +60,13 @@ INDEX = pa.schema(
 )
 
 #: Columns that only some data sets need; others are indexed as before there were these.
-OPTIONAL = pa.schema({"dataset": pa.string(), "unlabelled": pa.list_(pa.string())})
+OPTIONAL = pa.schema(
+    {
+        "dataset": pa.string(),
+        "unlabelled": pa.list_(pa.string()),
+        "context": pa.struct({name: pa.int32() if name == "age" else pa.string() for name in CONTEXT_FIELDS}),
+    }
+)
 
 NAMED = 20  # bad studies named in a message; statistics.json has more
 
@@ -295,6 +302,7 @@ def write_shard(shard: Shard) -> None:
                     "other_first_film": int(films.order[0] > 0),
                 }
                 predicted.append({"dataset": study.dataset, "counts": counts})
+            study = replace(study, context=study.context.filled(films.context))
             tar.write(_members(study, films))
             location = {"shard": shard.name, "offset": offset, "size": tar.tarstream.offset - offset}
             rows.append(location | {"views": len(films.views)} | _record(study))
@@ -338,5 +346,6 @@ def _members(study: Study, films: StudyImages) -> dict[str, Any]:
 
 def _record(study: Study) -> dict[str, Any]:
     record = {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels", "prior")}
-    optional = {"dataset": study.dataset, "unlabelled": list(study.unlabelled)}
+    context = asdict(study.context) if study.context else {}
+    optional = {"dataset": study.dataset, "unlabelled": list(study.unlabelled), "context": context}
     return record | {"projections": list(study.views)} | {name: value for name, value in optional.items() if value}

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from amrg.data.context import Context
 from amrg.data.image_ops import decode_film, decode_mask
 from amrg.data.labels import LABELS
 from amrg.data.shard_cache import ShardFiles
@@ -457,4 +458,5 @@ def _study(record: dict[str, Any]) -> Study:
     return Study(
         record["key"], record["group"], record["split"], record["report"], labels, projections, record.get("prior", ""),
         unlabelled=tuple(record.get("unlabelled") or ()), dataset=record.get("dataset") or "",
+        context=Context(**(record.get("context") or {})),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from amrg.data.context import NO_CONTEXT, Context
 from amrg.data.labels import FINDINGS, LABELS, POSITIVE
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
@@ -26,6 +27,7 @@ class Study:
         load_error: error text if the study's entry in the tables is damaged; ``prepare`` leaves such a study out.
         unlabelled: labels of which the data set says nothing: unknown in training and scores, never counted as absent.
         dataset: name of the study's data set where several are mixed, else empty.
+        context: what is known before the films are read; never a text of the report.
     """
 
     key: str
@@ -38,6 +40,7 @@ class Study:
     load_error: str = ""
     unlabelled: tuple[str, ...] = ()
     dataset: str = ""
+    context: Context = NO_CONTEXT
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
@@ -58,12 +61,14 @@ class StudyImages:
         masks: true lesion extent of each finding on the first view, bool [H, W]; empty if the data set has none.
         order: place of each film in the study's ``views``, if ``amrg.data.projection`` put them in order; else empty.
         predicted: numbers of films whose view is not told that look frontal, and lateral.
+        context: age and sex that DICOM films tell.
     """
 
     views: list[np.ndarray]
     masks: dict[str, np.ndarray] = field(default_factory=dict)
     order: tuple[int, ...] = ()
     predicted: tuple[int, int] = (0, 0)
+    context: Context = NO_CONTEXT
 
 
 class Source(Protocol):

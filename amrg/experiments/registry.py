@@ -1,4 +1,4 @@
-"""The twelve experiments and their variants. The first variant of each is the baseline."""
+"""The experiments and their variants. The first variant of each is the baseline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,6 +114,22 @@ def _retrieved_text(config: Config, texts: int) -> list[Variant]:
         Variant("text", {**both, visual: False, report: False}),
         Variant("neither", {**both, visual: False, report: False, text: False}),
         Variant("another patient's", {**both, "generate.memory": "shuffled"}),
+    ]
+
+
+def _context(config: Config, texts: int) -> list[Variant]:
+    # As in ``_retrieved_text`` the decoder writes everything. The variant without context keeps tokenizer and prompt.
+    own: dict[str, Any] = {
+        "decoder.context": list(config.decoder.context or ("indication",)),
+        "generate.outline_source": "decoder",
+    }
+    streams = ("visual_tokens", "queries", "visual_memory", "report_memory")
+    return [
+        Variant("own context", own),
+        Variant("another patient's", {**own, "generate.context": "shuffled"}),
+        Variant("trained with, written without", {**own, "generate.context": "none"}),
+        Variant("none", {**own, "stage2.context_dropout": 1.0, "generate.context": "none"}),
+        Variant("context alone, no film", {**own, **{f"decoder.use_{name}": False for name in streams}}),
     ]
 
 
@@ -239,6 +255,12 @@ _ALL = (
         "retrieved-text", "Retrieved text",
         "Does a decoder write better from vectors, from text or from both, and does it matter whose they are?",
         _retrieved_text, judged=(HEADLINE, DETAILED), grounded=True,
+    ),
+    Experiment(
+        "context", "Clinical context",
+        "Does a decoder write better with the indication, does it matter whose it is, and what does it tell without a "
+        "film?",
+        _context, judged=(HEADLINE, "CIDEr", "BLEU-4"), seeds=3,
     ),
     Experiment(
         "bank-size", "Size of the banks",

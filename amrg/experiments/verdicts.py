@@ -10,7 +10,7 @@ from amrg.experiments.registry import DETAILED, HEADLINE
 LEVEL = 0.05
 #: Names of the judged scores in sentences.
 F1 = "clinical micro-F1"
-CALLED = {HEADLINE: F1, DETAILED: f"{F1} with details"}
+CALLED = {HEADLINE: F1, DETAILED: f"{F1} with details", "CIDEr": "CIDEr", "BLEU-4": "BLEU-4"}
 
 
 def span(score: Score) -> str:

@@ -15,6 +15,7 @@ from amrg.artifacts import add_failure, atomic_path
 from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import VISUAL, MemoryBank, group_id
 from amrg.config import Config
+from amrg.data.context import Context
 from amrg.data.stream import num_studies
 from amrg.errors import UserError, collect_errors
 from amrg.models.association_shares import RowLabels, heaviest
@@ -127,7 +128,9 @@ def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
     for distance in (*range(len(names) // 2, len(names)), *range(1, len(names) // 2)):
         if distance and all(a != b for a, b in zip(names, names[distance:] + names[:distance], strict=True)):
             return (torch.arange(len(names)) + distance) % len(names)
-    raise UserError("generate.memory shuffled: there is no study of another patient for each study of the split")
+    raise UserError(
+        "generate.memory or generate.context shuffled: there is no study of another patient for each study of the split"
+    )
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,8 @@ def generate_faults(config: Config) -> list[str]:
             f"generate.abstain {settings.abstain:g} needs a probability of each finding, which outline_source decoder "
             "does not give: say generate.outline_source retrieved or classifier, or abstain 0"
         )
+    if settings.context != "own" and not config.decoder.context:
+        faults.append(f"generate.context {settings.context} changes the context, which this decoder does not read")
     if settings.min_new_tokens > settings.max_new_tokens:
         faults.append(
             f"generate.min_new_tokens {settings.min_new_tokens} is above max_new_tokens {settings.max_new_tokens}"
@@ -245,10 +250,16 @@ def _generate_lines(
     """Generate the lines of some studies."""
     studies = [features.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=distributed.device())
-    query_vision = None
-    if config.generate.memory == "shuffled":
-        query_vision = features[mismatched_permutation([study.group for study in features.studies])[rows]]
-    lines = generate_reports(model, features[rows], group_B, config, recorder, composer, text, query_vision)
+    query_vision, whose = None, config.generate
+    informed = studies if whose.context == "own" else []
+    if "shuffled" in (whose.memory, whose.context):
+        others = mismatched_permutation([study.group for study in features.studies])[rows]
+        if whose.memory == "shuffled":
+            query_vision = features[others]
+        if whose.context == "shuffled":
+            informed = [features.studies[row] for row in others.tolist()]
+    contexts = [study.context for study in informed] or None
+    lines = generate_reports(model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts)
     return [
         {"key": study.key, "group": study.group, "reference": study.report, **line}
         for study, line in zip(studies, lines, strict=True)
@@ -264,6 +275,7 @@ def generate_reports(
     composer: Composer | None,
     text: RetrievedText | None,
     query_vision: VisionOutput | None = None,
+    contexts: Sequence[Context] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate the reports of some studies, with the entries of their lines of ``reports.jsonl``.
 
@@ -279,6 +291,7 @@ def generate_reports(
         recorder: recorder of the memories.
         composer: composes the beginning of the reports; None leaves it to the decoder.
         text: composer of the text that the decoder reads; None: no text.
+        contexts: clinical context of each study, of which the decoder reads what it knows; None: no context.
     """
     associations = model.associations(query_vision or vision, group_B, ROWS)
     loud_BQ = (query_vision or vision).loud_queries(model.memory_config.visual_query)
@@ -300,6 +313,7 @@ def generate_reports(
             query_vision=query_vision,
             forced_prefixes=[one.text for one in composed],
             retrieved_BL=None if text is None else text.encode(retrieved),
+            context_BC=None if contexts is None else model.encode_context(contexts),
         )
     # copied once, not once for each study and finding
     associations = {

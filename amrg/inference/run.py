@@ -1,7 +1,7 @@
 """The artefacts of a run, found from any folder of it, and its generator."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from amrg import distributed
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
 from amrg.banks.bank import NO_GROUP
 from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config, read_section
+from amrg.data.context import Context
 from amrg.data.film_checks import is_lateral_view
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.own_studies import read_study
+from amrg.data.own_studies import StudyFilms, read_given_context, read_study
 from amrg.errors import UserError
 from amrg.inference.generate import HEADS, Recorder, generate_reports, open_composer
 from amrg.models.composer import Composer
@@ -178,25 +179,51 @@ class LoadedRun:
         self._recorder = Recorder.open(self._model, artifacts.banks.path, artifacts.stage2.path)
         self.image_size = self._model.stage1.image_size
 
-    def generate(self, studies: Sequence[Film | Sequence[Film]], force: bool = False) -> list[str]:
+    @property
+    def context_fields(self) -> tuple[str, ...]:
+        """Fields of the clinical context that the run reads (``decoder.context``)."""
+        return self._model.settings.context
+
+    def generate(
+        self,
+        studies: Sequence[Film | Sequence[Film]],
+        force: bool = False,
+        contexts: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[str]:
         """Write one report per study.
 
         Args:
             studies: one film each, or the films of all views of a study.
             force: write also for what is refused as no chest film (``amrg.data.film_checks``), and print why.
+            contexts: clinical context of each study, such as ``{"indication": "cough", "age": 63}``, of which the run
+                reads ``context_fields``. DICOM films tell age and sex themselves.
 
         Raises:
-            UserError: a film cannot be read, or is refused.
+            UserError: a film cannot be read, or is refused; an age or sex is none, or there are too few contexts.
         """
-        films = [self._read(study, force) for study in studies]
-        batches = [films[first : first + self.batch_size] for first in range(0, len(films), self.batch_size)]
-        return [record["generated"] for batch in batches for record in self.generate_records(batch)]
+        if contexts is not None and len(contexts) != len(studies):
+            raise UserError(f"{len(contexts)} contexts for {len(studies)} studies: give one for each, {{}} for none")
+        read = [self._read(study, force) for study in studies]
+        given = [
+            read_given_context({name: str(value) for name, value in one.items() if value is not None}, "contexts: ")
+            for one in contexts or [{}] * len(studies)
+        ]
+        known = [one.filled(study.context) for one, study in zip(given, read, strict=True)]
+        parts = [slice(first, first + self.batch_size) for first in range(0, len(read), self.batch_size)]
+        return [
+            record["generated"]
+            for part in parts
+            for record in self.generate_records([study.films for study in read[part]], known[part])
+        ]
 
-    def generate_records(self, studies: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
+    def generate_records(
+        self, studies: Sequence[Sequence[np.ndarray]], contexts: Sequence[Context] | None = None
+    ) -> list[dict[str, Any]]:
         """Write the reports of a batch: ``{findings: {name: probability}}`` and the fields of ``generate_reports``.
 
         Args:
             studies: at most ``batch_size``, each with at least one film, uint8 [H, W].
+            contexts: clinical context of each study; None: no context.
         """
         films = [film for study in studies for film in study]
         images = to_tensor(films, self.image_size).to(distributed.device())
@@ -204,14 +231,21 @@ class LoadedRun:
         with torch.no_grad(), autocast(self._config.stage2.dtype):
             vision = round_like_cache(self._model.encode_images(images, [len(study) for study in studies]))
         records = generate_reports(
-            self._model, vision, group_B, self._config, self._recorder, self._composer, self._text
+            self._model,
+            vision,
+            group_B,
+            self._config,
+            self._recorder,
+            self._composer,
+            self._text,
+            contexts=contexts,
         )
         return [
             {"findings": {name: round(probability_Q[LABELS.index(name)], 4) for name in FINDINGS}, **record}
             for probability_Q, record in zip(vision.logits_BQ.sigmoid().tolist(), records, strict=True)
         ]
 
-    def _read(self, study: Film | Sequence[Film], force: bool) -> list[np.ndarray]:
+    def _read(self, study: Film | Sequence[Film], force: bool) -> StudyFilms:
         films = [study] if isinstance(study, Film) else list(study)
         if not films:
             raise UserError("a study without films has no report")
@@ -225,7 +259,7 @@ class LoadedRun:
             raise UserError(str(error)) from None
         for note in (*read.notes, *(f"forced: {reason}" for reason in read.forced)):
             echo(note)
-        return read.films
+        return read
 
 
 def load_run(run: str | Path, base_model: str | None = None) -> LoadedRun:
@@ -260,12 +294,13 @@ def _newest(run: Path) -> Path:
 
 
 def _is_control(path: Path) -> bool:
-    """Return whether reports, or those that scores are of, were written with another study's memory."""
+    """Return whether reports, or those that scores are of, were written with memory or context not their own."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["kind"] == "scores":
             manifest = json.loads((path.parent / manifest["inputs"]["reports"]["path"] / MANIFEST).read_text())
-        return manifest["kind"] == "reports" and manifest["config"].get("memory", "own") != "own"
+        whose = {manifest["config"].get(name, "own") for name in ("memory", "context")}
+        return manifest["kind"] == "reports" and whose != {"own"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # opening it will say what is wrong with it
 

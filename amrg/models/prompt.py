@@ -1,9 +1,10 @@
-"""The prompt of the language model, around the image and the retrieved text.
+"""The prompt of the language model, around the image, the clinical context and the retrieved text.
 
-Shape legend: B studies, E width of the language model, P positions of the streams, L tokens of the retrieved text,
-S positions of the prefix.
+Shape legend: B studies, E width of the language model, P positions of the streams, C tokens of the context,
+L tokens of the retrieved text, S positions of the prefix.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Self
@@ -17,7 +18,9 @@ from amrg.config import DecoderConfig
 from amrg.errors import UserError
 from amrg.models.tokenizer import IGNORE_INDEX
 
-IMAGE, RETRIEVED = "{image}", "{retrieved}"
+IMAGE, RETRIEVED, CONTEXT = "{image}", "{retrieved}", "{context}"
+#: Behind this stands the context where the prompt does not say: the image, and a tag that closes it.
+_IMAGE_END = re.compile(r"\{image\}(?:</\w+>)?")
 #: Names of the speakers in a plain prompt; a chat template has its own.
 _SPEAKERS = ("Human:", "Assistant:")
 #: What templates that tell the date are given, so that a prompt is the same every day.
@@ -29,14 +32,17 @@ def stream_faults(settings: DecoderConfig) -> list[str]:
     faults = []
     if settings.prompt.count(IMAGE) != 1:
         faults.append(f"decoder.prompt must contain {IMAGE} once: that is where the image goes")
-    image, text = (settings.prompt.find(mark) for mark in (IMAGE, RETRIEVED))
+    image, text, context = (settings.prompt.find(mark) for mark in (IMAGE, RETRIEVED, CONTEXT))
     if settings.prompt.count(RETRIEVED) > 1 or (text < image and (text >= 0 or settings.use_retrieved_text)):
         faults.append(
             f"decoder.prompt must contain {RETRIEVED} once, behind {IMAGE}: that is where the retrieved text goes"
         )
-    if not (
-        settings.use_visual_tokens or settings.use_queries or settings.use_visual_memory or settings.use_report_memory
-    ):
+    if settings.prompt.count(CONTEXT) > 1 or (context >= 0 and not image < context < (text if text >= 0 else 10**9)):
+        faults.append(f"decoder.prompt may contain {CONTEXT} once, behind {IMAGE} and before {RETRIEVED}")
+    if len(set(settings.context)) < len(settings.context):
+        faults.append(f"decoder.context {' '.join(settings.context)} names a field twice")
+    streams = settings.use_visual_tokens, settings.use_queries, settings.use_visual_memory, settings.use_report_memory
+    if not (any(streams) or settings.context):
         faults.append("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
     if settings.system_prompt and settings.chat_template == "none":
         faults.append("decoder.system_prompt belongs to a chat template: say decoder.chat_template auto too")
@@ -111,13 +117,15 @@ class Prompt:
 
     Attributes:
         before: token ids before ``IMAGE``, with the begin token if the tokenizer has one (or the chat template's).
-        between: token ids between ``IMAGE`` and ``RETRIEVED``; empty if the language model reads no retrieved text.
-        after: token ids after both.
+        behind: token ids between ``IMAGE`` and the context; empty if the language model reads none.
+        between: token ids before ``RETRIEVED``; empty if the language model reads no retrieved text.
+        after: token ids after all of these.
         stops: token ids that end a report; training teaches the first.
-        dropout: share of the positions of the retrieved text that are set to zero in training.
+        dropout: share of the positions of the context and the retrieved text that are set to zero in training.
     """
 
     before: list[int]
+    behind: list[int]
     between: list[int]
     after: list[int]
     stops: tuple[int, ...]
@@ -135,7 +143,11 @@ class Prompt:
             ends: tokens that the pretrained model ends an answer with, beside the template's.
         """
         chat = chat_text(settings, tokenizer)
-        before, after = (settings.prompt if chat is None else chat[0]).split(IMAGE)
+        prompt = settings.prompt if chat is None else chat[0]
+        if settings.context and CONTEXT not in prompt:
+            prompt = _IMAGE_END.sub(lambda image: image[0] + CONTEXT, prompt)
+        before, after = prompt.split(IMAGE)
+        behind, after = after.split(CONTEXT) if settings.context else ("", after.replace(CONTEXT, ""))
         between, after = after.split(RETRIEVED) if settings.use_retrieved_text else ("", after.replace(RETRIEVED, ""))
         first = [tokenizer.bos_token_id] if chat is None and tokenizer.bos_token_id is not None else []
         stops = [tokenizer.eos_token_id]
@@ -145,31 +157,41 @@ class Prompt:
             known = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
             stops = [*(one for one in written if one in known), *stops]
             stops += [ends] if isinstance(ends, int) else ends or []
-        ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (before, between, after)]
-        return cls(first + ids[0], ids[1], ids[2], tuple(dict.fromkeys(stops)), settings.prefix_dropout)
+        ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (before, behind, between, after)]
+        return cls(first + ids[0], ids[1], ids[2], ids[3], tuple(dict.fromkeys(stops)), settings.prefix_dropout)
 
     def embed(
-        self, embedding: nn.Embedding, streams_BPE: Tensor, retrieved_BL: Tensor | None = None, training: bool = False
+        self,
+        embedding: nn.Embedding,
+        streams_BPE: Tensor,
+        retrieved_BL: Tensor | None = None,
+        training: bool = False,
+        context_BC: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Build the prefix, [B, S, E], and its mask, int64 [B, S], 0 on the padding of a retrieved text.
+        """Build the prefix, [B, S, E], and its mask, int64 [B, S], 0 on the padding of context and retrieved text.
 
         Args:
             embedding: token embeddings of the language model.
             streams_BPE: embedded streams, at ``IMAGE``.
             retrieved_BL: token ids of the retrieved text, padded on the left with ``IGNORE_INDEX``; None: no text.
             training: apply ``dropout``.
+            context_BC: token ids of the context, with ``IGNORE_INDEX`` for padding anywhere; None: no context.
         """
-        device = streams_BPE.device
-        text_BL = streams_BPE.new_zeros(len(streams_BPE), 0, dtype=torch.long) if retrieved_BL is None else retrieved_BL
-        ids = torch.tensor(self.before + self.between + self.after).to(device, non_blocking=True)
-        words = ids.expand(len(streams_BPE), -1)
+        count, device = len(streams_BPE), streams_BPE.device
+        nothing = streams_BPE.new_zeros(count, 0, dtype=torch.long)
+        text_BL, context_BC = (nothing if ids is None else ids for ids in (retrieved_BL, context_BC))
+        parts = [self.before, self.behind, self.between, self.after]
+        words = torch.tensor([token for part in parts for token in part], dtype=torch.long)
+        words = words.to(device, non_blocking=True)
         # A single look-up, because each one gathers embeddings that ZeRO 3 partitions.
-        sizes = [len(self.before), len(self.between), len(self.after), text_BL.shape[1]]
-        embedded = embedding(torch.cat([words, text_BL.clamp_min(0)], dim=1)).to(streams_BPE.dtype)
-        before, between, after, text = embedded.split(sizes, dim=1)
-        text = drop_positions(text, self.dropout, training)
-        prefix = torch.cat([before, streams_BPE, between, text, after], dim=1)
+        ids = torch.cat([words.expand(count, -1), text_BL.clamp_min(0), context_BC.clamp_min(0)], dim=1)
+        sizes = [*map(len, parts), text_BL.shape[1], context_BC.shape[1]]
+        before, behind, between, after, text, context = embedding(ids).to(streams_BPE.dtype).split(sizes, dim=1)
+        text, context = (drop_positions(part, self.dropout, training) for part in (text, context))
+        prefix = torch.cat([before, streams_BPE, behind, context, between, text, after], dim=1)
         mask_BS = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
-        start = prefix.shape[1] - sizes[2] - sizes[3]
-        mask_BS[:, start : start + sizes[3]] = text_BL != IGNORE_INDEX
+        end = prefix.shape[1] - after.shape[1]
+        for ids_BL in (text_BL, context_BC):
+            mask_BS[:, end - ids_BL.shape[1] : end] = ids_BL != IGNORE_INDEX
+            end -= ids_BL.shape[1] + between.shape[1]
         return prefix.to(embedding.weight.dtype), mask_BS

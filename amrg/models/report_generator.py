@@ -2,10 +2,12 @@
 
 The language model reads ``[before ; visual tokens ; queries ; visual memory ; report memory ; after ; report]``, where
 *before* and *after* are the prompt on either side of ``{image}`` (``Prompt``). If it reads retrieved sentences as text,
-*after* is ``[between ; text ; after]``, with the prompt on either side of ``{retrieved}``.
+*after* is ``[between ; text ; after]``, with the prompt on either side of ``{retrieved}``. If it reads a study's
+clinical context, this stands before them (``amrg.models.context``).
 
 Shape legend: B studies, M films, N visual tokens, Q = 14 queries, D query width, E width of the language model,
-P positions of the streams, L tokens of the retrieved text, T report tokens, S positions of the prefix, J rows.
+P positions of the streams, L tokens of the retrieved text, C tokens of the context, T report tokens, S positions of the
+prefix, J rows.
 """
 
 import json
@@ -24,11 +26,13 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, read_section, to_dict
+from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.text.outline import strip_outline
 from amrg.errors import UserError
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier, mean_over_views
+from amrg.models.context import ContextTokenizer
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.decoder import base_fingerprint, embedding_size, load_decoder, save_decoder, unpacked_sequences
 from amrg.models.decoder_files import SMALL_LLAMA
@@ -111,6 +115,10 @@ class ReportGenerator(nn.Module):
         nn.init.constant_(self.norm.weight, size)
         # Position embeddings of the prefix: a decoder trained from scratch could not tell the streams apart otherwise.
         self.mark_PE = nn.Parameter(torch.randn(self.prefix_length, width) * size)
+        if not self.prefix_length:  # context alone is read: the loss gives these no gradient
+            for module in (self.projection, self.norm):
+                module.requires_grad_(False)
+            self.mark_PE.requires_grad_(False)
         if settings.use_queries:
             # Initialized 4x larger, so that a certain finding dominates the embedding of its query.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
@@ -207,8 +215,10 @@ class ReportGenerator(nn.Module):
         if self.settings.model == SMALL_LLAMA or not isinstance(limit, int):
             return
         text = self.settings.retrieved_tokens if self.settings.use_retrieved_text else 0
-        prompt = len(self.prompt.before) + len(self.prompt.between) + len(self.prompt.after)
-        prefix = prompt + self.prefix_length + text
+        text += self.settings.context_tokens if self.settings.context else 0
+        prompt = self.prompt
+        words = len(prompt.before) + len(prompt.behind) + len(prompt.between) + len(prompt.after)
+        prefix = words + self.prefix_length + text
         if prefix + tokens > limit:
             raise UserError(
                 f"{setting} {tokens} and the {prefix} positions of prompt and streams before the report are more than "
@@ -269,6 +279,7 @@ class ReportGenerator(nn.Module):
         own_BQD: Tensor | None = None,
         wanted: Wanted | None = None,
         retrieved_BL: Tensor | None = None,
+        context_BC: Tensor | None = None,
     ) -> GeneratorOutput:
         """Compute the losses of reports.
 
@@ -278,12 +289,14 @@ class ReportGenerator(nn.Module):
             own_BQD: sentences of the same reports by label, as rows of the report bank, for ``retrieval_loss``.
             wanted: rows of the visual bank that the regions should retrieve, for ``association_loss``.
             retrieved_BL: token ids of the retrieved text, padded on the left with ``IGNORE_INDEX``; None: no text.
+            context_BC: token ids of the context, padded alike (``amrg.models.context``); None: no context.
         """
         remembered, retrieval_B = self._retrieve(vision, group_B, own_BQD)
         embedding = self.decoder.get_input_embeddings()
-        prefix, mask_BS = self.prompt.embed(embedding, self._fuse(vision, remembered), retrieved_BL, self.training)
+        streams_BPE = self._fuse(vision, remembered)
+        prefix, mask_BS = self.prompt.embed(embedding, streams_BPE, retrieved_BL, self.training, context_BC)
         placed = {}
-        if retrieved_BL is not None:
+        if retrieved_BL is not None or context_BC is not None:
             mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
             placed = {"attention_mask": mask_BS, "position_ids": (mask_BS.cumsum(1) - 1).clamp_min(0)}
         report = drop_positions(embedding(report_BT.clamp(min=0)), self.settings.token_dropout, self.training)
@@ -315,6 +328,7 @@ class ReportGenerator(nn.Module):
         query_vision: VisionOutput | None = None,
         forced_prefixes: Sequence[str] = (),
         retrieved_BL: Tensor | None = None,
+        context_BC: Tensor | None = None,
     ) -> list[str]:
         """Write a report for each study.
 
@@ -325,13 +339,13 @@ class ReportGenerator(nn.Module):
             streamer: receives each token as it is generated; one study and one beam only.
             hidden: names of ``STREAMS`` whose positions are set to zero, as ``prefix_dropout`` does in training.
             forced_prefixes: beginning of each study's text (``amrg.models.composer``); empty: no forced beginning.
-            retrieved_BL: as for ``forward``.
+            retrieved_BL, context_BC: as for ``forward``.
         """
         streams_BPE = self.embed_streams(vision, group_B, query_vision)
         for name in hidden:
             streams_BPE[:, self.stream_slices[name]] = 0.0
         embedding = self.decoder.get_input_embeddings()
-        prefix, mask_BS = self.prompt.embed(embedding, streams_BPE, retrieved_BL, self.training)
+        prefix, mask_BS = self.prompt.embed(embedding, streams_BPE, retrieved_BL, self.training, context_BC)
         written = self.decoder.generate(
             inputs_embeds=prefix,
             attention_mask=mask_BS,
@@ -374,6 +388,18 @@ class ReportGenerator(nn.Module):
     def report_encoder(self, max_tokens: int) -> ReportTokenizer:
         """Return the tokenizer of reports for ``forward``."""
         return ReportTokenizer(self.tokenizer, self.settings.predict_outline, max_tokens, self.prompt.stops[0])
+
+    def context_encoder(self) -> ContextTokenizer | None:
+        """Return the tokenizer of contexts; None if the language model reads none."""
+        settings = self.settings
+        if not settings.context:
+            return None
+        return ContextTokenizer(self.tokenizer, settings.context, settings.context_tokens)
+
+    def encode_context(self, contexts: Sequence[Context]) -> Tensor | None:
+        """Return token ids [B, C] for ``generate``, on the model's device; None if the language model reads none."""
+        encode = self.context_encoder()
+        return None if encode is None else encode(contexts)[0].to(self.mark_PE.device)
 
     def saved_parameters(self) -> list[nn.Parameter]:
         """Parameters that ``save_pretrained`` writes and that must be gathered: all but the frozen base weights."""

@@ -135,7 +135,10 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
         text_BL = None
         if config.decoder.use_retrieved_text:
             text_BL = torch.zeros(len(group_B), config.decoder.retrieved_tokens, dtype=torch.long)
-        return model(vision, group_B, report_BT, retrieved_BL=text_BL).loss_B.mean()
+        context_BC = None
+        if config.decoder.context:
+            context_BC = torch.zeros(len(group_B), config.decoder.context_tokens, dtype=torch.long)
+        return model(vision, group_B, report_BT, retrieved_BL=text_BL, context_BC=context_BC).loss_B.mean()
 
     use = config.decoder
     used = (use.use_visual_memory or use.use_retrieved_text, use.use_report_memory)

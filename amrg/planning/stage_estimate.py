@@ -274,5 +274,6 @@ def prompt_length(config: Config, model: Any) -> int:
     use = config.decoder
     streams = sum((use.use_queries, use.use_visual_memory, use.use_report_memory))
     prompt = model.prompt
-    words = len(prompt.before) + len(prompt.between) + len(prompt.after) + use.retrieved_tokens * use.use_retrieved_text
+    words = len(prompt.before) + len(prompt.behind) + len(prompt.between) + len(prompt.after)
+    words += use.retrieved_tokens * use.use_retrieved_text + use.context_tokens * bool(use.context)
     return words + model.vision_shape[0] + len(LABELS) * streams

@@ -1,6 +1,6 @@
 """Collation of samples into batches, in the process that decodes them.
 
-Shape legend: M films, B studies, S pixels on a side, K = 14 labels, T report tokens.
+Shape legend: M films, B studies, S pixels on a side, K = 14 labels, T report tokens, C tokens of the context.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +17,7 @@ from amrg.data.image_ops import to_model_input
 from amrg.data.shards import hash_key
 from amrg.data.stream import Sample
 from amrg.data.studies import Study
+from amrg.models.context import ContextTokenizer
 from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer
 from amrg.training.multilabel import targets
 
@@ -80,18 +81,27 @@ class Stage1Collator:
 
 @dataclass(frozen=True)
 class ReportCollator:
-    """Collate studies to ``report`` [B, T], ``group`` [B], ``counts`` [B] of ones and ``study`` (hashed keys)."""
+    """Collate studies to ``report`` [B, T], ``group`` [B], ``counts`` [B] of ones and ``study`` (hashed keys).
+
+    If the decoder reads context, also to ``context`` and ``context_field`` [B, C] (``ContextTokenizer``).
+    """
 
     encode: ReportTokenizer
+    encode_context: ContextTokenizer | None = None
 
     def __call__(self, studies: Sequence[Study]) -> dict[str, Any]:
         """Collate the texts of studies for stage 2; padding is ``IGNORE_INDEX``."""
+        context = {}
+        if self.encode_context is not None:
+            ids_BC, field_BC = self.encode_context([study.context for study in studies])
+            context = {"context": ids_BC, "context_field": field_BC}
         encoded = [torch.tensor(self.encode(study.report)) for study in studies]
         return {
             "report": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORE_INDEX),
             "group": torch.tensor([group_id(study.group) for study in studies]),
             "counts": torch.ones(len(studies)),
             "study": hashed_keys(studies),
+            **context,
         }
 
 

@@ -170,7 +170,7 @@ def greedy_reports(
     Args:
         model: in evaluation mode.
         batch: this rank's share of a validation batch, of equal size on every rank, with ``vision`` and ``counts``, and
-            ``retrieved`` if the decoder reads text.
+            ``retrieved`` and ``context`` if the decoder reads these.
         count: number of reports over all ranks; at most those of the batch.
         max_tokens: most tokens of a report.
 
@@ -184,9 +184,16 @@ def greedy_reports(
     small = [parameter for name, parameter in model.named_parameters() if not name.startswith("decoder.")]
     # Eager, because compiling the decoder for generation would take longer than the generation.
     with gathered(small), torch.compiler.set_stance("force_eager"):
-        text_BL = batch["retrieved"][:local_count] if "retrieved" in batch else None
+        text_BL, context_BC = (
+            batch[name][:local_count] if name in batch else None for name in ("retrieved", "context")
+        )
         written = model.generate(
-            vision, batch["group"][:local_count], decoding, synced=distributed.world_size() > 1, retrieved_BL=text_BL
+            vision,
+            batch["group"][:local_count],
+            decoding,
+            synced=distributed.world_size() > 1,
+            retrieved_BL=text_BL,
+            context_BC=context_BC,
         )
     studies, counted = batch["study"][:local_count], batch["counts"][:local_count].tolist()
     local_reports = [(key, text) for key, text, one in zip(studies, written, counted, strict=True) if one]

@@ -35,6 +35,7 @@ from amrg.data.text.outline import add_outline
 from amrg.errors import UserError, collect_errors
 from amrg.models.bank_sentences import no_sentences
 from amrg.models.classifier import DiseaseClassifier
+from amrg.models.context import context_text, drop_fields, refuse_lacking_context
 from amrg.models.decoder import QUANTISED, build_decoder, build_split_decoder, refuse_quantised, rehearse
 from amrg.models.open_banks import open_banks, refuse_sharded_index
 from amrg.models.prompt import stream_faults
@@ -102,7 +103,7 @@ def _train(config: Config, data: Path, stage1: Path, banks: Path, folder: Path) 
     wanted_rows = wanted_rows_of(config, data, banks)
     task = TrainingTask(
         model=model,
-        loss=partial(loss, own_reports=own_reports, wanted_rows=wanted_rows),
+        loss=partial(loss, own_reports=own_reports, wanted_rows=wanted_rows, context_dropout=settings.context_dropout),
         batches=source.batches,
         steps_per_epoch=source.steps_per_epoch,
         validate=partial(source.validate, watch=MemoryWatch.open(model, data, banks)),
@@ -146,7 +147,11 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     """Build the generator before training, as a function of the artefacts, the configuration and its seed."""
     classifier = freeze_for_stage2(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
     written = add_outline if config.decoder.predict_outline else str
-    texts = [written(study.report) for study in load_studies(data, "train")]
+    studies = load_studies(data, "train")
+    texts = [written(study.report) for study in studies]
+    if config.decoder.context:
+        refuse_lacking_context(config.decoder.context, studies)
+        texts += [context_text(study.context, config.decoder.context) for study in studies if study.context]
     if distributed.groups().size > 1:
         decoder, tokenizer = build_split_decoder(config.decoder, texts, config.seed)
     else:
@@ -228,15 +233,20 @@ def loss(
     batch: dict[str, Any],
     own_reports: RetrievalTargets | None = None,
     wanted_rows: WantedRows | None = None,
+    context_dropout: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Cross-entropy per report token of the global batch, as a mean over samples that ranks can average.
 
     ``own_reports`` and ``wanted_rows`` add the losses of the memories (``amrg.models.retrieval_loss``).
+    ``context_dropout`` is the share of the fields of the context that are left out.
     """
     vision = encode_films(model, batch["films"]) if "films" in batch else VisionOutput(*batch["vision"])
     own_BQD = None if own_reports is None else own_reports.vectors_for(batch["study"])
     wanted = None if wanted_rows is None else wanted_rows.of(batch["study"])
-    predicted = model(vision, batch["group"], batch["report"], own_BQD, wanted, batch.get("retrieved"))
+    context_BC = batch.get("context")
+    if context_BC is not None and context_dropout:
+        context_BC = drop_fields(context_BC, batch["context_field"], context_dropout)
+    predicted = model(vision, batch["group"], batch["report"], own_BQD, wanted, batch.get("retrieved"), context_BC)
     total, recorded = (predicted.loss_B * batch["weight"]).mean(), {}
     for name, teacher, loss_B in (
         ("retrieval_loss", own_reports, predicted.retrieval_B),
@@ -272,7 +282,7 @@ class _Source:
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         self.model, self.data = model, data
         self.seed, self.batch_size, self.settings = config.seed, config.stage2.batch_size, config.stage2
-        self.reports = ReportCollator(model.report_encoder(config.stage2.max_report_tokens))
+        self.reports = ReportCollator(model.report_encoder(config.stage2.max_report_tokens), model.context_encoder())
         for split in ("train", "val"):
             if not num_studies(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")

@@ -1,5 +1,6 @@
 """Web application: one page and its JSON routes. All content comes from the package or the run."""
 
+import dataclasses
 import hashlib
 import json
 import queue
@@ -22,11 +23,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from amrg.banks.bank import NO_GROUP, group_id
+from amrg.data.context import CONTEXT_FIELDS, Context
 from amrg.data.film_checks import NotAFilm
 from amrg.data.image_io import FORMATS
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS
-from amrg.data.own_studies import read_study
+from amrg.data.own_studies import read_given_context, read_study
 from amrg.data.stream import Sample
 from amrg.data.studies import SPLITS
 from amrg.errors import UserError
@@ -40,6 +42,8 @@ from amrg.webapp.session import MEMORIES, SHOWN_SIZE, ClientGone, InferenceSessi
 
 #: Maximal size of an uploaded file. A radiograph of 4,280 × 3,520 pixels in 16 bits has 30 MB.
 MAX_BYTES = 64 * 2**20
+#: Maximal size of the context of a study.
+MAX_CONTEXT_BYTES = 64 * 2**10
 #: Maximal number of cached analyses of studies, and of uploads. An evicted study is analyzed again on request; an
 #: evicted upload is lost.
 MAX_CACHED = 32
@@ -66,6 +70,7 @@ def create_app(chain: RunArtifacts, hosts: Collection[str], any_address: bool = 
             Route("/api/studies", handlers.studies),
             Route("/api/looks", handlers.upload, methods=["POST"]),
             Route("/api/looks/{place}/{name}", handlers.analysis),
+            Route("/api/looks/{place}/{name}/context", handlers.set_context, methods=["POST"]),
             Route("/api/looks/{place}/{name}/patches", handlers.patches),
             Route("/api/looks/{place}/{name}/report", handlers.report),
             Route("/api/banks/{bank}/{row}", handlers.row),
@@ -109,6 +114,7 @@ class Handlers:
                 method=config.banks.mining.method,
                 beams=config.generate.num_beams,
                 memories=list(self._reader.memories),
+                context=self._reader.model.settings.context,
             )
         )
 
@@ -133,14 +139,36 @@ class Handlers:
     def _drop(self, data: bytes) -> dict[str, Any]:
         try:
             with self._decoding:
-                films = read_study([("", data)], SHOWN_SIZE, self._chain.frontal_only).films
+                read = read_study([("", data)], SHOWN_SIZE, self._chain.frontal_only)
         except NotAFilm as error:
             raise UserError(f"This file is refused as no chest film for this model: {error}.") from None
         except ValueError as error:
             raise UserError(f"This file is no film that can be read: {error}. Give a {FORMATS} file.") from None
         name = hashlib.sha256(data).hexdigest()[:16]
-        self._cache((UPLOADED, name), self._reader.analyze(films, NO_GROUP), None)
+        self._cache((UPLOADED, name), self._reader.analyze(read.films, NO_GROUP, read.context), None)
         return self._describe(UPLOADED, name)
+
+    async def set_context(self, request: Request) -> Response:
+        """Set the clinical context of a study that is looked at, the JSON object of the body; it is stored nowhere."""
+        data = await _body(request, MAX_CONTEXT_BYTES)
+        return JSONResponse(await to_thread.run_sync(self._set_context, request, data))
+
+    def _set_context(self, request: Request, data: bytes) -> dict[str, Any]:
+        try:
+            given = {str(name): str(text) for name, text in json.loads(data).items()}
+        except (ValueError, AttributeError, RecursionError):
+            raise UserError("The context must be a JSON object of texts.") from None
+        if given.keys() - CONTEXT_FIELDS:
+            raise UserError(f"The context may have {', '.join(CONTEXT_FIELDS)}.")
+        context = read_given_context(given, "")
+        analysis, sample = self._cached(request)
+        place, name = request.path_params["place"], request.path_params["name"]
+        self._cache((place, name), dataclasses.replace(analysis, context=context), sample)
+        return self._context(context)
+
+    def _context(self, context: Context) -> dict[str, str]:
+        """Return the fields that the run reads."""
+        return {name: context.text(name) for name in self._reader.model.settings.context}
 
     def patches(self, request: Request) -> Response:
         """List the patches of a film that a threshold keeps for a finding."""
@@ -213,7 +241,8 @@ class Handlers:
         if place == UPLOADED:
             raise NotFound(f"This film is no longer held (the last {MAX_CACHED} are): drop it again.")
         sample = self._store.study(place, name)
-        return self._cache((place, name), self._reader.analyze(sample.views, group_id(sample.study.group)), sample)
+        analysis = self._reader.analyze(sample.views, group_id(sample.study.group), sample.study.context)
+        return self._cache((place, name), analysis, sample)
 
     def _cache(self, where: tuple[str, str], analysis: StudyAnalysis, sample: Sample | None) -> Entry:
         with self._lock:
@@ -244,6 +273,7 @@ class Handlers:
             "name": name,
             "grid": self._reader.grid,
             "reference": sample.study.report if sample else None,
+            "context": self._context(analysis.context),
             "findings": findings,
             "films": [self._film(analysis, sample, number) for number in range(len(analysis.films))],
             "memory": analysis.retrieved(),
@@ -265,19 +295,21 @@ class Handlers:
         return {"image": film_url(analysis.films[number]), "maps": maps}
 
 
-async def _body(request: Request) -> bytes:
-    """Read the body; refuses an announced or actual length above MAX_BYTES."""
+async def _body(request: Request, most: int = MAX_BYTES) -> bytes:
+    """Read the body; refuses an announced or actual length above ``most``."""
     announced = request.headers.get("content-length", "0")
     data = bytearray()
-    if announced.isdecimal() and int(announced) <= MAX_BYTES:
+    if announced.isdecimal() and int(announced) <= most:
         async for chunk in request.stream():
             data += chunk
-            if len(data) > MAX_BYTES:
+            if len(data) > most:
                 break
         else:
             if not data:
                 raise UserError(f"This file is empty. Give a {FORMATS} file.")
             return bytes(data)
+    if most < MAX_BYTES:
+        raise HTTPException(413, f"The context is longer than {most // 2**10} kB.")
     raise HTTPException(413, f"This file is larger than {MAX_BYTES // 2**20} MB: too large for a film, not read.")
 
 

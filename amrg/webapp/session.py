@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from amrg import distributed
 from amrg.banks.bank import VISUAL, MemoryBank
+from amrg.data.context import NO_CONTEXT, Context
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
@@ -59,6 +60,7 @@ class StudyAnalysis:
         maps_MKHW: activation maps; 1 is the peak of a typical positive train film (``amrg.models.cam``).
         association: association by memory of the generator.
         distance: entries of ``TrainingDistance.records``; empty if the run has no such distance.
+        context: clinical context.
     """
 
     films: list[np.ndarray]
@@ -68,6 +70,7 @@ class StudyAnalysis:
     maps_MKHW: np.ndarray
     association: dict[str, Association]
     distance: dict[str, Any]
+    context: Context = NO_CONTEXT
 
     def retrieved(self) -> dict[str, list[dict[str, Any]]]:
         """Return the heaviest rows of each memory, averaged over the queries."""
@@ -113,8 +116,8 @@ class InferenceSession:
         return self.classifier.encoder.grid
 
     @torch.no_grad()
-    def analyze(self, films: list[np.ndarray], group: int) -> StudyAnalysis:
-        """Run the models on the films of a study, uint8 [H, W] each."""
+    def analyze(self, films: list[np.ndarray], group: int, context: Context = NO_CONTEXT) -> StudyAnalysis:
+        """Run the models on the films of a study, uint8 [H, W] each; only the report depends on the context."""
         size = self.classifier.image_size
         images = to_tensor(films, size).to(distributed.device())
         group_1 = torch.tensor([group], device=images.device)
@@ -136,6 +139,7 @@ class InferenceSession:
             maps_MKHW=maps_MKHW.cpu().numpy() / self._scale_K[:, None, None],
             association=association,
             distance=self._distance.records(vision)[0] if self._distance else {},
+            context=context,
         )
 
     def patches(
@@ -174,6 +178,7 @@ class InferenceSession:
             if self._text:
                 texts = self._text.compose(analysis.vision, group_1, found) if "visual" in found else [""]
                 text_1L = self._text.encode(texts)
+            context_1C = self.model.encode_context([analysis.context])
             streamer = _EventStreamer(
                 self,
                 analysis,
@@ -181,15 +186,15 @@ class InferenceSession:
                 steps,
                 composed.sentences,
                 on_event,
-                0 if text_1L is None else text_1L.shape[1],
+                *(0 if ids is None else ids.shape[1] for ids in (text_1L, context_1C)),
             )
             self.model.generate(
                 analysis.vision, group_1, self.decoding, streamer=streamer, hidden=hidden,
-                forced_prefixes=[composed.text], retrieved_BL=text_1L,
+                forced_prefixes=[composed.text], retrieved_BL=text_1L, context_BC=context_1C,
             )  # fmt: skip
 
     def sentence_attribution(
-        self, analysis: StudyAnalysis, off: set[str], attention_S: Tensor, text: int
+        self, analysis: StudyAnalysis, off: set[str], attention_S: Tensor, text: int, context: int = 0
     ) -> dict[str, Any]:
         """Return a sentence's attention per stream, and its heaviest rows of each memory.
 
@@ -198,10 +203,12 @@ class InferenceSession:
             off: disabled memories.
             attention_S: mean attention of the sentence to the decoder's first ``positions``.
             text: number of tokens of the retrieved text.
+            context: number of tokens of the clinical context.
         """
         attention_P = attention_S[len(self.model.prompt.before) :]
         of = {name: attention_P[place] for name, place in self.model.stream_slices.items()}
         of["retrieved text"] = attention_S[len(attention_S) - text :]
+        of["context"] = attention_P[self.model.prefix_length + len(self.model.prompt.behind) :][:context]
         shares = {name: round(float(part.sum()), 4) for name, part in of.items() if len(part)}
         rows = {}
         for name, found in analysis.association.items():
@@ -210,10 +217,18 @@ class InferenceSession:
                 rows[name] = found.top_rows(stream / stream.sum() if len(stream) else _uniform(found), SHOWN)
         return {"shares": {**shares, "words": round(1 - sum(shares.values()), 4)}, "rows": rows}
 
-    def positions(self, text: int) -> int:
-        """Count the decoder's input positions up to the last stream, or through a retrieved text of ``text`` tokens."""
-        streams = len(self.model.prompt.before) + self.model.prefix_length
-        return streams + len(self.model.prompt.between) + text if text else streams
+    def positions(self, text: int, context: int = 0) -> int:
+        """Count the decoder's input positions up to the last stream, or through a context and a retrieved text.
+
+        Args:
+            text, context: numbers of their tokens.
+        """
+        prompt = self.model.prompt
+        streams = len(prompt.before) + self.model.prefix_length
+        if not (text or context):
+            return streams
+        known = streams + len(prompt.behind) + context
+        return known + len(prompt.between) + text if text else known
 
 
 class _EventStreamer(BaseStreamer):
@@ -222,10 +237,10 @@ class _EventStreamer(BaseStreamer):
     def __init__(
         self, reader: InferenceSession, analysis: StudyAnalysis, off: set[str], steps: deque[Tensor],
         recalled: Sequence[ComposedSentence], on_event: OnEvent,
-        text: int,
+        text: int, context: int,
     ) -> None:  # fmt: skip
         self._reader, self._analysis, self._off, self._steps, self._on_event = reader, analysis, off, steps, on_event
-        self._text = text
+        self._text, self._context = text, context
         self._recalled = {number: sentence.to_dict() for number, sentence in enumerate(recalled)}
         self._ids: list[int] = []
         self._begun = False
@@ -252,8 +267,8 @@ class _EventStreamer(BaseStreamer):
     def _report(self, finished: int) -> None:
         self._on_event("text", {"plan": self._transcript.plan, "sentences": self._transcript.sentences})
         for number in range(self._reported, finished):
-            attention_S = self._transcript.attention(number, self._reader.positions(self._text))
-            drawn = self._reader.sentence_attribution(self._analysis, self._off, attention_S, self._text)
+            attention_S = self._transcript.attention(number, self._reader.positions(self._text, self._context))
+            drawn = self._reader.sentence_attribution(self._analysis, self._off, attention_S, self._text, self._context)
             self._on_event("sentence", {"number": number, "recalled": self._recalled.get(number), **drawn})
         self._reported = max(self._reported, finished)
 

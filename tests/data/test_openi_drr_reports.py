@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from amrg.config import DataConfig
+from amrg.data.context import Context
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.sources.openi_drr import OpeniDrr
 from amrg.data.sources.openi_drr.findings import interpret, kind_of, labels_of
@@ -45,6 +46,7 @@ def test_parse() -> None:
         "Small left effusion is seen.",
         "See above.",
         (Annotation("Pleural Effusion", ("left", "small")), Annotation("Technical Quality of Image Unsatisfactory")),
+        Context("Cough."),
     )
 
 

@@ -91,6 +91,17 @@ def test_retrieved_text_is_given_beside_vectors_instead_of_them_and_not_at_all()
     assert [one.generate.memory for one in given.values()] == ["own"] * 4 + ["shuffled"]
 
 
+def test_the_context_is_own_anothers_or_none_and_one_decoder_sees_no_film():
+    given = {v.name: with_seed(Config(), v, 0) for v in EXPERIMENTS["context"].variants(Config(), 9000)}
+    assert {one.decoder.context for one in given.values()} == {("indication",)}
+    assert [one.generate.context for one in given.values()] == ["own", "shuffled", "none", "none", "own"]
+    assert [one.stage2.context_dropout for one in given.values()] == [0.3, 0.3, 0.3, 1.0, 0.3]
+    films = [one.decoder.use_queries or one.decoder.use_visual_tokens for one in given.values()]
+    assert films == [True] * 4 + [False]
+    reading = with_overrides(Config(), {"decoder.context": ["age", "sex"]})
+    assert with_seed(reading, EXPERIMENTS["context"].variants(reading, 9000)[0], 0) == reading
+
+
 def test_no_limit_leaves_out_rows_of_a_bank_that_leaks():
     limited = with_overrides(Config(), {"banks.mining.max_studies": 10, "banks.mining.regions_per_finding": 3})
     for variant in EXPERIMENTS["leakage"].variants(limited, 9000):

@@ -1,3 +1,3 @@
-from tests.run_fixtures import folder, run
+from tests.run_fixtures import folder, informed, run
 
-__all__ = ["folder", "run"]
+__all__ = ["folder", "informed", "run"]

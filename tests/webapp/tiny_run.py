@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from amrg.artifacts import Artifact, build, open_artifact
+from amrg.data.context import Context
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import Sample, iter_samples, load_studies
 from amrg.models.finding_calibration import Certainty
@@ -20,7 +21,7 @@ from amrg.training.calibration import CALIBRATION
 from amrg.training.collate import ReportCollator, Stage2Collator, collate_images
 from amrg.training.stage2 import MODEL, build_generator
 from amrg.training.vision_cache import encode_films, round_like_cache
-from tests.conftest import ChestSource, make_artefacts, report
+from tests.conftest import ChestSource, InformedSource, make_artefacts, report
 
 STEPS = 200
 
@@ -29,12 +30,18 @@ STEPS = 200
 STATED = ("Cardiomegaly", "Atelectasis", "Pleural Effusion")
 
 
-def make_run(folder: Path, outline_source: Literal["decoder", "retrieved"] = "decoder") -> dict[str, Artifact]:
-    """The artefacts by kind; they lie in ``folder/tiny``."""
-    made = make_artefacts(folder, ChestSource())
+def make_run(
+    folder: Path, outline_source: Literal["decoder", "retrieved"] = "decoder", informed: bool = False
+) -> dict[str, Artifact]:
+    """The artefacts by kind; they lie in ``folder/tiny``. An ``informed`` decoder reads indication, age and sex."""
+    made = make_artefacts(folder, InformedSource() if informed else ChestSource())
     config = replace(
         made.config,
-        decoder=replace(made.config.decoder, predict_outline=outline_source != "decoder"),
+        decoder=replace(
+            made.config.decoder,
+            predict_outline=outline_source != "decoder",
+            context=("indication", "age", "sex") if informed else (),
+        ),
         generate=replace(
             made.config.generate,
             num_beams=2,
@@ -81,7 +88,10 @@ def _film_vectors(model: ReportGenerator, data: Path, split: str) -> torch.Tenso
 
 
 def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
-    """Plain training until two reports are known: one with the visual memory, the other where it is hidden."""
+    """Plain training until two reports are known: one with the visual memory, the other where it is hidden.
+
+    If the decoder reads context, one with an indication of a cough, the other without any context.
+    """
     batch = Stage2Collator(model.stage1.config.image_size, ReportCollator(model.report_encoder(40)))(samples)
     with torch.no_grad():
         sight = encode_films(model.eval(), batch["films"])
@@ -90,15 +100,21 @@ def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     seen = torch.ones(before + model.prefix_length + after + batch["report"].shape[1], 1)
     hidden = seen.clone()
     hidden[before:][model.stream_slices["visual memory"]] = 0.0
+    cough_1C = model.encode_context([Context("Cough.")])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     for step in range(STEPS):
         shown_L1, learned = (hidden, second) if step % 2 else (seen, first)
-        hook = model.decoder.register_forward_pre_hook(functools.partial(_multiply, shown_L1), with_kwargs=True)
+        report_BT, context_BC = batch["report"][learned].expand_as(batch["report"]), None
+        if cough_1C is None:
+            hook = model.decoder.register_forward_pre_hook(functools.partial(_multiply, shown_L1), with_kwargs=True)
+        elif step % 2 == 0:
+            context_BC = cough_1C.expand(len(report_BT), -1)
         optimizer.zero_grad()
-        model(sight, batch["group"], batch["report"][learned].expand_as(batch["report"])).loss_B.mean().backward()
+        model(sight, batch["group"], report_BT, context_BC=context_BC).loss_B.mean().backward()
         optimizer.step()
-        hook.remove()
+        if cough_1C is None:
+            hook.remove()
 
 
 def _multiply(shown_L1: torch.Tensor, _: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from amrg.config import DataConfig
-from amrg.data.image_io import load_film
+from amrg.data.context import Context
 from amrg.data.labels import LABELS
+from amrg.data.sources.study_films import load_study_films
 from amrg.data.sources.tables import Need, Tally, data_root, decode, find, join_labels, number, present, read_csv
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
@@ -25,7 +24,13 @@ COLUMNS = (
     "path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "patient_report_date_order", "section_findings",
     "section_impression", "split",
 )  # fmt: skip
+#: Columns of the context by its field, in the order in which they are taken; not every copy has them.
+CONTEXT = {
+    "indication": ("section_clinical_history", "section_history"), "technique": ("section_technique",),
+    "comparison": ("section_comparison",), "age": ("age",), "sex": ("sex",),
+}  # fmt: skip
 LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json"}
+_CONTEXT_COLUMNS = tuple(column for columns in CONTEXT.values() for column in columns)
 _SIDES = ("FRONTAL", "", "LATERAL")  # in the order of a study's films
 _IMAGE_FOLDERS = ("PNG", "PNG/PNG", "PNGs", "DICOM", ".")
 _SUFFIXES = (".png", ".jpg", ".dcm")  # the table says .jpg, the PNG release has .png
@@ -81,17 +86,17 @@ class ChexpertPlus:
 
     def films(self, study: Study) -> StudyImages:
         """Load all films of a study, frontal ones first."""
-        return StudyImages([self._film(path) for path in self._films[study.key]])
+        return load_study_films(map(self._film, self._films[study.key]), self._config.image_size)
 
-    def _film(self, name: str) -> np.ndarray:
+    def _film(self, name: str) -> Path:
         path = film_file(self._root, name)
         if path is None:
             raise FileNotFoundError("a film that the table names is not there")
-        return load_film(path, self._config.image_size)
+        return path
 
     def _read(self) -> list[Study]:
         path, tally = _table(self._root), Tally(self._config.sections)
-        rows = self._rows(read_csv(path, COLUMNS, multiline=True).to_pylist(), tally)
+        rows = self._rows(read_csv(path, COLUMNS, optional=_CONTEXT_COLUMNS, multiline=True).to_pylist(), tally)
         labels = self._labels({film_name(row["path_to_image"]) for row in rows})
         wanted = {view.upper() for view in self._config.views}
         views: dict[str, list[str]] = {}
@@ -115,7 +120,12 @@ class ChexpertPlus:
             if not (fault or tally.keeps(text, given, self._config.labels == "rules" or name in labels)):
                 continue
             group = hash_patient(f"chexpert {patient(row)}")
-            studies.append(Study(key, group, split, text, given, tuple(views[key]), last.get(group, ""), fault))
+            studies.append(
+                Study(
+                    key, group, split, text, given, tuple(views[key]), last.get(group, ""), fault,
+                    context=_context(row),
+                )
+            )  # fmt: skip
             if text:
                 last[group] = key
         self.left_out = dict(tally.counts)
@@ -194,6 +204,11 @@ def film_name(path: str) -> str:
 def patient(row: Mapping[str, str | None]) -> str:
     """Return the patient of a row: as it says, or else as the path of its film does."""
     return row["deid_patient_id"] or str(Path(row["path_to_image"] or "").parent.parent)
+
+
+def _context(row: Mapping[str, str | None]) -> Context:
+    texts = {name: next((row[one] for one in columns if row[one]), None) for name, columns in CONTEXT.items()}
+    return Context.read(texts, (row["section_findings"], row["section_impression"]))
 
 
 def _side(row: dict[str, str]) -> str:

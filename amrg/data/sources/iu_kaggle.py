@@ -10,6 +10,7 @@ from amrg.data.sources.tables import Need, data_root, find, read_csv
 from amrg.progress import echo
 
 REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
+_CONTEXT = ("indication", "comparison")
 _FOLDERS = ("images/images_normalized", "images_normalized", "images")
 
 
@@ -33,7 +34,9 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
             films.setdefault(row["uid"], []).append((row["filename"], row["projection"] or ""))
     if missing:
         echo(f"{missing} films of {PROJECTIONS} are not in {folder.name}")
-    reports = read_csv(_table(root, REPORTS), ("uid", "findings", "impression"), multiline=True).to_pylist()
+    reports = read_csv(
+        _table(root, REPORTS), ("uid", "findings", "impression"), optional=_CONTEXT, multiline=True
+    ).to_pylist()
     rows = (
         Row(
             f"CXR{row['uid']}",
@@ -42,6 +45,7 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
             tuple(view for _, view in films.get(row["uid"], ())),
             findings=row["findings"] or "",
             impression=row["impression"] or "",
+            context={name: row[name] or "" for name in _CONTEXT},
         )
         for row in reports
     )

@@ -10,19 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from amrg.config import DataConfig
+from amrg.data.context import Context
 from amrg.data.film_checks import is_lateral_view
-from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
 from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
+from amrg.data.sources.study_films import load_study_films
 from amrg.data.sources.tables import Need, Tally, data_root, decode, find, is_added, join_labels, moment, read_csv
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import select_sections, split_sections
+from amrg.data.text.sections import context_sections, select_sections, split_sections
 from amrg.errors import UserError
 from amrg.progress import track
 
@@ -99,13 +98,7 @@ class MimicCxr:
 
     def films(self, study: Study) -> StudyImages:
         """Load all films of a study, frontal ones first."""
-        return StudyImages([self._film(path) for path in self._films[study.key]])
-
-    def _film(self, stem: Path) -> np.ndarray:
-        path = film_file(stem)
-        if path is None:
-            raise FileNotFoundError("a film that the metadata name is not there")
-        return load_film(path, self._config.image_size)
+        return load_study_films(map(_existing_film, self._films[study.key]), self._config.image_size)
 
     def _read(self) -> list[Study]:
         tally = Tally(self._config.sections)
@@ -138,7 +131,10 @@ class MimicCxr:
             self._films[key] = [folder / view["dicom"] for view in ordered]
             group = hash_patient(f"mimic {subject}")
             projections = tuple(view["view"] for view in ordered)
-            studies.append(Study(key, group, split, text, found_labels, projections, last.get(group, ""), fault))
+            context = Context.read(context_sections(raw) if raw else {}, found.values())
+            studies.append(
+                Study(key, group, split, text, found_labels, projections, last.get(group, ""), fault, context=context)
+            )
             if text:
                 last[group] = key
         self.left_out = dict(tally.counts)
@@ -220,6 +216,13 @@ def _view_rank(view: str) -> int:
     if is_lateral_view(view):
         return 5
     return 2 if view.split(" ")[0] in _FRONTAL else 3 if not view else 4
+
+
+def _existing_film(stem: Path) -> Path:
+    path = film_file(stem)
+    if path is None:
+        raise FileNotFoundError("a film that the metadata name is not there")
+    return path
 
 
 def film_file(stem: Path) -> Path | None:

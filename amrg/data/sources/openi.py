@@ -2,13 +2,14 @@
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from amrg.config import DataConfig
-from amrg.data.image_io import load_film
+from amrg.data.context import Context
 from amrg.data.sources.indiana_views import frontal_first
+from amrg.data.sources.study_films import load_study_films
 from amrg.data.sources.tables import Need, Tally, data_root, decode, present, refuse_views, walk_files
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
@@ -88,6 +89,12 @@ def read_sections(content: ET.Element) -> dict[str, str]:
     return found
 
 
+def read_context(sections: Mapping[str, str]) -> Context:
+    """Return the context of a report, given its texts by their labels."""
+    texts = {name.lower(): sections.get(name) for name in ("INDICATION", "COMPARISON", "TECHNIQUE")}
+    return Context.read(texts, (sections.get("FINDINGS"), sections.get("IMPRESSION")))
+
+
 def read_uid(content: ET.Element) -> str:
     """Return the study of a report; empty if it does not say."""
     uid = content.find("uId")
@@ -148,7 +155,7 @@ class Openi:
 
     def films(self, study: Study) -> StudyImages:
         """Load all films of a study, frontal ones first."""
-        return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
+        return load_study_films(self._films[study.key], self._size)
 
     def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path], tally: Tally) -> Study | str:
         """Return the study, or why it is left out: without a text, or if none of its films exists."""
@@ -162,4 +169,4 @@ class Openi:
         if not (text and paths):
             return tally.mute if paths else tally.no_file
         self._films[key] = paths
-        return Study(key, hash_patient(f"iu {key}"), "train", text, label_report(text))
+        return Study(key, hash_patient(f"iu {key}"), "train", text, label_report(text), context=read_context(sections))

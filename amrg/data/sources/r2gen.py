@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from amrg.config import DataConfig
-from amrg.data.image_io import load_film
 from amrg.data.sources.indiana_views import film_names, frontal_first
+from amrg.data.sources.study_films import load_study_films
 from amrg.data.sources.tables import Need, Tally, data_root, decode, find, present, refuse_views
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import SPLITS, Study, StudyImages
@@ -101,7 +101,7 @@ class R2Gen:
 
     def films(self, study: Study) -> StudyImages:
         """Load all films of a study, frontal ones first in IU X-ray."""
-        return StudyImages([load_film(path, self._size) for path in self._films[study.key]])
+        return load_study_films(self._films[study.key], self._size)
 
     def _study(self, split: str, entry: Any, where: str) -> Study | None:
         """Return the study of an entry; None if there was one of its key."""

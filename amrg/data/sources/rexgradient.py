@@ -12,6 +12,10 @@ from amrg.data.sources.tables import Need, data_root, find
 from amrg.errors import UserError
 
 SPLITS = ("train", "valid", "test")
+_CONTEXT = {
+    "indication": "Indication", "technique": "Technique", "comparison": "Comparison", "age": "PatientAge",
+    "sex": "PatientSex",
+}  # fmt: skip
 _FOLDERS = ("deid_png", ".")
 
 
@@ -73,6 +77,7 @@ def _row(entry: dict[str, Any], split: str) -> Row:
         findings=_text(entry.get("Findings")),
         impression=_text(entry.get("Impression")),
         time=_text(entry.get("StudyDate")),
+        context={name: _text(entry.get(published)) for name, published in _CONTEXT.items()},
     )
 
 

@@ -8,19 +8,20 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from amrg.config import DataConfig
-from amrg.data.image_io import load_film
+from amrg.data.context import Context
 from amrg.data.labels import LABELS
+from amrg.data.sources.study_films import load_study_films
 from amrg.data.sources.tables import Tally, labels_of, moment
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.cleaning import clean
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import select_sections, split_sections
+from amrg.data.text.sections import context_sections, select_sections, split_sections
 from amrg.errors import UserError
 from amrg.progress import track
 
@@ -52,6 +53,7 @@ class Row:
         labels: published labels by name: empty ones are not mentioned, others without a name unknown; None: there are
             none.
         time: of the study, as ``moment`` reads it.
+        context: texts by field of ``amrg.data.context``, where they are given one by one.
     """
 
     study: str
@@ -64,6 +66,7 @@ class Row:
     impression: str = ""
     labels: Mapping[str, Any] | None = None
     time: str = ""
+    context: Mapping[str, str] = field(default_factory=dict)
 
 
 class RowSource:
@@ -118,7 +121,7 @@ class RowSource:
 
     def films(self, study: Study) -> StudyImages:
         """Load all films of a study, frontal ones first."""
-        return StudyImages([load_film(self._find(name), self._config.image_size) for name in self._films[study.key]])
+        return load_study_films(map(self._find, self._films[study.key]), self._config.image_size)
 
     def _read(self, studies: dict[tuple[str, str], list[Row]], split_needed: bool) -> list[Study]:
         tally = Tally(self._config.sections)
@@ -153,6 +156,9 @@ class RowSource:
         if split and split.lower() not in SPLIT_NAMES:
             raise UserError(f"{self._config.source}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
         parts = split_sections(report) if report else {}
+        context = context_sections(report) if report else {}
+        for row in reversed(rows):  # the first row that has a field counts
+            context |= {name: value for name, value in row.context.items() if value}
         text = select_sections(
             findings or parts.get("findings"), impression or parts.get("impression"), self._config.sections
         )
@@ -170,6 +176,7 @@ class RowSource:
         return Study(
             key, group, SPLIT_NAMES.get(split.lower(), "train"), text, labels, views if any(views) else (),
             load_error="; ".join(dict.fromkeys(faults)), unlabelled=unlabelled,
+            context=Context.read(context, (findings, impression, *parts.values(), text)),
         )  # fmt: skip
 
     def _labels(self, rows: list[Row], text: str, faults: list[str]) -> tuple[dict[str, float | None], tuple[str, ...]]:

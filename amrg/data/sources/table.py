@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from amrg.config import ColumnsConfig, DataConfig
+from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.labels import LABELS
 from amrg.data.sources.rows import Row, RowSource, film_file
 from amrg.data.sources.tables import Need, data_root, read_csv, read_header
@@ -43,6 +44,11 @@ _COMMON = {
     "study": ("study", "study_id", "studyid", "accession", "accession_number", "accessionnumber"),
     "split": ("split", "fold", "subset", "part", "set", "partition"),
     "view": ("view", "viewposition", "view_position", "projection"),
+    "indication": ("indication", "history", "clinical_history", "reason_for_exam"),
+    "technique": ("technique",),
+    "comparison": ("comparison",),
+    "age": ("age", "patient_age", "patientage"),
+    "sex": ("sex", "gender", "patient_sex", "patientsex"),
     "study_time": ("study_time", "study_date", "studydate", "study_datetime", "date"),
 }
 
@@ -178,6 +184,7 @@ def _rows(path: Path, columns: ColumnsConfig, labels: dict[str, str], root: str)
             text.get("impression", ""),
             {label: _text(record[column]) for label, column in labels.items()} if labels else None,
             text.get("study_time", ""),
+            {name: text[name] for name in CONTEXT_FIELDS if name in text},
         )
 
 

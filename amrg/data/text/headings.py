@@ -149,6 +149,11 @@ def find_headings(report: str) -> Iterator[Heading]:
         start += len(line) + 1
 
 
+def spelled_name(heading: Heading) -> str:
+    """Return the words of a heading in capitals, spelled right and in the singular."""
+    return " ".join(map(_spelled, _words(heading.name.upper())))
+
+
 def is_view(text: str) -> bool:
     """Whether a text only names projections, times and dates."""
     words = _words(text.upper())

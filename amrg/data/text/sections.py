@@ -1,10 +1,11 @@
 """Splitting of a report into sections by its headings (``amrg/data/text/headings.py``)."""
 
 import re
+from functools import lru_cache
 from typing import Literal
 
 from amrg.data.text.cleaning import clean, markup, plain, split_sentences
-from amrg.data.text.headings import Heading, find_headings, is_view
+from amrg.data.text.headings import Heading, find_headings, is_view, spelled_name
 
 Sections = Literal["findings", "impression", "both"]
 
@@ -16,6 +17,12 @@ _PREFACE = re.compile(
     r"comparisons?\b.*|.*\b(?:is|are|was|were) (?:submitted|obtained|acquired|provided|performed|reviewed)\b.*",
     re.I | re.S,
 )
+#: Fields of ``amrg.data.context`` by their headings (``spelled_name``); the findings of an earlier film are none.
+_CONTEXT = {
+    "technique": re.compile(r"(?:EXAM |EXAMINATION |STUDY )?TECHNIQUE"),
+    "comparison": re.compile(r"(?:COMPARISON|PRIORS?)(?: (?:EXAM|EXAMINATION|STUDY|STUDIES|FILMS?))?"),
+    "indication": re.compile(r"(?!.*FINDINGS).*(?:HISTORY|INDICATION|INFORMATION|REASONS? FOR|CLINICAL (?:Q|D)).*"),
+}
 _PAGE = re.compile(r"(?mi)^[ \t-]*page \d+(?: of \d+)?[ \t-]*$\n?")
 
 
@@ -26,6 +33,7 @@ class _Part:
         self.addendum = addendum
         self.texts: dict[str, list[str]] = {}
         self.last = ""  # text of the last section before the findings, or of all without any heading
+        self.context: dict[str, str] = {}  # first paragraph of each section of ``_CONTEXT``
 
     def get(self, name: str) -> str:
         """Return a section; empty if it is missing."""
@@ -49,12 +57,24 @@ def split_sections(report: str) -> dict[str, str]:
       ``last_paragraph``).
     - Other sections (indication, technique, wet read, findings of an earlier film …) are left out.
     """
-    parts = _parts(_PAGE.sub("", plain(markup(report))))
+    parts = _parts(report)
     found = {name: _newest(parts, name) for name in ("findings", "impression")}
     if not any(found.values()):
         ordered = sorted(parts, key=lambda part: part.addendum)
         found["findings"] = next((text for part in ordered[::-1] if (text := _last_paragraphs(part.last))), "")
     return {name: text for name, text in found.items() if text}
+
+
+def context_sections(report: str) -> dict[str, str]:
+    """Return ``indication``, ``technique`` and ``comparison`` of a report; missing ones are absent.
+
+    Of each only the first paragraph: what follows may be findings without a heading (``split_sections``). Addenda have
+    none; of several parts the last one counts.
+    """
+    found: dict[str, str] = {}
+    for part in _parts(report):
+        found |= {} if part.addendum else part.context
+    return found
 
 
 def unknown_headings(report: str) -> list[str]:
@@ -71,24 +91,30 @@ def select_sections(findings: str | None, impression: str | None, sections: Sect
     return " ".join(dict.fromkeys(text for text in (clean(part) for part in parts if part) if text))
 
 
-def _parts(report: str) -> list[_Part]:
+@lru_cache(maxsize=1)  # a report is asked for its sections and for its context
+def _parts(text: str) -> list[_Part]:
     """Collect the sections of a report by part; a rule or ``FINAL REPORT`` ends an addendum."""
+    report = _PAGE.sub("", plain(markup(text)))
     part, parts = _Part(False), []
-    state, start = "other", 0
+    state, start, field = "other", 0, ""
+    stop: int | None = None  # a heading inside the section, behind which nothing is context
     for heading in (*find_headings(report), Heading(len(report), len(report), "part", "")):
         before = report[start : heading.start].strip()
         after_gap = re.search(r"\n\s*\n\s*$", report[start : heading.start]) is not None
         after = _next_state(heading, state, before, after_gap, part)
         if after is None:
+            stop = heading.start if stop is None else stop
             continue
         if state in ("findings", "impression", "combined", "view"):
             part.texts.setdefault(state, []).extend([before] if before else [])
         elif state == "other" and before:
             part.last = report[start : heading.start]
+            if field and (text := _first_paragraph(report[start:stop] if stop else before)):
+                part.context[field] = f"{part.context.get(field, '')} {text}".strip()
         if heading.kind in ("part", "addendum"):
             parts.append(part)
             part = _Part(heading.kind == "addendum")
-        state = after
+        state, field, stop = after, _context_field(heading) if after == "other" else "", None
         start = heading.start if heading.kind == "organ" else heading.end
     return parts
 
@@ -115,6 +141,16 @@ def _next_state(heading: Heading, state: str, before: str, after_gap: bool, part
     if heading.kind == "unknown":
         return None if target and (not after_gap or not before or _has_organs(before)) else "other"
     return heading.kind
+
+
+def _context_field(heading: Heading) -> str:
+    """Return the field of the context that a heading names; empty if it names none."""
+    name = spelled_name(heading)
+    return next((field for field, pattern in _CONTEXT.items() if pattern.fullmatch(name)), "")
+
+
+def _first_paragraph(section: str) -> str:
+    return re.split(r"\n[ \t]*\n", section.strip(), maxsplit=1)[0]
 
 
 def _has_organs(text: str) -> bool:

@@ -1,11 +1,12 @@
 // The report as it is written, and the memory rows: of the whole film, or of the sentence that is chosen.
 
-import { $, ask, complain, h, length, percent } from "./dom.js";
+import { $, ask, calm, complain, h, length, percent } from "./dom.js";
 import { markRegion, showFilmOf, showFinding } from "./film.js";
 
 const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
-const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "retrieved text", "words"];
-const CALLED = { "visual tokens": "film", queries: "disease queries", words: "prompt and words before" };
+const told = [...document.querySelectorAll("#context input")];
+const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "retrieved text", "context", "words"];
+const CALLED = { "visual tokens": "film", queries: "disease queries", context: "clinical context", words: "prompt and words before" };
 
 let look = null;
 let source = null; // of the events of the report being written
@@ -18,7 +19,8 @@ let whole = null; // sentences of the report with every memory, to compare with
 const rows = new Map(); // what is known of a bank's row, asked for once
 
 for (const input of $("switches").querySelectorAll("input")) input.addEventListener("change", write);
-$("again").addEventListener("click", write);
+$("again").addEventListener("click", again);
+for (const input of told) input.addEventListener("keydown", ({ key }) => key === "Enter" && again());
 $("whole").addEventListener("click", () => choose(null));
 $("unlike").querySelector("button").addEventListener("click", () => withhold(false));
 
@@ -38,7 +40,25 @@ export function showReport(newLook) {
   $("reference").hidden = look.reference === null;
   $("reference").querySelector("p").textContent = look.reference ?? "";
   $("no-reference").hidden = look.reference !== null;
+  for (const input of told) input.value = look.context[input.name];
   write();
+}
+
+/** Tell the writer what stands in the fields, then write. */
+async function again() {
+  const of = look;
+  if (of && told.length) {
+    try {
+      const body = JSON.stringify(Object.fromEntries(told.map(({ name, value }) => [name, value.trim()])));
+      const address = `/api/looks/${of.place}/${encodeURIComponent(of.name)}/context`;
+      of.context = await ask(address, { method: "POST", body, headers: { "Content-Type": "application/json" } });
+      calm();
+    } catch (error) {
+      return complain(error.message);
+    }
+    whole = null; // the report was for another context
+  }
+  if (of === look) write();
 }
 
 /** Gray the report of a film that is unlike the training films, until it is asked for. */
@@ -65,10 +85,10 @@ function write() {
   $("state").textContent = "writing …";
   source = new EventSource(`/api/looks/${look.place}/${encodeURIComponent(look.name)}/report?${new URLSearchParams({ off: without })}`);
   source.addEventListener("text", ({ data }) => {
-    const told = JSON.parse(data);
-    $("plan").hidden = !told.plan;
-    $("plan").textContent = `Plan: ${told.plan}`;
-    sentences = told.sentences;
+    const written = JSON.parse(data);
+    $("plan").hidden = !written.plan;
+    $("plan").textContent = `Plan: ${written.plan}`;
+    sentences = written.sentences;
     showSentences(true);
   });
   source.addEventListener("unsure", ({ data }) => {

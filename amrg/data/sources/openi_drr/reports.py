@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from amrg.config import DataConfig
+from amrg.data.context import NO_CONTEXT, Context
+from amrg.data.sources.openi import read_context, read_sections
 from amrg.data.sources.tables import Need, refuse_views, wheel_file
 from amrg.data.text.cleaning import clean, normalize_for_dedup
 from amrg.data.text.sections import Sections, select_sections
@@ -33,6 +35,7 @@ class Report:
     findings: str
     impression: str
     annotations: tuple[Annotation, ...]
+    context: Context = NO_CONTEXT
 
     def text(self, sections: Sections = "both") -> str:
         """Return the cleaned target text."""
@@ -59,7 +62,7 @@ def parse(content: bytes) -> Report | None:
     findings, impression = _section(root, "FINDINGS"), _section(root, "IMPRESSION")
     if len(findings.split()) < _SHORTEST:
         return None
-    return Report(uid.get("id", ""), findings, impression, annotations)
+    return Report(uid.get("id", ""), findings, impression, annotations, read_context(read_sections(root)))
 
 
 def _section(root: ET.Element, label: str) -> str:

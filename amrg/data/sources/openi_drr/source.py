@@ -82,7 +82,8 @@ class OpeniDrr:
             for index in range(renders):
                 key = f"{report.uid}-r{index}" if split == "train" else report.uid
                 self._findings[key] = findings
-                self._studies.append(Study(key, group, split, report.text(self._config.sections), labels_of(findings)))
+                text = report.text(self._config.sections)
+                self._studies.append(Study(key, group, split, text, labels_of(findings), context=report.context))
 
     def studies(self) -> list[Study]:
         """Return all studies with their splits."""
