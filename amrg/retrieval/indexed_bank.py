@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -171,8 +171,9 @@ class _FaissIndex:
     ) -> None:  # fmt: skip
         self.kind, self.probes, self.cells = kind, probes, dict(cells)
         self.sizes, self.centers, self.radii = cells["sizes"], cells["centers"], cells["radii"]
-        self._cpu_index, self._quantizer = index, getattr(index, "quantizer", None)
-        self._index = _on_gpu(index, device) if kind == "ivf" else index  # faiss has no graph on GPUs
+        self._cpu_index = index
+        self._quantizer: Any = getattr(index, "quantizer", None)
+        self._index: Any = _on_gpu(index, device) if kind == "ivf" else index  # faiss has no graph on GPUs
         if kind == "ivf":
             self._index.nprobe = probes
         self.probed_rows_M = torch.empty(0)
@@ -262,7 +263,8 @@ def _on_gpu(index: "faiss.Index", device: torch.device) -> "faiss.Index":
     faiss = _faiss()
     if device.type != "cuda" or not faiss.get_num_gpus():
         return index
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+    on_gpu: faiss.Index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+    return on_gpu
 
 
 def _cell_geometry(bank: IndexedBank, members: Tensor, cells: int) -> dict[str, Tensor]:

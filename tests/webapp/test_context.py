@@ -16,11 +16,12 @@ from tests.data.test_image_io import dicom
 from tests.made_films import chest_film
 
 SECRET = "cough since a visit to Ruritania"
+BYTES = {"content-type": "application/octet-stream"}
 
 
 @pytest.fixture(scope="module")
 def client(informed):
-    return TestClient(create_app(open_run(informed), ["testserver"]), raise_server_exceptions=False)
+    return TestClient(create_app(open_run(informed), ["testserver"]), raise_server_exceptions=False, headers=BYTES)
 
 
 def written(client, look):
@@ -81,7 +82,7 @@ def test_a_wrong_context_is_refused_without_its_text(client, content, code, mess
 
 
 def test_a_run_without_context_has_no_fields(folder):
-    client = TestClient(create_app(open_run(folder), ["testserver"]))
+    client = TestClient(create_app(open_run(folder), ["testserver"]), headers=BYTES)
     assert 'id="context"' not in client.get("/").text
     with io.BytesIO() as file:
         Image.fromarray(chest_film(0)).save(file, "PNG")
