@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -173,7 +173,8 @@ class _FaissIndex:
         self.sizes, self.centers, self.radii = cells["sizes"], cells["centers"], cells["radii"]
         self._cpu_index = index
         self._quantizer: Any = getattr(index, "quantizer", None)
-        self._index: Any = _on_gpu(index, device) if kind == "ivf" else index  # faiss has no graph on GPUs
+        # faiss has no graph on GPUs, and its stubs know no parameters.
+        self._index = cast(Any, _on_gpu(index, device) if kind == "ivf" else index)
         if kind == "ivf":
             self._index.nprobe = probes
         self.probed_rows_M = torch.empty(0)
@@ -260,11 +261,11 @@ def _open_index(bank: IndexedBank, kind: IndexKind, saved: Path | None, content_
 
 def _on_gpu(index: "faiss.Index", device: torch.device) -> "faiss.Index":
     """Return the index on the GPU of the bank, if faiss is built for GPUs (``faiss-gpu``) and finds one."""
-    faiss = _faiss()
-    if device.type != "cuda" or not faiss.get_num_gpus():
+    library = _faiss()
+    if device.type != "cuda" or not library.get_num_gpus():
         return index
-    on_gpu: faiss.Index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
-    return on_gpu
+    on_gpu = library.index_cpu_to_gpu(library.StandardGpuResources(), device.index or 0, index)
+    return cast("faiss.Index", on_gpu)
 
 
 def _cell_geometry(bank: IndexedBank, members: Tensor, cells: int) -> dict[str, Tensor]:
