@@ -99,6 +99,9 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "size of films": (
         nothing, "--vision.encoder deit_tiny_patch16_224 --vision.image-size 440", "is 440: .* needs a multiple of 16",
     ),
+    "encoder's folder": (
+        nothing, "--vision.encoder ./encoder --vision.weights None", "encoder lacks preprocessor_config.json",
+    ),
     "vision on the hub": (nothing, "--vision.weights None", "not in the local cache .HF_HUB_OFFLINE"),
     "BERT of the Q-Former": (nothing, "--vision.qformer-init nowhere", "vision.qformer_init: nowhere is no folder"),
     "its sizes": (nothing, "--vision.qformer-init encoder", "encoder/config.json .* does not describe a BERT"),
