@@ -70,7 +70,8 @@ class Context:
             reported: findings and impression of the study. A sentence of them never becomes context.
         """
         sentences = {normalize_for_dedup(one) for text in reported if text for one in split_sentences(plain(text))}
-        raw = {field.name: str(texts.get(field.name) or "") for field in fields(cls)}
+        given = {field.name: texts.get(field.name) for field in fields(cls)}
+        raw = {name: "" if value is None else str(value) for name, value in given.items()}
         patient = _PATIENT.search(mask_token(plain(raw["indication"])))
         age, sex = read_age(raw.pop("age")), read_sex(raw.pop("sex"))
         if patient is not None:

@@ -56,6 +56,7 @@ def test_ages_and_sexes_in_every_form() -> None:
     assert {text: read_age(text) for text in ages} == ages
     sexes = {"F": "female", "m": "male", "Woman": "female", "male": "male", "O": "", "unknown": "", "": ""}
     assert {text: read_sex(text) for text in sexes} == sexes
+    assert Context.read({"age": 0, "sex": None}) == Context(age=0)
     told = Context.read({"indication": "64-year-old male", "age": "065Y", "sex": "F"})
     assert (told.age, told.sex) == (65, "female")  # a field of its own counts before the indication
 
