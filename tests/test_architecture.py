@@ -13,6 +13,7 @@ ROWS = [
     {"amrg.cluster", "amrg.experiments", "amrg.gpu_checks"},
     {"amrg.pipeline"},
     {"amrg.preflight"},
+    {"amrg.serving"},
     {"amrg.evaluation", "amrg.webapp"},
     {"amrg.pages"},
     {"amrg.inference", "amrg.mining", "amrg.planning"},

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         names = sorted(set(skipped))
         more = f" and {len(names) - _NAMED} other names" if len(names) > _NAMED else ""
         echo(f"files that are no films are skipped: {len(skipped)} ({', '.join(names[:_NAMED])}{more})")
-    finished = _finished(options.out, _model(chain)) if options.out else set()
+    finished = _finished(options.out, chain.model) if options.out else set()
     remaining = [study for study in studies if study.name not in finished]
     if len(remaining) < len(studies):
         echo(f"{len(studies) - len(remaining)} of {len(studies)} studies are already in {options.out}")
@@ -85,7 +85,7 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
         records = run.generate_records([read.films for _, read in batch])
         for (study, read), record in zip(batch, records, strict=True):
             forced = {"forced": "; ".join(read.forced)} if read.forced else {}
-            yield {"study": study.name, "model": _model(chain), **record, **forced}
+            yield {"study": study.name, "model": chain.model, **record, **forced}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,11 +117,6 @@ def _read(study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool) -
     for reason in read.forced:
         echo(f"{study.name} is forced: {reason}")
     return read
-
-
-def _model(chain: RunArtifacts) -> str:
-    """Return the name of the artefact that determines the reports: the generator and the settings it writes with."""
-    return (chain.reports or chain.stage2).path.resolve().name
 
 
 def _finished(out: Path, model: str) -> set[str]:
