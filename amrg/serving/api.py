@@ -223,8 +223,8 @@ class Handlers:
         finally:
             self._held -= size
 
-    def _read(self, content_type: str, body: bytes, wanted: str) -> _Study:
-        received = parse_study(content_type, body)
+    def _read(self, content_type: str, body: bytearray, wanted: str) -> _Study:
+        received = parse_study(content_type, bytes(body))
         try:
             read = read_study(received.films, self._batcher.image_size, self._chain.frontal_only, received.force)
         except NotAFilm as error:
@@ -237,9 +237,10 @@ class Handlers:
     async def _write(self, request: Request, films: list[np.ndarray]) -> dict[str, Any]:
         """Wait for the report, or until the client has gone."""
         future = self._batcher.submit(films)
-        record, gone = asyncio.wrap_future(future), asyncio.create_task(_disconnected(request))
+        record = asyncio.wrap_future(future)
+        gone = asyncio.create_task(_disconnected(request))
         try:
-            done, _ = await asyncio.wait({record, gone}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([record, gone], return_when=asyncio.FIRST_COMPLETED)
             if record not in done:
                 raise ClientDisconnect
             return record.result()

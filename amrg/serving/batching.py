@@ -80,7 +80,7 @@ class Batcher:
         self._seconds = 1.0  # of the last batch
         self.ready, self.failures = False, 0
         opened: Future[int] = Future()
-        self._thread = threading.Thread(target=self._run, args=(opened,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(opened,), name="amrg-batches", daemon=True)
         self._thread.start()
         self.image_size = opened.result()
 

@@ -21,14 +21,15 @@ class Metrics:
 
     def __init__(self, paths: Collection[str]) -> None:
         self._paths = frozenset(paths)
-        self._registry = CollectorRegistry()
-        named = {"registry": self._registry}
-        self.requests = Counter("amrg_requests", "Answered requests.", ("path", "status"), **named)
-        self.seconds = Histogram("amrg_request_seconds", "Seconds of a request.", ("path",), buckets=_SECONDS, **named)
-        self.batches = Histogram("amrg_batch_studies", "Studies in a batch.", buckets=_STUDIES, **named)
-        self.batch_seconds = Histogram("amrg_batch_seconds", "Seconds of a batch.", buckets=_SECONDS, **named)
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("amrg_requests", "Answered requests.", ("path", "status"), registry=registry)
+        self.seconds = Histogram(
+            "amrg_request_seconds", "Seconds of a request.", ("path",), buckets=_SECONDS, registry=registry
+        )
+        self.batches = Histogram("amrg_batch_studies", "Studies in a batch.", buckets=_STUDIES, registry=registry)
+        self.batch_seconds = Histogram("amrg_batch_seconds", "Seconds of a batch.", buckets=_SECONDS, registry=registry)
         self._gauges = {
-            name: Gauge(f"amrg_{name}", text, **named)
+            name: Gauge(f"amrg_{name}", text, registry=registry)
             for name, text in {
                 "waiting_studies": "Studies that wait for the worker.",
                 "requests_in_work": "Requests for reports that are read, wait or are written.",
