@@ -35,8 +35,17 @@ def missing_extra(wanted: str) -> str | None:
 
 
 def render(wanted: str, record: dict[str, Any], sources: Sequence[Any]) -> bytes:
-    """Return a record as ``FHIR``, or as ``DICOM`` that refers to ``sources``, its films."""
-    return _fhir(record) if wanted == FHIR else _structured_report(record, sources)
+    """Return a record as ``FHIR``, or as ``DICOM`` that refers to ``sources``, its films.
+
+    Raises:
+        UserError: the headers of the films do not fit into an SR.
+    """
+    if wanted == FHIR:
+        return _fhir(record)
+    try:
+        return _structured_report(record, sources)
+    except (ValueError, TypeError, AttributeError) as error:  # such as a date that is none
+        raise UserError(f"no {DICOM} can be made of the headers of these films ({type(error).__name__})") from None
 
 
 def read_sources(films: Sequence[tuple[str, bytes]]) -> list[Any]:

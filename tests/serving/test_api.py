@@ -22,6 +22,7 @@ import numpy as np
 import pydicom
 import pytest
 from openapi_spec_validator import validate
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 from starlette.testclient import TestClient
 
 from amrg.commands.serve import main
@@ -455,8 +456,9 @@ def test_a_report_as_fhir(client, monkeypatch):
 
 def test_a_report_as_dicom(client, tmp_path):
     pytest.importorskip("highdicom")
-    film = dicom(tmp_path / "film.dcm", chest_film(0), StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.4",
-                 SOPInstanceUID="1.2.3.4.5", PatientID="p", PatientName="Doe^John").read_bytes()  # fmt: skip
+    identifiers = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "SOPInstanceUID": "1.2.3.4.5"}
+    tags = {**identifiers, "SOPClassUID": DigitalXRayImageStorageForPresentation, "PatientName": "Doe^John"}
+    film = dicom(tmp_path / "film.dcm", chest_film(0), **tags, PatientID="p").read_bytes()
     record = post(client, film).json()
     accept = {"accept": "application/dicom"}
     answer = post(client, film, headers=accept)
