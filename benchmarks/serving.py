@@ -64,7 +64,8 @@ def send(address: str, body: bytes, content_type: str) -> Answer:
 
 def memory(pid: int) -> float:
     """Return the resident memory of a process and its children, in MiB."""
-    pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))  # of each thread
+    pids = [pid, *map(int, children.split())]
     pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in pids)
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 

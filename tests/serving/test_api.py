@@ -520,32 +520,36 @@ def test_the_server_survives_its_worker(folder, tmp_path, chain):
         [*command, "--token-file", str(tmp_path / "token")], stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as server:  # fmt: skip
-        lines = []
-        while not (found := re.search(r"serving at (http\S+)", lines[-1] if lines else "")):
-            lines.append(server.stderr.readline())
-            assert lines[-1], lines
-        first = call(f"{found[1]}/v1/reports", FILMS[0], known)
-        assert call(f"{found[1]}/v1/reports", FILMS[0])[0] == 401
-        (worker,) = [int(pid) for pid in children(server.pid) if b"spawn_main" in command_line(pid)]
-        os.kill(worker, signal.SIGSTOP)
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(call, f"{found[1]}/v1/reports", FILMS[0], known)
-            time.sleep(1)
-            os.kill(worker, signal.SIGKILL)
-            status, told = answer.result()
-        assert (status, told["error"].startswith("the worker failed")) == (503, True)
-        assert call(f"{found[1]}/v1/reports", FILMS[0], known) == first  # waits until the model is loaded
-        assert call(f"{found[1]}/health")[1]["model"] == chain.model
-        server.send_signal(signal.SIGINT)
-        rest = server.stderr.read()
-        assert server.wait(60) == 0
+        try:
+            lines = []
+            while not (found := re.search(r"serving at (http\S+)", lines[-1] if lines else "")):
+                lines.append(server.stderr.readline())
+                assert lines[-1], lines
+            first = call(f"{found[1]}/v1/reports", FILMS[0], known)
+            assert call(f"{found[1]}/v1/reports", FILMS[0])[0] == 401
+            (worker,) = [int(pid) for pid in children(server.pid) if b"spawn_main" in command_line(pid)]
+            os.kill(worker, signal.SIGSTOP)
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(call, f"{found[1]}/v1/reports", FILMS[0], known)
+                time.sleep(1)
+                os.kill(worker, signal.SIGKILL)
+                status, told = answer.result()
+            assert (status, told["error"].startswith("the worker failed")) == (503, True)
+            assert call(f"{found[1]}/v1/reports", FILMS[0], known) == first  # waits until the model is loaded
+            assert call(f"{found[1]}/health")[1]["model"] == chain.model
+            server.send_signal(signal.SIGINT)
+            rest = server.stderr.read()
+            assert server.wait(60) == 0
+        finally:
+            server.kill()  # else a failure would wait for it
     assert first[0] == 200
     assert "EOFError" in rest
     assert not re.search("effusion|png|lungs", "".join(lines) + rest)
 
 
 def children(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """Children of all threads of a process."""
+    return " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
 
 
 def command_line(pid):
