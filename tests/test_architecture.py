@@ -13,6 +13,7 @@ ROWS = [
     {"amrg.cluster", "amrg.experiments", "amrg.gpu_checks"},
     {"amrg.pipeline"},
     {"amrg.preflight"},
+    {"amrg.serving"},
     {"amrg.webapp"},
     {"amrg.evaluation"},
     {"amrg.pages"},

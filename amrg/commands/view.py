@@ -30,9 +30,9 @@ def main(arguments: list[str]) -> None:
         from amrg.webapp.server import create_app
     except ModuleNotFoundError as error:
         raise UserError(f"the viewer needs {error.name}: pip install 'amrg[viewer]'") from None
-    with _listen(options.host, options.port) as listening:
+    with listen(options.host, options.port) as listening:
         echo(f"loading {chain.stage2.path}")
-        local = _is_loopback(options.host)
+        local = is_loopback(options.host)
         names = {LOOPBACK, "localhost"} if local else {socket.gethostname().lower(), socket.getfqdn().lower()}
         app = create_app(chain, {options.host.lower(), *names}, any_address=not local)
         if not local:
@@ -47,7 +47,8 @@ def main(arguments: list[str]) -> None:
             echo("stopped")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address; raises UserError where that is not possible."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
@@ -56,7 +57,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}:{port} ({reason}): choose another with --port or --host") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

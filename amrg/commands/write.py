@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         names = sorted(set(skipped))
         more = f" and {len(names) - _NAMED} other names" if len(names) > _NAMED else ""
         echo(f"files that are no films are skipped: {len(skipped)} ({', '.join(names[:_NAMED])}{more})")
-    finished = _finished(options.out, _model(chain)) if options.out else set()
+    finished = _finished(options.out, chain.model) if options.out else set()
     remaining = [study for study in studies if study.name not in finished]
     if len(remaining) < len(studies):
         echo(f"{len(studies) - len(remaining)} of {len(studies)} studies are already in {options.out}")
@@ -109,13 +109,8 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
         for (study, read), context, record in zip(batch, contexts, records, strict=True):
             known = {"context": [name for name in run.context_fields if context.text(name)]}
             forced = {"forced": "; ".join(read.forced)} if read.forced else {}
-            yield {
-                "study": study.name,
-                "model": _model(chain),
-                **record,
-                **(known if run.context_fields else {}),
-                **forced,
-            }
+            known = known if run.context_fields else {}
+            yield {"study": study.name, "model": chain.model, **record, **known, **forced}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,11 +145,6 @@ def _read(study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool) -
     for reason in read.forced:
         echo(f"{study.name} is forced: {reason}")
     return read
-
-
-def _model(chain: RunArtifacts) -> str:
-    """Return the name of the artefact that determines the reports: the generator and the settings it writes with."""
-    return (chain.reports or chain.stage2).path.resolve().name
 
 
 def _finished(out: Path, model: str) -> set[str]:

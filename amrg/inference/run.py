@@ -69,6 +69,11 @@ class RunArtifacts:
         return self.stage2.path.resolve().parent.name
 
     @property
+    def model(self) -> str:
+        """Name of the artefact that determines the reports: the generator and the settings it writes with."""
+        return (self.reports or self.stage2).path.resolve().name
+
+    @property
     def warnings(self) -> list[str]:
         """Warnings that everything made from the artefacts carries."""
         artifacts = [self.data, self.stage1, self.banks, self.stage2, *([self.reports] if self.reports else [])]

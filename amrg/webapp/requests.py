@@ -44,16 +44,26 @@ class ResponseHeaders:
 class RequestGuard:
     """Refuses requests under a foreign host name (DNS rebinding) and those that another site's page makes (CSRF).
 
-    A link of another site may open the page; only its data routes, ``/api/``, are refused to other origins.
+    A link of another site may open the page; only the data routes are refused to other origins.
 
     Args:
         app: the application.
         hosts: accepted host names, in lower case.
         any_address: whether every IP address is accepted as well, as on a machine with several.
+        data: how the paths of the data routes begin.
+        origins: other origins whose pages may call the data routes.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], any_address: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Collection[str],
+        any_address: bool,
+        data: tuple[str, ...] = ("/api/",),
+        origins: Collection[str] = (),
+    ) -> None:
         self.app, self._hosts, self._any_address = app, frozenset(hosts), any_address
+        self._data, self._origins = data, frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on or refuse it."""
@@ -66,12 +76,12 @@ class RequestGuard:
     def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
         host = headers.get("host", "")
         if not self._known(host):
-            return 400, "The viewer does not answer under this host name: start it with `--host NAME` for another one."
-        if path.startswith("/api/"):
-            origin = headers.get("origin")
+            return 400, "No answer under this host name: start the server with `--host NAME` for another one."
+        origin = headers.get("origin")
+        if path.startswith(self._data) and origin not in self._origins:
             foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
             if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-                return 403, "Only the viewer's own page may ask for this."
+                return 403, "The page of another site may not ask for this."
         return None
 
     def _known(self, host: str) -> bool:

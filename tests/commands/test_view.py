@@ -2,7 +2,7 @@ import socket
 
 import pytest
 
-from amrg.commands.view import _listen, main
+from amrg.commands.view import listen, main
 from amrg.errors import UserError
 
 
@@ -16,6 +16,6 @@ def test_what_cannot_be_served_is_one_line(tmp_path, folder):
         main([str(folder), "--port", "99999"])
 
 
-def test_ipv6_addresses_can_be_listened_on():
-    with _listen("::1", 0) as listening, socket.create_connection(listening.getsockname()[:2], timeout=5):
+def test_ipv6_addresses_can_belistened_on():
+    with listen("::1", 0) as listening, socket.create_connection(listening.getsockname()[:2], timeout=5):
         assert listening.family is socket.AF_INET6

@@ -1,0 +1,1 @@
+"""HTTP interface of a run: `amrg serve`."""

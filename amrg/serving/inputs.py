@@ -1,0 +1,119 @@
+"""Studies in the bodies of requests: multipart/form-data and application/json."""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import HeaderParser
+from email.utils import collapse_rfc2231_value
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from amrg.data.own_studies import MAX_FILMS
+from amrg.errors import UserError
+
+MULTIPART, JSON = "multipart/form-data", "application/json"
+#: Maximal length of the name of a study or film, in characters.
+MAX_NAME = 256
+_MAX_PARTS = MAX_FILMS + 2  # the films, `study` and `force`
+_TRUE, _FALSE = ("true", "1"), ("false", "0", "")
+
+
+@dataclass(frozen=True)
+class ReceivedStudy:
+    """A study as a client sent it.
+
+    Attributes:
+        name: its name in the answer.
+        films: name, which may be empty, and bytes of each film.
+        force: write also for what is refused as no chest film.
+    """
+
+    name: str
+    films: list[tuple[str, bytes]]
+    force: bool
+
+
+class _Film(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str = Field("", max_length=MAX_NAME)
+    data: str
+
+
+class _Study(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    study: str = Field("", max_length=MAX_NAME)
+    films: list[_Film] = Field(max_length=MAX_FILMS)
+    force: bool = False
+
+
+def parse_study(content_type: str, body: bytes) -> ReceivedStudy:
+    """Parse a body of the type ``MULTIPART`` or ``JSON``.
+
+    Raises:
+        UserError: it is malformed, or has no film, too many films, or an empty one.
+    """
+    received = _from_json(body) if media_type(content_type) == JSON else _from_multipart(content_type, body)
+    if not received.films:
+        raise UserError("no film: give at least one, as a part named `film` or in the list `films`")
+    if len(received.films) > MAX_FILMS:
+        raise UserError(f"more than the {MAX_FILMS} films that a study may have: send one study at a time")
+    for number, (name, data) in enumerate(received.films, 1):
+        if not data:
+            raise UserError(f"{name or f'film {number}'} is empty")
+    return received
+
+
+def media_type(header: str) -> str:
+    """Return the type in a Content-Type header without its parameters, in lower case."""
+    return header.partition(";")[0].strip().lower()
+
+
+def _from_json(body: bytes) -> ReceivedStudy:
+    try:
+        study = _Study.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise UserError(f"{where}: {first['msg']}") from None
+    films = []
+    for number, film in enumerate(study.films, 1):
+        try:
+            films.append((film.name, base64.b64decode(film.data, validate=True)))
+        except (binascii.Error, ValueError):
+            raise UserError(f"{film.name or f'film {number}'}: `data` is not base64") from None
+    return ReceivedStudy(study.study, films, study.force)
+
+
+def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
+    header = Message()
+    header["content-type"] = content_type
+    boundary = header.get_boundary()
+    if not boundary or len(boundary) > 70 or not boundary.isascii():  # RFC 2046, section 5.1.1
+        raise UserError("Content-Type multipart/form-data has no valid boundary")
+    _, *parts = re.split(b"(?:^|\r\n)--" + re.escape(boundary.encode()), body, maxsplit=_MAX_PARTS + 1)
+    if not parts or not parts[-1].startswith(b"--"):
+        raise UserError(f"the form is cut off, or has more than {_MAX_PARTS} parts")
+    name, force = "", "false"
+    films: list[tuple[str, bytes]] = []
+    for part in parts[:-1]:
+        head, blank, content = part.partition(b"\r\n\r\n")
+        headers = HeaderParser().parsestr(head.lstrip(b" \t\r\n").decode(errors="replace"))
+        field = headers.get_param("name", header="content-disposition")
+        if not blank or not isinstance(field, str):
+            raise UserError("a part of the form has no name")
+        if field in ("film", "films"):
+            file = headers.get_param("filename", "", header="content-disposition")
+            films.append((collapse_rfc2231_value(file)[:MAX_NAME], content))
+        elif field == "study":
+            name = content.decode(errors="replace")
+        elif field == "force":
+            force = content.decode(errors="replace").strip().lower()
+        else:
+            raise UserError(f"no such field: {field[:MAX_NAME]}; there are film, study and force")
+    if len(name) > MAX_NAME:
+        raise UserError(f"study: longer than {MAX_NAME} characters")
+    if force not in (*_TRUE, *_FALSE):
+        raise UserError("force must be true or false")
+    return ReceivedStudy(name, films, force in _TRUE)
