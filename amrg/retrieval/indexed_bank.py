@@ -152,6 +152,8 @@ class IndexedBank(nn.Module):
         entropy = torch.special.entr(association.detach()).sum(1)
         weights, order = association.detach().topk(min(top_k, scores.shape[1]), dim=1)
         indices = found_MK.gather(1, order).masked_fill(weights == 0, -1)
+        missing = (0, top_k - weights.shape[1])
+        weights, indices = nn.functional.pad(weights, missing), nn.functional.pad(indices, missing, value=-1)
         return retrieved, lse, kept.sum(1), entropy, weights, indices
 
 
