@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -173,9 +173,11 @@ class _FaissIndex:
     ) -> None:  # fmt: skip
         self.kind, self.probes, self.cells = kind, probes, dict(cells)
         self.sizes, self.centers, self.radii = cells["sizes"], cells["centers"], cells["radii"]
-        self._cpu_index, self._quantizer = index, getattr(index, "quantizer", None)
-        self._index = _on_gpu(index, device) if kind == "ivf" else index  # faiss has no graph on GPUs
-        if kind == "ivf":
+        self._cpu_index = index
+        self._quantizer: Any = getattr(index, "quantizer", None)
+        self._index: Any = index
+        if kind == "ivf":  # faiss has no graph on GPUs
+            self._index = _on_gpu(index, device)
             self._index.nprobe = probes
         self.probed_rows_M = torch.empty(0)
 
@@ -261,10 +263,11 @@ def _open_index(bank: IndexedBank, kind: IndexKind, saved: Path | None, content_
 
 def _on_gpu(index: "faiss.Index", device: torch.device) -> "faiss.Index":
     """Return the index on the GPU of the bank, if faiss is built for GPUs (``faiss-gpu``) and finds one."""
-    faiss = _faiss()
-    if device.type != "cuda" or not faiss.get_num_gpus():
+    library = _faiss()
+    if device.type != "cuda" or not library.get_num_gpus():
         return index
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+    moved: faiss.Index = library.index_cpu_to_gpu(library.StandardGpuResources(), device.index or 0, index)
+    return moved
 
 
 def _cell_geometry(bank: IndexedBank, members: Tensor, cells: int) -> dict[str, Tensor]:

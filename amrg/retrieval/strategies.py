@@ -59,7 +59,7 @@ def _shard_query(request: RetrievalRequest) -> ShardQuery:
 
 def _retrieve_from_shard(query: ShardQuery, shard: Shard) -> PartialResult:
     """Retrieve from one shard, in float32 (float64 for float64 queries), with row numbers of the full bank."""
-    if shard.index is None:
+    if shard.indexed is None:
         o, lse, mass, entropy, weights, indices, _ = hopfield_forward(
             *_operands(query, shard), query.top_k, query.return_entropy, False
         )
@@ -75,9 +75,9 @@ def _retrieve_from_shard(query: ShardQuery, shard: Shard) -> PartialResult:
 
 def _retrieve_from_index(query: ShardQuery, shard: Shard, queries: Tensor) -> tuple[Tensor, ...]:
     """Retrieve from the candidates that a shard's index proposes; fields of ``Retrieval``, empty if not requested."""
-    assert shard.index is not None
+    assert shard.indexed is not None
     exact, operands = compute_dtype(queries), _operands(query, shard)
-    found = shard.index.retrieve(
+    found = shard.indexed.retrieve(
         queries.to(exact), query_group=query.query_group, dropout=query.dropout, seed=operands.seed, top_k=query.top_k,
         return_entropy=query.return_entropy,
     )  # fmt: skip
@@ -127,7 +127,7 @@ def _backward_stats(result: Sequence[Tensor], grads: Sequence[Tensor]) -> _Backw
 def _query_grad(query: ShardQuery, shard: Shard, stats: _BackwardStats) -> Tensor:
     """Compute one shard's term of the gradient of the queries, [M, D]."""
     do, lse, delta, dmass = stats
-    if shard.index is not None:
+    if shard.indexed is not None:
         with torch.enable_grad(), torch.autocast(do.device.type, enabled=False):
             queries = query.queries.detach().requires_grad_()
             o_s, lse_s, mass_s, *_ = _retrieve_from_index(query, shard, queries)

@@ -24,14 +24,14 @@ class Shard(NamedTuple):
         scale: [n] float32, scales of int8 rows.
         group: [n] int64, patient group of each row.
         start: number of the first row in the full bank.
-        index: index of the rows, from whose candidates the shard then retrieves.
+        indexed: the rows with an index, from whose candidates the shard then retrieves.
     """
 
     rows: Tensor
     scale: Tensor | None
     group: Tensor | None
     start: int
-    index: "IndexedBank | None" = None
+    indexed: "IndexedBank | None" = None
 
 
 class ShardedRows(Protocol):
