@@ -175,7 +175,9 @@ class _Function(TorchFunctionMode):
         kwargs, pretended = dict(kwargs or {}), self.pretended
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
         if func == torch.Tensor.device.__get__:
-            return CUDA if pretended.device_of(args[0]) == CUDA else func(*args)
+            # ZeRO 3 compares it with the accelerator that DeepSpeed has found, which is the CPU.
+            asks_zero3 = sys._getframe(1).f_code.co_filename.endswith("zero/partition_parameters.py")
+            return CUDA if pretended.device_of(args[0]) == CUDA and not asks_zero3 else func(*args)
         if func == torch.Tensor.is_cuda.__get__:
             return pretended.device_of(args[0]) == CUDA
         if func == torch.Tensor.is_cpu.__get__:

@@ -16,6 +16,7 @@ WAYS = {
     "zero0": "--stage2.ds_config zero0.json --stage2.lr 1.1e-3",
     "zero2, int8 bank": "--stage2.ds_config zero2.json --stage2.lr 1.2e-3 --banks.dtype int8",
     "zero2, grouped by length": "--stage2.ds_config zero2.json --stage2.lr 1.3e-3 --stage2.group_by_length true",
+    "zero3": "--stage2.ds_config zero3.json --stage2.lr 1.6e-3",
     "trained vision, no retrieval loss": "--stage2.train_vision true --stage2.retrieval_loss_weight 0",
     "shuffled memory": "--generate.memory shuffled",
 }

@@ -26,11 +26,12 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
     """
     visual, reports = (MemoryBank.open(folder / name) for name in (VISUAL, REPORTS))
     sharding, kind = config.sharding, config.memory.index
+    saved = {bank: folder.parent / INDEXES / f"{folder.name}-{bank.folder.name}-{kind}" for bank in (visual, reports)}
+    shards_index = sharding.strategy == "gather" and distributed.world_size() > 1
     if kind != "exact":
-        refuse_sharded_index(config)
-        saved = folder.parent / INDEXES
-        first, second = (_indexed(b, kind, saved / f"{folder.name}-{b.folder.name}-{kind}") for b in (visual, reports))
-        return first, second
+        refuse_ring_of_indexes(config)
+        if not shards_index:
+            return _indexed(visual, kind, saved[visual]), _indexed(reports, kind, saved[reports])
     if distributed.world_size() == 1:
         return _local(visual), _local(reports)
     layout = ShardLayout(
@@ -46,6 +47,8 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
             strategy=sharding.strategy,
             replicate_below_bytes=sharding.replicate_below_bytes,
             queries=queries,
+            kind=None if kind == "exact" else kind,
+            saved=saved[bank],
         )
         for bank in (visual, reports)
     )
@@ -69,8 +72,8 @@ def _local(bank: MemoryBank) -> LocalBank:
     return LocalBank(bank.load(), bank.scale(0, len(bank)), bank.groups)
 
 
-def refuse_sharded_index(config: Config) -> None:
-    """Raise UserError if a bank with an index is to be sharded."""
+def refuse_ring_of_indexes(config: Config) -> None:
+    """Raise UserError if rows are to be passed round that are found by an index."""
     kind, strategy = config.memory.index, config.sharding.strategy
-    if kind != "exact" and strategy in ("gather", "ring"):
-        raise UserError(f"memory.index {kind} reads a bank that each rank holds whole: sharding.strategy replicate")
+    if kind != "exact" and strategy == "ring":
+        raise UserError(f"memory.index {kind} stays where its rows are: sharding.strategy gather or replicate")

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -152,6 +152,8 @@ class IndexedBank(nn.Module):
         entropy = torch.special.entr(association.detach()).sum(1)
         weights, order = association.detach().topk(min(top_k, scores.shape[1]), dim=1)
         indices = found_MK.gather(1, order).masked_fill(weights == 0, -1)
+        missing = (0, top_k - weights.shape[1])
+        weights, indices = nn.functional.pad(weights, missing), nn.functional.pad(indices, missing, value=-1)
         return retrieved, lse, kept.sum(1), entropy, weights, indices
 
 
@@ -173,9 +175,9 @@ class _FaissIndex:
         self.sizes, self.centers, self.radii = cells["sizes"], cells["centers"], cells["radii"]
         self._cpu_index = index
         self._quantizer: Any = getattr(index, "quantizer", None)
-        # faiss has no graph on GPUs, and its stubs know no parameters.
-        self._index = cast(Any, _on_gpu(index, device) if kind == "ivf" else index)
-        if kind == "ivf":
+        self._index: Any = index
+        if kind == "ivf":  # faiss has no graph on GPUs
+            self._index = _on_gpu(index, device)
             self._index.nprobe = probes
         self.probed_rows_M = torch.empty(0)
 
@@ -264,8 +266,8 @@ def _on_gpu(index: "faiss.Index", device: torch.device) -> "faiss.Index":
     library = _faiss()
     if device.type != "cuda" or not library.get_num_gpus():
         return index
-    on_gpu = library.index_cpu_to_gpu(library.StandardGpuResources(), device.index or 0, index)
-    return cast("faiss.Index", on_gpu)
+    moved: faiss.Index = library.index_cpu_to_gpu(library.StandardGpuResources(), device.index or 0, index)
+    return moved
 
 
 def _cell_geometry(bank: IndexedBank, members: Tensor, cells: int) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ Shape legend: M queries of this rank, N rows of the full bank, n rows of this sh
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
@@ -26,6 +27,7 @@ from amrg.errors import UserError
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.retrieval.collectives import CommGroup
 from amrg.retrieval.communication_cost import cheapest_strategy
+from amrg.retrieval.indexed_bank import IndexedBank, IndexKind
 from amrg.retrieval.layout import ShardLayout, shard_range
 from amrg.retrieval.strategies import retrieve_gather, retrieve_ring
 from amrg.retrieval.types import RetrievalRequest, Shard
@@ -45,6 +47,7 @@ class ShardedBank(nn.Module):
         fingerprint: content hash of the bank; must be the same on all ranks.
         replicate_below_bytes: ``auto`` replicates a bank of at most this size.
         queries: expected number of queries per rank and retrieval, for ``auto``.
+        index: index of the shard, for ``gather``; None retrieves from all rows.
 
     Raises:
         UserError: the shards do not tile [0, N), or belong to different banks; on every rank, naming the wrong one.
@@ -57,9 +60,11 @@ class ShardedBank(nn.Module):
     def __init__(
         self, rows: Tensor, *, start: int, total: int, layout: ShardLayout, scale: Tensor | None = None,
         group: Tensor | None = None, strategy: ShardingStrategy = "auto", fingerprint: str = "",
-        replicate_below_bytes: int = 2**30, queries: int = 1024,
+        replicate_below_bytes: int = 2**30, queries: int = 1024, index: IndexedBank | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        assert index is None or strategy == "gather"
+        self.index = index
         self.layout, self.start, self.total, self.dim = layout, start, total, rows.shape[1]
         for name, value in (("rows", rows.detach()), ("scale", scale), ("group", group)):
             self.register_buffer(name, value, persistent=False)
@@ -76,14 +81,26 @@ class ShardedBank(nn.Module):
     def open(
         cls, bank: MemoryBank, layout: ShardLayout, *, device: torch.device | None = None,
         strategy: ShardingStrategy = "auto", replicate_below_bytes: int = 2**30, queries: int = 1024,
+        kind: IndexKind | None = None, saved: Path | None = None,
     ) -> "ShardedBank":  # fmt: skip
-        """Open this rank's shard of a bank on disk; no other rows are read. Arguments as in the constructor."""
+        """Open this rank's shard of a bank on disk; no other rows are read. Arguments as in the constructor.
+
+        Args:
+            kind: kind of the shard's index, with ``gather``; None for no index.
+            saved: folder of the saved indexes, one for each range of rows.
+        """
         start, stop = shard_range(len(bank), layout.flat.rank, layout.flat.size)
         rows, scale, group = bank.rows(start, stop), bank.scale(start, stop), bank.group_range(start, stop)
+        rows, scale, group = rows.to(device), None if scale is None else scale.to(device), group.to(device)
+        index = None
+        if kind is not None:
+            index = IndexedBank(
+                rows, scale=scale, group=group, kind=kind, content_hash=bank.content_hash,
+                saved=None if saved is None else saved / f"{start}-{stop}",
+            )  # fmt: skip
         return cls(
-            rows.to(device), start=start, total=len(bank), layout=layout, group=group.to(device), strategy=strategy,
-            scale=None if scale is None else scale.to(device), fingerprint=bank.content_hash,
-            replicate_below_bytes=replicate_below_bytes, queries=queries,
+            rows, start=start, total=len(bank), layout=layout, scale=scale, group=group, strategy=strategy,
+            fingerprint=bank.content_hash, replicate_below_bytes=replicate_below_bytes, queries=queries, index=index,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -100,7 +117,7 @@ class ShardedBank(nn.Module):
 
     def local_shard(self) -> Shard:
         """Return this rank's shard."""
-        return Shard(self.rows, self.scale, self.group, self.start)
+        return Shard(self.rows, self.scale, self.group, self.start, self.index)
 
     def shard(self, rank: int, parts: Sequence[Tensor]) -> Shard:
         """Build another rank's shard from its tensors."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from amrg.kernels import Retrieval
-from amrg.kernels.hopfield.blockwise import merge, zero_where_neg_inf
+from amrg.kernels.hopfield.blockwise import compute_dtype, merge, zero_where_neg_inf
 from amrg.kernels.hopfield.ops import hopfield_backward, hopfield_forward
 from amrg.kernels.hopfield.reference import Operands, softmax_delta
 from amrg.retrieval.collectives import CommGroup, TensorSpec
@@ -59,15 +59,30 @@ def _shard_query(request: RetrievalRequest) -> ShardQuery:
 
 def _retrieve_from_shard(query: ShardQuery, shard: Shard) -> PartialResult:
     """Retrieve from one shard, in float32 (float64 for float64 queries), with row numbers of the full bank."""
-    o, lse, mass, entropy, weights, indices, _ = hopfield_forward(
-        *_operands(query, shard), query.top_k, query.return_entropy, False
-    )
+    if shard.indexed is None:
+        o, lse, mass, entropy, weights, indices, _ = hopfield_forward(
+            *_operands(query, shard), query.top_k, query.return_entropy, False
+        )
+    else:
+        o, lse, mass, entropy, weights, indices = _retrieve_from_index(query, shard, query.queries.detach())
     result = [o.to(lse.dtype), lse, mass]
     if query.return_entropy:
         result.append(entropy)
     if query.top_k:
         result += [weights, torch.where(indices >= 0, indices + shard.start, indices)]
     return result
+
+
+def _retrieve_from_index(query: ShardQuery, shard: Shard, queries: Tensor) -> tuple[Tensor, ...]:
+    """Retrieve from the candidates that a shard's index proposes; fields of ``Retrieval``, empty if not requested."""
+    assert shard.indexed is not None
+    exact, operands = compute_dtype(queries), _operands(query, shard)
+    found = shard.indexed.retrieve(
+        queries.to(exact), query_group=query.query_group, dropout=query.dropout, seed=operands.seed, top_k=query.top_k,
+        return_entropy=query.return_entropy,
+    )  # fmt: skip
+    unused = found.lse_M[:0]
+    return *found[:3], *(unused if field is None else field for field in found[3:])
 
 
 def _merge(query: ShardQuery, results: Sequence[PartialResult]) -> PartialResult:
@@ -112,6 +127,14 @@ def _backward_stats(result: Sequence[Tensor], grads: Sequence[Tensor]) -> _Backw
 def _query_grad(query: ShardQuery, shard: Shard, stats: _BackwardStats) -> Tensor:
     """Compute one shard's term of the gradient of the queries, [M, D]."""
     do, lse, delta, dmass = stats
+    if shard.indexed is not None:
+        with torch.enable_grad(), torch.autocast(do.device.type, enabled=False):
+            queries = query.queries.detach().requires_grad_()
+            o_s, lse_s, mass_s, *_ = _retrieve_from_index(query, shard, queries)
+            # Its gradient, with the merged lse and delta held fixed, is Σ_j p_ij (dp_ij − delta_i) z_j over candidates.
+            share = torch.exp(lse_s - zero_where_neg_inf(lse))
+            total = (share * ((do.to(lse.dtype) * o_s).sum(1) + dmass * mass_s - delta)).sum()
+            return torch.autograd.grad(total, queries)[0]
     association = lse.new_empty(0, 0)
     dq: Tensor
     dq, _ = hopfield_backward(

@@ -4,13 +4,16 @@ Shape legend: M queries, n rows of a shard, D width, K attributed rows.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
 from amrg.config import ShardingStrategy
 from amrg.retrieval.collectives import TensorSpec
 from amrg.retrieval.layout import ShardLayout
+
+if TYPE_CHECKING:
+    from amrg.retrieval.indexed_bank import IndexedBank
 
 
 class Shard(NamedTuple):
@@ -21,12 +24,14 @@ class Shard(NamedTuple):
         scale: [n] float32, scales of int8 rows.
         group: [n] int64, patient group of each row.
         start: number of the first row in the full bank.
+        indexed: the rows with an index, from whose candidates the shard then retrieves.
     """
 
     rows: Tensor
     scale: Tensor | None
     group: Tensor | None
     start: int
+    indexed: "IndexedBank | None" = None
 
 
 class ShardedRows(Protocol):

@@ -37,7 +37,7 @@ from amrg.models.bank_sentences import no_sentences
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.context import context_text, drop_fields, refuse_lacking_context
 from amrg.models.decoder import QUANTISED, build_decoder, build_split_decoder, refuse_quantised, rehearse
-from amrg.models.open_banks import open_banks, refuse_sharded_index
+from amrg.models.open_banks import open_banks, refuse_ring_of_indexes
 from amrg.models.prompt import stream_faults
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
@@ -181,7 +181,7 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
     settings, memory, sharding = config.stage2, config.memory, config.sharding
     checks = [
         lambda: refuse_no_hopfield(config),
-        lambda: refuse_sharded_index(config),
+        lambda: refuse_ring_of_indexes(config),
         lambda: refuse_changing_text(config),
         lambda: _refuse_split(config),
     ]

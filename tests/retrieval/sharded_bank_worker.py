@@ -21,6 +21,7 @@ from amrg.errors import UserError
 from amrg.kernels import hopfield_retrieve, quantize_rows
 from amrg.models.hopfield import HopfieldMemory
 from amrg.retrieval.communication_cost import BankShape, gather_bytes, ring_bytes, two_level_bytes
+from amrg.retrieval.indexed_bank import IndexedBank
 from amrg.retrieval.layout import ShardLayout, hybrid_group, shard_range
 from amrg.retrieval.sharded_bank import ShardedBank, retrieve_batched
 from amrg.retrieval.types import RetrievalRequest
@@ -132,6 +133,28 @@ def check_int8(layout: ShardLayout) -> None:
         queries, query_group = questions(4, WIDTHS[0], 6)
         memory = shard(small, group, layout, way, scale)
         compare(memory, {"rows": small, "scale": scale, "memory_group": group}, queries, query_group, top_k=5)
+
+
+def check_index(layout: ShardLayout) -> None:
+    """An index on each rank: with all rows as candidates exactly as the whole bank, with some nearly."""
+    rows, group = bank(400, WIDTHS[0], 3)
+    start, stop = shard_range(400, layout.flat.rank, layout.flat.size)
+    part = {"scale": None, "group": group[start:stop]}
+    whole, (queries, query_group) = {"rows": rows, "memory_group": group}, questions(4, WIDTHS[0], 6)
+    for candidates, kind in ((400, "ivf"), (80, "hnsw")):
+        index = IndexedBank(
+            rows[start:stop], **part, kind=kind, candidates=candidates, probes=10**6, exact_below=0
+        )  # fmt: skip
+        memory = ShardedBank(
+            rows[start:stop], **part, start=start, total=400, layout=layout, strategy="gather", index=index
+        )
+        if candidates == 400:
+            with torch.autocast("cpu", torch.bfloat16):
+                compare(memory, whole, queries, query_group, top_k=3)
+        truth = hopfield_retrieve(4 * queries, rows, query_group=query_group, memory_group=group)
+        assert relative_error(memory.retrieve(4 * queries, query_group=query_group).lse_M, truth.lse_M) < 0.05
+    first, again = (memory.retrieve(queries, dropout=0.3, seed=7).mass_M for _ in range(2))
+    assert first.equal(again)
 
 
 def check_together_and_bytes(layout: ShardLayout) -> None:
@@ -294,6 +317,7 @@ def check_all(layout: ShardLayout, folder: Path) -> None:
     check_ways(layout)
     check_autocast(layout)
     check_int8(layout)
+    check_index(layout)
     check_together_and_bytes(layout)
     check_module(layout)
     check_dropout(layout)
