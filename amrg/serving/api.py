@@ -240,8 +240,9 @@ class Handlers:
         record = asyncio.wrap_future(future)
         gone = asyncio.create_task(_disconnected(request))
         try:
-            done, _ = await asyncio.wait([record, gone], return_when=asyncio.FIRST_COMPLETED)
-            if record not in done:
+            waiting: set[asyncio.Future[Any]] = {record, gone}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not record.done():
                 raise ClientDisconnect
             return record.result()
         finally:
