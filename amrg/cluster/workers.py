@@ -2,7 +2,11 @@
 
 What a step has done lies in its artefact's folder, on storage that all nodes share: checkpoints of training, finished
 parts of what is generated. A new group of workers goes on from there, of the same size if the nodes come back, else of
-the next smaller one that divides the batch.
+the next smaller one that divides the batch. When there is room for all again, a training stops after its step, saves,
+and goes on with all.
+
+Ray Train's own elastic workers (``num_workers=(least, most)``) are not used: they take any number between, also those
+that do not divide the batch, and are killed for a change at whatever moment, so that steps are lost.
 """
 
 import logging
@@ -10,9 +14,11 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +27,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group, remove_placement_group
 
-from amrg.artifacts import ArtifactLocked
+from amrg.artifacts import ArtifactLocked, find
 from amrg.cluster.metrics import WorkerMetrics
 from amrg.cluster.readers import PrefetchingFetch
 from amrg.config import ClusterConfig, Config, from_dict, to_dict
@@ -29,6 +35,7 @@ from amrg.data.stream import MAX_LANES, num_lanes, use_fetcher
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root, run_step
 from amrg.progress import echo
+from amrg.training.interruption import GracefulStop, stopping_when
 from amrg.training.telemetry import listening_to_steps
 
 logger = logging.getLogger(__name__)
@@ -39,6 +46,10 @@ RAY_FILES = ".ray"
 LOCK_TIMEOUT = 120.0
 #: Seconds in which a smaller group must find room once a larger one has not.
 SMALLER_GROUP_TIMEOUT = 10.0
+#: Suffix of the file that says that a group has begun.
+BEGUN = ".begun"
+#: Seconds between two looks whether a smaller group can become whole again.
+MACHINES_INTERVAL = 2.0
 #: What a worker's own exception has, and the news of its death has not.
 _TRACEBACK = "Traceback (most recent call last)"
 #: What the exceptions of ranks say whose peer is gone.
@@ -63,12 +74,16 @@ def train(verb: str, config: Config, batch_size: int, readers: list[Any]) -> Non
     files = root(config).absolute() / RAY_FILES
     failures, progress, lost_at = 0, _progress(verb, config), None
     try:
-        while True:
+        while find(root(config), recipe(verb, config)) is None:
             world = _fitting_world_size(settings, batch_size)
-            task = {"verb": verb, "config": to_dict(config), "readers": readers, "lost_at": lost_at}
+            grow = files / f"grow-{uuid.uuid4().hex[:8]}"
+            task = {"verb": verb, "config": to_dict(config), "readers": readers, "lost_at": lost_at, "grow": str(grow)}
             try:
-                _run_group(task, world, settings, files)
-                return
+                with _watching_for_machines(settings, world, grow):
+                    _run_group(task, world, settings, files)
+                if grow.exists():
+                    echo(f"{verb}: the cluster has room for all {settings.workers} workers again")
+                    lost_at = time.time()
             except TrainingFailedError as error:
                 lost_at = time.time()
                 what, accident = _diagnose(error)
@@ -107,6 +122,41 @@ def _run_group(task: dict[str, Any], world: int, settings: ClusterConfig, files:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _watching_for_machines(settings: ClusterConfig, world: int, grow: Path) -> Iterator[None]:
+    """Within the block, make the file ``grow`` once the cluster has room for the workers that a group lacks.
+
+    From the group's start on they are reserved, which asks an autoscaler for machines.
+    """
+    lacking = settings.workers - world
+    if not lacking:
+        yield
+        return
+    ended = threading.Event()
+
+    def watch() -> None:
+        # Not before the group has its own room, which would be taken away from it.
+        while not grow.with_suffix(BEGUN).exists():
+            if ended.wait(MACHINES_INTERVAL):
+                return
+        group = placement_group([resources(settings)] * lacking, strategy="PACK")
+        try:
+            while not ended.is_set():
+                if group.wait(MACHINES_INTERVAL):
+                    grow.touch()
+                    ended.wait()
+        finally:
+            remove_placement_group(group)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def scaling(world: int, each: dict[str, float]) -> ScalingConfig:
@@ -216,8 +266,14 @@ def _work(task: dict[str, Any]) -> None:
             echo(f"{verb}: training again at step {step}, {time.time() - lost_at:.1f} s after the loss was noticed")
             lost_at = None
 
+    grow = Path(task["grow"])
+    if rank == 0:
+        grow.parent.mkdir(parents=True, exist_ok=True)
+        grow.with_suffix(BEGUN).touch()
     with ExitStack() as stack:
         stack.enter_context(listening_to_steps(watch))
+        stack.enter_context(stopping_when(lambda: rank == 0 and grow.exists()))
+        stack.enter_context(suppress(GracefulStop))  # the driver alone asks for it, and starts more workers
         if task["readers"]:
             stack.enter_context(use_fetcher(PrefetchingFetch(task["readers"], config.cluster, rank, world, metrics)))
         _run(verb, config)

@@ -10,7 +10,8 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
@@ -37,8 +38,24 @@ class GracefulStop(KeyboardInterrupt):
         super().__init__(f"stopped as asked after step {step}, which is saved: the same command goes on from there")
 
 
+_CONDITION: ContextVar[Callable[[], bool]] = ContextVar("condition", default=lambda: False)
+
+
+@contextlib.contextmanager
+def stopping_when(condition: Callable[[], bool]) -> Iterator[None]:
+    """Within the block a training also stops after the step at which a condition, asked on any rank, holds."""
+    token = _CONDITION.set(condition)
+    try:
+        yield
+    finally:
+        _CONDITION.reset(token)
+
+
 class StopRequest:
-    """Flag set by SIGTERM, SIGINT or the end of the ``deepspeed`` command; a second signal stops immediately."""
+    """Flag set by SIGTERM, SIGINT or the end of the ``deepspeed`` command; a second signal stops immediately.
+
+    The condition of ``stopping_when`` requests a stop as well.
+    """
 
     def __init__(self) -> None:
         self._signalled = False
@@ -47,8 +64,8 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal, or the end of DeepSpeed's runner, asks for a stop."""
-        return self._signalled or _deepspeed_runner() != self._runner
+        """Whether a signal, the end of DeepSpeed's runner, or a condition asks for a stop."""
+        return self._signalled or _deepspeed_runner() != self._runner or _CONDITION.get()()
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._signalled and time.monotonic() - self._since > SIGNAL_DEBOUNCE_SECONDS:

@@ -18,8 +18,7 @@ from tests.training.engine_settings_worker import Stopping
 
 #: Tunings with the decoder of each; a norm of Qwen 3 is whole, but sees parts of the heads, and Phi has biases.
 DECODERS = {"full": "qwen3", "lora": "llama", "frozen": "phi"}
-#: ZeRO stages of each tuning, one training after the other, and the step during which it is told to stop. The one that
-#: goes on computes activations again in its backward.
+#: ZeRO stages of each tuning, one training after the other, and the step during which it is told to stop.
 ENGINES: dict[str, tuple[tuple[int, int | None], ...]] = {
     "full": ((0, None),),
     "lora": ((1, 2), (2, None)),
