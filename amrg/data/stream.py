@@ -202,7 +202,7 @@ def reader_processes(setting: int | Literal["auto"]) -> int:
 
 
 @cache
-def _tell(readers: int) -> None:
+def _report_readers(readers: int) -> None:
     echo(f"{readers} processes of each rank read films ahead (data.loader_workers)")
 
 
@@ -293,7 +293,7 @@ class Stream:
 
     def _fetch_ahead(self, parts: Any, steps: range) -> Iterable[RankBatch]:
         """Read parts in reader processes of this rank."""
-        _tell(self._readers)
+        _report_readers(self._readers)
         return DataLoader(
             parts,
             batch_size=None,

@@ -266,12 +266,12 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
 @contextmanager
 def unpacked_sequences() -> Iterator[None]:
     """Tell transformers that no row holds several sequences: it would look at the positions, and wait for a GPU."""
-    look = masking_utils.find_packed_sequence_indices
+    original = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = look
+        masking_utils.find_packed_sequence_indices = original
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
