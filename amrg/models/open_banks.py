@@ -59,9 +59,10 @@ def _indexed(bank: MemoryBank, kind: IndexKind, saved: Path) -> IndexedBank:
     """Open a bank with its index; the first rank builds and saves the index if it is not there yet."""
     if distributed.rank():
         distributed.barrier()
+    device, scale = distributed.device(), bank.scale(0, len(bank))
     opened = IndexedBank(
-        bank.load(), scale=bank.scale(0, len(bank)), group=bank.groups, kind=kind,
-        saved=saved, content_hash=bank.content_hash,
+        bank.load().to(device), scale=None if scale is None else scale.to(device), group=bank.groups.to(device),
+        kind=kind, saved=saved, content_hash=bank.content_hash,
     )  # fmt: skip
     if not distributed.rank():
         distributed.barrier()

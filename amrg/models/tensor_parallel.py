@@ -20,7 +20,7 @@ from amrg.errors import UserError
 
 COLUMN, ROW, SHARED = "colwise", "rowwise", "replicated_with_grad_allreduce"
 #: Styles of layers that may as well stay whole, as their inputs and outputs are whole.
-_WHOLE = ("colwise_gather_output", "rowwise_split_input", "embedding_rowwise")
+_REPLICATED = ("colwise_gather_output", "rowwise_split_input", "embedding_rowwise")
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def join(parameter: nn.Parameter, local: Tensor) -> Tensor:
     return torch.cat(pieces, dim=part.axis)
 
 
-def cut(parameter: nn.Parameter, whole: Tensor) -> Tensor:
+def cut(parameter: nn.Parameter, full: Tensor) -> Tensor:
     """Return this rank's part of a whole tensor; the tensor itself if the parameter is whole."""
     part = part_of(parameter)
-    return whole if part is None else whole.chunk(part.groups.size, part.axis)[part.groups.part]
+    return full if part is None else full.chunk(part.groups.size, part.axis)[part.groups.part]
 
 
 class _Copy(torch.autograd.Function):
@@ -149,7 +149,7 @@ def _planned(base: Any, ranks: int) -> dict[str, tuple[str, nn.Module]]:
     kind = base.config.model_type
     prefix = f"{base.base_model_prefix}."
     plan = {prefix + name: style for name, style in (getattr(base.config, "base_model_tp_plan", None) or {}).items()}
-    unknown = sorted(set(plan.values()) - {COLUMN, ROW, SHARED, *_WHOLE})
+    unknown = sorted(set(plan.values()) - {COLUMN, ROW, SHARED, *_REPLICATED})
     if unknown or ROW not in plan.values():
         why = f"the plan of transformers says {unknown[0]}" if unknown else "transformers has no plan for it"
         raise UserError(f"decoder.model: an architecture `{kind}` is not split over ranks ({why}): {_ADVICE}")
@@ -165,7 +165,7 @@ def _planned(base: Any, ranks: int) -> dict[str, tuple[str, nn.Module]]:
         name: (style, layer)
         for name, layer in base.named_modules()
         for pattern, style in patterns
-        if style not in _WHOLE and pattern.fullmatch(name)
+        if style not in _REPLICATED and pattern.fullmatch(name)
     }
 
 

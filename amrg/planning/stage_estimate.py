@@ -265,8 +265,8 @@ def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, i
     settings = config.generate
     sequences = -(-settings.batch_size // given.gpus) * settings.num_beams
     positions = prompt_length(config, tracer.model) + settings.max_new_tokens - 1  # the last token is never read
-    whole = tracer.cache_bytes() * deepspeed_json.tensor_size(config.stage2.ds_config)  # shared in training alone
-    return whole * sequences * positions, sequences
+    full = tracer.cache_bytes() * deepspeed_json.tensor_size(config.stage2.ds_config)  # shared in training alone
+    return full * sequences * positions, sequences
 
 
 def prompt_length(config: Config, model: Any) -> int:

@@ -99,8 +99,8 @@ def restore(
             None: weights[name],
             **{moment: moments[f"{name}.{moment}"] for moment in moment_names(engine.optimizer)},
         }
-        for moment, whole in values.items():
-            value = cut(parameter, whole)
+        for moment, full in values.items():
+            value = cut(parameter, full)
             if has_partitioned_weight(parameter):
                 deepspeed_internals.set_shard(parameter, value, moment)
             elif not has_partitioned_moments(parameter):
