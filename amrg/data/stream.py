@@ -203,11 +203,7 @@ def reader_processes(setting: int | Literal["auto"]) -> int:
 
 
 @cache
-<<<<<<< HEAD
-def _log_readers(readers: int) -> None:
-=======
 def _report_readers(readers: int) -> None:
->>>>>>> ready
     echo(f"{readers} processes of each rank read films ahead (data.loader_workers)")
 
 
@@ -298,11 +294,7 @@ class Stream:
 
     def _fetch_ahead(self, parts: Any, steps: range) -> Iterable[RankBatch]:
         """Read parts in reader processes of this rank."""
-<<<<<<< HEAD
-        _log_readers(self._readers)
-=======
         _report_readers(self._readers)
->>>>>>> ready
         return DataLoader(
             parts,
             batch_size=None,
