@@ -237,12 +237,12 @@ class Handlers:
     async def _write(self, request: Request, films: list[np.ndarray]) -> dict[str, Any]:
         """Wait for the report, or until the client has gone."""
         future = self._batcher.submit(films)
-        record = asyncio.wrap_future(future)
-        gone = asyncio.create_task(_disconnected(request))
+        record: asyncio.Future[dict[str, Any]] = asyncio.wrap_future(future)
+        gone: asyncio.Future[None] = asyncio.create_task(_disconnected(request))
+        ends: list[asyncio.Future[Any]] = [record, gone]
         try:
-            waiting: set[asyncio.Future[Any]] = {record, gone}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if not record.done():
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if record not in done:
                 raise ClientDisconnect
             return record.result()
         finally:

@@ -18,7 +18,7 @@ from amrg.serving.batching import Films, OpenModel, Record, place
 def worker_process(run: Path, base_model: str | None, seconds: float) -> Iterator[OpenModel]:
     """Start a process that opens a run and writes batches; it is killed in the end.
 
-    ``write`` raises EOFError if the process has died, and TimeoutError if it takes too long.
+    ``write`` raises EOFError or OSError if the process has died, TimeoutError if it takes too long.
 
     Args:
         run: as of ``load_run``; the artefact that a server has chosen, so that every process writes with the same.
