@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import anyio
-import numpy as np
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -20,13 +19,14 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from amrg.data.context import Context
 from amrg.data.film_checks import NotAFilm
-from amrg.data.own_studies import StudyFilms, read_study
+from amrg.data.own_studies import StudyFilms, read_given_context, read_study
 from amrg.errors import UserError
 from amrg.inference.run import RunArtifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import echo
-from amrg.serving.batching import Batcher, WorkerFailed, place
+from amrg.serving.batching import Batcher, Study, WorkerFailed, place
 from amrg.serving.inputs import JSON, MULTIPART, media_type, parse_study
 from amrg.serving.metrics import MEDIA_TYPE, CountRequests, Metrics
 from amrg.serving.outputs import DICOM, FHIR, missing_extra, read_sources, render
@@ -107,6 +107,7 @@ class _Study:
 
     name: str
     read: StudyFilms
+    context: Context
     sources: list[Any]
 
 
@@ -186,7 +187,7 @@ class Handlers:
                 if self._in_work > self._queue:
                     await self._turn_away(request)
                 study = await self._receive(request, wanted)
-                record = await self._write(request, study.read.films)
+                record = await self._write(request, (study.read.films, study.context))
         except TimeoutError:
             raise self._later(503, f"not written within the {self._seconds:g} s of a request") from None
         except WorkerFailed:
@@ -225,6 +226,7 @@ class Handlers:
 
     def _read(self, content_type: str, body: bytearray, wanted: str) -> _Study:
         received = parse_study(content_type, bytes(body))
+        given = read_given_context(received.context, "")
         try:
             read = read_study(received.films, self._batcher.image_size, self._chain.frontal_only, received.force)
         except NotAFilm as error:
@@ -232,11 +234,11 @@ class Handlers:
         except ValueError as error:
             raise UserError(f"no film that can be read: {error}") from None
         sources = read_sources(received.films) if wanted == DICOM else []
-        return _Study(received.name, read, sources)
+        return _Study(received.name, read, given.filled(read.context), sources)
 
-    async def _write(self, request: Request, films: list[np.ndarray]) -> dict[str, Any]:
+    async def _write(self, request: Request, study: Study) -> dict[str, Any]:
         """Wait for the report, or until the client has gone."""
-        future = self._batcher.submit(films)
+        future = self._batcher.submit(study)
         record: asyncio.Future[dict[str, Any]] = asyncio.wrap_future(future)
         gone: asyncio.Future[None] = asyncio.create_task(_disconnected(request))
         ends: list[asyncio.Future[Any]] = [record, gone]

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from amrg.data.context import Context
 from amrg.errors import UserError
 from amrg.progress import echo
 
-Films = list[np.ndarray]  # of one study: uint8 [H, W] each
+Study = tuple[list[np.ndarray], Context]  # films, uint8 [H, W] each, and clinical context
 Record = dict[str, Any]
 
 #: Seconds before a model that could not be opened again is opened once more: doubled after each failure.
@@ -36,7 +37,7 @@ class OpenModel:
         image_size: side of the model's input, in pixels.
     """
 
-    write: Callable[[list[Films]], list[Record]]
+    write: Callable[[list[Study]], list[Record]]
     image_size: int
 
 
@@ -73,8 +74,8 @@ class Batcher:
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         self._open, self.batch_size, self._on_batch = open_model, batch_size, on_batch
-        self._waiting: deque[tuple[Films, Future[Record]]] = deque()
-        self._batch: list[tuple[Films, Future[Record]]] = []  # which is being written
+        self._waiting: deque[tuple[Study, Future[Record]]] = deque()
+        self._batch: list[tuple[Study, Future[Record]]] = []  # which is being written
         self._changed = threading.Condition()
         self._closed = False
         self._seconds = 1.0  # of the last batch
@@ -93,11 +94,11 @@ class Batcher:
         """Seconds after which a study that comes now should be written, by the last batch."""
         return self._seconds * (1 + len(self) / self.batch_size)
 
-    def submit(self, films: Films) -> Future[Record]:
+    def submit(self, study: Study) -> Future[Record]:
         """Add a study to the queue."""
         future: Future[Record] = Future()
         with self._changed:
-            self._waiting.append((films, future))
+            self._waiting.append((study, future))
             self._changed.notify()
         return future
 
@@ -151,7 +152,7 @@ class Batcher:
 
     def _write(self, model: OpenModel) -> None:
         start = time.monotonic()
-        records = model.write([films for films, _ in self._batch])
+        records = model.write([study for study, _ in self._batch])
         self._seconds = time.monotonic() - start
         self._on_batch(len(self._batch), self._seconds)
         for (_, future), record in zip(self._batch, records, strict=True):

@@ -10,13 +10,16 @@ from email.utils import collapse_rfc2231_value
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.own_studies import MAX_FILMS
 from amrg.errors import UserError
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
 #: Maximal length of the name of a study or film, in characters.
 MAX_NAME = 256
-_MAX_PARTS = MAX_FILMS + 2  # the films, `study` and `force`
+#: Maximal length of a field of the clinical context, in characters.
+MAX_TEXT = 4096
+_MAX_PARTS = MAX_FILMS + 2 + len(CONTEXT_FIELDS)  # the films, `study`, `force` and the context
 _TRUE, _FALSE = ("true", "1"), ("false", "0", "")
 
 
@@ -28,11 +31,13 @@ class ReceivedStudy:
         name: its name in the answer.
         films: name, which may be empty, and bytes of each film.
         force: write also for what is refused as no chest film.
+        context: clinical context as it was sent.
     """
 
     name: str
     films: list[tuple[str, bytes]]
     force: bool
+    context: dict[str, str]
 
 
 class _Film(BaseModel):
@@ -46,6 +51,11 @@ class _Study(BaseModel):
     study: str = Field("", max_length=MAX_NAME)
     films: list[_Film] = Field(max_length=MAX_FILMS)
     force: bool = False
+    indication: str = Field("", max_length=MAX_TEXT)
+    technique: str = Field("", max_length=MAX_TEXT)
+    comparison: str = Field("", max_length=MAX_TEXT)
+    age: str = Field("", max_length=MAX_TEXT)
+    sex: str = Field("", max_length=MAX_TEXT)
 
 
 def parse_study(content_type: str, body: bytes) -> ReceivedStudy:
@@ -83,7 +93,7 @@ def _from_json(body: bytes) -> ReceivedStudy:
             films.append((film.name, base64.b64decode(film.data, validate=True)))
         except (binascii.Error, ValueError):
             raise UserError(f"{film.name or f'film {number}'}: `data` is not base64") from None
-    return ReceivedStudy(study.study, films, study.force)
+    return ReceivedStudy(study.study, films, study.force, {name: getattr(study, name) for name in CONTEXT_FIELDS})
 
 
 def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
@@ -97,6 +107,7 @@ def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
         raise UserError(f"the form is cut off, or has more than {_MAX_PARTS} parts")
     name, force = "", "false"
     films: list[tuple[str, bytes]] = []
+    context: dict[str, str] = {}
     for part in parts[:-1]:
         head, blank, content = part.partition(b"\r\n\r\n")
         headers = HeaderParser().parsestr(head.lstrip(b" \t\r\n").decode(errors="replace"))
@@ -110,10 +121,15 @@ def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
             name = content.decode(errors="replace")
         elif field == "force":
             force = content.decode(errors="replace").strip().lower()
+        elif field in CONTEXT_FIELDS:
+            context[field] = content.decode(errors="replace")
+            if len(context[field]) > MAX_TEXT:
+                raise UserError(f"{field}: longer than {MAX_TEXT} characters")
         else:
-            raise UserError(f"no such field: {field[:MAX_NAME]}; there are film, study and force")
+            known = ", ".join(("study", "force", *CONTEXT_FIELDS))
+            raise UserError(f"no such field: {field[:MAX_NAME]}; there are film, {known}")
     if len(name) > MAX_NAME:
         raise UserError(f"study: longer than {MAX_NAME} characters")
     if force not in (*_TRUE, *_FALSE):
         raise UserError("force must be true or false")
-    return ReceivedStudy(name, films, force in _TRUE)
+    return ReceivedStudy(name, films, force in _TRUE, context)

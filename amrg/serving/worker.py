@@ -11,7 +11,7 @@ from pathlib import Path
 from amrg.errors import UserError
 from amrg.inference.run import load_run
 from amrg.progress import echo
-from amrg.serving.batching import Films, OpenModel, Record, place
+from amrg.serving.batching import OpenModel, Record, Study, place
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def worker_process(run: Path, base_model: str | None, seconds: float) -> Iterato
         if isinstance(opened, str):
             raise UserError(opened)
 
-        def write(studies: list[Films]) -> list[Record]:
+        def write(studies: list[Study]) -> list[Record]:
             here.send(studies)
             if not here.poll(seconds):
                 raise TimeoutError
@@ -67,7 +67,8 @@ def _work(run: Path, base_model: str | None, pipe: Connection) -> None:
         except EOFError:  # the server has ended
             return
         try:
-            pipe.send(loaded.generate_records(studies))
+            films, contexts = zip(*studies, strict=True)
+            pipe.send(loaded.generate_records(films, contexts))
         except Exception as error:
             echo(f"a batch failed: {place(error)}")
             os._exit(1)  # a GPU is of no more use to this process after some errors

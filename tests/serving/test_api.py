@@ -27,6 +27,7 @@ from starlette.testclient import TestClient
 
 from amrg.commands.serve import main
 from amrg.commands.write import write
+from amrg.data.context import Context
 from amrg.data.own_studies import StudyFiles
 from amrg.errors import UserError
 from amrg.inference.run import LoadedRun, open_run
@@ -65,7 +66,8 @@ class Gate:
         if self.error:
             error, self.error = self.error, None
             raise error
-        return self.loaded.generate_records(studies)
+        films, self.contexts = zip(*studies, strict=True)
+        return self.loaded.generate_records(films, self.contexts)
 
     @contextmanager
     def model(self):
@@ -136,6 +138,15 @@ def test_a_form_is_answered_with_the_record_of_write(client, chain, tmp_path):
     jsonschema.validate(record, schema("Record"))
 
 
+def test_the_clinical_context_reaches_the_model(client, gate, tmp_path):
+    film = dicom(tmp_path / "film.dcm", chest_film(1), PatientAge="041Y", PatientSex="F").read_bytes()
+    assert post(client, film, indication="Cough for XXXX days.", age="42").status_code == 200
+    assert gate.contexts == (Context("Cough for days.", age=42, sex="female"),)
+    body = {"films": [{"data": base64.b64encode(film).decode()}], "comparison": "None.", "sex": "m"}
+    assert client.post("/v1/reports", json=body).status_code == 200
+    assert gate.contexts == (Context(comparison="None.", age=41, sex="male"),)
+
+
 def test_json_and_a_form_are_answered_alike(client, tmp_path):
     film = dicom(tmp_path / "film.dcm", chest_film(1)).read_bytes()
     films = [{"name": "a", "data": base64.b64encode(data).decode()} for data in (FILMS[0], film)]
@@ -194,10 +205,13 @@ PART = b'Content-Disposition: form-data; name="film"'
         (form((PART, b"a page of html")), 422, "no film that can be read: not a readable image"),
         (form((PART, FILMS[0]), (PART, FILMS[0][:80])), 422, "no film that can be read"),
         (form(*[(PART, b"x")] * 9), 422, "more than the 8 films"),
-        (form(*[(PART, b"x")] * 99), 422, "cut off, or has more than 10 parts"),
+        (form(*[(PART, b"x")] * 99), 422, "cut off, or has more than 15 parts"),
         (form((b'Content-Disposition: form-data; name="prior"', b"x")), 422, "no such field: prior"),
         (form((b"Content-Disposition: form-data", b"x")), 422, "a part of the form has no name"),
         (form((PART.replace(b"film", b"force"), b"yes"), (PART, FILMS[0])), 422, "force must be true or false"),
+        (form((PART.replace(b"film", b"age"), b"old"), (PART, FILMS[0])), 422, "age must be whole years"),
+        (form((PART.replace(b"film", b"indication"), b"x" * 4097), (PART, FILMS[0])), 422, "longer than 4096"),
+        (as_json(b'{"films": [{"data": ""}], "sex": 3}'), 422, "sex: Input should be a valid string"),
         (form((PART.replace(b"film", b"study"), b"x" * 257), (PART, FILMS[0])), 422, "longer than 256"),
         (form((PART, FILMS[0]), boundary="c"), 422, "cut off"),
         ({**form(), "headers": {"content-type": "multipart/form-data"}}, 422, "no valid boundary"),
@@ -314,6 +328,8 @@ def test_a_request_has_a_time_limit(make, gate, batcher):
 
 
 def test_a_worker_that_fails_answers_503_and_comes_back(client, gate, batcher, capfd):
+    while batcher._batch:  # of the test before, whose client has left
+        time.sleep(0.01)
     gate.open.clear()
     gate.error = RuntimeError("There is a small left pleural effusion.")
     with ThreadPoolExecutor(3) as pool:
