@@ -177,8 +177,9 @@ def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=tolerance), name
 
 
+@pytest.mark.parametrize("stage", [0, 1])
 def test_fp16_goes_on_with_its_loss_scale_and_without_the_steps_that_it_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU, where it is refused otherwise; the scale begins so high that the first gradients overflow."""
     from deepspeed.accelerator import get_accelerator
@@ -186,7 +187,7 @@ def test_fp16_goes_on_with_its_loss_scale_and_without_the_steps_that_it_skipped(
     monkeypatch.setattr(engine, "refuse_half_without_gpu", lambda settings: None)
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     fp16 = {"enabled": True, "initial_scale_power": 18, "loss_scale_window": 3, "hysteresis": 1}
-    same_stopped({"fp16": fp16, **zero(1)}, tmp_path, monkeypatch, "float16")
+    same_stopped({"fp16": fp16, **zero(stage)}, tmp_path, monkeypatch, "float16")
     saved = latest_valid(tmp_path / "stopped" / "checkpoints")
     assert saved is not None
     state = saved.state["loss_scale"]
