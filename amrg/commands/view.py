@@ -21,6 +21,9 @@ def main(arguments: list[str]) -> None:
         "--host", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK}, this machine only)"
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
+    parser.add_argument(
+        "--online", action="store_true", help="read films that the run keeps at a URL (`amrg mirror`) from there"
+    )
     parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
     chain = open_run(options.run, options.base_model)
@@ -34,7 +37,7 @@ def main(arguments: list[str]) -> None:
         echo(f"loading {chain.stage2.path}")
         local = is_loopback(options.host)
         names = {LOOPBACK, "localhost"} if local else {socket.gethostname().lower(), socket.getfqdn().lower()}
-        app = create_app(chain, {options.host.lower(), *names}, any_address=not local)
+        app = create_app(chain, {options.host.lower(), *names}, any_address=not local, online=options.online)
         if not local:
             echo(f"anyone who reaches this machine at {options.host} can read the films and reports of this run")
         host = f"[{options.host}]" if ":" in options.host else options.host

@@ -32,10 +32,12 @@ class ShardFiles:
 
     Args:
         folder: the data artefact.
+        online: read what is not local from the mirror. The artefact names its URL, which may be anybody's in a run that
+            was received from others.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "shards"
+    def __init__(self, folder: Path, online: bool = True) -> None:
+        self._folder, self._online = folder / "shards", online
         note = folder / LOGS / _MIRROR_FILE
         self._cache = _Cache(note.read_text().strip()) if note.exists() else None
 
@@ -43,13 +45,16 @@ class ShardFiles:
         """Read ``size`` bytes of a shard from ``offset``; fewer at its end.
 
         Raises:
-            UserError: the shard is neither local nor in the mirror.
+            UserError: the shard is neither local nor in the mirror, or the mirror is not to be read.
         """
         try:
             return _read_range(self._folder / f"{shard}.tar", offset, size)
         except FileNotFoundError:
             if self._cache is None:
                 raise
+            if not self._online:
+                url = self._cache.url
+                raise UserError(f"{shard}.tar is not on this machine, but at {url}: --online reads it") from None
         for _ in range(_ATTEMPTS):
             try:
                 return _read_range(self._cache.path(f"{shard}.tar"), offset, size)

@@ -175,10 +175,16 @@ def iter_samples(
 
 
 class SampleLookup:
-    """Mapping from the key of a study to its sample, which is read on access."""
+    """Mapping from the key of a study to its sample, which is read on access.
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self._folder, self._files, self._rows = folder, ShardFiles(folder), read_index(folder, split, _PLACE)
+    Args:
+        folder: a data artefact.
+        split: its split.
+        online: as of ``ShardFiles``.
+    """
+
+    def __init__(self, folder: Path, split: str, online: bool = True) -> None:
+        self._folder, self._files, self._rows = folder, ShardFiles(folder, online), read_index(folder, split, _PLACE)
         self._numbers = {key: number for number, key in enumerate(self._rows["key"].to_pylist())}
 
     def __getitem__(self, key: str) -> Sample:

@@ -33,14 +33,15 @@ class RunStore:
         chain: the run's artefacts; reads ``data``, ``banks`` and ``reports``.
         size: pixels per side of the films that the visual bank's regions were mined from.
         grid: cells per side of the grid of the boxes.
+        online: whether films that the run keeps at a URL are read from there.
     """
 
-    def __init__(self, chain: RunArtifacts, size: int, grid: int) -> None:
+    def __init__(self, chain: RunArtifacts, size: int, grid: int, online: bool = False) -> None:
         self._data, self._size, self._grid = chain.data.path, size, grid
         self._banks = {name: MemoryBank.open(chain.banks.path / folder) for name, folder in BANKS.items()}
         # Listing and index of a split are read once. The lock is there because parquet readers are not thread-safe.
         self._studies = cache(lambda split: {study.key: study for study in load_studies(self._data, split)})
-        self._lookup = cache(lambda split: SampleLookup(self._data, split))
+        self._lookup = cache(lambda split: SampleLookup(self._data, split, online))
         self._lock = threading.Lock()
         self._reports = {r.key: r for r in parse_reports(chain.reports.path / FILE).values()} if chain.reports else {}
         self._errors: dict[str, FindingErrors | None] = {}  # by key

@@ -53,17 +53,18 @@ HERE = Path(__file__).parent
 Entry = tuple[StudyAnalysis, Sample | None]  # the sample of a study of the run; None for an upload
 
 
-def create_app(chain: RunArtifacts, hosts: Collection[str], any_address: bool = False) -> ASGIApp:
+def create_app(chain: RunArtifacts, hosts: Collection[str], any_address: bool = False, online: bool = False) -> ASGIApp:
     """Build the application for one run, and load its models.
 
     Args:
         chain: the run's artefacts.
         hosts, any_address: host names under which it answers (``RequestGuard``).
+        online: as of ``RunStore``.
 
     Raises:
         UserError: an artefact is missing or damaged.
     """
-    handlers = Handlers(chain)
+    handlers = Handlers(chain, online)
     app = Starlette(
         routes=[
             Route("/", handlers.page),
@@ -86,9 +87,9 @@ def create_app(chain: RunArtifacts, hosts: Collection[str], any_address: bool = 
 class Handlers:
     """Request handlers with their state: the models, the run's data, and the cached analyses."""
 
-    def __init__(self, chain: RunArtifacts) -> None:
+    def __init__(self, chain: RunArtifacts, online: bool = False) -> None:
         self._chain, self._reader = chain, InferenceSession(chain)
-        self._store = RunStore(chain, self._reader.classifier.image_size, self._reader.grid)
+        self._store = RunStore(chain, self._reader.classifier.image_size, self._reader.grid, online)
         # Uploads have a cache of their own, so that browsing studies does not evict them.
         self._studies: OrderedDict[tuple[str, str], Entry] = OrderedDict()
         self._uploads: OrderedDict[tuple[str, str], Entry] = OrderedDict()

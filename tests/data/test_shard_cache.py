@@ -12,7 +12,7 @@ from amrg.config import DataConfig
 from amrg.data import shard_cache
 from amrg.data.shard_cache import ShardFiles, mirror
 from amrg.data.shards import prepare, read_index
-from amrg.data.stream import Stream, iter_samples
+from amrg.data.stream import SampleLookup, Stream, iter_samples, load_studies
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
 
@@ -100,6 +100,15 @@ def test_the_cache_stays_below_its_bound_and_keeps_what_was_read_last(data, cach
         os.utime(kept, (1e9 - age, 1e9 - age))
         assert sum(path.stat().st_size for path in cache.glob("*.tar")) <= most
     assert fetched == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]  # 1 made room for 2, 0 stayed
+
+
+def test_a_mirror_is_not_read_unless_it_may_be(data, cache, tmp_path, monkeypatch):
+    away = emptied(data, tmp_path, f"file://{tmp_path}/mirror")
+    key = load_studies(data, "val")[0].key
+    monkeypatch.setattr(shard_cache._Cache, "_fetch", lambda *_: pytest.fail("it was asked"))
+    with pytest.raises(UserError, match=r"val-000000.tar is not on this machine, but at file:.*: --online reads it"):
+        SampleLookup(away, "val", online=False)[key]
+    assert SampleLookup(data, "val", online=False)[key].study.key == key
 
 
 def test_mirroring_again_copies_only_what_is_not_there(data, tmp_path, capsys):
