@@ -1,9 +1,9 @@
-"""``amrg export REPORTS FILE`` or ``amrg export RUN --hub FOLDER``: what others can use.
+"""``amrg export REPORTS FILE``: write reports for ReXrank, or with ``--hub FOLDER`` the model for a hub.
 
 FILE is in the format of the ReXrank leaderboard. With ``--onto`` the reports go into one of ReXrank's own test set
 files, as a submission needs it; without, the references are those of REPORTS. The file holds report texts.
 
-``--hub`` writes the model of a run, its memory and a card as a folder for a model hub: ``amrg write FOLDER film.png``
+``amrg export RUN --hub FOLDER`` writes the model of a run, its memory and a card as a folder for a model hub: ``amrg write FOLDER film.png``
 reads it. ``--push USER/NAME`` also uploads it, to a private repository.
 """
 
