@@ -3,8 +3,8 @@
 FILE is in the format of the ReXrank leaderboard. With ``--onto`` the reports go into one of ReXrank's own test set
 files, as a submission needs it; without, the references are those of REPORTS. The file holds report texts.
 
-``amrg export RUN --hub FOLDER`` writes the model of a run, its memory and a card as a folder for a model hub: ``amrg write FOLDER film.png``
-reads it. ``--push USER/NAME`` also uploads it, to a private repository.
+``amrg export RUN --hub FOLDER`` writes the model of a run, its memory and a card as a folder for a model hub, which
+``amrg write FOLDER film.png`` reads. ``--push USER/NAME`` also uploads it, to a private repository.
 """
 
 import argparse
