@@ -1,7 +1,7 @@
 """The HTTP interface on a small run whose artefacts are real, and `amrg serve` as a process that others call."""
 
-import asyncio
 import base64
+import functools
 import io
 import json
 import os
@@ -38,6 +38,7 @@ from amrg.serving.batching import Batcher, OpenModel
 from amrg.serving.inputs import parse_study
 from amrg.serving.metrics import Metrics
 from amrg.serving.outputs import UNLIKE
+from tests.asgi import post as asgi_post
 from tests.data.test_image_io import dicom
 from tests.made_films import chest_film, encoded
 
@@ -251,43 +252,31 @@ def test_the_format_is_what_is_accepted(client, accept, status):
     assert post(client, FILMS[0], headers={"accept": accept}).status_code == status
 
 
-def asgi(app, headers, body):
-    """Post without a client that would send what was announced; None in ``body`` leaves. Messages sent, bytes taken."""
-    taken, sent = [], []
-
-    async def receive():
-        chunk = next(body)
-        taken.append(len(chunk or b""))
-        return {"type": "http.disconnect"} if chunk is None else {"type": "http.request", "body": chunk, "more_body": 1}
-
-    async def send(message):
-        sent.append(message)
-
-    fixed = [(b"host", b"testserver"), (b"content-type", b"multipart/form-data; boundary=b")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/reports", "raw_path": b"/v1/reports", "query_string": b"",
-             "root_path": "", "headers": [*fixed, *headers], "http_version": "1.1"}  # fmt: skip
-    asyncio.run(app(scope, receive, send))
-    return sent, sum(taken)
+asgi = functools.partial(asgi_post, path="/v1/reports", content_type=b"multipart/form-data; boundary=b")
 
 
 def test_what_is_too_large_is_refused_before_it_is_read(client):
-    (start, body), taken = asgi(client.app, [(b"content-length", b"%d" % (MAX_BYTES + 1))], iter([]))
+    (start, body), taken = asgi(client.app, headers=[(b"content-length", b"%d" % (MAX_BYTES + 1))], body=iter([]))
     assert (start["status"], taken) == (413, 0)
     assert json.loads(body["body"]) == {"error": "larger than the 128 MB that a request may have"}
     endless = (bytes(2**20) for _ in range(10**6))
-    (start, _), taken = asgi(client.app, [], endless)
+    (start, _), taken = asgi(client.app, headers=[], body=endless)
     assert (start["status"], taken) == (413, MAX_BYTES + 2**20)
 
 
 def test_a_client_that_leaves_takes_its_study_from_the_queue(client, gate, batcher, caplog, capfd):
-    asgi(client.app, [], iter([b"--b", None]))
+    asgi(client.app, headers=[], body=iter([b"--b", None]))
     gate.open.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, client, FILMS[0])
         while not batcher._batch:
             time.sleep(0.01)
         content = form((PART, FILMS[1]))["content"]
-        asgi(client.app, [(b"content-length", b"%d" % len(content))], iter([content[:-4], content[-4:], None]))
+        asgi(
+            client.app,
+            headers=[(b"content-length", b"%d" % len(content))],
+            body=iter([content[:-4], content[-4:], None]),
+        )
         waiting = len(batcher)
         gate.open.set()
         assert first.result().status_code == 200

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import html
 import io
 import json
@@ -37,6 +38,7 @@ from amrg.pages.overlays import crop, film_url
 from amrg.webapp.requests import RequestGuard
 from amrg.webapp.server import MAX_BYTES, Handlers, create_app
 from amrg.webapp.session import ClientGone, InferenceSession
+from tests.asgi import post as asgi_post
 from tests.conftest import report
 from tests.data.test_image_io import bomb, dicom
 from tests.made_films import chest_film
@@ -380,37 +382,21 @@ def test_what_is_no_film_is_refused_in_a_sentence(client, tmp_path, make, messag
     assert client.get(f"/api/looks/test/{KEY}").status_code == 200
 
 
-def asgi(app, headers, body):
-    """Post without a client that would send what was announced; None in ``body`` leaves. Messages sent, bytes taken."""
-    taken, sent = [], []
-
-    async def receive():
-        chunk = next(body)
-        taken.append(len(chunk or b""))
-        return {"type": "http.disconnect"} if chunk is None else {"type": "http.request", "body": chunk, "more_body": 1}
-
-    async def send(message):
-        sent.append(message)
-
-    fixed = [(b"host", b"testserver"), (b"content-type", b"application/octet-stream")]
-    scope = {"type": "http", "method": "POST", "path": "/api/looks", "raw_path": b"/api/looks", "query_string": b"",
-             "root_path": "", "headers": [*fixed, *headers], "http_version": "1.1"}  # fmt: skip
-    asyncio.run(app(scope, receive, send))
-    return sent, sum(taken)
+asgi = functools.partial(asgi_post, path="/api/looks", content_type=b"application/octet-stream")
 
 
 def test_200_megabytes_are_refused_before_they_are_read(app):
     length = str(200 * 2**20).encode()
-    (start, body), taken = asgi(app, [(b"content-length", length)], iter([]))
+    (start, body), taken = asgi(app, headers=[(b"content-length", length)], body=iter([]))
     assert (start["status"], taken) == (413, 0)
     assert "larger than 64 MB" in json.loads(body["body"])["error"]
     endless = (bytes(2**20) for _ in range(10**6))  # as HTTP sends what has no length
-    (start, _), taken = asgi(app, [(b"transfer-encoding", b"chunked")], endless)
+    (start, _), taken = asgi(app, headers=[(b"transfer-encoding", b"chunked")], body=endless)
     assert (start["status"], taken) == (413, MAX_BYTES + 2**20)
 
 
 def test_a_client_that_leaves_during_its_upload_is_no_fault(app, caplog):
-    asgi(app, [], iter([b"x", None]))
+    asgi(app, headers=[], body=iter([b"x", None]))
     assert not caplog.records
 
 

@@ -4,7 +4,7 @@ import { $, ask, calm, complain, h, length, percent } from "./dom.js";
 import { markRegion, showFilmOf, showFinding } from "./film.js";
 
 const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
-const told = [...document.querySelectorAll("#context input")];
+const contextInputs = [...document.querySelectorAll("#context input")];
 const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "retrieved text", "context", "words"];
 const CALLED = { "visual tokens": "film", queries: "disease queries", context: "clinical context", words: "prompt and words before" };
 
@@ -20,7 +20,7 @@ const rows = new Map(); // what is known of a bank's row, asked for once
 
 for (const input of $("switches").querySelectorAll("input")) input.addEventListener("change", write);
 $("again").addEventListener("click", again);
-for (const input of told) input.addEventListener("keydown", ({ key }) => key === "Enter" && again());
+for (const input of contextInputs) input.addEventListener("keydown", ({ key }) => key === "Enter" && again());
 $("whole").addEventListener("click", () => choose(null));
 $("unlike").querySelector("button").addEventListener("click", () => withhold(false));
 
@@ -40,16 +40,16 @@ export function showReport(newLook) {
   $("reference").hidden = look.reference === null;
   $("reference").querySelector("p").textContent = look.reference ?? "";
   $("no-reference").hidden = look.reference !== null;
-  for (const input of told) input.value = look.context[input.name];
+  for (const input of contextInputs) input.value = look.context[input.name];
   write();
 }
 
 /** Tell the writer what stands in the fields, then write. */
 async function again() {
   const of = look;
-  if (of && told.length) {
+  if (of && contextInputs.length) {
     try {
-      const body = JSON.stringify(Object.fromEntries(told.map(({ name, value }) => [name, value.trim()])));
+      const body = JSON.stringify(Object.fromEntries(contextInputs.map(({ name, value }) => [name, value.trim()])));
       const address = `/api/looks/${of.place}/${encodeURIComponent(of.name)}/context`;
       of.context = await ask(address, { method: "POST", body, headers: { "Content-Type": "application/json" } });
       calm();
