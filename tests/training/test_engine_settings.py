@@ -24,7 +24,7 @@ def test_a_training_goes_on_under_another_engine_in_the_same_folder(artefacts: A
     straight, changing = tmp_path / "straight", tmp_path / "changing"
     for runs in (straight, changing):
         shutil.copytree(artefacts.data.parent, runs / "tiny", ignore=shutil.ignore_patterns("stage2-*"))
-    start(ranks, straight, changing, script="engine_settings_worker.py")
+    start(ranks, straight, changing, script="engine_settings_worker")
     (one,), (other,) = (list((runs / "tiny").glob("stage2-*")) for runs in (straight, changing))
     assert one.name == other.name
     expected, found = (lines(folder / "logs" / "steps.jsonl") for folder in (one, other))

@@ -153,8 +153,8 @@ def test_no_more_studies_than_needed_are_watched(banks: Path, monkeypatch: pytes
 def test_ranks_tell_the_same_together(banks: Path) -> None:
     """Seven studies in batches of four: two ranks need one to fill up."""
     ways = ("replicate", "gather", "ring")
-    start(1, banks, "whole", script="sample_reports_worker.py")
-    start(2, banks, "whole", *ways, script="sample_reports_worker.py")
+    start(1, banks, "whole", script="sample_reports_worker")
+    start(2, banks, "whole", *ways, script="sample_reports_worker")
     truth = json.loads((banks / "1-whole.json").read_text())
     measures = ("relevance", "alike", "perplexity", "least_perplexity")
     assert truth.keys() == {"query_cosine", *(f"{m}_{x}" for m in ("visual", "report") for x in measures)}

@@ -15,12 +15,12 @@ from amrg.launcher import local_ranks
 from amrg.models.vision_output import MEMORIES
 
 
-def start(ranks: int, *arguments: Path | str, script: str = "sharding_equivalence_worker.py") -> None:
-    """Run a script of this folder on as many ranks, and wait for them."""
+def start(ranks: int, *arguments: Path | str, script: str = "sharding_equivalence_worker") -> None:
+    """Run a module of this folder on as many ranks, and wait for them."""
     shared = os.environ | local_ranks(ranks) | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)],
+            [sys.executable, "-m", f"tests.training.{script}", *map(str, arguments)],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(ranks)

@@ -28,7 +28,7 @@ def test_ranks_that_share_a_model_learn_and_save_what_one_does(artefacts: Any, t
     for runs in (shared, alone):
         shutil.copytree(artefacts.data.parent, runs / "tiny", ignore=shutil.ignore_patterns("stage2-*"))
     write_decoders(decoders)
-    start(RANKS, shared, decoders, script="tensor_parallel_worker.py")
+    start(RANKS, shared, decoders, script="tensor_parallel_worker")
     for tuning in DECODERS:
         expected = run_step("stage2", configuration(alone, decoders, tuning)).path
         found = shared / "tiny" / expected.name
