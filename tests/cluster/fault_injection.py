@@ -2,8 +2,8 @@
 
 LOSSES is what one run loses, joined by "+" (nothing, reader, worker, node, room, driver, patience; back: a machine
 comes). RESULT gets one JSON line for each run: seconds until training went on after each loss, hashes of what was
-trained, what the run left behind. To be started in namespaces of its own (``linux_namespaces.py``), where nothing but the loopback is and where
-every process seen is ours.
+trained, what the run left behind. To be started in namespaces of its own (``linux_namespaces.py``), where nothing but
+the loopback is and where every process seen is ours.
 """
 
 import json
