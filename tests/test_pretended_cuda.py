@@ -40,6 +40,14 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses():
         assert sum(pretended.syncs.values()) == 1
 
 
+@pytest.mark.parametrize(("seen", "expected"), [(8, 3), (1, 0)])
+def test_a_rank_that_a_launcher_shows_its_own_gpu_alone_takes_it(seen, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert distributed.device() == torch.device("cuda", expected)
+
+
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setenv("AMRG_RETRIEVAL", "blockwise")  # Triton would ask the driver

@@ -19,6 +19,7 @@ from amrg.config import CheckpointConfig, TelemetryConfig
 from amrg.errors import UserError
 from amrg.training import checkpoint, loop
 from amrg.training.interruption import LossGuard, user_errors
+from tests.cluster import linux_namespaces
 from tests.training.test_loop import steps
 from tests.training.toy_training_worker import optimisation
 
@@ -168,6 +169,23 @@ def test_no_memory_left_says_what_helps(error, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match="something else"), user_errors("stage2", tmp_path):
         raise RuntimeError("something else")
+
+
+def test_a_small_dev_shm_is_one_line(tmp_path):
+    """A megabyte, as containers have 64: readers cannot hand a batch on."""
+    script = (
+        "import pathlib, torch; from torch.utils.data import DataLoader; from amrg.cli import run_cli\n"
+        "from amrg.training.interruption import user_errors\n"
+        "def read():\n"
+        "    with user_errors('stage1', pathlib.Path('.')):\n"
+        "        for batch in DataLoader([torch.zeros(2**20)], num_workers=1): pass\n"
+        "run_cli(read)"
+    )
+    small = "mount -t tmpfs -o size=1m none /dev/shm"
+    done = linux_namespaces.run(tmp_path, "-c", script, before=small)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("amrg: stage1: the shared memory of this machine is used up: give /dev/shm more room")
+    assert done.stderr.count("\n") == 1
 
 
 def weights(folder):
