@@ -368,6 +368,8 @@ class GenerateConfig:
     # `reports.jsonl`. Needs probabilities, and so an outline that the classifier decides. 0: every finding is stated.
     abstain: Fraction = 0.0
     ds_config: str | None = None  # a ZeRO-3 JSON: the decoder is split over the ranks while it writes
+    # Compile the decoder's step from token to token, with a cache of fixed size; on a GPU, without beams
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -359,7 +359,8 @@ def _evaluate_settings(config: Config) -> dict[str, Any]:
 
 def _generate_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.generate)
-    del settings["ds_config"]  # decides how weights are held, not what is written
+    for name in ("ds_config", "compile"):  # decide how weights are held and what runs, not what is written
+        del settings[name]
     if not settings["abstain"]:
         del settings["abstain"]  # every finding is stated, as before there was the setting
     if config.generate.outline_source != "decoder":

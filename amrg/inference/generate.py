@@ -14,7 +14,7 @@ from amrg import distributed
 from amrg.artifacts import add_failure, atomic_path
 from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import VISUAL, MemoryBank, group_id
-from amrg.config import Config
+from amrg.config import Config, GenerateConfig
 from amrg.data.context import Context
 from amrg.data.stream import num_studies
 from amrg.errors import UserError, collect_errors
@@ -203,9 +203,21 @@ def generate_faults(config: Config) -> list[str]:
         faults.append(
             f"generate.min_new_tokens {settings.min_new_tokens} is above max_new_tokens {settings.max_new_tokens}"
         )
+    if settings.compile:
+        faults += _compile_faults(settings)
     if (name := settings.ds_config) is not None:
         faults += collect_errors(lambda: require_zero3(name), lambda: refuse_quantised(config.decoder.base_dtype))
     return faults
+
+
+def _compile_faults(settings: GenerateConfig) -> list[str]:
+    """Return why transformers would not compile the writing."""
+    reasons = {
+        "needs a GPU": distributed.device().type == "cpu",
+        f"is for writing without beams, and generate.num_beams is {settings.num_beams}": settings.num_beams > 1,
+        "does not go with generate.ds_config, under which weights come and go": settings.ds_config is not None,
+    }
+    return [f"generate.compile {reason}: say --generate.compile false" for reason, holds in reasons.items() if holds]
 
 
 #: Names of the attribute heads that ``generate.support`` needs.
