@@ -1,9 +1,9 @@
 """Stage 2 on several raylets of this machine, undisturbed and with losses; arguments: RUNS RESULT LOSSES...
 
-LOSSES is what one run loses, joined by "+" (nothing, reader, worker, node, room, driver, patience; back: a machine
-comes). RESULT gets one JSON line for each run: seconds until training went on after each loss, hashes of what was
-trained, what the run left behind. To be started in namespaces of its own (``linux_namespaces.py``), where nothing but
-the loopback is and where every process seen is ours.
+LOSSES is what one run loses, joined by "+" (nothing, reader, worker, node, room, driver, patience). RESULT gets one
+JSON line for each run: seconds until training went on after each loss, hashes of what was trained, what the run left
+behind. To be started in namespaces of its own (``linux_namespaces.py``), where nothing but the loopback is and where
+every process seen is ours.
 """
 
 import json
@@ -117,11 +117,6 @@ class Losses:
     def room(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
         """A machine goes, and none comes."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
-        return driver
-
-    def back(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
-        """A machine comes."""
-        self.nodes.append(self.cluster.add_node(**NODE))
         return driver
 
     def driver(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
