@@ -26,7 +26,7 @@ QUIET = TelemetryConfig(tensorboard=False)
 
 def write(folder, step, value=1.0, keep=2, is_best=True):
     tensors = {"a": torch.full((3,), value)}
-    checkpoint.save(folder, tensors, {"a.exp_avg": torch.zeros(3)}, {"step": step}, is_best, keep)
+    checkpoint.save_checkpoint(folder, tensors, {"a.exp_avg": torch.zeros(3)}, {"step": step}, is_best, keep)
 
 
 def names(folder):
