@@ -64,6 +64,7 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], folder:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     sys.argv[1:] = arguments
+    sys.modules.pop(module, None)  # runpy would warn that it is preloaded
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
