@@ -14,7 +14,7 @@ from amrg.artifacts import Artifact, find, open_artifact
 from amrg.cluster.ray_internals import init_on_loopback, recorded_address
 from amrg.cluster.readers import start_readers
 from amrg.cluster.task_map import ray_map
-from amrg.cluster.workers import resources, train
+from amrg.cluster.workers import resources, train_with_ray
 from amrg.cluster.writers import ray_tasks
 from amrg.config import Config
 from amrg.data.shards import prepare
@@ -62,7 +62,7 @@ def run(config: Config, strict: bool = False) -> Artifact:
             elif verb in _TASK_STEPS:
                 run_step(verb, config, _TASK_STEPS[verb])
             else:
-                train(verb, config, _WORKER_STEPS[verb](config), readers)
+                train_with_ray(verb, config, _WORKER_STEPS[verb](config), readers)
             artifact = open_artifact(recipe(verb, config).path(root(config)), STEPS[verb].kind)
             if strict:
                 refuse_failures(verb, artifact)

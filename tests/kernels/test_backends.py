@@ -34,7 +34,7 @@ def operands(queries, rows, width, dtype=torch.bfloat16):
     ],
 )
 def test_the_rule(shape, dtype, capability, triton, expected):
-    name, why = backends.choose(operands(*shape, dtype), capability, triton)
+    name, why = backends.choose_backend(operands(*shape, dtype), capability, triton)
     assert name == expected
     assert why
 

@@ -2,12 +2,10 @@
 
 import errno
 import json
-import os
 import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,17 +18,16 @@ from amrg.errors import UserError
 from amrg.training import checkpoint, loop
 from amrg.training.interruption import LossGuard, user_errors
 from tests.cluster import linux_namespaces
+from tests.processes import finish, start
 from tests.training.test_loop import steps
 from tests.training.toy_training_worker import optimisation
 
 QUIET = TelemetryConfig(tensorboard=False)
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def write(folder, step, value=1.0, keep=2, is_best=True):
     tensors = {"a": torch.full((3,), value)}
-    checkpoint.save(folder, tensors, {"a.exp_avg": torch.zeros(3)}, {"step": step}, is_best, keep)
+    checkpoint.save_checkpoint(folder, tensors, {"a.exp_avg": torch.zeros(3)}, {"step": step}, is_best, keep)
 
 
 def names(folder):
@@ -196,8 +193,7 @@ def weights(folder):
 def forked(tmp_path_factory):
     """The folder of the runs of kill_and_resume_driver.py, and what they told."""
     folder = tmp_path_factory.mktemp("forked")
-    command = [sys.executable, "-m", "tests.training.kill_and_resume_driver", str(folder)]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    finish([start("tests.training.kill_and_resume_driver", folder)])
     return folder, json.loads((folder / "outcome.json").read_text())
 
 
