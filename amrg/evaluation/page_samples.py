@@ -52,12 +52,14 @@ def choose_extreme_studies(
     """Choose the worst and the best ``count`` studies by their reports, at most half of all each.
 
     The worst have the most findings missed, added or with another side or device; of equal ones those with the fewest
-    right. The best have the fewest errors; of equal ones those with the most findings right. Ties keep their order.
+    right. The best have the fewest errors; of equal ones those with the most findings right. Ties keep their order, and
+    no study is both.
     """
     errors = [FindingErrors.of(text, report.text) for text, report in zip(references, reports, strict=True)]
-    order = sorted(range(len(errors)), key=lambda i: (-errors[i].count, len(errors[i].found)))
-    count = min(count, len(order) // 2)
-    return order[:count], order[::-1][:count]
+    count = min(count, len(errors) // 2)
+    worst = sorted(range(len(errors)), key=lambda i: (-errors[i].count, len(errors[i].found)))[:count]
+    best = sorted(set(range(len(errors))) - {*worst}, key=lambda i: (errors[i].count, -len(errors[i].found), i))
+    return worst, best[:count]
 
 
 class RetrievedRows:
@@ -98,7 +100,9 @@ class RetrievedRows:
             by_row = {one.row: one for one in lifts}
             rows = self._found(bank, entries, films, grid)
             if rows:
-                found[bank] = [replace(row, lift=by_row[row.number].lift, studies=by_row[row.number].studies) for row in rows]
+                found[bank] = [
+                    replace(row, lift=by_row[row.number].lift, studies=by_row[row.number].studies) for row in rows
+                ]
         return found
 
     def unusual_findings(self, report: GeneratedReport) -> dict[str, list[tuple[str, float, float]]]:

@@ -9,7 +9,12 @@ from markupsafe import Markup
 _WIDTH, _HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 34
 #: Colors of the style sheet, distinct for readers with any color vision; dashes distinguish them in print.
-_STYLES = (("var(--series-1)", ""), ("var(--series-2)", "6 3"), ("var(--series-3)", "2 3"), ("var(--series-4)", "8 3 2 3"))
+_STYLES = (
+    ("var(--series-1)", ""),
+    ("var(--series-2)", "6 3"),
+    ("var(--series-3)", "2 3"),
+    ("var(--series-4)", "8 3 2 3"),
+)
 #: Of forest plots: heights of a row and of the axis, where the interval begins, and where the value is written.
 _ROW, _AXIS, _NAMES, _VALUES = 20, 22, 128, 44
 
@@ -83,9 +88,7 @@ def forest_plot(
         parts.append(f'<line class="{kind}" x1="{place(low)}" x2="{place(high)}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="{kind}" cx="{place(value)}" cy="{y}" r="4"/>')
         parts.append(f'<text class="{kind}" x="{_WIDTH}" y="{y + 3.5}" text-anchor="end">{value:.3f}</text>')
-    return Markup(
-        f'<figure class="forest"><figcaption>{escape(title)}</figcaption>{"".join(parts)}</svg></figure>'
-    )
+    return Markup(f'<figure class="forest"><figcaption>{escape(title)}</figcaption>{"".join(parts)}</svg></figure>')
 
 
 def _decimals(ticks: Sequence[float]) -> int:

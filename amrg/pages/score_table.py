@@ -54,7 +54,7 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def forest_rows(scores: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Return value, low and high of the main scores by system; systems without a value, and empty scores, are left out."""
+    """Return value, low and high of the main scores by title and system, without systems that have no value."""
 
     def main(system: dict[str, Any]) -> dict[str, Any]:
         clinical = system["clinical"]

@@ -330,9 +330,11 @@ def test_pick_goes_round_the_findings():
 
 def test_the_worst_and_the_best_by_their_errors():
     """Errors 2, 0, 1, 0, 1 and findings right 0, 1, 1, 0, 0: by hand."""
-    references = ["The heart is enlarged.", "The heart is enlarged.", "The heart is enlarged.", "Clear lungs.", ""]
-    texts = ["Small left pleural effusion.", "Large heart.", "Large heart. Small pleural effusion.", "Clear.", "Edema."]
+    heart, effusion = "The heart is enlarged.", "There is a small left pleural effusion."
+    references = [heart, heart, heart, "Lungs are clear.", "Lungs are clear."]
+    texts = [effusion, heart, f"{heart} {effusion}", "Lungs are clear.", effusion]
     reports = [GeneratedReport(str(i), text) for i, text in enumerate(texts)]
     assert choose_extreme_studies(references, reports, 2) == ([0, 4], [1, 3])
+    assert choose_extreme_studies([heart] * 2, [GeneratedReport(key, heart) for key in "ab"], 1) == ([0], [1])
     assert choose_extreme_studies(references, reports, 9) == ([0, 4], [1, 3])  # no study is both
     assert choose_extreme_studies(references, reports, 0) == ([], [])

@@ -67,7 +67,8 @@ def test_sections_stay_in_reach(page):
 
 def test_print_is_light_without_what_cannot_be_pressed(page):
     page.driver.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        "Emulation.setEmulatedMedia",
+        {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
     )
     assert not any(one.is_displayed() for one in page.all("nav, .switches, .steps"))
     ink = "return getComputedStyle(document.body).color"
