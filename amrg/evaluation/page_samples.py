@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +96,11 @@ class RetrievedRows:
         found: dict[str, list[MemoryRow]] = {}
         for bank, (_, count) in _BANKS.items():
             lifts = self._means.row_lifts(bank, report.memory.get(bank, []))[:count]
-            entries = [{"row": one.row, "weight": one.weight} for one in lifts]
-            by_row = {one.row: one for one in lifts}
-            rows = self._found(bank, entries, films, grid)
-            if rows:
-                found[bank] = [
-                    replace(row, lift=by_row[row.number].lift, studies=by_row[row.number].studies) for row in rows
-                ]
+            entries = [
+                {"row": one.row, "weight": one.weight, "lift": one.lift, "studies": one.studies} for one in lifts
+            ]
+            if rows := self._found(bank, entries, films, grid):
+                found[bank] = rows
         return found
 
     def unusual_findings(self, report: GeneratedReport) -> dict[str, list[tuple[str, float, float]]]:
@@ -142,6 +139,8 @@ class RetrievedRows:
                 box=tuple(row["box"]) if row["box"] is not None else None,
                 grid=grid,
                 number=entry["row"],
+                lift=entry.get("lift"),
+                studies=entry.get("studies", 0.0),
             )
             for entry in entries
             if (row := self._rows[bank].get(entry["row"]))

@@ -234,14 +234,17 @@ class Handlers:
 
     async def _events(self, study: _Study, future: Future[dict[str, Any]], end: float) -> AsyncIterator[str]:
         """Yield ``state`` as it changes, then ``report`` or ``error``."""
-        loop, sent = asyncio.get_running_loop(), None
+        loop = asyncio.get_running_loop()
+        sent: dict[str, Any] = {}
         last_sent = loop.time()
         try:
             while not future.done():
                 if loop.time() > end:
                     raise self._late()
                 before = self._batcher.position(future)
-                state = {"state": "writing"} if before is None else {"state": "waiting", "before": before}
+                state: dict[str, Any] = (
+                    {"state": "writing"} if before is None else {"state": "waiting", "before": before}
+                )
                 if state != sent:
                     sent, last_sent = state, loop.time()
                     yield _event("state", state)
