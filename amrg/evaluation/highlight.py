@@ -41,6 +41,18 @@ class FindingErrors:
         """Number of errors."""
         return len(self.conflicting) + len(self.missed) + len(self.extra)
 
+    @property
+    def verdict(self) -> str:
+        """Counts in words, such as "1 of 2 findings found, 1 extra"."""
+        expected = len(self.found) + len(self.conflicting) + len(self.missed)
+        parts = [f"{len(self.found)} of {expected} findings found" if expected else "no finding to find"]
+        counts = {
+            "missed": len(self.missed),
+            "extra": len(self.extra),
+            "with another side or kind of device": len(self.conflicting),
+        }
+        return ", ".join([*parts, *(f"{count} {kind}" for kind, count in counts.items() if count)])
+
 
 def highlight_findings(reference: str, generated: str) -> tuple[Markup, Markup]:
     """Return both reports with their stated findings marked (kinds: ``overlays.KINDS``).
