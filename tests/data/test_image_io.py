@@ -14,6 +14,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from amrg.data.image_io import load_film, read_film, to_8_bit
+from tests.made_films import chest_film
 
 GREY = np.add.outer(np.arange(40), 3 * np.arange(60)).astype(np.uint8)  # 40 × 60, 0 … 216
 
@@ -127,6 +128,19 @@ def test_a_damaged_image_is_read_or_refused(kind, recwarn) -> None:
             damaged[place] = chance.randrange(256)
         with contextlib.suppress(ValueError):
             assert read_film(bytes(damaged[: chance.choice([None, chance.randrange(len(whole))])]), 40).ndim == 2
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_header_claims_more_than_it_holds_is_refused(tmp_path, progressive) -> None:
+    """Of the rows that are not there, libjpeg makes gray ones and warns, which Pillow does not tell."""
+    data = encoded(chest_film(0), "JPEG", progressive=progressive)
+    start = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    for height, width in ((7900, 7900), (448, 224), (260, 224)):
+        lying = data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]
+        (tmp_path / "film.jpg").write_bytes(lying)
+        with pytest.raises(ValueError, match="a JPEG image whose data end before its last rows"):
+            load_film(tmp_path / "film.jpg", 64)
+    assert read_film(data, 224).shape == (224, 224)
 
 
 def test_a_hot_pixel_does_not_darken_the_film(tmp_path) -> None:
