@@ -4,7 +4,9 @@ Sizes are checked on headers, before anything is decoded or inflated, so that a 
 """
 
 import io
+import logging
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -204,8 +206,10 @@ def parse_dicom(data: bytes, **options: Any) -> Any:
         from pydicom.filereader import read_dataset
     except ImportError:
         raise UserError("DICOM films need pydicom: `pip install 'amrg[dicom]'`") from None
-    # Its warnings would quote patient data of the file.
+    # Its warnings, and those of its decoders, would quote patient data of the file.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    warnings.filterwarnings("ignore", module=r"pydicom|pylibjpeg|libjpeg|openjpeg")
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
     file = io.BytesIO(data)
     file.seek(132 if data[128:132] == b"DICM" else 0)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)

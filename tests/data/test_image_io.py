@@ -211,7 +211,7 @@ def test_what_a_dicom_says_of_the_patient_is_not_quoted(tmp_path, recwarn, caplo
     assert "Doe" not in caplog.text + "".join(str(warning.message) for warning in recwarn)
 
 
-def test_a_damaged_dicom_is_read_or_refused(tmp_path) -> None:
+def test_a_damaged_dicom_is_read_or_refused_without_a_warning(tmp_path, recwarn, caplog) -> None:
     whole = dicom(tmp_path / "film.dcm", GREY, WindowCenter=100, WindowWidth=50).read_bytes()
     chance = random.Random(0)
     refused = 0
@@ -224,6 +224,18 @@ def test_a_damaged_dicom_is_read_or_refused(tmp_path) -> None:
         except ValueError:
             refused += 1
     assert 100 < refused < 400
+    assert not recwarn.list
+    assert not caplog.text
+
+
+def test_absurd_numbers_of_a_dicom_give_no_warning(tmp_path, recwarn, capfd) -> None:
+    absurd = {"RescaleSlope": "1e300", "RescaleIntercept": "-1e308", "WindowCenter": "1e308", "WindowWidth": "1e-300"}
+    for name in absurd:
+        path = dicom(tmp_path / "film.dcm", GREY, **{name: absurd[name]})
+        assert read_film(path.read_bytes(), 40).shape == GREY.shape
+    assert read_film(dicom(tmp_path / "film.dcm", GREY, **absurd).read_bytes(), 40).shape == GREY.shape
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")
 
 
 def test_pixels_that_are_not_numbers_are_refused() -> None:

@@ -5,6 +5,7 @@ import { $, ask, calm, choice, complain, h } from "./dom.js";
 import { showFilm } from "./film.js";
 import { showReport, stopWriting } from "./report.js";
 
+const cards = document.querySelectorAll("#film, #report, #compare, #memory"); // of what is shown
 let opening = null; // what is being opened; opening something else gives it up
 let listing = null;
 let pause = 0;
@@ -64,12 +65,12 @@ function refuse(file, reason) {
 }
 
 function former(on) {
-  for (const id of ["film", "report", "memory"]) $(id).classList.toggle("former", on);
+  for (const card of cards) card.classList.toggle("former", on);
 }
 
 function loading(on) {
   $("opening").hidden = !on;
-  for (const id of ["film", "report", "memory"]) $(id).classList.toggle("loading", on);
+  for (const card of cards) card.classList.toggle("loading", on);
 }
 
 /** What the run's own report gets wrong, as short marks; without a report none. */
