@@ -413,26 +413,28 @@ def test_the_film_is_zoomed_by_two_fingers(page):
             page.touch("Move", middle - wide * half, middle + wide * half)
         page.touch("End")
         page.wait(lambda: page.text("#zoom") == "3.0×")
-        assert np.abs(page.place("#pixels")[:2] + 1.5 * side - middle).max() < 2  # about the middle
+        assert np.abs(page.place("#pixels")[:2] + 1.5 * side - middle).max() < 5  # about the middle
         page.touch("Start", middle)
         moved = middle + np.array([20, 30])
         page.touch("Move", moved)
         page.touch("End")
-        page.wait(lambda: np.abs(page.place("#pixels")[:2] + 1.5 * side - moved).max() < 2)
+        page.wait(lambda: np.abs(page.place("#pixels")[:2] + 1.5 * side - moved).max() < 5)
         page.shot("phone-zoomed")
 
 
 def test_the_window_changes_the_gray_values_of_the_film(page, tmp_path):
     """Of 16 bits, which no image of a page has; expected values are by hand."""
     deep = chest_film(0, 300, 260).astype(np.uint16) * 11 + 1000
-    window = {"WindowCenter": 2000, "WindowWidth": 1501}
+    window = {"WindowCenter": 2500, "WindowWidth": 1001}
     page.give(dicom(tmp_path / "film.dcm", deep, **window))
     page.wait(lambda: page.text("#film-title").startswith("film.dcm"))
     levels = int(deep.max()) - int(deep.min()) + 1
-    as_read = np.round(((deep - 1999.5) / 1500 + 0.5).clip(0, 1) * 255)
+    as_read = ((deep - 2499.5) / 1000 + 0.5).clip(0, 1) * 255
+    assert (as_read.min(), as_read.max()) == (0, 255)
     assert np.abs(page.levels() - as_read).max() <= 1
     assert page.text("#film-facts") == f"All of the 260 × 300 pixels, and all {levels} gray levels of the file."
-    assert abs(int(page.one("#center").get_attribute("value")) - 2000) <= 2
+    assert abs(int(page.one("#center").get_attribute("value")) - 2500) <= 3
+    assert abs(int(page.one("#width").get_attribute("value")) - 1000) <= 6
     first = page.levels()
     page.one("#invert").click()
     assert (page.levels() == 255 - first).all()
@@ -474,7 +476,7 @@ def test_two_runs_are_compared(browser, run, tmp_path):
         assert errors.split() == ["errors", "0", "3", "+3"]
         page.one("#compared details summary").click()
         page.wait(lambda: page.one("#compared details li").is_displayed())
-        assert {mark.text for mark in page.all("#compared mark.extra")} == {"Pulmonary edema", "Rib fracture"}
+        assert {mark.text for mark in page.all("#compared mark.extra")} == {"edema", "fracture"}
         page.one("#order").send_keys("other worse")
         page.wait(lambda: page.text("#studies .choice").startswith("test-1"))
         assert "Δ +3" in page.text("#studies .choice")

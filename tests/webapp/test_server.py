@@ -191,11 +191,12 @@ def test_films_are_sent_as_the_run_stores_them(client, run):
 def test_an_opened_film_is_sent_with_all_of_its_gray_levels(client, tmp_path):
     """Stored values as they are in the file; gray values by hand from the window of the tags."""
     deep = FILM.astype(np.uint16) * 11 + 1000
-    window = {"WindowCenter": 2000, "WindowWidth": 1501}
+    window = {"WindowCenter": 2500, "WindowWidth": 1001}
     data = dicom(tmp_path / "film.dcm", deep, PhotometricInterpretation="MONOCHROME1", **window).read_bytes()
     values, gray = levels_of(client, client.post("/api/looks", content=data).json())
     assert (values == deep).all()
-    expected = 255 - ((deep - 1999.5) / 1500 + 0.5).clip(0, 1) * 255  # DICOM PS3.3 C.11.2.1.2, inverted
+    expected = 255 - ((deep - 2499.5) / 1000 + 0.5).clip(0, 1) * 255  # DICOM PS3.3 C.11.2.1.2, inverted
+    assert (expected.min(), expected.max()) == (0, 255)
     assert np.abs(gray - expected).max() <= 1
     values, gray = levels_of(client, client.post("/api/looks", content=png(deep)).json())
     assert (values == deep).all()

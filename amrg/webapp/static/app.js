@@ -168,7 +168,7 @@ addEventListener("drop", (event) => {
 });
 addEventListener("hashchange", () => located() && openStudy(...located()));
 
-if (matchMedia("(max-width: 760px)").matches) $("list").open = false; // the film comes first
+if (matchMedia("(max-width: 760px)").matches) for (const id of ["list", "findings-list"]) $(id).open = false; // film and report come first
 
 const asked = located();
 if (asked && [...$("split").options].some(({ value }) => value === asked[0])) $("split").value = asked[0];

@@ -25,7 +25,7 @@ function scores(sides) {
     const change = one === null || two === null ? "–" : Math.abs(two - one) < 5e-4 ? "same" : `${two > one ? "+" : "−"}${number(Math.abs(two - one), name)}`;
     return h("tr", { class: change === "same" ? "" : "changed" }, h("th", { scope: "row" }, name), ...[one, two].map((value) => h("td", {}, number(value, name))), h("td", {}, change));
   });
-  const heads = ["score of this study", first.name, other.name, "difference"].map((text) => h("th", { scope: "col" }, text));
+  const heads = ["this study", first.name, other.name, "difference"].map((text) => h("th", { scope: "col" }, text));
   return h("table", { class: "scores" }, h("thead", {}, h("tr", {}, ...heads)), h("tbody", {}, ...rows));
 }
 

@@ -6,6 +6,7 @@ const MOST_PIXELS = 2 ** 24; // of a canvas, on phones
 const MOST_ZOOM = 16;
 const [frame, square, stage, canvas] = ["frame", "square", "stage", "pixels"].map($);
 const viewButtons = { "zoom-in": () => zoom(1.4), "zoom-out": () => zoom(1 / 1.4), fit: () => place(1, 0, 0), actual: zoomToPixels, invert: () => show({ inverted: !shown.inverted }), reset, full: toggleFull };
+const windowInputs = ["preset", "center", "width"];
 const KEYS = { "+": "zoom-in", "=": "zoom-in", "-": "zoom-out", 0: "fit", 1: "actual", i: "invert", r: "reset", f: "full", w: "drag-window", h: "show-heat", l: "show-lesion" };
 const ARROWS = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
@@ -22,7 +23,7 @@ export async function showPixels(address, { width, height, levels, first }, from
   const mine = (loading = new AbortController());
   film = null;
   canvas.hidden = true;
-  for (const element of $("tools").querySelectorAll("input, select, button")) element.disabled = element.id !== "drag-window" && !(element.id in viewButtons);
+  for (const id of windowInputs) $(id).disabled = true;
   place(1, 0, 0);
   shown = { window: null, inverted: false };
   $("film-facts").textContent = "";
@@ -46,7 +47,7 @@ export async function showPixels(address, { width, height, levels, first }, from
     if (error.name !== "AbortError") complain("The film in full resolution was not sent; a smaller one is shown.");
     return;
   }
-  for (const element of $("tools").querySelectorAll("input, select")) element.disabled = false;
+  for (const id of windowInputs) $(id).disabled = false;
   show({});
   canvas.hidden = false;
 }
@@ -193,7 +194,7 @@ function move(event) {
   if (other) {
     const [x, y] = at(other);
     const grown = Math.hypot(x1 - x, y1 - y) / Math.max(1e-3, Math.hypot(x0 - x, y0 - y));
-    zoom(grown, [(x + x1) / 2, (y + y1) / 2]);
+    zoom(grown, [(x + x0) / 2, (y + y0) / 2]);
     place(view.zoom, view.x + (x1 - x0) / 2, view.y + (y1 - y0) / 2);
   } else if (before.windowing) shiftWindow(x1 - x0, y1 - y0);
   else place(view.zoom, view.x + x1 - x0, view.y + y1 - y0);

@@ -45,6 +45,7 @@ function row({ name, probability, threshold, stated }) {
     h("span", { class: "number" }, percent(probability)),
   );
   label.classList.toggle("found", found);
+  if (threshold > 0.995) label.title = `Its threshold is ${percent(threshold)}: it is practically never found.`;
   return label;
 }
 

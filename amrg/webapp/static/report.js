@@ -52,6 +52,7 @@ async function again() {
       const body = JSON.stringify(Object.fromEntries(contextInputs.map(({ name, value }) => [name, value.trim()])));
       const address = `/api/looks/${of.place}/${encodeURIComponent(of.name)}/context`;
       of.context = await ask(address, { method: "POST", body, headers: { "Content-Type": "application/json" } });
+      if (of === look) for (const input of contextInputs) input.value = of.context[input.name]; // as it was cleaned
       calm();
     } catch (error) {
       return complain(error.message);
@@ -185,7 +186,7 @@ function showSentences(growing) {
           h("span", { class: "text" }, sentence),
           !last && differs(sentence) ? h("span", { class: "differs" }, "differs") : null,
           recalled(number) ? h("span", { class: "recalled" }, "recalled") : null,
-          recalled(number) ? h("span", { class: "facts" }, facts(recalled(number)).join(" · ")) : null,
+          drawn[number] ? h("span", { class: "facts" }, (recalled(number) ? facts(recalled(number)) : ownFacts(drawn[number])).join(" · ")) : null,
           h("span", { class: "drew" }, ...(drawn[number] ? drew(withOrigin(number)) : [])),
         ),
       );
@@ -202,6 +203,12 @@ function facts({ labels, probabilities, details }) {
     return sure === null ? `${what} (probability not known)` : `${what} ${percent(sure)}`;
   });
   return [...found, ...told];
+}
+
+/** What stage 1 says of the findings of a sentence that the decoder worded itself. */
+function ownFacts({ findings }) {
+  const known = look.findings.filter(({ name }) => findings.includes(name));
+  return known.map(({ name, probability, threshold }) => `${name} ${percent(probability)} by stage 1, ${probability >= threshold ? "found" : "not found"}`);
 }
 
 function point(entry) {
