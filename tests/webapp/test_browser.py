@@ -397,6 +397,12 @@ def test_the_film_is_zoomed_and_moved_and_all_marks_stay_in_place(page):
     assert page.text("#zoom") == "3.0×"
     page.one("#zoom-out").click()
     assert page.text("#zoom") == "2.1×"
+    page.one("#full").click()
+    page.wait(lambda: page.driver.execute_script("return document.fullscreenElement !== null"))
+    page.wait(registered)
+    page.focus("#frame")
+    page.keys("f")
+    page.wait(lambda: page.driver.execute_script("return document.fullscreenElement === null"))
     page.one("#views .choice:nth-child(2)").click()
     page.wait(lambda: page.text("#zoom") == "1.0×")
 
