@@ -232,8 +232,7 @@ class Handlers:
             raise NotFound("this study has no such film")
         film = films[int(number)]
         index = film.index if film.index.dtype == np.uint8 else film.index.astype("<u2", copy=False)
-        content = b"".join((np.ascontiguousarray(index), np.ascontiguousarray(film.gray)))
-        return Response(content, media_type="application/octet-stream")
+        return Response(index.tobytes() + film.gray.tobytes(), media_type="application/octet-stream")
 
     def row(self, request: Request) -> Response:
         """Describe one row of a bank."""
