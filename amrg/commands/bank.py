@@ -1,4 +1,7 @@
-"""``amrg bank COMMAND ...``: build, merge, subset, verify, show and search memory banks."""
+"""``amrg bank COMMAND ...``: build, merge, show and search memory banks; change those of a run.
+
+`add` and `swap` give a trained run other banks without training it (docs/memory-banks.md).
+"""
 
 import argparse
 import json
@@ -11,8 +14,10 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from amrg.data.studies import SPLITS
 from amrg.errors import UserError
 
+_RUN = "runs/NAME, or one of its scores, reports or stage2 artefacts"
 _SHOWN = ("row", "cosine", "finding", "split", "source", "score")
 
 
@@ -24,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one of the commands; each reads banks and writes new folders, no bank is changed."""
+    """Run one of the commands; each reads banks and writes new folders."""
     parser = _Parser(prog="amrg bank", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
@@ -69,8 +74,46 @@ def main(arguments: Sequence[str]) -> None:
     what.add_argument("--text", help="a text, encoded as the bank's rows were")
     search.add_argument("--count", type=int, default=10, help="how many")
     search.add_argument("--show-text", action="store_true", help="show what reports say")
+    add = command("add", _add, "studies become rows of both banks of a run, without training")
+    add.add_argument("run", type=Path, help=_RUN)
+    add.add_argument("data", type=Path, help="studies with reports, as `amrg prepare` makes them")
+    add.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        default=["train"],
+        help="of the data; others than train are marked",
+    )
+    add.add_argument("--alone", action="store_true", help="banks of these studies alone; the run keeps its own")
+    swap = command("swap", _swap, "a run uses other banks that its stage 1 made, without training")
+    swap.add_argument("run", type=Path, help=_RUN)
+    swap.add_argument("banks", type=Path, help="a banks artefact, here or of another run")
     options = parser.parse_args(arguments)
     options.action(options)
+
+
+def _add(options: argparse.Namespace) -> None:
+    from amrg.artifacts import open_artifact
+    from amrg.inference.run import open_run
+    from amrg.memory.changes import add_studies, use_banks
+
+    chain = open_run(options.run)
+    banks = add_studies(chain, open_artifact(options.data, "data"), options.splits, options.alone)
+    for name in ("visual", "reports"):
+        rows, before = len(_open(banks.path / name)), 0 if options.alone else len(_open(chain.banks.path / name))
+        print(f"{banks.path / name}: {rows} rows, {rows - before} of them new")
+    if not options.alone:
+        print(f"{chain.name} uses these banks from now on: {use_banks(chain, banks).path}")
+
+
+def _swap(options: argparse.Namespace) -> None:
+    from amrg.artifacts import open_artifact
+    from amrg.inference.run import open_run
+    from amrg.memory.changes import swap_banks
+
+    chain = open_run(options.run)
+    head = swap_banks(chain, open_artifact(options.banks, "banks"))
+    print(f"{chain.name} uses {options.banks} from now on: {head.path}")
 
 
 def _build(options: argparse.Namespace) -> None:

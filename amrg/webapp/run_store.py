@@ -13,7 +13,7 @@ from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import FILE, parse_reports
-from amrg.inference.run import RunArtifacts
+from amrg.inference.run import RunArtifacts, is_unwritten
 from amrg.pages.overlays import crop, film_url
 
 BANKS = {"visual": VISUAL, "report": REPORTS}
@@ -43,7 +43,8 @@ class RunStore:
         self._studies = cache(lambda split: {study.key: study for study in load_studies(self._data, split)})
         self._lookup = cache(lambda split: SampleLookup(self._data, split, online))
         self._lock = threading.Lock()
-        self._reports = {r.key: r for r in parse_reports(chain.reports.path / FILE).values()} if chain.reports else {}
+        reports = None if chain.reports is None or is_unwritten(chain.reports.path) else chain.reports.path / FILE
+        self._reports = {r.key: r for r in parse_reports(reports).values()} if reports else {}
         self._errors: dict[str, FindingErrors | None] = {}  # by key
 
     def listing(self, split: str, words: str, by_errors: bool = False, start: int = 0) -> dict[str, Any]:
