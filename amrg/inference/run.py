@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ BASE_MODEL: dict[str, Any] = {
     "help": "base model of the decoder, where it has moved",
 }
 
+#: Of commands that read one memory.
+BANKS: dict[str, Any] = {
+    "type": Path,
+    "metavar": "BANKS",
+    "help": "a banks artefact of the same stage 1, such as another hospital's, that is retrieved from instead",
+}
+
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
 HEAD_KINDS = ("scores", "reports", "stage2")
 #: Setting of a reports artefact that holds no reports: it names the banks that a run was given after training.
@@ -73,7 +80,9 @@ class RunArtifacts:
     @property
     def model(self) -> str:
         """Name of the artefact that determines the reports: the generator and the settings it writes with."""
-        return (self.reports or self.stage2).path.resolve().name
+        head = self.reports or self.stage2
+        chosen = head.manifest["inputs"]["banks"]["hash"] != self.banks.hash
+        return head.path.resolve().name + (f"+{self.banks.path.resolve().name}" if chosen else "")
 
     @property
     def warnings(self) -> list[str]:
@@ -115,7 +124,7 @@ class RunArtifacts:
             ) from None
 
 
-def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
+def open_run(run: Path, base_model: str | None = None, banks: Path | None = None) -> RunArtifacts:
     """Find the artefacts of a run.
 
     Args:
@@ -124,9 +133,11 @@ def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
             (``generate.memory shuffled``) and their scores are passed over where there are others. A memory that was
             changed after the newest scores were made (``amrg.memory``) comes before them.
         base_model: folder of the decoder's base model, if it has moved since training.
+        banks: a banks artefact that is retrieved from instead of the run's own.
 
     Raises:
-        UserError: ``run`` is none of these; an input is missing, was changed, or lies outside the run's folder.
+        UserError: ``run`` is none of these; an input is missing, was changed, or lies outside the run's folder; or
+            ``banks`` were not made by its stage 1.
     """
     head = _open(run if (run / MANIFEST).is_file() else _newest(run))
     found = {name: open_input(head, name) for name in head.manifest["inputs"]}
@@ -134,9 +145,16 @@ def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
     missing = [kind for kind in ("data", "stage1", "banks", "stage2") if kind not in found]
     if missing:
         raise UserError(f"{head.path} does not name its {', '.join(missing)}: make it again with `amrg run`")
-    return RunArtifacts(
+    chain = RunArtifacts(
         found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"), base_model
     )
+    return chain if banks is None else with_banks(chain, open_artifact(banks, "banks"))
+
+
+def with_banks(chain: RunArtifacts, banks: Artifact) -> RunArtifacts:
+    """Return a run that retrieves from other banks; raises UserError if its stage 1 did not make them."""
+    refuse_other_banks(chain, banks)
+    return replace(chain, banks=banks)
 
 
 def open_generator(
@@ -270,7 +288,7 @@ class LoadedRun:
         return read
 
 
-def load_run(run: str | Path, base_model: str | None = None) -> LoadedRun:
+def load_run(run: str | Path, base_model: str | None = None, banks: str | Path | None = None) -> LoadedRun:
     """Load the report generator of a run. Not for clinical use.
 
     ``load_run("runs/demo").generate(["film.png"])`` returns the report that `amrg write runs/demo film.png` prints.
@@ -278,11 +296,12 @@ def load_run(run: str | Path, base_model: str | None = None) -> LoadedRun:
     Args:
         run: a folder of artefacts, or a scores, reports or stage2 artefact in it.
         base_model: folder of the decoder's base model, if it has moved since training.
+        banks: as of ``open_run``, such as another hospital's.
 
     Raises:
         UserError: ``run`` is none of these, or an artefact is missing or damaged.
     """
-    return LoadedRun(open_run(Path(run), base_model))
+    return LoadedRun(open_run(Path(run), base_model, None if banks is None else Path(banks)))
 
 
 def _newest(run: Path) -> Path:

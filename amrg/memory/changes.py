@@ -79,6 +79,22 @@ def add_studies(chain: RunArtifacts, data: Artifact, splits: Sequence[str] = (TR
     return open_artifact(plan.path(run_folder(chain)), "banks")
 
 
+def mix_banks(chain: RunArtifacts, parts: Sequence[Artifact]) -> Artifact:
+    """Make banks with the rows of several, so that one association spreads over all of them.
+
+    Raises:
+        UserError: they were not made by the run's stage 1, or their rows are not alike (``amrg.banks.transforms``).
+    """
+    for one in parts:
+        refuse_other_banks(chain, one)
+    plan = _plan(chain, {"mixed": len(parts)}, {f"part_{number}": one for number, one in enumerate(parts)})
+    if find(run_folder(chain), plan) is None:
+        with build(run_folder(chain), plan) as folder:
+            for name in (VISUAL, REPORTS):
+                merge([MemoryBank.open(one.path / name) for one in parts], folder / name)
+    return open_artifact(plan.path(run_folder(chain)), "banks")
+
+
 def swap_banks(chain: RunArtifacts, banks: Artifact) -> Artifact:
     """Let a run use other banks, which are copied into its folder if they lie elsewhere; return its new head.
 
