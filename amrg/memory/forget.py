@@ -276,15 +276,14 @@ class _Removal:
             files, size = files + 1, size + path.stat().st_size
             if not self._traces.found_in(path):
                 continue
-            if path.is_relative_to(self.new):
-                if LOGS in path.relative_to(self.new).parts:
-                    path.unlink()
-                    continue
-                faults.append(path.relative_to(self.new))
-            elif path.is_relative_to(self.folder / _EXPERIMENTS):
-                self.removed.append(path.relative_to(self.folder).as_posix())
+            is_new = path.is_relative_to(self.new)
+            place = path.relative_to(self.new if is_new else self.folder)
+            if LOGS not in place.parts and (is_new or place.parts[0] != _EXPERIMENTS):
+                faults.append(place)
+            elif is_new:
+                path.unlink()
             else:
-                faults.append(path.relative_to(self.folder))
+                self.removed.append(place.as_posix())
         if faults:
             raise UserError(
                 f"{self.folder}: {', '.join(map(str, faults[:3]))} holds something of these studies, and this "
@@ -298,7 +297,7 @@ class _Removal:
         staging = self.new.parent
         gone = {self.folder / name for name in (*self.replaced, *self.removed)}
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and not gone & {path, *path.parents} and staging not in path.parents:
+            if path.is_file() and path.name != RECORD and not {*gone, staging} & {path, *path.parents}:
                 yield path
         yield from (path for path in sorted(self.new.rglob("*")) if path.is_file())
 

@@ -154,6 +154,6 @@ def test_each_study_reads_the_banks_that_its_table_names(
     write.main([str(run), str(tmp_path / "film.png"), "--json", "--bank", f"b={alone}"])
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line["generated"] == lines["b"]["generated"]
+    table.write_text("study,film,bank\na,film.png,elsewhere\n")
     with pytest.raises(UserError, match=r"bank elsewhere is none of --bank own"):
-        table.write_text("study,film,bank\na,film.png,elsewhere\n")
         write.main([str(run), str(table), *banks[:2]])

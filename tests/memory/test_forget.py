@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from amrg.artifacts import content_hash
+from amrg.artifacts import Artifact, content_hash
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.commands import bank as command
+from amrg.config import GenerateConfig, read_section
 from amrg.data.stream import iter_samples, load_studies
 from amrg.errors import UserError
 from amrg.inference.run import LoadedRun, is_unwritten, open_run
@@ -42,10 +43,10 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "experiments" / "seen" / "features").write_bytes(bytes(8))
     (run / "experiments" / "page.html").write_text(f"<p>{KEY}</p>")
     (run / "experiments" / "other.html").write_text("<p>train-1010</p>")  # another key that begins alike
-    rows = MemoryBank.open(chain.banks.path / VISUAL).dequantized(0, 40).numpy()
-    for banks in run.glob("banks-*"):
-        (run / ".indexes" / f"{banks.name}-visual-ivf").mkdir(parents=True)
-        (run / ".indexes" / f"{banks.name}-visual-ivf" / "index.faiss").write_bytes(rows.tobytes())
+    rows = MemoryBank.open(chain.banks.path / VISUAL).load().numpy()
+    index = run / ".indexes" / f"{chain.banks.path.name}-visual-ivf"
+    index.mkdir(parents=True)
+    (index / "index.faiss").write_bytes(rows.tobytes())
     return run
 
 
@@ -107,7 +108,7 @@ def test_nothing_of_the_patient_is_left(run: Path, key: Path, capsys: pytest.Cap
     assert all(pattern in whole for pattern in patterns)
     films = [sample.views for sample in iter_samples(before.data.path, "test")]
     lines = LoadedRun(before).generate_records(films)
-    old_scores = [path.name for kind in ("scores", "reports") for path in run.glob(f"{kind}-*")]
+    scored = [path.name for kind in ("scores", "reports") for path in run.glob(f"{kind}-*")]
 
     forget(run, key)
 
@@ -117,10 +118,10 @@ def test_nothing_of_the_patient_is_left(run: Path, key: Path, capsys: pytest.Cap
     assert not (run / ".forget").exists()
     assert not list(run.glob(".indexes/*"))
     assert [path.name for path in (run / "experiments").iterdir()] == ["other.html"]
-    assert not list(run.glob("scores-*"))
     chain = open_run(run)
     assert chain.reports is not None and is_unwritten(chain.reports.path)  # noqa: PT018
-    assert {path.name for path in run.glob("reports-*")} < set(old_scores)
+    # Reports and scores that were made without the patient's rows stay.
+    assert {path.name for kind in ("scores", "reports") for path in run.glob(f"{kind}-*")} == set(scored)
     for path in run.glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
         assert content_hash(path.parent) == manifest["content_hash"], path
@@ -198,6 +199,26 @@ def test_what_was_trained_keeps_its_place_in_the_pipeline(run: Path, key: Path) 
     assert chain.data.identity_hash == before
     assert chain.stage1.manifest["inputs"]["data"]["hash"] == chain.data.hash
     assert STEPS["stage1"].kind == chain.stage1.kind
+
+
+def test_reports_with_a_forgotten_row_are_deleted_and_their_settings_kept(key: Path, tmp_path: Path) -> None:
+    made = make_run(tmp_path)
+    run = made["stage2"].path.parent
+    forget(run, key, "--study", "train-3")
+    assert not list(run.glob("scores-*"))
+    chain = open_run(run)
+    assert chain.reports is not None
+    assert is_unwritten(chain.reports.path)
+    assert chain.config.generate == open_config(made["reports"])
+    assert chain.banks.path.name == made["banks"].path.name
+    assert chain.banks.hash != made["banks"].hash
+    assert not any(
+        b"train-3" == name for content in everything(run).values() for name in re.findall(rb"[\w-]+", content)
+    )
+
+
+def open_config(reports: Artifact) -> GenerateConfig:
+    return read_section(GenerateConfig, reports.manifest["config"], "generate")
 
 
 def test_the_record_is_signed_and_names_no_patient(run: Path, key: Path, capsys: pytest.CaptureFixture[str]) -> None:
