@@ -51,7 +51,8 @@ def copy_without_studies(data: Path, studies: Collection[tuple[str, str]], targe
         if not path.is_file():
             raise UserError(f"{path} is not on this machine: fetch the shards of the mirror first, then forget")
         numbers = sorted((n for n, row in enumerate(rows) if row["shard"] == shard), key=lambda n: rows[n]["offset"])
-        content, kept = path.read_bytes(), []
+        content = path.read_bytes()
+        kept: list[bytes] = []
         end = rows[numbers[-1]]["offset"] + rows[numbers[-1]]["size"]
         for number in numbers:
             sample = content[rows[number]["offset"] : rows[number]["offset"] + rows[number]["size"]]
