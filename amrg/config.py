@@ -367,6 +367,8 @@ class GenerateConfig:
     # A finding with a lower calibrated probability is neither stated nor denied, but listed as `unsure` in
     # `reports.jsonl`. Needs probabilities, and so an outline that the classifier decides. 0: every finding is stated.
     abstain: Fraction = 0.0
+    # A banks artefact of the run's folder, made from those of training (`amrg bank`), that is retrieved from instead.
+    banks: Annotated[str | None, Field(exclude_if=lambda banks: banks is None)] = None
     ds_config: str | None = None  # a ZeRO-3 JSON: the decoder is split over the ranks while it writes
     # Compile the decoder's step from token to token, with a cache of fixed size; on a GPU, without beams
     compile: bool = False

@@ -33,6 +33,9 @@ _TABLE = "table.sha256"
 _PROJECTION = 1
 _ALL_OR_NONE = ("openi_drr", "openi", "iu_xray", "iu_kaggle", "vindr_cxr")
 
+#: Artefacts that reports are written with.
+_CHAIN = ("data", "stage1", "banks", "stage2")
+
 #: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
 _ENGINE = ("activation_checkpointing", "compile", "num_sample_reports")
 
@@ -69,6 +72,8 @@ def recipe(verb: str, config: Config) -> Recipe:
     """What the verb would make; opens its inputs (UserError names the command that makes a missing one)."""
     step = STEPS[verb]
     inputs = {kind: _existing(kind, config) for kind in step.inputs}
+    if config.generate.banks and verb in ("generate", "evaluate"):
+        inputs["banks"] = _changed_banks(config, inputs)
     settings = step.settings(config)
     identifying = settings if step.learned is None else step.learned(config)
     return Recipe(step.kind, step.version, identifying, inputs, config.seed, settings)
@@ -211,6 +216,17 @@ def _existing(kind: str, config: Config) -> Artifact:
     if kind == "stage2" and not path.is_dir():
         path = _trained_elsewhere(config) or path
     return open_artifact(path, kind)
+
+
+def _changed_banks(config: Config, inputs: dict[str, Artifact]) -> Artifact:
+    """Open the banks of ``generate.banks``."""
+    from amrg.inference.run import RunArtifacts, refuse_other_banks
+
+    banks = open_artifact(Path(config.generate.banks or ""), "banks")
+    if banks.path.resolve().parent != root(config).resolve():
+        raise UserError(f"generate.banks {banks.path} is not in {root(config)}: `amrg bank swap` copies it there")
+    refuse_other_banks(RunArtifacts(**{kind: inputs[kind] for kind in _CHAIN}, reports=None), banks)
+    return banks
 
 
 def _trained_elsewhere(config: Config) -> Path | None:
@@ -361,6 +377,7 @@ def _generate_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.generate)
     for name in ("ds_config", "compile"):  # decide how weights are held and what runs, not what is written
         del settings[name]
+    settings.pop("banks", None)  # an input tells them
     if not settings["abstain"]:
         del settings["abstain"]  # every finding is stated, as before there was the setting
     if config.generate.outline_source != "decoder":

@@ -110,7 +110,7 @@ def _banks(config: Config, data: Path, partial: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train = load_studies(data, "train")
     region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}  # on the last film of each study
-    about = {"method": config.banks.mining.method}
+    about = {"method": config.banks.mining.method, "scales": dict.fromkeys(LABELS, 1.0)}
     with BankWriter(partial / VISUAL, config.vision.query_dim, encoder_info=about) as writer:
         origins = [
             {"key": s.key, "group": s.group, "split": s.split} | region | {"view": films - 1}

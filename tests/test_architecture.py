@@ -17,6 +17,7 @@ ROWS = [
     {"amrg.webapp"},
     {"amrg.evaluation"},
     {"amrg.pages"},
+    {"amrg.memory"},
     {"amrg.inference", "amrg.mining", "amrg.planning"},
     {"amrg.training"},
     {"amrg.models"},

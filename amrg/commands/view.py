@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from amrg.errors import UserError
-from amrg.inference.run import BASE_MODEL, open_run
+from amrg.inference.run import BANKS, BASE_MODEL, open_run
 from amrg.progress import echo
 
 PORT = 8017
@@ -27,9 +27,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--compare", type=Path, metavar="OTHER", help="another run of the same studies: show its reports too"
     )
+    parser.add_argument("--bank", **BANKS)
     parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
-    chain = open_run(options.run, options.base_model)
+    chain = open_run(options.run, options.base_model, options.bank)
     try:
         import uvicorn
 

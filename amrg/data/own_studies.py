@@ -39,12 +39,14 @@ class StudyFiles:
         films: their paths.
         fault: why the study cannot be read; empty if nothing is known against it.
         context: as the user gave it.
+        memory: names of the banks of this study, as the user gave them (``NAME`` or ``NAME+NAME``); empty for none.
     """
 
     name: str
     films: tuple[Path, ...]
     fault: str = ""
     context: Context = NO_CONTEXT
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def _may_be_film(file: Path) -> bool:
 def _in_table(path: Path) -> list[StudyFiles]:
     films: dict[str, list[Path]] = {}
     contexts: dict[str, Context] = {}
+    memories: dict[str, str] = {}
     rows = csv.DictReader(io.StringIO(_text(path)))
     try:
         if not set(_COLUMNS) <= set(rows.fieldnames or ()):
@@ -216,11 +219,15 @@ def _in_table(path: Path) -> list[StudyFiles]:
             given = {name: (row.get(name) or "").strip() for name in CONTEXT_FIELDS}
             context = read_given_context(given, f"{path}, line {rows.line_num}: ")
             contexts[study] = contexts.get(study, NO_CONTEXT).filled(context)
+            memories[study] = memories.get(study, "") or (row.get("bank") or "").strip()
     except csv.Error as error:  # such as the rest of a file as one cell, after a quote that is not closed
         raise UserError(f"{path}, line {rows.line_num}: {error}") from None
     if not films:
         raise UserError(f"{path} names no study")
-    return [StudyFiles(study, tuple(paths), context=contexts[study]) for study, paths in films.items()]
+    return [
+        StudyFiles(study, tuple(paths), context=contexts[study], memory=memories[study])
+        for study, paths in films.items()
+    ]
 
 
 def read_given_context(texts: Mapping[str, str], where: str) -> Context:

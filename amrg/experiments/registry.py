@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from amrg import pipeline
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
+from amrg.data.stream import num_studies
 from amrg.evaluation.details import MICRO
 from amrg.experiments.sweep import Variant
 from amrg.inference.generate import TOP_ROWS
@@ -220,6 +222,23 @@ def _leakage(config: Config, texts: int) -> list[Variant]:
     ]
 
 
+def _memory_update(config: Config, texts: int) -> list[Variant]:
+    early = {"data.train_studies": max(1, _train_studies(config, texts) // 2)}
+    return [
+        Variant("trained on all"),
+        Variant("early half", early),
+        Variant("early half, later one added", early, added={"data.train_studies": config.data.train_studies}),
+    ]
+
+
+def _train_studies(config: Config, texts: int) -> int:
+    """Return the number of train studies, without their renders; ``texts`` where the data are not made yet."""
+    data = pipeline.recipe("prepare", config).path(pipeline.root(config))
+    if config.data.train_studies or not data.is_dir():
+        return config.data.train_studies or texts
+    return num_studies(data, "train") // (config.data.renders_per_study if config.data.source == "openi_drr" else 1)
+
+
 _ALL = (
     Experiment(
         "mask-threshold", "Threshold of the masks",
@@ -283,6 +302,12 @@ _ALL = (
         "leakage", "Test reports in the bank",
         "What would the scores be if the bank held the reports to be written, as in the official code?",
         _leakage, judged=(HEADLINE, DETAILED),
+    ),
+    Experiment(
+        "memory-update", "Memory changed after training",
+        "How much of a training on all studies does a model keep up with that was trained on half of them, when the "
+        "other half only becomes rows of its memory?",
+        _memory_update,
     ),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from amrg import distributed
-from amrg.artifacts import add_failure, atomic_path
+from amrg.artifacts import add_failure, atomic_path, open_artifact
 from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import VISUAL, MemoryBank, group_id
 from amrg.config import Config, GenerateConfig
@@ -190,6 +190,8 @@ def open_composer(
 def generate_faults(config: Config) -> list[str]:
     """Return the contradictions in the settings of ``generate``, and between them and the banks."""
     settings, faults = config.generate, []
+    if settings.banks is not None:
+        faults += collect_errors(lambda: open_artifact(Path(settings.banks or ""), "banks"))
     if settings.outline_source == "retrieved" and config.banks.reports.granularity != "sentence":
         faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
     if settings.abstain and settings.outline_source == "decoder":

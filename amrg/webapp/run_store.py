@@ -15,7 +15,7 @@ from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
-from amrg.inference.run import RunArtifacts
+from amrg.inference.run import RunArtifacts, is_unwritten
 from amrg.pages.overlays import crop, film_url
 
 BANKS = {"visual": VISUAL, "report": REPORTS}
@@ -56,7 +56,8 @@ class RunStore:
         self._studies = cache(lambda split: {study.key: study for study in load_studies(self._data, split)})
         self._lookup = cache(lambda split: SampleLookup(self._data, split, online))
         self._lock = threading.Lock()
-        self.reports = parse_reports(chain.reports.path / FILE) if chain.reports else {}
+        written = chain.reports is not None and not is_unwritten(chain.reports.path)
+        self.reports = parse_reports(chain.reports.path / FILE) if chain.reports and written else {}
         self._compared = compared
         self._errors: dict[tuple[str, str], FindingErrors] = {}  # by key and text of the report
 
