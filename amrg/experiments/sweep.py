@@ -170,7 +170,7 @@ class Sweep:
         return VariantOutputs(variant, seed, made)
 
     def _chain(self, config: Config, name: str, last: str = LAST) -> dict[str, Artifact]:
-        made = [self._step(verb, config, name) for verb in steps(last)]
+        made = [self._step(verb, config, name) for verb in pipeline.chain(config, last)]
         return {artifact.kind: artifact for artifact in made}
 
     def _step(self, verb: str, config: Config, name: str) -> Artifact:
@@ -209,10 +209,15 @@ class Sweep:
             plans += [(variant, seed, LAST) for variant in variants for seed in range(seeds)]
         for variant, seed, last in plans:
             config, settings = with_seed(self.config, variant, seed), []
-            for verb in steps(last):
-                settings.append(pipeline.STEPS[verb].settings(config))
-                same = json.dumps([verb, settings], sort_keys=True)
-                counts[verb] += same not in counted and not _is_made(verb, config)
+            for verb in pipeline.chain(config, last):
+                step = pipeline.ALL_STEPS[verb]
+                own = [step.settings(config)]
+                if step.reads_graph(config):
+                    own.append(pipeline.ALL_STEPS[pipeline.GRAPH].settings(config))
+                same = json.dumps([verb, settings + own], sort_keys=True)
+                counts[verb] = counts.get(verb, 0) + (same not in counted and not _is_made(verb, config))
+                if verb != pipeline.GRAPH:  # it changes only the steps that read it
+                    settings += own
                 counted.add(same)
         return {**counts, PAGE: self._pages}
 
