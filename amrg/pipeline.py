@@ -308,7 +308,8 @@ def _generate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Write a report for each held-out study."""
     from amrg.inference.generate import generate
 
-    generate(config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], folder)
+    kinds = ("data", "stage1", "banks", "stage2")
+    generate(config, *(inputs[kind] for kind in kinds), folder=folder, graph=inputs.get("graph"))
 
 
 def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
@@ -410,6 +411,10 @@ def _generate_settings(config: Config) -> dict[str, Any]:
             )
         settings["labeler"] = labeler.VERSION  # it tells what reports and the sentences of memory state
         settings["statements"] = statements.VERSION
+    if config.graph.guides_reports:
+        settings["graph"] = {"retrieval": config.graph.retrieval, "check": config.graph.check}
+        if config.graph.retrieval == "weight":
+            settings["graph"]["retrieval_weight"] = config.graph.retrieval_weight
     return settings
 
 
@@ -438,7 +443,13 @@ STEPS: dict[str, Step] = {
     "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
     "stage2": Step("stage2", 5, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step(
-        "reports", 5, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
+        "reports",
+        5,
+        _generate_settings,
+        ("data", "stage1", "banks", "stage2"),
+        _generate,
+        distributed=True,
+        reads_graph=lambda config: config.graph.guides_reports,
     ),
     "evaluate": Step("scores", 7, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }

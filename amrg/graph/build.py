@@ -42,7 +42,7 @@ def graph_of(studies: list[Study], config: GraphConfig, seed: int) -> KnowledgeG
 
 
 def permuted_findings(seed: int) -> dict[str, str]:
-    """Return a random name for each label: a permutation of the findings without fixed points; No Finding keeps its own."""
+    """Return a random name for each label: a permutation of findings without fixed points; No Finding keeps its own."""
     generator = np.random.default_rng([seed, len(FINDINGS)])
     while True:
         order = generator.permutation(len(FINDINGS))
