@@ -287,7 +287,7 @@ def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Train the 14-label classifier with its disease queries."""
     from amrg.training.stage1 import train_stage1
 
-    train_stage1(config, inputs["data"], folder)
+    train_stage1(config, inputs["data"], folder, inputs.get("graph"))
 
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
@@ -351,7 +351,7 @@ def _graph_settings(config: Config) -> dict[str, Any]:
 
 def _stage1_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"vision": to_dict(config.vision.resolved), "stage1": _with_engine(config.stage1)}
-    settings |= _weights(config)
+    settings |= _weights(config) | ({"graph_queries": True} if config.graph.queries else {})
     if config.vision.qformer_init:
         from amrg.model_files import weights_file
 
@@ -439,7 +439,7 @@ def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, 
 
 STEPS: dict[str, Step] = {
     "prepare": Step("data", 3, _data_settings, (), _prepare),
-    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned),
+    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned, lambda c: c.graph.queries),
     "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
     "stage2": Step("stage2", 5, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step(

@@ -108,11 +108,11 @@ def _table(graph: KnowledgeGraph, most: int) -> Table:
         table.add_column(name, justify="left" if name in ("finding", "relation", "node") else "right")
     for finding in FINDINGS:
         for number, edge in enumerate(strongest_edges(graph, finding, most)):
-            name = (finding, str(graph.stated(finding))) if number == 0 else ("", "")
+            first = [finding, str(graph.stated(finding))] if number == 0 else ["", ""]
             other = edge.tail if edge.head == finding else edge.head
             if edge.weight is not None:
-                numbers = ("curated", "", "")
+                numbers = ["curated", "", ""]
             else:
-                numbers = (str(edge.count), f"{edge.expected:.1f}", "–" if edge.pmi is None else f"{edge.pmi:+.2f}")
-            table.add_row(*name, edge.relation, other, *numbers, f"{edge.strength:+.2f}")
+                numbers = [str(edge.count), f"{edge.expected:.1f}", "–" if edge.pmi is None else f"{edge.pmi:+.2f}"]
+            table.add_row(*first, edge.relation, other, *numbers, f"{edge.strength:+.2f}")
     return table

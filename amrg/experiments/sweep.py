@@ -208,7 +208,8 @@ class Sweep:
         for variants, seeds in self._experiments:
             plans += [(variant, seed, LAST) for variant in variants for seed in range(seeds)]
         for variant, seed, last in plans:
-            config, settings = with_seed(self.config, variant, seed), []
+            config = with_seed(self.config, variant, seed)
+            settings: list[dict[str, Any]] = []
             for verb in pipeline.chain(config, last):
                 step = pipeline.ALL_STEPS[verb]
                 own = [step.settings(config)]

@@ -68,6 +68,7 @@ def _clear() -> set[str]:
         ("Right lower lobe opacity. No rib fracture.", {"Lung Opacity": {"right lower lobe"}}),
         ("Opacities in the RUL and left lower lobe.", {"Lung Opacity": {"right upper lobe", "left lower lobe"}}),
         ("Retrocardiac opacity.", {}),
+        ("Mediastinal calcification and a right upper lobe nodule.", {"Lung Lesion": {"right upper lobe"}}),
         ("No pleural effusion.", {}),
     ],
 )
@@ -182,7 +183,8 @@ def test_a_shuffled_graph_has_the_same_edges_at_other_findings() -> None:
     assert shuffled.stated(names[HEART]) == real.stated(HEART)
     first, second = sorted((names[HEART], names[EFFUSION]), key=LABELS.index)
     assert edge(shuffled, first, CO_OCCURS, second).keys == ("s0", "s1")
-    np.testing.assert_allclose(*(np.sort(g.label_strengths().ravel()) for g in (real, shuffled)))
+    before, after = (np.sort(graph.label_strengths().ravel()) for graph in (real, shuffled))
+    np.testing.assert_allclose(before, after)
 
 
 def test_the_chain_and_its_identities_are_as_before_without_a_setting_of_the_graph(artefacts: Artefacts) -> None:

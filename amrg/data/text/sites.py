@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from amrg.data.labels import POSITIVE
+from amrg.data.text import detail_patterns
 from amrg.data.text.cleaning import plain
-from amrg.data.text.labeler import SENTENCE, Mention, known_forms, label_sentence
+from amrg.data.text.labeler import SENTENCE, known_forms, label_sentence
 from amrg.data.text.lines import unwrap
 
 #: Increase it whenever a rule changes the sites.
@@ -47,6 +48,8 @@ SITES: tuple[str, ...] = tuple(site for site, _ in SITE_PATTERNS)
 _PATTERN = re.compile(
     rf"(?<!retro)(?<!retro[ -])\b(?:{'|'.join(f'(?P<s{i}>{e})' for i, (_, e) in enumerate(SITE_PATTERNS))})\b"
 )
+#: Other things that a site can belong to: "mediastinal calcification and a nodule".
+_OTHER = re.compile(rf"\b(?:{detail_patterns.LUNG_OTHERS}|{detail_patterns.BONE_OTHERS}|{detail_patterns.OTHERS})\b")
 _BREAK = re.compile(r"[,;:.]|\b(?:but|with|without|although|while|which|however)\b")
 
 
@@ -67,19 +70,24 @@ def _read(sentence: str) -> tuple[tuple[str, str], ...]:
 def _pairs(sentence: str) -> Iterator[tuple[str, str]]:
     """Yield each (positive finding, site) of a sentence."""
     mentions = label_sentence(sentence)
-    for match in _PATTERN.finditer(sentence) if mentions else ():
-        cost = min(_distance(match, mention, sentence) for mention in mentions)
-        for mention in mentions:
-            if mention.value == POSITIVE and cost < _FAR and _distance(match, mention, sentence) == cost:
+    if not mentions:
+        return
+    spans = [(m.start, m.end) for m in mentions]
+    others = [m.span() for m in _OTHER.finditer(sentence) if not any(a < m.end() and m.start() < b for a, b in spans)]
+    for match in _PATTERN.finditer(sentence):
+        distances = [_distance(match, *span, sentence) for span in spans]
+        nearest = min(*distances, *(_distance(match, *span, sentence) for span in others), _FAR - 1)
+        for mention, distance in zip(mentions, distances, strict=True):
+            if mention.value == POSITIVE and distance == nearest:
                 yield mention.label, SITES[int((match.lastgroup or "s0")[1:])]
 
 
 _FAR = 1000
 
 
-def _distance(site: re.Match[str], mention: Mention, sentence: str) -> int:
-    """Return the characters between a site and a mention; at least ``_FAR`` in different clauses."""
-    if site.start() < mention.end and mention.start < site.end():
+def _distance(site: re.Match[str], start: int, end: int, sentence: str) -> int:
+    """Return the characters between a site and a span; at least ``_FAR`` in different clauses."""
+    if site.start() < end and start < site.end():
         return 0
-    gap = sentence[site.end() : mention.start] if site.end() <= mention.start else sentence[mention.end : site.start()]
+    gap = sentence[site.end() : start] if site.end() <= start else sentence[end : site.start()]
     return len(gap) + _FAR * len(_BREAK.findall(gap))
