@@ -324,6 +324,7 @@ def generate_reports(
     if composer is not None:
         # If a patient's own rows may be retrieved, so may their sentences.
         unsaid_B = model.masked_groups(group_B)
+        associations = composer.fitted(vision, associations)
         composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations)
     distances: list[dict[str, Any]] = [{}] * len(group_B)
     if recorder.distance is not None:

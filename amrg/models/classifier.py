@@ -31,7 +31,7 @@ class Stage1Output(NamedTuple):
 
     Attributes:
         tokens_BND: the coarse grid, row by row, projected to the queries' width.
-        queries_BQD: the Q-Former's output for each disease query, with messages along the knowledge graph if it has one.
+        queries_BQD: the Q-Former's output for each disease query, after the messages along the knowledge graph, if any.
         logits_BK: label i from query i.
         cam_logits_BK: the same labels from the fine grid, pooled; class activation maps explain these.
         fine_BHWC: the fine grid, normalised: what the pooled head reads.

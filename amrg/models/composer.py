@@ -30,7 +30,7 @@ from amrg.data.text.statements import statements
 from amrg.models.bank_sentences import BankSentence, read_sentences
 from amrg.models.detail_heads import ATTRIBUTES, AttributeHeads, combine, support
 from amrg.models.finding_calibration import Certainty
-from amrg.models.graph_guide import GraphGuide
+from amrg.models.graph_guide import GraphGuide, node_rows, stated_nodes
 from amrg.models.linked_rows import LinkedRows, Supported
 from amrg.models.regions import PLACES
 from amrg.models.report_generator import Association
@@ -242,6 +242,31 @@ class Composer:
             text = format_outline(named, [one.text for one in chosen])
             composed.append(Composed(text, tuple(named), tuple(chosen), _unsure(film, unsure, left_out)))
         return composed
+
+    def fitted(self, vision: VisionOutput, associations: Mapping[str, Association]) -> Mapping[str, Association]:
+        """Weight the retrieved rows by how well they fit the film, if a knowledge graph does so."""
+        if self._guide is None or self._guide.config.retrieval == "none":
+            return associations
+        probability_BF, fitted = self.certainty.probabilities(vision), {}
+        for name, (weights_BQJ, rows_BQJ) in associations.items():
+            given = weights_BQJ.cpu().float(), rows_BQJ.cpu()
+            known = self._length(name) > 0
+            weights = self._guide.weigh(*given, self._nodes[name], probability_BF) if known else given[0]
+            fitted[name] = Association(weights, given[1])
+        return fitted
+
+    @cached_property
+    def _nodes(self) -> dict[str, Tensor]:
+        """Nodes of the knowledge graph of the rows of each bank, [rows, V]."""
+        rows: dict[str, list[set[str]]] = {n: [set() for _ in range(self._length(n))] for n in ("visual", "report")}
+        for sentence in self._sentences if rows["report"] else ():
+            for row in sentence.rows:
+                rows["report"][row] = stated_nodes(sentence.text)
+        if self._visual is not None:
+            for row, (label, texts) in enumerate(zip(self._visual.label_N.tolist(), self._visual.texts, strict=True)):
+                if label < len(LABELS):
+                    rows["visual"][row] = stated_nodes(" ".join(texts), LABELS[label])
+        return {name: node_rows(of) for name, of in rows.items()}
 
     def _length(self, name: str) -> int:
         if name == "report":

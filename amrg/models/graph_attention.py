@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 
 class GraphAttention(nn.Module):
-    """Multi-head attention among the queries, added to them: softmax(q · k / √E + s_h b) v with the strengths b of edges.
+    """Multi-head attention among the queries, added to them: softmax(q · k / √E + s_h b) v with strengths b of edges.
 
     The scale s_h of each head is learned and 1 at first, and the bias of a query to itself is 0. The strength is a
-    logarithm of how much more often than by chance both findings are stated, so that without q · k a message is weighted
-    by that ratio. The output projection is 0 at first: training begins at the function without messages.
+    logarithm of how much more often than by chance both findings are stated, so that without q · k this ratio weights
+    a message. The output projection is 0 at first: training begins at the function without messages.
 
     Args:
         dim: D.
