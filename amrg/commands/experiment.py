@@ -1,4 +1,4 @@
-"""``amrg experiment NAME [CONFIG]``: run one of twelve experiments, or all, over several seeds."""
+"""``amrg experiment NAME [CONFIG]``: run one of fourteen experiments, or all, over several seeds."""
 
 import argparse
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ _PANELS = {
     "region-query": ("visual relevance", "visual true side", "side exact", DETAILED),
     "grounding": ("side exact", "zone exact", "unsupported details", DETAILED),
     "retrieved-text": (HEADLINE, DETAILED, "side exact", "ROUGE-L"),
+    "knowledge-graph": (HEADLINE, DETAILED, "classifier AUROC", "visual relevance"),
     "leakage": (HEADLINE, DETAILED, "BLEU-4"),
 }
 
