@@ -210,6 +210,11 @@ def generate_faults(config: Config) -> list[str]:
             f"generate.abstain {settings.abstain:g} needs a probability of each finding, which outline_source decoder "
             "does not give: say generate.outline_source retrieved or classifier, or abstain 0"
         )
+    if config.graph.retrieval != "none" and settings.outline_source == "decoder":
+        faults.append(
+            f"graph.retrieval {config.graph.retrieval} acts on composed reports, and outline_source decoder composes "
+            "none: say generate.outline_source retrieved or classifier, or graph.retrieval none"
+        )
     if settings.context != "own" and not config.decoder.context:
         faults.append(f"generate.context {settings.context} changes the context, which this decoder does not read")
     if settings.min_new_tokens > settings.max_new_tokens:
