@@ -308,8 +308,8 @@ def _generate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Write a report for each held-out study."""
     from amrg.inference.generate import generate
 
-    kinds = ("data", "stage1", "banks", "stage2")
-    generate(config, *(inputs[kind] for kind in kinds), folder=folder, graph=inputs.get("graph"))
+    data, stage1, banks, stage2 = (inputs[kind] for kind in ("data", "stage1", "banks", "stage2"))
+    generate(config, data, stage1, banks, stage2, folder, inputs.get("graph"))
 
 
 def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -173,7 +173,7 @@ class DiseaseClassifier(nn.Module):
         """Write ``config.json`` and ``model.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
         vision = to_dict(replace(self.config, qformer_init=None))  # what was learned does not depend on where it lay
-        content = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": vision}
+        content: dict[str, Any] = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": vision}
         if (description := self.encoder.description) is not None:
             content["encoder"] = description.to_dict()
         if self.graph is not None:

@@ -243,10 +243,10 @@ class Composer:
             composed.append(Composed(text, tuple(named), tuple(chosen), _unsure(film, unsure, left_out)))
         return composed
 
-    def fitted(self, vision: VisionOutput, associations: Mapping[str, Association]) -> Mapping[str, Association]:
+    def fitted(self, vision: VisionOutput, associations: Mapping[str, Association]) -> dict[str, Association]:
         """Weight the retrieved rows by how well they fit the film, if a knowledge graph does so."""
         if self._guide is None or self._guide.config.retrieval == "none":
-            return associations
+            return dict(associations)
         probability_BF, fitted = self.certainty.probabilities(vision), {}
         for name, (weights_BQJ, rows_BQJ) in associations.items():
             given = weights_BQJ.cpu().float(), rows_BQJ.cpu()
