@@ -155,7 +155,7 @@ def open_input(artifact: Artifact, name: str) -> Artifact:
 
 def command_for(kind: str) -> str:
     """The verb that makes artefacts of this kind."""
-    return {"data": "prepare", "reports": "generate", "scores": "evaluate"}.get(kind, kind)
+    return {"data": "prepare", "graph": "graph show", "reports": "generate", "scores": "evaluate"}.get(kind, kind)
 
 
 def find(root: Path, recipe: Recipe) -> Artifact | None:

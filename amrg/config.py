@@ -395,6 +395,30 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class GraphConfig:
+    """Knowledge graph of the train reports, and what it guides (docs/knowledge-graph.md)."""
+
+    queries: bool = False  # the disease queries of stage 1 exchange messages along the graph
+    # What changes the rows that both memories retrieve for composed sentences: how well each fits what the film shows
+    retrieval: Literal["none", "weight", "restrict"] = "none"
+    retrieval_weight: PositiveFloat = 1.0  # exponent of the fit (`weight` only)
+    # Combinations in a written report that train reports practically never state: name them, or leave one out
+    check: Literal["none", "flag", "drop"] = "none"
+    curated: str | None = None  # CSV or TSV of head, relation, tail and optionally weight; merged into the graph
+    shuffled: bool = False  # permute the findings of the reports' edges, as a control
+
+    @property
+    def used(self) -> bool:
+        """Whether any step reads the graph."""
+        return self.queries or self.guides_reports
+
+    @property
+    def guides_reports(self) -> bool:
+        """Whether ``generate`` reads the graph."""
+        return self.retrieval != "none" or self.check != "none"
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """Ray: who trains, who reads, how much may be lost. Decides how fast, not what (docs/cluster.md)."""
 
@@ -430,6 +454,7 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 

@@ -182,6 +182,8 @@ def sample_studies(
                 unusual=banks.unusual_findings(report),
                 sentences=banks.sentences(report, train.thumbnail_keys, test.grid),
                 unsure=[(one.text, one.probability) for one in report.unsure],
+                graph=report.graph,
+                implausible=report.implausible,
                 views=_views(report.sentences, test.films[i], study, data),
                 grid=test.grid,
             )

@@ -35,6 +35,7 @@ class Experiment:
         paired: whether all variants write reports for the same studies.
         judged: scores that are tested.
         grounded: whether detail scores and the relevance of both memories are shown.
+        classifier: whether the AUROC of stage 1 is shown.
         per_class: whether F1 is shown per finding.
         maps: ``thresholds`` or ``methods`` if activation maps are compared with true lesions.
         x_label: axis label if the variants are steps of one number.
@@ -48,6 +49,7 @@ class Experiment:
     paired: bool = True
     judged: tuple[str, ...] = (HEADLINE,)
     grounded: bool = False
+    classifier: bool = False
     per_class: bool = False
     maps: str = ""
     x_label: str = ""
@@ -132,6 +134,30 @@ def _context(config: Config, texts: int) -> list[Variant]:
         Variant("trained with, written without", {**own, "generate.context": "none"}),
         Variant("none", {**own, "stage2.context_dropout": 1.0, "generate.context": "none"}),
         Variant("context alone, no film", {**own, **{f"decoder.use_{name}": False for name in streams}}),
+    ]
+
+
+def _knowledge_graph(config: Config, texts: int) -> list[Variant]:
+    # Settings of recalled sentences, which retrieval and check act on, as in ``_grounding``.
+    recalled: dict[str, Any] = {
+        "banks.reports.granularity": "sentence",
+        "decoder.predict_outline": True,
+        "generate.outline_source": "retrieved",
+    }
+    none: dict[str, Any] = {"graph.queries": False, "graph.retrieval": "none", "graph.check": "none"}
+    uses: dict[str, dict[str, Any]] = {
+        "queries": {"graph.queries": True},
+        "retrieval": {"graph.retrieval": "weight"},
+        "check": {"graph.check": "drop"},
+    }
+    uses["all"] = {name: value for use in uses.values() for name, value in use.items()}
+    return [
+        Variant("no graph", {**recalled, **none, "graph.shuffled": False}),
+        *(
+            Variant(f"{graph} graph: {use}", {**recalled, **none, **changes, "graph.shuffled": graph == "shuffled"})
+            for use, changes in uses.items()
+            for graph in ("real", "shuffled")
+        ),
     ]
 
 
@@ -280,6 +306,12 @@ _ALL = (
         "Does a decoder write better with the indication, does it matter whose it is, and what does it tell without a "
         "film?",
         _context, judged=(HEADLINE, "CIDEr", "BLEU-4"), seeds=3,
+    ),
+    Experiment(
+        "knowledge-graph", "Knowledge graph",
+        "Does a graph of what train reports state help classifier, retrieval or the check of the words, and does "
+        "it matter which findings it links?",
+        _knowledge_graph, judged=(HEADLINE, DETAILED), grounded=True, classifier=True, seeds=3,
     ),
     Experiment(
         "bank-size", "Size of the banks",

@@ -180,16 +180,15 @@ class Sweep:
     def _chain(
         self, config: Config, name: str, last: str = LAST, added: Mapping[str, Any] | None = None
     ) -> dict[str, Artifact]:
-        made = {
-            one.kind: one for one in (self._step(verb, config, name) for verb in steps("stage2" if added else last))
-        }
+        verbs = pipeline.chain(config, "stage2" if added else last)
+        made = {one.kind: one for one in (self._step(verb, config, name) for verb in verbs)}
         if added:
             later = self._step("prepare", with_overrides(config, added), name)
             with self._locks[pipeline.root(config)]:
-                made["banks"] = add_studies(RunArtifacts(**made, reports=None), later)
-            made["reports"] = self._step(
-                LAST, with_overrides(config, {"generate.banks": str(made["banks"].path)}), name
-            )
+                run = RunArtifacts(made["data"], made["stage1"], made["banks"], made["stage2"], None)
+                made["banks"] = add_studies(run, later)
+            banks = {"generate.banks": str(made["banks"].path)}
+            made["reports"] = self._step(LAST, with_overrides(config, banks), name)
         return made
 
     def _step(self, verb: str, config: Config, name: str) -> Artifact:
@@ -227,11 +226,17 @@ class Sweep:
         for variants, seeds in self._experiments:
             plans += [(variant, seed, LAST) for variant in variants for seed in range(seeds)]
         for variant, seed, last in plans:
-            config, settings = with_seed(self.config, variant, seed), []
-            for verb in steps(last):
-                settings.append(pipeline.STEPS[verb].settings(config))
-                same = json.dumps([verb, settings], sort_keys=True)
-                counts[verb] += same not in counted and not _is_made(verb, config)
+            config = with_seed(self.config, variant, seed)
+            settings: list[dict[str, Any]] = []
+            for verb in pipeline.chain(config, last):
+                step = pipeline.ALL_STEPS[verb]
+                own = [step.settings(config)]
+                if step.reads_graph(config):
+                    own.append(pipeline.ALL_STEPS[pipeline.GRAPH].settings(config))
+                same = json.dumps([verb, settings + own], sort_keys=True)
+                counts[verb] = counts.get(verb, 0) + (same not in counted and not _is_made(verb, config))
+                if verb != pipeline.GRAPH:  # it changes only the steps that read it
+                    settings += own
                 counted.add(same)
         return {**counts, PAGE: self._pages}
 

@@ -24,6 +24,7 @@ from amrg.models.composer import ROWS, Composed, Composer, head_features
 from amrg.models.decoder import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
+from amrg.models.graph_guide import GraphGuide, save_guide
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import Association, ReportGenerator
 from amrg.models.training_distance import TrainingDistance
@@ -45,7 +46,9 @@ HEAD_STUDIES = 20_000  # most studies that attribute heads are fitted on
 
 
 @engine.restore_functional_linear()
-def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path) -> None:
+def generate(
+    config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path, graph: Path | None = None
+) -> None:
     """Write ``reports.jsonl``: one line per study of ``config.generate.split``, in the order of the keys.
 
     A line is ``{key, group, reference, generated}`` with the entries of ``generate_reports``. Finished batches are kept
@@ -56,6 +59,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
         config: ``generate`` and ``decoder.model``, the place of the base model, are read.
         data, banks, stage2: artefacts (stage 2's model has its own copy of stage 1's; ``stage1`` is not read).
         folder: receives the file.
+        graph: graph artefact, if ``config.graph`` uses it for reports; its counts are stored beside the reports.
 
     Raises:
         UserError: the split is empty, or an artefact is missing or damaged.
@@ -73,7 +77,11 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
         engine.partition(model.decoder, zero)
     features = VisionCache(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
     recorder = Recorder.open(model, banks, stage2)
-    composer = _composer(config, model, data, banks, stage2, folder)
+    if distributed.rank() == 0:
+        save_guide(config.graph, graph, folder)
+    distributed.barrier()
+    guide = GraphGuide.open(config.graph, folder)
+    composer = _composer(config, model, data, banks, stage2, folder, guide)
     text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
@@ -81,7 +89,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        local = _generate_lines(model, features, rows, config, recorder, composer, text)
+        local = _generate_lines(model, features, rows, config, recorder, composer, text, guide)
         lines = distributed.all_gather_list([line for line, one in zip(local, counted.tolist(), strict=True) if one])
         if distributed.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
@@ -163,7 +171,11 @@ class Recorder:
 
 
 def open_composer(
-    config: Config, banks: Path, calibration: Path, heads: Mapping[str, AttributeHeads] | None = None
+    config: Config,
+    banks: Path,
+    calibration: Path,
+    heads: Mapping[str, AttributeHeads] | None = None,
+    guide: GraphGuide | None = None,
 ) -> Composer | None:
     """Build the composer of the beginning of reports; None if the decoder writes it.
 
@@ -172,6 +184,7 @@ def open_composer(
         banks: a banks artefact.
         calibration: folder of the calibration.
         heads: attribute heads, if ``generate.support`` needs any.
+        guide: knowledge graph, if it guides reports.
 
     Raises:
         UserError: the report bank does not hold sentences, or the calibration is missing.
@@ -182,9 +195,9 @@ def open_composer(
     certainty = Certainty.load(calibration)
     visual, abstain = MemoryBank.open(banks / VISUAL), config.generate.abstain
     if outline == "classifier":
-        return Composer(certainty, visual, abstain=abstain)
+        return Composer(certainty, visual, abstain=abstain, guide=guide)
     reports = open_sentences(banks / REPORT_BANK)
-    return Composer(certainty, visual, reports, heads, config.generate.support, abstain)
+    return Composer(certainty, visual, reports, heads, config.generate.support, abstain, guide)
 
 
 def generate_faults(config: Config) -> list[str]:
@@ -198,6 +211,11 @@ def generate_faults(config: Config) -> list[str]:
         faults.append(
             f"generate.abstain {settings.abstain:g} needs a probability of each finding, which outline_source decoder "
             "does not give: say generate.outline_source retrieved or classifier, or abstain 0"
+        )
+    if config.graph.retrieval != "none" and settings.outline_source == "decoder":
+        faults.append(
+            f"graph.retrieval {config.graph.retrieval} acts on composed reports, and outline_source decoder composes "
+            "none: say generate.outline_source retrieved or classifier, or graph.retrieval none"
         )
     if settings.context != "own" and not config.decoder.context:
         faults.append(f"generate.context {settings.context} changes the context, which this decoder does not read")
@@ -227,7 +245,13 @@ HEADS = {"map": ("map",), "head": ("head",), "all": ("head",)}
 
 
 def _composer(
-    config: Config, model: ReportGenerator, data: Path, banks: Path, stage2: Path, folder: Path
+    config: Config,
+    model: ReportGenerator,
+    data: Path,
+    banks: Path,
+    stage2: Path,
+    folder: Path,
+    guide: GraphGuide | None,
 ) -> Composer | None:
     """Build the composer for the split of ``generate``; attribute heads are fitted on train once, then stored."""
     heads = {}
@@ -238,7 +262,7 @@ def _composer(
                 _fit_heads(config, model, features, folder, name)
             distributed.barrier()
             heads[name] = AttributeHeads.load(folder / name)
-    return open_composer(config, banks, stage2 / CALIBRATION / config.generate.split, heads)
+    return open_composer(config, banks, stage2 / CALIBRATION / config.generate.split, heads, guide)
 
 
 def _fit_heads(config: Config, model: ReportGenerator, features: VisionCache, folder: Path, name: str) -> None:
@@ -260,6 +284,7 @@ def _generate_lines(
     recorder: Recorder,
     composer: Composer | None,
     text: RetrievedText | None,
+    guide: GraphGuide | None,
 ) -> list[dict[str, Any]]:
     """Generate the lines of some studies."""
     studies = [features.studies[row] for row in rows.tolist()]
@@ -273,7 +298,9 @@ def _generate_lines(
         if whose.context == "shuffled":
             informed = [features.studies[row] for row in others.tolist()]
     contexts = [study.context for study in informed] or None
-    lines = generate_reports(model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts)
+    lines = generate_reports(
+        model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts, guide
+    )
     return [
         {"key": study.key, "group": study.group, "reference": study.report, **line}
         for study, line in zip(studies, lines, strict=True)
@@ -290,6 +317,7 @@ def generate_reports(
     text: RetrievedText | None,
     query_vision: VisionOutput | None = None,
     contexts: Sequence[Context] | None = None,
+    guide: GraphGuide | None = None,
 ) -> list[dict[str, Any]]:
     """Generate the reports of some studies, with the entries of their lines of ``reports.jsonl``.
 
@@ -297,7 +325,8 @@ def generate_reports(
     ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
     ``generated`` begins, and ``recalled`` their rows of the report bank. The line also has the entries of
     ``TrainingDistance.records``; with ``generate.abstain``, ``unsure``, the findings that the report leaves out
-    (``amrg.models.composer.Unsure``); and, if the decoder reads retrieved text, ``retrieved_text``.
+    (``amrg.models.composer.Unsure``); if the decoder reads retrieved text, ``retrieved_text``; and, with a knowledge
+    graph, the entries of ``GraphGuide.record``.
 
     Args:
         vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
@@ -306,6 +335,7 @@ def generate_reports(
         composer: composes the beginning of the reports; None leaves it to the decoder.
         text: composer of the text that the decoder reads; None: no text.
         contexts: clinical context of each study, of which the decoder reads what it knows; None: no context.
+        guide: knowledge graph that reports are checked against; None: no graph.
     """
     associations = model.associations(query_vision or vision, group_B, ROWS)
     loud_BQ = (query_vision or vision).loud_queries(model.memory_config.visual_query)
@@ -313,6 +343,7 @@ def generate_reports(
     if composer is not None:
         # If a patient's own rows may be retrieved, so may their sentences.
         unsaid_B = model.masked_groups(group_B)
+        associations = composer.fitted(vision, associations)
         composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations)
     distances: list[dict[str, Any]] = [{}] * len(group_B)
     if recorder.distance is not None:
@@ -334,15 +365,22 @@ def generate_reports(
         name: Association(found.weights_BQJ.cpu(), found.rows_BQJ.cpu()) for name, found in associations.items()
     }
     loud_BQ = loud_BQ.cpu()
+    texts = [one.without_contradictions(text) if composer else text for text, one in zip(texts, composed, strict=True)]
+    checked: list[dict[str, Any]] = [{}] * len(texts)
+    if guide is not None:
+        found = [guide.check(text, len(one.sentences)) for text, one in zip(texts, composed, strict=True)]
+        texts = [text for text, _ in found]
+        checked = [guide.record(text, implausible) for text, implausible in found]
     return [
         {
-            "generated": one.without_contradictions(text) if composer else text,
+            "generated": text,
             **recorder.record(associations, loud_BQ, study),
             "recalled": [sentence.row for sentence in one.sentences],
             "sentences": [sentence.to_dict() for sentence in one.sentences],
             **distances[study],
             **({"unsure": [finding.to_dict() for finding in one.unsure]} if config.generate.abstain else {}),
             **({"retrieved_text": retrieved[study]} if retrieved else {}),
+            **checked[study],
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))
     ]

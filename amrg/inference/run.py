@@ -13,7 +13,16 @@ from pydantic import ValidationError
 from amrg import distributed
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
 from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank
-from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config, read_section
+from amrg.config import (
+    BanksConfig,
+    Config,
+    DataConfig,
+    GenerateConfig,
+    GraphConfig,
+    MemoryConfig,
+    Stage2Config,
+    read_section,
+)
 from amrg.data.context import Context
 from amrg.data.film_checks import is_lateral_view
 from amrg.data.labels import FINDINGS, LABELS
@@ -22,6 +31,7 @@ from amrg.errors import UserError
 from amrg.inference.generate import HEADS, Recorder, generate_reports, open_composer
 from amrg.models.composer import Composer
 from amrg.models.detail_heads import AttributeHeads
+from amrg.models.graph_guide import GraphGuide
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.training_distance import FILE as DISTANCE_FILE
@@ -116,6 +126,9 @@ class RunArtifacts:
                 generate=read_section(
                     GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}, "generate"
                 ),
+                graph=read_section(
+                    GraphConfig, self.reports.manifest["config"].get("graph", {}) if self.reports else {}, "graph"
+                ),
             )
         except (KeyError, ValidationError):
             raise UserError(
@@ -182,7 +195,8 @@ def open_generator(
         return model, None, text
     names = HEADS.get(config.generate.support, ()) if config.generate.outline_source == "retrieved" else ()
     heads = {name: AttributeHeads.load(chain.reports.path / name) for name in names}
-    return model, open_composer(config, chain.banks.path, calibration, heads), text
+    guide = GraphGuide.open(config.graph, chain.reports.path)
+    return model, open_composer(config, chain.banks.path, calibration, heads, guide), text
 
 
 class LoadedRun:
@@ -203,6 +217,7 @@ class LoadedRun:
         self.batch_size = self._config.generate.batch_size
         self._model, self._composer, self._text = open_generator(artifacts, self.batch_size)
         self._recorder = Recorder.open(self._model, artifacts.banks.path, artifacts.stage2.path)
+        self._guide = GraphGuide.open(self._config.graph, (artifacts.reports or artifacts.stage2).path)
         self.image_size = self._model.stage1.image_size
 
     @property
@@ -265,6 +280,7 @@ class LoadedRun:
             self._composer,
             self._text,
             contexts=contexts,
+            guide=self._guide,
         )
         return [
             {"findings": {name: round(probability_Q[LABELS.index(name)], 4) for name in FINDINGS}, **record}

@@ -37,6 +37,7 @@ class SampleStudy:
             and lift.
         sentences: recalled sentences that the report begins with.
         unsure: text and probability of what the report leaves out as not probable enough.
+        graph, implausible: edges of the knowledge graph that the report states, and combinations that it lacks.
         views: square films with boxes of sentences, by their number in the study, uint8 [S, S].
         grid: cells per side of the grid of the boxes.
     """
@@ -54,6 +55,8 @@ class SampleStudy:
     unusual: Mapping[str, Sequence[tuple[str, float, float]]] = field(default_factory=dict)
     sentences: Sequence[RecalledSentence] = ()
     unsure: Sequence[tuple[str, float]] = ()
+    graph: Sequence[str] = ()
+    implausible: Sequence[str] = ()
     views: Mapping[int, np.ndarray] = field(default_factory=dict)
     grid: int = 14
 
@@ -206,6 +209,8 @@ def _study(study: SampleStudy) -> dict[str, Any]:
         "verdict": study.verdict,
         "unusual": study.unusual,
         "unsure": study.unsure,
+        "graph": study.graph,
+        "implausible": study.implausible,
         "memory": {bank: [memory_row(row) for row in rows] for bank, rows in study.memory.items()},
         "recalled": recalled(study.sentences, study.views, study.grid),
     }

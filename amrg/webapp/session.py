@@ -173,7 +173,8 @@ class InferenceSession:
             composed = Composed("")
             if self._composer:
                 unsaid_1 = self.model.masked_groups(group_1)
-                (composed,) = self._composer.compose(analysis.vision, found, unsaid_1, recall="report" in found)
+                fitted = self._composer.fitted(analysis.vision, found)
+                (composed,) = self._composer.compose(analysis.vision, fitted, unsaid_1, recall="report" in found)
             if composed.unsure:
                 on_event("unsure", {"texts": [one.text for one in composed.unsure]})
             text_1L = None

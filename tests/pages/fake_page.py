@@ -194,6 +194,8 @@ def studies_shown(made):
                 memory={"visual": [region, region, token], "report": [text, text]},
                 sentences=said if i < 2 else [],
                 unsure=[("Possible <nodule>.", 0.347), ("Edema", 0.2)] if i == 2 else [],
+                graph=["Edema <co occurs> (3 train studies)", "second"] if i == 2 else [],
+                implausible=["Edema excludes Fracture"] if i == 2 else [],
                 views={0: film(rng, center), 1: film(rng, center)} if i == 0 else {0: film(rng, center)},
             )
         )

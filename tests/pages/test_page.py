@@ -156,6 +156,8 @@ def test_confidence_is_drawn_and_tabled(html):
 def test_what_was_left_out_is_one_line_of_its_study(html):
     assert html.count("Not sure:") == 1
     assert "Not sure: Possible &lt;nodule&gt;. (0.35); Edema (0.20)</p>" in html
+    assert "Edema &lt;co occurs&gt; (3 train studies); second" in html
+    assert html.count("<summary>Knowledge graph") == html.count("Implausible by the knowledge graph: Edema excl") == 1
 
 
 TABLE = {"present_mentioned": 3, "present_not_mentioned": 2, "absent_mentioned": 1, "absent_not_mentioned": 9}
