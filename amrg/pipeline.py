@@ -35,9 +35,6 @@ _TABLE = "table.sha256"
 _PROJECTION = 1
 _ALL_OR_NONE = ("openi_drr", "openi", "iu_xray", "iu_kaggle", "vindr_cxr")
 
-#: Artefacts that reports are written with.
-_CHAIN = ("data", "stage1", "banks", "stage2")
-
 #: Settings of a stage beside its DeepSpeed JSON that change nothing of what is learned.
 _ENGINE = ("activation_checkpointing", "compile", "num_sample_reports")
 
@@ -246,7 +243,8 @@ def _changed_banks(config: Config, inputs: dict[str, Artifact]) -> Artifact:
     banks = open_artifact(Path(config.generate.banks or ""), "banks")
     if banks.path.resolve().parent != root(config).resolve():
         raise UserError(f"generate.banks {banks.path} is not in {root(config)}: `amrg bank swap` copies it there")
-    refuse_other_banks(RunArtifacts(**{kind: inputs[kind] for kind in _CHAIN}, reports=None), banks)
+    run = RunArtifacts(inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], None)
+    refuse_other_banks(run, banks)
     return banks
 
 

@@ -27,9 +27,9 @@ from amrg.mining.reports import build_report_bank
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import recipe, root
 from tests.made_films import chest_film
-from tests.scheduling import pytest_collection_modifyitems, pytest_xdist_make_scheduler
+from tests.scheduling import pytest_collection_modifyitems
 
-__all__ = ["pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]  # hooks
+__all__ = ["pytest_collection_modifyitems"]  # a hook
 
 TINY = CONFIGS / "tiny.yaml"
 SIZES = {"train": 16, "val": 3, "test": 5}
