@@ -12,7 +12,7 @@ import ray
 
 from amrg.cli import parse, run_cli
 from amrg.cluster.pipeline import ray_session
-from amrg.cluster.workers import train
+from amrg.cluster.workers import train_with_ray
 from tests.cluster.stage2_worker import TINY
 
 SETTINGS = """
@@ -46,7 +46,7 @@ def run(runs: str) -> None:
         occupant = Occupant.options(num_cpus=spare).remote()  # type: ignore[attr-defined]
         ray.get(occupant.here.remote())
         threading.Thread(target=leave, args=(occupant, Path(runs)), daemon=True).start()
-        train("stage2", config, config.stage2.batch_size, [])
+        train_with_ray("stage2", config, config.stage2.batch_size, [])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from amrg.cluster.pipeline import ray_session
-from amrg.cluster.workers import train
+from amrg.cluster.workers import train_with_ray
 from amrg.config import CONFIGS, ClusterConfig, Config, load
 from amrg.pipeline import recipe, root
 
@@ -33,7 +33,7 @@ def main(runs: str, *names: str) -> None:
         for name in names:
             workers, way, stage = name.split("-")
             config = configuration(runs, int(workers), way, stage)
-            train("stage2", config, config.stage2.batch_size, [])
+            train_with_ray("stage2", config, config.stage2.batch_size, [])
             recipe("stage2", config).path(root(config)).rename(Path(runs) / name)
 
 

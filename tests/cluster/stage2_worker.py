@@ -5,7 +5,7 @@ import sys
 from amrg.cli import parse, run_cli
 from amrg.cluster.pipeline import ray_session
 from amrg.cluster.readers import start_readers
-from amrg.cluster.workers import train
+from amrg.cluster.workers import train_with_ray
 from amrg.config import CONFIGS
 
 TINY = CONFIGS / "tiny.yaml"
@@ -19,7 +19,7 @@ SETTINGS = """
 def run(runs: str, *changes: str) -> None:
     config = parse([str(TINY), *SETTINGS.split(), "--runs", runs, *changes], "stage2_worker.py")
     with ray_session(config):
-        train("stage2", config, config.stage2.batch_size, start_readers(config.cluster))
+        train_with_ray("stage2", config, config.stage2.batch_size, start_readers(config.cluster))
 
 
 if __name__ == "__main__":
