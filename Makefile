@@ -38,7 +38,7 @@ test-browser: $(INSTALLED)
 	  $(BIN)/pip install --quiet --no-deps 'axe-playwright-python>=0.1.8,<0.2'; \
 	  AMRG_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BROWSER_TESTS); fi
 
-check: lint types docs test test-browser
+check: lint types docs test
 
 # The guides and the API as a site, in site/. Refuses links and names that lead nowhere.
 docs: $(INSTALLED)
