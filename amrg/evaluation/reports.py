@@ -96,6 +96,7 @@ class GeneratedReport:
         sentences: recalled sentences it begins with, if the line has them.
         unlike_training: whether the films are unlike the training films; None if the line does not say so.
         unsure: findings that it leaves out, if the line has them.
+        prior: whether the decoder was given an earlier study.
     """
 
     key: str
@@ -108,6 +109,7 @@ class GeneratedReport:
     sentences: tuple[Sentence, ...] = ()
     unlike_training: bool | None = None
     unsure: tuple[Unsure, ...] = ()
+    prior: bool = False
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
@@ -167,11 +169,13 @@ def _parse(line: str, where: str) -> GeneratedReport:
         unlike = record.get("unlike_training")
         good = good and unlike in (None, True, False)
         unsure = tuple(_unsure(entry) for entry in record.get("unsure") or [])
+        prior = record.get("prior", False)
+        good = good and isinstance(prior, bool)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences, unlike, unsure)
+    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences, unlike, unsure, prior)
 
 
 def _association(entry: dict[str, Any]) -> Association:
