@@ -115,8 +115,8 @@ def truth_counts(generated: Sequence[str], truths: Sequence[Mapping[str, str]]) 
         generated: texts, [S].
         truths: true change by finding of each study; empty if it is not known.
     """
-    stated = [(truth[f], change) for text, truth in zip(generated, truths, strict=True) for f, change in changes_of(text)
-              if f in truth]  # fmt: skip
+    both = zip(generated, truths, strict=True)
+    stated = [(truth[f], change) for text, truth in both for f, change in changes_of(text) if f in truth]
     return {"stated": len(stated), "true": sum(true == change for true, change in stated)}
 
 

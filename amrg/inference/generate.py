@@ -312,10 +312,10 @@ def generate_reports(
 
     A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` are those of
     ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
-    ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads earlier studies, ``prior``
-    is whether one was given. The line also has the entries of
-    ``TrainingDistance.records``; with ``generate.abstain``, ``unsure``, the findings that the report leaves out
-    (``amrg.models.composer.Unsure``); and, if the decoder reads retrieved text, ``retrieved_text``.
+    ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads earlier studies,
+    ``prior`` is whether one was given. The line also has the entries of ``TrainingDistance.records``; with
+    ``generate.abstain``, ``unsure``, the findings that the report leaves out (``amrg.models.composer.Unsure``); and, if
+    the decoder reads retrieved text, ``retrieved_text``.
 
     Args:
         vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.

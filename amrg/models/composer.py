@@ -423,7 +423,7 @@ class Composer:
 
 @dataclass(frozen=True)
 class _Film:
-    """Probabilities, support of details, association weights [Q, rows] of each memory, patient and prior of one study."""
+    """Probabilities, support of details, association weights [Q, rows] by memory, patient and prior of one study."""
 
     probability: dict[str, float]
     supported: Supported | None

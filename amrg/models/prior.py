@@ -104,6 +104,6 @@ def refuse_lacking_priors(priors: Mapping[str, Prior], parts: Sequence[str]) -> 
     """Raise UserError if no train study has an earlier one of which the decoder is to read these parts."""
     if not priors:
         raise UserError(
-            f"decoder.prior {' '.join(parts)}: no train study has an earlier one of its patient in this data set: leave "
-            "it out (on the embedded data, data.earlier_states renders some)"
+            f"decoder.prior {' '.join(parts)}: no train study has an earlier one of its patient in this data set: "
+            "leave it out (on the embedded data, data.earlier_states renders some)"
         )

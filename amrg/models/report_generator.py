@@ -261,7 +261,7 @@ class ReportGenerator(nn.Module):
             return [reading.out_BLO for reading in readings], loss_B
 
     def _fuse(self, vision: VisionOutput | PriorFilms, remembered: list[Tensor]) -> Tensor:
-        """Project films and what was retrieved to the language model's space, [B, P, E]; P is less without the latter."""
+        """Project films and what was retrieved to the language model's space, [B, P, E]; P is less without it."""
         tokens_BND, queries_BQD, logits_BQ = vision[:3]
         parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
         projected_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))

@@ -88,8 +88,9 @@ class ReportCollator:
     """Collate studies to ``report`` [B, T], ``group`` [B], ``counts`` [B] of ones and ``study`` (hashed keys).
 
     If the decoder reads context, also to ``context`` and ``context_field`` [B, C] (``ContextTokenizer``). If it reads
-    earlier studies, which ``priors`` has by the key of the later one, also to ``prior_text`` [B, R] (``PriorTokenizer``)
-    and ``report_alone`` [B, T]: the report without words of change. That is ``report``, too, for a study without a prior.
+    earlier studies, which ``priors`` has by the key of the later one, also to ``prior_text`` [B, R]
+    (``PriorTokenizer``) and ``report_alone`` [B, T]: the report without words of change. That is also the ``report`` of
+    a study without a prior.
     """
 
     encode: ReportTokenizer

@@ -231,7 +231,8 @@ def _refuse_split(config: Config) -> None:
 
 def _refuse_trained_prior() -> None:
     raise UserError(
-        "decoder.prior films are encoded once, by a frozen encoder: say stage2.train_vision false, or decoder.prior report"
+        "decoder.prior films are encoded once, by a frozen encoder: say stage2.train_vision false, or decoder.prior "
+        "report alone"
     )
 
 

@@ -38,8 +38,8 @@ class VisionCache:
     Args:
         model: the generator with the current weights of stage 1.
         data: a data artefact.
-        split: split of the data. Studies without a text are encoded too, but only as priors, if the model reads films of
-            earlier studies.
+        split: split of the data. Studies without a text are encoded too, for ``prior_films`` alone, if the model reads
+            films of earlier studies.
         folder: folder of the cache, which all ranks fill (``DistributedFeatureCache``).
         dtype: ``bfloat16`` encodes under autocast.
     """

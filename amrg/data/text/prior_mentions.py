@@ -15,6 +15,12 @@ _DESCRIBES = re.compile(
     r"|there|is|are|was|were|has|have)\b)",
     re.IGNORECASE,
 )
+#: The same as the end of a sentence that states a finding without them: "is unchanged from the prior film".
+_ENDS = re.compile(
+    r",?(?:\s+(?:and|but|which|that))?(?:\s+(?:is|are|has|have|remains?|remained|appears?))?(?:\s+(?:\w+ly))?"
+    r"\s+(?:stable|unchanged|persistent|similar)(?:,?\s+(?:in|from|since|to|as|when|with|compared|appearing)\b[^,;]*)?(?=\.?$)",
+    re.IGNORECASE,
+)
 
 
 @lru_cache(maxsize=65536)
@@ -30,12 +36,13 @@ def without_prior_mentions(text: str) -> str:
 def _without(sentence: str) -> str:
     if not mentions_prior(sentence):
         return sentence
-    shorter = _DESCRIBES.sub("", sentence)
-    shorter = shorter[:1].upper() + shorter[1:]
-    changed = any(one.change for one in statements(shorter))
-    if mentions_prior(shorter) or changed or _states(shorter) != _states(sentence):
-        return ""
-    return shorter
+    stated = _states(sentence)
+    described = _DESCRIBES.sub("", sentence)
+    for shorter in (described, _ENDS.sub("", described)) if stated else (described,):
+        changed = any(one.change for one in statements(shorter))
+        if not (mentions_prior(shorter) or changed) and _states(shorter) == stated:
+            return shorter[:1].upper() + shorter[1:]
+    return ""
 
 
 def _states(sentence: str) -> set[tuple[str, float, frozenset[str], frozenset[str], str, str]]:
