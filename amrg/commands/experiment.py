@@ -1,4 +1,4 @@
-"""``amrg experiment NAME [CONFIG]``: run one of twelve experiments, or all, over several seeds."""
+"""``amrg experiment NAME [CONFIG]``: run one of fourteen experiments, or all, over several seeds."""
 
 import argparse
 from collections.abc import Sequence

@@ -2,9 +2,9 @@
 
 STUDY is a film (PNG, JPEG, DICOM, TIFF, BMP or WebP); a folder, in which each folder that holds films is a study; a CSV
 with the columns study and film; or a .txt with the path of a film or folder in each line. Paths in these files are
-relative to them. A CSV may also have the columns indication, technique, comparison, age and sex, and prior_report, prior
-(films of the earlier study, several separated by `;`) and prior_days, which are the options of these names for one
-study. Other files in folders are skipped. Reports go to stdout as they are written: as text, or
+relative to them. A CSV may also have the columns indication, technique, comparison, age and sex, and prior_report,
+prior (films of the earlier study, several separated by `;`) and prior_days, which are the options of these names for
+one study. Other files in folders are skipped. Reports go to stdout as they are written: as text, or
 with --json as one JSON line a study, with stage 1's probabilities and the memory rows behind it. With --out they go to
 a file as JSON lines; the same command continues an interrupted one.
 """
@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> None:
     if prior:
         if len(studies) != 1:
             raise UserError(
-                f"--prior-report and --prior are of one study, and there are {len(studies)}: give a CSV with the columns "
-                f"study, film and {', '.join(PRIOR_COLUMNS)}"
+                f"--prior-report and --prior are of one study, and there are {len(studies)}: give a CSV with the "
+                f"columns study, film and {', '.join(PRIOR_COLUMNS)}"
             )
         studies = [replace(studies[0], prior=prior)]
     if skipped:
@@ -104,9 +104,9 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
         force: write reports also for what is refused as no film.
 
     Yields:
-        ``{study, model}``, the fields of ``LoadedRun.generate_records``, ``context``, the names of the fields that were
-        known and read, if the run reads any, ``prior``, whether an earlier study was read, if it reads any, and with ``force`` for what would have been
-        refused ``forced``: why.
+        ``{study, model}``, the fields of ``LoadedRun.generate_records`` (``prior`` is whether an earlier study was
+        read), ``context``, the names of the fields that were known and read, if the run reads any, and with ``force``
+        for what would have been refused ``forced``: why.
     """
     run = LoadedRun(chain)
     given = [name for name in CONTEXT_FIELDS if any(study.context.text(name) for study in studies)]

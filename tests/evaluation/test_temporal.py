@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from amrg.evaluation.temporal import CHANCE, INVENTED, TEMPORAL, TemporalScores, changes_of, truth_counts
+from amrg.pages.score_table import temporal_rows
 
 WORSE, STABLE = "The left pleural effusion has increased.", "Cardiomegaly is unchanged."
 BETTER, NEW, PLAIN = "Left pleural effusion has decreased.", "New right pneumothorax.", "Heart size is normal."
@@ -43,7 +44,9 @@ def test_chance_is_the_mean_over_all_pairings() -> None:
     expected = float(TemporalScores.of(texts, generated, [True] * 7).scores()[CHANCE][0])
     generator = np.random.default_rng(0)
     drawn = [
-        float(TemporalScores.of(texts, [generated[i] for i in generator.permutation(7)], [True] * 7).scores()[TEMPORAL][0])
+        float(
+            TemporalScores.of(texts, [generated[i] for i in generator.permutation(7)], [True] * 7).scores()[TEMPORAL][0]
+        )
         for _ in range(800)
     ]
     assert np.mean(drawn) == pytest.approx(expected, abs=0.02)
@@ -60,3 +63,21 @@ def test_resamples_and_two_runs() -> None:
     assert summary[TEMPORAL]["cases"] == 2
     assert summary["temporal F1 worse"]["cases"] == summary[INVENTED]["cases"] == 1
     assert summary["temporal F1 new"] == {"value": None, "interval": None, "cases": 0}
+
+
+def test_the_table_of_the_page() -> None:
+    """A score without a case has no row; F1 has the pairs of the references beside it."""
+    scores = TemporalScores.of([WORSE, STABLE], [WORSE, PLAIN], [True, False])
+    weights = np.ones((3, 2))
+    found = {"given": 1, "all": {**scores.summary(weights), "truth": {"stated": 1, "true": 1}}}
+    heads, rows = temporal_rows({"temporal": found})
+    assert heads == ["", "all studies"]
+    assert rows[0] == ["temporal F1", "0.667 [0.667–0.667] of 2"]
+    assert [row[0] for row in rows if "F1" in row[0]] == [
+        "temporal F1", "temporal F1 by chance", "temporal F1 worse", "temporal F1 unchanged",
+    ]  # fmt: skip
+    assert rows[-2:] == [
+        ["invented comparisons", "0.000 [0.000–0.000] of 1"],
+        ["generated changes that are true", "1 of 1"],
+    ]
+    assert temporal_rows({}) == ([""], [])
