@@ -92,7 +92,7 @@ def test_settings_of_priors_are_part_of_what_identifies_a_generator(visited: Art
     plain = dataclasses.replace(
         visited.config, decoder=dataclasses.replace(visited.config.decoder, prior=(), prior_tokens=128)
     )
-    settings = recipe("stage2", plain).settings
+    settings = recipe("stage2", plain).config
     assert not {"prior", "prior_study", "prior_tokens"} & settings["decoder"].keys()
     assert "prior_dropout" not in settings["stage2"]
     assert recipe("stage2", visited.config).path(root(plain)) != recipe("stage2", plain).path(root(plain))
