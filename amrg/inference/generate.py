@@ -131,7 +131,9 @@ def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
     for distance in (*range(len(names) // 2, len(names)), *range(1, len(names) // 2)):
         if distance and all(a != b for a, b in zip(names, names[distance:] + names[:distance], strict=True)):
             return (torch.arange(len(names)) + distance) % len(names)
-    raise UserError("generate shuffled: there is no study of another patient for each study of the split")
+    raise UserError(
+        "generate.memory, generate.context or generate.prior shuffled: there is no study of another patient for each study"
+    )
 
 
 def given_priors(config: Config, settings: DecoderConfig, data: Path) -> dict[str, Prior]:
