@@ -132,7 +132,7 @@ def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
         if distance and all(a != b for a, b in zip(names, names[distance:] + names[:distance], strict=True)):
             return (torch.arange(len(names)) + distance) % len(names)
     raise UserError(
-        "generate.memory, generate.context or generate.prior shuffled: there is no study of another patient for each study"
+        "generate.memory, context or prior shuffled: there is no study of another patient for each study of the split"
     )
 
 
