@@ -115,7 +115,7 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
     if any(study.prior for study in studies) and not run.prior_parts:
         echo("this run does not read an earlier study, which is left out (decoder.prior of its training)")
     readable = (
-        (study, *read) for study in track(studies, "writing reports") if (read := _read(study, run, chain, force))
+        (study, *found) for study in track(studies, "writing reports") if (found := _read(study, run, chain, force))
     )
     while batch := list(islice(readable, run.batch_size)):
         contexts = [study.context.filled(read.context) for study, read, _ in batch]

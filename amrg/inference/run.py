@@ -299,7 +299,10 @@ class LoadedRun:
         shown = [i for i, one in enumerate(given) if one is not None and one.films]
         parts = [torch.zeros(len(given), *shape, device=device) for shape in self._model.vision_output_shapes[:3]]
         if shown:
-            found = self._encode([one.films for one in given if one is not None and one.films])
+            arrays = [
+                [film for film in one.films if isinstance(film, np.ndarray)] for one in given if one and one.films
+            ]
+            found = self._encode(arrays)
             for part, values in zip(parts, found[:3], strict=True):
                 part[shown] = values
         given_B = torch.tensor([i in shown for i in range(len(given))], device=device)
