@@ -350,7 +350,7 @@ def generate_reports(
             forced_prefixes=[one.text for one in composed],
             retrieved_BL=None if text is None else text.encode(retrieved),
             context_BC=None if contexts is None else model.encode_context(contexts),
-            prior=PriorInputs(model.encode_priors(given), films),
+            prior=PriorInputs() if priors is None else PriorInputs(model.encode_priors(given), films),
         )
     # copied once, not once for each study and finding
     associations = {
@@ -366,7 +366,7 @@ def generate_reports(
             **distances[study],
             **({"unsure": [finding.to_dict() for finding in one.unsure]} if config.generate.abstain else {}),
             **({"retrieved_text": retrieved[study]} if retrieved else {}),
-            **({"prior": given[study] is not None} if model.settings.prior else {}),
+            **({"prior": given[study] is not None} if priors is not None else {}),
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))
     ]
