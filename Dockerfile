@@ -13,7 +13,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM ${BASE}
 USER 0
 ARG DEVICE=cpu
-ARG EXTRAS=demo,dicom,eval,viewer,serve,fhir,dicom-sr
+ARG EXTRAS=demo,dicom,eval,viewer,serve,swagger,fhir,dicom-sr
 # Triton compiles its launchers on the machine that runs them; METEOR needs Java.
 # hadolint ignore=DL3008
 RUN apt-get update && \

@@ -25,6 +25,8 @@ from amrg.progress import echo
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+#: In the folder of a run: changes of ``amrg bank forget`` that must be carried out before anything is read.
+FORGETTING = ".forget/journal.json"
 
 #: Left out of the content hash: what holds times (``logs``) ...
 LOGS = "logs"
@@ -62,6 +64,14 @@ class Artifact:
         return self.manifest["content_hash"]
 
     @property
+    def identity_hash(self) -> str:
+        """Hash that stands for it in the identities of what is made from it: ``hash``, or what it was at first.
+
+        The two differ after ``amrg bank forget``, so that `amrg run` finds the trained artefacts of the run again.
+        """
+        return self.manifest.get("identity_hash", self.hash)
+
+    @property
     def warning(self) -> str | None:
         """A warning that everything made from this artefact must carry, such as a bank that holds test rows."""
         return self.manifest.get("mark")
@@ -90,7 +100,7 @@ class Recipe:
     @property
     def identity(self) -> str:
         """Ten hexadecimal digits of the hash of everything that determines the content."""
-        inputs = {name: artifact.hash for name, artifact in self.inputs.items()}
+        inputs = {name: artifact.identity_hash for name, artifact in self.inputs.items()}
         return _sha256_json([self.kind, self.version, self.config, self.seed, inputs])[:10]
 
     def path(self, root: Path) -> Path:
@@ -104,6 +114,8 @@ def open_artifact(path: Path, kind: str) -> Artifact:
     Raises:
         UserError: it is missing, half written, unreadable or of another kind.
     """
+    if (path.parent / FORGETTING).exists():
+        raise UserError(f"{path.parent}: `amrg bank forget` was interrupted: give the same command again")
     if not path.is_dir():
         raise UserError(f"no {kind} artefact at {path}: make it with `amrg {command_for(kind)} CONFIG`")
     try:
@@ -143,7 +155,7 @@ def open_input(artifact: Artifact, name: str) -> Artifact:
 
 def command_for(kind: str) -> str:
     """The verb that makes artefacts of this kind."""
-    return {"data": "prepare", "reports": "generate", "scores": "evaluate"}.get(kind, kind)
+    return {"data": "prepare", "graph": "graph show", "reports": "generate", "scores": "evaluate"}.get(kind, kind)
 
 
 def find(root: Path, recipe: Recipe) -> Artifact | None:

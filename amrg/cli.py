@@ -29,6 +29,7 @@ COMMANDS = {
         "compare",
         "export",
         "bank",
+        "graph",
         "mirror",
         "experiment",
         "fetch-metrics",
@@ -154,7 +155,7 @@ def _dispatch(arguments: list[str]) -> None:
 
     from amrg import pipeline
 
-    verbs = tuple(pipeline.STEPS) if verb == "run" else (verb,)
+    verbs = pipeline.chain(config) if verb == "run" else [verb]
     if dry_run:
         for name in verbs:
             print(pipeline.describe(name, config))

@@ -380,7 +380,11 @@ class GenerateConfig:
     # A finding with a lower calibrated probability is neither stated nor denied, but listed as `unsure` in
     # `reports.jsonl`. Needs probabilities, and so an outline that the classifier decides. 0: every finding is stated.
     abstain: Fraction = 0.0
+    # A banks artefact of the run's folder, made from those of training (`amrg bank`), that is retrieved from instead.
+    banks: Annotated[str | None, Field(exclude_if=lambda banks: banks is None)] = None
     ds_config: str | None = None  # a ZeRO-3 JSON: the decoder is split over the ranks while it writes
+    # Compile the decoder's step from token to token, with a cache of fixed size; on a GPU, without beams
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -401,6 +405,30 @@ class EvaluateConfig:
     )
     model_based_timeout: PositiveFloat = 3600.0  # seconds, for one of them on all systems together
     num_page_studies: NonNegativeInt = 12  # sample studies on the HTML page
+
+
+@dataclass(frozen=True)
+class GraphConfig:
+    """Knowledge graph of the train reports, and what it guides (docs/knowledge-graph.md)."""
+
+    queries: bool = False  # the disease queries of stage 1 exchange messages along the graph
+    # What changes the rows that both memories retrieve for composed sentences: how well each fits what the film shows
+    retrieval: Literal["none", "weight", "restrict"] = "none"
+    retrieval_weight: PositiveFloat = 1.0  # exponent of the fit (`weight` only)
+    # Combinations in a written report that train reports practically never state: name them, or leave one out
+    check: Literal["none", "flag", "drop"] = "none"
+    curated: str | None = None  # CSV or TSV of head, relation, tail and optionally weight; merged into the graph
+    shuffled: bool = False  # permute the findings of the reports' edges, as a control
+
+    @property
+    def used(self) -> bool:
+        """Whether any step reads the graph."""
+        return self.queries or self.guides_reports
+
+    @property
+    def guides_reports(self) -> bool:
+        """Whether ``generate`` reads the graph."""
+        return self.retrieval != "none" or self.check != "none"
 
 
 @dataclass(frozen=True)
@@ -439,6 +467,7 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 

@@ -1,6 +1,8 @@
 """The chain of steps: what each reads, which part of the configuration shapes it, and which function does it.
 
 prepare → stage1 → banks → stage2 → generate → evaluate
+
+A configuration that uses the knowledge graph has the step ``graph`` after ``prepare``.
 """
 
 import os
@@ -13,7 +15,7 @@ from typing import Any
 
 from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, open_artifact
 from amrg.config import Config, Stage1Config, Stage2Config, to_dict
-from amrg.data.text import cleaning, labeler, sections, statements
+from amrg.data.text import cleaning, labeler, sections, sites, statements
 from amrg.errors import TrainingFailure, UserError, collect_errors
 from amrg.launcher import check_launcher
 from amrg.preflight import Run, examine, this_machine
@@ -49,6 +51,7 @@ class Step:
         run: writes the outputs into the given folder.
         distributed: all ranks of a run make it together; else the first makes it and the others wait.
         learned: of a training, ``settings`` without what the engine may do in another way; these identify the artefact.
+        reads_graph: whether it reads the knowledge graph, too.
     """
 
     kind: str
@@ -58,6 +61,11 @@ class Step:
     run: StepFunction
     distributed: bool = False
     learned: Callable[[Config], dict[str, Any]] | None = None
+    reads_graph: Callable[[Config], bool] = lambda _: False
+
+    def input_kinds(self, config: Config) -> tuple[str, ...]:
+        """Kinds of the artefacts that it reads with a configuration."""
+        return (*self.inputs, "graph") if self.reads_graph(config) else self.inputs
 
 
 def root(config: Config) -> Path:
@@ -67,11 +75,19 @@ def root(config: Config) -> Path:
 
 def recipe(verb: str, config: Config) -> Recipe:
     """What the verb would make; opens its inputs (UserError names the command that makes a missing one)."""
-    step = STEPS[verb]
-    inputs = {kind: _existing(kind, config) for kind in step.inputs}
+    step = ALL_STEPS[verb]
+    inputs = {kind: _existing(kind, config) for kind in step.input_kinds(config)}
+    if config.generate.banks and verb in ("generate", "evaluate"):
+        inputs["banks"] = _changed_banks(config, inputs)
     settings = step.settings(config)
     identifying = settings if step.learned is None else step.learned(config)
     return Recipe(step.kind, step.version, identifying, inputs, config.seed, settings)
+
+
+def graph_recipe(config: Config, data: Artifact) -> Recipe:
+    """What the step of the graph would make of a data artefact."""
+    step = ALL_STEPS[GRAPH]
+    return Recipe(step.kind, step.version, step.settings(config), {"data": data}, config.seed)
 
 
 def run_step(verb: str, config: Config, make: StepFunction | None = None, strict: bool = False) -> Artifact:
@@ -113,16 +129,17 @@ def _make(verb: str, config: Config, make: StepFunction | None) -> Artifact:
             echo(f"WARNING: {changed}")
         return made
     lead = os.environ.get("RANK", "0") == "0"
-    if not (lead or STEPS[verb].distributed):
+    step = ALL_STEPS[verb]
+    if not (lead or step.distributed):
         while not plan.path(root(config)).is_dir():  # the launcher ends this rank, too, should the first one fail
             time.sleep(1.0)
         return _existing(plan.kind, config)
     echo(f"{verb}: making {plan.path(root(config))}")
     with build(root(config), plan, is_lead_rank=lead) as folder:
-        (make or STEPS[verb].run)(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
-        if STEPS[verb].distributed:
+        (make or step.run)(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
+        if step.distributed:
             _barrier()  # no rank still reads what sealing removes
-    if STEPS[verb].distributed:
+    if step.distributed:
         _barrier()  # no rank looks for the artefact before it is sealed
     return _existing(plan.kind, config)
 
@@ -132,6 +149,12 @@ def _barrier() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
+
+
+def chain(config: Config, last: str = "evaluate") -> list[str]:
+    """Return the verbs of a configuration's chain up to and including ``last``."""
+    verbs = list(STEPS)[: list(STEPS).index(last) + 1]
+    return [*verbs[:1], GRAPH, *verbs[1:]] if config.graph.used and len(verbs) > 1 else verbs
 
 
 def run_all(config: Config, last: str = "evaluate", strict: bool = False) -> Artifact:
@@ -144,7 +167,7 @@ def run_all(config: Config, last: str = "evaluate", strict: bool = False) -> Art
         last: the step to end with.
         strict: as for ``run_step``.
     """
-    verbs = list(STEPS)[: list(STEPS).index(last) + 1]
+    verbs = chain(config, last)
     check(verbs, config)
     return [run_step(verb, config, strict=strict) for verb in verbs][-1]
 
@@ -166,7 +189,7 @@ def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> N
         check_launcher()
     if os.environ.get("RANK", "0") != "0":
         return
-    faults = collect_errors(*(partial(STEPS[verb].settings, config) for verb in verbs))
+    faults = collect_errors(*(partial(ALL_STEPS[verb].settings, config) for verb in verbs))
     missing: list[str] = []
     begun = 0
     for verb in verbs:
@@ -195,7 +218,7 @@ def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> N
 
 def describe(verb: str, config: Config) -> str:
     """What `--dry-run` prints for one verb."""
-    step = STEPS[verb]
+    step = ALL_STEPS[verb]
     try:
         plan = recipe(verb, config)
     except UserError as error:
@@ -205,12 +228,24 @@ def describe(verb: str, config: Config) -> str:
 
 
 def _existing(kind: str, config: Config) -> Artifact:
-    verb = next(verb for verb, step in STEPS.items() if step.kind == kind)
+    verb = next(verb for verb, step in ALL_STEPS.items() if step.kind == kind)
     plan = recipe(verb, config)
     path = plan.path(root(config))
     if kind == "stage2" and not path.is_dir():
         path = _trained_elsewhere(config) or path
     return open_artifact(path, kind)
+
+
+def _changed_banks(config: Config, inputs: dict[str, Artifact]) -> Artifact:
+    """Open the banks of ``generate.banks``."""
+    from amrg.inference.run import RunArtifacts, refuse_other_banks
+
+    banks = open_artifact(Path(config.generate.banks or ""), "banks")
+    if banks.path.resolve().parent != root(config).resolve():
+        raise UserError(f"generate.banks {banks.path} is not in {root(config)}: `amrg bank swap` copies it there")
+    run = RunArtifacts(inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], None)
+    refuse_other_banks(run, banks)
+    return banks
 
 
 def _trained_elsewhere(config: Config) -> Path | None:
@@ -255,11 +290,18 @@ def _changed_table(config: Config, data: Path) -> str | None:
     return f"{table_file(config.data).name} has changed since this was made; delete the folder to prepare it again"
 
 
+def _graph(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    """Count what the train reports state, as a knowledge graph."""
+    from amrg.graph.build import build_graph
+
+    build_graph(config.graph, inputs["data"], folder, config.seed)
+
+
 def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Train the 14-label classifier with its disease queries."""
     from amrg.training.stage1 import train_stage1
 
-    train_stage1(config, inputs["data"], folder)
+    train_stage1(config, inputs["data"], folder, inputs.get("graph"))
 
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
@@ -280,7 +322,8 @@ def _generate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Write a report for each held-out study."""
     from amrg.inference.generate import generate
 
-    generate(config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], folder)
+    data, stage1, banks, stage2 = (inputs[kind] for kind in ("data", "stage1", "banks", "stage2"))
+    generate(config, data, stage1, banks, stage2, folder, inputs.get("graph"))
 
 
 def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
@@ -308,9 +351,21 @@ def _data_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
+def _graph_settings(config: Config) -> dict[str, Any]:
+    settings: dict[str, Any] = {"labeler": labeler.VERSION, "statements": statements.VERSION, "sites": sites.VERSION}
+    if config.graph.curated:
+        if not Path(config.graph.curated).is_file():
+            raise UserError(f"graph.curated {config.graph.curated} is no file: give a CSV or TSV file")
+        settings |= {
+            "curated": Path(config.graph.curated).name,
+            "curated_sha256": file_hash(Path(config.graph.curated)),
+        }
+    return settings | ({"shuffled": True} if config.graph.shuffled else {})
+
+
 def _stage1_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"vision": to_dict(config.vision.resolved), "stage1": _with_engine(config.stage1)}
-    settings |= _weights(config)
+    settings |= _weights(config) | ({"graph_queries": True} if config.graph.queries else {})
     if config.vision.qformer_init:
         from amrg.model_files import weights_file
 
@@ -359,7 +414,9 @@ def _evaluate_settings(config: Config) -> dict[str, Any]:
 
 def _generate_settings(config: Config) -> dict[str, Any]:
     settings = to_dict(config.generate)
-    del settings["ds_config"]  # decides how weights are held, not what is written
+    for name in ("ds_config", "compile"):  # decide how weights are held and what runs, not what is written
+        del settings[name]
+    settings.pop("banks", None)  # an input tells them
     if not settings["abstain"]:
         del settings["abstain"]  # every finding is stated, as before there was the setting
     if config.generate.outline_source != "decoder":
@@ -370,6 +427,10 @@ def _generate_settings(config: Config) -> dict[str, Any]:
             )
         settings["labeler"] = labeler.VERSION  # it tells what reports and the sentences of memory state
         settings["statements"] = statements.VERSION
+    if config.graph.guides_reports:
+        settings["graph"] = {"retrieval": config.graph.retrieval, "check": config.graph.check}
+        if config.graph.retrieval == "weight":
+            settings["graph"]["retrieval_weight"] = config.graph.retrieval_weight
     return settings
 
 
@@ -394,11 +455,21 @@ def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, 
 
 STEPS: dict[str, Step] = {
     "prepare": Step("data", 3, _data_settings, (), _prepare),
-    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned),
+    "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned, lambda c: c.graph.queries),
     "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
     "stage2": Step("stage2", 5, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step(
-        "reports", 5, _generate_settings, ("data", "stage1", "banks", "stage2"), _generate, distributed=True
+        "reports",
+        5,
+        _generate_settings,
+        ("data", "stage1", "banks", "stage2"),
+        _generate,
+        distributed=True,
+        reads_graph=lambda config: config.graph.guides_reports,
     ),
     "evaluate": Step("scores", 7, _evaluate_settings, ("data", "stage1", "banks", "stage2", "reports"), _evaluate),
 }
+
+#: Step of the knowledge graph, which only a configuration with such a setting has.
+GRAPH = "graph"
+ALL_STEPS: dict[str, Step] = {**STEPS, GRAPH: Step("graph", 1, _graph_settings, ("data",), _graph)}

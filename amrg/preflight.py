@@ -259,8 +259,16 @@ def _evaluate_warnings(config: Config) -> list[str]:
     return [warning for warning in (meteor_warning(),) if warning and config.evaluate.meteor]
 
 
+def _graph(run: Run) -> list[str]:
+    from amrg.graph.curated import read_curated
+
+    file = run.config.graph.curated
+    return collect_errors(lambda: read_curated(Path(file))) if file else []
+
+
 _CHECKS: dict[str, Callable[[Run], list[str]]] = {
     "prepare": _prepare,
+    "graph": _graph,
     "stage1": _stage1,
     "banks": _banks,
     "stage2": _stage2,

@@ -26,7 +26,7 @@ import psutil
 from amrg.cli_config import parse
 from amrg.cluster.pipeline import ray_session
 from amrg.cluster.readers import start_readers
-from amrg.cluster.workers import train
+from amrg.cluster.workers import train_with_ray
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.pipeline import recipe, root
@@ -205,7 +205,7 @@ def train_with_failures(config: Config, steps: int, failures: Iterable[float] = 
         watch = _Watch(Path(f"{recipe('stage2', linked).path(root(linked))}.partial"), failures, steps, seed)
         watch.start()
         try:
-            train("stage2", linked, linked.stage2.batch_size, start_readers(linked.cluster))
+            train_with_ray("stage2", linked, linked.stage2.batch_size, start_readers(linked.cluster))
         except KeyboardInterrupt:
             if not watch.enough:
                 raise

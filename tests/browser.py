@@ -12,16 +12,19 @@ if os.environ.get("AMRG_BROWSER") != "1":
     pytest.skip("needs Chromium: make test-browser", allow_module_level=True)
 
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-__all__ = ["WIDTH", "Keys", "Page", "chromium"]
+__all__ = ["WIDTH", "ActionChains", "Keys", "Page", "ScrollOrigin", "chromium"]
 
 SHOTS = Path("build/screenshots")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--window-size=1440,1000",
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # every page works without a network
 )  # fmt: skip
 #: A script for web pages, taken from a package that is not imported.
 AXE = Path(find_spec("axe_playwright_python").origin).with_name("axe.min.js")

@@ -1,7 +1,11 @@
 """Artefacts of the first three steps, made in a second from random films: for tests of what reads them."""
 
 import json
+import pickle
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,15 +17,19 @@ from amrg.artifacts import build
 from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
 from amrg.config import CONFIGS, Config, DataConfig, load
+from amrg.data import shards
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
-from amrg.data.shards import prepare
+from amrg.data.shards import Shard, ShardExecutor, SubmitShard, prepare
 from amrg.data.stream import load_studies, num_views
 from amrg.data.studies import Source, Study, StudyImages
 from amrg.mining.reports import build_report_bank
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import recipe, root
 from tests.made_films import chest_film
+from tests.scheduling import pytest_collection_modifyitems
+
+__all__ = ["pytest_collection_modifyitems"]  # a hook
 
 TINY = CONFIGS / "tiny.yaml"
 SIZES = {"train": 16, "val": 3, "test": 5}
@@ -115,7 +123,7 @@ def _banks(config: Config, data: Path, partial: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     train = load_studies(data, "train")
     region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}  # on the last film of each study
-    about = {"method": config.banks.mining.method}
+    about = {"method": config.banks.mining.method, "scales": dict.fromkeys(LABELS, 1.0)}
     with BankWriter(partial / VISUAL, config.vision.query_dim, encoder_info=about) as writer:
         origins = [
             {"key": s.key, "group": s.group, "split": s.split} | region | {"view": films - 1}
@@ -127,6 +135,31 @@ def _banks(config: Config, data: Path, partial: Path) -> None:
 
 
 _MAKE = {"stage1": _stage1, "banks": _banks}
+
+
+@contextmanager
+def write_shards_here(source: Source, config: DataConfig, folder: Path) -> Iterator[SubmitShard]:
+    """Write each shard at once in this process, from a source that went through a pickle as it does to a process."""
+    shards.init_shard_writer(pickle.loads(pickle.dumps(source)), config.image_size, folder)
+
+    def submit(shard: Shard) -> "Future[None]":
+        done: Future[None] = Future()
+        try:
+            done.set_result(shards.write_shard(shard))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    yield submit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def writer_processes() -> Iterator[ShardExecutor]:
+    """What ``prepare`` writes shards with outside of tests. Each process imports torch, so few tests use them."""
+    processes = shards._processes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_processes", write_shards_here)
+        yield processes
 
 
 @pytest.fixture(scope="session")

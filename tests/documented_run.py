@@ -1,4 +1,4 @@
-"""Runs command lines one after the other, as a shell would: python documented_run.py COMMANDS RESULTS
+"""Runs command lines one after the other, as a shell would; arguments: COMMANDS RESULTS
 
 COMMANDS is a JSON list of lines; RESULTS receives {line: what it said}. A command of ours is a process of its own,
 forked from this one, where all that it imports is imported; names of files with * are expanded. All other commands are
@@ -6,7 +6,6 @@ bash's. The first that fails is the last.
 """
 
 import glob
-import importlib
 import json
 import os
 import shlex
@@ -15,13 +14,7 @@ import sys
 from pathlib import Path
 
 from amrg import cli
-
-#: What the commands import when they run.
-IMPORTED = (
-    "amrg.pipeline", "amrg.commands.plan", "amrg.commands.write", "amrg.commands.doctor", "amrg.data.shards",
-    "amrg.training.stage1", "amrg.mining.build_banks", "amrg.training.stage2", "amrg.inference.generate",
-    "amrg.evaluation.evaluate",
-)  # fmt: skip
+from tests import preloaded  # noqa: F401  # so that no command imports it
 
 
 def run(line: str, said: Path) -> int:
@@ -44,8 +37,6 @@ def run(line: str, said: Path) -> int:
 
 if __name__ == "__main__":
     commands, results = map(Path, sys.argv[1:])
-    for name in IMPORTED:
-        importlib.import_module(name)
     told: dict[str, str] = {}
     for line in json.loads(commands.read_text()):
         code = run(line, results.with_suffix(".said"))

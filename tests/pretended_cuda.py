@@ -194,6 +194,9 @@ class _Function(TorchFunctionMode):
             return pretended.move(args[0], CUDA, kwargs.get("non_blocking", False))
         if func is torch.Tensor.to and first is not None:
             return self._to(first, args[1:], kwargs)
+        if func is torch.stack and pretended.device_of(args[0][0]) != CUDA:  # autocast of a GPU does not see it
+            with torch.amp.autocast_mode.autocast("cpu", enabled=False):
+                return func(*args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention:  # it makes masks of its own inside
             with torch._C.DisableTorchFunction():
                 return func(*args, **kwargs)

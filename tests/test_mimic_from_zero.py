@@ -1,21 +1,19 @@
 """docs/mimic-from-zero.md from its first command to its last, on a look-alike of the data and of the models."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import processes
 from tests.data.test_image_io import dicom
 from tests.lookalike import make_data, make_models
 from tests.made_films import chest_film
-from tests.test_documented_commands import PAGE, ROOT, commands
+from tests.test_documented_commands import PAGE, commands
 
 #: How a line of the page begins that is not run here, and why.
 SKIPPED = (
@@ -60,10 +58,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_models(site / "models", texts, "test_resnet")
     dicom(site / "film.dcm", chest_film(0))
     (site / "commands.json").write_text(json.dumps(lines_of_page()))
-    command = [sys.executable, str(ROOT / "tests" / "documented_run.py"), "commands.json", "said.json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    said = site / "said.txt"
+    run = processes.start("tests.documented_run", "commands.json", "said.json", folder=site, output=said)
+    run.join()
+    assert run.exitcode == 0, said.read_text()
     return site
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -12,25 +11,21 @@ import pytest
 from amrg.artifacts import MANIFEST, content_hash
 from amrg.config import CONFIGS, Config, GenerateConfig
 from amrg.pipeline import STEPS
+from tests import processes
 
 TINY = CONFIGS / "tiny.yaml"
 KINDS = {"data", "stage1", "banks", "stage2", "reports", "scores"}
 
 
 def start(root, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "amrg.cli", *arguments, "--runs", str(root)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return processes.start("amrg.cli", *arguments, "--runs", root, output=root / "said.txt")
 
 
-def finish(root, *arguments):
+def finish(root, *arguments, code=0):
     process = start(root, *arguments)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    process.join()
+    output = (root / "said.txt").read_text()
+    assert process.exitcode == code, output
     return output
 
 
@@ -45,7 +40,10 @@ def reports_of(root):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     root = tmp_path_factory.mktemp("undisturbed")
-    return root, finish(root, "run", str(TINY))
+    command = [sys.executable, "-m", "amrg.cli", "run", str(TINY), "--runs", str(root)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return root, done.stdout
 
 
 def test_the_chain_makes_every_artefact_and_says_where(undisturbed):
@@ -71,10 +69,10 @@ def test_each_test_study_is_reported_once_and_none_in_the_output(undisturbed):
 
 def test_done_again_nothing_is_done(undisturbed):
     root, _ = undisturbed
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (root / "tiny").rglob("*")}
     output = finish(root, "run", str(TINY))
     assert output.count("already made") == len(KINDS)
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (root / "tiny").rglob("*")} == before
 
 
 def test_a_changed_setting_reuses_what_it_does_not_touch(undisturbed):
@@ -90,25 +88,21 @@ def test_a_report_without_abstention_keeps_the_identity_it_had_before_there_was_
     assert settings(Config(generate=GenerateConfig(abstain=0.5)))["abstain"] == 0.5
 
 
-def test_inspect_and_verify(undisturbed):
+def test_inspect_and_verify(undisturbed, tmp_path):
     root, _ = undisturbed
     for path in sorted((root / "tiny").iterdir()):
-        shown = subprocess.run(
-            [sys.executable, "-m", "amrg.cli", "inspect", str(path), "--verify"], capture_output=True, text=True
-        )
-        assert shown.returncode == 0, shown.stderr
-        assert "content hash verified" in shown.stdout
+        shown = tmp_path / path.name
+        processes.finish([processes.start("amrg.cli", "inspect", path, "--verify", output=shown)])
+        assert "content hash verified" in shown.read_text()
         for row in reports_of(root).splitlines():
-            assert json.loads(row)["reference"] not in shown.stdout
+            assert json.loads(row)["reference"] not in shown.read_text()
 
 
 def test_banks_with_held_out_rows_are_refused_and_marked_to_the_end(undisturbed, tmp_path):
     root = shutil.copytree(undisturbed[0], tmp_path / "runs")
     leaky = ["--banks.splits", "train", "test"]
     finish(root, "banks", str(TINY), *leaky)
-    refused = start(root, "stage2", str(TINY), *leaky)
-    said, _ = refused.communicate()
-    assert refused.returncode == 2
+    said = finish(root, "stage2", str(TINY), *leaky, code=2)
     assert "holds rows of test studies" in said.splitlines()[-1]
     finish(root, "run", str(TINY), *leaky, "--stage2.allow-held-out-bank-rows")
     marks = {
@@ -125,13 +119,12 @@ def test_killed_at_random_moments_it_ends_in_the_same_hashes(undisturbed, tmp_pa
     chance = random.Random(0)
     for attempt in range(40):
         process = start(tmp_path, "run", str(TINY))
-        try:  # longer and longer: a busy machine may need more to come to the first step
-            process.communicate(timeout=chance.uniform(8, 30) * (1 + attempt / 8))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            continue
-        assert process.returncode == 0
-        break
+        # Longer and longer: a busy machine may need more to come to the first step.
+        process.join(chance.uniform(1, 20) * (1 + attempt / 8))
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+    assert process.exitcode == 0
     wanted = {name: manifest["content_hash"] for name, manifest in artefacts(root).items()}
     assert {name: manifest["content_hash"] for name, manifest in artefacts(tmp_path).items()} == wanted

@@ -146,6 +146,8 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         "", "is a git-lfs pointer, not the file itself .1 in all.: run `git lfs pull` there",
     ),
     "held-out rows": (nothing, "--banks.splits train test", "banks.splits holds rows of test studies"),
+    "a GPU to compile for": (nothing, "--generate.compile --generate.num-beams 1", "generate.compile needs a GPU: say"),
+    "beams that are compiled": (nothing, "--generate.compile", "without beams, and generate.num_beams is 3"),
     "lengths": (nothing, "--generate.min-new-tokens 200", "generate.min_new_tokens 200 is above max_new_tokens 100"),
     "a folder for runs": (lambda site: (site / "runs").write_text(""), "", "cannot write to .*runs"),
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Operations on banks: merge, append, select rows. All stream through the bank one block of rows at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +47,23 @@ def without_texts(bank: MemoryBank, folder: Path) -> MemoryBank:
         for start, stop in blocks(len(bank)):
             origins = [{**origin, "text": None, "key": "", "group": ""} for origin in _origins(bank, start, stop)]
             out.add_raw(bank.rows(start, stop), bank.scale(start, stop), origins)
+    return MemoryBank.open(folder)
+
+
+def without_studies(bank: MemoryBank, studies: Collection[tuple[str, str]], folder: Path) -> MemoryBank:
+    """Copy a bank without the rows of some studies, each given by its key and patient group.
+
+    Raises:
+        UserError: no row would be left.
+    """
+    with _writer(bank, folder, bank.dtype, list(bank.header["splits"])) as out:
+        for start, stop in blocks(len(bank)):
+            origins = _origins(bank, start, stop)
+            kept = [number for number, row in enumerate(origins) if (row["key"], row["group"]) not in studies]
+            scale = bank.scale(start, stop)
+            if kept:
+                rows = bank.rows(start, stop)[kept]
+                out.add_raw(rows, None if scale is None else scale[kept], [origins[number] for number in kept])
     return MemoryBank.open(folder)
 
 

@@ -14,7 +14,7 @@ from amrg.artifacts import Artifact, find, open_artifact
 from amrg.cluster.ray_internals import init_on_loopback, recorded_address
 from amrg.cluster.readers import start_readers
 from amrg.cluster.task_map import ray_map
-from amrg.cluster.workers import resources, train
+from amrg.cluster.workers import resources, train_with_ray
 from amrg.cluster.writers import ray_tasks
 from amrg.config import Config
 from amrg.data.shards import prepare
@@ -23,7 +23,7 @@ from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
 from amrg.launcher import answers
 from amrg.mining.build_banks import build_banks
-from amrg.pipeline import STEPS, StepFunction, check, recipe, refuse_failures, root, run_step
+from amrg.pipeline import ALL_STEPS, STEPS, StepFunction, chain, check, recipe, refuse_failures, root, run_step
 from amrg.progress import echo
 from amrg.training.deepspeed_json import tensor_size
 
@@ -52,18 +52,18 @@ def run(config: Config, strict: bool = False) -> Artifact:
             f"{config.stage2.ds_config}: workers of a Ray cluster do not share a language model: take zero3.json, or "
             "start launchers/stage2.py with torchrun"
         )
-    check(tuple(STEPS), config, config.cluster.workers)
+    check(chain(config), config, config.cluster.workers)
     with ray_session(config):
         readers = start_readers(config.cluster)
-        for verb in STEPS:
+        for verb in chain(config):
             made = find(root(config), recipe(verb, config))
             if made:
                 echo(f"{verb}: already made, nothing to do: {made.path}")
-            elif verb in _TASK_STEPS:
-                run_step(verb, config, _TASK_STEPS[verb])
+            elif verb in _WORKER_STEPS:
+                train_with_ray(verb, config, _WORKER_STEPS[verb](config), readers)
             else:
-                train(verb, config, _WORKER_STEPS[verb](config), readers)
-            artifact = open_artifact(recipe(verb, config).path(root(config)), STEPS[verb].kind)
+                run_step(verb, config, _TASK_STEPS.get(verb))
+            artifact = open_artifact(recipe(verb, config).path(root(config)), ALL_STEPS[verb].kind)
             if strict:
                 refuse_failures(verb, artifact)
     return artifact

@@ -45,12 +45,12 @@ def ray_map(resources: dict[str, float]) -> MapFn:
                 "same command goes on from the finished parts"
             ) from None
         finally:
-            cancel(refs)
+            cancel_tasks(refs)
 
     return each
 
 
-def cancel(refs: Sequence[Any]) -> None:
+def cancel_tasks(refs: Sequence[Any]) -> None:
     """Cancel the tasks that are not done; Ray 2.60 ends the driver when one that is just done is cancelled."""
     if refs:
         _, away = ray.wait(list(refs), num_returns=len(refs), timeout=0)

@@ -58,7 +58,7 @@ _PEERS = re.compile("gloo|nccl|c10d|connection|socket|timed out", re.IGNORECASE)
 _ONCE: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0, "controller_failure_limit": 3}
 
 
-def train(verb: str, config: Config, batch_size: int, readers: list[Any]) -> None:
+def train_with_ray(verb: str, config: Config, batch_size: int, readers: list[Any]) -> None:
     """Run a step on the workers; a loss starts them again, as often as there is progress in between.
 
     Args:

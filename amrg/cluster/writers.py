@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from amrg.cluster.task_map import cancel
+from amrg.cluster.task_map import cancel_tasks
 from amrg.config import DataConfig
 from amrg.data.shards import Shard, SubmitShard, init_shard_writer, write_shard
 from amrg.data.studies import Source
@@ -57,4 +57,4 @@ def ray_tasks(source: Source, config: DataConfig, folder: Path) -> Iterator[Subm
             "finished shards are kept; smaller shards (data.shard_size) need less memory"
         ) from None
     finally:
-        cancel(refs)
+        cancel_tasks(refs)

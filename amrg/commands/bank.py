@@ -1,4 +1,7 @@
-"""``amrg bank COMMAND ...``: build, merge, subset, verify, show and search memory banks."""
+"""``amrg bank COMMAND ...``: build, merge, show and search memory banks; change those of a run.
+
+`add`, `swap` and `forget` change the memory of a trained run without training it (docs/memory-banks.md).
+"""
 
 import argparse
 import json
@@ -11,8 +14,10 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from amrg.data.studies import SPLITS
 from amrg.errors import UserError
 
+_RUN = "runs/NAME, or one of its scores, reports or stage2 artefacts"
 _SHOWN = ("row", "cosine", "finding", "split", "source", "score")
 
 
@@ -24,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one of the commands; each reads banks and writes new folders, no bank is changed."""
+    """Run one of the commands; each reads banks and writes new folders."""
     parser = _Parser(prog="amrg bank", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
@@ -69,8 +74,88 @@ def main(arguments: Sequence[str]) -> None:
     what.add_argument("--text", help="a text, encoded as the bank's rows were")
     search.add_argument("--count", type=int, default=10, help="how many")
     search.add_argument("--show-text", action="store_true", help="show what reports say")
+    add = command("add", _add, "studies become rows of both banks of a run, without training")
+    add.add_argument("run", type=Path, help=_RUN)
+    add.add_argument("data", type=Path, help="studies with reports, as `amrg prepare` makes them")
+    add.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        default=["train"],
+        help="of the data; others than train are marked",
+    )
+    add.add_argument("--alone", action="store_true", help="banks of these studies alone; the run keeps its own")
+    swap = command("swap", _swap, "a run uses other banks that its stage 1 made, without training")
+    swap.add_argument("run", type=Path, help=_RUN)
+    swap.add_argument("banks", type=Path, help="a banks artefact, here or of another run")
+    forget = command("forget", _forget, "remove studies from everything in the folder of a run; deletes its reports")
+    forget.add_argument("run", type=Path, help="runs/NAME")
+    which = forget.add_mutually_exclusive_group(required=True)
+    which.add_argument("--patient", help="number of a patient in the data set, or the group that banks show")
+    which.add_argument("--study", help="key of a study")
+    which.add_argument("--where", metavar="COLUMN=PATTERN", help="such as dataset=site_b or key=b-*")
+    forget.add_argument("--key", type=Path, required=True, metavar="FILE", help="secret bytes that sign the record")
+    forget.add_argument("--named", action="store_true", help="write the patient, study or pattern into the record")
+    record = command("record", _record, "verify the record of what was forgotten, and show it")
+    record.add_argument("run", type=Path, help="runs/NAME")
+    record.add_argument("--key", type=Path, required=True, metavar="FILE", help="the secret bytes that signed it")
+    record.add_argument("--patient", help="show the lines of this patient, as it was given to `forget`")
     options = parser.parse_args(arguments)
     options.action(options)
+
+
+def _add(options: argparse.Namespace) -> None:
+    from amrg.artifacts import open_artifact
+    from amrg.inference.run import open_run
+    from amrg.memory.changes import add_studies, use_banks
+
+    chain = open_run(options.run)
+    banks = add_studies(chain, open_artifact(options.data, "data"), options.splits, options.alone)
+    for name in ("visual", "reports"):
+        rows, before = len(_open(banks.path / name)), 0 if options.alone else len(_open(chain.banks.path / name))
+        print(f"{banks.path / name}: {rows} rows, {rows - before} of them new")
+    if not options.alone:
+        print(f"{chain.name} uses these banks from now on: {use_banks(chain, banks).path}")
+
+
+def _swap(options: argparse.Namespace) -> None:
+    from amrg.artifacts import open_artifact
+    from amrg.inference.run import open_run
+    from amrg.memory.changes import swap_banks
+
+    chain = open_run(options.run)
+    head = swap_banks(chain, open_artifact(options.banks, "banks"))
+    print(f"{chain.name} uses {options.banks} from now on: {head.path}")
+
+
+def _forget(options: argparse.Namespace) -> None:
+    from amrg.memory.forget import Selection, forget
+    from amrg.memory.record import RECORD, read_key
+
+    key = read_key(options.key)
+    by = next(name for name in ("patient", "study", "where") if getattr(options, name) is not None)
+    entry = forget(options.run, Selection(by, getattr(options, by)), key, options.named)
+    if entry is None:
+        print(f"{options.run}: what an interrupted `forget` had begun is done")
+        return
+    counts = "{studies} studies of {patients} patients are gone".format(**entry)
+    print(f"{options.run}: {counts}: {json.dumps(entry['rows'])}")
+    print("searched {files} files, {bytes} bytes, for {patterns} patterns: none left".format(**entry["searched"]))
+    print(f"signed in {options.run / RECORD}")
+    print("not touched: trained weights, the original data, backups, exports, and services that still run")
+
+
+def _record(options: argparse.Namespace) -> None:
+    from amrg.memory.record import RECORD, keyed_hash, read_key, verify
+
+    key = read_key(options.key)
+    entries = verify(key, options.run / RECORD)
+    if options.patient is not None:
+        subject = keyed_hash(key, f"patient {options.patient}")
+        entries = [entry for entry in entries if entry["subject"] == subject]
+    print(f"{len(entries)} lines, each as it was signed")
+    for entry in entries:
+        print(json.dumps(entry))
 
 
 def _build(options: argparse.Namespace) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from amrg.data.dataset_checks import Check, check_dataset
+from amrg.data.check_report import Check
+from amrg.data.dataset_checks import check_dataset
 from amrg.data.shards import hash_key
 from amrg.errors import UserError
 

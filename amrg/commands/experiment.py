@@ -36,6 +36,7 @@ _PANELS = {
     "region-query": ("visual relevance", "visual true side", "side exact", DETAILED),
     "grounding": ("side exact", "zone exact", "unsupported details", DETAILED),
     "retrieved-text": (HEADLINE, DETAILED, "side exact", "ROUGE-L"),
+    "knowledge-graph": (HEADLINE, DETAILED, "classifier AUROC", "visual relevance"),
     "leakage": (HEADLINE, DETAILED, "BLEU-4"),
 }
 

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         print(line)
     if options.dry_run:
         return
-    faults = fetch(metrics)
+    faults = fetch_metric_weights(metrics)
     if faults:
         raise UserError("\n".join(faults))
     echo("all of it is there; `amrg evaluate` makes no scores anew: delete the folder of those made without it")
@@ -48,7 +48,7 @@ def _listed(metrics: Sequence[str]) -> Iterator[str]:
             yield f"  {'there  ' if weights.there else 'missing'} {', '.join(filter(None, details))}: {weights.folder}"
 
 
-def fetch(metrics: Sequence[str]) -> list[str]:
+def fetch_metric_weights(metrics: Sequence[str]) -> list[str]:
     """Fetch missing files, archives before the encoders that they name; return a line per failure."""
     faults: dict[Weights, str] = {}
     while lacking := [weights for weights in missing(metrics) if weights not in faults]:

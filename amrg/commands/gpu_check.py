@@ -37,11 +37,11 @@ def main(arguments: list[str]) -> None:
     deadline = time.monotonic() + options.seconds
     checks: dict[str, Callable[[], StageResult]] = {
         "environment": partial(kernel_checks.environment, device),
-        "kernels": partial(kernel_checks.kernels, device),
+        "kernels": partial(kernel_checks.check_kernels, device),
         "random_bits": partial(kernel_checks.random_bits, device),
-        "speed": partial(kernel_checks.speed, device),
-        "modules": partial(model_checks.modules, device),
-        "chain": partial(model_checks.chain, device, lambda: deadline - time.monotonic()),
+        "speed": partial(kernel_checks.check_speed, device),
+        "modules": partial(model_checks.check_modules, device),
+        "chain": partial(model_checks.check_chain, device, lambda: deadline - time.monotonic()),
     }
     results: dict[str, dict[str, Any]] = {}
     for name in STAGES:

@@ -22,7 +22,7 @@ from amrg.errors import UserError
 from amrg.pipeline import recipe, root
 from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_bytes, format_duration
-from amrg.planning.pipeline_estimate import Step, chain
+from amrg.planning.pipeline_estimate import Step, estimate_pipeline
 from amrg.planning.stage_estimate import Assumptions, Plan, estimate_stage
 from amrg.progress import echo
 from amrg.retrieval.communication_cost import NET_RATE
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     content: dict[str, Any] = {stage: _as_json(found) for stage, found in plans.items()}
     if options.stage is None:
         echo("tracing what comes between the stages and after them")
-        steps = chain(config, plans, given)
+        steps = estimate_pipeline(config, plans, given)
         content["chain"] = [asdict(step) for step in steps]
         console.print(_chain(steps, given))
         console.print("\n".join(f"{step.what}: {step.origin}" for step in steps if step.origin), highlight=False)

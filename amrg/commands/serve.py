@@ -14,7 +14,7 @@ from pathlib import Path
 
 from amrg.commands.view import LOOPBACK, is_loopback, listen
 from amrg.errors import UserError
-from amrg.inference.run import BASE_MODEL, open_run
+from amrg.inference.run import BANKS, BASE_MODEL, open_run
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import echo
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         )
     if token and options.no_token:
         raise UserError(f"--no-token, but there is a token in --token-file or {TOKEN}")
-    chain = open_run(options.run, options.base_model)
+    chain = open_run(options.run, options.base_model, options.bank)
     most = chain.config.generate.batch_size
     batch_size = options.batch_size or most
     if not 1 <= batch_size <= most:
@@ -64,7 +64,9 @@ def main(arguments: list[str]) -> None:
     with listen(options.host, options.port) as listening:
         echo(f"loading {chain.stage2.path}")
         batcher = Batcher(
-            lambda: worker_process(opened, options.base_model, options.seconds), batch_size, metrics.add_batch
+            lambda: worker_process(opened, options.base_model, options.seconds, options.bank),
+            batch_size,
+            metrics.add_batch,
         )
         with closing(batcher):
             if not (local or token):
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help=f"time limit of a request (default: {SECONDS:g})"
     )
+    parser.add_argument("--bank", **BANKS)
     parser.add_argument("--decoder.model", **BASE_MODEL)
     return parser
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from amrg.errors import UserError
-from amrg.inference.run import BASE_MODEL, open_run
+from amrg.inference.run import BANKS, BASE_MODEL, open_run
 from amrg.progress import echo
 
 PORT = 8017
@@ -24,20 +24,29 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--online", action="store_true", help="read films that the run keeps at a URL (`amrg mirror`) from there"
     )
+    parser.add_argument(
+        "--compare", type=Path, metavar="OTHER", help="another run of the same studies: show its reports too"
+    )
+    parser.add_argument("--bank", **BANKS)
     parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
-    chain = open_run(options.run, options.base_model)
+    chain = open_run(options.run, options.base_model, options.bank)
     try:
         import uvicorn
 
+        from amrg.webapp.comparison import ComparedRun
         from amrg.webapp.server import create_app
     except ModuleNotFoundError as error:
         raise UserError(f"the viewer needs {error.name}: pip install 'amrg[viewer]'") from None
+    compared = ComparedRun.open(chain, open_run(options.compare)) if options.compare else None
+    if compared:
+        echo(compared.note)
     with listen(options.host, options.port) as listening:
         echo(f"loading {chain.stage2.path}")
         local = is_loopback(options.host)
         names = {LOOPBACK, "localhost"} if local else {socket.gethostname().lower(), socket.getfqdn().lower()}
-        app = create_app(chain, {options.host.lower(), *names}, any_address=not local, online=options.online)
+        hosts = {options.host.lower(), *names}
+        app = create_app(chain, hosts, any_address=not local, online=options.online, compared=compared)
         if not local:
             echo(f"anyone who reaches this machine at {options.host} can read the films and reports of this run")
         host = f"[{options.host}]" if ":" in options.host else options.host

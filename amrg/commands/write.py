@@ -4,20 +4,22 @@ STUDY is a film (PNG, JPEG, DICOM, TIFF, BMP or WebP); a folder, in which each f
 with the columns study and film; or a .txt with the path of a film or folder in each line. Paths in these files are
 relative to them. A CSV may also have the columns indication, technique, comparison, age and sex, and prior_report,
 prior (films of the earlier study, several separated by `;`) and prior_days, which are the options of these names for
-one study. Other files in folders are skipped. Reports go to stdout as they are written: as text, or
-with --json as one JSON line a study, with stage 1's probabilities and the memory rows behind it. With --out they go to
-a file as JSON lines; the same command continues an interrupted one.
+one study, and with --bank the column bank. Other files in folders are skipped. Reports go to stdout as they are
+written: as text, or with --json as one JSON line a study, with stage 1's probabilities and the memory rows behind it.
+With --out they go to a file as JSON lines; the same command continues an interrupted one.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import cache
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+from amrg.artifacts import Artifact, open_artifact
 from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.own_studies import (
     PRIOR_COLUMNS,
@@ -31,7 +33,8 @@ from amrg.data.own_studies import (
     read_study,
 )
 from amrg.errors import UserError
-from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, open_run
+from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, open_run, refuse_other_banks
+from amrg.memory.changes import mix_banks
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import echo, track
 
@@ -71,12 +74,14 @@ def main(arguments: list[str]) -> None:
         names = sorted(set(skipped))
         more = f" and {len(names) - _NAMED} other names" if len(names) > _NAMED else ""
         echo(f"files that are no films are skipped: {len(skipped)} ({', '.join(names[:_NAMED])}{more})")
-    finished = _finished(options.out, chain.model) if options.out else set()
+    memories = _open_memories(chain, options.bank, {study.memory for study in studies})
+    models = {replace(chain, banks=one).model for one in (memories or {"": chain.banks}).values()}
+    finished = _finished(options.out, models) if options.out else set()
     remaining = [study for study in studies if study.name not in finished]
     if len(remaining) < len(studies):
         echo(f"{len(studies) - len(remaining)} of {len(studies)} studies are already in {options.out}")
     left_out = len(remaining)
-    for line in write(chain, remaining, options.force) if remaining else ():
+    for line in write(chain, remaining, options.force, memories) if remaining else ():
         if line.get("unlike_training"):
             echo(f"{line['study']}: {UNLIKE_TRAINING.format(**line)}")
         if options.out:
@@ -95,20 +100,34 @@ def main(arguments: list[str]) -> None:
         )
 
 
-def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = False) -> Iterator[dict[str, Any]]:
+def write(
+    chain: RunArtifacts,
+    studies: Sequence[StudyFiles],
+    force: bool = False,
+    memories: Mapping[str, Artifact] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Generate a record for each study, in order; those that are unreadable or refused are named and left out.
 
     Args:
         chain: the run.
         studies: their files.
         force: write reports also for what is refused as no film.
+        memories: banks by ``StudyFiles.memory``, "" for studies that name none; None: the run's own for all.
 
     Yields:
         ``{study, model}``, the fields of ``LoadedRun.generate_records`` (``prior`` is whether an earlier study was
         read), ``context``, the names of the fields that were known and read, if the run reads any, and with ``force``
         for what would have been refused ``forced``: why.
     """
-    run = LoadedRun(chain)
+    chosen = {"": chain.banks} if memories is None else memories
+    load = cache(lambda name: LoadedRun(replace(chain, banks=chosen[name])))
+    for name, some in groupby(studies, lambda study: study.memory if memories else ""):
+        yield from _write_with(load(name), list(some), force)
+
+
+def _write_with(run: LoadedRun, studies: Sequence[StudyFiles], force: bool) -> Iterator[dict[str, Any]]:
+    """Generate the records of ``write`` with one memory."""
+    chain = run.artifacts
     given = [name for name in CONTEXT_FIELDS if any(study.context.text(name) for study in studies)]
     if unread := [name for name in given if name not in run.context_fields]:
         echo(f"this run does not read {', '.join(unread)}, which is left out (decoder.context of its training)")
@@ -127,6 +146,31 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
             yield {"study": study.name, "model": chain.model, **record, **known, **forced}
 
 
+def _open_memories(chain: RunArtifacts, given: Sequence[str], chosen: set[str]) -> dict[str, Artifact] | None:
+    """Open the banks of --bank by what studies name; those that name none read all of them, mixed.
+
+    Raises:
+        UserError: a name is given twice or to nothing, a study names another, or banks do not fit the run.
+    """
+    pairs = [one.partition("=") for one in given]
+    named = {name: Path(path) for name, equals, path in pairs if name and equals and path and "+" not in name}
+    if len(named) < len(given):
+        raise UserError("--bank takes NAME=BANKS, each name once and without +")
+    if unknown := sorted({part for name in chosen - {""} for part in name.split("+")} - named.keys()):
+        raise UserError(f"a study's bank {', '.join(unknown)} is none of --bank {' '.join(named) or '(none is given)'}")
+    if not named:
+        return None
+    banks = {name: open_artifact(path, "banks") for name, path in named.items()}
+    for one in banks.values():
+        refuse_other_banks(chain, one)
+    everything = "+".join(named)
+    found = {}
+    for name in chosen:
+        parts = [banks[part] for part in dict.fromkeys((name or everything).split("+"))]
+        found[name] = parts[0] if len(parts) == 1 else mix_banks(chain, parts)
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="amrg write", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -136,6 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON line a study")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append JSON lines; skip the studies in it")
     parser.add_argument("--one-study", action="store_true", help="a study may have any number of films")
+    parser.add_argument(
+        "--bank", action="append", default=[], metavar="NAME=BANKS",
+        help="retrieve from these banks instead, such as another hospital's; of several, each study from those that "
+        "the CSV's column bank names (NAME or NAME+NAME), or from all",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="write also for what is refused as no chest film")
     for name in CONTEXT_FIELDS:
         what = "in years" if name == "age" else "female or male" if name == "sex" else "a text"
@@ -182,8 +231,8 @@ def _read(
     return read, prior
 
 
-def _finished(out: Path, model: str) -> set[str]:
-    """Return the studies that a file of reports of this model holds; a cut last line is removed.
+def _finished(out: Path, allowed: set[str]) -> set[str]:
+    """Return the studies that a file of reports of these models holds; a cut last line is removed.
 
     Raises:
         UserError: it cannot be read or written, or holds something else.
@@ -203,9 +252,10 @@ def _finished(out: Path, model: str) -> set[str]:
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{out} does not hold lines of `amrg write`: give another file to --out") from None
-    if models - {model}:
+    if models - allowed:
         raise UserError(
-            f"{out} holds reports of {', '.join(sorted(models - {model}))}, not of {model}: give another file to --out"
+            f"{out} holds reports of {', '.join(sorted(models - allowed))}, not of {', '.join(sorted(allowed))}: give "
+            "another file to --out"
         )
     if cut:  # not before it is known to be ours: any other file must stay as it is
         os.truncate(out, complete)

@@ -6,19 +6,18 @@ must mend it.
 """
 
 import os
-import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from amrg.config import ColumnsConfig, DataConfig
+from amrg.data.check_report import NAMED, Check, Found, Report
 from amrg.data.image_io import load_film
 from amrg.data.labels import LABELS
-from amrg.data.shards import hash_key
 from amrg.data.sources import chexpert_plus, mimic_cxr, open_part, openi, r2gen, recognize, source_faults
 from amrg.data.sources.table import suggest_columns
 from amrg.data.sources.tables import labels_of, present, read_csv
@@ -26,46 +25,11 @@ from amrg.data.text.sections import split_sections, unknown_headings
 from amrg.errors import UserError
 from amrg.progress import track
 
-SAMPLE, REPORTS = 50, 500  # films to decode, and reports to read
-NAMED = 3
+REPORTS = 500  # to read of a sample
 #: A heading of letters only, and no title of a person.
 _TEMPLATE = re.compile(r"(?!.*\b(?:DR|MD|MR|MRS|MS|PATIENT|NAME)\b)[A-Z][A-Z ,./&()'-]*")
 #: More studies without a row of labels than the published tables lack: their join went wrong.
 MAX_UNLABELLED = 0.01
-
-
-@dataclass(frozen=True)
-class Found:
-    """Something that is wrong.
-
-    Attributes:
-        key: of the study as ``prepare`` names it, or of what else it is, not hashed.
-        exact: path, or identifiers, of what is wrong.
-        reason: why; empty if the check says it.
-    """
-
-    key: str
-    exact: str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report.
-
-    Attributes:
-        what: name of the check.
-        ok: whether it passed.
-        result: result in words and numbers.
-        remedy: advice to the user; empty if the check passed and there is nothing to be told of it.
-        found: all that is wrong, with names of patients: for a file, never for the terminal.
-    """
-
-    what: str
-    ok: bool
-    result: str
-    remedy: str = ""
-    found: tuple[Found, ...] = ()
 
 
 def check_dataset(root: Path, every: bool = False) -> tuple[str, list[Check]]:
@@ -80,7 +44,7 @@ def check_dataset(root: Path, every: bool = False) -> tuple[str, list[Check]]:
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give the one that holds the data set")
-    report = _Report(every)
+    report = Report(every)
     if (root / r2gen.ANNOTATION).exists():  # readers look for it first, too
         return _annotated(root, report), report.checks
     if any(root.glob("mimic-cxr-2.0.0-*")):
@@ -97,74 +61,7 @@ def check_dataset(root: Path, every: bool = False) -> tuple[str, list[Check]]:
     raise UserError(f"{root} holds no data set that is known: {known} expected")
 
 
-class _Report:
-    """Collect checks. A check that raises ``UserError`` counts as failed.
-
-    Args:
-        every: whether ``sample`` takes all items.
-    """
-
-    def __init__(self, every: bool) -> None:
-        self.checks: list[Check] = []
-        self.every = every
-
-    def sample(self, items: Iterable[Any], size: int = SAMPLE) -> list[Any]:
-        """Return some of the items, the same in every run; all if ``every``."""
-        ordered = sorted(items)
-        return ordered if self.every or len(ordered) <= size else random.Random(0).sample(ordered, size)
-
-    def of_sample(self, number: int) -> str:
-        """Return the number of items in words."""
-        return f"all {number:,}" if self.every else f"a sample of {number:,}"
-
-    @property
-    def failed(self) -> bool:
-        """Whether a check failed so far."""
-        return not all(check.ok for check in self.checks)
-
-    def attempt(self, what: str, action: Callable[[], Any], advice: str) -> Any:
-        """Run the action and return its result; on failure add a failed check and return None."""
-        try:
-            result = action()
-        except UserError as error:
-            self.checks.append(Check(what, False, str(error), advice))
-            return None
-        self.checks.append(Check(what, True, f"{len(result):,} rows" if hasattr(result, "__len__") else "readable"))
-        return result
-
-    def count(self, what: str, number: int, total: int, means: str) -> None:
-        """Add a passed check with a count and the consequence for the counted studies."""
-        self.checks.append(Check(what, True, f"{number:,} of {total:,}" + (f" ({means})" if number else "")))
-
-    def expect_none(
-        self,
-        what: str,
-        wrong: Iterable[str] | Mapping[str, str],
-        total: int,
-        advice: str,
-        tolerated: float | None = None,
-    ) -> None:
-        """Add a check that passes if ``wrong`` is empty; otherwise give the count and some hashed keys.
-
-        Args:
-            what: name of the check.
-            wrong: keys of what is wrong, and what exactly it is if the key does not say.
-            total: number of what was looked at.
-            advice: remedy, or consequence.
-            tolerated: share of ``total`` up to which the check still passes; None: the check fails.
-        """
-        exact = wrong if isinstance(wrong, Mapping) else {key: key for key in wrong}
-        keys = sorted(exact)
-        if not keys:
-            self.checks.append(Check(what, True, f"none of {total:,}"))
-            return
-        named = ", ".join(hash_key(key) for key in keys[:NAMED])
-        ok = tolerated is not None and len(keys) <= tolerated * total
-        result = f"{len(keys):,} of {total:,} (hashed: {named})"
-        self.checks.append(Check(what, ok, result, advice, tuple(Found(key, exact[key]) for key in keys)))
-
-
-def _read_through(root: Path, report: _Report, source: str) -> None:
+def _read_through(root: Path, report: Report, source: str) -> None:
     """Check a data set by reading its studies, as ``prepare`` does, and their films."""
     columns = ColumnsConfig()
     if source == "table":
@@ -195,7 +92,7 @@ def _read_through(root: Path, report: _Report, source: str) -> None:
     _report_films(report, wrong, len(chosen))
 
 
-def _mimic(root: Path, report: _Report) -> None:
+def _mimic(root: Path, report: Report) -> None:
     get = "fetch it from PhysioNet's MIMIC-CXR-JPG 2.0.0 (or later) again"
     tables = {
         name: report.attempt(f"table {name}", partial(_mimic_table, root, name, columns), get)
@@ -265,7 +162,7 @@ def _mimic_table(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[s
     return read_csv(path, columns, optional=(mimic_cxr.CODE,)).to_pylist()
 
 
-def _chexpert(root: Path, report: _Report) -> None:
+def _chexpert(root: Path, report: Report) -> None:
     get = "fetch it from CheXpert Plus again"
     path = root / chexpert_plus.TABLE
     table = (
@@ -314,7 +211,7 @@ def _label_lines(root: Path, name: str) -> list[dict[str, Any]]:
     return chexpert_plus.read_labels(path)
 
 
-def _annotated(root: Path, report: _Report) -> str:
+def _annotated(root: Path, report: Report) -> str:
     """Check R2Gen's selection of a data set; return the source that reads it."""
     advice = "take R2Gen's annotation.json again"
     content = report.attempt("annotation", lambda: r2gen.read_annotation(root / r2gen.ANNOTATION), advice) or []
@@ -343,7 +240,7 @@ def _annotated(root: Path, report: _Report) -> str:
     return "mimic_cxr" if mimic else "iu_xray"
 
 
-def _openi(root: Path, report: _Report) -> None:
+def _openi(root: Path, report: Report) -> None:
     again = "fetch Open-i's reports again"
     paths = list(openi.report_files(root))
     films = openi.film_files(root)
@@ -388,7 +285,7 @@ def _contradictions(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> set[str]:
     return {key for key, row in rows if first.setdefault(key, labels_of(row)) != labels_of(row)}
 
 
-def _one_split(report: _Report, pairs: Iterable[tuple[str, str]]) -> None:
+def _one_split(report: Report, pairs: Iterable[tuple[str, str]]) -> None:
     splits: dict[str, set[str]] = defaultdict(set)
     for patient, split in pairs:
         if patient and split:
@@ -397,7 +294,7 @@ def _one_split(report: _Report, pairs: Iterable[tuple[str, str]]) -> None:
     report.expect_none("patients in two splits", in_several, len(splits), "use data.splits patient: else reports leak")
 
 
-def _read_texts(report: _Report, reports: dict[str, mimic_cxr.ReportFile]) -> list[str]:
+def _read_texts(report: Report, reports: dict[str, mimic_cxr.ReportFile]) -> list[str]:
     """Check that reports can be read; return the texts of those that can."""
     texts, wrong = [], []
     for key, file in reports.items():
@@ -414,7 +311,7 @@ def _read_texts(report: _Report, reports: dict[str, mimic_cxr.ReportFile]) -> li
     return texts
 
 
-def _name_sections(report: _Report, texts: list[str]) -> None:
+def _name_sections(report: Report, texts: list[str]) -> None:
     """Count the reports of a sample without each section, which ``data.sections`` would leave to stage 1 alone.
 
     The commonest headings in them that no rule names tell whether the text was there under another name.
@@ -434,7 +331,7 @@ def _unknown(texts: list[str]) -> str:
 
 
 def _decode(
-    report: _Report, films: Iterable[tuple[str, Path]], locate: Callable[[Path], Path] = lambda path: path
+    report: Report, films: Iterable[tuple[str, Path]], locate: Callable[[Path], Path] = lambda path: path
 ) -> None:
     """Check that films can be decoded.
 
@@ -461,7 +358,7 @@ def _reason(error: OSError | ValueError) -> str:
     return str(error) if isinstance(error, ValueError) else type(error).__name__
 
 
-def _report_films(report: _Report, wrong: list[Found], sampled: int) -> None:
+def _report_films(report: Report, wrong: list[Found], sampled: int) -> None:
     """Add the check of films, which passes if none is wrong."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(one.reason for one in wrong).items()))
     advice = "fetch the films again; prepare leaves out at most data.max_corrupt_fraction" if wrong else ""

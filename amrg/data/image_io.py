@@ -4,11 +4,14 @@ Sizes are checked on headers, before anything is decoded or inflated, so that a 
 """
 
 import io
+import logging
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -43,7 +46,38 @@ _UNPADDED = 0.1
 #: Percentiles between which a film must have at least one step of 255, if a DICOM window suits it.
 _VISIBLE = (1.0, 99.0)
 
+#: Gray value of the rows that a decoder of JPEG fills where the data end before the image does; and the least share of
+#: the rows, at the bottom, for which a film is refused. Fewer rows may be a border of that value.
+_FILLED_GRAY, _FILLED_ROWS = 128, 0.05
+#: Gray values of the levels of an image of 8 bits.
+_EIGHT_BIT = np.arange(256, dtype=np.uint8)
+
 _DICOM_DEFAULTS = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+
+
+@dataclass(frozen=True)
+class FilmLevels:
+    """A film with all gray levels of its file.
+
+    Attributes:
+        index: level of each pixel, unsigned integers [H, W].
+        gray: gray value of each level as models read it, uint8 [N]; 0 is black.
+        values: stored value of each level, float64 [N], ascending.
+    """
+
+    index: np.ndarray
+    gray: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of_gray(cls, film: np.ndarray) -> Self:
+        """Return the levels of a film of 8 bits, uint8 [H, W]."""
+        return cls(film, _EIGHT_BIT, _EIGHT_BIT.astype(np.float64))
+
+    @property
+    def film(self) -> np.ndarray:
+        """Film as models read it, uint8 [H, W]."""
+        return self.index if self.gray is _EIGHT_BIT else self.gray[self.index]
 
 
 def load_film(path: Path, short_side: int) -> np.ndarray:
@@ -69,8 +103,13 @@ def load_film(path: Path, short_side: int) -> np.ndarray:
 
 def read_film(data: bytes, short_side: int) -> np.ndarray:
     """Like ``load_film``, from the bytes of a file; the content determines the format, and flat images are returned."""
+    return read_levels(data, short_side).film
+
+
+def read_levels(data: bytes, short_side: int) -> FilmLevels:
+    """Read what ``read_film`` does with all gray levels of the file."""
     if is_dicom(data):
-        return read_dicom(data)
+        return _read_dicom_levels(data)
     image = open_image(data)
     try:
         if image.format == "JPEG":
@@ -78,14 +117,26 @@ def read_film(data: bytes, short_side: int) -> np.ndarray:
             image.draft("L", (int(image.width / scale), int(image.height / scale)) if scale > 1 else image.size)
         inverted = image.format == "TIFF" and image.getexif().get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         image.load()
+        filled = image.format == "JPEG" and _is_filled(image)
         image = ImageOps.exif_transpose(image)
         deep = image.mode.startswith(("I", "F"))
         pixels = np.asarray(image) if deep else np.asarray(image.convert("L"))
     except Exception as error:  # a damaged file raises errors of any type: SyntaxError of a PNG, KeyError of a TIFF, …
         raise ValueError(f"not a readable image ({type(error).__name__})") from None
+    if filled:
+        raise ValueError("a JPEG image whose data end before its last rows: a part of the film is missing")
     if not deep:
-        return pixels
-    return 255 - to_8_bit(pixels) if inverted else to_8_bit(pixels)
+        return FilmLevels.of_gray(pixels)
+    values, counts, index = _levels(pixels)
+    gray = _scaled(values, counts)
+    return FilmLevels(index, 255 - gray if inverted else gray, values)
+
+
+def _is_filled(image: Image.Image) -> bool:
+    """Return whether the lowest rows of a JPEG image are those of a decoder that had no data for them."""
+    rows = max(1, round(image.height * _FILLED_ROWS))
+    lowest = image.crop((0, image.height - rows, image.width, image.height)).convert("L")
+    return lowest.getextrema() == (_FILLED_GRAY, _FILLED_GRAY)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -155,8 +206,10 @@ def parse_dicom(data: bytes, **options: Any) -> Any:
         from pydicom.filereader import read_dataset
     except ImportError:
         raise UserError("DICOM films need pydicom: `pip install 'amrg[dicom]'`") from None
-    # Its warnings would quote patient data of the file.
+    # Its warnings, and those of its decoders, would quote patient data of the file.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    warnings.filterwarnings("ignore", module=r"pydicom|pylibjpeg|libjpeg|openjpeg")
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
     file = io.BytesIO(data)
     file.seek(132 if data[128:132] == b"DICM" else 0)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
@@ -203,6 +256,10 @@ def read_dicom(data: bytes) -> np.ndarray:
     Raises:
         ValueError: not DICOM, without pixels, too large, or not a single grey image.
     """
+    return _read_dicom_levels(data).film
+
+
+def _read_dicom_levels(data: bytes) -> FilmLevels:
     try:
         record = parse_dicom(data)
         pixels = _stored_pixels(record)
@@ -274,20 +331,21 @@ def _check_stream(stream: bytes, pixel_bytes: int) -> None:
         place += 2 + length
 
 
-def _displayed(record: Any, pixels: np.ndarray) -> np.ndarray:
+def _displayed(record: Any, pixels: np.ndarray) -> FilmLevels:
     if pixels.ndim != 2:
         raise _RefusedDicom(f"a DICOM object of shape {list(pixels.shape)} is not one grey film")
     values, counts, index = _levels(pixels)
     photometric = record.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
-        return _scaled(_palette(record, values), counts, clip_outliers=False)[index]
+        luminance = _scaled(_palette(record, values), counts, clip_outliers=False)
+        return FilmLevels.of_gray(luminance[index])  # its stored values are no brightness
     rescaled = _modality(record, values)
     counts = _without_padding(record, values, counts)
     shown = next((y for y in _windowed(record, rescaled) if _is_visible(y, counts)), None)
     gray = _scaled(rescaled, counts) if shown is None else _scaled(shown, counts, clip_outliers=False)
     # Both say that low values are bright. Most films that say one say the other, too: they are inverted once.
     inverted = photometric == "MONOCHROME1" or record.get("PresentationLUTShape") == "INVERSE"
-    return (255 - gray if inverted else gray)[index]
+    return FilmLevels(index, 255 - gray if inverted else gray, values)
 
 
 def _without_padding(record: Any, values: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -57,6 +57,7 @@ class StudyFiles:
         fault: why the study cannot be read; empty if nothing is known against it.
         context: as the user gave it.
         prior: earlier study as the user gave it.
+        memory: names of the banks of this study, as the user gave them (``NAME`` or ``NAME+NAME``); empty for none.
     """
 
     name: str
@@ -64,6 +65,7 @@ class StudyFiles:
     fault: str = ""
     context: Context = NO_CONTEXT
     prior: GivenPrior | None = None
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def _in_table(path: Path) -> list[StudyFiles]:
     films: dict[str, list[Path]] = {}
     contexts: dict[str, Context] = {}
     priors: dict[str, GivenPrior | None] = {}
+    memories: dict[str, str] = {}
     rows = csv.DictReader(io.StringIO(_text(path)))
     try:
         if not set(_COLUMNS) <= set(rows.fieldnames or ()):
@@ -245,12 +248,14 @@ def _in_table(path: Path) -> list[StudyFiles]:
                 f"{path}, line {rows.line_num}: prior_days",
             )
             priors[study] = priors.get(study) or prior
+            memories[study] = memories.get(study, "") or (row.get("bank") or "").strip()
     except csv.Error as error:  # such as the rest of a file as one cell, after a quote that is not closed
         raise UserError(f"{path}, line {rows.line_num}: {error}") from None
     if not films:
         raise UserError(f"{path} names no study")
     return [
-        StudyFiles(study, tuple(paths), context=contexts[study], prior=priors[study]) for study, paths in films.items()
+        StudyFiles(study, tuple(paths), context=contexts[study], memory=memories[study], prior=priors[study])
+        for study, paths in films.items()
     ]
 
 

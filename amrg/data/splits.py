@@ -9,12 +9,20 @@ from amrg.config import DataConfig
 from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
 
+#: First words of the names that the sources hash.
+FAMILIES = ("mimic", "chexpert", "iu", "padchest", "vindr", "rexgradient", "table")
+
 TRAIN_SHARE, VAL_SHARE = 0.7, 0.1  # of patients; the rest is test
 
 
 def hash_patient(name: str) -> str:
     """Hash a patient to the group of its studies, which does not reveal the patient in shards, banks or logs."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def patient_groups(patient: str) -> set[str]:
+    """Return the groups that a patient may have in any source, by the data set's own number or by the group itself."""
+    return {patient, hash_patient(patient), *(hash_patient(f"{family} {patient}") for family in FAMILIES)}
 
 
 def hash_uniform(seed: int, purpose: str, name: str) -> float:

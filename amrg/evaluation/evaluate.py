@@ -30,6 +30,7 @@ from amrg.evaluation.localization import Localization, localization_scores
 from amrg.evaluation.page_samples import (
     CONTACT_FILMS,
     RetrievedRows,
+    choose_extreme_studies,
     choose_page_studies,
     read_curves,
     sample_studies,
@@ -93,8 +94,10 @@ def evaluate(
         raise UserError(f"{generated} does not say which split it was generated for: make it with `amrg generate`")
     studies = read_studies(data, split)
     reports = read_reports(generated, studies)
-    chosen = choose_page_studies(studies, config.evaluate.num_page_studies)
-    rows = RetrievedRows(banks, [reports[i] for i in chosen])
+    count = config.evaluate.num_page_studies
+    chosen = choose_page_studies(studies, count)
+    worst, best = choose_extreme_studies([s.report for s in studies], reports, count // 2)
+    rows = RetrievedRows(banks, reports, [reports[i] for i in (*chosen, *worst, *best)])
 
     train, test = each(_ClassifierPass(config, stage1, data, rows.films), ("train", split))
     texts = [r.text for r in reports]
@@ -130,11 +133,16 @@ def evaluate(
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     if learned:
         learned.save(folder / LEARNED, [r.key for r in reports])
+    samples, worst_samples, best_samples = (
+        sample_studies(test, train, reports, some, rows, data) for some in (chosen, worst, best)
+    )
     page = Page(
         scores=scores,
         curves=read_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
         contact_sheet=[_captioned(test, i) for i in choose_page_studies(studies, CONTACT_FILMS)],
-        studies=sample_studies(test, train, reports, chosen, rows, data),
+        studies=samples,
+        worst=worst_samples,
+        best=best_samples,
     )
     write_page(page, folder / "index.html")
     Console().print(score_table(scores))

@@ -41,19 +41,56 @@ class FindingErrors:
         """Number of errors."""
         return len(self.conflicting) + len(self.missed) + len(self.extra)
 
+    @property
+    def verdict(self) -> str:
+        """Counts in words, such as "1 of 2 findings found, 1 extra"."""
+        expected = len(self.found) + len(self.conflicting) + len(self.missed)
+        parts = [f"{len(self.found)} of {expected} findings found" if expected else "no finding to find"]
+        counts = {
+            "missed": len(self.missed),
+            "extra": len(self.extra),
+            "with another side or kind of device": len(self.conflicting),
+        }
+        return ", ".join([*parts, *(f"{count} {kind}" for kind, count in counts.items() if count)])
+
+
+#: A piece of a text, the kind of its mark (``overlays.KINDS``), and the finding; neither without a mark.
+Segment = tuple[str, str | None, str | None]
+
 
 def highlight_findings(reference: str, generated: str) -> tuple[Markup, Markup]:
     """Return both reports with their stated findings marked (kinds: ``overlays.KINDS``).
 
     As in clinical F1 with details, a finding in both is a hit only if sides and device kinds do not conflict.
     """
+    first, second = (marked(text, spans) for text, spans in _marks(reference, generated))
+    return first, second
+
+
+def finding_segments(reference: str, generated: str) -> tuple[list[Segment], list[Segment]]:
+    """Return both reports as marked and unmarked pieces; of overlapping marks the first wins."""
+    first, second = (_segments(text, spans) for text, spans in _marks(reference, generated))
+    return first, second
+
+
+def _segments(text: str, spans: list[tuple[int, int, str, str]]) -> list[Segment]:
+    pieces: list[Segment] = []
+    at = 0
+    for start, end, kind, label in sorted(spans):
+        if start >= at:
+            pieces += [(text[at:start], None, None), (text[start:end], kind, label)]
+            at = end
+    return [piece for piece in [*pieces, (text[at:], None, None)] if piece[0]]
+
+
+def _marks(reference: str, generated: str) -> list[tuple[str, list[tuple[int, int, str, str]]]]:
+    """Return the normalized text of both reports, and its marks."""
     texts = normalise(reference), normalise(generated)
     found = [mentions(text) for text in texts]
     stated = [{m.label for m in each if m.value == 1} for each in found]
     kinds = dict.fromkeys(stated[0] & stated[1], "hit") | dict.fromkeys(conflicts(reference, generated), "detail")
     marks = (_spans(each, kinds, alone) for each, alone in zip(found, ("miss", "extra"), strict=True))
-    first, second = (marked(text, spans) for text, spans in zip(texts, marks, strict=True))
-    return first, second
+    return list(zip(texts, marks, strict=True))
 
 
 def _spans(found: list[Mention], both: dict[str, str], alone: str) -> list[tuple[int, int, str, str]]:

@@ -14,8 +14,9 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import SampleLookup
 from amrg.data.studies import Study
 from amrg.evaluation.classifier_outputs import TestOutputs, TrainOutputs
-from amrg.evaluation.highlight import highlight_findings
+from amrg.evaluation.highlight import FindingErrors, highlight_findings
 from amrg.evaluation.reports import GeneratedReport, Sentence
+from amrg.evaluation.retrieval_lift import MeanRetrieval
 from amrg.pages.result_page import SampleStudy
 from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence
 
@@ -25,6 +26,8 @@ CONTACT_FILMS = 24
 _BANKS = {"visual": (VISUAL, 5), "report": (REPORTS, 3)}
 Films = dict[str, list[np.ndarray]]  # by study key
 _MAPS = 3  # maximal activation maps per study
+_FINDINGS = 3  # maximal findings named as unusual in what a study retrieved, ...
+_UNUSUAL = 1.05  # ... and their least lift, which is shown as ×1.1
 
 
 def choose_page_studies(studies: Sequence[Study], count: int) -> list[int]:
@@ -43,20 +46,38 @@ def choose_page_studies(studies: Sequence[Study], count: int) -> list[int]:
     return sorted(chosen)
 
 
+def choose_extreme_studies(
+    references: Sequence[str], reports: Sequence[GeneratedReport], count: int
+) -> tuple[list[int], list[int]]:
+    """Choose the worst and the best ``count`` studies by their reports, at most half of all each.
+
+    The worst have the most findings missed, added or with another side or device; of equal ones those with the fewest
+    right. The best have the fewest errors; of equal ones those with the most findings right. Ties keep their order, and
+    no study is both.
+    """
+    errors = [FindingErrors.of(text, report.text) for text, report in zip(references, reports, strict=True)]
+    count = min(count, len(errors) // 2)
+    worst = sorted(range(len(errors)), key=lambda i: (-errors[i].count, len(errors[i].found)))[:count]
+    best = sorted(set(range(len(errors))) - {*worst}, key=lambda i: (errors[i].count, -len(errors[i].found), i))
+    return worst, best[:count]
+
+
 class RetrievedRows:
     """Bank rows that reports retrieved, with their provenance.
 
     Args:
         folder: a banks artefact.
-        reports: generated reports whose rows are shown.
+        reports: all reports of the split, for the means of what they retrieved.
+        shown: those of them whose rows are shown.
     """
 
-    def __init__(self, folder: Path, reports: Sequence[GeneratedReport]) -> None:
+    def __init__(self, folder: Path, reports: Sequence[GeneratedReport], shown: Sequence[GeneratedReport]) -> None:
+        self._means = MeanRetrieval.of(reports)
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
         for bank, (name, _) in _BANKS.items():
             table = MemoryBank.open(folder / name).provenance
-            shown = sorted({row for report in reports for row in _shown(report, bank)})
-            kept = [row for row in shown if 0 <= row < table.num_rows]
+            numbers = sorted({row for report in shown for row in _shown(report, bank)})
+            kept = [row for row in numbers if 0 <= row < table.num_rows]
             self._rows[bank] = dict(zip(kept, table.take(pa.array(kept, pa.int64())).to_pylist(), strict=True))
 
     @property
@@ -65,9 +86,31 @@ class RetrievedRows:
         return {row["key"] for row in self._rows["visual"].values() if row["box"] is not None}
 
     def rows_of(self, report: GeneratedReport, films: Films, grid: int) -> dict[str, list[MemoryRow]]:
-        """Return the heaviest rows per bank; ``films`` by study key, boxes in cells of a ``grid`` × ``grid`` grid."""
-        found = {bank: self._found(bank, _heaviest(report, bank), films, grid) for bank in self._rows}
-        return {bank: rows for bank, rows in found.items() if rows}
+        """Return the rows per bank that weigh the most above their mean over the split.
+
+        Args:
+            report: report of the study.
+            films: films by study key.
+            grid: cells per side of the grid of the boxes.
+        """
+        found: dict[str, list[MemoryRow]] = {}
+        for bank, (_, count) in _BANKS.items():
+            lifts = self._means.row_lifts(bank, report.memory.get(bank, []))[:count]
+            entries = [
+                {"row": one.row, "weight": one.weight, "lift": one.lift, "studies": one.studies} for one in lifts
+            ]
+            if rows := self._found(bank, entries, films, grid):
+                found[bank] = rows
+        return found
+
+    def unusual_findings(self, report: GeneratedReport) -> dict[str, list[tuple[str, float, float]]]:
+        """Return, per bank, findings with more on their rows than on the mean study: name, share and lift."""
+        lifts = {bank: self._means.finding_lifts(bank, report) for bank in self._rows}
+        return {
+            bank: [(one.finding, one.share, one.lift) for one in some if one.lift >= _UNUSUAL][:_FINDINGS]
+            for bank, some in lifts.items()
+            if some
+        }
 
     def sentences(self, report: GeneratedReport, films: Films, grid: int) -> list[RecalledSentence]:
         """Return the recalled sentences with the bank rows that support them."""
@@ -96,6 +139,8 @@ class RetrievedRows:
                 box=tuple(row["box"]) if row["box"] is not None else None,
                 grid=grid,
                 number=entry["row"],
+                lift=entry.get("lift"),
+                studies=entry.get("studies", 0.0),
             )
             for entry in entries
             if (row := self._rows[bank].get(entry["row"]))
@@ -132,9 +177,13 @@ def sample_studies(
                 masks={f: m for f, m in test.masks[i].items() if f in shown},
                 reference=reference,
                 generated=generated,
+                verdict=FindingErrors.of(study.report, report.text).verdict,
                 memory=banks.rows_of(report, train.thumbnail_keys, test.grid),
+                unusual=banks.unusual_findings(report),
                 sentences=banks.sentences(report, train.thumbnail_keys, test.grid),
                 unsure=[(one.text, one.probability) for one in report.unsure],
+                graph=report.graph,
+                implausible=report.implausible,
                 views=_views(report.sentences, test.films[i], study, data),
                 grid=test.grid,
             )
@@ -167,13 +216,8 @@ def _film(row: dict[str, Any], films: Films) -> Any:
 
 
 def _shown(report: GeneratedReport, bank: str) -> list[int]:
-    """Return the numbers of all rows of a bank that the page shows for a report."""
-    heaviest = [entry["row"] for entry in _heaviest(report, bank)]
+    """Return the numbers of all rows of a bank that the page may show for a report."""
+    retrieved = [entry["row"] for entry in report.memory.get(bank, [])]
     if bank == "report":
-        return heaviest + [sentence.row for sentence in report.sentences]
-    return heaviest + [region["row"] for sentence in report.sentences for region in sentence.regions]
-
-
-def _heaviest(report: GeneratedReport, bank: str) -> list[dict[str, Any]]:
-    rows = report.memory.get(bank, [])
-    return sorted(rows, key=lambda row: -row["weight"])[: _BANKS[bank][1]]
+        return retrieved + [sentence.row for sentence in report.sentences]
+    return retrieved + [region["row"] for sentence in report.sentences for region in sentence.regions]

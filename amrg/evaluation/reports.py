@@ -97,6 +97,8 @@ class GeneratedReport:
         unlike_training: whether the films are unlike the training films; None if the line does not say so.
         unsure: findings that it leaves out, if the line has them.
         prior: whether the decoder was given an earlier study.
+        graph: edges of the knowledge graph that it states, as texts, if the line has them.
+        implausible: combinations that train reports practically never state, as texts.
     """
 
     key: str
@@ -110,6 +112,8 @@ class GeneratedReport:
     unlike_training: bool | None = None
     unsure: tuple[Unsure, ...] = ()
     prior: bool = False
+    graph: tuple[str, ...] = ()
+    implausible: tuple[str, ...] = ()
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
@@ -171,11 +175,14 @@ def _parse(line: str, where: str) -> GeneratedReport:
         unsure = tuple(_unsure(entry) for entry in record.get("unsure") or [])
         prior = record.get("prior", False)
         good = good and isinstance(prior, bool)
+        graph, implausible = (tuple(map(_edge, record.get(name) or [])) for name in ("graph", "implausible"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences, unlike, unsure, prior)
+    return GeneratedReport(
+        key, text, memory, group, reference, recalled, association, sentences, unlike, unsure, prior, graph, implausible
+    )
 
 
 def _association(entry: dict[str, Any]) -> Association:
@@ -230,3 +237,19 @@ def _unsure(entry: dict[str, Any]) -> Unsure:
     if not labels or not {*labels} <= {*FINDINGS} or not 0 <= probability <= 1 + 1e-6:
         raise ValueError("not a finding that was left out")
     return Unsure(text, labels, probability)
+
+
+def _edge(entry: dict[str, Any]) -> str:
+    """Describe an edge of the knowledge graph in one of a line's ``graph`` or ``implausible``.
+
+    Raises:
+        ValueError, KeyError, TypeError: an entry is missing or no number.
+    """
+    names = [entry[name] for name in ("head", "relation", "tail")]
+    " ".join(names).encode()
+    if "weight" in entry:
+        source = f"curated, weight {float(entry['weight']):g}"
+    else:
+        source = f"{int(entry['count'])} train studies, {float(entry['expected']):.1f} by chance"
+    left_out = "; left out" if entry.get("left_out") else ""
+    return f"{names[0]} {names[1].replace('_', ' ')} {names[2]} ({source}{left_out})"

@@ -100,6 +100,8 @@ def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], exp
         if experiment.grounded:
             scores |= {name: Score(*one) for name, one in relevance_scores(config, seeds, runs).items()}
             facts = facts | relevance_facts(config, seeds, runs)
+        if experiment.classifier:
+            facts = facts | classifier_facts(config, seeds)
         each = [scores_of(run, 1, seed) for run in runs]
         tests = {name: Judged([of_seed[name][0] for of_seed in each]) for name in experiment.judged}
         rows.append(Row(variant.name, scores, variant.x, tests, facts))
@@ -197,6 +199,13 @@ def _training_facts(made: Sequence[Sequence[VariantOutputs]], paired: bool) -> l
         means = {name: float(np.mean([one[name] for one in best if name in one])) for name in names}
         facts.append(means | _sizes(seeds[0].path("banks")))
     return facts
+
+
+def classifier_facts(config: Config, made: Sequence[VariantOutputs]) -> dict[str, float]:
+    """Return the mean AUROC of stage 1 on the split of the reports, mean over seeds; empty if no finding has enough."""
+    scores = [json.loads((one.path("stage1") / "scores.json").read_text()) for one in made]
+    found = [one[config.generate.split]["mean_auroc"] for one in scores]
+    return {} if None in found else {"classifier AUROC": float(np.mean(found))}
 
 
 def _sizes(banks: Path) -> dict[str, float]:

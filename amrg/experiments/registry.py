@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from amrg import pipeline
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
+from amrg.data.stream import num_studies
 from amrg.evaluation.details import MICRO
 from amrg.evaluation.temporal import CHANCE, INVENTED, TEMPORAL
 from amrg.experiments.sweep import Variant
@@ -35,6 +37,7 @@ class Experiment:
         judged: scores that are tested.
         shown: scores that the table shows beside those that it always does.
         grounded: whether detail scores and the relevance of both memories are shown.
+        classifier: whether the AUROC of stage 1 is shown.
         per_class: whether F1 is shown per finding.
         maps: ``thresholds`` or ``methods`` if activation maps are compared with true lesions.
         x_label: axis label if the variants are steps of one number.
@@ -49,6 +52,7 @@ class Experiment:
     judged: tuple[str, ...] = (HEADLINE,)
     shown: tuple[str, ...] = ()
     grounded: bool = False
+    classifier: bool = False
     per_class: bool = False
     maps: str = ""
     x_label: str = ""
@@ -153,6 +157,30 @@ def _prior(config: Config, texts: int) -> list[Variant]:
     ]
 
 
+def _knowledge_graph(config: Config, texts: int) -> list[Variant]:
+    # Settings of recalled sentences, which retrieval and check act on, as in ``_grounding``.
+    recalled: dict[str, Any] = {
+        "banks.reports.granularity": "sentence",
+        "decoder.predict_outline": True,
+        "generate.outline_source": "retrieved",
+    }
+    none: dict[str, Any] = {"graph.queries": False, "graph.retrieval": "none", "graph.check": "none"}
+    uses: dict[str, dict[str, Any]] = {
+        "queries": {"graph.queries": True},
+        "retrieval": {"graph.retrieval": "weight"},
+        "check": {"graph.check": "drop"},
+    }
+    uses["all"] = {name: value for use in uses.values() for name, value in use.items()}
+    return [
+        Variant("no graph", {**recalled, **none, "graph.shuffled": False}),
+        *(
+            Variant(f"{graph} graph: {use}", {**recalled, **none, **changes, "graph.shuffled": graph == "shuffled"})
+            for use, changes in uses.items()
+            for graph in ("real", "shuffled")
+        ),
+    ]
+
+
 def _bank_size(config: Config, texts: int) -> list[Variant]:
     mining, sampling = config.banks.mining, config.banks.reports.sampling
 
@@ -240,6 +268,23 @@ def _leakage(config: Config, texts: int) -> list[Variant]:
     ]
 
 
+def _memory_update(config: Config, texts: int) -> list[Variant]:
+    early = {"data.train_studies": max(1, _train_studies(config, texts) // 2)}
+    return [
+        Variant("trained on all"),
+        Variant("early half", early),
+        Variant("early half, later one added", early, added={"data.train_studies": config.data.train_studies}),
+    ]
+
+
+def _train_studies(config: Config, texts: int) -> int:
+    """Return the number of train studies, without their renders; ``texts`` where the data are not made yet."""
+    data = pipeline.recipe("prepare", config).path(pipeline.root(config))
+    if config.data.train_studies or not data.is_dir():
+        return config.data.train_studies or texts
+    return num_studies(data, "train") // (config.data.renders_per_study if config.data.source == "openi_drr" else 1)
+
+
 _ALL = (
     Experiment(
         "mask-threshold", "Threshold of the masks",
@@ -289,6 +334,12 @@ _ALL = (
         _prior, judged=(HEADLINE, TEMPORAL, "CIDEr"), shown=(CHANCE, INVENTED), seeds=3,
     ),
     Experiment(
+        "knowledge-graph", "Knowledge graph",
+        "Does a graph of what train reports state help classifier, retrieval or the check of the words, and does "
+        "it matter which findings it links?",
+        _knowledge_graph, judged=(HEADLINE, DETAILED), grounded=True, classifier=True, seeds=3,
+    ),
+    Experiment(
         "bank-size", "Size of the banks",
         "How many rows do the banks need?", _bank_size,
     ),
@@ -309,6 +360,12 @@ _ALL = (
         "leakage", "Test reports in the bank",
         "What would the scores be if the bank held the reports to be written, as in the official code?",
         _leakage, judged=(HEADLINE, DETAILED),
+    ),
+    Experiment(
+        "memory-update", "Memory changed after training",
+        "How much of a training on all studies does a model keep up with that was trained on half of them, when the "
+        "other half only becomes rows of its memory?",
+        _memory_update,
     ),
 )  # fmt: skip
 

@@ -22,6 +22,8 @@ from amrg.config import Config, from_dict, to_dict
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import run_step_with_vision_cache
 from amrg.experiments.jobs import Jobs
+from amrg.inference.run import RunArtifacts
+from amrg.memory.changes import add_studies
 from amrg.planning.format import format_duration
 from amrg.progress import echo
 
@@ -38,12 +40,14 @@ class Variant:
         changes: changed settings by dotted name.
         copy_top_k: if positive, the model's reports are replaced by the most typical full report among those of this
             many heaviest retrieved rows.
+        added: changed settings of the data whose train studies become rows of the banks after training.
         x: position on the plot's axis if the variants are steps of one number.
     """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     copy_top_k: int = 0
+    added: Mapping[str, Any] = field(default_factory=dict)
     x: float | None = None
 
 
@@ -134,7 +138,7 @@ class Sweep:
         self._pages = len(experiments)  # still to be written
         self._times = _Times(experiments_dir(config) / TIMES)
         self._jobs: Jobs | None = None
-        self._ahead: dict[Config, Future[dict[str, Artifact]]] = {}
+        self._ahead: dict[tuple[Config, str], Future[dict[str, Artifact]]] = {}
         self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
     def submit_all(self, jobs: Jobs) -> None:
@@ -144,8 +148,11 @@ class Sweep:
             # All variants of one seed, then the next seed: concurrent steps rarely wait for the same bank.
             for seed, variant in itertools.product(range(seeds), variants):
                 config = with_seed(self.config, variant, seed)
-                if config not in self._ahead:
-                    self._ahead[config] = jobs.submit(self._chain, config, f"{variant.name}, seed {seed}")
+                key = config, json.dumps(variant.added)
+                if key not in self._ahead:
+                    self._ahead[key] = jobs.submit(
+                        self._chain, config, f"{variant.name}, seed {seed}", LAST, variant.added
+                    )
 
     def run(self, variant: Variant, seeds: int) -> list[VariantOutputs]:
         """Run the seeds of a variant; raises the steps' UserError."""
@@ -165,13 +172,24 @@ class Sweep:
 
     def _one(self, variant: Variant, seed: int) -> VariantOutputs:
         config = with_seed(self.config, variant, seed)
-        ahead = self._ahead.get(config)
-        made = ahead.result() if ahead else self._chain(config, f"{variant.name}, seed {seed}")
+        ahead = self._ahead.get((config, json.dumps(variant.added)))
+        name = f"{variant.name}, seed {seed}"
+        made = ahead.result() if ahead else self._chain(config, name, added=variant.added)
         return VariantOutputs(variant, seed, made)
 
-    def _chain(self, config: Config, name: str, last: str = LAST) -> dict[str, Artifact]:
-        made = [self._step(verb, config, name) for verb in steps(last)]
-        return {artifact.kind: artifact for artifact in made}
+    def _chain(
+        self, config: Config, name: str, last: str = LAST, added: Mapping[str, Any] | None = None
+    ) -> dict[str, Artifact]:
+        verbs = pipeline.chain(config, "stage2" if added else last)
+        made = {one.kind: one for one in (self._step(verb, config, name) for verb in verbs)}
+        if added:
+            later = self._step("prepare", with_overrides(config, added), name)
+            with self._locks[pipeline.root(config)]:
+                run = RunArtifacts(made["data"], made["stage1"], made["banks"], made["stage2"], None)
+                made["banks"] = add_studies(run, later)
+            banks = {"generate.banks": str(made["banks"].path)}
+            made["reports"] = self._step(LAST, with_overrides(config, banks), name)
+        return made
 
     def _step(self, verb: str, config: Config, name: str) -> Artifact:
         """Make or find the artefact of a step; waits if another job is making it."""
@@ -208,11 +226,17 @@ class Sweep:
         for variants, seeds in self._experiments:
             plans += [(variant, seed, LAST) for variant in variants for seed in range(seeds)]
         for variant, seed, last in plans:
-            config, settings = with_seed(self.config, variant, seed), []
-            for verb in steps(last):
-                settings.append(pipeline.STEPS[verb].settings(config))
-                same = json.dumps([verb, settings], sort_keys=True)
-                counts[verb] += same not in counted and not _is_made(verb, config)
+            config = with_seed(self.config, variant, seed)
+            settings: list[dict[str, Any]] = []
+            for verb in pipeline.chain(config, last):
+                step = pipeline.ALL_STEPS[verb]
+                own = [step.settings(config)]
+                if step.reads_graph(config):
+                    own.append(pipeline.ALL_STEPS[pipeline.GRAPH].settings(config))
+                same = json.dumps([verb, settings + own], sort_keys=True)
+                counts[verb] = counts.get(verb, 0) + (same not in counted and not _is_made(verb, config))
+                if verb != pipeline.GRAPH:  # it changes only the steps that read it
+                    settings += own
                 counted.add(same)
         return {**counts, PAGE: self._pages}
 

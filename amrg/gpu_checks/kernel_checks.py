@@ -50,7 +50,7 @@ def environment(device: torch.device) -> StageResult:
         "native_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
         "devices": torch.cuda.device_count(),
     }  # fmt: skip
-    name, why = backends.choose(operands(672, 7014, 768, torch.bfloat16, device), capability, TRITON_VERSION)
+    name, why = backends.choose_backend(operands(672, 7014, 768, torch.bfloat16, device), capability, TRITON_VERSION)
     row["back_end"] = f"{name} ({why})"
     failures = [] if row["native_bfloat16"] else [f"{card.name} emulates bfloat16: use float16 with zero1.json"]
     return StageResult(f"{card.name}, Triton {triton.__version__}: {row['back_end']}", [row], failures)
@@ -104,7 +104,7 @@ class _Blockwise:
         return blockwise.backward(self.operands, do, lse, delta, dmass, do.new_empty(0), needs_memory_grad)
 
 
-def kernels(device: torch.device) -> StageResult:
+def check_kernels(device: torch.device) -> StageResult:
     """Compare forward and gradients of every back end with float64: all storages and widths, mask, dropout, top-k."""
     full = device.type == "cuda"
     shapes = ((84, 7014), (672, 1000), (1, 1)) if full else ((9, 70),)
@@ -176,7 +176,7 @@ def random_bits(device: torch.device) -> StageResult:
     )
 
 
-def speed(device: torch.device) -> StageResult:
+def check_speed(device: torch.device) -> StageResult:
     """Time the forward of the back ends on the same operands, with the share of the card's published peak."""
     full = device.type == "cuda"
     shapes = (
@@ -196,7 +196,7 @@ def speed(device: torch.device) -> StageResult:
                 seconds[name] = _seconds(partial(_forward, build), device)
                 flops = 4 * M * N * D / seconds[name]
                 row |= {"us": seconds[name] * 1e6, "tflops": flops / 1e12, "peak_share": peak and flops / peak}
-            except Exception as error:  # as in `kernels`
+            except Exception as error:  # as in `check_kernels`
                 row["error"] = f"{type(error).__name__}: {str(error)[:200]}"
                 failures.append(f"{name}, M {M}, N {N}, D {D}: {row['error']}")
             rows.append(row)

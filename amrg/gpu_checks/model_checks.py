@@ -27,7 +27,7 @@ _SMALL = [
 _MOST_SECONDS = 300  # of one command
 
 
-def modules(device: torch.device) -> StageResult:
+def check_modules(device: torch.device) -> StageResult:
     """Compare output and gradients of the memory under bfloat16 autocast with the CPU's, for every kind of bank."""
     torch.manual_seed(0)
     rows, group = normalise_rows(torch.randn(900, 64)), torch.randint(-1, 4, (900,))
@@ -73,7 +73,7 @@ def _module_results(bank: Any, device: torch.device) -> list[Tensor]:
     return [y.detach().float().cpu(), *(grad.float().cpu() for grad in grads)]
 
 
-def chain(device: torch.device, seconds_left: Callable[[], float]) -> StageResult:
+def check_chain(device: torch.device, seconds_left: Callable[[], float]) -> StageResult:
     """Run a small demo to its scores, then stage 2 with every ZeRO stage, dtype and exchange.
 
     Without a GPU the commands only check their inputs (``--dry-run``).

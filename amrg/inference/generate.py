@@ -11,10 +11,10 @@ from typing import Any, Self
 import torch
 
 from amrg import distributed
-from amrg.artifacts import add_failure, atomic_path
+from amrg.artifacts import add_failure, atomic_path, open_artifact
 from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import VISUAL, MemoryBank, group_id
-from amrg.config import Config, DecoderConfig
+from amrg.config import Config, DecoderConfig, GenerateConfig
 from amrg.data.context import Context
 from amrg.data.prior import Prior
 from amrg.data.stream import load_studies, num_studies
@@ -25,6 +25,7 @@ from amrg.models.composer import ROWS, Composed, Composer, head_features
 from amrg.models.decoder import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
+from amrg.models.graph_guide import GraphGuide, save_guide
 from amrg.models.open_banks import open_banks
 from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.report_generator import Association, ReportGenerator
@@ -47,7 +48,9 @@ HEAD_STUDIES = 20_000  # most studies that attribute heads are fitted on
 
 
 @engine.restore_functional_linear()
-def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path) -> None:
+def generate(
+    config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path, graph: Path | None = None
+) -> None:
     """Write ``reports.jsonl``: one line per study of ``config.generate.split``, in the order of the keys.
 
     A line is ``{key, group, reference, generated}`` with the entries of ``generate_reports``. Finished batches are kept
@@ -58,6 +61,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
         config: ``generate`` and ``decoder.model``, the place of the base model, are read.
         data, banks, stage2: artefacts (stage 2's model has its own copy of stage 1's; ``stage1`` is not read).
         folder: receives the file.
+        graph: graph artefact, if ``config.graph`` uses it for reports; its counts are stored beside the reports.
 
     Raises:
         UserError: the split is empty, or an artefact is missing or damaged.
@@ -75,7 +79,11 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
         engine.partition(model.decoder, zero)
     features = VisionCache(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
     recorder = Recorder.open(model, banks, stage2)
-    composer = _composer(config, model, data, banks, stage2, folder)
+    if distributed.rank() == 0:
+        save_guide(config.graph, graph, folder)
+    distributed.barrier()
+    guide = GraphGuide.open(config.graph, folder)
+    composer = _composer(config, model, data, banks, stage2, folder, guide)
     text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
@@ -84,7 +92,7 @@ def generate(config: Config, data: Path, stage1: Path, banks: Path, stage2: Path
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        local = _generate_lines(model, features, rows, config, recorder, composer, text, priors)
+        local = _generate_lines(model, features, rows, config, recorder, composer, text, guide, priors)
         lines = distributed.all_gather_list([line for line, one in zip(local, counted.tolist(), strict=True) if one])
         if distributed.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
@@ -184,6 +192,7 @@ def open_composer(
     banks: Path,
     calibration: Path,
     heads: Mapping[str, AttributeHeads] | None = None,
+    guide: GraphGuide | None = None,
     comparing: bool = False,
 ) -> Composer | None:
     """Build the composer of the beginning of reports; None if the decoder writes it.
@@ -193,6 +202,7 @@ def open_composer(
         banks: a banks artefact.
         calibration: folder of the calibration.
         heads: attribute heads, if ``generate.support`` needs any.
+        guide: knowledge graph, if it guides reports.
         comparing: the decoder reads earlier studies.
 
     Raises:
@@ -204,20 +214,27 @@ def open_composer(
     certainty = Certainty.load(calibration)
     visual, abstain = MemoryBank.open(banks / VISUAL), config.generate.abstain
     if outline == "classifier":
-        return Composer(certainty, visual, abstain=abstain)
+        return Composer(certainty, visual, abstain=abstain, guide=guide)
     reports = open_sentences(banks / REPORT_BANK)
-    return Composer(certainty, visual, reports, heads, config.generate.support, abstain, comparing)
+    return Composer(certainty, visual, reports, heads, config.generate.support, abstain, guide, comparing)
 
 
 def generate_faults(config: Config) -> list[str]:
     """Return the contradictions in the settings of ``generate``, and between them and the banks."""
     settings, faults = config.generate, []
+    if settings.banks is not None:
+        faults += collect_errors(lambda: open_artifact(Path(settings.banks or ""), "banks"))
     if settings.outline_source == "retrieved" and config.banks.reports.granularity != "sentence":
         faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
     if settings.abstain and settings.outline_source == "decoder":
         faults.append(
             f"generate.abstain {settings.abstain:g} needs a probability of each finding, which outline_source decoder "
             "does not give: say generate.outline_source retrieved or classifier, or abstain 0"
+        )
+    if config.graph.retrieval != "none" and settings.outline_source == "decoder":
+        faults.append(
+            f"graph.retrieval {config.graph.retrieval} acts on composed reports, and outline_source decoder composes "
+            "none: say generate.outline_source retrieved or classifier, or graph.retrieval none"
         )
     if settings.context != "own" and not config.decoder.context:
         faults.append(f"generate.context {settings.context} changes the context, which this decoder does not read")
@@ -227,9 +244,21 @@ def generate_faults(config: Config) -> list[str]:
         faults.append(
             f"generate.min_new_tokens {settings.min_new_tokens} is above max_new_tokens {settings.max_new_tokens}"
         )
+    if settings.compile:
+        faults += _compile_faults(settings)
     if (name := settings.ds_config) is not None:
         faults += collect_errors(lambda: require_zero3(name), lambda: refuse_quantised(config.decoder.base_dtype))
     return faults
+
+
+def _compile_faults(settings: GenerateConfig) -> list[str]:
+    """Return why transformers would not compile the writing."""
+    reasons = {
+        "needs a GPU": distributed.device().type == "cpu",
+        f"is for writing without beams, and generate.num_beams is {settings.num_beams}": settings.num_beams > 1,
+        "does not go with generate.ds_config, under which weights come and go": settings.ds_config is not None,
+    }
+    return [f"generate.compile {reason}: say --generate.compile false" for reason, holds in reasons.items() if holds]
 
 
 #: Names of the attribute heads that ``generate.support`` needs.
@@ -237,7 +266,13 @@ HEADS = {"map": ("map",), "head": ("head",), "all": ("head",)}
 
 
 def _composer(
-    config: Config, model: ReportGenerator, data: Path, banks: Path, stage2: Path, folder: Path
+    config: Config,
+    model: ReportGenerator,
+    data: Path,
+    banks: Path,
+    stage2: Path,
+    folder: Path,
+    guide: GraphGuide | None,
 ) -> Composer | None:
     """Build the composer for the split of ``generate``; attribute heads are fitted on train once, then stored."""
     heads = {}
@@ -249,7 +284,7 @@ def _composer(
             distributed.barrier()
             heads[name] = AttributeHeads.load(folder / name)
     calibration = stage2 / CALIBRATION / config.generate.split
-    return open_composer(config, banks, calibration, heads, bool(model.settings.prior))
+    return open_composer(config, banks, calibration, heads, guide, bool(model.settings.prior))
 
 
 def _fit_heads(config: Config, model: ReportGenerator, features: VisionCache, folder: Path, name: str) -> None:
@@ -271,6 +306,7 @@ def _generate_lines(
     recorder: Recorder,
     composer: Composer | None,
     text: RetrievedText | None,
+    guide: GraphGuide | None,
     priors: Mapping[str, Prior],
 ) -> list[dict[str, Any]]:
     """Generate the lines of some studies."""
@@ -290,7 +326,7 @@ def _generate_lines(
         own = [priors.get(study.key) for study in studies]
         given = own, features.prior_films(own) if "films" in model.settings.prior else None
     lines = generate_reports(
-        model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts, given
+        model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts, guide, given
     )
     return [
         {"key": study.key, "group": study.group, "reference": study.report, **line}
@@ -308,6 +344,7 @@ def generate_reports(
     text: RetrievedText | None,
     query_vision: VisionOutput | None = None,
     contexts: Sequence[Context] | None = None,
+    guide: GraphGuide | None = None,
     priors: tuple[Sequence[Prior | None], PriorFilms | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate the reports of some studies, with the entries of their lines of ``reports.jsonl``.
@@ -316,8 +353,9 @@ def generate_reports(
     ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
     ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads earlier studies,
     ``prior`` is whether one was given. The line also has the entries of ``TrainingDistance.records``; with
-    ``generate.abstain``, ``unsure``, the findings that the report leaves out (``amrg.models.composer.Unsure``); and, if
-    the decoder reads retrieved text, ``retrieved_text``.
+    ``generate.abstain``, ``unsure``, the findings that the report leaves out (``amrg.models.composer.Unsure``); if
+    the decoder reads retrieved text, ``retrieved_text``; and, with a knowledge graph, the entries of
+    ``GraphGuide.record``.
 
     Args:
         vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
@@ -326,6 +364,7 @@ def generate_reports(
         composer: composes the beginning of the reports; None leaves it to the decoder.
         text: composer of the text that the decoder reads; None: no text.
         contexts: clinical context of each study, of which the decoder reads what it knows; None: no context.
+        guide: knowledge graph that reports are checked against; None: no graph.
         priors: earlier study of each study and its films, if the decoder reads them; None: no earlier study.
     """
     given, films = ([None] * len(group_B), None) if priors is None else priors
@@ -335,6 +374,7 @@ def generate_reports(
     if composer is not None:
         # If a patient's own rows may be retrieved, so may their sentences.
         unsaid_B = model.masked_groups(group_B)
+        associations = composer.fitted(vision, associations)
         composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations, priors=given)
     distances: list[dict[str, Any]] = [{}] * len(group_B)
     if recorder.distance is not None:
@@ -357,9 +397,15 @@ def generate_reports(
         name: Association(found.weights_BQJ.cpu(), found.rows_BQJ.cpu()) for name, found in associations.items()
     }
     loud_BQ = loud_BQ.cpu()
+    texts = [one.without_contradictions(text) if composer else text for text, one in zip(texts, composed, strict=True)]
+    checked: list[dict[str, Any]] = [{}] * len(texts)
+    if guide is not None:
+        found = [guide.check(text, len(one.sentences)) for text, one in zip(texts, composed, strict=True)]
+        texts = [text for text, _ in found]
+        checked = [guide.record(text, implausible) for text, implausible in found]
     return [
         {
-            "generated": one.without_contradictions(text) if composer else text,
+            "generated": text,
             **recorder.record(associations, loud_BQ, study),
             "recalled": [sentence.row for sentence in one.sentences],
             "sentences": [sentence.to_dict() for sentence in one.sentences],
@@ -367,6 +413,7 @@ def generate_reports(
             **({"unsure": [finding.to_dict() for finding in one.unsure]} if config.generate.abstain else {}),
             **({"retrieved_text": retrieved[study]} if retrieved else {}),
             **({"prior": given[study] is not None} if priors is not None else {}),
+            **checked[study],
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))
     ]

@@ -25,7 +25,7 @@ _FILES = {
     "stage1": ("thresholds.json", "scores.json"),
     "banks": (),
     "stage2": ("model", "calibration", "training_distance.safetensors"),
-    "reports": ("map", "head"),
+    "reports": ("map", "head", "graph.parquet"),
 }
 _MODULE = "modeling_am_mrg"
 _NO_TEXTS = "the texts of its memory were left out: every sentence is the decoder's own"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,17 @@ from pydantic import ValidationError
 
 from amrg import distributed
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
-from amrg.banks.bank import NO_GROUP
-from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config, read_section
+from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank
+from amrg.config import (
+    BanksConfig,
+    Config,
+    DataConfig,
+    GenerateConfig,
+    GraphConfig,
+    MemoryConfig,
+    Stage2Config,
+    read_section,
+)
 from amrg.data.context import Context
 from amrg.data.film_checks import is_lateral_view
 from amrg.data.labels import FINDINGS, LABELS
@@ -24,6 +33,7 @@ from amrg.errors import UserError
 from amrg.inference.generate import HEADS, Recorder, generate_reports, open_composer
 from amrg.models.composer import Composer
 from amrg.models.detail_heads import AttributeHeads
+from amrg.models.graph_guide import GraphGuide
 from amrg.models.open_banks import open_banks
 from amrg.models.prior import PriorFilms
 from amrg.models.report_generator import ReportGenerator
@@ -44,8 +54,17 @@ BASE_MODEL: dict[str, Any] = {
     "help": "base model of the decoder, where it has moved",
 }
 
+#: Of commands that read one memory.
+BANKS: dict[str, Any] = {
+    "type": Path,
+    "metavar": "BANKS",
+    "help": "a banks artefact of the same stage 1, such as another hospital's, that is retrieved from instead",
+}
+
 #: Kinds that a run can be opened by: each names all the rest as its inputs. The first is preferred.
 HEAD_KINDS = ("scores", "reports", "stage2")
+#: Setting of a reports artefact that holds no reports: it names the banks that a run was given after training.
+UNWRITTEN = "unwritten"
 
 #: A film: uint8 [H, W], 0 is black, or the path of a file (``amrg.data.image_io.FORMATS``).
 Film = np.ndarray | str | Path
@@ -75,7 +94,9 @@ class RunArtifacts:
     @property
     def model(self) -> str:
         """Name of the artefact that determines the reports: the generator and the settings it writes with."""
-        return (self.reports or self.stage2).path.resolve().name
+        head = self.reports or self.stage2
+        chosen = head.manifest["inputs"]["banks"]["hash"] != self.banks.hash
+        return head.path.resolve().name + (f"+{self.banks.path.resolve().name}" if chosen else "")
 
     @property
     def warnings(self) -> list[str]:
@@ -109,6 +130,9 @@ class RunArtifacts:
                 generate=read_section(
                     GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}, "generate"
                 ),
+                graph=read_section(
+                    GraphConfig, self.reports.manifest["config"].get("graph", {}) if self.reports else {}, "graph"
+                ),
             )
         except (KeyError, ValidationError):
             raise UserError(
@@ -117,17 +141,20 @@ class RunArtifacts:
             ) from None
 
 
-def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
+def open_run(run: Path, base_model: str | None = None, banks: Path | None = None) -> RunArtifacts:
     """Find the artefacts of a run.
 
     Args:
         run: a scores, reports or stage2 artefact, or a folder of artefacts, of which the newest scores are opened (if
             there are none, the newest reports; if there are none, the newest generator). Reports of a control
-            (``generate.memory shuffled``) and their scores are passed over where there are others.
+            (``generate.memory shuffled``) and their scores are passed over where there are others. A memory that was
+            changed after the newest scores were made (``amrg.memory``) comes before them.
         base_model: folder of the decoder's base model, if it has moved since training.
+        banks: a banks artefact that is retrieved from instead of the run's own.
 
     Raises:
-        UserError: ``run`` is none of these; an input is missing, was changed, or lies outside the run's folder.
+        UserError: ``run`` is none of these; an input is missing, was changed, or lies outside the run's folder; or
+            ``banks`` were not made by its stage 1.
     """
     head = _open(run if (run / MANIFEST).is_file() else _newest(run))
     found = {name: open_input(head, name) for name in head.manifest["inputs"]}
@@ -135,9 +162,16 @@ def open_run(run: Path, base_model: str | None = None) -> RunArtifacts:
     missing = [kind for kind in ("data", "stage1", "banks", "stage2") if kind not in found]
     if missing:
         raise UserError(f"{head.path} does not name its {', '.join(missing)}: make it again with `amrg run`")
-    return RunArtifacts(
+    chain = RunArtifacts(
         found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"), base_model
     )
+    return chain if banks is None else with_banks(chain, open_artifact(banks, "banks"))
+
+
+def with_banks(chain: RunArtifacts, banks: Artifact) -> RunArtifacts:
+    """Return a run that retrieves from other banks; raises UserError if its stage 1 did not make them."""
+    refuse_other_banks(chain, banks)
+    return replace(chain, banks=banks)
 
 
 def open_generator(
@@ -165,7 +199,9 @@ def open_generator(
         return model, None, text
     names = HEADS.get(config.generate.support, ()) if config.generate.outline_source == "retrieved" else ()
     heads = {name: AttributeHeads.load(chain.reports.path / name) for name in names}
-    return model, open_composer(config, chain.banks.path, calibration, heads, bool(model.settings.prior)), text
+    guide = GraphGuide.open(config.graph, chain.reports.path)
+    comparing = bool(model.settings.prior)
+    return model, open_composer(config, chain.banks.path, calibration, heads, guide, comparing), text
 
 
 class LoadedRun:
@@ -186,6 +222,7 @@ class LoadedRun:
         self.batch_size = self._config.generate.batch_size
         self._model, self._composer, self._text = open_generator(artifacts, self.batch_size)
         self._recorder = Recorder.open(self._model, artifacts.banks.path, artifacts.stage2.path)
+        self._guide = GraphGuide.open(self._config.graph, (artifacts.reports or artifacts.stage2).path)
         self.image_size = self._model.stage1.image_size
 
     @property
@@ -260,6 +297,7 @@ class LoadedRun:
             self._composer,
             self._text,
             contexts=contexts,
+            guide=self._guide,
             priors=self._priors(priors or [None] * len(studies)),
         )
         return [
@@ -325,7 +363,7 @@ class LoadedRun:
         return read
 
 
-def load_run(run: str | Path, base_model: str | None = None) -> LoadedRun:
+def load_run(run: str | Path, base_model: str | None = None, banks: str | Path | None = None) -> LoadedRun:
     """Load the report generator of a run. Not for clinical use.
 
     ``load_run("runs/demo").generate(["film.png"])`` returns the report that `amrg write runs/demo film.png` prints.
@@ -333,19 +371,22 @@ def load_run(run: str | Path, base_model: str | None = None) -> LoadedRun:
     Args:
         run: a folder of artefacts, or a scores, reports or stage2 artefact in it.
         base_model: folder of the decoder's base model, if it has moved since training.
+        banks: as of ``open_run``, such as another hospital's.
 
     Raises:
         UserError: ``run`` is none of these, or an artefact is missing or damaged.
     """
-    return LoadedRun(open_run(Path(run), base_model))
+    return LoadedRun(open_run(Path(run), base_model, None if banks is None else Path(banks)))
 
 
 def _newest(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"no run at {run}: give a folder made by `amrg run`, such as runs/demo")
     for kind in HEAD_KINDS:
-        manifests = sorted(run.glob(f"{kind}-*/{MANIFEST}"), key=lambda path: (path.stat().st_mtime_ns, path))
-        found = [path.parent for path in manifests]
+        manifests = {*run.glob(f"{kind}-*/{MANIFEST}")}
+        if kind == HEAD_KINDS[0]:
+            manifests |= {path for path in run.glob(f"reports-*/{MANIFEST}") if is_unwritten(path.parent)}
+        found = [path.parent for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path))]
         if found:
             chosen = next((path for path in reversed(found) if not _is_control(path)), found[-1])
             if len(found) > 1:
@@ -354,6 +395,39 @@ def _newest(run: Path) -> Path:
                 )
             return chosen
     raise UserError(f"{run} holds no report generator: train one with `amrg run CONFIG`, or give another folder")
+
+
+def is_unwritten(path: Path) -> bool:
+    """Return whether a reports artefact holds no reports, only the settings and the memory of a run."""
+    try:
+        return bool(json.loads((path / MANIFEST).read_text())["config"].get(UNWRITTEN))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def refuse_other_banks(chain: RunArtifacts, banks: Artifact) -> None:
+    """Raise UserError if banks were not made by the stage 1 and the text encoder of a run."""
+    made_by = banks.manifest["inputs"].get("stage1", {}).get("hash")
+    if made_by != chain.stage1.hash:
+        raise UserError(
+            f"{banks.path} was made by another stage 1 ({str(made_by)[:12]}) than {chain.stage2.path} uses "
+            f"({chain.stage1.hash[:12]}): `amrg bank add {chain.stage2.path.parent} DATA --alone` makes banks with it"
+        )
+    for name in (VISUAL, REPORTS):
+        own, other = (MemoryBank.open(one.path / name) for one in (chain.banks, banks))
+        differing = [
+            f"{what} {b!s:.20} instead of {a!s:.20}"
+            for what, a, b in (
+                ("rows of width", own.dim, other.dim),
+                *(
+                    (key, own.header["about"].get(key), other.header["about"].get(key))
+                    for key in ("encoder", "pooling", "weights_sha256")
+                ),
+            )
+            if a != b
+        ]
+        if differing:
+            raise UserError(f"{other.folder} does not fit the run: {', '.join(differing)}")
 
 
 def _is_control(path: Path) -> bool:

@@ -10,7 +10,7 @@ Processes find regions part by part (``amrg.mining.region_encoder``); this modul
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from amrg.banks.writer import BankWriter
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE
 from amrg.data.stream import load_studies as read_studies
-from amrg.data.stream import num_studies
 from amrg.data.studies import Study
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.statements import Statement, statements
@@ -57,7 +56,16 @@ class Candidate:
     peak: float
 
 
-def build_visual_bank(config: Config, data: Path, stage1: Path, folder: Path, scratch: Path, each: MapFn = map) -> None:
+def build_visual_bank(
+    config: Config,
+    data: Path,
+    stage1: Path,
+    folder: Path,
+    scratch: Path,
+    each: MapFn = map,
+    extended: Mapping[str, Any] | None = None,
+    held: Collection[tuple[str, str]] = (),
+) -> None:
     """Build the visual bank and ``stats.json`` in ``folder``; a finished bank is kept.
 
     The bytes do not depend on which process handles a part.
@@ -69,11 +77,14 @@ def build_visual_bank(config: Config, data: Path, stage1: Path, folder: Path, sc
         folder: folder of the bank.
         scratch: folder of finished parts, visible to all processes that handle them.
         each: maps a function over the parts.
+        extended: header entry ``about`` of a bank that the rows will be added to. Its scales apply, and the disease
+            queries, which it holds, are not written.
+        held: key and patient group of the studies that it holds, which are left out.
     """
     if (folder / STATS).exists():
         return
     mining, encoder = config.banks.mining, RegionMiner(config, data, stage1, scratch)
-    numbers = _study_numbers(config, data)
+    numbers = _study_numbers(config, data, held)
     parts = [
         (i, numbers[start : start + STUDIES_PER_PART])
         for i, start in enumerate(range(0, len(numbers), STUDIES_PER_PART))
@@ -85,31 +96,39 @@ def build_visual_bank(config: Config, data: Path, stage1: Path, folder: Path, sc
     )
     counts: dict[str, Counter[str]] = {name: Counter() for name in LABELS}
     found = _candidates(files, counts)
-    peaks: dict[str, list[float]] = {name: [] for name in LABELS}
-    for candidate in found:
-        peaks[candidate.label].append(candidate.peak)
-    scales = dict(zip(LABELS, class_scales(list(peaks.values())), strict=True))
+    scales: Mapping[str, float] = _scales(found) if extended is None else extended["scales"]
     strong = [c for c in found if c.label == NO_FINDING or c.peak > mining.threshold * scales[c.label]]
     for candidate in set(found) - set(strong):
         counts[candidate.label]["faint"] += 1
     limits = {**dict.fromkeys(FINDINGS, mining.regions_per_finding), NO_FINDING: mining.normal_regions}
     chosen = limit_per_finding(strong, limits, config.seed, counts)
-    about = {"method": mining.method, "threshold": mining.threshold, "scales": scales}
-    _write(config, data, stage1, folder, about, [(numbers[candidate.study], candidate) for candidate in chosen], files)
+    about = extended or {"method": mining.method, "threshold": mining.threshold, "scales": scales}
+    places = [(numbers[candidate.study], candidate) for candidate in chosen]
+    _write(config, data, stage1, folder, about, places, files, with_queries=extended is None)
     findings = {name: dict(sorted(counts[name].items())) for name in counts}
     with atomic_path(folder / STATS) as temporary:
         temporary.write_text(json.dumps({"studies": len(numbers), **about, "findings": findings}, indent=2) + "\n")
     rows, faint = (sum(counts[name][key] for name in LABELS) for key in ("rows", "faint"))
-    echo(f"visual bank: {rows} regions and {len(LABELS)} disease tokens; {faint} regions were too faint ({STATS})")
+    tokens = f" and {len(LABELS)} disease tokens" if extended is None else ""
+    echo(f"visual bank: {rows} regions{tokens}; {faint} regions were too faint ({STATS})")
 
 
-def _study_numbers(config: Config, data: Path) -> list[int]:
+def _study_numbers(config: Config, data: Path, held: Collection[tuple[str, str]]) -> list[int]:
     """Return the ascending numbers of the studies to search among those of ``banks.splits``."""
-    total = sum(num_studies(data, split) for split in config.banks.splits)
+    studies = (study for split in config.banks.splits for study in read_studies(data, split))
+    numbers = np.array([number for number, s in enumerate(studies) if (s.key, s.group) not in held], np.int64)
     wanted = config.banks.mining.max_studies
-    if wanted is None or wanted >= total:
-        return list(range(total))
-    return sorted(np.random.default_rng(config.seed).permutation(total)[:wanted].tolist())
+    if wanted is not None and wanted < len(numbers):
+        numbers = np.sort(numbers[np.random.default_rng(config.seed).permutation(len(numbers))[:wanted]])
+    return numbers.tolist()
+
+
+def _scales(found: Sequence[Candidate]) -> dict[str, float]:
+    """Return the scale of each label's maps from the peaks of all candidates."""
+    peaks: dict[str, list[float]] = {name: [] for name in LABELS}
+    for candidate in found:
+        peaks[candidate.label].append(candidate.peak)
+    return dict(zip(LABELS, class_scales(list(peaks.values())), strict=True))
 
 
 def _candidates(files: Sequence[Path], counts: dict[str, Counter[str]]) -> list[Candidate]:
@@ -143,9 +162,10 @@ def _write(
     data: Path,
     stage1: Path,
     folder: Path,
-    about: dict[str, Any],
+    about: Mapping[str, Any],
     chosen: Sequence[tuple[int, Candidate]],
     files: Sequence[Path],
+    with_queries: bool,
 ) -> None:
     """Write the bank: chosen regions, each with the number of its study in ``banks.splits``, then disease queries."""
     banks = config.banks
@@ -156,7 +176,7 @@ def _write(
         model.config.query_dim,
         dtype=DTYPES[banks.dtype],
         allow_split=(*banks.splits, TRAIN),
-        encoder_info=about,
+        encoder_info=dict(about),
     ) as writer:
         for number, path in enumerate(files):
             own = [(study, candidate) for study, candidate in chosen if candidate.part == number]
@@ -173,7 +193,8 @@ def _write(
                     for (study, candidate), score in zip(own, scaled, strict=True)
                 ],
             )
-        writer.add(model.disease_queries.detach(), [_token_origin(name) for name in LABELS])
+        if with_queries:
+            writer.add(model.disease_queries.detach(), [_token_origin(name) for name in LABELS])
 
 
 def _region_origin(study: Study, candidate: Candidate, box: list[int], score: float) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,14 @@ TEXTS_PER_PART = 1000  # texts that are sorted by length and encoded together
 
 
 def build_report_bank(
-    banks: BanksConfig, data: Path, folder: Path, seed: int, scratch: Path, each: MapFn = map
+    banks: BanksConfig,
+    data: Path,
+    folder: Path,
+    seed: int,
+    scratch: Path,
+    each: MapFn = map,
+    extended: Mapping[str, Any] | None = None,
+    held: Collection[tuple[str, str]] = (),
 ) -> None:
     """Build the report bank from the studies of ``banks.splits``; a finished bank is kept.
 
@@ -44,6 +51,9 @@ def build_report_bank(
         seed: seed of the sampling.
         scratch: folder of finished parts, visible to all processes that handle them.
         each: maps a function over the parts.
+        extended: header entry ``about`` of a bank that the rows will be added to. Its mean applies, and no bank is
+            written if there are no new texts.
+        held: patient group and text of its rows, which count as copies.
 
     Raises:
         UserError: the encoder is missing or unusable, or the splits have no texts.
@@ -52,25 +62,27 @@ def build_report_bank(
         return
     config = banks.reports
     entries = _candidate_rows(
-        [study for split in banks.splits for study in load_studies(data, split)], config.granularity
+        [study for split in banks.splits for study in load_studies(data, split)], config.granularity, held
     )
     chosen = [entries[i] for i in sample_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)]
     if not chosen:
+        if extended is not None:
+            return
         raise UserError(f"{folder}: no rows for the bank")
     parts = list(enumerate(chosen[start : start + TEXTS_PER_PART] for start in range(0, len(chosen), TEXTS_PER_PART)))
     encoded = track(each(_BankPart(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
     shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
     finished = [MemoryBank.open(path) for path in encoded]
     if config.centered:
-        _join_centered(finished, folder, banks)
+        _join_centered(finished, folder, banks, None if extended is None else extended["mean"])
     else:
         merge(finished, folder)
 
 
-def _join_centered(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig) -> None:
-    """Merge the parts and subtract the mean of all rows, which is stored in the header."""
+def _join_centered(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig, mean: Sequence[float] | None) -> None:
+    """Merge the parts and subtract the mean, of all rows if none is given, which is stored in the header."""
     sums_D = torch.stack([part.load().double().sum(0) for part in parts])
-    mean_D = (sums_D.sum(0) / sum(map(len, parts))).float()
+    mean_D = (sums_D.sum(0) / sum(map(len, parts))).float() if mean is None else torch.tensor(mean)
     about = {**parts[0].header["about"], "mean": mean_D.tolist()}
     dtype = DTYPES[banks.dtype]
     with BankWriter(folder, parts[0].dim, dtype=dtype, allow_split=banks.splits, encoder_info=about) as writer:
@@ -109,27 +121,28 @@ class _BankPart:
         return folder
 
 
-def candidates(chosen: Sequence[Study], unit: str) -> list[tuple[Study, str]]:
+def candidates(chosen: Sequence[Study], unit: str, held: Collection[tuple[str, str]] = ()) -> list[tuple[Study, str]]:
     """Return the candidate texts, each with its study, in the order of the studies' keys.
 
     A text is one candidate per patient group. A sentence has at most two copies, of two patients, so that every query
-    sees one of another patient.
+    sees one of another patient; ``held`` are the patient groups and texts of rows that are there already.
     """
     found: dict[tuple[str, str], Study] = {}
-    copies: Counter[str] = Counter()
+    copies = Counter(text for _, text in held)
     for study in sorted(chosen, key=lambda study: study.key):
         for text in split_sentences(study.report) if unit == "sentence" else [study.report.strip()]:
-            if not text or (study.group, text) in found or (unit == "sentence" and copies[text] == 2):
+            place = study.group, text
+            if not text or place in found or place in held or (unit == "sentence" and copies[text] >= 2):
                 continue
             copies[text] += 1
-            found[study.group, text] = study
+            found[place] = study
     return [(study, text) for (_, text), study in found.items()]
 
 
-def _candidate_rows(chosen: Sequence[Study], unit: str) -> list[dict[str, Any]]:
+def _candidate_rows(chosen: Sequence[Study], unit: str, held: Collection[tuple[str, str]]) -> list[dict[str, Any]]:
     """Return the provenance of every candidate, with the findings of the sentence, or of the study for a report."""
     entries = []
-    for study, text in candidates(chosen, unit):
+    for study, text in candidates(chosen, unit, held):
         labels = label_report(text) if unit == "sentence" else study.labels
         origin = {"key": study.key, "group": study.group, "split": study.split, "source": unit, "text": text}
         entries.append(origin | {"findings": [name for name, v in labels.items() if v == POSITIVE]})

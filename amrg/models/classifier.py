@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +19,7 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
 from amrg.models.encoder_base import VisionFeatures
 from amrg.models.encoder_files import EncoderDescription
+from amrg.models.graph_attention import GraphAttention
 from amrg.models.profiling import QFORMER, VISION, profile_region
 from amrg.models.qformer import build_qformer
 from amrg.models.regions import PLACES
@@ -30,7 +31,7 @@ class Stage1Output(NamedTuple):
 
     Attributes:
         tokens_BND: the coarse grid, row by row, projected to the queries' width.
-        queries_BQD: the Q-Former's output for each disease query.
+        queries_BQD: the Q-Former's output for each disease query, after the messages along the knowledge graph, if any.
         logits_BK: label i from query i.
         cam_logits_BK: the same labels from the fine grid, pooled; class activation maps explain these.
         fine_BHWC: the fine grid, normalised: what the pooled head reads.
@@ -93,7 +94,11 @@ class DiseaseClassifier(nn.Module):
     """
 
     def __init__(
-        self, config: VisionConfig, pretrained: bool | None = None, description: EncoderDescription | None = None
+        self,
+        config: VisionConfig,
+        pretrained: bool | None = None,
+        description: EncoderDescription | None = None,
+        strengths_KK: Tensor | None = None,
     ) -> None:
         """Build from ``config``.
 
@@ -102,6 +107,8 @@ class DiseaseClassifier(nn.Module):
             pretrained: overrides ``config.pretrained``; False when all weights are loaded afterwards: then
                 ``config.qformer_init`` is not read, either.
             description: of an encoder in a folder; None: read it there.
+            strengths_KK: of the knowledge graph along which the queries exchange messages (``graph.queries``); None: no
+                messages.
         """
         super().__init__()
         if config.query_dim % config.qformer_heads:
@@ -125,6 +132,7 @@ class DiseaseClassifier(nn.Module):
         self.query_weight_KD = nn.Parameter(torch.randn(len(LABELS), dim) * dim**-0.5)
         self.query_bias_K = nn.Parameter(torch.zeros(len(LABELS)))
         self.cam_head = LogSumExpHead(self.encoder.fine_dim)
+        self.graph = None if strengths_KK is None else GraphAttention(dim, config.qformer_heads, strengths_KK)
 
     def forward(self, inputs: Tensor, cached: bool = False) -> Stage1Output:
         """Images [B, 3, H, W] in [0, 1] (``to_tensor``) → ``Stage1Output``.
@@ -149,6 +157,8 @@ class DiseaseClassifier(nn.Module):
             queries_BQD = self.qformer(
                 query_embeds=self.disease_queries.expand(len(keys_BMD), -1, -1), encoder_hidden_states=keys_BMD
             ).last_hidden_state
+            if self.graph is not None:
+                queries_BQD = self.graph(queries_BQD)
         return Stage1Output(
             tokens_BND=tokens_BND,
             queries_BQD=queries_BQD,
@@ -163,9 +173,11 @@ class DiseaseClassifier(nn.Module):
         """Write ``config.json`` and ``model.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
         vision = to_dict(replace(self.config, qformer_init=None))  # what was learned does not depend on where it lay
-        content = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": vision}
+        content: dict[str, Any] = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": vision}
         if (description := self.encoder.description) is not None:
             content["encoder"] = description.to_dict()
+        if self.graph is not None:
+            content["graph_queries"] = True
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
@@ -177,13 +189,14 @@ class DiseaseClassifier(nn.Module):
             content = json.loads((folder / "config.json").read_text())
             config, labels = read_section(VisionConfig, content["vision"], "vision"), content["labels"]
             description = EncoderDescription.from_dict(content["encoder"]) if "encoder" in content else None
+            strengths_KK = torch.zeros(len(labels), len(labels)) if content.get("graph_queries") else None
             weights = load_file(folder / "model.safetensors")
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = type(error).__name__
             raise UserError(f"{folder} is not a saved disease classifier ({reason}): run `amrg stage1`") from None
         if tuple(labels) != LABELS:
             raise UserError(f"{folder} was trained for other labels: {', '.join(labels)}")
-        model = cls(config, False, description)
+        model = cls(config, False, description, strengths_KK)
         try:
             model.load_state_dict(weights, strict=True)
         except RuntimeError:

@@ -31,6 +31,7 @@ from amrg.data.text.statements import statements
 from amrg.models.bank_sentences import BankSentence, read_sentences
 from amrg.models.detail_heads import ATTRIBUTES, AttributeHeads, combine, support
 from amrg.models.finding_calibration import Certainty
+from amrg.models.graph_guide import GraphGuide, node_rows, stated_nodes
 from amrg.models.linked_rows import LinkedRows, Supported
 from amrg.models.regions import PLACES
 from amrg.models.report_generator import Association
@@ -174,6 +175,7 @@ class Composer:
         heads: attribute heads by the name of their features (``map``, ``head``); required by these sources.
         source: source of the probabilities of details.
         abstain: findings with a lower probability are left out and listed as unsure.
+        guide: knowledge graph; None: no graph.
         comparing: studies with an earlier one may have sentences that compare.
     """
 
@@ -185,8 +187,10 @@ class Composer:
         heads: Mapping[str, AttributeHeads] | None = None,
         source: Support = "memory",
         abstain: float = 0.0,
+        guide: GraphGuide | None = None,
         comparing: bool = False,
     ) -> None:
+        self._guide = guide
         self.certainty, self.source, self.abstain, self._heads = certainty, source, abstain, heads or {}
         self._reports = reports
         self._visual = None if visual is None else LinkedRows(visual)
@@ -237,7 +241,8 @@ class Composer:
             prior = priors[b] if priors else None
             film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group, prior)
             found = self._named(probability_F, own.get("visual"))
-            unsure = [finding for finding in found if film.probability[finding] < self.abstain]
+            implausible = self._guide.less_probable(found, film.probability) if self._guide else ()
+            unsure = [f for f in found if film.probability[f] < self.abstain or f in implausible]
             named = [finding for finding in found if finding not in unsure]
             chosen: list[ComposedSentence] = []
             left_out: list[ComposedSentence] = []
@@ -251,6 +256,31 @@ class Composer:
                 Composed(text, tuple(named), tuple(chosen), _unsure(film, unsure, left_out), prior is not None)
             )
         return composed
+
+    def fitted(self, vision: VisionOutput, associations: Mapping[str, Association]) -> dict[str, Association]:
+        """Weight the retrieved rows by how well they fit the film, if a knowledge graph does so."""
+        if self._guide is None or self._guide.config.retrieval == "none":
+            return dict(associations)
+        probability_BF, fitted = self.certainty.probabilities(vision), {}
+        for name, (weights_BQJ, rows_BQJ) in associations.items():
+            given = weights_BQJ.cpu().float(), rows_BQJ.cpu()
+            known = self._length(name) > 0
+            weights = self._guide.weigh(*given, self._nodes[name], probability_BF) if known else given[0]
+            fitted[name] = Association(weights, given[1])
+        return fitted
+
+    @cached_property
+    def _nodes(self) -> dict[str, Tensor]:
+        """Nodes of the knowledge graph of the rows of each bank, [rows, V]."""
+        rows: dict[str, list[set[str]]] = {n: [set() for _ in range(self._length(n))] for n in ("visual", "report")}
+        for sentence in self._sentences if rows["report"] else ():
+            for row in sentence.rows:
+                rows["report"][row] = stated_nodes(sentence.text)
+        if self._visual is not None:
+            for row, (label, texts) in enumerate(zip(self._visual.label_N.tolist(), self._visual.texts, strict=True)):
+                if label < len(LABELS):
+                    rows["visual"][row] = stated_nodes(" ".join(texts), LABELS[label])
+        return {name: node_rows(of) for name, of in rows.items()}
 
     def _length(self, name: str) -> int:
         if name == "report":
@@ -339,6 +369,8 @@ class Composer:
         ]
         if not allowed:
             return None
+        if self._guide is not None:
+            allowed = [i for i in allowed if self._guide.fits(self._sentences[i].text)] or allowed
         query = LABELS.index(finding)
         score_C = torch.zeros(len(allowed))
         if "report" in film.weights:

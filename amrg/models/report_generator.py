@@ -389,6 +389,8 @@ class ReportGenerator(nn.Module):
             logits_processor=LogitsProcessorList(
                 [ForcedPrefix(self.tokenizer, forced_prefixes)] if forced_prefixes else []
             ),
+            # With a cache of fixed size transformers compiles the step on GPUs.
+            **({"cache_implementation": "static"} if decoding.compile else {}),
         )
         if len(self.prompt.stops) > 1:  # not all of them need be special tokens of the tokenizer
             stops = torch.tensor(self.prompt.stops, device=written.device)

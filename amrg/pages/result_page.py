@@ -1,7 +1,10 @@
 """Result page: one self-contained HTML file, to open from disk or send to a colleague."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from amrg.data.labels import LABELS
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE, score_table
 from amrg.pages.overlays import film_url, heat_url, outline_url
 from amrg.pages.plain_summary import plain_summary
-from amrg.pages.plots import line_chart
+from amrg.pages.plots import forest_plot, line_chart
 from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence, memory_row, recalled
 
 
@@ -28,9 +31,13 @@ class SampleStudy:
         maps: activation map by finding, non-negative, on any grid that covers the film.
         masks: true lesion by finding, bool [H, W].
         reference, generated: reports with marked findings (``overlays.marked``).
-        memory: retrieved rows by bank ("visual", "report"), the heaviest first.
+        verdict: what the generated report gets right and wrong, in counts.
+        memory: retrieved rows by bank ("visual", "report"), the most unusual first.
+        unusual: by bank, findings on whose rows more of their association lies than for the mean study: name, share
+            and lift.
         sentences: recalled sentences that the report begins with.
         unsure: text and probability of what the report leaves out as not probable enough.
+        graph, implausible: edges of the knowledge graph that the report states, and combinations that it lacks.
         views: square films with boxes of sentences, by their number in the study, uint8 [S, S].
         grid: cells per side of the grid of the boxes.
     """
@@ -43,21 +50,35 @@ class SampleStudy:
     masks: dict[str, np.ndarray]
     reference: Markup
     generated: Markup
+    verdict: str = ""
     memory: dict[str, list[MemoryRow]] = field(default_factory=dict)
+    unusual: Mapping[str, Sequence[tuple[str, float, float]]] = field(default_factory=dict)
     sentences: Sequence[RecalledSentence] = ()
     unsure: Sequence[tuple[str, float]] = ()
+    graph: Sequence[str] = ()
+    implausible: Sequence[str] = ()
     views: Mapping[int, np.ndarray] = field(default_factory=dict)
     grid: int = 14
 
 
 @dataclass(frozen=True)
 class Page:
-    """Content of the page: ``scores`` from ``scores.json``, ``curves`` as rows of each ``curves.jsonl``."""
+    """Content of the page.
+
+    Attributes:
+        scores: content of ``scores.json``.
+        curves: rows of each stage's ``curves.jsonl``.
+        contact_sheet: films with their captions.
+        studies: studies that were chosen before the reports were read.
+        worst, best: studies that were chosen by their reports, the worst and the best first.
+    """
 
     scores: dict[str, Any]
     curves: dict[str, list[dict[str, Any]]]
     contact_sheet: Sequence[tuple[np.ndarray, str]]
     studies: Sequence[SampleStudy]
+    worst: Sequence[SampleStudy] = ()
+    best: Sequence[SampleStudy] = ()
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -71,11 +92,15 @@ def render(page: Page) -> str:
     environment.filters["number"] = format_number
     environment.filters["odds"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
     environment.filters["span"] = lambda pair: f"{format_number(pair[0])} – {format_number(pair[1])}"
+    script = files("amrg.pages").joinpath("sort_tables.js").read_text(encoding="utf-8")
     return environment.get_template("result_page.html.j2").render(
         scores=page.scores,
         summary=plain_summary(page.scores),
         always=NOT_CLINICAL_NOTICE,
         embedded=EMBEDDED_DATA_NOTICE if page.scores["source"] == "openi_drr" else None,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        forest=forest_plots(page.scores),
         scored=score_table.score_rows(page.scores),
         data_sets=score_table.data_set_rows(page.scores),
         learned=score_table.learned_rows(page.scores),
@@ -94,7 +119,10 @@ def render(page: Page) -> str:
         labels=LABELS,
         charts={stage: charts(rows) for stage, rows in page.curves.items()},
         contact=[(film_url(film, 168), caption) for film, caption in page.contact_sheet],
-        studies=[_study(study) for study in page.studies],
+        samples=[
+            (name, [_study(study) for study in studies])
+            for name, studies in (("chosen", page.studies), ("worst", page.worst), ("best", page.best))
+        ],
     )
 
 
@@ -127,6 +155,15 @@ def charts(rows: list[dict[str, Any]]) -> list[Markup]:
         line = [(row["epoch"], row[name]) for row in rows if name in row]
         groups.setdefault(quantity, {})[_PARTS.get(part, quantity.replace("_", " "))] = line
     return [line_chart(lines, quantity.replace("_", " ")) for quantity, lines in groups.items()]
+
+
+def forest_plots(scores: dict[str, Any]) -> list[Markup]:
+    """Draw each main score of all systems with its intervals; the line is the model's value, or a difference of 0."""
+    model = next(iter(scores["systems"]))
+    return [
+        forest_plot(rows, title, *((rows[model][0], model) if model in rows else (0.0,)))
+        for title, rows in score_table.forest_rows(scores).items()
+    ]
 
 
 def confidence_charts(confidence: dict[str, Any] | None) -> list[Markup]:
@@ -170,7 +207,11 @@ def _study(study: SampleStudy) -> dict[str, Any]:
         "shown": shown,
         "reference": study.reference,
         "generated": study.generated,
+        "verdict": study.verdict,
+        "unusual": study.unusual,
         "unsure": study.unsure,
+        "graph": study.graph,
+        "implausible": study.implausible,
         "memory": {bank: [memory_row(row) for row in rows] for bank, rows in study.memory.items()},
         "recalled": recalled(study.sentences, study.views, study.grid),
     }

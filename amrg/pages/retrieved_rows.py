@@ -10,6 +10,8 @@ import numpy as np
 from amrg.pages.overlays import Box, boxes_svg, crop, film_url
 
 THUMBNAIL = 112  # pixels on a side
+#: Share of the split's studies from which on a row that they retrieve says little about one of them.
+USUAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class MemoryRow:
         text: text of a report row, or the report's words on a region.
         film: square film of a region row, uint8 [S, S], with ``box`` (cells) on a ``grid`` × ``grid`` patch grid.
         number: number of the row in its bank, if known.
+        lift: weight over the mean weight in the split; None if unknown.
+        studies: share of the split's studies that have the row among their heaviest.
     """
 
     weight: float
@@ -33,6 +37,8 @@ class MemoryRow:
     box: Box | None = None
     grid: int = 14
     number: int | None = None
+    lift: float | None = None
+    studies: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,9 @@ def memory_row(row: MemoryRow) -> dict[str, Any]:
         "findings": row.findings,
         "text": row.text,
         "thumbnail": thumbnail,
+        "lift": row.lift,
+        "studies": row.studies,
+        "usual": row.studies >= USUAL,
     }
 
 

@@ -1,5 +1,6 @@
 """Score tables of the page and of the terminal."""
 
+import math
 from typing import Any
 
 from rich import box
@@ -12,6 +13,9 @@ HEADLINES = {
     "side exact": "side exact",
     "side opposite": "side opposite",
 }
+#: Metrics of texts in the forest plots, and the title of the differences.
+FOREST_METRICS = ("BLEU-4", "ROUGE-L", "CIDEr")
+DIFFERENCE = "difference in clinical F1: model minus this"
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
@@ -47,6 +51,27 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return heads, rows
+
+
+def forest_rows(scores: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Return value, low and high of the main scores by title and system, without systems that have no value."""
+
+    def main(system: dict[str, Any]) -> dict[str, Any]:
+        clinical = system["clinical"]
+        f1 = {
+            title: {"value": clinical[name]["f1"], "interval": clinical["intervals"][name]}
+            for title, name in (("clinical F1, 13 findings", "micro_13"), ("clinical F1, macro", "macro_13"))
+        }
+        details = {"clinical F1 with details": system["details"]["F1 micro-13 with details"]}
+        texts = {name: system["language"][name] for name in FOREST_METRICS}
+        return f1 | details | texts | system["learned"] | {DIFFERENCE: system.get("model_minus_this")}
+
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for system, values in scores["systems"].items():
+        for title, score in main(values).items():
+            if isinstance(score, dict) and score["value"] is not None and math.isfinite(sum(score["interval"])):
+                found.setdefault(title, {})[system] = (score["value"], *score["interval"])
+    return found
 
 
 def data_set_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -233,7 +233,9 @@ def _calibrate(config: Config, inputs: dict[str, Path], samples: int, steps: int
     turn = iter(batches)
     compute, _, noise = _timed(lambda: run.engine.step(next(turn), 1e-6), steps, between)
     copy, (weights, moments) = _copying(run)
-    write, *_ = _timed(lambda: checkpoint.save(folder / "checkpoints", weights, moments, {"step": 1}, is_best=True), 3)
+    write, *_ = _timed(
+        lambda: checkpoint.save_checkpoint(folder / "checkpoints", weights, moments, {"step": 1}, is_best=True), 3
+    )
     trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
     return {
         "read": read / samples,

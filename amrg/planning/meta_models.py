@@ -70,10 +70,15 @@ class DummyTokenizer:
         return SimpleNamespace(input_ids=[0] * -(-len(text) // 4))
 
 
+def _classifier(config: Config) -> DiseaseClassifier:
+    strengths_KK = torch.zeros(len(LABELS), len(LABELS)) if config.graph.queries else None
+    return DiseaseClassifier(config.vision, pretrained=False, strengths_KK=strengths_KK)
+
+
 def stage1_skeleton(config: Config) -> MetaModel:
     """Build stage 1 as it is trained: on films, or on cached features of a frozen stem."""
     with torch.device("meta"):
-        model = DiseaseClassifier(config.vision, pretrained=False)
+        model = _classifier(config)
 
     def inputs(model: DiseaseClassifier, samples: int) -> Tensor:
         films = dummy_images(model, samples)
@@ -117,7 +122,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
             for parameter in decoder.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
-        classifier = freeze_for_stage2(DiseaseClassifier(config.vision, pretrained=False), config.stage2.train_vision)
+        classifier = freeze_for_stage2(_classifier(config), config.stage2.train_vision)
         banks = [_bank(bank) for bank in rows]
         model = ReportGenerator(classifier, decoder, tokenizer, banks, config.memory, config.decoder)
         if not config.stage2.association_loss_weight:

@@ -52,7 +52,7 @@ class ImageCost:
     cam_seconds: float
 
 
-def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer: Any = None) -> list[Step]:
+def estimate_pipeline(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer: Any = None) -> list[Step]:
     """Predict all steps, in their order.
 
     Args:
@@ -68,7 +68,7 @@ def chain(config: Config, plans: dict[str, Plan], given: Assumptions, tokenizer:
 
     steps = [
         step("stage1", f"{config.stage1.epochs} epochs", plans["stage1"].total_seconds),
-        step("banks", *mining(config, size, film, given)),
+        step("banks", *estimate_mining(config, size, film, given)),
     ]
     if not config.stage2.train_vision:
         steps.append(step("stage2", f"{size.films:,} films seen", size.films * film.forward_seconds / given.gpus))
@@ -101,7 +101,7 @@ def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> ImageCost:
     return ImageCost(_seconds(flops, 2 * kept, config.stage1.dtype, given), maps)
 
 
-def mining(config: Config, size: Size, film: ImageCost, given: Assumptions) -> tuple[str, float]:
+def estimate_mining(config: Config, size: Size, film: ImageCost, given: Assumptions) -> tuple[str, float]:
     """Mining of a train split, in words and seconds; films are divided among the GPUs, as a cluster does."""
     settings, samples = config.banks.mining, samples_of(config, size)
     films = size.films * min(settings.max_studies or samples, samples) / samples

@@ -2,8 +2,10 @@
 
 import asyncio
 import hmac
+import json
 import math
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,6 +29,7 @@ from amrg.inference.run import RunArtifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import echo
 from amrg.serving.batching import Batcher, Study, WorkerFailed, place
+from amrg.serving.docs_page import FILES, docs_file, docs_page
 from amrg.serving.inputs import JSON, MULTIPART, PRIOR_FIELDS, media_type, parse_study
 from amrg.serving.metrics import MEDIA_TYPE, CountRequests, Metrics
 from amrg.serving.outputs import DICOM, FHIR, missing_extra, read_sources, render
@@ -38,11 +41,16 @@ MAX_BYTES = 128 * 2**20
 MAX_HELD = 4 * MAX_BYTES
 #: Films that are decoded at a time; each may take some hundred megabytes while it is.
 READERS = 2
-RECORD = "application/json"
+RECORD, EVENTS = "application/json", "text/event-stream"
+#: Seconds between two checks of a study whose events are streamed, and after which a stream without events has a
+#: comment, so that no proxy closes it.
+POLL, KEEP_ALIVE = 0.1, 10.0
 TOO_LARGE = f"larger than the {MAX_BYTES // 2**20} MB that a request may have"
 HEALTH = "/health"
 #: Routes, as metrics name them.
-PATHS = ("/v1/reports", HEALTH, "/metrics", "/openapi.json")
+PATHS = ("/v1/reports", HEALTH, "/metrics", "/openapi.json", "/docs")
+#: Routes that need no token: what orchestrators request, and the description of the interface, without data of a run.
+OPEN = (HEALTH, "/openapi.json", "/docs", *(f"/docs/{file}" for file in FILES))
 OPENAPI = Path(__file__).parent / "openapi.json"
 
 
@@ -51,8 +59,8 @@ class Access:
     """Who is answered.
 
     Attributes:
-        token: bearer token that every request but ``HEALTH`` needs; None: none is needed. A page of another site does
-            not know it, so with a token every host name is accepted.
+        token: bearer token that every request but those for ``OPEN`` needs; None: none is needed. A page of another
+            site does not know it, so with a token every host name is accepted.
         origins: origins whose pages may call the interface (CORS).
         hosts, any_address: as of ``RequestGuard``, without a token.
     """
@@ -83,6 +91,8 @@ def create_app(
             Route(HEALTH, handlers.health),
             Route("/metrics", handlers.metrics),
             Route("/openapi.json", handlers.openapi),
+            Route("/docs", docs_page, include_in_schema=False),
+            Route("/docs/{file}", docs_file, include_in_schema=False),
         ],
         exception_handlers={UserError: _refuse, HTTPException: _refuse, ClientDisconnect: _nobody},
     )
@@ -113,14 +123,14 @@ class _Study:
 
 
 class BearerToken:
-    """Refuses requests without the token, but for ``HEALTH``, which orchestrators ask without one."""
+    """Refuses requests without the token, but for the routes in ``OPEN``."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app, self._expected = app, f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on or refuse it."""
-        if scope["type"] == "http" and scope["path"] != HEALTH:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
             given = Headers(scope=scope).get("authorization", "")
             if not hmac.compare_digest(given.encode("latin-1"), self._expected):
                 response = JSONResponse(
@@ -184,25 +194,70 @@ class Handlers:
             raise HTTPException(415, f"send a study as {MULTIPART} or {JSON}")
         self._in_work += 1
         try:
-            async with asyncio.timeout(self._seconds):
+            end = asyncio.get_running_loop().time() + self._seconds
+            async with asyncio.timeout_at(end):
                 if self._in_work > self._queue:
                     await self._turn_away(request)
                 study = await self._receive(request, wanted)
+                if wanted == EVENTS:
+                    return self._stream(study, end)
                 record = await self._write(request, (study.read.films, study.context, study.prior))
         except TimeoutError:
-            raise self._later(503, f"not written within the {self._seconds:g} s of a request") from None
+            raise self._late() from None
         except WorkerFailed:
-            raise self._later(503, "the worker failed and is started again: send the study once more") from None
+            raise self._failed() from None
         finally:
             self._in_work -= 1
+        record = self._record(study, record)
+        if wanted == RECORD:
+            return JSONResponse(record)
+        return Response(await to_thread.run_sync(render, wanted, record, study.sources), media_type=wanted)
+
+    def _record(self, study: _Study, record: dict[str, Any]) -> dict[str, Any]:
+        """Add what is known of the study to the record that was written."""
         record = {"study": study.name, "model": self._chain.model, **record}
         if study.read.forced:
             record["forced"] = "; ".join(study.read.forced)
         if study.read.notes:
             record["left_out"] = study.read.notes
-        if wanted == RECORD:
-            return JSONResponse(record)
-        return Response(await to_thread.run_sync(render, wanted, record, study.sources), media_type=wanted)
+        return record
+
+    def _stream(self, study: _Study, end: float) -> Response:
+        """Answer with server-sent events; the request stays in work until they end or the client has gone."""
+        self._in_work += 1
+        future = self._batcher.submit((study.read.films, study.context, study.prior))
+
+        def close() -> None:
+            self._in_work -= 1
+            self._batcher.cancel(future)
+
+        return _EventResponse(self._events(study, future, end), close)
+
+    async def _events(self, study: _Study, future: Future[dict[str, Any]], end: float) -> AsyncIterator[str]:
+        """Yield ``state`` as it changes, then ``report`` or ``error``."""
+        loop = asyncio.get_running_loop()
+        sent: dict[str, Any] = {}
+        last_sent = loop.time()
+        try:
+            while not future.done():
+                if loop.time() > end:
+                    raise self._late()
+                before = self._batcher.position(future)
+                state: dict[str, Any] = (
+                    {"state": "writing"} if before is None else {"state": "waiting", "before": before}
+                )
+                if state != sent:
+                    sent, last_sent = state, loop.time()
+                    yield _event("state", state)
+                elif loop.time() > last_sent + KEEP_ALIVE:
+                    last_sent = loop.time()
+                    yield ":\n\n"
+                await asyncio.sleep(POLL)
+            yield _event("report", self._record(study, future.result()))
+        except (HTTPException, WorkerFailed) as error:
+            later = error if isinstance(error, HTTPException) else self._failed()
+            after = int((later.headers or {})["Retry-After"])
+            yield _event("error", {"error": later.detail, "status": later.status_code, "retry_after": after})
 
     async def _receive(self, request: Request, wanted: str) -> _Study:
         """Read the body and the films in it."""
@@ -267,8 +322,32 @@ class Handlers:
                 break
         raise self._later(429, "too many studies are waiting: send this one later")
 
+    def _late(self) -> HTTPException:
+        return self._later(503, f"not written within the {self._seconds:g} s of a request")
+
+    def _failed(self) -> HTTPException:
+        return self._later(503, "the worker failed and is started again: send the study once more")
+
     def _later(self, status: int, text: str) -> HTTPException:
         return HTTPException(status, text, {"Retry-After": str(math.ceil(self._batcher.wait))})
+
+
+class _EventResponse(StreamingResponse):
+    """Server-sent events; ``close`` is called in the end, however it comes."""
+
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]) -> None:
+        super().__init__(events, media_type=EVENTS)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
+def _event(kind: str, content: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(content)}\n\n"
 
 
 async def _disconnected(request: Request) -> None:
@@ -281,11 +360,13 @@ def _accepted(accept: str) -> str:
     for one in map(media_type, accept.split(",")):
         if one in ("*/*", "application/*", RECORD):
             return RECORD
+        if one == EVENTS:
+            return EVENTS
         if one in (FHIR, DICOM):
             if missing := missing_extra(one):
                 raise HTTPException(406, f"{one} is not installed here: pip install 'amrg[{missing}]'")
             return one
-    raise HTTPException(406, f"a report is given as {RECORD}, {FHIR} or {DICOM}")
+    raise HTTPException(406, f"a report is given as {RECORD}, {EVENTS}, {FHIR} or {DICOM}")
 
 
 def _refuse(_: Request, error: Exception) -> Response:

@@ -104,6 +104,12 @@ class Batcher:
             self._changed.notify()
         return future
 
+    def position(self, future: Future[Record]) -> int | None:
+        """Return how many studies wait before one; None if it does not wait any more."""
+        with self._changed:
+            waiting = [one[1] for one in self._waiting]
+        return waiting.index(future) if future in waiting else None
+
     def cancel(self, future: Future[Record]) -> None:
         """Take a study from the queue if it is still there."""
         with self._changed:

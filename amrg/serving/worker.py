@@ -15,14 +15,14 @@ from amrg.serving.batching import OpenModel, Record, Study, place
 
 
 @contextmanager
-def worker_process(run: Path, base_model: str | None, seconds: float) -> Iterator[OpenModel]:
+def worker_process(run: Path, base_model: str | None, seconds: float, banks: Path | None = None) -> Iterator[OpenModel]:
     """Start a process that opens a run and writes batches; it is killed in the end.
 
     ``write`` raises EOFError or OSError if the process has died, TimeoutError if it takes too long.
 
     Args:
         run: as of ``load_run``; the artefact that a server has chosen, so that every process writes with the same.
-        base_model: as of ``load_run``.
+        base_model, banks: as of ``load_run``.
         seconds: most of one batch.
 
     Raises:
@@ -30,7 +30,7 @@ def worker_process(run: Path, base_model: str | None, seconds: float) -> Iterato
     """
     context = multiprocessing.get_context("spawn")  # a fork would share the locks of threads, and cannot use CUDA
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(run, base_model, there), name="amrg-worker", daemon=True)
+    process = context.Process(target=_work, args=(run, base_model, banks, there), name="amrg-worker", daemon=True)
     process.start()
     there.close()  # so that the end of the process ends the pipe
     try:
@@ -52,11 +52,11 @@ def worker_process(run: Path, base_model: str | None, seconds: float) -> Iterato
         here.close()
 
 
-def _work(run: Path, base_model: str | None, pipe: Connection) -> None:
+def _work(run: Path, base_model: str | None, banks: Path | None, pipe: Connection) -> None:
     """Send the model's image size, or why it cannot be opened; then answer batches until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
     try:
-        loaded = load_run(run, base_model)
+        loaded = load_run(run, base_model, banks)
     except UserError as error:
         pipe.send(str(error))
         return

@@ -145,7 +145,7 @@ class AsyncCheckpointWriter:
             unfit = [name for name, value in (weights | optimizer).items() if not value.isfinite().all()]
             if unfit:
                 raise ValueError(f"{unfit[0]} has values that are not finite")
-            save(self._folder, weights, optimizer, state, is_best, self._keep)
+            save_checkpoint(self._folder, weights, optimizer, state, is_best, self._keep)
         except (OSError, SafetensorError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
             self.error = (
@@ -157,7 +157,7 @@ class AsyncCheckpointWriter:
             raise
 
 
-def save(
+def save_checkpoint(
     folder: Path,
     weights: dict[str, Tensor],
     optimizer: dict[str, Tensor],

@@ -31,6 +31,7 @@ from amrg.data.stream import (
     study_weights,
 )
 from amrg.errors import UserError
+from amrg.graph.knowledge_graph import KnowledgeGraph
 from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views, query_cosines
 from amrg.models.zero3 import gathered
 from amrg.precision import autocast
@@ -61,7 +62,7 @@ _BATCH = 32  # films per forward outside training
 
 
 @engine.restore_functional_linear()
-def train_stage1(config: Config, data: Path, folder: Path) -> None:
+def train_stage1(config: Config, data: Path, folder: Path, graph: Path | None = None) -> None:
     """Train on ``data`` and keep the epoch with the best mean AUROC on validation.
 
     Args:
@@ -69,11 +70,13 @@ def train_stage1(config: Config, data: Path, folder: Path) -> None:
         data: a data artefact.
         folder: receives ``model/`` (``DiseaseClassifier.save_pretrained``), ``thresholds.json`` (probabilities),
             ``scores.json`` and ``curves.jsonl``; an interrupted run resumes from its checkpoints there.
+        graph: graph artefact, if the disease queries exchange messages along it (``graph.queries``).
     """
     distributed.init_process_group()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = DiseaseClassifier(config.vision).to(distributed.device())
+        strengths_KK = None if graph is None else torch.from_numpy(KnowledgeGraph.load(graph).label_strengths())
+        model = DiseaseClassifier(config.vision, strengths_KK=strengths_KK).to(distributed.device())
     films = (_CachedFilms if model.encoder.frozen_stem else _StreamedFilms)(config, data, folder, model)
     counts = class_counts(films.targets["train"], films.weights)  # as the classes are seen in training
     weight_K = positive_weights(*counts) if config.stage1.class_weighting else torch.ones_like(counts[0])

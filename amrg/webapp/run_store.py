@@ -1,9 +1,11 @@
 """Studies, reports and bank rows of a run on disk, looked up by key and number, never by path."""
 
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
@@ -12,8 +14,8 @@ from amrg.data.stream import Sample, SampleLookup, load_studies
 from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
-from amrg.evaluation.reports import FILE, parse_reports
-from amrg.inference.run import RunArtifacts
+from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
+from amrg.inference.run import RunArtifacts, is_unwritten
 from amrg.pages.overlays import crop, film_url
 
 BANKS = {"visual": VISUAL, "report": REPORTS}
@@ -34,42 +36,61 @@ class RunStore:
         size: pixels per side of the films that the visual bank's regions were mined from.
         grid: cells per side of the grid of the boxes.
         online: whether films that the run keeps at a URL are read from there.
+        compared: reports of another run, by key.
+
+    Attributes:
+        reports: the run's own reports, by key.
     """
 
-    def __init__(self, chain: RunArtifacts, size: int, grid: int, online: bool = False) -> None:
+    def __init__(
+        self,
+        chain: RunArtifacts,
+        size: int,
+        grid: int,
+        online: bool = False,
+        compared: Mapping[str, GeneratedReport] = MappingProxyType({}),
+    ) -> None:
         self._data, self._size, self._grid = chain.data.path, size, grid
         self._banks = {name: MemoryBank.open(chain.banks.path / folder) for name, folder in BANKS.items()}
         # Listing and index of a split are read once. The lock is there because parquet readers are not thread-safe.
         self._studies = cache(lambda split: {study.key: study for study in load_studies(self._data, split)})
         self._lookup = cache(lambda split: SampleLookup(self._data, split, online))
         self._lock = threading.Lock()
-        self._reports = {r.key: r for r in parse_reports(chain.reports.path / FILE).values()} if chain.reports else {}
-        self._errors: dict[str, FindingErrors | None] = {}  # by key
+        written = chain.reports is not None and not is_unwritten(chain.reports.path)
+        self.reports = parse_reports(chain.reports.path / FILE) if chain.reports and written else {}
+        self._compared = compared
+        self._errors: dict[tuple[str, str], FindingErrors] = {}  # by key and text of the report
 
-    def listing(self, split: str, words: str, by_errors: bool = False, start: int = 0) -> dict[str, Any]:
+    def listing(self, split: str, words: str, order: str = "file", start: int = 0) -> dict[str, Any]:
         """List the studies of a split whose key and findings contain all ``words``, ``MAX_LISTED`` from ``start`` on.
 
         Args:
             split: train, val or test.
             words: ``missed:NAME``, ``extra:NAME`` and ``conflicting:NAME`` match findings that the run's own report
                 gets wrong.
-            by_errors: the studies with most errors first.
+            order: ``file``: of the data; ``errors``: most errors first; ``better`` and ``worse``: those first whose
+                report of the other run has fewer errors, or more.
             start: number of the first listed study.
         """
         studies = self._split(split)
         fitting = _matcher(words, self._errors_of)
         found = [study for study in studies.values() if fitting(study)]
-        if by_errors:
+        if order == "errors":
             found.sort(key=lambda study: -(errors.count if (errors := self._errors_of(study)) else -1))
+        elif order in ("better", "worse"):
+            sign = 1 if order == "better" else -1
+            differences = {study.key: self._difference(study) for study in found}
+            found.sort(key=lambda study: math.inf if (d := differences[study.key]) is None else sign * d)
         return {
             "total": len(studies),
             "found": len(found),
-            "compared": any(key in self._reports for key in studies),
+            "compared": any(key in self.reports for key in studies),
             "studies": [
                 {
                     "key": study.key,
                     "findings": study.positive_findings,
                     "errors": asdict(errors) if (errors := self._errors_of(study)) else None,
+                    "difference": self._difference(study),
                 }
                 for study in found[start : start + MAX_LISTED]
             ],
@@ -77,15 +98,31 @@ class RunStore:
 
     def _errors_of(self, study: Study) -> FindingErrors | None:
         """Errors of the run's own report of a study; None without one."""
-        if study.key not in self._errors:
-            written = self._reports.get(study.key)
-            self._errors[study.key] = FindingErrors.of(study.report, written.text) if written else None
-        return self._errors[study.key]
+        return self._compare(study, self.reports.get(study.key))
+
+    def _difference(self, study: Study) -> int | None:
+        """Errors that the report of the other run has more than the run's own; None if either has none."""
+        own, other = self._errors_of(study), self._compare(study, self._compared.get(study.key))
+        return other.count - own.count if own and other else None
+
+    def _compare(self, study: Study, written: GeneratedReport | None) -> FindingErrors | None:
+        if written is None:
+            return None
+        where = study.key, written.text
+        if where not in self._errors:
+            self._errors[where] = FindingErrors.of(study.report, written.text)
+        return self._errors[where]
+
+    def find(self, split: str, key: str) -> Study:
+        """Return a study without its films; raises NotFound like ``study``."""
+        studies = self._split(split)
+        if key not in studies:
+            raise NotFound(f"no such study among the {split} studies of this run: choose one from the list")
+        return studies[key]
 
     def study(self, split: str, key: str) -> Sample:
         """Load a study; raises NotFound for an unknown split or study, UserError for a damaged study."""
-        if key not in self._split(split):
-            raise NotFound(f"no such study among the {split} studies of this run: choose one from the list")
+        self.find(split, key)
         with self._lock:
             return self._lookup(split)[key]
 

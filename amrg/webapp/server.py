@@ -6,10 +6,11 @@ import json
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from anyio import to_thread
@@ -25,17 +26,18 @@ from starlette.types import ASGIApp
 from amrg.banks.bank import NO_GROUP, group_id
 from amrg.data.context import CONTEXT_FIELDS, Context
 from amrg.data.film_checks import NotAFilm
-from amrg.data.image_io import FORMATS
+from amrg.data.image_io import FORMATS, MAX_SIDE, FilmLevels, read_levels
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS
 from amrg.data.own_studies import read_given_context, read_study
-from amrg.data.stream import Sample
-from amrg.data.studies import SPLITS
+from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
-from amrg.evaluation.highlight import FindingErrors
+from amrg.evaluation.highlight import FindingErrors, finding_segments
 from amrg.inference.run import RunArtifacts
+from amrg.models.classifier import DiseaseClassifier
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.webapp.comparison import ComparedRun, describe_comparison
 from amrg.webapp.requests import RequestGuard, ResponseHeaders, without_folders
 from amrg.webapp.run_store import NotFound, RunStore
 from amrg.webapp.session import MEMORIES, SHOWN_SIZE, ClientGone, InferenceSession, StudyAnalysis
@@ -44,27 +46,54 @@ from amrg.webapp.session import MEMORIES, SHOWN_SIZE, ClientGone, InferenceSessi
 MAX_BYTES = 64 * 2**20
 #: Maximal size of the context of a study.
 MAX_CONTEXT_BYTES = 64 * 2**10
-#: Maximal number of cached analyses of studies, and of uploads. An evicted study is analyzed again on request; an
-#: evicted upload is lost.
+#: Maximal number of cached analyses of studies, and of uploads, and size of the films of either. An evicted study is
+#: analyzed again on request; an evicted upload is lost.
 MAX_CACHED = 32
+MAX_CACHED_BYTES = 512 * 2**20
 UPLOADED = "dropped"
 HERE = Path(__file__).parent
 
-Entry = tuple[StudyAnalysis, Sample | None]  # the sample of a study of the run; None for an upload
+
+class Entry(NamedTuple):
+    """A study or an upload that is held in memory.
+
+    Attributes:
+        analysis: analysis of its films.
+        films: films in full resolution: as the run stores them, or with all gray levels of an uploaded file.
+        study: study of the run; None for an upload.
+        masks: true extent of findings on the first film.
+    """
+
+    analysis: StudyAnalysis
+    films: list[FilmLevels]
+    study: Study | None = None
+    masks: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @property
+    def size(self) -> int:
+        """Bytes of the films."""
+        return sum(film.index.nbytes for film in self.films)
 
 
-def create_app(chain: RunArtifacts, hosts: Collection[str], any_address: bool = False, online: bool = False) -> ASGIApp:
+def create_app(
+    chain: RunArtifacts,
+    hosts: Collection[str],
+    any_address: bool = False,
+    online: bool = False,
+    compared: ComparedRun | None = None,
+) -> ASGIApp:
     """Build the application for one run, and load its models.
 
     Args:
         chain: the run's artefacts.
         hosts, any_address: host names under which it answers (``RequestGuard``).
         online: as of ``RunStore``.
+        compared: another run, whose reports are shown next to those of the run.
 
     Raises:
         UserError: an artefact is missing or damaged.
     """
-    handlers = Handlers(chain, online)
+    handlers = Handlers(chain, online, compared)
     app = Starlette(
         routes=[
             Route("/", handlers.page),
@@ -72,9 +101,11 @@ def create_app(chain: RunArtifacts, hosts: Collection[str], any_address: bool = 
             Route("/api/looks", handlers.upload, methods=["POST"]),
             Route("/api/looks/{place}/{name}", handlers.analysis),
             Route("/api/looks/{place}/{name}/context", handlers.set_context, methods=["POST"]),
+            Route("/api/looks/{place}/{name}/films/{number}", handlers.film),
             Route("/api/looks/{place}/{name}/patches", handlers.patches),
             Route("/api/looks/{place}/{name}/report", handlers.report),
             Route("/api/banks/{bank}/{row}", handlers.row),
+            Route("/api/comparisons/{split}/{key}", handlers.comparison),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
         exception_handlers={
@@ -87,9 +118,15 @@ def create_app(chain: RunArtifacts, hosts: Collection[str], any_address: bool = 
 class Handlers:
     """Request handlers with their state: the models, the run's data, and the cached analyses."""
 
-    def __init__(self, chain: RunArtifacts, online: bool = False) -> None:
+    def __init__(self, chain: RunArtifacts, online: bool = False, compared: ComparedRun | None = None) -> None:
         self._chain, self._reader = chain, InferenceSession(chain)
-        self._store = RunStore(chain, self._reader.classifier.image_size, self._reader.grid, online)
+        size, grid = self._reader.classifier.image_size, self._reader.grid
+        self._store = RunStore(chain, size, grid, online, compared.reports if compared else {})
+        self._compared = compared
+        if compared:
+            classifier = DiseaseClassifier.from_pretrained(compared.chain.stage1.path / "model")
+            other_store = RunStore(compared.chain, classifier.image_size, classifier.encoder.grid, online)
+            self._stores = self._store, other_store
         # Uploads have a cache of their own, so that browsing studies does not evict them.
         self._studies: OrderedDict[tuple[str, str], Entry] = OrderedDict()
         self._uploads: OrderedDict[tuple[str, str], Entry] = OrderedDict()
@@ -115,6 +152,7 @@ class Handlers:
                 method=config.banks.mining.method,
                 beams=config.generate.num_beams,
                 memories=list(self._reader.memories),
+                compared=self._compared,
                 context=self._reader.model.settings.context,
             )
         )
@@ -124,7 +162,7 @@ class Handlers:
         query = request.query_params
         start = _number(request, "start", int) if "start" in query else 0
         split, words, order = query.get("split", "test"), query.get("words", ""), query.get("order", "file")
-        return JSONResponse(self._store.listing(split, words, order == "errors", max(0, start)))
+        return JSONResponse(self._store.listing(split, words, order, max(0, start)))
 
     def analysis(self, request: Request) -> Response:
         """Describe one study."""
@@ -141,12 +179,14 @@ class Handlers:
         try:
             with self._decoding:
                 read = read_study([("", data)], SHOWN_SIZE, self._chain.frontal_only)
+                stored = _pixel_levels(read_levels(data, MAX_SIDE))
         except NotAFilm as error:
             raise UserError(f"This file is refused as no chest film for this model: {error}.") from None
         except ValueError as error:
             raise UserError(f"This file is no film that can be read: {error}. Give a {FORMATS} file.") from None
         name = hashlib.sha256(data).hexdigest()[:16]
-        self._cache((UPLOADED, name), self._reader.analyze(read.films, NO_GROUP, read.context), None)
+        analysis = self._reader.analyze(read.films, NO_GROUP, read.context)
+        self._cache((UPLOADED, name), Entry(analysis, [stored]))
         return self._describe(UPLOADED, name)
 
     async def set_context(self, request: Request) -> Response:
@@ -162,9 +202,10 @@ class Handlers:
         if given.keys() - CONTEXT_FIELDS:
             raise UserError(f"The context may have {', '.join(CONTEXT_FIELDS)}.")
         context = read_given_context(given, "")
-        analysis, sample = self._cached(request)
+        entry = self._cached(request)
         place, name = request.path_params["place"], request.path_params["name"]
-        self._cache((place, name), dataclasses.replace(analysis, context=context), sample)
+        informed = dataclasses.replace(entry.analysis, context=context)
+        self._cache((place, name), entry._replace(analysis=informed))
         return self._context(context)
 
     def _context(self, context: Context) -> dict[str, str]:
@@ -173,13 +214,25 @@ class Handlers:
 
     def patches(self, request: Request) -> Response:
         """List the patches of a film that a threshold keeps for a finding."""
-        analysis, _ = self._cached(request)
+        analysis = self._cached(request).analysis
         film, finding = _number(request, "film", int), request.query_params.get("finding", "")
         threshold = _number(request, "threshold", float)
         if finding not in FINDINGS or not 0 <= film < len(analysis.films):
             raise NotFound("this study has no such film or finding")
         found = self._reader.patches(analysis, film, finding, threshold)
         return JSONResponse([{"row": y, "column": x, "activation": round(value, 3)} for y, x, value in found])
+
+    def film(self, request: Request) -> Response:
+        """Return the levels of a film's pixels, row by row, then the gray value of each level.
+
+        A level has one byte if there are at most 256, else two (little-endian).
+        """
+        films, number = self._cached(request).films, request.path_params["number"]
+        if not number.isdecimal() or len(number) > 3 or int(number) >= len(films):
+            raise NotFound("this study has no such film")
+        film = films[int(number)]
+        index = film.index if film.index.dtype == np.uint8 else film.index.astype("<u2", copy=False)
+        return Response(index.tobytes() + film.gray.tobytes(), media_type="application/octet-stream")
 
     def row(self, request: Request) -> Response:
         """Describe one row of a bank."""
@@ -188,14 +241,21 @@ class Handlers:
             raise NotFound("a row of a bank has a number")
         return JSONResponse(self._store.row(request.path_params["bank"], int(row)))
 
+    def comparison(self, request: Request) -> Response:
+        """Compare the reports that both runs have written of a study."""
+        study = self._store.find(request.path_params["split"], request.path_params["key"])
+        if self._compared is None or study.key not in self._compared.reports:
+            raise NotFound("this study is not compared: only one of the runs has a report of it")
+        return JSONResponse(describe_comparison(self._compared, self._stores, study))
+
     def report(self, request: Request) -> Response:
         """Stream server-sent events: those of ``InferenceSession.write``, then ``end`` or ``problem``."""
-        analysis, sample = self._cached(request)
+        entry = self._cached(request)
         off = {name for name in request.query_params.get("off", "").split(",") if name}
         if off - MEMORIES.keys():
             raise NotFound(f"no such memory: {', '.join(MEMORIES)} can be switched off")
-        reference = sample.study.report if sample else ""
-        return StreamingResponse(self._events(analysis, off, reference), media_type="text/event-stream")
+        reference = entry.study.report if entry.study else ""
+        return StreamingResponse(self._events(entry.analysis, off, reference), media_type="text/event-stream")
 
     async def _events(self, analysis: StudyAnalysis, off: set[str], reference: str) -> AsyncIterator[str]:
         events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -212,8 +272,7 @@ class Handlers:
         def write() -> None:
             try:
                 self._reader.write(analysis, off, send_event)
-                errors = asdict(FindingErrors.of(reference, " ".join(sentences))) if reference else None
-                events.put(("end", {"errors": errors}))
+                events.put(("end", _against(reference, " ".join(sentences))))
             except ClientGone:
                 pass
             except Exception as error:
@@ -243,23 +302,25 @@ class Handlers:
             raise NotFound(f"This film is no longer held (the last {MAX_CACHED} are): drop it again.")
         sample = self._store.study(place, name)
         analysis = self._reader.analyze(sample.views, group_id(sample.study.group), sample.study.context)
-        return self._cache((place, name), analysis, sample)
+        films = [FilmLevels.of_gray(film) for film in sample.views]
+        return self._cache((place, name), Entry(analysis, films, sample.study, sample.masks))
 
-    def _cache(self, where: tuple[str, str], analysis: StudyAnalysis, sample: Sample | None) -> Entry:
+    def _cache(self, where: tuple[str, str], entry: Entry) -> Entry:
         with self._lock:
             held = self._held(where[0])
-            held[where] = analysis, sample
-            while len(held) > MAX_CACHED:
+            held[where] = entry
+            while len(held) > 1 and (len(held) > MAX_CACHED or sum(e.size for e in held.values()) > MAX_CACHED_BYTES):
                 held.popitem(last=False)
-        return analysis, sample
+        return entry
 
     def _held(self, place: str) -> OrderedDict[tuple[str, str], Entry]:
         return self._uploads if place == UPLOADED else self._studies
 
     def _describe(self, place: str, name: str) -> dict[str, Any]:
         """Convert an analysis to the JSON of the page's script."""
-        analysis, sample = self._find(place, name)
-        stated = sample.study.positive_findings if sample else None
+        entry = self._find(place, name)
+        analysis, study = entry.analysis, entry.study
+        stated = study.positive_findings if study else None
         findings = [
             {
                 "name": finding,
@@ -273,18 +334,19 @@ class Handlers:
             "place": place,
             "name": name,
             "grid": self._reader.grid,
-            "reference": sample.study.report if sample else None,
+            "reference": study.report if study else None,
             "context": self._context(analysis.context),
             "findings": findings,
-            "films": [self._film(analysis, sample, number) for number in range(len(analysis.films))],
+            "films": [self._film(entry, number) for number in range(len(analysis.films))],
             "memory": analysis.retrieved(),
             "unlike_training": analysis.distance.get("unlike_training", False),
             "training_distance": analysis.distance.get("training_distance"),
             "training_distance_threshold": analysis.distance.get("training_distance_threshold"),
         }
 
-    def _film(self, analysis: StudyAnalysis, sample: Sample | None, number: int) -> dict[str, Any]:
-        masks = sample.masks if sample and number == 0 else {}
+    def _film(self, entry: Entry, number: int) -> dict[str, Any]:
+        analysis, levels = entry.analysis, entry.films[number]
+        masks = entry.masks if number == 0 else {}
         maps = {
             finding: {
                 "cells": np.round(analysis.map(number, finding), 3).tolist(),
@@ -293,7 +355,32 @@ class Handlers:
             }
             for finding in FINDINGS
         }
-        return {"image": film_url(analysis.films[number]), "maps": maps}
+        height, width = levels.index.shape
+        return {
+            "image": film_url(analysis.films[number]),
+            "width": width,
+            "height": height,
+            "levels": len(levels.gray),
+            "first": int(levels.values[0]),
+            "maps": maps,
+        }
+
+
+def _pixel_levels(film: FilmLevels) -> FilmLevels:
+    """Return the levels of a film if the page can show them, else those of its gray values."""
+    count = len(film.values)
+    consecutive = count <= 2**16 and film.values[-1] - film.values[0] == count - 1 and film.values[0] % 1 == 0
+    if not consecutive:
+        return FilmLevels.of_gray(film.film)
+    return dataclasses.replace(film, index=film.index.astype(np.uint8 if count <= 256 else np.uint16, copy=False))
+
+
+def _against(reference: str, generated: str) -> dict[str, Any]:
+    """Compare a report with its reference, which is empty if there is none."""
+    if not reference:
+        return {"errors": None, "marks": None}
+    marks = dict(zip(("reference", "generated"), finding_segments(reference, generated), strict=True))
+    return {"errors": asdict(FindingErrors.of(reference, generated)), "marks": marks}
 
 
 async def _body(request: Request, most: int = MAX_BYTES) -> bytes:

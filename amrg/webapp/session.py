@@ -22,6 +22,7 @@ from amrg.banks.bank import VISUAL, MemoryBank
 from amrg.data.context import NO_CONTEXT, Context
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
 from amrg.inference.run import RunArtifacts, open_generator
 from amrg.models import report_generator
@@ -156,7 +157,8 @@ class InferenceSession:
             disabled_memories: names in ``MEMORIES``. Their positions are hidden from the decoder, and without the
                 visual memory the retrieved text is empty.
             on_event: receives ``text`` (plan and sentences so far) after each token, and ``sentence`` after each
-                sentence: its attribution, and its support if it was ``recalled`` (``ComposedSentence.to_dict``).
+                sentence: its findings, its attribution, and its support if it was ``recalled``
+                (``ComposedSentence.to_dict``).
                 Before these it receives ``unsure``, what the report leaves out (``generate.abstain``), if anything.
                 It may raise ``ClientGone``.
         """
@@ -171,7 +173,8 @@ class InferenceSession:
             composed = Composed("")
             if self._composer:
                 unsaid_1 = self.model.masked_groups(group_1)
-                (composed,) = self._composer.compose(analysis.vision, found, unsaid_1, recall="report" in found)
+                fitted = self._composer.fitted(analysis.vision, found)
+                (composed,) = self._composer.compose(analysis.vision, fitted, unsaid_1, recall="report" in found)
             if composed.unsure:
                 on_event("unsure", {"texts": [one.text for one in composed.unsure]})
             text_1L = None
@@ -269,7 +272,9 @@ class _EventStreamer(BaseStreamer):
         for number in range(self._reported, finished):
             attention_S = self._transcript.attention(number, self._reader.positions(self._text, self._context))
             drawn = self._reader.sentence_attribution(self._analysis, self._off, attention_S, self._text, self._context)
-            self._on_event("sentence", {"number": number, "recalled": self._recalled.get(number), **drawn})
+            findings = positive_findings(self._transcript.sentences[number])
+            recalled = self._recalled.get(number)
+            self._on_event("sentence", {"number": number, "recalled": recalled, "findings": findings, **drawn})
         self._reported = max(self._reported, finished)
 
 

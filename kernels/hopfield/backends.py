@@ -29,7 +29,7 @@ FUSED_QUERIES = 64
 FUSED_ROWS = 100_000
 
 
-def choose(operands: Operands, capability: tuple[int, int], triton_version: tuple[int, ...]) -> tuple[str, str]:
+def choose_backend(operands: Operands, capability: tuple[int, int], triton_version: tuple[int, ...]) -> tuple[str, str]:
     """Return the back end of these operands on a card, and the reason.
 
     Args:
@@ -75,7 +75,7 @@ def back_end(operands: Operands) -> "FusedRetrieval | TwoProductsRetrieval | Non
         if torch.version.hip:  # its compute capabilities are no NVIDIA card's
             name, why = "blockwise", "AMD"
         else:
-            name, why = choose(
+            name, why = choose_backend(
                 operands, torch.cuda.get_device_capability(operands.queries.device), triton_backend.TRITON_VERSION
             )  # fmt: skip
     if wanted is not None and name != "blockwise":  # what only blockwise products serve stays with them

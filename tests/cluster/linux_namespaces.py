@@ -13,8 +13,9 @@ _UP = 'ip link set lo up && exec "$@"'
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def command(*arguments: str) -> list[str]:
-    return [*_UNSHARE, "bash", "-c", _UP, "_", *arguments]
+def command(*arguments: str, before: str = "true") -> list[str]:
+    """A command and what a shell does before it, in namespaces of their own, of what is mounted, too."""
+    return [*_UNSHARE, "bash", "-c", f"{before} && {_UP}", "_", *arguments]
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -31,11 +32,15 @@ def environment(home: Path) -> dict[str, str]:
     return os.environ | ours
 
 
-def run(home: Path, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """``python ARGUMENTS`` to its end; skips the test where namespaces are not allowed."""
-    probe = subprocess.run(command("true"), capture_output=True, text=True)
+def run(home: Path, *arguments: str, timeout: float = 600, before: str = "true") -> subprocess.CompletedProcess[str]:
+    """``python ARGUMENTS`` to its end; skips the test where namespaces, or what is done before, are not allowed."""
+    probe = subprocess.run(command("true", before=before), capture_output=True, text=True)
     if probe.returncode:
         pytest.skip(f"no namespaces here: {probe.stderr.strip()}")
     return subprocess.run(
-        command(sys.executable, *arguments), env=environment(home), capture_output=True, text=True, timeout=timeout
+        command(sys.executable, *arguments, before=before),
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )

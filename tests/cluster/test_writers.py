@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from amrg.artifacts import content_hash
-from amrg.data.shards import prepare
+from amrg.data.shards import ShardExecutor, prepare
 from tests.cluster import linux_namespaces
 from tests.cluster.writers_worker import CONFIG, SIZES
 from tests.data.test_shards import TinySource
@@ -11,10 +11,10 @@ from tests.data.test_shards import TinySource
 SCRIPT = Path(__file__).with_name("writers_worker.py")
 
 
-def test_the_bytes_are_the_same_though_a_writer_was_killed(tmp_path: Path) -> None:
+def test_the_bytes_are_the_same_though_a_writer_was_killed(tmp_path: Path, writer_processes: ShardExecutor) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     ours.mkdir()
-    prepare(TinySource(*SIZES), CONFIG, ours, 0)
+    prepare(TinySource(*SIZES), CONFIG, ours, 0, writer_processes)
     done = linux_namespaces.run(tmp_path, str(SCRIPT), str(theirs))
     assert done.returncode == 0, done.stderr
     for folder in ("shards", "index.parquet"):

@@ -14,6 +14,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from amrg.data.image_io import load_film, read_film, to_8_bit
+from tests.made_films import chest_film
 
 GREY = np.add.outer(np.arange(40), 3 * np.arange(60)).astype(np.uint8)  # 40 × 60, 0 … 216
 
@@ -129,6 +130,19 @@ def test_a_damaged_image_is_read_or_refused(kind, recwarn) -> None:
             assert read_film(bytes(damaged[: chance.choice([None, chance.randrange(len(whole))])]), 40).ndim == 2
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_header_claims_more_than_it_holds_is_refused(tmp_path, progressive) -> None:
+    """Of the rows that are not there, libjpeg makes gray ones and warns, which Pillow does not tell."""
+    data = encoded(chest_film(0), "JPEG", progressive=progressive)
+    start = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    for height, width in ((7900, 7900), (448, 224), (260, 224)):
+        lying = data[:start] + struct.pack(">HH", height, width) + data[start + 4 :]
+        (tmp_path / "film.jpg").write_bytes(lying)
+        with pytest.raises(ValueError, match="a JPEG image whose data end before its last rows"):
+            load_film(tmp_path / "film.jpg", 64)
+    assert read_film(data, 224).shape == (224, 224)
+
+
 def test_a_hot_pixel_does_not_darken_the_film(tmp_path) -> None:
     """Of the values 0 … 9,998 and one more the percentiles are the 5.9995th and the 9,995.0005th smallest value."""
     film = np.arange(10000, dtype=np.uint16).reshape(100, 100)
@@ -197,7 +211,7 @@ def test_what_a_dicom_says_of_the_patient_is_not_quoted(tmp_path, recwarn, caplo
     assert "Doe" not in caplog.text + "".join(str(warning.message) for warning in recwarn)
 
 
-def test_a_damaged_dicom_is_read_or_refused(tmp_path) -> None:
+def test_a_damaged_dicom_is_read_or_refused_without_a_warning(tmp_path, recwarn, caplog) -> None:
     whole = dicom(tmp_path / "film.dcm", GREY, WindowCenter=100, WindowWidth=50).read_bytes()
     chance = random.Random(0)
     refused = 0
@@ -210,6 +224,18 @@ def test_a_damaged_dicom_is_read_or_refused(tmp_path) -> None:
         except ValueError:
             refused += 1
     assert 100 < refused < 400
+    assert not recwarn.list
+    assert not caplog.text
+
+
+def test_absurd_numbers_of_a_dicom_give_no_warning(tmp_path, recwarn, capfd) -> None:
+    absurd = {"RescaleSlope": "1e300", "RescaleIntercept": "-1e308", "WindowCenter": "1e308", "WindowWidth": "1e-300"}
+    for name in absurd:
+        path = dicom(tmp_path / "film.dcm", GREY, **{name: absurd[name]})
+        assert read_film(path.read_bytes(), 40).shape == GREY.shape
+    assert read_film(dicom(tmp_path / "film.dcm", GREY, **absurd).read_bytes(), 40).shape == GREY.shape
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")
 
 
 def test_pixels_that_are_not_numbers_are_refused() -> None:

@@ -55,9 +55,9 @@ class TinySource:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, writer_processes):
     folder = tmp_path_factory.mktemp("data")
-    prepare(TinySource(), CONFIG, folder, seed=5)
+    prepare(TinySource(), CONFIG, folder, 5, writer_processes)
     return folder
 
 
@@ -122,8 +122,8 @@ def test_index_says_where_each_sample_lies(prepared):
             assert sum(name.endswith(".jpg") for name in names) == row["views"]
 
 
-def test_bytes_do_not_depend_on_the_number_of_workers(prepared, tmp_path):
-    prepare(TinySource(), replace(CONFIG, workers=1), tmp_path, seed=5)
+def test_bytes_do_not_depend_on_the_number_of_workers(prepared, tmp_path, writer_processes):
+    prepare(TinySource(), replace(CONFIG, workers=1), tmp_path, 5, writer_processes)
     assert bytes_of(tmp_path) == bytes_of(prepared)
     for folder in (prepared, tmp_path):
         for path in (folder / "scratch").iterdir():  # sealing an artefact removes it
@@ -176,9 +176,9 @@ def test_a_killed_run_goes_on_without_redoing_whole_shards(prepared, tmp_path):
         (TinySource(fail="s-004"), "cannot be read"),
     ],
 )
-def test_what_a_user_can_put_right_is_one_line_without_names(source, message, tmp_path):
+def test_what_a_user_can_put_right_is_one_line_without_names(source, message, tmp_path, writer_processes):
     with pytest.raises(UserError, match=message) as caught:
-        prepare(source, replace(CONFIG, workers=1), tmp_path, seed=0)
+        prepare(source, replace(CONFIG, workers=1), tmp_path, 0, writer_processes)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "s-004" not in str(caught.value)

@@ -1,6 +1,7 @@
 """The evaluate step on small artefacts made by the real writers, without any training."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -18,8 +19,8 @@ from amrg.data.stream import Sample, SampleLookup, load_studies
 from amrg.data.studies import Study, StudyImages
 from amrg.errors import UserError
 from amrg.evaluation.evaluate import evaluate
-from amrg.evaluation.page_samples import _views, choose_page_studies
-from amrg.evaluation.reports import Sentence
+from amrg.evaluation.page_samples import _views, choose_extreme_studies, choose_page_studies
+from amrg.evaluation.reports import GeneratedReport, Sentence
 from amrg.models.classifier import DiseaseClassifier
 
 CONFIG = Config(
@@ -107,6 +108,11 @@ def run(artefacts, folder, config=CONFIG):
     return json.loads((folder / "scores.json").read_text()), (folder / "index.html").read_text()
 
 
+def of_chosen(page):
+    """The part of the page with the studies that were chosen before the reports were read."""
+    return re.search(r'<section id="chosen">.*?</section>', page, re.DOTALL)[0]
+
+
 def test_scores_page_and_table(artefacts, tmp_path, capsys):
     scores, page = run(artefacts, tmp_path / "a")
     assert scores["systems"]["model"]["clinical"]["micro_13"]["f1"] == 1.0  # it repeats the references
@@ -129,7 +135,7 @@ def test_scores_page_and_table(artefacts, tmp_path, capsys):
     assert details["film side exact"]["cases"] == scores["references"]["details"]["film side exact"]["cases"] == 2
     assert scores["systems"]["nearest neighbour"]["details"].keys() == details.keys()
     assert "A &lt;b&gt;stored&lt;/b&gt; report." in page
-    assert page.count("<article>") == 3
+    assert page.count("<article ") == 3 + 1 + 1  # chosen before, the worst, the best
     printed = capsys.readouterr().out
     assert "nearest" in printed
     assert "reports are different (references: 3)" in " ".join(printed.split())
@@ -218,7 +224,7 @@ def test_silence_and_unlucky_texts_are_scored(artefacts, tmp_path):
     assert scores["systems"]["model"]["wording"]["loops"] == pytest.approx(1 / 6)
     assert scores["systems"]["model"]["clinical"]["micro_13"]["f1"] == 0
     assert scores["copying"]["generated"]["retrieved_4"] is None
-    assert "<script" not in page
+    assert page.count("<script") == 1
     manifest = odd["reports"] / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"split": "test",', ""))
     with pytest.raises(UserError, match="does not say which split"):
@@ -242,7 +248,7 @@ def test_a_run_that_says_nothing_at_all_is_scored(artefacts, tmp_path, silence, 
     assert model["wording"]["words_mean"] == 0
     assert nearest["wording"]["empty"] == 0
     assert nearest["language"]["BLEU-1"]["value"] > 0
-    assert page.count("<article>") == 3
+    assert page.count("<article ") == 3 + 1 + 1  # chosen before, the worst, the best
     assert "model" in capsys.readouterr().out
 
 
@@ -258,6 +264,7 @@ def test_a_row_whose_film_is_not_at_hand_is_shown_without_it(artefacts, tmp_path
     found = {"memory": {"visual": [{"row": 0, "weight": 0.4}, {"row": 1, "weight": 0.3}]}}
     reports = with_reports(artefacts, tmp_path / "reports", lambda lines: [line | found for line in lines])
     _, page = run(reports | {"banks": banks}, tmp_path / "a")
+    page = of_chosen(page)
     assert "Region of a train film" not in page
     assert page.count("40.0% · region") == page.count("30.0% · region") == 3
 
@@ -274,6 +281,7 @@ def test_recalled_sentences_are_shown_with_their_film_and_rows(artefacts, tmp_pa
         return [lines[0] | {"sentences": [said, elsewhere]}, *lines[1:]]
 
     _, page = run(with_reports(artefacts, tmp_path / "told", change), tmp_path / "a")
+    page = of_chosen(page)
     assert page.count("<h3>Recalled sentences</h3>") == 1
     assert page.count("The &lt;heart&gt; is mildly enlarged.") == page.count("<p>Elsewhere.</p>") == 1
     assert page.count("Cardiomegaly <b>0.83</b>") == page.count("severity mild <b>0.64</b>") == 2
@@ -295,7 +303,7 @@ def test_probabilities_of_sentences_are_scored_and_what_is_left_out_is_shown(art
     assert (found["findings"], found["right"]["value"]) == (6, pytest.approx(1 / 3))
     assert found["ece"]["value"] == pytest.approx(1 / 6)
     assert found["aurc"]["value"] == pytest.approx(2 / 3)
-    assert page.count("Not sure: Small &lt;left&gt; effusion. (0.41)") == 3
+    assert of_chosen(page).count("Not sure: Small &lt;left&gt; effusion. (0.41)") == 3
     assert '<section id="confidence">' in page
 
 
@@ -318,3 +326,15 @@ def test_pick_goes_round_the_findings():
     assert [s.positive_findings for s in chosen] == [["Cardiomegaly"], ["Pleural Effusion"], []]
     assert choose_page_studies(Blobs().studies(), 100) == list(range(21))
     assert choose_page_studies([], 4) == []
+
+
+def test_the_worst_and_the_best_by_their_errors():
+    """Errors 2, 0, 1, 0, 1 and findings right 0, 1, 1, 0, 0: by hand."""
+    heart, effusion = "The heart is enlarged.", "There is a small left pleural effusion."
+    references = [heart, heart, heart, "Lungs are clear.", "Lungs are clear."]
+    texts = [effusion, heart, f"{heart} {effusion}", "Lungs are clear.", effusion]
+    reports = [GeneratedReport(str(i), text) for i, text in enumerate(texts)]
+    assert choose_extreme_studies(references, reports, 2) == ([0, 4], [1, 3])
+    assert choose_extreme_studies([heart] * 2, [GeneratedReport(key, heart) for key in "ab"], 1) == ([0], [1])
+    assert choose_extreme_studies(references, reports, 9) == ([0, 4], [1, 3])  # no study is both
+    assert choose_extreme_studies(references, reports, 0) == ([], [])

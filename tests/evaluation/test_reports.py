@@ -168,3 +168,22 @@ def test_missing_or_binary_file(tmp_path):
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot read"):
         read_reports(tmp_path / "binary.jsonl", STUDIES)
+
+
+EDGE = {"head": "Edema", "relation": "co_occurs_with", "tail": "Cardiomegaly", "count": 24, "expected": 4.4}
+
+
+def test_edges_of_the_graph_are_read_as_texts(tmp_path):
+    curated = {"head": "Edema", "relation": "excludes", "tail": "Fracture", "weight": 1.5, "left_out": True}
+    lines = [LINES[0], LINES[1] | {"graph": [EDGE], "implausible": [curated]}, LINES[2]]
+    found = {r.key: r for r in read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
+    assert found["s0"].graph == found["s0"].implausible == ()
+    assert found["s1"].graph == ("Edema co occurs with Cardiomegaly (24 train studies, 4.4 by chance)",)
+    assert found["s1"].implausible == ("Edema excludes Fracture (curated, weight 1.5; left out)",)
+
+
+@pytest.mark.parametrize("change", [{"count": "many"}, {"head": None}, {"expected": None}])
+def test_a_wrong_edge_is_one_line(tmp_path, change):
+    lines = [LINES[0] | {"graph": [EDGE | change]}, *LINES[1:]]
+    with pytest.raises(UserError, match="line 1 is not a report"):
+        read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)

@@ -104,4 +104,6 @@ def test_errors_of_a_report_by_hand():
     )
     assert found == FindingErrors(("Cardiomegaly",), ("Pleural Effusion",), ("Atelectasis",), ("Pneumonia", "Fracture"))
     assert found.count == 4
+    assert found.verdict == ("1 of 3 findings found, 1 missed, 2 extra, 1 with another side or kind of device")
+    assert FindingErrors.of("Clear lungs.", "").verdict == "no finding to find"
     assert FindingErrors.of("Clear lungs.", "") == FindingErrors((), (), (), ())

@@ -43,7 +43,7 @@ def test_seed_0_is_the_run_as_configured():
 def test_every_variant_is_a_configuration_of_its_own(experiment: Experiment):
     config = Config()
     variants = experiment.variants(config, 9000)
-    found = [(repr(with_seed(config, variant, 0)), variant.copy_top_k) for variant in variants]
+    found = [(repr(with_seed(config, variant, 0)), variant.copy_top_k, repr(variant.added)) for variant in variants]
     assert len(set(found)) == len(found)
     assert len({variant.name for variant in variants}) == len(variants)
 

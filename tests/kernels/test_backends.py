@@ -1,9 +1,11 @@
 """The rule that chooses a back end, and how the fused kernels split the memory."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from amrg.kernels.hopfield import backends, launch_configs
+from amrg.kernels.hopfield import backends, blockwise, launch_configs
 from amrg.kernels.hopfield.launch_configs import CARDS
 from amrg.kernels.hopfield.reference import Operands
 from amrg.kernels.hopfield.triton_backend import split_count
@@ -32,7 +34,7 @@ def operands(queries, rows, width, dtype=torch.bfloat16):
     ],
 )
 def test_the_rule(shape, dtype, capability, triton, expected):
-    name, why = backends.choose(operands(*shape, dtype), capability, triton)
+    name, why = backends.choose_backend(operands(*shape, dtype), capability, triton)
     assert name == expected
     assert why
 
@@ -49,6 +51,13 @@ def test_an_unknown_override_is_refused(monkeypatch):
     monkeypatch.setenv(backends.OVERRIDE, "cublas")
     with pytest.raises(ValueError, match="AMRG_RETRIEVAL is one of fused, two_products, blockwise, got `cublas`"):
         backends.back_end(operands(1, 1, 16))
+
+
+@pytest.mark.parametrize(("queries", "tiles"), [(672, 1), (5376, 2)])
+def test_blockwise_takes_few_tiles_on_a_gpu(queries, tiles):
+    """A training step of the paper's size, and of 64 studies: each tile costs launches."""
+    q = SimpleNamespace(device=torch.device("cuda"), shape=(queries, 768))
+    assert -(-7014 // blockwise.tile_width(q)) == tiles
 
 
 @pytest.mark.parametrize(

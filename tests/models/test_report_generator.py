@@ -8,6 +8,8 @@ from typing import Literal
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
 
 from amrg.banks.bank import normalise_rows
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, VisionConfig
@@ -367,6 +369,25 @@ def test_the_surer_stage_1_is_the_sharper_the_visual_memory_associates(classifie
     assert (entropies[0][:, :13] > entropies[1][:, :13]).all()
     assert (entropies[1][:, :13] >= entropies[2][:, :13]).all()
     torch.testing.assert_close(entropies[0][:, 13], entropies[2][:, 13])  # No Finding asks as softly on any film
+
+
+def test_compiled_writing_says_the_same(classifier: DiseaseClassifier) -> None:
+    """With the static cache of a GPU, and the step captured; not lowered, which takes long."""
+    model = build(classifier)
+    sight, groups, _ = inputs(model)
+    decoding = GenerateConfig(num_beams=1, max_new_tokens=8, min_new_tokens=8)
+    begin = ["The heart is large.", "Small", ""]
+    expected = model.generate(sight, groups, decoding, forced_prefixes=begin)
+    everywhere = CompileConfig(backend="eager")
+    everywhere._compile_all_devices = True
+    model.decoder.generation_config.compile_config = everywhere
+    captured = counters["stats"]["unique_graphs"]
+    compiled = dataclasses.replace(decoding, compile=True)
+    assert model.generate(sight, groups, compiled, forced_prefixes=begin) == expected
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > captured
+    assert model.generate(sight, groups, compiled, forced_prefixes=begin[::-1]) != expected
+    assert counters["stats"]["unique_graphs"] == graphs  # once for all batches of a size
 
 
 @pytest.mark.parametrize("beams", [1, 3])

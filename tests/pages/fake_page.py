@@ -66,7 +66,14 @@ def page():
     samples = studies_shown(made)
     shown = zip(made.centers[:24], made.truth[:24], strict=True)
     contact = [(film(made.rng, center), ", ".join(found) or "no finding") for center, found in shown]
-    return Page(scores=scores, curves={"Stage 1": curves, "Stage 2": curves}, contact_sheet=contact, studies=samples)
+    return Page(
+        scores=scores,
+        curves={"Stage 1": curves, "Stage 2": curves},
+        contact_sheet=contact,
+        studies=samples,
+        worst=samples[3:],
+        best=samples[:1],
+    )
 
 
 def scores_of(made):
@@ -163,8 +170,10 @@ def curve():
 def studies_shown(made):
     """Four studies with what they retrieved; the report of the last is empty."""
     rng = made.rng
-    region = MemoryRow(0.31, "region", ["Pleural Effusion"], film=film(rng, (60, 150)), box=(3, 9, 4, 10))
-    token = MemoryRow(0.12, "disease_token", ["Cardiomegaly"])
+    region = MemoryRow(
+        0.31, "region", ["Pleural Effusion"], film=film(rng, (60, 150)), box=(3, 9, 4, 10), lift=2.5, studies=0.2
+    )
+    token = MemoryRow(0.12, "disease_token", ["Cardiomegaly"], lift=1.0, studies=0.91)
     text = MemoryRow(0.42, "report", ["Cardiomegaly"], text="The heart is <enlarged> & the lungs are clear.")
     said = recalled_sentences(rng)
     samples = []
@@ -180,9 +189,13 @@ def studies_shown(made):
                 masks={f: mask(center) for f in found},
                 reference=reference,
                 generated=other,
+                verdict="1 of 2 findings found, 1 missed",
+                unusual={"visual": [("Edema", 0.3, 2.4), ("Fracture", 0.2, 1.1)], "report": []},
                 memory={"visual": [region, region, token], "report": [text, text]},
                 sentences=said if i < 2 else [],
                 unsure=[("Possible <nodule>.", 0.347), ("Edema", 0.2)] if i == 2 else [],
+                graph=["Edema <co occurs> (3 train studies)", "second"] if i == 2 else [],
+                implausible=["Edema excludes Fracture"] if i == 2 else [],
                 views={0: film(rng, center), 1: film(rng, center)} if i == 0 else {0: film(rng, center)},
             )
         )

@@ -1,8 +1,10 @@
 """The page: complete, self-contained, the same bytes every time, and nothing from a report becomes markup."""
 
 import base64
+import hashlib
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,10 +16,10 @@ from amrg.data.labels import LABELS
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import boxes_svg, crop, heat_url, marked, outline_url
 from amrg.pages.plain_summary import plain_summary
-from amrg.pages.plots import line_chart
-from amrg.pages.result_page import charts, render
+from amrg.pages.plots import forest_plot, line_chart
+from amrg.pages.result_page import Page, charts, render
 from amrg.pages.retrieved_rows import RecalledSentence, recalled
-from amrg.pages.score_table import score_table, why_no_odds_ratio
+from amrg.pages.score_table import forest_rows, score_table, why_no_odds_ratio
 from tests.pages.fake_page import page
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -75,7 +77,14 @@ def test_well_formed_and_self_contained(html):
             assert url[1:] in checker.ids
         elif url.startswith("data:image"):
             picture(url).load()
-    assert not re.search(r"@import|url\(|<script|https?:", html)
+    assert not re.search(r"@import|url\(|<script .|https?:", html)
+
+
+def test_the_one_script_is_the_one_that_the_policy_allows(html):
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+    assert html.count(f'http-equiv="Content-Security-Policy" content="{policy}') == 1
 
 
 def test_says_what_it_must(html):
@@ -100,7 +109,9 @@ def test_says_what_it_must(html):
         "place",
         "probe",
         "curves",
-        "samples",
+        "chosen",
+        "worst",
+        "best",
     )
     for section in (*sections, "contact", "origin"):
         assert f'<section id="{section}">' in html
@@ -138,13 +149,15 @@ def test_confidence_is_drawn_and_tabled(html):
     without = page()
     without.scores["confidence"] = None
     text = render(without)
-    assert "confidence" not in text.split("<main>")[1].split('id="samples"')[0]
+    assert "confidence" not in text.split("<main>")[1].split('id="chosen"')[0]
     assert 'href="#confidence"' not in text
 
 
 def test_what_was_left_out_is_one_line_of_its_study(html):
     assert html.count("Not sure:") == 1
     assert "Not sure: Possible &lt;nodule&gt;. (0.35); Edema (0.20)</p>" in html
+    assert "Edema &lt;co occurs&gt; (3 train studies); second" in html
+    assert html.count("<summary>Knowledge graph") == html.count("Implausible by the knowledge graph: Edema excl") == 1
 
 
 TABLE = {"present_mentioned": 3, "present_not_mentioned": 2, "absent_mentioned": 1, "absent_not_mentioned": 9}
@@ -251,8 +264,8 @@ def test_plain_summary_is_on_the_page(html):
 
 def test_recalled_sentences_are_told_with_what_they_stand_on(html):
     """Studies 0 and 1 have them: of film 1 and film 2, and of film 1 alone."""
-    assert html.count("<h3>Recalled sentences</h3>") == 2
-    first, second = re.findall(r'<div class="recalled">.*?</ol>', html, re.DOTALL)
+    assert html.count("<h3>Recalled sentences</h3>") == 3  # study 0 is the best, too
+    first, second, _ = re.findall(r'<div class="recalled">.*?</ol>', html, re.DOTALL)
     assert re.findall(r'<li value="(\d)">', first) == ["1", "2", "3", "4"]
     assert 'class="tag">Pleural Effusion <b>0.83</b></span>' in first
     assert 'class="tag">Cardiomegaly <b>0.70</b></span><span class="tag">Pleural Effusion <b>0.90</b></span>' in first
@@ -311,6 +324,62 @@ def test_without_probe_masks_or_studies():
     text = render(type(bare)(bare.scores, {}, [], []))
     assert 'id="probe"' not in text
     assert "no lesion masks" in text
+    assert "No study is shown: <code>evaluate.num_page_studies</code> is 0." in text
+    assert "No training wrote a curve" in text
+    assert not re.search(r'(id="|href="#)(worst|best|contact)', text)
+
+
+def test_studies_chosen_by_their_reports_say_so(html):
+    for name, shown, others in (("worst", "CXR3", "CXR0"), ("best", "CXR0", "CXR3")):
+        (section,) = re.findall(rf'<section id="{name}".*?</section>', html, re.DOTALL)
+        assert "Chosen after the fact, by the reports themselves" in section
+        assert f"<h3>{shown}</h3>" in section
+        assert f"<h3>{others}</h3>" not in section
+        assert '<p class="verdict">1 of 2 findings found, 1 missed</p>' in section
+    assert "Chosen after" not in re.search(r'<section id="chosen".*?</section>', html, re.DOTALL)[0]
+
+
+def test_retrieved_rows_are_shown_with_what_is_unusual_about_them(html):
+    assert "More than for the average film on rows of: Edema 30.0% (×2.4), Fracture 20.0% (×1.1).</p>" in html
+    assert "Of no finding more than for the average film.</p>" in html
+    assert "<b>×2.5</b> · 31.0% · region · Pleural Effusion</span>" in html
+    assert "<b>×1.0</b> · 12.0% · disease token · Cardiomegaly · retrieved by 91% of the films</span>" in html
+    assert '<i style="width:100.0%">' in html  # the heaviest of each list
+    assert '<i style="width:38.7%">' in html
+
+
+def test_a_study_whose_memory_is_not_recorded_says_so():
+    bare = page()
+    bare.studies[0].memory.clear()
+    text = render(Page(bare.scores, bare.curves, [], bare.studies[:1]))
+    assert "What the memories gave is not recorded" not in text  # it has recalled sentences
+    text = render(Page(bare.scores, bare.curves, [], [replace(bare.studies[0], sentences=())]))
+    assert "What the memories gave is not recorded" in text
+
+
+def test_forest_plots_leave_out_what_has_no_value():
+    scores = page().scores
+    scores["systems"]["normal"]["language"]["CIDEr"] = {"value": None, "interval": None, "reason": "undefined"}
+    rows = forest_rows(scores)
+    assert list(rows["CIDEr"]) == ["model", "nearest neighbour"]
+    assert "GREEN" not in rows  # unavailable in words
+    difference = rows["difference in clinical F1: model minus this"]
+    assert list(difference) == ["nearest neighbour", "normal"]
+    known = scores["systems"]["normal"]["model_minus_this"]
+    assert difference["normal"] == (known["value"], *known["interval"])
+
+
+def test_forest_plot_places_intervals_by_value():
+    svg = forest_plot({"a <b>": (0.5, 0.25, 1.0), "c": (0.0, 0.0, 0.0)}, "F1", 0.5, "a <b>")
+    assert "a &lt;b&gt; 0.500, interval 0.250 to 1.000; c 0.000" in svg
+    numbers = {float(t): float(x) for x, t in re.findall(r'<text x="([\d.]+)" [^>]*middle">([\d.]+)<', svg)}
+    step = numbers[1.0] - numbers[0.0]
+    ((low, high, _),) = re.findall(r'<line class="first" x1="([\d.]+)" x2="([\d.]+)" y1="(\d+)"', svg)
+    assert float(low) == pytest.approx(numbers[0.0] + 0.25 * step, abs=0.11)
+    assert float(high) == pytest.approx(numbers[1.0], abs=0.11)
+    at = [float(x) for x in re.findall(r'<circle class="\w+" cx="([\d.]+)"', svg)]
+    assert at == pytest.approx([numbers[0.0] + 0.5 * step, numbers[0.0]], abs=0.11)
+    assert f'class="reference" x1="{at[0]}"' in svg
 
 
 def test_marked_spans():

@@ -12,7 +12,7 @@ from amrg.config import Config, load
 from amrg.models.classifier import DiseaseClassifier
 from amrg.planning.architectures import Size
 from amrg.planning.devices import Device
-from amrg.planning.pipeline_estimate import ImageCost, chain, film_seconds, generation_step, mining
+from amrg.planning.pipeline_estimate import ImageCost, estimate_mining, estimate_pipeline, film_seconds, generation_step
 from amrg.planning.stage_estimate import Assumptions, estimate_stage
 from tests.conftest import TINY
 
@@ -35,7 +35,7 @@ def given(device: Device, gpus: int = 2, **values: Any) -> Assumptions:
 def mined(films: int | None, size: Size, source: str = "iu_xray") -> float:
     few = dataclasses.replace(CONFIG.banks.mining, max_studies=films)
     config = changed("banks", changed("data", source=source), mining=few)
-    return mining(config, size, ImageCost(forward_seconds=2.0, cam_seconds=0.5), given(SLOW, gpus=4))[1]
+    return estimate_mining(config, size, ImageCost(forward_seconds=2.0, cam_seconds=0.5), given(SLOW, gpus=4))[1]
 
 
 def test_mining_by_hand() -> None:
@@ -47,7 +47,7 @@ def test_mining_by_hand() -> None:
 
 def test_twice_the_films_take_twice_the_mining() -> None:
     film = ImageCost(forward_seconds=0.3, cam_seconds=0.1)
-    once, twice = (mining(CONFIG, Size(n, n), film, given(SLOW))[1] for n in (100, 200))
+    once, twice = (estimate_mining(CONFIG, Size(n, n), film, given(SLOW))[1] for n in (100, 200))
     assert twice == pytest.approx(2 * once)
 
 
@@ -120,10 +120,10 @@ def test_arithmetic_of_writing_by_hand() -> None:
 def test_a_size_that_is_not_known_leaves_its_line_open() -> None:
     openi = changed("data", changed("stage2", train_vision=True), source="openi", test_studies=None)
     plans = {stage: estimate_stage(openi, stage, given(SLOW)) for stage in ("stage1", "stage2")}
-    steps = chain(openi, plans, given(SLOW))
+    steps = estimate_pipeline(openi, plans, given(SLOW))
     assert [step.verb for step in steps] == ["stage1", "banks", "stage2", "generate"]  # vision that is trained looks
     assert steps[-1].seconds is None
     assert "give --held-out" in steps[-1].what
-    told = chain(openi, plans, given(SLOW, held_out=8))[-1]
+    told = estimate_pipeline(openi, plans, given(SLOW, held_out=8))[-1]
     assert told.seconds is not None
     assert told.what.startswith("8 reports")

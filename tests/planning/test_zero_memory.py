@@ -1,9 +1,6 @@
 """Predicted bytes beside those of real tensors: stage 2 on two real ranks, under every ZeRO stage."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,6 @@ from transformers import BertConfig
 
 from amrg.banks.bank import REPORTS, MemoryBank
 from amrg.config import DecoderConfig, ShardingConfig
-from amrg.launcher import local_ranks
 from amrg.models.decoder import build_decoder, save_decoder
 from amrg.planning.devices import DEVICES
 from amrg.planning.stage_estimate import Assumptions, estimate_stage
@@ -20,8 +16,7 @@ from amrg.planning.step_time import place_banks
 from amrg.retrieval.communication_cost import BankShape
 from tests.conftest import Artefacts, report
 from tests.planning.zero_memory_worker import configure
-
-SCRIPT = Path(__file__).with_name("zero_memory_worker.py")
+from tests.processes import finish, start_ranks
 
 #: tuning, micro-batches of a step, DeepSpeed JSON
 CASES = ["full-1-zero0", "full-2-zero1", "lora-1-zero2", "lora-2-zero3", "frozen-1-zero3_offload"]
@@ -42,15 +37,7 @@ def made(artefacts: Artefacts) -> tuple[Path, Any]:
 def measured(made: tuple[Path, Any]) -> dict[str, dict[str, int]]:
     """Bytes by case and part, of the rank that holds more."""
     runs, _ = made
-    shared = os.environ | local_ranks(2) | {"OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(runs), str(runs / "bytes"), *CASES],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    finish(start_ranks(2, "tests.planning.zero_memory_worker", runs, runs / "bytes", *CASES))
     first, second = (json.loads((runs / f"bytes-{rank}.json").read_text()) for rank in range(2))
     return {case: {part: max(first[case][part], second[case][part]) for part in first[case]} for case in CASES}
 

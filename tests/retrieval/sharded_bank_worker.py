@@ -1,6 +1,4 @@
-"""One of W real processes that retrieve from sharded banks and compare with the whole bank.
-
-python sharded_bank_worker.py FOLDER
+"""One of W real processes that retrieve from sharded banks and compare with the whole bank; argument: FOLDER.
 
 Every check is an assertion; the test that starts the processes looks at their exit codes.
 """
@@ -303,6 +301,7 @@ def check_refusals(layout: ShardLayout) -> None:
 def main(folder: Path) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     layout = ShardLayout()
     if os.environ.get("TRITON_INTERPRET") == "1":

@@ -7,38 +7,21 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).with_name("sharded_bank_worker.py")
+from tests.processes import ROOT, finish, start_ranks
 
-
-def start(script: Path, ranks: int, *arguments: object, **environment: str) -> list[subprocess.CompletedProcess[str]]:
-    """Run a script as so many ranks on the loopback and wait for all."""
-    shared = os.environ | {
-        "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(RUN.parent.parent.parent),
-    } | environment  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
-            env=shared | {"RANK": str(rank)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    return [
-        subprocess.CompletedProcess([], process.returncode, output)
-        for process, output in zip(processes, outputs, strict=True)
-    ]
+WORKER = "tests.retrieval.sharded_bank_worker"
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_every_way_equals_the_whole_bank(ranks: int, tmp_path: Path) -> None:
-    for rank, ended in enumerate(start(RUN, ranks, tmp_path)):
-        assert ended.returncode == 0, f"rank {rank}: {ended.stdout[-3000:]}"
+    finish(start_ranks(ranks, WORKER, tmp_path))
 
 
 def test_the_triton_back_ends_agree_under_autocast(tmp_path: Path) -> None:
-    for rank, ended in enumerate(start(RUN, 2, tmp_path, TRITON_INTERPRET="1")):
-        assert ended.returncode == 0, f"rank {rank}: {ended.stdout[-3000:]}"
+    """In processes that import Triton anew, as it then decides whether to interpret."""
+    shared = os.environ | {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-m", WORKER, str(tmp_path)], cwd=ROOT, env=shared | {"RANK": rank})
+        for rank in "01"
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]

@@ -32,7 +32,7 @@ from amrg.data.own_studies import StudyFiles
 from amrg.errors import UserError
 from amrg.inference.run import LoadedRun, open_run
 from amrg.models.training_distance import TrainingDistance
-from amrg.serving import api
+from amrg.serving import api, docs_page
 from amrg.serving.api import MAX_BYTES, OPENAPI, PATHS, Access, create_app
 from amrg.serving.batching import Batcher, OpenModel
 from amrg.serving.inputs import parse_study
@@ -246,7 +246,7 @@ def test_bytes_of_films_pass_a_form_unchanged():
 
 @pytest.mark.parametrize(
     ("accept", "status"),
-    [("*/*", 200), ("text/html, application/json;q=0.9", 200), ("text/event-stream", 406), ("image/png", 406)],
+    [("*/*", 200), ("text/html, application/json;q=0.9", 200), ("text/html", 406), ("image/png", 406)],
 )
 def test_the_format_is_what_is_accepted(client, accept, status):
     assert post(client, FILMS[0], headers={"accept": accept}).status_code == status
@@ -349,7 +349,7 @@ def test_an_error_of_the_server_says_no_more_than_its_type(client, monkeypatch, 
 def test_with_a_token_only_who_knows_it_is_answered(make):
     client = make(Access(token="secret"))
     known = {"authorization": "Bearer secret"}
-    for path in ("/metrics", "/openapi.json"):
+    for path in ("/metrics",):
         assert client.get(path).status_code == 401
         assert client.get(path, headers={**known, "host": "any.example"}).status_code == 200
     for given in ("Bearer secre", "Bearer ", "Basic secret", "Bearer ségret".encode("latin-1")):
@@ -434,10 +434,86 @@ def test_the_document_is_valid_and_names_every_route(client):
     while not hasattr(app, "routes"):
         app = app.app
     routes = {route.path: {method.lower() for method in route.methods - {"HEAD"}} for route in app.routes}
-    assert {path: set(methods) for path, methods in DOCUMENT["paths"].items()} == routes
-    assert set(PATHS) == set(routes)
+    assert {path: set(methods) for path, methods in DOCUMENT["paths"].items()} == {
+        path: methods for path, methods in routes.items() if not path.startswith("/docs")
+    }
+    assert set(PATHS) == {path for path in routes if "{" not in path}
     formats = DOCUMENT["paths"]["/v1/reports"]["post"]["responses"]["200"]["content"]
-    assert set(formats) == {"application/json", "application/fhir+json", "application/dicom"}
+    assert set(formats) == {"application/json", "text/event-stream", "application/fhir+json", "application/dicom"}
+
+
+def events(text):
+    """(kind, content) of each server-sent event."""
+    parts = [dict(line.split(": ", 1) for line in one.splitlines()) for one in text.split("\n\n") if one.strip(":\n")]
+    return [(part["event"], json.loads(part["data"])) for part in parts]
+
+
+STREAMED = {"accept": "text/event-stream"}
+
+
+def test_a_report_as_events(client, gate, batcher):
+    """One study waits behind another, is written, and is answered with the record of the whole answer."""
+    whole = post(client, FILMS[1], study="s").json()
+    assert batcher.batch_size >= 2
+    gate.open.clear()
+    with ThreadPoolExecutor(2) as pool:
+        held = pool.submit(post, client, FILMS[0])
+        while not batcher._batch:
+            time.sleep(0.01)
+        answer = pool.submit(post, client, FILMS[1], study="s", headers=STREAMED)
+        while not len(batcher):
+            time.sleep(0.01)
+        time.sleep(2 * api.POLL)  # its state is sent
+        gate.open.set()
+        assert held.result().status_code == 200
+    response = answer.result()
+    assert (response.status_code, response.headers["content-type"].split(";")[0]) == (200, "text/event-stream")
+    first, *_, last = events(response.text)
+    assert first == ("state", {"state": "waiting", "before": 0})
+    assert last == ("report", whole)
+    assert {kind for kind, _ in events(response.text)} == {"state", "report"}
+
+
+def test_what_goes_wrong_in_a_stream_is_an_event_and_nothing_stays_in_work(make, gate, batcher, monkeypatch):
+    monkeypatch.setattr(api, "KEEP_ALIVE", 0.2)
+    client = make(seconds=1.0)
+    refused = post(client, NOISE, headers=STREAMED)
+    assert refused.status_code == 422  # before the stream begins
+    gate.open.clear()
+    late = post(client, FILMS[0], headers=STREAMED)
+    assert events(late.text)[-1][0] == "error"
+    told = events(late.text)[-1][1]
+    assert (told["error"], told["status"]) == ("not written within the 1 s of a request", 503)
+    assert told["retry_after"] >= 1
+    assert "\n:\n\n" in late.text  # comments while nothing else is sent
+    gate.open.set()
+    while batcher._batch:
+        time.sleep(0.01)
+    gate.error = RuntimeError("There is a small left pleural effusion.")
+    (failed,) = [content for kind, content in events(post(make(), FILMS[0], headers=STREAMED).text) if kind == "error"]
+    assert failed["error"].startswith("the worker failed and is started again")
+    assert "effusion" not in str(failed)
+    assert "amrg_requests_in_work 0.0" in client.get("/metrics").text.splitlines()
+    assert len(batcher) == 0
+
+
+def test_the_interface_has_a_page(make, monkeypatch):
+    """Swagger UI from a package, under the same policy as everything, without a token; what is not there says why."""
+    client = make(Access(token="secret"))
+    page = client.get("/docs")
+    assert (page.status_code, page.headers["content-type"].split(";")[0]) == (200, "text/html")
+    linked = re.findall(r'(?:href|src)="(/docs/[^"]+)"', page.text)
+    assert len(linked) == 3
+    for path in linked:
+        assert client.get(path).status_code == 200
+    assert client.get("/openapi.json").status_code == 200
+    assert not re.search("https?:", page.text)
+    assert client.get("/docs/index.html").status_code == 401
+    assert make().get("/docs/index.html").status_code == 404
+    monkeypatch.setattr(docs_page, "_PACKAGE", "not_installed_here")
+    missing = client.get("/docs")
+    assert missing.status_code == 404
+    assert "amrg[swagger]" in missing.json()["error"]
 
 
 def test_a_report_as_fhir(client, monkeypatch):

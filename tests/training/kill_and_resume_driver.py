@@ -1,10 +1,9 @@
 """Runs of toy_training_worker.py that are killed, stopped and started on other ranks: its argument is a folder.
 
-Ranks are forked from a process that has imported everything, so that a start costs a second or two instead of ten.
+Ranks are forked from this process, which has imported everything.
 FOLDER gets ``outcome.json``; tests/training/test_checkpoint.py compares what the runs have left.
 """
 
-import importlib
 import json
 import os
 import random
@@ -16,7 +15,8 @@ from pathlib import Path
 
 from amrg.cli import run_cli
 from amrg.launcher import local_ranks
-from amrg.training import checkpoint, deepspeed_internals
+from amrg.training import checkpoint
+from tests import preloaded  # noqa: F401  # so that no rank imports it
 from tests.training.toy_training_worker import main as train
 
 KILLS = {"zero1.json": 1, "zero3.json": 2}  # ten of each, drawn by this seed
@@ -116,9 +116,6 @@ def stop(folder: Path, config: str, dropout: float) -> dict[str, object]:
 
 
 def main(root: Path) -> None:
-    deepspeed_internals.import_deepspeed()
-    for lazily in ("torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"):
-        importlib.import_module(lazily)  # what each start would import again
     outcome: dict[str, object] = {config: kills(root, config, seed) for config, seed in KILLS.items()}
     finish(start(root / "straight", STOPPED))
     outcome["stopped"] = stop(root / "stopped", STOPPED, dropout=0.2)

@@ -1,13 +1,10 @@
-"""Stage 1 on the made-up films as one rank of a job: python stage1_worker.py DATA FOLDER DS_CONFIG QFORMER_NORM"""
+"""Stage 1 on the made-up films as one rank of a job; arguments: DATA FOLDER DS_CONFIG QFORMER_NORM"""
 
 import dataclasses
 import sys
 from pathlib import Path
 
 from amrg.training.stage1 import train_stage1
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from tests.synthetic_dataset import CONFIG
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 2 with language models that two ranks share: arguments: RUNS DECODERS.
+"""Stage 2 with language models that two ranks share, and their reports under ZeRO 3: arguments: RUNS DECODERS.
 
 The first has the artefacts of the first three steps, the second the decoders and the JSONs (``write_decoders``).
 """
@@ -69,6 +69,9 @@ def main(runs: Path, decoders: Path) -> None:
                 distributed.barrier()
             else:
                 assert Stopping.at is None
+        if tuning != "frozen":
+            parted = dataclasses.replace(config.generate, ds_config="zero3.json")
+            pipeline.run_step("generate", dataclasses.replace(config, generate=parted))
 
 
 if __name__ == "__main__":

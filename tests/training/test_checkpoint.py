@@ -2,12 +2,10 @@
 
 import errno
 import json
-import os
 import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,17 +17,17 @@ from amrg.config import CheckpointConfig, TelemetryConfig
 from amrg.errors import UserError
 from amrg.training import checkpoint, loop
 from amrg.training.interruption import LossGuard, user_errors
+from tests.cluster import linux_namespaces
+from tests.processes import finish, start
 from tests.training.test_loop import steps
 from tests.training.toy_training_worker import optimisation
 
 QUIET = TelemetryConfig(tensorboard=False)
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def write(folder, step, value=1.0, keep=2, is_best=True):
     tensors = {"a": torch.full((3,), value)}
-    checkpoint.save(folder, tensors, {"a.exp_avg": torch.zeros(3)}, {"step": step}, is_best, keep)
+    checkpoint.save_checkpoint(folder, tensors, {"a.exp_avg": torch.zeros(3)}, {"step": step}, is_best, keep)
 
 
 def names(folder):
@@ -170,6 +168,23 @@ def test_no_memory_left_says_what_helps(error, tmp_path):
         raise RuntimeError("something else")
 
 
+def test_a_small_dev_shm_is_one_line(tmp_path):
+    """A megabyte, as containers have 64: readers cannot hand a batch on."""
+    script = (
+        "import pathlib, torch; from torch.utils.data import DataLoader; from amrg.cli import run_cli\n"
+        "from amrg.training.interruption import user_errors\n"
+        "def read():\n"
+        "    with user_errors('stage1', pathlib.Path('.')):\n"
+        "        for batch in DataLoader([torch.zeros(2**20)], num_workers=1): pass\n"
+        "run_cli(read)"
+    )
+    small = "mount -t tmpfs -o size=1m none /dev/shm"
+    done = linux_namespaces.run(tmp_path, "-c", script, before=small)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("amrg: stage1: the shared memory of this machine is used up: give /dev/shm more room")
+    assert done.stderr.count("\n") == 1
+
+
 def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
@@ -178,8 +193,7 @@ def weights(folder):
 def forked(tmp_path_factory):
     """The folder of the runs of kill_and_resume_driver.py, and what they told."""
     folder = tmp_path_factory.mktemp("forked")
-    command = [sys.executable, "-m", "tests.training.kill_and_resume_driver", str(folder)]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    finish([start("tests.training.kill_and_resume_driver", folder)])
     return folder, json.loads((folder / "outcome.json").read_text())
 
 

@@ -1,6 +1,8 @@
 """Combinations of tuning, base dtype, ZeRO stage and dtype are refused at once, or work to the written reports.
 
-Every pair of values is tried, and with ``AMRG_ALL_COMBINATIONS=1`` every combination.
+Under ZeRO 3 reports are written in parts, too. All on one rank, as two take several times as long: with two there are
+``test_zero3_loading.py`` and ``test_sharding_equivalence.py``. Every pair of values is tried, and with
+``AMRG_ALL_COMBINATIONS=1`` every combination.
 """
 
 import itertools
@@ -65,7 +67,9 @@ def configured(artefacts: Artefacts, folder: Path, tuning: Any, base: Any, stage
             config.stage2, epochs=1, batch_size=16, dtype=dtype, ds_config=f"zero{stage}.json", max_report_tokens=12,
             num_sample_reports=1,
         ),
-        generate=replace(config.generate, num_beams=1, max_new_tokens=4, batch_size=8),
+        generate=replace(
+            config.generate, num_beams=1, max_new_tokens=4, batch_size=8, ds_config="zero3.json" if stage == 3 else None
+        ),
     )  # fmt: skip
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from amrg.errors import UserError
 from amrg.training.deepspeed_config import OptimizerSettings, engine_faults, resolve
+from amrg.training.deepspeed_internals import uses_torch_adam
 from amrg.training.deepspeed_json import load_ds_config
 
 AUTOS = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
@@ -124,6 +126,17 @@ def test_null_is_absent_and_encodings_of_windows_are_read(tmp_path: Path) -> Non
     for encoding in ("utf-8-sig", "utf-16"):
         Path(ours.ds_config).write_text(json.dumps({"zero_optimization": {"stage": "2"}}), encoding=encoding)
         assert load_ds_config(ours.ds_config) == {"zero_optimization": {"stage": 2}}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "toolkit", "expected"), [(True, "/usr/local/cuda", False), (True, None, True), (False, None, True)]
+)
+def test_adam_is_torchs_where_deepspeed_could_not_compile_its_own(
+    gpu: bool, toolkit: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", toolkit)
+    assert uses_torch_adam() == expected
 
 
 def test_half_precision_of_deepspeed_is_never_of_stage_0() -> None:

@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +10,15 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from amrg.launcher import local_ranks
 from amrg.training import engine, loop
 from amrg.training.checkpoint import latest_valid
 from amrg.training.interruption import GracefulStop
 from amrg.training.stage2 import train_stage2
+from tests.processes import finish, start_ranks
 from tests.training.engine_settings_worker import Stopping
 from tests.training.test_loop import steps
 from tests.training.toy_training_worker import run
 
-ROOT = Path(__file__).resolve().parents[2]
 LR, STEPS, WARMUP = 0.05, 9, 2  # of the toy training
 PARAMS = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
 ADAMS = {"exp_avg", "exp_avg_sq"}
@@ -146,13 +142,6 @@ TWO_RANKS: dict[str, tuple[dict[str, Any], Literal["float32", "bfloat16"]]] = {
     "sgd-3": ({"optimizer": {"type": "SGD", "params": {"lr": "auto", "momentum": 0.9}}, **zero(3)}, "float32"),
     "offload-2": (zero(2, offload_optimizer={"device": "cpu"}), "float32"),
 }  # fmt: skip
-_TRAIN = """
-import pathlib, sys
-from tests.training.toy_training_worker import run
-for argument in sys.argv[2:]:
-    name, dtype = argument.split(":")
-    run(pathlib.Path(sys.argv[1]) / name, str(pathlib.Path(sys.argv[1]) / f"{name}.json"), dropout=0.0, dtype=dtype)
-"""
 
 
 def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
@@ -162,13 +151,8 @@ def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
         folder.mkdir()
         for name, (content, _) in TWO_RANKS.items():
             (folder / f"{name}.json").write_text(json.dumps(content))
-        command = [sys.executable, "-c", _TRAIN, str(folder), *(f"{n}:{dtype}" for n, (_, dtype) in TWO_RANKS.items())]
-        shared = os.environ | local_ranks(ranks) | {"OMP_NUM_THREADS": "1"}
-        started = [
-            subprocess.Popen(command, cwd=ROOT, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(ranks)
-        ]
-        assert [process.wait(timeout=400) for process in started] == [0] * ranks
+        modes = [f"{name}:{dtype}" for name, (_, dtype) in TWO_RANKS.items()]
+        finish(start_ranks(ranks, "tests.training.deepspeed_modes_worker", folder, *modes))
         trained[ranks] = {name: [(row["lr"], row["loss"]) for row in steps(folder / name)] for name in TWO_RANKS}
     for name, (_, dtype) in TWO_RANKS.items():
         one, two = trained[1][name], trained[2][name]

@@ -2,10 +2,6 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,24 +11,12 @@ from safetensors.torch import load_file
 
 from amrg import distributed
 from amrg.errors import UserError
-from amrg.launcher import local_ranks
 from amrg.precision import matmul_precision
 from amrg.training import checkpoint, engine
+from tests.processes import finish, start_ranks
 
-SCRIPT = Path(__file__).with_name("toy_training_worker.py")
+TOY = "tests.training.toy_training_worker"
 STEPS = 9
-
-
-def start(ranks: int, folder: Path, pause: float, *configs: str) -> list[subprocess.Popen[bytes]]:
-    shared = os.environ | local_ranks(ranks) | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), str(folder), str(pause), *configs]
-    return [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)
-    ]
-
-
-def finish(processes: list[subprocess.Popen[bytes]]) -> None:
-    assert [process.wait(timeout=240) for process in processes] == [0] * len(processes)
 
 
 def steps(folder: Path) -> list[dict[str, float]]:
@@ -55,18 +39,18 @@ def test_killed_and_resumed_run_ends_in_the_same_bits(
     tmp_path: Path, ranks: int, config: str, killed_after: int
 ) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    finish(start(ranks, straight, 0.0, config))
-    processes = start(ranks, broken, 0.3, config)
+    finish(start_ranks(ranks, TOY, straight, 0.0, config))
+    processes = start_ranks(ranks, TOY, broken, 0.3, config)
     deadline = time.monotonic() + 60
     while len(steps(broken / config)) < killed_after and time.monotonic() < deadline:
         time.sleep(0.02)
     for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert killed_after <= len(steps(broken / config)) < STEPS
     saved, before = saved_and_told(broken / config)
     assert saved > 0
-    finish(start(ranks, broken, 0.0, config))
+    finish(start_ranks(ranks, TOY, broken, 0.0, config))
 
     rows = steps(broken / config)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # each told once
@@ -85,7 +69,7 @@ def test_killed_and_resumed_run_ends_in_the_same_bits(
 
 def test_zero_stages_agree_on_two_ranks(tmp_path: Path) -> None:
     configs = [f"zero{stage}.json" for stage in range(4)]
-    finish(start(2, tmp_path, 0.0, *configs))
+    finish(start_ranks(2, TOY, tmp_path, 0.0, *configs))
     reference = load_file(tmp_path / configs[0] / "model.safetensors")
     for config in configs[1:]:
         assert losses(tmp_path / config) == pytest.approx(losses(tmp_path / configs[0]), rel=1e-5)
@@ -96,16 +80,16 @@ def test_zero_stages_agree_on_two_ranks(tmp_path: Path) -> None:
 
 def test_resume_under_another_world_size_and_stage(tmp_path: Path) -> None:
     """A ZeRO-3 checkpoint of two ranks goes on with one rank and no ZeRO from the same weights."""
-    processes = start(2, tmp_path, 0.3, "zero3.json")
+    processes = start_ranks(2, TOY, tmp_path, 0.3, "zero3.json")
     deadline = time.monotonic() + 60
     while len(steps(tmp_path / "zero3.json")) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
     for process in processes:
         process.kill()
-        process.wait()
+        process.join()
     saved, before = saved_and_told(tmp_path / "zero3.json")
     (tmp_path / "zero3.json").rename(tmp_path / "zero0.json")
-    finish(start(1, tmp_path, 0.0, "zero0.json"))
+    finish(start_ranks(1, TOY, tmp_path, 0.0, "zero0.json"))
     rows = steps(tmp_path / "zero0.json")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert rows[:saved] == before[:saved]  # their times, too: none was done again

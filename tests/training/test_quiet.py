@@ -28,6 +28,17 @@ def test_how_to_write_is_not_said_by_the_base_model(tmp_path: Path) -> None:
     assert told.eos_token_id == tokenizer.eos_token_id
 
 
+def test_what_deepspeed_prints_when_it_is_imported_is_on_neither_stream() -> None:
+    """Where there is a GPU and no CUDA toolkit, it prints to both, by Python and by the linker."""
+    script = (
+        "import os; from amrg.training.deepspeed_internals import _silent_linker\n"
+        "with _silent_linker(): print('no CUDA_HOME'); os.write(1, b'no -laio'); os.write(2, b'no -laio')\n"
+        "print('here')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("here\n", "")
+
+
 def test_no_library_warns_between_our_lines(artefacts: Any, tmp_path: Path) -> None:
     save_base(tmp_path / "base")
     command = [sys.executable, "-m", "tests.training.quiet_worker", artefacts.data.parent.parent, tmp_path / "base"]

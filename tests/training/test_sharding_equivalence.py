@@ -1,9 +1,6 @@
 """How the ranks hold the banks changes nothing that is learned, written or attributed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amrg.launcher import local_ranks
 from amrg.models.vision_output import MEMORIES
+from tests.processes import finish, start_ranks
 
 
 def start(ranks: int, *arguments: Path | str, script: str = "sharding_equivalence_worker") -> None:
     """Run a module of this folder on as many ranks, and wait for them."""
-    shared = os.environ | local_ranks(ranks) | {"OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"tests.training.{script}", *map(str, arguments)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]
-    assert [process.wait(timeout=400) for process in processes] == [0] * ranks
+    finish(start_ranks(ranks, f"tests.training.{script}", *arguments))
 
 
 WATCHED = ("perplexity", "least_perplexity")  # not `alike`: rows that weigh about the same may change places

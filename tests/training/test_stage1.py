@@ -1,10 +1,6 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +10,13 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.shards import prepare
 from amrg.data.stream import iter_samples, num_studies
 from amrg.errors import UserError
-from amrg.launcher import local_ranks
 from amrg.models.classifier import DiseaseClassifier, query_cosines
 from amrg.models.vision import to_tensor
 from amrg.training import checkpoint
 from amrg.training.multilabel import auroc
 from amrg.training.stage1 import _CachedFilms, _StreamedFilms, train_stage1
 from tests.conftest import RandomSource
+from tests.processes import finish, start_ranks
 from tests.synthetic_dataset import CONFIG, FINDING, SIZES, Squares, prepare_squares
 
 K = LABELS.index(FINDING)
@@ -110,17 +106,7 @@ def test_two_ranks_under_zero_3_learn_what_one_learns(data, tmp_path, norm):
     config = changed(dtype="float32")
     vision = dataclasses.replace(config.vision, qformer_norm=norm)
     train_stage1(dataclasses.replace(config, vision=vision), data, tmp_path / "alone")
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("stage1_worker.py")),
-        str(data),
-        str(tmp_path / "two"),
-        "zero3.json",
-        norm,
-    ]
-    shared = os.environ | local_ranks(2) | {"OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen(command, env={**shared, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
-    assert [rank.wait() for rank in ranks] == [0, 0]
+    finish(start_ranks(2, "tests.training.stage1_worker", data, tmp_path / "two", "zero3.json", norm))
     alone, two = (
         [json.loads(line) for line in (tmp_path / name / "curves.jsonl").read_text().splitlines()]
         for name in ("alone", "two")

@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from amrg.cluster import pipeline as cluster
+from amrg.distributed import TensorGroups
+from amrg.errors import UserError
+from amrg.models.tensor_parallel import split
 from amrg.pipeline import run_step
 from amrg.planning.meta_models import stage2_skeleton
 from amrg.planning.zero_memory import count_parameters
@@ -49,8 +55,13 @@ def test_ranks_that_share_a_model_learn_and_save_what_one_does(artefacts: Any, t
                 torch.testing.assert_close(value, truth[key], rtol=1e-3, atol=2e-5, msg=f"{tuning} {file} {key}")
         config = Path("model", "config.json")
         assert (found / config).read_text() == (expected / config).read_text()  # with the fingerprint of the base
-        reports = lines(run_step("generate", configuration(shared, decoders, tuning)).path / "reports.jsonl")
-        assert len(reports) == 5  # one process reads what was saved
+        # Frozen, one process reads what was saved; else the ranks have read it in parts.
+        reports, wanted = (
+            lines(run_step("generate", configuration(runs, decoders, tuning)).path / "reports.jsonl")
+            for runs in (shared, alone)
+        )
+        assert len(reports) == 5
+        assert [line["generated"] for line in reports] == [line["generated"] for line in wanted]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +100,35 @@ def test_what_ranks_cannot_share_is_refused_in_a_line(
     faults, _ = examine(["stage2"], Run(config, artefacts.data, 4, None))
     assert any(line in fault for fault in faults)
     assert all("\n" not in fault for fault in faults)
+
+
+def test_stage_1_compilation_and_ray_are_refused_in_a_line(artefacts: Any, tmp_path: Path) -> None:
+    write_decoders(tmp_path)
+    shared = str(tmp_path / "zero1.json")
+    config = configuration(tmp_path, tmp_path, "lora", shared)
+    compiled = replace(config, stage2=replace(config.stage2, compile=True))
+    classifier = replace(config, stage1=replace(config.stage1, ds_config=shared))
+    for verb, changed, line in (
+        ("stage2", compiled, "does not go with stage2.compile"),
+        ("stage1", classifier, "stage1 has none: take another"),
+    ):
+        faults, _ = examine([verb], Run(changed, artefacts.data, 2, None))
+        assert len(faults) == 1, faults
+        assert line in faults[0]
+    with pytest.raises(UserError, match="workers of a Ray cluster do not share a language model"):
+        cluster.run(config)
+
+
+def test_a_dora_is_refused_where_a_lora_is_split(tmp_path: Path) -> None:
+    make_folder("llama", tmp_path)
+    for dora in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+        tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", use_dora=dora))
+        if dora:
+            with pytest.raises(UserError, match="_proj has a DoRA, which is not split"):
+                split(tuned, TensorGroups(2))
+        else:
+            split(tuned, TensorGroups(2))
 
 
 def test_a_plan_counts_the_part_of_a_rank(artefacts: Any, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""One of the ranks that load and train a language model in parts: python zero3_loading_worker.py RUNS BASE LARGE FOLDER
+"""One of the ranks that load and train a language model in parts: arguments: RUNS BASE LARGE FOLDER
 
 BASE and LARGE are folders of causal LMs. What this rank has seen goes to FOLDER/seen-RANK.json.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import sys
@@ -22,6 +23,7 @@ from amrg.training import engine
 from amrg.training.stage2 import build_generator, train_stage2
 
 TINY = CONFIGS / "tiny.yaml"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 #: Of each: the dtype of its base, and under which ZeRO two ranks train it.
 TUNINGS = {
     "full": ("float32", "zero3.json"),
@@ -85,6 +87,8 @@ def peak_of_memory() -> Iterator[dict[str, int]]:
 
 def load_large(small: Path, folder: Path, ds_config: str) -> dict[str, int]:
     """Loads a small model first, so that what is set up once does not count."""
+    for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        ctypes.CDLL(None).mallopt(threshold, 65536)  # what is freed goes back at once, and is not counted
     load_pretrained(str(small), zero=engine.zero3(ds_config))
     with peak_of_memory() as told:
         model, _ = load_pretrained(str(folder), zero=engine.zero3(ds_config))

@@ -7,9 +7,11 @@ import time
 from base64 import b64encode
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
@@ -17,15 +19,19 @@ from amrg.inference.run import open_generator, open_run
 from amrg.models.composer import Composed, ComposedSentence, Composer
 from amrg.models.finding_calibration import Certainty
 from amrg.models.training_distance import TrainingDistance
+from amrg.webapp.comparison import ComparedRun
 from amrg.webapp.run_store import NotFound, RunStore
 from amrg.webapp.server import Handlers, create_app
 from amrg.webapp.session import InferenceSession
-from tests.browser import WIDTH, Keys, Page, chromium
+from tests.browser import WIDTH, ActionChains, Keys, Page, ScrollOrigin, chromium
+from tests.conftest import report
 from tests.data.test_image_io import dicom
 from tests.made_films import chest_film
-from tests.webapp.tiny_run import make_run
+from tests.webapp.tiny_run import copy_with_reports, make_run
 
 TOLD = {"unlike_training": True, "training_distance": 34.911, "training_distance_threshold": 10.67}
+#: In the browser's log: answers that tests ask for, and advice about the way they read pixels.
+EXPECTED = ("the server responded with", "Multiple readback operations using getImageData")
 DROP = """
 const data = new DataTransfer();
 data.items.add(new File([Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0))], "film.png"));
@@ -53,6 +59,33 @@ class Viewer(Page):
     def sentences(self):
         return self.texts("#sentences .text")
 
+    def levels(self):
+        """The gray values of the film as they are painted, [H, W]; once it is there in full resolution."""
+        self.wait(lambda: self.text("#film-facts") and self.one("#pixels").is_displayed())
+        script = """
+        const [canvas, done] = [document.getElementById("pixels"), arguments[0]];
+        requestAnimationFrame(() => requestAnimationFrame(() => {
+          const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          done([canvas.height, canvas.width, [...data].filter((_, place) => place % 4 === 0)]);
+        }));
+        """
+        height, width, values = self.driver.execute_async_script(script)
+        return np.array(values).reshape(height, width)
+
+    def place(self, css, number=0):
+        """Left, top, width and height of an element of the film, in pixels of the page."""
+        rect = "const {x, y, width, height} = arguments[0].getBoundingClientRect(); return [x, y, width, height]"
+        return np.array(self.driver.execute_script(rect, self.all(css)[number]))
+
+    def on_film(self, css, number=0):
+        """The same in sides of the film's canvas, wherever that lies."""
+        film = self.place("#pixels")
+        return (self.place(css, number) - [*film[:2], 0, 0]) / film[2]
+
+    def touch(self, kind, *points):
+        touches = [{"x": float(x), "y": float(y), "id": number} for number, (x, y) in enumerate(points)]
+        self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": touches})
+
     def give(self, path):
         self.one("#file").send_keys(str(path))
 
@@ -70,8 +103,10 @@ class Viewer(Page):
 
 
 @contextlib.contextmanager
-def served(folder):
-    server = uvicorn.Server(uvicorn.Config(create_app(open_run(folder), {"127.0.0.1"}), port=0, log_level="warning"))
+def served(folder, other=None):
+    chain = open_run(folder)
+    app = create_app(chain, {"127.0.0.1"}, compared=ComparedRun.open(chain, open_run(other)) if other else None)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -99,7 +134,7 @@ def address(folder):
 def page(browser, address):
     page = Viewer(browser, address).open()
     yield page
-    errors = [entry for entry in browser.get_log("browser") if "the server responded with" not in entry["message"]]
+    errors = [entry for entry in browser.get_log("browser") if not any(part in entry["message"] for part in EXPECTED)]
     assert not errors
 
 
@@ -199,6 +234,10 @@ def test_studies_are_found_by_split_and_words(page):
     page.wait(lambda: "7 of 16" in page.text("#count"))
     page.one("#studies .choice").click()
     page.wait(lambda: page.text("#film-title").startswith("train-1"))
+    page.one("#words").send_keys(" zzz")
+    page.wait(lambda: "No study fits" in page.text("#none"))
+    page.one("#clear").click()
+    page.wait(lambda: "16 of 16" in page.text("#count"))
 
 
 def test_the_worklist_shows_the_errors_of_reports_and_the_report_its_verdict(browser, folder, monkeypatch):
@@ -242,8 +281,9 @@ def test_films_of_every_kind_are_taken_and_what_is_none_is_refused(page, tmp_pat
     for kind in ("png", "jpg", "dcm"):
         page.open()
         page.give(tmp_path / f"film.{kind}")
-        page.wait(lambda: page.text("#film-title") == "Film (opened here)")
+        page.wait(lambda kind=kind: page.text("#film-title").startswith(f"film.{kind}, "))
         page.done()
+        assert page.text("#film-title").endswith(" kB (opened here)")
         assert "no reference report" in page.text("#no-reference")
     page.shot("dropped")
     before = page.sentences()
@@ -271,8 +311,10 @@ def test_films_of_every_kind_are_taken_and_what_is_none_is_refused(page, tmp_pat
 def test_a_film_can_be_dropped_on_the_page(page, tmp_path):
     Image.fromarray(chest_film(0)).save(tmp_path / "film.png")
     page.driver.execute_script(DROP, b64encode((tmp_path / "film.png").read_bytes()).decode())
-    page.wait(lambda: page.text("#film-title") == "Film (opened here)")
+    page.wait(lambda: page.text("#film-title").startswith("film.png, "))
     page.done()
+    page.driver.refresh()  # its name is in this page only
+    page.wait(lambda: page.text("#film-title") == "Film (opened here)")
 
 
 def test_each_film_of_a_study_has_its_maps_and_patches(page):
@@ -317,6 +359,170 @@ def test_each_film_of_a_study_has_its_maps_and_patches(page):
     page.keys(Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_RIGHT)  # faster than the viewer answers
     assert shown(2) == second
     assert not page.one("#problem").is_displayed()
+
+
+def test_the_film_is_zoomed_and_moved_and_all_marks_stay_in_place(page):
+    page.open("#train/train-3")
+    page.focus("#threshold")
+    page.keys(Keys.HOME)
+    page.wait(lambda: len(page.film()["patches"]) == 6)
+    page.levels()
+    marks = ["#overlay path", "#overlay rect", "#heat", "#image"]
+    before = [page.on_film(css) for css in marks]
+
+    def registered():
+        return all(np.abs(page.on_film(css) - place).max() < 2e-3 for css, place in zip(marks, before, strict=True))
+
+    square, frame = page.place("#square"), page.one("#frame")
+    pointer = ScrollOrigin.from_element(frame, 50, -80)
+    under = (square[2] / 2 + np.array([50, -80])) / square[2]  # in sides of the film, which fills the square
+    ActionChains(page.driver).scroll_from_origin(pointer, 0, -500).perform()
+    page.wait(lambda: page.text("#zoom") == "2.7×")  # exp(500 · 0.002)
+    film = page.place("#pixels")
+    assert np.abs((square[:2] + under * square[2] - film[:2]) / film[2] - under).max() < 5e-3  # the wheel's point stays
+    assert registered()
+    ActionChains(page.driver).click_and_hold(frame).move_by_offset(40, 25).release().perform()
+    assert np.abs(page.place("#pixels")[:2] - film[:2] - [40, 25]).max() < 1
+    assert registered()
+    page.shot("zoomed")
+    page.focus("#frame")
+    page.keys("0")
+    assert np.abs(page.place("#pixels") - square).max() < 0.5
+    page.keys("+", "+", Keys.ARROW_RIGHT)
+    assert page.text("#zoom") == "2.0×"
+    assert registered()
+    page.keys("h")
+    assert not page.one("#heat").is_displayed()
+    page.keys("h", "1")
+    assert page.text("#zoom") == "1.0×"  # 224 pixels of the film are fewer than those of the screen
+    ActionChains(page.driver).double_click(frame).perform()
+    assert page.text("#zoom") == "3.0×"
+    page.one("#zoom-out").click()
+    assert page.text("#zoom") == "2.1×"
+    page.one("#full").click()
+    page.wait(lambda: page.driver.execute_script("return document.fullscreenElement !== null"))
+    page.wait(registered)
+    page.focus("#frame")
+    page.keys("f")
+    page.wait(lambda: page.driver.execute_script("return document.fullscreenElement === null"))
+    page.one("#views .choice:nth-child(2)").click()
+    page.wait(lambda: page.text("#zoom") == "1.0×")
+
+
+def test_the_film_is_zoomed_by_two_fingers(page):
+    with page.seen(390):
+        page.open()
+        page.levels()
+        page.driver.execute_script("document.getElementById('frame').scrollIntoView()")
+        left, top, side, _ = page.place("#square")
+        middle, half = np.array([left + side / 2, top + side / 2]), np.array([30, 0])
+        page.touch("Start", middle - half, middle + half)
+        for wide in (1.5, 2, 2.5, 3):
+            page.touch("Move", middle - wide * half, middle + wide * half)
+        page.touch("End")
+        page.wait(lambda: page.text("#zoom") == "3.0×")
+        assert np.abs(page.place("#pixels")[:2] + 1.5 * side - middle).max() < 5  # about the middle
+        page.touch("Start", middle)
+        moved = middle + np.array([20, 30])
+        page.touch("Move", moved)
+        page.touch("End")
+        page.wait(lambda: np.abs(page.place("#pixels")[:2] + 1.5 * side - moved).max() < 5)
+        page.shot("phone-zoomed")
+
+
+def test_the_window_changes_the_gray_values_of_the_film(page, tmp_path):
+    """Of 16 bits, which no image of a page has; expected values are by hand."""
+    deep = chest_film(0, 300, 260).astype(np.uint16) * 11 + 1000
+    window = {"WindowCenter": 2500, "WindowWidth": 1001}
+    page.give(dicom(tmp_path / "film.dcm", deep, **window))
+    page.wait(lambda: page.text("#film-title").startswith("film.dcm"))
+    levels = int(deep.max()) - int(deep.min()) + 1
+    as_read = ((deep - 2499.5) / 1000 + 0.5).clip(0, 1) * 255
+    assert (as_read.min(), as_read.max()) == (0, 255)
+    assert np.abs(page.levels() - as_read).max() <= 1
+    assert page.text("#film-facts") == f"All of the 260 × 300 pixels, and all {levels} gray levels of the file."
+    assert abs(int(page.one("#center").get_attribute("value")) - 2500) <= 3
+    assert abs(int(page.one("#width").get_attribute("value")) - 1000) <= 6
+    first = page.levels()
+    page.one("#invert").click()
+    assert (page.levels() == 255 - first).all()
+    page.one("#invert").click()
+    for name, value in (("center", "1500"), ("width", "400")):
+        page.one(f"#{name}").clear()
+        page.one(f"#{name}").send_keys(value, Keys.TAB)
+    assert page.one("#preset").get_attribute("value") == "own"
+    own = ((deep - 1300.0) / 400).clip(0, 1) * 255
+    assert np.abs(page.levels() - own).max() <= 1
+    page.one("#preset").send_keys("full")
+    full = (deep - float(deep.min())) / (levels - 1) * 255
+    assert np.abs(page.levels() - full).max() <= 1
+    page.one("#preset").send_keys("dark")
+    assert (page.levels() == 255).mean() == pytest.approx(0.4, abs=0.02)
+    before = float(page.one("#width").get_attribute("value"))
+    page.focus("#frame")
+    page.keys(Keys.SHIFT + Keys.ARROW_RIGHT)
+    page.wait(lambda: float(page.one("#width").get_attribute("value")) > before)
+    page.one("#drag-window").click()
+    ActionChains(page.driver).click_and_hold(page.one("#frame")).move_by_offset(-60, 0).release().perform()
+    assert float(page.one("#width").get_attribute("value")) < before
+    page.shot("window")
+    assert page.broken_rules() == []
+    page.one("#reset").click()
+    assert (page.levels() == first).all()
+    page.one("#drag-window").click()
+
+
+def test_two_runs_are_compared(browser, run, tmp_path):
+    texts = {"test-0": "The heart is enlarged.", "test-1": "Pulmonary edema. Rib fracture.", "test-2": "Clear."}
+    other = copy_with_reports(run, tmp_path / "other", texts, [(3, 0.5), (1, 0.2)])
+    with served(run["reports"].path.parent, other) as address:
+        page = Viewer(browser, address).open("#test/test-1")
+        page.wait(lambda: page.all("#compared .pair"))
+        assert "3 studies are compared" in page.text("#compare")
+        assert "Edema, Fracture not in the reference" in page.text("#compared .pair")
+        errors = next(row for row in page.texts("#compared tbody tr") if row.startswith("errors"))
+        assert errors.split() == ["errors", "0", "3", "+3"]
+        page.one("#compared details summary").click()
+        page.wait(lambda: page.one("#compared details li").is_displayed())
+        assert {mark.text for mark in page.all("#compared mark.extra")} == {"edema", "fracture"}
+        page.one("#order").send_keys("other worse")
+        page.wait(lambda: page.text("#studies .choice").startswith("test-1"))
+        assert "Δ +3" in page.text("#studies .choice")
+        for width, scheme in ((1440, "light"), (1440, "dark"), (390, "light")):
+            with page.seen(width, scheme):
+                assert page.broken_rules() == []
+                assert page.driver.execute_script(WIDTH) <= width
+                page.shot(f"compare-{scheme}-{width}", whole=True)
+        page.driver.execute_script("location.hash = '#test/test-4'")
+        page.wait(lambda: "only one of the runs has a report of it" in page.text("#compared"))
+        page.driver.back()
+        page.wait(lambda: page.text("#film-title") == "test-1" and page.all("#compared .pair"))
+
+
+def test_a_photograph_is_refused(page, tmp_path):
+    Image.fromarray(load_sample_image("flower.jpg")).save(tmp_path / "cat.jpg")
+    page.give(tmp_path / "cat.jpg")
+    page.wait(lambda: "refused as no chest film" in page.text("#problem"))
+    assert len(page.all(".former")) == 3
+
+
+def test_the_context_is_read_typed_and_written_with(browser, informed):
+    """The run writes its first report where it is told of a cough, and its second where it is told nothing."""
+    with served(informed) as address:
+        page = Viewer(browser, address).open("#test/test-0")
+        assert page.one("#context [name=indication]").get_attribute("value") == "Cough."
+        assert " ".join(page.sentences()) == report(0)
+        page.one("#context [name=indication]").clear()
+        page.one("#again").click()
+        page.wait(lambda: page.done() and " ".join(page.sentences()) == report(1))
+        page.one("#context [name=indication]").send_keys("XXXX cough", Keys.ENTER)
+        page.wait(lambda: page.done() and " ".join(page.sentences()) == report(0))
+        assert page.one("#context [name=indication]").get_attribute("value") == "Cough."
+        page.one("#context [name=age]").send_keys("old")
+        page.one("#again").click()
+        page.wait(lambda: "age must be whole years" in page.text("#problem"))
+        assert page.broken_rules() == []
+        page.shot("context")
 
 
 def test_another_study_begins_with_its_first_film(page):

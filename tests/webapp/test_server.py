@@ -21,6 +21,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.data.image_io import read_film
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import SampleLookup, load_studies
@@ -41,7 +42,7 @@ from amrg.webapp.session import ClientGone, InferenceSession
 from tests.asgi import post as asgi_post
 from tests.conftest import report
 from tests.data.test_image_io import bomb, dicom
-from tests.made_films import chest_film
+from tests.made_films import chest_film, encoded
 from tests.webapp.tiny_run import STATED, make_run
 
 KEY = "test-0"  # has two films
@@ -112,7 +113,7 @@ def test_the_worklist_tells_and_sorts_by_the_errors_of_the_runs_reports(client, 
     """The first report is right, the second misses what its reference states and invents a fracture."""
     first, second, *rest = load_studies(run["data"].path, "test")
     texts = {first.key: first.report, second.key: "Rib fracture."} | {study.key: "" for study in rest[:-1]}
-    monkeypatch.setattr(handlers._store, "_reports", {key: GeneratedReport(key, text) for key, text in texts.items()})
+    monkeypatch.setattr(handlers._store, "reports", {key: GeneratedReport(key, text) for key, text in texts.items()})
     monkeypatch.setattr(handlers._store, "_errors", {})
     listing = client.get("/api/studies").json()
     found = {row["key"]: row["errors"] for row in listing["studies"]}
@@ -144,8 +145,11 @@ def test_the_end_of_a_report_tells_its_errors(client, run):
     study = SampleLookup(run["data"].path, "test")[KEY].study
     text = written(events(client, f"/api/looks/test/{KEY}/report"))
     assert (kind, content["errors"]) == ("end", json.loads(json.dumps(asdict(FindingErrors.of(study.report, text)))))
+    assert "".join(piece[0] for piece in content["marks"]["reference"]) == study.report
+    assert "".join(piece[0] for piece in content["marks"]["generated"]) == text
+    assert ["Heart size is enlarged", "hit", "Cardiomegaly"] in content["marks"]["reference"]
     name = client.post("/api/looks", content=png()).json()["name"]
-    assert events(client, f"/api/looks/dropped/{name}/report")[-1] == ("end", {"errors": None})
+    assert events(client, f"/api/looks/dropped/{name}/report")[-1] == ("end", {"errors": None, "marks": None})
 
 
 def test_a_look_tells_what_the_models_see(client, run, reader):
@@ -161,6 +165,57 @@ def test_a_look_tells_what_the_models_see(client, run, reader):
     assert told["unlike_training"] is False
     film = Image.open(io.BytesIO(b64decode(told["films"][1]["image"].split(",")[1])))
     assert film.size == (768, 768)
+
+
+def levels_of(client, look, number=0):
+    """The stored value of each pixel, and its gray value as the models read it."""
+    film = look["films"][number]
+    content = client.get(f"/api/looks/{look['place']}/{look['name']}/films/{number}").content
+    kind, count = (np.dtype("<u2") if film["levels"] > 256 else np.dtype(np.uint8)), film["width"] * film["height"]
+    index = np.frombuffer(content, kind, count).reshape(film["height"], film["width"])
+    gray = np.frombuffer(content[index.nbytes :], np.uint8)
+    assert len(gray) == film["levels"]
+    return index.astype(int) + film["first"], gray[index]
+
+
+def test_films_are_sent_as_the_run_stores_them(client, run):
+    look = client.get(f"/api/looks/test/{KEY}").json()
+    for number, view in enumerate(SampleLookup(run["data"].path, "test")[KEY].views):
+        values, gray = levels_of(client, look, number)
+        assert (values == view).all()
+        assert (gray == view).all()
+    for number in ("2", "-1", "x", "9" * 5000):
+        assert client.get(f"/api/looks/test/{KEY}/films/{number}").status_code == 404
+
+
+def test_an_opened_film_is_sent_with_all_of_its_gray_levels(client, tmp_path):
+    """Stored values as they are in the file; gray values by hand from the window of the tags."""
+    deep = FILM.astype(np.uint16) * 11 + 1000
+    window = {"WindowCenter": 2500, "WindowWidth": 1001}
+    data = dicom(tmp_path / "film.dcm", deep, PhotometricInterpretation="MONOCHROME1", **window).read_bytes()
+    values, gray = levels_of(client, client.post("/api/looks", content=data).json())
+    assert (values == deep).all()
+    expected = 255 - ((deep - 2499.5) / 1000 + 0.5).clip(0, 1) * 255  # DICOM PS3.3 C.11.2.1.2, inverted
+    assert (expected.min(), expected.max()) == (0, 255)
+    assert np.abs(gray - expected).max() <= 1
+    values, gray = levels_of(client, client.post("/api/looks", content=png(deep)).json())
+    assert (values == deep).all()
+    assert (gray == np.round((deep - deep.min()) / (int(deep.max()) - deep.min()) * 255)).all()
+    values, _ = levels_of(client, client.post("/api/looks", content=encoded(FILM, "JPEG")).json())
+    assert values.shape == FILM.shape
+
+
+def test_values_that_are_no_whole_numbers_are_sent_as_gray_values(client):
+    data = encoded(Image.fromarray(FILM.astype(np.float32) / 7), "TIFF")
+    values, gray = levels_of(client, client.post("/api/looks", content=data).json())
+    assert (values == gray).all()
+    assert (gray == read_film(data, 224)).all()
+
+
+def test_held_films_have_a_size(handlers, client, monkeypatch):
+    monkeypatch.setattr("amrg.webapp.server.MAX_CACHED_BYTES", 2 * FILM.size)
+    names = [client.post("/api/looks", content=png(np.roll(FILM, 3 * i, 0))).json()["name"] for i in range(1, 5)]
+    assert [name for _, name in handlers._uploads] == names[2:]
 
 
 def test_patches_are_the_strongest_and_none_beside_a_stronger_one(client):
@@ -527,7 +582,7 @@ def test_when_nobody_reads_on_the_writing_ends(reader, run):
 
 def test_a_reader_who_leaves_stops_the_writer(folder):
     desk = Handlers(open_run(folder))
-    look, _ = desk._find("test", KEY)
+    look = desk._find("test", KEY).analysis
     stopped = []
     write = desk._reader.write
 

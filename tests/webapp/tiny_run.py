@@ -47,6 +47,17 @@ def make_run(
     return {kind: open_artifact(folder / "tiny" / one.path.name, kind) for kind, one in made.items()}
 
 
+def copy_with_reports(
+    run: dict[str, Artifact], folder: Path, texts: dict[str, str], rows: list[tuple[int, float]]
+) -> Path:
+    """A copy of a run in ``folder``, whose reports are these by key, with these rows of both memories."""
+    shutil.copytree(run["stage2"].path.parent, folder)
+    memory = {bank: [{"row": row, "weight": weight} for row, weight in rows] for bank in ("visual", "report")}
+    lines = [json.dumps({"key": key, "generated": text, "memory": memory}) for key, text in texts.items()]
+    (folder / run["reports"].path.name / "reports.jsonl").write_text("\n".join(lines))
+    return folder
+
+
 @functools.cache
 def _made(
     outline_source: Literal["decoder", "retrieved"], informed: bool, prior: tuple[str, ...]

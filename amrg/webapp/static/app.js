@@ -1,9 +1,11 @@
 // The study that is looked at: chosen from the list, dropped as a file, or named in the address.
 
+import { showComparison } from "./compare.js";
 import { $, ask, calm, choice, complain, h } from "./dom.js";
 import { showFilm } from "./film.js";
 import { showReport, stopWriting } from "./report.js";
 
+const cards = document.querySelectorAll("#film, #report, #compare, #memory"); // of what is shown
 let opening = null; // what is being opened; opening something else gives it up
 let listing = null;
 let pause = 0;
@@ -24,9 +26,11 @@ async function open(called, start, file = null) {
     calm();
     former(false);
     stopWriting();
-    history.replaceState(null, "", `#${look.place}/${encodeURIComponent(look.name)}`);
-    showFilm(look);
+    const address = `#${look.place}/${encodeURIComponent(look.name)}`;
+    if (address !== location.hash) history[location.hash ? "pushState" : "replaceState"](null, "", address);
+    showFilm(look, file);
     showReport(look);
+    showComparison(look);
     mark();
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -61,12 +65,12 @@ function refuse(file, reason) {
 }
 
 function former(on) {
-  for (const id of ["film", "report", "memory"]) $(id).classList.toggle("former", on);
+  for (const card of cards) card.classList.toggle("former", on);
 }
 
 function loading(on) {
   $("opening").hidden = !on;
-  for (const id of ["film", "report", "memory"]) $(id).classList.toggle("loading", on);
+  for (const card of cards) card.classList.toggle("loading", on);
 }
 
 /** What the run's own report gets wrong, as short marks; without a report none. */
@@ -78,6 +82,13 @@ function chips(errors) {
   return wrong.flatMap(([kind, sign]) => [" ", h("span", { class: `chip ${kind}`, title: `${kind}: ${errors[kind].join(", ")}` }, `${sign}${errors[kind].length}`)]);
 }
 
+/** How many errors the report of the other run has more. */
+function change(difference) {
+  if (difference === null) return [];
+  const sign = difference > 0 ? "+" : "−";
+  return [" ", h("span", { class: "chip difference", title: "errors of the other run's report, less those of this run's" }, difference ? `Δ ${sign}${Math.abs(difference)}` : "Δ 0")];
+}
+
 /** Show the studies that fit from number `start` on; those before stay. */
 async function list(start = 0) {
   listing?.abort();
@@ -86,13 +97,14 @@ async function list(start = 0) {
   try {
     const query = new URLSearchParams({ split, words, start, order: $("order").value });
     const found = await ask(`/api/studies?${query}`, { signal: mine.signal });
-    const entries = found.studies.map(({ key, findings, errors }) =>
-      choice("study", key, false, () => later(() => openStudy(split, key)), key, ...chips(errors), h("small", {}, findings.join(", ") || "no finding")),
+    const entries = found.studies.map(({ key, findings, errors, difference }) =>
+      choice("study", key, false, () => later(() => openStudy(split, key)), key, ...chips(errors), ...change(difference), h("small", {}, findings.join(", ") || "no finding")),
     );
     if (start) $("studies").append(...entries);
     else $("studies").replaceChildren(...entries);
     const shown = $("studies").childElementCount;
     $("count").textContent = `${found.found} of ${found.total} studies${shown < found.found ? `, the first ${shown} shown` : ""}`;
+    $("none").hidden = found.found > 0;
     $("more").hidden = shown >= found.found;
     $("more").textContent = `Show ${found.found - shown} more`;
     $("order-pick").hidden = !found.compared;
@@ -133,6 +145,11 @@ function located() {
 for (const id of ["split", "order"]) $(id).addEventListener("change", () => list());
 $("words").addEventListener("input", () => later(list));
 $("more").addEventListener("click", () => list($("studies").childElementCount));
+$("clear").addEventListener("click", () => {
+  $("words").value = "";
+  $("words").focus();
+  list();
+});
 $("problem").querySelector("button").addEventListener("click", calm);
 $("file").addEventListener("change", ({ target }) => {
   if (target.files[0]) openFile(target.files[0]);
@@ -150,6 +167,8 @@ addEventListener("drop", (event) => {
   if (file) openFile(file);
 });
 addEventListener("hashchange", () => located() && openStudy(...located()));
+
+if (matchMedia("(max-width: 760px)").matches) for (const id of ["list", "findings-list"]) $(id).open = false; // film and report come first
 
 const asked = located();
 if (asked && [...$("split").options].some(({ value }) => value === asked[0])) $("split").value = asked[0];

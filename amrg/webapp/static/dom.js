@@ -29,6 +29,11 @@ export function choice(group, value, checked, choose, ...children) {
 export const length = (share) => `${100 * share}%`;
 export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
+const MARKS = { hit: "in both reports", detail: "in both reports, with another side or kind of device", miss: "only in the reference", extra: "not in the reference", unsure: "uncertain" };
+
+/** Pieces of a text, [text, kind, finding], as nodes: those of a kind are marked. */
+export const marked = (pieces) => pieces.map(([text, kind, finding]) => (kind ? h("mark", { class: kind, title: `${finding}: ${MARKS[kind]}` }, text) : text));
+
 /** The JSON of an address; throws an Error with a sentence for the reader. */
 export async function ask(address, options = {}) {
   let response;

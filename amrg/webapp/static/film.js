@@ -1,5 +1,6 @@
 // The film: its activation maps, the threshold, the strongest patches, a sentence's region, and the findings to choose from.
 
+import { showPixels } from "./display.js";
 import { $, ask, choice, complain, h, length, percent } from "./dom.js";
 
 let look = null;
@@ -11,18 +12,21 @@ let asked = 0; // number of the last request for patches: answers to older ones 
 $("threshold").value = document.body.dataset.threshold;
 for (const id of ["threshold", "show-heat", "show-lesion"]) $(id).addEventListener("input", draw);
 
-export function showFilm(newLook) {
+/** Show a study, or what was made of a `file` that was opened. */
+export function showFilm(newLook, file) {
   look = newLook;
   film = 0;
   const sure = [...look.findings].sort((a, b) => b.probability / b.threshold - a.probability / a.threshold);
   finding = sure[0].name;
   region = null;
-  $("film-title").textContent = look.place === "dropped" ? "Film (opened here)" : look.name;
+  const opened = file ? `${file.name}, ${Math.ceil(file.size / 1024).toLocaleString("en")} kB (opened here)` : "Film (opened here)";
+  $("film-title").textContent = look.place === "dropped" ? opened : look.name;
   $("views").hidden = look.films.length < 2;
   $("views").replaceChildren(
     ...look.films.map((_, number) => choice("view", number, number === 0, () => chooseFilm(number), `Film ${number + 1}`)),
   );
-  $("findings").replaceChildren(...look.findings.map(row));
+  const found = ({ probability, threshold }) => probability >= threshold;
+  $("findings").replaceChildren(...[...sure.filter(found), ...sure.filter((one) => !found(one))].map(row));
   chooseFilm(0);
 }
 
@@ -41,6 +45,7 @@ function row({ name, probability, threshold, stated }) {
     h("span", { class: "number" }, percent(probability)),
   );
   label.classList.toggle("found", found);
+  if (threshold > 0.995) label.title = `Its threshold is ${percent(threshold)}: it is practically never found.`;
   return label;
 }
 
@@ -51,6 +56,8 @@ function chooseFilm(number) {
   image.alt = `Film ${film + 1} of ${look.films.length}`;
   image.hidden = false;
   $("empty").hidden = true;
+  const from = look.place === "dropped" ? "of the file" : "of the film as the run stores it";
+  showPixels(`/api/looks/${look.place}/${encodeURIComponent(look.name)}/films/${film}`, look.films[film], from);
   draw();
   drawRegion();
 }

@@ -1,9 +1,9 @@
 // The report as it is written, and the memory rows: of the whole film, or of the sentence that is chosen.
 
-import { $, ask, calm, complain, h, length, percent } from "./dom.js";
+import { $, ask, calm, complain, h, length, marked, percent } from "./dom.js";
 import { markRegion, showFilmOf, showFinding } from "./film.js";
 
-const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
+export const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
 const contextInputs = [...document.querySelectorAll("#context input")];
 const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "retrieved text", "context", "words"];
 const CALLED = { "visual tokens": "film", queries: "disease queries", context: "clinical context", words: "prompt and words before" };
@@ -38,7 +38,7 @@ export function showReport(newLook) {
     : "";
   withhold(look.unlike_training);
   $("reference").hidden = look.reference === null;
-  $("reference").querySelector("p").textContent = look.reference ?? "";
+  $("reference-text").textContent = look.reference ?? "";
   $("no-reference").hidden = look.reference !== null;
   for (const input of contextInputs) input.value = look.context[input.name];
   write();
@@ -52,6 +52,7 @@ async function again() {
       const body = JSON.stringify(Object.fromEntries(contextInputs.map(({ name, value }) => [name, value.trim()])));
       const address = `/api/looks/${of.place}/${encodeURIComponent(of.name)}/context`;
       of.context = await ask(address, { method: "POST", body, headers: { "Content-Type": "application/json" } });
+      if (of === look) for (const input of contextInputs) input.value = of.context[input.name]; // as it was cleaned
       calm();
     } catch (error) {
       return complain(error.message);
@@ -81,6 +82,7 @@ function write() {
   $("plan").hidden = true;
   $("unsure").hidden = true;
   $("verdict").hidden = true;
+  $("generated-marked").hidden = true;
   $("again").disabled = false;
   $("state").textContent = "writing …";
   source = new EventSource(`/api/looks/${look.place}/${encodeURIComponent(look.name)}/report?${new URLSearchParams({ off: without })}`);
@@ -102,7 +104,9 @@ function write() {
   });
   source.addEventListener("end", ({ data }) => {
     stopWriting();
-    showVerdict(JSON.parse(data).errors);
+    const { errors, marks } = JSON.parse(data);
+    showVerdict(errors);
+    showMarks(marks);
     if (!without.length) whole = sentences;
     showSentences(false);
     if (!sentences.length) $("sentences").replaceChildren(h("li", { class: "soft" }, "The report is empty: the writer ended without a word."));
@@ -124,16 +128,27 @@ async function explain(failed) {
   if (source === failed) fail(reason);
 }
 
-/** One line: how the findings of the report compare with those of the reference. */
+/** The reference and the report with their findings marked; without a reference nothing. */
+function showMarks(marks) {
+  if (!marks) return;
+  for (const [id, pieces] of Object.entries(marks)) $(`${id}-text`).replaceChildren(...marked(pieces));
+  $("generated-marked").hidden = false;
+}
+
 function showVerdict(errors) {
   $("verdict").hidden = errors === null;
   if (errors === null) return;
+  $("verdict").textContent = verdict(errors);
+  $("verdict").classList.toggle("right", !["missed", "extra", "conflicting"].some((kind) => errors[kind].length));
+}
+
+/** One line: how the findings of a report compare with those of the reference. */
+export function verdict(errors) {
   const stated = errors.found.length + errors.conflicting.length + errors.missed.length;
   const named = (kind) => `${errors[kind].join(", ")} ${{ missed: "missed", extra: "not in the reference", conflicting: "with another side or device" }[kind]}`;
   const wrong = ["missed", "extra", "conflicting"].filter((kind) => errors[kind].length).map(named);
   const found = stated ? `${stated - errors.missed.length} of ${stated} findings of the reference stated` : "The reference states no finding";
-  $("verdict").textContent = `${[found, ...wrong].join("; ")}.`;
-  $("verdict").classList.toggle("right", !wrong.length);
+  return `${[found, ...wrong].join("; ")}.`;
 }
 
 function fail(message) {
@@ -171,7 +186,7 @@ function showSentences(growing) {
           h("span", { class: "text" }, sentence),
           !last && differs(sentence) ? h("span", { class: "differs" }, "differs") : null,
           recalled(number) ? h("span", { class: "recalled" }, "recalled") : null,
-          recalled(number) ? h("span", { class: "facts" }, facts(recalled(number)).join(" · ")) : null,
+          drawn[number] ? h("span", { class: "facts" }, (recalled(number) ? facts(recalled(number)) : ownFacts(drawn[number])).join(" · ")) : null,
           h("span", { class: "drew" }, ...(drawn[number] ? drew(withOrigin(number)) : [])),
         ),
       );
@@ -188,6 +203,12 @@ function facts({ labels, probabilities, details }) {
     return sure === null ? `${what} (probability not known)` : `${what} ${percent(sure)}`;
   });
   return [...found, ...told];
+}
+
+/** What stage 1 says of the findings of a sentence that the decoder worded itself. */
+function ownFacts({ findings }) {
+  const known = look.findings.filter(({ name }) => findings.includes(name));
+  return known.map(({ name, probability, threshold }) => `${name} ${percent(probability)} by stage 1, ${probability >= threshold ? "found" : "not found"}`);
 }
 
 function point(entry) {
@@ -238,7 +259,9 @@ function choose(number) {
   chosen = number;
   if (number !== null || sentences.length) showSentences(source !== null);
   $("whole").hidden = number === null;
+  const [said] = number === null ? [] : (recalled(number)?.labels ?? drawn[number].findings);
   showOrigin(recalled(number));
+  showFinding(said);
   const what = number === null ? look.memory : withOrigin(number);
   $("memory-what").textContent =
     number === null
@@ -258,7 +281,6 @@ function showOrigin(said) {
   mark();
   if (said === null) return;
   if (said.box) showFilmOf(said);
-  showFinding(said.labels[0]);
   $("origin-facts").textContent = [...facts(said), place(said.box)].join(" · ");
   showRows($("origin-report"), "report", [{ row: said.row }], "");
   showRows($("origin-visual"), "visual", said.regions, "None: the visual memory is off, or has no such row.");
@@ -294,7 +316,7 @@ async function showRows(list, bank, of, none) {
   }
 }
 
-function item(bank, { row, weight, origin }, known) {
+export function item(bank, { row, weight, origin, both }, known) {
   const film = known.image ? `film ${known.view + 1} of ` : "";
   const from = known.key ? `row ${row}, from ${film}${known.split} study ${known.key}` : `row ${row}, of no study`;
   return h(
@@ -303,6 +325,6 @@ function item(bank, { row, weight, origin }, known) {
     known.image ? h("img", { src: known.image, alt: `region of ${named(known)}` }) : null,
     weight === undefined ? null : h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: length(weight) } })), h("span", {}, percent(weight))),
     h("div", { class: "body" }, named(known), known.text ? h("p", {}, known.text) : null),
-    h("div", { class: "body soft" }, origin ? h("b", {}, "its own row: ") : null, from),
+    h("div", { class: "body soft" }, origin ? h("b", {}, "its own row: ") : null, from, both ? h("b", {}, ", retrieved by both") : null),
   );
 }

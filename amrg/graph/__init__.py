@@ -1,0 +1,1 @@
+"""Knowledge graph of findings, sites, devices and qualifiers, counted in the train reports."""

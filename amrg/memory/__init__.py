@@ -1,0 +1,1 @@
+"""The memory of a run, changed after training: studies added, banks exchanged, patients forgotten."""
