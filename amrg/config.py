@@ -23,7 +23,7 @@ ShardingStrategy = Literal["auto", "replicate", "gather", "ring"]
 VisualQuery = Literal["placed_regions", "regions", "queries"]
 
 
-Sections = Literal["findings", "impression", "both"]
+Sections = Literal["findings", "impression", "both", "separate"]
 Splits = Literal["official", "patient", "temporal"]
 LabelSource = Literal["published", "negbio", "rules"]
 
@@ -94,7 +94,8 @@ class DataConfig:
         default_factory=ColumnsConfig
     )
     mix: Annotated[tuple[MixPart, ...], Field(exclude_if=lambda parts: not parts)] = ()  # data sets of the source `mix`
-    sections: Sections = "findings"  # of the report, to be written
+    # Of the report, to be written; separate: both, and which is which (``decoder.separate_sections``)
+    sections: Sections = "findings"
     splits: Splits = "official"  # as published, by patient and seed, or by time
     labels: LabelSource = "published"  # MIMIC-CXR has two files; rules: our labeler
     views: tuple[str, ...] = ()  # only films of these views (PA, AP, LATERAL …), where the data set tells; (): all
@@ -269,6 +270,9 @@ class DecoderConfig:
     predict_outline: bool = (
         False  # name the findings first, then write (`amrg.data.text.outline`); cut off what is generated
     )
+    # Write the findings, then the impression, and tell them apart; needs data.sections separate. Left out of what is
+    # written while it is off, as before there was the setting.
+    separate_sections: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
     max_visual_tokens: PositiveInt = 49  # the encoder's grid is mean-pooled to at most this many
     use_visual_tokens: bool = True
     use_queries: bool = True

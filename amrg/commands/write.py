@@ -26,6 +26,7 @@ from amrg.data.own_studies import (
     read_given_context,
     read_study,
 )
+from amrg.data.text.sections import IMPRESSION_MARK
 from amrg.errors import UserError
 from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, open_run
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
@@ -74,13 +75,20 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
             unsure = " ".join(one["text"] for one in line.get("unsure", []))
-            text = f"{line['generated']}{f' [Not sure: {unsure}]' if unsure else ''}"
+            text = f"{_text(line)}{f' [Not sure: {unsure}]' if unsure else ''}"
             print(f"{line['study']}: {text}" if len(studies) > 1 else text, flush=True)
         left_out -= 1
     if left_out:
         raise UserError(
             f"{left_out} of {len(studies)} studies could not be read or are refused (named above) and have no report"
         )
+
+
+def _text(line: dict[str, Any]) -> str:
+    """Return the report of a line; an impression that it tells apart begins a line."""
+    if not (impression := line.get("sections", {}).get("impression")):
+        return str(line["generated"])
+    return f"{line['sections']['findings']}\n{IMPRESSION_MARK} {impression}"
 
 
 def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = False) -> Iterator[dict[str, Any]]:

@@ -65,6 +65,7 @@ OPTIONAL = pa.schema(
         "dataset": pa.string(),
         "unlabelled": pa.list_(pa.string()),
         "context": pa.struct({name: pa.int32() if name == "age" else pa.string() for name in CONTEXT_FIELDS}),
+        "impression": pa.string(),
     }
 )
 
@@ -347,5 +348,10 @@ def _members(study: Study, films: StudyImages) -> dict[str, Any]:
 def _record(study: Study) -> dict[str, Any]:
     record = {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels", "prior")}
     context = asdict(study.context) if study.context else {}
-    optional = {"dataset": study.dataset, "unlabelled": list(study.unlabelled), "context": context}
+    optional = {
+        "dataset": study.dataset,
+        "unlabelled": list(study.unlabelled),
+        "context": context,
+        "impression": study.impression,
+    }
     return record | {"projections": list(study.views)} | {name: value for name, value in optional.items() if value}

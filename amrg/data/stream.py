@@ -464,5 +464,5 @@ def _study(record: dict[str, Any]) -> Study:
     return Study(
         record["key"], record["group"], record["split"], record["report"], labels, projections, record.get("prior", ""),
         unlabelled=tuple(record.get("unlabelled") or ()), dataset=record.get("dataset") or "",
-        context=Context(**(record.get("context") or {})),
+        context=Context(**(record.get("context") or {})), impression=record.get("impression") or "",
     )  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 
 from amrg.data.context import NO_CONTEXT, Context
 from amrg.data.labels import FINDINGS, LABELS, POSITIVE
+from amrg.data.text.sections import findings_section
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 
@@ -28,6 +29,8 @@ class Study:
         unlabelled: labels of which the data set says nothing: unknown in training and scores, never counted as absent.
         dataset: name of the study's data set where several are mixed, else empty.
         context: what is known before the films are read; never a text of the report.
+        impression: the impression, with which ``report`` ends, if the data keep the sections apart (``data.sections
+            separate``) and the report has both; else empty.
     """
 
     key: str
@@ -41,10 +44,17 @@ class Study:
     unlabelled: tuple[str, ...] = ()
     dataset: str = ""
     context: Context = NO_CONTEXT
+    impression: str = ""
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
+        assert self.report.endswith(self.impression), "an impression that the report does not end with"
         assert tuple(self.labels) == LABELS
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """``findings`` and ``impression``, the latter empty if it is not known apart."""
+        return {"findings": findings_section(self.report, self.impression), "impression": self.impression}
 
     @property
     def positive_findings(self) -> list[str]:

@@ -10,6 +10,8 @@ from amrg.data.studies import Study
 from amrg.errors import UserError
 
 FILE = "reports.jsonl"
+#: Sections of a report that is written in parts (``decoder.separate_sections``).
+SECTIONS = ("findings", "impression")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class GeneratedReport:
         sentences: recalled sentences it begins with, if the line has them.
         unlike_training: whether the films are unlike the training films; None if the line does not say so.
         unsure: findings that it leaves out, if the line has them.
+        sections, reference_sections: ``findings`` and ``impression`` of both texts, if the line has them.
     """
 
     key: str
@@ -108,6 +111,8 @@ class GeneratedReport:
     sentences: tuple[Sentence, ...] = ()
     unlike_training: bool | None = None
     unsure: tuple[Unsure, ...] = ()
+    sections: dict[str, str] = field(default_factory=dict)
+    reference_sections: dict[str, str] = field(default_factory=dict)
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
@@ -167,11 +172,27 @@ def _parse(line: str, where: str) -> GeneratedReport:
         unlike = record.get("unlike_training")
         good = good and unlike in (None, True, False)
         unsure = tuple(_unsure(entry) for entry in record.get("unsure") or [])
+        sections, true = (_sections(record.get(name) or {}) for name in ("sections", "reference_sections"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
-    return GeneratedReport(key, text, memory, group, reference, recalled, association, sentences, unlike, unsure)
+    return GeneratedReport(
+        key, text, memory, group, reference, recalled, association, sentences, unlike, unsure, sections, true
+    )
+
+
+def _sections(entry: dict[str, str]) -> dict[str, str]:
+    """Parse the sections of a line's text, ``{}`` if it has none.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not a text each for findings and impression.
+    """
+    if not entry:
+        return {}
+    found = {name: entry[name] for name in SECTIONS}
+    "".join(found.values()).encode()
+    return found
 
 
 def _association(entry: dict[str, Any]) -> Association:

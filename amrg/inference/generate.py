@@ -17,6 +17,7 @@ from amrg.banks.bank import VISUAL, MemoryBank, group_id
 from amrg.config import Config
 from amrg.data.context import Context
 from amrg.data.stream import num_studies
+from amrg.data.text.sections import join_sections, split_at_mark
 from amrg.errors import UserError, collect_errors
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.bank_sentences import no_sentences, open_sentences
@@ -261,7 +262,13 @@ def _generate_lines(
     contexts = [study.context for study in informed] or None
     lines = generate_reports(model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts)
     return [
-        {"key": study.key, "group": study.group, "reference": study.report, **line}
+        {
+            "key": study.key,
+            "group": study.group,
+            "reference": study.report,
+            **({"reference_sections": study.sections} if model.settings.separate_sections else {}),
+            **line,
+        }
         for study, line in zip(studies, lines, strict=True)
     ]
 
@@ -283,7 +290,8 @@ def generate_reports(
     ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
     ``generated`` begins, and ``recalled`` their rows of the report bank. The line also has the entries of
     ``TrainingDistance.records``; with ``generate.abstain``, ``unsure``, the findings that the report leaves out
-    (``amrg.models.composer.Unsure``); and, if the decoder reads retrieved text, ``retrieved_text``.
+    (``amrg.models.composer.Unsure``); if the decoder reads retrieved text, ``retrieved_text``; and, if the sections
+    are separate, ``sections``: the ``findings`` and the ``impression`` of which ``generated`` consists.
 
     Args:
         vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
@@ -322,7 +330,7 @@ def generate_reports(
     loud_BQ = loud_BQ.cpu()
     return [
         {
-            "generated": one.without_contradictions(text) if composer else text,
+            **_written(text, one if composer else None, model.settings.separate_sections),
             **recorder.record(associations, loud_BQ, study),
             "recalled": [sentence.row for sentence in one.sentences],
             "sentences": [sentence.to_dict() for sentence in one.sentences],
@@ -332,6 +340,23 @@ def generate_reports(
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))
     ]
+
+
+def _written(text: str, composed: Composed | None, separate: bool) -> dict[str, Any]:
+    """Return ``generated`` of a line, and ``sections`` if these are separate.
+
+    Args:
+        text: from the decoder.
+        composed: beginning of the report, with which the rest must agree; None: the decoder's own.
+        separate: whether the text has the mark of the impression.
+    """
+    findings, impression = split_at_mark(text) if separate else (text, "")
+    if composed is not None:
+        findings, impression = composed.without_contradictions(findings), composed.agreeing_impression(impression)
+    if not separate:
+        return {"generated": findings}
+    sections = {"findings": findings, "impression": impression}
+    return {"generated": join_sections(findings, impression), "sections": sections}
 
 
 def _replace(path: Path, text: str) -> None:

@@ -330,7 +330,7 @@ class ReportGenerator(nn.Module):
         retrieved_BL: Tensor | None = None,
         context_BC: Tensor | None = None,
     ) -> list[str]:
-        """Write a report for each study.
+        """Write a report for each study, with the mark of the impression if the sections are separate.
 
         Args:
             vision, group_B, query_vision: as for ``embed_streams``.
@@ -387,7 +387,10 @@ class ReportGenerator(nn.Module):
 
     def report_encoder(self, max_tokens: int) -> ReportTokenizer:
         """Return the tokenizer of reports for ``forward``."""
-        return ReportTokenizer(self.tokenizer, self.settings.predict_outline, max_tokens, self.prompt.stops[0])
+        settings = self.settings
+        return ReportTokenizer(
+            self.tokenizer, settings.predict_outline, max_tokens, self.prompt.stops[0], settings.separate_sections
+        )
 
     def context_encoder(self) -> ContextTokenizer | None:
         """Return the tokenizer of contexts; None if the language model reads none."""

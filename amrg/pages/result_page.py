@@ -78,6 +78,7 @@ def render(page: Page) -> str:
         embedded=EMBEDDED_DATA_NOTICE if page.scores["source"] == "openi_drr" else None,
         scored=score_table.score_rows(page.scores),
         data_sets=score_table.data_set_rows(page.scores),
+        sections=score_table.section_rows(page.scores),
         learned=score_table.learned_rows(page.scores),
         clinical=score_table.clinical_rows(page.scores),
         details=score_table.detail_rows(page.scores),

@@ -95,7 +95,7 @@ class ReportCollator:
         if self.encode_context is not None:
             ids_BC, field_BC = self.encode_context([study.context for study in studies])
             context = {"context": ids_BC, "context_field": field_BC}
-        encoded = [torch.tensor(self.encode(study.report)) for study in studies]
+        encoded = [torch.tensor(self.encode(study.report, study.impression)) for study in studies]
         return {
             "report": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORE_INDEX),
             "group": torch.tensor([group_id(study.group) for study in studies]),

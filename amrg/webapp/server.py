@@ -31,6 +31,7 @@ from amrg.data.labels import FINDINGS
 from amrg.data.own_studies import read_given_context, read_study
 from amrg.data.stream import Sample
 from amrg.data.studies import SPLITS
+from amrg.data.text.sections import mark_impression
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
 from amrg.inference.run import RunArtifacts
@@ -273,7 +274,7 @@ class Handlers:
             "place": place,
             "name": name,
             "grid": self._reader.grid,
-            "reference": sample.study.report if sample else None,
+            "reference": mark_impression(**sample.study.sections) if sample else None,
             "context": self._context(analysis.context),
             "findings": findings,
             "films": [self._film(analysis, sample, number) for number in range(len(analysis.films))],

@@ -155,7 +155,8 @@ class InferenceSession:
             analysis: analysis of the study.
             disabled_memories: names in ``MEMORIES``. Their positions are hidden from the decoder, and without the
                 visual memory the retrieved text is empty.
-            on_event: receives ``text`` (plan and sentences so far) after each token, and ``sentence`` after each
+            on_event: receives ``text`` (plan and sentences so far; with separate sections also
+                ``impression``, the number of its first sentence or None) after each token, and ``sentence`` after each
                 sentence: its attribution, and its support if it was ``recalled`` (``ComposedSentence.to_dict``).
                 Before these it receives ``unsure``, what the report leaves out (``generate.abstain``), if anything.
                 It may raise ``ClientGone``.
@@ -245,7 +246,9 @@ class _EventStreamer(BaseStreamer):
         self._ids: list[int] = []
         self._begun = False
         self._reported = 0
-        self._transcript = Transcript(reader.model.settings.predict_outline)
+        self._transcript = Transcript(
+            reader.model.settings.predict_outline, separate=reader.model.settings.separate_sections
+        )
 
     def put(self, value: Tensor) -> None:
         """Add one token, [1]. The first call passes the prompt, which is ignored."""
@@ -265,7 +268,9 @@ class _EventStreamer(BaseStreamer):
         self._report(finished=len(self._transcript.sentences))
 
     def _report(self, finished: int) -> None:
-        self._on_event("text", {"plan": self._transcript.plan, "sentences": self._transcript.sentences})
+        written = self._transcript
+        impression = {"impression": written.impression} if written.separate else {}
+        self._on_event("text", {"plan": written.plan, "sentences": written.sentences, **impression})
         for number in range(self._reported, finished):
             attention_S = self._transcript.attention(number, self._reader.positions(self._text, self._context))
             drawn = self._reader.sentence_attribution(self._analysis, self._off, attention_S, self._text, self._context)

@@ -15,7 +15,7 @@ from amrg.data.sources.tables import Need, Tally, data_root, decode, find, join_
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import select_sections
+from amrg.data.text.sections import select_impression, select_sections
 from amrg.errors import UserError
 
 TABLE = "df_chexpert_plus_240401.csv"
@@ -29,7 +29,8 @@ CONTEXT = {
     "indication": ("section_clinical_history", "section_history"), "technique": ("section_technique",),
     "comparison": ("section_comparison",), "age": ("age",), "sex": ("sex",),
 }  # fmt: skip
-LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json"}
+LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json",
+               "separate": "report_fixed.json"}  # fmt: skip
 _CONTEXT_COLUMNS = tuple(column for columns in CONTEXT.values() for column in columns)
 _SIDES = ("FRONTAL", "", "LATERAL")  # in the order of a study's films
 _IMAGE_FOLDERS = ("PNG", "PNG/PNG", "PNGs", "DICOM", ".")
@@ -124,6 +125,9 @@ class ChexpertPlus:
                 Study(
                     key, group, split, text, given, tuple(views[key]), last.get(group, ""), fault,
                     context=_context(row),
+                    impression=select_impression(
+                        row["section_findings"], row["section_impression"], self._config.sections
+                    ),
                 )
             )  # fmt: skip
             if text:

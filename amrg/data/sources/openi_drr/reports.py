@@ -10,7 +10,7 @@ from amrg.data.context import NO_CONTEXT, Context
 from amrg.data.sources.openi import read_context, read_sections
 from amrg.data.sources.tables import Need, refuse_views, wheel_file
 from amrg.data.text.cleaning import clean, normalize_for_dedup
-from amrg.data.text.sections import Sections, select_sections
+from amrg.data.text.sections import Sections, select_impression, select_sections
 
 _SHORTEST = 3  # words that a cleaned report must have
 
@@ -40,6 +40,10 @@ class Report:
     def text(self, sections: Sections = "both") -> str:
         """Return the cleaned target text."""
         return select_sections(self.findings, self.impression, sections)
+
+    def ending(self, sections: Sections) -> str:
+        """Return the impression with which the target text ends (``select_impression``)."""
+        return select_impression(self.findings, self.impression, sections)
 
 
 #: Files in wheels: package, version, name. The files of the CT are volume, labels and names of labels.

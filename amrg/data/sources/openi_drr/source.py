@@ -82,8 +82,9 @@ class OpeniDrr:
             for index in range(renders):
                 key = f"{report.uid}-r{index}" if split == "train" else report.uid
                 self._findings[key] = findings
-                text = report.text(self._config.sections)
-                self._studies.append(Study(key, group, split, text, labels_of(findings), context=report.context))
+                text, ending = report.text(self._config.sections), report.ending(self._config.sections)
+                labels = labels_of(findings)
+                self._studies.append(Study(key, group, split, text, labels, context=report.context, impression=ending))
 
     def studies(self) -> list[Study]:
         """Return all studies with their splits."""
