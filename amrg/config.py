@@ -138,6 +138,10 @@ class VisionConfig:
     frozen_blocks: PositiveInt = 3  # hybrid_swin only: stages of the convolutional stem that are never trained
     # Pixels; None: what the encoder's folder says, 224 for one by name.
     image_size: Annotated[PositiveInt | None, Field(exclude_if=lambda size: size is None)] = None
+    # Tell frontal, lateral and unknown films apart; weigh the films of a study by label instead of taking their mean.
+    # Left out of what is written while they are as they were before there were these settings.
+    view_embeddings: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+    film_fusion: Annotated[Literal["mean", "attention"], Field(exclude_if=lambda how: how == "mean")] = "mean"
     query_dim: PositiveInt = 256  # width of the Q-Former and of a disease query
     qformer_layers: PositiveInt = 2
     qformer_heads: PositiveInt = 4

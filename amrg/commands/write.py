@@ -113,7 +113,7 @@ def write(chain: RunArtifacts, studies: Sequence[StudyFiles], force: bool = Fals
     )
     while batch := list(islice(readable, run.batch_size)):
         contexts = [study.context.filled(read.context) for study, read in batch]
-        records = run.generate_records([read.films for _, read in batch], contexts)
+        records = run.generate_records([read.films for _, read in batch], contexts, [read.views for _, read in batch])
         for (study, read), context, record in zip(batch, contexts, records, strict=True):
             known = {"context": [name for name in run.context_fields if context.text(name)]}
             forced = {"forced": "; ".join(read.forced)} if read.forced else {}

@@ -15,7 +15,7 @@ from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
 from amrg.banks.bank import NO_GROUP
 from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, MemoryConfig, Stage2Config, read_section
 from amrg.data.context import Context
-from amrg.data.film_checks import is_lateral_view
+from amrg.data.film_checks import is_lateral_view, view_kinds
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.own_studies import StudyFilms, read_given_context, read_study
 from amrg.errors import UserError
@@ -218,23 +218,32 @@ class LoadedRun:
         return [
             record["generated"]
             for part in parts
-            for record in self.generate_records([study.films for study in read[part]], known[part])
+            for record in self.generate_records(
+                [study.films for study in read[part]], known[part], [study.views for study in read[part]]
+            )
         ]
 
     def generate_records(
-        self, studies: Sequence[Sequence[np.ndarray]], contexts: Sequence[Context] | None = None
+        self,
+        studies: Sequence[Sequence[np.ndarray]],
+        contexts: Sequence[Context] | None = None,
+        views: Sequence[Sequence[str]] | None = None,
     ) -> list[dict[str, Any]]:
         """Write the reports of a batch: ``{findings: {name: probability}}`` and the fields of ``generate_reports``.
 
         Args:
             studies: at most ``batch_size``, each with at least one film, uint8 [H, W].
             contexts: clinical context of each study; None: no context.
+            views: view of each film (``amrg.data.film_checks.view_kinds``); None: unknown.
         """
         films = [film for study in studies for film in study]
         images = to_tensor(films, self.image_size).to(distributed.device())
         group_B = torch.full((len(studies),), NO_GROUP, device=distributed.device())
         with torch.no_grad(), autocast(self._config.stage2.dtype):
-            vision = round_like_cache(self._model.encode_images(images, [len(study) for study in studies]))
+            counts = [len(study) for study in studies]
+            given = zip([()] * len(counts) if views is None else views, counts, strict=True)
+            kinds = [kind for one in given for kind in view_kinds(*one)]
+            vision = round_like_cache(self._model.encode_images(images, counts, kinds))
         records = generate_reports(
             self._model,
             vision,

@@ -187,7 +187,7 @@ class Handlers:
                 if self._in_work > self._queue:
                     await self._turn_away(request)
                 study = await self._receive(request, wanted)
-                record = await self._write(request, (study.read.films, study.context))
+                record = await self._write(request, (study.read.films, study.context, study.read.views))
         except TimeoutError:
             raise self._later(503, f"not written within the {self._seconds:g} s of a request") from None
         except WorkerFailed:

@@ -67,8 +67,7 @@ def _work(run: Path, base_model: str | None, pipe: Connection) -> None:
         except EOFError:  # the server has ended
             return
         try:
-            films, contexts = zip(*studies, strict=True)
-            pipe.send(loaded.generate_records(films, contexts))
+            pipe.send(loaded.generate_records(*zip(*studies, strict=True)))
         except Exception as error:
             echo(f"a batch failed: {place(error)}")
             os._exit(1)  # a GPU is of no more use to this process after some errors

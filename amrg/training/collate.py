@@ -4,7 +4,7 @@ Shape legend: M films, B studies, S pixels on a side, K = 14 labels, T report to
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from amrg.banks.bank import group_id
 from amrg.config import Stage1Config
+from amrg.data.film_checks import view_kinds
 from amrg.data.image_ops import to_model_input
 from amrg.data.shards import hash_key
 from amrg.data.stream import Sample
@@ -29,10 +30,12 @@ class ImageBatch:
     Attributes:
         values_M: [M, …], in the order of the studies.
         views: number of films of each study.
+        kinds: place of each film's view in ``VIEW_KINDS``; None: unknown.
     """
 
     values_M: Tensor
     views: tuple[int, ...]
+    kinds: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.views)
@@ -42,11 +45,12 @@ class ImageBatch:
         chosen = list(pairwise(edges))[part]
         assert part.step in (None, 1)
         first, last = (chosen[0][0], chosen[-1][1]) if chosen else (0, 0)
-        return type(self)(self.values_M[first:last], self.views[part])
+        kinds = None if self.kinds is None else self.kinds[first:last]
+        return replace(self, values_M=self.values_M[first:last], views=self.views[part], kinds=kinds)
 
     def pin_memory(self) -> Self:
         """Pin the values; called by torch's DataLoader."""
-        return type(self)(self.values_M.pin_memory(), self.views)
+        return replace(self, values_M=self.values_M.pin_memory())
 
     def images(self, device: torch.device) -> Tensor:
         """Copy uint8 films [M, S, S] to a device and convert them to model inputs [M, 3, S, S] in [0, 1]."""
@@ -57,7 +61,8 @@ def collate_images(samples: Iterable[Sample], size: int) -> ImageBatch:
     """Letterbox and stack all films of samples, uint8 [M, size, size]."""
     samples = list(samples)
     views = tuple(len(sample.views) for sample in samples)
-    return ImageBatch(torch.from_numpy(to_model_input([view for s in samples for view in s.views], size)), views)
+    films = torch.from_numpy(to_model_input([view for s in samples for view in s.views], size))
+    return ImageBatch(films, views, tuple(kind for s in samples for kind in view_kinds(s.study.views, len(s.views))))
 
 
 def hashed_keys(studies: Iterable[Study]) -> list[str]:

@@ -147,7 +147,7 @@ class Handlers:
         except ValueError as error:
             raise UserError(f"This file is no film that can be read: {error}. Give a {FORMATS} file.") from None
         name = hashlib.sha256(data).hexdigest()[:16]
-        self._cache((UPLOADED, name), self._reader.analyze(read.films, NO_GROUP, read.context), None)
+        self._cache((UPLOADED, name), self._reader.analyze(read.films, NO_GROUP, read.context, read.views), None)
         return self._describe(UPLOADED, name)
 
     async def set_context(self, request: Request) -> Response:
@@ -243,7 +243,8 @@ class Handlers:
         if place == UPLOADED:
             raise NotFound(f"This film is no longer held (the last {MAX_CACHED} are): drop it again.")
         sample = self._store.study(place, name)
-        analysis = self._reader.analyze(sample.views, group_id(sample.study.group), sample.study.context)
+        study = sample.study
+        analysis = self._reader.analyze(sample.views, group_id(study.group), study.context, study.views)
         return self._cache((place, name), analysis, sample)
 
     def _cache(self, where: tuple[str, str], analysis: StudyAnalysis, sample: Sample | None) -> Entry:
