@@ -105,6 +105,10 @@ class DataConfig:
     test_studies: PositiveInt | None = None
     abnormal_fraction: Fraction | None = None  # share of studies with a finding; None keeps the natural share
     renders_per_study: PositiveInt = 1  # films rendered of each train study (openi_drr only)
+    # Render a lateral film too, for studies that list a second film; only studies that list so many films (openi_drr
+    # only). Left out of what is written while they are as they were before there were these settings.
+    lateral_films: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+    listed_films: Annotated[PositiveInt, Field(exclude_if=lambda films: films == 1)] = 1
     shard_size: PositiveInt = 64  # samples in one tar
     max_corrupt_fraction: Fraction = (
         0.01  # of studies with damaged films or labels; prepare leaves them out, stops above

@@ -89,7 +89,8 @@ class RunArtifacts:
         settings = self.data.manifest["config"]
         views = settings.get("views", ())
         chosen = bool(views) and not any(map(is_lateral_view, views))
-        return chosen or settings.get("source") == "openi_drr"  # which renders PA films
+        rendered = settings.get("source") == "openi_drr" and not settings.get("lateral_films")  # PA films alone
+        return chosen or rendered
 
     @property
     def config(self) -> Config:

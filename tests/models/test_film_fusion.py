@@ -20,7 +20,8 @@ VIEWS = (1, 3, 2)
 def output(scores_MK: Tensor | None) -> Stage1Output:
     """An output of which only the scores of films matter."""
     nothing = torch.empty(0)
-    return Stage1Output(*[nothing] * 7, scores_MK)
+    tokens, queries, logits, pooled, fine, projected, film = [nothing] * 7
+    return Stage1Output(tokens, queries, logits, pooled, fine, projected, film, scores_MK)
 
 
 def build(config: VisionConfig) -> DiseaseClassifier:

@@ -4,7 +4,7 @@ import hashlib
 
 from amrg.config import DataConfig
 from amrg.data.labels import FINDINGS, POSITIVE
-from amrg.data.sources.openi_drr.film import render
+from amrg.data.sources.openi_drr.film import render, render_two_views
 from amrg.data.sources.openi_drr.findings import Finding, interpret, labels_of
 from amrg.data.sources.openi_drr.reports import Report, read_reports
 from amrg.data.sources.tables import refuse_views
@@ -20,6 +20,7 @@ class OpeniDrr:
 
     Args:
         config: ``renders_per_study`` films of each train study share its text and group, with keys ``<id>-r0`` and on.
+            With ``lateral_films`` studies that list a second film have a lateral one.
         seed: seed of the split and of every film.
 
     Raises:
@@ -36,7 +37,9 @@ class OpeniDrr:
         usable = [
             (report, found)
             for report in read_reports()
-            if (found := interpret(report)) is not None and report.text(config.sections)
+            if (found := interpret(report)) is not None
+            and report.text(config.sections)
+            and report.films >= config.listed_films
         ]
         order = {uid: i / len(usable) for i, uid in enumerate(sorted((r.uid for r, _ in usable), key=number))}
         for report, findings in usable:
@@ -83,19 +86,30 @@ class OpeniDrr:
                 key = f"{report.uid}-r{index}" if split == "train" else report.uid
                 self._findings[key] = findings
                 text, ending = report.text(self._config.sections), report.ending(self._config.sections)
+                views = (("PA", "LATERAL") if report.films > 1 else ("PA",)) if self._config.lateral_films else ()
                 labels = labels_of(findings)
-                self._studies.append(Study(key, group, split, text, labels, context=report.context, impression=ending))
+                self._studies.append(
+                    Study(key, group, split, text, labels, views, context=report.context, impression=ending)
+                )
 
     def studies(self) -> list[Study]:
         """Return all studies with their splits."""
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
-        """Render one PA film with the masks of its lesions; it depends on the study's key and the seed only."""
+        """Render a PA film with the masks of its lesions, and a lateral one if the study has it.
+
+        They depend on the study's key and the seed only.
+        """
         digest = hashlib.sha256(study.key.encode()).digest()
         seed = (self._seed, int.from_bytes(digest[:8], "big"))
-        film, masks = render(self._findings[study.key], seed, self._config.image_size)
-        return StudyImages([film], {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
+        findings, size = self._findings[study.key], self._config.image_size
+        if "LATERAL" in study.views:
+            films, masks = render_two_views(findings, seed, size)
+        else:
+            film, masks = render(findings, seed, size)
+            films = [film]
+        return StudyImages(films, {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
 
 
 def number(uid: str) -> int:
