@@ -133,6 +133,23 @@ def _context(config: Config, texts: int) -> list[Variant]:
     ]
 
 
+def _views(config: Config, texts: int) -> list[Variant]:
+    fusion, views = "vision.film_fusion", "vision.view_embeddings"
+    ways = {
+        "mean": {fusion: "mean", views: False},
+        "mean, views known": {fusion: "mean", views: True},
+        "attention": {fusion: "attention", views: False},
+        "attention, views known": {fusion: "attention", views: True},
+    }
+    if config.data.source != "openi_drr":  # its films are what they are
+        return [Variant(name, way) for name, way in ways.items()]
+    listed = {"data.listed_films": 2, "data.lateral_films": True}
+    return [
+        *(Variant(f"two films, {name}", {**listed, **way}) for name, way in ways.items()),
+        Variant("one film", {**listed, **ways["mean"], "data.lateral_films": False}),
+    ]
+
+
 def _bank_size(config: Config, texts: int) -> list[Variant]:
     mining, sampling = config.banks.mining, config.banks.reports.sampling
 
@@ -261,6 +278,11 @@ _ALL = (
         "Does a decoder write better with the indication, does it matter whose it is, and what does it tell without a "
         "film?",
         _context, judged=(HEADLINE, "CIDEr", "BLEU-4"), seeds=3,
+    ),
+    Experiment(
+        "views", "Films of a study",
+        "Do two films of a study tell more than one, and does it help to know their views or to weigh them by label?",
+        _views, seeds=3,
     ),
     Experiment(
         "bank-size", "Size of the banks",
