@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/amrg run demo
 
-# All twelve experiments (docs/experiments.md), on the demo scale or CONFIG's; interrupted, the same command goes on. Every
+# All experiments (docs/experiments.md), on the demo scale or CONFIG's; interrupted, the same command goes on. Every
 # variant trains for less than the demo itself, in smaller batches, and two steps are made at a time: docs/experiments.md says
 # what was measured. Of one seed, but for what the memories give: three.
 CONFIG ?= demo

@@ -1,4 +1,4 @@
-"""``amrg experiment NAME [CONFIG]``: run one of twelve experiments, or all, over several seeds."""
+"""``amrg experiment NAME [CONFIG]``: run one experiment, or all, over several seeds."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from amrg import pipeline
+from amrg.artifacts import find
 from amrg.cli_config import parse
 from amrg.config import Config
 from amrg.data.stream import load_studies
@@ -73,12 +74,16 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
     """Run experiments, write their pages and the common page, and return the paths.
 
     Args:
-        config: the base run; its data are prepared first.
+        config: the base run; its data are prepared first (not for ``dry_run``).
         chosen: experiments to run.
         seeds: trainings of stage 2 per variant; at least those that an experiment needs (``Experiment.seeds``).
         jobs: steps that run at a time.
         dry_run: only print the forecast.
     """
+    if dry_run and find(pipeline.root(config), pipeline.recipe("prepare", config)) is None:
+        echo(pipeline.describe("prepare", config))
+        echo("the steps after it are listed once it is made: they depend on its reports")
+        return []
     data = pipeline.run_all(config, "prepare").path
     texts = len(candidates(load_studies(data, "train"), config.banks.reports.granularity))
     variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}

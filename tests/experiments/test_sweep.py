@@ -271,6 +271,13 @@ def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
     assert "Not run:</b> stage2.batch_size 999 does not fit" in page
 
 
+def test_a_dry_run_makes_no_data(tmp_path, capsys):
+    config = Config(name="tiny", runs=str(tmp_path / "runs"))
+    assert experiment.run(config, [EXPERIMENTS["beta"]], 1, dry_run=True) == []
+    assert "prepare: would make" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_forecast_says_what_it_does_not_know(capsys):
     show_forecast([Forecast("stage2", 9, 30.0, 2), Forecast("page", 1, 30.0, 2), Forecast("generate", 5, None, 2)])
     said = capsys.readouterr().err
