@@ -17,7 +17,8 @@ from amrg.data.context import Context
 from amrg.errors import UserError
 from amrg.progress import echo
 
-Study = tuple[list[np.ndarray], Context]  # films, uint8 [H, W] each, and clinical context
+#: Films, uint8 [H, W] each, clinical context, and views of the films.
+Study = tuple[list[np.ndarray], Context, tuple[str, ...]]
 Record = dict[str, Any]
 
 #: Seconds before a model that could not be opened again is opened once more: doubled after each failure.

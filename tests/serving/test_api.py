@@ -67,8 +67,8 @@ class Gate:
         if self.error:
             error, self.error = self.error, None
             raise error
-        films, self.contexts = zip(*studies, strict=True)
-        return self.loaded.generate_records(films, self.contexts)
+        films, self.contexts, self.views = zip(*studies, strict=True)
+        return self.loaded.generate_records(films, self.contexts, self.views)
 
     @contextmanager
     def model(self):
