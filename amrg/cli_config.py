@@ -1,11 +1,12 @@
 """``[CONFIG] [--section.key VALUE ...]``: what every command that runs the chain is told."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -16,6 +17,14 @@ from amrg.errors import UserError
 
 #: Spellings of a switch on the command line.
 _TRUTH = {"true": "True", "false": "False"}
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser of a verb's own options that raises UserError, so that a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the mistake, with where to find help."""
+        raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
 
 
 def parse(arguments: list[str], prog: str) -> Config:

@@ -9,11 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from amrg.cli_config import ArgumentParser
 from amrg.data.studies import SPLITS
 from amrg.errors import UserError
 
@@ -21,17 +22,10 @@ _RUN = "runs/NAME, or one of its scores, reports or stage2 artefacts"
 _SHOWN = ("row", "cosine", "finding", "split", "source", "score")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises UserError, so that a mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run one of the commands; each reads banks and writes new folders."""
-    parser = _Parser(prog="amrg bank", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser = ArgumentParser(prog="amrg bank", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
 
     def command(name: str, action: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=about, description=about)

@@ -1,17 +1,15 @@
 """``amrg experiment NAME [CONFIG]``: run one experiment, or all, over several seeds."""
 
-import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from amrg import pipeline
 from amrg.artifacts import find
-from amrg.cli_config import parse
+from amrg.cli_config import ArgumentParser, parse
 from amrg.config import Config
 from amrg.data.stream import load_studies
 from amrg.errors import UserError
@@ -41,16 +39,9 @@ _PANELS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises UserError, so that a mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run one experiment or all; finished steps are reused, so the same command resumes after an interruption."""
-    parser = _Parser(prog="amrg experiment", description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(prog="amrg experiment", description=__doc__, allow_abbrev=False)
     parser.add_argument("name", choices=[*EXPERIMENTS, "all"])
     parser.add_argument(
         "--seeds",

@@ -4,14 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
 from amrg import pipeline
 from amrg.artifacts import MANIFEST, Artifact, build, find, open_artifact
-from amrg.cli_config import parse
+from amrg.cli_config import ArgumentParser, parse
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
@@ -22,17 +21,10 @@ from amrg.graph.knowledge_graph import KnowledgeGraph
 _FORMATS = (".svg", ".png", ".pdf")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises UserError, so that a mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run one of the commands."""
-    parser = _Parser(prog="amrg graph", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser = ArgumentParser(prog="amrg graph", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
     show = commands.add_parser(
         "show", help="print and draw a graph", epilog="A graph that is not there yet is counted from the data."
     )

@@ -220,7 +220,7 @@ class Sweep:
 
     def pending_counts(self) -> dict[str, int]:
         """Count the remaining steps by verb for all variants and seeds, and the remaining pages."""
-        counts = dict.fromkeys(steps(), 0)
+        counts = dict.fromkeys(pipeline.chain(self.config, LAST), 0)
         counted: set[str] = set()
         plans = [(Variant("as configured"), 0, "banks")]
         for variants, seeds in self._experiments:
@@ -247,11 +247,6 @@ class Sweep:
     def eta_message(self) -> str:
         """Return the remaining time, for a progress line."""
         return f"still to come: about {total_eta(self.forecast())}"
-
-
-def steps(last: str = LAST) -> list[str]:
-    """Return the verbs up to and including ``last``."""
-    return list(pipeline.STEPS)[: list(pipeline.STEPS).index(last) + 1]
 
 
 def experiments_dir(config: Config) -> Path:

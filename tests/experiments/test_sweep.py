@@ -121,7 +121,7 @@ def test_cross_attention_is_not_taught_what_only_hopfield_networks_learn():
 
 def test_scores_of_details_are_judged_where_memory_gives_words():
     detailed = {name for name, one in EXPERIMENTS.items() if DETAILED in one.judged}
-    assert detailed == {"memory-ablation", "region-query", "grounding", "retrieved-text", "leakage"}
+    assert detailed == {"memory-ablation", "region-query", "grounding", "retrieved-text", "knowledge-graph", "leakage"}
     assert {name for name, one in EXPERIMENTS.items() if one.grounded} == detailed - {"leakage"}
     assert all(one.judged[0] == HEADLINE for one in EXPERIMENTS.values())
 

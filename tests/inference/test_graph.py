@@ -42,14 +42,14 @@ def test_a_guided_run(tmp_path: Path) -> None:
     assert plain.manifest["inputs"].keys() == {"data", "stage1", "banks", "stage2"}
     assert plain.manifest["inputs"]["stage2"]["hash"] == made["stage2"].hash
     assert flagged.manifest["inputs"].keys() == {"data", "stage1", "banks", "stage2", "graph"}
-    told = lines(flagged)
-    assert any(line["graph"] for line in told)
-    assert [{k: v for k, v in line.items() if k not in ("graph", "implausible")} for line in told] == lines(plain)
+    with_graph = lines(flagged)
+    assert any(line["graph"] for line in with_graph)
+    assert [{k: v for k, v in line.items() if k not in ("graph", "implausible")} for line in with_graph] == lines(plain)
     assert not (plain.path / FILE).exists()
     assert set(map(tuple, pq.read_table(flagged.path / FILE)["keys"].to_pylist())) == {()}  # no study goes along
 
     weighted = written(GraphConfig(retrieval="weight", retrieval_weight=3.0))
-    assert [one["association"] for one in lines(weighted)] != [one["association"] for one in told]
+    assert [one["association"] for one in lines(weighted)] != [one["association"] for one in with_graph]
 
     loaded = LoadedRun(open_run(flagged.path))
     assert loaded.artifacts.config.graph == GraphConfig(check="flag")

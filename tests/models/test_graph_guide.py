@@ -76,17 +76,19 @@ def test_another_sentence_is_chosen_where_one_states_an_implausible_site(tmp_pat
     fracture = "Fracture of the right clavicle."
     visual = visual_bank(tmp_path, [(EFFUSION, RIGHT)])
     reports = report_bank(tmp_path, [(RIGHT, "p0"), (LEFT, "p1")], alike=[[RIGHT, LEFT]])
-    asks = {EFFUSION: {0: 1.0}}, {EFFUSION: {0: 0.9, 1: 0.1}}
+    weights = {EFFUSION: {0: 1.0}}, {EFFUSION: {0: 0.9, 1: 0.1}}
     chosen = {}
     for check in ("flag", "drop"):
         guide = guided(check, (LEFT, fracture))
         assert len(guide.graph.implausible(report_facts(RIGHT))) == 1
-        chosen[check] = texts(compose(Composer(EVEN, visual, reports, source="none", guide=guide), [EFFUSION], *asks))
+        chosen[check] = texts(
+            compose(Composer(EVEN, visual, reports, source="none", guide=guide), [EFFUSION], *weights)
+        )
     assert chosen == {"flag": [RIGHT], "drop": [LEFT]}
     only = Composer(
         EVEN, visual, report_bank(tmp_path / "only", [(RIGHT, "p0")]), guide=guided("drop", (LEFT, fracture))
     )
-    assert texts(compose(only, [EFFUSION], asks[0], {EFFUSION: {0: 1.0}})) == [RIGHT]  # there is no other
+    assert texts(compose(only, [EFFUSION], weights[0], {EFFUSION: {0: 1.0}})) == [RIGHT]  # there is no other
 
 
 def test_the_copy_beside_the_reports_has_no_studies(tmp_path: Path) -> None:

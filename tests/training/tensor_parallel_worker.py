@@ -70,8 +70,8 @@ def main(runs: Path, decoders: Path) -> None:
             else:
                 assert Stopping.at is None
         if tuning != "frozen":
-            parted = dataclasses.replace(config.generate, ds_config="zero3.json")
-            pipeline.run_step("generate", dataclasses.replace(config, generate=parted))
+            sharded = dataclasses.replace(config.generate, ds_config="zero3.json")
+            pipeline.run_step("generate", dataclasses.replace(config, generate=sharded))
 
 
 if __name__ == "__main__":
