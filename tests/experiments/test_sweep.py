@@ -252,7 +252,7 @@ def test_details_are_supported_after_one_training(config):
 
 def test_what_memory_gives_is_asked_of_three_seeds_the_rest_of_as_many_as_told():
     several = {name: one.seeds for name, one in EXPERIMENTS.items() if one.seeds > 1}
-    assert several == {"memory-ablation": 3, "context": 3}
+    assert several == {"memory-ablation": 3, "context": 3, "knowledge-graph": 3}
 
 
 def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
