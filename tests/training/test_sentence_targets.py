@@ -30,8 +30,7 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
     )
     recorder = SimpleNamespace(record=lambda *_: {}, distance=None)
     group_B = torch.tensor([5, 7])
-    lines = generate_reports(
-        model, sight_of({}, {}), group_B, Config(), recorder, SimpleNamespace(compose=compose), None
-    )
+    composer = SimpleNamespace(compose=compose, fitted=lambda _, associations: associations)
+    lines = generate_reports(model, sight_of({}, {}), group_B, Config(), recorder, composer, None)
     assert asked == [(group_B if hide else None, False)]  # no report memory: the decoder words what is named
     assert [line["generated"] for line in lines] == ["Clear.", "Clear."]
