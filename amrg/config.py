@@ -30,6 +30,8 @@ LabelSource = Literal["published", "negbio", "rules"]
 
 #: Fields of the clinical context (`amrg.data.context`).
 ContextField = Literal["indication", "technique", "comparison", "age", "sex"]
+#: What a decoder reads of an earlier study (`amrg.models.prior`).
+PriorPart = Literal["report", "films"]
 
 
 def _is_none(value: Any) -> bool:
@@ -104,6 +106,9 @@ class DataConfig:
     test_studies: PositiveInt | None = None
     abnormal_fraction: Fraction | None = None  # share of studies with a finding; None keeps the natural share
     renders_per_study: PositiveInt = 1  # films rendered of each train study (openi_drr only)
+    # Render the earlier state of studies whose report compares, as an earlier study (openi_drr only). Left out of what
+    # is written while it is off, as before there was the setting.
+    earlier_states: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
     shard_size: PositiveInt = 64  # samples in one tar
     max_corrupt_fraction: Fraction = (
         0.01  # of studies with damaged films or labels; prepare leaves them out, stops above
@@ -285,6 +290,10 @@ class DecoderConfig:
     # the image. Left out of what is written while it is not used, as before there were these settings.
     context: Annotated[tuple[ContextField, ...], Field(exclude_if=lambda fields: not fields)] = ()
     context_tokens: Annotated[PositiveInt, Field(exclude_if=lambda tokens: tokens == 96)] = 96  # a longer one is cut
+    # What the decoder reads of the patient's earlier study: its report as text behind the context, films as streams.
+    prior: Annotated[tuple[PriorPart, ...], Field(exclude_if=lambda parts: not parts)] = ()
+    prior_study: Annotated[Literal["last", "first"], Field(exclude_if=lambda which: which == "last")] = "last"
+    prior_tokens: Annotated[PositiveInt, Field(exclude_if=lambda tokens: tokens == 128)] = 128  # a longer text is cut
     # auto: the tokenizer's chat template around the prompt, if it has one (instruction models); none: the prompt alone
     chat_template: Literal["auto", "none"] = "none"
     system_prompt: str = ""  # system text of the chat template
@@ -312,6 +321,8 @@ class Stage2Config:
     )
     # Share of the fields of ``decoder.context`` that are left out in training, so that any of them may lack later.
     context_dropout: Annotated[Fraction, Field(exclude_if=lambda share: share == 0.3)] = 0.3
+    # Share of the earlier studies of ``decoder.prior`` that are left out in training, with words of change.
+    prior_dropout: Annotated[Fraction, Field(exclude_if=lambda share: share == 0.3)] = 0.3
     train_vision: bool = False  # False: encoder, Q-Former and disease queries stay as stage 1 left them
     max_report_tokens: PositiveInt = 100
     activation_checkpointing: bool = False  # the decoder's activations are computed again in the backward: less memory
@@ -357,6 +368,8 @@ class GenerateConfig:
     memory: Literal["own", "shuffled"] = "own"  # shuffled: retrieved for another patient's study, as a control
     # Whose clinical context a decoder reads that knows any (``decoder.context``): shuffled and none are controls.
     context: Annotated[Literal["own", "shuffled", "none"], Field(exclude_if=lambda whose: whose == "own")] = "own"
+    # Whose earlier study a decoder reads that knows any (``decoder.prior``): shuffled and none are controls.
+    prior: Annotated[Literal["own", "shuffled", "none"], Field(exclude_if=lambda whose: whose == "own")] = "own"
     # Which part decides the findings that an outline names (``decoder.predict_outline``): the decoder, or the
     # classifier. ``retrieved``: the classifier, and the report is worded by sentences that both memories retrieve
     # (`amrg.models.composer`).

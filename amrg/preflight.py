@@ -186,11 +186,18 @@ def _context(run: Run) -> list[str]:
     """Whether the data, where they are made, have what the decoder is to read beside the films."""
     from amrg.data.stream import load_studies
     from amrg.models.context import refuse_lacking_context
+    from amrg.models.prior import refuse_lacking_priors
+    from amrg.training.stage2 import read_priors
 
-    fields, data = run.config.decoder.context, run.data
-    if not fields or data is None:
+    settings, data = run.config.decoder, run.data
+    if data is None:
         return []
-    return collect_errors(lambda: refuse_lacking_context(fields, load_studies(data, "train")))
+    faults = []
+    if settings.context:
+        faults += collect_errors(lambda: refuse_lacking_context(settings.context, load_studies(data, "train")))
+    if settings.prior:
+        faults += collect_errors(lambda: refuse_lacking_priors(read_priors(settings, data, "train"), settings.prior))
+    return faults
 
 
 def _generate(run: Run) -> list[str]:

@@ -68,6 +68,19 @@ class InformedSource(ChestSource):
         return [replace(s, context=Context("", "", "", 63, "male")) if s.key == "train-15" else s for s in informed]
 
 
+class VisitedSource(ChestSource):
+    """The same studies; each odd one is of the patient of the one before it, 30 days later."""
+
+    def studies(self) -> list[Study]:
+        found = []
+        for study in super().studies():
+            split, number = study.key.split("-")
+            study = replace(study, group=f"patient-{split}-{int(number) // 2}")
+            later = {"prior": f"{split}-{int(number) - 1}", "prior_days": 30} if int(number) % 2 else {}
+            found.append(replace(study, **later))
+        return found
+
+
 def report(number: int) -> str:
     lungs = ("The lungs are clear.", "There is a small left pleural effusion.", "Mild bibasilar atelectasis.")
     return f"{lungs[number % 3]} Heart size is {'normal' if number % 2 else 'enlarged'}. No pneumothorax."

@@ -19,6 +19,13 @@ def informed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def comparing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose decoder reads report and films of the earlier study."""
+    made = make_run(tmp_path_factory.mktemp("comparing"), prior=("report", "films"))
+    return made["stage2"].path.parent
+
+
+@pytest.fixture(scope="session")
 def folder(run: dict[str, Artifact]) -> Path:
     """The folder in which they lie."""
     return run["stage2"].path.parent

@@ -2,10 +2,11 @@
 
 STUDY is a film (PNG, JPEG, DICOM, TIFF, BMP or WebP); a folder, in which each folder that holds films is a study; a CSV
 with the columns study and film; or a .txt with the path of a film or folder in each line. Paths in these files are
-relative to them. A CSV may also have the columns indication, technique, comparison, age and sex, which are the options
-of these names for one study, and with --bank the column bank. Other files in folders are skipped. Reports go to stdout
-as they are written: as text, or with --json as one JSON line a study, with stage 1's probabilities and the memory rows
-behind it. With --out they go to a file as JSON lines; the same command continues an interrupted one.
+relative to them. A CSV may also have the columns indication, technique, comparison, age and sex, and prior_report,
+prior (films of the earlier study, several separated by `;`) and prior_days, which are the options of these names for
+one study, and with --bank the column bank. Other files in folders are skipped. Reports go to stdout as they are
+written: as text, or with --json as one JSON line a study, with stage 1's probabilities and the memory rows behind it.
+With --out they go to a file as JSON lines; the same command continues an interrupted one.
 """
 
 import argparse
@@ -21,11 +22,14 @@ from typing import Any
 from amrg.artifacts import Artifact, open_artifact
 from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.own_studies import (
+    PRIOR_COLUMNS,
+    GivenPrior,
     StudyFiles,
     StudyFilms,
     find_studies,
     printable,
     read_given_context,
+    read_given_prior,
     read_study,
 )
 from amrg.errors import UserError
@@ -58,6 +62,14 @@ def main(arguments: list[str]) -> None:
                 f"columns study, film and {', '.join(CONTEXT_FIELDS)}"
             )
         studies = [replace(studies[0], context=context.filled(studies[0].context))]
+    prior = read_given_prior(_report(options.prior_report), options.prior, options.prior_days or "", "--prior-days")
+    if prior:
+        if len(studies) != 1:
+            raise UserError(
+                f"--prior-report and --prior are of one study, and there are {len(studies)}: give a CSV with the "
+                f"columns study, film and {', '.join(PRIOR_COLUMNS)}"
+            )
+        studies = [replace(studies[0], prior=prior)]
     if skipped:
         names = sorted(set(skipped))
         more = f" and {len(names) - _NAMED} other names" if len(names) > _NAMED else ""
@@ -103,9 +115,9 @@ def write(
         memories: banks by ``StudyFiles.memory``, "" for studies that name none; None: the run's own for all.
 
     Yields:
-        ``{study, model}``, the fields of ``LoadedRun.generate_records``, ``context``, the names of the fields that were
-        known and read, if the run reads any, and with ``force`` for what would have been
-        refused ``forced``: why.
+        ``{study, model}``, the fields of ``LoadedRun.generate_records`` (``prior`` is whether an earlier study was
+        read), ``context``, the names of the fields that were known and read, if the run reads any, and with ``force``
+        for what would have been refused ``forced``: why.
     """
     chosen = {"": chain.banks} if memories is None else memories
     load = cache(lambda name: LoadedRun(replace(chain, banks=chosen[name])))
@@ -119,13 +131,15 @@ def _write_with(run: LoadedRun, studies: Sequence[StudyFiles], force: bool) -> I
     given = [name for name in CONTEXT_FIELDS if any(study.context.text(name) for study in studies)]
     if unread := [name for name in given if name not in run.context_fields]:
         echo(f"this run does not read {', '.join(unread)}, which is left out (decoder.context of its training)")
+    if any(study.prior for study in studies) and not run.prior_parts:
+        echo("this run does not read an earlier study, which is left out (decoder.prior of its training)")
     readable = (
-        (study, read) for study in track(studies, "writing reports") if (read := _read(study, run, chain, force))
+        (study, *found) for study in track(studies, "writing reports") if (found := _read(study, run, chain, force))
     )
     while batch := list(islice(readable, run.batch_size)):
-        contexts = [study.context.filled(read.context) for study, read in batch]
-        records = run.generate_records([read.films for _, read in batch], contexts)
-        for (study, read), context, record in zip(batch, contexts, records, strict=True):
+        contexts = [study.context.filled(read.context) for study, read, _ in batch]
+        records = run.generate_records([read.films for _, read, _ in batch], contexts, [prior for *_, prior in batch])
+        for (study, read, _), context, record in zip(batch, contexts, records, strict=True):
             known = {"context": [name for name in run.context_fields if context.text(name)]}
             forced = {"forced": "; ".join(read.forced)} if read.forced else {}
             known = known if run.context_fields else {}
@@ -175,25 +189,46 @@ def _parser() -> argparse.ArgumentParser:
     for name in CONTEXT_FIELDS:
         what = "in years" if name == "age" else "female or male" if name == "sex" else "a text"
         parser.add_argument(f"--{name}", help=f"clinical context, {what}, for a run that reads it; of one study")
+    parser.add_argument(
+        "--prior-report", metavar="TEXT", help="report of the earlier study, or a .txt with it, for a run that reads it"
+    )
+    parser.add_argument(
+        "--prior", type=Path, metavar="FILM", action="append", default=[],
+        help="a film of the earlier study, for a run that reads it; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--prior-days", metavar="N", help="days between the earlier study and this one")
     parser.add_argument("--decoder.model", **BASE_MODEL)
     return parser
 
 
-def _read(study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool) -> StudyFilms | None:
-    """Read the films of a study; None, with the reason printed, if it is left out."""
+def _report(given: str | None) -> str:
+    """Return a report that is given as a text, or as the path of a .txt."""
+    if not given or not given.lower().endswith(".txt"):
+        return given or ""
+    try:
+        return Path(given).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prior-report: the .txt cannot be read ({type(error).__name__})") from None
+
+
+def _read(
+    study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool
+) -> tuple[StudyFilms, GivenPrior | None] | None:
+    """Read a study and its earlier one; None, with the reason printed, if it is left out."""
     named = [("" if printable(str(film)) == study.name else printable(film.name), film) for film in study.films]
     try:
         if study.fault:
             raise ValueError(study.fault)
         read = read_study(named, run.image_size, chain.frontal_only, force)
-    except ValueError as error:
+        prior = run.read_prior(study.prior, force)
+    except (ValueError, UserError) as error:
         echo(f"{study.name} is left out: {error}")
         return None
     for note in read.notes:
         echo(f"{study.name}: a film is left out: {note}")
     for reason in read.forced:
         echo(f"{study.name} is forced: {reason}")
-    return read
+    return read, prior
 
 
 def _finished(out: Path, allowed: set[str]) -> set[str]:

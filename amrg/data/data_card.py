@@ -50,6 +50,7 @@ def write_data_card(
 def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     lengths = [len(row["report"].split()) for row in rows if row["report"]]
     known = Counter(name for row in rows for name, value in row.get("context", {}).items() if value not in ("", None))
+    changes = Counter(change for row in rows for change in row.get("changes", {}).values())
     return {
         "studies": len(rows),
         "without_text": len(rows) - len(lengths),
@@ -58,6 +59,7 @@ def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "bytes": sum(row["size"] for row in rows),
         "words": {"mean": round(sum(lengths) / max(len(lengths), 1), 1), "most": max(lengths, default=0)},
         **({"context": {name: known[name] for name in CONTEXT_FIELDS}} if known else {}),
+        **({"changes": dict(sorted(changes.items()))} if changes else {}),
         "labels": {
             label: {
                 name: sum(row["labels"][label] == value for row in rows)

@@ -20,6 +20,8 @@ from amrg.errors import UserError
 MAX_FILMS = 8
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp")
 _COLUMNS = ("study", "film")
+#: Columns of the earlier study: its report, its films (several separated by `;`) and the days between.
+PRIOR_COLUMNS = ("prior_report", "prior", "prior_days")
 
 #: Names of films of Open-i and of Kaggle's copy, which lie in one folder: ``CXR25_IM-1024-2001.png``.
 _INDIANA = re.compile(r"(?:CXR)?(\d+)_(?:\d+_)?IM-\d+")
@@ -31,6 +33,21 @@ Film = np.ndarray | str | Path | bytes
 
 
 @dataclass(frozen=True)
+class GivenPrior:
+    """An earlier study as a user gives it.
+
+    Attributes:
+        report: its report, with or without headings.
+        films: its films.
+        days: days between the two studies; None: unknown.
+    """
+
+    report: str = ""
+    films: Sequence[np.ndarray | str | Path] = ()
+    days: int | None = None
+
+
+@dataclass(frozen=True)
 class StudyFiles:
     """The files of one study.
 
@@ -39,6 +56,7 @@ class StudyFiles:
         films: their paths.
         fault: why the study cannot be read; empty if nothing is known against it.
         context: as the user gave it.
+        prior: earlier study as the user gave it.
         memory: names of the banks of this study, as the user gave them (``NAME`` or ``NAME+NAME``); empty for none.
     """
 
@@ -46,6 +64,7 @@ class StudyFiles:
     films: tuple[Path, ...]
     fault: str = ""
     context: Context = NO_CONTEXT
+    prior: GivenPrior | None = None
     memory: str = ""
 
 
@@ -204,6 +223,7 @@ def _may_be_film(file: Path) -> bool:
 def _in_table(path: Path) -> list[StudyFiles]:
     films: dict[str, list[Path]] = {}
     contexts: dict[str, Context] = {}
+    priors: dict[str, GivenPrior | None] = {}
     memories: dict[str, str] = {}
     rows = csv.DictReader(io.StringIO(_text(path)))
     try:
@@ -219,15 +239,45 @@ def _in_table(path: Path) -> list[StudyFiles]:
             given = {name: (row.get(name) or "").strip() for name in CONTEXT_FIELDS}
             context = read_given_context(given, f"{path}, line {rows.line_num}: ")
             contexts[study] = contexts.get(study, NO_CONTEXT).filled(context)
+            given_prior = {name: (row.get(name) or "").strip() for name in PRIOR_COLUMNS}
+            films_before = [str(path.parent / one.strip()) for one in given_prior["prior"].split(";") if one.strip()]
+            prior = read_given_prior(
+                given_prior["prior_report"],
+                films_before,
+                given_prior["prior_days"],
+                f"{path}, line {rows.line_num}: prior_days",
+            )
+            priors[study] = priors.get(study) or prior
             memories[study] = memories.get(study, "") or (row.get("bank") or "").strip()
     except csv.Error as error:  # such as the rest of a file as one cell, after a quote that is not closed
         raise UserError(f"{path}, line {rows.line_num}: {error}") from None
     if not films:
         raise UserError(f"{path} names no study")
     return [
-        StudyFiles(study, tuple(paths), context=contexts[study], memory=memories[study])
+        StudyFiles(study, tuple(paths), context=contexts[study], memory=memories[study], prior=priors[study])
         for study, paths in films.items()
     ]
+
+
+def read_given_prior(report: str, films: Sequence[str | Path], days: str, where: str) -> GivenPrior | None:
+    """Build the earlier study that a user gives; None if nothing of it is given.
+
+    Args:
+        report: its report; empty: not given.
+        films: its films.
+        days: days between the studies; empty: not given.
+        where: what the error begins with.
+
+    Raises:
+        UserError: the days are no number, or are given of nothing.
+    """
+    if days and not days.isdecimal():
+        raise UserError(f"{where} must be a whole number of days, or left out")
+    if not (report or films):
+        if days:
+            raise UserError(f"{where}: no report or film of an earlier study is given")
+        return None
+    return GivenPrior(report, films, int(days) if days else None)
 
 
 def read_given_context(texts: Mapping[str, str], where: str) -> Context:

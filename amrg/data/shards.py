@@ -34,7 +34,7 @@ from amrg.config import DataConfig
 from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.data_card import write_data_card
 from amrg.data.image_ops import downscale, encode_film, encode_mask
-from amrg.data.labels import LABELS
+from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.projection import ByProjection
 from amrg.data.studies import SPLITS, Source, Study, StudyImages
 from amrg.errors import UserError
@@ -65,6 +65,9 @@ OPTIONAL = pa.schema(
         "dataset": pa.string(),
         "unlabelled": pa.list_(pa.string()),
         "context": pa.struct({name: pa.int32() if name == "age" else pa.string() for name in CONTEXT_FIELDS}),
+        "prior_days": pa.int32(),
+        "prior_report": pa.string(),
+        "changes": pa.struct({finding: pa.string() for finding in FINDINGS}),
     }
 )
 
@@ -348,4 +351,6 @@ def _record(study: Study) -> dict[str, Any]:
     record = {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels", "prior")}
     context = asdict(study.context) if study.context else {}
     optional = {"dataset": study.dataset, "unlabelled": list(study.unlabelled), "context": context}
-    return record | {"projections": list(study.views)} | {name: value for name, value in optional.items() if value}
+    optional |= {"prior_report": study.prior_report, "changes": dict(study.changes)}
+    record |= {"projections": list(study.views)} | {name: value for name, value in optional.items() if value}
+    return record if study.prior_days is None else record | {"prior_days": study.prior_days}

@@ -465,4 +465,6 @@ def _study(record: dict[str, Any]) -> Study:
         record["key"], record["group"], record["split"], record["report"], labels, projections, record.get("prior", ""),
         unlabelled=tuple(record.get("unlabelled") or ()), dataset=record.get("dataset") or "",
         context=Context(**(record.get("context") or {})),
+        prior_days=record.get("prior_days"), prior_report=record.get("prior_report") or "",
+        changes={finding: change for finding, change in (record.get("changes") or {}).items() if change},
     )  # fmt: skip

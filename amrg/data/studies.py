@@ -1,5 +1,6 @@
 """Types that all data sets share: a study, its images, and the interface of a source."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,6 +29,9 @@ class Study:
         unlabelled: labels of which the data set says nothing: unknown in training and scores, never counted as absent.
         dataset: name of the study's data set where several are mixed, else empty.
         context: what is known before the films are read; never a text of the report.
+        prior_days: days since the study ``prior``; None where the data set tells no dates.
+        prior_report: what is to be read as the report of ``prior``; empty: that study's own ``report``.
+        changes: true change of findings since ``prior`` (``amrg.data.prior.CHANGES``) where the data set knows it.
     """
 
     key: str
@@ -41,6 +45,9 @@ class Study:
     unlabelled: tuple[str, ...] = ()
     dataset: str = ""
     context: Context = NO_CONTEXT
+    prior_days: int | None = None
+    prior_report: str = ""
+    changes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split

@@ -20,6 +20,7 @@ from amrg.evaluation.radeval_metrics import FILE as LEARNED
 from amrg.evaluation.radeval_metrics import LearnedScores
 from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
 from amrg.evaluation.statistics import bootstrap_counts, interval
+from amrg.evaluation.temporal import TemporalScores
 
 #: Maximal studies × resamples in memory.
 _CELLS = 20_000_000
@@ -174,6 +175,7 @@ class _Scored:
     language: LanguageScores
     clinical: Mapping[str, ClinicalScores]
     details: DetailScores
+    temporal: TemporalScores
     learned: LearnedScores
 
     def scores(self, weights_BS: np.ndarray) -> dict[str, np.ndarray]:
@@ -181,7 +183,9 @@ class _Scored:
         for policy, scores in self.clinical.items():
             for name, values in scores.averages(weights_BS).items():
                 found[f"F1 {name.replace('_', '-')}{policy}"] = values[:, 2]
-        return found | self.details.scores(weights_BS) | self.learned.scores(weights_BS)
+        return (
+            found | self.details.scores(weights_BS) | self.temporal.scores(weights_BS) | self.learned.scores(weights_BS)
+        )
 
     def stacked(self, other: "_Scored") -> "_Scored":
         """Concatenate the studies of both runs; weights then choose the run of each study's report."""
@@ -190,6 +194,7 @@ class _Scored:
             self.language.concat(other.language),
             clinical,
             self.details.concat(other.details),
+            self.temporal.concat(other.temporal),
             self.learned.concat(other.learned),
         )
 
@@ -208,6 +213,7 @@ def _score(run: ReportSet) -> _Scored:
             ),
         },
         DetailScores.of(references, generated),
+        TemporalScores.of(references, generated, [report.prior for report in run.reports]),
         run.learned,
     )
 

@@ -42,6 +42,7 @@ from amrg.evaluation.reports import GeneratedReport, read_reports
 from amrg.evaluation.scorers import SCORERS
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
 from amrg.evaluation.statistics import bootstrap_counts
+from amrg.evaluation.temporal import TemporalScores, truth_counts
 from amrg.evaluation.text_statistics import copy_rates, num_distinct_retrievals, retrieved_texts, text_statistics
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.training_distance import FALSE_ALARM_RATE
@@ -117,6 +118,7 @@ def evaluate(
         "retrieved_sets": num_distinct_retrievals(reports),
         "relevance": _relevance(config, banks, test, reports),
         "unlike_training": _unlike_training(reports),
+        "temporal": _temporal(config, studies, reports),
         "mentions": mention_tables(_present(test), texts, _known(test)),
         "confidence": _confidence(config, studies, reports),
         "localisation": _localization(config, test),
@@ -260,6 +262,22 @@ def _unlike_training(reports: list[GeneratedReport]) -> dict[str, float] | None:
     if not flags:
         return None
     return {"studies": len(flags), "unlike": sum(flags), "false_alarm_rate": FALSE_ALARM_RATE}
+
+
+def _temporal(config: Config, studies: list[Study], reports: list[GeneratedReport]) -> dict[str, Any]:
+    """Score what the reports say of change: of all studies, and of those with an earlier study."""
+    found: dict[str, Any] = {"given": sum(report.prior for report in reports)}
+    for name, chosen in (("all", lambda report: True), ("with_prior", lambda report: report.prior)):
+        both = [(study, report) for study, report in zip(studies, reports, strict=True) if chosen(report)]
+        if not both:
+            continue
+        generated = [report.text for _, report in both]
+        weights = bootstrap_counts([study.group for study, _ in both], config.evaluate.bootstrap_samples, config.seed)
+        scores = TemporalScores.of([study.report for study, _ in both], generated, [report.prior for _, report in both])
+        found[name] = scores.summary(weights)
+        if any(study.changes for study, _ in both):
+            found[name]["truth"] = truth_counts(generated, [study.changes for study, _ in both])
+    return found
 
 
 def _confidence(config: Config, studies: list[Study], reports: list[GeneratedReport]) -> dict[str, Any] | None:

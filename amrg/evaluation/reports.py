@@ -96,6 +96,7 @@ class GeneratedReport:
         sentences: recalled sentences it begins with, if the line has them.
         unlike_training: whether the films are unlike the training films; None if the line does not say so.
         unsure: findings that it leaves out, if the line has them.
+        prior: whether the decoder was given an earlier study.
         graph: edges of the knowledge graph that it states, as texts, if the line has them.
         implausible: combinations that train reports practically never state, as texts.
     """
@@ -110,6 +111,7 @@ class GeneratedReport:
     sentences: tuple[Sentence, ...] = ()
     unlike_training: bool | None = None
     unsure: tuple[Unsure, ...] = ()
+    prior: bool = False
     graph: tuple[str, ...] = ()
     implausible: tuple[str, ...] = ()
 
@@ -171,13 +173,15 @@ def _parse(line: str, where: str) -> GeneratedReport:
         unlike = record.get("unlike_training")
         good = good and unlike in (None, True, False)
         unsure = tuple(_unsure(entry) for entry in record.get("unsure") or [])
+        prior = record.get("prior", False)
+        good = good and isinstance(prior, bool)
         graph, implausible = (tuple(map(_edge, record.get(name) or [])) for name in ("graph", "implausible"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
     return GeneratedReport(
-        key, text, memory, group, reference, recalled, association, sentences, unlike, unsure, graph, implausible
+        key, text, memory, group, reference, recalled, association, sentences, unlike, unsure, prior, graph, implausible
     )
 
 

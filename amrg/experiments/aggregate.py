@@ -112,7 +112,8 @@ def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], exp
 def _scores(run: ReportSet, experiment: Experiment, samples: int, seed: int) -> dict[str, Score]:
     """Return the scores of a variant's reports that the table shows."""
     found = scores_of(run, samples, seed)
-    names = dict.fromkeys((*REPORTED_METRICS, *experiment.judged, *(DETAILS if experiment.grounded else ())))
+    details = DETAILS if experiment.grounded else ()
+    names = dict.fromkeys((*REPORTED_METRICS, *experiment.judged, *experiment.shown, *details))
     scores = {name: Score(*found[name]) for name in names if np.isfinite(found[name][0])}
     if experiment.per_class:
         scores |= {f"F1 {name}": Score(value) for name, value in class_f1(run).items()}

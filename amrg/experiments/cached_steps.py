@@ -38,6 +38,7 @@ def _vision_fingerprint(config: Config, inputs: dict[str, Path]) -> str:
         config.decoder.use_visual_tokens,
         config.decoder.max_visual_tokens,
         config.banks.mining.method,
+        *(["with wordless"] if "films" in config.decoder.prior else []),
     ]
     return hashlib.sha256(json.dumps([*hashes, *how]).encode()).hexdigest()[:10]
 

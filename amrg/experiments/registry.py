@@ -9,6 +9,7 @@ from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import num_studies
 from amrg.evaluation.details import MICRO
+from amrg.evaluation.temporal import CHANCE, INVENTED, TEMPORAL
 from amrg.experiments.sweep import Variant
 from amrg.inference.generate import TOP_ROWS
 from amrg.models.cam import METHODS
@@ -34,6 +35,7 @@ class Experiment:
             an empty list if nothing is trained.
         paired: whether all variants write reports for the same studies.
         judged: scores that are tested.
+        shown: scores that the table shows beside those that it always does.
         grounded: whether detail scores and the relevance of both memories are shown.
         classifier: whether the AUROC of stage 1 is shown.
         per_class: whether F1 is shown per finding.
@@ -48,6 +50,7 @@ class Experiment:
     variants: Callable[[Config, int], list[Variant]]
     paired: bool = True
     judged: tuple[str, ...] = (HEADLINE,)
+    shown: tuple[str, ...] = ()
     grounded: bool = False
     classifier: bool = False
     per_class: bool = False
@@ -134,6 +137,23 @@ def _context(config: Config, texts: int) -> list[Variant]:
         Variant("trained with, written without", {**own, "generate.context": "none"}),
         Variant("none", {**own, "stage2.context_dropout": 1.0, "generate.context": "none"}),
         Variant("context alone, no film", {**own, **{f"decoder.use_{name}": False for name in streams}}),
+    ]
+
+
+def _prior(config: Config, texts: int) -> list[Variant]:
+    # As in ``_context``. On the embedded data the earlier states must be rendered.
+    own: dict[str, Any] = {
+        "decoder.prior": list(config.decoder.prior or ("report", "films")),
+        "generate.outline_source": "decoder",
+        **({"data.earlier_states": True} if config.data.source == "openi_drr" else {}),
+    }
+    return [
+        Variant("own prior", own),
+        Variant("another patient's", {**own, "generate.prior": "shuffled"}),
+        Variant("trained with, written without", {**own, "generate.prior": "none"}),
+        Variant("none", {**own, "stage2.prior_dropout": 1.0, "generate.prior": "none"}),
+        Variant("report alone", {**own, "decoder.prior": ["report"]}),
+        Variant("films alone", {**own, "decoder.prior": ["films"]}),
     ]
 
 
@@ -306,6 +326,12 @@ _ALL = (
         "Does a decoder write better with the indication, does it matter whose it is, and what does it tell without a "
         "film?",
         _context, judged=(HEADLINE, "CIDEr", "BLEU-4"), seeds=3,
+    ),
+    Experiment(
+        "prior", "The earlier study",
+        "Does a decoder tell change better with the patient's earlier study, does it matter whose it is, and does it "
+        "invent comparisons without one?",
+        _prior, judged=(HEADLINE, TEMPORAL, "CIDEr"), shown=(CHANCE, INVENTED), seeds=3,
     ),
     Experiment(
         "knowledge-graph", "Knowledge graph",

@@ -14,9 +14,10 @@ from amrg import distributed
 from amrg.artifacts import add_failure, atomic_path, open_artifact
 from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import VISUAL, MemoryBank, group_id
-from amrg.config import Config, GenerateConfig
+from amrg.config import Config, DecoderConfig, GenerateConfig
 from amrg.data.context import Context
-from amrg.data.stream import num_studies
+from amrg.data.prior import Prior
+from amrg.data.stream import load_studies, num_studies
 from amrg.errors import UserError, collect_errors
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.bank_sentences import no_sentences, open_sentences
@@ -26,6 +27,7 @@ from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
 from amrg.models.graph_guide import GraphGuide, save_guide
 from amrg.models.open_banks import open_banks
+from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.report_generator import Association, ReportGenerator
 from amrg.models.training_distance import TrainingDistance
 from amrg.models.vision_output import MEMORIES, VisionOutput
@@ -35,7 +37,7 @@ from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
 from amrg.training.deepspeed_config import require_zero3
 from amrg.training.retrieved_text import RetrievedText, open_text
-from amrg.training.stage2 import MODEL, SCRATCH, rank_batches
+from amrg.training.stage2 import MODEL, SCRATCH, rank_batches, read_priors
 from amrg.training.vision_cache import VisionCache
 
 REPORTS = "reports.jsonl"
@@ -85,11 +87,12 @@ def generate(
     text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
+    priors = given_priors(config, model.settings, data)
     batches = list(rank_batches(len(features), decoding.batch_size))
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        local = _generate_lines(model, features, rows, config, recorder, composer, text, guide)
+        local = _generate_lines(model, features, rows, config, recorder, composer, text, guide, priors)
         lines = distributed.all_gather_list([line for line, one in zip(local, counted.tolist(), strict=True) if one])
         if distributed.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
@@ -137,8 +140,22 @@ def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
         if distance and all(a != b for a, b in zip(names, names[distance:] + names[:distance], strict=True)):
             return (torch.arange(len(names)) + distance) % len(names)
     raise UserError(
-        "generate.memory or generate.context shuffled: there is no study of another patient for each study of the split"
+        "generate.memory, context or prior shuffled: there is no study of another patient for each study of the split"
     )
+
+
+def given_priors(config: Config, settings: DecoderConfig, data: Path) -> dict[str, Prior]:
+    """Choose the earlier study that the decoder reads with each study of the split (``generate.prior``), by its key.
+
+    ``shuffled`` gives each study that has a prior that of another patient's study.
+    """
+    priors = {} if config.generate.prior == "none" else read_priors(settings, data, config.generate.split)
+    if config.generate.prior == "own" or not priors:
+        return priors
+    group = {study.key: study.group for study in load_studies(data, config.generate.split, with_wordless=True)}
+    keys = sorted(priors)
+    others = mismatched_permutation([group[key] for key in keys]).tolist()
+    return {key: priors[keys[other]] for key, other in zip(keys, others, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -176,6 +193,7 @@ def open_composer(
     calibration: Path,
     heads: Mapping[str, AttributeHeads] | None = None,
     guide: GraphGuide | None = None,
+    comparing: bool = False,
 ) -> Composer | None:
     """Build the composer of the beginning of reports; None if the decoder writes it.
 
@@ -185,6 +203,7 @@ def open_composer(
         calibration: folder of the calibration.
         heads: attribute heads, if ``generate.support`` needs any.
         guide: knowledge graph, if it guides reports.
+        comparing: the decoder reads earlier studies.
 
     Raises:
         UserError: the report bank does not hold sentences, or the calibration is missing.
@@ -197,7 +216,7 @@ def open_composer(
     if outline == "classifier":
         return Composer(certainty, visual, abstain=abstain, guide=guide)
     reports = open_sentences(banks / REPORT_BANK)
-    return Composer(certainty, visual, reports, heads, config.generate.support, abstain, guide)
+    return Composer(certainty, visual, reports, heads, config.generate.support, abstain, guide, comparing)
 
 
 def generate_faults(config: Config) -> list[str]:
@@ -219,6 +238,8 @@ def generate_faults(config: Config) -> list[str]:
         )
     if settings.context != "own" and not config.decoder.context:
         faults.append(f"generate.context {settings.context} changes the context, which this decoder does not read")
+    if settings.prior != "own" and not config.decoder.prior:
+        faults.append(f"generate.prior {settings.prior} changes the earlier study, of which this decoder reads nothing")
     if settings.min_new_tokens > settings.max_new_tokens:
         faults.append(
             f"generate.min_new_tokens {settings.min_new_tokens} is above max_new_tokens {settings.max_new_tokens}"
@@ -262,7 +283,8 @@ def _composer(
                 _fit_heads(config, model, features, folder, name)
             distributed.barrier()
             heads[name] = AttributeHeads.load(folder / name)
-    return open_composer(config, banks, stage2 / CALIBRATION / config.generate.split, heads, guide)
+    calibration = stage2 / CALIBRATION / config.generate.split
+    return open_composer(config, banks, calibration, heads, guide, bool(model.settings.prior))
 
 
 def _fit_heads(config: Config, model: ReportGenerator, features: VisionCache, folder: Path, name: str) -> None:
@@ -285,6 +307,7 @@ def _generate_lines(
     composer: Composer | None,
     text: RetrievedText | None,
     guide: GraphGuide | None,
+    priors: Mapping[str, Prior],
 ) -> list[dict[str, Any]]:
     """Generate the lines of some studies."""
     studies = [features.studies[row] for row in rows.tolist()]
@@ -298,8 +321,12 @@ def _generate_lines(
         if whose.context == "shuffled":
             informed = [features.studies[row] for row in others.tolist()]
     contexts = [study.context for study in informed] or None
+    given = None
+    if model.settings.prior:
+        own = [priors.get(study.key) for study in studies]
+        given = own, features.prior_films(own) if "films" in model.settings.prior else None
     lines = generate_reports(
-        model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts, guide
+        model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts, guide, given
     )
     return [
         {"key": study.key, "group": study.group, "reference": study.report, **line}
@@ -318,15 +345,17 @@ def generate_reports(
     query_vision: VisionOutput | None = None,
     contexts: Sequence[Context] | None = None,
     guide: GraphGuide | None = None,
+    priors: tuple[Sequence[Prior | None], PriorFilms | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate the reports of some studies, with the entries of their lines of ``reports.jsonl``.
 
     A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` are those of
     ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
-    ``generated`` begins, and ``recalled`` their rows of the report bank. The line also has the entries of
-    ``TrainingDistance.records``; with ``generate.abstain``, ``unsure``, the findings that the report leaves out
-    (``amrg.models.composer.Unsure``); if the decoder reads retrieved text, ``retrieved_text``; and, with a knowledge
-    graph, the entries of ``GraphGuide.record``.
+    ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads earlier studies,
+    ``prior`` is whether one was given. The line also has the entries of ``TrainingDistance.records``; with
+    ``generate.abstain``, ``unsure``, the findings that the report leaves out (``amrg.models.composer.Unsure``); if
+    the decoder reads retrieved text, ``retrieved_text``; and, with a knowledge graph, the entries of
+    ``GraphGuide.record``.
 
     Args:
         vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
@@ -336,7 +365,9 @@ def generate_reports(
         text: composer of the text that the decoder reads; None: no text.
         contexts: clinical context of each study, of which the decoder reads what it knows; None: no context.
         guide: knowledge graph that reports are checked against; None: no graph.
+        priors: earlier study of each study and its films, if the decoder reads them; None: no earlier study.
     """
+    given, films = ([None] * len(group_B), None) if priors is None else priors
     associations = model.associations(query_vision or vision, group_B, ROWS)
     loud_BQ = (query_vision or vision).loud_queries(model.memory_config.visual_query)
     composed = [Composed("")] * len(group_B)
@@ -344,7 +375,7 @@ def generate_reports(
         # If a patient's own rows may be retrieved, so may their sentences.
         unsaid_B = model.masked_groups(group_B)
         associations = composer.fitted(vision, associations)
-        composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations)
+        composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations, priors=given)
     distances: list[dict[str, Any]] = [{}] * len(group_B)
     if recorder.distance is not None:
         distances = recorder.distance.records(vision)
@@ -359,6 +390,7 @@ def generate_reports(
             forced_prefixes=[one.text for one in composed],
             retrieved_BL=None if text is None else text.encode(retrieved),
             context_BC=None if contexts is None else model.encode_context(contexts),
+            prior=PriorInputs() if priors is None else PriorInputs(model.encode_priors(given), films),
         )
     # copied once, not once for each study and finding
     associations = {
@@ -380,6 +412,7 @@ def generate_reports(
             **distances[study],
             **({"unsure": [finding.to_dict() for finding in one.unsure]} if config.generate.abstain else {}),
             **({"retrieved_text": retrieved[study]} if retrieved else {}),
+            **({"prior": given[study] is not None} if priors is not None else {}),
             **checked[study],
         }
         for study, (text, one) in enumerate(zip(texts, composed, strict=True))

@@ -26,16 +26,20 @@ from amrg.config import (
 from amrg.data.context import Context
 from amrg.data.film_checks import is_lateral_view
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.own_studies import StudyFilms, read_given_context, read_study
+from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, read_study
+from amrg.data.prior import Prior
+from amrg.data.text.sections import target_text
 from amrg.errors import UserError
 from amrg.inference.generate import HEADS, Recorder, generate_reports, open_composer
 from amrg.models.composer import Composer
 from amrg.models.detail_heads import AttributeHeads
 from amrg.models.graph_guide import GraphGuide
 from amrg.models.open_banks import open_banks
+from amrg.models.prior import PriorFilms
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.training_distance import FILE as DISTANCE_FILE
 from amrg.models.vision import to_tensor
+from amrg.models.vision_output import VisionOutput
 from amrg.precision import autocast
 from amrg.progress import echo
 from amrg.training.calibration import CALIBRATION
@@ -196,7 +200,8 @@ def open_generator(
     names = HEADS.get(config.generate.support, ()) if config.generate.outline_source == "retrieved" else ()
     heads = {name: AttributeHeads.load(chain.reports.path / name) for name in names}
     guide = GraphGuide.open(config.graph, chain.reports.path)
-    return model, open_composer(config, chain.banks.path, calibration, heads, guide), text
+    comparing = bool(model.settings.prior)
+    return model, open_composer(config, chain.banks.path, calibration, heads, guide, comparing), text
 
 
 class LoadedRun:
@@ -225,11 +230,17 @@ class LoadedRun:
         """Fields of the clinical context that the run reads (``decoder.context``)."""
         return self._model.settings.context
 
+    @property
+    def prior_parts(self) -> tuple[str, ...]:
+        """What the run reads of an earlier study (``decoder.prior``)."""
+        return self._model.settings.prior
+
     def generate(
         self,
         studies: Sequence[Film | Sequence[Film]],
         force: bool = False,
         contexts: Sequence[Mapping[str, Any]] | None = None,
+        priors: Sequence[GivenPrior | None] | None = None,
     ) -> list[str]:
         """Write one report per study.
 
@@ -238,13 +249,18 @@ class LoadedRun:
             force: write also for what is refused as no chest film (``amrg.data.film_checks``), and print why.
             contexts: clinical context of each study, such as ``{"indication": "cough", "age": 63}``, of which the run
                 reads ``context_fields``. DICOM films tell age and sex themselves.
+            priors: earlier study of each study, such as ``GivenPrior("Small effusion.", ["earlier.png"], days=30)``, of
+                which the run reads ``prior_parts``.
 
         Raises:
-            UserError: a film cannot be read, or is refused; an age or sex is none, or there are too few contexts.
+            UserError: a film cannot be read, or is refused; an age or sex is none; contexts or priors are too few.
         """
         if contexts is not None and len(contexts) != len(studies):
             raise UserError(f"{len(contexts)} contexts for {len(studies)} studies: give one for each, {{}} for none")
+        if priors is not None and len(priors) != len(studies):
+            raise UserError(f"{len(priors)} priors for {len(studies)} studies: give one for each, None for none")
         read = [self._read(study, force) for study in studies]
+        earlier = [self.read_prior(one, force) for one in priors or [None] * len(studies)]
         given = [
             read_given_context({name: str(value) for name, value in one.items() if value is not None}, "contexts: ")
             for one in contexts or [{}] * len(studies)
@@ -254,23 +270,24 @@ class LoadedRun:
         return [
             record["generated"]
             for part in parts
-            for record in self.generate_records([study.films for study in read[part]], known[part])
+            for record in self.generate_records([study.films for study in read[part]], known[part], earlier[part])
         ]
 
     def generate_records(
-        self, studies: Sequence[Sequence[np.ndarray]], contexts: Sequence[Context] | None = None
+        self,
+        studies: Sequence[Sequence[np.ndarray]],
+        contexts: Sequence[Context] | None = None,
+        priors: Sequence[GivenPrior | None] | None = None,
     ) -> list[dict[str, Any]]:
         """Write the reports of a batch: ``{findings: {name: probability}}`` and the fields of ``generate_reports``.
 
         Args:
             studies: at most ``batch_size``, each with at least one film, uint8 [H, W].
             contexts: clinical context of each study; None: no context.
+            priors: earlier study of each study, from ``read_prior``; None: no earlier study.
         """
-        films = [film for study in studies for film in study]
-        images = to_tensor(films, self.image_size).to(distributed.device())
         group_B = torch.full((len(studies),), NO_GROUP, device=distributed.device())
-        with torch.no_grad(), autocast(self._config.stage2.dtype):
-            vision = round_like_cache(self._model.encode_images(images, [len(study) for study in studies]))
+        vision = self._encode(studies)
         records = generate_reports(
             self._model,
             vision,
@@ -281,11 +298,53 @@ class LoadedRun:
             self._text,
             contexts=contexts,
             guide=self._guide,
+            priors=self._priors(priors or [None] * len(studies)),
         )
         return [
             {"findings": {name: round(probability_Q[LABELS.index(name)], 4) for name in FINDINGS}, **record}
             for probability_Q, record in zip(vision.logits_BQ.sigmoid().tolist(), records, strict=True)
         ]
+
+    def read_prior(self, prior: GivenPrior | None, force: bool = False) -> GivenPrior | None:
+        """Read the films of an earlier study, and of its report the sections that the run writes.
+
+        Returns:
+            what the run reads of it; None if that is nothing.
+
+        Raises:
+            UserError: a film cannot be read, or is refused.
+        """
+        if prior is None:
+            return None
+        films = self._read(list(prior.films), force).films if prior.films and "films" in self.prior_parts else ()
+        sections = self.artifacts.data.manifest["config"]["sections"]
+        report = target_text(prior.report, sections) if "report" in self.prior_parts else ""
+        return GivenPrior(report, films, prior.days) if films or report else None
+
+    def _encode(self, studies: Sequence[Sequence[np.ndarray]]) -> VisionOutput:
+        images = to_tensor([film for study in studies for film in study], self.image_size).to(distributed.device())
+        with torch.no_grad(), autocast(self._config.stage2.dtype):
+            return round_like_cache(self._model.encode_images(images, [len(study) for study in studies]))
+
+    def _priors(self, given: Sequence[GivenPrior | None]) -> tuple[list[Prior | None], PriorFilms | None] | None:
+        """Return the inputs of ``generate_reports``; None if the run reads no earlier studies."""
+        if not self.prior_parts:
+            return None
+        priors = [None if one is None else Prior(report=one.report, days=one.days) for one in given]
+        if "films" not in self.prior_parts:
+            return priors, None
+        device = distributed.device()
+        shown = [i for i, one in enumerate(given) if one is not None and one.films]
+        parts = [torch.zeros(len(given), *shape, device=device) for shape in self._model.vision_output_shapes[:3]]
+        if shown:
+            arrays = [
+                [film for film in one.films if isinstance(film, np.ndarray)] for one in given if one and one.films
+            ]
+            found = self._encode(arrays)
+            for part, values in zip(parts, found[:3], strict=True):
+                part[shown] = values
+        given_B = torch.tensor([i in shown for i in range(len(given))], device=device)
+        return priors, PriorFilms(parts[0], parts[1], parts[2], given_B)
 
     def _read(self, study: Film | Sequence[Film], force: bool) -> StudyFilms:
         films = [study] if isinstance(study, Film) else list(study)
@@ -377,7 +436,7 @@ def _is_control(path: Path) -> bool:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["kind"] == "scores":
             manifest = json.loads((path.parent / manifest["inputs"]["reports"]["path"] / MANIFEST).read_text())
-        whose = {manifest["config"].get(name, "own") for name in ("memory", "context")}
+        whose = {manifest["config"].get(name, "own") for name in ("memory", "context", "prior")}
         return manifest["kind"] == "reports" and whose != {"own"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # opening it will say what is wrong with it

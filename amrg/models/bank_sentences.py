@@ -22,6 +22,8 @@ class BankSentence:
         details: stated details as (finding, attribute, value).
         sized: whether it states a size.
         groups: patient groups of its rows.
+        compares: whether it refers to an earlier study.
+        changes: stated changes of findings that it states.
     """
 
     text: str
@@ -32,6 +34,8 @@ class BankSentence:
     details: tuple[tuple[str, str, str], ...]
     sized: bool
     groups: frozenset[int]
+    compares: bool = False
+    changes: tuple[tuple[str, str], ...] = ()
 
     @property
     def normal(self) -> bool:
@@ -59,13 +63,18 @@ def no_sentences(found: str) -> str:
     )
 
 
-def read_sentences(bank: MemoryBank) -> list[BankSentence]:
-    """Read the distinct sentences of a report bank without reference to a prior film, in order of their first rows."""
+def read_sentences(bank: MemoryBank, comparing: bool = False) -> list[BankSentence]:
+    """Read the distinct sentences of a report bank, in order of their first rows.
+
+    Args:
+        bank: a bank of sentences.
+        comparing: read also those that refer to an earlier study.
+    """
     rows: dict[str, list[int]] = {}
     for row, text in enumerate(bank.provenance_rows(0, len(bank), ["text"])["text"].to_pylist()):
         rows.setdefault(text, []).append(row)
     groups = bank.groups.tolist()
-    return [_sentence(text, of, groups) for text, of in rows.items() if not mentions_prior(text)]
+    return [_sentence(text, of, groups) for text, of in rows.items() if comparing or not mentions_prior(text)]
 
 
 def _sentence(text: str, rows: Sequence[int], groups: Sequence[int]) -> BankSentence:
@@ -79,5 +88,6 @@ def _sentence(text: str, rows: Sequence[int], groups: Sequence[int]) -> BankSent
     sized = any(one.size_cm is not None for one in found)
     return BankSentence(
         text, tuple(rows), states, of(NEGATIVE) - states, of(UNCERTAIN) - states, tuple(details), sized,
-        frozenset(groups[row] for row in rows),
+        frozenset(groups[row] for row in rows), mentions_prior(text),
+        tuple((one.finding, one.change) for one in found if one.change and one.presence == POSITIVE),
     )  # fmt: skip

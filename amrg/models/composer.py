@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from amrg.banks.bank import NO_GROUP, MemoryBank
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING
+from amrg.data.prior import Prior
 from amrg.data.text.cleaning import normalize_for_dedup, split_sentences
-from amrg.data.text.outline import format_outline
+from amrg.data.text.outline import format_outline, positive_findings
 from amrg.data.text.repetition import excepts, mentions_prior, says_all_is_well
 from amrg.data.text.statements import statements
 from amrg.models.bank_sentences import BankSentence, read_sentences
@@ -125,12 +126,14 @@ class Composed:
         findings: the findings that the outline names.
         sentences: the retrieved sentences.
         unsure: findings that the report neither states nor denies.
+        compares: whether an earlier study is given, so that sentences may compare with it.
     """
 
     text: str
     findings: tuple[str, ...] = ()
     sentences: tuple[ComposedSentence, ...] = ()
     unsure: tuple[Unsure, ...] = ()
+    compares: bool = False
 
     def agrees(self, sentence: str, before: Sequence[str]) -> bool:
         """Whether a sentence may follow: it repeats nothing, contradicts nothing and states no further finding.
@@ -149,7 +152,7 @@ class Composed:
             again
             or states - (set(self.findings) - covered)
             or denies & contradicted(found_on_film)
-            or mentions_prior(sentence)
+            or (mentions_prior(sentence) and not self.compares)
             or (says_all_is_well(sentence) and ACUTE & found_on_film)
         )
 
@@ -173,6 +176,7 @@ class Composer:
         source: source of the probabilities of details.
         abstain: findings with a lower probability are left out and listed as unsure.
         guide: knowledge graph; None: no graph.
+        comparing: studies with an earlier one may have sentences that compare.
     """
 
     def __init__(
@@ -184,13 +188,14 @@ class Composer:
         source: Support = "memory",
         abstain: float = 0.0,
         guide: GraphGuide | None = None,
+        comparing: bool = False,
     ) -> None:
         self._guide = guide
         self.certainty, self.source, self.abstain, self._heads = certainty, source, abstain, heads or {}
         self._reports = reports
         self._visual = None if visual is None else LinkedRows(visual)
         if reports is not None:
-            self._sentences = read_sentences(reports)
+            self._sentences = read_sentences(reports, comparing)
             self._index = {one.text: i for i, one in enumerate(self._sentences)}
             first = torch.tensor([one.rows[0] for one in self._sentences], dtype=torch.long)
             self._vectors_UD = F.normalize(reports.dequantized(0, len(reports))[first], dim=-1)
@@ -208,7 +213,12 @@ class Composer:
         return linked
 
     def compose(
-        self, vision: VisionOutput, associations: Mapping[str, Association], group_B: Tensor | None, recall: bool = True
+        self,
+        vision: VisionOutput,
+        associations: Mapping[str, Association],
+        group_B: Tensor | None,
+        recall: bool = True,
+        priors: Sequence[Prior | None] = (),
     ) -> list[Composed]:
         """Compose the beginning of each report.
 
@@ -218,6 +228,7 @@ class Composer:
                 from one or both memories.
             group_B: patients whose sentences are excluded; None or ``NO_GROUP`` excludes none.
             recall: compose sentences; otherwise the decoder words the findings of the outline.
+            priors: earlier study of each study, if any is known.
         """
         probability_BF = self.certainty.probabilities(vision)
         lengths = {name: self._length(name) for name in associations}
@@ -227,7 +238,8 @@ class Composer:
         for b, probability_F in enumerate(probability_BF.tolist()):
             own = {name: one[b] for name, one in weights.items()}
             group = NO_GROUP if group_B is None else int(group_B[b])
-            film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group)
+            prior = priors[b] if priors else None
+            film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group, prior)
             found = self._named(probability_F, own.get("visual"))
             implausible = self._guide.less_probable(found, film.probability) if self._guide else ()
             unsure = [f for f in found if film.probability[f] < self.abstain or f in implausible]
@@ -240,7 +252,9 @@ class Composer:
                 chosen += self._say_normal(film, found, {one.text for one in chosen})
                 left_out = self._say_findings(film, unsure, found, boxes)
             text = format_outline(named, [one.text for one in chosen])
-            composed.append(Composed(text, tuple(named), tuple(chosen), _unsure(film, unsure, left_out)))
+            composed.append(
+                Composed(text, tuple(named), tuple(chosen), _unsure(film, unsure, left_out), prior is not None)
+            )
         return composed
 
     def fitted(self, vision: VisionOutput, associations: Mapping[str, Association]) -> dict[str, Association]:
@@ -441,16 +455,24 @@ class Composer:
 
 @dataclass(frozen=True)
 class _Film:
-    """Probabilities, support of details, association weights [Q, rows] of each memory, and patient of one study."""
+    """Probabilities, support of details, association weights [Q, rows] by memory, patient and prior of one study."""
 
     probability: dict[str, float]
     supported: Supported | None
     weights: dict[str, Tensor]
     group: int
+    prior: Prior | None = None
 
     def sees(self, sentence: BankSentence) -> bool:
-        """Whether a row with the sentence belongs to another patient."""
-        return self.group == NO_GROUP or bool(sentence.groups - {self.group})
+        """Whether a row with the sentence belongs to another patient, and what it says of change may be true."""
+        return (self.group == NO_GROUP or bool(sentence.groups - {self.group})) and self._may_compare(sentence)
+
+    def _may_compare(self, sentence: BankSentence) -> bool:
+        """Whether an earlier study is given, whose report, if any, states what has changed and lacks what is new."""
+        if not sentence.compares or self.prior is None or not self.prior.report:
+            return not sentence.compares or self.prior is not None
+        before = set(positive_findings(self.prior.report))
+        return all((finding in before) == (change != "new") for finding, change in sentence.changes)
 
     def row_of(self, sentence: BankSentence, groups: Sequence[int]) -> int:
         """First row with the sentence of another patient."""

@@ -41,8 +41,12 @@ def stream_faults(settings: DecoderConfig) -> list[str]:
         faults.append(f"decoder.prompt may contain {CONTEXT} once, behind {IMAGE} and before {RETRIEVED}")
     if len(set(settings.context)) < len(settings.context):
         faults.append(f"decoder.context {' '.join(settings.context)} names a field twice")
+    if len(set(settings.prior)) < len(settings.prior):
+        faults.append(f"decoder.prior {' '.join(settings.prior)} names a part twice")
+    if "films" in settings.prior and not (settings.use_visual_tokens or settings.use_queries):
+        faults.append("decoder.prior films needs use_visual_tokens or use_queries, which are read of both studies")
     streams = settings.use_visual_tokens, settings.use_queries, settings.use_visual_memory, settings.use_report_memory
-    if not (any(streams) or settings.context):
+    if not (any(streams) or settings.context or settings.prior):
         faults.append("decoder: at least one of use_visual, use_queries, use_visual_memory, use_report_memory")
     if settings.system_prompt and settings.chat_template == "none":
         faults.append("decoder.system_prompt belongs to a chat template: say decoder.chat_template auto too")
@@ -144,10 +148,11 @@ class Prompt:
         """
         chat = chat_text(settings, tokenizer)
         prompt = settings.prompt if chat is None else chat[0]
-        if settings.context and CONTEXT not in prompt:
+        informed = bool(settings.context or settings.prior)
+        if informed and CONTEXT not in prompt:
             prompt = _IMAGE_END.sub(lambda image: image[0] + CONTEXT, prompt)
         before, after = prompt.split(IMAGE)
-        behind, after = after.split(CONTEXT) if settings.context else ("", after.replace(CONTEXT, ""))
+        behind, after = after.split(CONTEXT) if informed else ("", after.replace(CONTEXT, ""))
         between, after = after.split(RETRIEVED) if settings.use_retrieved_text else ("", after.replace(RETRIEVED, ""))
         first = [tokenizer.bos_token_id] if chat is None and tokenizer.bos_token_id is not None else []
         stops = [tokenizer.eos_token_id]
@@ -167,6 +172,8 @@ class Prompt:
         retrieved_BL: Tensor | None = None,
         training: bool = False,
         context_BC: Tensor | None = None,
+        prior_BPE: Tensor | None = None,
+        prior_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Build the prefix, [B, S, E], and its mask, int64 [B, S], 0 on the padding of context and retrieved text.
 
@@ -176,6 +183,8 @@ class Prompt:
             retrieved_BL: token ids of the retrieved text, padded on the left with ``IGNORE_INDEX``; None: no text.
             training: apply ``dropout``.
             context_BC: token ids of the context, with ``IGNORE_INDEX`` for padding anywhere; None: no context.
+            prior_BPE, prior_B: embedded films of earlier studies, behind the streams, and which studies have any, bool
+                [B]; None: no films.
         """
         count, device = len(streams_BPE), streams_BPE.device
         nothing = streams_BPE.new_zeros(count, 0, dtype=torch.long)
@@ -188,8 +197,12 @@ class Prompt:
         sizes = [*map(len, parts), text_BL.shape[1], context_BC.shape[1]]
         before, behind, between, after, text, context = embedding(ids).to(streams_BPE.dtype).split(sizes, dim=1)
         text, context = (drop_positions(part, self.dropout, training) for part in (text, context))
-        prefix = torch.cat([before, streams_BPE, behind, context, between, text, after], dim=1)
+        films = [] if prior_BPE is None else [prior_BPE]
+        prefix = torch.cat([before, streams_BPE, *films, behind, context, between, text, after], dim=1)
         mask_BS = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
+        if prior_BPE is not None and prior_B is not None:
+            first = before.shape[1] + streams_BPE.shape[1]
+            mask_BS[:, first : first + prior_BPE.shape[1]] = prior_B[:, None]
         end = prefix.shape[1] - after.shape[1]
         for ids_BL in (text_BL, context_BC):
             mask_BS[:, end - ids_BL.shape[1] : end] = ids_BL != IGNORE_INDEX

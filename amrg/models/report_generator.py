@@ -3,7 +3,8 @@
 The language model reads ``[before ; visual tokens ; queries ; visual memory ; report memory ; after ; report]``, where
 *before* and *after* are the prompt on either side of ``{image}`` (``Prompt``). If it reads retrieved sentences as text,
 *after* is ``[between ; text ; after]``, with the prompt on either side of ``{retrieved}``. If it reads a study's
-clinical context, this stands before them (``amrg.models.context``).
+clinical context, this stands before them (``amrg.models.context``), with the text of the patient's earlier study; the
+films of that study stand behind the streams (``amrg.models.prior``).
 
 Shape legend: B studies, M films, N visual tokens, Q = 14 queries, D query width, E width of the language model,
 P positions of the streams, L tokens of the retrieved text, C tokens of the context, T report tokens, S positions of the
@@ -28,6 +29,7 @@ from transformers.generation.streamers import BaseStreamer
 from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, read_section, to_dict
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
+from amrg.data.prior import Prior
 from amrg.data.text.outline import strip_outline
 from amrg.errors import UserError
 from amrg.models.cam import activation_maps
@@ -39,6 +41,7 @@ from amrg.models.decoder_files import SMALL_LLAMA
 from amrg.models.forced_prefix import ForcedPrefix
 from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, run_batched
 from amrg.models.memory_layer import AnyBank
+from amrg.models.prior import PriorFilms, PriorInputs, PriorTokenizer
 from amrg.models.profiling import DECODER, MEMORY, profile_region
 from amrg.models.prompt import Prompt, drop_positions, stream_faults
 from amrg.models.regions import PLACES, find_regions, of_studies
@@ -49,6 +52,7 @@ from amrg.models.zero3 import Zero3Config, gathered
 
 STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
 WEIGHTS = "model.safetensors"
+NO_PRIOR = PriorInputs()
 
 # The penalty applies to generated tokens only: the prefix of embeddings has no token ids.
 warnings.filterwarnings("ignore", "Passing `repetition_penalty` with `inputs_embeds`", UserWarning)
@@ -122,6 +126,9 @@ class ReportGenerator(nn.Module):
         if settings.use_queries:
             # Initialized 4x larger, so that a certain finding dominates the embedding of its query.
             self.finding_QE = nn.Parameter(torch.randn(len(stage1.disease_queries), width) * 4 * size)
+        if "films" in settings.prior:
+            # What tells an earlier film from the study's own, at the same positions.
+            self.earlier_E = nn.Parameter(torch.randn(width) * size)
         self.prompt = Prompt.from_settings(settings, tokenizer, decoder.generation_config.eos_token_id)
 
     def encode_images(self, images_M3HW: Tensor, views: Sequence[int]) -> VisionOutput:
@@ -216,6 +223,7 @@ class ReportGenerator(nn.Module):
             return
         text = self.settings.retrieved_tokens if self.settings.use_retrieved_text else 0
         text += self.settings.context_tokens if self.settings.context else 0
+        text += self.settings.prior_tokens * bool(self.settings.prior) + self.prior_positions
         prompt = self.prompt
         words = len(prompt.before) + len(prompt.behind) + len(prompt.between) + len(prompt.after)
         prefix = words + self.prefix_length + text
@@ -252,11 +260,12 @@ class ReportGenerator(nn.Module):
             loss_B = retrieval_loss(readings[-1].rows_BLD, target_BQD, own_BQD)
             return [reading.out_BLO for reading in readings], loss_B
 
-    def _fuse(self, vision: VisionOutput, remembered: list[Tensor]) -> Tensor:
-        """Project all streams to the language model's space, [B, P, E]."""
+    def _fuse(self, vision: VisionOutput | PriorFilms, remembered: list[Tensor]) -> Tensor:
+        """Project films and what was retrieved to the language model's space, [B, P, E]; P is less without it."""
         tokens_BND, queries_BQD, logits_BQ = vision[:3]
         parts = [tokens_BND, *([queries_BQD] if self.settings.use_queries else []), *remembered]
-        streams_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1)))) + self.mark_PE
+        projected_BPE = self.norm(self.projection(self.dropout(torch.cat(parts, dim=1))))
+        streams_BPE = projected_BPE + self.mark_PE[: projected_BPE.shape[1]]
         streams_BPE = drop_positions(streams_BPE, self.settings.prefix_dropout, self.training)
         if not self.settings.use_queries:
             return streams_BPE
@@ -266,6 +275,22 @@ class ReportGenerator(nn.Module):
         return streams_BPE + F.pad(
             finding_signal_BQE, (0, 0, before, streams_BPE.shape[1] - before - finding_signal_BQE.shape[1])
         )
+
+    def _prefix(
+        self,
+        streams_BPE: Tensor,
+        retrieved_BL: Tensor | None,
+        context_BC: Tensor | None,
+        prior: PriorInputs,
+    ) -> tuple[Tensor, Tensor]:
+        """Build the prefix of the language model and its mask (``Prompt.embed``)."""
+        if prior.text_BR is not None:
+            context_BC = prior.text_BR if context_BC is None else torch.cat([context_BC, prior.text_BR], dim=1)
+        prior_BPE = prior_B = None
+        if prior.films is not None:
+            prior_BPE, prior_B = self._fuse(prior.films, []) + self.earlier_E, prior.films.given_B
+        embedding = self.decoder.get_input_embeddings()
+        return self.prompt.embed(embedding, streams_BPE, retrieved_BL, self.training, context_BC, prior_BPE, prior_B)
 
     def masked_groups(self, group_B: Tensor) -> Tensor | None:
         """Groups whose rows both memories mask for each study; None if masking is off."""
@@ -280,6 +305,7 @@ class ReportGenerator(nn.Module):
         wanted: Wanted | None = None,
         retrieved_BL: Tensor | None = None,
         context_BC: Tensor | None = None,
+        prior: PriorInputs = NO_PRIOR,
     ) -> GeneratorOutput:
         """Compute the losses of reports.
 
@@ -290,13 +316,14 @@ class ReportGenerator(nn.Module):
             wanted: rows of the visual bank that the regions should retrieve, for ``association_loss``.
             retrieved_BL: token ids of the retrieved text, padded on the left with ``IGNORE_INDEX``; None: no text.
             context_BC: token ids of the context, padded alike (``amrg.models.context``); None: no context.
+            prior: earlier studies (``amrg.models.prior``).
         """
         remembered, retrieval_B = self._retrieve(vision, group_B, own_BQD)
         embedding = self.decoder.get_input_embeddings()
         streams_BPE = self._fuse(vision, remembered)
-        prefix, mask_BS = self.prompt.embed(embedding, streams_BPE, retrieved_BL, self.training, context_BC)
+        prefix, mask_BS = self._prefix(streams_BPE, retrieved_BL, context_BC, prior)
         placed = {}
-        if retrieved_BL is not None or context_BC is not None:
+        if retrieved_BL is not None or context_BC is not None or any(part is not None for part in prior):
             mask_BS = F.pad(mask_BS, (0, report_BT.shape[1]), value=1)
             placed = {"attention_mask": mask_BS, "position_ids": (mask_BS.cumsum(1) - 1).clamp_min(0)}
         report = drop_positions(embedding(report_BT.clamp(min=0)), self.settings.token_dropout, self.training)
@@ -329,6 +356,7 @@ class ReportGenerator(nn.Module):
         forced_prefixes: Sequence[str] = (),
         retrieved_BL: Tensor | None = None,
         context_BC: Tensor | None = None,
+        prior: PriorInputs = NO_PRIOR,
     ) -> list[str]:
         """Write a report for each study.
 
@@ -339,13 +367,12 @@ class ReportGenerator(nn.Module):
             streamer: receives each token as it is generated; one study and one beam only.
             hidden: names of ``STREAMS`` whose positions are set to zero, as ``prefix_dropout`` does in training.
             forced_prefixes: beginning of each study's text (``amrg.models.composer``); empty: no forced beginning.
-            retrieved_BL, context_BC: as for ``forward``.
+            retrieved_BL, context_BC, prior: as for ``forward``.
         """
         streams_BPE = self.embed_streams(vision, group_B, query_vision)
         for name in hidden:
             streams_BPE[:, self.stream_slices[name]] = 0.0
-        embedding = self.decoder.get_input_embeddings()
-        prefix, mask_BS = self.prompt.embed(embedding, streams_BPE, retrieved_BL, self.training, context_BC)
+        prefix, mask_BS = self._prefix(streams_BPE, retrieved_BL, context_BC, prior)
         written = self.decoder.generate(
             inputs_embeds=prefix,
             attention_mask=mask_BS,
@@ -402,6 +429,22 @@ class ReportGenerator(nn.Module):
         """Return token ids [B, C] for ``generate``, on the model's device; None if the language model reads none."""
         encode = self.context_encoder()
         return None if encode is None else encode(contexts)[0].to(self.mark_PE.device)
+
+    def prior_encoder(self) -> PriorTokenizer | None:
+        """Return the tokenizer of earlier studies; None if the language model reads none."""
+        settings = self.settings
+        return PriorTokenizer(self.tokenizer, settings.prior, settings.prior_tokens) if settings.prior else None
+
+    def encode_priors(self, priors: Sequence[Prior | None]) -> Tensor | None:
+        """Return token ids [B, R] of ``PriorInputs``, on the model's device; None if the language model reads none."""
+        encode = self.prior_encoder()
+        return None if encode is None else encode(priors).to(self.mark_PE.device)
+
+    @property
+    def prior_positions(self) -> int:
+        """Number of positions of the films of an earlier study."""
+        tokens, queries, _ = self.vision_shape
+        return (tokens + queries * self.settings.use_queries) * ("films" in self.settings.prior)
 
     def saved_parameters(self) -> list[nn.Parameter]:
         """Parameters that ``save_pretrained`` writes and that must be gathered: all but the frozen base weights."""

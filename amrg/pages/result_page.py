@@ -112,6 +112,7 @@ def render(page: Page) -> str:
         odds_missing={f: score_table.why_no_odds_ratio(t) for f, t in page.scores["mentions"].items()},
         relevance={b: found and score_table.relevance_rows(found) for b, found in page.scores["relevance"].items()},
         wording=score_table.wording_rows(page.scores),
+        temporal=score_table.temporal_rows(page.scores),
         copying=score_table.copying_rows(page.scores),
         sizes=score_table.size_rows(page.scores),
         unavailable=score_table.unavailable(page.scores),

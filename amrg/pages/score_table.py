@@ -237,6 +237,20 @@ def wording_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["", "words, mean (10% – 90%)", *shares, "distinct-1", "distinct-4"], rows
 
 
+def temporal_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of the scores of change, for all studies and those with a prior; no rows without a case."""
+    columns = {"all": "all studies", "with_prior": "with an earlier study"}
+    found = {head: scores["temporal"][name] for name, head in columns.items() if name in scores.get("temporal", {})}
+    rows = []
+    for name in next(iter(found.values()), {}):
+        if name != "truth" and any(one[name]["value"] is not None for one in found.values()):
+            rows.append([name, *(_with_cases(name, one[name]) for one in found.values())])
+    if any("truth" in one for one in found.values()):
+        truths = [one.get("truth", {"true": 0, "stated": 0}) for one in found.values()]
+        rows.append(["generated changes that are true", *(f"{one['true']} of {one['stated']}" for one in truths)])
+    return ["", *found], rows
+
+
 def copying_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of the copy rates of generated reports and references."""
     heads = {

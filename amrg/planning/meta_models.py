@@ -19,6 +19,7 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_meta_decoder
 from amrg.models.decoder_files import SMALL_LLAMA
 from amrg.models.memory_layer import LocalBank
+from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tensor_parallel import split
 from amrg.models.vision_output import VisionOutput
@@ -143,7 +144,8 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
         context_BC = None
         if config.decoder.context:
             context_BC = torch.zeros(len(group_B), config.decoder.context_tokens, dtype=torch.long)
-        return model(vision, group_B, report_BT, retrieved_BL=text_BL, context_BC=context_BC).loss_B.mean()
+        prior = dummy_prior(model, vision)
+        return model(vision, group_B, report_BT, retrieved_BL=text_BL, context_BC=context_BC, prior=prior).loss_B.mean()
 
     use = config.decoder
     used = (use.use_visual_memory or use.use_retrieved_text, use.use_report_memory)
@@ -154,6 +156,14 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
 def dummy_vision_output(model: ReportGenerator, samples: int) -> VisionOutput:
     """Stage 1's output for some studies, zeros."""
     return VisionOutput(*(torch.zeros(samples, *shape) for shape in model.vision_output_shapes))
+
+
+def dummy_prior(model: ReportGenerator, vision: VisionOutput) -> PriorInputs:
+    """Inputs of the earlier studies that a model reads, with the films of the studies themselves and zeros as text."""
+    settings, studies = model.settings, len(vision.logits_BQ)
+    text_BR = torch.zeros(studies, settings.prior_tokens, dtype=torch.long) if settings.prior else None
+    given_B = torch.ones(studies, dtype=torch.bool)
+    return PriorInputs(text_BR, PriorFilms(*vision[:3], given_B) if "films" in settings.prior else None)
 
 
 def bank_rows(config: Config) -> tuple[BankShape, BankShape]:

@@ -276,4 +276,5 @@ def prompt_length(config: Config, model: Any) -> int:
     prompt = model.prompt
     words = len(prompt.before) + len(prompt.behind) + len(prompt.between) + len(prompt.after)
     words += use.retrieved_tokens * use.use_retrieved_text + use.context_tokens * bool(use.context)
+    words += use.prior_tokens * bool(use.prior) + model.prior_positions
     return words + model.vision_shape[0] + len(LABELS) * streams

@@ -23,14 +23,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from amrg.data.context import Context
 from amrg.data.film_checks import NotAFilm
-from amrg.data.own_studies import StudyFilms, read_given_context, read_study
+from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, read_given_prior, read_study
 from amrg.errors import UserError
 from amrg.inference.run import RunArtifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import echo
 from amrg.serving.batching import Batcher, Study, WorkerFailed, place
 from amrg.serving.docs_page import FILES, docs_file, docs_page
-from amrg.serving.inputs import JSON, MULTIPART, media_type, parse_study
+from amrg.serving.inputs import JSON, MULTIPART, PRIOR_FIELDS, media_type, parse_study
 from amrg.serving.metrics import MEDIA_TYPE, CountRequests, Metrics
 from amrg.serving.outputs import DICOM, FHIR, missing_extra, read_sources, render
 from amrg.webapp.requests import RequestGuard, ResponseHeaders, without_folders
@@ -118,6 +118,7 @@ class _Study:
     name: str
     read: StudyFilms
     context: Context
+    prior: GivenPrior | None
     sources: list[Any]
 
 
@@ -200,7 +201,7 @@ class Handlers:
                 study = await self._receive(request, wanted)
                 if wanted == EVENTS:
                     return self._stream(study, end)
-                record = await self._write(request, (study.read.films, study.context))
+                record = await self._write(request, (study.read.films, study.context, study.prior))
         except TimeoutError:
             raise self._late() from None
         except WorkerFailed:
@@ -224,7 +225,7 @@ class Handlers:
     def _stream(self, study: _Study, end: float) -> Response:
         """Answer with server-sent events; the request stays in work until they end or the client has gone."""
         self._in_work += 1
-        future = self._batcher.submit((study.read.films, study.context))
+        future = self._batcher.submit((study.read.films, study.context, study.prior))
 
         def close() -> None:
             self._in_work -= 1
@@ -282,6 +283,8 @@ class Handlers:
     def _read(self, content_type: str, body: bytearray, wanted: str) -> _Study:
         received = parse_study(content_type, bytes(body))
         given = read_given_context(received.context, "")
+        report, days = (received.prior.get(name, "").strip() for name in PRIOR_FIELDS)
+        prior = read_given_prior(report, (), days, "prior_days")
         try:
             read = read_study(received.films, self._batcher.image_size, self._chain.frontal_only, received.force)
         except NotAFilm as error:
@@ -289,7 +292,7 @@ class Handlers:
         except ValueError as error:
             raise UserError(f"no film that can be read: {error}") from None
         sources = read_sources(received.films) if wanted == DICOM else []
-        return _Study(received.name, read, given.filled(read.context), sources)
+        return _Study(received.name, read, given.filled(read.context), prior, sources)
 
     async def _write(self, request: Request, study: Study) -> dict[str, Any]:
         """Wait for the report, or until the client has gone."""

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from amrg.data.context import Context
+from amrg.data.own_studies import GivenPrior
 from amrg.errors import UserError
 from amrg.progress import echo
 
-Study = tuple[list[np.ndarray], Context]  # films, uint8 [H, W] each, and clinical context
+#: Films, uint8 [H, W] each, clinical context, and the earlier study.
+Study = tuple[list[np.ndarray], Context, GivenPrior | None]
 Record = dict[str, Any]
 
 #: Seconds before a model that could not be opened again is opened once more: doubled after each failure.

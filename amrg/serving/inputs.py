@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import HeaderParser
 from email.utils import collapse_rfc2231_value
@@ -19,7 +19,9 @@ MULTIPART, JSON = "multipart/form-data", "application/json"
 MAX_NAME = 256
 #: Maximal length of a field of the clinical context, in characters.
 MAX_TEXT = 4096
-_MAX_PARTS = MAX_FILMS + 2 + len(CONTEXT_FIELDS)  # the films, `study`, `force` and the context
+_MAX_PARTS = MAX_FILMS + 4 + len(CONTEXT_FIELDS)  # the films, `study`, `force`, the context and the earlier study
+#: Texts of the earlier study.
+PRIOR_FIELDS = ("prior_report", "prior_days")
 _TRUE, _FALSE = ("true", "1"), ("false", "0", "")
 
 
@@ -32,12 +34,14 @@ class ReceivedStudy:
         films: name, which may be empty, and bytes of each film.
         force: write also for what is refused as no chest film.
         context: clinical context as it was sent.
+        prior: ``PRIOR_FIELDS`` as they were sent.
     """
 
     name: str
     films: list[tuple[str, bytes]]
     force: bool
     context: dict[str, str]
+    prior: dict[str, str] = field(default_factory=dict)
 
 
 class _Film(BaseModel):
@@ -56,6 +60,8 @@ class _Study(BaseModel):
     comparison: str = Field("", max_length=MAX_TEXT)
     age: str = Field("", max_length=MAX_TEXT)
     sex: str = Field("", max_length=MAX_TEXT)
+    prior_report: str = Field("", max_length=MAX_TEXT)
+    prior_days: str = Field("", max_length=MAX_TEXT)
 
 
 def parse_study(content_type: str, body: bytes) -> ReceivedStudy:
@@ -93,7 +99,8 @@ def _from_json(body: bytes) -> ReceivedStudy:
             films.append((film.name, base64.b64decode(film.data, validate=True)))
         except (binascii.Error, ValueError):
             raise UserError(f"{film.name or f'film {number}'}: `data` is not base64") from None
-    return ReceivedStudy(study.study, films, study.force, {name: getattr(study, name) for name in CONTEXT_FIELDS})
+    context, prior = ({name: getattr(study, name) for name in names} for names in (CONTEXT_FIELDS, PRIOR_FIELDS))
+    return ReceivedStudy(study.study, films, study.force, context, prior)
 
 
 def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
@@ -107,7 +114,7 @@ def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
         raise UserError(f"the form is cut off, or has more than {_MAX_PARTS} parts")
     name, force = "", "false"
     films: list[tuple[str, bytes]] = []
-    context: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for part in parts[:-1]:
         head, blank, content = part.partition(b"\r\n\r\n")
         headers = HeaderParser().parsestr(head.lstrip(b" \t\r\n").decode(errors="replace"))
@@ -121,15 +128,16 @@ def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
             name = content.decode(errors="replace")
         elif field == "force":
             force = content.decode(errors="replace").strip().lower()
-        elif field in CONTEXT_FIELDS:
-            context[field] = content.decode(errors="replace")
-            if len(context[field]) > MAX_TEXT:
+        elif field in (*CONTEXT_FIELDS, *PRIOR_FIELDS):
+            texts[field] = content.decode(errors="replace")
+            if len(texts[field]) > MAX_TEXT:
                 raise UserError(f"{field}: longer than {MAX_TEXT} characters")
         else:
-            known = ", ".join(("study", "force", *CONTEXT_FIELDS))
+            known = ", ".join(("study", "force", *CONTEXT_FIELDS, *PRIOR_FIELDS))
             raise UserError(f"no such field: {field[:MAX_NAME]}; there are film, {known}")
     if len(name) > MAX_NAME:
         raise UserError(f"study: longer than {MAX_NAME} characters")
     if force not in (*_TRUE, *_FALSE):
         raise UserError("force must be true or false")
-    return ReceivedStudy(name, films, force in _TRUE, context)
+    prior = {name: texts.pop(name) for name in PRIOR_FIELDS if name in texts}
+    return ReceivedStudy(name, films, force in _TRUE, texts, prior)

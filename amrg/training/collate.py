@@ -1,10 +1,11 @@
 """Collation of samples into batches, in the process that decodes them.
 
-Shape legend: M films, B studies, S pixels on a side, K = 14 labels, T report tokens, C tokens of the context.
+Shape legend: M films, B studies, S pixels on a side, K = 14 labels, T report tokens, C tokens of the context,
+R of an earlier study.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
@@ -14,10 +15,13 @@ from torch import Tensor
 from amrg.banks.bank import group_id
 from amrg.config import Stage1Config
 from amrg.data.image_ops import to_model_input
+from amrg.data.prior import Prior
 from amrg.data.shards import hash_key
 from amrg.data.stream import Sample
 from amrg.data.studies import Study
+from amrg.data.text.prior_mentions import without_prior_mentions
 from amrg.models.context import ContextTokenizer
+from amrg.models.prior import ALONE, TEXT, PriorTokenizer
 from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer
 from amrg.training.multilabel import targets
 
@@ -83,11 +87,16 @@ class Stage1Collator:
 class ReportCollator:
     """Collate studies to ``report`` [B, T], ``group`` [B], ``counts`` [B] of ones and ``study`` (hashed keys).
 
-    If the decoder reads context, also to ``context`` and ``context_field`` [B, C] (``ContextTokenizer``).
+    If the decoder reads context, also to ``context`` and ``context_field`` [B, C] (``ContextTokenizer``). If it reads
+    earlier studies, which ``priors`` has by the key of the later one, also to ``prior_text`` [B, R]
+    (``PriorTokenizer``) and ``report_alone`` [B, T]: the report without words of change. That is also the ``report`` of
+    a study without a prior.
     """
 
     encode: ReportTokenizer
     encode_context: ContextTokenizer | None = None
+    encode_prior: PriorTokenizer | None = None
+    priors: Mapping[str, Prior] = field(default_factory=dict)
 
     def __call__(self, studies: Sequence[Study]) -> dict[str, Any]:
         """Collate the texts of studies for stage 2; padding is ``IGNORE_INDEX``."""
@@ -96,13 +105,32 @@ class ReportCollator:
             ids_BC, field_BC = self.encode_context([study.context for study in studies])
             context = {"context": ids_BC, "context_field": field_BC}
         encoded = [torch.tensor(self.encode(study.report)) for study in studies]
+        prior = {}
+        if self.encode_prior is not None:
+            given = [self.priors.get(study.key) for study in studies]
+            # Both are padded to one length, as a dropped prior exchanges them.
+            alone = [self._alone(study) for study in studies]
+            encoded = [full if one else short for full, short, one in zip(encoded, alone, given, strict=True)]
+            padded = _padded([*encoded, *alone])
+            prior = {TEXT: self.encode_prior(given), ALONE: padded[len(studies) :]}
+            encoded = list(padded[: len(studies)])
         return {
-            "report": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=IGNORE_INDEX),
+            "report": _padded(encoded),
             "group": torch.tensor([group_id(study.group) for study in studies]),
             "counts": torch.ones(len(studies)),
             "study": hashed_keys(studies),
             **context,
+            **prior,
         }
+
+    def _alone(self, study: Study) -> Tensor:
+        """Encode a report without words of change; nothing is learned of one that has no other words."""
+        text = without_prior_mentions(study.report)
+        return torch.tensor(self.encode(text) if text else [IGNORE_INDEX])
+
+
+def _padded(encoded: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(encoded), batch_first=True, padding_value=IGNORE_INDEX)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from amrg.data.text.repetition import is_repetitive, most_common_share, tokenize
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.classifier import query_cosines
 from amrg.models.composer import ROWS
+from amrg.models.prior import PriorInputs
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.vision_output import VisionOutput
 from amrg.models.zero3 import gathered
@@ -170,7 +171,7 @@ def greedy_reports(
     Args:
         model: in evaluation mode.
         batch: this rank's share of a validation batch, of equal size on every rank, with ``vision`` and ``counts``, and
-            ``retrieved`` and ``context`` if the decoder reads these.
+            ``retrieved``, ``context`` and the entries of ``PriorInputs`` if the decoder reads these.
         count: number of reports over all ranks; at most those of the batch.
         max_tokens: most tokens of a report.
 
@@ -194,6 +195,7 @@ def greedy_reports(
             synced=distributed.world_size() > 1,
             retrieved_BL=text_BL,
             context_BC=context_BC,
+            prior=PriorInputs.of_batch(batch, local_count),
         )
     studies, counted = batch["study"][:local_count], batch["counts"][:local_count].tolist()
     local_reports = [(key, text) for key, text, one in zip(studies, written, counted, strict=True) if one]

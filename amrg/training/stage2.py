@@ -19,8 +19,10 @@ from torch import Tensor
 from amrg import distributed
 from amrg.artifacts import add_failure, open_artifact
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
-from amrg.config import Config
+from amrg.config import Config, DecoderConfig
+from amrg.data.prior import Prior, choose_priors
 from amrg.data.shards import hash_key
+from amrg.data.splits import hash_uniform
 from amrg.data.stream import (
     Stream,
     epoch_rows,
@@ -38,6 +40,7 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.context import context_text, drop_fields, refuse_lacking_context
 from amrg.models.decoder import QUANTISED, build_decoder, build_split_decoder, refuse_quantised, rehearse
 from amrg.models.open_banks import open_banks, refuse_ring_of_indexes
+from amrg.models.prior import ALONE, FILMS, PriorInputs, drop_priors, prior_text, refuse_lacking_priors
 from amrg.models.prompt import stream_faults
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
@@ -152,6 +155,10 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     if config.decoder.context:
         refuse_lacking_context(config.decoder.context, studies)
         texts += [context_text(study.context, config.decoder.context) for study in studies if study.context]
+    if config.decoder.prior:
+        priors = read_priors(config.decoder, data, "train")
+        refuse_lacking_priors(priors, config.decoder.prior)
+        texts += [prior_text(prior, config.decoder.prior) for prior in priors.values()]
     if distributed.groups().size > 1:
         decoder, tokenizer = build_split_decoder(config.decoder, texts, config.seed)
     else:
@@ -164,6 +171,14 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     if not config.stage2.association_loss_weight:
         model.freeze_visual_query()
     return model
+
+
+def read_priors(settings: DecoderConfig, data: Path, split: str) -> dict[str, Prior]:
+    """Choose the earlier study of each study of a split that has one of which the decoder reads anything."""
+    if not settings.prior:
+        return {}
+    found = choose_priors(load_studies(data, split, with_wordless=True), settings.prior_study)
+    return {key: prior for key, prior in found.items() if "films" in settings.prior or prior.report}
 
 
 def freeze_for_stage2(classifier: DiseaseClassifier, train_vision: bool) -> DiseaseClassifier:
@@ -187,6 +202,8 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
     ]
     if deepspeed_config.is_split(settings.ds_config):
         checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
+    if settings.train_vision and "films" in config.decoder.prior:
+        checks.append(_refuse_trained_prior)
     faults = [*stream_faults(config.decoder), *search_faults(memory.index), *collect_errors(*checks)]
     if config.decoder.use_retrieved_text and config.banks.reports.granularity != "sentence":
         faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
@@ -210,6 +227,13 @@ def _refuse_split(config: Config) -> None:
         raise UserError(f"{what} decoder.base_dtype {config.decoder.base_dtype}: take bfloat16")
     if config.stage2.compile:
         raise UserError(f"{what} stage2.compile: say --stage2.compile false")
+
+
+def _refuse_trained_prior() -> None:
+    raise UserError(
+        "decoder.prior films are encoded once, by a frozen encoder: say stage2.train_vision false, or decoder.prior "
+        "report alone"
+    )
 
 
 def _leak(where: object, held_out: Sequence[str]) -> str:
@@ -246,7 +270,16 @@ def loss(
     context_BC = batch.get("context")
     if context_BC is not None and context_dropout:
         context_BC = drop_fields(context_BC, batch["context_field"], context_dropout)
-    predicted = model(vision, batch["group"], batch["report"], own_BQD, wanted, batch.get("retrieved"), context_BC)
+    predicted = model(
+        vision,
+        batch["group"],
+        batch["report"],
+        own_BQD,
+        wanted,
+        batch.get("retrieved"),
+        context_BC,
+        PriorInputs.of_batch(batch),
+    )
     total, recorded = (predicted.loss_B * batch["weight"]).mean(), {}
     for name, teacher, loss_B in (
         ("retrieval_loss", own_reports, predicted.retrieval_B),
@@ -282,7 +315,13 @@ class _Source:
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         self.model, self.data = model, data
         self.seed, self.batch_size, self.settings = config.seed, config.stage2.batch_size, config.stage2
-        self.reports = ReportCollator(model.report_encoder(config.stage2.max_report_tokens), model.context_encoder())
+        self.priors = {split: read_priors(config.decoder, data, split) for split in ("train", "val")}
+        self.reports = ReportCollator(
+            model.report_encoder(config.stage2.max_report_tokens),
+            model.context_encoder(),
+            model.prior_encoder(),
+            self.priors["train"] | self.priors["val"],
+        )
         for split in ("train", "val"):
             if not num_studies(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
@@ -337,6 +376,14 @@ class _Source:
             return None
         return [len(self.reports.encode(study.report)) for study in load_studies(self.data, "train")]
 
+    def with_some_priors(self, packed: dict[str, Any], epoch: int) -> dict[str, Any]:
+        """Leave out the priors of a share of the studies; which ones depends on seed, epoch and study only."""
+        share = self.settings.prior_dropout
+        if ALONE not in packed or not share:
+            return packed
+        drawn = [hash_uniform(self.seed, f"prior {epoch}", key) for key in packed["study"]]
+        return drop_priors(packed, torch.tensor(drawn) < share)
+
     def with_token_weights(self, packed: dict[str, Any]) -> dict[str, Any]:
         """Add ``weight`` [B], with which the mean over samples and ranks is a mean over the global batch's tokens."""
         tokens = float((packed["report"] != IGNORE_INDEX).sum())  # before the copy: on a GPU it would wait for it
@@ -371,9 +418,8 @@ class _Cached(_Source):
         order = torch.from_numpy(drawn)
         for step in range(start, self.steps_per_epoch):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.with_token_weights(
-                self._batch("train", rows[distributed.data_rank() :: distributed.data_ranks()])
-            )
+            batch = self._batch("train", rows[distributed.data_rank() :: distributed.data_ranks()])
+            yield self.with_token_weights(self.with_some_priors(batch, epoch))
 
     def validation(self) -> Iterator[dict[str, Any]]:
         for rows, counted in rank_batches(len(self.val), self.batch_size):
@@ -381,7 +427,10 @@ class _Cached(_Source):
 
     def _batch(self, split: str, rows: Tensor) -> dict[str, Any]:
         cache = self.train if split == "train" else self.val
-        batch = {"vision": cache[rows], **self.reports([cache.studies[row] for row in rows.tolist()])}
+        studies = [cache.studies[row] for row in rows.tolist()]
+        batch = {"vision": cache[rows], **self.reports(studies)}
+        if "films" in self.model.settings.prior:
+            batch[FILMS] = cache.prior_films([self.priors[split].get(study.key) for study in studies])
         return batch if self._text is None else {**batch, "retrieved": self._text[split][rows]}
 
 
@@ -406,7 +455,8 @@ class _Streamed(_Source):
         self.steps_per_epoch = self._stream.steps_per_epoch
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        yield from map(self.with_token_weights, self._stream.epoch(epoch, start))
+        for batch in self._stream.epoch(epoch, start):
+            yield self.with_token_weights(self.with_some_priors(batch, epoch))
 
     def validation(self) -> Iterator[dict[str, Any]]:
         samples = iter_samples(self.data, "val")

@@ -67,8 +67,8 @@ class Gate:
         if self.error:
             error, self.error = self.error, None
             raise error
-        films, self.contexts = zip(*studies, strict=True)
-        return self.loaded.generate_records(films, self.contexts)
+        films, self.contexts, self.priors = zip(*studies, strict=True)
+        return self.loaded.generate_records(films, self.contexts, [self.loaded.read_prior(one) for one in self.priors])
 
     @contextmanager
     def model(self):

@@ -14,8 +14,10 @@ import torch
 from amrg.artifacts import Artifact, build, open_artifact
 from amrg.data.context import Context
 from amrg.data.labels import FINDINGS
+from amrg.data.prior import Prior
 from amrg.data.stream import Sample, iter_samples, load_studies
 from amrg.models.finding_calibration import Certainty
+from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.training_distance import TrainingDistance
 from amrg.pipeline import recipe, root
@@ -24,7 +26,7 @@ from amrg.training.calibration import CALIBRATION
 from amrg.training.collate import ReportCollator, Stage2Collator, collate_images
 from amrg.training.stage2 import MODEL, build_generator
 from amrg.training.vision_cache import encode_films, round_like_cache
-from tests.conftest import ChestSource, InformedSource, make_artefacts, report
+from tests.conftest import ChestSource, InformedSource, VisitedSource, make_artefacts, report
 
 STEPS = 200
 
@@ -34,10 +36,13 @@ STATED = ("Cardiomegaly", "Atelectasis", "Pleural Effusion")
 
 
 def make_run(
-    folder: Path, outline_source: Literal["decoder", "retrieved"] = "decoder", informed: bool = False
+    folder: Path,
+    outline_source: Literal["decoder", "retrieved"] = "decoder",
+    informed: bool = False,
+    prior: tuple[str, ...] = (),
 ) -> dict[str, Artifact]:
     """The artefacts by kind; they lie in ``folder/tiny``. An ``informed`` decoder reads indication, age and sex."""
-    made = _made(outline_source, informed)
+    made = _made(outline_source, informed, prior)
     shutil.copytree(made["stage2"].path.parent, folder / "tiny")
     return {kind: open_artifact(folder / "tiny" / one.path.name, kind) for kind, one in made.items()}
 
@@ -54,17 +59,20 @@ def copy_with_reports(
 
 
 @functools.cache
-def _made(outline_source: Literal["decoder", "retrieved"], informed: bool) -> dict[str, Artifact]:
+def _made(
+    outline_source: Literal["decoder", "retrieved"], informed: bool, prior: tuple[str, ...]
+) -> dict[str, Artifact]:
     """The same in a folder that tests copy: making a run takes much longer."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    made = make_artefacts(folder, InformedSource() if informed else ChestSource())
+    made = make_artefacts(folder, InformedSource() if informed else VisitedSource() if prior else ChestSource())
     config = replace(
         made.config,
         decoder=replace(
             made.config.decoder,
             predict_outline=outline_source != "decoder",
             context=("indication", "age", "sex") if informed else (),
+            prior=prior,
         ),
         generate=replace(
             made.config.generate,
@@ -114,7 +122,8 @@ def _film_vectors(model: ReportGenerator, data: Path, split: str) -> torch.Tenso
 def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     """Plain training until two reports are known: one with the visual memory, the other where it is hidden.
 
-    If the decoder reads context, one with an indication of a cough, the other without any context.
+    If the decoder reads context, one with an indication of a cough, the other without any context. If it reads earlier
+    studies, one with a prior, the other without.
     """
     batch = Stage2Collator(model.stage1.config.image_size, ReportCollator(model.report_encoder(40)))(samples)
     with torch.no_grad():
@@ -125,19 +134,25 @@ def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     hidden = seen.clone()
     hidden[before:][model.stream_slices["visual memory"]] = 0.0
     cough_1C = model.encode_context([Context("Cough.")])
+    text_1R = model.encode_priors([Prior(report=report(2), days=30)])
+    films = PriorFilms(*sight[:3], torch.ones(len(samples), dtype=torch.bool))
+    films = films if "films" in model.settings.prior else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     for step in range(STEPS):
         shown_L1, learned = (hidden, second) if step % 2 else (seen, first)
         report_BT, context_BC = batch["report"][learned].expand_as(batch["report"]), None
-        if cough_1C is None:
+        prior = PriorInputs()
+        if text_1R is not None:
+            prior = prior if step % 2 else PriorInputs(text_1R.expand(len(report_BT), -1), films)
+        elif cough_1C is None:
             hook = model.decoder.register_forward_pre_hook(functools.partial(_multiply, shown_L1), with_kwargs=True)
         elif step % 2 == 0:
             context_BC = cough_1C.expand(len(report_BT), -1)
         optimizer.zero_grad()
-        model(sight, batch["group"], report_BT, context_BC=context_BC).loss_B.mean().backward()
+        model(sight, batch["group"], report_BT, context_BC=context_BC, prior=prior).loss_B.mean().backward()
         optimizer.step()
-        if cough_1C is None:
+        if text_1R is None and cough_1C is None:
             hook.remove()
 
 

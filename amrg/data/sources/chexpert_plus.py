@@ -10,6 +10,7 @@ from typing import Any
 from amrg.config import DataConfig
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
+from amrg.data.prior import EarlierStudies
 from amrg.data.sources.study_films import load_study_films
 from amrg.data.sources.tables import Need, Tally, data_root, decode, find, join_labels, number, present, read_csv
 from amrg.data.splits import assign_splits, hash_patient
@@ -106,7 +107,7 @@ class ChexpertPlus:
                 self._films.setdefault(key, []).append(row["path_to_image"])
                 views.setdefault(key, []).append(_view(row))
         studies: list[Study] = []
-        last: dict[str, str] = {}
+        earlier = EarlierStudies()
         texts = self._texts(rows)
         for key, (row, text) in texts.items():
             split = PUBLISHED_SPLITS.get(row["split"] or "", "" if self._config.splits == "official" else "train")
@@ -119,15 +120,13 @@ class ChexpertPlus:
                 given = label_report(text) if text else dict.fromkeys(LABELS)
             if not (fault or tally.keeps(text, given, self._config.labels == "rules" or name in labels)):
                 continue
-            group = hash_patient(f"chexpert {patient(row)}")
+            group, place = hash_patient(f"chexpert {patient(row)}"), number(row["patient_report_date_order"])
+            prior = "" if place is None else earlier.find(group, place)[0]
             studies.append(
-                Study(
-                    key, group, split, text, given, tuple(views[key]), last.get(group, ""), fault,
-                    context=_context(row),
-                )
-            )  # fmt: skip
-            if text:
-                last[group] = key
+                Study(key, group, split, text, given, tuple(views[key]), prior, fault, context=_context(row))
+            )
+            if text and place is not None:
+                earlier.add(group, place, key)
         self.left_out = dict(tally.counts)
         tally.refuse_nothing(len(studies), len(texts), self._root)
         tally.report(len(texts))

@@ -14,6 +14,7 @@ from amrg.config import DataConfig
 from amrg.data.context import Context
 from amrg.data.film_checks import is_lateral_view
 from amrg.data.labels import LABELS
+from amrg.data.prior import EarlierStudies, days_between
 from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
 from amrg.data.sources.study_films import load_study_films
@@ -105,7 +106,7 @@ class MimicCxr:
         films, splits = self._metadata(tally), self._splits()
         labels, report = self._labels(films), _reports(self._root, tally)
         studies: list[Study] = []
-        last: dict[str, str] = {}
+        earlier = EarlierStudies()
         wanted = {view.upper() for view in self._config.views}
         for (subject, study), views in track(sorted(films.items(), key=_time), "reading reports"):
             split = splits.get(study, "" if self._config.splits == "official" else "train")
@@ -132,11 +133,16 @@ class MimicCxr:
             group = hash_patient(f"mimic {subject}")
             projections = tuple(view["view"] for view in ordered)
             context = Context.read(context_sections(raw) if raw else {}, found.values())
+            time = min((view["date"], view["time"]) for view in views)
+            prior, before = earlier.find(group, time) if time[0] >= 0 else ("", None)
             studies.append(
-                Study(key, group, split, text, found_labels, projections, last.get(group, ""), fault, context=context)
-            )
-            if text:
-                last[group] = key
+                Study(
+                    key, group, split, text, found_labels, projections, prior, fault, context=context,
+                    prior_days=days_between(before[0], time[0]) if before else None,
+                )
+            )  # fmt: skip
+            if text and time[0] >= 0:
+                earlier.add(group, time, key)
         self.left_out = dict(tally.counts)
         tally.refuse_nothing(len(studies), len(films), self._root)
         tally.report(len(films))

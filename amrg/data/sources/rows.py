@@ -15,6 +15,7 @@ from typing import Any
 from amrg.config import DataConfig
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
+from amrg.data.prior import EarlierStudies, days_between
 from amrg.data.sources.study_films import load_study_films
 from amrg.data.sources.tables import Tally, labels_of, moment
 from amrg.data.splits import assign_splits, hash_patient
@@ -127,7 +128,7 @@ class RowSource:
         tally = Tally(self._config.sections)
         repeated = {name for name, times in Counter(study for _, study in studies).items() if times > 1}
         found: list[Study] = []
-        last: dict[str, str] = {}
+        earlier = EarlierStudies()
         # Studies of a patient in order of time; those without one stay in the order of the rows, before the others.
         ordered = sorted(studies.items(), key=lambda item: (item[0][0], _place(item[1])))
         for (patient, name), rows in track(ordered, "reading reports"):
@@ -138,11 +139,14 @@ class RowSource:
             elif split_needed and not any(row.split for row in rows):
                 tally.counts[tally.no_split] += 1
             elif study.load_error or tally.keeps(study.report, study.labels):
-                timed = _time(rows) is not None
-                tally.counts.update([tally.no_time] if not timed and any(row.time for row in rows) else [])
-                found.append(replace(study, prior=last.get(patient, "") if timed else ""))
-                if study.report and timed:
-                    last[patient] = key
+                time = _time(rows)
+                tally.counts.update([tally.no_time] if time is None and any(row.time for row in rows) else [])
+                if time is not None:
+                    prior, before = earlier.find(patient, time)
+                    study = replace(study, prior=prior, prior_days=days_between(before, time))
+                    if study.report:
+                        earlier.add(patient, time, key)
+                found.append(study)
         self.left_out = dict(tally.counts)
         tally.report(len(studies))
         tally.refuse_nothing(len(found), len(studies), Path(self._config.path or ""))

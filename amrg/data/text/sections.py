@@ -91,6 +91,12 @@ def select_sections(findings: str | None, impression: str | None, sections: Sect
     return " ".join(dict.fromkeys(text for text in (clean(part) for part in parts if part) if text))
 
 
+def target_text(report: str, sections: Sections) -> str:
+    """Return the cleaned target text of a report with or without headings."""
+    parts = split_sections(report)
+    return select_sections(parts.get("findings"), parts.get("impression"), sections) if parts else clean(report)
+
+
 @lru_cache(maxsize=1)  # a report is asked for its sections and for its context
 def _parts(text: str) -> list[_Part]:
     """Collect the sections of a report by part; a rule or ``FINAL REPORT`` ends an addendum."""

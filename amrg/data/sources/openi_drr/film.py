@@ -17,18 +17,25 @@ _HEARTS = {"cardiomegaly", "large heart?"}
 _PARENCHYMA = {"consolidation", "pneumonia", "atelectasis"}
 
 
-def render(findings: tuple[Finding, ...], seed: tuple[int, ...], size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def render(
+    findings: tuple[Finding, ...], seed: tuple[int, ...], size: int, visit: int = 0
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Render a film, uint8 [size, size], and the projected extent of each label's lesions, bool [size, size].
 
     The patient (pose, habitus, exposure, noise) depends on ``seed`` only, not on the findings: the same seed with and
-    without a lesion gives two films of one patient.
+    without a lesion gives two films of one patient. Another ``visit`` of that patient has another pose and
+    exposure; lesions that have a number keep their places.
     """
     patient, places, exposure = (np.random.default_rng((*seed, part)) for part in range(3))
-    canvas = Canvas(load(), places, _posed(projection.draw_pose(patient), findings, places))
+    pose = projection.draw_pose(patient)
+    if visit:
+        other, exposure = (np.random.default_rng((*seed, part, visit)) for part in (0, 2))
+        pose = replace(projection.draw_pose(other), breadth=pose.breadth, scoliosis=pose.scoliosis)
+    canvas = Canvas(load(), places, _posed(pose, findings, places))
     usual_heart = patient.uniform(0, 4)
     if not any(finding.kind in _HEARTS for finding in findings):
         lesions.habitus_heart(canvas, usual_heart)
-    drawn = _paint_all(canvas, findings)
+    drawn = _paint_all(canvas, findings, seed)
     path = canvas.paths() + patient.uniform(0.65, 1.05) * canvas.bones()
     path += _habitus(canvas, patient) + drawn
     wobble = np.stack([projection.smooth_field(patient, size, 5, 2.0) for _ in range(2)])
@@ -57,12 +64,14 @@ def _posed(pose: Pose, findings: tuple[Finding, ...], rng: np.random.Generator) 
     return pose
 
 
-def _paint_all(canvas: Canvas, findings: tuple[Finding, ...]) -> np.ndarray:
+def _paint_all(canvas: Canvas, findings: tuple[Finding, ...], seed: tuple[int, ...]) -> np.ndarray:
     """Paint every finding; return the attenuation of devices in mm of water, [R, C]."""
     drawn = np.zeros(canvas.anatomy.water.shape[1:], np.float32)
     filled = {side for finding in findings if finding.kind in _PARENCHYMA for side in finding.sides}
     for finding in sorted(findings, key=lambda finding: finding.kind in _PAIRED):
         labels = KIND_LABELS.get(finding.kind, ())
+        if finding.number >= 0:
+            canvas.rng = np.random.default_rng((*seed, 1, finding.number))
         if finding.kind == "device":
             drawn += devices.draw(canvas, finding.device, _side(canvas, finding, finding.device == "pacemaker")[0])
         elif finding.kind == "edema":
@@ -87,7 +96,7 @@ def _side(canvas: Canvas, finding: Finding, leftward: bool = False) -> tuple[str
 
 def _paint(canvas: Canvas, finding: Finding, side: str, labels: tuple[str, ...]) -> None:
     """Paint a finding of one lung or its pleura."""
-    site = Site(side, finding.zone, finding.severity)
+    site = Site(side, finding.zone, finding.severity, finding.scale)
     if finding.kind in ("consolidation", "pneumonia"):
         lesions.consolidation(canvas, site, labels)
     elif finding.kind == "opacity":

@@ -81,6 +81,9 @@ class Finding:
         severity: from 0 to 2.
         several: whether there is more than one.
         device: kind of device, for devices.
+        scale: of the size of a lesion.
+        number: of its own stream of random numbers, with which it is at the same place on two films of one patient; −1:
+            it draws from the film's common stream.
     """
 
     kind: str
@@ -89,6 +92,8 @@ class Finding:
     severity: float = 1.0
     several: bool = False
     device: str = ""
+    scale: float = 1.0
+    number: int = -1
 
 
 def interpret(report: Report) -> tuple[Finding, ...] | None:

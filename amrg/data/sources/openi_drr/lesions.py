@@ -16,11 +16,13 @@ class Site:
         side: ``left`` or ``right``.
         zone: ``upper``, ``middle``, ``lower`` (lobes), ``base``, ``apex``, ``hilum``, or empty for anywhere.
         severity: from 0 (trace) through 1 (as usual) to 2 (severe).
+        scale: of the lesion's size.
     """
 
     side: str
     zone: str = ""
     severity: float = 1.0
+    scale: float = 1.0
 
 
 _LOBE_OF = {
@@ -69,7 +71,7 @@ def airspace(canvas: Canvas, site: Site, labels: tuple[str, ...], radius: float,
     """Paint filled alveoli with a ragged edge inside one lobe; ``patchy`` in [0, 1] is the share of air left."""
     rng = canvas.rng
     center = place(canvas, site, 16.0)
-    radii = radius * rng.uniform(0.8, 1.25, 3)
+    radii = site.scale * radius * rng.uniform(0.8, 1.25, 3)
     box = canvas.box(center, 1.7 * radii)
     y, r, c = canvas.offsets(box, center)
     distance = np.sqrt((y / radii[0]) ** 2 + (r / radii[1]) ** 2 + (c / radii[2]) ** 2)
@@ -100,7 +102,7 @@ def atelectasis(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
     for index in range(rng.integers(1, 4)):
         jitter = (0.0, index * rng.uniform(7, 13) * rng.choice([-1, 1]) / SPACING[1], rng.normal(0, 6) / SPACING[2])
         center = tuple(a + b for a, b in zip(first, jitter, strict=True))
-        half = rng.uniform(24, 38) * (0.75 + 0.25 * site.severity)
+        half = site.scale * rng.uniform(24, 38) * (0.75 + 0.25 * site.severity)
         depth, thick = rng.uniform(22, 36), rng.uniform(3.2, 5.2) * (0.8 + 0.2 * site.severity)
         box = canvas.box(center, (1.2 * depth, half, 1.2 * half))
         y, r, c = canvas.offsets(box, center)
@@ -122,6 +124,7 @@ def round_lesion(canvas: Canvas, site: Site, labels: tuple[str, ...], kind: str)
     }[kind]
     radius = canvas.rng.uniform(smallest, largest)
     center = place(canvas, site, radius + 3)
+    radius *= site.scale
     box = canvas.box(center, (radius * 1.5,) * 3)
     y, r, c = canvas.offsets(box, center)
     distance = np.sqrt(y**2 + r**2 + c**2) / radius + lobulation * noise(canvas.rng, box, 8.0)
@@ -180,7 +183,7 @@ def interstitial(canvas: Canvas, site: Site, labels: tuple[str, ...]) -> None:
     """Paint a network of thickened septa without haze, in one lung or a part of it."""
     rng = canvas.rng
     center = place(canvas, site, 10.0)
-    reach = rng.uniform(38, 55)
+    reach = site.scale * rng.uniform(38, 55)
     box = canvas.box(center, (60.0, reach * 1.5, reach * 1.5))
     _, r, c = canvas.offsets(box, center)
     near = np.exp(-((r / reach) ** 2) - (c / reach) ** 2)

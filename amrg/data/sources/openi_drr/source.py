@@ -1,9 +1,11 @@
 """The source of the embedded data set: reports with rendered films."""
 
 import hashlib
+from dataclasses import replace
 
 from amrg.config import DataConfig
 from amrg.data.labels import FINDINGS, POSITIVE
+from amrg.data.sources.openi_drr.earlier import earlier_state
 from amrg.data.sources.openi_drr.film import render
 from amrg.data.sources.openi_drr.findings import Finding, interpret, labels_of
 from amrg.data.sources.openi_drr.reports import Report, read_reports
@@ -12,6 +14,7 @@ from amrg.data.splits import hash_uniform
 from amrg.data.studies import SPLITS, Study, StudyImages
 from amrg.errors import UserError
 
+_EARLIER = "-earlier"
 _TRAIN, _VAL = 0.7, 0.8  # 70 % train, 10 % validation, 20 % test
 
 
@@ -20,6 +23,8 @@ class OpeniDrr:
 
     Args:
         config: ``renders_per_study`` films of each train study share its text and group, with keys ``<id>-r0`` and on.
+            With ``earlier_states`` the study before one whose report compares has its key and ``-earlier``, without
+            a text.
         seed: seed of the split and of every film.
 
     Raises:
@@ -83,7 +88,15 @@ class OpeniDrr:
                 key = f"{report.uid}-r{index}" if split == "train" else report.uid
                 self._findings[key] = findings
                 text = report.text(self._config.sections)
-                self._studies.append(Study(key, group, split, text, labels_of(findings), context=report.context))
+                study = Study(key, group, split, text, labels_of(findings), context=report.context)
+                before = earlier_state(findings, report.text()) if self._config.earlier_states else None
+                if before is not None:
+                    self._findings[key] = before.now
+                    earlier = Study(f"{key}{_EARLIER}", group, split, "", labels_of(before.before))
+                    self._findings[earlier.key] = before.before
+                    study = replace(study, prior=earlier.key, prior_report=before.report, changes=before.changes)
+                    self._studies.append(earlier)
+                self._studies.append(study)
 
     def studies(self) -> list[Study]:
         """Return all studies with their splits."""
@@ -91,9 +104,10 @@ class OpeniDrr:
 
     def films(self, study: Study) -> StudyImages:
         """Render one PA film with the masks of its lesions; it depends on the study's key and the seed only."""
-        digest = hashlib.sha256(study.key.encode()).digest()
+        digest = hashlib.sha256(study.key.removesuffix(_EARLIER).encode()).digest()
         seed = (self._seed, int.from_bytes(digest[:8], "big"))
-        film, masks = render(self._findings[study.key], seed, self._config.image_size)
+        visit = int(study.key.endswith(_EARLIER))
+        film, masks = render(self._findings[study.key], seed, self._config.image_size, visit)
         return StudyImages([film], {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
 
 
