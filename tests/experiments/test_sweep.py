@@ -102,6 +102,16 @@ def test_the_context_is_own_anothers_or_none_and_one_decoder_sees_no_film():
     assert with_seed(reading, EXPERIMENTS["context"].variants(reading, 9000)[0], 0) == reading
 
 
+def test_the_earlier_study_is_own_anothers_or_none_and_each_part_is_read_alone():
+    given = {v.name: with_seed(Config(), v, 0) for v in EXPERIMENTS["prior"].variants(Config(), 9000)}
+    assert [one.decoder.prior for one in given.values()] == [("report", "films")] * 4 + [("report",), ("films",)]
+    assert [one.generate.prior for one in given.values()] == ["own", "shuffled", "none", "none", "own", "own"]
+    assert [one.stage2.prior_dropout for one in given.values()] == [0.3, 0.3, 0.3, 1.0, 0.3, 0.3]
+    assert all(one.data.earlier_states for one in given.values())
+    dated = with_overrides(Config(), {"data.source": "mimic_cxr", "data.path": "mimic", "decoder.prior": ["report"]})
+    assert with_seed(dated, EXPERIMENTS["prior"].variants(dated, 9000)[0], 0) == dated
+
+
 def test_no_limit_leaves_out_rows_of_a_bank_that_leaks():
     limited = with_overrides(Config(), {"banks.mining.max_studies": 10, "banks.mining.regions_per_finding": 3})
     for variant in EXPERIMENTS["leakage"].variants(limited, 9000):
@@ -252,7 +262,7 @@ def test_details_are_supported_after_one_training(config):
 
 def test_what_memory_gives_is_asked_of_three_seeds_the_rest_of_as_many_as_told():
     several = {name: one.seeds for name, one in EXPERIMENTS.items() if one.seeds > 1}
-    assert several == {"memory-ablation": 3, "context": 3, "knowledge-graph": 3}
+    assert several == {"memory-ablation": 3, "context": 3, "prior": 3, "knowledge-graph": 3}
 
 
 def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
