@@ -23,7 +23,7 @@ ShardingStrategy = Literal["auto", "replicate", "gather", "ring"]
 VisualQuery = Literal["placed_regions", "regions", "queries"]
 
 
-Sections = Literal["findings", "impression", "both"]
+Sections = Literal["findings", "impression", "both", "separate"]
 Splits = Literal["official", "patient", "temporal"]
 LabelSource = Literal["published", "negbio", "rules"]
 
@@ -96,7 +96,8 @@ class DataConfig:
         default_factory=ColumnsConfig
     )
     mix: Annotated[tuple[MixPart, ...], Field(exclude_if=lambda parts: not parts)] = ()  # data sets of the source `mix`
-    sections: Sections = "findings"  # of the report, to be written
+    # Of the report, to be written; separate: both, and which is which (``decoder.separate_sections``)
+    sections: Sections = "findings"
     splits: Splits = "official"  # as published, by patient and seed, or by time
     labels: LabelSource = "published"  # MIMIC-CXR has two files; rules: our labeler
     views: tuple[str, ...] = ()  # only films of these views (PA, AP, LATERAL …), where the data set tells; (): all
@@ -109,6 +110,10 @@ class DataConfig:
     # Render the earlier state of studies whose report compares, as an earlier study (openi_drr only). Left out of what
     # is written while it is off, as before there was the setting.
     earlier_states: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+    # Render a lateral film too, for studies that list a second film; only studies that list so many films (openi_drr
+    # only). Left out of what is written while they are as they were before there were these settings.
+    lateral_films: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+    listed_films: Annotated[PositiveInt, Field(exclude_if=lambda films: films == 1)] = 1
     shard_size: PositiveInt = 64  # samples in one tar
     max_corrupt_fraction: Fraction = (
         0.01  # of studies with damaged films or labels; prepare leaves them out, stops above
@@ -142,6 +147,10 @@ class VisionConfig:
     frozen_blocks: PositiveInt = 3  # hybrid_swin only: stages of the convolutional stem that are never trained
     # Pixels; None: what the encoder's folder says, 224 for one by name.
     image_size: Annotated[PositiveInt | None, Field(exclude_if=lambda size: size is None)] = None
+    # Tell frontal, lateral and unknown films apart; weigh the films of a study by label instead of taking their mean.
+    # Left out of what is written while they are as they were before there were these settings.
+    view_embeddings: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
+    film_fusion: Annotated[Literal["mean", "attention"], Field(exclude_if=lambda how: how == "mean")] = "mean"
     query_dim: PositiveInt = 256  # width of the Q-Former and of a disease query
     qformer_layers: PositiveInt = 2
     qformer_heads: PositiveInt = 4
@@ -274,6 +283,9 @@ class DecoderConfig:
     predict_outline: bool = (
         False  # name the findings first, then write (`amrg.data.text.outline`); cut off what is generated
     )
+    # Write the findings, then the impression, and tell them apart; needs data.sections separate. Left out of what is
+    # written while it is off, as before there was the setting.
+    separate_sections: Annotated[bool, Field(exclude_if=lambda on: not on)] = False
     max_visual_tokens: PositiveInt = 49  # the encoder's grid is mean-pooled to at most this many
     use_visual_tokens: bool = True
     use_queries: bool = True

@@ -32,6 +32,7 @@ from amrg.data.own_studies import (
     read_given_prior,
     read_study,
 )
+from amrg.data.text.sections import IMPRESSION_MARK
 from amrg.errors import UserError
 from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, open_run, refuse_other_banks
 from amrg.memory.changes import mix_banks
@@ -91,13 +92,20 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
             unsure = " ".join(one["text"] for one in line.get("unsure", []))
-            text = f"{line['generated']}{f' [Not sure: {unsure}]' if unsure else ''}"
+            text = f"{_text(line)}{f' [Not sure: {unsure}]' if unsure else ''}"
             print(f"{line['study']}: {text}" if len(studies) > 1 else text, flush=True)
         left_out -= 1
     if left_out:
         raise UserError(
             f"{left_out} of {len(studies)} studies could not be read or are refused (named above) and have no report"
         )
+
+
+def _text(line: dict[str, Any]) -> str:
+    """Return the report of a line; an impression that it tells apart begins a line."""
+    if not (impression := line.get("sections", {}).get("impression")):
+        return str(line["generated"])
+    return f"{line['sections']['findings']}\n{IMPRESSION_MARK} {impression}"
 
 
 def write(
@@ -138,7 +146,12 @@ def _write_with(run: LoadedRun, studies: Sequence[StudyFiles], force: bool) -> I
     )
     while batch := list(islice(readable, run.batch_size)):
         contexts = [study.context.filled(read.context) for study, read, _ in batch]
-        records = run.generate_records([read.films for _, read, _ in batch], contexts, [prior for *_, prior in batch])
+        records = run.generate_records(
+            [read.films for _, read, _ in batch],
+            contexts,
+            [prior for *_, prior in batch],
+            [read.views for _, read, _ in batch],
+        )
         for (study, read, _), context, record in zip(batch, contexts, records, strict=True):
             known = {"context": [name for name in run.context_fields if context.text(name)]}
             forced = {"forced": "; ".join(read.forced)} if read.forced else {}

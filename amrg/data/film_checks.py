@@ -7,6 +7,7 @@ threshold; ``python -m benchmarks.film_checks FOLDER`` measures them on other fi
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,9 @@ MAX_CHROMA = 45.0
 MAX_COLORED = 0.2
 
 _DIFFERENT_COLOR = 6.0  # units of Cb and Cr; more than the noise of a JPEG
+#: Kinds of views that an encoder tells apart (``vision.view_embeddings``).
+VIEW_KINDS = ("unknown", "frontal", "lateral")
+
 _EXTREME, _EQUAL = 0.02, 0.01  # shares of the contrast: of a border's values, and between equal pixels
 _LEVELS = 64
 _MAX_CYCLES = 30  # per side
@@ -54,7 +58,9 @@ _OTHER_PARTS = (
 )  # fmt: skip
 _SHORT_PARTS = ("ARM", "LEG", "HIP", "TOE", "JAW", "EYE", "EAR", "NOSE")  # as words of their own: CHARM is no ARM
 _LATERAL_VIEWS = frozenset(("LL", "RL", "LAT", "LLAT", "RLAT", "LATERAL", "LLO", "RLO"))
-_FRONTAL_VIEWS = frozenset(("AP", "PA", "LLD", "RLD", "DECUBITUS"))  # decubitus: the patient lies on a side, seen AP
+_FRONTAL_VIEWS = frozenset(
+    ("AP", "PA", "FRONTAL", "LLD", "RLD", "DECUBITUS")
+)  # decubitus: the patient lies on a side, seen AP
 _TAGS = ("Modality", "BodyPartExamined", "ViewPosition", "PatientOrientation", "ImageLaterality")
 
 
@@ -161,6 +167,11 @@ def measure_color(image: Image.Image) -> tuple[float, float]:
     return float(np.hypot(*np.moveaxis(offset, 2, 0)).mean()), float((unlike > _DIFFERENT_COLOR).mean())
 
 
+def recorded_view(data: bytes) -> str:
+    """Return the ``ViewPosition`` of a DICOM film; empty if it tells none, or the file is no DICOM."""
+    return _tags(data).get("ViewPosition", "") if is_dicom(data) else ""
+
+
 def is_lateral(data: bytes) -> bool:
     """Return whether a file is DICOM and its tags say that it is a lateral film.
 
@@ -174,6 +185,25 @@ def is_lateral(data: bytes) -> bool:
     if orientation:  # where rows and columns point: a side of a lateral film is the front or the back of the patient
         return any(word[0] in "AP" for word in orientation.split())
     return is_lateral_view(tags.get("ImageLaterality", ""))
+
+
+def view_kinds(views: Sequence[str], films: int) -> tuple[int, ...]:
+    """Return the place in ``VIEW_KINDS`` of each of a study's films.
+
+    Args:
+        views: names of their projections; empty ones, or too few, if these are not known.
+        films: number of films.
+    """
+    names = [*views, *[""] * films][:films]
+    return tuple(
+        VIEW_KINDS.index("lateral" if is_lateral_view(name) else "frontal" if is_frontal_view(name) else "unknown")
+        for name in names
+    )
+
+
+def is_frontal_view(view: str) -> bool:
+    """Return whether the name of a projection (``PA``, ``AP SUPINE``, ``FRONTAL``) is a frontal one."""
+    return bool(set(_words(view.upper())) & _FRONTAL_VIEWS)
 
 
 def is_lateral_view(view: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from amrg.data.context import CONTEXT_FIELDS, NO_CONTEXT, Context, read_age, read_sex
-from amrg.data.film_checks import MIN_SIDE, NotAFilm, check_film, check_pixels, is_lateral
+from amrg.data.film_checks import MIN_SIDE, NotAFilm, check_film, check_pixels, is_lateral, recorded_view
 from amrg.data.image_io import FORMATS, SIGNATURES, is_dicom, read_film, read_patient
 from amrg.errors import UserError
 
@@ -40,11 +40,13 @@ class GivenPrior:
         report: its report, with or without headings.
         films: its films.
         days: days between the two studies; None: unknown.
+        views: view of each film, once these are read (``amrg.data.film_checks.view_kinds``); empty: unknown.
     """
 
     report: str = ""
     films: Sequence[np.ndarray | str | Path] = ()
     days: int | None = None
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,14 @@ class StudyFilms:
         notes: lines for the user: films that are not used.
         forced: why films would have been refused, one text a film.
         context: age and sex that DICOM films tell.
+        views: view of each film that DICOM tells, as of ``amrg.data.film_checks.view_kinds``.
     """
 
     films: list[np.ndarray]
     notes: list[str]
     forced: list[str]
     context: Context = NO_CONTEXT
+    views: tuple[str, ...] = ()
 
 
 def find_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[StudyFiles], list[str]]:
@@ -139,6 +143,7 @@ def read_study(
     """
     frontal: list[np.ndarray] = []
     lateral: list[np.ndarray] = []
+    views: list[str] = []  # of the films that are not lateral
     notes: list[str] = []
     forced: list[str] = []
     context = NO_CONTEXT
@@ -161,16 +166,18 @@ def read_study(
             forced.append(f"{label}{error}")
         if isinstance(data, np.ndarray) or not is_lateral(data):
             frontal.append(pixels)
+            views.append("" if isinstance(data, np.ndarray) else recorded_view(data))
         else:
             lateral.append(pixels)
             notes.append(f"{label}{_LATERAL}")
     if not frontal_only:
-        return StudyFilms(frontal + lateral, [], forced, context)
+        given = (*views, *["LATERAL"] * len(lateral))
+        return StudyFilms(frontal + lateral, [], forced, context, given)
     if frontal:
-        return StudyFilms(frontal, notes, forced, context)
+        return StudyFilms(frontal, notes, forced, context, tuple(views))
     if lateral and not force:
         raise NotAFilm(notes[0])
-    return StudyFilms(lateral, [], forced + notes, context)
+    return StudyFilms(lateral, [], forced + notes, context, ("LATERAL",) * len(lateral))
 
 
 def _in_folder(folder: Path, skipped: list[str]) -> Iterator[StudyFiles]:

@@ -68,6 +68,7 @@ OPTIONAL = pa.schema(
         "prior_days": pa.int32(),
         "prior_report": pa.string(),
         "changes": pa.struct({finding: pa.string() for finding in FINDINGS}),
+        "impression": pa.string(),
     }
 )
 
@@ -351,6 +352,6 @@ def _record(study: Study) -> dict[str, Any]:
     record = {name: getattr(study, name) for name in ("key", "group", "split", "report", "labels", "prior")}
     context = asdict(study.context) if study.context else {}
     optional = {"dataset": study.dataset, "unlabelled": list(study.unlabelled), "context": context}
-    optional |= {"prior_report": study.prior_report, "changes": dict(study.changes)}
+    optional |= {"prior_report": study.prior_report, "changes": dict(study.changes), "impression": study.impression}
     record |= {"projections": list(study.views)} | {name: value for name, value in optional.items() if value}
     return record if study.prior_days is None else record | {"prior_days": study.prior_days}

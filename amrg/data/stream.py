@@ -466,5 +466,6 @@ def _study(record: dict[str, Any]) -> Study:
         unlabelled=tuple(record.get("unlabelled") or ()), dataset=record.get("dataset") or "",
         context=Context(**(record.get("context") or {})),
         prior_days=record.get("prior_days"), prior_report=record.get("prior_report") or "",
+        impression=record.get("impression") or "",
         changes={finding: change for finding, change in (record.get("changes") or {}).items() if change},
     )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 
 from amrg.data.context import NO_CONTEXT, Context
 from amrg.data.labels import FINDINGS, LABELS, POSITIVE
+from amrg.data.text.sections import findings_section
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 
@@ -32,6 +33,8 @@ class Study:
         prior_days: days since the study ``prior``; None where the data set tells no dates.
         prior_report: what is to be read as the report of ``prior``; empty: that study's own ``report``.
         changes: true change of findings since ``prior`` (``amrg.data.prior.CHANGES``) where the data set knows it.
+        impression: the impression, with which ``report`` ends, if the data keep the sections apart (``data.sections
+            separate``) and the report has both; else empty.
     """
 
     key: str
@@ -48,10 +51,17 @@ class Study:
     prior_days: int | None = None
     prior_report: str = ""
     changes: Mapping[str, str] = field(default_factory=dict)
+    impression: str = ""
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
+        assert self.report.endswith(self.impression), "an impression that the report does not end with"
         assert tuple(self.labels) == LABELS
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """``findings`` and ``impression``, the latter empty if it is not known apart."""
+        return {"findings": findings_section(self.report, self.impression), "impression": self.impression}
 
     @property
     def positive_findings(self) -> list[str]:

@@ -3,7 +3,7 @@
 Shape legend: S test studies, M train patients, K = 14 labels, D width of a pooled feature, h w grid of the maps.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from amrg.data.film_checks import view_kinds
 from amrg.data.image_ops import letterbox
 from amrg.data.stream import Sample, iter_samples, num_studies
 from amrg.data.studies import Study
@@ -71,10 +72,11 @@ def run_on_test(model: DiseaseClassifier, data: Path, split: str, method: str, d
         views = [len(s.views) for s in samples]
         first = np.cumsum([0, *views[:-1]])
         batch = np.stack([letterbox(film, size) for s in samples for film in s.views])
-        out = _forward(model, batch, dtype)
+        kinds = [kind for s in samples for kind in view_kinds(s.study.views, len(s.views))]
+        out = _forward(model, batch, dtype, kinds)
         maps.append(activation_maps(model.cam_head, out.fine_BHWC[first], method).cpu().numpy())
         pooled.append(mean_over_views(out.pooled_BD.float(), views).cpu().numpy())
-        probabilities.append(mean_over_views(out.scores_BK.double(), views).sigmoid().cpu().numpy())
+        probabilities.append(out.of_studies(out.scores_BK.double(), views).sigmoid().cpu().numpy())
         films.append(batch[first])
         studies += [s.study for s in samples]
         masks += [{finding: letterbox(mask, size) for finding, mask in s.masks.items()} for s in samples]
@@ -120,8 +122,10 @@ def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _forward(model: DiseaseClassifier, films: np.ndarray, dtype: str) -> Stage1Output:
+def _forward(
+    model: DiseaseClassifier, films: np.ndarray, dtype: str, kinds: Sequence[int] | None = None
+) -> Stage1Output:
     device = next(model.parameters()).device
     images = to_tensor(list(films), films.shape[1]).to(device)
     with torch.no_grad(), autocast(dtype):
-        return model(images)
+        return model(images, kinds=kinds)

@@ -41,6 +41,7 @@ from amrg.evaluation.relevance import relevance
 from amrg.evaluation.reports import GeneratedReport, read_reports
 from amrg.evaluation.scorers import SCORERS
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
+from amrg.evaluation.section_scores import section_scores
 from amrg.evaluation.statistics import bootstrap_counts
 from amrg.evaluation.temporal import TemporalScores, truth_counts
 from amrg.evaluation.text_statistics import copy_rates, num_distinct_retrievals, retrieved_texts, text_statistics
@@ -48,7 +49,7 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.training_distance import FALSE_ALARM_RATE
 from amrg.pages.plain_summary import plain_summary
 from amrg.pages.result_page import Page, write_page
-from amrg.pages.score_table import data_set_table, score_table
+from amrg.pages.score_table import data_set_rows, rows_table, score_table, section_rows
 from amrg.progress import echo
 
 #: Version of the layout of ``scores.json``.
@@ -101,8 +102,16 @@ def evaluate(
 
     train, test = each(_ClassifierPass(config, stage1, data, rows.films), ("train", split))
     texts = [r.text for r in reports]
-    constant = best_constant([s.report for s in train.studies], [s.report for s in read_studies(data, "val")])
-    systems, learned = _systems(config, test, train, constant, texts, each)
+    val = read_studies(data, "val")
+    constant = best_constant([s.report for s in train.studies], [s.report for s in val])
+    groups = [[s.group for s in some.studies] for some in (test, train)]
+    nearest = nearest_neighbor(test.pooled_SD, train.pooled_MD, *groups).tolist()
+    systems, learned = _systems(config, test, train, constant, nearest, texts, each)
+    settings = config.evaluate
+    by_section = section_scores(
+        studies, reports, train.studies, val, nearest, settings.bootstrap_samples, config.seed,
+        settings.meteor_timeout if settings.meteor else None,
+    )  # fmt: skip
     scores = {
         "format": FORMAT,
         "name": config.name,
@@ -124,6 +133,7 @@ def evaluate(
         "localisation": _localization(config, test),
         "classifier": _classifier(stage1, split),
         **_data_sets(config, stage1, split, studies, texts, constant),
+        **({"sections": by_section} if by_section else {}),
         "probe": _probe(test, train) if config.data.source == "openi_drr" else None,
         **_origin(config, inputs),
     }
@@ -147,7 +157,9 @@ def evaluate(
     write_page(page, folder / "index.html")
     Console().print(score_table(scores))
     if "data_sets" in scores:
-        Console().print(data_set_table(scores))
+        Console().print(rows_table("by data set", *data_set_rows(scores)))
+    if by_section:
+        Console().print(rows_table("by section", *section_rows(scores)))
     Console().print(Text(" ".join(plain_summary(scores)) + "\n"))
     echo("the page is index.html in the folder of the scores")
 
@@ -197,12 +209,17 @@ class _ClassifierPass:
 
 
 def _systems(
-    config: Config, test: TestOutputs, train: TrainOutputs, constant: str, generated: list[str], each: MapFn
+    config: Config,
+    test: TestOutputs,
+    train: TrainOutputs,
+    constant: str,
+    nearest: list[int],
+    generated: list[str],
+    each: MapFn,
 ) -> tuple[dict[str, dict[str, Any]], LearnedScores]:
     """Score the model and its baselines; returns also the learned scores of the model's reports."""
     groups = [s.group for s in test.studies]
     train_reports = [s.report for s in train.studies]
-    nearest = nearest_neighbor(test.pooled_SD, train.pooled_MD, groups, [s.group for s in train.studies])
     chance = random_train(len(groups), len(train_reports), config.seed)
     systems = {
         MODEL: generated,

@@ -13,6 +13,7 @@ from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import SampleLookup
 from amrg.data.studies import Study
+from amrg.data.text.sections import mark_impression
 from amrg.evaluation.classifier_outputs import TestOutputs, TrainOutputs
 from amrg.evaluation.highlight import FindingErrors, highlight_findings
 from amrg.evaluation.reports import GeneratedReport, Sentence
@@ -166,7 +167,10 @@ def sample_studies(
         probabilities = dict(zip(LABELS, map(float, test.probabilities_SK[i]), strict=True))
         found = study.positive_findings
         shown = sorted(found, key=lambda f: (f not in test.masks[i], FINDINGS.index(f)))[:_MAPS]
-        reference, generated = highlight_findings(study.report, report.text)
+        reference, generated = highlight_findings(
+            mark_impression(**study.sections) if report.sections else study.report,
+            mark_impression(**report.sections) if report.sections else report.text,
+        )
         samples.append(
             SampleStudy(
                 key=study.key,

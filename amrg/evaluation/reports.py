@@ -10,6 +10,8 @@ from amrg.data.studies import Study
 from amrg.errors import UserError
 
 FILE = "reports.jsonl"
+#: Sections of a report that is written in parts (``decoder.separate_sections``).
+SECTIONS = ("findings", "impression")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class GeneratedReport:
         prior: whether the decoder was given an earlier study.
         graph: edges of the knowledge graph that it states, as texts, if the line has them.
         implausible: combinations that train reports practically never state, as texts.
+        sections, reference_sections: ``findings`` and ``impression`` of both texts, if the line has them.
     """
 
     key: str
@@ -114,6 +117,8 @@ class GeneratedReport:
     prior: bool = False
     graph: tuple[str, ...] = ()
     implausible: tuple[str, ...] = ()
+    sections: dict[str, str] = field(default_factory=dict)
+    reference_sections: dict[str, str] = field(default_factory=dict)
 
 
 def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
@@ -176,13 +181,28 @@ def _parse(line: str, where: str) -> GeneratedReport:
         prior = record.get("prior", False)
         good = good and isinstance(prior, bool)
         graph, implausible = (tuple(map(_edge, record.get(name) or [])) for name in ("graph", "implausible"))
+        sections, true = (_sections(record.get(name) or {}) for name in ("sections", "reference_sections"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise UserError(f"{where} is not a report: a JSON object with the texts `key` and `generated` is needed")
     return GeneratedReport(
-        key, text, memory, group, reference, recalled, association, sentences, unlike, unsure, prior, graph, implausible
-    )
+        key, text, memory, group, reference, recalled, association, sentences, unlike, unsure, prior, graph,
+        implausible, sections, true,
+    )  # fmt: skip
+
+
+def _sections(entry: dict[str, str]) -> dict[str, str]:
+    """Parse the sections of a line's text, ``{}`` if it has none.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not a text each for findings and impression.
+    """
+    if not entry:
+        return {}
+    found = {name: entry[name] for name in SECTIONS}
+    "".join(found.values()).encode()
+    return found
 
 
 def _association(entry: dict[str, Any]) -> Association:

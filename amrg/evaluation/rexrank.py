@@ -1,7 +1,8 @@
 """Generated reports in the format of the ReXrank leaderboard (rexrank.ai).
 
 A ReXrank test set is one JSON object by study id. A submission is the same object with each study's generated report as
-``model_prediction``. ReXrank compares it with the references ``section_findings`` and ``section_impression``.
+``model_prediction``. ReXrank compares it with the references ``section_findings`` and ``section_impression``. The
+sections of a report that tells them apart are also ``model_prediction_findings`` and ``model_prediction_impression``.
 """
 
 import json
@@ -30,14 +31,26 @@ def to_rexrank(reports: list[GeneratedReport], sections: str) -> dict[str, dict[
 
     Args:
         reports: generated reports with their references.
-        sections: ``data.sections``. ``both`` is written as findings, since the cleaned text does not separate them.
+        sections: ``data.sections``. ``both`` is written as findings, since the cleaned text does not separate them;
+            reports that tell their sections apart have both.
     """
     place = "section_impression" if sections == "impression" else "section_findings"
     blank: dict[str, Any] = {"section_findings": None, "section_impression": None}
     return {
-        r.key: {**blank, place: r.reference, "report": r.reference, PREDICTION: r.text}
+        r.key: {**blank, **_references(r, place), "report": r.reference, **_predictions(r)}
         for r in sorted(reports, key=lambda r: r.key)
     }
+
+
+def _references(report: GeneratedReport, place: str) -> dict[str, str | None]:
+    """Return the reference by section; all of it in one place if the report does not tell its sections apart."""
+    separate = {f"section_{name}": text or None for name, text in report.reference_sections.items()}
+    return separate or {place: report.reference}
+
+
+def _predictions(report: GeneratedReport) -> dict[str, str]:
+    """Return what was generated: the whole report, and its sections if it tells them apart."""
+    return {PREDICTION: report.text, **{f"{PREDICTION}_{name}": text for name, text in report.sections.items()}}
 
 
 def read_test_set(path: Path) -> dict[str, dict[str, Any]]:
@@ -66,7 +79,7 @@ def fill_test_set(test_set: dict[str, dict[str, Any]], reports: list[GeneratedRe
     name_of: Callable[[str], str] = str
     if not test_set.keys() & set(keys) and _distinct(keys) and _distinct(test_set):
         name_of = _study_name
-    texts, known = {name_of(r.key): r.text for r in reports}, set(map(name_of, test_set))
+    texts, known = {name_of(r.key): _predictions(r) for r in reports}, set(map(name_of, test_set))
     missing = sorted(key for key in test_set if name_of(key) not in texts)
     foreign = sorted(key for key in keys if name_of(key) not in known)
     if missing or foreign:
@@ -74,7 +87,7 @@ def fill_test_set(test_set: dict[str, dict[str, Any]], reports: list[GeneratedRe
             f"{len(missing)} of the {len(test_set)} studies of the test set have no report{_example(missing)}, and "
             f"{len(foreign)} reports are of other studies{_example(foreign)}: generate for exactly its studies"
         )
-    return {key: {**study, PREDICTION: texts[name_of(key)]} for key, study in test_set.items()}
+    return {key: {**study, **texts[name_of(key)]} for key, study in test_set.items()}
 
 
 def _distinct(keys: Collection[str]) -> bool:

@@ -157,6 +157,23 @@ def _prior(config: Config, texts: int) -> list[Variant]:
     ]
 
 
+def _views(config: Config, texts: int) -> list[Variant]:
+    fusion, views = "vision.film_fusion", "vision.view_embeddings"
+    ways = {
+        "mean": {fusion: "mean", views: False},
+        "mean, views known": {fusion: "mean", views: True},
+        "attention": {fusion: "attention", views: False},
+        "attention, views known": {fusion: "attention", views: True},
+    }
+    if config.data.source != "openi_drr":  # its films are what they are
+        return [Variant(name, way) for name, way in ways.items()]
+    listed = {"data.listed_films": 2, "data.lateral_films": True}
+    return [
+        *(Variant(f"two films, {name}", {**listed, **way}) for name, way in ways.items()),
+        Variant("one film", {**listed, **ways["mean"], "data.lateral_films": False}),
+    ]
+
+
 def _knowledge_graph(config: Config, texts: int) -> list[Variant]:
     # Settings of recalled sentences, which retrieval and check act on, as in ``_grounding``.
     recalled: dict[str, Any] = {
@@ -338,6 +355,11 @@ _ALL = (
         "Does a graph of what train reports state help classifier, retrieval or the check of the words, and does "
         "it matter which findings it links?",
         _knowledge_graph, judged=(HEADLINE, DETAILED), grounded=True, classifier=True, seeds=3,
+    ),
+    Experiment(
+        "views", "Films of a study",
+        "Do two films of a study tell more than one, and does it help to know their views or to weigh them by label?",
+        _views, seeds=3,
     ),
     Experiment(
         "bank-size", "Size of the banks",

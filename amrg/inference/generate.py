@@ -18,6 +18,7 @@ from amrg.config import Config, DecoderConfig, GenerateConfig
 from amrg.data.context import Context
 from amrg.data.prior import Prior
 from amrg.data.stream import load_studies, num_studies
+from amrg.data.text.sections import join_sections, split_at_mark
 from amrg.errors import UserError, collect_errors
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.bank_sentences import no_sentences, open_sentences
@@ -329,7 +330,13 @@ def _generate_lines(
         model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts, guide, given
     )
     return [
-        {"key": study.key, "group": study.group, "reference": study.report, **line}
+        {
+            "key": study.key,
+            "group": study.group,
+            "reference": study.report,
+            **({"reference_sections": study.sections} if model.settings.separate_sections else {}),
+            **line,
+        }
         for study, line in zip(studies, lines, strict=True)
     ]
 
@@ -354,7 +361,8 @@ def generate_reports(
     ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads earlier studies,
     ``prior`` is whether one was given. The line also has the entries of ``TrainingDistance.records``; with
     ``generate.abstain``, ``unsure``, the findings that the report leaves out (``amrg.models.composer.Unsure``); if
-    the decoder reads retrieved text, ``retrieved_text``; and, with a knowledge graph, the entries of
+    the decoder reads retrieved text, ``retrieved_text``; if the sections are separate, ``sections``: the ``findings``
+    and the ``impression`` of which ``generated`` consists; and, with a knowledge graph, the entries of
     ``GraphGuide.record``.
 
     Args:
@@ -397,15 +405,19 @@ def generate_reports(
         name: Association(found.weights_BQJ.cpu(), found.rows_BQJ.cpu()) for name, found in associations.items()
     }
     loud_BQ = loud_BQ.cpu()
-    texts = [one.without_contradictions(text) if composer else text for text, one in zip(texts, composed, strict=True)]
+    separate = model.settings.separate_sections
+    written = [
+        _agreeing_sections(text, one if composer else None, separate) for text, one in zip(texts, composed, strict=True)
+    ]
     checked: list[dict[str, Any]] = [{}] * len(texts)
     if guide is not None:
-        found = [guide.check(text, len(one.sentences)) for text, one in zip(texts, composed, strict=True)]
-        texts = [text for text, _ in found]
-        checked = [guide.record(text, implausible) for text, implausible in found]
+        found = [guide.check(sections, len(one.sentences)) for sections, one in zip(written, composed, strict=True)]
+        written = [(findings, impression) for (findings, impression), _ in found]
+        checked = [guide.record(join_sections(*sections), implausible) for sections, implausible in found]
     return [
         {
-            "generated": text,
+            "generated": join_sections(findings, impression),
+            **({"sections": {"findings": findings, "impression": impression}} if separate else {}),
             **recorder.record(associations, loud_BQ, study),
             "recalled": [sentence.row for sentence in one.sentences],
             "sentences": [sentence.to_dict() for sentence in one.sentences],
@@ -415,8 +427,22 @@ def generate_reports(
             **({"prior": given[study] is not None} if priors is not None else {}),
             **checked[study],
         }
-        for study, (text, one) in enumerate(zip(texts, composed, strict=True))
+        for study, ((findings, impression), one) in enumerate(zip(written, composed, strict=True))
     ]
+
+
+def _agreeing_sections(text: str, composed: Composed | None, separate: bool) -> tuple[str, str]:
+    """Return findings and impression of a text; all of it is findings unless the sections are separate.
+
+    Args:
+        text: from the decoder.
+        composed: beginning of the report, with which the rest must agree; None: the decoder's own.
+        separate: whether the text has the mark of the impression.
+    """
+    findings, impression = split_at_mark(text) if separate else (text, "")
+    if composed is None:
+        return findings, impression
+    return composed.without_contradictions(findings), composed.agreeing_impression(impression)
 
 
 def _replace(path: Path, text: str) -> None:

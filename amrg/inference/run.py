@@ -24,7 +24,7 @@ from amrg.config import (
     read_section,
 )
 from amrg.data.context import Context
-from amrg.data.film_checks import is_lateral_view
+from amrg.data.film_checks import is_lateral_view, view_kinds
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, read_study
 from amrg.data.prior import Prior
@@ -114,7 +114,8 @@ class RunArtifacts:
         settings = self.data.manifest["config"]
         views = settings.get("views", ())
         chosen = bool(views) and not any(map(is_lateral_view, views))
-        return chosen or settings.get("source") == "openi_drr"  # which renders PA films
+        rendered = settings.get("source") == "openi_drr" and not settings.get("lateral_films")  # PA films alone
+        return chosen or rendered
 
     @property
     def config(self) -> Config:
@@ -270,7 +271,12 @@ class LoadedRun:
         return [
             record["generated"]
             for part in parts
-            for record in self.generate_records([study.films for study in read[part]], known[part], earlier[part])
+            for record in self.generate_records(
+                [study.films for study in read[part]],
+                known[part],
+                earlier[part],
+                [study.views for study in read[part]],
+            )
         ]
 
     def generate_records(
@@ -278,6 +284,7 @@ class LoadedRun:
         studies: Sequence[Sequence[np.ndarray]],
         contexts: Sequence[Context] | None = None,
         priors: Sequence[GivenPrior | None] | None = None,
+        views: Sequence[Sequence[str]] | None = None,
     ) -> list[dict[str, Any]]:
         """Write the reports of a batch: ``{findings: {name: probability}}`` and the fields of ``generate_reports``.
 
@@ -285,9 +292,10 @@ class LoadedRun:
             studies: at most ``batch_size``, each with at least one film, uint8 [H, W].
             contexts: clinical context of each study; None: no context.
             priors: earlier study of each study, from ``read_prior``; None: no earlier study.
+            views: view of each film (``amrg.data.film_checks.view_kinds``); None: unknown.
         """
         group_B = torch.full((len(studies),), NO_GROUP, device=distributed.device())
-        vision = self._encode(studies)
+        vision = self._encode(studies, views)
         records = generate_reports(
             self._model,
             vision,
@@ -316,15 +324,20 @@ class LoadedRun:
         """
         if prior is None:
             return None
-        films = self._read(list(prior.films), force).films if prior.films and "films" in self.prior_parts else ()
+        with_films = prior.films and "films" in self.prior_parts
+        read = self._read(list(prior.films), force) if with_films else StudyFilms([], [], [])
         sections = self.artifacts.data.manifest["config"]["sections"]
         report = target_text(prior.report, sections) if "report" in self.prior_parts else ""
-        return GivenPrior(report, films, prior.days) if films or report else None
+        return GivenPrior(report, read.films, prior.days, read.views) if read.films or report else None
 
-    def _encode(self, studies: Sequence[Sequence[np.ndarray]]) -> VisionOutput:
+    def _encode(self, studies: Sequence[Sequence[np.ndarray]], views: Sequence[Sequence[str]] | None) -> VisionOutput:
+        """Encode the films of studies, whose views may be known."""
         images = to_tensor([film for study in studies for film in study], self.image_size).to(distributed.device())
+        counts = [len(study) for study in studies]
+        given = zip([()] * len(counts) if views is None else views, counts, strict=True)
+        kinds = [kind for one in given for kind in view_kinds(*one)]
         with torch.no_grad(), autocast(self._config.stage2.dtype):
-            return round_like_cache(self._model.encode_images(images, [len(study) for study in studies]))
+            return round_like_cache(self._model.encode_images(images, counts, kinds))
 
     def _priors(self, given: Sequence[GivenPrior | None]) -> tuple[list[Prior | None], PriorFilms | None] | None:
         """Return the inputs of ``generate_reports``; None if the run reads no earlier studies."""
@@ -340,7 +353,7 @@ class LoadedRun:
             arrays = [
                 [film for film in one.films if isinstance(film, np.ndarray)] for one in given if one and one.films
             ]
-            found = self._encode(arrays)
+            found = self._encode(arrays, [one.views for one in given if one and one.films])
             for part, values in zip(parts, found[:3], strict=True):
                 part[shown] = values
         given_B = torch.tensor([i in shown for i in range(len(given))], device=device)

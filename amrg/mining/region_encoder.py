@@ -20,7 +20,7 @@ from amrg.config import Config
 from amrg.data.labels import LABELS, NO_FINDING, POSITIVE
 from amrg.data.stream import Sample, iter_samples, num_studies
 from amrg.models.cam import activation_maps
-from amrg.models.classifier import DiseaseClassifier, mean_over_views
+from amrg.models.classifier import DiseaseClassifier
 from amrg.models.regions import Regions, find_regions
 from amrg.precision import autocast
 from amrg.training.collate import collate_images
@@ -105,10 +105,10 @@ class RegionMiner:
         """Return the probability of each label [B, K] and the regions of all films."""
         images = collate_images(samples, self._model.image_size)
         with torch.no_grad(), autocast(self.config.stage1.dtype):
-            out = self._model(images.images(distributed.device()))
+            out = self._model(images.images(distributed.device()), kinds=images.kinds)
         maps_MKHW = activation_maps(self._model.cam_head, out.fine_BHWC, self.config.banks.mining.method)
         regions = find_regions(out.projected_BHWD, maps_MKHW)
-        probabilities_BK = mean_over_views(out.scores_BK, images.views).double().sigmoid().cpu()
+        probabilities_BK = out.of_studies(out.scores_BK, images.views).double().sigmoid().cpu()
         return probabilities_BK, Regions(*(part.cpu() for part in regions))
 
     def _read(self, studies: Sequence[int]) -> Iterator[Sample]:

@@ -1,6 +1,17 @@
 """Stage 1's model: vision encoder, Q-Former with 14 learned disease queries, and two 14-way multi-label heads.
 
-Shape legend: B batch, N visual tokens, D query width, Q = K = 14 labels, H W grid rows and columns, C channels.
+With ``vision.view_embeddings`` an embedding of the film's view (``VIEW_KINDS``) is added to its tokens before the
+Q-Former reads them. With ``vision.film_fusion attention`` the features of a study are not the mean over its films but a
+sum with weights that are learned for each label, a simple form of the attention pooling of Ilse et al. 2018,
+arXiv:1802.04712, equation 8:
+
+    a_mk = softmax over the study's films m of ⟨w_k, LayerNorm(q_mk)⟩
+
+with the query q_mk of the label on the film. They begin as the mean (w = 0). The weight of a film's tokens is the mean
+of a_mk over the labels. A study of one film is that film, bit for bit.
+
+Shape legend: B batch, M films, N visual tokens, D query width, Q = K = 14 labels, H W grid rows and columns,
+C channels, V kinds of views.
 """
 
 import json
@@ -15,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amrg.config import VisionConfig, read_section, to_dict
+from amrg.data.film_checks import VIEW_KINDS
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
 from amrg.models.encoder_base import VisionFeatures
@@ -24,6 +36,9 @@ from amrg.models.profiling import QFORMER, VISION, profile_region
 from amrg.models.qformer import build_qformer
 from amrg.models.regions import PLACES
 from amrg.models.vision import build_encoder
+
+#: Share of the films whose view is taken for unknown in training, so that it may lack later.
+UNKNOWN_VIEWS = 0.1
 
 
 class Stage1Output(NamedTuple):
@@ -36,7 +51,8 @@ class Stage1Output(NamedTuple):
         cam_logits_BK: the same labels from the fine grid, pooled; class activation maps explain these.
         fine_BHWC: the fine grid, normalised: what the pooled head reads.
         projected_BHWD: the fine grid, projected to the queries' width: what regions are made of (``models.regions``).
-        pooled_BD: the mean of ``tokens_BND``, one vector for a film.
+        pooled_BD: the mean of ``tokens_BND`` without the view's embedding, one vector for a film.
+        film_scores_BK: ⟨w_k, LayerNorm(q_k)⟩ of the film; None: the films of a study are averaged.
     """
 
     tokens_BND: Tensor
@@ -46,11 +62,27 @@ class Stage1Output(NamedTuple):
     fine_BHWC: Tensor
     projected_BHWD: Tensor
     pooled_BD: Tensor
+    film_scores_BK: Tensor | None = None
 
     @property
     def scores_BK(self) -> Tensor:
         """Both heads together: the logit by which a film is judged."""
         return (self.logits_BK + self.cam_logits_BK) / 2
+
+    def of_studies(self, values_M: Tensor, views: Sequence[int], by_label: bool = True) -> Tensor:
+        """Features of films [M, K, …], study after study → of studies [B, K, …].
+
+        Args:
+            values_M: features of all films of this output; [M, …] unless ``by_label``.
+            views: number of films of each study.
+            by_label: the second axis is that of the labels.
+        """
+        if self.film_scores_BK is None:
+            return mean_over_views(values_M, views)
+        weights_MK = torch.cat([scores.softmax(0) for scores in self.film_scores_BK.split(list(views))])
+        weights = weights_MK if by_label else weights_MK.mean(1)
+        weighted_M = values_M * weights.to(values_M.dtype).view(*weights.shape, *[1] * (values_M.ndim - weights.ndim))
+        return torch.stack([part.sum(0) for part in weighted_M.split(list(views))])
 
 
 def mean_over_views(values_M: Tensor, views: Sequence[int]) -> Tensor:
@@ -133,26 +165,47 @@ class DiseaseClassifier(nn.Module):
         self.query_bias_K = nn.Parameter(torch.zeros(len(LABELS)))
         self.cam_head = LogSumExpHead(self.encoder.fine_dim)
         self.graph = None if strengths_KK is None else GraphAttention(dim, config.qformer_heads, strengths_KK)
+        if config.view_embeddings:
+            self.view_embeddings_VD = nn.Parameter(torch.zeros(len(VIEW_KINDS), dim))
+        if config.film_fusion == "attention":
+            self.film_norm = nn.LayerNorm(dim)
+            self.film_weight_KD = nn.Parameter(torch.zeros(len(LABELS), dim))
 
-    def forward(self, inputs: Tensor, cached: bool = False) -> Stage1Output:
+    def forward(self, inputs: Tensor, cached: bool = False, kinds: Sequence[int] | None = None) -> Stage1Output:
         """Images [B, 3, H, W] in [0, 1] (``to_tensor``) → ``Stage1Output``.
 
         With ``cached``, ``inputs`` are what the encoder's frozen stem gave for the images. (It is an argument because
         ZeRO-3 gathers a module's parameters where its ``forward`` is called, and only there.)
+
+        Args:
+            inputs: images.
+            cached: see above.
+            kinds: place of each film's view in ``VIEW_KINDS``; None: unknown.
         """
         with profile_region(VISION):
-            return self._from_features(self.encoder.trunk(inputs if cached else self.encoder.stem(inputs)))
+            features = self.encoder.trunk(inputs if cached else self.encoder.stem(inputs))
+            return self._from_features(features, [0] * len(inputs) if kinds is None else kinds)
 
-    def from_stem(self, stem_out: Tensor) -> Stage1Output:
+    def from_stem(self, stem_out: Tensor, kinds: Sequence[int] | None = None) -> Stage1Output:
         """The same from the cached output of the encoder's frozen stem."""
-        return self(stem_out, cached=True)
+        return self(stem_out, cached=True, kinds=kinds)
 
-    def _from_features(self, features: VisionFeatures) -> Stage1Output:
+    def _view_embeddings(self, kinds: Sequence[int]) -> Tensor:
+        """Return the embedding of each film's view [B, 1, D]; in training some views are taken for unknown."""
+        kind_B = torch.tensor(kinds, device=self.view_embeddings_VD.device)
+        if self.training:
+            kind_B = kind_B * (torch.rand(len(kind_B), device=kind_B.device) >= UNKNOWN_VIEWS)
+        return self.view_embeddings_VD[kind_B][:, None]
+
+    def _from_features(self, features: VisionFeatures, kinds: Sequence[int]) -> Stage1Output:
         """Everything after the encoder."""
         fine_BHWC = self.fine_norm(features.fine_BHWC)
         tokens_BND = self.coarse_projection(self.coarse_norm(features.coarse_BHWC)).flatten(1, 2)
         projected_BHWD = self.fine_projection(fine_BHWC)
-        keys_BMD = torch.cat([tokens_BND, projected_BHWD.flatten(1, 2)], dim=1)
+        keys_BMD, pooled_BD = torch.cat([tokens_BND, projected_BHWD.flatten(1, 2)], dim=1), tokens_BND.mean(dim=1)
+        if self.config.view_embeddings:
+            view_B1D = self._view_embeddings(kinds).to(keys_BMD.dtype)
+            keys_BMD, tokens_BND = keys_BMD + view_B1D, tokens_BND + view_B1D
         with profile_region(QFORMER):
             queries_BQD = self.qformer(
                 query_embeds=self.disease_queries.expand(len(keys_BMD), -1, -1), encoder_hidden_states=keys_BMD
@@ -166,7 +219,10 @@ class DiseaseClassifier(nn.Module):
             cam_logits_BK=self.cam_head(fine_BHWC),
             fine_BHWC=fine_BHWC,
             projected_BHWD=projected_BHWD,
-            pooled_BD=tokens_BND.mean(dim=1),
+            pooled_BD=pooled_BD,
+            film_scores_BK=(self.film_norm(queries_BQD) * self.film_weight_KD).sum(-1).float()
+            if self.config.film_fusion == "attention"
+            else None,
         )
 
     def save_pretrained(self, folder: Path) -> None:

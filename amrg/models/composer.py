@@ -135,15 +135,16 @@ class Composed:
     unsure: tuple[Unsure, ...] = ()
     compares: bool = False
 
-    def agrees(self, sentence: str, before: Sequence[str]) -> bool:
+    def agrees(self, sentence: str, before: Sequence[str], restates: bool = False) -> bool:
         """Whether a sentence may follow: it repeats nothing, contradicts nothing and states no further finding.
 
         Args:
             sentence: a sentence that the decoder wrote.
-            before: the previous sentences of the report.
+            before: the previous sentences of the report, or of the impression.
+            restates: it may state the findings of the composed sentences again, as an impression does.
         """
         found = statements(sentence)
-        covered = {label for one in self.sentences for label in one.labels}
+        covered = set() if restates else {label for one in self.sentences for label in one.labels}
         states = {one.finding for one in found if one.presence != NEGATIVE}
         denies = {one.finding for one in found if one.presence == NEGATIVE}
         again = normalize_for_dedup(sentence) in {normalize_for_dedup(one) for one in before}
@@ -161,6 +162,14 @@ class Composed:
         kept: list[str] = []
         for i, sentence in enumerate(split_sentences(text)):
             if i < len(self.sentences) or self.agrees(sentence, kept):
+                kept.append(sentence)
+        return " ".join(kept)
+
+    def agreeing_impression(self, text: str) -> str:
+        """Remove the sentences of an impression that do not agree with the findings."""
+        kept: list[str] = []
+        for sentence in split_sentences(text):
+            if self.agrees(sentence, kept, restates=True):
                 kept.append(sentence)
         return " ".join(kept)
 

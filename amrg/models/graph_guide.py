@@ -52,33 +52,39 @@ class GraphGuide:
         """Whether a sentence may be chosen: with ``drop`` it states no implausible combination."""
         return self.config.check != "drop" or not self.graph.implausible(_facts(sentence))
 
-    def check(self, text: str, composed: int = 0) -> tuple[str, list[dict[str, Any]]]:
+    def check(self, sections: Sequence[str], composed: int = 0) -> tuple[list[str], list[dict[str, Any]]]:
         """Check a report.
 
         Args:
-            text: the report.
+            sections: its sections, one after the other.
             composed: number of its first sentences, which are kept: each was the best that there is.
 
         Returns:
-            The report, with ``drop`` without the sentences that make it implausible, and the implausible combinations:
-            edges of the graph, with ``left_out`` if their sentence was left out.
+            The sections, with ``drop`` without the sentences that make the report implausible, and the implausible
+            combinations: edges of the graph, with ``left_out`` if their sentence was left out.
         """
         if self.config.check == "none":
-            return text, []
+            return list(sections), []
         if self.config.check == "flag":
-            return text, [edge.to_dict() for edge in self.graph.implausible(report_facts(text))]
+            return list(sections), [edge.to_dict() for edge in self.graph.implausible(report_facts(" ".join(sections)))]
         kept: list[str] = []
         known: list[Edge] = []
         found: list[dict[str, Any]] = []
-        for number, sentence in enumerate(split_sentences(text)):
-            edges = self.graph.implausible(report_facts(" ".join([*kept, sentence])))
-            fresh = [edge for edge in edges if edge not in known]
-            left_out = bool(fresh) and number >= composed
-            found += [edge.to_dict() | ({"left_out": True} if left_out else {}) for edge in fresh]
-            if not left_out:
-                kept.append(sentence)
-                known += fresh
-        return (text if not any("left_out" in one for one in found) else " ".join(kept)), found
+        checked: list[str] = []
+        number = 0
+        for section in sections:
+            before, sentences = len(kept), split_sentences(section)
+            for sentence in sentences:
+                edges = self.graph.implausible(report_facts(" ".join([*kept, sentence])))
+                fresh = [edge for edge in edges if edge not in known]
+                left_out = bool(fresh) and number >= composed
+                found += [edge.to_dict() | ({"left_out": True} if left_out else {}) for edge in fresh]
+                if not left_out:
+                    kept.append(sentence)
+                    known += fresh
+                number += 1
+            checked.append(section if len(kept) - before == len(sentences) else " ".join(kept[before:]))
+        return checked, found
 
     def record(self, text: str, implausible: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return ``graph``, the edges that a report states, and ``implausible``, if it is, of a line of reports."""

@@ -131,24 +131,26 @@ class ReportGenerator(nn.Module):
             self.earlier_E = nn.Parameter(torch.randn(width) * size)
         self.prompt = Prompt.from_settings(settings, tokenizer, decoder.generation_config.eos_token_id)
 
-    def encode_images(self, images_M3HW: Tensor, views: Sequence[int]) -> VisionOutput:
-        """Encode films with stage 1; the views of a study are averaged token by token.
+    def encode_images(
+        self, images_M3HW: Tensor, views: Sequence[int], kinds: Sequence[int] | None = None
+    ) -> VisionOutput:
+        """Encode films with stage 1; the films of a study are averaged or weighted token by token.
 
         Args:
             images_M3HW: films of all studies in order, in [0, 1].
             views: number of films of each study.
+            kinds: as of ``DiseaseClassifier.forward``.
         """
-        output = self.stage1(images_M3HW)
+        output = self.stage1(images_M3HW, kinds=kinds)
         tokens = pool_tokens(
             output.tokens_BND, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0
         )
         with gathered(list(self.stage1.cam_head.parameters())):
             maps_MQHW = activation_maps(self.stage1.cam_head, output.fine_BHWC, self.map_method)
         regions = of_studies(find_regions(output.projected_BHWD, maps_MQHW), views)
-        film_MD = output.projected_BHWD.mean((1, 2))
-        tokens, queries, logits, film_BD = (
-            mean_over_views(x, views) for x in (tokens, output.queries_BQD, output.scores_BK, film_MD)
-        )
+        film_BD = mean_over_views(output.projected_BHWD.mean((1, 2)), views)
+        tokens = output.of_studies(tokens, views, by_label=False)
+        queries, logits = (output.of_studies(x, views) for x in (output.queries_BQD, output.scores_BK))
         return VisionOutput(tokens, queries, logits, *regions, film_BD)
 
     @property
@@ -358,7 +360,7 @@ class ReportGenerator(nn.Module):
         context_BC: Tensor | None = None,
         prior: PriorInputs = NO_PRIOR,
     ) -> list[str]:
-        """Write a report for each study.
+        """Write a report for each study, with the mark of the impression if the sections are separate.
 
         Args:
             vision, group_B, query_vision: as for ``embed_streams``.
@@ -416,7 +418,10 @@ class ReportGenerator(nn.Module):
 
     def report_encoder(self, max_tokens: int) -> ReportTokenizer:
         """Return the tokenizer of reports for ``forward``."""
-        return ReportTokenizer(self.tokenizer, self.settings.predict_outline, max_tokens, self.prompt.stops[0])
+        settings = self.settings
+        return ReportTokenizer(
+            self.tokenizer, settings.predict_outline, max_tokens, self.prompt.stops[0], settings.separate_sections
+        )
 
     def context_encoder(self) -> ContextTokenizer | None:
         """Return the tokenizer of contexts; None if the language model reads none."""

@@ -103,6 +103,7 @@ def render(page: Page) -> str:
         forest=forest_plots(page.scores),
         scored=score_table.score_rows(page.scores),
         data_sets=score_table.data_set_rows(page.scores),
+        sections=score_table.section_rows(page.scores),
         learned=score_table.learned_rows(page.scores),
         clinical=score_table.clinical_rows(page.scores),
         details=score_table.detail_rows(page.scores),

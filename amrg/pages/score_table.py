@@ -91,10 +91,27 @@ def data_set_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def data_set_table(scores: dict[str, Any]) -> Table:
-    """Build the table of the data sets of a mix for a terminal."""
-    heads, rows = data_set_rows(scores)
-    table = Table(title="by data set", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+def section_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and one row for each section of reports that tell them apart; no rows for others."""
+    metrics = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+    heads = ["section", "studies", "reports with it", "clinical F1 [95%]", "nearest neighbour", "best constant"]
+    rows = []
+    for name, one in scores.get("sections", {}).items():
+        written = ["–"] * (4 + len(metrics))
+        if one["systems"]:
+            model, *others = (one["systems"].get(s) for s in ("model", "nearest neighbour", "best constant"))
+            clinical, language = model["clinical"], model["language"]
+            f1 = {"value": clinical["micro_13"]["f1"], "interval": clinical["intervals"]["micro_13"]}
+            written = [cell(f1), *(cell(other and other["clinical"]["micro_13"]["f1"]) for other in others)]
+            written += [cell(language[m]["value"] if isinstance(language[m], dict) else language[m]) for m in metrics]
+            written.append(f"{model['wording']['words_mean']:.0f}")
+        rows.append([name, str(one["studies"]), str(one["written"]), *written])
+    return [*heads, *metrics, "words"], rows
+
+
+def rows_table(title: str, heads: list[str], rows: list[list[str]]) -> Table:
+    """Build a table for a terminal."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for head in heads:
         table.add_column(head, justify="left" if head == heads[0] else "right")
     for row in rows:

@@ -121,6 +121,11 @@ class _Study:
     prior: GivenPrior | None
     sources: list[Any]
 
+    @property
+    def to_write(self) -> Study:
+        """What the model reads of it."""
+        return self.read.films, self.context, self.prior, self.read.views
+
 
 class BearerToken:
     """Refuses requests without the token, but for the routes in ``OPEN``."""
@@ -201,7 +206,7 @@ class Handlers:
                 study = await self._receive(request, wanted)
                 if wanted == EVENTS:
                     return self._stream(study, end)
-                record = await self._write(request, (study.read.films, study.context, study.prior))
+                record = await self._write(request, study.to_write)
         except TimeoutError:
             raise self._late() from None
         except WorkerFailed:
@@ -225,7 +230,7 @@ class Handlers:
     def _stream(self, study: _Study, end: float) -> Response:
         """Answer with server-sent events; the request stays in work until they end or the client has gone."""
         self._in_work += 1
-        future = self._batcher.submit((study.read.films, study.context, study.prior))
+        future = self._batcher.submit(study.to_write)
 
         def close() -> None:
             self._in_work -= 1

@@ -18,8 +18,8 @@ from amrg.data.own_studies import GivenPrior
 from amrg.errors import UserError
 from amrg.progress import echo
 
-#: Films, uint8 [H, W] each, clinical context, and the earlier study.
-Study = tuple[list[np.ndarray], Context, GivenPrior | None]
+#: Films, uint8 [H, W] each, clinical context, the earlier study, and views of the films.
+Study = tuple[list[np.ndarray], Context, GivenPrior | None, tuple[str, ...]]
 Record = dict[str, Any]
 
 #: Seconds before a model that could not be opened again is opened once more: doubled after each failure.

@@ -82,11 +82,17 @@ def _notes(record: dict[str, Any]) -> list[str]:
     return [*notes, *(f"Not sure: {one['text']}" for one in record.get("unsure", []))]
 
 
+def _lines(record: dict[str, Any]) -> list[str]:
+    """Return the report: a line for each section if it tells these apart."""
+    sections = record.get("sections", {})
+    return [f"{name.capitalize()}: {text}" for name, text in sections.items() if text] or [record["generated"]]
+
+
 def _fhir(record: dict[str, Any]) -> bytes:
     from fhir.resources.R4B.diagnosticreport import DiagnosticReport
 
-    text, notes = record["generated"], _notes(record)
-    lines = "".join(f"<p>{escape(line)}</p>" for line in (text, *notes))
+    report_lines, notes = _lines(record), _notes(record)
+    lines = "".join(f"<p>{escape(line)}</p>" for line in (*report_lines, *notes))
     observations = [
         {
             "resourceType": "Observation",
@@ -105,11 +111,11 @@ def _fhir(record: dict[str, Any]) -> bytes:
         "code": {"coding": [{"system": "http://loinc.org", "code": "18748-4", "display": "Diagnostic imaging study"}]},
         "issued": datetime.now(UTC).isoformat(timespec="seconds"),
         "text": {"status": "generated", "div": f'<div xmlns="http://www.w3.org/1999/xhtml">{lines}</div>'},
-        "conclusion": text,
+        "conclusion": record.get("sections", {}).get("impression") or record["generated"],
         "presentedForm": [
             {
                 "contentType": "text/plain; charset=utf-8",
-                "data": base64.b64encode("\n".join([text, *notes]).encode()).decode(),
+                "data": base64.b64encode("\n".join([*report_lines, *notes]).encode()).decode(),
             }
         ],
         "contained": observations,
@@ -135,14 +141,23 @@ def _structured_report(record: dict[str, Any], sources: Sequence[Any]) -> bytes:
 
     unit = codes.UCUM.NoUnits
     findings = ContainerContentItem(codes.DCM.Findings, relationship_type=Relation.CONTAINS)
-    items: list[Any] = [TextContentItem(codes.DCM.Finding, record["generated"], Relation.CONTAINS)]
+    sections = record.get("sections", {"findings": record["generated"], "impression": ""})
+    items: list[Any] = [
+        TextContentItem(codes.DCM.Finding, sections["findings"] or record["generated"], Relation.CONTAINS)
+    ]
     for number, (finding, probability) in enumerate(record["findings"].items(), 1):
         name = CodedConcept(f"P{number:02}", _SCHEME, f"Probability of {finding}")
         items.append(NumContentItem(name, probability, unit, relationship_type=Relation.CONTAINS))
     findings.ContentSequence = ContentSequence(items)
+    impressions = []
+    if sections["impression"]:
+        impression = ContainerContentItem(codes.DCM.Impressions, relationship_type=Relation.CONTAINS)
+        text = TextContentItem(codes.DCM.Impression, sections["impression"], Relation.CONTAINS)
+        impression.ContentSequence = ContentSequence([text])
+        impressions.append(impression)
     root = ContainerContentItem(CodedConcept("18748-4", "LN", "Diagnostic imaging report"))
     notes = [TextContentItem(codes.DCM.Comment, note, Relation.CONTAINS) for note in _notes(record)]
-    root.ContentSequence = ContentSequence([findings, *notes])
+    root.ContentSequence = ContentSequence([findings, *impressions, *notes])
     report = EnhancedSR(
         evidence=sources,
         content=root,

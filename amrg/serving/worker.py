@@ -67,8 +67,8 @@ def _work(run: Path, base_model: str | None, banks: Path | None, pipe: Connectio
         except EOFError:  # the server has ended
             return
         try:
-            films, contexts, priors = zip(*studies, strict=True)
-            pipe.send(loaded.generate_records(films, contexts, [loaded.read_prior(one) for one in priors]))
+            films, contexts, priors, views = zip(*studies, strict=True)
+            pipe.send(loaded.generate_records(films, contexts, [loaded.read_prior(one) for one in priors], views))
         except Exception as error:
             echo(f"a batch failed: {place(error)}")
             os._exit(1)  # a GPU is of no more use to this process after some errors

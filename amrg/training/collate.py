@@ -5,7 +5,7 @@ R of an earlier study.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from amrg.banks.bank import group_id
 from amrg.config import Stage1Config
+from amrg.data.film_checks import view_kinds
 from amrg.data.image_ops import to_model_input
 from amrg.data.prior import Prior
 from amrg.data.shards import hash_key
 from amrg.data.stream import Sample
 from amrg.data.studies import Study
 from amrg.data.text.prior_mentions import without_prior_mentions
+from amrg.data.text.sections import join_sections
 from amrg.models.context import ContextTokenizer
 from amrg.models.prior import ALONE, TEXT, PriorTokenizer
 from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer
@@ -33,10 +35,12 @@ class ImageBatch:
     Attributes:
         values_M: [M, …], in the order of the studies.
         views: number of films of each study.
+        kinds: place of each film's view in ``VIEW_KINDS``; None: unknown.
     """
 
     values_M: Tensor
     views: tuple[int, ...]
+    kinds: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.views)
@@ -46,11 +50,12 @@ class ImageBatch:
         chosen = list(pairwise(edges))[part]
         assert part.step in (None, 1)
         first, last = (chosen[0][0], chosen[-1][1]) if chosen else (0, 0)
-        return type(self)(self.values_M[first:last], self.views[part])
+        kinds = None if self.kinds is None else self.kinds[first:last]
+        return replace(self, values_M=self.values_M[first:last], views=self.views[part], kinds=kinds)
 
     def pin_memory(self) -> Self:
         """Pin the values; called by torch's DataLoader."""
-        return type(self)(self.values_M.pin_memory(), self.views)
+        return replace(self, values_M=self.values_M.pin_memory())
 
     def images(self, device: torch.device) -> Tensor:
         """Copy uint8 films [M, S, S] to a device and convert them to model inputs [M, 3, S, S] in [0, 1]."""
@@ -61,7 +66,8 @@ def collate_images(samples: Iterable[Sample], size: int) -> ImageBatch:
     """Letterbox and stack all films of samples, uint8 [M, size, size]."""
     samples = list(samples)
     views = tuple(len(sample.views) for sample in samples)
-    return ImageBatch(torch.from_numpy(to_model_input([view for s in samples for view in s.views], size)), views)
+    films = torch.from_numpy(to_model_input([view for s in samples for view in s.views], size))
+    return ImageBatch(films, views, tuple(kind for s in samples for kind in view_kinds(s.study.views, len(s.views))))
 
 
 def hashed_keys(studies: Iterable[Study]) -> list[str]:
@@ -104,7 +110,7 @@ class ReportCollator:
         if self.encode_context is not None:
             ids_BC, field_BC = self.encode_context([study.context for study in studies])
             context = {"context": ids_BC, "context_field": field_BC}
-        encoded = [torch.tensor(self.encode(study.report)) for study in studies]
+        encoded = [torch.tensor(self.encode(study.report, study.impression)) for study in studies]
         prior = {}
         if self.encode_prior is not None:
             given = [self.priors.get(study.key) for study in studies]
@@ -124,9 +130,14 @@ class ReportCollator:
         }
 
     def _alone(self, study: Study) -> Tensor:
-        """Encode a report without words of change; nothing is learned of one that has no other words."""
-        text = without_prior_mentions(study.report)
-        return torch.tensor(self.encode(text) if text else [IGNORE_INDEX])
+        """Encode a report without words of change.
+
+        Nothing is learned of one that has no other words, or none in the findings that stand before an impression.
+        """
+        findings, impression = (without_prior_mentions(text) for text in study.sections.values())
+        text = join_sections(findings, impression)
+        known = findings if self.encode.separate else text
+        return torch.tensor(self.encode(text, impression) if known else [IGNORE_INDEX])
 
 
 def _padded(encoded: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from amrg.data.shards import hash_key
 from amrg.data.stream import load_studies
 from amrg.data.text.outline import positive_findings
 from amrg.data.text.repetition import is_repetitive, most_common_share, tokenize
+from amrg.data.text.sections import join_sections, split_at_mark
 from amrg.models.association_shares import RowLabels, heaviest
 from amrg.models.classifier import query_cosines
 from amrg.models.composer import ROWS
@@ -197,6 +198,8 @@ def greedy_reports(
             context_BC=context_BC,
             prior=PriorInputs.of_batch(batch, local_count),
         )
+    if model.settings.separate_sections:
+        written = [join_sections(*split_at_mark(text)) for text in written]
     studies, counted = batch["study"][:local_count], batch["counts"][:local_count].tolist()
     local_reports = [(key, text) for key, text, one in zip(studies, written, counted, strict=True) if one]
     # Ranks that share a model have written the same.

@@ -7,7 +7,8 @@ stem, films are streamed from the shards and augmented on the fly.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor
 from amrg import distributed
 from amrg.artifacts import add_failure
 from amrg.config import Config
+from amrg.data.film_checks import view_kinds
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import (
     Stream,
@@ -86,8 +88,8 @@ def train_stage1(config: Config, data: Path, folder: Path, graph: Path | None = 
     def loss(model: DiseaseClassifier, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
         inputs, targets_BK = batch["films"], batch["targets"].to(distributed.device(), non_blocking=True)
         out = films.predict(model, inputs)
-        query_loss = multilabel_loss(mean_over_views(out.logits_BK, inputs.views), targets_BK, weight_K)
-        cam_loss = multilabel_loss(mean_over_views(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
+        query_loss = multilabel_loss(out.of_studies(out.logits_BK, inputs.views), targets_BK, weight_K)
+        cam_loss = multilabel_loss(out.of_studies(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
         total = query_loss + cam_loss
         metrics: dict[str, Tensor | float] = {"query_loss": query_loss.detach(), "cam_loss": cam_loss.detach()}
         if weight := config.stage1.query_diversity_weight:
@@ -195,6 +197,7 @@ class _Films:
             for split, some in studies.items()
         }
         self.datasets = {split: np.array([study.dataset for study in some]) for split, some in studies.items()}
+        self.projections = {split: [study.views for study in some] for split, some in studies.items()}
         self.weights = study_weights(data, "train", config.data.weights, with_wordless=True)
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
@@ -218,7 +221,8 @@ class _Films:
         local_scores: list[tuple[int, np.ndarray]] = []
         for number, turn in enumerate(_batched(self.inputs(split), world)):
             inputs = turn[min(me, len(turn) - 1)]
-            scores_BK = mean_over_views(self.predict(model, inputs).scores_BK, inputs.views)
+            out = self.predict(model, inputs)
+            scores_BK = out.of_studies(out.scores_BK, inputs.views)
             if me < len(turn):
                 local_scores.append((number * world + me, scores_BK.double().sigmoid().cpu().numpy()))
         return np.concatenate(
@@ -244,8 +248,11 @@ class _CachedFilms(_Films):
         self.copies = config.stage1.augmented_copies
         self.keys = hashed_keys(load_studies(data, "train", with_wordless=True))
         # A row of a cache is a film; the offsets are the first rows of the studies.
-        self.film_offsets = {
-            split: [0, *accumulate(num_views(data, split, with_wordless=True))] for split in self.targets
+        films = {split: num_views(data, split, with_wordless=True) for split in self.targets}
+        self.film_offsets = {split: [0, *accumulate(counts)] for split, counts in films.items()}
+        self.kinds = {
+            split: [view_kinds(*one) for one in zip(self.projections[split], counts, strict=True)]
+            for split, counts in films.items()
         }
         with torch.no_grad():
             shape = model.encoder.stem(torch.zeros(1, 3, *[self.image_size] * 2, device=distributed.device())).shape[1:]
@@ -279,7 +286,8 @@ class _CachedFilms(_Films):
                 yield model.encoder.stem(images).cpu()
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
-        return model.from_stem(inputs.values_M.to(distributed.device(), non_blocking=True).float())
+        features = inputs.values_M.to(distributed.device(), non_blocking=True).float()
+        return model.from_stem(features, inputs.kinds)
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         generator = _generator(self.config.seed, epoch)
@@ -291,7 +299,7 @@ class _CachedFilms(_Films):
             rows = order[step * size : (step + 1) * size][distributed.rank() :: distributed.world_size()]
             parts = [self._features_of_study("train", row, int(copy_of[row])) for row in rows.tolist()]
             yield {
-                "films": ImageBatch(torch.cat(parts), tuple(map(len, parts))),
+                "films": self._batch("train", rows.tolist(), parts),
                 "targets": self.targets["train"][rows],
                 "study": [self.keys[row] for row in rows.tolist()],
             }
@@ -302,7 +310,11 @@ class _CachedFilms(_Films):
     def inputs(self, split: str) -> Iterator[ImageBatch]:
         for rows in _batched(range(len(self.targets[split])), _BATCH):
             parts = [self._features_of_study(split, row) for row in rows]
-            yield ImageBatch(torch.cat(parts), tuple(map(len, parts)))
+            yield self._batch(split, rows, parts)
+
+    def _batch(self, split: str, rows: Sequence[int], features: list[Tensor]) -> ImageBatch:
+        kinds = tuple(kind for row in rows for kind in self.kinds[split][row])
+        return ImageBatch(torch.cat(features), tuple(map(len, features)), kinds)
 
     def _features_of_study(self, split: str, row: int, copy: int = 0) -> Tensor:
         """Cached features of the films of one study."""
@@ -333,13 +345,14 @@ class _StreamedFilms(_Films):
         self.steps_per_epoch = self.stream.steps_per_epoch
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
-        return model(inputs.values_M)
+        return model(inputs.values_M, kinds=inputs.kinds)
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         for step, batch in enumerate(self.stream.epoch(epoch, start), start):
             generator = _generator(self.config.seed, epoch, step, distributed.rank())
             films = batch["films"]
-            yield {**batch, "films": ImageBatch(augment(films.images(distributed.device()), generator), films.views)}
+            images = augment(films.images(distributed.device()), generator)
+            yield {**batch, "films": replace(films, values_M=images)}
 
     def inputs(self, split: str) -> Iterator[ImageBatch]:
         films, total = (
@@ -348,7 +361,7 @@ class _StreamedFilms(_Films):
         )
         for samples in _batched(track(films, f"films of {split}", total), _BATCH):
             inputs = collate_images(samples, self.image_size)
-            yield ImageBatch(inputs.images(distributed.device()), inputs.views)
+            yield replace(inputs, values_M=inputs.images(distributed.device()))
 
 
 def _generator(*seeds: int) -> torch.Generator:

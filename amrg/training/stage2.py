@@ -33,7 +33,6 @@ from amrg.data.stream import (
     reader_processes,
     study_weights,
 )
-from amrg.data.text.outline import add_outline
 from amrg.errors import UserError, collect_errors
 from amrg.models.bank_sentences import no_sentences
 from amrg.models.classifier import DiseaseClassifier
@@ -43,7 +42,7 @@ from amrg.models.open_banks import open_banks, refuse_ring_of_indexes
 from amrg.models.prior import ALONE, FILMS, PriorInputs, drop_priors, prior_text, refuse_lacking_priors
 from amrg.models.prompt import stream_faults
 from amrg.models.report_generator import ReportGenerator
-from amrg.models.tokenizer import IGNORE_INDEX
+from amrg.models.tokenizer import IGNORE_INDEX, training_text
 from amrg.models.vision_output import VisionOutput
 from amrg.models.zero3 import gathered
 from amrg.progress import echo
@@ -149,9 +148,11 @@ def optimisation(config: Config) -> OptimizerSettings:
 def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
     """Build the generator before training, as a function of the artefacts, the configuration and its seed."""
     classifier = freeze_for_stage2(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
-    written = add_outline if config.decoder.predict_outline else str
     studies = load_studies(data, "train")
-    texts = [written(study.report) for study in studies]
+    outline, separate = config.decoder.predict_outline, config.decoder.separate_sections
+    if separate and not any(study.impression for study in studies):
+        raise UserError(_NO_SECTIONS)
+    texts = [training_text(study.report, study.impression, outline, separate) for study in studies]
     if config.decoder.context:
         refuse_lacking_context(config.decoder.context, studies)
         texts += [context_text(study.context, config.decoder.context) for study in studies if study.context]
@@ -207,6 +208,10 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
     faults = [*stream_faults(config.decoder), *search_faults(memory.index), *collect_errors(*checks)]
     if config.decoder.use_retrieved_text and config.banks.reports.granularity != "sentence":
         faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
+    if config.decoder.separate_sections and "separate" not in (
+        config.data.sections, *(part.sections for part in config.data.mix),
+    ):  # fmt: skip
+        faults.append(_NO_SECTIONS)
     held_out = [split for split in config.banks.splits if split != TRAIN]
     if held_out and not settings.allow_held_out_bank_rows:
         faults.append(_leak("banks.splits", held_out))
@@ -234,6 +239,12 @@ def _refuse_trained_prior() -> None:
         "decoder.prior films are encoded once, by a frozen encoder: say stage2.train_vision false, or decoder.prior "
         "report alone"
     )
+
+
+_NO_SECTIONS = (
+    "decoder.separate_sections: the data do not tell findings and impression apart: say data.sections separate, or "
+    "decoder.separate_sections false"
+)
 
 
 def _leak(where: object, held_out: Sequence[str]) -> str:
@@ -374,7 +385,7 @@ class _Source:
         """Token counts of the train reports; None unless batches are grouped by length."""
         if not config.stage2.group_by_length:
             return None
-        return [len(self.reports.encode(study.report)) for study in load_studies(self.data, "train")]
+        return [len(self.reports.encode(study.report, study.impression)) for study in load_studies(self.data, "train")]
 
     def with_some_priors(self, packed: dict[str, Any], epoch: int) -> dict[str, Any]:
         """Leave out the priors of a share of the studies; which ones depends on seed, epoch and study only."""

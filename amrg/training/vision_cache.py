@@ -24,7 +24,7 @@ _BATCH = 32  # studies per forward
 
 def encode_films(model: ReportGenerator, films: ImageBatch) -> VisionOutput:
     """Encode the films of studies with stage 1."""
-    return model.encode_images(films.images(distributed.device()), films.views)
+    return model.encode_images(films.images(distributed.device()), films.views, films.kinds)
 
 
 def round_like_cache(vision: VisionOutput) -> VisionOutput:

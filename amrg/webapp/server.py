@@ -31,6 +31,7 @@ from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS
 from amrg.data.own_studies import read_given_context, read_study
 from amrg.data.studies import SPLITS, Study
+from amrg.data.text.sections import mark_impression
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors, finding_segments
 from amrg.inference.run import RunArtifacts
@@ -185,7 +186,7 @@ class Handlers:
         except ValueError as error:
             raise UserError(f"This file is no film that can be read: {error}. Give a {FORMATS} file.") from None
         name = hashlib.sha256(data).hexdigest()[:16]
-        analysis = self._reader.analyze(read.films, NO_GROUP, read.context)
+        analysis = self._reader.analyze(read.films, NO_GROUP, read.context, read.views)
         self._cache((UPLOADED, name), Entry(analysis, [stored]))
         return self._describe(UPLOADED, name)
 
@@ -254,7 +255,7 @@ class Handlers:
         off = {name for name in request.query_params.get("off", "").split(",") if name}
         if off - MEMORIES.keys():
             raise NotFound(f"no such memory: {', '.join(MEMORIES)} can be switched off")
-        reference = entry.study.report if entry.study else ""
+        reference = mark_impression(**entry.study.sections) if entry.study else ""
         return StreamingResponse(self._events(entry.analysis, off, reference), media_type="text/event-stream")
 
     async def _events(self, analysis: StudyAnalysis, off: set[str], reference: str) -> AsyncIterator[str]:
@@ -301,9 +302,10 @@ class Handlers:
         if place == UPLOADED:
             raise NotFound(f"This film is no longer held (the last {MAX_CACHED} are): drop it again.")
         sample = self._store.study(place, name)
-        analysis = self._reader.analyze(sample.views, group_id(sample.study.group), sample.study.context)
+        study = sample.study
+        analysis = self._reader.analyze(sample.views, group_id(study.group), study.context, study.views)
         films = [FilmLevels.of_gray(film) for film in sample.views]
-        return self._cache((place, name), Entry(analysis, films, sample.study, sample.masks))
+        return self._cache((place, name), Entry(analysis, films, study, sample.masks))
 
     def _cache(self, where: tuple[str, str], entry: Entry) -> Entry:
         with self._lock:
@@ -334,7 +336,7 @@ class Handlers:
             "place": place,
             "name": name,
             "grid": self._reader.grid,
-            "reference": study.report if study else None,
+            "reference": mark_impression(**study.sections) if study else None,
             "context": self._context(analysis.context),
             "findings": findings,
             "films": [self._film(entry, number) for number in range(len(analysis.films))],

@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from amrg import distributed
 from amrg.banks.bank import VISUAL, MemoryBank
 from amrg.data.context import NO_CONTEXT, Context
+from amrg.data.film_checks import view_kinds
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.text.outline import positive_findings
@@ -57,7 +58,7 @@ class StudyAnalysis:
         films: full films, padded to a square as the maps cover it, uint8 [SHOWN_SIZE, SHOWN_SIZE] each.
         group: ``group_id`` of the patient; ``NO_GROUP`` for an uploaded film.
         vision: encoded films.
-        probabilities: sigmoid of stage 1's mean logit over all films, by finding.
+        probabilities: sigmoid of stage 1's logit of all films together, by finding.
         maps_MKHW: activation maps; 1 is the peak of a typical positive train film (``amrg.models.cam``).
         association: association by memory of the generator.
         distance: entries of ``TrainingDistance.records``; empty if the run has no such distance.
@@ -117,21 +118,31 @@ class InferenceSession:
         return self.classifier.encoder.grid
 
     @torch.no_grad()
-    def analyze(self, films: list[np.ndarray], group: int, context: Context = NO_CONTEXT) -> StudyAnalysis:
-        """Run the models on the films of a study, uint8 [H, W] each; only the report depends on the context."""
+    def analyze(
+        self, films: list[np.ndarray], group: int, context: Context = NO_CONTEXT, views: Sequence[str] = ()
+    ) -> StudyAnalysis:
+        """Run the models on the films of a study, uint8 [H, W] each; only the report depends on the context.
+
+        Args:
+            films: of the study.
+            group: as of ``StudyAnalysis``.
+            context: clinical context.
+            views: view of each film; empty: unknown.
+        """
+        kinds = view_kinds(views, len(films))
         size = self.classifier.image_size
         images = to_tensor(films, size).to(distributed.device())
         group_1 = torch.tensor([group], device=images.device)
         with self._lock:
             with autocast(self.config.stage2.dtype):
-                outputs = self.classifier(images)
-                vision = round_like_cache(self.model.encode_images(images, [len(films)]))
+                outputs = self.classifier(images, kinds=kinds)
+                vision = round_like_cache(self.model.encode_images(images, [len(films)], kinds))
             maps_MKHW = activation_maps(self.classifier.cam_head, outputs.fine_BHWC, self.config.banks.mining.method)
             association = {
                 name: Association(*(part[0].cpu() for part in found))
                 for name, found in self.model.associations(vision, group_1, ROWS).items()
             }
-        probability_K = outputs.scores_BK.double().mean(0).sigmoid().tolist()
+        probability_K = outputs.of_studies(outputs.scores_BK.double(), [len(films)])[0].sigmoid().tolist()
         return StudyAnalysis(
             films=[letterbox(film, SHOWN_SIZE) for film in films],
             group=group,
@@ -156,7 +167,8 @@ class InferenceSession:
             analysis: analysis of the study.
             disabled_memories: names in ``MEMORIES``. Their positions are hidden from the decoder, and without the
                 visual memory the retrieved text is empty.
-            on_event: receives ``text`` (plan and sentences so far) after each token, and ``sentence`` after each
+            on_event: receives ``text`` (plan and sentences so far; with separate sections also ``impression``, the
+                number of its first sentence or None) after each token, and ``sentence`` after each
                 sentence: its findings, its attribution, and its support if it was ``recalled``
                 (``ComposedSentence.to_dict``).
                 Before these it receives ``unsure``, what the report leaves out (``generate.abstain``), if anything.
@@ -248,7 +260,9 @@ class _EventStreamer(BaseStreamer):
         self._ids: list[int] = []
         self._begun = False
         self._reported = 0
-        self._transcript = Transcript(reader.model.settings.predict_outline)
+        self._transcript = Transcript(
+            reader.model.settings.predict_outline, separate=reader.model.settings.separate_sections
+        )
 
     def put(self, value: Tensor) -> None:
         """Add one token, [1]. The first call passes the prompt, which is ignored."""
@@ -268,7 +282,9 @@ class _EventStreamer(BaseStreamer):
         self._report(finished=len(self._transcript.sentences))
 
     def _report(self, finished: int) -> None:
-        self._on_event("text", {"plan": self._transcript.plan, "sentences": self._transcript.sentences})
+        written = self._transcript
+        impression = {"impression": written.impression} if written.separate else {}
+        self._on_event("text", {"plan": written.plan, "sentences": written.sentences, **impression})
         for number in range(self._reported, finished):
             attention_S = self._transcript.attention(number, self._reader.positions(self._text, self._context))
             drawn = self._reader.sentence_attribution(self._analysis, self._off, attention_S, self._text, self._context)

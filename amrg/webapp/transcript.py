@@ -7,6 +7,7 @@ from torch import Tensor
 
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.outline import split_outline
+from amrg.data.text.sections import split_at_mark
 
 
 @dataclass
@@ -17,11 +18,15 @@ class Transcript:
         outlined: whether the decoder names the findings first (``decoder.predict_outline``).
         plan: named findings.
         sentences: sentences of the report; the last one may be incomplete.
+        separate: whether the decoder marks the impression (``decoder.separate_sections``).
+        impression: number of the impression's first sentence; None before it.
     """
 
     outlined: bool
     plan: str = ""
     sentences: list[str] = field(default_factory=list)
+    separate: bool = False
+    impression: int | None = None
     _tokens: list[tuple[str, Tensor]] = field(default_factory=list)
     _of: dict[int, list[Tensor]] = field(default_factory=dict)
 
@@ -37,7 +42,10 @@ class Transcript:
         self.plan = plan
         if report is None:
             return
-        before, self.sentences = len(self.sentences), split_sentences(report)
+        findings, impression = split_at_mark(report) if self.separate else (report, "")
+        before, self.sentences = len(self.sentences), split_sentences(findings)
+        self.impression = len(self.sentences) if impression else None
+        self.sentences += split_sentences(impression)
         # A token belongs to the sentence it ends in, and to the sentences it begins.
         for number in range(min(before, len(self.sentences) - 1), len(self.sentences)):
             self._of.setdefault(number, []).append(attention_S)

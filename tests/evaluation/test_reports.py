@@ -187,3 +187,14 @@ def test_a_wrong_edge_is_one_line(tmp_path, change):
     lines = [LINES[0] | {"graph": [EDGE | change]}, *LINES[1:]]
     with pytest.raises(UserError, match="line 1 is not a report"):
         read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+
+
+def test_sections_are_read_and_lines_of_former_versions_have_none(tmp_path):
+    apart = {"findings": "Text 0.", "impression": ""}
+    lines = [LINES[0] | {"sections": apart, "reference_sections": apart}, *LINES[1:]]
+    found = {r.key: r for r in read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
+    assert (found["s0"].sections, found["s0"].reference_sections) == (apart, apart)
+    assert (found["s1"].sections, found["s1"].reference_sections) == ({}, {})
+    for wrong in ({"findings": "Text."}, {"findings": "Text.", "impression": None}, "text"):
+        with pytest.raises(UserError, match="line 1 is not a report"):
+            read_reports(write(tmp_path / "reports.jsonl", [LINES[0] | {"sections": wrong}, *LINES[1:]]), STUDIES)

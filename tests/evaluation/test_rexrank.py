@@ -8,7 +8,7 @@ from amrg.artifacts import Recipe, build, open_artifact
 from amrg.commands.export import main
 from amrg.errors import UserError
 from amrg.evaluation.reports import GeneratedReport
-from amrg.evaluation.rexrank import fill_test_set
+from amrg.evaluation.rexrank import fill_test_set, to_rexrank
 
 
 @pytest.fixture
@@ -45,6 +45,28 @@ def test_with_our_references(reports, tmp_path):
     assert written["s1"]["model_prediction"] == ""
     with pytest.raises(UserError, match="exists"):
         main([str(reports), str(tmp_path / "out.json")])
+
+
+def test_sections_that_are_told_apart_are_both_there():
+    apart = {"findings": "F.", "impression": "I."}
+    reports = [
+        GeneratedReport("a", "G. H.", reference="F. I.", sections={"findings": "G.", "impression": "H."},
+                        reference_sections=apart),
+        GeneratedReport("b", "G.", reference="F.", sections={"findings": "G.", "impression": ""},
+                        reference_sections={"findings": "F.", "impression": ""}),
+    ]  # fmt: skip
+    written = to_rexrank(reports, "separate")
+    assert written["a"] == {
+        "section_findings": "F.",
+        "section_impression": "I.",
+        "report": "F. I.",
+        "model_prediction": "G. H.",
+        "model_prediction_findings": "G.",
+        "model_prediction_impression": "H.",
+    }
+    assert written["b"]["section_impression"] is None
+    filled = fill_test_set({"a": {"context": "x"}, "b": {}}, reports)
+    assert filled["a"] == {"context": "x"} | {key: text for key, text in written["a"].items() if "prediction" in key}
 
 
 def test_onto_their_test_set(reports, tmp_path):

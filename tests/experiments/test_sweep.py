@@ -91,6 +91,16 @@ def test_retrieved_text_is_given_beside_vectors_instead_of_them_and_not_at_all()
     assert [one.generate.memory for one in given.values()] == ["own"] * 4 + ["shuffled"]
 
 
+def test_two_films_are_compared_with_one_and_weights_with_the_mean():
+    given = {v.name: with_seed(Config(), v, 0) for v in EXPERIMENTS["views"].variants(Config(), 9000)}
+    assert {one.data.listed_films for one in given.values()} == {2}
+    assert [name for name, one in given.items() if not one.data.lateral_films] == ["one film"]
+    assert [one.vision.film_fusion for one in given.values()] == ["mean", "mean", "attention", "attention", "mean"]
+    assert [one.vision.view_embeddings for one in given.values()] == [False, True, False, True, False]
+    other = with_overrides(Config(), {"data.source": "mimic_cxr"})
+    assert [v.name for v in EXPERIMENTS["views"].variants(other, 9000)][:2] == ["mean", "mean, views known"]
+
+
 def test_the_context_is_own_anothers_or_none_and_one_decoder_sees_no_film():
     given = {v.name: with_seed(Config(), v, 0) for v in EXPERIMENTS["context"].variants(Config(), 9000)}
     assert {one.decoder.context for one in given.values()} == {("indication",)}
@@ -262,7 +272,7 @@ def test_details_are_supported_after_one_training(config):
 
 def test_what_memory_gives_is_asked_of_three_seeds_the_rest_of_as_many_as_told():
     several = {name: one.seeds for name, one in EXPERIMENTS.items() if one.seeds > 1}
-    assert several == {"memory-ablation": 3, "context": 3, "prior": 3, "knowledge-graph": 3}
+    assert several == {"memory-ablation": 3, "context": 3, "prior": 3, "views": 3, "knowledge-graph": 3}
 
 
 def test_what_cannot_be_had_is_said_on_the_page(config, capsys):

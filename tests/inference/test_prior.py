@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import amrg
+from amrg.data.film_checks import VIEW_KINDS
 from amrg.data.own_studies import GivenPrior
 from amrg.data.stream import iter_samples, load_studies
 from amrg.errors import UserError
@@ -66,3 +67,24 @@ def test_a_prior_that_a_user_gives_is_read_as_that_of_a_split(comparing: Path, t
     assert loaded.read_prior(GivenPrior()) is None
     with pytest.raises(UserError, match="1 priors for 2 studies"):
         loaded.generate([films["test-0"]] * 2, priors=[None])
+
+
+def test_films_of_a_prior_are_encoded_with_their_views(comparing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = amrg.load_run(str(comparing))
+    film = next(iter(iter_samples(open_run(comparing).data.path, "test"))).views[0]
+    asked = []
+    encode = loaded._model.encode_images
+
+    def recorded(images, counts, kinds):
+        asked.append((counts, kinds))
+        return encode(images, counts, kinds)
+
+    monkeypatch.setattr(loaded._model, "encode_images", recorded)
+    priors = [None, GivenPrior(films=[film, film], views=("AP", "LATERAL")), GivenPrior("Clear lungs.")]
+    loaded.generate_records([[film]] * 3, None, priors, [("PA",), ("LATERAL",), ()])
+    kinds = [[VIEW_KINDS[kind] for kind in one] for _, one in asked]
+    assert kinds == [["frontal", "lateral", "unknown"], ["frontal", "lateral"]]
+    assert [counts for counts, _ in asked] == [[1, 1, 1], [2]]
+    read = loaded.read_prior(GivenPrior(films=[film]))
+    assert read is not None
+    assert read.views == ("",)

@@ -462,3 +462,11 @@ def test_without_a_sentence_an_unsure_finding_is_listed_by_its_name(tmp_path: Pa
     )
     assert found == Composed("none. Report:", unsure=(Unsure(EFFUSION, (EFFUSION,), found.unsure[0].probability),))
     assert found.unsure[0].probability == pytest.approx(1 / (1 + 2.718281828**-2))
+
+
+def test_an_impression_may_state_composed_findings_again_but_nothing_else() -> None:
+    said = ComposedSentence(LEFT, (EFFUSION,), 0)
+    composed = Composed("", (EFFUSION,), (said,))
+    text = f"{LEFT} Cardiomegaly. {LEFT} No pleural effusion. Bones are intact."
+    assert composed.agreeing_impression(text) == f"{LEFT} Bones are intact."
+    assert composed.without_contradictions(f"{LEFT} {PLAIN}") == LEFT

@@ -35,14 +35,23 @@ def guided(check: Literal["none", "flag", "drop"], reports: tuple[str, ...] = (E
 def test_flagged_or_dropped() -> None:
     text = f"{ENLARGED} {LEFT} {CLEAR}"
     entry = {"head": HEART, "relation": "excludes", "tail": EFFUSION, "count": 0, "expected": 20.0}
-    assert guided("none").check(text) == (text, [])
-    assert guided("flag").check(text) == (text, [entry])
-    dropped, found = guided("drop").check(text)
-    assert dropped == f"{ENLARGED} {CLEAR}"
+    assert guided("none").check([text]) == ([text], [])
+    assert guided("flag").check([text]) == ([text], [entry])
+    dropped, found = guided("drop").check([text])
+    assert dropped == [f"{ENLARGED} {CLEAR}"]
     assert found == [entry | {"left_out": True}]
-    assert guided("drop").check(text, composed=2) == (text, [entry])  # sentences of memory were chosen already
+    assert guided("drop").check([text], composed=2) == ([text], [entry])  # sentences of memory were chosen already
     for check in ("flag", "drop"):
-        assert guided(check).check(f"{LEFT} {CLEAR}") == (f"{LEFT} {CLEAR}", [])
+        assert guided(check).check([f"{LEFT} {CLEAR}"]) == ([f"{LEFT} {CLEAR}"], [])
+
+
+def test_an_impression_is_checked_behind_the_findings() -> None:
+    impression = f"{LEFT}  {CLEAR}"
+    assert guided("drop").check((ENLARGED, impression))[0] == [ENLARGED, CLEAR]
+    assert guided("drop").check((f"{ENLARGED} {LEFT}", CLEAR))[0] == [ENLARGED, CLEAR]
+    assert guided("drop").check(("", impression)) == (["", impression], [])  # as it was: nothing is left out
+    assert guided("flag").check((ENLARGED, LEFT)) == guided("flag").check((ENLARGED, LEFT), composed=1)
+    assert len(guided("flag").check((ENLARGED, LEFT))[1]) == 1
 
 
 def test_recorded_edges_are_those_of_the_text() -> None:
@@ -105,7 +114,7 @@ def test_the_copy_beside_the_reports_has_no_studies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("check", ["flag", "drop"])
 def test_an_empty_report_is_checked(check: Literal["flag", "drop"]) -> None:
-    assert guided(check).check("") == ("", [])
+    assert guided(check).check([""]) == ([""], [])
 
 
 #: Reports of which half state an effusion, always on the left, and a quarter edema, always with an effusion.

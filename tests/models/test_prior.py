@@ -165,6 +165,32 @@ def test_targets_have_words_of_change_only_with_a_prior(classifier: DiseaseClass
     assert kept[FILMS].given_B.tolist() == [True, False, False]
 
 
+def test_words_of_change_are_taken_out_of_each_section(classifier: DiseaseClassifier) -> None:  # noqa: F811
+    sections = [
+        ("Clear lungs. No change.", "Stable cardiomegaly."),
+        ("Clear lungs.", "No change since then."),
+        ("No change since then.", "Clear lungs."),
+    ]
+    studies = [
+        Study(str(i), "g", "train", f"{findings} {impression}", dict.fromkeys(LABELS), impression=impression)
+        for i, (findings, impression) in enumerate(sections)
+    ]
+
+    def alone(separate: bool) -> list[list[int]]:
+        model = reading(classifier, separate_sections=separate)
+        rows = ReportCollator(model.report_encoder(90), None, model.prior_encoder(), {})(studies)[ALONE]
+        return [row[row != IGNORE_INDEX].tolist() for row in rows]
+
+    def ids(text: str) -> list[int]:
+        return reading(classifier).tokenizer(text, add_special_tokens=False).input_ids
+
+    end = reading(classifier).prompt.stops[0]
+    joined = ["Clear lungs. Cardiomegaly.", "Clear lungs.", "Clear lungs."]
+    assert alone(separate=False) == [[*ids(text), end] for text in joined]
+    # An impression without findings is not learned, and findings without their impression do not end the report.
+    assert alone(separate=True) == [[*ids("Clear lungs. Impression: Cardiomegaly."), end], ids("Clear lungs."), []]
+
+
 def test_settings_that_contradict_each_other(classifier: DiseaseClassifier) -> None:  # noqa: F811
     with pytest.raises(UserError, match=r"decoder\.prior report report names a part twice"):
         reading(classifier, prior=("report", "report"))

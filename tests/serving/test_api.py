@@ -67,8 +67,9 @@ class Gate:
         if self.error:
             error, self.error = self.error, None
             raise error
-        films, self.contexts, self.priors = zip(*studies, strict=True)
-        return self.loaded.generate_records(films, self.contexts, [self.loaded.read_prior(one) for one in self.priors])
+        films, self.contexts, self.priors, self.views = zip(*studies, strict=True)
+        priors = [self.loaded.read_prior(one) for one in self.priors]
+        return self.loaded.generate_records(films, self.contexts, priors, self.views)
 
     @contextmanager
     def model(self):

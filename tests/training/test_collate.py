@@ -69,6 +69,23 @@ def test_packers_travel_to_other_processes_and_give_padded_batches():
     assert targets_BK.sum(1).tolist() == [0, 14, 0]
 
 
+def test_an_impression_is_marked_and_reports_without_one_do_not_end():
+    tokenizer = train_tokenizer(["none. Report: Heart is large. Lungs clear. Impression: Cardiomegaly."] * 2, 90)
+    whole, heart = "Lungs clear. Heart is enlarged. Cardiomegaly.", "Cardiomegaly."
+    encode, outlined = (ReportTokenizer(tokenizer, outline, 99, separate=True) for outline in (False, True))
+
+    def text(ids):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    assert text(encode(whole, heart)) == "Lungs clear. Heart is enlarged. Impression: Cardiomegaly."
+    assert encode(whole, heart)[-1] == tokenizer.eos_token_id
+    assert encode(whole) == ReportTokenizer(tokenizer, False, 99)(whole)[:-1]
+    assert text(outlined(whole, heart)) == (
+        "cardiomegaly. Report: Heart is enlarged. Lungs clear. Impression: Cardiomegaly."
+    )
+    assert ReportTokenizer(tokenizer, False, 5, separate=True)(whole, heart) == encode(whole, heart)[:5]
+
+
 @pytest.mark.parametrize(("count", "size"), [(64 * 7 + 3, 7), (40, 8), (3, 4)])
 def test_grouping_by_length_shuffles_whole_batches_of_like_length(count, size):
     generator = np.random.default_rng(0)

@@ -46,3 +46,15 @@ def test_nothing_is_written():
     transcript = grown(True)
     transcript.close()
     assert transcript.sentences == []
+
+
+def test_the_impression_begins_behind_the_mark():
+    transcript, text = Transcript(False, separate=True), ""
+    begins = []
+    for number, token in enumerate(["Wet", ".", " Imp", "ression:", " Ede", "ma", ". Stable."]):
+        text += token
+        transcript.add(text, torch.full((4 + number,), float(number)))
+        begins.append(transcript.impression)
+    assert begins == [None, None, None, None, 1, 1, 1]
+    assert transcript.sentences == ["Wet.", "Edema.", "Stable."]
+    assert len(means(transcript)) == 3

@@ -16,7 +16,7 @@ from amrg.data.sources.tables import Need, Tally, data_root, decode, find, join_
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import select_sections
+from amrg.data.text.sections import select_impression, select_sections
 from amrg.errors import UserError
 
 TABLE = "df_chexpert_plus_240401.csv"
@@ -30,7 +30,8 @@ CONTEXT = {
     "indication": ("section_clinical_history", "section_history"), "technique": ("section_technique",),
     "comparison": ("section_comparison",), "age": ("age",), "sex": ("sex",),
 }  # fmt: skip
-LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json"}
+LABEL_FILES = {"findings": "findings_fixed.json", "impression": "impression_fixed.json", "both": "report_fixed.json",
+               "separate": "report_fixed.json"}  # fmt: skip
 _CONTEXT_COLUMNS = tuple(column for columns in CONTEXT.values() for column in columns)
 _SIDES = ("FRONTAL", "", "LATERAL")  # in the order of a study's films
 _IMAGE_FOLDERS = ("PNG", "PNG/PNG", "PNGs", "DICOM", ".")
@@ -123,8 +124,13 @@ class ChexpertPlus:
             group, place = hash_patient(f"chexpert {patient(row)}"), number(row["patient_report_date_order"])
             prior = "" if place is None else earlier.find(group, place)[0]
             studies.append(
-                Study(key, group, split, text, given, tuple(views[key]), prior, fault, context=_context(row))
-            )
+                Study(
+                    key, group, split, text, given, tuple(views[key]), prior, fault, context=_context(row),
+                    impression=select_impression(
+                        row["section_findings"], row["section_impression"], self._config.sections
+                    ),
+                )
+            )  # fmt: skip
             if text and place is not None:
                 earlier.add(group, place, key)
         self.left_out = dict(tally.counts)

@@ -22,7 +22,7 @@ from amrg.data.sources.tables import Need, Tally, data_root, decode, find, is_ad
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import context_sections, select_sections, split_sections
+from amrg.data.text.sections import context_sections, select_impression, select_sections, split_sections
 from amrg.errors import UserError
 from amrg.progress import track
 
@@ -120,7 +120,8 @@ class MimicCxr:
                 tally.counts[tally.unreadable] += 1
                 continue
             found = split_sections(raw) if raw else {}
-            text = select_sections(found.get("findings"), found.get("impression"), self._config.sections)
+            both = found.get("findings"), found.get("impression")
+            text, ending = (select(*both, self._config.sections) for select in (select_sections, select_impression))
             found_labels, fault = labels.get(study, (dict.fromkeys(LABELS), ""))
             if self._config.labels == "rules":
                 found_labels = label_report(text) if text else dict.fromkeys(LABELS)
@@ -138,7 +139,7 @@ class MimicCxr:
             studies.append(
                 Study(
                     key, group, split, text, found_labels, projections, prior, fault, context=context,
-                    prior_days=days_between(before[0], time[0]) if before else None,
+                    prior_days=days_between(before[0], time[0]) if before else None, impression=ending,
                 )
             )  # fmt: skip
             if text and time[0] >= 0:

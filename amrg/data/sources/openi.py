@@ -14,7 +14,7 @@ from amrg.data.sources.tables import Need, Tally, data_root, decode, present, re
 from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import select_sections
+from amrg.data.text.sections import select_impression, select_sections
 from amrg.errors import UserError
 
 _SUFFIXES = (".png", ".jpg", ".dcm")
@@ -160,7 +160,8 @@ class Openi:
     def _study(self, content: ET.Element, config: DataConfig, films: dict[str, Path], tally: Tally) -> Study | str:
         """Return the study, or why it is left out: without a text, or if none of its films exists."""
         key, sections = read_uid(content), read_sections(content)
-        text = select_sections(sections.get("FINDINGS"), sections.get("IMPRESSION"), config.sections)
+        both = sections.get("FINDINGS"), sections.get("IMPRESSION")
+        text, ending = (select(*both, config.sections) for select in (select_sections, select_impression))
         paths = [films[name] for name in film_names(content) if name in films]
         if not key.isalnum():
             return tally.no_id
@@ -169,4 +170,7 @@ class Openi:
         if not (text and paths):
             return tally.mute if paths else tally.no_file
         self._films[key] = paths
-        return Study(key, hash_patient(f"iu {key}"), "train", text, label_report(text), context=read_context(sections))
+        return Study(
+            key, hash_patient(f"iu {key}"), "train", text, label_report(text), context=read_context(sections),
+            impression=ending,
+        )  # fmt: skip

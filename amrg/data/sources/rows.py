@@ -22,7 +22,7 @@ from amrg.data.splits import assign_splits, hash_patient
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.cleaning import clean
 from amrg.data.text.labeler import label_report
-from amrg.data.text.sections import context_sections, select_sections, split_sections
+from amrg.data.text.sections import context_sections, select_impression, select_sections, split_sections
 from amrg.errors import UserError
 from amrg.progress import track
 
@@ -163,9 +163,8 @@ class RowSource:
         context = context_sections(report) if report else {}
         for row in reversed(rows):  # the first row that has a field counts
             context |= {name: value for name, value in row.context.items() if value}
-        text = select_sections(
-            findings or parts.get("findings"), impression or parts.get("impression"), self._config.sections
-        )
+        both = findings or parts.get("findings"), impression or parts.get("impression")
+        text, ending = (select(*both, self._config.sections) for select in (select_sections, select_impression))
         if report and not parts:
             text = clean(report)  # one text without headings
         labels, unlabelled = self._labels(rows, text, faults)
@@ -180,7 +179,7 @@ class RowSource:
         return Study(
             key, group, SPLIT_NAMES.get(split.lower(), "train"), text, labels, views if any(views) else (),
             load_error="; ".join(dict.fromkeys(faults)), unlabelled=unlabelled,
-            context=Context.read(context, (findings, impression, *parts.values(), text)),
+            context=Context.read(context, (findings, impression, *parts.values(), text)), impression=ending,
         )  # fmt: skip
 
     def _labels(self, rows: list[Row], text: str, faults: list[str]) -> tuple[dict[str, float | None], tuple[str, ...]]:

@@ -14,9 +14,15 @@ from amrg.data.text.labeler import label_report
 _REPORT = "Report:"
 
 
-def add_outline(report: str) -> str:
-    """Return ``cardiomegaly, edema. Report: …``; sentences that state a finding come first, in the outline's order."""
-    return format_outline(positive_findings(report), sorted(split_sentences(report), key=_outline_position))
+def add_outline(report: str, section: str | None = None) -> str:
+    """Return ``cardiomegaly, edema. Report: …``; sentences that state a finding come first, in the outline's order.
+
+    Args:
+        report: the whole report, whose findings the outline names.
+        section: section of it that stands behind the outline; None: all of it.
+    """
+    sentences = split_sentences(report if section is None else section)
+    return format_outline(positive_findings(report), sorted(sentences, key=_outline_position))
 
 
 def format_outline(findings: Sequence[str], first: Sequence[str]) -> str:

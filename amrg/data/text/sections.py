@@ -7,10 +7,13 @@ from typing import Literal
 from amrg.data.text.cleaning import clean, markup, plain, split_sentences
 from amrg.data.text.headings import Heading, find_headings, is_view, spelled_name
 
-Sections = Literal["findings", "impression", "both"]
+Sections = Literal["findings", "impression", "both", "separate"]
 
 #: Increase it when the rules change the text.
 VERSION = 2
+
+#: Between findings and impression in what a decoder learns and writes (``decoder.separate_sections``).
+IMPRESSION_MARK = "Impression:"
 
 #: Sentences before the findings proper that repeat the technique or the comparison.
 _PREFACE = re.compile(
@@ -85,16 +88,52 @@ def unknown_headings(report: str) -> list[str]:
 def select_sections(findings: str | None, impression: str | None, sections: Sections) -> str:
     """Return the cleaned target text; empty if the study lacks it.
 
-    ``both`` joins the available sections, findings first; a text that is both is not repeated.
+    ``both`` joins the available sections, findings first; a text that is both is not repeated. ``separate`` does so for
+    reports with findings; ``select_impression`` tells where the impression begins.
     """
+    if sections == "separate":
+        text, ending = clean(findings or ""), select_impression(findings, impression, sections)
+        return join_sections(text, ending)
     parts = {"findings": [findings], "impression": [impression], "both": [findings, impression]}[sections]
     return " ".join(dict.fromkeys(text for text in (clean(part) for part in parts if part) if text))
 
 
 def target_text(report: str, sections: Sections) -> str:
-    """Return the cleaned target text of a report with or without headings."""
-    parts = split_sections(report)
-    return select_sections(parts.get("findings"), parts.get("impression"), sections) if parts else clean(report)
+    """Return the cleaned target text of a report with or without headings; ``separate`` reads one as ``both`` does."""
+    parts, joined = split_sections(report), "both" if sections == "separate" else sections
+    return select_sections(parts.get("findings"), parts.get("impression"), joined) if parts else clean(report)
+
+
+def select_impression(findings: str | None, impression: str | None, sections: Sections) -> str:
+    """Return the cleaned impression with which the target text ends.
+
+    It is empty unless the sections are ``separate``, the report has findings, and the impression is another text.
+    """
+    if sections != "separate":
+        return ""
+    text, ending = clean(findings or ""), clean(impression or "")
+    return ending if text and text != ending else ""
+
+
+def findings_section(report: str, impression: str) -> str:
+    """Return a report without the impression with which it ends."""
+    return report.removesuffix(impression).rstrip() if impression else report
+
+
+def join_sections(findings: str, impression: str) -> str:
+    """Return the text of a report of two sections, of which one may be empty."""
+    return " ".join(text for text in (findings, impression) if text)
+
+
+def mark_impression(findings: str, impression: str) -> str:
+    """Return both sections as the decoder writes them, with ``IMPRESSION_MARK`` between; no mark without impression."""
+    return f"{findings} {IMPRESSION_MARK} {impression}" if impression else findings
+
+
+def split_at_mark(text: str) -> tuple[str, str]:
+    """Return findings and impression of what the decoder has written; no mark: all of it is findings."""
+    findings, _, impression = text.partition(IMPRESSION_MARK)
+    return findings.strip(), " ".join(impression.replace(IMPRESSION_MARK, " ").split())
 
 
 @lru_cache(maxsize=1)  # a report is asked for its sections and for its context

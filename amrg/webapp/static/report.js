@@ -11,6 +11,7 @@ const CALLED = { "visual tokens": "film", queries: "disease queries", context: "
 let look = null;
 let source = null; // of the events of the report being written
 let sentences = [];
+let impression = null; // number of the first sentence of the impression, where the report tells its sections apart
 let drawn = []; // what each finished sentence drew on, and stands on if it was recalled
 let chosen = null;
 let pointed = null; // the sentence under the pointer, or with the focus
@@ -77,7 +78,7 @@ export function stopWriting() {
 function write() {
   if (!look) return;
   stopWriting();
-  [sentences, drawn, without] = [[], [], off()];
+  [sentences, impression, drawn, without] = [[], null, [], off()];
   choose(null);
   $("plan").hidden = true;
   $("unsure").hidden = true;
@@ -90,7 +91,7 @@ function write() {
     const written = JSON.parse(data);
     $("plan").hidden = !written.plan;
     $("plan").textContent = `Plan: ${written.plan}`;
-    sentences = written.sentences;
+    [sentences, impression] = [written.sentences, written.impression ?? null];
     showSentences(true);
   });
   source.addEventListener("unsure", ({ data }) => {
@@ -180,6 +181,7 @@ function showSentences(growing) {
       return h(
         "li",
         { class: last ? "growing" : "" },
+        number === impression ? h("b", {}, "Impression") : null,
         h(
           "button",
           { type: "button", disabled: !drawn[number], "aria-pressed": String(chosen === number), onclick: () => choose(chosen === number ? null : number) },

@@ -5,7 +5,17 @@ import textwrap
 import pytest
 
 from amrg.data.text.headings import find_headings
-from amrg.data.text.sections import select_sections, split_sections, unknown_headings
+from amrg.data.text.sections import (
+    findings_section,
+    join_sections,
+    mark_impression,
+    select_impression,
+    select_sections,
+    split_at_mark,
+    split_sections,
+    target_text,
+    unknown_headings,
+)
 from tests.data.dataset_fixtures import REPORT
 
 
@@ -179,3 +189,34 @@ def test_the_text_that_is_chosen() -> None:
     assert select_sections(None, "Clear", "both") == "Clear."
     assert select_sections(None, "Clear", "findings") == ""
     assert select_sections("Clear", "clear.", "both") == "Clear."
+
+
+@pytest.mark.parametrize(
+    ("findings", "impression", "text", "ending"),
+    [
+        ("heart is normal", "1. Clear", "Heart is normal. Clear.", "Clear."),
+        ("heart is normal", None, "Heart is normal.", ""),
+        ("Clear", "clear.", "Clear.", ""),  # one text that is both is not two
+        (None, "Clear", "", ""),
+    ],
+)
+def test_sections_that_are_kept_apart(findings: str | None, impression: str | None, text: str, ending: str) -> None:
+    assert select_sections(findings, impression, "separate") == text
+    assert select_impression(findings, impression, "separate") == ending
+    assert select_impression(findings, impression, "both") == ""
+    assert join_sections(findings_section(text, ending), ending) == text
+
+
+def test_a_report_that_a_user_gives_is_read_whole() -> None:
+    report = "FINDINGS: heart is normal\n\nIMPRESSION: Clear"
+    assert target_text(report, "separate") == target_text(report, "both") == "Heart is normal. Clear."
+    assert target_text(report, "findings") == "Heart is normal."
+    assert target_text("IMPRESSION: Clear", "separate") == target_text("Clear", "separate") == "Clear."
+
+
+def test_the_mark_divides_what_is_written() -> None:
+    assert mark_impression("Heart is large.", "Cardiomegaly.") == "Heart is large. Impression: Cardiomegaly."
+    assert mark_impression("Clear.", "") == "Clear."
+    assert split_at_mark("Heart is large. Impression: Cardiomegaly.") == ("Heart is large.", "Cardiomegaly.")
+    assert split_at_mark("Clear.") == ("Clear.", "")
+    assert split_at_mark("Impression: A. Impression: B.") == ("", "A. B.")

@@ -9,6 +9,7 @@ from amrg.data.sources.openi_drr import devices, lesions, pleura, projection
 from amrg.data.sources.openi_drr.anatomy import SPACING, load
 from amrg.data.sources.openi_drr.canvas import Canvas
 from amrg.data.sources.openi_drr.findings import KIND_LABELS, Finding
+from amrg.data.sources.openi_drr.lateral import render_lateral
 from amrg.data.sources.openi_drr.lesions import Site
 from amrg.data.sources.openi_drr.projection import Pose
 
@@ -26,6 +27,22 @@ def render(
     without a lesion gives two films of one patient. Another ``visit`` of that patient has another pose and
     exposure; lesions that have a number keep their places.
     """
+    film, masks, _, _ = _render(findings, seed, size, visit)
+    return film, masks
+
+
+def render_two_views(
+    findings: tuple[Finding, ...], seed: tuple[int, ...], size: int
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Render the film of ``render`` and the lateral film of the same chest; the extents are those on the first."""
+    film, masks, canvas, drawn = _render(findings, seed, size)
+    return [film, render_lateral(canvas, drawn, seed, size)], masks
+
+
+def _render(
+    findings: tuple[Finding, ...], seed: tuple[int, ...], size: int, visit: int = 0
+) -> tuple[np.ndarray, dict[str, np.ndarray], Canvas, np.ndarray]:
+    """Return the results of ``render``, the painted chest, and the attenuation of devices in mm of water, [R, C]."""
     patient, places, exposure = (np.random.default_rng((*seed, part)) for part in range(3))
     pose = projection.draw_pose(patient)
     if visit:
@@ -44,7 +61,7 @@ def render(
     masks = {label: projection.sample(plane, grid, 1) >= 1 for label, plane in canvas.extents(path).items()}
     if drawn.any():
         masks["Support Devices"] = projection.sample(drawn, grid, 1) > 3
-    return film, {label: mask for label, mask in masks.items() if mask.any()}
+    return film, {label: mask for label, mask in masks.items() if mask.any()}, canvas, drawn
 
 
 def _posed(pose: Pose, findings: tuple[Finding, ...], rng: np.random.Generator) -> Pose:

@@ -101,11 +101,13 @@ def _add_shifted(plane: np.ndarray, part: np.ndarray, row: float, column: float)
             plane[r, c] += np.float32(weight) * part[r.start - top : r.stop - top, c.start - left : c.stop - left]
 
 
-def film_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray) -> np.ndarray:
+def film_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray, tilt: float = _SPINE_TILT) -> np.ndarray:
     """Return the position in the plane of each film pixel, float [2, size, size] (rows, columns).
 
     Args:
+        midline: column of the plane in the middle of the film.
         wobble: smooth displacement in mm, [2, size, size], so that ribcages differ.
+        tilt: columns per row that straighten the plane.
     """
     v, u = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size - 0.5, indexing="ij")
     roll = np.radians(pose.roll)
@@ -120,7 +122,7 @@ def film_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray) -> np.n
         z = z + raised * side * np.exp(-(((z - (dome - 20)) / 55) ** 2))
     z *= min(1.0, _LOWEST / z.max())
     rows = z / SPACING[1]
-    columns = midline + x / SPACING[2] + _SPINE_TILT * (rows - 110)
+    columns = midline + x / SPACING[2] + tilt * (rows - 110)
     return np.stack([rows, columns])
 
 

@@ -10,7 +10,7 @@ from amrg.data.context import NO_CONTEXT, Context
 from amrg.data.sources.openi import read_context, read_sections
 from amrg.data.sources.tables import Need, refuse_views, wheel_file
 from amrg.data.text.cleaning import clean, normalize_for_dedup
-from amrg.data.text.sections import Sections, select_sections
+from amrg.data.text.sections import Sections, select_impression, select_sections
 
 _SHORTEST = 3  # words that a cleaned report must have
 
@@ -25,7 +25,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Report:
-    """One Open-i study: its number, cleaned findings and impression, and annotations.
+    """One Open-i study: its number, cleaned findings and impression, annotations, and number of films.
 
     The findings section omits many annotated findings: of the studies annotated with an effusion, 64 % mention it there
     and 93 % with the impression; atelectasis 50 and 83 %, pneumonia 6 and 87 %.
@@ -36,10 +36,15 @@ class Report:
     impression: str
     annotations: tuple[Annotation, ...]
     context: Context = NO_CONTEXT
+    films: int = 1  # that the study lists
 
     def text(self, sections: Sections = "both") -> str:
         """Return the cleaned target text."""
         return select_sections(self.findings, self.impression, sections)
+
+    def ending(self, sections: Sections) -> str:
+        """Return the impression with which the target text ends (``select_impression``)."""
+        return select_impression(self.findings, self.impression, sections)
 
 
 #: Files in wheels: package, version, name. The files of the CT are volume, labels and names of labels.
@@ -57,12 +62,13 @@ def parse(content: bytes) -> Report | None:
     root = ET.fromstring(content)
     uid = root.find("uId")
     annotations = tuple(_annotation(node.text) for node in root.iter("major") if node.text)
-    if uid is None or not annotations or root.find("parentImage") is None:
+    films = len(root.findall("parentImage"))
+    if uid is None or not annotations or not films:
         return None
     findings, impression = _section(root, "FINDINGS"), _section(root, "IMPRESSION")
     if len(findings.split()) < _SHORTEST:
         return None
-    return Report(uid.get("id", ""), findings, impression, annotations, read_context(read_sections(root)))
+    return Report(uid.get("id", ""), findings, impression, annotations, read_context(read_sections(root)), films)
 
 
 def _section(root: ET.Element, label: str) -> str:

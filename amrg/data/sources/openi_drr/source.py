@@ -6,7 +6,7 @@ from dataclasses import replace
 from amrg.config import DataConfig
 from amrg.data.labels import FINDINGS, POSITIVE
 from amrg.data.sources.openi_drr.earlier import earlier_state
-from amrg.data.sources.openi_drr.film import render
+from amrg.data.sources.openi_drr.film import render, render_two_views
 from amrg.data.sources.openi_drr.findings import Finding, interpret, labels_of
 from amrg.data.sources.openi_drr.reports import Report, read_reports
 from amrg.data.sources.tables import refuse_views
@@ -24,7 +24,8 @@ class OpeniDrr:
     Args:
         config: ``renders_per_study`` films of each train study share its text and group, with keys ``<id>-r0`` and on.
             With ``earlier_states`` the study before one whose report compares has its key and ``-earlier``, without
-            a text.
+            a text and with a PA film alone.
+            With ``lateral_films`` studies that list a second film have a lateral one.
         seed: seed of the split and of every film.
 
     Raises:
@@ -41,7 +42,9 @@ class OpeniDrr:
         usable = [
             (report, found)
             for report in read_reports()
-            if (found := interpret(report)) is not None and report.text(config.sections)
+            if (found := interpret(report)) is not None
+            and report.text(config.sections)
+            and report.films >= config.listed_films
         ]
         order = {uid: i / len(usable) for i, uid in enumerate(sorted((r.uid for r, _ in usable), key=number))}
         for report, findings in usable:
@@ -87,12 +90,15 @@ class OpeniDrr:
             for index in range(renders):
                 key = f"{report.uid}-r{index}" if split == "train" else report.uid
                 self._findings[key] = findings
-                text = report.text(self._config.sections)
-                study = Study(key, group, split, text, labels_of(findings), context=report.context)
+                text, ending = report.text(self._config.sections), report.ending(self._config.sections)
+                views = (("PA", "LATERAL") if report.films > 1 else ("PA",)) if self._config.lateral_films else ()
+                study = Study(
+                    key, group, split, text, labels_of(findings), views, context=report.context, impression=ending
+                )
                 before = earlier_state(findings, report.text()) if self._config.earlier_states else None
                 if before is not None:
                     self._findings[key] = before.now
-                    earlier = Study(f"{key}{_EARLIER}", group, split, "", labels_of(before.before))
+                    earlier = Study(f"{key}{_EARLIER}", group, split, "", labels_of(before.before), views[:1])
                     self._findings[earlier.key] = before.before
                     study = replace(study, prior=earlier.key, prior_report=before.report, changes=before.changes)
                     self._studies.append(earlier)
@@ -103,12 +109,19 @@ class OpeniDrr:
         return list(self._studies)
 
     def films(self, study: Study) -> StudyImages:
-        """Render one PA film with the masks of its lesions; it depends on the study's key and the seed only."""
+        """Render a PA film with the masks of its lesions, and a lateral one if the study has it.
+
+        They depend on the study's key and the seed only.
+        """
         digest = hashlib.sha256(study.key.removesuffix(_EARLIER).encode()).digest()
         seed = (self._seed, int.from_bytes(digest[:8], "big"))
-        visit = int(study.key.endswith(_EARLIER))
-        film, masks = render(self._findings[study.key], seed, self._config.image_size, visit)
-        return StudyImages([film], {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
+        findings, size = self._findings[study.key], self._config.image_size
+        if "LATERAL" in study.views:
+            films, masks = render_two_views(findings, seed, size)
+        else:
+            film, masks = render(findings, seed, size, int(study.key.endswith(_EARLIER)))
+            films = [film]
+        return StudyImages(films, {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
 
 
 def number(uid: str) -> int:
