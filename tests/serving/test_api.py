@@ -28,6 +28,7 @@ from starlette.testclient import TestClient
 from amrg.commands.serve import main
 from amrg.commands.write import write
 from amrg.data.context import Context
+from amrg.data.own_studies import GivenPrior
 from amrg.data.own_studies import StudyFiles
 from amrg.errors import UserError
 from amrg.inference.run import LoadedRun, open_run
@@ -149,6 +150,16 @@ def test_the_clinical_context_reaches_the_model(client, gate, tmp_path):
     assert gate.contexts == (Context(comparison="None.", age=41, sex="male"),)
 
 
+def test_the_earlier_study_reaches_the_model(client, gate):
+    assert post(client, FILMS[0], prior_report="Small effusion.", prior_days="30").status_code == 200
+    assert gate.priors == (GivenPrior("Small effusion.", (), 30),)
+    body = {"films": [{"data": base64.b64encode(FILMS[0]).decode()}], "prior_report": "Clear."}
+    assert client.post("/v1/reports", json=body).status_code == 200
+    assert gate.priors == (GivenPrior("Clear."),)
+    assert post(client, FILMS[0]).status_code == 200
+    assert gate.priors == (None,)
+
+
 def test_json_and_a_form_are_answered_alike(client, tmp_path):
     film = dicom(tmp_path / "film.dcm", chest_film(1)).read_bytes()
     films = [{"name": "a", "data": base64.b64encode(data).decode()} for data in (FILMS[0], film)]
@@ -207,11 +218,12 @@ PART = b'Content-Disposition: form-data; name="film"'
         (form((PART, b"a page of html")), 422, "no film that can be read: not a readable image"),
         (form((PART, FILMS[0]), (PART, FILMS[0][:80])), 422, "no film that can be read"),
         (form(*[(PART, b"x")] * 9), 422, "more than the 8 films"),
-        (form(*[(PART, b"x")] * 99), 422, "cut off, or has more than 15 parts"),
+        (form(*[(PART, b"x")] * 99), 422, "cut off, or has more than 17 parts"),
         (form((b'Content-Disposition: form-data; name="prior"', b"x")), 422, "no such field: prior"),
         (form((b"Content-Disposition: form-data", b"x")), 422, "a part of the form has no name"),
         (form((PART.replace(b"film", b"force"), b"yes"), (PART, FILMS[0])), 422, "force must be true or false"),
         (form((PART.replace(b"film", b"age"), b"old"), (PART, FILMS[0])), 422, "age must be whole years"),
+        (form((PART.replace(b"film", b"prior_days"), b"9"), (PART, FILMS[0])), 422, "no report or film of an earlier"),
         (form((PART.replace(b"film", b"indication"), b"x" * 4097), (PART, FILMS[0])), 422, "longer than 4096"),
         (as_json(b'{"films": [{"data": ""}], "sex": 3}'), 422, "sex: Input should be a valid string"),
         (form((PART.replace(b"film", b"study"), b"x" * 257), (PART, FILMS[0])), 422, "longer than 256"),
