@@ -28,8 +28,7 @@ from starlette.testclient import TestClient
 from amrg.commands.serve import main
 from amrg.commands.write import write
 from amrg.data.context import Context
-from amrg.data.own_studies import GivenPrior
-from amrg.data.own_studies import StudyFiles
+from amrg.data.own_studies import GivenPrior, StudyFiles
 from amrg.errors import UserError
 from amrg.inference.run import LoadedRun, open_run
 from amrg.models.training_distance import TrainingDistance
