@@ -16,7 +16,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 __all__ = ["WIDTH", "ActionChains", "Keys", "Page", "ScrollOrigin", "chromium"]
 
@@ -74,6 +74,10 @@ class Page:
 
     def keys(self, *keys):
         self.driver.switch_to.active_element.send_keys(*keys)
+
+    def choose(self, css, value):
+        """An option, by its value: letters that are typed would go on with those of the choice before."""
+        Select(self.one(css)).select_by_value(value)
 
     def focus(self, css):
         self.driver.execute_script("arguments[0].focus()", self.one(css))
