@@ -8,6 +8,8 @@ from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from amrg.artifacts import Artifact
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.data.image_ops import letterbox
@@ -175,12 +177,15 @@ class RunStore:
         """
         studies = self._split(self._reported_split)
         reports = [one for key, one in self.reports.items() if key in studies and one.sentences]
-        stated = StatedFindings.of(reports, [studies[one.key].report for one in reports]) if reports else None
+        probability_N, right_N = np.zeros(0), np.zeros(0, dtype=bool)
+        if reports:
+            stated = StatedFindings.of(reports, [studies[one.key].report for one in reports])
+            probability_N, right_N = stated.probability_N, stated.right_N
         words, below = [], math.inf
         for word, least in WORDS.items():
-            inside = stated and stated.right_N[(least <= stated.probability_N) & (stated.probability_N < below)]
-            found = len(inside) if inside is not None else 0
-            words.append({"word": word, "least": least, "findings": found, "right": float(inside.mean()) if found else None})
+            inside_N = right_N[(least <= probability_N) & (probability_N < below)]
+            right = float(inside_N.mean()) if len(inside_N) else None
+            words.append({"word": word, "least": least, "findings": len(inside_N), "right": right})
             below = least
         return {"split": self._reported_split, "words": words}
 

@@ -252,7 +252,7 @@ def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, r
 
 
 def test_a_film_retrieves_what_is_written_beside_its_report(reader, folder):
-    """The rows of the page are those of ``amrg write --json``, so that the reports of a run can be compared with them."""
+    """The rows of the page are those of ``amrg write --json``: the reports of a run can be compared with them."""
     (record,) = LoadedRun(open_run(folder)).generate_records([[FILM]])
     look = reader.analyze([FILM], NO_GROUP)
     assert 0 < look.loud_Q.sum() < 14
@@ -260,7 +260,7 @@ def test_a_film_retrieves_what_is_written_beside_its_report(reader, folder):
 
 
 def test_words_for_probabilities_are_told_with_how_often_they_were_right(run, reader):
-    """The references of test-0 and test-2 state Cardiomegaly, that of test-1 does not; no report states anything at 0.5."""
+    """The references of test-0 and test-2 state Cardiomegaly, that of test-1 does not; nothing is stated at 0.5."""
     store = RunStore(open_run(run["scores"].path), 224, reader.grid)
     probabilities = {"test-0": 0.9, "test-1": 0.8, "test-2": 0.3, "test-3": None}
     store.reports = {

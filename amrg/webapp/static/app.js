@@ -32,7 +32,7 @@ async function open(called, start, file = null) {
     if (address !== location.hash) history[location.hash ? "pushState" : "replaceState"](null, "", address);
     if (file) own.set(look.name, { name: file.name, size: file.size });
     showFilm(look, own.get(look.name));
-    $("bar-title").textContent = $("film-title").textContent;
+    $("parts-title").textContent = $("film-title").textContent;
     if (looks++) $("data")?.removeAttribute("open"); // it was seen with the first; its headline stays
     showReport(look);
     showComparison(look);
@@ -196,7 +196,7 @@ addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-for (const button of $("bar").querySelectorAll("button")) button.addEventListener("click", () => $(button.dataset.to).scrollIntoView());
+for (const button of $("parts").querySelectorAll("button")) button.addEventListener("click", () => $(button.dataset.to).scrollIntoView());
 addEventListener("hashchange", () => located() && openStudy(...located()));
 
 if (matchMedia("(max-width: 760px)").matches) for (const id of ["list", "findings-list"]) $(id).open = false; // film and report come first

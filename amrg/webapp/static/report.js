@@ -208,6 +208,7 @@ function showSentences(growing) {
       );
     }),
   );
+  $("words-what").hidden = !drawn.some((what) => Object.keys(what?.recalled?.probabilities ?? {}).length);
   if (focused >= 0) $("sentences").querySelectorAll("button")[focused]?.focus();
 }
 
