@@ -290,7 +290,7 @@ function choose(number) {
   const what = number === null ? look.memory : withOrigin(number);
   $("memory-what").textContent =
     number === null
-      ? "What the film retrieved: each row's share of the association, the mean over the disease queries and heads."
+      ? "What the film retrieved: each row's share of the association, the mean over heads and disease queries (in the visual memory those of probable findings)."
       : `While “${sentences[number]}” was written: each row's share of the attention paid to its memory.`;
   showShares(number === null ? null : drawn[number].shares);
   for (const bank of BANKS) {
