@@ -173,6 +173,12 @@ def test_everything_comes_from_this_machine(page):
 
 
 def test_with_the_keyboard_alone(page):
+    address = page.driver.current_url
+    page.focus(".skip")
+    page.keys(Keys.ENTER)
+    assert page.driver.execute_script("return document.activeElement.id") == "report"
+    assert page.driver.current_url == address
+
     page.focus("#studies :checked")
     before = page.text("#film-title")
     page.keys(Keys.ARROW_DOWN)

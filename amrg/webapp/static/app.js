@@ -196,6 +196,10 @@ addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the study
+  $("report").focus();
+});
 for (const button of $("parts").querySelectorAll("button")) button.addEventListener("click", () => $(button.dataset.to).scrollIntoView());
 addEventListener("hashchange", () => located() && openStudy(...located()));
 
