@@ -82,6 +82,15 @@ class Artefacts:
     stage1: Path
     banks: Path
 
+    def linked(self, runs: Path) -> "Artefacts":
+        """The same artefacts in a folder for runs of a test's own, where later steps may be made."""
+        run = runs / self.config.name
+        run.mkdir(parents=True)
+        places = [run / path.name for path in (self.data, self.stage1, self.banks)]
+        for place, path in zip(places, (self.data, self.stage1, self.banks), strict=True):
+            place.symlink_to(path)
+        return Artefacts(replace(self.config, runs=str(runs)), *places)
+
 
 def make_artefacts(folder: Path, source: Source | None = None) -> Artefacts:
     """The three artefacts at the places where the pipeline looks for them; of noise if there is no source."""
@@ -152,3 +161,13 @@ def writer_processes() -> Iterator[ShardExecutor]:
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
     return make_artefacts(tmp_path_factory.mktemp("artefacts"))
+
+
+@pytest.fixture(autouse=True)
+def artefacts_are_not_added_to(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that makes steps in the folder that all tests share: `Artefacts.linked` is for those."""
+    shared = request.getfixturevalue("artefacts") if "artefacts" in request.fixturenames else None
+    yield
+    if isinstance(shared, Artefacts):
+        expected = {path.name for path in (shared.data, shared.stage1, shared.banks)}
+        assert {path.name for path in shared.data.parent.iterdir()} == expected
