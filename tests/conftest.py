@@ -17,7 +17,7 @@ from amrg.artifacts import build
 from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
 from amrg.config import CONFIGS, Config, DataConfig, load
-from amrg.data import shards
+from amrg.data import shards, stream
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.shards import Shard, ShardExecutor, SubmitShard, prepare
@@ -169,6 +169,14 @@ def writer_processes() -> Iterator[ShardExecutor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_processes", write_shards_here)
         yield processes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def readers_come_from_the_server_of_the_tests() -> Iterator[None]:
+    """A process has one server to fork from; the first that asks decides what it has imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "READER_IMPORTS", ["tests.preloaded"])
+        yield
 
 
 @pytest.fixture(scope="session")

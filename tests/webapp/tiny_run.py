@@ -39,10 +39,14 @@ def make_run(
     folder: Path,
     outline_source: Literal["decoder", "retrieved"] = "decoder",
     informed: bool = False,
+    steps: int = STEPS,
     prior: tuple[str, ...] = (),
 ) -> dict[str, Artifact]:
-    """The artefacts by kind; they lie in ``folder/tiny``. An ``informed`` decoder reads indication, age and sex."""
-    made = _made(outline_source, informed, prior)
+    """The artefacts by kind; they lie in ``folder/tiny``. An ``informed`` decoder reads indication, age and sex.
+
+    Of 0 training ``steps`` the decoder's own words are random, which takes less time.
+    """
+    made = _made(outline_source, informed, steps, prior)
     shutil.copytree(made["stage2"].path.parent, folder / "tiny")
     return {kind: open_artifact(folder / "tiny" / one.path.name, kind) for kind, one in made.items()}
 
@@ -60,7 +64,7 @@ def copy_with_reports(
 
 @functools.cache
 def _made(
-    outline_source: Literal["decoder", "retrieved"], informed: bool, prior: tuple[str, ...]
+    outline_source: Literal["decoder", "retrieved"], informed: bool, steps: int, prior: tuple[str, ...]
 ) -> dict[str, Artifact]:
     """The same in a folder that tests copy: making a run takes much longer."""
     folder = Path(tempfile.mkdtemp())
@@ -85,7 +89,7 @@ def _made(
 
     def stage2(partial: Path) -> None:
         model = build_generator(config, made.data, made.stage1, made.banks)
-        _learn_by_heart(model, list(iter_samples(made.data, "train")))
+        _learn_by_heart(model, list(iter_samples(made.data, "train")), steps)
         model.save_pretrained(partial / MODEL)
         (partial / MODEL / "README.md").write_text("---\nlanguage: en\n---\n\n# A tiny model\n")
         # The threshold lies above the distances of the test films, so that none of them is unlike.
@@ -119,7 +123,7 @@ def _film_vectors(model: ReportGenerator, data: Path, split: str) -> torch.Tenso
     return round_like_cache(encode_films(model.eval(), films)).film_BD
 
 
-def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
+def _learn_by_heart(model: ReportGenerator, samples: list[Sample], steps: int) -> None:
     """Plain training until two reports are known: one with the visual memory, the other where it is hidden.
 
     If the decoder reads context, one with an indication of a cough, the other without any context. If it reads earlier
@@ -139,7 +143,7 @@ def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     films = films if "films" in model.settings.prior else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
-    for step in range(STEPS):
+    for step in range(steps):
         shown_L1, learned = (hidden, second) if step % 2 else (seen, first)
         report_BT, context_BC = batch["report"][learned].expand_as(batch["report"]), None
         prior = PriorInputs()
