@@ -20,6 +20,7 @@ from itertools import product
 from pathlib import Path
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -87,8 +88,7 @@ class CompiledUsage:
         return [violation for violation, holds in checks.items() if not holds]
 
 
-def _tool(name: str, cubin: bytes, *options: str) -> str:
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+def _tool(program: str, cubin: bytes, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -128,7 +128,8 @@ def compile_kernel(
         options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
     )  # fmt: skip
     cubin = compiled.asm["cubin"]
-    usage, assembly = _tool("cuobjdump", cubin, "--dump-resource-usage"), _tool("nvdisasm", cubin, "-c", "-ndf")
+    usage = _tool(knobs.nvidia.cuobjdump.path, cubin, "--dump-resource-usage")
+    assembly = _tool(knobs.nvidia.nvdisasm.path, cubin, "-c", "-ndf")
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
 
     def count(pattern: str) -> int:

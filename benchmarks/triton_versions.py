@@ -20,12 +20,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton import knobs
+
 from amrg.cli import run_cli
 from amrg.errors import UserError
 from amrg.kernels.hopfield.launch_configs import CARDS
+from amrg.kernels.hopfield.triton_backend import TRITON_VERSION
 
 #: Minor versions of Triton that ``amrg[gpu]`` admits, to the newest that was there to try.
 VERSIONS = ("3.5", "3.6", "3.7", "3.8", "3.9")
+#: Programs that read machine code, by the variable that chooses them.
+TOOLS = {"TRITON_CUOBJDUMP_PATH": "cuobjdump", "TRITON_NVDISASM_PATH": "nvdisasm"}
 COLUMNS = ("Triton", "sm", "launches", "most regs", "most smem KiB", "of", "that spill", "most spills", "violations")
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,6 +94,8 @@ def compile_all(version: str, folder: Path) -> list[CardSummary]:
         partial.rename(package)
     paths = [str(package), str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(package.parent / "cache")}
+    if tuple(map(int, version.split(".")[:2])) < TRITON_VERSION:  # whose disassembler knows fewer cards than its ptxas
+        environment |= {name: getattr(knobs.nvidia, tool).path for name, tool in TOOLS.items()}
     table.unlink(missing_ok=True)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.hopfield_compiled", "--csv", str(table)],
