@@ -172,7 +172,8 @@ def select(kernel: str | None, card: int | None, width: int | None, options: str
         if launch_configs.MIN_TRITON[launch_configs.CARDS[key[2]].generation] <= TRITON_VERSION:
             yield _attempt(partial(measure, *key, options), *key)
     for name, storage, number in product(BETWEEN, ("half", "int8"), launch_configs.CARDS):
-        if kernel in (None, name) and card in (None, number) and width is None:
+        chosen = kernel in (None, name) and card in (None, number) and width is None
+        if chosen and launch_configs.compiles_for(number, TRITON_VERSION):
             yield _attempt(partial(measure_between, name, storage, number), name, storage, number, 0)
 
 

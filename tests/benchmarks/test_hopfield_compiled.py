@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from amrg.kernels.hopfield.launch_configs import ALL_CONFIGS, CARDS, MIN_TRITON, WIDTHS
+from amrg.kernels.hopfield.launch_configs import ALL_CONFIGS, CARDS, MIN_TRITON, WIDTHS, compiles_for
 from amrg.kernels.hopfield.triton_backend import TRITON_VERSION
 from benchmarks import hopfield_compiled
 
@@ -32,6 +32,8 @@ def test_configurations_keep_their_promises(key, options):
 @pytest.mark.parametrize("kernel", ["softmax_tile", "score_gradient"])
 @pytest.mark.parametrize("card", CARDS)
 def test_what_lies_between_two_products_compiles_without_spills(card, kernel, storage):
+    if not compiles_for(card, TRITON_VERSION):
+        pytest.skip("this Triton does not know the card, so the rule takes no kernel")
     usage = hopfield_compiled.measure_between(kernel, storage, card)
     assert not usage.violations(), usage
     assert usage.spills == usage.stack == 0
