@@ -56,8 +56,8 @@ class LaunchConfig:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-def _plain(queries: int, rows: int) -> LaunchConfig:
-    return LaunchConfig(queries, rows, SWAP_AB=False, RELOAD_Q=True)
+def _plain(queries: int, rows: int, reload_q: bool = True) -> LaunchConfig:
+    return LaunchConfig(queries, rows, SWAP_AB=False, RELOAD_Q=reload_q)
 
 
 def _swapped(queries: int, reload_q: bool = False, num_stages: int = 2, rows: int = 64) -> LaunchConfig:
@@ -77,7 +77,7 @@ LAUNCH_TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]
         100: (_swapped(16), _swapped(16)),
     },
     ("backward_queries", "half"): {
-        80: (_plain(16, 32), _plain(16, 16)),
+        80: (_plain(16, 32, reload_q=False), _plain(16, 16)),
         90: (_swapped(32, reload_q=True), _swapped(16, reload_q=True, rows=32)),
         100: (_swapped(16), _swapped(32, reload_q=True, rows=32)),
     },
