@@ -25,20 +25,21 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
 
 # The pages of `amrg view`, `amrg experiment` and `amrg evaluate` in a real Chromium (Debian's, installed where it is missing; that needs root).
-# Elsewhere they are skipped, in a line that says so. Of axe-playwright-python only the axe-core inside is used.
+# Where it cannot be installed they are skipped, in a line that says so. Of axe-playwright-python only the axe-core inside is used.
 CHROMIUM := chromium chromium-driver fonts-dejavu-core
 BROWSER_TESTS := $(wildcard tests/*/test_browser.py)
 test-browser: $(INSTALLED)
 	@if [ ! -x /usr/bin/chromedriver ] && [ "$$(id -u)" = 0 ]; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CHROMIUM) >/dev/null; fi; \
+	  (timeout 300 apt-get update -qq && timeout 300 apt-get install -y -qq --no-install-recommends $(CHROMIUM)) >/dev/null 2>&1; fi; \
 	if [ ! -x /usr/bin/chromedriver ]; then \
 	  echo "SKIPPED: the browser tests need Chromium, which root can install: apt-get install $(CHROMIUM)"; \
 	else set -ex; \
-	  $(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[browser]'; \
-	  $(BIN)/pip install --quiet --no-deps 'axe-playwright-python>=0.1.8,<0.2'; \
-	  AMRG_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BROWSER_TESTS); fi
+	  $(BIN)/python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ("selenium", "axe_playwright_python"))))' || { \
+	    $(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[browser]'; \
+	    $(BIN)/pip install --quiet --no-deps 'axe-playwright-python>=0.1.8,<0.2'; }; \
+	  AMRG_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(BROWSER_TESTS); fi
 
-check: lint types docs test
+check: lint types docs test test-browser
 
 # The guides and the API as a site, in site/. Refuses links and names that lead nowhere.
 docs: $(INSTALLED)

@@ -16,9 +16,9 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-__all__ = ["WIDTH", "ActionChains", "Keys", "Page", "ScrollOrigin", "chromium"]
+__all__ = ["PATIENCE", "WIDTH", "ActionChains", "Keys", "Page", "ScrollOrigin", "chromium"]
 
 SHOTS = Path("build/screenshots")
 FLAGS = (
@@ -26,6 +26,8 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--window-size=1440,1000",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # every page works without a network
 )  # fmt: skip
+#: Seconds within which a busy machine of two cores does what is waited for.
+PATIENCE = 90
 #: A script for web pages, taken from a package that is not imported.
 AXE = Path(find_spec("axe_playwright_python").origin).with_name("axe.min.js")
 CHECK = """
@@ -43,6 +45,7 @@ def chromium(profile):
     options.binary_location = "/usr/bin/chromium"
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+    driver.set_script_timeout(2 * PATIENCE)
     try:
         yield driver
     finally:
@@ -70,20 +73,24 @@ class Page:
         return self.driver.execute_script(script, css)
 
     def wait(self, condition):
-        return WebDriverWait(self.driver, 30, poll_frequency=0.05).until(lambda _: condition())
+        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.05).until(lambda _: condition())
 
     def keys(self, *keys):
         self.driver.switch_to.active_element.send_keys(*keys)
+
+    def choose(self, css, value):
+        """An option, by its value: letters that are typed would go on with those of the choice before."""
+        next(one for one in Select(self.one(css)).options if one.get_attribute("value") == value).click()
 
     def focus(self, css):
         self.driver.execute_script("arguments[0].focus()", self.one(css))
 
     @contextlib.contextmanager
-    def seen(self, width, scheme="light"):
-        """Inside, the page is so many pixels wide, and light or dark."""
+    def seen(self, width, scheme="light", height=900):
+        """Inside, the page is so many pixels wide and high, and light or dark."""
         wanted = {"name": "prefers-color-scheme", "value": scheme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [wanted]})
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         try:
             yield

@@ -17,7 +17,7 @@ from amrg.artifacts import build
 from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
 from amrg.config import CONFIGS, Config, DataConfig, load
-from amrg.data import shards
+from amrg.data import shards, stream
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.shards import Shard, ShardExecutor, SubmitShard, prepare
@@ -81,6 +81,15 @@ class Artefacts:
     data: Path
     stage1: Path
     banks: Path
+
+    def linked(self, runs: Path) -> "Artefacts":
+        """The same artefacts in a folder for runs of a test's own, where later steps may be made."""
+        run = runs / self.config.name
+        run.mkdir(parents=True)
+        places = [run / path.name for path in (self.data, self.stage1, self.banks)]
+        for place, path in zip(places, (self.data, self.stage1, self.banks), strict=True):
+            place.symlink_to(path)
+        return Artefacts(replace(self.config, runs=str(runs)), *places)
 
 
 def make_artefacts(folder: Path, source: Source | None = None) -> Artefacts:
@@ -152,6 +161,24 @@ def writer_processes() -> Iterator[ShardExecutor]:
         yield processes
 
 
+@pytest.fixture(scope="session", autouse=True)
+def readers_come_from_the_server_of_the_tests() -> Iterator[None]:
+    """A process has one server to fork from; the first that asks decides what it has imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "READER_IMPORTS", ["tests.preloaded"])
+        yield
+
+
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
     return make_artefacts(tmp_path_factory.mktemp("artefacts"))
+
+
+@pytest.fixture(autouse=True)
+def artefacts_are_not_added_to(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that makes steps in the folder that all tests share: `Artefacts.linked` is for those."""
+    shared = request.getfixturevalue("artefacts") if "artefacts" in request.fixturenames else None
+    yield
+    if isinstance(shared, Artefacts):
+        expected = {path.name for path in (shared.data, shared.stage1, shared.banks)}
+        assert {path.name for path in shared.data.parent.iterdir()} == expected

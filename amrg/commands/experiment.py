@@ -25,7 +25,7 @@ from amrg.pages.overlays import film_url, heat_url, outline_url
 from amrg.progress import echo
 
 #: Scores of the plots by experiment; scores that an experiment does not have are left out.
-_PANELS = {
+PANELS = {
     "": (HEADLINE, "ROUGE-L"),
     "beta": (HEADLINE, "epochs to common loss", "report perplexity"),
     "cam-method": ("pointing", "IoU", HEADLINE),
@@ -122,7 +122,7 @@ def _measured(
         rows = [_with_maps(config, row, seeds[0]) for row, seeds in zip(rows, made, strict=True)]
     elif experiment.maps == "thresholds":
         rows, summary = _thresholds(config, summary, sweep.base_run())
-    panels = _PANELS.get(experiment.name, _PANELS[""])
+    panels = PANELS.get(experiment.name, PANELS[""])
     if experiment.per_class:
         panels = tuple(
             name for name in rows[0].scores if name == HEADLINE or (name.startswith("F1 ") and name[3].isupper())

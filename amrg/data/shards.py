@@ -268,14 +268,20 @@ def init_shard_writer(source: Source, image_size: int, folder: Path) -> None:
 
 def _start_worker(source: Source, image_size: int, folder: Path) -> None:
     init_shard_writer(source, image_size, folder)
+    exit_with_parent()
+
+
+def exit_with_parent() -> None:
+    """End this process with the one that asked for it: a killed one cannot stop its pool, which would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    sentinel = parent.sentinel
 
-    def die_with_parent() -> None:  # a killed parent cannot stop its pool, so its workers would wait forever
-        wait([parent.sentinel])
+    def exit_after() -> None:
+        wait([sentinel])
         os._exit(1)
 
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    threading.Thread(target=exit_after, daemon=True).start()
 
 
 def write_shard(shard: Shard) -> None:

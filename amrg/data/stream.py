@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from amrg.data.context import Context
 from amrg.data.image_ops import decode_film, decode_mask
 from amrg.data.labels import LABELS
 from amrg.data.shard_cache import ShardFiles
-from amrg.data.shards import OPTIONAL, hash_key, read_index
+from amrg.data.shards import OPTIONAL, exit_with_parent, hash_key, read_index
 from amrg.data.studies import Study
 from amrg.distributed import world_size
 from amrg.errors import UserError
@@ -36,6 +37,8 @@ MAX_LANES = 64
 #: Damaged samples that are logged one by one; the others are counted.
 MAX_LOGGED = 10
 
+#: Modules that the server of reader processes imports before it forks them.
+READER_IMPORTS = [__name__]
 #: Most reader processes that ``auto`` takes for a rank.
 MAX_READERS = 16
 #: Number of consecutive batches whose samples are sorted by length together.
@@ -299,14 +302,18 @@ class Stream:
             yield part
 
     def _fetch_ahead(self, parts: Any, steps: range) -> Iterable[RankBatch]:
-        """Read parts in reader processes of this rank."""
+        """Read parts in reader processes of this rank, forked in each epoch from a server that imports torch once."""
         _report_readers(self._readers)
+        # A fork of this process would share the locks of its threads, and could not use CUDA.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(READER_IMPORTS)
         return DataLoader(
             parts,
             batch_size=None,
             sampler=steps,
             num_workers=self._readers,
-            multiprocessing_context="spawn",
+            multiprocessing_context=context,
+            worker_init_fn=_exit_with_rank,
             collate_fn=_identity,
             pin_memory=torch.cuda.is_available(),
         )
@@ -398,6 +405,10 @@ def _row(rows: pa.Table, number: int) -> dict[str, Any]:
 
 def _identity(batch: Any) -> Any:
     return batch
+
+
+def _exit_with_rank(reader: int) -> None:
+    exit_with_parent()
 
 
 _REMEDY = "delete this data artefact and make it again with `amrg prepare CONFIG`"

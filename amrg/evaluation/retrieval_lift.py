@@ -87,7 +87,7 @@ class MeanRetrieval:
         """Return the lifts of retrieved rows, those with the most weight above their mean first."""
         known = self.rows.get(bank, {})
         lifts = [RowLift(one["row"], one["weight"], *known.get(one["row"], (0.0, 0.0))) for one in entries]
-        return sorted(lifts, key=lambda one: one.mean - one.weight)
+        return sorted(lifts, key=lambda one: round(one.mean - one.weight, 9))  # equal ones keep their order
 
     def finding_lifts(self, bank: str, report: GeneratedReport) -> list[FindingLift]:
         """Return the lifts of the findings, the share the most above its mean first; none without an association."""

@@ -106,7 +106,7 @@ def _scores(study: Study, report: GeneratedReport, errors: FindingErrors) -> dic
 
 def _rows(report: GeneratedReport, store: RunStore) -> dict[str, list[dict[str, Any]]]:
     """Return the heaviest rows that a report has retrieved, by bank, with their provenance."""
-    heaviest = {bank: report.memory.get(bank, [])[:SHOWN] for bank in BANKS}
+    heaviest = store.with_lifts({bank: report.memory.get(bank, [])[:SHOWN] for bank in BANKS})
     return {bank: [store.row(bank, row["row"]) | row for row in rows] for bank, rows in heaviest.items()}
 
 

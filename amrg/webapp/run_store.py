@@ -4,22 +4,30 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from amrg.artifacts import Artifact
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.data.image_ops import letterbox
 from amrg.data.stream import Sample, SampleLookup, load_studies
 from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
+from amrg.evaluation.confidence import StatedFindings
 from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
+from amrg.evaluation.retrieval_lift import MeanRetrieval
 from amrg.inference.run import RunArtifacts, is_unwritten
 from amrg.pages.overlays import crop, film_url
+from amrg.pages.retrieved_rows import USUAL
 
 BANKS = {"visual": VISUAL, "report": REPORTS}
 MAX_LISTED = 200  # maximal studies per page of a listing
+#: Words for calibrated probabilities, and the least probability of each.
+WORDS = {"likely": 0.75, "possible": 0.4, "unlikely": 0.0}
 #: Search words of the form ``missed:edema``, by the errors of the run's own report.
 ERRORS = ("missed", "extra", "conflicting")
 
@@ -40,6 +48,7 @@ class RunStore:
 
     Attributes:
         reports: the run's own reports, by key.
+        averaged: number of the reports over which the retrieval is averaged; 0 if it is not known.
     """
 
     def __init__(
@@ -58,6 +67,12 @@ class RunStore:
         self._lock = threading.Lock()
         written = chain.reports is not None and not is_unwritten(chain.reports.path)
         self.reports = parse_reports(chain.reports.path / FILE) if chain.reports and written else {}
+        retrieved = [report for report in self.reports.values() if any(report.memory.values())]
+        # Other banks than those of the reports have other rows under the same numbers.
+        same_banks = chain.reports is not None and _banks_of(chain.reports) == chain.banks.hash
+        self.averaged = len(retrieved) if same_banks else 0
+        self._means = MeanRetrieval.of(retrieved if same_banks else [])
+        self._reported_split = chain.config.generate.split
         self._compared = compared
         self._errors: dict[tuple[str, str], FindingErrors] = {}  # by key and text of the report
 
@@ -126,6 +141,54 @@ class RunStore:
         with self._lock:
             return self._lookup(split)[key]
 
+    def with_lifts(self, retrieved: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+        """Compare retrieved rows with what the run's reports retrieved on average, if that is known.
+
+        Args:
+            retrieved: rows by bank, ``{"row", "weight"}``.
+
+        Returns:
+            The rows, those with the most weight above their mean first, with ``lift``, the weight over its mean (None
+            for a row that is in no report), ``studies``, the share of the reports that have the row among their
+            heaviest, and ``usual``, whether these are so many that the row says little about a study.
+        """
+        if not self.averaged:
+            return {bank: list(entries) for bank, entries in retrieved.items()}
+        return {
+            bank: [
+                {
+                    "row": one.row,
+                    "weight": one.weight,
+                    "lift": round(one.lift, 3) if one.mean else None,
+                    "studies": round(one.studies, 3),
+                    "usual": one.studies >= USUAL,
+                }
+                for one in self._means.row_lifts(bank, entries)
+            ]
+            for bank, entries in retrieved.items()
+        }
+
+    @cached_property
+    def certainty(self) -> dict[str, Any]:
+        """Return the ``WORDS`` with what the run's own reports say of them.
+
+        Each has ``findings``, the number of the findings that composed sentences state with such a probability, and
+        ``right``, the share of them that the reference states.
+        """
+        studies = self._split(self._reported_split)
+        reports = [one for key, one in self.reports.items() if key in studies and one.sentences]
+        probability_N, right_N = np.zeros(0), np.zeros(0, dtype=bool)
+        if reports:
+            stated = StatedFindings.of(reports, [studies[one.key].report for one in reports])
+            probability_N, right_N = stated.probability_N, stated.right_N
+        words, below = [], math.inf
+        for word, least in WORDS.items():
+            inside_N = right_N[(least <= probability_N) & (probability_N < below)]
+            right = float(inside_N.mean()) if len(inside_N) else None
+            words.append({"word": word, "least": least, "findings": len(inside_N), "right": right})
+            below = least
+        return {"split": self._reported_split, "words": words}
+
     def row(self, bank: str, number: int) -> dict[str, Any]:
         """Return a bank row's provenance, with a thumbnail of a region if its film is available.
 
@@ -152,6 +215,12 @@ class RunStore:
             raise NotFound(f"no split `{split}`: one of {', '.join(SPLITS)}")
         with self._lock:
             return self._studies(split)
+
+
+def _banks_of(reports: Artifact) -> str | None:
+    """Content hash of the banks that reports were written with."""
+    recorded: str | None = reports.manifest["inputs"].get("banks", {}).get("hash")
+    return recorded
 
 
 def _matcher(words: str, errors_of: Callable[[Study], FindingErrors | None]) -> Callable[[Study], bool]:

@@ -37,6 +37,7 @@ from amrg.inference.run import RunArtifacts
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.pages.retrieved_rows import USUAL
 from amrg.webapp.comparison import ComparedRun, describe_comparison
 from amrg.webapp.requests import RequestGuard, ResponseHeaders, without_folders
 from amrg.webapp.run_store import NotFound, RunStore
@@ -105,6 +106,7 @@ def create_app(
             Route("/api/looks/{place}/{name}/patches", handlers.patches),
             Route("/api/looks/{place}/{name}/report", handlers.report),
             Route("/api/banks/{bank}/{row}", handlers.row),
+            Route("/api/certainty", handlers.certainty),
             Route("/api/comparisons/{split}/{key}", handlers.comparison),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
@@ -154,6 +156,9 @@ class Handlers:
                 memories=list(self._reader.memories),
                 compared=self._compared,
                 context=self._reader.model.settings.context,
+                averaged=self._store.averaged,
+                usual=USUAL,
+                split=config.generate.split,
             )
         )
 
@@ -241,6 +246,10 @@ class Handlers:
             raise NotFound("a row of a bank has a number")
         return JSONResponse(self._store.row(request.path_params["bank"], int(row)))
 
+    def certainty(self, _: Request) -> Response:
+        """Describe the words for probabilities."""
+        return JSONResponse(self._store.certainty)
+
     def comparison(self, request: Request) -> Response:
         """Compare the reports that both runs have written of a study."""
         study = self._store.find(request.path_params["split"], request.path_params["key"])
@@ -267,6 +276,8 @@ class Handlers:
                 raise ClientGone
             if kind == "text":
                 sentences[:] = content["sentences"]
+            if kind == "sentence":
+                content = content | {"rows": self._store.with_lifts(content["rows"])}
             events.put((kind, content))
 
         def write() -> None:
@@ -338,7 +349,7 @@ class Handlers:
             "context": self._context(analysis.context),
             "findings": findings,
             "films": [self._film(entry, number) for number in range(len(analysis.films))],
-            "memory": analysis.retrieved(),
+            "memory": self._store.with_lifts(analysis.retrieved()),
             "unlike_training": analysis.distance.get("unlike_training", False),
             "training_distance": analysis.distance.get("training_distance"),
             "training_distance_threshold": analysis.distance.get("training_distance_threshold"),

@@ -61,6 +61,7 @@ class StudyAnalysis:
         maps_MKHW: activation maps; 1 is the peak of a typical positive train film (``amrg.models.cam``).
         association: association by memory of the generator.
         distance: entries of ``TrainingDistance.records``; empty if the run has no such distance.
+        loud_Q: queries whose associations with the visual memory are reported (``VisionOutput.loud_queries``).
         context: clinical context.
     """
 
@@ -71,11 +72,16 @@ class StudyAnalysis:
     maps_MKHW: np.ndarray
     association: dict[str, Association]
     distance: dict[str, Any]
+    loud_Q: Tensor
     context: Context = NO_CONTEXT
 
     def retrieved(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the heaviest rows of each memory, averaged over the queries."""
-        return {name: found.top_rows(_uniform(found), SHOWN) for name, found in self.association.items()}
+        """Return the heaviest rows of each memory, averaged over the same queries as in ``reports.jsonl``."""
+        loud_Q = self.loud_Q.double()
+        return {
+            name: found.top_rows(loud_Q / loud_Q.sum() if name == VISUAL else _uniform(found), SHOWN)
+            for name, found in self.association.items()
+        }
 
     def map(self, film: int, finding: str) -> np.ndarray:
         """Return the activation map of a finding on a film, [H, W]."""
@@ -140,6 +146,7 @@ class InferenceSession:
             maps_MKHW=maps_MKHW.cpu().numpy() / self._scale_K[:, None, None],
             association=association,
             distance=self._distance.records(vision)[0] if self._distance else {},
+            loud_Q=vision.loud_queries(self.model.memory_config.visual_query)[0].cpu(),
             context=context,
         )
 

@@ -1,5 +1,7 @@
 """The benchmark measures what it says: the same function in every variant, and no ratio where results differ."""
 
+import time
+
 import torch
 
 from benchmarks import hopfield, memory_usage, report
@@ -38,7 +40,8 @@ def test_peak_memory_of_a_block_is_seen():
     with memory_usage.PeakSampler() as sampler:
         before = memory_usage.proc_status_bytes("RssAnon")
         held = torch.ones(2**24)
-        for _ in range(20):
+        deadline = time.monotonic() + 60  # on a busy machine the first sample may come late
+        while sampler.peak - before <= 0.9 * 2**26:
+            assert time.monotonic() < deadline
             held.add_(1)
         del held
-    assert sampler.peak - before > 0.9 * 2**26

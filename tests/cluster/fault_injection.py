@@ -50,7 +50,10 @@ class Losses:
 
     def __init__(self, runs: Path) -> None:
         self.root = runs / "tiny"
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+        )
         self.nodes = [self.cluster.add_node(**NODE) for _ in range(2)]
         self.command = [sys.executable, str(SCRIPT), str(runs)]
         os.environ["RAY_ADDRESS"] = self.cluster.address

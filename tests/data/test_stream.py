@@ -1,7 +1,10 @@
 import io
 import json
+import multiprocessing
 import os
+import signal
 import tarfile
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 from amrg.config import DataConfig
 from amrg.data import image_ops, stream
 from amrg.data.shard_cache import ShardFiles
-from amrg.data.shards import INDEX, prepare, read_index
+from amrg.data.shards import INDEX, exit_with_parent, prepare, read_index
 from amrg.data.stream import MAX_READERS, Stream, iter_samples, load_studies, num_studies, reader_processes
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
@@ -107,6 +110,27 @@ def test_reader_processes_change_nothing(copy, world, readers, start):
         for epoch in range(3 if world == 1 else 1):
             assert keys(ahead.epoch(epoch, start)) == keys(plain.epoch(epoch, start))
         assert ahead.corrupt == plain.corrupt
+
+
+def _start_reader(pipe):
+    fork = multiprocessing.get_context("fork")
+    reader = fork.Process(target=lambda: (exit_with_parent(), time.sleep(100)))
+    reader.start()
+    pipe.send(reader.pid)
+    time.sleep(100)
+
+
+def test_a_reader_ends_with_a_killed_rank():
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe()
+    rank = context.Process(target=_start_reader, args=(there,))
+    rank.start()
+    there.close()
+    here.recv()
+    os.kill(rank.pid, signal.SIGKILL)
+    assert here.poll(50)  # the reader held the last copy of the pipe's other end
+    with pytest.raises(EOFError):
+        here.recv()
 
 
 def mutate(content, generator):

@@ -1,7 +1,8 @@
-"""All eleven experiments in the right shapes: made-up scores and lesions, through the real words and plots."""
+"""All experiments in the right shapes: made-up scores and lesions, through the real words and plots."""
 
 import numpy as np
 
+from amrg.commands.experiment import PANELS
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.evaluation.comparison import Difference
@@ -20,7 +21,7 @@ def write_results(config: Config):
     """Every experiment's folder, and the page of all; returns that page."""
     for number, experiment in enumerate(EXPERIMENTS.values()):
         rows, overlays = (rendered(), overlaid()) if experiment.maps == "thresholds" else (made(experiment, number), [])
-        panels = experiment._PANELS.get(experiment.name, experiment._PANELS[""])
+        panels = PANELS.get(experiment.name, PANELS[""])
         told = Result(
             experiment.name, experiment.title, experiment.question, "", conclusions.conclusions(experiment.name, rows),
             result.as_table(rows), "Intervals: 95%.", result.plot(rows, panels, experiment.x_label), overlays, "Heat.",

@@ -82,9 +82,8 @@ def test_with_the_keyboard_alone(page):
         assert first.rect["x"] >= 0  # the variant's name stays in sight
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
-def test_readable_at_any_width(page, scheme, width):
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_readable_at_any_width(page, width, scheme):
     """WCAG A and AA as far as axe-core can tell, contrast among it; nothing is cut off at the side."""
     with page.seen(width, scheme):
         assert page.broken_rules() == []

@@ -21,10 +21,7 @@ from tests.experiments.test_sweep import SMALL
 def config(artefacts, tmp_path, monkeypatch):
     """The random films' run in a folder of its own."""
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
-    (tmp_path / "tiny").mkdir()
-    for path in (artefacts.data, artefacts.stage1, artefacts.banks):
-        (tmp_path / "tiny" / path.name).symlink_to(path)
-    return replace(with_overrides(artefacts.config, SMALL), runs=str(tmp_path))
+    return with_overrides(artefacts.linked(tmp_path).config, SMALL)
 
 
 def test_side_by_side_the_same_is_made(config, tmp_path, capfd):

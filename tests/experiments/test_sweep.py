@@ -148,11 +148,7 @@ ABLATION = replace(EXPERIMENTS["memory-ablation"], variants=some, seeds=2)
 @pytest.fixture(scope="module")
 def config(artefacts, tmp_path_factory):
     """The random films' run in a folder of its own."""
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "tiny").mkdir()
-    for path in (artefacts.data, artefacts.stage1, artefacts.banks):
-        (folder / "tiny" / path.name).symlink_to(path)
-    return replace(with_overrides(artefacts.config, SMALL), runs=str(folder))
+    return with_overrides(artefacts.linked(tmp_path_factory.mktemp("sweep")).config, SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,7 @@ def test_the_command_makes_prints_and_draws_it(
     artefacts: Artefacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plot = tmp_path / "g.png"
-    run = artefacts.data.parent
+    run = artefacts.linked(tmp_path).data.parent
     cli.main(["graph", "show", str(run), "--plot", str(plot)])
     shown = capsys.readouterr().out
     assert "16 train reports" in shown

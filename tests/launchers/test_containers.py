@@ -66,3 +66,16 @@ def test_commands_are_understood(name, monkeypatch):
 def test_only_this_machine_reaches_the_ports():
     ports = {name: service.get("ports") for name, service in COMPOSE["services"].items()}
     assert ports == {"demo": None, "view": [f"127.0.0.1:{VIEW}:{VIEW}"], "serve": [f"127.0.0.1:{SERVE}:{SERVE}"]}
+
+
+def test_compose_has_known_keys_and_names_what_it_declares():
+    """Docker Compose refuses other keys, volumes and services."""
+    known = {"build", "image", "command", "volumes", "depends_on", "ports", "restart", "profiles"}
+    assert {key for key in COMPOSE if not key.startswith("x-")} == {"services", "volumes"}
+    for name, service in COMPOSE["services"].items():
+        assert set(service) <= known, name
+        assert {volume.partition(":")[0] for volume in service["volumes"]} <= set(COMPOSE["volumes"]), name
+        for other, awaited in service.get("depends_on", {}).items():
+            assert other in COMPOSE["services"], name
+            assert awaited == {"condition": "service_completed_successfully"}, name
+        assert service.get("restart", "no") in ("no", "always", "on-failure", "unless-stopped"), name

@@ -86,8 +86,10 @@ def test_what_cannot_work_is_refused_in_a_line(artefacts: Artefacts, base: Path)
 
 
 @pytest.mark.parametrize("one", WORKING, ids=lambda one: "-".join(map(str, one)))
-def test_what_is_not_refused_ends_with_written_reports(artefacts: Artefacts, base: Path, one: Any) -> None:
-    config = configured(artefacts, base, *one)
+def test_what_is_not_refused_ends_with_written_reports(
+    artefacts: Artefacts, base: Path, one: Any, tmp_path: Path
+) -> None:
+    config = configured(artefacts.linked(tmp_path), base, *one)
     check(["stage2"], config)
     run_step("stage2", config)
     made = run_step("generate", config)

@@ -13,6 +13,7 @@ import uvicorn
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
 from amrg.inference.run import open_generator, open_run
@@ -23,7 +24,7 @@ from amrg.webapp.comparison import ComparedRun
 from amrg.webapp.run_store import NotFound, RunStore
 from amrg.webapp.server import Handlers, create_app
 from amrg.webapp.session import InferenceSession
-from tests.browser import WIDTH, ActionChains, Keys, Page, ScrollOrigin, chromium
+from tests.browser import PATIENCE, WIDTH, ActionChains, Keys, Page, ScrollOrigin, chromium
 from tests.conftest import report
 from tests.data.test_image_io import dicom
 from tests.made_films import chest_film
@@ -172,6 +173,12 @@ def test_everything_comes_from_this_machine(page):
 
 
 def test_with_the_keyboard_alone(page):
+    address = page.driver.current_url
+    page.focus(".skip")
+    page.keys(Keys.ENTER)
+    assert page.driver.execute_script("return document.activeElement.id") == "report"
+    assert page.driver.current_url == address
+
     page.focus("#studies :checked")
     before = page.text("#film-title")
     page.keys(Keys.ARROW_DOWN)
@@ -179,6 +186,7 @@ def test_with_the_keyboard_alone(page):
     page.done()
     assert page.one("#studies :checked").get_attribute("value") == page.text("#film-title")
 
+    page.driver.execute_script("document.getElementById('rest').open = true")
     page.focus("#findings :checked")
     before = page.text("#above")
     page.keys(Keys.ARROW_UP)
@@ -228,7 +236,7 @@ def test_an_empty_report_is_said_to_be_empty(page, monkeypatch):
 
 
 def test_studies_are_found_by_split_and_words(page):
-    page.one("#split").send_keys("train")
+    page.choose("#split", "train")
     page.wait(lambda: "16 of 16" in page.text("#count"))
     page.one("#words").send_keys("train-1 no")
     page.wait(lambda: "7 of 16" in page.text("#count"))
@@ -249,6 +257,7 @@ def test_the_worklist_shows_the_errors_of_reports_and_the_report_its_verdict(bro
     }
     monkeypatch.setattr(RunStore, "_errors_of", lambda store, study: errors.get(study.key))
     monkeypatch.setattr(FindingErrors, "of", lambda *_: errors["test-2"])
+    monkeypatch.setattr("amrg.webapp.session._thresholds", lambda _: dict.fromkeys(FINDINGS, 1.0) | {"Edema": 0.0})
     with served(folder) as address:
         page = Viewer(browser, address).open()
         chips = {row.text.split()[0]: row.text.split("\n")[0].split()[1:] for row in page.all("#studies .choice")}
@@ -257,15 +266,20 @@ def test_the_worklist_shows_the_errors_of_reports_and_the_report_its_verdict(bro
             "1 of 3 findings of the reference stated; Edema, Fracture missed; Pneumonia not in the reference; "
             "Pleural Effusion with another side or device."
         )
-        page.one("#order").send_keys("most")
+        page.choose("#order", "errors")
         page.wait(lambda: page.text("#studies .choice").startswith("test-2"))
         assert page.broken_rules() == []
         page.shot("worklist")
+        assert page.texts("#found .choice b") == ["Edema"]
+        assert page.text("#rest-count") == "12 of 13 below their thresholds"
+        assert not page.one("#others").is_displayed()
+        page.one("#rest-count").click()
+        page.wait(page.one("#others").is_displayed)
 
 
 def test_a_long_worklist_is_shown_page_by_page(page, monkeypatch):
     monkeypatch.setattr("amrg.webapp.run_store.MAX_LISTED", 10)
-    page.one("#split").send_keys("train")
+    page.choose("#split", "train")
     page.wait(lambda: "16 of 16 studies, the first 10 shown" in page.text("#count"))
     page.one("#more").click()
     page.wait(lambda: page.text("#count") == "16 of 16 studies")
@@ -297,7 +311,7 @@ def test_films_of_every_kind_are_taken_and_what_is_none_is_refused(page, tmp_pat
     assert len(page.all(".former")) == 3
     assert float(page.one("#report").value_of_css_property("opacity")) < 0.6
     page.shot("refused")
-    page.one("#problem button").click()
+    page.one("#close").click()
     with (tmp_path / "huge.dcm").open("wb") as file:
         file.truncate(200 * 2**20)
     page.give(tmp_path / "huge.dcm")
@@ -313,6 +327,13 @@ def test_a_film_can_be_dropped_on_the_page(page, tmp_path):
     page.driver.execute_script(DROP, b64encode((tmp_path / "film.png").read_bytes()).decode())
     page.wait(lambda: page.text("#film-title").startswith("film.png, "))
     page.done()
+    assert page.text("#own") == "Opened here\nfilm.png"
+    page.one("#studies .choice").click()
+    page.wait(lambda: page.text("#film-title").startswith("test-"))
+    assert not page.all("#own :checked")
+    page.one("#own .choice").click()
+    page.wait(lambda: page.text("#film-title").startswith("film.png, "))
+    assert page.one("#own :checked")
     page.driver.refresh()  # its name is in this page only
     page.wait(lambda: page.text("#film-title") == "Film (opened here)")
 
@@ -453,10 +474,10 @@ def test_the_window_changes_the_gray_values_of_the_film(page, tmp_path):
     assert page.one("#preset").get_attribute("value") == "own"
     own = ((deep - 1300.0) / 400).clip(0, 1) * 255
     assert np.abs(page.levels() - own).max() <= 1
-    page.one("#preset").send_keys("full")
+    page.choose("#preset", "full")
     full = (deep - float(deep.min())) / (levels - 1) * 255
     assert np.abs(page.levels() - full).max() <= 1
-    page.one("#preset").send_keys("dark")
+    page.choose("#preset", "dark")
     assert (page.levels() == 255).mean() == pytest.approx(0.4, abs=0.02)
     before = float(page.one("#width").get_attribute("value"))
     page.focus("#frame")
@@ -474,21 +495,29 @@ def test_the_window_changes_the_gray_values_of_the_film(page, tmp_path):
 
 def test_two_runs_are_compared(browser, run, tmp_path):
     texts = {"test-0": "The heart is enlarged.", "test-1": "Pulmonary edema. Rib fracture.", "test-2": "Clear."}
-    other = copy_with_reports(run, tmp_path / "other", texts, [(3, 0.5), (1, 0.2)])
-    with served(run["reports"].path.parent, other) as address:
+    other = copy_with_reports(run, tmp_path / "other", texts, [(row, 0.1) for row in range(16)])
+    with served(other, run["reports"].path.parent) as address:
         page = Viewer(browser, address).open("#test/test-1")
         page.wait(lambda: page.all("#compared .pair"))
         assert "3 studies are compared" in page.text("#compare")
         assert "Edema, Fracture not in the reference" in page.text("#compared .pair")
         errors = next(row for row in page.texts("#compared tbody tr") if row.startswith("errors"))
-        assert errors.split() == ["errors", "0", "3", "+3"]
+        assert errors.split() == ["errors", "3", "0", "−3"]
         page.one("#compared details summary").click()
         page.wait(lambda: page.one("#compared details li").is_displayed())
         assert {mark.text for mark in page.all("#compared mark.extra")} == {"edema", "fracture"}
-        page.one("#order").send_keys("other worse")
+        page.choose("#order", "better")
         page.wait(lambda: page.text("#studies .choice").startswith("test-1"))
-        assert "Δ +3" in page.text("#studies .choice")
-        for width, scheme in ((1440, "light"), (1440, "dark"), (390, "light")):
+        assert "Δ −3" in page.text("#studies .choice")
+        # Every report has retrieved each row with 0.1: the weights of the film's own rows are compared with that.
+        with urlopen(f"{page.address}/api/looks/test/test-1") as answer:
+            (first, *_) = json.load(answer)["memory"]["visual"]
+        page.wait(lambda: f"×{first['weight'] / 0.1:.1f}" in page.text("[data-bank=visual] li"))
+        assert "retrieved by 100 % of the films" in page.text("[data-bank=visual] li")
+        assert len(page.all("#memory [data-bank=visual] .usual")) == 5
+        assert "over the 3 test films" in page.text("#lift-what")
+        assert "×1.0" in page.text("#compared details li")
+        for width, scheme in ((1440, "dark"), (390, "light")):
             with page.seen(width, scheme):
                 assert page.broken_rules() == []
                 assert page.driver.execute_script(WIDTH) <= width
@@ -550,7 +579,7 @@ def test_a_study_that_is_opened_slowly_is_named_over_the_one_that_is_shown(page,
     shown, loaded, load = page.text("#film-title"), threading.Event(), RunStore.study
 
     def slowly(store, split, key):
-        loaded.wait(30)
+        loaded.wait(PATIENCE)
         if key == "test-3":
             raise UserError("test-3 is damaged")
         return load(store, split, key)
@@ -577,11 +606,20 @@ def test_the_report_of_a_film_that_is_no_longer_held_says_so(page, monkeypatch):
     assert page.text("#state") == "not finished"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 1000, 390])
-def test_readable_at_any_width_in_both_schemes(page, scheme, width):
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"),
+    [
+        (1440, 900, "light"),
+        (1440, 900, "dark"),
+        (1280, 720, "light"),
+        (1000, 900, "dark"),
+        (390, 844, "light"),
+        (390, 844, "dark"),
+    ],
+)
+def test_readable_at_any_width_in_both_schemes(page, width, height, scheme):
     """WCAG A and AA as far as axe-core can tell, contrast among it; nothing is cut off at the side."""
-    with page.seen(width, scheme):
+    with page.seen(width, scheme, height):
         page.one("#switches [name=report] + span").click()
         page.wait(lambda: "without report memory" in page.text("#state"))
         page.one("#sentences button").click()
@@ -593,7 +631,7 @@ def test_readable_at_any_width_in_both_schemes(page, scheme, width):
 
 
 def test_a_sentence_of_memory_is_marked_and_names_its_row(browser, tmp_path):
-    with served(make_run(tmp_path, "retrieved")["reports"].path) as address:
+    with served(make_run(tmp_path, "retrieved", steps=0)["reports"].path) as address:
         page = Viewer(browser, address).open()
         recalled = [bool(line.find_elements("css selector", ".recalled")) for line in page.all("#sentences li")]
         assert recalled[:1] == [True]
@@ -638,7 +676,8 @@ def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypa
             return [tuple(int(mark.get_attribute(name)) for name in ("x", "y", "width", "height")) for mark in marks]
 
         first, second = "#sentences li:nth-child(1) button", "#sentences li:nth-child(2) button"
-        assert "Pleural Effusion 83 % · side left 93 % · severity mild (probability not known)" in page.text(first)
+        told = "Pleural Effusion 83 % likely · side left 93 % · severity mild (probability not known)"
+        page.wait(lambda: told in page.text(first))
         page.wait(lambda: "from report row 1" in page.text(f"{first} .drew"))
         assert page.film()["name"] == "Film 1 of 2"
         page.focus(first)
@@ -647,7 +686,7 @@ def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypa
         page.wait(lambda: page.film()["name"] == "Film 2 of 2")
         assert page.one("#views input:checked").get_attribute("value") == "1"
         assert region() == [(3, 4, 5, 5)]
-        assert page.text("#region text") == "Pleural Effusion 83 %"
+        assert page.text("#region text") == "Pleural Effusion 83 % likely"
         assert "region on film 2: columns 4 to 8, rows 5 to 9" in page.text("#origin-facts")
         page.wait(lambda: page.all("#origin-visual li"))
         assert "row 1, from" in page.text("#origin-report")
@@ -677,10 +716,70 @@ def test_a_recalled_sentence_shows_its_region_and_rows(browser, folder, monkeypa
         assert region() == []
 
 
+def test_keys_walk_through_the_worklist(page):
+    """Not while something is typed, and not when they are switched off."""
+    studies = [row.get_attribute("value") for row in page.all("#studies input")]
+    page.open(f"#test/{studies[1]}")
+    assert "rendered lesions" in page.text(".warning")
+    page.focus("#report")
+    for key, number in (("j", 2), ("j", 3), ("k", 2)):
+        page.keys(key)
+        page.wait(lambda number=number: page.text("#film-title") == studies[number])
+    assert "Not for clinical use" in page.text(".warning")
+    assert "rendered lesions" not in page.text(".warning")  # folded once another study is looked at
+    page.keys("/")
+    page.keys("jk")
+    assert page.one("#words").get_attribute("value") == "jk"
+    page.wait(lambda: "No study fits" in page.text("#none"))
+    page.one("#clear").click()
+    page.wait(lambda: page.text("#count") == "5 of 5 studies")
+    page.one("#list-keys").click()
+    page.keys("j", "/")
+    assert page.driver.execute_script("return document.activeElement.id") == "list-keys"
+    page.done()
+    assert page.text("#film-title") == studies[2]
+    page.one("#list-keys").click()
+
+
+def test_on_a_phone_the_parts_of_the_page_are_one_touch_away(page):
+    with page.seen(390):
+        page.open()
+        assert page.text("#parts-title") == page.text("#film-title")
+        page.one("#parts [data-to=memory]").click()
+        page.wait(lambda: 0 < page.place("#memory")[1] < 100)
+        parts = page.place("#parts")
+        assert parts[1] == 0
+        assert page.place("#memory")[1] >= parts[3]
+        page.shot("phone-memory")
+    assert not page.one("#parts").is_displayed()
+
+
+def test_without_a_connection_the_page_keeps_what_it_shows_and_tries_again(page):
+    page.open("#test/test-0")
+    shown = page.text("#film-title"), page.sentences()
+    connect = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    try:
+        page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", connect | {"offline": True})
+        page.driver.execute_script("location.hash = '#test/test-1'")
+        page.wait(lambda: "does not answer" in page.text("#problem"))
+        assert (page.text("#film-title"), page.sentences()) == shown
+        page.one("#again").click()
+        page.wait(lambda: page.text("#state") == "not finished")
+    finally:
+        page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", connect | {"offline": False})
+    page.one("#retry").click()
+    page.done()
+    assert (page.text("#film-title"), page.sentences()) == shown
+    assert not page.one("#problem").is_displayed()
+    page.driver.get_log("browser")
+
+
 def test_when_the_viewer_is_gone_the_page_says_so(browser, folder):
     with served(folder) as address:
         page = Viewer(browser, address).open()
     page.one("#again").click()
     page.wait(lambda: "does not answer" in page.text("#problem"))
     assert page.text("#state") == "not finished"
+    assert page.one("#retry").is_displayed()
     browser.get_log("browser")

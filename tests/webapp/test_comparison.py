@@ -13,6 +13,7 @@ from amrg.errors import UserError
 from amrg.inference.run import open_run
 from amrg.webapp import comparison
 from amrg.webapp.comparison import ComparedRun
+from amrg.webapp.run_store import RunStore
 from amrg.webapp.server import create_app
 from tests.webapp.tiny_run import copy_with_reports
 
@@ -93,6 +94,32 @@ def test_a_study_has_both_reports_with_errors_scores_and_rows(client):
         assert [(row["row"], row["weight"]) for row in side["memory"]["report"]] == rows
         assert [row["both"] for row in side["memory"]["report"]] == [row == 3 for row, _ in rows]
         assert all(row["image"].startswith("data:image/jpeg") for row in side["memory"]["visual"])
+
+
+def test_what_a_film_retrieves_is_compared_with_the_means_over_the_reports(client, folders):
+    """All three reports of the first run have retrieved row 3 with 0.5 and row 1 with 0.2, and no other row."""
+    means, compared = {3: 0.5, 1: 0.2}, 0
+    for key in ("test-0", "test-4"):
+        for rows in client.get(f"/api/looks/test/{key}").json()["memory"].values():
+            above = [row["weight"] - means.get(row["row"], 0) for row in rows]
+            assert above == sorted(above, reverse=True)
+            for row in rows:
+                mean = means.get(row["row"])
+                assert row["lift"] == (None if mean is None else pytest.approx(row["weight"] / mean, abs=1e-3))
+                assert (row["studies"], row["usual"]) == (0.0 if mean is None else 1.0, mean is not None)
+                compared += mean is not None
+    assert compared
+    (side, _) = client.get("/api/comparisons/test/test-0").json()["sides"]
+    assert [row["lift"] for row in side["memory"]["visual"]] == [1, 1]
+
+
+def test_other_banks_than_those_of_the_reports_are_not_compared(folders):
+    chain = open_run(folders[0])
+    assert RunStore(chain, 224, 14).averaged == 3
+    chain.reports.manifest["inputs"]["banks"]["hash"] = "of other banks"
+    store = RunStore(chain, 224, 14)
+    assert store.averaged == 0
+    assert store.with_lifts({"visual": [{"row": 3, "weight": 0.5}]}) == {"visual": [{"row": 3, "weight": 0.5}]}
 
 
 @pytest.mark.parametrize("place", ["test/test-2", "test/test-4", "test/nobody", "nowhere/test-0"])

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank, group_id
 from amrg.data.image_io import read_film
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS
@@ -29,14 +29,15 @@ from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
-from amrg.evaluation.reports import GeneratedReport
-from amrg.inference.run import open_run
+from amrg.evaluation.reports import GeneratedReport, Sentence
+from amrg.inference.run import LoadedRun, open_run
 from amrg.models.composer import Composed, ComposedSentence, Unsure
 from amrg.models.open_banks import open_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import crop, film_url
 from amrg.webapp.requests import RequestGuard
+from amrg.webapp.run_store import RunStore
 from amrg.webapp.server import MAX_BYTES, Handlers, create_app
 from amrg.webapp.session import ClientGone, InferenceSession
 from tests.asgi import post as asgi_post
@@ -246,7 +247,39 @@ def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, r
         own = {row for row, key in enumerate(bank.provenance["key"].to_pylist()) if key == "train-1"}
         assert own
         assert {row["row"] for row in found} == set(range(len(bank))) - own
-        assert look.retrieved()[name] == found[:5]
+        queries = look.loud_Q.double() if name == "visual" else torch.ones(14)
+        assert look.retrieved()[name] == look.association[name].top_rows(queries / queries.sum(), 5)
+
+
+def test_a_film_retrieves_what_is_written_beside_its_report(reader, folder):
+    """The rows of the page are those of ``amrg write --json``: the reports of a run can be compared with them."""
+    (record,) = LoadedRun(open_run(folder)).generate_records([[FILM]])
+    look = reader.analyze([FILM], NO_GROUP)
+    assert 0 < look.loud_Q.sum() < 14
+    assert look.retrieved() == record["memory"]
+
+
+def test_words_for_probabilities_are_told_with_how_often_they_were_right(run, reader):
+    """The references of test-0 and test-2 state Cardiomegaly, that of test-1 does not; nothing is stated at 0.5."""
+    store = RunStore(open_run(run["scores"].path), 224, reader.grid)
+    probabilities = {"test-0": 0.9, "test-1": 0.8, "test-2": 0.3, "test-3": None}
+    store.reports = {
+        key: GeneratedReport(
+            key, "", sentences=(Sentence("", ("Cardiomegaly",), 0, probabilities={"Cardiomegaly": p} if p else {}),)
+        )
+        for key, p in probabilities.items()
+    }
+    assert store.certainty == {
+        "split": "test",
+        "words": [
+            {"word": "likely", "least": 0.75, "findings": 2, "right": 0.5},
+            {"word": "possible", "least": 0.4, "findings": 0, "right": None},
+            {"word": "unlikely", "least": 0.0, "findings": 1, "right": 1.0},
+        ],
+    }
+    store = RunStore(open_run(run["scores"].path), 224, reader.grid)
+    store.reports = {}
+    assert [word["findings"] for word in store.certainty["words"]] == [0, 0, 0]
 
 
 def test_a_row_is_told_with_its_text_or_region(client, run, reader):

@@ -35,10 +35,16 @@ STATED = ("Cardiomegaly", "Atelectasis", "Pleural Effusion")
 
 
 def make_run(
-    folder: Path, outline_source: Literal["decoder", "retrieved"] = "decoder", informed: bool = False
+    folder: Path,
+    outline_source: Literal["decoder", "retrieved"] = "decoder",
+    informed: bool = False,
+    steps: int = STEPS,
 ) -> dict[str, Artifact]:
-    """The artefacts by kind; they lie in ``folder/tiny``. An ``informed`` decoder reads indication, age and sex."""
-    made = _made(outline_source, informed)
+    """The artefacts by kind; they lie in ``folder/tiny``. An ``informed`` decoder reads indication, age and sex.
+
+    Of 0 training ``steps`` the decoder's own words are random, which takes less time.
+    """
+    made = _made(outline_source, informed, steps)
     shutil.copytree(made["stage2"].path.parent, folder / "tiny")
     return {kind: open_artifact(folder / "tiny" / one.path.name, kind) for kind, one in made.items()}
 
@@ -76,7 +82,7 @@ def run_config(
 
 
 @functools.cache
-def _made(outline_source: Literal["decoder", "retrieved"], informed: bool) -> dict[str, Artifact]:
+def _made(outline_source: Literal["decoder", "retrieved"], informed: bool, steps: int) -> dict[str, Artifact]:
     """The same in a folder that tests copy: making a run takes much longer."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -86,7 +92,7 @@ def _made(outline_source: Literal["decoder", "retrieved"], informed: bool) -> di
 
     def stage2(partial: Path) -> None:
         model = build_generator(config, made.data, made.stage1, made.banks)
-        _learn_by_heart(model, list(iter_samples(made.data, "train")))
+        _learn_by_heart(model, list(iter_samples(made.data, "train")), steps)
         model.save_pretrained(partial / MODEL)
         (partial / "curves.jsonl").write_text('{"epoch": 1, "val_loss": 2.0}\n')
         (partial / MODEL / "README.md").write_text("---\nlanguage: en\n---\n\n# A tiny model\n")
@@ -121,7 +127,7 @@ def _film_vectors(model: ReportGenerator, data: Path, split: str) -> torch.Tenso
     return round_like_cache(encode_films(model.eval(), films)).film_BD
 
 
-def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
+def _learn_by_heart(model: ReportGenerator, samples: list[Sample], steps: int) -> None:
     """Plain training until two reports are known: one with the visual memory, the other where it is hidden.
 
     If the decoder reads context, one with an indication of a cough, the other without any context.
@@ -137,7 +143,7 @@ def _learn_by_heart(model: ReportGenerator, samples: list[Sample]) -> None:
     cough_1C = model.encode_context([Context("Cough.")])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
-    for step in range(STEPS):
+    for step in range(steps):
         shown_L1, learned = (hidden, second) if step % 2 else (seen, first)
         report_BT, context_BC = batch["report"][learned].expand_as(batch["report"]), None
         if cough_1C is None:

@@ -9,6 +9,8 @@ const cards = document.querySelectorAll("#film, #report, #compare, #memory"); //
 let opening = null; // what is being opened; opening something else gives it up
 let listing = null;
 let pause = 0;
+let looks = 0; // that were shown
+const own = new Map(); // films that were opened here, by the names that the viewer gave them: files
 
 /**
  * Look at what `start` asks for; until it is there the page says that `called` is being opened, over what is still shown.
@@ -28,14 +30,18 @@ async function open(called, start, file = null) {
     stopWriting();
     const address = `#${look.place}/${encodeURIComponent(look.name)}`;
     if (address !== location.hash) history[location.hash ? "pushState" : "replaceState"](null, "", address);
-    showFilm(look, file);
+    if (file) own.set(look.name, { name: file.name, size: file.size });
+    showFilm(look, own.get(look.name));
+    $("parts-title").textContent = $("film-title").textContent;
+    if (looks++) $("data")?.removeAttribute("open"); // it was seen with the first; its headline stays
     showReport(look);
     showComparison(look);
     mark();
   } catch (error) {
     if (error.name === "AbortError") return;
-    if (file) refuse(file, error.message);
-    else complain(error.message);
+    const again = error.unreachable ? () => open(called, start, file) : null;
+    if (file) refuse(file, error.message, again);
+    else complain(error.message, again);
     mark();
   } finally {
     if (opening === mine) {
@@ -58,9 +64,9 @@ function openFile(file) {
 }
 
 /** Name a file that is not shown, and mark that the film and the report on the page are not its own. */
-function refuse(file, reason) {
+function refuse(file, reason, again = null) {
   const shown = located() !== undefined;
-  complain(`${file.name}: ${reason}${shown ? " The film and the report below are those of before, not of this file." : ""}`);
+  complain(`${file.name}: ${reason}${shown ? " The film and the report below are those of before, not of this file." : ""}`, again);
   former(shown);
 }
 
@@ -111,7 +117,7 @@ async function list(start = 0) {
     mark();
     return (found.studies.find(({ findings }) => findings.length) ?? found.studies[0])?.key; // a film with something to see
   } catch (error) {
-    if (error.name !== "AbortError") complain(error.message);
+    if (error.name !== "AbortError") complain(error.message, error.unreachable ? () => list(start) : null);
   }
 }
 
@@ -121,9 +127,22 @@ function later(action) {
   pause = setTimeout(action, 150);
 }
 
-/** Check the study in the list that is looked at, if it is there. */
+/** Go to the next study of the list, or to the one before. */
+function step(by) {
+  const entries = [...$("studies").querySelectorAll("input")];
+  const next = entries[entries.findIndex(({ checked }) => checked) + by];
+  if (!next) return by > 0 && !$("more").hidden ? $("more").click() : null;
+  next.checked = true;
+  later(() => openStudy($("split").value, next.value));
+}
+
+/** Check the study or film in the lists that is looked at, if it is there. */
 function mark() {
   const [place, name] = located() ?? [];
+  $("own").hidden = !own.size;
+  $("own-films").replaceChildren(
+    ...[...own].map(([value, file]) => choice("own", value, place === "dropped" && value === name, () => openStudy("dropped", value), file.name)),
+  );
   for (const input of $("studies").querySelectorAll("input")) {
     input.checked = place === $("split").value && input.value === name;
     if (!input.checked) continue;
@@ -150,7 +169,7 @@ $("clear").addEventListener("click", () => {
   $("words").focus();
   list();
 });
-$("problem").querySelector("button").addEventListener("click", calm);
+$("close").addEventListener("click", calm);
 $("file").addEventListener("change", ({ target }) => {
   if (target.files[0]) openFile(target.files[0]);
   target.value = ""; // the same file may be chosen again
@@ -166,6 +185,22 @@ addEventListener("drop", (event) => {
   const [file] = event.dataTransfer.files;
   if (file) openFile(file);
 });
+addEventListener("keydown", (event) => {
+  const typing = event.target.closest("select, input:not([type=radio], [type=checkbox], [type=range])");
+  if (typing || !$("list-keys").checked || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "/") {
+    $("list").open = true;
+    $("words").focus();
+  } else if (event.key === "j") step(1);
+  else if (event.key === "k") step(-1);
+  else return;
+  event.preventDefault();
+});
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the study
+  $("report").focus();
+});
+for (const button of $("parts").querySelectorAll("button")) button.addEventListener("click", () => $(button.dataset.to).scrollIntoView());
 addEventListener("hashchange", () => located() && openStudy(...located()));
 
 if (matchMedia("(max-width: 760px)").matches) for (const id of ["list", "findings-list"]) $(id).open = false; // film and report come first

@@ -1,7 +1,7 @@
 // The reports that two runs have written of the study that is shown; only with `amrg view RUN --compare OTHER`.
 
 import { $, ask, h, marked } from "./dom.js";
-import { BANKS, item, verdict } from "./report.js";
+import { BANKS, heaviest, item, verdict } from "./report.js";
 
 let turn = 0;
 
@@ -31,7 +31,7 @@ function scores(sides) {
 
 function side({ name, text, errors, memory }) {
   const rows = BANKS.filter((bank) => memory[bank].length).map((bank) =>
-    h("details", {}, h("summary", {}, `Rows of the ${bank} memory`), h("ol", { class: "rows" }, ...memory[bank].map((row) => item(bank, row, row)))),
+    h("details", {}, h("summary", {}, `Rows of the ${bank} memory`), h("ol", { class: "rows" }, ...memory[bank].map((row) => item(bank, row, row, heaviest(memory[bank]))))),
   );
   return h("div", {}, h("h3", {}, name), h("p", { class: "verdict" }, verdict(errors)), h("p", { class: "marked" }, ...marked(text)), ...rows);
 }

@@ -41,15 +41,21 @@ export async function ask(address, options = {}) {
     response = await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The viewer does not answer. Is `amrg view` still running?");
+    throw Object.assign(new Error("The viewer does not answer. Is `amrg view` still running?"), { unreachable: true });
   }
   const content = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(content.error ?? `The viewer answered with ${response.status}.`);
   return content;
 }
 
-export function complain(message) {
+/** Show a problem. `again` does once more what failed: it is offered where the viewer did not answer. */
+export function complain(message, again = null) {
   $("problem").querySelector("p").textContent = message;
+  $("retry").hidden = again === null;
+  $("retry").onclick = () => {
+    calm();
+    again();
+  };
   $("problem").hidden = false;
 }
 

@@ -25,8 +25,12 @@ export function showFilm(newLook, file) {
   $("views").replaceChildren(
     ...look.films.map((_, number) => choice("view", number, number === 0, () => chooseFilm(number), `Film ${number + 1}`)),
   );
-  const found = ({ probability, threshold }) => probability >= threshold;
-  $("findings").replaceChildren(...[...sure.filter(found), ...sure.filter((one) => !found(one))].map(row));
+  const isFound = ({ probability, threshold }) => probability >= threshold;
+  const [found, others] = [sure.filter(isFound), sure.filter((one) => !isFound(one))];
+  $("found").replaceChildren(...found.map(row));
+  $("others").replaceChildren(...others.map(row));
+  $("rest-count").textContent = `${others.length} of ${sure.length} below their thresholds`;
+  $("rest").open = !found.length;
   chooseFilm(0);
 }
 
@@ -72,6 +76,7 @@ export function markRegion(newRegion) {
 export function showFinding(name) {
   const input = [...$("findings").querySelectorAll("input")].find(({ value }) => value === name);
   if (!input || name === finding) return;
+  if (input.closest("#rest")) $("rest").open = true;
   input.checked = true;
   finding = name;
   draw();

@@ -16,6 +16,7 @@ let chosen = null;
 let pointed = null; // the sentence under the pointer, or with the focus
 let without = []; // memories that were switched off for it
 let whole = null; // sentences of the report with every memory, to compare with
+let words = []; // for probabilities, the highest first: {word, least, findings, right}
 const rows = new Map(); // what is known of a bank's row, asked for once
 
 for (const input of $("switches").querySelectorAll("input")) input.addEventListener("change", write);
@@ -26,6 +27,8 @@ $("unlike").querySelector("button").addEventListener("click", () => withhold(fal
 
 for (const event of ["mouseover", "focusin"]) $("sentences").addEventListener(event, ({ target }) => point(target.closest("li")));
 for (const event of ["mouseleave", "focusout"]) $("sentences").addEventListener(event, () => point(null));
+
+ask("/api/certainty").then(showWords, (error) => complain(error.message));
 
 const off = () => [...$("switches").querySelectorAll("input:not(:checked)")].map((input) => input.name);
 
@@ -119,14 +122,27 @@ function write() {
 /** An event source hides why it failed: the study is asked for once more, and its answer says why. */
 async function explain(failed) {
   failed.close();
-  let reason = "The viewer stopped while it wrote this report: write it again.";
+  let reason = "The viewer stopped while it wrote this report.";
   try {
     await ask(`/api/looks/${look.place}/${encodeURIComponent(look.name)}`);
   } catch (error) {
     reason = error.message;
   }
-  if (source === failed) fail(reason);
+  if (source === failed) fail(reason, write);
 }
+
+/** Explain the words for probabilities, and how often findings with each were right in the run's own reports. */
+function showWords(known) {
+  words = known.words;
+  const one = ({ word, least, findings, right }) => {
+    const counted = findings ? `; of ${findings} such findings in the run's ${known.split} reports ${percent(right)} are in the reference` : "";
+    return `${word} (${least ? `from ${percent(least)}` : "below"}${counted})`;
+  };
+  $("words-what").textContent = `Words for calibrated probabilities that the report states a finding: ${words.map(one).join(", ")}.`;
+  showSentences(source !== null);
+}
+
+const worded = (probability) => words.find(({ least }) => probability >= least)?.word;
 
 /** The reference and the report with their findings marked; without a reference nothing. */
 function showMarks(marks) {
@@ -151,11 +167,11 @@ export function verdict(errors) {
   return `${[found, ...wrong].join("; ")}.`;
 }
 
-function fail(message) {
+function fail(message, again = null) {
   stopWriting();
   $("state").textContent = "not finished";
   showSentences(false);
-  complain(message);
+  complain(message, again);
 }
 
 function summary() {
@@ -192,12 +208,16 @@ function showSentences(growing) {
       );
     }),
   );
+  $("words-what").hidden = !drawn.some((what) => Object.keys(what?.recalled?.probabilities ?? {}).length);
   if (focused >= 0) $("sentences").querySelectorAll("button")[focused]?.focus();
 }
 
 /** The probability of each finding of a recalled sentence, and of each detail. */
 function facts({ labels, probabilities, details }) {
-  const found = labels.map((label) => (label in probabilities ? `${label} ${percent(probabilities[label])}` : label));
+  const found = labels.map((label) => {
+    const sure = probabilities[label];
+    return sure === undefined ? label : [label, percent(sure), worded(sure)].filter(Boolean).join(" ");
+  });
   const told = details.map(({ finding, attribute, value, probability: sure }) => {
     const what = `${labels.length > 1 ? `${finding} ` : ""}${attribute} ${value}`;
     return sure === null ? `${what} (probability not known)` : `${what} ${percent(sure)}`;
@@ -225,10 +245,12 @@ function mark() {
 /** One line: the heaviest row of each memory. */
 function drew(of) {
   return BANKS.filter((bank) => of[bank]?.length).flatMap((bank, number) => {
-    const [{ row, weight, origin }] = of[bank];
+    const [{ row, weight, origin, lift, usual }] = of[bank];
     const known = rows.get(`${bank}/${row}`);
     if (!known) fetchRow(bank, row).then(() => showSentences(source !== null), (error) => complain(error.message));
-    return [number ? " · " : "", h("b", { class: bank }, origin ? `from ${bank} row ${row}` : `${bank} ${percent(weight)}`), ` ${known ? brief(known) : "…"}`];
+    const share = lift === undefined ? percent(weight) : [percent(weight), lifted(lift)].join(", ");
+    const how = origin ? `from ${bank} row ${row}` : `${bank} ${share}`;
+    return [number ? " · " : "", h("b", { class: bank }, how), ` ${known ? brief(known) : "…"}${usual && !origin ? " (a usual row)" : ""}`];
   });
 }
 
@@ -240,6 +262,9 @@ function withOrigin(number) {
   const own = report.find(({ row }) => row === said.row) ?? { row: said.row };
   return { ...of, report: [{ ...own, origin: true }, ...report.filter(({ row }) => row !== said.row)] };
 }
+
+/** How a row's weight compares with its mean over the run's reports. */
+const lifted = (lift) => (lift === null ? "in none of the reports" : `×${lift.toFixed(lift < 9.95 ? 1 : 0)}`);
 
 const named = ({ source, findings }) => [...findings, source.replace("_", " ")].join(", ");
 
@@ -265,7 +290,7 @@ function choose(number) {
   const what = number === null ? look.memory : withOrigin(number);
   $("memory-what").textContent =
     number === null
-      ? "What the film retrieved: each row's share of the association, the mean over the disease queries and heads."
+      ? "What the film retrieved: each row's share of the association, the mean over heads and disease queries (in the visual memory those of probable findings)."
       : `While “${sentences[number]}” was written: each row's share of the attention paid to its memory.`;
   showShares(number === null ? null : drawn[number].shares);
   for (const bank of BANKS) {
@@ -310,21 +335,24 @@ async function showRows(list, bank, of, none) {
   if (!of.length) return list.replaceChildren(h("li", { class: "none" }, none));
   try {
     const known = await Promise.all(of.map(({ row }) => fetchRow(bank, row)));
-    if (list.dataset.turn === mine) list.replaceChildren(...of.map((entry, number) => item(bank, entry, known[number])));
+    if (list.dataset.turn === mine) list.replaceChildren(...of.map((entry, number) => item(bank, entry, known[number], heaviest(of))));
   } catch (error) {
     complain(error.message);
   }
 }
 
-export function item(bank, { row, weight, origin, both }, known) {
+/** The largest weight of some rows: bars are drawn relative to it. */
+export const heaviest = (of) => Math.max(...of.map(({ weight }) => weight ?? 0));
+
+export function item(bank, { row, weight, origin, both, lift, studies, usual }, known, most) {
   const film = known.image ? `film ${known.view + 1} of ` : "";
   const from = known.key ? `row ${row}, from ${film}${known.split} study ${known.key}` : `row ${row}, of no study`;
   return h(
     "li",
-    { class: known.image ? "pictured" : "" },
+    { class: [known.image && "pictured", usual && "usual"].filter(Boolean).join(" ") },
     known.image ? h("img", { src: known.image, alt: `region of ${named(known)}` }) : null,
-    weight === undefined ? null : h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: length(weight) } })), h("span", {}, percent(weight))),
-    h("div", { class: "body" }, named(known), known.text ? h("p", {}, known.text) : null),
-    h("div", { class: "body soft" }, origin ? h("b", {}, "its own row: ") : null, from, both ? h("b", {}, ", retrieved by both") : null),
+    weight === undefined ? null : h("div", { class: "weight" }, h("span", { class: "bar", "data-of": bank }, h("i", { style: { width: length(weight / most) } })), h("span", {}, percent(weight))),
+    h("div", { class: "body" }, lift === undefined ? null : h("b", {}, `${lifted(lift)} · `), named(known), known.text ? h("p", {}, known.text) : null),
+    h("div", { class: "body soft" }, origin ? h("b", {}, "its own row: ") : null, from, usual ? `, retrieved by ${percent(studies)} of the films` : null, both ? h("b", {}, ", retrieved by both") : null),
   );
 }
