@@ -2,8 +2,9 @@
 
     python -m benchmarks.hopfield_compiled [--kernel forward] [--card 90] [--width 768] [--options none]
 
-Exits with 1 if a configuration breaks a promise: registers spilled, too much shared memory, no tensor-core
-instructions (wgmma on sm_90), or no asynchronous copies.
+Exits with 1 if a configuration does not compile or breaks a promise: registers spilled, too much shared memory, and
+for the fused kernels no tensor-core instructions (wgmma on sm_90) or no asynchronous copies.
+``benchmarks.triton_versions`` does the same with other versions of Triton.
 """
 
 import argparse
@@ -12,17 +13,20 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from amrg.kernels.hopfield import launch_configs, triton_kernels
 from amrg.kernels.hopfield.triton_backend import TRITON_VERSION
-from amrg.kernels.hopfield.two_products import COLUMNS
+from amrg.kernels.hopfield.two_products import COLUMNS, NUM_WARPS
 
 OPTIONS = {
     "all": {"GROUPED": True, "DROPOUT": True, "ENTROPY": True},
@@ -65,23 +69,26 @@ class CompiledUsage:
     tcgen05: int  # UTC*MMA: Blackwell's
     async_copies: int  # LDGSTS, UTMALDG
     blocks_per_sm: int
+    error: str = ""  # of the compiler
 
     def violations(self) -> list[str]:
         """The promises this configuration breaks; empty if none."""
+        if self.error:
+            return [f"does not compile: {self.error}"]
         card = launch_configs.CARDS[self.card]
         tensor = {80: self.mma, 90: self.wgmma, 100: self.tcgen05}[card.generation]
+        fused = self.kernel not in BETWEEN
         checks = {
             "registers spill to local memory": (self.spills == 0 and self.stack == 0) or self.card in MAY_SPILL,
             f"more than {card.shared_block} bytes of shared memory": self.shared <= card.shared_block,
             f"more than {TENSOR_COLUMNS} columns of tensor memory": self.tensor_columns <= TENSOR_COLUMNS,
-            "no tensor-core instructions of its generation": tensor > 0,
-            "no asynchronous copies": self.async_copies > 0,
+            "no tensor-core instructions of its generation": tensor > 0 or not fused,
+            "no asynchronous copies": self.async_copies > 0 or not fused,
         }
         return [violation for violation, holds in checks.items() if not holds]
 
 
-def _tool(name: str, cubin: bytes, *options: str) -> str:
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+def _tool(program: str, cubin: bytes, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -94,6 +101,12 @@ def measure(kernel: str, storage: str, card: int, width: int, options: str = "al
     constants = {"PRECISION": "ieee", "INT8": storage == "int8", "D": width, **OPTIONS[options], **launch.constants()}
     found = compile_kernel(kernel, card, constants, **launch.options())
     return replace(found, width=width, block=f"{launch.BM}×{launch.BN}×{launch.BD}")
+
+
+def measure_between(kernel: str, storage: str, card: int) -> CompiledUsage:
+    """Compile a kernel between two products with every option, and read its cubin."""
+    found = compile_kernel(kernel, card, {"INT8": storage == "int8", **BETWEEN[kernel]}, NUM_WARPS[kernel])
+    return replace(found, block=f"1×{COLUMNS[kernel]}")
 
 
 def compile_kernel(
@@ -115,7 +128,8 @@ def compile_kernel(
         options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
     )  # fmt: skip
     cubin = compiled.asm["cubin"]
-    usage, assembly = _tool("cuobjdump", cubin, "--dump-resource-usage"), _tool("nvdisasm", cubin, "-c", "-ndf")
+    usage = _tool(knobs.nvidia.cuobjdump.path, cubin, "--dump-resource-usage")
+    assembly = _tool(knobs.nvidia.nvdisasm.path, cubin, "-c", "-ndf")
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
 
     def count(pattern: str) -> int:
@@ -156,13 +170,27 @@ def select(kernel: str | None, card: int | None, width: int | None, options: str
         if not (kernel in (None, key[0]) and card in (None, key[2]) and width in (None, key[3])):
             continue
         if launch_configs.MIN_TRITON[launch_configs.CARDS[key[2]].generation] <= TRITON_VERSION:
-            yield measure(key[0], key[1], key[2], key[3], options)
+            yield _attempt(partial(measure, *key, options=options), *key)
+    for name, storage, number in product(BETWEEN, ("half", "int8"), launch_configs.CARDS):
+        chosen = kernel in (None, name) and card in (None, number) and width is None
+        if chosen and launch_configs.compiles_for(number, TRITON_VERSION):
+            yield _attempt(partial(measure_between, name, storage, number), name, storage, number, 0)
+
+
+def _attempt(compiled: Callable[[], CompiledUsage], kernel: str, storage: str, card: int, width: int) -> CompiledUsage:
+    """Measure a configuration; what a compiler raises becomes a usage with its error."""
+    try:
+        return compiled()
+    except Exception as error:  # versions of Triton and ptxas raise whatever they like
+        said = " ".join(str(error).split())[:200]
+        named = f"{type(error).__name__}: {said}"
+        return CompiledUsage(kernel, storage, card, width, "", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, named)
 
 
 def main() -> int:
     """Print registers, shared memory and intensity of each compiled kernel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernel", choices=sorted({key[0] for key in launch_configs.ALL_CONFIGS}))
+    parser.add_argument("--kernel", choices=sorted({*(key[0] for key in launch_configs.ALL_CONFIGS), *BETWEEN}))
     parser.add_argument("--card", type=int, choices=launch_configs.CARDS, help="compute capability, 90 for sm_90")
     parser.add_argument("--width", type=int, choices=launch_configs.WIDTHS)
     parser.add_argument("--options", choices=OPTIONS, default="all", help="what is compiled in")
@@ -178,14 +206,15 @@ def main() -> int:
     for usage in select(options.kernel, options.card, options.width, options.options):
         violations = usage.violations()
         broken |= bool(violations)
+        intensity = l2_intensity(usage) if usage.width else None
         cells = (
             usage.kernel, usage.storage, usage.card, usage.width, usage.block, usage.registers, usage.stack,
             usage.spills, f"{usage.shared / 1024:.0f}", usage.tensor_columns,
             f"{usage.mma}/{usage.wgmma}/{usage.tcgen05}", usage.async_copies, usage.blocks_per_sm,
-            f"{l2_intensity(usage):.0f}", "; ".join(violations),
+            "" if intensity is None else f"{intensity:.0f}", "; ".join(violations),
         )  # fmt: skip
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-        rows.append(asdict(usage) | {"l2_intensity": l2_intensity(usage)})
+        rows.append(asdict(usage) | {"l2_intensity": intensity, "violations": "; ".join(violations)})
     if options.csv:
         with options.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())

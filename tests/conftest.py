@@ -125,6 +125,9 @@ def _stage1(config: Config, data: Path, partial: Path) -> None:
     torch.manual_seed(0)
     DiseaseClassifier(config.vision, pretrained=False).save_pretrained(partial / "model")
     (partial / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, 0.5)))
+    scores = {"mean_auroc": None, "per_label": {label: {"auroc": 0.5, "f1": 0.5} for label in LABELS}}
+    (partial / "scores.json").write_text(json.dumps({"val": scores, "test": scores}))
+    (partial / "curves.jsonl").write_text('{"epoch": 1, "train_loss": 1.0}\n')
 
 
 def _banks(config: Config, data: Path, partial: Path) -> None:

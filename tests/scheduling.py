@@ -8,7 +8,8 @@ LONGEST = (
     "tests/training/test_checkpoint.py", "tests/training/test_zero3_loading.py",
     "tests/training/test_sharding_equivalence.py", "tests/training/test_tensor_parallel.py",
     "tests/training/test_combinations.py", "tests/training/test_engine_settings.py", "tests/launchers/",
-    "tests/kernels/test_triton.py", "tests/benchmarks/test_scale_proof.py", "tests/test_mixed_run.py",
+    "tests/kernels/test_triton.py", "tests/benchmarks/test_hopfield_compiled.py",
+    "tests/benchmarks/test_scale_proof.py", "tests/test_mixed_run.py",
     "tests/test_encoder_chain.py", "tests/evaluation/test_evaluate.py", "tests/training/test_deepspeed_modes.py",
 )  # fmt: skip
 

@@ -44,7 +44,8 @@ def choose_backend(operands: Operands, capability: tuple[int, int], triton_versi
         return "blockwise", f"a {str(memory.dtype)[6:]} memory"
     if not M * N:
         return "blockwise", "nothing to retrieve"
-    if capability < (8, 0) or triton_version < launch_configs.MIN_TRITON[80]:
+    known = launch_configs.compiles_for(10 * capability[0] + capability[1], triton_version)
+    if capability < (8, 0) or not known:
         return "blockwise", f"{card}, Triton {'.'.join(map(str, triton_version))}"
     generation = launch_configs.gpu_generation(capability)
     if M > FUSED_QUERIES or N < FUSED_ROWS:

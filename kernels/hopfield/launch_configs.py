@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 GENERATIONS = (80, 90, 100)  # compute capabilities: Ampere, Hopper, Blackwell
 #: Oldest version of Triton, major and minor, that compiles the configurations of a generation.
 MIN_TRITON = {80: (3, 5), 90: (3, 5), 100: (3, 7)}
+#: Oldest version whose assembler knows a card (compute capability), where that is not the oldest of all.
+MIN_TRITON_OF_CARD = {103: (3, 6)}
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class LaunchConfig:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-def _plain(queries: int, rows: int) -> LaunchConfig:
-    return LaunchConfig(queries, rows, SWAP_AB=False, RELOAD_Q=True)
+def _plain(queries: int, rows: int, reload_q: bool = True) -> LaunchConfig:
+    return LaunchConfig(queries, rows, SWAP_AB=False, RELOAD_Q=reload_q)
 
 
 def _swapped(queries: int, reload_q: bool = False, num_stages: int = 2, rows: int = 64) -> LaunchConfig:
@@ -75,7 +77,7 @@ LAUNCH_TABLE: dict[tuple[str, str], dict[int, tuple[LaunchConfig, LaunchConfig]]
         100: (_swapped(16), _swapped(16)),
     },
     ("backward_queries", "half"): {
-        80: (_plain(16, 32), _plain(16, 16)),
+        80: (_plain(16, 32, reload_q=False), _plain(16, 16)),
         90: (_swapped(32, reload_q=True), _swapped(16, reload_q=True, rows=32)),
         100: (_swapped(16), _swapped(32, reload_q=True, rows=32)),
     },
@@ -98,6 +100,11 @@ ALL_CONFIGS = [(kernel, storage, card, w) for kernel, storage in LAUNCH_TABLE fo
 def launch_config(kernel: str, storage: str, generation: int, width: int) -> LaunchConfig:
     """The configuration of a kernel; ``storage`` is ``half`` (bfloat16, float16) or ``int8``."""
     return LAUNCH_TABLE[kernel, storage][generation][next(i for i, known in enumerate(WIDTHS) if width <= known)]
+
+
+def compiles_for(card: int, triton_version: tuple[int, ...]) -> bool:
+    """Whether a version of Triton compiles anything for a card (compute capability, 90 for sm_90)."""
+    return triton_version >= MIN_TRITON_OF_CARD.get(card, MIN_TRITON[80])
 
 
 def gpu_generation(capability: tuple[int, int]) -> int | None:

@@ -16,7 +16,7 @@ from .reference import Operands, Outputs
 from .triton_backend import kernel_arguments, run_kernel
 
 COLUMNS = {"softmax_tile": 4096, "score_gradient": 1024}  # scores of one query that a program reads at once
-_NUM_WARPS = {"softmax_tile": 8, "score_gradient": 4}
+NUM_WARPS = {"softmax_tile": 8, "score_gradient": 4}
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class TwoProductsRetrieval:
     def _run(self, kernel: str, grid: tuple[int, ...], rows: slice, columns: slice, **arguments: Tensor | bool) -> None:
         place = {"first_m": rows.start, "first_n": columns.start, "width": columns.stop - columns.start}
         run_kernel(
-            kernel, grid, self.shared | place | arguments, BN=COLUMNS[kernel], num_warps=_NUM_WARPS[kernel]
+            kernel, grid, self.shared | place | arguments, BN=COLUMNS[kernel], num_warps=NUM_WARPS[kernel]
         )  # fmt: skip
 
     def forward(self, top_k: int, return_entropy: bool) -> Outputs:

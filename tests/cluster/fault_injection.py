@@ -1,9 +1,9 @@
 """Stage 2 on several raylets of this machine, undisturbed and with losses; arguments: RUNS RESULT LOSSES...
 
-LOSSES is what one run loses, joined by "+" (nothing, reader, worker, node, room, driver, patience). RESULT gets one
-JSON line for each run: seconds until training went on after each loss, hashes of what was trained, what the run left
-behind. To be started in namespaces of its own (``linux_namespaces.py``), where nothing but the loopback is and where
-every process seen is ours.
+LOSSES is what happens to one run, joined by "+" (nothing, reader, worker, node, room, back, driver, patience, stop),
+and settings of it. RESULT gets one JSON line for each run: steps done before each loss and seconds until training went
+on after it, hashes of what was trained, what the run left behind. To be started in namespaces of its own
+(``linux_namespaces.py``), where nothing but the loopback is and where every process seen is ours.
 """
 
 import json
@@ -28,6 +28,8 @@ SCRIPT = Path(__file__).with_name("stage2_worker.py")
 NODE = {"num_cpus": 1, "resources": {"reader": 1}, "object_store_memory": 80 * 2**20}
 #: Lines in the log of steps at which something is lost: some steps after a checkpoint, and before the next one.
 WHEN = (6, 11, 16)
+#: Seconds for a group of workers to start on a busy machine.
+PATIENCE = 300
 TRAINED = ("curves.jsonl", "model/model.safetensors", "model/decoder/model.safetensors")
 
 
@@ -60,15 +62,18 @@ class Losses:
         """One run, during which the ``losses`` happen."""
         driver = self.start(*settings)
         back: dict[str, float] = {}
+        self.before: dict[str, int] = {}
         for when, loss in zip(WHEN, losses.replace("nothing", "").split("+"), strict=False):
             if loss:
                 self.wait_for(driver, when)
-                done, began = len(self.steps()), time.monotonic()
+                self.before[loss] = done = len(self.steps())
+                began = time.monotonic()
                 driver = getattr(self, loss)(driver, *settings)
-                self.wait_for(driver, done + 2)  # one line may have been on its way
+                self.wait_for(driver, max(done, self.before.get("all", 0)) + 2)  # one line may have been on its way
                 back[loss] = round(time.monotonic() - began, 1)
         code, said = driver.wait(timeout=400), self.output.read_text()
-        row = {"losses": losses, "code": code, "back": back, "steps": len(self.steps()), "said": said}
+        steps = [json.loads(line)["step"] for line in self.steps()]
+        row = {"losses": losses, "code": code, "before": self.before, "back": back, "steps": steps, "said": said}
         for made in self.root.glob("stage2-*[0-9a-f]"):
             row["hashes"] = {path: file_hash(made / path) for path in TRAINED}
             shutil.rmtree(made)
@@ -83,9 +88,15 @@ class Losses:
         return [line for path in self.root.glob("stage2-*/logs/steps.jsonl") for line in path.read_text().splitlines()]
 
     def wait_for(self, driver: subprocess.Popen[bytes], steps: int) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while len(self.steps()) < steps and driver.poll() is None:
             assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.02)
+
+    def wait_for_line(self, driver: subprocess.Popen[bytes], line: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while line not in self.output.read_text():
+            assert driver.poll() is None and time.monotonic() < deadline, self.output.read_text()  # noqa: PT018
             time.sleep(0.02)
 
     def left(self) -> list[str]:
@@ -122,10 +133,22 @@ class Losses:
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
         return driver
 
+    def back(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
+        """A machine comes; the training that went on without it takes it."""
+        self.nodes.append(self.cluster.add_node(**NODE))
+        self.wait_for_line(driver, "room for all 2 workers again")
+        self.before["all"] = len(self.steps())  # the next group is some seconds from its first step
+        return driver
+
     def driver(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
         driver.kill()
         driver.wait()
         return self.start(*settings)
+
+    def stop(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
+        """Ctrl-C, for good."""
+        driver.send_signal(signal.SIGINT)
+        return driver
 
     def patience(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
         """Ctrl-C; then the same command again."""

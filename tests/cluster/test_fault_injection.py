@@ -40,8 +40,8 @@ def test_the_weights_are_those_of_the_undisturbed_run(runs: dict[str, Any], loss
 
 
 def test_a_lost_worker_costs_the_steps_since_the_checkpoint_and_a_lost_reader_none(runs: dict[str, Any]) -> None:
-    assert runs["nothing"]["steps"] == 24
-    assert runs["reader+worker"]["steps"] == 24  # those that are done again are told once
+    assert runs["nothing"]["steps"] == list(range(1, 25))
+    assert runs["reader+worker"]["steps"] == list(range(1, 25))  # those that are done again are told once
     said = runs["reader+worker"]["said"]
     assert re.search("lost the worker of rank|lost a peer", said)
     assert "going on from step 8" in said

@@ -27,6 +27,8 @@ def operands(queries, rows, width, dtype=torch.bfloat16):
         ((64, 1_000_000, 1024), torch.bfloat16, (9, 0), (3, 8), "two_products"),  # Swin-L's own width
         ((64, 1_000_000, 768), torch.bfloat16, (10, 0), (3, 6), "two_products"),
         ((64, 1_000_000, 768), torch.bfloat16, (10, 3), (3, 7), "fused"),
+        ((672, 7014, 768), torch.bfloat16, (10, 3), (3, 6), "two_products"),
+        ((672, 7014, 768), torch.bfloat16, (10, 3), (3, 5), "blockwise"),  # its ptxas does not know sm_103
         ((64, 1_000_000, 768), torch.bfloat16, (7, 5), (3, 8), "blockwise"),
         ((672, 7014, 768), torch.float16, (8, 0), (3, 4), "blockwise"),
         ((672, 7014, 768), torch.float32, (9, 0), (3, 8), "blockwise"),

@@ -69,6 +69,8 @@ def test_added_studies_follow_the_rows_that_were_there_and_are_retrieved(
     heaviest = int(found.rows_BQJ[0, normal, int(found.weights_BQJ[0, normal].argmax())])
     (origin,) = rows_of(chain.banks.path, VISUAL).provenance_rows(heaviest, heaviest + 1).to_pylist()
     assert origin["key"] == sample.study.key
+    (line,) = LoadedRun(chain).generate_records([sample.views])  # the next report retrieves the added rows
+    assert any(row["row"] >= len(rows_of(made["banks"].path, VISUAL)) for row in line["memory"]["visual"])
 
     with pytest.raises(UserError, match="holds all 4 studies"):
         command.main(["add", str(run), str(other.path)])

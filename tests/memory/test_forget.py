@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ from amrg.config import GenerateConfig, read_section
 from amrg.data.stream import iter_samples, load_studies
 from amrg.errors import UserError
 from amrg.inference.run import LoadedRun, is_unwritten, open_run
-from amrg.launcher import local_ranks
 from amrg.memory import forget as forgetting
 from amrg.pipeline import STEPS
 from tests.memory.other_hospital import WORDS, prepare_other_hospital
+from tests.processes import finish, start_ranks
 from tests.webapp.tiny_run import make_run
 
 GONE, KEY = "other-101", "train-101"
@@ -149,16 +147,20 @@ def test_nothing_of_the_patient_is_left(
 
 
 def test_every_way_to_hold_the_banks_agrees_afterwards(run: Path, key: Path) -> None:
+    """Exact, and with indexes that propose all rows; those of before are gone, and new ones are made."""
+    shutil.rmtree(run / ".indexes")
+    banks = open_run(run).banks.path
+    finish(start_ranks(2, "tests.memory.ways_worker", banks))
+    saved = {path.relative_to(run) for path in (run / ".indexes").rglob("index.faiss")}
+    assert len(saved) == 2 * 2 * (2 + 2)  # memories, kinds, and shards or ranks with a copy
+    vectors = removed_bytes(run)[:-1]
+    assert any(vector in (run / path).read_bytes() for path in saved for vector in vectors)
     forget(run, key)
-    shared = os.environ | local_ranks(2) | {"OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.memory.ways_worker", str(open_run(run).banks.path)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert not list((run / ".indexes").iterdir())
+    finish(start_ranks(2, "tests.memory.ways_worker", banks))
+    again = {path.relative_to(run) for path in (run / ".indexes").rglob("index.faiss")}
+    assert len(again) == len(saved)
+    assert not any(vector in (run / path).read_bytes() for path in again for vector in vectors)
 
 
 @pytest.mark.parametrize("renames", [0, 1, 4])

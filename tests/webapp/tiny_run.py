@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from amrg.artifacts import Artifact, build, open_artifact
+from amrg.config import Config, PriorPart, load
 from amrg.data.context import Context
 from amrg.data.labels import FINDINGS
 from amrg.data.prior import Prior
@@ -26,7 +27,7 @@ from amrg.training.calibration import CALIBRATION
 from amrg.training.collate import ReportCollator, Stage2Collator, collate_images
 from amrg.training.stage2 import MODEL, build_generator
 from amrg.training.vision_cache import encode_films, round_like_cache
-from tests.conftest import ChestSource, InformedSource, VisitedSource, make_artefacts, report
+from tests.conftest import TINY, ChestSource, InformedSource, VisitedSource, make_artefacts, report
 
 STEPS = 200
 
@@ -40,7 +41,7 @@ def make_run(
     outline_source: Literal["decoder", "retrieved"] = "decoder",
     informed: bool = False,
     steps: int = STEPS,
-    prior: tuple[str, ...] = (),
+    prior: tuple[PriorPart, ...] = (),
 ) -> dict[str, Artifact]:
     """The artefacts by kind; they lie in ``folder/tiny``. An ``informed`` decoder reads indication, age and sex.
 
@@ -62,35 +63,45 @@ def copy_with_reports(
     return folder
 
 
-@functools.cache
-def _made(
-    outline_source: Literal["decoder", "retrieved"], informed: bool, steps: int, prior: tuple[str, ...]
-) -> dict[str, Artifact]:
-    """The same in a folder that tests copy: making a run takes much longer."""
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    made = make_artefacts(folder, InformedSource() if informed else VisitedSource() if prior else ChestSource())
-    config = replace(
-        made.config,
+def run_config(
+    runs: Path, outline_source: Literal["decoder", "retrieved"] = "decoder", informed: bool = False,
+    prior: tuple[PriorPart, ...] = (),
+) -> Config:  # fmt: skip
+    """The configuration whose steps ``make_run`` finds made in ``runs``."""
+    config = replace(load(str(TINY)), runs=str(runs))
+    return replace(
+        config,
         decoder=replace(
-            made.config.decoder,
+            config.decoder,
             predict_outline=outline_source != "decoder",
             context=("indication", "age", "sex") if informed else (),
             prior=prior,
         ),
         generate=replace(
-            made.config.generate,
+            config.generate,
             num_beams=2,
             max_new_tokens=24 if outline_source == "decoder" else 100,
             outline_source=outline_source,
         ),
     )
+
+
+@functools.cache
+def _made(
+    outline_source: Literal["decoder", "retrieved"], informed: bool, steps: int, prior: tuple[PriorPart, ...]
+) -> dict[str, Artifact]:
+    """The same in a folder that tests copy: making a run takes much longer."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = make_artefacts(folder, InformedSource() if informed else VisitedSource() if prior else ChestSource())
+    config = run_config(folder, outline_source, informed, prior)
     found = {kind: open_artifact(path, kind) for kind, path in vars(made).items() if kind != "config"}
 
     def stage2(partial: Path) -> None:
         model = build_generator(config, made.data, made.stage1, made.banks)
         _learn_by_heart(model, list(iter_samples(made.data, "train")), steps)
         model.save_pretrained(partial / MODEL)
+        (partial / "curves.jsonl").write_text('{"epoch": 1, "val_loss": 2.0}\n')
         (partial / MODEL / "README.md").write_text("---\nlanguage: en\n---\n\n# A tiny model\n")
         # The threshold lies above the distances of the test films, so that none of them is unlike.
         with autocast(config.stage2.dtype):
