@@ -166,11 +166,10 @@ def l2_intensity(usage: CompiledUsage) -> float:
 
 def select(kernel: str | None, card: int | None, width: int | None, options: str) -> Iterator[CompiledUsage]:
     """Compile and measure the configurations that match, on every card whose Triton compiles them."""
-    for key in launch_configs.ALL_CONFIGS:
-        if not (kernel in (None, key[0]) and card in (None, key[2]) and width in (None, key[3])):
-            continue
-        if launch_configs.MIN_TRITON[launch_configs.CARDS[key[2]].generation] <= TRITON_VERSION:
-            yield _attempt(partial(measure, *key, options=options), *key)
+    for name, storage, number, dim in launch_configs.ALL_CONFIGS:
+        chosen = kernel in (None, name) and card in (None, number) and width in (None, dim)
+        if chosen and launch_configs.MIN_TRITON[launch_configs.CARDS[number].generation] <= TRITON_VERSION:
+            yield _attempt(partial(measure, name, storage, number, dim, options), name, storage, number, dim)
     for name, storage, number in product(BETWEEN, ("half", "int8"), launch_configs.CARDS):
         chosen = kernel in (None, name) and card in (None, number) and width is None
         if chosen and launch_configs.compiles_for(number, TRITON_VERSION):
