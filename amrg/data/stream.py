@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -313,7 +313,7 @@ class Stream:
             sampler=steps,
             num_workers=self._readers,
             multiprocessing_context=context,
-            worker_init_fn=_exit_with_rank,
+            worker_init_fn=partial(_start_reader, dict(os.environ)),
             collate_fn=_identity,
             pin_memory=torch.cuda.is_available(),
         )
@@ -407,7 +407,8 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _exit_with_rank(reader: int) -> None:
+def _start_reader(environment: dict[str, str], reader: int) -> None:
+    os.environ.update(environment)  # the server has that of its own start, perhaps without the keys of a bucket
     exit_with_parent()
 
 
