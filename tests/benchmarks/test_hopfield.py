@@ -4,8 +4,6 @@ import gc
 import mmap
 import time
 
-import torch
-
 from benchmarks import hopfield, memory_usage, report
 
 
