@@ -181,8 +181,7 @@ def _attempt(compiled: Callable[[], CompiledUsage], kernel: str, storage: str, c
     try:
         return compiled()
     except Exception as error:  # versions of Triton and ptxas raise whatever they like
-        said = " ".join(str(error).split())[:200]
-        named = f"{type(error).__name__}: {said}"
+        named = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return CompiledUsage(kernel, storage, card, width, "", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, named)
 
 

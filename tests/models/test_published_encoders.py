@@ -171,7 +171,7 @@ def test_a_lora_is_trained_saved_and_read_back(name: str, folders: Callable[[str
     loaded = DiseaseClassifier.from_pretrained(tmp_path / "saved")
     with torch.no_grad():
         for found, expected in zip(loaded(images), model(images), strict=True):
-            assert torch.equal(found, expected)
+            assert found is expected is None or torch.equal(found, expected)
         assert not torch.equal(model.encoder(images).fine_BHWC, plain(images).fine_BHWC)
     again = {key for key, value in loaded.encoder.named_parameters() if value.requires_grad}
     assert again == set(trained)

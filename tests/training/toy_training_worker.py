@@ -18,6 +18,7 @@ from amrg import distributed
 from amrg.config import CheckpointConfig, TelemetryConfig
 from amrg.models.zero3 import gathered
 from amrg.training.deepspeed_config import OptimizerSettings
+from amrg.training.engine import restore_functional_linear
 from amrg.training.loop import TrainingTask, fit
 
 FEATURES, SAMPLES, STEPS = 5, 24, 3
@@ -65,6 +66,7 @@ def optimisation(ds_config: str, batch_size: int = SAMPLES, clip: float = 1.0) -
     )
 
 
+@restore_functional_linear()
 def run(
     folder: Path, ds_config: str, batch_size: int = SAMPLES // STEPS, pause: float = 0.0, epochs: int = EPOCHS,
     dropout: float = 0.2, dtype: Literal["float32", "bfloat16", "float16"] = "float32",
