@@ -23,7 +23,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.stats import hypergeom
 
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.data.text.statements import DEVICES
@@ -146,6 +145,8 @@ class KnowledgeGraph:
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
         """All edges: counted ones with a study or at least ``LEAST_EXPECTED`` expected studies, and curated ones."""
+        from scipy.stats import hypergeom  # imported where it is used: it takes half as long as torch's import
+
         studies = max(self.num_studies, 1)
         cases = max(sum(self.stated(f) for f in FINDINGS), 1)
         edges = []

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -75,6 +74,8 @@ def auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float | None:
     negatives = len(positive_N) - positives
     if positives == 0 or negatives == 0:
         return None
+    from scipy.stats import rankdata  # imported where it is used: it takes half as long as torch's import
+
     ranks_N = rankdata(scores_N)
     return float((ranks_N[positive_N].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
