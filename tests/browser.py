@@ -12,6 +12,7 @@ if os.environ.get("AMRG_BROWSER") != "1":
     pytest.skip("needs Chromium: make test-browser", allow_module_level=True)
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
@@ -73,7 +74,9 @@ class Page:
         return self.driver.execute_script(script, css)
 
     def wait(self, condition):
-        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.05).until(lambda _: condition())
+        replaced = [StaleElementReferenceException]  # between finding an element and reading it
+        waiting = WebDriverWait(self.driver, PATIENCE, poll_frequency=0.05, ignored_exceptions=replaced)
+        return waiting.until(lambda _: condition())
 
     def keys(self, *keys):
         self.driver.switch_to.active_element.send_keys(*keys)

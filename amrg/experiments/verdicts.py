@@ -10,7 +10,7 @@ from amrg.experiments.registry import DETAILED, HEADLINE
 LEVEL = 0.05
 #: Names of the judged scores in sentences.
 F1 = "clinical micro-F1"
-CALLED = {HEADLINE: F1, DETAILED: f"{F1} with details", "CIDEr": "CIDEr", "BLEU-4": "BLEU-4"}
+CALLED = {HEADLINE: F1, DETAILED: f"{F1} with details"}
 
 
 def span(score: Score) -> str:
@@ -41,7 +41,7 @@ def settled(row: Row, score: str = HEADLINE) -> bool:
 
 def compared(row: Row, first: Row, score: str = HEADLINE) -> str:
     """Compare a variant with the first in one sentence."""
-    tested, outcome, called = row.tested(score), verdict(row, score), CALLED[score]
+    tested, outcome, called = row.tested(score), verdict(row, score), CALLED.get(score, score)
     d = tested.difference
     assert d is not None
     if outcome == "the same":
@@ -76,7 +76,7 @@ def paired(rows: Sequence[Row]) -> list[str]:
     first = rows[0]
     against = []
     for score in first.tests:
-        start = f"“{first.name}” reaches a {CALLED[score]} of {span(first.scores[score])}."
+        start = f"“{first.name}” reaches a {CALLED.get(score, score)} of {span(first.scores[score])}."
         against.append(" ".join([start, *(compared(row, first, score) for row in rows[1:])]))
     return [*against, seeds(rows)]
 

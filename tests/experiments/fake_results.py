@@ -36,7 +36,12 @@ def made(experiment: Experiment, number: int) -> list[Row]:
     rows = []
     for i, variant in enumerate(experiment.variants(Config(), 1000)):
         value = 0.5 + 0.1 * (i == 1) + rng.uniform(-0.03, 0.03)
-        names = [*REPORTED_METRICS, *(f"F1 {name}" for name in FINDINGS if experiment.per_class), *experiment.judged]
+        names = [
+            *REPORTED_METRICS,
+            *(f"F1 {name}" for name in FINDINGS if experiment.per_class),
+            *experiment.judged,
+            *experiment.shown,
+        ]
         names += [*DETAILS, *RELEVANCE] if experiment.grounded else []
         names += ["IoU", "pointing", "over control"] if experiment.maps == "methods" else []
         scores = {name: Score(value, (value - 0.06, value + 0.06)) for name in names}
