@@ -1,6 +1,6 @@
 """Scores of findings, impression, and both together, of reports that tell them apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amrg.data.studies import Study
@@ -37,42 +37,29 @@ def section_scores(
     """
     if not all(report.sections for report in reports):
         return {}
-    return {
-        name: _scores(names, studies, reports, train, val, nearest, samples, seed, meteor_timeout)
-        for name, names in {**{name: (name,) for name in SECTIONS}, "both": SECTIONS}.items()
-    }
+    found = {}
+    for name, names in {**{name: (name,) for name in SECTIONS}, "both": SECTIONS}.items():
+        references = {i: text for i, study in enumerate(studies) if (text := _text(study.sections, names))}
+        systems = {
+            MODEL: [_text(reports[i].sections, names, partly=True) for i in references],
+            "nearest neighbour": [_text(train[nearest[i]].sections, names, partly=True) for i in references],
+        }
+        known = [[text for study in split if (text := _text(study.sections, names))] for split in (train, val)]
+        if all(known):
+            systems["best constant"] = [best_constant(*known)] * len(references)
+        groups = [studies[i].group for i in references]
+        found[name] = {
+            "studies": len(references),
+            "patients": len(set(groups)),
+            "written": sum(bool(_text(reports[i].sections, names)) for i in references),
+            "systems": score_systems(list(references.values()), systems, groups, samples, seed, meteor_timeout)
+            if references
+            else {},
+        }
+    return found
 
 
-def _scores(
-    names: tuple[str, ...],
-    studies: Sequence[Study],
-    reports: Sequence[GeneratedReport],
-    train: Sequence[Study],
-    val: Sequence[Study],
-    nearest: Sequence[int],
-    samples: int,
-    seed: int,
-    meteor_timeout: float | None,
-) -> dict[str, Any]:
-    def text(sections: dict[str, str], complete: bool = False) -> str:
-        """Join the sections; empty if one is missing and the text must be complete."""
-        parts = [sections[name] for name in names]
-        return "" if complete and not all(parts) else join_sections(*parts, *[""] * (2 - len(parts)))
-
-    references = {i: found for i, study in enumerate(studies) if (found := text(study.sections, complete=True))}
-    known = [[found for study in some if (found := text(study.sections, complete=True))] for some in (train, val)]
-    systems = {
-        MODEL: [text(reports[i].sections) for i in references],
-        "nearest neighbour": [text(train[nearest[i]].sections) for i in references],
-    }
-    if all(known):
-        systems["best constant"] = [best_constant(*known)] * len(references)
-    groups = [studies[i].group for i in references]
-    return {
-        "studies": len(references),
-        "patients": len(set(groups)),
-        "written": sum(bool(text(reports[i].sections, complete=True)) for i in references),
-        "systems": score_systems(list(references.values()), systems, groups, samples, seed, meteor_timeout)
-        if references
-        else {},
-    }
+def _text(sections: Mapping[str, str], names: Sequence[str], partly: bool = False) -> str:
+    """Join the named sections; empty if one is missing, unless a part is enough."""
+    parts = [sections[name] for name in names]
+    return join_sections(*parts, *[""] * (2 - len(parts))) if partly or all(parts) else ""
