@@ -6,6 +6,11 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._private.utils import read_ray_address
+from ray.exceptions import RayError
+from ray.train.v2._internal.exceptions import RayTrainError
+
+#: What stands for a worker that ended or no longer answers; what a worker raised stands for itself.
+LOSSES = (RayError, RayTrainError)
 
 
 def recorded_address() -> str | None:

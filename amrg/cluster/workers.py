@@ -29,6 +29,7 @@ from ray.util import placement_group, remove_placement_group
 
 from amrg.artifacts import ArtifactLocked, find
 from amrg.cluster.metrics import WorkerMetrics
+from amrg.cluster.ray_internals import LOSSES
 from amrg.cluster.readers import PrefetchingFetch
 from amrg.config import ClusterConfig, Config, from_dict, to_dict
 from amrg.data.stream import MAX_LANES, num_lanes, use_fetcher
@@ -50,8 +51,6 @@ SMALLER_GROUP_TIMEOUT = 10.0
 BEGUN = ".begun"
 #: Seconds between two looks whether a smaller group can become whole again.
 MACHINES_INTERVAL = 2.0
-#: What a worker's own exception has, and the news of its death has not.
-_TRACEBACK = "Traceback (most recent call last)"
 #: What the exceptions of ranks say whose peer is gone.
 _PEERS = re.compile("gloo|nccl|c10d|connection|socket|timed out", re.IGNORECASE)
 #: Ray Train tries once: how often, and with how many, is decided here.
@@ -211,18 +210,17 @@ def _diagnose(error: TrainingFailedError) -> tuple[str, bool]:
     Raises:
         UserError: of a worker, raised here, where nobody will try again.
     """
-    failures = {rank: str(failure) for rank, failure in getattr(error, "worker_failures", {}).items()}
-    raised = {rank: _last_line(text) for rank, text in failures.items() if _TRACEBACK in text}
-    named = f"{UserError.__module__}.{UserError.__qualname__}: "
-    for line in raised.values():
-        if line.startswith(named):
-            raise UserError(line.removeprefix(named)) from None
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    raised = {rank: failure for rank, failure in failures.items() if not isinstance(failure, LOSSES)}
+    for failure in raised.values():
+        if isinstance(failure, UserError):
+            raise failure from None
     lost = sorted(failures.keys() - raised.keys())
     if lost:
         return f"lost the worker of rank {', '.join(map(str, lost))}", True
-    for rank, line in raised.items():
-        if not _PEERS.search(line):
-            return f"rank {rank} failed: {line}", False
+    for rank, failure in raised.items():
+        if not _PEERS.search(str(failure)):
+            return f"rank {rank} failed: {type(failure).__name__}: {_last_line(str(failure))}", False
     if raised:
         return f"rank {min(raised)} lost a peer", True
     return f"the workers did not start: {_last_line(str(error))}", True

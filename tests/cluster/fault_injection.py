@@ -129,8 +129,9 @@ class Losses:
         return driver
 
     def room(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
-        """A machine goes, and none comes."""
+        """A machine goes, and none comes until the training goes on without it."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+        self.wait_for_line(driver, "room for 1 of 2 workers")
         return driver
 
     def back(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:

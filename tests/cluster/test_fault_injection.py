@@ -12,6 +12,8 @@ from tests.conftest import make_artefacts
 
 SCRIPT = Path(__file__).with_name("fault_injection.py")
 RUNS = ("nothing", "reader+worker", "node+driver+patience")
+#: Weights that overflow at the first step.
+DIVERGING = "nothing --stage2.lr 1e30 --stage2.warmup-fraction 0"
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +21,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("losses")
     make_artefacts(folder / "runs")
     done = linux_namespaces.run(
-        folder, str(SCRIPT), str(folder / "runs"), str(folder / "result.jsonl"), *RUNS, timeout=1500
+        folder, str(SCRIPT), str(folder / "runs"), str(folder / "result.jsonl"), *RUNS, DIVERGING, timeout=1500
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (folder / "result.jsonl").read_text().splitlines()]
-    return {row["losses"]: row for row in rows}
+    return dict(zip((*RUNS, DIVERGING), rows, strict=True))
 
 
 @pytest.mark.parametrize("losses", RUNS)
@@ -45,3 +47,12 @@ def test_a_lost_worker_costs_the_steps_since_the_checkpoint_and_a_lost_reader_no
     said = runs["reader+worker"]["said"]
     assert re.search("lost the worker of rank|lost a peer", said)
     assert "going on from step 8" in said
+
+
+def test_what_a_user_can_put_right_ends_the_run_at_once_in_one_line(runs: dict[str, Any]) -> None:
+    run = runs[DIVERGING]
+    assert run["code"] == 2
+    assert re.search("^stage2: the loss is .* at step [0-9]+ .*: lower stage2.lr", run["said"], re.MULTILINE), run[
+        "said"
+    ]
+    assert "starting again" not in run["said"]

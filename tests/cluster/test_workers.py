@@ -5,7 +5,10 @@ import logging
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
+from amrg.cluster.ray_internals import LOSSES
 from amrg.cluster.workers import _diagnose, _log_with_rank_and_step, divides_batch, scaling
 from amrg.data.stream import MAX_LANES, num_lanes
 from amrg.errors import UserError
@@ -40,23 +43,35 @@ def test_a_worker_says_which_back_end_retrieves(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "INFO rank 3 step 0: retrieval: two products (sm_90)\n"
 
 
-def test_a_users_mistake_in_a_worker_ends_the_run_in_its_own_words() -> None:
-    failures = {
-        0: RuntimeError(f"{TRACE}amrg.errors.UserError: stage2.lr is odd: choose another\n"),
-        1: RuntimeError(f"{TRACE}RuntimeError: connection closed by peer\n"),
+def _group_error(raised: dict[int, Exception]) -> WorkerGroupError:
+    """The error that Ray makes of what its workers raised, as its controller does."""
+    wrapped = {
+        rank: error if isinstance(error, LOSSES) else UserExceptionWithTraceback(error, f"{TRACE}{error!r}")
+        for rank, error in raised.items()
     }
+    statuses = {rank: WorkerStatus(running=False, error=error) for rank, error in wrapped.items()}
+    return WorkerGroupPollStatus(statuses).get_worker_group_error()
+
+
+def test_a_users_mistake_in_a_worker_ends_the_run_in_its_own_words() -> None:
+    failures = {0: RuntimeError("connection closed by peer"), 1: UserError("stage2.lr is odd: choose another")}
     with pytest.raises(UserError, match=r"^stage2.lr is odd: choose another$"):
-        _diagnose(WorkerGroupError("failed", failures))
+        _diagnose(_group_error(failures))
 
 
 def test_a_lost_worker_counts_for_more_than_what_its_peers_say() -> None:
-    peer = RuntimeError(f"{TRACE}RuntimeError: Connection closed by peer [10.0.0.3]:4321")
-    assert _diagnose(WorkerGroupError("failed", {0: peer, 1: RayActorError()})) == ("lost the worker of rank 1", True)
+    peer = RuntimeError("Connection closed by peer [10.0.0.3]:4321")
+    assert _diagnose(_group_error({0: peer, 1: RayActorError()})) == ("lost the worker of rank 1", True)
+    assert _diagnose(_group_error({1: WorkerHealthCheckFailedError("gone", peer)})) == (
+        "lost the worker of rank 1",
+        True,
+    )
     # The death of rank 1 may not have been noticed yet.
-    assert _diagnose(WorkerGroupError("failed", {0: peer})) == ("rank 0 lost a peer", True)
+    assert _diagnose(_group_error({0: peer})) == ("rank 0 lost a peer", True)
 
 
 def test_an_error_of_ours_is_no_accident() -> None:
-    failures = {0: RuntimeError(f"{TRACE}ZeroDivisionError: division by zero")}
-    said = "rank 0 failed: ZeroDivisionError: division by zero"
-    assert _diagnose(WorkerGroupError("failed", failures)) == (said, False)
+    assert _diagnose(_group_error({0: ZeroDivisionError("first line\ndivision by zero")})) == (
+        "rank 0 failed: ZeroDivisionError: division by zero",
+        False,
+    )
