@@ -27,3 +27,10 @@ def matmul_precision(dtype: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def emulates_bfloat16() -> bool:
+    """Return whether this CPU is known to lack instructions for bfloat16, so that float32 is faster."""
+    read = getattr(torch.cpu, "get_capabilities", None)  # not in every supported torch
+    found = read() if read else {}
+    return bool(found) and not any(has for name, has in found.items() if "bf16" in name)

@@ -19,6 +19,7 @@ from amrg.data.studies import SPLITS
 from amrg.errors import UserError
 
 _RUN = "runs/NAME, or one of its scores, reports or stage2 artefacts"
+_Command = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
 _SHOWN = ("row", "cosine", "finding", "split", "source", "score")
 
 
@@ -32,6 +33,14 @@ def main(arguments: Sequence[str]) -> None:
         one.set_defaults(action=action)
         return one
 
+    _add_bank_commands(command)
+    _add_run_commands(command)
+    options = parser.parse_args(arguments)
+    options.action(options)
+
+
+def _add_bank_commands(command: _Command) -> None:
+    """Declare the commands that read banks and write new ones."""
     dtypes = ("float32", "bfloat16", "float16", "int8")
     build = command("build", _build, "a bank from vectors you have")
     build.add_argument("vectors", type=Path, help=".npy, or .safetensors with a tensor `rows`: [N, D]")
@@ -68,6 +77,10 @@ def main(arguments: Sequence[str]) -> None:
     what.add_argument("--text", help="a text, encoded as the bank's rows were")
     search.add_argument("--count", type=int, default=10, help="how many")
     search.add_argument("--show-text", action="store_true", help="show what reports say")
+
+
+def _add_run_commands(command: _Command) -> None:
+    """Declare the commands that change the memory of a run."""
     add = command("add", _add, "studies become rows of both banks of a run, without training")
     add.add_argument("run", type=Path, help=_RUN)
     add.add_argument("data", type=Path, help="studies with reports, as `amrg prepare` makes them")
@@ -94,8 +107,6 @@ def main(arguments: Sequence[str]) -> None:
     record.add_argument("run", type=Path, help="runs/NAME")
     record.add_argument("--key", type=Path, required=True, metavar="FILE", help="the secret bytes that signed it")
     record.add_argument("--patient", help="show the lines of this patient, as it was given to `forget`")
-    options = parser.parse_args(arguments)
-    options.action(options)
 
 
 def _add(options: argparse.Namespace) -> None:

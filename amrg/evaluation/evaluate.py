@@ -101,7 +101,41 @@ def evaluate(
     rows = RetrievedRows(banks, reports, [reports[i] for i in (*chosen, *worst, *best)])
 
     train, test = each(_ClassifierPass(config, stage1, data, rows.films), ("train", split))
-    texts = [r.text for r in reports]
+    scores, learned = _scores(config, inputs, split, test, train, reports, each)
+    if failure := no_better_than_constant(scores["systems"], len(studies)):
+        add_failure(folder, failure)
+        scores["failures"].append(failure)
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    if learned:
+        learned.save(folder / LEARNED, [r.key for r in reports])
+    samples, worst_samples, best_samples = (
+        sample_studies(test, train, reports, some, rows, data) for some in (chosen, worst, best)
+    )
+    page = Page(
+        scores=scores,
+        curves=read_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
+        contact_sheet=[_captioned(test, i) for i in choose_page_studies(studies, CONTACT_FILMS)],
+        studies=samples,
+        worst=worst_samples,
+        best=best_samples,
+    )
+    write_page(page, folder / "index.html")
+    _print_tables(scores)
+    echo("the page is index.html in the folder of the scores")
+
+
+def _scores(
+    config: Config,
+    inputs: dict[str, Artifact],
+    split: str,
+    test: TestOutputs,
+    train: TrainOutputs,
+    reports: list[GeneratedReport],
+    each: MapFn,
+) -> tuple[dict[str, Any], LearnedScores | None]:
+    """Compute the content of ``scores.json``, and the learned metrics of each study if any ran."""
+    data, stage1, banks = (inputs[kind].path for kind in ("data", "stage1", "banks"))
+    studies, texts = test.studies, [r.text for r in reports]
     val = read_studies(data, "val")
     constant = best_constant([s.report for s in train.studies], [s.report for s in val])
     groups = [[s.group for s in some.studies] for some in (test, train)]
@@ -137,31 +171,18 @@ def evaluate(
         "probe": _probe(test, train) if config.data.source == "openi_drr" else None,
         **_origin(config, inputs),
     }
-    if failure := no_better_than_constant(systems, len(studies)):
-        add_failure(folder, failure)
-        scores["failures"].append(failure)
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    if learned:
-        learned.save(folder / LEARNED, [r.key for r in reports])
-    samples, worst_samples, best_samples = (
-        sample_studies(test, train, reports, some, rows, data) for some in (chosen, worst, best)
-    )
-    page = Page(
-        scores=scores,
-        curves=read_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
-        contact_sheet=[_captioned(test, i) for i in choose_page_studies(studies, CONTACT_FILMS)],
-        studies=samples,
-        worst=worst_samples,
-        best=best_samples,
-    )
-    write_page(page, folder / "index.html")
-    Console().print(score_table(scores))
+    return scores, learned
+
+
+def _print_tables(scores: dict[str, Any]) -> None:
+    """Print the tables of the scores, and what they say in plain words."""
+    console = Console()
+    console.print(score_table(scores))
     if "data_sets" in scores:
-        Console().print(rows_table("by data set", *data_set_rows(scores)))
-    if by_section:
-        Console().print(rows_table("by section", *section_rows(scores)))
-    Console().print(Text(" ".join(plain_summary(scores)) + "\n"))
-    echo("the page is index.html in the folder of the scores")
+        console.print(rows_table("by data set", *data_set_rows(scores)))
+    if "sections" in scores:
+        console.print(rows_table("by section", *section_rows(scores)))
+    console.print(Text(" ".join(plain_summary(scores)) + "\n"))
 
 
 def no_better_than_constant(systems: dict[str, dict[str, Any]], studies: int) -> str | None:

@@ -11,7 +11,7 @@ from amrg.data.stream import num_studies
 from amrg.evaluation.details import MICRO
 from amrg.evaluation.temporal import CHANCE, INVENTED, TEMPORAL
 from amrg.experiments.sweep import Variant
-from amrg.inference.generate import TOP_ROWS
+from amrg.inference.report_writer import TOP_ROWS
 from amrg.models.cam import METHODS
 from amrg.models.prompt import IMAGE, RETRIEVED
 

@@ -4,9 +4,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -15,34 +14,27 @@ from amrg.artifacts import add_failure, atomic_path, open_artifact
 from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import VISUAL, MemoryBank, group_id
 from amrg.config import Config, DecoderConfig, GenerateConfig
-from amrg.data.context import Context
 from amrg.data.prior import Prior
 from amrg.data.stream import load_studies, num_studies
-from amrg.data.text.sections import join_sections, split_at_mark
 from amrg.errors import UserError, collect_errors
-from amrg.models.association_shares import RowLabels, heaviest
+from amrg.inference.report_writer import Recorder, ReportWriter
 from amrg.models.bank_sentences import no_sentences, open_sentences
-from amrg.models.composer import ROWS, Composed, Composer, head_features
+from amrg.models.composer import Composer, head_features
 from amrg.models.decoder import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
 from amrg.models.graph_guide import GraphGuide, save_guide
 from amrg.models.open_banks import open_banks
-from amrg.models.prior import PriorFilms, PriorInputs
-from amrg.models.report_generator import Association, ReportGenerator
-from amrg.models.training_distance import TrainingDistance
-from amrg.models.vision_output import MEMORIES, VisionOutput
-from amrg.precision import autocast
+from amrg.models.report_generator import ReportGenerator
 from amrg.progress import track
 from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
 from amrg.training.deepspeed_config import require_zero3
-from amrg.training.retrieved_text import RetrievedText, open_text
+from amrg.training.retrieved_text import open_text
 from amrg.training.stage2 import MODEL, SCRATCH, rank_batches, read_priors
 from amrg.training.vision_cache import VisionCache
 
 REPORTS = "reports.jsonl"
-TOP_ROWS = 5  # memory rows named for each study and bank
 FEWEST_REPORTS = 20  # fewer do not show that reports have collapsed, ...
 FEWEST_EQUAL = 3  # ... unless all are one text, and there are at least so many
 HEAD_STUDIES = 20_000  # most studies that attribute heads are fitted on
@@ -54,9 +46,9 @@ def generate(
 ) -> None:
     """Write ``reports.jsonl``: one line per study of ``config.generate.split``, in the order of the keys.
 
-    A line is ``{key, group, reference, generated}`` with the entries of ``generate_reports``. Finished batches are kept
-    in ``scratch/`` during the run, so that an interrupted run resumes from there. Attribute heads that support details
-    are stored beside the reports.
+    A line is ``{key, group, reference}`` with the entries of ``ReportWriter.write``. Finished batches are kept in
+    ``scratch/`` during the run, so that an interrupted run resumes from there. Attribute heads that support details are
+    stored beside the reports.
 
     Args:
         config: ``generate`` and ``decoder.model``, the place of the base model, are read.
@@ -79,13 +71,13 @@ def generate(
     if zero is not None:
         engine.partition(model.decoder, zero)
     features = VisionCache(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
-    recorder = Recorder.open(model, banks, stage2)
     if distributed.rank() == 0:
         save_guide(config.graph, graph, folder)
     distributed.barrier()
     guide = GraphGuide.open(config.graph, folder)
     composer = _composer(config, model, data, banks, stage2, folder, guide)
     text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
+    writer = ReportWriter(model, config, Recorder.open(model, banks, stage2), composer, text, guide)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     priors = given_priors(config, model.settings, data)
@@ -93,7 +85,7 @@ def generate(
     done = len(list(parts.glob("*.json")))
     for number in track(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
-        local = _generate_lines(model, features, rows, config, recorder, composer, text, guide, priors)
+        local = _generate_lines(writer, features, rows, priors)
         lines = distributed.all_gather_list([line for line, one in zip(local, counted.tolist(), strict=True) if one])
         if distributed.rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
@@ -157,35 +149,6 @@ def given_priors(config: Config, settings: DecoderConfig, data: Path) -> dict[st
     keys = sorted(priors)
     others = mismatched_permutation([group[key] for key in keys]).tolist()
     return {key: priors[keys[other]] for key, other in zip(keys, others, strict=True)}
-
-
-@dataclass(frozen=True)
-class Recorder:
-    """Recorder of the memories' associations, and of the distance from the training films, for each report.
-
-    Attributes:
-        labels: labels of the rows by memory.
-        distance: distance from the training films; None for a stage 2 that was made by a version without it.
-    """
-
-    labels: Mapping[str, RowLabels]
-    distance: TrainingDistance | None
-
-    @classmethod
-    def open(cls, model: ReportGenerator, banks: Path, stage2: Path) -> Self:
-        """Build from a generator, and the artefacts of its banks and of stage 2."""
-        return cls(RowLabels.open(model, banks), TrainingDistance.load(stage2))
-
-    def record(self, associations: Mapping[str, Association], loud_BQ: torch.Tensor, study: int) -> dict[str, Any]:
-        """Return ``memory`` and ``association`` of a line of ``reports.jsonl``; see ``VisionOutput.loud_queries``."""
-        memory: dict[str, list[dict[str, Any]]] = {name: [] for name in MEMORIES}
-        association = {}
-        for name, (weights_BQJ, rows_BQJ) in associations.items():
-            weights_QJ, rows_QJ = weights_BQJ[study], rows_BQJ[study]
-            association[name] = self.labels[name].record(weights_QJ, rows_QJ)
-            recorded_Q = loud_BQ[study] if name == VISUAL else slice(None)
-            memory[name] = heaviest(weights_QJ[recorded_Q], rows_QJ[recorded_Q], TOP_ROWS)
-        return {"memory": memory, "association": association}
 
 
 def open_composer(
@@ -300,20 +263,13 @@ def _fit_heads(config: Config, model: ReportGenerator, features: VisionCache, fo
 
 
 def _generate_lines(
-    model: ReportGenerator,
-    features: VisionCache,
-    rows: torch.Tensor,
-    config: Config,
-    recorder: Recorder,
-    composer: Composer | None,
-    text: RetrievedText | None,
-    guide: GraphGuide | None,
-    priors: Mapping[str, Prior],
+    writer: ReportWriter, features: VisionCache, rows: torch.Tensor, priors: Mapping[str, Prior]
 ) -> list[dict[str, Any]]:
     """Generate the lines of some studies."""
+    settings = writer.model.settings
     studies = [features.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([group_id(study.group) for study in studies], device=distributed.device())
-    query_vision, whose = None, config.generate
+    query_vision, whose = None, writer.config.generate
     informed = studies if whose.context == "own" else []
     if "shuffled" in (whose.memory, whose.context):
         others = mismatched_permutation([study.group for study in features.studies])[rows]
@@ -323,126 +279,20 @@ def _generate_lines(
             informed = [features.studies[row] for row in others.tolist()]
     contexts = [study.context for study in informed] or None
     given = None
-    if model.settings.prior:
+    if settings.prior:
         own = [priors.get(study.key) for study in studies]
-        given = own, features.prior_films(own) if "films" in model.settings.prior else None
-    lines = generate_reports(
-        model, features[rows], group_B, config, recorder, composer, text, query_vision, contexts, guide, given
-    )
+        given = own, features.prior_films(own) if "films" in settings.prior else None
+    lines = writer.write(features[rows], group_B, query_vision, contexts, given)
     return [
         {
             "key": study.key,
             "group": study.group,
             "reference": study.report,
-            **({"reference_sections": study.sections} if model.settings.separate_sections else {}),
+            **({"reference_sections": study.sections} if settings.separate_sections else {}),
             **line,
         }
         for study, line in zip(studies, lines, strict=True)
     ]
-
-
-def generate_reports(
-    model: ReportGenerator,
-    vision: VisionOutput,
-    group_B: torch.Tensor,
-    config: Config,
-    recorder: Recorder,
-    composer: Composer | None,
-    text: RetrievedText | None,
-    query_vision: VisionOutput | None = None,
-    contexts: Sequence[Context] | None = None,
-    guide: GraphGuide | None = None,
-    priors: tuple[Sequence[Prior | None], PriorFilms | None] | None = None,
-) -> list[dict[str, Any]]:
-    """Generate the reports of some studies, with the entries of their lines of ``reports.jsonl``.
-
-    A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` are those of
-    ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with which
-    ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads earlier studies,
-    ``prior`` is whether one was given. The line also has the entries of ``TrainingDistance.records``; with
-    ``generate.abstain``, ``unsure``, the findings that the report leaves out (``amrg.models.composer.Unsure``); if
-    the decoder reads retrieved text, ``retrieved_text``; if the sections are separate, ``sections``: the ``findings``
-    and the ``impression`` of which ``generated`` consists; and, with a knowledge graph, the entries of
-    ``GraphGuide.record``.
-
-    Args:
-        vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many studies.
-        config: ``generate`` and ``stage2.dtype`` are read.
-        recorder: recorder of the memories.
-        composer: composes the beginning of the reports; None leaves it to the decoder.
-        text: composer of the text that the decoder reads; None: no text.
-        contexts: clinical context of each study, of which the decoder reads what it knows; None: no context.
-        guide: knowledge graph that reports are checked against; None: no graph.
-        priors: earlier study of each study and its films, if the decoder reads them; None: no earlier study.
-    """
-    given, films = ([None] * len(group_B), None) if priors is None else priors
-    associations = model.associations(query_vision or vision, group_B, ROWS)
-    loud_BQ = (query_vision or vision).loud_queries(model.memory_config.visual_query)
-    composed = [Composed("")] * len(group_B)
-    if composer is not None:
-        # If a patient's own rows may be retrieved, so may their sentences.
-        unsaid_B = model.masked_groups(group_B)
-        associations = composer.fitted(vision, associations)
-        composed = composer.compose(vision, associations, unsaid_B, recall="report" in associations, priors=given)
-    distances: list[dict[str, Any]] = [{}] * len(group_B)
-    if recorder.distance is not None:
-        distances = recorder.distance.records(vision)
-    retrieved = [] if text is None else text.compose(query_vision or vision, group_B, associations)
-    with torch.no_grad(), autocast(config.stage2.dtype):
-        texts = model.generate(
-            vision,
-            group_B,
-            config.generate,
-            synced=distributed.world_size() > 1,
-            query_vision=query_vision,
-            forced_prefixes=[one.text for one in composed],
-            retrieved_BL=None if text is None else text.encode(retrieved),
-            context_BC=None if contexts is None else model.encode_context(contexts),
-            prior=PriorInputs() if priors is None else PriorInputs(model.encode_priors(given), films),
-        )
-    # copied once, not once for each study and finding
-    associations = {
-        name: Association(found.weights_BQJ.cpu(), found.rows_BQJ.cpu()) for name, found in associations.items()
-    }
-    loud_BQ = loud_BQ.cpu()
-    separate = model.settings.separate_sections
-    written = [
-        _agreeing_sections(text, one if composer else None, separate) for text, one in zip(texts, composed, strict=True)
-    ]
-    checked: list[dict[str, Any]] = [{}] * len(texts)
-    if guide is not None:
-        found = [guide.check(sections, len(one.sentences)) for sections, one in zip(written, composed, strict=True)]
-        written = [(findings, impression) for (findings, impression), _ in found]
-        checked = [guide.record(join_sections(*sections), implausible) for sections, implausible in found]
-    return [
-        {
-            "generated": join_sections(findings, impression),
-            **({"sections": {"findings": findings, "impression": impression}} if separate else {}),
-            **recorder.record(associations, loud_BQ, study),
-            "recalled": [sentence.row for sentence in one.sentences],
-            "sentences": [sentence.to_dict() for sentence in one.sentences],
-            **distances[study],
-            **({"unsure": [finding.to_dict() for finding in one.unsure]} if config.generate.abstain else {}),
-            **({"retrieved_text": retrieved[study]} if retrieved else {}),
-            **({"prior": given[study] is not None} if priors is not None else {}),
-            **checked[study],
-        }
-        for study, ((findings, impression), one) in enumerate(zip(written, composed, strict=True))
-    ]
-
-
-def _agreeing_sections(text: str, composed: Composed | None, separate: bool) -> tuple[str, str]:
-    """Return findings and impression of a text; all of it is findings unless the sections are separate.
-
-    Args:
-        text: from the decoder.
-        composed: beginning of the report, with which the rest must agree; None: the decoder's own.
-        separate: whether the text has the mark of the impression.
-    """
-    findings, impression = split_at_mark(text) if separate else (text, "")
-    if composed is None:
-        return findings, impression
-    return composed.without_contradictions(findings), composed.agreeing_impression(impression)
 
 
 def _replace(path: Path, text: str) -> None:

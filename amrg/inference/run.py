@@ -30,7 +30,8 @@ from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, re
 from amrg.data.prior import Prior
 from amrg.data.text.sections import target_text
 from amrg.errors import UserError
-from amrg.inference.generate import HEADS, Recorder, generate_reports, open_composer
+from amrg.inference.generate import HEADS, open_composer
+from amrg.inference.report_writer import Recorder, ReportWriter
 from amrg.models.composer import Composer
 from amrg.models.detail_heads import AttributeHeads
 from amrg.models.graph_guide import GraphGuide
@@ -221,9 +222,10 @@ class LoadedRun:
         self.artifacts = artifacts
         self._config = artifacts.config
         self.batch_size = self._config.generate.batch_size
-        self._model, self._composer, self._text = open_generator(artifacts, self.batch_size)
-        self._recorder = Recorder.open(self._model, artifacts.banks.path, artifacts.stage2.path)
-        self._guide = GraphGuide.open(self._config.graph, (artifacts.reports or artifacts.stage2).path)
+        self._model, composer, text = open_generator(artifacts, self.batch_size)
+        recorder = Recorder.open(self._model, artifacts.banks.path, artifacts.stage2.path)
+        guide = GraphGuide.open(self._config.graph, (artifacts.reports or artifacts.stage2).path)
+        self._writer = ReportWriter(self._model, self._config, recorder, composer, text, guide)
         self.image_size = self._model.stage1.image_size
 
     @property
@@ -286,7 +288,7 @@ class LoadedRun:
         priors: Sequence[GivenPrior | None] | None = None,
         views: Sequence[Sequence[str]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Write the reports of a batch: ``{findings: {name: probability}}`` and the fields of ``generate_reports``.
+        """Write the reports of a batch: ``{findings: {name: probability}}`` and the entries of ``ReportWriter.write``.
 
         Args:
             studies: at most ``batch_size``, each with at least one film, uint8 [H, W].
@@ -296,17 +298,8 @@ class LoadedRun:
         """
         group_B = torch.full((len(studies),), NO_GROUP, device=distributed.device())
         vision = self._encode(studies, views)
-        records = generate_reports(
-            self._model,
-            vision,
-            group_B,
-            self._config,
-            self._recorder,
-            self._composer,
-            self._text,
-            contexts=contexts,
-            guide=self._guide,
-            priors=self._priors(priors or [None] * len(studies)),
+        records = self._writer.write(
+            vision, group_B, contexts=contexts, priors=self._priors(priors or [None] * len(studies))
         )
         return [
             {"findings": {name: round(probability_Q[LABELS.index(name)], 4) for name in FINDINGS}, **record}
@@ -340,7 +333,7 @@ class LoadedRun:
             return round_like_cache(self._model.encode_images(images, counts, kinds))
 
     def _priors(self, given: Sequence[GivenPrior | None]) -> tuple[list[Prior | None], PriorFilms | None] | None:
-        """Return the inputs of ``generate_reports``; None if the run reads no earlier studies."""
+        """Return the earlier studies for ``ReportWriter.write``; None if the run reads no earlier studies."""
         if not self.prior_parts:
             return None
         priors = [None if one is None else Prior(report=one.report, days=one.days) for one in given]

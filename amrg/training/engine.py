@@ -16,7 +16,8 @@ from amrg.errors import UserError
 from amrg.models.profiling import OPTIMISER, profile_region
 from amrg.models.tensor_parallel import join
 from amrg.models.zero3 import Zero3Config
-from amrg.precision import autocast, matmul_precision
+from amrg.precision import autocast, emulates_bfloat16, matmul_precision
+from amrg.progress import echo
 from amrg.training import deepspeed_internals, zero_state
 from amrg.training.deepspeed_config import OptimizerSettings, is_half, require_zero3, resolve
 from amrg.training.deepspeed_internals import has_partitioned_moments, import_deepspeed, uses_torch_adam
@@ -32,6 +33,12 @@ def refuse_half_without_gpu(settings: OptimizerSettings) -> None:
     """Raise UserError for float16 on CPUs."""
     if settings.dtype == "float16" and device().type == "cpu":
         raise UserError(f"{settings.section}.dtype float16 needs a GPU: use bfloat16 or float32")
+
+
+def note_emulated_bfloat16(settings: OptimizerSettings) -> None:
+    """Print a line where bfloat16 costs time."""
+    if settings.dtype == "bfloat16" and device().type == "cpu" and emulates_bfloat16():
+        echo(f"{settings.section}.dtype bfloat16 is emulated by this CPU: float32 is usually several times as fast")
 
 
 class _Objective(nn.Module):
@@ -93,6 +100,7 @@ class Engine:
     def __init__(self, model: nn.Module, loss: Loss, settings: OptimizerSettings, total_steps: int) -> None:
         init_process_group()
         refuse_half_without_gpu(settings)
+        note_emulated_bfloat16(settings)
         config = resolve(load_ds_config(settings.ds_config), settings, world_size(), total_steps)
         self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], settings.dtype
         parameters = _parameter_groups(model, settings)

@@ -17,7 +17,7 @@ from amrg.data.studies import Study, StudyImages
 from amrg.evaluation.comparison import ReportSet
 from amrg.evaluation.reports import Association, GeneratedReport
 from amrg.experiments.retrieval_relevance import copies, most_typical, relevance_facts, relevance_scores
-from amrg.inference.generate import TOP_ROWS
+from amrg.inference.report_writer import TOP_ROWS
 
 SIZE = 32
 EFFUSION = FINDINGS.index("Pleural Effusion")

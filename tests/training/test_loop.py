@@ -13,6 +13,7 @@ from amrg import distributed
 from amrg.errors import UserError
 from amrg.precision import matmul_precision
 from amrg.training import checkpoint, engine
+from amrg.training.deepspeed_config import OptimizerSettings
 from tests.processes import finish, start_ranks
 
 TOY = "tests.training.toy_training_worker"
@@ -131,3 +132,26 @@ def test_rounded_products_end_with_the_step(dtype: str, inside: str) -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capabilities", "told"),
+    [
+        ("bfloat16", {"avx512_bf16": False, "amx_bf16": False}, True),
+        ("bfloat16", {"avx512_bf16": True, "amx_bf16": False}, False),
+        ("bfloat16", {"neon": True, "bf16": True}, False),
+        ("float32", {"avx512_bf16": False}, False),
+    ],
+)
+def test_a_cpu_without_bfloat16_is_told_of_before_the_training(
+    dtype: str,
+    capabilities: dict[str, bool],
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    settings = OptimizerSettings("stage1", 1, 4, 0.05, 0.1, 0.0, 1e9, dtype, ds_config="zero1.json")
+    engine.note_emulated_bfloat16(settings)
+    expected = "stage1.dtype bfloat16 is emulated by this CPU: float32 is usually several times as fast\n"
+    assert capsys.readouterr().err == (expected if told else "")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from amrg.config import Config
-from amrg.inference.generate import generate_reports
+from amrg.inference.report_writer import ReportWriter
 from amrg.models.composer import Composed
 from amrg.models.report_generator import ReportGenerator
 from tests.models.vision_outputs import sight_of
@@ -32,6 +32,7 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
     recorder = SimpleNamespace(record=lambda *_: {}, distance=None)
     group_B = torch.tensor([5, 7])
     composer = SimpleNamespace(compose=compose, fitted=lambda _, associations: associations)
-    lines = generate_reports(model, sight_of({}, {}), group_B, Config(), recorder, composer, None)
+    writer = ReportWriter(model, Config(), recorder, composer, text=None, guide=None)
+    lines = writer.write(sight_of({}, {}), group_B)
     assert asked == [(group_B if hide else None, False)]  # no report memory: the decoder words what is named
     assert [line["generated"] for line in lines] == ["Clear.", "Clear."]

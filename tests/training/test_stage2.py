@@ -19,6 +19,7 @@ from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
 from amrg.inference import generate as generation
 from amrg.inference.generate import generate, mismatched_permutation, open_composer
+from amrg.inference.report_writer import TOP_ROWS
 from amrg.mining.reports import build_report_bank
 from amrg.models.finding_calibration import Certainty
 from amrg.models.open_banks import open_banks
@@ -121,7 +122,7 @@ def test_reports_cover_the_split_once_in_order(artefacts: Any, stage2: tuple[Con
         (s.key, s.group, s.report) for s in expected
     ]
     for row in rows:
-        assert len(row["memory"]["visual"]) == len(row["memory"]["report"]) == generation.TOP_ROWS
+        assert len(row["memory"]["visual"]) == len(row["memory"]["report"]) == TOP_ROWS
         assert all(0 <= top["row"] < 16 for top in row["memory"]["visual"])
         assert row["recalled"] == row["sentences"] == []
         assert set(row["association"]) == {"visual", "report"}
