@@ -138,6 +138,10 @@ class RunStore:
     def study(self, split: str, key: str) -> Sample:
         """Load a study; raises NotFound for an unknown split or study, UserError for a damaged study."""
         self.find(split, key)
+        return self.sample(split, key)
+
+    def sample(self, split: str, key: str) -> Sample:
+        """Load a study that exists, perhaps without a text. Raises UserError for a damaged one."""
         with self._lock:
             return self._lookup(split)[key]
 

@@ -42,7 +42,15 @@ from amrg.pages.retrieved_rows import USUAL
 from amrg.webapp.comparison import ComparedRun, describe_comparison
 from amrg.webapp.requests import RequestGuard, ResponseHeaders, without_folders
 from amrg.webapp.run_store import NotFound, RunStore
-from amrg.webapp.session import MEMORIES, SHOWN_SIZE, ClientGone, InferenceSession, StudyAnalysis
+from amrg.webapp.session import (
+    MEMORIES,
+    PRIOR,
+    SHOWN_SIZE,
+    ClientGone,
+    EarlierStudy,
+    InferenceSession,
+    StudyAnalysis,
+)
 
 #: Maximal size of an uploaded file. A radiograph of 4,280 × 3,520 pixels in 16 bits has 30 MB.
 MAX_BYTES = 64 * 2**20
@@ -157,6 +165,7 @@ class Handlers:
                 memories=list(self._reader.memories),
                 compared=self._compared,
                 context=self._reader.model.settings.context,
+                prior=PRIOR if self._reader.model.settings.prior else None,
                 averaged=self._store.averaged,
                 usual=USUAL,
                 split=config.generate.split,
@@ -218,6 +227,11 @@ class Handlers:
         """Return the fields that the run reads."""
         return {name: context.text(name) for name in self._reader.model.settings.context}
 
+    def _prior(self, earlier: EarlierStudy) -> dict[str, Any]:
+        """Return what the run reads of an earlier study."""
+        report = earlier.prior.report if "report" in self._reader.model.settings.prior else ""
+        return {"days": earlier.prior.days, "report": report, "films": earlier.vision is not None}
+
     def patches(self, request: Request) -> Response:
         """List the patches of a film that a threshold keeps for a finding."""
         analysis = self._cached(request).analysis
@@ -262,8 +276,8 @@ class Handlers:
         """Stream server-sent events: those of ``InferenceSession.write``, then ``end`` or ``problem``."""
         entry = self._cached(request)
         off = {name for name in request.query_params.get("off", "").split(",") if name}
-        if off - MEMORIES.keys():
-            raise NotFound(f"no such memory: {', '.join(MEMORIES)} can be switched off")
+        if off - {*MEMORIES, PRIOR}:
+            raise NotFound(f"no such memory: {', '.join(MEMORIES)} and {PRIOR} can be switched off")
         reference = mark_impression(**entry.study.sections) if entry.study else ""
         return StreamingResponse(self._events(entry.analysis, off, reference), media_type="text/event-stream")
 
@@ -314,7 +328,11 @@ class Handlers:
             raise NotFound(f"This film is no longer held (the last {MAX_CACHED} are): drop it again.")
         sample = self._store.study(place, name)
         study = sample.study
-        analysis = self._reader.analyze(sample.views, group_id(study.group), study.context, study.views)
+        prior = None
+        if found := self._reader.find_prior(place, name):
+            earlier = self._store.sample(place, found.key)
+            prior = self._reader.read_prior(found, earlier.views, earlier.study.views)
+        analysis = self._reader.analyze(sample.views, group_id(study.group), study.context, study.views, prior)
         films = [FilmLevels.of_gray(film) for film in sample.views]
         return self._cache((place, name), Entry(analysis, films, study, sample.masks))
 
@@ -349,6 +367,7 @@ class Handlers:
             "grid": self._reader.grid,
             "reference": mark_impression(**study.sections) if study else None,
             "context": self._context(analysis.context),
+            "prior": None if analysis.prior is None else self._prior(analysis.prior),
             "findings": findings,
             "films": [self._film(entry, number) for number in range(len(analysis.films))],
             "memory": self._store.with_lifts(analysis.retrieved()),

@@ -9,8 +9,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from amrg.data.context import NO_CONTEXT, Context
 from amrg.data.film_checks import view_kinds
 from amrg.data.image_ops import letterbox
 from amrg.data.labels import FINDINGS, LABELS
+from amrg.data.prior import Prior
 from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
 from amrg.inference.run import RunArtifacts, open_generator
@@ -32,10 +34,12 @@ from amrg.models.classifier import DiseaseClassifier
 from amrg.models.composer import ROWS, Composed, ComposedSentence
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.hopfield import HopfieldMemory
+from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.training_distance import TrainingDistance
 from amrg.models.vision import to_tensor
 from amrg.models.vision_output import VisionOutput
 from amrg.precision import autocast
+from amrg.training.stage2 import read_priors
 from amrg.training.vision_cache import round_like_cache
 from amrg.webapp.attention import Association, record_attention
 from amrg.webapp.transcript import Transcript
@@ -45,9 +49,24 @@ OnEvent = Callable[[str, dict[str, Any]], None]
 
 #: Memories by their names on the page, and their streams.
 MEMORIES = {"visual": "visual memory", "report": "report memory"}
+#: Name of the earlier study among the switches and the streams of the page.
+PRIOR = "earlier study"
 SHOWN = 5  # rows of each memory
 #: Pixels per side of the shown films; smaller films are scaled up.
 SHOWN_SIZE = 768
+
+
+@dataclass(frozen=True)
+class EarlierStudy:
+    """Earlier study of a patient, as the decoder reads it.
+
+    Attributes:
+        prior: its report, and the time between.
+        vision: its encoded films; None if the decoder reads none.
+    """
+
+    prior: Prior
+    vision: VisionOutput | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class StudyAnalysis:
         distance: entries of ``TrainingDistance.records``; empty if the run has no such distance.
         loud_Q: queries whose associations with the visual memory are reported (``VisionOutput.loud_queries``).
         context: clinical context.
+        prior: earlier study.
     """
 
     films: list[np.ndarray]
@@ -75,6 +95,7 @@ class StudyAnalysis:
     distance: dict[str, Any]
     loud_Q: Tensor
     context: Context = NO_CONTEXT
+    prior: EarlierStudy | None = None
 
     def retrieved(self) -> dict[str, list[dict[str, Any]]]:
         """Return the heaviest rows of each memory, averaged over the same queries as in ``reports.jsonl``."""
@@ -87,6 +108,15 @@ class StudyAnalysis:
     def map(self, film: int, finding: str) -> np.ndarray:
         """Return the activation map of a finding on a film, [H, W]."""
         return self.maps_MKHW[film, LABELS.index(finding)]
+
+
+class PromptLengths(NamedTuple):
+    """Numbers of tokens of retrieved text, clinical context and earlier report, and whether earlier films are there."""
+
+    text: int
+    context: int
+    prior: int
+    prior_films: bool
 
 
 class ClientGone(Exception):
@@ -111,6 +141,7 @@ class InferenceSession:
         self._scale_K = np.array([about.get("scales", {}).get(label, 1.0) for label in LABELS])
         # Beam search cannot stream words, so the page decodes with one beam.
         self.decoding = dataclasses.replace(self.config.generate, num_beams=1)
+        self._priors = cache(lambda split: read_priors(self.model.settings, chain.data.path, split))
         self._lock = threading.Lock()
 
     @property
@@ -123,17 +154,44 @@ class InferenceSession:
         """Cells per side of the maps, and of the grid of the visual bank's boxes."""
         return self.classifier.encoder.grid
 
+    def find_prior(self, split: str, key: str) -> Prior | None:
+        """Return the earlier study that the decoder reads with a study; None if there is none."""
+        with self._lock:
+            return self._priors(split).get(key)
+
+    @torch.no_grad()
+    def read_prior(self, prior: Prior, films: Sequence[np.ndarray], views: Sequence[str] = ()) -> EarlierStudy:
+        """Encode what the decoder reads of an earlier study.
+
+        Args:
+            prior: its report, and the time between.
+            films: its films, uint8 [H, W] each.
+            views: view of each film; empty: unknown.
+        """
+        if "films" not in self.model.settings.prior:
+            return EarlierStudy(prior, None)
+        images = to_tensor(list(films), self.classifier.image_size).to(distributed.device())
+        with self._lock, autocast(self.config.stage2.dtype):
+            encoded = self.model.encode_images(images, [len(films)], view_kinds(views, len(films)))
+        return EarlierStudy(prior, round_like_cache(encoded))
+
     @torch.no_grad()
     def analyze(
-        self, films: list[np.ndarray], group: int, context: Context = NO_CONTEXT, views: Sequence[str] = ()
+        self,
+        films: list[np.ndarray],
+        group: int,
+        context: Context = NO_CONTEXT,
+        views: Sequence[str] = (),
+        prior: EarlierStudy | None = None,
     ) -> StudyAnalysis:
-        """Run the models on the films of a study, uint8 [H, W] each; only the report depends on the context.
+        """Run the models on the films of a study, uint8 [H, W] each; only the report depends on context and prior.
 
         Args:
             films: of the study.
             group: as of ``StudyAnalysis``.
             context: clinical context.
             views: view of each film; empty: unknown.
+            prior: earlier study; None: none is known.
         """
         kinds = view_kinds(views, len(films))
         size = self.classifier.image_size
@@ -159,6 +217,7 @@ class InferenceSession:
             distance=self._distance.records(vision)[0] if self._distance else {},
             loud_Q=vision.loud_queries(self.model.memory_config.visual_query)[0].cpu(),
             context=context,
+            prior=prior,
         )
 
     def patches(
@@ -167,13 +226,14 @@ class InferenceSession:
         """Return (row, column, activation) of a map's strongest patches above a threshold; see ``strongest``."""
         return strongest(analysis.map(film, finding), threshold)
 
-    def write(self, analysis: StudyAnalysis, disabled_memories: set[str], on_event: OnEvent) -> None:
+    def write(self, analysis: StudyAnalysis, disabled: set[str], on_event: OnEvent) -> None:
         """Write the report of a study, and report its progress.
 
         Args:
             analysis: analysis of the study.
-            disabled_memories: names in ``MEMORIES``. Their positions are hidden from the decoder, and without the
-                visual memory the retrieved text is empty.
+            disabled: names in ``MEMORIES``, and ``PRIOR``. The positions of a disabled memory are hidden from the
+                decoder, and without the visual memory the retrieved text is empty. Without the earlier study the
+                report is written as that of a first study.
             on_event: receives ``text`` (plan and sentences so far; with separate sections also ``impression``, the
                 number of its first sentence or None) after each token, and ``sentence`` after each
                 sentence: its findings, its attribution, and its support if it was ``recalled``
@@ -181,19 +241,22 @@ class InferenceSession:
                 Before these it receives ``unsure``, what the report leaves out (``generate.abstain``), if anything.
                 It may raise ``ClientGone``.
         """
-        hidden = [MEMORIES[name] for name in sorted(disabled_memories) if name in analysis.association]
+        hidden = [MEMORIES[name] for name in sorted(disabled) if name in analysis.association]
         group_1 = torch.tensor([analysis.group], device=distributed.device())
         with self._lock, autocast(self.config.stage2.dtype), record_attention(self.model.decoder) as steps:
             found = {
                 name: report_generator.Association(*(part[None] for part in one))
                 for name, one in analysis.association.items()
-                if name not in disabled_memories
+                if name not in disabled
             }
+            earlier = None if PRIOR in disabled else analysis.prior
+            given = [None if earlier is None else earlier.prior]
             composed = Composed("")
             if self._composer:
                 unsaid_1 = self.model.masked_groups(group_1)
                 fitted = self._composer.fitted(analysis.vision, found)
-                (composed,) = self._composer.compose(analysis.vision, fitted, unsaid_1, recall="report" in found)
+                recall = "report" in found
+                (composed,) = self._composer.compose(analysis.vision, fitted, unsaid_1, recall=recall, priors=given)
             if composed.unsure:
                 on_event("unsure", {"texts": [one.text for one in composed.unsure]})
             text_1L = None
@@ -201,22 +264,25 @@ class InferenceSession:
                 texts = self._text.compose(analysis.vision, group_1, found) if "visual" in found else [""]
                 text_1L = self._text.encode(texts)
             context_1C = self.model.encode_context([analysis.context])
-            streamer = _EventStreamer(
-                self,
-                analysis,
-                disabled_memories,
-                steps,
-                composed.sentences,
-                on_event,
-                *(0 if ids is None else ids.shape[1] for ids in (text_1L, context_1C)),
-            )
+            prior = PriorInputs(self.model.encode_priors(given), self._prior_films(earlier))
+            read = PromptLengths(*map(_length, (text_1L, context_1C, prior.text_BR)), prior.films is not None)
+            streamer = _EventStreamer(self, analysis, disabled, steps, composed.sentences, on_event, read)
             self.model.generate(
                 analysis.vision, group_1, self.decoding, streamer=streamer, hidden=hidden,
-                forced_prefixes=[composed.text], retrieved_BL=text_1L, context_BC=context_1C,
+                forced_prefixes=[composed.text], retrieved_BL=text_1L, context_BC=context_1C, prior=prior,
             )  # fmt: skip
 
+    def _prior_films(self, earlier: EarlierStudy | None) -> PriorFilms | None:
+        """Return the films of an earlier study as the decoder reads them; None if it reads none."""
+        if "films" not in self.model.settings.prior:
+            return None
+        vision = None if earlier is None else earlier.vision
+        shapes, device = self.model.vision_output_shapes[:3], distributed.device()
+        parts = [torch.zeros(1, *shape, device=device) for shape in shapes] if vision is None else vision[:3]
+        return PriorFilms(*parts, torch.tensor([vision is not None], device=device))
+
     def sentence_attribution(
-        self, analysis: StudyAnalysis, off: set[str], attention_S: Tensor, text: int, context: int = 0
+        self, analysis: StudyAnalysis, off: set[str], attention_S: Tensor, read: PromptLengths
     ) -> dict[str, Any]:
         """Return a sentence's attention per stream, and its heaviest rows of each memory.
 
@@ -224,13 +290,16 @@ class InferenceSession:
             analysis: analysis of the study.
             off: disabled memories.
             attention_S: mean attention of the sentence to the decoder's first ``positions``.
-            text: number of tokens of the retrieved text.
-            context: number of tokens of the clinical context.
+            read: lengths of what the decoder reads beside the streams.
         """
         attention_P = attention_S[len(self.model.prompt.before) :]
         of = {name: attention_P[place] for name, place in self.model.stream_slices.items()}
-        of["retrieved text"] = attention_S[len(attention_S) - text :]
-        of["context"] = attention_P[self.model.prefix_length + len(self.model.prompt.behind) :][:context]
+        of["retrieved text"] = attention_S[len(attention_S) - read.text :]
+        films, behind_P = attention_P[self.model.prefix_length :].tensor_split([self._film_positions(read)])
+        behind_P = behind_P[len(self.model.prompt.behind) :]
+        of["context"] = behind_P[: read.context]
+        if analysis.prior is not None and PRIOR not in off:
+            of[PRIOR] = torch.cat([films, behind_P[read.context :][: read.prior]])
         shares = {name: round(float(part.sum()), 4) for name, part in of.items() if len(part)}
         rows = {}
         for name, found in analysis.association.items():
@@ -239,18 +308,16 @@ class InferenceSession:
                 rows[name] = found.top_rows(stream / stream.sum() if len(stream) else _uniform(found), SHOWN)
         return {"shares": {**shares, "words": round(1 - sum(shares.values()), 4)}, "rows": rows}
 
-    def positions(self, text: int, context: int = 0) -> int:
-        """Count the decoder's input positions up to the last stream, or through a context and a retrieved text.
-
-        Args:
-            text, context: numbers of their tokens.
-        """
+    def positions(self, read: PromptLengths) -> int:
+        """Count the decoder's input positions through the last that is read: streams, earlier study, context, text."""
         prompt = self.model.prompt
-        streams = len(prompt.before) + self.model.prefix_length
-        if not (text or context):
-            return streams
-        known = streams + len(prompt.behind) + context
-        return known + len(prompt.between) + text if text else known
+        known = len(prompt.before) + self.model.prefix_length + self._film_positions(read)
+        if read.text or read.context or read.prior:
+            known += len(prompt.behind) + read.context + read.prior
+        return known + len(prompt.between) + read.text if read.text else known
+
+    def _film_positions(self, read: PromptLengths) -> int:
+        return self.model.prior_positions * read.prior_films
 
 
 class _EventStreamer(BaseStreamer):
@@ -258,11 +325,10 @@ class _EventStreamer(BaseStreamer):
 
     def __init__(
         self, reader: InferenceSession, analysis: StudyAnalysis, off: set[str], steps: deque[Tensor],
-        recalled: Sequence[ComposedSentence], on_event: OnEvent,
-        text: int, context: int,
+        recalled: Sequence[ComposedSentence], on_event: OnEvent, read: PromptLengths,
     ) -> None:  # fmt: skip
         self._reader, self._analysis, self._off, self._steps, self._on_event = reader, analysis, off, steps, on_event
-        self._text, self._context = text, context
+        self._read = read
         self._recalled = {number: sentence.to_dict() for number, sentence in enumerate(recalled)}
         self._ids: list[int] = []
         self._begun = False
@@ -293,8 +359,8 @@ class _EventStreamer(BaseStreamer):
         impression = {"impression": written.impression} if written.separate else {}
         self._on_event("text", {"plan": written.plan, "sentences": written.sentences, **impression})
         for number in range(self._reported, finished):
-            attention_S = self._transcript.attention(number, self._reader.positions(self._text, self._context))
-            drawn = self._reader.sentence_attribution(self._analysis, self._off, attention_S, self._text, self._context)
+            attention_S = self._transcript.attention(number, self._reader.positions(self._read))
+            drawn = self._reader.sentence_attribution(self._analysis, self._off, attention_S, self._read)
             findings = positive_findings(self._transcript.sentences[number])
             recalled = self._recalled.get(number)
             self._on_event("sentence", {"number": number, "recalled": recalled, "findings": findings, **drawn})
@@ -309,6 +375,10 @@ def strongest(map_HW: np.ndarray, threshold: float, most: int = 6) -> list[tuple
         if len(taken) < most and not any(abs(y - v) <= 1 and abs(x - u) <= 1 for v, u, _ in taken):
             taken.append((y, x, float(map_HW[y, x])))
     return taken
+
+
+def _length(ids_1L: Tensor | None) -> int:
+    return 0 if ids_1L is None else ids_1L.shape[1]
 
 
 def _uniform(found: Association) -> Tensor:

@@ -1,3 +1,3 @@
-from tests.run_fixtures import folder, informed, run
+from tests.run_fixtures import comparing, folder, informed, run
 
-__all__ = ["folder", "informed", "run"]
+__all__ = ["comparing", "folder", "informed", "run"]

@@ -5,7 +5,7 @@ import { markRegion, showFilmOf, showFinding } from "./film.js";
 
 export const BANKS = [...document.querySelectorAll("[data-bank]")].map((list) => list.dataset.bank);
 const contextInputs = [...document.querySelectorAll("#context input")];
-const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "retrieved text", "context", "words"];
+const STREAMS = ["visual tokens", "queries", "visual memory", "report memory", "retrieved text", "context", "earlier study", "words"];
 const CALLED = { "visual tokens": "film", queries: "disease queries", context: "clinical context", words: "prompt and words before" };
 
 let look = null;
@@ -45,7 +45,15 @@ export function showReport(newLook) {
   $("reference-text").textContent = look.reference ?? "";
   $("no-reference").hidden = look.reference !== null;
   for (const input of contextInputs) input.value = look.context[input.name];
+  if ($("prior")) $("prior").textContent = described(look.prior);
   write();
+}
+
+function described(prior) {
+  if (!prior) return "No earlier study of this patient is known: the report is written as that of a first one.";
+  const since = prior.days === null ? "" : `, ${prior.days} day${prior.days === 1 ? "" : "s"} before`;
+  const read = [prior.films ? "its films" : "", prior.report ? `its report: ${prior.report}` : ""].filter(Boolean).join(", and ");
+  return `Earlier study${since}. The writer reads ${read}`;
 }
 
 /** Tell the writer what stands in the fields, then write. */
