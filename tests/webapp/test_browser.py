@@ -554,6 +554,22 @@ def test_the_context_is_read_typed_and_written_with(browser, informed):
         page.shot("context")
 
 
+def test_the_earlier_study_is_shown_and_can_be_switched_off(browser, comparing):
+    """The run writes its first report where there is an earlier study, and its second where there is none."""
+    with served(comparing) as address:
+        page = Viewer(browser, address).open("#test/test-1")
+        assert page.text("#prior").startswith(
+            "Earlier study, 30 days before. The writer reads its films, and its report: "
+        )
+        assert " ".join(page.sentences()) == report(0)
+        assert page.broken_rules() == []
+        page.shot("earlier-study")
+        page.driver.execute_script("document.querySelector('#switches [name=\"earlier study\"]').click()")
+        page.wait(lambda: page.done() and " ".join(page.sentences()) == report(1))
+        page.open("#test/test-0")
+        page.wait(lambda: page.text("#prior").startswith("No earlier study of this patient is known"))
+
+
 def test_another_study_begins_with_its_first_film(page):
     page.open("#train/train-3")
     page.one("#views .choice:nth-child(2)").click()
