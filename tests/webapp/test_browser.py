@@ -566,6 +566,7 @@ def test_the_earlier_study_is_shown_and_can_be_switched_off(browser, comparing):
         page.shot("earlier-study")
         page.driver.execute_script("document.querySelector('#switches [name=\"earlier study\"]').click()")
         page.wait(lambda: page.done() and " ".join(page.sentences()) == report(1))
+        page.wait(lambda: "without earlier study: the report changed" in page.text("#state"))
         page.open("#test/test-0")
         page.wait(lambda: page.text("#prior").startswith("No earlier study of this patient is known"))
 

@@ -186,7 +186,7 @@ function fail(message, again = null) {
 function summary() {
   const count = `${sentences.length} ${sentences.length === 1 ? "sentence" : "sentences"}`;
   if (!without.length) return `${count}, with every memory`;
-  const missing = `without ${without.join(" and ")} memory`;
+  const missing = `without ${without.map((name) => (BANKS.includes(name) ? `${name} memory` : name)).join(" and ")}`;
   if (!whole) return `${count}, ${missing}`;
   const changed = sentences.filter(differs).length + whole.filter((sentence) => !sentences.includes(sentence)).length;
   return changed ? `${count}, ${missing}: the report changed` : `${count}, ${missing}: the same report`;
