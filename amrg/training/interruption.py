@@ -22,6 +22,8 @@ from amrg.progress import echo
 
 #: Losses that the median is taken of, and how many are needed before it means something.
 MEDIAN_WINDOW, MIN_HISTORY = 100, 20
+#: Both stages begin near this loss or above. Smaller losses of single batches vary by large factors without harm.
+LEAST_EXPLODED = 1.0
 
 #: Seconds in which a second signal is the first one again: launchers pass on what the terminal has already sent.
 SIGNAL_DEBOUNCE_SECONDS = 1.0
@@ -110,7 +112,7 @@ class LossGuard:
 
     Args:
         section: ``stage1`` or ``stage2``, for the message.
-        loss_spike_factor: a loss above this many times the median stops the run.
+        loss_spike_factor: a loss above this many times the median, and above ``LEAST_EXPLODED``, stops the run.
     """
 
     def __init__(self, section: str, loss_spike_factor: float) -> None:
@@ -123,7 +125,7 @@ class LossGuard:
             return f"is {loss}"
         if len(self._recent) >= MIN_HISTORY:
             median = statistics.median(self._recent)
-            if loss > self._spike_factor * median > 0:
+            if loss > max(self._spike_factor * median, LEAST_EXPLODED):
                 return f"is {loss:.4g}, {loss / median:.0f} times the median of the last {len(self._recent)} steps"
         self._recent.append(loss)
         return None

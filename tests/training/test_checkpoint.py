@@ -154,6 +154,9 @@ def test_an_explosion_is_told_from_noise():
     assert guard.check(30.0) is None
     assert "times the median of the last 100 steps" in guard.check(90.0)
     assert LossGuard("stage2", 20.0).check(1e9) is None  # nothing to compare with yet
+    learned_by_heart = LossGuard("stage2", 20.0)
+    assert {learned_by_heart.check(loss) for loss in [0.004] * 100 + [0.25, 0.99]} == {None}
+    assert learned_by_heart.check(1.01) == "is 1.01, 252 times the median of the last 100 steps"
     assert guard.check(float("inf")) == "is inf"
 
 
