@@ -266,7 +266,7 @@ def _in_table(path: Path) -> list[StudyFiles]:
     ]
 
 
-def read_given_prior(report: str, films: Sequence[str | Path], days: str, where: str) -> GivenPrior | None:
+def read_given_prior(report: str, films: Sequence[np.ndarray | str | Path], days: str, where: str) -> GivenPrior | None:
     """Build the earlier study that a user gives; None if nothing of it is given.
 
     Args:

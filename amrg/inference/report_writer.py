@@ -161,8 +161,8 @@ class ReportWriter:
         sections = _agreeing_sections(text, composed if self.composer else None, self._separate)
         if self.guide is None:
             return sections, {}
-        sections, implausible = self.guide.check(sections, len(composed.sentences))
-        return sections, self.guide.record(join_sections(*sections), implausible)
+        (findings, impression), implausible = self.guide.check(sections, len(composed.sentences))
+        return (findings, impression), self.guide.record(join_sections(findings, impression), implausible)
 
 
 def _agreeing_sections(text: str, composed: Composed | None, separate: bool) -> tuple[str, str]:

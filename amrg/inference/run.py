@@ -317,11 +317,15 @@ class LoadedRun:
         """
         if prior is None:
             return None
-        with_films = prior.films and "films" in self.prior_parts
-        read = self._read(list(prior.films), force) if with_films else StudyFilms([], [], [])
+        films, views = prior.films, prior.views
+        if "films" not in self.prior_parts:
+            films, views = (), ()
+        elif films and not views:  # not read before
+            read = self._read(list(films), force)
+            films, views = read.films, read.views
         sections = self.artifacts.data.manifest["config"]["sections"]
         report = target_text(prior.report, sections) if "report" in self.prior_parts else ""
-        return GivenPrior(report, read.films, prior.days, read.views) if read.films or report else None
+        return GivenPrior(report, films, prior.days, views) if len(films) or report else None
 
     def _encode(self, studies: Sequence[Sequence[np.ndarray]], views: Sequence[Sequence[str]] | None) -> VisionOutput:
         """Encode the films of studies, whose views may be known."""

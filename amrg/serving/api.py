@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -289,15 +289,23 @@ class Handlers:
         received = parse_study(content_type, bytes(body))
         given = read_given_context(received.context, "")
         report, days = (received.prior.get(name, "").strip() for name in PRIOR_FIELDS)
-        prior = read_given_prior(report, (), days, "prior_days")
+        earlier = StudyFilms([], [], [])
+        if received.prior_films:
+            earlier = self._read_films(received.prior_films, received.force)
+        prior = read_given_prior(report, tuple(earlier.films), days, "prior_days")
+        if prior is not None:
+            prior = replace(prior, views=earlier.views)
+        read = self._read_films(received.films, received.force)
+        sources = read_sources(received.films) if wanted == DICOM else []
+        return _Study(received.name, read, given.filled(read.context), prior, sources)
+
+    def _read_films(self, films: list[tuple[str, bytes]], force: bool) -> StudyFilms:
         try:
-            read = read_study(received.films, self._batcher.image_size, self._chain.frontal_only, received.force)
+            return read_study(films, self._batcher.image_size, self._chain.frontal_only, force)
         except NotAFilm as error:
             raise UserError(f"refused as no chest film for this model: {error}") from None
         except ValueError as error:
             raise UserError(f"no film that can be read: {error}") from None
-        sources = read_sources(received.films) if wanted == DICOM else []
-        return _Study(received.name, read, given.filled(read.context), prior, sources)
 
     async def _write(self, request: Request, study: Study) -> dict[str, Any]:
         """Wait for the report, or until the client has gone."""

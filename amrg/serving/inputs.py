@@ -19,7 +19,7 @@ MULTIPART, JSON = "multipart/form-data", "application/json"
 MAX_NAME = 256
 #: Maximal length of a field of the clinical context, in characters.
 MAX_TEXT = 4096
-_MAX_PARTS = MAX_FILMS + 4 + len(CONTEXT_FIELDS)  # the films, `study`, `force`, the context and the earlier study
+_MAX_PARTS = 2 * MAX_FILMS + 4 + len(CONTEXT_FIELDS)  # films of both studies, `study`, `force`, context, earlier report
 #: Texts of the earlier study.
 PRIOR_FIELDS = ("prior_report", "prior_days")
 _TRUE, _FALSE = ("true", "1"), ("false", "0", "")
@@ -35,6 +35,7 @@ class ReceivedStudy:
         force: write also for what is refused as no chest film.
         context: clinical context as it was sent.
         prior: ``PRIOR_FIELDS`` as they were sent.
+        prior_films: as ``films``, of the earlier study.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ReceivedStudy:
     force: bool
     context: dict[str, str]
     prior: dict[str, str] = field(default_factory=dict)
+    prior_films: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 class _Film(BaseModel):
@@ -62,6 +64,7 @@ class _Study(BaseModel):
     sex: str = Field("", max_length=MAX_TEXT)
     prior_report: str = Field("", max_length=MAX_TEXT)
     prior_days: str = Field("", max_length=MAX_TEXT)
+    prior_films: list[_Film] = Field([], max_length=MAX_FILMS)
 
 
 def parse_study(content_type: str, body: bytes) -> ReceivedStudy:
@@ -73,11 +76,12 @@ def parse_study(content_type: str, body: bytes) -> ReceivedStudy:
     received = _from_json(body) if media_type(content_type) == JSON else _from_multipart(content_type, body)
     if not received.films:
         raise UserError("no film: give at least one, as a part named `film` or in the list `films`")
-    if len(received.films) > MAX_FILMS:
-        raise UserError(f"more than the {MAX_FILMS} films that a study may have: send one study at a time")
-    for number, (name, data) in enumerate(received.films, 1):
-        if not data:
-            raise UserError(f"{name or f'film {number}'} is empty")
+    for films in (received.films, received.prior_films):
+        if len(films) > MAX_FILMS:
+            raise UserError(f"more than the {MAX_FILMS} films that a study may have: send one study at a time")
+        for number, (name, data) in enumerate(films, 1):
+            if not data:
+                raise UserError(f"{name or f'film {number}'} is empty")
     return received
 
 
@@ -93,14 +97,19 @@ def _from_json(body: bytes) -> ReceivedStudy:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the body"
         raise UserError(f"{where}: {first['msg']}") from None
+    context, prior = ({name: getattr(study, name) for name in names} for names in (CONTEXT_FIELDS, PRIOR_FIELDS))
+    films, prior_films = _decoded(study.films), _decoded(study.prior_films)
+    return ReceivedStudy(study.study, films, study.force, context, prior, prior_films)
+
+
+def _decoded(given: list[_Film]) -> list[tuple[str, bytes]]:
     films = []
-    for number, film in enumerate(study.films, 1):
+    for number, film in enumerate(given, 1):
         try:
             films.append((film.name, base64.b64decode(film.data, validate=True)))
         except (binascii.Error, ValueError):
             raise UserError(f"{film.name or f'film {number}'}: `data` is not base64") from None
-    context, prior = ({name: getattr(study, name) for name in names} for names in (CONTEXT_FIELDS, PRIOR_FIELDS))
-    return ReceivedStudy(study.study, films, study.force, context, prior)
+    return films
 
 
 def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
@@ -113,7 +122,7 @@ def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
     if not parts or not parts[-1].startswith(b"--"):
         raise UserError(f"the form is cut off, or has more than {_MAX_PARTS} parts")
     name, force = "", "false"
-    films: list[tuple[str, bytes]] = []
+    films: dict[str, list[tuple[str, bytes]]] = {"film": [], "prior_film": []}
     texts: dict[str, str] = {}
     for part in parts[:-1]:
         head, blank, content = part.partition(b"\r\n\r\n")
@@ -121,9 +130,9 @@ def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
         field = headers.get_param("name", header="content-disposition")
         if not blank or not isinstance(field, str):
             raise UserError("a part of the form has no name")
-        if field in ("film", "films"):
+        if (kind := field.removesuffix("s")) in films:
             file = headers.get_param("filename", "", header="content-disposition")
-            films.append((collapse_rfc2231_value(file)[:MAX_NAME], content))
+            films[kind].append((collapse_rfc2231_value(file)[:MAX_NAME], content))
         elif field == "study":
             name = content.decode(errors="replace")
         elif field == "force":
@@ -134,10 +143,10 @@ def _from_multipart(content_type: str, body: bytes) -> ReceivedStudy:
                 raise UserError(f"{field}: longer than {MAX_TEXT} characters")
         else:
             known = ", ".join(("study", "force", *CONTEXT_FIELDS, *PRIOR_FIELDS))
-            raise UserError(f"no such field: {field[:MAX_NAME]}; there are film, {known}")
+            raise UserError(f"no such field: {field[:MAX_NAME]}; there are film, prior_film, {known}")
     if len(name) > MAX_NAME:
         raise UserError(f"study: longer than {MAX_NAME} characters")
     if force not in (*_TRUE, *_FALSE):
         raise UserError("force must be true or false")
     prior = {name: texts.pop(name) for name in PRIOR_FIELDS if name in texts}
-    return ReceivedStudy(name, films, force in _TRUE, texts, prior)
+    return ReceivedStudy(name, films["film"], force in _TRUE, texts, prior, films["prior_film"])

@@ -265,7 +265,8 @@ class InferenceSession:
                 text_1L = self._text.encode(texts)
             context_1C = self.model.encode_context([analysis.context])
             prior = PriorInputs(self.model.encode_priors(given), self._prior_films(earlier))
-            read = PromptLengths(*map(_length, (text_1L, context_1C, prior.text_BR)), prior.films is not None)
+            text, known, report = map(_length, (text_1L, context_1C, prior.text_BR))
+            read = PromptLengths(text, known, report, prior.films is not None)
             streamer = _EventStreamer(self, analysis, disabled, steps, composed.sentences, on_event, read)
             self.model.generate(
                 analysis.vision, group_1, self.decoding, streamer=streamer, hidden=hidden,
@@ -278,8 +279,10 @@ class InferenceSession:
             return None
         vision = None if earlier is None else earlier.vision
         shapes, device = self.model.vision_output_shapes[:3], distributed.device()
-        parts = [torch.zeros(1, *shape, device=device) for shape in shapes] if vision is None else vision[:3]
-        return PriorFilms(*parts, torch.tensor([vision is not None], device=device))
+        tokens, queries, logits = (
+            [torch.zeros(1, *shape, device=device) for shape in shapes] if vision is None else vision[:3]
+        )
+        return PriorFilms(tokens, queries, logits, torch.tensor([vision is not None], device=device))
 
     def sentence_attribution(
         self, analysis: StudyAnalysis, off: set[str], attention_S: Tensor, read: PromptLengths

@@ -67,9 +67,9 @@ class Gate:
         if self.error:
             error, self.error = self.error, None
             raise error
-        films, self.contexts, self.priors, self.views = zip(*studies, strict=True)
+        self.films, self.contexts, self.priors, self.views = zip(*studies, strict=True)
         priors = [self.loaded.read_prior(one) for one in self.priors]
-        return self.loaded.generate_records(films, self.contexts, priors, self.views)
+        return self.loaded.generate_records(self.films, self.contexts, priors, self.views)
 
     @contextmanager
     def model(self):
@@ -159,6 +159,22 @@ def test_the_earlier_study_reaches_the_model(client, gate):
     assert gate.priors == (None,)
 
 
+def test_films_of_the_earlier_study_are_read_like_those_of_the_study(client, gate):
+    earlier = PART.replace(b"film", b"prior_film"), FILMS[1]
+    sent = form((PART, FILMS[0]), earlier, (PART.replace(b"film", b"prior_days"), b"30"))
+    assert client.post("/v1/reports", **sent).status_code == 200
+    (prior,) = gate.priors
+    assert (prior.report, prior.days, prior.views) == ("", 30, ("",))
+    assert post(client, FILMS[1]).status_code == 200
+    np.testing.assert_array_equal(prior.films[0], gate.films[0][0])
+    one = [{"data": base64.b64encode(data).decode()} for data in FILMS[:2]]
+    assert client.post("/v1/reports", json={"films": one[:1], "prior_films": one[1:]}).status_code == 200
+    np.testing.assert_array_equal(gate.priors[0].films[0], prior.films[0])
+    for films, message in (([{"data": ""}], "film 1 is empty"), (one * 5, "prior_films: List should have at most 8")):
+        response = client.post("/v1/reports", json={"films": one[:1], "prior_films": films})
+        assert (response.status_code, message in response.text) == (422, True), response.text
+
+
 def test_json_and_a_form_are_answered_alike(client, tmp_path):
     film = dicom(tmp_path / "film.dcm", chest_film(1)).read_bytes()
     films = [{"name": "a", "data": base64.b64encode(data).decode()} for data in (FILMS[0], film)]
@@ -217,7 +233,7 @@ PART = b'Content-Disposition: form-data; name="film"'
         (form((PART, b"a page of html")), 422, "no film that can be read: not a readable image"),
         (form((PART, FILMS[0]), (PART, FILMS[0][:80])), 422, "no film that can be read"),
         (form(*[(PART, b"x")] * 9), 422, "more than the 8 films"),
-        (form(*[(PART, b"x")] * 99), 422, "cut off, or has more than 17 parts"),
+        (form(*[(PART, b"x")] * 99), 422, "cut off, or has more than 25 parts"),
         (form((b'Content-Disposition: form-data; name="prior"', b"x")), 422, "no such field: prior"),
         (form((b"Content-Disposition: form-data", b"x")), 422, "a part of the form has no name"),
         (form((PART.replace(b"film", b"force"), b"yes"), (PART, FILMS[0])), 422, "force must be true or false"),
