@@ -355,7 +355,7 @@ class _Source:
         sums = {"loss": 0.0, "tokens": 0.0}
         reports: list[tuple[str, str]] = []
         seconds = 0.0
-        for number, batch in enumerate(self.validation()):
+        for number, batch in enumerate(map(self.as_trained, self.validation())):
             if "films" in batch:
                 batch["vision"] = encode_films(model, batch.pop("films"))
             if (wanted := self._wanted_reports(number) - len(reports)) > 0:
@@ -394,6 +394,14 @@ class _Source:
             return packed
         drawn = [hash_uniform(self.seed, f"prior {epoch}", key) for key in packed["study"]]
         return drop_priors(packed, torch.tensor(drawn) < share)
+
+    def as_trained(self, packed: dict[str, Any]) -> dict[str, Any]:
+        """Leave out the contexts and the priors of a validation batch where every training batch lacks them."""
+        if "context" in packed and self.settings.context_dropout == 1:
+            packed = {**packed, "context": torch.full_like(packed["context"], IGNORE_INDEX)}
+        if ALONE in packed and self.settings.prior_dropout == 1:
+            packed = drop_priors(packed, torch.ones_like(packed["report"][:, 0], dtype=torch.bool))
+        return packed
 
     def with_token_weights(self, packed: dict[str, Any]) -> dict[str, Any]:
         """Add ``weight`` [B], with which the mean over samples and ranks is a mean over the global batch's tokens."""

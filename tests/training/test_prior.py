@@ -38,6 +38,20 @@ def test_training_and_generation_with_priors(visited: Artefacts) -> None:
     assert {line["key"]: line["prior"] for line in lines} == {f"test-{n}": n % 2 == 1 for n in range(5)}
 
 
+def test_validation_is_without_what_no_training_batch_has(visited: Artefacts, tmp_path: Path) -> None:
+    for context, prior in ((0.3, 0.3), (1.0, 0.3), (0.3, 1.0)):
+        settings = dataclasses.replace(visited.config.stage2, context_dropout=context, prior_dropout=prior)
+        config = dataclasses.replace(visited.config, stage2=settings)
+        model = build_generator(config, visited.data, visited.stage1, visited.banks).eval()
+        source = make_source(config, model, visited.data, visited.banks, tmp_path)
+        batch = next(iter(source.validation())) | {"context": torch.ones(4, 7, dtype=torch.long)}
+        seen = source.as_trained(batch)
+        assert bool((seen["context"] != IGNORE_INDEX).any()) == (context < 1)
+        assert bool((seen[TEXT] != IGNORE_INDEX).any()) == (prior < 1)
+        assert bool(seen[FILMS].given_B.any()) == (prior < 1)
+        assert torch.equal(seen["report"], batch[ALONE if prior == 1 else "report"])
+
+
 def test_batches_leave_out_a_share_of_the_priors(visited: Artefacts, tmp_path: Path) -> None:
     """Which ones depends on the epoch and the study; films of no prior are marked so."""
     config = visited.config
