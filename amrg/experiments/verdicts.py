@@ -48,12 +48,19 @@ def compared(row: Row, first: Row, score: str = HEADLINE) -> str:
         return f"“{row.name}” has exactly the {called} of “{first.name}”, in every resample."
     numbers = f"{d.candidate - d.baseline:+.3f} ({_tested(d)})"
     if tested.over_seeds is not None:
-        numbers = f"{numbers[:-1]}; over {len(tested.seeds)} seeds {_tested(tested.over_seeds)})"
+        numbers = f"{numbers[:-1]}; {_over_seeds(tested.over_seeds, len(tested.seeds))})"
     if outcome == "no different":
         return f"“{row.name}” is not shown to differ from “{first.name}” in {called}: {numbers}."
     # Without a confirmed seed-level test the seed may explain the difference, so the sentence is about reports only.
     how = f"is {outcome} than" if settled(row, score) else f"scored {'higher' if outcome == 'better' else 'lower'} than"
     return f"“{row.name}” {how} “{first.name}” in {called}: {numbers}."
+
+
+def _over_seeds(d: Difference, count: int) -> str:
+    low, high = d.interval
+    if low == high:
+        return f"the same in each of {count} seeds, which is no evidence for other trainings of what was decided before"
+    return f"over {count} seeds {_tested(d)}"
 
 
 def _tested(d: Difference) -> str:

@@ -28,6 +28,7 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_metrics_report_interval_ms": "1000",
         "RAY_worker_niceness": "0",  # else its workers starve beside other work
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_health_check_period_ms": "500",  # a raylet that is gone is missed after five of these
     }
     return os.environ | ours
 

@@ -95,6 +95,18 @@ def test_the_test_over_three_seeds_is_students(other):
     assert found.p == pytest.approx(p)
 
 
+def test_seeds_that_change_nothing_are_no_evidence():
+    """Findings that are decided before stage 2 have one training, however many seeds stage 2 is trained with."""
+    constant = paired_t_test((0.695, 0.695, 0.695), (0.728, 0.728, 0.728))
+    shifted = paired_t_test((0.1, 0.2, 0.4), (0.2, 0.3, 0.5))
+    for found, gap in ((constant, 0.033), (shifted, 0.1)):
+        assert (found.p, found.interval) == (1.0, pytest.approx((gap, gap)))
+    patients = Difference(0.695, 0.728, (0.014, 0.054), 0.003, 0.048)
+    text = verdicts.compared(row("queries", 0.728, [0.728] * 3, patients, constant), row("none", 0.695, [0.695] * 3))
+    assert "scored higher than" in text
+    assert "; the same in each of 3 seeds, which is no evidence for other trainings" in text
+
+
 def test_over_seeds_p_is_corrected_and_what_is_the_same_is_no_difference():
     pools = [pool_seeds(name, [run(str(i), right) for i, right in enumerate((2, 3, 2))]) for name in "abc"]
     rows = [row(name, 0.3, seeds) for name, seeds in
