@@ -148,7 +148,7 @@ def paired_t_test(first: Sequence[float], other: Sequence[float]) -> Difference:
     """Return means over seeds with the paired t-test of their differences. Seed i orders the batches alike in both.
 
     With n seeds it has n − 1 degrees of freedom and assumes normally distributed differences, which so few seeds cannot
-    verify. A sign test could never reach significance: its smallest p with three seeds is 0.25. Where every seed has the
+    verify. A sign test could never reach significance: its smallest p with three seeds is 0.25. If every seed has the
     same difference, what differs was decided before the seed had an effect, and p is 1: there is one training of it.
 
     Args:
