@@ -100,9 +100,9 @@ class ReportWriter:
             contexts: clinical context of each study, of which the decoder reads what it knows; None: no context.
             priors: earlier study of each study and its films, if the decoder reads them; None: no earlier study.
         """
-        model, asking = self.model, query_vision or vision
+        model, query = self.model, query_vision or vision
         given, films = ([None] * len(group_B), None) if priors is None else priors
-        associations = model.associations(asking, group_B, ROWS)
+        associations = model.associations(query, group_B, ROWS)
         composed = [Composed("")] * len(group_B)
         if self.composer is not None:
             # If a patient's own rows may be retrieved, so may their sentences.
@@ -110,7 +110,7 @@ class ReportWriter:
             associations = self.composer.fitted(vision, associations)
             recall = "report" in associations
             composed = self.composer.compose(vision, associations, unsaid_B, recall=recall, priors=given)
-        retrieved = [] if self.text is None else self.text.compose(asking, group_B, associations)
+        retrieved = [] if self.text is None else self.text.compose(query, group_B, associations)
         with torch.no_grad(), autocast(self.config.stage2.dtype):
             texts = model.generate(
                 vision,
@@ -123,7 +123,7 @@ class ReportWriter:
                 context_BC=None if contexts is None else model.encode_context(contexts),
                 prior=PriorInputs() if priors is None else PriorInputs(model.encode_priors(given), films),
             )
-        memories = self._recorded(associations, asking.loud_queries(model.memory_config.visual_query))
+        memories = self._recorded(associations, query.loud_queries(model.memory_config.visual_query))
         distance = self.recorder.distance
         distances: list[dict[str, Any]] = [{}] * len(texts) if distance is None else distance.records(vision)
         checked = [self._checked(text, one) for text, one in zip(texts, composed, strict=True)]
