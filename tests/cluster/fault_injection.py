@@ -132,6 +132,7 @@ class Losses:
         """A machine goes, and none comes until the training goes on without it."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
         self.wait_for_line(driver, "room for 1 of 2 workers")
+        self.wait_for_line(driver, "training again at step")  # until then the log has steps that are done again
         return driver
 
     def back(self, driver: subprocess.Popen[bytes], *settings: str) -> subprocess.Popen[bytes]:
