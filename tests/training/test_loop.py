@@ -135,7 +135,7 @@ def test_rounded_products_end_with_the_step(dtype: str, inside: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "capabilities", "told"),
+    ("dtype", "capabilities", "noted"),
     [
         ("bfloat16", {"avx512_bf16": False, "amx_bf16": False}, True),
         ("bfloat16", {"avx512_bf16": True, "amx_bf16": False}, False),
@@ -143,10 +143,10 @@ def test_rounded_products_end_with_the_step(dtype: str, inside: str) -> None:
         ("float32", {"avx512_bf16": False}, False),
     ],
 )
-def test_a_cpu_without_bfloat16_is_told_of_before_the_training(
+def test_a_cpu_without_bfloat16_is_named_before_the_training(
     dtype: str,
     capabilities: dict[str, bool],
-    told: bool,
+    noted: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -154,4 +154,4 @@ def test_a_cpu_without_bfloat16_is_told_of_before_the_training(
     settings = OptimizerSettings("stage1", 1, 4, 0.05, 0.1, 0.0, 1e9, dtype, ds_config="zero1.json")
     engine.note_emulated_bfloat16(settings)
     expected = "stage1.dtype bfloat16 is emulated by this CPU: float32 is usually several times as fast\n"
-    assert capsys.readouterr().err == (expected if told else "")
+    assert capsys.readouterr().err == (expected if noted else "")

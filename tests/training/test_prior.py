@@ -45,11 +45,11 @@ def test_validation_is_without_what_no_training_batch_has(visited: Artefacts, tm
         model = build_generator(config, visited.data, visited.stage1, visited.banks).eval()
         source = make_source(config, model, visited.data, visited.banks, tmp_path)
         batch = next(iter(source.validation())) | {"context": torch.ones(4, 7, dtype=torch.long)}
-        seen = source.as_trained(batch)
-        assert bool((seen["context"] != IGNORE_INDEX).any()) == (context < 1)
-        assert bool((seen[TEXT] != IGNORE_INDEX).any()) == (prior < 1)
-        assert bool(seen[FILMS].given_B.any()) == (prior < 1)
-        assert torch.equal(seen["report"], batch[ALONE if prior == 1 else "report"])
+        validated = source.as_trained(batch)
+        assert bool((validated["context"] != IGNORE_INDEX).any()) == (context < 1)
+        assert bool((validated[TEXT] != IGNORE_INDEX).any()) == (prior < 1)
+        assert bool(validated[FILMS].given_B.any()) == (prior < 1)
+        assert torch.equal(validated["report"], batch[ALONE if prior == 1 else "report"])
 
 
 def test_batches_leave_out_a_share_of_the_priors(visited: Artefacts, tmp_path: Path) -> None:
