@@ -354,7 +354,7 @@ class CheckpointConfig:
 
     interval: PositiveInt = 200  # optimiser steps between two checkpoints; each epoch ends with one, too
     keep_last: PositiveInt = 2  # checkpoints that stay on disk
-    loss_spike_factor: PositiveFloat = 20.0  # a loss so many times the median of the last 100 stops the run
+    loss_spike_factor: PositiveFloat = 20.0  # a loss above 1 and so many times the median of the last 100 stops the run
 
 
 @dataclass(frozen=True)

@@ -343,18 +343,13 @@ class LoadedRun:
         priors = [None if one is None else Prior(report=one.report, days=one.days) for one in given]
         if "films" not in self.prior_parts:
             return priors, None
-        device = distributed.device()
-        shown = [i for i, one in enumerate(given) if one is not None and one.films]
-        parts = [torch.zeros(len(given), *shape, device=device) for shape in self._model.vision_output_shapes[:3]]
+        shown = [one for one in given if one is not None and one.films]
+        encoded = None
         if shown:
-            arrays = [
-                [film for film in one.films if isinstance(film, np.ndarray)] for one in given if one and one.films
-            ]
-            found = self._encode(arrays, [one.views for one in given if one and one.films])
-            for part, values in zip(parts, found[:3], strict=True):
-                part[shown] = values
-        given_B = torch.tensor([i in shown for i in range(len(given))], device=device)
-        return priors, PriorFilms(parts[0], parts[1], parts[2], given_B)
+            arrays = [[film for film in one.films if isinstance(film, np.ndarray)] for one in shown]
+            encoded = self._encode(arrays, [one.views for one in shown])
+        given_B = torch.tensor([one is not None and bool(one.films) for one in given], device=distributed.device())
+        return priors, PriorFilms.scattered(encoded, given_B, self._model.vision_output_shapes)
 
     def _read(self, study: Film | Sequence[Film], force: bool) -> StudyFilms:
         films = [study] if isinstance(study, Film) else list(study)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from amrg.data.prior import Prior
 from amrg.errors import UserError
 from amrg.models.tokenizer import IGNORE_INDEX
+from amrg.models.vision_output import VisionOutput
 
 #: Entries of a batch for ``PriorInputs``, and for the same studies without their priors.
 TEXT, FILMS, ALONE = "prior_text", "prior_films", "report_alone"
@@ -30,6 +31,21 @@ class PriorFilms(NamedTuple):
     queries_BQD: Tensor
     logits_BQ: Tensor
     given_B: Tensor
+
+    @classmethod
+    def scattered(cls, encoded: VisionOutput | None, given_B: Tensor, shapes: Sequence[Sequence[int]]) -> "PriorFilms":
+        """Build from the encoded films of the given studies alone.
+
+        Args:
+            encoded: of the studies in ``given_B``, in their order; None if there are none.
+            given_B: which studies have films, bool [B].
+            shapes: ``ReportGenerator.vision_output_shapes``.
+        """
+        tokens, queries, logits = (torch.zeros(len(given_B), *shape, device=given_B.device) for shape in shapes[:3])
+        if encoded is not None:
+            for part, values in zip((tokens, queries, logits), encoded[:3], strict=True):
+                part[given_B] = values
+        return cls(tokens, queries, logits, given_B)
 
     def first(self, count: int) -> "PriorFilms":
         """Return those of the first studies."""

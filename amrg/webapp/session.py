@@ -278,11 +278,8 @@ class InferenceSession:
         if "films" not in self.model.settings.prior:
             return None
         vision = None if earlier is None else earlier.vision
-        shapes, device = self.model.vision_output_shapes[:3], distributed.device()
-        tokens, queries, logits = (
-            [torch.zeros(1, *shape, device=device) for shape in shapes] if vision is None else vision[:3]
-        )
-        return PriorFilms(tokens, queries, logits, torch.tensor([vision is not None], device=device))
+        given_1 = torch.tensor([vision is not None], device=distributed.device())
+        return PriorFilms.scattered(vision, given_1, self.model.vision_output_shapes)
 
     def sentence_attribution(
         self, analysis: StudyAnalysis, off: set[str], attention_S: Tensor, read: PromptLengths
