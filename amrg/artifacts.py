@@ -21,7 +21,7 @@ from typing import Any
 
 from amrg import __version__
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -78,7 +78,7 @@ class Artifact:
 
     @property
     def failures(self) -> list[str]:
-        """What failed in training, in the step itself or in one of its inputs (``add_failure``)."""
+        """What failed in training, in the step itself or in one of its inputs (``add_artifact_failure``)."""
         return self.manifest.get("failures", [])
 
 
@@ -117,22 +117,22 @@ def open_artifact(path: Path, kind: str) -> Artifact:
     if (path.parent / FORGETTING).exists():
         raise UserError(f"{path.parent}: `amrg bank forget` was interrupted: give the same command again")
     if not path.is_dir():
-        raise UserError(f"no {kind} artefact at {path}: make it with `amrg {command_for(kind)} CONFIG`")
+        raise UserError(f"no {kind} artefact at {path}: make it with `amrg {verb_for_kind(kind)} CONFIG`")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         found = manifest["kind"]
         manifest["content_hash"], manifest["inputs"], manifest["config"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path} is not an artefact (no readable {MANIFEST}): give a folder made by `amrg {command_for(kind)}`"
+            f"{path} is not an artefact (no readable {MANIFEST}): give a folder made by `amrg {verb_for_kind(kind)}`"
         ) from None
     if found != kind:
-        needed = f"a {kind} artefact is needed: make one with `amrg {command_for(kind)}`"
+        needed = f"a {kind} artefact is needed: make one with `amrg {verb_for_kind(kind)}`"
         raise UserError(f"{path} holds a {found} artefact where {needed}")
     return Artifact(path, manifest)
 
 
-def open_input(artifact: Artifact, name: str) -> Artifact:
+def open_artifact_input(artifact: Artifact, name: str) -> Artifact:
     """An input of an artefact: beside it, and what it was made from.
 
     Raises:
@@ -153,19 +153,19 @@ def open_input(artifact: Artifact, name: str) -> Artifact:
     return found
 
 
-def command_for(kind: str) -> str:
+def verb_for_kind(kind: str) -> str:
     """The verb that makes artefacts of this kind."""
     return {"data": "prepare", "graph": "graph show", "reports": "generate", "scores": "evaluate"}.get(kind, kind)
 
 
-def find(root: Path, recipe: Recipe) -> Artifact | None:
+def find_artifact(root: Path, recipe: Recipe) -> Artifact | None:
     """The finished artefact of a recipe, or None when it is still to be made."""
     path = recipe.path(root)
     return open_artifact(path, recipe.kind) if path.is_dir() else None
 
 
 @contextmanager
-def build(root: Path, recipe: Recipe, is_lead_rank: bool = True) -> Iterator[Path]:
+def build_artifact(root: Path, recipe: Recipe, is_lead_rank: bool = True) -> Iterator[Path]:
     """Give the folder to write into, and seal it when the block ends without an exception.
 
     The folder is ``<final name>.partial``: it is kept when the work is interrupted, and given again on the next start,
@@ -186,7 +186,7 @@ def build(root: Path, recipe: Recipe, is_lead_rank: bool = True) -> Iterator[Pat
         return
     with _locked(partial):
         if any(path.name != LOCK for path in partial.iterdir()):
-            echo(f"{recipe.kind}: going on with what an interrupted run left")
+            print_on_rank_0(f"{recipe.kind}: going on with what an interrupted run left")
         yield partial
         _finalize(partial, final, recipe)
 
@@ -218,14 +218,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
 
 
-def set_warning(folder: Path, warning: str) -> None:
+def add_artifact_warning(folder: Path, warning: str) -> None:
     """Put a mark on an artefact that is being made: all that is made from it, scores included, carries it."""
     (folder / _MARK).write_text(warning + "\n")
 
 
-def add_failure(folder: Path, failure: str) -> None:
+def add_artifact_failure(folder: Path, failure: str) -> None:
     """Print that a step has failed although it ended, and record it in its artefact and all that is made from it."""
-    echo(f"WARNING: {failure}")
+    print_on_rank_0(f"WARNING: {failure}")
     with (folder / _FAILURES).open("a") as file:
         file.write(failure + "\n")
 
@@ -249,7 +249,7 @@ def _finalize(partial: Path, final: Path, recipe: Recipe) -> None:
     manifest = {
         "kind": recipe.kind,
         "format_version": recipe.version,
-        "content_hash": content_hash(partial),
+        "content_hash": folder_content_hash(partial),
         "inputs": {
             name: {"kind": artifact.kind, "path": os.path.relpath(artifact.path, final.parent), "hash": artifact.hash}
             for name, artifact in recipe.inputs.items()
@@ -267,17 +267,17 @@ def _finalize(partial: Path, final: Path, recipe: Recipe) -> None:
     os.rename(partial, final)
 
 
-def content_hash(folder: Path) -> str:
+def folder_content_hash(folder: Path) -> str:
     """SHA-256 over (relative path, SHA-256 of content) of every file, in path order."""
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and path.name != MANIFEST and LOGS not in path.relative_to(folder).parts
     )
-    return _sha256_json([[path.relative_to(folder).as_posix(), file_hash(path)] for path in files])
+    return _sha256_json([[path.relative_to(folder).as_posix(), sha256_of_file(path)] for path in files])
 
 
-def file_hash(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
     """SHA-256 of one file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

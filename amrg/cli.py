@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from amrg.cli_config import parse
+from amrg.cli_config import parse_config_arguments
 from amrg.config import CONFIGS
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 #: Verbs of the pipeline. ``amrg.pipeline.STEPS`` has all but the first; importing it here would make `--help` slow.
 STEPS = ("run", "prepare", "stage1", "banks", "stage2", "generate", "evaluate")
@@ -40,7 +40,7 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
+def format_usage() -> str:
     """Text of `amrg --help`, from the docstrings of the steps and the commands, whose modules are not imported."""
     package = Path(__file__).parent
     functions = {
@@ -48,7 +48,7 @@ def usage() -> str:
         for node in ast.parse((package / "pipeline.py").read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
-    steps = {verb: functions["run_all" if verb == "run" else f"_{verb}"] for verb in STEPS}
+    steps = {verb: functions["run_pipeline" if verb == "run" else f"_{verb}"] for verb in STEPS}
     commands = {}
     for module in COMMANDS.values():
         docstring = ast.get_docstring(ast.parse((package / "commands" / f"{module.split('.')[-1]}.py").read_text()))
@@ -77,10 +77,10 @@ def _table(docstrings: dict[str, str]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; exit code 0, 2 for a UserError, 3 for a failed training with --strict, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    run_cli(lambda: _dispatch(arguments))
+    run_command_line(lambda: _dispatch(arguments))
 
 
-def run_cli(action: Callable[[], None]) -> None:
+def run_command_line(action: Callable[[], None]) -> None:
     """Run a command; turn a UserError into its lines and exit code 2, and an interruption into a promise."""
     _show_log()
     try:
@@ -98,7 +98,7 @@ class _EchoHandler(logging.Handler):
     """Prints records as the other lines of a command, on rank 0."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        echo(record.getMessage())
+        print_on_rank_0(record.getMessage())
 
 
 def _show_log() -> None:
@@ -109,7 +109,7 @@ def _show_log() -> None:
         logger.setLevel(logging.INFO)
 
 
-def launch(stage: str) -> None:
+def launch_training_stage(stage: str) -> None:
     """Run the pipeline up to a training stage, on one of the ranks that a launcher starts (launchers/).
 
     The arguments are those of `amrg STAGE`, ``--ds_config`` for its DeepSpeed JSON, and ``--local_rank``, which some
@@ -124,13 +124,13 @@ def launch(stage: str) -> None:
         arguments += [f"--{stage}.ds_config", options.ds_config]
 
     def action() -> None:
-        config = parse(arguments, f"launchers/{stage}.py")
+        config = parse_config_arguments(arguments, f"launchers/{stage}.py")
 
-        from amrg.pipeline import run_all
+        from amrg.pipeline import run_pipeline
 
-        run_all(config, stage, options.strict)
+        run_pipeline(config, stage, options.strict)
 
-    run_cli(action)
+    run_command_line(action)
 
 
 def _fail(message: str, code: int) -> int:
@@ -141,7 +141,7 @@ def _fail(message: str, code: int) -> int:
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        print(format_usage())
         return
     verb, *rest = arguments
     if verb in COMMANDS:
@@ -151,20 +151,20 @@ def _dispatch(arguments: list[str]) -> None:
         raise UserError(f"unknown verb `{verb}`; one of {', '.join((*STEPS, *COMMANDS))}")
     dry_run, strict = "--dry-run" in rest, "--strict" in rest
     settings = [argument for argument in rest if argument not in ("--dry-run", "--strict")]
-    config = parse(settings, f"amrg {verb} [CONFIG] [--dry-run] [--strict]")
+    config = parse_config_arguments(settings, f"amrg {verb} [CONFIG] [--dry-run] [--strict]")
 
     from amrg import pipeline
 
-    verbs = pipeline.chain(config) if verb == "run" else [verb]
+    verbs = pipeline.verbs_up_to(config) if verb == "run" else [verb]
     if dry_run:
         for name in verbs:
-            print(pipeline.describe(name, config))
-        pipeline.check(verbs, config)
+            print(pipeline.describe_step(name, config))
+        pipeline.check_before_start(verbs, config)
     elif verb == "run":
-        pipeline.run_all(config, strict=strict)
+        pipeline.run_pipeline(config, strict=strict)
     else:
-        pipeline.check(verbs, config)
-        pipeline.run_step(verb, config, strict=strict)
+        pipeline.check_before_start(verbs, config)
+        pipeline.run_pipeline_step(verb, config, strict=strict)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tyro
 
 from amrg import config as configuration
 from amrg.config import Config
-from amrg.config_aliases import rename_flags
+from amrg.config_aliases import rename_old_flags
 from amrg.errors import UserError
 
 #: Spellings of a switch on the command line.
@@ -27,7 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} (`{self.prog} --help`)")
 
 
-def parse(arguments: list[str], prog: str) -> Config:
+def parse_config_arguments(arguments: list[str], prog: str) -> Config:
     """``[CONFIG] [--section.key VALUE ...]`` to a configuration: defaults < YAML < command line.
 
     Raises:
@@ -36,7 +36,7 @@ def parse(arguments: list[str], prog: str) -> Config:
     name = "demo"
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
-    base, arguments = configuration.load(name), rename_flags(arguments)
+    base, arguments = configuration.load_config(name), rename_old_flags(arguments)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -52,7 +52,7 @@ def parse(arguments: list[str], prog: str) -> Config:
             raise
         raise UserError(_one_line(messages.getvalue())) from None
     # Once more through the strict checks, now with what the command line said.
-    return configuration.from_dict(configuration.to_dict(config), "command line")
+    return configuration.config_from_dict(configuration.config_to_dict(config), "command line")
 
 
 def _spell_out_switches(arguments: list[str]) -> list[str]:

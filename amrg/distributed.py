@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 from amrg.errors import UserError
-from amrg.launcher import Deadline, answers, check_launcher, listen
+from amrg.launcher import Deadline, check_launcher, is_port_answering, listen_for_ranks
 
 _TEARDOWN_SECONDS = 0.2  # seconds
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -27,7 +27,7 @@ warnings.filterwarnings(
 )
 
 
-def rank() -> int:
+def global_rank() -> int:
     """Return this process's rank; 0 without a launcher."""
     return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", "0"))
 
@@ -54,25 +54,25 @@ class TensorGroups:
     @property
     def part(self) -> int:
         """Number of the part that this rank holds."""
-        return rank() % self.size
+        return global_rank() % self.size
 
 
 _GROUPS = [TensorGroups()]
 
 
-def groups() -> TensorGroups:
+def current_groups() -> TensorGroups:
     """Return the groups of the step that runs."""
     return _GROUPS[-1]
 
 
-def data_rank() -> int:
+def data_parallel_rank() -> int:
     """Return the number of this rank among those that train on different samples."""
-    return rank() // groups().size
+    return global_rank() // current_groups().size
 
 
-def data_ranks() -> int:
+def data_parallel_size() -> int:
     """Return the number of ranks that train on different samples: of one, or of one of each tensor group."""
-    return world_size() // groups().size
+    return world_size() // current_groups().size
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def tensor_groups(size: int) -> Iterator[None]:
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
+def local_ranks_in_turn() -> Iterator[None]:
     """Within the block the ranks of a machine come one after the other. Every rank must enter it."""
     local, error = int(os.environ.get("LOCAL_RANK", "0")), None
     for turn in range(max(all_gather_list([local])) + 1):
@@ -112,7 +112,7 @@ def barrier() -> None:
         distributed.barrier()
 
 
-def device() -> torch.device:
+def local_device() -> torch.device:
     """This rank's device: its GPU where there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -130,8 +130,8 @@ def init_process_group() -> None:
         return
     check_launcher()
     backend = "gloo"
-    if device().type == "cuda":
-        torch.cuda.set_device(device())
+    if local_device().type == "cuda":
+        torch.cuda.set_device(local_device())
         backend = "nccl"
     ranks, me = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = ranks == int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
@@ -152,9 +152,9 @@ def _rendezvous(me: int, ranks: int) -> distributed.Store:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     deadline = Deadline(f"rank {me} of {ranks} at MASTER_ADDR {address}, MASTER_PORT {port}")
     try:
-        own = listen(address, port) if listens else None
+        own = listen_for_ranks(address, port) if listens else None
         if not listens:
-            deadline.wait(lambda: answers(address, port), "nobody listens there")
+            deadline.wait(lambda: is_port_answering(address, port), "nobody listens there")
         store = distributed.PrefixStore(f"amrg/{attempt}", _open_store(address, port, own, deadline))
         store.add("ranks", 1)
         deadline.wait(lambda: store.add("ranks", 0) >= ranks, "the other ranks did not come")
@@ -205,7 +205,7 @@ def all_reduce_mean(values: dict[str, float]) -> dict[str, float]:
     """The mean of each value over the ranks (float64)."""
     if world_size() == 1:
         return values
-    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device())
+    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=local_device())
     distributed.all_reduce(packed)
     return dict(zip(values, (packed / world_size()).tolist(), strict=True))
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 #: Seconds in which all ranks must be there, unless the environment variable of this name says otherwise.
 RENDEZVOUS_TIMEOUT, _TIMEOUT_VARIABLE = 180.0, "AMRG_RENDEZVOUS_TIMEOUT"
@@ -28,7 +28,7 @@ def check_launcher() -> None:
         for name, slurm in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "STEP_NUM_TASKS")):
             environment[name] = environment[f"SLURM_{slurm}"]
         if nodes := environment.get("SLURM_STEP_NODELIST"):
-            environment.setdefault("MASTER_ADDR", first_host(nodes))
+            environment.setdefault("MASTER_ADDR", first_slurm_host(nodes))
         # Two jobs on one node shall not meet; below 32768 the system gives no port to others.
         environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 12000))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -47,20 +47,20 @@ def check_launcher() -> None:
         raise UserError(f"MASTER_PORT is `{environment['MASTER_PORT']}`, not the number of a port: {_UNSET}")
 
 
-def local_ranks(ranks: int) -> dict[str, str]:
+def local_rank_variables(ranks: int) -> dict[str, str]:
     """Return the variables that ranks of this machine share when they are started without a launcher."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     return {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def first_host(nodes: str) -> str:
+def first_slurm_host(nodes: str) -> str:
     """Return the first host of a SLURM node list such as ``gpu[003-005,9],cpu1``."""
     inside = re.compile(r"\[(\d+)[^\]]*\]")
     return inside.sub(r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
 
 
-def listen(address: str, port: int) -> socket.socket:
+def listen_for_ranks(address: str, port: int) -> socket.socket:
     """Listen at the address alone, or on all addresses where it is not this machine's own but forwarded to it."""
     family, kind, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     listening = socket.socket(family, kind)
@@ -75,7 +75,7 @@ def listen(address: str, port: int) -> socket.socket:
     return listening
 
 
-def answers(address: str, port: int) -> bool:
+def is_port_answering(address: str, port: int) -> bool:
     """Whether somebody listens there now; gaierror if the name is unknown."""
     try:
         socket.create_connection((address, port), timeout=5.0).close()
@@ -113,5 +113,5 @@ class Deadline:
                 )
             if waited > _WAIT_NOTICE and not self._noticed:
                 self._noticed = True
-                echo(f"{self._who}: {missing} yet")
+                print_on_rank_0(f"{self._who}: {missing} yet")
             time.sleep(0.1)

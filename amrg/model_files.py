@@ -27,7 +27,7 @@ _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.txt",), ("voca
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """No loading bars and no advice of transformers between our own lines."""
     from transformers.utils import logging
 
@@ -49,7 +49,7 @@ def folder_faults(folder: Path, setting: str, pickles: bool = False) -> list[str
         setting: that names it, for the messages.
         pickles: ``pytorch_model.bin`` will do where there are no safetensors.
     """
-    if pointers := [path.name for path in sorted(folder.iterdir()) if is_pointer(path)]:
+    if pointers := [path.name for path in sorted(folder.iterdir()) if is_git_lfs_pointer(path)]:
         return [f"{setting}: {folder / pointers[0]} is {_POINTER} ({len(pointers)} in all): run `git lfs pull` there"]
     return tokenizer_faults(folder, setting) + [f"{setting}: {fault}" for fault in weights_faults(folder, pickles)]
 
@@ -57,7 +57,7 @@ def folder_faults(folder: Path, setting: str, pickles: bool = False) -> list[str
 _POINTER = "a git-lfs pointer, not the file itself"
 
 
-def is_pointer(path: Path) -> bool:
+def is_git_lfs_pointer(path: Path) -> bool:
     """Whether a file holds only where git-lfs keeps its content."""
     if not path.is_file() or path.stat().st_size > 1024:
         return False
@@ -83,7 +83,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
 
 
-def weights_file(folder: Path, setting: str) -> Path:
+def find_weights_file(folder: Path, setting: str) -> Path:
     """The one file of a model's weights; UserError where a folder has neither safetensors nor a pickle."""
     found = [folder / name for name in (_SINGLE, _PICKLE) if (folder / name).is_file()]
     if not found:
@@ -119,7 +119,7 @@ def weights_faults(folder: Path, pickles: bool = False) -> list[str]:
     return [f"{folder} has no {_SINGLE}{unread}: download it, or convert the weights"]
 
 
-def read_shapes(files: Sequence[Path]) -> dict[str, Any]:
+def read_weight_shapes(files: Sequence[Path]) -> dict[str, Any]:
     """Tensors without values (meta device), by their names in the headers of safetensors files."""
     import torch  # a command that only downloads starts at once
     from safetensors import safe_open
@@ -134,7 +134,7 @@ def read_shapes(files: Sequence[Path]) -> dict[str, Any]:
 
 def safetensors_faults(path: Path) -> list[str]:
     """Whether a safetensors file is as long as its header says."""
-    if is_pointer(path):
+    if is_git_lfs_pointer(path):
         return [f"{path} is {_POINTER}: run `git lfs pull` there"]
     try:
         with path.open("rb") as file:
@@ -165,7 +165,7 @@ def pickle_faults(path: Path) -> list[str]:
     return [] if complete else [f"{path} is no file of torch weights, or only the beginning of one: download it again"]
 
 
-def reason(error: BaseException, most: int = 300) -> str:
+def error_in_one_line(error: BaseException, most: int = 300) -> str:
     """What an error says, in one line, with its class's name."""
     text = " ".join(str(error).split())
     return (
@@ -173,7 +173,7 @@ def reason(error: BaseException, most: int = 300) -> str:
     )
 
 
-def hub_fault(repository: str) -> str:
+def find_hub_fault(repository: str) -> str:
     """Why a model cannot be had from the Hugging Face hub, empty where it can. Asks once; offline not at all."""
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE forbids to download it"

@@ -13,13 +13,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from amrg.artifacts import MANIFEST, Artifact, Recipe, build, file_hash, find, open_artifact
-from amrg.config import Config, Stage1Config, Stage2Config, to_dict
+from amrg.artifacts import MANIFEST, Artifact, Recipe, build_artifact, find_artifact, open_artifact, sha256_of_file
+from amrg.config import Config, Stage1Config, Stage2Config, config_to_dict
 from amrg.data.text import cleaning, labeler, sections, sites, statements
 from amrg.errors import TrainingFailure, UserError, collect_errors
 from amrg.launcher import check_launcher
-from amrg.preflight import Run, examine, this_machine
-from amrg.progress import echo
+from amrg.preflight import Run, describe_machine, examine_steps
+from amrg.progress import print_on_rank_0
 from amrg.training import deepspeed_config, deepspeed_json
 
 #: Writes a step's outputs: configuration, folders of the inputs by their kind, the folder to write into.
@@ -68,12 +68,12 @@ class Step:
         return (*self.inputs, "graph") if self.reads_graph(config) else self.inputs
 
 
-def root(config: Config) -> Path:
+def artifact_root(config: Config) -> Path:
     """The folder of all artefacts of a configuration."""
     return Path(config.runs) / config.name
 
 
-def recipe(verb: str, config: Config) -> Recipe:
+def step_recipe(verb: str, config: Config) -> Recipe:
     """What the verb would make; opens its inputs (UserError names the command that makes a missing one)."""
     step = ALL_STEPS[verb]
     inputs = {kind: _existing(kind, config) for kind in step.input_kinds(config)}
@@ -84,13 +84,13 @@ def recipe(verb: str, config: Config) -> Recipe:
     return Recipe(step.kind, step.version, identifying, inputs, config.seed, settings)
 
 
-def graph_recipe(config: Config, data: Artifact) -> Recipe:
+def graph_step_recipe(config: Config, data: Artifact) -> Recipe:
     """What the step of the graph would make of a data artefact."""
     step = ALL_STEPS[GRAPH]
     return Recipe(step.kind, step.version, step.settings(config), {"data": data}, config.seed)
 
 
-def run_step(verb: str, config: Config, make: StepFunction | None = None, strict: bool = False) -> Artifact:
+def run_pipeline_step(verb: str, config: Config, make: StepFunction | None = None, strict: bool = False) -> Artifact:
     """Make the verb's artefact, or say that it is there already. Every rank of a distributed run calls this.
 
     Args:
@@ -116,26 +116,28 @@ def refuse_failures(verb: str, artifact: Artifact) -> None:
         from amrg.evaluation.evaluate import too_few_studies
 
         if note := too_few_studies(artifact.path):
-            echo(f"{verb}: {note}")
+            print_on_rank_0(f"{verb}: {note}")
 
 
 def _make(verb: str, config: Config, make: StepFunction | None) -> Artifact:
     """Make the verb's artefact, or return the one that is there."""
-    plan = recipe(verb, config)
-    made = find(root(config), plan)
+    plan = step_recipe(verb, config)
+    made = find_artifact(artifact_root(config), plan)
     if made:
-        echo(f"{verb}: already made, nothing to do: {made.path}")
+        print_on_rank_0(f"{verb}: already made, nothing to do: {made.path}")
         if verb == "prepare" and (changed := _changed_table(config, made.path)):
-            echo(f"WARNING: {changed}")
+            print_on_rank_0(f"WARNING: {changed}")
         return made
     lead = os.environ.get("RANK", "0") == "0"
     step = ALL_STEPS[verb]
     if not (lead or step.distributed):
-        while not plan.path(root(config)).is_dir():  # the launcher ends this rank, too, should the first one fail
+        while not plan.path(
+            artifact_root(config)
+        ).is_dir():  # the launcher ends this rank, too, should the first one fail
             time.sleep(1.0)
         return _existing(plan.kind, config)
-    echo(f"{verb}: making {plan.path(root(config))}")
-    with build(root(config), plan, is_lead_rank=lead) as folder:
+    print_on_rank_0(f"{verb}: making {plan.path(artifact_root(config))}")
+    with build_artifact(artifact_root(config), plan, is_lead_rank=lead) as folder:
         (make or step.run)(config, {kind: artifact.path for kind, artifact in plan.inputs.items()}, folder)
         if step.distributed:
             _barrier()  # no rank still reads what sealing removes
@@ -151,13 +153,13 @@ def _barrier() -> None:
         distributed.barrier()
 
 
-def chain(config: Config, last: str = "evaluate") -> list[str]:
+def verbs_up_to(config: Config, last: str = "evaluate") -> list[str]:
     """Return the verbs of a configuration's chain up to and including ``last``."""
     verbs = list(STEPS)[: list(STEPS).index(last) + 1]
     return [*verbs[:1], GRAPH, *verbs[1:]] if config.graph.used and len(verbs) > 1 else verbs
 
 
-def run_all(config: Config, last: str = "evaluate", strict: bool = False) -> Artifact:
+def run_pipeline(config: Config, last: str = "evaluate", strict: bool = False) -> Artifact:
     """Run the whole pipeline; finished steps are reused.
 
     Every rank of a distributed run calls this.
@@ -165,14 +167,14 @@ def run_all(config: Config, last: str = "evaluate", strict: bool = False) -> Art
     Args:
         config: of the run.
         last: the step to end with.
-        strict: as for ``run_step``.
+        strict: as for ``run_pipeline_step``.
     """
-    verbs = chain(config, last)
-    check(verbs, config)
-    return [run_step(verb, config, strict=strict) for verb in verbs][-1]
+    verbs = verbs_up_to(config, last)
+    check_before_start(verbs, config)
+    return [run_pipeline_step(verb, config, strict=strict) for verb in verbs][-1]
 
 
-def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> None:
+def check_before_start(verbs: Sequence[str], config: Config, workers: int | None = None) -> None:
     """Tell, before anything is made, all that the steps would lack; those whose artefact is there lack nothing.
 
     The first rank of a distributed run does it for all.
@@ -194,43 +196,47 @@ def check(verbs: Sequence[str], config: Config, workers: int | None = None) -> N
     begun = 0
     for verb in verbs:
         try:
-            plan = recipe(verb, config)
+            plan = step_recipe(verb, config)
         except UserError as error:
             if not missing:  # else an earlier step makes its inputs
                 faults.append(str(error))
             missing.append(verb)
             continue
-        if find(root(config), plan) is None:
+        if find_artifact(artifact_root(config), plan) is None:
             missing.append(verb)
-            partial_files = plan.path(root(config)).with_name(plan.path(root(config)).name + ".partial").rglob("*")
+            partial_files = (
+                plan.path(artifact_root(config))
+                .with_name(plan.path(artifact_root(config)).name + ".partial")
+                .rglob("*")
+            )
             begun += sum(path.stat().st_size for path in partial_files if path.is_file())
     if missing:
         ranks = int(os.environ.get("WORLD_SIZE", "1")) if workers is None else workers
-        data = recipe("prepare", config).path(root(config))
-        machine = this_machine(Path(config.runs).absolute()) if workers is None else None
-        found, warnings = examine(missing, Run(config, data if data.is_dir() else None, ranks, machine, begun))
+        data = step_recipe("prepare", config).path(artifact_root(config))
+        machine = describe_machine(Path(config.runs).absolute()) if workers is None else None
+        found, warnings = examine_steps(missing, Run(config, data if data.is_dir() else None, ranks, machine, begun))
         faults += found
         for warning in warnings:
-            echo(warning)
+            print_on_rank_0(warning)
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
 
 
-def describe(verb: str, config: Config) -> str:
+def describe_step(verb: str, config: Config) -> str:
     """What `--dry-run` prints for one verb."""
     step = ALL_STEPS[verb]
     try:
-        plan = recipe(verb, config)
+        plan = step_recipe(verb, config)
     except UserError as error:
         return f"{verb}: would make a {step.kind} artefact, but not yet: {error}"
-    made = find(root(config), plan)
-    return f"{verb}: {'is there' if made else 'would make'}: {plan.path(root(config))}"
+    made = find_artifact(artifact_root(config), plan)
+    return f"{verb}: {'is there' if made else 'would make'}: {plan.path(artifact_root(config))}"
 
 
 def _existing(kind: str, config: Config) -> Artifact:
     verb = next(verb for verb, step in ALL_STEPS.items() if step.kind == kind)
-    plan = recipe(verb, config)
-    path = plan.path(root(config))
+    plan = step_recipe(verb, config)
+    path = plan.path(artifact_root(config))
     if kind == "stage2" and not path.is_dir():
         path = _trained_elsewhere(config) or path
     return open_artifact(path, kind)
@@ -241,8 +247,10 @@ def _changed_banks(config: Config, inputs: dict[str, Artifact]) -> Artifact:
     from amrg.inference.run import RunArtifacts, refuse_other_banks
 
     banks = open_artifact(Path(config.generate.banks or ""), "banks")
-    if banks.path.resolve().parent != root(config).resolve():
-        raise UserError(f"generate.banks {banks.path} is not in {root(config)}: `amrg bank swap` copies it there")
+    if banks.path.resolve().parent != artifact_root(config).resolve():
+        raise UserError(
+            f"generate.banks {banks.path} is not in {artifact_root(config)}: `amrg bank swap` copies it there"
+        )
     run = RunArtifacts(inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], None)
     refuse_other_banks(run, banks)
     return banks
@@ -253,10 +261,10 @@ def _trained_elsewhere(config: Config) -> Path | None:
     if config.decoder.tuning == "full":
         return None
     found = []
-    for path in root(config).glob(f"stage2-*/{MANIFEST}"):
+    for path in artifact_root(config).glob(f"stage2-*/{MANIFEST}"):
         before = open_artifact(path.parent, "stage2").manifest["config"]["decoder"]["model"]
         as_trained = replace(config, decoder=replace(config.decoder, model=before))
-        if recipe("stage2", as_trained).path(root(config)) == path.parent:
+        if step_recipe("stage2", as_trained).path(artifact_root(config)) == path.parent:
             found.append(path.parent)
     return found[0] if len(found) == 1 else None
 
@@ -267,34 +275,34 @@ def _trained_elsewhere(config: Config) -> Path | None:
 
 def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Convert studies on disk to shards."""
-    from amrg.data.shards import prepare
-    from amrg.data.sources import open_source
-    from amrg.data.sources.table import table_file
+    from amrg.data.shards import prepare_shards
+    from amrg.data.sources import open_data_source
+    from amrg.data.sources.table import find_table_file
 
-    source = open_source(config.data, config.seed)
+    source = open_data_source(config.data, config.seed)
     if config.data.source == "table":
-        (folder / _TABLE).write_text(file_hash(table_file(config.data)) + "\n")
-    prepare(source, config.data, folder, config.seed)
+        (folder / _TABLE).write_text(sha256_of_file(find_table_file(config.data)) + "\n")
+    prepare_shards(source, config.data, folder, config.seed)
 
 
 def _changed_table(config: Config, data: Path) -> str | None:
     """Return what is wrong if a table of one's own is not the one that was prepared; later steps need no table."""
-    from amrg.data.sources.table import table_file
+    from amrg.data.sources.table import find_table_file
 
     recorded = data / _TABLE
     try:
-        if not recorded.is_file() or file_hash(table_file(config.data)) == recorded.read_text().strip():
+        if not recorded.is_file() or sha256_of_file(find_table_file(config.data)) == recorded.read_text().strip():
             return None
     except UserError:  # moved away since
         return None
-    return f"{table_file(config.data).name} has changed since this was made; delete the folder to prepare it again"
+    return f"{find_table_file(config.data).name} has changed since this was made; delete the folder to prepare it again"
 
 
 def _graph(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Count what the train reports state, as a knowledge graph."""
-    from amrg.graph.build import build_graph
+    from amrg.graph.build import build_report_graph
 
-    build_graph(config.graph, inputs["data"], folder, config.seed)
+    build_report_graph(config.graph, inputs["data"], folder, config.seed)
 
 
 def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:
@@ -306,9 +314,9 @@ def _stage1(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Mine disease-aware regions and encode the train reports into memory banks."""
-    from amrg.mining.build_banks import build_banks
+    from amrg.mining.build_banks import build_memory_banks
 
-    build_banks(config, inputs["data"], inputs["stage1"], folder)
+    build_memory_banks(config, inputs["data"], inputs["stage1"], folder)
 
 
 def _stage2(config: Config, inputs: dict[str, Path], folder: Path) -> None:
@@ -320,21 +328,23 @@ def _stage2(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 def _generate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Write a report for each held-out study."""
-    from amrg.inference.generate import generate
+    from amrg.inference.generate import generate_reports_file
 
     data, stage1, banks, stage2 = (inputs[kind] for kind in ("data", "stage1", "banks", "stage2"))
-    generate(config, data, stage1, banks, stage2, folder, inputs.get("graph"))
+    generate_reports_file(config, data, stage1, banks, stage2, folder, inputs.get("graph"))
 
 
 def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Score the reports; write scores.json and a result page."""
-    from amrg.evaluation.evaluate import evaluate
+    from amrg.evaluation.evaluate import evaluate_reports
 
-    evaluate(config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], inputs["reports"], folder)
+    evaluate_reports(
+        config, inputs["data"], inputs["stage1"], inputs["banks"], inputs["stage2"], inputs["reports"], folder
+    )
 
 
 def _data_settings(config: Config) -> dict[str, Any]:
-    settings = to_dict(config.data)
+    settings = config_to_dict(config.data)
     for name in ("workers", "loader_workers"):  # decide how fast, not what
         del settings[name]
     for part in settings.get("mix", ()):
@@ -358,24 +368,24 @@ def _graph_settings(config: Config) -> dict[str, Any]:
             raise UserError(f"graph.curated {config.graph.curated} is no file: give a CSV or TSV file")
         settings |= {
             "curated": Path(config.graph.curated).name,
-            "curated_sha256": file_hash(Path(config.graph.curated)),
+            "curated_sha256": sha256_of_file(Path(config.graph.curated)),
         }
     return settings | ({"shuffled": True} if config.graph.shuffled else {})
 
 
 def _stage1_settings(config: Config) -> dict[str, Any]:
-    settings: dict[str, Any] = {"vision": to_dict(config.vision.resolved), "stage1": _with_engine(config.stage1)}
+    settings: dict[str, Any] = {"vision": config_to_dict(config.vision.resolved), "stage1": _with_engine(config.stage1)}
     settings |= _weights(config) | ({"graph_queries": True} if config.graph.queries else {})
     if config.vision.qformer_init:
-        from amrg.model_files import weights_file
+        from amrg.model_files import find_weights_file
 
-        weights = weights_file(Path(config.vision.qformer_init), "vision.qformer_init").resolve()
+        weights = find_weights_file(Path(config.vision.qformer_init), "vision.qformer_init").resolve()
         settings["qformer_init_sha256"] = _fingerprint(weights, weights.stat().st_mtime_ns)
     return settings
 
 
 def _stage1_learned(config: Config) -> dict[str, Any]:
-    anywhere = to_dict(replace(config.vision.resolved, qformer_init=None))  # its fingerprint tells what it holds
+    anywhere = config_to_dict(replace(config.vision.resolved, qformer_init=None))  # its fingerprint tells what it holds
     return {**_stage1_settings(config), "vision": anywhere, "stage1": _without_engine(config.stage1, 0)}
 
 
@@ -387,16 +397,16 @@ def _weights(config: Config) -> dict[str, Any]:
 @cache  # some hundred megabytes, asked for by every later step
 def _fingerprint(path: Path, changed: int) -> str:
     """SHA-256 of a file that was last changed at the given time."""
-    return file_hash(path)
+    return sha256_of_file(path)
 
 
 def _banks_settings(config: Config) -> dict[str, Any]:
     # The labeler files sentences under what they state.
-    return {**to_dict(config.banks), "labeler": labeler.VERSION, "statements": statements.VERSION}
+    return {**config_to_dict(config.banks), "labeler": labeler.VERSION, "statements": statements.VERSION}
 
 
 def _stage2_settings(config: Config) -> dict[str, Any]:
-    settings: dict[str, Any] = {"memory": to_dict(config.memory), "decoder": to_dict(config.decoder)}
+    settings: dict[str, Any] = {"memory": config_to_dict(config.memory), "decoder": config_to_dict(config.decoder)}
     if config.decoder.chat_template == "none":  # the prompt alone, as before there were the settings
         del settings["decoder"]["chat_template"], settings["decoder"]["system_prompt"]
     if config.decoder.predict_outline:
@@ -409,11 +419,11 @@ def _stage2_learned(config: Config) -> dict[str, Any]:
 
 
 def _evaluate_settings(config: Config) -> dict[str, Any]:
-    return {**to_dict(config.evaluate), "labeler": labeler.VERSION, "statements": statements.VERSION}
+    return {**config_to_dict(config.evaluate), "labeler": labeler.VERSION, "statements": statements.VERSION}
 
 
 def _generate_settings(config: Config) -> dict[str, Any]:
-    settings = to_dict(config.generate)
+    settings = config_to_dict(config.generate)
     for name in ("ds_config", "compile"):  # decide how weights are held and what runs, not what is written
         del settings[name]
     settings.pop("banks", None)  # an input tells them
@@ -436,7 +446,7 @@ def _generate_settings(config: Config) -> dict[str, Any]:
 
 def _with_engine(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
     """A stage's settings with the content of its DeepSpeed JSON, not the name."""
-    return {**to_dict(stage), "ds_config": deepspeed_json.load_ds_config(stage.ds_config)}
+    return {**config_to_dict(stage), "ds_config": deepspeed_json.load_ds_config(stage.ds_config)}
 
 
 def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, Any]:
@@ -447,9 +457,9 @@ def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, 
     """
     defaults = {name: getattr(type(stage), name) for name in _ENGINE if hasattr(stage, name)}
     return {
-        **to_dict(stage),
+        **config_to_dict(stage),
         **defaults,
-        "ds_config": deepspeed_config.learned(deepspeed_json.load_ds_config(stage.ds_config), zero),
+        "ds_config": deepspeed_config.keys_that_change_training(deepspeed_json.load_ds_config(stage.ds_config), zero),
     }
 
 

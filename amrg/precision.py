@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from amrg.distributed import device
+from amrg.distributed import local_device
 
 
 def autocast(dtype: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast to bfloat16 or float16, or nothing for float32."""
     half = torch.float16 if dtype == "float16" else torch.bfloat16
-    return torch.autocast(device().type, dtype=half, enabled=dtype != "float32")
+    return torch.autocast(local_device().type, dtype=half, enabled=dtype != "float32")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from amrg.config import Config, Stage1Config, Stage2Config
-from amrg.data.sources import source_faults, source_size
+from amrg.data.sources import configured_source_size, source_faults
 from amrg.errors import UserError, collect_errors
 
 #: Bytes of a stored film for each pixel of a square of its short side, as JPEG; the demo's films take 0.33.
@@ -66,7 +66,7 @@ class Run:
     begun: int = 0
 
 
-def this_machine(folder: Path) -> Machine:
+def describe_machine(folder: Path) -> Machine:
     """The machine that this process runs on; the disk of a folder, which need not be there yet."""
     import torch
 
@@ -79,7 +79,7 @@ def this_machine(folder: Path) -> Machine:
     return Machine(shutil.disk_usage(_existing(folder)).free, memory, gpu, local)
 
 
-def examine(verbs: Sequence[str], run: Run) -> tuple[list[str], list[str]]:
+def examine_steps(verbs: Sequence[str], run: Run) -> tuple[list[str], list[str]]:
     """Faults, and what is worth a warning, of the steps that are still to be made, each in a line."""
     faults = _folder_faults(Path(run.config.runs).absolute())
     for verb in verbs:
@@ -109,17 +109,17 @@ def _prepare(run: Run) -> list[str]:
 
 
 def _stage1(run: Run) -> list[str]:
-    from amrg.models.qformer import init_faults
-    from amrg.models.vision import size_faults, weights_faults
+    from amrg.models.qformer import qformer_init_faults
+    from amrg.models.vision import encoder_size_faults, weights_faults
     from amrg.planning.meta_models import stage1_skeleton
 
     config = run.config
     try:
         encoder: Any = stage1_skeleton(config).model.encoder
-        faults = size_faults(encoder) + weights_faults(config.vision)
+        faults = encoder_size_faults(encoder) + weights_faults(config.vision)
     except UserError as error:
         faults = [str(error)]
-    return faults + init_faults(config.vision) + _training(run, "stage1", config.stage1)
+    return faults + qformer_init_faults(config.vision) + _training(run, "stage1", config.stage1)
 
 
 def _training(run: Run, section: str, config: Stage1Config | Stage2Config) -> list[str]:
@@ -140,9 +140,9 @@ def _training(run: Run, section: str, config: Stage1Config | Stage2Config) -> li
 def _train_samples(run: Run, with_wordless: bool) -> int | None:
     """Of the train split, at most; None where that is not known."""
     if run.data is not None:
-        from amrg.data.stream import num_studies
+        from amrg.data.stream import num_split_studies
 
-        return num_studies(run.data, "train", with_wordless)
+        return num_split_studies(run.data, "train", with_wordless)
     config = run.config.data
     if config.train_studies is None or config.mix:  # a limit is of each data set
         return None
@@ -175,28 +175,30 @@ def _stage2(run: Run) -> list[str]:
 def _split(run: Run) -> list[str]:
     """Whether ranks can share the decoder where the DeepSpeed JSON says that they do."""
     from amrg.planning.meta_models import stage2_skeleton
-    from amrg.training.deepspeed_json import tensor_size
+    from amrg.training.deepspeed_json import tensor_parallel_size
 
-    if tensor_size(run.config.stage2.ds_config) == 1:
+    if tensor_parallel_size(run.config.stage2.ds_config) == 1:
         return []
     return collect_errors(lambda: stage2_skeleton(run.config))
 
 
 def _context(run: Run) -> list[str]:
     """Whether the data, where they are made, have what the decoder is to read beside the films."""
-    from amrg.data.stream import load_studies
+    from amrg.data.stream import load_split_studies
     from amrg.models.context import refuse_lacking_context
     from amrg.models.prior import refuse_lacking_priors
-    from amrg.training.stage2 import read_priors
+    from amrg.training.stage2 import read_split_priors
 
     settings, data = run.config.decoder, run.data
     if data is None:
         return []
     faults = []
     if settings.context:
-        faults += collect_errors(lambda: refuse_lacking_context(settings.context, load_studies(data, "train")))
+        faults += collect_errors(lambda: refuse_lacking_context(settings.context, load_split_studies(data, "train")))
     if settings.prior:
-        faults += collect_errors(lambda: refuse_lacking_priors(read_priors(settings, data, "train"), settings.prior))
+        faults += collect_errors(
+            lambda: refuse_lacking_priors(read_split_priors(settings, data, "train"), settings.prior)
+        )
     return faults
 
 
@@ -260,10 +262,10 @@ def _evaluate_warnings(config: Config) -> list[str]:
 
 
 def _graph(run: Run) -> list[str]:
-    from amrg.graph.curated import read_curated
+    from amrg.graph.curated import read_curated_edges
 
     file = run.config.graph.curated
-    return collect_errors(lambda: read_curated(Path(file))) if file else []
+    return collect_errors(lambda: read_curated_edges(Path(file))) if file else []
 
 
 _CHECKS: dict[str, Callable[[Run], list[str]]] = {
@@ -321,11 +323,11 @@ def _needs(verbs: Sequence[str], run: Run, machine: Machine) -> Iterator[tuple[s
 def _size(run: Run) -> tuple[int, int]:
     """Studies and films, at most; none where that is not known."""
     if run.data is None:
-        return source_size(run.config.data) or (0, 0)
-    from amrg.data.stream import num_views
+        return configured_source_size(run.config.data) or (0, 0)
+    from amrg.data.stream import num_films_by_study
     from amrg.data.studies import SPLITS
 
-    films = [count for split in SPLITS for count in num_views(run.data, split, with_wordless=True)]
+    films = [count for split in SPLITS for count in num_films_by_study(run.data, split, with_wordless=True)]
     return len(films), sum(films)
 
 
@@ -334,21 +336,21 @@ def _shards(run: Run, machine: Machine) -> Need:
 
 
 def _classifier(run: Run, machine: Machine) -> Need:
-    from amrg.planning.meta_models import dummy_images, stage1_skeleton
+    from amrg.planning.meta_models import dummy_image_batch, stage1_skeleton
 
     model: Any = stage1_skeleton(run.config).model
     need = _trained(run, machine, model, "stage1", run.config.stage1)
     if not model.encoder.frozen_stem:
         return need
-    features = math.prod(model.encoder.stem(dummy_images(model, 1).to("meta")).shape)
+    features = math.prod(model.encoder.stem(dummy_image_batch(model, 1).to("meta")).shape)
     cache = _FEATURE * features * _size(run)[1] * run.config.stage1.augmented_copies
     return replace(need, passing=need.passing + cache)
 
 
 def _rows(run: Run, machine: Machine) -> Need:
-    from amrg.planning.meta_models import bank_rows
+    from amrg.planning.meta_models import bank_shapes
 
-    size = sum(bank.rows * bank.dim * bank.element for bank in bank_rows(run.config))
+    size = sum(bank.rows * bank.dim * bank.element for bank in bank_shapes(run.config))
     return Need(kept=size, passing=size)  # made in parts, then joined
 
 
@@ -367,14 +369,14 @@ def _trained(
     run: Run, machine: Machine, model: Any, section: str, config: Stage1Config | Stage2Config, base: Any = "float32"
 ) -> Need:
     """Weights and checkpoints of a stage, as ``amrg plan`` counts them."""
-    from amrg.planning.zero_memory import CHECKPOINT, ZeroSettings, count_parameters, zero_memory
-    from amrg.training.deepspeed_config import OptimizerSettings, resolve
-    from amrg.training.deepspeed_json import load_ds_config, tensor_size
+    from amrg.planning.zero_memory import CHECKPOINT, ZeroSettings, count_parameters, zero_memory_per_rank
+    from amrg.training.deepspeed_config import OptimizerSettings, resolve_ds_config
+    from amrg.training.deepspeed_json import load_ds_config, tensor_parallel_size
 
     weights = count_parameters(model, base)
-    settings = resolve(load_ds_config(config.ds_config), OptimizerSettings.of(section, config), run.ranks, 1)
+    settings = resolve_ds_config(load_ds_config(config.ds_config), OptimizerSettings.of(section, config), run.ranks, 1)
     zero = ZeroSettings.read(settings)
-    parts = zero_memory(weights, zero, run.ranks // tensor_size(config.ds_config))
+    parts = zero_memory_per_rank(weights, zero, run.ranks // tensor_parallel_size(config.ds_config))
     del parts["buffers"]  # they may stay empty
     step = sum(part.device for part in parts.values())
     saving = parts["weights"].device + parts["optimiser"].device

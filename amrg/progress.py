@@ -22,13 +22,13 @@ def _silent() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
-def echo(message: str) -> None:
+def print_on_rank_0(message: str) -> None:
     """Print one line to the user (rank 0 only)."""
     if not _silent():
         console.print(message, markup=False, soft_wrap=True)
 
 
-def track(iterable: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
+def track_progress(iterable: Iterable[T], description: str, total: int | None = None, done: int = 0) -> Iterator[T]:
     """Yield from ``iterable`` and show how far it is.
 
     Args:
@@ -74,6 +74,6 @@ def _lines(iterable: Iterable[T], description: str, total: int | None, done: int
             rate = (count - done) / (now - start)
             speed = f"{rate:.1f}/s" if rate >= 0.1 else f"{1 / rate:.0f} s/step"
             left = f", {(total - count) / rate:.0f} s left" if total is not None else ""
-            echo(f"{description}: {count}{f'/{total}' if total is not None else ''}, {speed}{left}")
+            print_on_rank_0(f"{description}: {count}{f'/{total}' if total is not None else ''}, {speed}{left}")
     if count > done or total == 0:
-        echo(f"{description}: {count} done in {time.monotonic() - start:.0f} s")
+        print_on_rank_0(f"{description}: {count} done in {time.monotonic() - start:.0f} s")

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
-from amrg.model_files import quiet
-from amrg.models.decoder import build_decoder, decoder_faults, load_decoder, rehearse, save_decoder
+from amrg.model_files import silence_transformers
+from amrg.models.decoder import build_decoder, decoder_faults, load_saved_decoder, save_decoder, smoke_test_decoder
 
 #: Sizes of a tiny decoder by the names that most configurations use.
 SIZES: dict[str, Any] = {
@@ -237,7 +237,7 @@ def make_folder(family: str, folder: Path, **changes: Any) -> None:
         model = transformers.AutoModelForCausalLM.from_config(
             getattr(transformers, kind)(**{**settings, **ids, **changes})
         )
-    with quiet():
+    with silence_transformers():
         model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
 
@@ -288,7 +288,7 @@ def try_family(source: Path, config: DecoderConfig, scratch: Path, tokens: int =
         return Outcome(refused=" ".join(faults))
     try:
         model, tokenizer = build_decoder(config, [], 0)
-        rehearse(model, tokenizer, "float32")
+        smoke_test_decoder(model, tokenizer, "float32")
     except UserError as error:
         return Outcome(refused=str(error))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -300,7 +300,7 @@ def try_family(source: Path, config: DecoderConfig, scratch: Path, tokens: int =
                 parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     reached = all(parameter.grad is not None for parameter in trained)
     save_decoder(model, tokenizer, scratch)
-    loaded, _ = load_decoder(config, scratch)
+    loaded, _ = load_saved_decoder(config, scratch)
     prefix = model.get_input_embeddings()(torch.arange(30, 50)[None]).detach()
     with torch.no_grad():
         before, after = (one.eval()(inputs_embeds=prefix, use_cache=False).logits for one in (model, loaded))

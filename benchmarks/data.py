@@ -20,10 +20,10 @@ from PIL import Image
 from transformers import ViTImageProcessor, ViTImageProcessorPil
 
 from amrg.config import DataConfig
-from amrg.data.image_io import load_film
-from amrg.data.image_ops import decode_film, downscale, encode_film
+from amrg.data.image_io import load_film_file
+from amrg.data.image_ops import decode_film_jpeg, downscale_short_side, encode_film_jpeg
 from amrg.data.labels import LABELS
-from amrg.data.shards import prepare
+from amrg.data.shards import prepare_shards
 from amrg.data.stream import Stream
 from amrg.data.studies import SPLITS, Study, StudyImages
 
@@ -100,7 +100,7 @@ def preparing(folder: Path, count: int) -> None:
 
     def with_amrg() -> int:
         for path in paths:
-            encode_film(downscale(load_film(path, STORED), STORED))
+            encode_film_jpeg(downscale_short_side(load_film_file(path, STORED), STORED))
         return count
 
     hand = pil_baseline([path.read_bytes() for path in paths], STORED)
@@ -109,9 +109,9 @@ def preparing(folder: Path, count: int) -> None:
 
 def streaming(folder: Path, count: int) -> None:
     """Stored films to batches of samples."""
-    prepare(SyntheticSource(count), DataConfig(image_size=STORED, shard_size=64, workers=1), folder, 0)
+    prepare_shards(SyntheticSource(count), DataConfig(image_size=STORED, shard_size=64, workers=1), folder, 0)
     stream = Stream(folder, "train", 8, 0)
-    films = [encode_film(view) for batch in stream.epoch(0) for sample in batch for view in sample.views]
+    films = [encode_film_jpeg(view) for batch in stream.epoch(0) for sample in batch for view in sample.views]
 
     def bare(decode: Callable[[bytes], Any]) -> int:
         for data in films:
@@ -123,7 +123,7 @@ def streaming(folder: Path, count: int) -> None:
 
     our_rate = rate(with_amrg)
     print_speedups(f"streaming {STORED}-pixel films", our_rate, pil_baseline(films, 224))
-    for name, decode in (("PIL", lambda data: Image.open(io.BytesIO(data)).load()), ("our decoder", decode_film)):
+    for name, decode in (("PIL", lambda data: Image.open(io.BytesIO(data)).load()), ("our decoder", decode_film_jpeg)):
         alone = rate(partial(bare, decode))
         print(f"  decoding alone, {name} {alone:.1f}/s: ours reaches {our_rate / alone:.2f} of it")
 

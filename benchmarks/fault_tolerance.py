@@ -23,14 +23,14 @@ from time import monotonic
 
 import psutil
 
-from amrg.cli_config import parse
-from amrg.cluster.pipeline import ray_session
+from amrg.cli_config import parse_config_arguments
+from amrg.cluster.pipeline import open_ray_session
 from amrg.cluster.readers import start_readers
 from amrg.cluster.workers import train_with_ray
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.pipeline import recipe, root
-from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, simulate
+from amrg.pipeline import artifact_root, step_recipe
+from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, simulate_training
 from amrg.training.loop import CHECKPOINTS
 from amrg.training.telemetry import STEPS
 
@@ -88,7 +88,7 @@ class Trace:
 
 
 def calibrated(config: Config, undisturbed: Trace, disturbed: Trace) -> SimulatedCluster:
-    """The cluster that was seen undisturbed and with one failure, for ``simulate``."""
+    """The cluster that was seen undisturbed and with one failure, for ``simulate_training``."""
     cluster, step = config.cluster, undisturbed.seconds / len(undisturbed.steps)
     return SimulatedCluster(
         cluster.workers, config.stage2.batch_size // cluster.workers, compute=step, read=0.0,
@@ -99,7 +99,7 @@ def calibrated(config: Config, undisturbed: Trace, disturbed: Trace) -> Simulate
 
 def on_average(cluster: SimulatedCluster, steps: int, between: float) -> tuple[float, float, float]:
     """Failures, seconds and steps done again of a training whose workers fail ``between`` seconds apart on average."""
-    found = [simulate(cluster, steps, _instants(cluster.workers, between, seed)) for seed in range(_DRAWS)]
+    found = [simulate_training(cluster, steps, _instants(cluster.workers, between, seed)) for seed in range(_DRAWS)]
     return mean(one.failures for one in found), mean(one.seconds for one in found), mean(map(_again, found))
 
 
@@ -201,8 +201,10 @@ def train_with_failures(config: Config, steps: int, failures: Iterable[float] = 
         failures: rising instants, in seconds from the beginning of the first step.
         seed: of the choice which worker is killed.
     """
-    with _linked_run(config) as linked, ray_session(linked, local=True):
-        watch = _Watch(Path(f"{recipe('stage2', linked).path(root(linked))}.partial"), failures, steps, seed)
+    with _linked_run(config) as linked, open_ray_session(linked, local=True):
+        watch = _Watch(
+            Path(f"{step_recipe('stage2', linked).path(artifact_root(linked))}.partial"), failures, steps, seed
+        )
         watch.start()
         try:
             train_with_ray("stage2", linked, linked.stage2.batch_size, start_readers(linked.cluster))
@@ -215,12 +217,12 @@ def train_with_failures(config: Config, steps: int, failures: Iterable[float] = 
 @contextmanager
 def _linked_run(config: Config) -> Iterator[Config]:
     """The same run in a folder that is removed, with the artefacts that were made before it."""
-    made = recipe("stage2", config).inputs.values()
+    made = step_recipe("stage2", config).inputs.values()
     with tempfile.TemporaryDirectory() as folder:
         linked = replace(config, runs=folder)
-        root(linked).mkdir()
+        artifact_root(linked).mkdir()
         for artefact in made:
-            (root(linked) / artefact.path.name).symlink_to(artefact.path.absolute())
+            (artifact_root(linked) / artefact.path.name).symlink_to(artefact.path.absolute())
         yield linked
 
 
@@ -235,7 +237,10 @@ def compare(config: Config, steps: int, between: float, seeds: Iterable[int]) ->
     cluster = calibrated(config, calm, hit)
     for seed in seeds:
         trace = train_with_failures(config, steps, _instants(cluster.workers, between, seed), seed)
-        print(_row(f"{between:.0f} s apart, seed {seed}", trace, simulate(cluster, steps, trace.failures)), flush=True)
+        print(
+            _row(f"{between:.0f} s apart, seed {seed}", trace, simulate_training(cluster, steps, trace.failures)),
+            flush=True,
+        )
     killed, seconds, again = on_average(cluster, steps, between)
     print(f"| the same, on average | {killed:.1f} | | {seconds:.1f} | | {again:.1f} | |")
     print(
@@ -264,7 +269,7 @@ def main() -> None:
     try:
         if options.mean <= 0 or options.steps <= 0:
             raise UserError(f"--mean {options.mean} --steps {options.steps}: more than 0 is needed")
-        config = parse(rest, "python -m benchmarks.fault_tolerance [CONFIG]")
+        config = parse_config_arguments(rest, "python -m benchmarks.fault_tolerance [CONFIG]")
         config = replace(config, cluster=replace(config.cluster, max_failures=_PATIENCE))
         compare(config, options.steps, options.mean, options.seeds)
     except UserError as error:

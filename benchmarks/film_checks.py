@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from amrg.data.film_checks import NotAFilm, check_film, check_pixels, measure_structure
-from amrg.data.image_io import read_film
-from amrg.data.own_studies import find_studies
-from amrg.progress import echo, track
+from amrg.data.film_checks import NotAFilm, check_chest_film, check_film_pixels, measure_structure
+from amrg.data.image_io import decode_film_bytes
+from amrg.data.own_studies import find_own_studies
+from amrg.progress import print_on_rank_0, track_progress
 
 
 def variants(film: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -43,18 +43,18 @@ def main() -> None:
     """Print the table, and the films that are refused."""
     parser = argparse.ArgumentParser(prog="benchmarks.film_checks", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="+")
-    studies, _ = find_studies(parser.parse_args().folder, one_study=True)
+    studies, _ = find_own_studies(parser.parse_args().folder, one_study=True)
     paths = [path for study in studies for path in study.films]
     found: dict[str, list[dict[str, float]]] = {}
-    for path in track(paths, "measuring films"):
+    for path in track_progress(paths, "measuring films"):
         data = path.read_bytes()
-        film = read_film(data, 224)
+        film = decode_film_bytes(data, 224)
         for name, changed in variants(film):
             found.setdefault(name, []).append(asdict(measure_structure(changed)))
             try:
-                check_pixels(changed) if changed is not film else check_film(data, film)
+                check_film_pixels(changed) if changed is not film else check_chest_film(data, film)
             except NotAFilm as error:
-                echo(f"{path}, {name}, is refused: {error}")
+                print_on_rank_0(f"{path}, {name}, is refused: {error}")
     print(f"{len(paths)} films", *next(iter(found.values()))[0], sep=" | ")
     for name, rows in found.items():
         ranges = (f"{min(r[k] for r in rows):.3g} – {max(r[k] for r in rows):.3g}" for k in rows[0])

@@ -20,8 +20,8 @@ from amrg.cluster.metrics import WorkerMetrics
 from amrg.cluster.ray_internals import init_on_loopback
 from amrg.cluster.readers import PrefetchingFetch, start_readers
 from amrg.config import ClusterConfig, DataConfig, Stage1Config
-from amrg.data.shards import prepare
-from amrg.data.stream import Sample, Stream, use_fetcher
+from amrg.data.shards import prepare_shards
+from amrg.data.stream import Sample, Stream, use_shard_fetcher
 from amrg.training.collate import Stage1Collator
 from benchmarks.data import STORED, SyntheticSource
 
@@ -46,7 +46,7 @@ def rate(data: Path, readers: int, batch: int, steps: int, wait: float) -> float
     actors = start_readers(ClusterConfig(readers=readers))
     ray.get([actor.ping.remote() for actor in actors])
     ahead = PrefetchingFetch(actors, settings, 0, 1, WorkerMetrics("benchmark", 0))
-    with use_fetcher(ahead):
+    with use_shard_fetcher(ahead):
         batches = Stream(data, "train", batch, seed=0, collate=Packer(wait)).epoch(0)
         next(batches)
         began = time.monotonic()
@@ -69,7 +69,7 @@ def main() -> None:
     init_on_loopback(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     steps = arguments.studies // arguments.batch - 1
     with tempfile.TemporaryDirectory() as folder:
-        prepare(SyntheticSource(arguments.studies), DataConfig(image_size=STORED, workers=2), Path(folder), 0)
+        prepare_shards(SyntheticSource(arguments.studies), DataConfig(image_size=STORED, workers=2), Path(folder), 0)
         rates: dict[int, list[float]] = {readers: [] for readers in arguments.readers}
         for number in range(arguments.rounds):  # every round measures all, in turn from either end: load hits all alike
             for readers in arguments.readers[:: -1 if number % 2 else 1]:

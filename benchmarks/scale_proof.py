@@ -32,18 +32,18 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from amrg.artifacts import build, set_warning
+from amrg.artifacts import add_artifact_warning, build_artifact
 from amrg.banks.bank import DTYPES, REPORTS, VISUAL
-from amrg.config import Config, from_dict
-from amrg.data.stream import load_studies
+from amrg.config import Config, config_from_dict
+from amrg.data.stream import load_split_studies
 from amrg.models.tokenizer import train_tokenizer
-from amrg.pipeline import recipe, root, run_step
+from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe
 from amrg.planning.architectures import PUBLISHED
 from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_bytes, format_duration
-from amrg.planning.meta_models import bank_rows
+from amrg.planning.meta_models import bank_shapes
 from amrg.planning.stage_estimate import Assumptions, Plan, estimate_stage
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 from benchmarks.sharded_bank import write as write_bank
 
 RANKS, SHARD_BYTES = 2, 2**30
@@ -118,14 +118,14 @@ def write_model(folder: Path, architecture: PretrainedConfig, reports: list[str]
 
 def write_banks(config: Config) -> None:
     """The banks artefact, random rows as many as the configuration allows."""
-    made = recipe("banks", config)
-    if made.path(root(config)).is_dir():
+    made = step_recipe("banks", config)
+    if made.path(artifact_root(config)).is_dir():
         return
-    with build(root(config), made) as folder:
-        for name, rows in zip((VISUAL, REPORTS), bank_rows(config), strict=True):
+    with build_artifact(artifact_root(config), made) as folder:
+        for name, rows in zip((VISUAL, REPORTS), bank_shapes(config), strict=True):
             about = {"method": config.banks.mining.method, "rows": "random"}
             write_bank(folder / name, rows.rows, rows.dim, DTYPES[config.banks.dtype], about)
-        set_warning(folder, "rows of the banks are random")
+        add_artifact_warning(folder, "rows of the banks are random")
 
 
 @dataclass
@@ -240,25 +240,25 @@ def main() -> None:
         "num_key_value_heads": options.hidden // 128,
     })  # fmt: skip
     content = settings(folder, options.rows, options.tokens)
-    config, configuration = from_dict(content, "the scale proof"), folder / "scale_proof.yaml"
+    config, configuration = config_from_dict(content, "the scale proof"), folder / "scale_proof.yaml"
     configuration.write_text(yaml.safe_dump(content))
     (folder / "zero3.json").write_text(json.dumps({"train_batch_size": "auto", "zero_optimization": ZERO3}))
-    data = run_step("prepare", config).path
+    data = run_pipeline_step("prepare", config).path
     seconds = {}
     if not (folder / MODEL / "config.json").exists():
-        echo(f"writing a model of {options.layers} layers")
+        print_on_rank_0(f"writing a model of {options.layers} layers")
         began = time.perf_counter()
-        write_model(folder / MODEL, architecture, [study.report for study in load_studies(data, "train")])
+        write_model(folder / MODEL, architecture, [study.report for study in load_split_studies(data, "train")])
         seconds["writing the model"] = time.perf_counter() - began
     subprocess.run([sys.executable, "-m", "amrg.cli", "stage1", str(configuration)], check=True)
     began = time.perf_counter()
     write_banks(config)
     seconds["writing the bank"] = time.perf_counter() - began
     predicted = estimate_stage(config, "stage2", Assumptions(RANKS, DEVICES["h100"], 1.0, reserve=0.0, data=data))
-    for left in (*root(config).glob("stage2-*"), *root(config).glob("reports-*")):
+    for left in (*artifact_root(config).glob("stage2-*"), *artifact_root(config).glob("reports-*")):
         shutil.rmtree(left)
     training, writing = (on_two_ranks(verb, configuration) for verb in ("stage2", "generate"))
-    stage2, reports = (recipe(verb, config).path(root(config)) for verb in ("stage2", "generate"))
+    stage2, reports = (step_recipe(verb, config).path(artifact_root(config)) for verb in ("stage2", "generate"))
     step = json.loads((stage2 / "logs" / "steps.jsonl").read_text().splitlines()[0])
     seconds |= {
         "stage 2: loading in parts": training.loading,

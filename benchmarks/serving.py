@@ -24,8 +24,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 from PIL import Image
 
-from amrg.data.stream import iter_samples
-from amrg.inference.run import open_run
+from amrg.data.stream import iter_split_samples
+from amrg.inference.run import find_run_artifacts
 
 REQUESTS, CONCURRENCY, FILMS = 200, 16, 40
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY)
     options, others = parser.parse_known_args()  # the rest is for `amrg serve`
-    samples = islice(iter_samples(open_run(options.run).data.path, "test"), FILMS)
+    samples = islice(iter_split_samples(find_run_artifacts(options.run).data.path, "test"), FILMS)
     studies = [form(sample.views) for sample in samples]
     command = [sys.executable, "-m", "amrg.cli", "serve", str(options.run), "--port", "0", *others]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:

@@ -17,7 +17,7 @@ from torch import distributed, multiprocessing
 from amrg.banks.bank import DTYPES, HEADER, MemoryBank
 from amrg.banks.writer import BankWriter
 from amrg.config import ShardingStrategy
-from amrg.progress import track
+from amrg.progress import track_progress
 from amrg.retrieval.layout import ShardLayout
 from amrg.retrieval.sharded_bank import ShardedBank
 
@@ -28,7 +28,7 @@ def write(folder: Path, rows: int, dim: int, dtype: torch.dtype, about: dict[str
     """A bank of random rows."""
     generator = torch.Generator().manual_seed(0)
     with BankWriter(folder, dim, dtype=dtype, encoder_info=about) as writer:
-        for start in track(range(0, rows, BLOCK), "writing rows (blocks)"):
+        for start in track_progress(range(0, rows, BLOCK), "writing rows (blocks)"):
             count = min(BLOCK, rows - start)
             origins = [
                 {"key": f"s{number}", "group": f"p{number // 8}", "split": "train", "source": "region"}

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from amrg.data.labels import POSITIVE
-from amrg.data.text.statements import statements
+from amrg.data.text.statements import find_statements
 from benchmarks.labeler import HEADINGS, openi_reports
 
 ATTRIBUTES = ("side", "zone", "severity", "device")
@@ -70,7 +70,7 @@ def cases(remainder: int) -> list[Case]:
     for number, text, headings in reports:
         if number % 2 != remainder or text in elsewhere:
             continue
-        positive = [s for s in statements(text) if s.presence == POSITIVE]
+        positive = [s for s in find_statements(text) if s.presence == POSITIVE]
         for finding, pattern in HEADINGS.items():
             expert = [h for h in headings if pattern.match(h)]
             own = [s for s in positive if s.finding == finding]

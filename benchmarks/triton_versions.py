@@ -22,7 +22,7 @@ from pathlib import Path
 
 from triton import knobs
 
-from amrg.cli import run_cli
+from amrg.cli import run_command_line
 from amrg.errors import UserError
 from amrg.kernels.hopfield.launch_configs import CARDS
 from amrg.kernels.hopfield.triton_backend import TRITON_VERSION
@@ -130,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_command_line(main)

@@ -7,19 +7,21 @@ python launchers/pipeline.py [CONFIG] [--strict] [--section.key VALUE ...]      
 
 import sys
 
-from amrg.cli import parse, run_cli
+from amrg.cli import parse_config_arguments, run_command_line
 
 
 def main() -> None:
     """The same steps, configuration and artefacts as `amrg run`."""
 
     def action() -> None:
-        from amrg.cluster.pipeline import run
+        from amrg.cluster.pipeline import run_on_ray
 
         arguments = [argument for argument in sys.argv[1:] if argument != "--strict"]
-        run(parse(arguments, "launchers/pipeline.py [CONFIG] [--strict]"), "--strict" in sys.argv[1:])
+        run_on_ray(
+            parse_config_arguments(arguments, "launchers/pipeline.py [CONFIG] [--strict]"), "--strict" in sys.argv[1:]
+        )
 
-    run_cli(action)
+    run_command_line(action)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 deepspeed launchers/stage1.py [CONFIG] [--ds_config zero3.json] [--section.key VALUE ...]
 """
 
-from amrg.cli import launch
+from amrg.cli import launch_training_stage
 
 if __name__ == "__main__":
-    launch("stage1")
+    launch_training_stage("stage1")

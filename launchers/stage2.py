@@ -3,7 +3,7 @@
 deepspeed launchers/stage2.py [CONFIG] [--ds_config zero3.json] [--section.key VALUE ...]
 """
 
-from amrg.cli import launch
+from amrg.cli import launch_training_stage
 
 if __name__ == "__main__":
-    launch("stage2")
+    launch_training_stage("stage2")

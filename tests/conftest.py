@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from amrg.artifacts import build
+from amrg.artifacts import build_artifact
 from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
-from amrg.config import CONFIGS, Config, DataConfig, load
+from amrg.config import CONFIGS, Config, DataConfig, load_config
 from amrg.data import shards, stream
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
-from amrg.data.shards import Shard, ShardExecutor, SubmitShard, prepare
-from amrg.data.stream import load_studies, num_views
+from amrg.data.shards import Shard, ShardExecutor, SubmitShard, prepare_shards
+from amrg.data.stream import load_split_studies, num_films_by_study
 from amrg.data.studies import Source, Study, StudyImages
 from amrg.mining.reports import build_report_bank
 from amrg.models.classifier import DiseaseClassifier
-from amrg.pipeline import recipe, root
+from amrg.pipeline import artifact_root, step_recipe
 from tests.made_films import chest_film
 from tests.scheduling import pytest_collection_modifyitems
 
@@ -107,17 +107,17 @@ class Artefacts:
 
 def make_artefacts(folder: Path, source: Source | None = None) -> Artefacts:
     """The three artefacts at the places where the pipeline looks for them; of noise if there is no source."""
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     config = Config(**{**vars(config), "runs": str(folder)})
     made = {}
     for verb in ("prepare", "stage1", "banks"):
-        plan = recipe(verb, config)
-        with build(root(config), plan) as partial:
+        plan = step_recipe(verb, config)
+        with build_artifact(artifact_root(config), plan) as partial:
             if verb == "prepare":
-                prepare(source or RandomSource(), DataConfig(shard_size=4, workers=1), partial, 0)
+                prepare_shards(source or RandomSource(), DataConfig(shard_size=4, workers=1), partial, 0)
             else:
                 _MAKE[verb](config, made["prepare"], partial)
-        made[verb] = plan.path(root(config))
+        made[verb] = plan.path(artifact_root(config))
     return Artefacts(config, made["prepare"], made["stage1"], made["banks"])
 
 
@@ -133,13 +133,13 @@ def _stage1(config: Config, data: Path, partial: Path) -> None:
 def _banks(config: Config, data: Path, partial: Path) -> None:
     """Random regions; the reports as the text encoder sees them."""
     generator = torch.Generator().manual_seed(0)
-    train = load_studies(data, "train")
+    train = load_split_studies(data, "train")
     region = {"source": "region", "findings": ["Edema"], "box": [3, 3, 4, 4]}  # on the last film of each study
     about = {"method": config.banks.mining.method, "scales": dict.fromkeys(LABELS, 1.0)}
     with BankWriter(partial / VISUAL, config.vision.query_dim, encoder_info=about) as writer:
         origins = [
             {"key": s.key, "group": s.group, "split": s.split} | region | {"view": films - 1}
-            for s, films in zip(train, num_views(data, "train"), strict=True)
+            for s, films in zip(train, num_films_by_study(data, "train"), strict=True)
         ]
         writer.add(torch.randn(len(train), config.vision.query_dim, generator=generator), origins)
     build_report_bank(config.banks, data, partial / REPORTS, config.seed, partial / "scratch")
@@ -157,7 +157,7 @@ def write_shards_here(source: Source, config: DataConfig, folder: Path) -> Itera
     def submit(shard: Shard) -> "Future[None]":
         done: Future[None] = Future()
         try:
-            done.set_result(shards.write_shard(shard))
+            done.set_result(shards.write_shard_files(shard))
         except Exception as error:
             done.set_exception(error)
         return done
@@ -167,7 +167,7 @@ def write_shards_here(source: Source, config: DataConfig, folder: Path) -> Itera
 
 @pytest.fixture(scope="session", autouse=True)
 def writer_processes() -> Iterator[ShardExecutor]:
-    """What ``prepare`` writes shards with outside of tests. Each process imports torch, so few tests use them."""
+    """What ``prepare_shards`` writes with outside of tests. Each process imports torch, so few tests use them."""
     processes = shards._processes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_processes", write_shards_here)

@@ -34,7 +34,7 @@ class MixedDevicesError(RuntimeError):
 
 
 class PretendedCuda:
-    """Context in which ``amrg.distributed.device`` is the pretended GPU.
+    """Context in which ``amrg.distributed.local_device`` is the pretended GPU.
 
     Attributes:
         syncs: reads from the GPU, and results whose size depends on its values, by file, line and function of this
@@ -50,8 +50,8 @@ class PretendedCuda:
         self._modes = (_Dispatch(self), _Function(self))
 
     def __enter__(self) -> "PretendedCuda":
-        self._real = distributed.device, torch.nn.Module.to, torch.autocast, torch.cuda._lazy_init
-        distributed.device = lambda: CUDA
+        self._real = distributed.local_device, torch.nn.Module.to, torch.autocast, torch.cuda._lazy_init
+        distributed.local_device = lambda: CUDA
         torch.nn.Module.to = _module_to(self, torch.nn.Module.to)
         torch.autocast = _CpuAutocast
         torch.cuda._lazy_init = lambda: None
@@ -62,7 +62,7 @@ class PretendedCuda:
     def __exit__(self, *error: object) -> None:
         for mode in reversed(self._modes):
             mode.__exit__(*error)
-        distributed.device, torch.nn.Module.to, torch.autocast, torch.cuda._lazy_init = self._real
+        distributed.local_device, torch.nn.Module.to, torch.autocast, torch.cuda._lazy_init = self._real
 
     def place(self, tensor: torch.Tensor, device: torch.device) -> None:
         """Put a tensor's storage on a device."""

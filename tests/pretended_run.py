@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from amrg import distributed, pipeline
-from amrg.cli_config import parse
+from amrg.cli_config import parse_config_arguments
 from amrg.retrieval.indexed_bank import IndexedBank
 from amrg.training import engine
 from amrg.training.deepspeed_internals import import_deepspeed
@@ -36,19 +36,19 @@ def main(runs: str) -> None:
     """Run all ways."""
     os.environ["AMRG_RETRIEVAL"] = "blockwise"  # Triton would ask the driver
     distributed.init_process_group()
-    pipeline.check = lambda *_: None  # it counts the memory of meta tensors
+    pipeline.check_before_start = lambda *_: None  # it counts the memory of meta tensors
     engine.refuse_half_without_gpu = lambda settings: None
     import_deepspeed().get_accelerator().is_fp16_supported = lambda: True  # the CPU, on which it really runs
     IndexedBank.__init__.__kwdefaults__["exact_below"] = 0
     make_folder("llama", Path(runs) / "llama")
     for name, options in {"chain": "--stage2.epochs 2", **WAYS}.items():
         given = ["--stage2.epochs", "1", *options.format(runs=runs).split()]
-        config = parse(["tiny", "--runs", runs, "--data.workers", "1", *given], "tests.pretended_run")
+        config = parse_config_arguments(["tiny", "--runs", runs, "--data.workers", "1", *given], "tests.pretended_run")
         with PretendedCuda() as pretended:
             if RESUMED in name:
                 with suppress(GracefulStop), stopping_when(lambda: True):
-                    pipeline.run_all(config, last="stage2")
-            pipeline.run_all(config, last="evaluate" if name == "chain" else "generate")
+                    pipeline.run_pipeline(config, last="stage2")
+            pipeline.run_pipeline(config, last="evaluate" if name == "chain" else "generate")
         print(f"{name}: {sum(pretended.syncs.values())} synchronizations")
         for place, count in pretended.syncs.most_common(12):
             print(f"{count:7} {place}")

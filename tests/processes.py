@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from amrg.launcher import local_ranks
+from amrg.launcher import local_rank_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -41,7 +41,7 @@ def start(
 
 def start_ranks(ranks: int, module: str, *arguments: object) -> list[ForkServerProcess]:
     """Start a module as the ranks of one job on the loopback."""
-    shared = local_ranks(ranks)
+    shared = local_rank_variables(ranks)
     return [
         start(module, *arguments, environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(ranks)

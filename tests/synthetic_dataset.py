@@ -6,7 +6,7 @@ import numpy as np
 
 from amrg.config import BanksConfig, Config, DataConfig, MiningConfig, Stage1Config, VisionConfig
 from amrg.data.labels import LABELS, NO_FINDING
-from amrg.data.shards import prepare
+from amrg.data.shards import prepare_shards
 from amrg.data.studies import Study, StudyImages
 
 SIZE = 64  # pixels: a fine grid of 4×4
@@ -56,5 +56,5 @@ def _labels(present: bool) -> dict[str, float | None]:
 
 def prepare_squares(folder: Path) -> Path:
     """Write the shards into ``folder``."""
-    prepare(Squares(), CONFIG.data, folder, seed=0)
+    prepare_shards(Squares(), CONFIG.data, folder, seed=0)
     return folder

@@ -7,7 +7,16 @@ import torch
 from safetensors.torch import save_file
 
 from amrg import artifacts
-from amrg.artifacts import Artifact, Recipe, add_failure, build, content_hash, find, open_artifact, set_warning
+from amrg.artifacts import (
+    Artifact,
+    Recipe,
+    add_artifact_failure,
+    add_artifact_warning,
+    build_artifact,
+    find_artifact,
+    folder_content_hash,
+    open_artifact,
+)
 from amrg.errors import UserError
 
 
@@ -16,7 +25,7 @@ def recipe(kind="data", inputs=None, **config):
 
 
 def make(root, plan, text="content"):
-    with build(root, plan) as folder:
+    with build_artifact(root, plan) as folder:
         (folder / "file.txt").write_text(text)
         (folder / artifacts.LOGS).mkdir(exist_ok=True)
         (folder / artifacts.LOGS / "times").write_text(str(id(object())))
@@ -43,8 +52,8 @@ def test_identity_follows_everything_that_shapes_the_content(tmp_path):
 def test_a_finished_artefact_is_found_and_describes_itself(tmp_path):
     data = make(tmp_path, recipe())
     stage1 = make(tmp_path, recipe("stage1", {"data": data}, lr=0.1))
-    assert find(tmp_path, recipe("stage1", {"data": data}, lr=0.1)) == stage1
-    assert find(tmp_path, recipe("stage1", {"data": data}, lr=0.2)) is None
+    assert find_artifact(tmp_path, recipe("stage1", {"data": data}, lr=0.1)) == stage1
+    assert find_artifact(tmp_path, recipe("stage1", {"data": data}, lr=0.2)) is None
     assert stage1.manifest["inputs"]["data"] == {"kind": "data", "path": data.path.name, "hash": data.hash}
     assert stage1.manifest["config"] == {"lr": 0.1}
     assert not (stage1.path / "checkpoints").exists()
@@ -56,14 +65,14 @@ def test_content_hash_ignores_logs_and_sees_names_and_bytes(tmp_path):
     assert make(tmp_path / "b", recipe()).hash == first.hash
     assert make(tmp_path / "c", recipe(), "contenT").hash != first.hash
     (first.path / "file.txt").rename(first.path / "renamed.txt")
-    assert content_hash(first.path) != first.hash
+    assert folder_content_hash(first.path) != first.hash
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_files_have_the_mode_of_the_umask_however_they_were_written(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        with build(tmp_path, recipe()) as folder:
+        with build_artifact(tmp_path, recipe()) as folder:
             (folder / "model").mkdir()
             save_file({"weights": torch.zeros(2)}, folder / "model/model.safetensors")
             (folder / "private").touch(0o600)
@@ -78,26 +87,30 @@ def test_interrupted_work_is_kept_and_never_looks_finished(tmp_path):
     plan = recipe()
 
     def interrupted():
-        with build(tmp_path, plan) as folder:
+        with build_artifact(tmp_path, plan) as folder:
             (folder / "half").write_text("1")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert find(tmp_path, plan) is None
-    with build(tmp_path, plan) as folder:
+    assert find_artifact(tmp_path, plan) is None
+    with build_artifact(tmp_path, plan) as folder:
         assert (folder / "half").read_text() == "1"
-    assert find(tmp_path, plan) is not None
+    assert find_artifact(tmp_path, plan) is not None
 
 
 def test_two_writers_of_one_artefact_are_refused(tmp_path):
-    with build(tmp_path, recipe()), pytest.raises(UserError, match="another process"), build(tmp_path, recipe()):
+    with (
+        build_artifact(tmp_path, recipe()),
+        pytest.raises(UserError, match="another process"),
+        build_artifact(tmp_path, recipe()),
+    ):
         pass
 
 
 def test_a_mark_is_inherited(tmp_path):
-    with build(tmp_path, recipe("banks")) as folder:
-        set_warning(folder, "bank holds test rows")
+    with build_artifact(tmp_path, recipe("banks")) as folder:
+        add_artifact_warning(folder, "bank holds test rows")
     banks = open_artifact(recipe("banks").path(tmp_path), "banks")
     stage2 = make(tmp_path, recipe("stage2", {"banks": banks}))
     scores = make(tmp_path, recipe("scores", {"stage2": stage2}))
@@ -105,14 +118,14 @@ def test_a_mark_is_inherited(tmp_path):
 
 
 def test_failures_are_told_kept_and_inherited_once(tmp_path, capfd):
-    with build(tmp_path, recipe("stage1")) as folder:
+    with build_artifact(tmp_path, recipe("stage1")) as folder:
         for failure in ("at chance", "collapsed", "at chance"):
-            add_failure(folder, failure)
+            add_artifact_failure(folder, failure)
     assert capfd.readouterr().err.splitlines()[:2] == ["WARNING: at chance", "WARNING: collapsed"]
     stage1 = open_artifact(recipe("stage1").path(tmp_path), "stage1")
     banks = make(tmp_path, recipe("banks", {"stage1": stage1}))
-    with build(tmp_path, recipe("stage2", {"stage1": stage1, "banks": banks})) as folder:
-        add_failure(folder, "one text")
+    with build_artifact(tmp_path, recipe("stage2", {"stage1": stage1, "banks": banks})) as folder:
+        add_artifact_failure(folder, "one text")
     stage2 = open_artifact(next(tmp_path.glob("stage2-*")), "stage2")
     assert stage2.failures == ["at chance", "collapsed", "one text"]
     assert make(tmp_path, recipe("data")).failures == []
@@ -140,7 +153,7 @@ def test_a_missing_or_foreign_folder_is_one_clear_line(tmp_path, content, messag
 
 def test_unwritable_root_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"), build(tmp_path / "file", recipe()):
+    with pytest.raises(UserError, match="cannot write"), build_artifact(tmp_path / "file", recipe()):
         pass
 
 

@@ -19,7 +19,7 @@ def write(tmp_path, text):
 
 def test_defaults_then_yaml_then_command_line(tmp_path):
     path = write(tmp_path, "seed: 3\nmemory: {beta: 2, heads: 8}\n")
-    read = cli.parse([path, "--memory.beta", "0.5"], "amrg")
+    read = cli.parse_config_arguments([path, "--memory.beta", "0.5"], "amrg")
     assert (read.seed, read.memory.heads, read.memory.beta, read.memory.head_dim) == (
         3,
         8,
@@ -39,23 +39,23 @@ def test_defaults_then_yaml_then_command_line(tmp_path):
 )  # fmt: skip
 def test_a_switch_takes_every_spelling(tmp_path, flags, value):
     path = write(tmp_path, f"stage2: {{train_vision: {str(not value).lower()}}}\n")
-    assert cli.parse([path, *flags.split()], "amrg").stage2.train_vision is value
+    assert cli.parse_config_arguments([path, *flags.split()], "amrg").stage2.train_vision is value
 
 
 def test_a_switch_takes_no_other_value():
     for flags in ("--stage2.train_vision=maybe", "--stage2.train_vision maybe"):
         with pytest.raises(UserError, match="maybe"):
-            cli.parse(["demo", *flags.split()], "amrg")
+            cli.parse_config_arguments(["demo", *flags.split()], "amrg")
 
 
 def test_a_configuration_survives_its_dictionary():
     changed = dataclasses.replace(Config(), vision=dataclasses.replace(Config().vision, depths=(1, 2, 3)))
-    assert config.from_dict(config.to_dict(changed), "x") == changed
+    assert config.config_from_dict(config.config_to_dict(changed), "x") == changed
 
 
 @pytest.mark.parametrize("path", sorted(config.CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_load(path):
-    loaded = config.load(path.name)
+    loaded = config.load_config(path.name)
     assert loaded.runs == "runs"
     if loaded.decoder.tuning == "lora" and loaded.data.source != "openi_drr":  # for GPUs: what their kernels read
         assert loaded.banks.dtype == loaded.decoder.base_dtype == "bfloat16"
@@ -76,7 +76,7 @@ def test_shipped_configurations_load(path):
 )
 def test_a_bad_file_is_one_line_with_the_path_of_the_key(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
-        config.load(write(tmp_path, text))
+        config.load_config(write(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
@@ -91,7 +91,7 @@ def test_a_bad_file_is_one_line_with_the_path_of_the_key(tmp_path, text, message
 )
 def test_a_bad_command_line_is_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
-        cli.parse(arguments, "amrg")
+        cli.parse_config_arguments(arguments, "amrg")
     assert "\n" not in str(caught.value)
 
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from amrg.cli import COMMANDS, STEPS
-from amrg.cli_config import parse
+from amrg.cli_config import parse_config_arguments
 from amrg.commands import plan
-from amrg.config import from_dict
+from amrg.config import config_from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "mimic-from-zero.md"
@@ -44,7 +44,7 @@ def check(command: str) -> None:
         stage, rest = Path(script).stem, [word for word in words[words.index(script) + 1 :] if word != "--"]
         if "--ds_config" in rest:
             rest[rest.index("--ds_config")] = f"--{stage}.ds_config"
-        parse(rest, script)
+        parse_config_arguments(rest, script)
         return
     start = next((number for number, word in enumerate(words) if word in ("amrg", "amrg.cli")), None)
     if start is None:
@@ -52,10 +52,10 @@ def check(command: str) -> None:
         return
     verb, *rest = words[start + 1 :]
     if verb in STEPS:
-        parse([word for word in rest if word != "--dry-run"], verb)
+        parse_config_arguments([word for word in rest if word != "--dry-run"], verb)
     elif verb == "plan":
         _, settings = plan._parser().parse_known_args(rest)
-        parse(settings, verb)
+        parse_config_arguments(settings, verb)
     else:
         with pytest.raises(Parsed):
             importlib.import_module(COMMANDS[verb]).main(rest)
@@ -103,6 +103,6 @@ def test_what_is_not_there_is_found(command: str) -> None:
 def test_the_configuration_with_another_encoder_is_understood() -> None:
     """The indented block, which changes sections of mimic_cxr."""
     (block,) = re.findall(r"^    name: mimic_rad_dino\n(?:    .*\n)+", PAGE.read_text(), re.MULTILINE)
-    vision = from_dict(yaml.safe_load(block), "page").vision
+    vision = config_from_dict(yaml.safe_load(block), "page").vision
     assert (vision.folder, vision.input_size, vision.tuning) == (Path("models/rad-dino"), None, "frozen")
     assert f"--vision.encoder {vision.folder}" in PAGE.read_text()

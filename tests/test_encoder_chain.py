@@ -7,15 +7,15 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from amrg.artifacts import build
+from amrg.artifacts import build_artifact
 from amrg.banks.bank import VISUAL, MemoryBank
-from amrg.config import Config, VisionConfig, load
-from amrg.data.shards import prepare
-from amrg.data.stream import iter_samples
+from amrg.config import Config, VisionConfig, load_config
+from amrg.data.shards import prepare_shards
+from amrg.data.stream import iter_split_samples
 from amrg.data.studies import Study
-from amrg.inference.run import load_run, open_run
+from amrg.inference.run import find_run_artifacts, load_run
 from amrg.models.classifier import DiseaseClassifier
-from amrg.pipeline import recipe, root, run_step
+from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe
 from amrg.webapp.session import InferenceSession
 from tests.encoder_folders import FOLDERS, make_folder
 from tests.synthetic_dataset import CONFIG, Squares
@@ -32,7 +32,7 @@ class FewSquares(Squares):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Of a run whose data are made; one epoch of each training, and four tokens a report."""
-    tiny = load("tiny")
+    tiny = load_config("tiny")
     config = replace(
         tiny,
         runs=str(tmp_path_factory.mktemp("runs")),
@@ -41,8 +41,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         stage2=replace(tiny.stage2, epochs=1, num_sample_reports=0),
         generate=replace(tiny.generate, num_beams=1, max_new_tokens=4),
     )
-    with build(root(config), recipe("prepare", config)) as partial:
-        prepare(FewSquares(), config.data, partial, 0)
+    with build_artifact(artifact_root(config), step_recipe("prepare", config)) as partial:
+        prepare_shards(FewSquares(), config.data, partial, 0)
     return config
 
 
@@ -69,7 +69,7 @@ def test_an_encoder_goes_through_the_chain(
         encoder=str(folder), tuning=tuning, lora_rank=2, query_dim=32, qformer_layers=1, qformer_heads=2
     )
     config = replace(config, vision=vision)
-    made: dict[str, Any] = {verb: run_step(verb, config) for verb in ("stage1", "banks", "stage2", "generate")}
+    made: dict[str, Any] = {verb: run_pipeline_step(verb, config) for verb in ("stage1", "banks", "stage2", "generate")}
     folder.rename(tmp_path / "away")  # what was made needs the folder no longer
 
     classifier = DiseaseClassifier.from_pretrained(made["stage1"].path / "model")
@@ -81,12 +81,12 @@ def test_an_encoder_goes_through_the_chain(
     assert (boxes[:, 2:] <= grid).all()
     assert (boxes[:, :2] < boxes[:, 2:]).all()
 
-    films = [list(sample.views) for sample in iter_samples(made["stage1"].path.parent / data_of(config), "test")]
+    films = [list(sample.views) for sample in iter_split_samples(made["stage1"].path.parent / data_of(config), "test")]
     texts = load_run(made["generate"].path).generate(films, force=True)
     lines = (made["generate"].path / "reports.jsonl").read_text().splitlines()
     assert len(texts) == len(lines) == 3
 
-    session = InferenceSession(open_run(made["generate"].path))
+    session = InferenceSession(find_run_artifacts(made["generate"].path))
     analysis = session.analyze(films[0], 0)
     assert session.grid == grid
     assert analysis.maps_MKHW.shape == (len(films[0]), 14, grid, grid)
@@ -96,4 +96,4 @@ def test_an_encoder_goes_through_the_chain(
 
 
 def data_of(config: Config) -> str:
-    return recipe("prepare", config).path(root(config)).name
+    return step_recipe("prepare", config).path(artifact_root(config)).name

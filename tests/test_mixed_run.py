@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amrg.config import ColumnsConfig, Config, DataConfig, MixPart, VisionConfig, load
-from amrg.data.stream import load_studies
-from amrg.evaluation.clinical import binarize, label_matrix
-from amrg.pipeline import root, run_all
+from amrg.config import ColumnsConfig, Config, DataConfig, MixPart, VisionConfig, load_config
+from amrg.data.stream import load_split_studies
+from amrg.evaluation.clinical import binarize_labels, label_matrix_of_texts
+from amrg.pipeline import artifact_root, run_pipeline
 from tests.data.dataset_fixtures import save_csv
 from tests.data.test_image_io import dicom
 from tests.data.test_layouts import VINDR, make_kaggle
@@ -80,7 +80,7 @@ class Done:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("mixed")
-    tiny = load("tiny")
+    tiny = load_config("tiny")
     config = replace(
         tiny,
         runs=str(folder / "runs"),
@@ -92,14 +92,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setenv("COLUMNS", "160")
-        scores = run_all(config)
+        scores = run_pipeline(config)
     return Done(config, scores.path, said.getvalue())
 
 
 def test_each_data_set_has_its_scores(done: Done) -> None:
-    (data,) = root(done.config).glob("data-*")
-    studies = load_studies(data, "test")
-    (lines,) = root(done.config).glob("reports-*/reports.jsonl")
+    (data,) = artifact_root(done.config).glob("data-*")
+    studies = load_split_studies(data, "test")
+    (lines,) = artifact_root(done.config).glob("reports-*/reports.jsonl")
     reports = {row["key"]: row for row in map(json.loads, lines.read_text().splitlines())}
     scores = json.loads((done.scores / "scores.json").read_text())
     assert set(scores["data_sets"]) == {"ours", "iu_kaggle", "vindr"}
@@ -108,7 +108,7 @@ def test_each_data_set_has_its_scores(done: Done) -> None:
         assert (found["studies"], found["patients"]) == (len(own), len({study.group for study in own}))
         if own:
             truth, said = (
-                binarize(label_matrix([reports[study.key][kind] for study in own]))[:, :13]
+                binarize_labels(label_matrix_of_texts([reports[study.key][kind] for study in own]))[:, :13]
                 for kind in ("reference", "generated")
             )
             hits, total = (truth & said).sum(), truth.sum() + said.sum()

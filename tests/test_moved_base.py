@@ -10,11 +10,11 @@ from PIL import Image
 
 from amrg.cli import main
 from amrg.config import Config
-from amrg.data.stream import iter_samples
+from amrg.data.stream import iter_split_samples
 from amrg.errors import UserError
-from amrg.inference.run import open_generator, open_run
+from amrg.inference.run import find_run_artifacts, open_generator
 from amrg.models.decoder import build_decoder
-from amrg.pipeline import STEPS, recipe, root, run_step
+from amrg.pipeline import STEPS, artifact_root, run_pipeline_step, step_recipe
 from amrg.training.stage2 import MODEL, build_generator
 from tests.conftest import ChestSource, make_artefacts, report
 
@@ -33,10 +33,10 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, Path,
     def untrained(config: Config, inputs: dict[str, Path], partial: Path) -> None:
         build_generator(config, inputs["data"], inputs["stage1"], inputs["banks"]).save_pretrained(partial / MODEL)
 
-    run_step("stage2", config, untrained)
+    run_pipeline_step("stage2", config, untrained)
     before = folder / "before"
     before.mkdir()
-    inputs = {kind: artifact.path for kind, artifact in recipe("generate", config).inputs.items()}
+    inputs = {kind: artifact.path for kind, artifact in step_recipe("generate", config).inputs.items()}
     STEPS["generate"].run(config, inputs, before)
     (folder / "base").rename(folder / "new")
     return config, folder / "new", folder / "other", (before / "reports.jsonl").read_text().splitlines()
@@ -48,27 +48,27 @@ def at(config: Config, base: Path) -> Config:
 
 def test_generate_finds_the_artefact_and_writes_the_same(moved: Any) -> None:
     config, new, other, before = moved
-    plan = recipe("generate", at(config, new))
-    assert plan.inputs["stage2"].path == recipe("stage2", config).path(root(config))
-    assert plan.identity == recipe("generate", config).identity
+    plan = step_recipe("generate", at(config, new))
+    assert plan.inputs["stage2"].path == step_recipe("stage2", config).path(artifact_root(config))
+    assert plan.identity == step_recipe("generate", config).identity
     for base, error in ((Path(config.decoder.model), "no such folder"), (other, "trained with another base model")):
         with pytest.raises(UserError, match=error) as caught:
-            run_step("generate", at(config, base))
+            run_pipeline_step("generate", at(config, base))
         assert "--decoder.model" in str(caught.value)
-    made = run_step("generate", at(config, new))
+    made = run_pipeline_step("generate", at(config, new))
     assert (made.path / "reports.jsonl").read_text().splitlines() == before
-    assert recipe("stage2", at(config, other)).identity != recipe("stage2", config).identity
+    assert step_recipe("stage2", at(config, other)).identity != step_recipe("stage2", config).identity
     with pytest.raises(UserError, match="no stage2 artefact"):
-        recipe("generate", replace(config, decoder=replace(config.decoder, model=str(new), lora_rank=3)))
+        step_recipe("generate", replace(config, decoder=replace(config.decoder, model=str(new), lora_rank=3)))
 
 
 def test_write_and_view_are_told_where_it_is(moved: Any, tmp_path: Path, capfd: Any) -> None:
     config, new, other, _ = moved
-    folder = root(config)
-    sample = next(iter(iter_samples(recipe("generate", config).inputs["data"].path, "test")))
+    folder = artifact_root(config)
+    sample = next(iter(iter_split_samples(step_recipe("generate", config).inputs["data"].path, "test")))
     for number, view in enumerate(sample.views):
         Image.fromarray(view).save(tmp_path / f"{number}.png")
-    arguments = ["write", str(recipe("stage2", config).path(folder)), str(tmp_path), "--json"]
+    arguments = ["write", str(step_recipe("stage2", config).path(folder)), str(tmp_path), "--json"]
     for more, error in (
         ([], "no such folder"),
         (["--decoder.model", str(other)], "trained with another base model"),
@@ -80,6 +80,6 @@ def test_write_and_view_are_told_where_it_is(moved: Any, tmp_path: Path, capfd: 
     main([*arguments, "--decoder.model", str(new)])
     (line,) = map(json.loads, capfd.readouterr().out.splitlines())
     assert line.keys() >= {"generated", "memory"}
-    model, *_ = open_generator(open_run(folder, str(new)), 1)
+    model, *_ = open_generator(find_run_artifacts(folder, str(new)), 1)
     saved = json.loads((Path(arguments[1]) / MODEL / "config.json").read_text())
     assert model.base_fingerprint() == saved["base_fingerprint"]

@@ -56,6 +56,17 @@ def identifiers(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield node.attr, node.lineno
 
 
+def test_public_functions_have_names_to_search_for():
+    """A short name such as ``load`` finds hundreds of lines; on average a name has more than 12 characters."""
+    names = [
+        node.name
+        for _, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+    ]
+    assert sum(map(len, names)) / len(names) > 12
+
+
 def test_no_identifier_uses_a_retired_word():
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name} ({word}: say {RETIRED[word]})"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from amrg.artifacts import MANIFEST, content_hash
+from amrg.artifacts import MANIFEST, folder_content_hash
 from amrg.config import CONFIGS, Config, GenerateConfig
 from amrg.pipeline import STEPS
 from tests import processes
@@ -51,7 +51,7 @@ def test_the_chain_makes_every_artefact_and_says_where(undisturbed):
     made = artefacts(root)
     assert {manifest["kind"] for manifest in made.values()} == KINDS
     for name, manifest in made.items():
-        assert manifest["content_hash"] == content_hash(root / "tiny" / name)
+        assert manifest["content_hash"] == folder_content_hash(root / "tiny" / name)
         assert str(root) not in json.dumps(manifest)
     assert not list((root / "tiny").glob("*.partial"))
     assert "index.html" in output

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from amrg import cli, model_files, pipeline, preflight
-from amrg.config import from_dict, load, to_dict
+from amrg.config import config_from_dict, config_to_dict, load_config
 from amrg.errors import UserError
 from amrg.preflight import Machine
 from benchmarks.architectures import make_tokenizer
@@ -180,7 +180,7 @@ ROOM = Machine(disk=100 * GB, memory=100 * GB, gpu=None)
 def test_a_machine_that_is_too_small(
     site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, machine: Machine, lines: list[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "this_machine", lambda folder: machine)
+    monkeypatch.setattr(pipeline, "describe_machine", lambda folder: machine)
     found = told(capsys, "run")
     assert len(found) == len(lines)
     assert all(map(re.search, lines, found)), found
@@ -188,7 +188,7 @@ def test_a_machine_that_is_too_small(
 
 def test_what_is_held_is_counted_as_by_hand() -> None:
     """The demo's stage 2 on one rank: 4 bytes of a weight, 8 of its moments, 12 of their copies; three checkpoints."""
-    config, machine = load("demo"), ROOM
+    config, machine = load_config("demo"), ROOM
     need = dict(preflight._needs(["stage2"], preflight.Run(config, None, 1, machine), machine))["stage2"]
     weights = need.kept / 4
     assert need.memory >= 24 * weights
@@ -235,15 +235,15 @@ def test_what_is_made_needs_nothing_of_what_only_it_needed(
     monkeypatch.setitem(preflight._CHECKS, "prepare", lambda run: pytest.fail("data are there"))
     monkeypatch.setattr("amrg.models.vision._wheel_file", lambda: pytest.fail("the classifier is there"))
     monkeypatch.setattr("amrg.models.text_encoder.WHEELS", {})  # the report bank is there
-    pipeline.check(tuple(pipeline.STEPS), artefacts.config)
-    content = {**to_dict(artefacts.config), "runs": "elsewhere"}
+    pipeline.check_before_start(tuple(pipeline.STEPS), artefacts.config)
+    content = {**config_to_dict(artefacts.config), "runs": "elsewhere"}
     with pytest.raises(UserError, match="no text encoder at minilm"):
-        pipeline.check(["banks"], from_dict(content, "here"))
+        pipeline.check_before_start(["banks"], config_from_dict(content, "here"))
 
 
 def test_no_java_is_a_warning(site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(pipeline, "echo", lambda line: warned.append(line))
+    monkeypatch.setattr(pipeline, "print_on_rank_0", lambda line: warned.append(line))
     warned: list[str] = []
     cli.main(["run", "site.yaml", "--dry-run"])
     assert warned == ["METEOR will be unavailable: no Java on this machine"]
@@ -309,6 +309,6 @@ def test_what_an_old_gpu_cannot_is_a_warning(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: compiled)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    config = from_dict({"stage2": {"dtype": "bfloat16"}}, "here")
+    config = config_from_dict({"stage2": {"dtype": "bfloat16"}}, "here")
     warnings = preflight._gpu_warnings(["stage2"], config)
     assert [warning[: len(start)] for warning, start in zip(warnings, expected, strict=True)] == expected

@@ -45,7 +45,7 @@ def test_a_rank_that_a_launcher_shows_its_own_gpu_alone_takes_it(seen, expected,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert distributed.device() == torch.device("cuda", expected)
+    assert distributed.local_device() == torch.device("cuda", expected)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_training_step_reads_from_the_gpu_at_most_twice(model, ds_config):
         rows_ND, sets_SN = model.visual_memory.memory, torch.ones(1, 7, dtype=torch.bool).to(CUDA)
         wanted = Wanted(rows_ND, model.visual_memory.memory_group, sets_SN, set_BQ)
         loss = partial(
-            stage2.loss,
+            stage2.report_token_loss,
             own_reports=SimpleNamespace(
                 weight=1.0, vectors_for=lambda keys: small.own_reports().to(CUDA, non_blocking=True)
             ),

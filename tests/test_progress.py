@@ -29,8 +29,8 @@ def test_a_slow_loop_says_how_far_it_is_and_what_is_left(monkeypatch, capsys):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     said = []
-    monkeypatch.setattr(progress, "echo", said.append)
-    assert list(progress.track(iter("abcd"), "slow", total=4)) == list("abcd")
+    monkeypatch.setattr(progress, "print_on_rank_0", said.append)
+    assert list(progress.track_progress(iter("abcd"), "slow", total=4)) == list("abcd")
     assert said[0] == "slow: 2/4, 0.1/s, 20 s left"
     assert said[-1].startswith("slow: 4 done in")
 
@@ -39,11 +39,11 @@ def test_a_very_slow_loop_says_how_long_a_step_takes(monkeypatch, capsys):
     clock = iter(range(0, 1000, 25))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     said = []
-    monkeypatch.setattr(progress, "echo", said.append)
-    assert list(progress.track(iter("abc"), "slow", total=3)) == list("abc")
+    monkeypatch.setattr(progress, "print_on_rank_0", said.append)
+    assert list(progress.track_progress(iter("abc"), "slow", total=3)) == list("abc")
     assert said[0] == "slow: 1/3, 25 s/step, 50 s left"
 
 
 def test_an_error_inside_the_loop_is_not_swallowed():
     with pytest.raises(ZeroDivisionError):
-        [1 / item for item in progress.track([0], "failing")]
+        [1 / item for item in progress.track_progress([0], "failing")]

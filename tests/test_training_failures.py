@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from amrg.artifacts import Artifact, build, open_artifact
+from amrg.artifacts import Artifact, build_artifact, open_artifact
 from amrg.cli import main
-from amrg.config import Config, to_dict
+from amrg.config import Config, config_to_dict
 from amrg.data.labels import LABELS, NO_FINDING
-from amrg.data.shards import prepare
+from amrg.data.shards import prepare_shards
 from amrg.data.studies import Study, StudyImages
 from amrg.evaluation.evaluate import no_better_than_constant
 from amrg.inference.generate import collapsed_reports
-from amrg.pipeline import recipe, refuse_failures, root
+from amrg.pipeline import artifact_root, refuse_failures, step_recipe
 from tests.synthetic_dataset import CONFIG, FINDING, Squares
 
 
@@ -44,9 +44,9 @@ def shuffled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     """A configuration with its prepared data."""
     folder = tmp_path_factory.mktemp("shuffled")
     config = replace(CONFIG, name="shuffled", runs=str(folder / "runs"), stage1=replace(CONFIG.stage1, epochs=1))
-    (folder / "shuffled.yaml").write_text(yaml.safe_dump(to_dict(config)))
-    with build(root(config), recipe("prepare", config)) as partial:
-        prepare(ShuffledLabels(), config.data, partial, seed=0)
+    (folder / "shuffled.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
+    with build_artifact(artifact_root(config), step_recipe("prepare", config)) as partial:
+        prepare_shards(ShuffledLabels(), config.data, partial, seed=0)
     return folder / "shuffled.yaml", config
 
 
@@ -55,7 +55,7 @@ def test_stage_1_on_shuffled_labels_warns_and_with_strict_ends_with_3(shuffled: 
     main(["stage1", str(path)])
     output = capfd.readouterr().err
     assert output.count("WARNING: stage 1 is at chance on validation: the interval of its mean AUROC") == 1
-    artifact = open_artifact(recipe("stage1", config).path(root(config)), "stage1")
+    artifact = open_artifact(step_recipe("stage1", config).path(artifact_root(config)), "stage1")
     (failure,) = artifact.failures
     assert failure in " ".join(output.split())
     with pytest.raises(SystemExit) as stop:

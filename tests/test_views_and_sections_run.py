@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from amrg import cli
-from amrg.config import ColumnsConfig, Config, DataConfig, VisionConfig, load
-from amrg.data.stream import iter_samples, load_studies
-from amrg.inference.run import open_run
+from amrg.config import ColumnsConfig, Config, DataConfig, VisionConfig, load_config
+from amrg.data.stream import iter_split_samples, load_split_studies
+from amrg.inference.run import find_run_artifacts
 from amrg.models.classifier import DiseaseClassifier
-from amrg.pipeline import root, run_all
+from amrg.pipeline import artifact_root, run_pipeline
 from amrg.training.stage2 import stage2_faults
 from amrg.webapp.session import InferenceSession
 from tests.data.dataset_fixtures import save_csv
@@ -53,7 +53,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
             Image.fromarray(shadowed(100 * place + number)).save(folder / f"{number}-{place}.png")
             rows.append((str(number), f"{number}-{place}.png", view, FINDINGS, impression(number), split))
     save_csv(folder / "ours.csv", HEADS, [dict(zip(HEADS, row, strict=True)) for row in rows], list)
-    tiny = load("tiny")
+    tiny = load_config("tiny")
     config = replace(
         tiny,
         runs=str(folder / "runs"),
@@ -66,15 +66,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         stage2=replace(tiny.stage2, epochs=30, batch_size=4, lr=1e-2, num_sample_reports=2),
         generate=replace(tiny.generate, num_beams=1, max_new_tokens=40),
     )  # fmt: skip
-    return Done(config, run_all(config).path)
+    return Done(config, run_pipeline(config).path)
 
 
 def test_both_sections_are_written_and_scored(done: Done) -> None:
-    (data,) = root(done.config).glob("data-*")
-    studies = {study.key: study for study in load_studies(data, "test")}
+    (data,) = artifact_root(done.config).glob("data-*")
+    studies = {study.key: study for study in load_split_studies(data, "test")}
     assert sorted(study.impression for study in studies.values()) == ["", *[IMPRESSION] * 3]
     assert {study.views for study in studies.values()} == {("PA", "LATERAL"), ("PA",), ("LATERAL",)}
-    (file,) = root(done.config).glob("reports-*/reports.jsonl")
+    (file,) = artifact_root(done.config).glob("reports-*/reports.jsonl")
     for line in map(json.loads, file.read_text().splitlines()):
         assert line["sections"] == {"findings": FINDINGS, "impression": IMPRESSION}
         assert line["generated"] == f"{FINDINGS} {IMPRESSION}"
@@ -98,7 +98,7 @@ def test_data_that_do_not_tell_sections_apart_are_refused(done: Done) -> None:
 
 
 def test_the_encoder_has_learned_weights_and_views(done: Done) -> None:
-    (stage1,) = root(done.config).glob("stage1-*")
+    (stage1,) = artifact_root(done.config).glob("stage1-*")
     model = DiseaseClassifier.from_pretrained(stage1 / "model")
     assert model.view_embeddings_VD[1:].abs().amax(1).gt(0).all()
     assert model.film_weight_KD.any()
@@ -107,7 +107,7 @@ def test_the_encoder_has_learned_weights_and_views(done: Done) -> None:
 def test_write_the_viewer_and_the_export_tell_sections_apart(
     done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = str(root(done.config))
+    run = str(artifact_root(done.config))
     paths = [str(Path(str(done.config.data.path)) / f"17-{place}.png") for place in range(2)]
     (tmp_path / "one.csv").write_text("study,film\n" + "".join(f"a,{path}\n" for path in paths))
     cli.main(["write", run, str(tmp_path / "one.csv"), "--json", "--force"])
@@ -117,9 +117,9 @@ def test_write_the_viewer_and_the_export_tell_sections_apart(
     cli.main(["write", run, str(tmp_path / "one.csv"), "--force"])
     assert capsys.readouterr().out == f"{FINDINGS}\nImpression: {IMPRESSION}\n"
 
-    chain = open_run(Path(run))
+    chain = find_run_artifacts(Path(run))
     session = InferenceSession(chain)
-    sample = next(one for one in iter_samples(chain.data.path, "test") if len(one.views) == 2)
+    sample = next(one for one in iter_split_samples(chain.data.path, "test") if len(one.views) == 2)
     with torch.no_grad():
         session.classifier.view_embeddings_VD[2] += 1.0  # two epochs have hardly moved it
     analysis = session.analyze(sample.views, 0, views=sample.study.views)
@@ -139,7 +139,7 @@ def test_write_the_viewer_and_the_export_tell_sections_apart(
 
 def test_films_in_another_order_are_the_same_study(done: Done) -> None:
     """Attention, like the mean, does not depend on the order of the films; each brings its view along."""
-    session = InferenceSession(open_run(root(done.config)))
+    session = InferenceSession(find_run_artifacts(artifact_root(done.config)))
     films = [shadowed(17), shadowed(117)]
     one = session.analyze(films, 0, views=("PA", "LATERAL"))
     two = session.analyze(films[::-1], 0, views=("LATERAL", "PA"))

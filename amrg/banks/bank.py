@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import sha256_of_file
 from amrg.errors import UserError
 from amrg.kernels.hopfield import reference
 
@@ -42,7 +42,8 @@ VISUAL, REPORTS = "visual", "reports"
 
 #: Provenance of a row. ``key`` and ``group`` are the study's, and empty for a row without a patient (a disease token).
 #: ``box`` is x0, y0, x1, y1 on the encoder's patch grid, on film number ``view`` of the study. ``source`` is one of
-#: ``SOURCES``. Retrieval compares ``group_id``; ``hash`` covers the vector and ``USER_COLUMNS`` (``row_hash``).
+#: ``SOURCES``. Retrieval compares ``patient_group_id``; ``hash`` covers the vector and ``USER_COLUMNS``
+#: (``bank_row_hash``).
 PROVENANCE = pa.schema(
     {
         "row": pa.int64(),
@@ -96,7 +97,7 @@ class Header(TypedDict):
     provenance: dict[str, str]
 
 
-def group_id(group: str) -> int:
+def patient_group_id(group: str) -> int:
     """Map a patient group to a stable number in [0, 2⁶³); the empty group to ``NO_GROUP``."""
     if not group:
         return NO_GROUP
@@ -108,7 +109,7 @@ def normalise_rows(rows_ND: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.layer_norm(rows_ND.float(), rows_ND.shape[-1:])
 
 
-def row_hash(vector: bytes, origin: Provenance) -> int:
+def bank_row_hash(vector: bytes, origin: Provenance) -> int:
     """Return a signed 64-bit hash of a stored row: its bytes (with those of its scale) and ``USER_COLUMNS``."""
     values = {name: origin.get(name) for name in USER_COLUMNS}
     if values["score"] is not None:
@@ -119,8 +120,8 @@ def row_hash(vector: bytes, origin: Provenance) -> int:
     return int.from_bytes(hashlib.blake2b(vector + text, digest_size=8).digest(), signed=True)
 
 
-def row_bytes(rows: torch.Tensor, scale: torch.Tensor | None) -> Iterator[bytes]:
-    """Yield the bytes of each stored row, as ``row_hash`` takes them."""
+def stored_row_bytes(rows: torch.Tensor, scale: torch.Tensor | None) -> Iterator[bytes]:
+    """Yield the bytes of each stored row, as ``bank_row_hash`` takes them."""
     stored = rows.contiguous().view(torch.uint8).numpy()
     scales = None if scale is None else scale.contiguous().view(torch.uint8).view(-1, 4).numpy()
     for number, row in enumerate(stored):
@@ -202,11 +203,11 @@ class MemoryBank:
 
     @property
     def groups(self) -> torch.Tensor:
-        """``group_id`` of each row, int64 [N]."""
+        """``patient_group_id`` of each row, int64 [N]."""
         return self.group_range(0, len(self))
 
     def group_range(self, start: int, stop: int) -> torch.Tensor:
-        """Return ``group_id`` of rows start … stop − 1, int64."""
+        """Return ``patient_group_id`` of rows start … stop − 1, int64."""
         return torch.from_numpy(self.provenance_rows(start, stop, ["group_id"])["group_id"].to_numpy().copy())
 
     @property
@@ -242,17 +243,17 @@ class MemoryBank:
             stop = first + chunk["rows"]
             rows, scale = self.rows(first, stop), self.scale(first, stop)
             origins = self.provenance_rows(first, stop).to_pylist()
-            for number, (vector, origin) in enumerate(zip(row_bytes(rows, scale), origins, strict=True), first):
+            for number, (vector, origin) in enumerate(zip(stored_row_bytes(rows, scale), origins, strict=True), first):
                 if origin["row"] != number:
                     raise self.corrupt_error(TABLE, f"row {number} is missing: row {origin['row']} stands in its place")
-                if row_hash(vector, origin) != origin["hash"]:
+                if bank_row_hash(vector, origin) != origin["hash"]:
                     raise self._changed(number, chunk, rows[number - first])
                 combined.update(origin["hash"].to_bytes(8, signed=True))
         if combined.hexdigest() != self.content_hash:
             raise self.corrupt_error(HEADER, "its content hash is not that of the rows")
 
     def _changed(self, number: int, chunk: Chunk, row: torch.Tensor) -> UserError:
-        if file_hash(self.folder / chunk["file"]) == chunk["sha256"]:
+        if sha256_of_file(self.folder / chunk["file"]) == chunk["sha256"]:
             return self.corrupt_error(TABLE, f"row {number} says something else than when it was written")
         finite = bool(row.isfinite().all()) if row.is_floating_point() else True
         return self.corrupt_error(chunk["file"], f"row {number} {'was changed' if finite else 'is not finite'}")
@@ -306,7 +307,7 @@ class MemoryBank:
         return UserError(f"{self.folder / name}: {why}: make the banks again with `amrg banks CONFIG`")
 
 
-def rows_of(vectors_ND: Tensor, bank: MemoryBank) -> Tensor:
+def normalize_to_rows(vectors_ND: Tensor, bank: MemoryBank) -> Tensor:
     """Convert vectors of the bank's encoder to normalised (and centered) rows, float32 [N, D]."""
     rows_ND, mean = normalise_rows(vectors_ND), bank.header["about"].get("mean")
     return rows_ND if mean is None else normalise_rows(rows_ND - torch.tensor(mean))

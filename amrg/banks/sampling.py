@@ -16,7 +16,7 @@ Quotas are rounded by largest remainder. A candidate with several findings can b
 in order of size, rarest first. Draws that a class cannot fill are distributed again among the classes with candidates
 left, until the bank is full.
 
-``k_center`` ignores findings and selects rows that cover the vectors.
+``k_center_sample`` ignores findings and selects rows that cover the vectors.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 
-def sample_rows(findings: Sequence[Sequence[str]], rows: int, sampling: str, seed: int) -> np.ndarray:
+def sample_bank_rows(findings: Sequence[Sequence[str]], rows: int, sampling: str, seed: int) -> np.ndarray:
     """Choose candidates for a bank.
 
     Args:
@@ -60,7 +60,7 @@ def sample_rows(findings: Sequence[Sequence[str]], rows: int, sampling: str, see
     return np.flatnonzero(chosen)
 
 
-def k_center(vectors: Callable[[], Iterable[torch.Tensor]], count: int, rows: int, seed: int) -> np.ndarray:
+def k_center_sample(vectors: Callable[[], Iterable[torch.Tensor]], count: int, rows: int, seed: int) -> np.ndarray:
     """Choose rows that cover the rest: each is the farthest from those chosen before (Gonzalez 1985, factor 2).
 
     Args:

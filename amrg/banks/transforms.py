@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 from amrg.banks.bank import MemoryBank, Provenance
-from amrg.banks.sampling import k_center, sample_rows
+from amrg.banks.sampling import k_center_sample, sample_bank_rows
 from amrg.banks.writer import BankWriter, check_compatible
 from amrg.errors import UserError
-from amrg.progress import track
+from amrg.progress import track_progress
 
 BLOCK = 8192  # rows per block
 
 Sampling = Literal["proportional", "uniform", "stratified", "k-center"]
 
 
-def merge(banks: Sequence[MemoryBank], folder: Path) -> MemoryBank:
+def merge_banks(banks: Sequence[MemoryBank], folder: Path) -> MemoryBank:
     """Concatenate the rows of several banks, unchanged bit by bit, into a new bank.
 
     To append to a bank, merge it with another into a new folder: a bank is never changed in place.
@@ -33,7 +33,7 @@ def merge(banks: Sequence[MemoryBank], folder: Path) -> MemoryBank:
             raise UserError(f"{bank.folder}: its vectors were made by another encoder than those of {banks[0].folder}")
     with _writer(banks[0], folder, banks[0].dtype, [split for bank in banks for split in bank.header["splits"]]) as out:
         for bank in banks:
-            for start, stop in blocks(len(bank)):
+            for start, stop in iter_row_blocks(len(bank)):
                 out.add_raw(bank.rows(start, stop), bank.scale(start, stop), _origins(bank, start, stop))
     return MemoryBank.open(folder)
 
@@ -44,7 +44,7 @@ def without_texts(bank: MemoryBank, folder: Path) -> MemoryBank:
     Rows of a study's own patient can no longer be hidden from it.
     """
     with _writer(bank, folder, bank.dtype, list(bank.header["splits"])) as out:
-        for start, stop in blocks(len(bank)):
+        for start, stop in iter_row_blocks(len(bank)):
             origins = [{**origin, "text": None, "key": "", "group": ""} for origin in _origins(bank, start, stop)]
             out.add_raw(bank.rows(start, stop), bank.scale(start, stop), origins)
     return MemoryBank.open(folder)
@@ -57,7 +57,7 @@ def without_studies(bank: MemoryBank, studies: Collection[tuple[str, str]], fold
         UserError: no row would be left.
     """
     with _writer(bank, folder, bank.dtype, list(bank.header["splits"])) as out:
-        for start, stop in blocks(len(bank)):
+        for start, stop in iter_row_blocks(len(bank)):
             origins = _origins(bank, start, stop)
             kept = [number for number, row in enumerate(origins) if (row["key"], row["group"]) not in studies]
             scale = bank.scale(start, stop)
@@ -90,7 +90,9 @@ class RowSelection:
     seed: int = 0
 
 
-def subset(bank: MemoryBank, choice: RowSelection, folder: Path, dtype: torch.dtype | None = None) -> MemoryBank:
+def write_bank_subset(
+    bank: MemoryBank, choice: RowSelection, folder: Path, dtype: torch.dtype | None = None
+) -> MemoryBank:
     """Write the selected rows of a bank, in order, to a new bank.
 
     ``dtype`` converts the rows; int8 quantises them.
@@ -98,12 +100,12 @@ def subset(bank: MemoryBank, choice: RowSelection, folder: Path, dtype: torch.dt
     Raises:
         UserError: no row meets the conditions.
     """
-    chosen = select_rows(bank, choice)
+    chosen = selected_rows_of(bank, choice)
     if not len(chosen):
         raise UserError(f"{bank.folder}: no row of this bank meets the conditions")
     same = dtype is None or dtype == bank.dtype
     with _writer(bank, folder, bank.dtype if dtype is None else dtype, list(bank.header["splits"])) as out:
-        for start, stop in blocks(len(bank)):
+        for start, stop in iter_row_blocks(len(bank)):
             wanted = torch.from_numpy(chosen[(chosen >= start) & (chosen < stop)] - start)
             origins = _origins(bank, start, stop) if len(wanted) else []
             kept = [origins[number] for number in wanted.tolist()]
@@ -117,17 +119,17 @@ def subset(bank: MemoryBank, choice: RowSelection, folder: Path, dtype: torch.dt
     return MemoryBank.open(folder)
 
 
-def select_rows(bank: MemoryBank, choice: RowSelection) -> np.ndarray:
+def selected_rows_of(bank: MemoryBank, choice: RowSelection) -> np.ndarray:
     """Return the numbers of the selected rows, ascending."""
-    chosen = np.concatenate([_matching_rows(bank, choice, start, stop) for start, stop in blocks(len(bank))])
+    chosen = np.concatenate([_matching_rows(bank, choice, start, stop) for start, stop in iter_row_blocks(len(bank))])
     if choice.duplicate_cosine is not None:
         chosen = chosen[near_duplicate_mask(bank, chosen, choice.duplicate_cosine)]
     if choice.rows is not None and choice.rows < len(chosen):
         if choice.sampling == "k-center":
-            picked = k_center(lambda: _vectors(bank, chosen), len(chosen), choice.rows, choice.seed)
+            picked = k_center_sample(lambda: _vectors(bank, chosen), len(chosen), choice.rows, choice.seed)
         else:
             findings = bank.provenance_rows(0, len(bank), ["findings"])["findings"].take(chosen).to_pylist()
-            picked = sample_rows([names or [] for names in findings], choice.rows, choice.sampling, choice.seed)
+            picked = sample_bank_rows([names or [] for names in findings], choice.rows, choice.sampling, choice.seed)
         chosen = chosen[picked]
     return chosen
 
@@ -140,7 +142,7 @@ def near_duplicate_mask(bank: MemoryBank, numbers: np.ndarray, cosine: float) ->
     kept: list[torch.Tensor] = []
     keep = np.zeros(len(numbers), np.bool_)
     done = 0
-    for block in track(_vectors(bank, numbers), "comparing rows", -(-len(numbers) // BLOCK)):
+    for block in track_progress(_vectors(bank, numbers), "comparing rows", -(-len(numbers) // BLOCK)):
         unit = torch.nn.functional.normalize(block)
         near = torch.zeros(len(unit), dtype=torch.bool)
         for earlier in kept:
@@ -155,7 +157,7 @@ def near_duplicate_mask(bank: MemoryBank, numbers: np.ndarray, cosine: float) ->
     return keep
 
 
-def blocks(rows: int) -> Iterator[tuple[int, int]]:
+def iter_row_blocks(rows: int) -> Iterator[tuple[int, int]]:
     """Yield [start, stop) of consecutive blocks of rows."""
     for start in range(0, rows, BLOCK):
         yield start, min(start + BLOCK, rows)

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from amrg.artifacts import atomic_path, file_hash
+from amrg.artifacts import atomic_path, sha256_of_file
 from amrg.banks.bank import (
     DTYPES,
     FORMAT,
@@ -28,10 +28,10 @@ from amrg.banks.bank import (
     Header,
     MemoryBank,
     Provenance,
-    group_id,
+    bank_row_hash,
     normalise_rows,
-    row_bytes,
-    row_hash,
+    patient_group_id,
+    stored_row_bytes,
 )  # fmt: skip
 from amrg.errors import UserError
 from amrg.kernels import quantize_rows
@@ -137,9 +137,13 @@ class BankWriter:
                     f"{self.folder}: row {number} comes from the split `{origin['split']}`, a bank holds "
                     f"{' and '.join(self._allow_split)} rows only: memory of held-out studies would leak their reports"
                 )
-        for number, vector, origin in zip(numbers, row_bytes(rows_ND, scale_N), provenance, strict=True):
+        for number, vector, origin in zip(numbers, stored_row_bytes(rows_ND, scale_N), provenance, strict=True):
             values = {name: origin.get(name) for name in USER_COLUMNS}
-            computed = {"row": number, "group_id": group_id(origin["group"]), "hash": row_hash(vector, values)}
+            computed = {
+                "row": number,
+                "group_id": patient_group_id(origin["group"]),
+                "hash": bank_row_hash(vector, values),
+            }
             self._origins.append(values | computed)
         self._rows.append(rows_ND)
         if scale_N is not None:
@@ -158,7 +162,7 @@ class BankWriter:
         self._table.close()
         if not self._written:
             raise UserError(f"{self.folder}: no rows for the bank")
-        write_header(
+        write_bank_header(
             self.folder, self._chunks, self.dim, self._dtype, self._splits, self._content.hexdigest(), self._about
         )
 
@@ -172,7 +176,7 @@ class BankWriter:
         origins, self._origins = self._origins[:count], self._origins[count:]
         path = self.folder / f"rows-{len(self._chunks):05d}.safetensors"
         save_file(chunk, path, {"first": str(self._written)})
-        self._chunks.append({"file": path.name, "rows": count, "sha256": file_hash(path)})
+        self._chunks.append({"file": path.name, "rows": count, "sha256": sha256_of_file(path)})
         self._table.write_table(pa.Table.from_pylist(origins, schema=PROVENANCE))
         self._splits.update(origin["split"] for origin in origins)
         for origin in origins:
@@ -180,7 +184,7 @@ class BankWriter:
         self._written += count
 
 
-def write_header(
+def write_bank_header(
     folder: Path, chunks: list[Chunk], dim: int, dtype: torch.dtype, splits: Counter[str], content_hash: str,
     about: dict[str, Any] | None,
 ) -> None:  # fmt: skip
@@ -195,13 +199,13 @@ def write_header(
         "content_hash": content_hash,
         "about": about or {},
         "chunks": chunks,
-        "provenance": {"file": TABLE, "sha256": file_hash(folder / TABLE)},
+        "provenance": {"file": TABLE, "sha256": sha256_of_file(folder / TABLE)},
     }
     with atomic_path(folder / HEADER) as temporary:
         temporary.write_text(json.dumps(header, indent=2) + "\n")
 
 
-def concatenate(parts: Sequence[Path], folder: Path) -> MemoryBank:
+def concatenate_parts(parts: Sequence[Path], folder: Path) -> MemoryBank:
     """Concatenate the parts of several writers, in the order given, into one bank; the parts' files are moved.
 
     The content hash equals that of a single writer of all rows.
@@ -221,14 +225,16 @@ def concatenate(parts: Sequence[Path], folder: Path) -> MemoryBank:
             for start, chunk in bank.chunks():
                 path = folder / f"rows-{len(chunks):05d}.safetensors"
                 _renumber(bank.folder / chunk["file"], path, first)
-                chunks.append({"file": path.name, "rows": chunk["rows"], "sha256": file_hash(path)})
+                chunks.append({"file": path.name, "rows": chunk["rows"], "sha256": sha256_of_file(path)})
                 table = bank.provenance_rows(start, start + chunk["rows"])
                 numbers = pa.array(range(first, first + len(table)), pa.int64())
                 writer.write_table(table.set_column(0, "row", numbers))
                 for value in table["hash"].to_pylist():
                     content.update(value.to_bytes(8, signed=True))
                 first += chunk["rows"]
-    write_header(folder, chunks, banks[0].dim, banks[0].dtype, splits, content.hexdigest(), banks[0].header["about"])
+    write_bank_header(
+        folder, chunks, banks[0].dim, banks[0].dtype, splits, content.hexdigest(), banks[0].header["about"]
+    )
     return MemoryBank.open(folder)
 
 

@@ -10,22 +10,32 @@ from typing import Any
 
 import ray
 
-from amrg.artifacts import Artifact, find, open_artifact
+from amrg.artifacts import Artifact, find_artifact, open_artifact
 from amrg.cluster.ray_internals import init_on_loopback, recorded_address
 from amrg.cluster.readers import start_readers
-from amrg.cluster.task_map import ray_map
-from amrg.cluster.workers import resources, train_with_ray
-from amrg.cluster.writers import ray_tasks
+from amrg.cluster.task_map import map_over_ray_tasks
+from amrg.cluster.workers import train_with_ray, worker_resources
+from amrg.cluster.writers import write_shards_on_ray
 from amrg.config import Config
-from amrg.data.shards import prepare
-from amrg.data.sources import open_source
+from amrg.data.shards import prepare_shards
+from amrg.data.sources import open_data_source
 from amrg.errors import UserError
-from amrg.evaluation.evaluate import evaluate
-from amrg.launcher import answers
-from amrg.mining.build_banks import build_banks
-from amrg.pipeline import ALL_STEPS, STEPS, StepFunction, chain, check, recipe, refuse_failures, root, run_step
-from amrg.progress import echo
-from amrg.training.deepspeed_json import tensor_size
+from amrg.evaluation.evaluate import evaluate_reports
+from amrg.launcher import is_port_answering
+from amrg.mining.build_banks import build_memory_banks
+from amrg.pipeline import (
+    ALL_STEPS,
+    STEPS,
+    StepFunction,
+    artifact_root,
+    check_before_start,
+    refuse_failures,
+    run_pipeline_step,
+    step_recipe,
+    verbs_up_to,
+)
+from amrg.progress import print_on_rank_0
+from amrg.training.deepspeed_json import tensor_parallel_size
 
 #: Steps that run on workers, and the batch they share.
 _WORKER_STEPS: dict[str, Callable[[Config], int]] = {
@@ -35,7 +45,7 @@ _WORKER_STEPS: dict[str, Callable[[Config], int]] = {
 }
 
 
-def run(config: Config, strict: bool = False) -> Artifact:
+def run_on_ray(config: Config, strict: bool = False) -> Artifact:
     """The whole chain; what was made before is kept, and what was begun goes on where it was.
 
     Args:
@@ -47,39 +57,43 @@ def run(config: Config, strict: bool = False) -> Artifact:
         UserError: a step's own mistakes, or machines that were lost and could not be replaced.
     """
     config = dataclasses.replace(config, runs=str(Path(config.runs).absolute()))
-    if tensor_size(config.stage2.ds_config) > 1:
+    if tensor_parallel_size(config.stage2.ds_config) > 1:
         raise UserError(
             f"{config.stage2.ds_config}: workers of a Ray cluster do not share a language model: take zero3.json, or "
             "start launchers/stage2.py with torchrun"
         )
-    check(chain(config), config, config.cluster.workers)
-    with ray_session(config):
+    check_before_start(verbs_up_to(config), config, config.cluster.workers)
+    with open_ray_session(config):
         readers = start_readers(config.cluster)
-        for verb in chain(config):
-            made = find(root(config), recipe(verb, config))
+        for verb in verbs_up_to(config):
+            made = find_artifact(artifact_root(config), step_recipe(verb, config))
             if made:
-                echo(f"{verb}: already made, nothing to do: {made.path}")
+                print_on_rank_0(f"{verb}: already made, nothing to do: {made.path}")
             elif verb in _WORKER_STEPS:
                 train_with_ray(verb, config, _WORKER_STEPS[verb](config), readers)
             else:
-                run_step(verb, config, _TASK_STEPS.get(verb))
-            artifact = open_artifact(recipe(verb, config).path(root(config)), ALL_STEPS[verb].kind)
+                run_pipeline_step(verb, config, _TASK_STEPS.get(verb))
+            artifact = open_artifact(step_recipe(verb, config).path(artifact_root(config)), ALL_STEPS[verb].kind)
             if strict:
                 refuse_failures(verb, artifact)
     return artifact
 
 
 def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
-    prepare(open_source(config.data, config.seed), config.data, folder, config.seed, ray_tasks)
+    prepare_shards(open_data_source(config.data, config.seed), config.data, folder, config.seed, write_shards_on_ray)
 
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
-    build_banks(config, inputs["data"], inputs["stage1"], folder, ray_map(resources(config.cluster)))
+    build_memory_banks(
+        config, inputs["data"], inputs["stage1"], folder, map_over_ray_tasks(worker_resources(config.cluster))
+    )
 
 
 def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
     data, stage1, banks, stage2, reports = (inputs[kind] for kind in STEPS["evaluate"].inputs)
-    evaluate(config, data, stage1, banks, stage2, reports, folder, ray_map(resources(config.cluster)))
+    evaluate_reports(
+        config, data, stage1, banks, stage2, reports, folder, map_over_ray_tasks(worker_resources(config.cluster))
+    )
 
 
 #: Steps whose parts are tasks, however many workers there are.
@@ -104,7 +118,7 @@ def cluster_address() -> str | None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     host = host.strip("[]")
     try:
-        reached = port.isdecimal() and bool(host) and answers(host, int(port))
+        reached = port.isdecimal() and bool(host) and is_port_answering(host, int(port))
     except OSError:  # a name that nobody knows
         reached = False
     if reached:
@@ -125,7 +139,7 @@ def _join(address: str, common: dict[str, Any]) -> None:
 
 
 @contextmanager
-def ray_session(config: Config, local: bool = False) -> Iterator[None]:
+def open_ray_session(config: Config, local: bool = False) -> Iterator[None]:
     """Join the cluster of this machine; if there is none, or if ``local``, start one on its loopback for the run."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the configuration are those of the driver
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is noticed without it
@@ -138,7 +152,7 @@ def ray_session(config: Config, local: bool = False) -> Iterator[None]:
         init_on_loopback(address="local", num_cpus=cpus, **common)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     has = ray.cluster_resources()
-    echo(f"Ray: {len(nodes)} nodes, {has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs")
+    print_on_rank_0(f"Ray: {len(nodes)} nodes, {has.get('CPU', 0):.0f} CPUs, {has.get('GPU', 0):.0f} GPUs")
     try:
         yield
     finally:

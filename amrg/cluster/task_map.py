@@ -20,7 +20,7 @@ def _run_items(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any
     return [function(item) for item in items]
 
 
-def ray_map(resources: dict[str, float]) -> MapFn:
+def map_over_ray_tasks(resources: dict[str, float]) -> MapFn:
     """An ``Each`` whose items are done by tasks that reserve ``room`` (CPU and GPU).
 
     Raises:
@@ -45,12 +45,12 @@ def ray_map(resources: dict[str, float]) -> MapFn:
                 "same command goes on from the finished parts"
             ) from None
         finally:
-            cancel_tasks(refs)
+            cancel_ray_tasks(refs)
 
     return each
 
 
-def cancel_tasks(refs: Sequence[Any]) -> None:
+def cancel_ray_tasks(refs: Sequence[Any]) -> None:
     """Cancel the tasks that are not done; Ray 2.60 ends the driver when one that is just done is cancelled."""
     if refs:
         _, away = ray.wait(list(refs), num_returns=len(refs), timeout=0)

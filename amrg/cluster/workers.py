@@ -27,15 +27,15 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group, remove_placement_group
 
-from amrg.artifacts import ArtifactLocked, find
+from amrg.artifacts import ArtifactLocked, find_artifact
 from amrg.cluster.metrics import WorkerMetrics
 from amrg.cluster.ray_internals import LOSSES
 from amrg.cluster.readers import PrefetchingFetch
-from amrg.config import ClusterConfig, Config, from_dict, to_dict
-from amrg.data.stream import MAX_LANES, num_lanes, use_fetcher
+from amrg.config import ClusterConfig, Config, config_from_dict, config_to_dict
+from amrg.data.stream import MAX_LANES, num_batch_lanes, use_shard_fetcher
 from amrg.errors import UserError
-from amrg.pipeline import recipe, root, run_step
-from amrg.progress import echo
+from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe
+from amrg.progress import print_on_rank_0
 from amrg.training.interruption import GracefulStop, stopping_when
 from amrg.training.telemetry import listening_to_steps
 
@@ -70,18 +70,24 @@ def train_with_ray(verb: str, config: Config, batch_size: int, readers: list[Any
         UserError: the step's own mistakes, too many losses in a row, or no room for the workers.
     """
     settings = config.cluster
-    files = root(config).absolute() / RAY_FILES
+    files = artifact_root(config).absolute() / RAY_FILES
     failures, progress, lost_at = 0, _progress(verb, config), None
     try:
-        while find(root(config), recipe(verb, config)) is None:
+        while find_artifact(artifact_root(config), step_recipe(verb, config)) is None:
             world = _fitting_world_size(settings, batch_size)
             grow = files / f"grow-{uuid.uuid4().hex[:8]}"
-            task = {"verb": verb, "config": to_dict(config), "readers": readers, "lost_at": lost_at, "grow": str(grow)}
+            task = {
+                "verb": verb,
+                "config": config_to_dict(config),
+                "readers": readers,
+                "lost_at": lost_at,
+                "grow": str(grow),
+            }
             try:
                 with _watching_for_machines(settings, world, grow):
                     _run_group(task, world, settings, files)
                 if grow.exists():
-                    echo(f"{verb}: the cluster has room for all {settings.workers} workers again")
+                    print_on_rank_0(f"{verb}: the cluster has room for all {settings.workers} workers again")
                     lost_at = time.time()
             except TrainingFailedError as error:
                 lost_at = time.time()
@@ -95,7 +101,7 @@ def train_with_ray(verb: str, config: Config, batch_size: int, readers: list[Any
                         f"{verb}: the workers failed {failures} times in a row without progress, at last with: {what}; "
                         "the same command goes on from the last checkpoint"
                     ) from None
-                echo(f"{verb}: {what}; starting again from the last checkpoint")
+                print_on_rank_0(f"{verb}: {what}; starting again from the last checkpoint")
     finally:
         shutil.rmtree(files, ignore_errors=True)
 
@@ -105,7 +111,7 @@ def _run_group(task: dict[str, Any], world: int, settings: ClusterConfig, files:
     trainer = TorchTrainer(
         _work,
         train_loop_config=task,
-        scaling_config=scaling(world, resources(settings)),
+        scaling_config=scaling_config(world, worker_resources(settings)),
         run_config=RunConfig(
             name=f"{task['verb']}-{uuid.uuid4().hex[:8]}",
             storage_path=str(files),
@@ -140,7 +146,7 @@ def _watching_for_machines(settings: ClusterConfig, world: int, grow: Path) -> I
         while not grow.with_suffix(BEGUN).exists():
             if ended.wait(MACHINES_INTERVAL):
                 return
-        group = placement_group([resources(settings)] * lacking, strategy="PACK")
+        group = placement_group([worker_resources(settings)] * lacking, strategy="PACK")
         try:
             while not ended.is_set():
                 if group.wait(MACHINES_INTERVAL):
@@ -158,12 +164,12 @@ def _watching_for_machines(settings: ClusterConfig, world: int, grow: Path) -> I
         thread.join()
 
 
-def scaling(world: int, each: dict[str, float]) -> ScalingConfig:
+def scaling_config(world: int, each: dict[str, float]) -> ScalingConfig:
     """Ray's description of a group; it refuses a GPU among the resources unless it is told to use GPUs."""
     return ScalingConfig(num_workers=world, resources_per_worker=each, use_gpu="GPU" in each)
 
 
-def resources(settings: ClusterConfig) -> dict[str, float]:
+def worker_resources(settings: ClusterConfig) -> dict[str, float]:
     """What one worker reserves."""
     gpus = settings.worker_gpus
     if gpus is None:
@@ -175,14 +181,14 @@ def _fitting_world_size(settings: ClusterConfig, batch_size: int) -> int:
     """The largest number of workers that the cluster has room for; waits for nodes, which may be on their way."""
     smaller = range(settings.workers - 1, settings.min_workers - 1, -1)
     sizes = [settings.workers, *(size for size in smaller if divides_batch(batch_size, size))]
-    each = resources(settings)
+    each = worker_resources(settings)
     for size in sizes:
         wait = settings.node_timeout if size == sizes[0] else SMALLER_GROUP_TIMEOUT
         group = placement_group([each] * size, strategy="PACK")
         try:
             if group.wait(wait):
                 if size < sizes[0]:
-                    echo(f"the cluster has room for {size} of {sizes[0]} workers: going on with these")
+                    print_on_rank_0(f"the cluster has room for {size} of {sizes[0]} workers: going on with these")
                 return size
         finally:
             remove_placement_group(group)
@@ -194,13 +200,13 @@ def _fitting_world_size(settings: ClusterConfig, batch_size: int) -> int:
 
 def divides_batch(batch_size: int, workers: int) -> bool:
     """Whether so many ranks can share a global batch, streamed or not."""
-    return batch_size % workers == 0 and (workers > MAX_LANES or num_lanes(batch_size) % workers == 0)
+    return batch_size % workers == 0 and (workers > MAX_LANES or num_batch_lanes(batch_size) % workers == 0)
 
 
 def _progress(verb: str, config: Config) -> set[str]:
     """What a step has finished so far, by name: another set is progress."""
-    plan = recipe(verb, config)
-    partial = Path(f"{plan.path(root(config))}.partial")
+    plan = step_recipe(verb, config)
+    partial = Path(f"{plan.path(artifact_root(config))}.partial")
     return {path.name for pattern in ("checkpoints/*", "scratch/**/*") for path in partial.glob(pattern)}
 
 
@@ -245,12 +251,12 @@ class _StepFilter(logging.Filter):
 
 def _work(task: dict[str, Any]) -> None:
     """One rank of a step. Ray Train has joined it with the others by now."""
-    config = from_dict(task["config"], "the configuration of the run")
+    config = config_from_dict(task["config"], "the configuration of the run")
     verb, rank, world = task["verb"], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if not root(config).is_dir():
+    if not artifact_root(config).is_dir():
         raise UserError(
-            f"node {ray.util.get_node_ip_address()} does not see {root(config)}: `runs` must be a folder on storage "
-            "that all nodes share, under the same path"
+            f"node {ray.util.get_node_ip_address()} does not see {artifact_root(config)}: `runs` must be a folder on "
+            "storage that all nodes share, under the same path"
         )
     place = _log_with_rank_and_step(rank)
     metrics = WorkerMetrics(verb, rank)
@@ -261,7 +267,9 @@ def _work(task: dict[str, Any]) -> None:
         place.step = step
         metrics.trained(step, row)
         if lost_at is not None:
-            echo(f"{verb}: training again at step {step}, {time.time() - lost_at:.1f} s after the loss was noticed")
+            print_on_rank_0(
+                f"{verb}: training again at step {step}, {time.time() - lost_at:.1f} s after the loss was noticed"
+            )
             lost_at = None
 
     grow = Path(task["grow"])
@@ -273,7 +281,9 @@ def _work(task: dict[str, Any]) -> None:
         stack.enter_context(stopping_when(lambda: rank == 0 and grow.exists()))
         stack.enter_context(suppress(GracefulStop))  # the driver alone asks for it, and starts more workers
         if task["readers"]:
-            stack.enter_context(use_fetcher(PrefetchingFetch(task["readers"], config.cluster, rank, world, metrics)))
+            stack.enter_context(
+                use_shard_fetcher(PrefetchingFetch(task["readers"], config.cluster, rank, world, metrics))
+            )
         _run(verb, config)
 
 
@@ -282,7 +292,7 @@ def _run(verb: str, config: Config) -> None:
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
-            run_step(verb, config)
+            run_pipeline_step(verb, config)
             return
         except UserError as error:
             if not isinstance(error, ArtifactLocked) or time.monotonic() > deadline:

@@ -9,9 +9,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from amrg.cluster.task_map import cancel_tasks
+from amrg.cluster.task_map import cancel_ray_tasks
 from amrg.config import DataConfig
-from amrg.data.shards import Shard, SubmitShard, init_shard_writer, write_shard
+from amrg.data.shards import Shard, SubmitShard, init_shard_writer, write_shard_files
 from amrg.data.studies import Source
 from amrg.errors import UserError
 
@@ -29,11 +29,11 @@ def _write(run: str, source: list[Any], image_size: int, folder: Path, shard: Sh
     if _written_for != run:
         init_shard_writer(ray.get(source[0]), image_size, folder)
         _written_for = run
-    write_shard(shard)
+    write_shard_files(shard)
 
 
 @contextmanager
-def ray_tasks(source: Source, config: DataConfig, folder: Path) -> Iterator[SubmitShard]:
+def write_shards_on_ray(source: Source, config: DataConfig, folder: Path) -> Iterator[SubmitShard]:
     """``Writers`` for ``prepare``; ``folder`` must lie on storage that all nodes share.
 
     Raises:
@@ -57,4 +57,4 @@ def ray_tasks(source: Source, config: DataConfig, folder: Path) -> Iterator[Subm
             "finished shards are kept; smaller shards (data.shard_size) need less memory"
         ) from None
     finally:
-        cancel_tasks(refs)
+        cancel_ray_tasks(refs)

@@ -111,35 +111,35 @@ def _add_run_commands(command: _Command) -> None:
 
 def _add(options: argparse.Namespace) -> None:
     from amrg.artifacts import open_artifact
-    from amrg.inference.run import open_run
-    from amrg.memory.changes import add_studies, use_banks
+    from amrg.inference.run import find_run_artifacts
+    from amrg.memory.changes import add_studies_to_banks, write_memory_head
 
-    chain = open_run(options.run)
-    banks = add_studies(chain, open_artifact(options.data, "data"), options.splits, options.alone)
+    chain = find_run_artifacts(options.run)
+    banks = add_studies_to_banks(chain, open_artifact(options.data, "data"), options.splits, options.alone)
     for name in ("visual", "reports"):
         rows, before = len(_open(banks.path / name)), 0 if options.alone else len(_open(chain.banks.path / name))
         print(f"{banks.path / name}: {rows} rows, {rows - before} of them new")
     if not options.alone:
-        print(f"{chain.name} uses these banks from now on: {use_banks(chain, banks).path}")
+        print(f"{chain.name} uses these banks from now on: {write_memory_head(chain, banks).path}")
 
 
 def _swap(options: argparse.Namespace) -> None:
     from amrg.artifacts import open_artifact
-    from amrg.inference.run import open_run
-    from amrg.memory.changes import swap_banks
+    from amrg.inference.run import find_run_artifacts
+    from amrg.memory.changes import swap_run_banks
 
-    chain = open_run(options.run)
-    head = swap_banks(chain, open_artifact(options.banks, "banks"))
+    chain = find_run_artifacts(options.run)
+    head = swap_run_banks(chain, open_artifact(options.banks, "banks"))
     print(f"{chain.name} uses {options.banks} from now on: {head.path}")
 
 
 def _forget(options: argparse.Namespace) -> None:
-    from amrg.memory.forget import Selection, forget
-    from amrg.memory.record import RECORD, read_key
+    from amrg.memory.forget import Selection, forget_studies
+    from amrg.memory.record import RECORD, read_secret_key
 
-    key = read_key(options.key)
+    key = read_secret_key(options.key)
     by = next(name for name in ("patient", "study", "where") if getattr(options, name) is not None)
-    entry = forget(options.run, Selection(by, getattr(options, by)), key, options.named)
+    entry = forget_studies(options.run, Selection(by, getattr(options, by)), key, options.named)
     if entry is None:
         print(f"{options.run}: what an interrupted `forget` had begun is done")
         return
@@ -151,12 +151,12 @@ def _forget(options: argparse.Namespace) -> None:
 
 
 def _record(options: argparse.Namespace) -> None:
-    from amrg.memory.record import RECORD, keyed_hash, read_key, verify
+    from amrg.memory.record import RECORD, keyed_text_hash, read_secret_key, verify_record
 
-    key = read_key(options.key)
-    entries = verify(key, options.run / RECORD)
+    key = read_secret_key(options.key)
+    entries = verify_record(key, options.run / RECORD)
     if options.patient is not None:
-        subject = keyed_hash(key, f"patient {options.patient}")
+        subject = keyed_text_hash(key, f"patient {options.patient}")
         entries = [entry for entry in entries if entry["subject"] == subject]
     print(f"{len(entries)} lines, each as it was signed")
     for entry in entries:
@@ -186,15 +186,15 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from amrg.banks.transforms import merge
+    from amrg.banks.transforms import merge_banks
 
-    merge([_open(path) for path in options.banks], options.to)
+    merge_banks([_open(path) for path in options.banks], options.to)
     _done(options.to)
 
 
 def _subset(options: argparse.Namespace) -> None:
     from amrg.banks.bank import DTYPES
-    from amrg.banks.transforms import RowSelection, subset
+    from amrg.banks.transforms import RowSelection, write_bank_subset
 
     def several(values: list[str] | None) -> tuple[str, ...] | None:
         return None if values is None else tuple(values)
@@ -203,7 +203,7 @@ def _subset(options: argparse.Namespace) -> None:
         several(options.splits), several(options.findings), several(options.sources), options.duplicates, options.rows,
         options.sampling, options.seed,
     )  # fmt: skip
-    subset(_open(options.bank), choice, options.to, None if options.dtype is None else DTYPES[options.dtype])
+    write_bank_subset(_open(options.bank), choice, options.to, None if options.dtype is None else DTYPES[options.dtype])
     _done(options.to)
 
 
@@ -287,14 +287,14 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _encoded(bank: Any, text: str) -> Any:
-    from amrg.banks.bank import rows_of
+    from amrg.banks.bank import normalize_to_rows
     from amrg.models.text_encoder import TextEncoder
 
     name = bank.header["about"].get("encoder")
     if name is None:
         raise UserError(f"{bank.folder} was not made from texts: search it with --row")
     pooling = bank.header["about"].get("pooling", "auto")
-    return rows_of(TextEncoder(name, 256, pooling=pooling).encode([text]), bank)
+    return normalize_to_rows(TextEncoder(name, 256, pooling=pooling).encode([text]), bank)
 
 
 def _open(path: Path) -> Any:

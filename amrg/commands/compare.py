@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from amrg.errors import UserError
-from amrg.evaluation.comparison import Difference, ReportSet, compare, read_run, run_name
+from amrg.evaluation.comparison import Difference, ReportSet, compare_with_first, read_run_reports, run_display_name
 from amrg.evaluation.radeval_metrics import NAMES as LEARNED
 
 #: Shown unless all are asked for.
@@ -58,8 +58,8 @@ def main(arguments: list[str]) -> None:
         raise UserError("one run alone cannot be compared: give two or more")
     if options.resamples < 1:
         raise UserError(f"--resamples {options.resamples}: at least 1 is needed")
-    first, *others = [read_run(path) for path in _distinct_names(options.runs)]
-    found = compare(first, others, options.resamples, options.seed)
+    first, *others = [read_run_reports(path) for path in _distinct_names(options.runs)]
+    found = compare_with_first(first, others, options.resamples, options.seed)
     if options.json:
         _write(options.json, first, found, options)
     console = Console()
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
 
 def _distinct_names(paths: list[Path]) -> list[Path]:
     resolved = [path.resolve() for path in paths]
-    if len({run_name(path) for path in resolved}) < len(resolved):
+    if len({run_display_name(path) for path in resolved}) < len(resolved):
         raise UserError("two of the runs have the same name: a run is not compared with itself; rename a copied folder")
     return resolved
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from amrg.data.check_report import Check
 from amrg.data.dataset_checks import check_dataset
-from amrg.data.shards import hash_key
+from amrg.data.shards import hash_study_key
 from amrg.errors import UserError
 
 #: Columns of the file of ``--list``.
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
 
 def _write_list(checks: list[Check], path: Path) -> int:
     """Write what the checks found, for the owner of the file alone; return the number of lines below the header."""
-    rows = [(check.what, hash_key(one.key), one.exact, one.reason) for check in checks for one in check.found]
+    rows = [(check.what, hash_study_key(one.key), one.exact, one.reason) for check in checks for one in check.found]
     try:
         with open(
             os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8", newline=""

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from amrg import pipeline
-from amrg.artifacts import find
-from amrg.cli_config import ArgumentParser, parse
+from amrg.artifacts import find_artifact
+from amrg.cli_config import ArgumentParser, parse_config_arguments
 from amrg.config import Config
-from amrg.data.stream import load_studies
+from amrg.data.stream import load_split_studies
 from amrg.errors import UserError
 from amrg.experiments import conclusions, localization, result
 from amrg.experiments.aggregate import Row, score_variants
@@ -20,9 +20,9 @@ from amrg.experiments.markdown import write_markdown
 from amrg.experiments.registry import DETAILED, EXPERIMENTS, HEADLINE, THRESHOLDS, Experiment
 from amrg.experiments.result import Result
 from amrg.experiments.sweep import Sweep, Variant, VariantOutputs, experiments_dir, show_forecast
-from amrg.mining.reports import candidates
-from amrg.pages.overlays import film_url, heat_url, outline_url
-from amrg.progress import echo
+from amrg.mining.reports import candidate_texts
+from amrg.pages.overlays import film_data_url, heat_map_data_url, outline_data_url
+from amrg.progress import print_on_rank_0
 
 #: Scores of the plots by experiment; scores that an experiment does not have are left out.
 PANELS = {
@@ -55,14 +55,16 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("seeds", "jobs"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: at least 1 is needed")
-    config = parse(rest, f"amrg experiment {options.name} [CONFIG]")
+    config = parse_config_arguments(rest, f"amrg experiment {options.name} [CONFIG]")
     chosen = list(EXPERIMENTS.values()) if options.name == "all" else [EXPERIMENTS[options.name]]
-    pages = run(config, chosen, options.seeds, options.jobs, options.dry_run)
+    pages = run_experiments(config, chosen, options.seeds, options.jobs, options.dry_run)
     for page in pages:
         print(page)
 
 
-def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1, dry_run: bool = False) -> list[Path]:
+def run_experiments(
+    config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1, dry_run: bool = False
+) -> list[Path]:
     """Run experiments, write their pages and the common page, and return the paths.
 
     Args:
@@ -72,12 +74,12 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
         jobs: steps that run at a time.
         dry_run: only print the forecast.
     """
-    if dry_run and find(pipeline.root(config), pipeline.recipe("prepare", config)) is None:
-        echo(pipeline.describe("prepare", config))
-        echo("the steps after it are listed once it is made: they depend on its reports")
+    if dry_run and find_artifact(pipeline.artifact_root(config), pipeline.step_recipe("prepare", config)) is None:
+        print_on_rank_0(pipeline.describe_step("prepare", config))
+        print_on_rank_0("the steps after it are listed once it is made: they depend on its reports")
         return []
-    data = pipeline.run_all(config, "prepare").path
-    texts = len(candidates(load_studies(data, "train"), config.banks.reports.granularity))
+    data = pipeline.run_pipeline(config, "prepare").path
+    texts = len(candidate_texts(load_split_studies(data, "train"), config.banks.reports.granularity))
     variants = {experiment.name: experiment.variants(config, texts) for experiment in chosen}
     trainings = [max(seeds, experiment.seeds) for experiment in chosen]
     sweep = Sweep(config, list(variants.values()), trainings, jobs)
@@ -90,11 +92,11 @@ def run(config: Config, chosen: Sequence[Experiment], seeds: int, jobs: int = 1,
         if concurrent:
             sweep.submit_all(concurrent)
         for number, (experiment, count) in enumerate(zip(chosen, trainings, strict=True), start=1):
-            echo(f"experiment {number} of {len(chosen)}: {experiment.name}")
+            print_on_rank_0(f"experiment {number} of {len(chosen)}: {experiment.name}")
             pages.append(_run_one(config, experiment, variants[experiment.name], count, sweep))
-    results = result.read_all(config, list(EXPERIMENTS))
+    results = result.read_results(config, list(EXPERIMENTS))
     write_markdown(results, experiments_dir(config) / "results.md", "results")
-    return [*pages, result.write_all(config, results)]
+    return [*pages, result.write_results_page(config, results)]
 
 
 def _run_one(config: Config, experiment: Experiment, variants: list[Variant], seeds: int, sweep: Sweep) -> Path:
@@ -103,14 +105,14 @@ def _run_one(config: Config, experiment: Experiment, variants: list[Variant], se
     made: list[list[VariantOutputs]] = []
     try:
         for number, variant in enumerate(variants, start=1):
-            echo(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.eta_message()}")
+            print_on_rank_0(f"{experiment.name}: {variant.name} ({number} of {len(variants)}); {sweep.eta_message()}")
             made.append(sweep.run(variant, seeds))
         with sweep.timed_page():
             rows, summary = _measured(config, experiment, summary, made, sweep)
     except UserError as error:
-        echo(f"{experiment.name}: {error}")
+        print_on_rank_0(f"{experiment.name}: {error}")
         rows, summary = [], replace(summary, unavailable=str(error))
-    return result.write(config, summary, rows)
+    return result.write_experiment(config, summary, rows)
 
 
 def _measured(
@@ -129,10 +131,10 @@ def _measured(
         )
     return rows, replace(
         summary,
-        paragraphs=conclusions.conclusions(experiment.name, rows),
-        table=result.as_table(rows),
+        paragraphs=conclusions.experiment_conclusions(experiment.name, rows),
+        table=result.result_table(rows),
         note=_note(config, len(made[0]) if made else 0, experiment),
-        plot=result.plot(rows, panels[:4], experiment.x_label),
+        plot=result.plot_result(rows, panels[:4], experiment.x_label),
     )
 
 
@@ -141,7 +143,7 @@ def _with_maps(config: Config, row: Row, made: VariantOutputs) -> Row:
     method = made.variant.changes["banks.mining.method"]
     banks = replace(config.banks, mining=replace(config.banks.mining, method=str(method)))
     try:
-        found = localization.load_lesions(
+        found = localization.load_lesion_maps(
             replace(config, banks=banks), made.path("data"), made.path("stage1"), made.path("banks")
         )
     except localization.NoMasks:
@@ -152,14 +154,14 @@ def _with_maps(config: Config, row: Row, made: VariantOutputs) -> Row:
 
 def _thresholds(config: Config, summary: Result, made: VariantOutputs) -> tuple[list[Row], Result]:
     """Score each τ, and choose lesions to show."""
-    found = localization.load_lesions(config, made.path("data"), made.path("stage1"), made.path("banks"))
+    found = localization.load_lesion_maps(config, made.path("data"), made.path("stage1"), made.path("banks"))
     rows = localization.iou_by_threshold(found, THRESHOLDS, config.evaluate.bootstrap_samples, config.seed)
     threshold = config.banks.mining.threshold
     overlays = [
         {
-            "film": film_url(found.films[i]),
-            "heat": heat_url(np.where(found.maps_LHW[i] > threshold, found.maps_LHW[i], 0.0), top=1.0),
-            "outline": outline_url(found.masks[i]),
+            "film": film_data_url(found.films[i]),
+            "heat": heat_map_data_url(np.where(found.maps_LHW[i] > threshold, found.maps_LHW[i], 0.0), top=1.0),
+            "outline": outline_data_url(found.masks[i]),
             "finding": found.findings[i],
         }
         for i in localization.sample_overlays(found, config.seed)

@@ -12,13 +12,13 @@ import json
 import os
 from pathlib import Path
 
-from amrg.artifacts import Artifact, open_artifact, open_input
+from amrg.artifacts import Artifact, open_artifact, open_artifact_input
 from amrg.errors import UserError
 from amrg.evaluation import rexrank
 from amrg.evaluation.reports import FILE, parse_reports
-from amrg.inference.hub import export_hub, push
-from amrg.inference.run import open_run
-from amrg.progress import echo
+from amrg.inference.hub import export_hub_folder, push_hub_folder
+from amrg.inference.run import find_run_artifacts
+from amrg.progress import print_on_rank_0
 
 
 def main(arguments: list[str]) -> None:
@@ -44,11 +44,11 @@ def main(arguments: list[str]) -> None:
     if options.hub:
         if options.onto:
             parser.error("--onto belongs to FILE, not to --hub")
-        export_hub(open_run(options.reports), options.hub, options.without_reports)
-        echo(f"the model is in {options.hub}; its README.md says what it is")
+        export_hub_folder(find_run_artifacts(options.reports), options.hub, options.without_reports)
+        print_on_rank_0(f"the model is in {options.hub}; its README.md says what it is")
         if options.push:
-            push(options.hub, options.push)
-            echo(f"pushed to {options.push}, a private repository")
+            push_hub_folder(options.hub, options.push)
+            print_on_rank_0(f"pushed to {options.push}, a private repository")
         return
     if options.without_reports or options.push:
         parser.error("--without-reports and --push belong to --hub")
@@ -57,13 +57,13 @@ def main(arguments: list[str]) -> None:
     if options.onto:
         content = rexrank.fill_test_set(rexrank.read_test_set(options.onto), reports)
     else:
-        content = rexrank.to_rexrank(reports, _sections(artifact))
+        content = rexrank.rexrank_submission(reports, _sections(artifact))
     _write(options.file, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
-    echo(f"{len(content)} studies in {options.file}")
+    print_on_rank_0(f"{len(content)} studies in {options.file}")
 
 
 def _sections(reports: Artifact) -> str:
-    return open_input(reports, "data").manifest["config"].get("sections", "findings")
+    return open_artifact_input(reports, "data").manifest["config"].get("sections", "findings")
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from huggingface_hub import HfApi, constants, hf_hub_download
 
 from amrg.errors import UserError
-from amrg.evaluation.scorers import SCORERS, Weights, missing, needed
-from amrg.model_files import hub_fault
-from amrg.progress import echo
+from amrg.evaluation.scorers import SCORERS, Weights, files_of_metrics, missing_metric_files
+from amrg.model_files import find_hub_fault
+from amrg.progress import print_on_rank_0
 
 
 def main(arguments: list[str]) -> None:
@@ -37,13 +37,15 @@ def main(arguments: list[str]) -> None:
     faults = fetch_metric_weights(metrics)
     if faults:
         raise UserError("\n".join(faults))
-    echo("all of it is there; `amrg evaluate` makes no scores anew: delete the folder of those made without it")
+    print_on_rank_0(
+        "all of it is there; `amrg evaluate` makes no scores anew: delete the folder of those made without it"
+    )
 
 
 def _listed(metrics: Sequence[str]) -> Iterator[str]:
     for metric in metrics:
         yield f"{metric}: {SCORERS[metric].note}"
-        for weights in needed([metric]):
+        for weights in files_of_metrics([metric]):
             details = (f"{weights.repository} ({weights.part})", weights.size, weights.license)
             yield f"  {'there  ' if weights.there else 'missing'} {', '.join(filter(None, details))}: {weights.folder}"
 
@@ -51,9 +53,9 @@ def _listed(metrics: Sequence[str]) -> Iterator[str]:
 def fetch_metric_weights(metrics: Sequence[str]) -> list[str]:
     """Fetch missing files, archives before the encoders that they name; return a line per failure."""
     faults: dict[Weights, str] = {}
-    while lacking := [weights for weights in missing(metrics) if weights not in faults]:
+    while lacking := [weights for weights in missing_metric_files(metrics) if weights not in faults]:
         weights = lacking[0]
-        fault = hub_fault(weights.repository) or _download(weights)
+        fault = find_hub_fault(weights.repository) or _download(weights)
         if not fault and not weights.there:
             fault = "what the hub has is not whole"
         if fault:

@@ -18,7 +18,7 @@ from amrg.artifacts import atomic_path
 from amrg.errors import UserError
 from amrg.gpu_checks import kernel_checks, model_checks
 from amrg.gpu_checks.result import StageResult
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 STAGES = ("environment", "kernels", "random_bits", "speed", "modules", "chain")
 
@@ -36,12 +36,12 @@ def main(arguments: list[str]) -> None:
     device = torch.device("cpu" if options.dry_run else "cuda")
     deadline = time.monotonic() + options.seconds
     checks: dict[str, Callable[[], StageResult]] = {
-        "environment": partial(kernel_checks.environment, device),
+        "environment": partial(kernel_checks.check_environment, device),
         "kernels": partial(kernel_checks.check_kernels, device),
-        "random_bits": partial(kernel_checks.random_bits, device),
-        "speed": partial(kernel_checks.check_speed, device),
+        "random_bits": partial(kernel_checks.check_random_bits, device),
+        "speed": partial(kernel_checks.check_forward_speed, device),
         "modules": partial(model_checks.check_modules, device),
-        "chain": partial(model_checks.check_chain, device, lambda: deadline - time.monotonic()),
+        "chain": partial(model_checks.check_pipeline, device, lambda: deadline - time.monotonic()),
     }
     results: dict[str, dict[str, Any]] = {}
     for name in STAGES:
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
         if time.monotonic() > deadline:
             results[name] = asdict(StageResult("no time left")) | {"seconds": 0.0, "skipped": True}
         else:
-            echo(f"{name} …")
+            print_on_rank_0(f"{name} …")
             results[name] = _timed(checks[name])
         _save(options.out, results)
     _show(results)

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from amrg import pipeline
-from amrg.artifacts import MANIFEST, Artifact, build, find, open_artifact
-from amrg.cli_config import ArgumentParser, parse
+from amrg.artifacts import MANIFEST, Artifact, build_artifact, find_artifact, open_artifact
+from amrg.cli_config import ArgumentParser, parse_config_arguments
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
-from amrg.graph.drawing import draw, strongest_edges
+from amrg.graph.drawing import draw_graph, strongest_edges
 from amrg.graph.facts import NODES
 from amrg.graph.knowledge_graph import KnowledgeGraph
 
@@ -55,7 +55,7 @@ def _show(options: argparse.Namespace, settings: list[str]) -> None:
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(_table(graph, max(options.edges, 0)))
     plot = plot or artifact.path.parent / "graph.svg"
-    draw(graph, plot)
+    draw_graph(graph, plot)
     print(f"{artifact.path}\n{plot}")
 
 
@@ -63,9 +63,9 @@ def _graph(run: str, settings: list[str]) -> Artifact:
     """Open the graph of a configuration, a run or an artefact; a missing one is counted."""
     folder = Path(run)
     if not folder.is_dir():
-        config = parse([run, *settings], "amrg graph show [CONFIG]")
-        pipeline.check([pipeline.GRAPH], config)
-        return pipeline.run_step(pipeline.GRAPH, config)
+        config = parse_config_arguments([run, *settings], "amrg graph show [CONFIG]")
+        pipeline.check_before_start([pipeline.GRAPH], config)
+        return pipeline.run_pipeline_step(pipeline.GRAPH, config)
     if settings:
         raise UserError(f"{settings[0]}: settings go with a configuration, and {folder} is a folder")
     if (folder / MANIFEST).is_file() and folder.name.startswith("graph-"):
@@ -86,10 +86,10 @@ def _count(data: Artifact) -> Artifact:
     """Count the graph of a data artefact with the default settings, as its run would."""
     root = data.path.absolute().parent
     config = Config(name=root.name, runs=str(root.parent), seed=data.manifest["seed"])
-    plan = pipeline.graph_recipe(config, data)
-    if (made := find(root, plan)) is not None:
+    plan = pipeline.graph_step_recipe(config, data)
+    if (made := find_artifact(root, plan)) is not None:
         return made
-    with build(root, plan) as partial:
+    with build_artifact(root, plan) as partial:
         pipeline.ALL_STEPS[pipeline.GRAPH].run(config, {"data": data.path}, partial)
     return open_artifact(plan.path(root), "graph")
 

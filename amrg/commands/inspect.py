@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from amrg.artifacts import LOGS, MANIFEST, Artifact, content_hash, open_artifact
+from amrg.artifacts import LOGS, MANIFEST, Artifact, folder_content_hash, open_artifact
 from amrg.errors import UserError
 
 ROWS = 5
@@ -46,7 +46,7 @@ def _open(path: Path) -> Artifact:
 
 
 def _verify(artifact: Artifact) -> None:
-    found = content_hash(artifact.path)
+    found = folder_content_hash(artifact.path)
     if found != artifact.hash:
         raise UserError(
             f"{artifact.path} was changed after it was made (content hash {found[:12]}, "

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from amrg.artifacts import open_artifact
-from amrg.data.shard_cache import mirror
+from amrg.data.shard_cache import mirror_shards
 
 
 def main(arguments: list[str]) -> None:
@@ -16,4 +16,4 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("data", type=Path, help="a data artefact: runs/…/data-…")
     parser.add_argument("url", help="folder of the copy")
     options = parser.parse_args(arguments)
-    mirror(open_artifact(options.data, "data").path, options.url)
+    mirror_shards(open_artifact(options.data, "data").path, options.url)

@@ -16,15 +16,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from amrg.cli_config import parse
+from amrg.cli_config import parse_config_arguments
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.pipeline import recipe, root
+from amrg.pipeline import artifact_root, step_recipe
 from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_bytes, format_duration
 from amrg.planning.pipeline_estimate import Step, estimate_pipeline
 from amrg.planning.stage_estimate import Assumptions, Plan, estimate_stage
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 from amrg.retrieval.communication_cost import NET_RATE
 
 STAGES = ("stage1", "stage2")
@@ -34,18 +34,18 @@ def main(arguments: list[str]) -> None:
     """Print the plan of both stages and of the whole chain, or of one stage."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses an old name of theirs
     options, rest = _parser().parse_known_args(arguments)
-    config = parse(rest, "amrg plan [CONFIG] --gpus N")
-    data = recipe("prepare", config).path(root(config))
+    config = parse_config_arguments(rest, "amrg plan [CONFIG] --gpus N")
+    data = step_recipe("prepare", config).path(artifact_root(config))
     given = _assumptions(options, data if data.is_dir() else None)
     console = Console(soft_wrap=True)
     plans: dict[str, Plan] = {}
     for stage in STAGES if options.stage is None else (options.stage,):
-        echo(f"tracing {stage} without numbers")
+        print_on_rank_0(f"tracing {stage} without numbers")
         plans[stage] = estimate_stage(config, stage, given)
         _print(console, config, plans[stage], given)
     content: dict[str, Any] = {stage: _as_json(found) for stage, found in plans.items()}
     if options.stage is None:
-        echo("tracing what comes between the stages and after them")
+        print_on_rank_0("tracing what comes between the stages and after them")
         steps = estimate_pipeline(config, plans, given)
         content["chain"] = [asdict(step) for step in steps]
         console.print(_chain(steps, given))

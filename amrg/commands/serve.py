@@ -12,11 +12,11 @@ import warnings
 from contextlib import closing
 from pathlib import Path
 
-from amrg.commands.view import LOOPBACK, is_loopback, listen
+from amrg.commands.view import LOOPBACK, bind_server_socket, is_loopback_host
 from amrg.errors import UserError
-from amrg.inference.run import BANKS, BASE_MODEL, open_run
+from amrg.inference.run import BANKS, BASE_MODEL, find_run_artifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 PORT = 8018
 TOKEN = "AMRG_TOKEN"
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     """Serve until it is interrupted."""
     options = _parser().parse_args(arguments)
     token = _token(options.token_file)
-    local = is_loopback(options.host)
+    local = is_loopback_host(options.host)
     if not (local or token or options.no_token):
         raise UserError(
             f"--host {options.host} lets others send films: give --token-file FILE or {TOKEN}, or --no-token to ask "
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         )
     if token and options.no_token:
         raise UserError(f"--no-token, but there is a token in --token-file or {TOKEN}")
-    chain = open_run(options.run, options.base_model, options.bank)
+    chain = find_run_artifacts(options.run, options.base_model, options.bank)
     most = chain.config.generate.batch_size
     batch_size = options.batch_size or most
     if not 1 <= batch_size <= most:
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     try:
         import uvicorn
 
-        from amrg.serving.api import PATHS, Access, create_app
+        from amrg.serving.api import PATHS, Access, create_serving_app
         from amrg.serving.batching import Batcher
         from amrg.serving.metrics import Metrics
         from amrg.serving.worker import worker_process
@@ -56,13 +56,13 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     embedded = [EMBEDDED_DATA_NOTICE] if chain.config.data.source == "openi_drr" else []
     for warning in (NOT_CLINICAL_NOTICE, *embedded, *chain.warnings):
-        echo(warning)
+        print_on_rank_0(warning)
     names = {LOOPBACK, "localhost"} if local else {socket.gethostname().lower(), socket.getfqdn().lower()}
     access = Access(token, options.allow_origin, {options.host.lower(), *names}, any_address=not local)
     metrics = Metrics(PATHS)
     opened = (chain.reports or chain.stage2).path
-    with listen(options.host, options.port) as listening:
-        echo(f"loading {chain.stage2.path}")
+    with bind_server_socket(options.host, options.port) as listening:
+        print_on_rank_0(f"loading {chain.stage2.path}")
         batcher = Batcher(
             lambda: worker_process(opened, options.base_model, options.seconds, options.bank),
             batch_size,
@@ -70,15 +70,15 @@ def main(arguments: list[str]) -> None:
         )
         with closing(batcher):
             if not (local or token):
-                echo(f"anyone who reaches this machine at {options.host} can send films")
+                print_on_rank_0(f"anyone who reaches this machine at {options.host} can send films")
             host = f"[{options.host}]" if ":" in options.host else options.host
-            echo(f"serving at http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
-            app = create_app(chain, batcher, metrics, access, options.queue, options.seconds)
+            print_on_rank_0(f"serving at http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+            app = create_serving_app(chain, batcher, metrics, access, options.queue, options.seconds)
             config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
             try:
                 uvicorn.Server(config).run([listening])
             except KeyboardInterrupt:
-                echo("stopped")
+                print_on_rank_0("stopped")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,12 +17,12 @@ from rich.table import Table
 
 from amrg import pipeline
 from amrg.artifacts import atomic_path
-from amrg.cli_config import parse
+from amrg.cli_config import parse_config_arguments
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.planning.devices import DEVICES
 from amrg.planning.format import format_duration
-from amrg.planning.measured_rates import MeasuredRates, measure
+from amrg.planning.measured_rates import MeasuredRates, measure_rates
 from amrg.planning.scaling import Point, clusters_like_measured, clusters_on_gpus, predict_two_workers, scaling_curve
 from amrg.planning.simulation import PARTS, SimulatedCluster
 from amrg.planning.stage_estimate import Assumptions
@@ -35,9 +35,9 @@ RATES = "rates.json"  # beside the artefacts of a configuration
 def main(arguments: list[str]) -> None:
     """Measure (--measure), simulate, print a table, and draw it (--plot)."""
     options, rest = _parser().parse_known_args(arguments)
-    config = parse(rest, "amrg simulate [CONFIG]")
+    config = parse_config_arguments(rest, "amrg simulate [CONFIG]")
     _check(options)
-    path = options.rates or pipeline.root(config) / RATES
+    path = options.rates or pipeline.artifact_root(config) / RATES
     if options.measure:
         _measure(config, path, options)
     rates = MeasuredRates.load(path)
@@ -107,9 +107,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _measure(config: Config, path: Path, options: argparse.Namespace) -> None:
-    inputs = {kind: artefact.path for kind, artefact in pipeline.recipe("stage2", config).inputs.items()}
+    inputs = {kind: artefact.path for kind, artefact in pipeline.step_recipe("stage2", config).inputs.items()}
     kept = path.with_name(f"{path.name}.partial")
-    found = measure(config, inputs, options.micro or 8, options.steps, kept)
+    found = measure_rates(config, inputs, options.micro or 8, options.steps, kept)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(asdict(found), indent=2) + "\n")
     kept.unlink()

@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 from amrg.errors import UserError
-from amrg.inference.run import BANKS, BASE_MODEL, open_run
-from amrg.progress import echo
+from amrg.inference.run import BANKS, BASE_MODEL, find_run_artifacts
+from amrg.progress import print_on_rank_0
 
 PORT = 8017
 LOOPBACK = "127.0.0.1"
@@ -30,36 +30,38 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--bank", **BANKS)
     parser.add_argument("--decoder.model", **BASE_MODEL)
     options = parser.parse_args(arguments)
-    chain = open_run(options.run, options.base_model, options.bank)
+    chain = find_run_artifacts(options.run, options.base_model, options.bank)
     try:
         import uvicorn
 
         from amrg.webapp.comparison import ComparedRun
-        from amrg.webapp.server import create_app
+        from amrg.webapp.server import create_viewer_app
     except ModuleNotFoundError as error:
         raise UserError(f"the viewer needs {error.name}: pip install 'amrg[viewer]'") from None
-    compared = ComparedRun.open(chain, open_run(options.compare)) if options.compare else None
+    compared = ComparedRun.open(chain, find_run_artifacts(options.compare)) if options.compare else None
     if compared:
-        echo(compared.note)
-    with listen(options.host, options.port) as listening:
-        echo(f"loading {chain.stage2.path}")
-        local = is_loopback(options.host)
+        print_on_rank_0(compared.note)
+    with bind_server_socket(options.host, options.port) as listening:
+        print_on_rank_0(f"loading {chain.stage2.path}")
+        local = is_loopback_host(options.host)
         names = {LOOPBACK, "localhost"} if local else {socket.gethostname().lower(), socket.getfqdn().lower()}
         hosts = {options.host.lower(), *names}
-        app = create_app(chain, hosts, any_address=not local, online=options.online, compared=compared)
+        app = create_viewer_app(chain, hosts, any_address=not local, online=options.online, compared=compared)
         if not local:
-            echo(f"anyone who reaches this machine at {options.host} can read the films and reports of this run")
+            print_on_rank_0(
+                f"anyone who reaches this machine at {options.host} can read the films and reports of this run"
+            )
         host = f"[{options.host}]" if ":" in options.host else options.host
-        echo(f"the viewer is at http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+        print_on_rank_0(f"the viewer is at http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
         # Addresses of studies are no matter for a log, so requests are not logged.
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         try:
             uvicorn.Server(config).run([listening])
         except KeyboardInterrupt:
-            echo("stopped")
+            print_on_rank_0("stopped")
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind_server_socket(host: str, port: int) -> socket.socket:
     """Listen on an address; raises UserError where that is not possible."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -69,7 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}:{port} ({reason}): choose another with --port or --host") from None
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Return whether only this machine reaches an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

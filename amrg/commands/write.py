@@ -26,18 +26,18 @@ from amrg.data.own_studies import (
     GivenPrior,
     StudyFiles,
     StudyFilms,
-    find_studies,
-    printable,
+    find_own_studies,
+    printable_file_name,
     read_given_context,
     read_given_prior,
-    read_study,
+    read_own_study,
 )
 from amrg.data.text.sections import IMPRESSION_MARK
 from amrg.errors import UserError
-from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, open_run, refuse_other_banks
-from amrg.memory.changes import mix_banks
+from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, find_run_artifacts, refuse_other_banks
+from amrg.memory.changes import mix_bank_folders
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
-from amrg.progress import echo, track
+from amrg.progress import print_on_rank_0, track_progress
 
 UNLIKE_TRAINING = (
     "unlike the films that this model was trained on (distance {training_distance:.1f}, threshold "
@@ -50,11 +50,11 @@ _START = b'{"study": '  # of each line
 def main(arguments: list[str]) -> None:
     """Print a report for each study; those left out are named, and the exit code is 2 if there are any."""
     options = _parser().parse_args(arguments)
-    chain = open_run(options.run, options.base_model)
+    chain = find_run_artifacts(options.run, options.base_model)
     embedded = [EMBEDDED_DATA_NOTICE] if chain.config.data.source == "openi_drr" else []
     for warning in (NOT_CLINICAL_NOTICE, *embedded, *chain.warnings):
-        echo(warning)
-    studies, skipped = find_studies(options.studies, options.one_study)
+        print_on_rank_0(warning)
+    studies, skipped = find_own_studies(options.studies, options.one_study)
     context = read_given_context({name: getattr(options, name) or "" for name in CONTEXT_FIELDS}, "--")
     if context:
         if len(studies) != 1:
@@ -74,17 +74,17 @@ def main(arguments: list[str]) -> None:
     if skipped:
         names = sorted(set(skipped))
         more = f" and {len(names) - _NAMED} other names" if len(names) > _NAMED else ""
-        echo(f"files that are no films are skipped: {len(skipped)} ({', '.join(names[:_NAMED])}{more})")
+        print_on_rank_0(f"files that are no films are skipped: {len(skipped)} ({', '.join(names[:_NAMED])}{more})")
     memories = _open_memories(chain, options.bank, {study.memory for study in studies})
     models = {replace(chain, banks=one).model for one in (memories or {"": chain.banks}).values()}
     finished = _finished(options.out, models) if options.out else set()
     remaining = [study for study in studies if study.name not in finished]
     if len(remaining) < len(studies):
-        echo(f"{len(studies) - len(remaining)} of {len(studies)} studies are already in {options.out}")
+        print_on_rank_0(f"{len(studies) - len(remaining)} of {len(studies)} studies are already in {options.out}")
     left_out = len(remaining)
-    for line in write(chain, remaining, options.force, memories) if remaining else ():
+    for line in write_own_studies(chain, remaining, options.force, memories) if remaining else ():
         if line.get("unlike_training"):
-            echo(f"{line['study']}: {UNLIKE_TRAINING.format(**line)}")
+            print_on_rank_0(f"{line['study']}: {UNLIKE_TRAINING.format(**line)}")
         if options.out:
             with options.out.open("a", encoding="utf-8") as file:  # closed, and so written, after each study
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -108,7 +108,7 @@ def _text(line: dict[str, Any]) -> str:
     return f"{line['sections']['findings']}\n{IMPRESSION_MARK} {impression}"
 
 
-def write(
+def write_own_studies(
     chain: RunArtifacts,
     studies: Sequence[StudyFiles],
     force: bool = False,
@@ -134,15 +134,19 @@ def write(
 
 
 def _write_with(run: LoadedRun, studies: Sequence[StudyFiles], force: bool) -> Iterator[dict[str, Any]]:
-    """Generate the records of ``write`` with one memory."""
+    """Generate the records of ``write_own_studies`` with one memory."""
     chain = run.artifacts
     given = [name for name in CONTEXT_FIELDS if any(study.context.text(name) for study in studies)]
     if unread := [name for name in given if name not in run.context_fields]:
-        echo(f"this run does not read {', '.join(unread)}, which is left out (decoder.context of its training)")
+        print_on_rank_0(
+            f"this run does not read {', '.join(unread)}, which is left out (decoder.context of its training)"
+        )
     if any(study.prior for study in studies) and not run.prior_parts:
-        echo("this run does not read an earlier study, which is left out (decoder.prior of its training)")
+        print_on_rank_0("this run does not read an earlier study, which is left out (decoder.prior of its training)")
     readable = (
-        (study, *found) for study in track(studies, "writing reports") if (found := _read(study, run, chain, force))
+        (study, *found)
+        for study in track_progress(studies, "writing reports")
+        if (found := _read(study, run, chain, force))
     )
     while batch := list(islice(readable, run.batch_size)):
         contexts = [study.context.filled(read.context) for study, read, _ in batch]
@@ -180,7 +184,7 @@ def _open_memories(chain: RunArtifacts, given: Sequence[str], chosen: set[str]) 
     found = {}
     for name in chosen:
         parts = [banks[part] for part in dict.fromkeys((name or everything).split("+"))]
-        found[name] = parts[0] if len(parts) == 1 else mix_banks(chain, parts)
+        found[name] = parts[0] if len(parts) == 1 else mix_bank_folders(chain, parts)
     return found
 
 
@@ -228,19 +232,22 @@ def _read(
     study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool
 ) -> tuple[StudyFilms, GivenPrior | None] | None:
     """Read a study and its earlier one; None, with the reason printed, if it is left out."""
-    named = [("" if printable(str(film)) == study.name else printable(film.name), film) for film in study.films]
+    named = [
+        ("" if printable_file_name(str(film)) == study.name else printable_file_name(film.name), film)
+        for film in study.films
+    ]
     try:
         if study.fault:
             raise ValueError(study.fault)
-        read = read_study(named, run.image_size, chain.frontal_only, force)
+        read = read_own_study(named, run.image_size, chain.frontal_only, force)
         prior = run.read_prior(study.prior, force)
     except (ValueError, UserError) as error:
-        echo(f"{study.name} is left out: {error}")
+        print_on_rank_0(f"{study.name} is left out: {error}")
         return None
     for note in read.notes:
-        echo(f"{study.name}: a film is left out: {note}")
+        print_on_rank_0(f"{study.name}: a film is left out: {note}")
     for reason in read.forced:
-        echo(f"{study.name} is forced: {reason}")
+        print_on_rank_0(f"{study.name} is forced: {reason}")
     return read, prior
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amrg.data.shards import hash_key
+from amrg.data.shards import hash_study_key
 from amrg.errors import UserError
 
 SAMPLE = 50  # films to decode
@@ -107,7 +107,7 @@ class Report:
         if not keys:
             self.checks.append(Check(what, True, f"none of {total:,}"))
             return
-        named = ", ".join(hash_key(key) for key in keys[:NAMED])
+        named = ", ".join(hash_study_key(key) for key in keys[:NAMED])
         ok = tolerated is not None and len(keys) <= tolerated * total
         result = f"{len(keys):,} of {total:,} (hashed: {named})"
         self.checks.append(Check(what, ok, result, advice, tuple(Found(key, exact[key]) for key in keys)))

@@ -6,13 +6,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from amrg.data.text.cleaning import (
-    known_words,
-    markup,
-    mask_token,
     normalize_for_dedup,
-    plain,
+    normalize_whitespace,
+    restore_known_words,
     split_sentences,
-    whitespace,
+    strip_markup,
+    to_plain_characters,
+    unify_mask_tokens,
 )
 
 _MASK = "XXXX"
@@ -69,14 +69,16 @@ class Context:
                 are taken.
             reported: findings and impression of the study. A sentence of them never becomes context.
         """
-        sentences = {normalize_for_dedup(one) for text in reported if text for one in split_sentences(plain(text))}
+        sentences = {
+            normalize_for_dedup(one) for text in reported if text for one in split_sentences(to_plain_characters(text))
+        }
         given = {field.name: texts.get(field.name) for field in fields(cls)}
         raw = {name: "" if value is None else str(value) for name, value in given.items()}
-        patient = _PATIENT.search(mask_token(plain(raw["indication"])))
-        age, sex = read_age(raw.pop("age")), read_sex(raw.pop("sex"))
+        patient = _PATIENT.search(unify_mask_tokens(to_plain_characters(raw["indication"])))
+        age, sex = parse_age_in_years(raw.pop("age")), parse_patient_sex(raw.pop("sex"))
         if patient is not None:
-            age = read_age(patient["age"]) if age is None else age
-            sex = sex or read_sex(patient["sex"])
+            age = parse_age_in_years(patient["age"]) if age is None else age
+            sex = sex or parse_patient_sex(patient["sex"])
         return cls(**{name: _clean(text, sentences) for name, text in raw.items()}, age=age, sex=sex)
 
     def filled(self, other: "Context") -> Self:
@@ -97,7 +99,7 @@ NO_CONTEXT = Context()
 CONTEXT_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Context))
 
 
-def read_age(text: str | None) -> int | None:
+def parse_age_in_years(text: str | None) -> int | None:
     """Return whole years of an age as DICOM (``063Y``, ``018M``), a number (``63.0``) or words (``63 years``) tell it.
 
     None for anything else, and above 120 years.
@@ -109,7 +111,7 @@ def read_age(text: str | None) -> int | None:
     return years if years <= _OLDEST else None
 
 
-def read_sex(text: str | None) -> str:
+def parse_patient_sex(text: str | None) -> str:
     """Return ``female`` or ``male`` for their names and letters; empty for anything else."""
     found = re.fullmatch(r"(f|m|w)|(female|woman|lady|girl)s?|(male|man|gentleman|boy)s?", (text or "").strip().lower())
     if found is None:
@@ -120,7 +122,9 @@ def read_sex(text: str | None) -> str:
 def _clean(text: str, reported: set[str]) -> str:
     """Return the sentences of a field without de-identification marks; those of the report are left out."""
     kept = []
-    for sentence in split_sentences(whitespace(known_words(mask_token(plain(markup(text)))))):
+    for sentence in split_sentences(
+        normalize_whitespace(restore_known_words(unify_mask_tokens(to_plain_characters(strip_markup(text)))))
+    ):
         if _OBSERVATION.search(sentence):
             break
         words = normalize_for_dedup(sentence)
@@ -130,7 +134,7 @@ def _clean(text: str, reported: set[str]) -> str:
         if _MASK in sentence:
             unmasked = _MASKED_AGE.sub(" ", sentence).replace(_MASK, " ")
             unmasked = re.sub(r"\(\s*\)", " ", unmasked)
-            while (shorter := _DOUBLE.sub(r"\1", _DANGLING.sub("", whitespace(unmasked)))) != unmasked:
+            while (shorter := _DOUBLE.sub(r"\1", _DANGLING.sub("", normalize_whitespace(unmasked)))) != unmasked:
                 unmasked = shorter
             unmasked = re.sub(r"([,;/])(?:\s*[,;/])+", r"\1", _LEADING.sub("", unmasked))
         if re.search("[A-Za-z]{2}", unmasked):

@@ -16,14 +16,14 @@ from typing import Any
 
 from amrg.config import ColumnsConfig, DataConfig
 from amrg.data.check_report import NAMED, Check, Found, Report
-from amrg.data.image_io import load_film
+from amrg.data.image_io import load_film_file
 from amrg.data.labels import LABELS
-from amrg.data.sources import chexpert_plus, mimic_cxr, open_part, openi, r2gen, recognize, source_faults
+from amrg.data.sources import chexpert_plus, mimic_cxr, open_mixed_source, openi, r2gen, recognize_source, source_faults
 from amrg.data.sources.table import suggest_columns
-from amrg.data.sources.tables import labels_of, present, read_csv
+from amrg.data.sources.tables import labels_of_row, present_text, read_csv_columns
 from amrg.data.text.sections import split_sections, unknown_headings
 from amrg.errors import UserError
-from amrg.progress import track
+from amrg.progress import track_progress
 
 REPORTS = 500  # to read of a sample
 #: A heading of letters only, and no title of a person.
@@ -53,7 +53,7 @@ def check_dataset(root: Path, every: bool = False) -> tuple[str, list[Check]]:
     if (root / chexpert_plus.TABLE).exists():
         _chexpert(root, report)
         return "chexpert_plus", report.checks
-    source = recognize(root)
+    source = recognize_source(root)
     if source is not None:
         _openi(root, report) if source == "openi" else _read_through(root, report, source)
         return source, report.checks
@@ -71,7 +71,9 @@ def _read_through(root: Path, report: Report, source: str) -> None:
     config = DataConfig(source=source, path=str(root), columns=columns)
     for fault in source_faults(config):
         report.checks.append(Check("files", False, fault, "see the layouts of docs/data.md"))
-    reader = None if report.failed else report.attempt("layout", lambda: open_part(config, 0), "see docs/data.md")
+    reader = (
+        None if report.failed else report.attempt("layout", lambda: open_mixed_source(config, 0), "see docs/data.md")
+    )
     if reader is None:
         return
     studies = {study.key: study for study in reader.studies()}
@@ -84,7 +86,7 @@ def _read_through(root: Path, report: Report, source: str) -> None:
     report.expect_none("studies whose rows contradict each other", faulty, len(studies), "mend the table")
     chosen = report.sample(studies.keys() - faulty)
     wrong = []
-    for key in track(chosen, "reading films") if report.every else chosen:
+    for key in track_progress(chosen, "reading films") if report.every else chosen:
         try:
             reader.films(studies[key])
         except (OSError, ValueError) as error:
@@ -105,7 +107,7 @@ def _mimic(root: Path, report: Report) -> None:
     splits, labels = tables["split"] or [], tables["chexpert"] or []
     metadata = [row for row in tables["metadata"] or [] if all(row[name] for name in mimic_cxr.METADATA[:3])]
     texts = report.attempt(
-        "reports", lambda: mimic_cxr.report_files(root), "put mimic-cxr-reports.zip beside the tables"
+        "reports", lambda: mimic_cxr.report_files_by_study(root), "put mimic-cxr-reports.zip beside the tables"
     )
     named = {f"s{row['study_id']}": f"p{row['subject_id']}/s{row['study_id']}" for row in (*splits, *metadata)}
     studies = {f"s{row['study_id']}" for row in metadata}
@@ -144,7 +146,7 @@ def _mimic(root: Path, report: Report) -> None:
     unknown = {f"s{row['study_id']}" for row in splits if row["split"] not in known}
     report.expect_none("names of splits", exact(unknown), len(splits), get)
     _one_split(report, [(row["subject_id"] or "", row["split"] or "") for row in splits])
-    unseen = {film for film, row in zip(films, metadata, strict=True) if not mimic_cxr.film_view(row)}
+    unseen = {film for film, row in zip(films, metadata, strict=True) if not mimic_cxr.view_of_film_row(row)}
     behind = "they come behind frontal films, and data.views leaves them out"
     report.expect_none("films whose view is not told", unseen, len(films), behind, 1.0)
     stems = [
@@ -159,18 +161,21 @@ def _mimic_table(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[s
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise UserError(f"{paths[0].name} is missing")
-    return read_csv(path, columns, optional=(mimic_cxr.CODE,)).to_pylist()
+    return read_csv_columns(path, columns, optional=(mimic_cxr.CODE,)).to_pylist()
 
 
 def _chexpert(root: Path, report: Report) -> None:
     get = "fetch it from CheXpert Plus again"
     path = root / chexpert_plus.TABLE
     table = (
-        report.attempt("table", lambda: read_csv(path, chexpert_plus.COLUMNS, multiline=True).to_pylist(), get) or []
+        report.attempt("table", lambda: read_csv_columns(path, chexpert_plus.COLUMNS, multiline=True).to_pylist(), get)
+        or []
     )
-    outside = [row["path_to_image"] or "" for row in table if not chexpert_plus.is_inside(row["path_to_image"])]
+    outside = [
+        row["path_to_image"] or "" for row in table if not chexpert_plus.is_film_path_inside(row["path_to_image"])
+    ]
     report.expect_none("paths that are empty or leave the folder", outside, len(table), get)
-    rows = [row for row in table if chexpert_plus.is_inside(row["path_to_image"])]
+    rows = [row for row in table if chexpert_plus.is_film_path_inside(row["path_to_image"])]
     names = [row["path_to_image"] for row in rows]
     report.expect_none("rows of one film twice", _duplicates(names), len(names), get)
     for section in ("findings", "impression"):
@@ -181,26 +186,26 @@ def _chexpert(root: Path, report: Report) -> None:
     report.expect_none("films without findings and impression", empty, len(rows), "harmless: stage 1 alone has them")
     known = chexpert_plus.PUBLISHED_SPLITS
     report.expect_none("names of splits", {r["path_to_image"] for r in rows if r["split"] not in known}, len(rows), get)
-    _one_split(report, [(chexpert_plus.patient(row), row["split"] or "") for row in rows])
-    films = {chexpert_plus.film_name(name): name for name in names}
+    _one_split(report, [(chexpert_plus.patient_of_row(row), row["split"] or "") for row in rows])
+    films = {chexpert_plus.film_path_stem(name): name for name in names}
     for name in chexpert_plus.LABEL_FILES.values():
         labels = report.attempt(f"labels {name}", partial(_label_lines, root, name), get)
         if labels is None:
             continue
-        keyed = [(chexpert_plus.film_name(row["path_to_image"]), row) for row in labels]
+        keyed = [(chexpert_plus.film_path_stem(row["path_to_image"]), row) for row in labels]
         report.expect_none(f"values of {name}", _bad_labels(keyed), len(labels), get)
         report.expect_none(f"two lines of {name} that differ", _contradictions(keyed), len(labels), get)
         found = {key for key, _ in keyed}
         report.expect_none(
             f"{name} without a film", found - films.keys(), len(labels), "the files are of different releases"
         )
-        joined = {chexpert_plus.study_key(key) for key in found}
-        studies = {chexpert_plus.study_key(key): str(Path(key).parent) for key in films}
+        joined = {chexpert_plus.study_key_of_film(key) for key in found}
+        studies = {chexpert_plus.study_key_of_film(key): str(Path(key).parent) for key in films}
         without = {study: folder for study, folder in studies.items() if study not in joined}
         report.expect_none(
             f"studies without {name}", without, len(studies), "stage 1 does not use them", MAX_UNLABELLED
         )
-    pairs = [(chexpert_plus.study_key(name), root / name) for name in names]
+    pairs = [(chexpert_plus.study_key_of_film(name), root / name) for name in names]
     _decode(report, pairs, lambda path: chexpert_plus.film_file(root, str(path.relative_to(root))) or path)
 
 
@@ -208,7 +213,7 @@ def _label_lines(root: Path, name: str) -> list[dict[str, Any]]:
     path = next((path for path in (root / "chexbert_labels" / name, root / name) if path.exists()), None)
     if path is None:
         raise UserError(f"chexbert_labels/{name} is missing")
-    return chexpert_plus.read_labels(path)
+    return chexpert_plus.read_chexpert_labels(path)
 
 
 def _annotated(root: Path, report: Report) -> str:
@@ -220,9 +225,9 @@ def _annotated(root: Path, report: Report) -> str:
     wrong = []
     for number, (split, entry) in enumerate(content):
         try:
-            name, paths = str(entry["id"]), r2gen.film_paths(entry)
-            patient = r2gen.subject(entry) if mimic else name.split("_")[0]
-            entries.append((name, split, paths, patient, present(entry["report"])))
+            name, paths = str(entry["id"]), r2gen.film_paths_of_entry(entry)
+            patient = r2gen.subject_of_entry(entry) if mimic else name.split("_")[0]
+            entries.append((name, split, paths, patient, present_text(entry["report"])))
         except (KeyError, TypeError):
             wrong.append(f"entry {number}")
     report.expect_none("entries without id, report or films", wrong, len(content), advice)
@@ -230,7 +235,9 @@ def _annotated(root: Path, report: Report) -> str:
     report.expect_none("names of studies twice", _duplicates(names), len(names), advice)
     report.expect_none("empty reports", {name for name, *_, text in entries if not text}, len(names), "left out")
     _one_split(report, [(patient, split) for _, split, _, patient, _ in entries])
-    folder = report.attempt("folder of films", lambda: r2gen.films_folder(root), "put the films beside the annotation")
+    folder = report.attempt(
+        "folder of films", lambda: r2gen.find_films_folder(root), "put the films beside the annotation"
+    )
     if folder is not None:
         films = [(name, folder / path) for name, _, paths, *_ in entries for path in paths]
         missing = {str(path): str(path) for _, path in films if not os.path.exists(path)}  # Path.exists may raise
@@ -242,22 +249,22 @@ def _annotated(root: Path, report: Report) -> str:
 
 def _openi(root: Path, report: Report) -> None:
     again = "fetch Open-i's reports again"
-    paths = list(openi.report_files(root))
-    films = openi.film_files(root)
+    paths = list(openi.iter_report_files(root))
+    films = openi.film_files_by_name(root)
     unreadable, studies, mute, lost = {}, [], set(), {}
     without_section: Counter[str] = Counter()
     shown: list[tuple[str, Path]] = []
     for path in paths:
         try:
-            content = openi.read_xml(path)
+            content = openi.parse_report_xml(path)
         except ValueError:
             unreadable[path.stem] = str(path)
             continue
-        key, sections = openi.read_uid(content) or path.stem, openi.read_sections(content)
+        key, sections = openi.study_of_report(content) or path.stem, openi.read_sections(content)
         studies.append(key)
         mute |= {key} if not (sections.get("FINDINGS") or sections.get("IMPRESSION")) else set()
         without_section.update(name for name in ("FINDINGS", "IMPRESSION") if not sections.get(name))
-        for name in openi.film_names(content):
+        for name in openi.film_names_of_report(content):
             if name in films:
                 shown.append((key, films[name]))
             else:
@@ -277,12 +284,12 @@ def _openi(root: Path, report: Report) -> None:
 
 
 def _bad_labels(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> set[str]:
-    return {key for key, row in rows if labels_of(row)[1]}
+    return {key for key, row in rows if labels_of_row(row)[1]}
 
 
 def _contradictions(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> set[str]:
     first: dict[str, Any] = {}
-    return {key for key, row in rows if first.setdefault(key, labels_of(row)) != labels_of(row)}
+    return {key for key, row in rows if first.setdefault(key, labels_of_row(row)) != labels_of_row(row)}
 
 
 def _one_split(report: Report, pairs: Iterable[tuple[str, str]]) -> None:
@@ -299,7 +306,7 @@ def _read_texts(report: Report, reports: dict[str, mimic_cxr.ReportFile]) -> lis
     texts, wrong = [], []
     for key, file in reports.items():
         try:
-            text = mimic_cxr.read_report(file.read)
+            text = mimic_cxr.decode_report_file(file.read)
         except ValueError as error:
             wrong.append(Found(key, file.path, str(error)))
             continue
@@ -341,11 +348,11 @@ def _decode(
         locate: maps a path to the file, which may have another suffix.
     """
     chosen, wrong = report.sample(films), []
-    for key, path in track(chosen, "reading films") if report.every else chosen:
+    for key, path in track_progress(chosen, "reading films") if report.every else chosen:
         file = path
         try:
             file = locate(path)
-            load_film(file, 64)
+            load_film_file(file, 64)
         except (OSError, ValueError) as error:
             wrong.append(Found(key, str(file), _reason(error)))
     _report_films(report, wrong, len(chosen))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from amrg.data.image_io import is_dicom, open_image, parse_dicom
+from amrg.data.image_io import is_dicom_bytes, open_raster_image, parse_dicom
 
 #: Pixels of the short side: less shows no ribs, and no film that we know of is stored so small.
 MIN_SIDE = 64
@@ -91,26 +91,26 @@ class Structure:
     slope: float
 
 
-def check_film(data: bytes, film: np.ndarray) -> None:
+def check_chest_film(data: bytes, film: np.ndarray) -> None:
     """Refuse a file that is clearly no chest radiograph.
 
     Args:
         data: the bytes of the file.
-        film: its pixels as read by ``read_film``.
+        film: its pixels as read by ``decode_film_bytes``.
 
     Raises:
         NotAFilm: it is none.
     """
-    if is_dicom(data):
+    if is_dicom_bytes(data):
         _check_tags(_tags(data))
     else:
-        image = open_image(data)
+        image = open_raster_image(data)
         _check_shape(image.height, image.width)
         _check_color(image)
-    check_pixels(film)
+    check_film_pixels(film)
 
 
-def check_pixels(film: np.ndarray) -> None:
+def check_film_pixels(film: np.ndarray) -> None:
     """Refuse a grey image, uint8 [H, W], that is clearly no radiograph.
 
     Raises:
@@ -169,16 +169,16 @@ def measure_color(image: Image.Image) -> tuple[float, float]:
 
 def recorded_view(data: bytes) -> str:
     """Return the ``ViewPosition`` of a DICOM film; empty if it tells none, or the file is no DICOM."""
-    return _tags(data).get("ViewPosition", "") if is_dicom(data) else ""
+    return _tags(data).get("ViewPosition", "") if is_dicom_bytes(data) else ""
 
 
-def is_lateral(data: bytes) -> bool:
+def is_lateral_dicom(data: bytes) -> bool:
     """Return whether a file is DICOM and its tags say that it is a lateral film.
 
     ``ViewPosition`` counts before ``PatientOrientation``, and both before ``ImageLaterality``, which in general names
     a side of the body.
     """
-    tags = _tags(data) if is_dicom(data) else {}
+    tags = _tags(data) if is_dicom_bytes(data) else {}
     view, orientation = tags.get("ViewPosition", ""), tags.get("PatientOrientation", "")
     if view:
         return is_lateral_view(view)
@@ -187,7 +187,7 @@ def is_lateral(data: bytes) -> bool:
     return is_lateral_view(tags.get("ImageLaterality", ""))
 
 
-def view_kinds(views: Sequence[str], films: int) -> tuple[int, ...]:
+def view_kinds_of_films(views: Sequence[str], films: int) -> tuple[int, ...]:
     """Return the place in ``VIEW_KINDS`` of each of a study's films.
 
     Args:

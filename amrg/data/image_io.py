@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from amrg.data.context import Context, read_age, read_sex
+from amrg.data.context import Context, parse_age_in_years, parse_patient_sex
 from amrg.data.image_ops import MAX_PIXELS
 from amrg.errors import UserError
 
@@ -80,12 +80,12 @@ class FilmLevels:
         return self.index if self.gray is _EIGHT_BIT else self.gray[self.index]
 
 
-def load_film(path: Path, short_side: int) -> np.ndarray:
+def load_film_file(path: Path, short_side: int) -> np.ndarray:
     """Read a film as uint8 [H, W], with at least ``short_side`` pixels on its short side if the file has them.
 
     JPEG is decoded at the smallest sufficient scale of 1, 1/2, 1/4 and 1/8. EXIF rotation is applied, colour is
-    converted to luminance, 16 bit is scaled by ``to_8_bit``, DICOM is windowed (``read_dicom``). The suffix counts only
-    where the content does not tell the format.
+    converted to luminance, 16 bit is scaled by ``scale_to_8_bit``, DICOM is windowed (``decode_dicom_film``). The
+    suffix counts only where the content does not tell the format.
 
     Raises:
         ValueError: the image is unreadable, too large, or flat: all of its pixels have one grey value.
@@ -93,7 +93,7 @@ def load_film(path: Path, short_side: int) -> np.ndarray:
     """
     data = path.read_bytes()
     named_dicom = path.suffix.lower() in (".dcm", ".dicom") and not data.startswith(SIGNATURES)
-    film = read_dicom(data) if named_dicom else read_film(data, short_side)
+    film = decode_dicom_film(data) if named_dicom else decode_film_bytes(data, short_side)
     _, counts, _ = _levels(film)
     low, high = _percentiles(np.arange(len(counts)), counts, _INLIERS)
     if low == high:
@@ -101,16 +101,16 @@ def load_film(path: Path, short_side: int) -> np.ndarray:
     return film
 
 
-def read_film(data: bytes, short_side: int) -> np.ndarray:
-    """Like ``load_film``, from the bytes of a file; the content determines the format, and flat images are returned."""
-    return read_levels(data, short_side).film
+def decode_film_bytes(data: bytes, short_side: int) -> np.ndarray:
+    """Like ``load_film_file``, from bytes whose content determines the format; flat images are returned."""
+    return decode_film_levels(data, short_side).film
 
 
-def read_levels(data: bytes, short_side: int) -> FilmLevels:
-    """Read what ``read_film`` does with all gray levels of the file."""
-    if is_dicom(data):
+def decode_film_levels(data: bytes, short_side: int) -> FilmLevels:
+    """Read what ``decode_film_bytes`` does with all gray levels of the file."""
+    if is_dicom_bytes(data):
         return _read_dicom_levels(data)
-    image = open_image(data)
+    image = open_raster_image(data)
     try:
         if image.format == "JPEG":
             scale = min(image.size) / short_side
@@ -139,7 +139,7 @@ def _is_filled(image: Image.Image) -> bool:
     return lowest.getextrema() == (_FILLED_GRAY, _FILLED_GRAY)
 
 
-def is_dicom(data: bytes) -> bool:
+def is_dicom_bytes(data: bytes) -> bool:
     """Return whether the bytes begin like those of a DICOM file, also of one without preamble as in old archives."""
     if data[128:132] == b"DICM":
         return True
@@ -149,7 +149,7 @@ def is_dicom(data: bytes) -> bool:
     return data[:2] in (b"\2\0", b"\x08\0") and data[3:4] == b"\0" and (explicit or data[5:8] == b"\0\0\0")
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_raster_image(data: bytes) -> Image.Image:
     """Open an image that is not DICOM; only its header is read.
 
     Raises:
@@ -161,7 +161,7 @@ def open_image(data: bytes) -> Image.Image:
         frames = getattr(image, "n_frames", 1) if image.format in _SEQUENCES else 1
     except UnidentifiedImageError:
         raise ValueError(f"not a readable image: damaged, or not {FORMATS}") from None
-    except Exception as error:  # as in read_film
+    except Exception as error:  # as in decode_film_bytes
         raise ValueError(f"not a readable image ({type(error).__name__})") from None
     _check_size(image.width, image.height, _pixel_bytes(image.mode))
     image.info.pop("transparency", None)  # of which no film has any, and of a palette's Pillow warns
@@ -223,13 +223,16 @@ def parse_dicom(data: bytes, **options: Any) -> Any:
     return record
 
 
-def read_patient(data: bytes) -> Context:
+def read_dicom_patient(data: bytes) -> Context:
     """Return the age and sex that the tags of a DICOM file tell; nothing for other formats and damaged files."""
-    if not is_dicom(data):
+    if not is_dicom_bytes(data):
         return Context()
     try:
         record = parse_dicom(data, stop_before_pixels=True)
-        return Context(age=read_age(str(record.get("PatientAge", ""))), sex=read_sex(str(record.get("PatientSex", ""))))
+        return Context(
+            age=parse_age_in_years(str(record.get("PatientAge", ""))),
+            sex=parse_patient_sex(str(record.get("PatientSex", ""))),
+        )
     except Exception:  # of any type; reading the pixels tells what is wrong
         return Context()
 
@@ -245,13 +248,13 @@ class _RefusedDicom(ValueError):
     """A DICOM file that is no film. Errors of pydicom may quote the file, the message of this one does not."""
 
 
-def read_dicom(data: bytes) -> np.ndarray:
+def decode_dicom_film(data: bytes) -> np.ndarray:
     """Read the pixels of a DICOM radiograph as displayed, uint8 [H, W]: rescaled, windowed (VOI), bone bright.
 
     What says nothing about the pixels is ignored: a rescale slope of 0, and a window (or VOI LUT) that shows them in
     one grey value, since it lies beside them, has no width or is far too wide. Without a window that suits, the film
-    is scaled like any other of more than 8 bits (``to_8_bit``). Padding (``PixelPaddingValue``) does not count in the
-    range of the pixels.
+    is scaled like any other of more than 8 bits (``scale_to_8_bit``). Padding (``PixelPaddingValue``) does not count
+    in the range of the pixels.
 
     Raises:
         ValueError: not DICOM, without pixels, too large, or not a single grey image.
@@ -444,7 +447,7 @@ def _number(part: Any) -> float:
         return np.nan
 
 
-def to_8_bit(pixels: np.ndarray, clip_outliers: bool = True) -> np.ndarray:
+def scale_to_8_bit(pixels: np.ndarray, clip_outliers: bool = True) -> np.ndarray:
     """Scale [darkest, brightest] to [0, 255]; a flat image becomes 0.
 
     Args:
@@ -480,7 +483,7 @@ def _levels(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _scaled(values: np.ndarray, counts: np.ndarray, clip_outliers: bool = True) -> np.ndarray:
-    """Do what ``to_8_bit`` says with values of which each has a number of pixels; returns uint8 [N]."""
+    """Do what ``scale_to_8_bit`` says with values of which each has a number of pixels; returns uint8 [N]."""
     present = values[counts > 0]
     low, high = float(present.min()), float(present.max())
     if not (np.isfinite(low) and np.isfinite(high)):

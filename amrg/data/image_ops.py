@@ -15,14 +15,14 @@ JPEG_QUALITY = 95
 MAX_PIXELS = 64_000_000
 
 
-def encode_film(film: np.ndarray) -> bytes:
+def encode_film_jpeg(film: np.ndarray) -> bytes:
     """Encode a grey film, uint8 [H, W], as JPEG."""
     assert film.ndim == 2, film.shape
     assert film.dtype == np.uint8, film.dtype
     return _encode(Image.fromarray(film), "JPEG", quality=JPEG_QUALITY)
 
 
-def decode_film(data: bytes) -> np.ndarray:
+def decode_film_jpeg(data: bytes) -> np.ndarray:
     """Decode a stored film to grey uint8 [H, W].
 
     Raises:
@@ -37,25 +37,25 @@ def decode_film(data: bytes) -> np.ndarray:
         raise ValueError("not a readable image (cut or damaged JPEG)") from None
 
 
-def encode_mask(mask: np.ndarray) -> bytes:
+def encode_mask_png(mask: np.ndarray) -> bytes:
     """Encode a mask, bool [H, W], as 1-bit PNG."""
     assert mask.ndim == 2, mask.shape
     assert mask.dtype == np.bool_, mask.dtype
     return _encode(Image.fromarray(mask), "PNG")
 
 
-def decode_mask(data: bytes) -> np.ndarray:
-    """Decode a stored mask to bool [H, W]. Raises ValueError like ``decode_film``."""
+def decode_mask_png(data: bytes) -> np.ndarray:
+    """Decode a stored mask to bool [H, W]. Raises ValueError like ``decode_film_jpeg``."""
     return np.asarray(_load(_open(data)).convert("1"))
 
 
-def downscale(image: np.ndarray, short_side: int) -> np.ndarray:
+def downscale_short_side(image: np.ndarray, short_side: int) -> np.ndarray:
     """Scale a film or mask down to ``short_side`` pixels on its short side; smaller ones are returned unchanged."""
     scale = short_side / min(image.shape)
     return image if scale >= 1 else _resize(image, round(image.shape[0] * scale), round(image.shape[1] * scale))
 
 
-def letterbox(image: np.ndarray, size: int) -> np.ndarray:
+def letterbox_to_square(image: np.ndarray, size: int) -> np.ndarray:
     """Scale a film or mask to fit a square [size, size], centered, and pad with 0.
 
     Nothing is cropped (a center crop loses the costophrenic angles of wide films, where effusions show) and nothing is
@@ -70,8 +70,8 @@ def letterbox(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_model_input(views: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Stack the films of a study, each uint8 [H, W], to uint8 [views, size, size] (see ``letterbox``)."""
-    return np.stack([letterbox(view, size) for view in views])
+    """Stack the films of a study, each uint8 [H, W], to uint8 [views, size, size] (see ``letterbox_to_square``)."""
+    return np.stack([letterbox_to_square(view, size) for view in views])
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,9 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from amrg.data.context import CONTEXT_FIELDS, NO_CONTEXT, Context, read_age, read_sex
-from amrg.data.film_checks import MIN_SIDE, NotAFilm, check_film, check_pixels, is_lateral, recorded_view
-from amrg.data.image_io import FORMATS, SIGNATURES, is_dicom, read_film, read_patient
+from amrg.data.context import CONTEXT_FIELDS, NO_CONTEXT, Context, parse_age_in_years, parse_patient_sex
+from amrg.data.film_checks import (
+    MIN_SIDE,
+    NotAFilm,
+    check_chest_film,
+    check_film_pixels,
+    is_lateral_dicom,
+    recorded_view,
+)
+from amrg.data.image_io import FORMATS, SIGNATURES, decode_film_bytes, is_dicom_bytes, read_dicom_patient
 from amrg.errors import UserError
 
 #: Films of a study without ``one_study``. Studies of the chest have one to four.
@@ -40,7 +47,7 @@ class GivenPrior:
         report: its report, with or without headings.
         films: its films.
         days: days between the two studies; None: unknown.
-        views: view of each film, once these are read (``amrg.data.film_checks.view_kinds``); empty: unknown.
+        views: view of each film, once these are read (``amrg.data.film_checks.view_kinds_of_films``); empty: unknown.
     """
 
     report: str = ""
@@ -79,7 +86,7 @@ class StudyFilms:
         notes: lines for the user: films that are not used.
         forced: why films would have been refused, one text a film.
         context: age and sex that DICOM films tell.
-        views: view of each film that DICOM tells, as of ``amrg.data.film_checks.view_kinds``.
+        views: view of each film that DICOM tells, as of ``amrg.data.film_checks.view_kinds_of_films``.
     """
 
     films: list[np.ndarray]
@@ -89,7 +96,7 @@ class StudyFilms:
     views: tuple[str, ...] = ()
 
 
-def find_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[StudyFiles], list[str]]:
+def find_own_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[StudyFiles], list[str]]:
     """Find the studies that a user means.
 
     Args:
@@ -122,18 +129,20 @@ def find_studies(places: Sequence[Path], one_study: bool = False) -> tuple[list[
                 studies += _in_folder(path, skipped) if os.path.isdir(path) else [StudyFiles(str(path), (path,))]
         else:
             studies.append(StudyFiles(str(place), (place,)))
-    named = [replace(study, name=printable(study.name), films=_once(study.films)) for study in studies]
-    return [study if one_study else _plausible(study) for study in named], [printable(name) for name in skipped]
+    named = [replace(study, name=printable_file_name(study.name), films=_once(study.films)) for study in studies]
+    return [study if one_study else _plausible(study) for study in named], [
+        printable_file_name(name) for name in skipped
+    ]
 
 
-def read_study(
+def read_own_study(
     films: Sequence[tuple[str, Film]], short_side: int, frontal_only: bool = False, force: bool = False
 ) -> StudyFilms:
     """Read the films of one study and check them.
 
     Args:
         films: name of each film for messages, empty for none, and the film.
-        short_side: as of ``read_film``.
+        short_side: as of ``decode_film_bytes``.
         frontal_only: leave lateral films out; if there are no others, the study is refused.
         force: read also what is refused.
 
@@ -151,20 +160,20 @@ def read_study(
         label = f"{name}: " if name else ""
         try:
             data = Path(film).read_bytes() if isinstance(film, str | Path) else film
-            pixels = data if isinstance(data, np.ndarray) else read_film(data, max(short_side, MIN_SIDE))
+            pixels = data if isinstance(data, np.ndarray) else decode_film_bytes(data, max(short_side, MIN_SIDE))
         except OSError as error:
             raise ValueError(f"{label}{error.strerror}") from None
         except ValueError as error:
             raise ValueError(f"{label}{error}") from None
         if isinstance(data, bytes):
-            context = context.filled(read_patient(data))
+            context = context.filled(read_dicom_patient(data))
         try:
-            check_pixels(pixels) if isinstance(data, np.ndarray) else check_film(data, pixels)
+            check_film_pixels(pixels) if isinstance(data, np.ndarray) else check_chest_film(data, pixels)
         except NotAFilm as error:
             if not force:
                 raise NotAFilm(f"{label}{error}") from None
             forced.append(f"{label}{error}")
-        if isinstance(data, np.ndarray) or not is_lateral(data):
+        if isinstance(data, np.ndarray) or not is_lateral_dicom(data):
             frontal.append(pixels)
             views.append("" if isinstance(data, np.ndarray) else recorded_view(data))
         else:
@@ -224,7 +233,7 @@ def _may_be_film(file: Path) -> bool:
             start = content.read(132)
     except OSError:  # a broken link, or no permission: a film is not passed over, but named when it cannot be read
         return named
-    return is_dicom(start) or start.startswith(SIGNATURES)
+    return is_dicom_bytes(start) or start.startswith(SIGNATURES)
 
 
 def _in_table(path: Path) -> list[StudyFiles]:
@@ -297,9 +306,9 @@ def read_given_context(texts: Mapping[str, str], where: str) -> Context:
     Raises:
         UserError: an age or sex is none; what was given is not repeated.
     """
-    if texts.get("age") and read_age(texts["age"]) is None:
+    if texts.get("age") and parse_age_in_years(texts["age"]) is None:
         raise UserError(f"{where}age must be whole years, such as 63, or as in DICOM (063Y, 018M)")
-    if texts.get("sex") and not read_sex(texts["sex"]):
+    if texts.get("sex") and not parse_patient_sex(texts["sex"]):
         raise UserError(f"{where}sex must be female or male (or F or M), or left out")
     return Context.read(texts)
 
@@ -313,7 +322,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} is no text in UTF-8: save it as such") from None
 
 
-def printable(name: str) -> str:
+def printable_file_name(name: str) -> str:
     """Return the name of a file in one line; bytes in it that are not UTF-8, and control characters, become escapes."""
     text = os.fsencode(name).decode(errors="backslashreplace")
     return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)

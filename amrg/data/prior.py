@@ -79,7 +79,7 @@ class EarlierStudies:
 
 
 def days_between(earlier: float | None, later: float) -> int | None:
-    """Return the days between two dates as ``amrg.data.sources.tables.moment`` reads them; None if one is no date."""
+    """Return the days between two times of ``amrg.data.sources.tables.parse_moment``; None if one is no date."""
     days = [_day(one) for one in (earlier, later)]
     return None if days[0] is None or days[1] is None else days[1] - days[0]
 

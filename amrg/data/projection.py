@@ -12,10 +12,10 @@ import numpy as np
 from scipy import optimize
 
 from amrg.data.film_checks import is_lateral_view
-from amrg.data.image_ops import letterbox
-from amrg.data.splits import hash_uniform
+from amrg.data.image_ops import letterbox_to_square
+from amrg.data.splits import uniform_from_hash
 from amrg.data.studies import Source, Study, StudyImages
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 #: Most films of a kind that the classifier is fitted on, and fewest with which it is.
 MOST, FEWEST = 300, 30
@@ -53,7 +53,7 @@ def film_features(film: np.ndarray) -> np.ndarray:
     The halves of a small letterboxed film, the right one mirrored: their mean, and how much they differ. A frontal film
     is nearly symmetric; a lateral one may look to either side.
     """
-    square = letterbox(film, _SIZE).astype(np.float64)
+    square = letterbox_to_square(film, _SIZE).astype(np.float64)
     low, high = np.percentile(square, _CONTRAST)
     square = ((square - low) / max(high - low, 1.0)).clip(0, 1)
     left, right = square[:, : _SIZE // 2], square[:, ::-1][:, : _SIZE // 2]
@@ -63,10 +63,12 @@ def film_features(film: np.ndarray) -> np.ndarray:
 def fit_classifier(features: np.ndarray, frontal: np.ndarray) -> Classifier:
     """Fit a classifier to films, as features [N, D], that are frontal or lateral, bool [N]; both kinds are needed."""
     center, scale = features.mean(0), features.std(0) + 1e-2
-    return Classifier(fit_logistic((features - center) / scale, frontal.astype(np.float64), _L2), center, scale)
+    return Classifier(
+        fit_balanced_logistic((features - center) / scale, frontal.astype(np.float64), _L2), center, scale
+    )
 
 
-def fit_logistic(x: np.ndarray, y: np.ndarray, l2: float) -> np.ndarray:
+def fit_balanced_logistic(x: np.ndarray, y: np.ndarray, l2: float) -> np.ndarray:
     """Fit a logistic regression in which both classes count alike.
 
     Args:
@@ -165,11 +167,15 @@ class ByProjection:
         given = f"{kinds[0]} frontal and {kinds[1]} lateral training films whose view is told"
         if used:
             self._classifiers[dataset] = fit_classifier(features, frontal)
-            echo(f"{message}: frontal ones first by their look, learned from {given} (accuracy {accuracy:.3f})")
+            print_on_rank_0(
+                f"{message}: frontal ones first by their look, learned from {given} (accuracy {accuracy:.3f})"
+            )
         elif accuracy is None:
-            echo(f"{message}, and their order stays: only {given}, {FEWEST} of each are needed to learn it")
+            print_on_rank_0(f"{message}, and their order stays: only {given}, {FEWEST} of each are needed to learn it")
         else:
-            echo(f"{message}, and their order stays: accuracy {accuracy:.3f}, learned from {given}, is too low")
+            print_on_rank_0(
+                f"{message}, and their order stays: accuracy {accuracy:.3f}, learned from {given}, is too low"
+            )
         self.summary[name] = {
             "told_frontal": kinds[0], "told_lateral": kinds[1],
             "balanced_accuracy": None if accuracy is None else round(accuracy, 3), "used": used,
@@ -192,7 +198,7 @@ def _sample(source: Source, studies: list[Study], seed: int) -> tuple[np.ndarray
     kinds: list[bool] = []
     groups: list[str] = []
     given = [study for study in studies if study.split == "train" and not study.load_error and any(study.views)]
-    for study in sorted(given, key=lambda study: hash_uniform(seed, "projection", study.key)):
+    for study in sorted(given, key=lambda study: uniform_from_hash(seed, "projection", study.key)):
         lacking = [kind for kind in (True, False) if kinds.count(kind) < MOST]
         if not lacking:
             break

@@ -70,7 +70,7 @@ def copy_without_studies(data: Path, studies: Collection[tuple[str, str]], targe
     return samples
 
 
-def film_bytes(sample: bytes) -> list[bytes]:
+def film_fingerprints(sample: bytes) -> list[bytes]:
     """Return 64 bytes from the middle of each film of a sample, where its pixels are."""
     with tarfile.open(fileobj=io.BytesIO(sample + bytes(1024)), mode="r:") as tar:
         films = [tar.extractfile(member) for member in tar if member.name.endswith(".jpg")]

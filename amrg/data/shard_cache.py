@@ -18,7 +18,7 @@ from typing import Any
 
 from amrg.artifacts import LOGS
 from amrg.errors import UserError
-from amrg.progress import echo, track
+from amrg.progress import print_on_rank_0, track_progress
 
 CACHE, CACHE_GB = "AMRG_CACHE", "AMRG_CACHE_GB"
 _MIRROR_FILE = "mirror"  # under logs/: the location of a copy is not part of the identity of the data
@@ -65,7 +65,7 @@ class ShardFiles:
         )
 
 
-def mirror(folder: Path, url: str) -> None:
+def mirror_shards(folder: Path, url: str) -> None:
     """Copy the shards of a data artefact to ``url``, skipping existing ones, and store the URL in the artefact.
 
     Raises:
@@ -78,12 +78,12 @@ def mirror(folder: Path, url: str) -> None:
         system, root = _open(url)
         remote_sizes = {Path(entry["name"]).name: entry["size"] for entry in _listing(system, root)}
         todo = [path for path in shards if remote_sizes.get(path.name) != path.stat().st_size]
-        for path in track(todo, "copying shards", len(shards), len(shards) - len(todo)):
+        for path in track_progress(todo, "copying shards", len(shards), len(shards) - len(todo)):
             system.put_file(str(path), f"{root}/{path.name}")
     note = folder / LOGS / _MIRROR_FILE
     note.parent.mkdir(exist_ok=True)
     note.write_text(url + "\n")
-    echo(f"{len(shards)} shards lie at {url}; {folder / 'shards'} may be removed where disk is short")
+    print_on_rank_0(f"{len(shards)} shards lie at {url}; {folder / 'shards'} may be removed where disk is short")
 
 
 class _Cache:

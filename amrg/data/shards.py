@@ -29,16 +29,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import webdataset as wds
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import sha256_of_file
 from amrg.config import DataConfig
 from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.data_card import write_data_card
-from amrg.data.image_ops import downscale, encode_film, encode_mask
+from amrg.data.image_ops import downscale_short_side, encode_film_jpeg, encode_mask_png
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.projection import ByProjection
 from amrg.data.studies import SPLITS, Source, Study, StudyImages
 from amrg.errors import UserError
-from amrg.progress import echo, track
+from amrg.progress import print_on_rank_0, track_progress
 
 #: One row per sample. ``offset`` and ``size`` are bytes of the tar (headers and padding included), so that one sample
 #: can be read, and checked against ``sha256``, without its neighbours.
@@ -83,13 +83,15 @@ class Shard:
     studies: list[Study]
 
 
-#: Submits a shard to a writer, which runs ``write_shard`` after ``init_shard_writer``.
+#: Submits a shard to a writer, which runs ``write_shard_files`` after ``init_shard_writer``.
 SubmitShard = Callable[[Shard], "Future[None]"]
 #: Opens the writers of the shards of a source.
 ShardExecutor = Callable[[Source, DataConfig, Path], AbstractContextManager[SubmitShard]]
 
 
-def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers: ShardExecutor | None = None) -> None:
+def prepare_shards(
+    source: Source, config: DataConfig, folder: Path, seed: int, writers: ShardExecutor | None = None
+) -> None:
     """Write the shards and the index of a data set; finished shards of an interrupted run are kept.
 
     Args:
@@ -114,7 +116,9 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
         todo = [shard for shard in plan if not _is_complete(shard, folder)]
         with (writers or _processes)(ordered, config, folder) as submit:
             futures = [submit(shard) for shard in todo]
-            for future in track(as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)):
+            for future in track_progress(
+                as_completed(futures), "writing shards", total=len(plan), done=len(plan) - len(todo)
+            ):
                 future.result()
         records = [json.loads(_shard_record_path(shard, folder).read_text()) for shard in plan]
         rows = [row for record in records for row in record["rows"]]
@@ -138,7 +142,9 @@ def prepare(source: Source, config: DataConfig, folder: Path, seed: int, writers
         raise UserError(f"cannot write shards to {folder}: {error.strerror or type(error).__name__}") from None
 
 
-def read_index(folder: Path, split: str, columns: list[str] | None = None, with_wordless: bool = False) -> pa.Table:
+def read_split_index(
+    folder: Path, split: str, columns: list[str] | None = None, with_wordless: bool = False
+) -> pa.Table:
     """Read the index rows of one split, in stored order.
 
     Args:
@@ -168,7 +174,7 @@ def read_index(folder: Path, split: str, columns: list[str] | None = None, with_
     return table
 
 
-def hash_key(key: str) -> str:
+def hash_study_key(key: str) -> str:
     """Hash the key of a study for logs and error messages."""
     return hashlib.sha256(key.encode()).hexdigest()[:12]
 
@@ -200,7 +206,9 @@ def _check_skipped(skipped: list[dict[str, str]], total: int, fraction: float) -
             f"hashed keys: {named}; repair them (`amrg doctor PATH --list FILE` writes which), or raise the fraction, "
             "then start again"
         )
-    echo(f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}")
+    print_on_rank_0(
+        f"left out, films or labels that cannot be read: {len(skipped)} of {total} studies; hashed keys: {named}"
+    )
 
 
 def _predicted_views(
@@ -227,10 +235,10 @@ def _is_complete(shard: Shard, folder: Path) -> bool:
     try:
         record = json.loads(_shard_record_path(shard, folder).read_text())
         skipped = {one["key"] for one in record["skipped"]}
-        expected = [study.key for study in shard.studies if hash_key(study.key) not in skipped]
+        expected = [study.key for study in shard.studies if hash_study_key(study.key) not in skipped]
         if [row["key"] for row in record["rows"]] != expected:
             return False
-        return not expected or file_hash(_tar(shard, folder)) == record["sha256"]
+        return not expected or sha256_of_file(_tar(shard, folder)) == record["sha256"]
     except (OSError, ValueError, KeyError):
         return False
 
@@ -254,7 +262,7 @@ def _processes(source: Source, config: DataConfig, folder: Path) -> Iterator[Sub
     )
     os.environ.update(dict.fromkeys(threads, "1"))
     try:
-        yield lambda shard: pool.submit(write_shard, shard)
+        yield lambda shard: pool.submit(write_shard_files, shard)
     finally:
         pool.shutdown(cancel_futures=True)
         for name, value in threads.items():
@@ -288,7 +296,7 @@ def exit_with_parent() -> None:
     threading.Thread(target=exit_after, daemon=True).start()
 
 
-def write_shard(shard: Shard) -> None:
+def write_shard_files(shard: Shard) -> None:
     """Write one shard and its record, each atomically."""
     # The process id separates the file from that of a worker that briefly outlives a killed run.
     temporary = _folder / "scratch" / f"{shard.name}.{os.getpid()}"
@@ -301,7 +309,7 @@ def write_shard(shard: Shard) -> None:
             try:
                 films = _load_images(study)
             except (OSError, ValueError) as error:
-                skipped.append({"key": hash_key(study.key), "reason": _reason(error)})
+                skipped.append({"key": hash_study_key(study.key), "reason": _reason(error)})
                 continue
             if films.order:
                 study = replace(study, views=tuple(study.views[place] for place in films.order if study.views))
@@ -346,9 +354,9 @@ def _members(study: Study, films: StudyImages) -> dict[str, Any]:
     assert len(set(slugs.values())) == len(slugs), "two masks of one name"
     members: dict[str, Any] = {"__key__": study.key}
     for number, view in enumerate(films.views):
-        members[f"{number}.jpg"] = encode_film(downscale(view, _image_size))
+        members[f"{number}.jpg"] = encode_film_jpeg(downscale_short_side(view, _image_size))
     for finding, mask in films.masks.items():
-        members[f"{slugs[finding]}.mask.png"] = encode_mask(downscale(mask, _image_size))
+        members[f"{slugs[finding]}.mask.png"] = encode_mask_png(downscale_short_side(mask, _image_size))
     record = _record(study) | {"masks": {slug: finding for finding, slug in slugs.items()}}
     members["json"] = json.dumps(record, ensure_ascii=False).encode()
     return members

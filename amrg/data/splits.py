@@ -15,17 +15,17 @@ FAMILIES = ("mimic", "chexpert", "iu", "padchest", "vindr", "rexgradient", "tabl
 TRAIN_SHARE, VAL_SHARE = 0.7, 0.1  # of patients; the rest is test
 
 
-def hash_patient(name: str) -> str:
+def hash_patient_group(name: str) -> str:
     """Hash a patient to the group of its studies, which does not reveal the patient in shards, banks or logs."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def patient_groups(patient: str) -> set[str]:
     """Return the groups that a patient may have in any source, by the data set's own number or by the group itself."""
-    return {patient, hash_patient(patient), *(hash_patient(f"{family} {patient}") for family in FAMILIES)}
+    return {patient, hash_patient_group(patient), *(hash_patient_group(f"{family} {patient}") for family in FAMILIES)}
 
 
-def hash_uniform(seed: int, purpose: str, name: str) -> float:
+def uniform_from_hash(seed: int, purpose: str, name: str) -> float:
     """Return a number in [0, 1) that depends on the arguments only."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
@@ -48,7 +48,7 @@ def assign_splits(studies: Sequence[Study], config: DataConfig, seed: int) -> li
     for split in SPLITS:
         members = [study for study in chosen if study.split == split]
         # Studies without a text come last, so they do not change which others are kept.
-        order = sorted(members, key=lambda study: (not study.report, hash_uniform(seed, "order", study.key)))
+        order = sorted(members, key=lambda study: (not study.report, uniform_from_hash(seed, "order", study.key)))
         first = order[: limits[split]]
         keys = {study.key for study in first}
         kept += [study for study in members if study.key in keys]
@@ -70,7 +70,7 @@ def _official(studies: Sequence[Study], seed: int) -> list[Study]:
 
 def _by_patient(studies: Sequence[Study], seed: int) -> list[Study]:
     def draw_split(group: str) -> str:
-        drawn = hash_uniform(seed, "split", group)
+        drawn = uniform_from_hash(seed, "split", group)
         return "train" if drawn < TRAIN_SHARE else "val" if drawn < TRAIN_SHARE + VAL_SHARE else "test"
 
     return [replace(study, split=draw_split(study.group)) for study in studies]

@@ -1,4 +1,4 @@
-"""Reading of samples from shards: in index order (``iter_samples``), or as shuffled global batches (``Stream``)."""
+"""Reading of samples from shards: in index order (``iter_split_samples``), or in shuffled batches (``Stream``)."""
 
 import hashlib
 import io
@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader, Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from amrg.data.context import Context
-from amrg.data.image_ops import decode_film, decode_mask
+from amrg.data.image_ops import decode_film_jpeg, decode_mask_png
 from amrg.data.labels import LABELS
 from amrg.data.shard_cache import ShardFiles
-from amrg.data.shards import OPTIONAL, exit_with_parent, hash_key, read_index
+from amrg.data.shards import OPTIONAL, exit_with_parent, hash_study_key, read_split_index
 from amrg.data.studies import Study
 from amrg.distributed import world_size
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ _FETCH: ContextVar[Fetch | None] = ContextVar("fetch", default=None)
 
 
 @contextmanager
-def use_fetcher(fetch: Fetch) -> Iterator[None]:
+def use_shard_fetcher(fetch: Fetch) -> Iterator[None]:
     """Let every ``Stream`` in the block read through ``fetch`` instead of its own reader processes."""
     token = _FETCH.set(fetch)
     try:
@@ -101,7 +101,7 @@ def fetch_sequentially(parts: RankBatches, steps: range) -> Iterable[RankBatch]:
     return map(parts.__getitem__, steps)
 
 
-def num_lanes(batch_size: int) -> int:
+def num_batch_lanes(batch_size: int) -> int:
     """Return the number of lanes of a global batch: its largest divisor up to ``MAX_LANES``."""
     return max(n for n in range(1, min(batch_size, MAX_LANES) + 1) if batch_size % n == 0)
 
@@ -109,20 +109,20 @@ def num_lanes(batch_size: int) -> int:
 # Studies without a text are skipped unless ``with_wordless`` is set: only stage 1 uses them.
 
 
-def num_studies(folder: Path, split: str, with_wordless: bool = False) -> int:
+def num_split_studies(folder: Path, split: str, with_wordless: bool = False) -> int:
     """Return the number of studies of a split."""
-    return read_index(folder, split, ["split"], with_wordless).num_rows
+    return read_split_index(folder, split, ["split"], with_wordless).num_rows
 
 
-def load_studies(folder: Path, split: str, with_wordless: bool = False) -> list[Study]:
+def load_split_studies(folder: Path, split: str, with_wordless: bool = False) -> list[Study]:
     """Read the studies of a split in index order, without opening a film."""
     columns = ["key", "group", "split", "report", "labels", "projections", "prior", *OPTIONAL.names]
-    return [_study(row) for row in read_index(folder, split, columns, with_wordless).to_pylist()]
+    return [_study(row) for row in read_split_index(folder, split, columns, with_wordless).to_pylist()]
 
 
-def num_views(folder: Path, split: str, with_wordless: bool = False) -> list[int]:
+def num_films_by_study(folder: Path, split: str, with_wordless: bool = False) -> list[int]:
     """Return the number of films of each study of a split, in index order."""
-    return read_index(folder, split, ["views"], with_wordless)["views"].to_pylist()
+    return read_split_index(folder, split, ["views"], with_wordless)["views"].to_pylist()
 
 
 def study_weights(
@@ -138,11 +138,11 @@ def study_weights(
     """
     if not weights:
         return None
-    names = read_index(folder, split, ["dataset"], with_wordless)["dataset"].to_pylist()
+    names = read_split_index(folder, split, ["dataset"], with_wordless)["dataset"].to_pylist()
     return np.array([weights[name] for name in names])
 
 
-def epoch_counts(weights_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def draw_epoch_counts(weights_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Draw how often each study is seen in an epoch, int64 [N]; the sum is the same for all epochs.
 
     A study is seen as often as the whole part of its weight says. Of the studies of one weight a random share, the
@@ -156,13 +156,13 @@ def epoch_counts(weights_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return counts_N
 
 
-def epoch_rows(size: int, weights_N: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+def draw_epoch_rows(size: int, weights_N: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
     """Return the row of each sample of an epoch, in the order of the rows, int64; every row once without weights."""
     rows_N = np.arange(size)
-    return rows_N if weights_N is None else np.repeat(rows_N, epoch_counts(weights_N, seed, epoch))
+    return rows_N if weights_N is None else np.repeat(rows_N, draw_epoch_counts(weights_N, seed, epoch))
 
 
-def iter_samples(
+def iter_split_samples(
     folder: Path, split: str, numbers: Sequence[int] | None = None, with_wordless: bool = False
 ) -> Iterator[Sample]:
     """Yield the samples with these numbers in the index of a split, or all samples in index order.
@@ -170,7 +170,7 @@ def iter_samples(
     Raises:
         UserError: a sample is damaged; the message names its shard.
     """
-    files, rows = ShardFiles(folder), read_index(folder, split, _PLACE, with_wordless)
+    files, rows = ShardFiles(folder), read_split_index(folder, split, _PLACE, with_wordless)
     if numbers is not None:
         rows = rows.take(pa.array(numbers, pa.int64()))
     for row in rows.to_pylist():
@@ -187,7 +187,11 @@ class SampleLookup:
     """
 
     def __init__(self, folder: Path, split: str, online: bool = True) -> None:
-        self._folder, self._files, self._rows = folder, ShardFiles(folder, online), read_index(folder, split, _PLACE)
+        self._folder, self._files, self._rows = (
+            folder,
+            ShardFiles(folder, online),
+            read_split_index(folder, split, _PLACE),
+        )
         self._numbers = {key: number for number, key in enumerate(self._rows["key"].to_pylist())}
 
     def __getitem__(self, key: str) -> Sample:
@@ -213,7 +217,7 @@ def reader_processes(setting: int | Literal["auto"]) -> int:
 
 @cache
 def _report_readers(readers: int) -> None:
-    echo(f"{readers} processes of each rank read films ahead (data.loader_workers)")
+    print_on_rank_0(f"{readers} processes of each rank read films ahead (data.loader_workers)")
 
 
 class Stream:
@@ -245,7 +249,7 @@ class Stream:
             pinned if there is a GPU.
         lengths: length of each sample of the split, in index order.
         with_wordless: whether to include studies without a text.
-        weights: weight of each sample of the split, in index order (``epoch_counts``); None: each is seen once.
+        weights: weight of each sample of the split, in index order (``draw_epoch_counts``); None: each is seen once.
 
     Raises:
         UserError: the split has less than one batch, the ranks do not fit the lanes, or too many samples are damaged.
@@ -267,13 +271,13 @@ class Stream:
         weights: np.ndarray | None = None,
     ) -> None:
         self.corrupt: dict[str, str] = {}
-        self.lanes = num_lanes(batch_size)
+        self.lanes = num_batch_lanes(batch_size)
         self._folder, self._seed, self._rank, self._world = folder, seed, rank, world
-        self._rows = read_index(folder, split, _PLACE, with_wordless)
+        self._rows = read_split_index(folder, split, _PLACE, with_wordless)
         self._shards = _runs(self._rows["shard"].to_numpy())
         self._per_lane = batch_size // self.lanes
         self._weights = weights
-        samples = len(epoch_rows(len(self._rows), weights, seed, 0))
+        samples = len(draw_epoch_rows(len(self._rows), weights, seed, 0))
         self.steps_per_epoch = samples // batch_size
         self._readers, self._collate = readers, collate
         self._lengths = None if lengths is None else np.asarray(lengths)
@@ -332,7 +336,7 @@ class Stream:
         generator = np.random.default_rng([self._seed, epoch])
         passes = [self._shards]
         if self._weights is not None:
-            counts = epoch_counts(self._weights, self._seed, epoch)
+            counts = draw_epoch_counts(self._weights, self._seed, epoch)
             passes = [[rows[counts[rows] > k] for rows in self._shards] for k in range(counts.max())]
         return np.concatenate(
             [generator.permutation(shards[i]) for shards in passes for i in generator.permutation(len(shards))]
@@ -425,7 +429,7 @@ def _tar(folder: Path, row: dict[str, Any]) -> Path:
 
 
 def _corruption_message(row: dict[str, Any], error: ValueError | str) -> str:
-    return f"sample {hash_key(row['key'])} (hashed key) at byte {row['offset']} is damaged: {error}"
+    return f"sample {hash_study_key(row['key'])} (hashed key) at byte {row['offset']} is damaged: {error}"
 
 
 def _load_or_user_error(files: ShardFiles, folder: Path, row: dict[str, Any]) -> Sample:
@@ -466,8 +470,8 @@ def _decode(data: bytes, key: str) -> Sample:
         raise ValueError(f"its members are not a sample ({type(error).__name__})") from None
     if not study.key == members["__key__"] == key or not films:
         raise ValueError("it is another sample, or has no film")
-    pixels = {finding: decode_mask(content) for finding, content in masks.items()}
-    return Sample(study, [decode_film(content) for content in films], pixels)
+    pixels = {finding: decode_mask_png(content) for finding, content in masks.items()}
+    return Sample(study, [decode_film_jpeg(content) for content in films], pixels)
 
 
 def _study(record: dict[str, Any]) -> Study:

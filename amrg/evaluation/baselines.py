@@ -8,7 +8,7 @@ import numpy as np
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.data.text.cleaning import normalize_for_dedup, split_sentences
 from amrg.errors import UserError
-from amrg.evaluation.clinical import binarize, label_matrix
+from amrg.evaluation.clinical import binarize_labels, label_matrix_of_texts
 
 
 def most_frequent_normal(train_reports: Sequence[str]) -> str:
@@ -21,7 +21,11 @@ def most_frequent_normal(train_reports: Sequence[str]) -> str:
     """
     texts = Counter(train_reports)
     distinct = sorted(texts)
-    normal = [t for t, row in zip(distinct, label_matrix(distinct), strict=True) if row[LABELS.index(NO_FINDING)] == 1]
+    normal = [
+        t
+        for t, row in zip(distinct, label_matrix_of_texts(distinct), strict=True)
+        if row[LABELS.index(NO_FINDING)] == 1
+    ]
     if not normal:
         raise UserError("no train report is normal: the baseline 'most frequent normal report' cannot be formed")
     return _most_typical(normal, texts)
@@ -39,8 +43,8 @@ def best_constant(train_reports: Sequence[str], val_reports: Sequence[str]) -> s
     texts = Counter(train_reports)
     distinct = sorted(texts)
     columns = [LABELS.index(finding) for finding in FINDINGS]
-    stated_MK = binarize(label_matrix(distinct))[:, columns]
-    truth_SK = binarize(label_matrix(val_reports))[:, columns]
+    stated_MK = binarize_labels(label_matrix_of_texts(distinct))[:, columns]
+    truth_SK = binarize_labels(label_matrix_of_texts(val_reports))[:, columns]
     # F1 = 2 TP / (stated in the references + stated in the copies)
     hits_M, all_M = stated_MK @ truth_SK.sum(0), truth_SK.sum() + len(truth_SK) * stated_MK.sum(1)
     f1_M = 2 * hits_M / np.maximum(all_M, 1)
@@ -72,7 +76,7 @@ def nearest_neighbor(
     return similarity.argmax(1)
 
 
-def random_train(count: int, train_count: int, seed: int) -> np.ndarray:
+def draw_train_studies(count: int, train_count: int, seed: int) -> np.ndarray:
     """Draw a train study at random for each of ``count`` studies, int64 [count]."""
     return np.random.default_rng(seed).integers(train_count, size=count)
 

@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import stats
 
-from amrg.data.projection import fit_logistic
-from amrg.training.multilabel import auroc
+from amrg.data.projection import fit_balanced_logistic
+from amrg.training.multilabel import binary_auroc
 
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 
@@ -50,8 +50,8 @@ def brightness_probe(
         known_train, known_test = (np.isin(labels[:, index], (0, 1)) for labels in (train_labels, test_labels))
         y, truth = train_labels[known_train, index], test_labels[known_test, index]
         if 0 < y.sum() < len(y):
-            weights = fit_logistic(train[known_train], y, l2)
-            value = auroc(test[known_test] @ weights[:-1], truth == 1)
+            weights = fit_balanced_logistic(train[known_train], y, l2)
+            value = binary_auroc(test[known_test] @ weights[:-1], truth == 1)
             if value is not None:
                 scores[name] = value
     return scores

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amrg.data.film_checks import view_kinds
-from amrg.data.image_ops import letterbox
-from amrg.data.stream import Sample, iter_samples, num_studies
+from amrg.data.film_checks import view_kinds_of_films
+from amrg.data.image_ops import letterbox_to_square
+from amrg.data.stream import Sample, iter_split_samples, num_split_studies
 from amrg.data.studies import Study
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views
-from amrg.models.vision import to_tensor
+from amrg.models.vision import films_to_tensor
 from amrg.precision import autocast
-from amrg.progress import track
+from amrg.progress import track_progress
 
 BATCH = 32
 
@@ -64,22 +64,24 @@ class TrainOutputs:
     thumbnail_keys: dict[str, list[np.ndarray]]
 
 
-def run_on_test(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestOutputs:
+def classify_test_split(model: DiseaseClassifier, data: Path, split: str, method: str, dtype: str) -> TestOutputs:
     """Run the classifier and the activation-map ``method`` over a split, in the training precision."""
     size = model.image_size
     studies, films, masks, pooled, probabilities, maps = [], [], [], [], [], []
-    for samples in _batches(track(iter_samples(data, split), f"films of {split}", num_studies(data, split))):
+    for samples in _batches(
+        track_progress(iter_split_samples(data, split), f"films of {split}", num_split_studies(data, split))
+    ):
         views = [len(s.views) for s in samples]
         first = np.cumsum([0, *views[:-1]])
-        batch = np.stack([letterbox(film, size) for s in samples for film in s.views])
-        kinds = [kind for s in samples for kind in view_kinds(s.study.views, len(s.views))]
+        batch = np.stack([letterbox_to_square(film, size) for s in samples for film in s.views])
+        kinds = [kind for s in samples for kind in view_kinds_of_films(s.study.views, len(s.views))]
         out = _forward(model, batch, dtype, kinds)
         maps.append(activation_maps(model.cam_head, out.fine_BHWC[first], method).cpu().numpy())
         pooled.append(mean_over_views(out.pooled_BD.float(), views).cpu().numpy())
         probabilities.append(out.of_studies(out.scores_BK.double(), views).sigmoid().cpu().numpy())
         films.append(batch[first])
         studies += [s.study for s in samples]
-        masks += [{finding: letterbox(mask, size) for finding, mask in s.masks.items()} for s in samples]
+        masks += [{finding: letterbox_to_square(mask, size) for finding, mask in s.masks.items()} for s in samples]
     return TestOutputs(
         studies=studies,
         films=np.concatenate(films),
@@ -91,7 +93,7 @@ def run_on_test(model: DiseaseClassifier, data: Path, split: str, method: str, d
     )
 
 
-def run_on_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: str) -> TrainOutputs:
+def classify_train_patients(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: str) -> TrainOutputs:
     """Run the classifier on the first study of each train patient, and keep the films of the ``wanted`` study keys."""
     size = model.image_size
     studies: list[Study] = []
@@ -101,15 +103,17 @@ def run_on_train(model: DiseaseClassifier, data: Path, wanted: set[str], dtype: 
     groups: set[str] = set()
 
     def first_of_each() -> Iterator[Sample]:
-        for sample in track(iter_samples(data, "train"), "films of train", num_studies(data, "train")):
+        for sample in track_progress(
+            iter_split_samples(data, "train"), "films of train", num_split_studies(data, "train")
+        ):
             if sample.study.key in wanted:
-                films[sample.study.key] = [letterbox(view, size) for view in sample.views]
+                films[sample.study.key] = [letterbox_to_square(view, size) for view in sample.views]
             if sample.study.group not in groups:
                 groups.add(sample.study.group)
                 yield sample
 
     for samples in _batches(first_of_each()):
-        batch = np.stack([letterbox(s.views[0], size) for s in samples])
+        batch = np.stack([letterbox_to_square(s.views[0], size) for s in samples])
         probe_films += list(batch[: max(0, PROBE_FILMS - len(probe_films))])
         pooled.append(_forward(model, batch, dtype).pooled_BD.float().cpu().numpy())
         studies += [s.study for s in samples]
@@ -126,6 +130,6 @@ def _forward(
     model: DiseaseClassifier, films: np.ndarray, dtype: str, kinds: Sequence[int] | None = None
 ) -> Stage1Output:
     device = next(model.parameters()).device
-    images = to_tensor(list(films), films.shape[1]).to(device)
+    images = films_to_tensor(list(films), films.shape[1]).to(device)
     with torch.no_grad(), autocast(dtype):
         return model(images, kinds=kinds)

@@ -22,13 +22,13 @@ CHEXPERT_5 = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural 
 LABEL_SETS: dict[str, tuple[str, ...]] = {"13": FINDINGS, "14": LABELS, "5": CHEXPERT_5}
 
 
-def label_matrix(texts: Sequence[str]) -> np.ndarray:
+def label_matrix_of_texts(texts: Sequence[str]) -> np.ndarray:
     """Return the labels of reports, float64 [S, 14]: 1, 0, -1, and NaN for blank."""
     rows = [[np.nan if v is None else v for v in label_report(t).values()] for t in texts]
     return np.array(rows, dtype=np.float64).reshape(-1, len(LABELS))
 
 
-def binarize(labels_SK: np.ndarray, uncertain: Uncertain = "absent") -> np.ndarray:
+def binarize_labels(labels_SK: np.ndarray, uncertain: Uncertain = "absent") -> np.ndarray:
     """Return whether each label counts as stated, bool of the same shape."""
     return (labels_SK == 1) | ((labels_SK == -1) & (uncertain == "present"))
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from amrg.artifacts import MANIFEST, open_artifact, open_input
+from amrg.artifacts import MANIFEST, open_artifact, open_artifact_input
 from amrg.errors import UserError
-from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
+from amrg.evaluation.clinical import ClinicalScores, binarize_labels, label_matrix_of_texts
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.language import LanguageScores, score_language
 from amrg.evaluation.radeval_metrics import FILE as LEARNED
 from amrg.evaluation.radeval_metrics import LearnedScores
 from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
-from amrg.evaluation.statistics import bootstrap_counts, interval
+from amrg.evaluation.statistics import bootstrap_counts, percentile_interval
 from amrg.evaluation.temporal import TemporalScores
 
 #: Maximal studies × resamples in memory.
@@ -62,7 +62,7 @@ class Difference:
     holm: float
 
 
-def read_run(path: Path) -> ReportSet:
+def read_run_reports(path: Path) -> ReportSet:
     """Read the reports of a scores or reports artefact, or a JSONL file of ``key, group, reference, generated``.
 
     Raises:
@@ -71,16 +71,18 @@ def read_run(path: Path) -> ReportSet:
     file = path
     if path.is_dir():
         found = open_artifact(path, _kind(path))
-        file = (open_input(found, "reports") if found.kind == "scores" else found).path / FILE
+        file = (open_artifact_input(found, "reports") if found.kind == "scores" else found).path / FILE
     reports = sorted(parse_reports(file).values(), key=lambda report: report.key)
     if not reports:
         raise UserError(f"{file} holds no reports")
     if lacking := sum(not report.reference or not report.group for report in reports):
         raise UserError(f"{file}: {lacking} of {len(reports)} lines lack `reference` or `group`, which pairing needs")
-    return ReportSet(run_name(path), reports, LearnedScores.read(path / LEARNED, [report.key for report in reports]))
+    return ReportSet(
+        run_display_name(path), reports, LearnedScores.read(path / LEARNED, [report.key for report in reports])
+    )
 
 
-def run_name(path: Path) -> str:
+def run_display_name(path: Path) -> str:
     """Return run and artefact folder, such as ``demo/scores-1234567890``."""
     return f"{path.parent.name}/{path.name}"
 
@@ -120,7 +122,9 @@ def check_pairing(first: ReportSet, other: ReportSet) -> None:
         )
 
 
-def compare(first: ReportSet, others: Sequence[ReportSet], samples: int, seed: int) -> dict[str, dict[str, Difference]]:
+def compare_with_first(
+    first: ReportSet, others: Sequence[ReportSet], samples: int, seed: int
+) -> dict[str, dict[str, Difference]]:
     """Compare every other run with the first; returns differences by run and score, for scores that both runs have.
 
     Args:
@@ -141,25 +145,25 @@ def compare(first: ReportSet, others: Sequence[ReportSet], samples: int, seed: i
     rows = {}
     for other in others:
         rows[other.name] = _differences(base, _score(other), bootstrap, swaps)
-    corrected = iter(holm([d.p for row in rows.values() for d in row.values()]))
+    corrected = iter(holm_correction([d.p for row in rows.values() for d in row.values()]))
     return {
         run: {name: Difference(d.baseline, d.candidate, d.interval, d.p, next(corrected)) for name, d in row.items()}
         for run, row in rows.items()
     }
 
 
-def scores_of(run: ReportSet, samples: int, seed: int) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Return every score of one run with its bootstrap interval, by the names of ``compare``.
+def bootstrap_run_scores(run: ReportSet, samples: int, seed: int) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Return every score of one run with its bootstrap interval, by the names of ``compare_with_first``.
 
     A detail score is NaN if no report has a case of it.
     """
     scored = _score(run)
     observed = scored.scores(np.ones((1, len(run.reports))))
     drawn = scored.scores(bootstrap_counts([report.group for report in run.reports], samples, seed))
-    return {name: (float(value[0]), interval(drawn[name])) for name, value in observed.items()}
+    return {name: (float(value[0]), percentile_interval(drawn[name])) for name, value in observed.items()}
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected by Holm's step-down procedure, in the given order."""
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(np.argsort(p_values, kind="stable")):
@@ -202,14 +206,14 @@ class _Scored:
 def _score(run: ReportSet) -> _Scored:
     references = [report.reference for report in run.reports]
     generated = [report.text for report in run.reports]
-    truth, predicted = label_matrix(references), label_matrix(generated)
+    truth, predicted = label_matrix_of_texts(references), label_matrix_of_texts(generated)
     language = score_language(dict(zip(run.keys, references, strict=True)), dict(zip(run.keys, generated, strict=True)))
     return _Scored(
         language,
         {
-            "": ClinicalScores.from_labels(binarize(truth), binarize(predicted)),
+            "": ClinicalScores.from_labels(binarize_labels(truth), binarize_labels(predicted)),
             " (uncertain as present)": ClinicalScores.from_labels(
-                binarize(truth, "present"), binarize(predicted, "present")
+                binarize_labels(truth, "present"), binarize_labels(predicted, "present")
             ),
         },
         DetailScores.of(references, generated),
@@ -249,6 +253,6 @@ def _differences(first: _Scored, other: _Scored, bootstrap: np.ndarray, swaps: n
         # run without any case) counts as extreme, that is, against a difference.
         extreme = ~(np.abs(np.concatenate(permuted[name])) < abs(difference) - 1e-12)
         p = (1 + int(extreme.sum())) / (1 + len(extreme))
-        bounds = interval(np.concatenate(resampled[name]))
+        bounds = percentile_interval(np.concatenate(resampled[name]))
         found[name] = Difference(float(one[name][0]), float(two[name][0]), bounds, p, p)
     return found

@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from amrg.data.labels import LABELS
-from amrg.evaluation.clinical import binarize, label_matrix
+from amrg.evaluation.clinical import binarize_labels, label_matrix_of_texts
 from amrg.evaluation.reports import GeneratedReport
-from amrg.evaluation.statistics import interval
+from amrg.evaluation.statistics import percentile_interval
 
 #: Bins of equal width of the expected calibration error (Guo et al., 2017).
 BINS = 10
@@ -40,7 +40,7 @@ class StatedFindings:
     @classmethod
     def of(cls, reports: Sequence[GeneratedReport], references: Sequence[str]) -> Self:
         """Collect the stated findings of one report per reference."""
-        truth_SK = binarize(label_matrix(references))
+        truth_SK = binarize_labels(label_matrix_of_texts(references))
         stated: dict[tuple[int, str], float] = {}
         for study, report in enumerate(reports):
             for sentence in report.sentences:
@@ -82,14 +82,14 @@ class StatedFindings:
         return {
             "findings": count,
             "probability": float(self.probability_N.mean()),
-            "right": {"value": float(self.right_N.mean()), "interval": list(interval(right_B))},
+            "right": {"value": float(self.right_N.mean()), "interval": list(percentile_interval(right_B))},
             "ece": {
                 "value": float(_calibration_error(self._bin_N, missing_N[None], np.ones((1, count)))[0]),
-                "interval": list(interval(_calibration_error(self._bin_N, missing_N[None], weights_BN))),
+                "interval": list(percentile_interval(_calibration_error(self._bin_N, missing_N[None], weights_BN))),
             },
-            "calibrated": {"value": float(chance.mean()), "interval": list(interval(chance))},
+            "calibrated": {"value": float(chance.mean()), "interval": list(percentile_interval(chance))},
             "bins": self._bins(),
-            "aurc": {"value": float(observed.mean()), "interval": list(interval(aurc_B))},
+            "aurc": {"value": float(observed.mean()), "interval": list(percentile_interval(aurc_B))},
             "risk_coverage": self._curve(observed),
         }
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, POSITIVE
-from amrg.data.text.statements import Statement, statements
-from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
-from amrg.evaluation.lesion_place import lesion_sides, lesion_zones
-from amrg.evaluation.statistics import interval
+from amrg.data.text.statements import Statement, find_statements
+from amrg.evaluation.clinical import ClinicalScores, binarize_labels, label_matrix_of_texts
+from amrg.evaluation.lesion_place import lesion_sides_of_mask, lesion_zones_of_mask
+from amrg.evaluation.statistics import percentile_interval
 
 #: Compared attributes of ``Details``.
 COMPARED = ("sides", "zones", "severities", "devices")
@@ -80,17 +80,17 @@ def _united(stated: Sequence[Statement]) -> Details:
 
 
 @lru_cache(maxsize=65536)
-def details_of(text: str) -> Mapping[str, Details]:
+def finding_details_of(text: str) -> Mapping[str, Details]:
     """Return the details of each finding that a text states as present, in the order of ``FINDINGS``."""
-    present = [s for s in statements(text) if s.presence == POSITIVE]
+    present = [s for s in find_statements(text) if s.presence == POSITIVE]
     found = {f: [s for s in present if s.finding == f] for f in FINDINGS}
     return {finding: _united(some) for finding, some in found.items() if some}
 
 
 @lru_cache(maxsize=65536)
-def contradicted(text: str) -> frozenset[str]:
+def self_contradictions(text: str) -> frozenset[str]:
     """Return findings that a text states in one sentence and denies in another, unless the places differ."""
-    found = statements(text)
+    found = find_statements(text)
     present = [s for s in found if s.presence == POSITIVE]
     denied = [s for s in found if s.presence == NEGATIVE and not _REST.search(text, s.start, s.end)]
     return frozenset(
@@ -104,9 +104,9 @@ def contradicted(text: str) -> frozenset[str]:
     )
 
 
-def conflicts(reference: str, generated: str) -> frozenset[str]:
+def detail_conflicts(reference: str, generated: str) -> frozenset[str]:
     """Return findings that both texts state with sides, or device kinds, that are given in both and differ."""
-    expected, predicted = details_of(reference), details_of(generated)
+    expected, predicted = finding_details_of(reference), finding_details_of(generated)
     return frozenset(
         f
         for f in expected.keys() & predicted.keys()
@@ -153,15 +153,17 @@ class DetailScores:
         counts = {name: np.zeros((len(references), len(FINDINGS)), dtype=np.int64) for name in names}
         conflicting = np.zeros((len(references), len(LABELS)), dtype=bool)
         for i, (reference, text) in enumerate(zip(references, generated, strict=True)):
-            _count(counts, i, details_of(reference), details_of(text))
+            _count(counts, i, finding_details_of(reference), finding_details_of(text))
             if masks is not None:
-                _count_film(counts, i, details_of(text), masks[i])
-            for finding in conflicts(reference, text):
+                _count_film(counts, i, finding_details_of(text), masks[i])
+            for finding in detail_conflicts(reference, text):
                 conflicting[i, LABELS.index(finding)] = True
-        plain = ClinicalScores.from_labels(binarize(label_matrix(references)), binarize(label_matrix(generated)))
+        plain = ClinicalScores.from_labels(
+            binarize_labels(label_matrix_of_texts(references)), binarize_labels(label_matrix_of_texts(generated))
+        )
         conflicting &= plain.tp
         clinical = ClinicalScores(plain.tp & ~conflicting, plain.fp | conflicting, plain.fn | conflicting)
-        return cls(counts, np.array([bool(contradicted(text)) for text in generated]), clinical)
+        return cls(counts, np.array([bool(self_contradictions(text)) for text in generated]), clinical)
 
     def scores(self, weights_BS: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the scores by name, [B] each; NaN where the resample has no case."""
@@ -182,7 +184,7 @@ class DetailScores:
             known = bool(np.isfinite(value[0]))
             found[name] = {
                 "value": float(value[0]) if known else None,
-                "interval": list(interval(resampled[name])) if known else None,
+                "interval": list(percentile_interval(resampled[name])) if known else None,
                 "cases": int(self.counts[RATIOS[name][1]].sum()) if name in RATIOS else len(self.contradicting),
             }
         return found
@@ -233,7 +235,7 @@ def _count_film(
         if finding not in masks or not masks[finding].any():
             continue
         k = FINDINGS.index(finding)
-        sides, zones = lesion_sides(masks[finding]), lesion_zones(masks[finding])
+        sides, zones = lesion_sides_of_mask(masks[finding]), lesion_zones_of_mask(masks[finding])
         if details.sides and sides:
             counts["film sides said"][study, k] = 1
             counts["film sides exact"][study, k] = details.sides == sides

@@ -13,17 +13,23 @@ from rich.console import Console
 from rich.text import Text
 
 from amrg import distributed
-from amrg.artifacts import Artifact, MapFn, add_failure, open_artifact
+from amrg.artifacts import Artifact, MapFn, add_artifact_failure, open_artifact
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.stream import load_studies as read_studies
+from amrg.data.stream import load_split_studies as read_studies
 from amrg.data.studies import SPLITS, Study
 from amrg.data.text import labeler
 from amrg.errors import UserError
 from amrg.evaluation import language
-from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbor, random_train
+from amrg.evaluation.baselines import best_constant, draw_train_studies, most_frequent_normal, nearest_neighbor
 from amrg.evaluation.brightness_probe import brightness_probe
-from amrg.evaluation.classifier_outputs import PROBE_FILMS, TestOutputs, TrainOutputs, run_on_test, run_on_train
+from amrg.evaluation.classifier_outputs import (
+    PROBE_FILMS,
+    TestOutputs,
+    TrainOutputs,
+    classify_test_split,
+    classify_train_patients,
+)
 from amrg.evaluation.confidence import StatedFindings
 from amrg.evaluation.details import DetailScores
 from amrg.evaluation.localization import Localization, localization_scores
@@ -32,25 +38,25 @@ from amrg.evaluation.page_samples import (
     RetrievedRows,
     choose_extreme_studies,
     choose_page_studies,
-    read_curves,
+    read_training_curves,
     sample_studies,
 )
 from amrg.evaluation.radeval_metrics import FILE as LEARNED
 from amrg.evaluation.radeval_metrics import LearnedScores, learned_scores
-from amrg.evaluation.relevance import relevance
-from amrg.evaluation.reports import GeneratedReport, read_reports
+from amrg.evaluation.relevance import retrieval_relevance
+from amrg.evaluation.reports import GeneratedReport, read_generated_reports
 from amrg.evaluation.scorers import SCORERS
 from amrg.evaluation.scores import MODEL, mention_tables, score_systems
 from amrg.evaluation.section_scores import section_scores
 from amrg.evaluation.statistics import bootstrap_counts
-from amrg.evaluation.temporal import TemporalScores, truth_counts
-from amrg.evaluation.text_statistics import copy_rates, num_distinct_retrievals, retrieved_texts, text_statistics
+from amrg.evaluation.temporal import TemporalScores, count_true_changes
+from amrg.evaluation.text_statistics import num_distinct_retrievals, report_copy_rates, retrieved_texts, text_statistics
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.training_distance import FALSE_ALARM_RATE
 from amrg.pages.plain_summary import plain_summary
-from amrg.pages.result_page import Page, write_page
-from amrg.pages.score_table import data_set_rows, rows_table, score_table, section_rows
-from amrg.progress import echo
+from amrg.pages.result_page import Page, write_result_page
+from amrg.pages.score_table import data_set_rows, section_score_rows, terminal_score_table, terminal_table
+from amrg.progress import print_on_rank_0
 
 #: Version of the layout of ``scores.json``.
 FORMAT = 4
@@ -67,7 +73,7 @@ ALL_FINDINGS = "all lesions"
 _PACKAGES = ("amrg", "torch", "transformers", "numpy", "scipy", "pycocoevalcap", "radeval")
 
 
-def evaluate(
+def evaluate_reports(
     config: Config,
     data: Path,
     stage1: Path,
@@ -94,7 +100,7 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"{generated} does not say which split it was generated for: make it with `amrg generate`")
     studies = read_studies(data, split)
-    reports = read_reports(generated, studies)
+    reports = read_generated_reports(generated, studies)
     count = config.evaluate.num_page_studies
     chosen = choose_page_studies(studies, count)
     worst, best = choose_extreme_studies([s.report for s in studies], reports, count // 2)
@@ -103,7 +109,7 @@ def evaluate(
     train, test = each(_ClassifierPass(config, stage1, data, rows.films), ("train", split))
     scores, learned = _scores(config, inputs, split, test, train, reports, each)
     if failure := no_better_than_constant(scores["systems"], len(studies)):
-        add_failure(folder, failure)
+        add_artifact_failure(folder, failure)
         scores["failures"].append(failure)
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     if learned:
@@ -113,15 +119,15 @@ def evaluate(
     )
     page = Page(
         scores=scores,
-        curves=read_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
+        curves=read_training_curves({"Stage 1: classifier": stage1, "Stage 2: report generator": stage2}),
         contact_sheet=[_captioned(test, i) for i in choose_page_studies(studies, CONTACT_FILMS)],
         studies=samples,
         worst=worst_samples,
         best=best_samples,
     )
-    write_page(page, folder / "index.html")
+    write_result_page(page, folder / "index.html")
     _print_tables(scores)
-    echo("the page is index.html in the folder of the scores")
+    print_on_rank_0("the page is index.html in the folder of the scores")
 
 
 def _scores(
@@ -177,11 +183,11 @@ def _scores(
 def _print_tables(scores: dict[str, Any]) -> None:
     """Print the tables of the scores, and what they say in plain words."""
     console = Console()
-    console.print(score_table(scores))
+    console.print(terminal_score_table(scores))
     if "data_sets" in scores:
-        console.print(rows_table("by data set", *data_set_rows(scores)))
+        console.print(terminal_table("by data set", *data_set_rows(scores)))
     if "sections" in scores:
-        console.print(rows_table("by section", *section_rows(scores)))
+        console.print(terminal_table("by section", *section_score_rows(scores)))
     console.print(Text(" ".join(plain_summary(scores)) + "\n"))
 
 
@@ -222,11 +228,11 @@ class _ClassifierPass:
     wanted: set[str]
 
     def __call__(self, split: str) -> TestOutputs | TrainOutputs:
-        model = DiseaseClassifier.from_pretrained(self.stage1 / "model").to(distributed.device())
+        model = DiseaseClassifier.from_pretrained(self.stage1 / "model").to(distributed.local_device())
         dtype = self.config.stage1.dtype
         if split == "train":
-            return run_on_train(model, self.data, self.wanted, dtype)
-        return run_on_test(model, self.data, split, self.config.banks.mining.method, dtype)
+            return classify_train_patients(model, self.data, self.wanted, dtype)
+        return classify_test_split(model, self.data, split, self.config.banks.mining.method, dtype)
 
 
 def _systems(
@@ -241,7 +247,7 @@ def _systems(
     """Score the model and its baselines; returns also the learned scores of the model's reports."""
     groups = [s.group for s in test.studies]
     train_reports = [s.report for s in train.studies]
-    chance = random_train(len(groups), len(train_reports), config.seed)
+    chance = draw_train_studies(len(groups), len(train_reports), config.seed)
     systems = {
         MODEL: generated,
         "nearest neighbour": [train_reports[i] for i in nearest],
@@ -283,15 +289,15 @@ def _copying(data: Path, banks: Path, studies: list[Study], reports: list[Genera
     train, groups = [s.report for s in read_studies(data, "train")], [s.group for s in studies]
     rows = retrieved_texts(banks, reports)
     texts = {"generated": [r.text for r in reports], "reference": [s.report for s in studies]}
-    return {name: copy_rates(some, rows, train, groups) for name, some in texts.items()}
+    return {name: report_copy_rates(some, rows, train, groups) for name, some in texts.items()}
 
 
 def _relevance(config: Config, banks: Path, test: TestOutputs, reports: list[GeneratedReport]) -> dict[str, Any]:
-    """Compute ``relevance`` of the retrieved rows to the studies' own labels and true lesions."""
+    """Compute ``retrieval_relevance`` of the retrieved rows to the studies' own labels and true lesions."""
     weights = bootstrap_counts([s.group for s in test.studies], config.evaluate.bootstrap_samples, config.seed)
     columns = [LABELS.index(finding) for finding in FINDINGS]
     present, known = _present(test)[:, columns], _known(test)[:, columns]
-    return relevance(banks, reports, present, known & ~present, test.masks, weights)
+    return retrieval_relevance(banks, reports, present, known & ~present, test.masks, weights)
 
 
 def _unlike_training(reports: list[GeneratedReport]) -> dict[str, float] | None:
@@ -314,7 +320,7 @@ def _temporal(config: Config, studies: list[Study], reports: list[GeneratedRepor
         scores = TemporalScores.of([study.report for study, _ in both], generated, [report.prior for _, report in both])
         found[name] = scores.summary(weights)
         if any(study.changes for study, _ in both):
-            found[name]["truth"] = truth_counts(generated, [study.changes for study, _ in both])
+            found[name]["truth"] = count_true_changes(generated, [study.changes for study, _ in both])
     return found
 
 

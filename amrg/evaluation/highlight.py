@@ -6,10 +6,10 @@ from typing import Self
 from markupsafe import Markup
 
 from amrg.data.labels import FINDINGS
-from amrg.data.text.labeler import Mention, mentions, normalise
+from amrg.data.text.labeler import Mention, find_mentions, normalize_report
 from amrg.data.text.outline import positive_findings
-from amrg.evaluation.details import conflicts
-from amrg.pages.overlays import marked
+from amrg.evaluation.details import detail_conflicts
+from amrg.pages.overlays import mark_text_spans
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FindingErrors:
     def of(cls, reference: str, generated: str) -> Self:
         """Compare two reports by the labeler and the statements of their details."""
         expected, predicted = set(positive_findings(reference)), set(positive_findings(generated))
-        other = expected & predicted & conflicts(reference, generated)
+        other = expected & predicted & detail_conflicts(reference, generated)
         parts = (expected & predicted - other, other, expected - predicted, predicted - expected)
         return cls(*(tuple(f for f in FINDINGS if f in part) for part in parts))
 
@@ -63,7 +63,7 @@ def highlight_findings(reference: str, generated: str) -> tuple[Markup, Markup]:
 
     As in clinical F1 with details, a finding in both is a hit only if sides and device kinds do not conflict.
     """
-    first, second = (marked(text, spans) for text, spans in _marks(reference, generated))
+    first, second = (mark_text_spans(text, spans) for text, spans in _marks(reference, generated))
     return first, second
 
 
@@ -85,10 +85,12 @@ def _segments(text: str, spans: list[tuple[int, int, str, str]]) -> list[Segment
 
 def _marks(reference: str, generated: str) -> list[tuple[str, list[tuple[int, int, str, str]]]]:
     """Return the normalized text of both reports, and its marks."""
-    texts = normalise(reference), normalise(generated)
-    found = [mentions(text) for text in texts]
+    texts = normalize_report(reference), normalize_report(generated)
+    found = [find_mentions(text) for text in texts]
     stated = [{m.label for m in each if m.value == 1} for each in found]
-    kinds = dict.fromkeys(stated[0] & stated[1], "hit") | dict.fromkeys(conflicts(reference, generated), "detail")
+    kinds = dict.fromkeys(stated[0] & stated[1], "hit") | dict.fromkeys(
+        detail_conflicts(reference, generated), "detail"
+    )
     marks = (_spans(each, kinds, alone) for each, alone in zip(found, ("miss", "extra"), strict=True))
     return list(zip(texts, marks, strict=True))
 

@@ -15,7 +15,7 @@ from subprocess import DEVNULL, PIPE
 
 import numpy as np
 
-from amrg.data.text.repetition import tokenize
+from amrg.data.text.repetition import tokenize_words
 from amrg.errors import UserError
 
 #: Stored with every score: scores are comparable only under the same tokenizer.
@@ -68,7 +68,7 @@ class LanguageScores:
         """Return the scores by name, one per row of ``weights_BS`` (counts of the studies; default: 1 each)."""
         weights = np.ones((1, len(self.rouge_l))) if weights_BS is None else weights_BS
         total = weights.sum(1)
-        bleu = corpus_bleu(weights @ self.bleu_counts)
+        bleu = corpus_bleu_scores(weights @ self.bleu_counts)
         return {
             **{f"BLEU-{n + 1}": bleu[:, n] for n in range(4)},
             "ROUGE-L": weights @ self.rouge_l / total,
@@ -106,8 +106,8 @@ def score_language(references: Mapping[str, str], generated: Mapping[str, str]) 
     except ImportError as error:
         raise UserError(f"language metrics need pycocoevalcap ({error}): pip install 'amrg[eval]'") from None
     keys = sorted(references)
-    truth = {k: [" ".join(tokenize(references[k]))] for k in keys}
-    hypotheses = {k: [" ".join(tokenize(generated[k]))] for k in keys}
+    truth = {k: [" ".join(tokenize_words(references[k]))] for k in keys}
+    hypotheses = {k: [" ".join(tokenize_words(generated[k]))] for k in keys}
     if wordless := sum(not truth[k][0] for k in keys):
         raise UserError(f"{wordless} reference reports have no words: leave those studies out when preparing the data")
     bleu = BleuScorer(n=4)
@@ -127,7 +127,7 @@ def score_language(references: Mapping[str, str], generated: Mapping[str, str]) 
     )
 
 
-def corpus_bleu(counts_B10: np.ndarray) -> np.ndarray:
+def corpus_bleu_scores(counts_B10: np.ndarray) -> np.ndarray:
     """Return BLEU-1 to 4, [B, 4], from summed counts (Papineni et al., 2002), with the guards of ``pycocoevalcap``."""
     small, tiny = 1e-9, 1e-15
     correct, guess = counts_B10[:, :4], counts_B10[:, 4:8]
@@ -137,7 +137,9 @@ def corpus_bleu(counts_B10: np.ndarray) -> np.ndarray:
     return np.exp(logs) * penalty[:, None]
 
 
-def meteor(references: Sequence[str], systems: Mapping[str, Sequence[str]], timeout: float) -> dict[str, float] | str:
+def run_meteor_jar(
+    references: Sequence[str], systems: Mapping[str, Sequence[str]], timeout: float
+) -> dict[str, float] | str:
     """Run the METEOR 1.5 jar; returns the corpus score per system, or ``"unavailable: <reason>"``.
 
     Args:
@@ -182,7 +184,9 @@ def _meteor(process: "subprocess.Popen[str]", references: Sequence[str], generat
         print(line, file=stdin, flush=True)
         return stdout.readline().strip()
 
-    pairs = [(" ".join(tokenize(r)), " ".join(tokenize(g))) for r, g in zip(references, generated, strict=True)]
+    pairs = [
+        (" ".join(tokenize_words(r)), " ".join(tokenize_words(g))) for r, g in zip(references, generated, strict=True)
+    ]
     statistics = {pair: query(" ||| ".join(("SCORE", *pair))) for pair in dict.fromkeys(pairs)}
     query(" ||| ".join(("EVAL", *(statistics[pair] for pair in pairs))))  # answers with the score of every pair ...
     for _ in pairs[1:]:

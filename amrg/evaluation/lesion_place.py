@@ -18,7 +18,7 @@ FIELD = (0.06, 0.77)
 ZONE_ROWS = {"upper": (-np.inf, 0.55), "middle": (0.4, 0.9), "lower": (0.45, np.inf)}
 
 
-def lesion_sides(mask: np.ndarray) -> frozenset[str]:
+def lesion_sides_of_mask(mask: np.ndarray) -> frozenset[str]:
     """Return the patient's sides (``left``, ``right``) of a mask, bool [H, W]; empty for an empty mask."""
     columns = mask.sum(0, dtype=np.float64)
     if not columns.sum():
@@ -29,7 +29,7 @@ def lesion_sides(mask: np.ndarray) -> frozenset[str]:
     return frozenset(side for side, share in (("left", left), ("right", right)) if share >= LEAST_SIDE)
 
 
-def lesion_zones(mask: np.ndarray) -> frozenset[str]:
+def lesion_zones_of_mask(mask: np.ndarray) -> frozenset[str]:
     """Return the zones that contain a lesion, several where zones overlap; empty for an empty mask (bool [H, W])."""
     rows = mask.sum(1, dtype=np.float64)
     if not rows.sum():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from amrg.evaluation.statistics import bootstrap_counts, interval
+from amrg.evaluation.statistics import bootstrap_counts, percentile_interval
 
 #: Pixels of at least this share of a map's maximum form its region, for IoU.
 REGION = 0.5
@@ -81,14 +81,14 @@ class Localization:
         return {
             "studies": len(self.ratio),
             "ratio": float(self.ratio.mean()),
-            "ratio_interval": list(interval(ratio_B)),
+            "ratio_interval": list(percentile_interval(ratio_B)),
             "control": float(self.control.mean()),
             "over_control": float(self.ratio.mean() / max(self.control.mean(), 1e-12)),
-            "over_control_interval": list(interval(ratio_B / np.where(control_B > 0, control_B, np.nan))),
+            "over_control_interval": list(percentile_interval(ratio_B / np.where(control_B > 0, control_B, np.nan))),
             "iou": float(self.iou.mean()),
-            "iou_interval": list(interval(iou_B)),
+            "iou_interval": list(percentile_interval(iou_B)),
             "pointing": float(self.pointing_hit.mean()),
-            "pointing_interval": list(interval(hit_B)),
+            "pointing_interval": list(percentile_interval(hit_B)),
             "pointing_chance": float(self.lesion_area_share.mean()),
             "empty_maps": int(self.empty.sum()),
         }
@@ -105,7 +105,7 @@ def localization_scores(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localiza
     masks = masks_SHW.reshape(len(masks_SHW), -1).astype(np.float64)
     area = masks.sum(1)
     assert area.min() > 0, "an empty mask has no inside"
-    maps = upsample_to(maps_SHW, masks_SHW.shape[1:]).reshape(len(masks), -1).astype(np.float64)
+    maps = upsample_maps(maps_SHW, masks_SHW.shape[1:]).reshape(len(masks), -1).astype(np.float64)
     assert maps.min() >= 0, "activation maps are non-negative"
 
     mean, peak = maps.mean(1), maps.max(1)
@@ -124,7 +124,7 @@ def localization_scores(maps_SHW: np.ndarray, masks_SHW: np.ndarray) -> Localiza
     )
 
 
-def upsample_to(maps_NHW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+def upsample_maps(maps_NHW: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Interpolate maps bilinearly to (H, W), float32 [N, H, W]; cell centers keep their positions."""
     maps = torch.from_numpy(np.ascontiguousarray(maps_NHW, dtype=np.float32))[:, None]
     return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)[:, 0].numpy()

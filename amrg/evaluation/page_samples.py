@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
-from amrg.data.image_ops import letterbox
+from amrg.data.image_ops import letterbox_to_square
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.stream import SampleLookup
 from amrg.data.studies import Study
@@ -195,7 +195,7 @@ def sample_studies(
     return samples
 
 
-def read_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+def read_training_curves(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
     """Read the rows of each stage's ``curves.jsonl``."""
     return {
         stage: [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
@@ -209,7 +209,7 @@ def _views(sentences: Sequence[Sentence], first: np.ndarray, study: Study, data:
     if not wanted - {0}:
         return {0: first}
     films = SampleLookup(data, study.split)[study.key].views
-    return {view: letterbox(films[view], len(first)) for view in sorted(wanted) if view < len(films)}
+    return {view: letterbox_to_square(films[view], len(first)) for view in sorted(wanted) if view < len(films)}
 
 
 def _film(row: dict[str, Any], films: Films) -> Any:

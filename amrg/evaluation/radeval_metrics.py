@@ -24,9 +24,9 @@ from amrg.artifacts import MapFn
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.evaluation.clinical import LABEL_SETS, ClinicalScores
-from amrg.evaluation.scorers import SCORERS, missing
-from amrg.evaluation.statistics import interval
-from amrg.progress import echo
+from amrg.evaluation.scorers import SCORERS, missing_metric_files
+from amrg.evaluation.statistics import percentile_interval
+from amrg.progress import print_on_rank_0
 
 #: Per-study scores of the generated reports, in a scores artefact.
 FILE = "learned.json"
@@ -69,7 +69,10 @@ class LearnedScores:
         """Return every score with its interval, ready for JSON."""
         drawn = self.scores(weights_BS)
         observed = self.scores(np.ones((1, weights_BS.shape[1])))
-        return {name: {"value": float(v[0]), "interval": list(interval(drawn[name]))} for name, v in observed.items()}
+        return {
+            name: {"value": float(v[0]), "interval": list(percentile_interval(drawn[name]))}
+            for name, v in observed.items()
+        }
 
     def joined(self, other: "LearnedScores") -> "LearnedScores":
         """Add the scores of other metrics on the same reports."""
@@ -150,7 +153,7 @@ def _run_metric(
     generated = {
         name: [text if text.strip() else EMPTY_REPORT_PLACEHOLDER for text in texts] for name, texts in systems.items()
     }
-    echo(f"{metric}: asking radeval")
+    print_on_rank_0(f"{metric}: asking radeval")
     with tempfile.TemporaryDirectory() as folder:  # metrics write files into their working directory
         question, answer = Path(folder) / "question.json", Path(folder) / "answer.json"
         question.write_text(
@@ -176,7 +179,7 @@ def _run_metric(
 
 def _lacking(metric: str) -> str:
     """Explain a refused download."""
-    names = ", ".join(f"{weights.repository} ({weights.part})" for weights in missing([metric]))
+    names = ", ".join(f"{weights.repository} ({weights.part})" for weights in missing_metric_files([metric]))
     if not names:
         return "its weights are not where radeval looks, though all that `amrg fetch-metrics` knows of is there"
     return f"its weights are not on this machine: {names}: `amrg fetch-metrics {metric}` tells where and fetches them"

@@ -18,9 +18,9 @@ import numpy as np
 
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.data.labels import FINDINGS
-from amrg.evaluation.lesion_place import lesion_sides
+from amrg.evaluation.lesion_place import lesion_sides_of_mask
 from amrg.evaluation.reports import Association, GeneratedReport
-from amrg.evaluation.statistics import interval
+from amrg.evaluation.statistics import percentile_interval
 
 #: Banks by their names in generated reports.
 FOLDERS = {"visual": VISUAL, "report": REPORTS}
@@ -100,7 +100,7 @@ class Relevance:
         return _with_interval(led.mean(keepdims=True), weights_BS @ led / weights_BS.sum(1))
 
 
-def relevance(
+def retrieval_relevance(
     banks: Path,
     reports: Sequence[GeneratedReport],
     present_SK: np.ndarray,
@@ -131,14 +131,14 @@ def relevance(
             side_SK=_on_true_side(associations, masks),
             present_SK=present_SK,
             absent_SK=absent_SK,
-            base_K=base_rates(MemoryBank.open(banks / folder)),
+            base_K=association_base_rates(MemoryBank.open(banks / folder)),
             first_S=np.array([row["row"] for row in first], dtype=np.int64),
         )
         found[bank] = measured.summary(weights_BS)
     return found
 
 
-def base_rates(bank: MemoryBank) -> np.ndarray:
+def association_base_rates(bank: MemoryBank) -> np.ndarray:
     """Return the share of a bank's rows that belong to each of the 13 findings, float64 [K]."""
     counts: Counter[str] = Counter()
     for first, chunk in bank.chunks():
@@ -153,7 +153,7 @@ def _on_true_side(associations: Sequence[Association], masks: Sequence[Mapping[s
     for i, (association, lesions) in enumerate(zip(associations, masks, strict=True)):
         for k, finding in enumerate(FINDINGS):
             left = association.side[k]
-            sides = lesion_sides(lesions[finding]) if finding in lesions else frozenset()
+            sides = lesion_sides_of_mask(lesions[finding]) if finding in lesions else frozenset()
             if left is not None and len(sides) == 1:
                 found[i, k] = left if "left" in sides else 1 - left
     return found
@@ -163,7 +163,7 @@ def _with_interval(value_1: np.ndarray, values_B: np.ndarray) -> dict[str, Any]:
     """Return ``value`` and ``interval`` for JSON; None if no study has a value."""
     if not np.isfinite(value_1[0]):
         return {"value": None, "interval": None}
-    return {"value": float(value_1[0]), "interval": list(interval(values_B))}
+    return {"value": float(value_1[0]), "interval": list(percentile_interval(values_B))}
 
 
 def _quotient(part: np.ndarray, total: np.ndarray) -> np.ndarray:

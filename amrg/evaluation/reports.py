@@ -121,7 +121,7 @@ class GeneratedReport:
     reference_sections: dict[str, str] = field(default_factory=dict)
 
 
-def read_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
+def read_generated_reports(path: Path, studies: list[Study]) -> list[GeneratedReport]:
     """Read the generated reports in the order of ``studies``, each study exactly once.
 
     Args:

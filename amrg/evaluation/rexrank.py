@@ -26,7 +26,7 @@ _NAMES = (
 )
 
 
-def to_rexrank(reports: list[GeneratedReport], sections: str) -> dict[str, dict[str, Any]]:
+def rexrank_submission(reports: list[GeneratedReport], sections: str) -> dict[str, dict[str, Any]]:
     """Build a submission from our own references.
 
     Args:

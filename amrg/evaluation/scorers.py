@@ -179,15 +179,15 @@ SCORERS = {
 }
 
 
-def needed(metrics: Iterable[str]) -> list[Weights]:
+def files_of_metrics(metrics: Iterable[str]) -> list[Weights]:
     """Files that the metrics load, once each, with the encoders that downloaded RadGraph archives name."""
     direct = [weights for metric in metrics for weights in SCORERS[metric].weights]
     return list(dict.fromkeys(one for weights in direct for one in (weights, *weights.encoders())))
 
 
-def missing(metrics: Sequence[str]) -> list[Weights]:
-    """Files of ``needed`` that are not on this machine."""
-    return [weights for weights in needed(metrics) if not weights.there]
+def missing_metric_files(metrics: Sequence[str]) -> list[Weights]:
+    """Files of ``files_of_metrics`` that are not on this machine."""
+    return [weights for weights in files_of_metrics(metrics) if not weights.there]
 
 
 def weights_table() -> list[list[str]]:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
+from amrg.evaluation.clinical import ClinicalScores, binarize_labels, label_matrix_of_texts
 from amrg.evaluation.details import DetailScores
-from amrg.evaluation.language import NO_CIDER, LanguageScores, meteor, score_language
-from amrg.evaluation.statistics import bootstrap_counts, contingency_table, interval
+from amrg.evaluation.language import NO_CIDER, LanguageScores, run_meteor_jar, score_language
+from amrg.evaluation.statistics import bootstrap_counts, contingency_table, percentile_interval
 from amrg.evaluation.text_statistics import text_statistics
 
 MODEL = "model"
@@ -36,17 +36,18 @@ def score_systems(
         masks: true lesions per study by finding, bool [H, W]; None if unknown.
     """
     weights = bootstrap_counts(groups, samples, seed)
-    truth = label_matrix(references)
+    truth = label_matrix_of_texts(references)
     meteor_scores: dict[str, float] | str = "unavailable: turned off in the configuration"
     if meteor_timeout is not None:
-        meteor_scores = meteor(references, systems, meteor_timeout)
+        meteor_scores = run_meteor_jar(references, systems, meteor_timeout)
     scores: dict[str, dict[str, Any]] = {}
     headline: dict[str, tuple[float, np.ndarray]] = {}
     for name, texts in systems.items():
         language = score_language(_keyed(references), _keyed(texts))
-        predicted = label_matrix(texts)
+        predicted = label_matrix_of_texts(texts)
         strict, lenient = (
-            ClinicalScores.from_labels(binarize(truth, p), binarize(predicted, p)) for p in ("absent", "present")
+            ClinicalScores.from_labels(binarize_labels(truth, p), binarize_labels(predicted, p))
+            for p in ("absent", "present")
         )
         scores[name] = {
             "language": _with_intervals(language, weights),
@@ -64,7 +65,7 @@ def score_systems(
         difference = headline[judged][1] - headline[name][1]
         scores[name]["model_minus_this"] = {
             "value": headline[judged][0] - headline[name][0],
-            "interval": list(interval(difference)),
+            "interval": list(percentile_interval(difference)),
         }
     return scores
 
@@ -79,7 +80,7 @@ def mention_tables(
         generated: generated reports, [S].
         known_SK: bool [S, 14], labels that the study's data set has; others are left out. None: all.
     """
-    mentioned = binarize(label_matrix(generated))
+    mentioned = binarize_labels(label_matrix_of_texts(generated))
     tables = {}
     for finding in FINDINGS:
         k = LABELS.index(finding)
@@ -93,7 +94,7 @@ def mention_tables(
 def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, Any]:
     resampled = language.corpus(weights)
     return {
-        name: {"value": float(value[0]), "interval": list(interval(resampled[name]))}
+        name: {"value": float(value[0]), "interval": list(percentile_interval(resampled[name]))}
         if np.isfinite(value[0])
         else {"value": None, "interval": None, "reason": NO_CIDER}
         for name, value in language.corpus().items()
@@ -102,7 +103,7 @@ def _with_intervals(language: LanguageScores, weights: np.ndarray) -> dict[str, 
 
 def _clinical_intervals(scores: ClinicalScores, weights: np.ndarray) -> dict[str, list[float]]:
     """Return the intervals of F1 by average."""
-    return {name: list(interval(values[:, 2])) for name, values in scores.averages(weights).items()}
+    return {name: list(percentile_interval(values[:, 2])) for name, values in scores.averages(weights).items()}
 
 
 def _keyed(texts: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ def bootstrap_counts(groups: Sequence[str], samples: int, seed: int) -> np.ndarr
     return drawn[:, index]
 
 
-def interval(values_B: np.ndarray) -> tuple[float, float]:
+def percentile_interval(values_B: np.ndarray) -> tuple[float, float]:
     """Return the percentile interval of bootstrap values, ignoring NaN (a resample without positives)."""
     values_B = values_B[np.isfinite(values_B)]
     if not len(values_B):

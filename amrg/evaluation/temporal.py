@@ -17,22 +17,22 @@ import numpy as np
 from amrg.data.labels import FINDINGS, NEGATIVE
 from amrg.data.prior import CHANGES
 from amrg.data.text.repetition import mentions_prior
-from amrg.data.text.statements import statements
-from amrg.evaluation.statistics import interval
+from amrg.data.text.statements import find_statements
+from amrg.evaluation.statistics import percentile_interval
 
 TEMPORAL, CHANCE = "temporal F1", "temporal F1 by chance"
 INVENTED = "invented comparisons"
 
 
 @lru_cache(maxsize=65536)
-def changes_of(text: str) -> frozenset[tuple[str, str]]:
+def stated_changes(text: str) -> frozenset[tuple[str, str]]:
     """Return the findings whose change a text states, with the change.
 
     A finding that is denied has changed only if it has gone ("has resolved"): "no new opacity" states no change.
     """
     return frozenset(
         (one.finding, one.change)
-        for one in statements(text)
+        for one in find_statements(text)
         if one.change and (one.presence != NEGATIVE or one.change == "improved")
     )
 
@@ -62,7 +62,9 @@ class TemporalScores:
         """
         alone = ~np.array(given, dtype=bool)
         compares = np.array([mentions_prior(text) for text in generated], dtype=bool)
-        return cls(_pairs(map(changes_of, references)), _pairs(map(changes_of, generated)), compares & alone, alone)
+        return cls(
+            _pairs(map(stated_changes, references)), _pairs(map(stated_changes, generated)), compares & alone, alone
+        )
 
     def scores(self, weights_BS: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the scores by name, [B] each; NaN where the resample has no case.
@@ -97,7 +99,7 @@ class TemporalScores:
             pairs = self.expected if column is None else self.expected[:, column :: len(CHANGES)]
             found[name] = {
                 "value": float(value[0]) if known else None,
-                "interval": list(interval(resampled[name])) if known else None,
+                "interval": list(percentile_interval(resampled[name])) if known else None,
                 "cases": int(self.alone.sum() if name == INVENTED else pairs.sum()),
             }
         return found
@@ -108,7 +110,7 @@ class TemporalScores:
         return TemporalScores(*(np.concatenate(pair) for pair in pairs))
 
 
-def truth_counts(generated: Sequence[str], truths: Sequence[Mapping[str, str]]) -> dict[str, int]:
+def count_true_changes(generated: Sequence[str], truths: Sequence[Mapping[str, str]]) -> dict[str, int]:
     """Count generated statements of change about findings whose true change is known, and those that are true.
 
     Args:
@@ -116,7 +118,7 @@ def truth_counts(generated: Sequence[str], truths: Sequence[Mapping[str, str]]) 
         truths: true change by finding of each study; empty if it is not known.
     """
     both = zip(generated, truths, strict=True)
-    stated = [(truth[f], change) for text, truth in both for f, change in changes_of(text) if f in truth]
+    stated = [(truth[f], change) for text, truth in both for f, change in stated_changes(text) if f in truth]
     return {"stated": len(stated), "true": sum(true == change for true, change in stated)}
 
 

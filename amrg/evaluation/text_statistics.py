@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from amrg.banks.bank import REPORTS, MemoryBank
 from amrg.data.text.cleaning import normalize_for_dedup, split_sentences
-from amrg.data.text.repetition import is_repetitive, mentions_prior, most_common_share, ngrams, tokenize
+from amrg.data.text.repetition import is_repetitive, mentions_prior, most_common_share, ngrams_of_words, tokenize_words
 from amrg.evaluation.reports import GeneratedReport
 
 #: Lengths of the n-grams whose copies are counted: about half a sentence and a full one.
@@ -31,7 +31,7 @@ def text_statistics(texts: Sequence[str]) -> dict[str, float]:
         sentence twice; ``compares``, with a mention of change or an earlier film; ``cut_off``, without an end of
         sentence; ``empty``.
     """
-    words = [tokenize(text) for text in texts]
+    words = [tokenize_words(text) for text in texts]
     lengths = np.array([len(w) for w in words], dtype=np.float64)
     total = len(texts)
     return {
@@ -70,7 +70,7 @@ def num_distinct_retrievals(reports: Sequence[GeneratedReport]) -> dict[str, int
     return {b: len({frozenset(row["row"] for row in r.memory.get(b, [])) for r in reports}) for b in banks}
 
 
-def copy_rates(
+def report_copy_rates(
     texts: Sequence[str], retrieved: Sequence[Sequence[str]], train: Sequence[str], groups: Sequence[str]
 ) -> dict[str, float | None]:
     """Compute shares of the reports that are copied word for word.
@@ -87,8 +87,8 @@ def copy_rates(
         train report (``train_n``); ``whole_retrieved`` and ``whole_train``, the share of reports equal to one of those
         texts. Reports without retrieved rows or without any n-gram are left out; None if no report remains.
     """
-    words = [tokenize(text) for text in texts]
-    rows = [[tokenize(row) for row in found] for found in retrieved]
+    words = [tokenize_words(text) for text in texts]
+    rows = [[tokenize_words(row) for row in found] for found in retrieved]
     others = [rows[j] for j in _another(groups)]
     known = _known(words, train)
     found: dict[str, float | None] = {}
@@ -116,18 +116,18 @@ def _known(words: Sequence[Sequence[str]], train: Sequence[str]) -> dict[int, se
     wanted = {n: _all(words, n) for n in NGRAM_SIZES}
     known: dict[int, set[tuple[str, ...]]] = {n: set() for n in NGRAM_SIZES}
     for text in train:
-        tokens = tokenize(text)
+        tokens = tokenize_words(text)
         for n in NGRAM_SIZES:
-            known[n] |= wanted[n].intersection(ngrams(tokens, n))
+            known[n] |= wanted[n].intersection(ngrams_of_words(tokens, n))
     return known
 
 
 def _all(rows: Sequence[Sequence[str]], n: int) -> set[tuple[str, ...]]:
-    return set().union(*(ngrams(row, n) for row in rows))
+    return set().union(*(ngrams_of_words(row, n) for row in rows))
 
 
 def _share(words: Sequence[str], known: set[tuple[str, ...]], n: int) -> float:
-    found = ngrams(words, n)
+    found = ngrams_of_words(words, n)
     return sum(g in known for g in found) / len(found) if found else float("nan")
 
 
@@ -137,7 +137,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
-    found = [g for w in words for g in ngrams(w, n)]
+    found = [g for w in words for g in ngrams_of_words(w, n)]
     return len(set(found)) / len(found) if found else 0.0
 
 

@@ -18,11 +18,18 @@ from scipy import stats
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.evaluation.clinical import ClinicalScores, binarize, label_matrix
-from amrg.evaluation.comparison import Difference, ReportSet, compare, holm, read_run, scores_of
+from amrg.evaluation.clinical import ClinicalScores, binarize_labels, label_matrix_of_texts
+from amrg.evaluation.comparison import (
+    Difference,
+    ReportSet,
+    bootstrap_run_scores,
+    compare_with_first,
+    holm_correction,
+    read_run_reports,
+)
 from amrg.evaluation.statistics import CONFIDENCE
 from amrg.experiments.registry import DETAILED, HEADLINE, Experiment
-from amrg.experiments.retrieval_relevance import copies, relevance_facts, relevance_scores
+from amrg.experiments.retrieval_relevance import copy_retrieved_reports, relevance_facts, relevance_scores
 from amrg.experiments.sweep import VariantOutputs
 from amrg.training.loop import CURVES
 
@@ -95,7 +102,7 @@ def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], exp
     for seeds, facts in zip(made, _training_facts(made, experiment.paired), strict=True):
         read = [_read(one) for one in seeds]
         runs, variant = [run for run, _ in read], seeds[0].variant
-        pool = pool_seeds(variant.name, runs)
+        pool = pool_seed_reports(variant.name, runs)
         scores = _scores(pool, experiment, samples, seed)
         if lost := sum(count for _, count in read):
             facts = facts | {LOST: float(lost)}
@@ -104,7 +111,7 @@ def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], exp
             facts = facts | relevance_facts(config, seeds, runs)
         if experiment.classifier:
             facts = facts | classifier_facts(config, seeds)
-        each = [scores_of(run, 1, seed) for run in runs]
+        each = [bootstrap_run_scores(run, 1, seed) for run in runs]
         tests = {name: Judged([of_seed[name][0] for of_seed in each]) for name in experiment.judged}
         rows.append(Row(variant.name, scores, variant.x, tests, facts))
         pools.append(pool)
@@ -113,12 +120,12 @@ def score_variants(config: Config, made: Sequence[Sequence[VariantOutputs]], exp
 
 def _scores(run: ReportSet, experiment: Experiment, samples: int, seed: int) -> dict[str, Score]:
     """Return the scores of a variant's reports that the table shows."""
-    found = scores_of(run, samples, seed)
+    found = bootstrap_run_scores(run, samples, seed)
     details = DETAILS if experiment.grounded else ()
     names = dict.fromkeys((*REPORTED_METRICS, *experiment.judged, *experiment.shown, *details))
     scores = {name: Score(*found[name]) for name in names if np.isfinite(found[name][0])}
     if experiment.per_class:
-        scores |= {f"F1 {name}": Score(value) for name, value in class_f1(run).items()}
+        scores |= {f"F1 {name}": Score(value) for name, value in f1_by_finding(run).items()}
     return scores
 
 
@@ -127,7 +134,7 @@ def with_differences(rows: list[Row], pools: list[ReportSet], samples: int, seed
     if len(rows) < 2:
         return rows
     first, others, names = rows[0], rows[1:], list(rows[0].tests)
-    found = compare(pools[0], pools[1:], samples, seed)
+    found = compare_with_first(pools[0], pools[1:], samples, seed)
     patients = iter(_corrected([found[run.name][name] for run in pools[1:] for name in names]))
     many = all(len(test.seeds) > 1 for test in first.tests.values())
     pairs = [(first.tests[name].seeds, row.tests[name].seeds) for row in others for name in names if many]
@@ -165,27 +172,27 @@ def paired_t_test(first: Sequence[float], other: Sequence[float]) -> Difference:
 
 def _corrected(differences: Sequence[Difference]) -> list[Difference]:
     """Correct p for the rows of one table."""
-    return [replace(d, holm=p) for d, p in zip(differences, holm([d.p for d in differences]), strict=True)]
+    return [replace(d, holm=p) for d, p in zip(differences, holm_correction([d.p for d in differences]), strict=True)]
 
 
-def pool_seeds(name: str, runs: Sequence[ReportSet]) -> ReportSet:
+def pool_seed_reports(name: str, runs: Sequence[ReportSet]) -> ReportSet:
     """Pool the reports of several seeds as one run. Studies of one patient stay one group across seeds."""
     reports = [replace(r, key=f"{seed}/{r.key}") for seed, run in enumerate(runs) for r in run.reports]
     return ReportSet(name, reports)
 
 
-def class_f1(run: ReportSet) -> dict[str, float]:
+def f1_by_finding(run: ReportSet) -> dict[str, float]:
     """Return F1 of each finding that some reference states."""
-    truth = binarize(label_matrix([report.reference for report in run.reports]))
-    predicted = binarize(label_matrix([report.text for report in run.reports]))
+    truth = binarize_labels(label_matrix_of_texts([report.reference for report in run.reports]))
+    predicted = binarize_labels(label_matrix_of_texts([report.text for report in run.reports]))
     table = ClinicalScores.from_labels(truth, predicted).per_label()[0]
     return {name: float(table[k, 2]) for name in FINDINGS for k in [LABELS.index(name)] if truth[:, k].any()}
 
 
 def _read(made: VariantOutputs) -> tuple[ReportSet, int]:
     """Read the reports of one seed, or copies of retrieved reports; returns also the number of missing copies."""
-    run = read_run(made.path("reports"))
-    return copies(run, made, made.variant.copy_top_k) if made.variant.copy_top_k else (run, 0)
+    run = read_run_reports(made.path("reports"))
+    return copy_retrieved_reports(run, made, made.variant.copy_top_k) if made.variant.copy_top_k else (run, 0)
 
 
 def _training_facts(made: Sequence[Sequence[VariantOutputs]], paired: bool) -> list[dict[str, float]]:
@@ -198,7 +205,7 @@ def _training_facts(made: Sequence[Sequence[VariantOutputs]], paired: bool) -> l
         best = [_of_best(curve) for curve in of_seeds]
         if paired:
             for one, curve in zip(best, of_seeds, strict=True):
-                one["epochs to common loss"] = epochs_to(curve, target)
+                one["epochs to common loss"] = epochs_to_loss(curve, target)
         names = dict.fromkeys(name for one in best for name in one)
         means = {name: float(np.mean([one[name] for one in best if name in one])) for name in names}
         facts.append(means | _sizes(seeds[0].path("banks")))
@@ -220,7 +227,7 @@ def _sizes(banks: Path) -> dict[str, float]:
     return {name: float(count) for name, count in counts.items()}
 
 
-def epochs_to(curve: Sequence[dict[str, Any]], target: float) -> float:
+def epochs_to_loss(curve: Sequence[dict[str, Any]], target: float) -> float:
     """Return epochs until the validation loss first reached ``target``, interpolated linearly; NaN if never."""
     before: dict[str, Any] | None = None
     for row in curve:

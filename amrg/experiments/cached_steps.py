@@ -18,13 +18,13 @@ CACHE_DIR = "seen"
 
 
 def run_step_with_vision_cache(verb: str, config: Config) -> None:
-    """Run ``pipeline.run_step``, reusing vision features that another variant encoded with the same weights."""
+    """Run ``pipeline.run_pipeline_step``, with vision features that another variant encoded with the same weights."""
     needs_films = verb in ("stage2", "generate") and not config.stage2.train_vision
-    pipeline.run_step(verb, config, partial(_make, verb) if needs_films else None)
+    pipeline.run_pipeline_step(verb, config, partial(_make, verb) if needs_films else None)
 
 
 def _make(verb: str, config: Config, inputs: dict[str, Path], folder: Path) -> None:
-    kept = pipeline.root(config) / "experiments" / CACHE_DIR / _vision_fingerprint(config, inputs)
+    kept = pipeline.artifact_root(config) / "experiments" / CACHE_DIR / _vision_fingerprint(config, inputs)
     _copy(kept, folder / SCRATCH)
     pipeline.STEPS[verb].run(config, inputs, folder)
     _copy(folder / SCRATCH, kept)

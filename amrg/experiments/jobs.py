@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from amrg.config import Config, to_dict
+from amrg.config import Config, config_to_dict
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Jobs:
         with self._lock:
             self._stopping = True
         if kind is not None:
-            echo("stopping: what can be saved is saved; once more stops at once")
+            print_on_rank_0("stopping: what can be saved is saved; once more stops at once")
         try:
             self._waiting.shutdown(wait=False, cancel_futures=True)
             for process in self._processes:
@@ -99,7 +99,7 @@ class _Process:
     def make(self, verb: str, config: Config, name: str) -> None:
         self._name = name
         try:
-            self._requests.write(json.dumps({"verb": verb, "config": to_dict(config)}) + "\n")
+            self._requests.write(json.dumps({"verb": verb, "config": config_to_dict(config)}) + "\n")
             self._requests.flush()
             answer = self._answers.readline()
         except BrokenPipeError:
@@ -128,4 +128,4 @@ class _Process:
     def _pass_on(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            echo(f"[{self._name}] {line.rstrip()}")
+            print_on_rank_0(f"[{self._name}] {line.rstrip()}")

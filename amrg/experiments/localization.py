@@ -12,9 +12,9 @@ from amrg.banks.bank import VISUAL
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
-from amrg.evaluation.classifier_outputs import run_on_test
-from amrg.evaluation.localization import localization_scores, upsample_to
-from amrg.evaluation.statistics import bootstrap_counts, interval
+from amrg.evaluation.classifier_outputs import classify_test_split
+from amrg.evaluation.localization import localization_scores, upsample_maps
+from amrg.evaluation.statistics import bootstrap_counts, percentile_interval
 from amrg.experiments.aggregate import Row, Score
 from amrg.mining.regions import STATS
 from amrg.models.classifier import DiseaseClassifier
@@ -45,14 +45,14 @@ class Lesions:
     maps_LHW: np.ndarray
 
 
-def load_lesions(config: Config, data: Path, stage1: Path, banks: Path) -> Lesions:
+def load_lesion_maps(config: Config, data: Path, stage1: Path, banks: Path) -> Lesions:
     """Run the classifier on the split of ``generate``, with the map of ``banks.mining.method``.
 
     Raises:
         NoMasks: the data has no lesion masks.
     """
-    model = DiseaseClassifier.from_pretrained(stage1 / "model").to(distributed.device())
-    outputs = run_on_test(model, data, config.generate.split, config.banks.mining.method, config.stage1.dtype)
+    model = DiseaseClassifier.from_pretrained(stage1 / "model").to(distributed.local_device())
+    outputs = classify_test_split(model, data, config.generate.split, config.banks.mining.method, config.stage1.dtype)
     scales = json.loads((banks / VISUAL / STATS).read_text())["scales"]
     pairs = [(i, f) for i, masks in enumerate(outputs.masks) for f in FINDINGS if f in masks and masks[f].any()]
     if len(pairs) < 2:
@@ -70,7 +70,7 @@ def load_lesions(config: Config, data: Path, stage1: Path, banks: Path) -> Lesio
 def iou_by_threshold(found: Lesions, thresholds: Sequence[float], samples: int, seed: int) -> list[Row]:
     """Score masks per τ: IoU with the lesion, pointing (a map that never exceeds τ misses), empty masks, area."""
     weights_BL = bootstrap_counts(found.groups, samples, seed)
-    large = upsample_to(found.maps_LHW, found.masks.shape[1:]).reshape(len(found.masks), -1)
+    large = upsample_maps(found.maps_LHW, found.masks.shape[1:]).reshape(len(found.masks), -1)
     masks = found.masks.reshape(len(found.masks), -1)
     hit = masks[np.arange(len(masks)), large.argmax(1)]
     rows = []
@@ -106,7 +106,7 @@ def scores_of_method(found: Lesions, samples: int, seed: int) -> dict[str, Score
     weights_BL = bootstrap_counts(groups, samples, seed)
     drawn_control = weights_BL @ control
     quotient = weights_BL @ ratio / np.where(drawn_control > 0, drawn_control, np.nan)
-    over = Score(float(ratio.mean() / max(control.mean(), 1e-12)), interval(quotient))
+    over = Score(float(ratio.mean() / max(control.mean(), 1e-12)), percentile_interval(quotient))
     return {
         "IoU": _mean(iou, weights_BL),
         "pointing": _mean(hit, weights_BL),
@@ -123,4 +123,4 @@ def sample_overlays(found: Lesions, seed: int) -> list[int]:
 
 def _mean(values_L: np.ndarray, weights_BL: np.ndarray) -> Score:
     values = values_L.astype(np.float64)
-    return Score(float(values.mean()), interval(weights_BL @ values / weights_BL.sum(1)))
+    return Score(float(values.mean()), percentile_interval(weights_BL @ values / weights_BL.sum(1)))

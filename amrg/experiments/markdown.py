@@ -26,7 +26,7 @@ def write_markdown(results: Sequence[Result], page: Path, plots: str) -> None:
             parts.append(f"Not run: {result.unavailable}")
         parts += result.paragraphs
         if result.table is not None:
-            parts += [pipe_table(*result.table), result.note]
+            parts += [markdown_table(*result.table), result.note]
         if result.plot:
             image = f"{plots}/{result.name}.svg"
             (page.parent / image).write_bytes(base64.b64decode(result.plot.split(",", 1)[1]))
@@ -34,7 +34,7 @@ def write_markdown(results: Sequence[Result], page: Path, plots: str) -> None:
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def pipe_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format a table without ``_LEFT_OUT``, constant columns of ``_IF_VARIED`` and the F1 of single findings."""
     single = [head for head in heads if head.startswith("F1 ") and head[3].isupper()]
     alike = [head for i, head in enumerate(heads) if head in _IF_VARIED and len({row[i] for row in rows}) < 2]

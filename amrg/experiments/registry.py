@@ -7,7 +7,7 @@ from typing import Any
 from amrg import pipeline
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import num_studies
+from amrg.data.stream import num_split_studies
 from amrg.evaluation.details import MICRO
 from amrg.evaluation.temporal import CHANCE, INVENTED, TEMPORAL
 from amrg.experiments.sweep import Variant
@@ -296,10 +296,12 @@ def _memory_update(config: Config, texts: int) -> list[Variant]:
 
 def _train_studies(config: Config, texts: int) -> int:
     """Return the number of train studies, without their renders; ``texts`` where the data are not made yet."""
-    data = pipeline.recipe("prepare", config).path(pipeline.root(config))
+    data = pipeline.step_recipe("prepare", config).path(pipeline.artifact_root(config))
     if config.data.train_studies or not data.is_dir():
         return config.data.train_studies or texts
-    return num_studies(data, "train") // (config.data.renders_per_study if config.data.source == "openi_drr" else 1)
+    return num_split_studies(data, "train") // (
+        config.data.renders_per_study if config.data.source == "openi_drr" else 1
+    )
 
 
 _ALL = (

@@ -18,9 +18,9 @@ from amrg.evaluation.comparison import Difference
 from amrg.experiments.aggregate import Row, Score
 from amrg.experiments.registry import HEADLINE
 from amrg.experiments.sweep import experiments_dir
-from amrg.experiments.verdicts import span
+from amrg.experiments.verdicts import format_score_span
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
-from amrg.pages.result_page import format_number, templates
+from amrg.pages.result_page import format_number, load_templates
 
 RESULT, TABLE, PAGE = "result.json", "table.csv", "index.html"
 _BLUE, _GRAY = "#005a9c", "#8795a1"
@@ -53,35 +53,35 @@ class Result:
     overlay_note: str = ""
 
 
-def write(config: Config, result: Result, rows: Sequence[Row]) -> Path:
+def write_experiment(config: Config, result: Result, rows: Sequence[Row]) -> Path:
     """Write an experiment's folder; returns its page."""
     folder = experiments_dir(config) / result.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TABLE).unlink(missing_ok=True)
     if rows:
-        (folder / TABLE).write_text(as_csv(rows))
+        (folder / TABLE).write_text(result_csv(rows))
     (folder / RESULT).write_text(json.dumps(asdict(result)) + "\n")
-    (folder / PAGE).write_text(render(config, [result]), encoding="utf-8")
+    (folder / PAGE).write_text(render_results_page(config, [result]), encoding="utf-8")
     return folder / PAGE
 
 
-def read_all(config: Config, names: Sequence[str]) -> list[Result]:
+def read_results(config: Config, names: Sequence[str]) -> list[Result]:
     """Read the results of the run's experiments that have one, in the order of ``names``."""
     files = [experiments_dir(config) / name / RESULT for name in names]
     return [Result(**json.loads(file.read_text())) for file in files if file.exists()]
 
 
-def write_all(config: Config, results: Sequence[Result]) -> Path:
+def write_results_page(config: Config, results: Sequence[Result]) -> Path:
     """Write the page of all experiments; returns its path."""
     page = experiments_dir(config) / PAGE
-    page.write_text(render(config, results), encoding="utf-8")
+    page.write_text(render_results_page(config, results), encoding="utf-8")
     return page
 
 
-def render(config: Config, results: Sequence[Result]) -> str:
+def render_results_page(config: Config, results: Sequence[Result]) -> str:
     """Render the page as text."""
     return (
-        templates()
+        load_templates()
         .get_template("experiments.html.j2")
         .render(
             run=config.name,
@@ -93,7 +93,7 @@ def render(config: Config, results: Sequence[Result]) -> str:
     )
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def result_csv(rows: Sequence[Row]) -> str:
     """Format one line per variant: scores with intervals, differences in judged scores with tests, seeds, facts."""
     lines = [_flat(row) for row in rows]
     names = dict.fromkeys(name for line in lines for name in line)
@@ -126,7 +126,7 @@ def _of(score: str) -> str:
     return "" if score == HEADLINE else f"{score}: "
 
 
-def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def result_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Format column heads and rows for a reader, with intervals in the cell of their number."""
     scores = dict.fromkeys(name for row in rows for name in row.scores)
     facts = dict.fromkeys(name for row in rows for name in row.diagnostics)
@@ -140,7 +140,7 @@ def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return heads, [
         [
             row.name,
-            *(span(row.scores[name]) if name in row.scores else "–" for name in scores),
+            *(format_score_span(row.scores[name]) if name in row.scores else "–" for name in scores),
             *(cell for found in tested.values() for cell in _difference(found[i])),
             *(_fact(name, row.diagnostics.get(name)) for name in facts),
         ]
@@ -159,7 +159,7 @@ def _difference(d: Difference | None) -> list[str]:
     return [f"{d.candidate - d.baseline:+.3f} [{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]", f"{d.holm:.3f}"]
 
 
-def plot(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
+def plot_result(rows: Sequence[Row], panels: Sequence[str], x_label: str) -> str:
     """Plot one panel per score or fact, along x if all variants have one, else one line per variant.
 
     Bars are 95% intervals; small gray points are single seeds.

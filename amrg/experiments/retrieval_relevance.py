@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from amrg.banks.bank import REPORTS, MemoryBank
 from amrg.config import Config
-from amrg.data.image_ops import letterbox
+from amrg.data.image_ops import letterbox_to_square
 from amrg.data.labels import FINDINGS, POSITIVE
-from amrg.data.stream import iter_samples, load_studies
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.evaluation.comparison import ReportSet
-from amrg.evaluation.relevance import FOLDERS, relevance
+from amrg.evaluation.relevance import FOLDERS, retrieval_relevance
 from amrg.evaluation.statistics import bootstrap_counts
 from amrg.experiments.sweep import VariantOutputs
 
@@ -69,7 +69,7 @@ def _summaries(
     size = config.vision.input_size or config.data.image_size
     present, absent, masks = _truth(made.path("data"), config.generate.split, size)
     reports = [report for run in runs for report in run.reports]
-    summaries = relevance(
+    summaries = retrieval_relevance(
         made.path("banks"),
         reports,
         np.array([present[report.key] for report in reports]),
@@ -89,15 +89,15 @@ def _truth(
     The lesions are of the model's input size. A finding that the data set has no label of is neither.
     """
     present, absent, masks = {}, {}, {}
-    for sample in iter_samples(data, split):
+    for sample in iter_split_samples(data, split):
         key, labels, unknown = sample.study.key, sample.study.labels, sample.study.unlabelled
         present[key] = [labels[finding] == POSITIVE for finding in FINDINGS]
         absent[key] = [labels[finding] != POSITIVE and finding not in unknown for finding in FINDINGS]
-        masks[key] = {finding: letterbox(mask, size) for finding, mask in sample.masks.items()}
+        masks[key] = {finding: letterbox_to_square(mask, size) for finding, mask in sample.masks.items()}
     return present, absent, masks
 
 
-def copies(run: ReportSet, made: VariantOutputs, rows: int) -> tuple[ReportSet, int]:
+def copy_retrieved_reports(run: ReportSet, made: VariantOutputs, rows: int) -> tuple[ReportSet, int]:
     """Replace every report by the full report of a study whose row it retrieved from the report bank.
 
     A row may be a sentence; its provenance names the study.
@@ -115,7 +115,7 @@ def copies(run: ReportSet, made: VariantOutputs, rows: int) -> tuple[ReportSet, 
     lost = 0
     for report, texts in zip(run.reports, _behind(run, made, rows), strict=True):
         lost += not texts
-        copied.append(replace(report, text=most_typical(texts)))
+        copied.append(replace(report, text=most_typical_text(texts)))
     return ReportSet(run.name, copied), lost
 
 
@@ -123,14 +123,14 @@ def _behind(run: ReportSet, made: VariantOutputs, rows: int) -> Iterator[list[st
     """Yield for each report the full reports of the studies of its heaviest rows, each study once."""
     bank = MemoryBank.open(made.path("banks") / REPORTS)
     keys = bank.provenance["key"]
-    known = {s.key: s.report for split in bank.header["splits"] for s in load_studies(made.path("data"), split)}
+    known = {s.key: s.report for split in bank.header["splits"] for s in load_split_studies(made.path("data"), split)}
     for report in run.reports:
         heaviest = [row["row"] for row in report.memory.get("report", [])[:rows]]
         of = dict.fromkeys(keys.take(pa.array(heaviest, pa.int64())).to_pylist())
         yield [known[key] for key in of if key in known]
 
 
-def most_typical(texts: Sequence[str]) -> str:
+def most_typical_text(texts: Sequence[str]) -> str:
     """Return the text with the highest mean Jaccard index of words to all texts, the first of equals; "" if none."""
     words = [frozenset(text.lower().split()) for text in texts]
     shared = [sum(len(a & b) / max(len(a | b), 1) for b in words) for a in words]

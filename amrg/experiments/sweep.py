@@ -17,15 +17,15 @@ from statistics import median
 from typing import Any
 
 from amrg import pipeline
-from amrg.artifacts import Artifact, find, open_artifact
-from amrg.config import Config, from_dict, to_dict
+from amrg.artifacts import Artifact, find_artifact, open_artifact
+from amrg.config import Config, config_from_dict, config_to_dict
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import run_step_with_vision_cache
 from amrg.experiments.jobs import Jobs
 from amrg.inference.run import RunArtifacts
-from amrg.memory.changes import add_studies
+from amrg.memory.changes import add_studies_to_banks
 from amrg.planning.format import format_duration
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 TIMES = "times.json"
 LAST, PAGE = "generate", "page"
@@ -101,17 +101,17 @@ class _Times:
 
 def with_overrides(config: Config, changes: Mapping[str, Any]) -> Config:
     """Replace settings by dotted name; unknown names and values are refused."""
-    content = to_dict(config)
+    content = config_to_dict(config)
     for name, value in changes.items():
         *sections, last = name.split(".")
         section = content
         for part in sections:
             section = section[part]
         section[last] = value
-    return from_dict(content, "experiment")
+    return config_from_dict(content, "experiment")
 
 
-def with_seed(config: Config, variant: Variant, seed: int) -> Config:
+def config_with_seed(config: Config, variant: Variant, seed: int) -> Config:
     """Return a variant's configuration with another seed of stage 2; data, stage 1 and banks keep the run's seed.
 
     Seed 0 is the configured run, so that an earlier ``amrg run`` is reused.
@@ -147,7 +147,7 @@ class Sweep:
         for variants, seeds in self._experiments:
             # All variants of one seed, then the next seed: concurrent steps rarely wait for the same bank.
             for seed, variant in itertools.product(range(seeds), variants):
-                config = with_seed(self.config, variant, seed)
+                config = config_with_seed(self.config, variant, seed)
                 key = config, json.dumps(variant.added)
                 if key not in self._ahead:
                     self._ahead[key] = jobs.submit(
@@ -171,7 +171,7 @@ class Sweep:
         self._times.note(self._timing_key(PAGE, self.jobs), time.monotonic() - start)
 
     def _one(self, variant: Variant, seed: int) -> VariantOutputs:
-        config = with_seed(self.config, variant, seed)
+        config = config_with_seed(self.config, variant, seed)
         ahead = self._ahead.get((config, json.dumps(variant.added)))
         name = f"{variant.name}, seed {seed}"
         made = ahead.result() if ahead else self._chain(config, name, added=variant.added)
@@ -180,27 +180,27 @@ class Sweep:
     def _chain(
         self, config: Config, name: str, last: str = LAST, added: Mapping[str, Any] | None = None
     ) -> dict[str, Artifact]:
-        verbs = pipeline.chain(config, "stage2" if added else last)
+        verbs = pipeline.verbs_up_to(config, "stage2" if added else last)
         made = {one.kind: one for one in (self._step(verb, config, name) for verb in verbs)}
         if added:
             later = self._step("prepare", with_overrides(config, added), name)
-            with self._locks[pipeline.root(config)]:
+            with self._locks[pipeline.artifact_root(config)]:
                 run = RunArtifacts(made["data"], made["stage1"], made["banks"], made["stage2"], None)
-                made["banks"] = add_studies(run, later)
+                made["banks"] = add_studies_to_banks(run, later)
             banks = {"generate.banks": str(made["banks"].path)}
             made["reports"] = self._step(LAST, with_overrides(config, banks), name)
         return made
 
     def _step(self, verb: str, config: Config, name: str) -> Artifact:
         """Make or find the artefact of a step; waits if another job is making it."""
-        plan, folder = pipeline.recipe(verb, config), pipeline.root(config)
+        plan, folder = pipeline.step_recipe(verb, config), pipeline.artifact_root(config)
         with self._locks[plan.path(folder)]:
-            known = find(folder, plan)
+            known = find_artifact(folder, plan)
             if known is not None:
                 return known
             predicted = self.predicted(verb)
             about = "" if predicted is None else f" (about {format_duration(predicted)})"
-            echo(f"[{name}] {verb}{about}")
+            print_on_rank_0(f"[{name}] {verb}{about}")
             start = time.monotonic()
             if self._jobs is None:
                 run_step_with_vision_cache(verb, config)
@@ -220,15 +220,15 @@ class Sweep:
 
     def pending_counts(self) -> dict[str, int]:
         """Count the remaining steps by verb for all variants and seeds, and the remaining pages."""
-        counts = dict.fromkeys(pipeline.chain(self.config, LAST), 0)
+        counts = dict.fromkeys(pipeline.verbs_up_to(self.config, LAST), 0)
         counted: set[str] = set()
         plans = [(Variant("as configured"), 0, "banks")]
         for variants, seeds in self._experiments:
             plans += [(variant, seed, LAST) for variant in variants for seed in range(seeds)]
         for variant, seed, last in plans:
-            config = with_seed(self.config, variant, seed)
+            config = config_with_seed(self.config, variant, seed)
             settings: list[dict[str, Any]] = []
-            for verb in pipeline.chain(config, last):
+            for verb in pipeline.verbs_up_to(config, last):
                 step = pipeline.ALL_STEPS[verb]
                 own = [step.settings(config)]
                 if step.reads_graph(config):
@@ -246,25 +246,25 @@ class Sweep:
 
     def eta_message(self) -> str:
         """Return the remaining time, for a progress line."""
-        return f"still to come: about {total_eta(self.forecast())}"
+        return f"still to come: about {format_total_eta(self.forecast())}"
 
 
 def experiments_dir(config: Config) -> Path:
     """Return the folder of all experiments of a run."""
-    return pipeline.root(config) / "experiments"
+    return pipeline.artifact_root(config) / "experiments"
 
 
 def show_forecast(rows: Sequence[Forecast]) -> None:
     """Print the table of forecasts; a step without any measured time has a question mark."""
     jobs = rows[0].jobs
     at_once = f", {jobs} at a time" if jobs > 1 else ""
-    echo(f"to be made (made steps are kept){at_once}:")
+    print_on_rank_0(f"to be made (made steps are kept){at_once}:")
     for row in rows:
-        echo(f"  {row.verb:<9}{row.count:>4}  {_duration(row.one):>12} each  {_duration(row.all):>12}")
-    echo(f"predicted: {total_eta(rows)}")
+        print_on_rank_0(f"  {row.verb:<9}{row.count:>4}  {_duration(row.one):>12} each  {_duration(row.all):>12}")
+    print_on_rank_0(f"predicted: {format_total_eta(rows)}")
 
 
-def total_eta(rows: Sequence[Forecast]) -> str:
+def format_total_eta(rows: Sequence[Forecast]) -> str:
     """Format the total time, and name the steps without any measured time."""
     known = sum(row.all for row in rows if row.all is not None)
     unknown = [row.verb for row in rows if row.count and row.one is None]
@@ -278,6 +278,6 @@ def _duration(seconds: float | None) -> str:
 
 def _is_made(verb: str, config: Config) -> bool:
     try:
-        return find(pipeline.root(config), pipeline.recipe(verb, config)) is not None
+        return find_artifact(pipeline.artifact_root(config), pipeline.step_recipe(verb, config)) is not None
     except UserError:  # an input does not exist yet
         return False

@@ -13,7 +13,7 @@ F1 = "clinical micro-F1"
 CALLED = {HEADLINE: F1, DETAILED: f"{F1} with details"}
 
 
-def span(score: Score) -> str:
+def format_score_span(score: Score) -> str:
     """Format a score as ``0.312 [0.290, 0.331]``."""
     if score.interval is None:
         return f"{score.value:.3f}"
@@ -21,7 +21,7 @@ def span(score: Score) -> str:
     return f"{score.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def verdict(row: Row, score: str = HEADLINE) -> str:
+def score_verdict(row: Row, score: str = HEADLINE) -> str:
     """Return ``better``, ``worse``, ``no different`` (not significant) or ``the same`` (equal in every resample)."""
     d = row.tested(score).difference
     assert d is not None
@@ -32,16 +32,16 @@ def verdict(row: Row, score: str = HEADLINE) -> str:
     return "better" if d.candidate > d.baseline else "worse"
 
 
-def settled(row: Row, score: str = HEADLINE) -> bool:
+def seeds_confirm(row: Row, score: str = HEADLINE) -> bool:
     """Return whether the seed-level t-test confirms the patient-level result."""
     d, seeds = row.tested(score).difference, row.tested(score).over_seeds
     assert d is not None
     return seeds is not None and seeds.holm < LEVEL and (seeds.candidate > seeds.baseline) == (d.candidate > d.baseline)
 
 
-def compared(row: Row, first: Row, score: str = HEADLINE) -> str:
+def compare_with_sentence(row: Row, first: Row, score: str = HEADLINE) -> str:
     """Compare a variant with the first in one sentence."""
-    tested, outcome, called = row.tested(score), verdict(row, score), CALLED.get(score, score)
+    tested, outcome, called = row.tested(score), score_verdict(row, score), CALLED.get(score, score)
     d = tested.difference
     assert d is not None
     if outcome == "the same":
@@ -52,7 +52,11 @@ def compared(row: Row, first: Row, score: str = HEADLINE) -> str:
     if outcome == "no different":
         return f"“{row.name}” is not shown to differ from “{first.name}” in {called}: {numbers}."
     # Without a confirmed seed-level test the seed may explain the difference, so the sentence is about reports only.
-    how = f"is {outcome} than" if settled(row, score) else f"scored {'higher' if outcome == 'better' else 'lower'} than"
+    how = (
+        f"is {outcome} than"
+        if seeds_confirm(row, score)
+        else f"scored {'higher' if outcome == 'better' else 'lower'} than"
+    )
     return f"“{row.name}” {how} “{first.name}” in {called}: {numbers}."
 
 
@@ -68,27 +72,27 @@ def _tested(d: Difference) -> str:
     return f"95% {low:+.3f} to {high:+.3f}, corrected p {d.holm:.3f}"
 
 
-def concluded(row: Row, cases: Mapping[str, str], otherwise: str, score: str = HEADLINE) -> str:
+def conclude_verdict(row: Row, cases: Mapping[str, str], otherwise: str, score: str = HEADLINE) -> str:
     """Return the conclusion for the verdict on a variant, restricted to these reports unless seeds confirm it."""
-    outcome = verdict(row, score)
+    outcome = score_verdict(row, score)
     if outcome not in cases:
         return otherwise
-    if settled(row, score):
+    if seeds_confirm(row, score):
         return cases[outcome]
     return f"{cases[outcome]} So it is in these reports; that it holds for other seeds is not shown."
 
 
-def paired(rows: Sequence[Row]) -> list[str]:
+def describe_paired_tests(rows: Sequence[Row]) -> list[str]:
     """Compare every variant with the first in every judged score, and state the spread between seeds."""
     first = rows[0]
     against = []
     for score in first.tests:
-        start = f"“{first.name}” reaches a {CALLED.get(score, score)} of {span(first.scores[score])}."
-        against.append(" ".join([start, *(compared(row, first, score) for row in rows[1:])]))
-    return [*against, seeds(rows)]
+        start = f"“{first.name}” reaches a {CALLED.get(score, score)} of {format_score_span(first.scores[score])}."
+        against.append(" ".join([start, *(compare_with_sentence(row, first, score) for row in rows[1:])]))
+    return [*against, describe_seed_spread(rows)]
 
 
-def seeds(rows: Sequence[Row]) -> str:
+def describe_seed_spread(rows: Sequence[Row]) -> str:
     """State the spread between seeds, and compare it with the differences between variants."""
     spread = max(max(row.tested().seeds) - min(row.tested().seeds) for row in rows)
     count = len(rows[0].tested().seeds)
@@ -110,7 +114,7 @@ def seeds(rows: Sequence[Row]) -> str:
     )
 
 
-def silent(rows: Sequence[Row]) -> str:
+def describe_no_findings(rows: Sequence[Row]) -> str:
     """Return a sentence if no variant states any finding correctly; empty otherwise."""
     if any(row.scores[HEADLINE].value > 0 for row in rows):
         return ""

@@ -13,7 +13,7 @@ import traceback
 from queue import SimpleQueue
 
 from amrg import progress
-from amrg.config import from_dict
+from amrg.config import config_from_dict
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import run_step_with_vision_cache
 
@@ -35,7 +35,7 @@ def main() -> None:
             answers.flush()
     except KeyboardInterrupt as stop:
         if str(stop):
-            progress.echo(str(stop))
+            progress.print_on_rank_0(str(stop))
 
 
 def _listen(requests: "SimpleQueue[str]") -> None:
@@ -47,7 +47,7 @@ def _listen(requests: "SimpleQueue[str]") -> None:
 def _make(verb: str, config: dict[str, object]) -> str | None:
     """Run a step; returns an error message, or None."""
     try:
-        run_step_with_vision_cache(verb, from_dict(config, "experiment"))
+        run_step_with_vision_cache(verb, config_from_dict(config, "experiment"))
     except UserError as error:
         return str(error)
     except Exception as error:

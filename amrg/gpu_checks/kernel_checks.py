@@ -32,7 +32,7 @@ _SEED = 2**40 + 11
 _REPEATS = 20
 
 
-def environment(device: torch.device) -> StageResult:
+def check_environment(device: torch.device) -> StageResult:
     """Report versions, the card, and the back end that a training step of the paper's size takes."""
     row: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
     if device.type != "cuda":
@@ -50,13 +50,15 @@ def environment(device: torch.device) -> StageResult:
         "native_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
         "devices": torch.cuda.device_count(),
     }  # fmt: skip
-    name, why = backends.choose_backend(operands(672, 7014, 768, torch.bfloat16, device), capability, TRITON_VERSION)
+    name, why = backends.choose_backend(
+        random_operands(672, 7014, 768, torch.bfloat16, device), capability, TRITON_VERSION
+    )
     row["back_end"] = f"{name} ({why})"
     failures = [] if row["native_bfloat16"] else [f"{card.name} emulates bfloat16: use float16 with zero1.json"]
     return StageResult(f"{card.name}, Triton {triton.__version__}: {row['back_end']}", [row], failures)
 
 
-def operands(
+def random_operands(
     M: int, N: int, D: int, dtype: torch.dtype, device: torch.device, *, grouped: bool = False, dropout: float = 0.0
 ) -> Operands:
     """Random operands, the same on every device; int8 rows have a scale."""
@@ -111,7 +113,7 @@ def check_kernels(device: torch.device) -> StageResult:
     rows, failures = [], []
     storages = (torch.bfloat16, torch.float16, torch.int8)
     for D, dtype, (M, N) in product((64, 384, 768) if full else (64,), storages, shapes):
-        given = operands(M, N, D, dtype, device, grouped=True, dropout=0.1)
+        given = random_operands(M, N, D, dtype, device, grouped=True, dropout=0.1)
         truth, truth_grads = _truth(given)
         for name, build in _back_ends(given).items():
             row: dict[str, Any] = {"back_end": name, "storage": str(dtype)[6:], "M": M, "N": N, "D": D}
@@ -158,11 +160,11 @@ def _relative(found: Tensor, truth: Tensor) -> float:
     return float((found.double().cpu() - truth).norm() / truth.norm().clamp_min(1e-9))
 
 
-def random_bits(device: torch.device) -> StageResult:
+def check_random_bits(device: torch.device) -> StageResult:
     """Check that the device drops what the CPU drops, and that the same call gives the same bits."""
     seed = torch.tensor(_SEED)
     masks = [dropout_keep_mask(s, (0, 70), (0, 300), 0.3).cpu() for s in (seed, seed.to(device))]
-    given = operands(70, 300, 64, torch.bfloat16, device, dropout=0.3)
+    given = random_operands(70, 300, 64, torch.bfloat16, device, dropout=0.3)
     first, again = (hopfield_retrieve(given.queries, given.memory, dropout=0.3, seed=given.seed) for _ in range(2))
     reference = reference_retrieve(given.queries.cpu(), given.memory.cpu(), dropout=0.3, seed=_SEED)
     checks = {
@@ -176,7 +178,7 @@ def random_bits(device: torch.device) -> StageResult:
     )
 
 
-def check_speed(device: torch.device) -> StageResult:
+def check_forward_speed(device: torch.device) -> StageResult:
     """Time the forward of the back ends on the same operands, with the share of the card's published peak."""
     full = device.type == "cuda"
     shapes = (
@@ -186,7 +188,7 @@ def check_speed(device: torch.device) -> StageResult:
     peak = _peak(device)
     rows, failures, fastest = [], [], []
     for M, N, D in shapes if full else ((16, 300, 64),):
-        given = operands(M, min(N, 20_000), D, torch.bfloat16, device)
+        given = random_operands(M, min(N, 20_000), D, torch.bfloat16, device)
         if len(given.memory) < N:
             given = given._replace(memory=given.memory.repeat(N // len(given.memory), 1))
         seconds: dict[str, float] = {}

@@ -73,7 +73,7 @@ def _module_results(bank: Any, device: torch.device) -> list[Tensor]:
     return [y.detach().float().cpu(), *(grad.float().cpu() for grad in grads)]
 
 
-def check_chain(device: torch.device, seconds_left: Callable[[], float]) -> StageResult:
+def check_pipeline(device: torch.device, seconds_left: Callable[[], float]) -> StageResult:
     """Run a small demo to its scores, then stage 2 with every ZeRO stage, dtype and exchange.
 
     Without a GPU the commands only check their inputs (``--dry-run``).

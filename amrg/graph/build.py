@@ -7,14 +7,14 @@ import numpy as np
 
 from amrg.config import GraphConfig
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.stream import load_studies
+from amrg.data.stream import load_split_studies
 from amrg.data.studies import Study
-from amrg.graph.curated import read_curated
-from amrg.graph.facts import Facts, report_facts
+from amrg.graph.curated import read_curated_edges
+from amrg.graph.facts import Facts, read_report_facts
 from amrg.graph.knowledge_graph import KnowledgeGraph
 
 
-def build_graph(config: GraphConfig, data: Path, folder: Path, seed: int) -> None:
+def build_report_graph(config: GraphConfig, data: Path, folder: Path, seed: int) -> None:
     """Count the reports of the train split of a data artefact, and write the graph into a folder.
 
     Args:
@@ -26,19 +26,19 @@ def build_graph(config: GraphConfig, data: Path, folder: Path, seed: int) -> Non
     Raises:
         UserError: the curated graph cannot be read.
     """
-    graph_of(load_studies(data, "train"), config, seed).save(folder)
+    count_report_graph(load_split_studies(data, "train"), config, seed).save(folder)
 
 
-def graph_of(studies: list[Study], config: GraphConfig, seed: int) -> KnowledgeGraph:
+def count_report_graph(studies: list[Study], config: GraphConfig, seed: int) -> KnowledgeGraph:
     """Count the reports of studies; of several studies of a patient with the same text, the first."""
     first: dict[tuple[str, str], str] = {}
     for study in studies:
         first.setdefault((study.group, study.report), study.key)
-    facts = {key: report_facts(report) for (_, report), key in first.items()}
+    facts = {key: read_report_facts(report) for (_, report), key in first.items()}
     if config.shuffled:
         names = permuted_findings(seed)
         facts = {key: _renamed(of, names) for key, of in facts.items()}
-    return KnowledgeGraph.of_studies(facts, read_curated(Path(config.curated)) if config.curated else ())
+    return KnowledgeGraph.of_studies(facts, read_curated_edges(Path(config.curated)) if config.curated else ())
 
 
 def permuted_findings(seed: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from amrg.graph.knowledge_graph import EXCLUDES, WITHOUT, Edge
 _COLUMNS = ("head", "relation", "tail")
 
 
-def read_curated(file: Path) -> list[Edge]:
+def read_curated_edges(file: Path) -> list[Edge]:
     """Read the edges of a table of comma- or tab-separated values.
 
     Nodes are compared without regard to case. Every relation but ``excludes`` says that its nodes go together. A weight

@@ -26,7 +26,7 @@ def strongest_edges(graph: KnowledgeGraph, finding: str, most: int) -> list[Edge
     return sorted(edges, key=lambda e: -e.strength)
 
 
-def draw(graph: KnowledgeGraph, file: Path) -> None:
+def draw_graph(graph: KnowledgeGraph, file: Path) -> None:
     """Draw a graph into an SVG, PNG or PDF file."""
     import matplotlib as mpl
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE
 from amrg.data.text.sites import SITES, finding_sites
-from amrg.data.text.statements import DEVICES, statements
+from amrg.data.text.statements import DEVICES, find_statements
 
 LOCATED_AT, HAS_QUALIFIER, WITH_DEVICE = "located_at", "has_qualifier", "with_device"
 SIDES, ZONES = ("left", "right"), ("upper", "middle", "lower")
@@ -39,9 +39,9 @@ class Facts:
     details: frozenset[tuple[str, str, str]]
 
 
-def report_facts(text: str) -> Facts:
+def read_report_facts(text: str) -> Facts:
     """Read the facts of a report."""
-    found = statements(text)
+    found = find_statements(text)
     positive = [one for one in found if one.presence == POSITIVE]
     stated = {one.finding for one in positive}
     abnormal = {one.finding for one in found if one.presence != NEGATIVE} - {DEVICE_FINDING}

@@ -10,28 +10,28 @@ from typing import Any
 import torch
 
 from amrg import distributed
-from amrg.artifacts import add_failure, atomic_path, open_artifact
+from amrg.artifacts import add_artifact_failure, atomic_path, open_artifact
 from amrg.banks.bank import REPORTS as REPORT_BANK
-from amrg.banks.bank import VISUAL, MemoryBank, group_id
+from amrg.banks.bank import VISUAL, MemoryBank, patient_group_id
 from amrg.config import Config, DecoderConfig, GenerateConfig
 from amrg.data.prior import Prior
-from amrg.data.stream import load_studies, num_studies
+from amrg.data.stream import load_split_studies, num_split_studies
 from amrg.errors import UserError, collect_errors
 from amrg.inference.report_writer import Recorder, ReportWriter
-from amrg.models.bank_sentences import no_sentences, open_sentences
+from amrg.models.bank_sentences import no_sentences_error, open_sentences
 from amrg.models.composer import Composer, head_features
 from amrg.models.decoder import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
-from amrg.models.graph_guide import GraphGuide, save_guide
-from amrg.models.open_banks import open_banks
+from amrg.models.graph_guide import GraphGuide, save_graph_guide
+from amrg.models.open_banks import open_sharded_banks
 from amrg.models.report_generator import ReportGenerator
-from amrg.progress import track
+from amrg.progress import track_progress
 from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
 from amrg.training.deepspeed_config import require_zero3
-from amrg.training.retrieved_text import open_text
-from amrg.training.stage2 import MODEL, SCRATCH, rank_batches, read_priors
+from amrg.training.retrieved_text import open_retrieved_text
+from amrg.training.stage2 import MODEL, SCRATCH, iter_rank_batches, read_split_priors
 from amrg.training.vision_cache import VisionCache
 
 REPORTS = "reports.jsonl"
@@ -41,7 +41,7 @@ HEAD_STUDIES = 20_000  # most studies that attribute heads are fitted on
 
 
 @engine.restore_functional_linear()
-def generate(
+def generate_reports_file(
     config: Config, data: Path, stage1: Path, banks: Path, stage2: Path, folder: Path, graph: Path | None = None
 ) -> None:
     """Write ``reports.jsonl``: one line per study of ``config.generate.split``, in the order of the keys.
@@ -61,36 +61,36 @@ def generate(
     """
     distributed.init_process_group()
     decoding = config.generate
-    if not num_studies(data, decoding.split):
+    if not num_split_studies(data, decoding.split):
         raise UserError(f"the split `{decoding.split}` of {data} has no studies to write reports for")
-    memories = open_banks(config, banks, decoding.batch_size)
-    zero = None if decoding.ds_config is None else engine.zero3(decoding.ds_config, required=True)
+    memories = open_sharded_banks(config, banks, decoding.batch_size)
+    zero = None if decoding.ds_config is None else engine.zero3_section(decoding.ds_config, required=True)
     model = ReportGenerator.from_pretrained(stage2 / MODEL, memories, zero, config.decoder.model).to(
-        distributed.device()
+        distributed.local_device()
     )
     if zero is not None:
-        engine.partition(model.decoder, zero)
+        engine.partition_weights(model.decoder, zero)
     features = VisionCache(model, data, decoding.split, folder / SCRATCH, config.stage2.dtype)
-    if distributed.rank() == 0:
-        save_guide(config.graph, graph, folder)
+    if distributed.global_rank() == 0:
+        save_graph_guide(config.graph, graph, folder)
     distributed.barrier()
     guide = GraphGuide.open(config.graph, folder)
     composer = _composer(config, model, data, banks, stage2, folder, guide)
-    text = open_text(model, banks, stage2 / CALIBRATION / decoding.split)
+    text = open_retrieved_text(model, banks, stage2 / CALIBRATION / decoding.split)
     writer = ReportWriter(model, config, Recorder.open(model, banks, stage2), composer, text, guide)
     parts = folder / SCRATCH / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    priors = given_priors(config, model.settings, data)
-    batches = list(rank_batches(len(features), decoding.batch_size))
+    priors = choose_prior_studies(config, model.settings, data)
+    batches = list(iter_rank_batches(len(features), decoding.batch_size))
     done = len(list(parts.glob("*.json")))
-    for number in track(range(done, len(batches)), "writing reports", len(batches), done):
+    for number in track_progress(range(done, len(batches)), "writing reports", len(batches), done):
         rows, counted = batches[number]
         local = _generate_lines(writer, features, rows, priors)
         lines = distributed.all_gather_list([line for line, one in zip(local, counted.tolist(), strict=True) if one])
-        if distributed.rank() == 0:
+        if distributed.global_rank() == 0:
             _replace(parts / f"{number:06d}.json", json.dumps(lines))
         distributed.barrier()
-    if distributed.rank() == 0:
+    if distributed.global_rank() == 0:
         lines = sorted(
             (line for path in sorted(parts.glob("*.json")) for line in json.loads(path.read_text())),
             key=lambda line: line["key"],
@@ -98,7 +98,7 @@ def generate(
         assert [line["key"] for line in lines] == sorted(study.key for study in features.studies)
         _replace(folder / REPORTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         if failure := collapsed_reports([line["generated"] for line in lines], [line["reference"] for line in lines]):
-            add_failure(folder, failure)
+            add_artifact_failure(folder, failure)
     distributed.barrier()
 
 
@@ -137,15 +137,15 @@ def mismatched_permutation(groups: Sequence[str]) -> torch.Tensor:
     )
 
 
-def given_priors(config: Config, settings: DecoderConfig, data: Path) -> dict[str, Prior]:
+def choose_prior_studies(config: Config, settings: DecoderConfig, data: Path) -> dict[str, Prior]:
     """Choose the earlier study that the decoder reads with each study of the split (``generate.prior``), by its key.
 
     ``shuffled`` gives each study that has a prior that of another patient's study.
     """
-    priors = {} if config.generate.prior == "none" else read_priors(settings, data, config.generate.split)
+    priors = {} if config.generate.prior == "none" else read_split_priors(settings, data, config.generate.split)
     if config.generate.prior == "own" or not priors:
         return priors
-    group = {study.key: study.group for study in load_studies(data, config.generate.split, with_wordless=True)}
+    group = {study.key: study.group for study in load_split_studies(data, config.generate.split, with_wordless=True)}
     keys = sorted(priors)
     others = mismatched_permutation([group[key] for key in keys]).tolist()
     return {key: priors[keys[other]] for key, other in zip(keys, others, strict=True)}
@@ -189,7 +189,7 @@ def generate_faults(config: Config) -> list[str]:
     if settings.banks is not None:
         faults += collect_errors(lambda: open_artifact(Path(settings.banks or ""), "banks"))
     if settings.outline_source == "retrieved" and config.banks.reports.granularity != "sentence":
-        faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
+        faults.append(no_sentences_error("banks.reports.granularity report makes whole reports"))
     if settings.abstain and settings.outline_source == "decoder":
         faults.append(
             f"generate.abstain {settings.abstain:g} needs a probability of each finding, which outline_source decoder "
@@ -218,7 +218,7 @@ def generate_faults(config: Config) -> list[str]:
 def _compile_faults(settings: GenerateConfig) -> list[str]:
     """Return why transformers would not compile the writing."""
     reasons = {
-        "needs a GPU": distributed.device().type == "cpu",
+        "needs a GPU": distributed.local_device().type == "cpu",
         f"is for writing without beams, and generate.num_beams is {settings.num_beams}": settings.num_beams > 1,
         "does not go with generate.ds_config, under which weights come and go": settings.ds_config is not None,
     }
@@ -243,7 +243,7 @@ def _composer(
     if config.generate.outline_source == "retrieved":
         for name in HEADS.get(config.generate.support, ()):
             features = VisionCache(model, data, "train", folder / SCRATCH, config.stage2.dtype)
-            if distributed.rank() == 0 and not (folder / name).is_dir():
+            if distributed.global_rank() == 0 and not (folder / name).is_dir():
                 _fit_heads(config, model, features, folder, name)
             distributed.barrier()
             heads[name] = AttributeHeads.load(folder / name)
@@ -268,7 +268,7 @@ def _generate_lines(
     """Generate the lines of some studies."""
     settings = writer.model.settings
     studies = [features.studies[row] for row in rows.tolist()]
-    group_B = torch.tensor([group_id(study.group) for study in studies], device=distributed.device())
+    group_B = torch.tensor([patient_group_id(study.group) for study in studies], device=distributed.local_device())
     query_vision, whose = None, writer.config.generate
     informed = studies if whose.context == "own" else []
     if "shuffled" in (whose.memory, whose.context):

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, snapshot_download
 from transformers import PretrainedConfig
 
-from amrg.artifacts import MANIFEST, Artifact, atomic_path, open_artifact, open_input
+from amrg.artifacts import MANIFEST, Artifact, atomic_path, open_artifact, open_artifact_input
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.banks.transforms import without_texts
 from amrg.errors import UserError
@@ -63,7 +63,7 @@ class AMRGModel:
         return self.run.generate(studies)
 
 
-def export_hub(chain: RunArtifacts, folder: Path, without_reports: bool = False) -> None:
+def export_hub_folder(chain: RunArtifacts, folder: Path, without_reports: bool = False) -> None:
     """Write a run as a folder for a model hub.
 
     Args:
@@ -104,7 +104,7 @@ def export_hub(chain: RunArtifacts, folder: Path, without_reports: bool = False)
         (partial / "README.md").write_text(_card(chain, without_reports))
 
 
-def push(folder: Path, repository: str) -> None:
+def push_hub_folder(folder: Path, repository: str) -> None:
     """Upload a hub folder to a private repository, which is made if there is none.
 
     Raises:
@@ -168,7 +168,7 @@ def _scores(chain: RunArtifacts) -> str:
     assert chain.reports is not None
     for path in sorted(chain.reports.path.parent.glob("scores-*")):
         scores = open_artifact(path, "scores")
-        if open_input(scores, "reports").path == chain.reports.path.resolve():
+        if open_artifact_input(scores, "reports").path == chain.reports.path.resolve():
             return _table(json.loads((path / "scores.json").read_text()))
     return ""
 

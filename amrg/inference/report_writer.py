@@ -13,7 +13,7 @@ from amrg.config import Config
 from amrg.data.context import Context
 from amrg.data.prior import Prior
 from amrg.data.text.sections import join_sections, split_at_mark
-from amrg.models.association_shares import RowLabels, heaviest
+from amrg.models.association_shares import RowLabels, heaviest_rows
 from amrg.models.composer import ROWS, Composed, Composer
 from amrg.models.graph_guide import GraphGuide
 from amrg.models.prior import PriorFilms, PriorInputs
@@ -51,7 +51,7 @@ class Recorder:
             weights_QJ, rows_QJ = weights_BQJ[study], rows_BQJ[study]
             association[name] = self.labels[name].record(weights_QJ, rows_QJ)
             recorded_Q = loud_BQ[study] if name == VISUAL else slice(None)
-            memory[name] = heaviest(weights_QJ[recorded_Q], rows_QJ[recorded_Q], TOP_ROWS)
+            memory[name] = heaviest_rows(weights_QJ[recorded_Q], rows_QJ[recorded_Q], TOP_ROWS)
         return {"memory": memory, "association": association}
 
 

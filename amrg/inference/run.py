@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from amrg import distributed
-from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_input
+from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_artifact_input
 from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank
 from amrg.config import (
     BanksConfig,
@@ -21,30 +21,30 @@ from amrg.config import (
     GraphConfig,
     MemoryConfig,
     Stage2Config,
-    read_section,
+    read_config_section,
 )
 from amrg.data.context import Context
-from amrg.data.film_checks import is_lateral_view, view_kinds
+from amrg.data.film_checks import is_lateral_view, view_kinds_of_films
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, read_study
+from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, read_own_study
 from amrg.data.prior import Prior
-from amrg.data.text.sections import target_text
+from amrg.data.text.sections import report_target_text
 from amrg.errors import UserError
 from amrg.inference.generate import HEADS, open_composer
 from amrg.inference.report_writer import Recorder, ReportWriter
 from amrg.models.composer import Composer
 from amrg.models.detail_heads import AttributeHeads
 from amrg.models.graph_guide import GraphGuide
-from amrg.models.open_banks import open_banks
+from amrg.models.open_banks import open_sharded_banks
 from amrg.models.prior import PriorFilms
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.training_distance import FILE as DISTANCE_FILE
-from amrg.models.vision import to_tensor
+from amrg.models.vision import films_to_tensor
 from amrg.models.vision_output import VisionOutput
 from amrg.precision import autocast
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 from amrg.training.calibration import CALIBRATION
-from amrg.training.retrieved_text import RetrievedText, open_text
+from amrg.training.retrieved_text import RetrievedText, open_retrieved_text
 from amrg.training.stage2 import MODEL
 from amrg.training.vision_cache import round_like_cache
 
@@ -125,14 +125,14 @@ class RunArtifacts:
             stage2 = self.stage2.manifest["config"]
             return Config(
                 name=self.name,
-                data=read_section(DataConfig, {"source": self.data.manifest["config"]["source"]}, "data"),
-                banks=read_section(BanksConfig, self.banks.manifest["config"], "banks"),
-                memory=read_section(MemoryConfig, stage2["memory"], "memory"),
-                stage2=read_section(Stage2Config, {"dtype": stage2["stage2"]["dtype"]}, "stage2"),
-                generate=read_section(
+                data=read_config_section(DataConfig, {"source": self.data.manifest["config"]["source"]}, "data"),
+                banks=read_config_section(BanksConfig, self.banks.manifest["config"], "banks"),
+                memory=read_config_section(MemoryConfig, stage2["memory"], "memory"),
+                stage2=read_config_section(Stage2Config, {"dtype": stage2["stage2"]["dtype"]}, "stage2"),
+                generate=read_config_section(
                     GenerateConfig, self.reports.manifest["config"] if self.reports else {"num_beams": 1}, "generate"
                 ),
-                graph=read_section(
+                graph=read_config_section(
                     GraphConfig, self.reports.manifest["config"].get("graph", {}) if self.reports else {}, "graph"
                 ),
             )
@@ -143,7 +143,7 @@ class RunArtifacts:
             ) from None
 
 
-def open_run(run: Path, base_model: str | None = None, banks: Path | None = None) -> RunArtifacts:
+def find_run_artifacts(run: Path, base_model: str | None = None, banks: Path | None = None) -> RunArtifacts:
     """Find the artefacts of a run.
 
     Args:
@@ -159,7 +159,7 @@ def open_run(run: Path, base_model: str | None = None, banks: Path | None = None
             ``banks`` were not made by its stage 1.
     """
     head = _open(run if (run / MANIFEST).is_file() else _newest(run))
-    found = {name: open_input(head, name) for name in head.manifest["inputs"]}
+    found = {name: open_artifact_input(head, name) for name in head.manifest["inputs"]}
     found[head.kind] = head
     missing = [kind for kind in ("data", "stage1", "banks", "stage2") if kind not in found]
     if missing:
@@ -167,10 +167,10 @@ def open_run(run: Path, base_model: str | None = None, banks: Path | None = None
     chain = RunArtifacts(
         found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"), base_model
     )
-    return chain if banks is None else with_banks(chain, open_artifact(banks, "banks"))
+    return chain if banks is None else chain_with_banks(chain, open_artifact(banks, "banks"))
 
 
-def with_banks(chain: RunArtifacts, banks: Artifact) -> RunArtifacts:
+def chain_with_banks(chain: RunArtifacts, banks: Artifact) -> RunArtifacts:
     """Return a run that retrieves from other banks; raises UserError if its stage 1 did not make them."""
     refuse_other_banks(chain, banks)
     return replace(chain, banks=banks)
@@ -192,11 +192,11 @@ def open_generator(
         UserError: an artefact is damaged or of another kind.
     """
     config = chain.config
-    memories = open_banks(config, chain.banks.path, batch_size)
+    memories = open_sharded_banks(config, chain.banks.path, batch_size)
     model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, memories, base_model=chain.base_model)
-    model = model.to(distributed.device())
+    model = model.to(distributed.local_device())
     calibration = chain.stage2.path / CALIBRATION / config.generate.split
-    text = open_text(model, chain.banks.path, calibration)
+    text = open_retrieved_text(model, chain.banks.path, calibration)
     if chain.reports is None:
         return model, None, text
     names = HEADS.get(config.generate.support, ()) if config.generate.outline_source == "retrieved" else ()
@@ -294,9 +294,9 @@ class LoadedRun:
             studies: at most ``batch_size``, each with at least one film, uint8 [H, W].
             contexts: clinical context of each study; None: no context.
             priors: earlier study of each study, from ``read_prior``; None: no earlier study.
-            views: view of each film (``amrg.data.film_checks.view_kinds``); None: unknown.
+            views: view of each film (``amrg.data.film_checks.view_kinds_of_films``); None: unknown.
         """
-        group_B = torch.full((len(studies),), NO_GROUP, device=distributed.device())
+        group_B = torch.full((len(studies),), NO_GROUP, device=distributed.local_device())
         vision = self._encode(studies, views)
         records = self._writer.write(
             vision, group_B, contexts=contexts, priors=self._priors(priors or [None] * len(studies))
@@ -324,15 +324,17 @@ class LoadedRun:
             read = self._read(list(films), force)
             films, views = read.films, read.views
         sections = self.artifacts.data.manifest["config"]["sections"]
-        report = target_text(prior.report, sections) if "report" in self.prior_parts else ""
+        report = report_target_text(prior.report, sections) if "report" in self.prior_parts else ""
         return GivenPrior(report, films, prior.days, views) if len(films) or report else None
 
     def _encode(self, studies: Sequence[Sequence[np.ndarray]], views: Sequence[Sequence[str]] | None) -> VisionOutput:
         """Encode the films of studies, whose views may be known."""
-        images = to_tensor([film for study in studies for film in study], self.image_size).to(distributed.device())
+        images = films_to_tensor([film for study in studies for film in study], self.image_size).to(
+            distributed.local_device()
+        )
         counts = [len(study) for study in studies]
         given = zip([()] * len(counts) if views is None else views, counts, strict=True)
-        kinds = [kind for one in given for kind in view_kinds(*one)]
+        kinds = [kind for one in given for kind in view_kinds_of_films(*one)]
         with torch.no_grad(), autocast(self._config.stage2.dtype):
             return round_like_cache(self._model.encode_images(images, counts, kinds))
 
@@ -348,7 +350,9 @@ class LoadedRun:
         if shown:
             arrays = [[film for film in one.films if isinstance(film, np.ndarray)] for one in shown]
             encoded = self._encode(arrays, [one.views for one in shown])
-        given_B = torch.tensor([one is not None and bool(one.films) for one in given], device=distributed.device())
+        given_B = torch.tensor(
+            [one is not None and bool(one.films) for one in given], device=distributed.local_device()
+        )
         return priors, PriorFilms.scattered(encoded, given_B, self._model.vision_output_shapes)
 
     def _read(self, study: Film | Sequence[Film], force: bool) -> StudyFilms:
@@ -360,11 +364,11 @@ class LoadedRun:
                 raise UserError(f"a film is a uint8 array [H, W], not {film.dtype} {list(film.shape)}")
         named = [("" if isinstance(film, np.ndarray) else str(film), film) for film in films]
         try:
-            read = read_study(named, self.image_size, self.artifacts.frontal_only, force)
+            read = read_own_study(named, self.image_size, self.artifacts.frontal_only, force)
         except ValueError as error:
             raise UserError(str(error)) from None
         for note in (*read.notes, *(f"forced: {reason}" for reason in read.forced)):
-            echo(note)
+            print_on_rank_0(note)
         return read
 
 
@@ -376,12 +380,12 @@ def load_run(run: str | Path, base_model: str | None = None, banks: str | Path |
     Args:
         run: a folder of artefacts, or a scores, reports or stage2 artefact in it.
         base_model: folder of the decoder's base model, if it has moved since training.
-        banks: as of ``open_run``, such as another hospital's.
+        banks: as of ``find_run_artifacts``, such as another hospital's.
 
     Raises:
         UserError: ``run`` is none of these, or an artefact is missing or damaged.
     """
-    return LoadedRun(open_run(Path(run), base_model, None if banks is None else Path(banks)))
+    return LoadedRun(find_run_artifacts(Path(run), base_model, None if banks is None else Path(banks)))
 
 
 def _newest(run: Path) -> Path:
@@ -390,19 +394,19 @@ def _newest(run: Path) -> Path:
     for kind in HEAD_KINDS:
         manifests = {*run.glob(f"{kind}-*/{MANIFEST}")}
         if kind == HEAD_KINDS[0]:
-            manifests |= {path for path in run.glob(f"reports-*/{MANIFEST}") if is_unwritten(path.parent)}
+            manifests |= {path for path in run.glob(f"reports-*/{MANIFEST}") if holds_no_reports(path.parent)}
         found = [path.parent for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path))]
         if found:
             chosen = next((path for path in reversed(found) if not _is_control(path)), found[-1])
             if len(found) > 1:
-                echo(
+                print_on_rank_0(
                     f"{run} has {len(found)} {kind} artefacts: {chosen.name} is used; give the folder of another for it"
                 )
             return chosen
     raise UserError(f"{run} holds no report generator: train one with `amrg run CONFIG`, or give another folder")
 
 
-def is_unwritten(path: Path) -> bool:
+def holds_no_reports(path: Path) -> bool:
     """Return whether a reports artefact holds no reports, only the settings and the memory of a run."""
     try:
         return bool(json.loads((path / MANIFEST).read_text())["config"].get(UNWRITTEN))

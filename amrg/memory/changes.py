@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from amrg.artifacts import MANIFEST, Artifact, Recipe, atomic_path, build, find, open_artifact, set_warning
+from amrg.artifacts import (
+    MANIFEST,
+    Artifact,
+    Recipe,
+    add_artifact_warning,
+    atomic_path,
+    build_artifact,
+    find_artifact,
+    open_artifact,
+)
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
-from amrg.banks.transforms import RowSelection, merge, select_rows, subset
-from amrg.config import BanksConfig, Config, Stage1Config, read_section
-from amrg.data.stream import load_studies
+from amrg.banks.transforms import RowSelection, merge_banks, selected_rows_of, write_bank_subset
+from amrg.config import BanksConfig, Config, Stage1Config, read_config_section
+from amrg.data.stream import load_split_studies
 from amrg.errors import UserError
 from amrg.inference.run import UNWRITTEN, RunArtifacts, refuse_other_banks
 from amrg.mining.regions import build_visual_bank
@@ -22,7 +31,9 @@ from amrg.models.text_encoder import encoder_faults
 HEADS = ("map", "head")
 
 
-def add_studies(chain: RunArtifacts, data: Artifact, splits: Sequence[str] = (TRAIN,), alone: bool = False) -> Artifact:
+def add_studies_to_banks(
+    chain: RunArtifacts, data: Artifact, splits: Sequence[str] = (TRAIN,), alone: bool = False
+) -> Artifact:
     """Make banks that also hold the studies of a data artefact, with the run's stage 1, scales, mean and settings.
 
     Existing rows stay as they are, in front. Studies that the visual bank holds are left out. Limits of rows
@@ -39,13 +50,15 @@ def add_studies(chain: RunArtifacts, data: Artifact, splits: Sequence[str] = (TR
     """
     change = {"added": list(splits), "alone": alone}
     plan = _plan(chain, change, {"added": data})
-    made = find(run_folder(chain), plan)
+    made = find_artifact(folder_of_run(chain), plan)
     if made is not None:
         return made
-    settings = read_section(BanksConfig, {**chain.banks.manifest["config"], "splits": list(splits)}, "banks")
+    settings = read_config_section(BanksConfig, {**chain.banks.manifest["config"], "splits": list(splits)}, "banks")
     config = Config(
         banks=settings,
-        stage1=read_section(Stage1Config, {"dtype": chain.stage1.manifest["config"]["stage1"]["dtype"]}, "stage1"),
+        stage1=read_config_section(
+            Stage1Config, {"dtype": chain.stage1.manifest["config"]["stage1"]["dtype"]}, "stage1"
+        ),
         seed=chain.banks.manifest["seed"],
     )
     visual, reports = (MemoryBank.open(chain.banks.path / name) for name in (VISUAL, REPORTS))
@@ -57,10 +70,10 @@ def add_studies(chain: RunArtifacts, data: Artifact, splits: Sequence[str] = (TR
     if not alone:
         rows = visual.provenance_rows(0, len(visual), ["key", "group"]).to_pylist()
         held = {(row["key"], row["group"]) for row in rows}
-    added = {(one.key, one.group) for split in splits for one in load_studies(data.path, split)}
+    added = {(one.key, one.group) for split in splits for one in load_split_studies(data.path, split)}
     if not added - held:
         raise UserError(f"the memory holds all {len(added)} studies of {data.path} ({', '.join(splits)}) already")
-    with build(run_folder(chain), plan) as folder:
+    with build_artifact(folder_of_run(chain), plan) as folder:
         parts = folder / "scratch" / "added"
         build_visual_bank(
             config, data.path, chain.stage1.path, parts / VISUAL, parts, extended=visual.header["about"], held=held
@@ -75,11 +88,11 @@ def add_studies(chain: RunArtifacts, data: Artifact, splits: Sequence[str] = (TR
         marked = [split for split in splits if split != TRAIN]
         if marked or added & _held_out(chain.data.path):
             what = " and ".join(marked) or "held-out"
-            set_warning(folder, f"the banks hold rows of {what} studies: scores on those mean nothing")
-    return open_artifact(plan.path(run_folder(chain)), "banks")
+            add_artifact_warning(folder, f"the banks hold rows of {what} studies: scores on those mean nothing")
+    return open_artifact(plan.path(folder_of_run(chain)), "banks")
 
 
-def mix_banks(chain: RunArtifacts, parts: Sequence[Artifact]) -> Artifact:
+def mix_bank_folders(chain: RunArtifacts, parts: Sequence[Artifact]) -> Artifact:
     """Make banks with the rows of several, so that one association spreads over all of them.
 
     Raises:
@@ -88,31 +101,31 @@ def mix_banks(chain: RunArtifacts, parts: Sequence[Artifact]) -> Artifact:
     for one in parts:
         refuse_other_banks(chain, one)
     plan = _plan(chain, {"mixed": len(parts)}, {f"part_{number}": one for number, one in enumerate(parts)})
-    if find(run_folder(chain), plan) is None:
-        with build(run_folder(chain), plan) as folder:
+    if find_artifact(folder_of_run(chain), plan) is None:
+        with build_artifact(folder_of_run(chain), plan) as folder:
             for name in (VISUAL, REPORTS):
-                merge([MemoryBank.open(one.path / name) for one in parts], folder / name)
-    return open_artifact(plan.path(run_folder(chain)), "banks")
+                merge_banks([MemoryBank.open(one.path / name) for one in parts], folder / name)
+    return open_artifact(plan.path(folder_of_run(chain)), "banks")
 
 
-def swap_banks(chain: RunArtifacts, banks: Artifact) -> Artifact:
+def swap_run_banks(chain: RunArtifacts, banks: Artifact) -> Artifact:
     """Let a run use other banks, which are copied into its folder if they lie elsewhere; return its new head.
 
     Raises:
         UserError: they were made by another stage 1 or text encoder, or other banks have their name here.
     """
     refuse_other_banks(chain, banks)
-    target = run_folder(chain) / banks.path.name
+    target = folder_of_run(chain) / banks.path.name
     if target.is_dir():
         if open_artifact(target, "banks").hash != banks.hash:
             raise UserError(f"{target} are other banks of the same name: move them away first")
     else:
         with atomic_path(target) as partial:
             shutil.copytree(banks.path, partial)
-    return use_banks(chain, open_artifact(target, "banks"))
+    return write_memory_head(chain, open_artifact(target, "banks"))
 
 
-def use_banks(chain: RunArtifacts, banks: Artifact, folder: Path | None = None) -> Artifact:
+def write_memory_head(chain: RunArtifacts, banks: Artifact, folder: Path | None = None) -> Artifact:
     """Write the head that makes banks the memory of a run: a reports artefact with its settings and without reports.
 
     Args:
@@ -120,14 +133,14 @@ def use_banks(chain: RunArtifacts, banks: Artifact, folder: Path | None = None) 
         banks: banks in the run's folder.
         folder: receives the head; None: the run's folder.
     """
-    folder = run_folder(chain) if folder is None else folder
+    folder = folder_of_run(chain) if folder is None else folder
     # What a run without reports writes with; see ``RunArtifacts.config``.
     settings = chain.reports.manifest["config"] if chain.reports else {"num_beams": 1}
     inputs = {"data": chain.data, "stage1": chain.stage1, "banks": banks, "stage2": chain.stage2}
     version = chain.reports.manifest["format_version"] if chain.reports else 0
     plan = Recipe("reports", version, {**settings, UNWRITTEN: True}, inputs, chain.stage2.manifest["seed"])
-    if find(folder, plan) is None:
-        with build(folder, plan) as partial:
+    if find_artifact(folder, plan) is None:
+        with build_artifact(folder, plan) as partial:
             for name in HEADS:
                 if chain.reports and (chain.reports.path / name).is_dir():
                     shutil.copytree(chain.reports.path / name, partial / name, dirs_exist_ok=True)
@@ -135,7 +148,7 @@ def use_banks(chain: RunArtifacts, banks: Artifact, folder: Path | None = None) 
     return open_artifact(plan.path(folder), "reports")
 
 
-def run_folder(chain: RunArtifacts) -> Path:
+def folder_of_run(chain: RunArtifacts) -> Path:
     """Return the folder of the artefacts of a run."""
     return chain.stage2.path.resolve().parent
 
@@ -158,9 +171,9 @@ def _merge(before: MemoryBank, added: Path, folder: Path, alone: bool) -> None:
     queries = RowSelection(sources=("disease_token",))
     if not alone:
         rows.insert(0, before)
-    elif len(select_rows(before, queries)):
-        rows.insert(0, subset(before, queries, added.with_name(f"{added.name}-queries")))
-    merge(rows, folder)
+    elif len(selected_rows_of(before, queries)):
+        rows.insert(0, write_bank_subset(before, queries, added.with_name(f"{added.name}-queries")))
+    merge_banks(rows, folder)
 
 
 def _held_out(data: Path) -> set[tuple[str, str]]:

@@ -21,16 +21,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from amrg.artifacts import FORGETTING, LOGS, MANIFEST, Artifact, content_hash
-from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, row_bytes
-from amrg.banks.transforms import blocks, without_studies
-from amrg.data.removal import TABLE, copy_without_studies, film_bytes, link_or_copy
+from amrg.artifacts import FORGETTING, LOGS, MANIFEST, Artifact, folder_content_hash
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, stored_row_bytes
+from amrg.banks.transforms import iter_row_blocks, without_studies
+from amrg.data.removal import TABLE, copy_without_studies, film_fingerprints, link_or_copy
 from amrg.data.splits import patient_groups
 from amrg.data.text.cleaning import split_sentences
 from amrg.errors import UserError
-from amrg.inference.run import HEAD_KINDS, is_unwritten, open_run
-from amrg.memory.changes import use_banks
-from amrg.memory.record import RECORD, append, keyed_hash, signed
+from amrg.inference.run import HEAD_KINDS, find_run_artifacts, holds_no_reports
+from amrg.memory.changes import write_memory_head
+from amrg.memory.record import RECORD, append_signed_entry, keyed_text_hash, sign_entry
 from amrg.memory.traces import Traces
 from amrg.mining.regions import STATS
 from amrg.models.open_banks import INDEXES
@@ -72,7 +72,7 @@ class Selection:
         return patient_groups(self.value)
 
 
-def forget(folder: Path, selection: Selection, key: bytes, named: bool = False) -> dict[str, Any] | None:
+def forget_studies(folder: Path, selection: Selection, key: bytes, named: bool = False) -> dict[str, Any] | None:
     """Remove studies from every artefact, index and cache of a run, and append a signed line to ``forgotten.jsonl``.
 
     Reports and scores are deleted: they were made with a memory that is no more. Weights stay as they are.
@@ -114,11 +114,11 @@ def forget(folder: Path, selection: Selection, key: bytes, named: bool = False) 
             shutil.rmtree(staging, ignore_errors=True)
             raise
         about = {"studies": len(studies), "patients": len({group for _, group in studies}), **removal.summary}
-        subject = {"subject": keyed_hash(key, f"{selection.by} {selection.value}")}
+        subject = {"subject": keyed_text_hash(key, f"{selection.by} {selection.value}")}
         entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "selected_by": selection.by} | subject | about
         if named:
             entry["name"] = selection.value
-        entry = signed(key, entry, folder / RECORD)
+        entry = sign_entry(key, entry, folder / RECORD)
         journal = {"replace": removal.replaced, "remove": removal.removed, "entry": entry}
         (staging / "journal.partial").write_text(json.dumps(journal))
         os.replace(staging / "journal.partial", folder / FORGETTING)
@@ -142,7 +142,7 @@ def _finish(folder: Path) -> bool:
         gone = folder / name
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
     shutil.rmtree(staging / "old")
-    append(folder / RECORD, journal["entry"])
+    append_signed_entry(folder / RECORD, journal["entry"])
     path.unlink()
     shutil.rmtree(staging)
     return True
@@ -173,7 +173,7 @@ class _Removal:
     def stage(self, artifacts: list[Artifact]) -> None:
         """Make the new versions and search the future folder."""
         heads = any(list(self.folder.glob(f"{kind}-*/{MANIFEST}")) for kind in HEAD_KINDS)
-        chain = open_run(self.folder) if heads else None
+        chain = find_run_artifacts(self.folder) if heads else None
         for artifact in artifacts:
             self._stage_one(artifact)
         for name in (path.name for path in (self.folder / INDEXES).glob("*")):
@@ -191,7 +191,7 @@ class _Removal:
                 self._manifests[one.path.name] for one in (chain.data, chain.stage1, chain.banks, chain.stage2)
             )
             after = replace(chain, data=data, stage1=stage1, banks=banks, stage2=stage2)
-            self.replaced.append(use_banks(after, banks, self.new).path.name)
+            self.replaced.append(write_memory_head(after, banks, self.new).path.name)
 
     def _stage_one(self, artifact: Artifact) -> None:
         name, target = artifact.path.name, self.new / artifact.path.name
@@ -202,7 +202,7 @@ class _Removal:
             changed = self._rows(artifact.path, target)
         inputs = {Path(one["path"]).name for one in artifact.manifest["inputs"].values()}
         memory = {one for one in inputs if one.startswith(("data-", "banks-"))} & {*self.replaced}
-        if artifact.kind in ("reports", "scores") and memory and not is_unwritten(artifact.path):
+        if artifact.kind in ("reports", "scores") and memory and not holds_no_reports(artifact.path):
             self.removed.append(name)
         elif changed or inputs & {*self.replaced}:
             _link_rest(artifact.path, target, changed)
@@ -215,7 +215,7 @@ class _Removal:
         gone = sum((row["key"], row["group"]) in self.studies for row in rows)
         if gone:
             for sample in copy_without_studies(data, self.studies, target):
-                self._traces.contents |= {part for part in film_bytes(sample) if len(part) == 64}
+                self._traces.contents |= {part for part in film_fingerprints(sample) if len(part) == 64}
             self.summary["rows"][data.name] = gone
         return gone > 0
 
@@ -253,7 +253,7 @@ class _Removal:
         """Write the manifest of a new version: its content, its inputs, and what it was at first."""
         target, before = self.new / name, json.loads((self.folder / name / MANIFEST).read_text())
         target.mkdir(parents=True, exist_ok=True)
-        after = before | {"content_hash": content_hash(target), "inputs": {}}
+        after = before | {"content_hash": folder_content_hash(target), "inputs": {}}
         if after["content_hash"] != before["content_hash"]:
             after.setdefault("identity_hash", before["content_hash"])
             self.summary["content"][name] = [before["content_hash"], after["content_hash"]]
@@ -313,8 +313,8 @@ def _link_rest(source: Path, target: Path, changed: bool) -> None:
 
 def _row_forms(bank: MemoryBank) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
     """Yield the number and the bytes of each row, as stored and as float32."""
-    for start, stop in blocks(len(bank)):
-        forms = (row_bytes(rows, None) for rows in (bank.rows(start, stop), bank.dequantized(start, stop)))
+    for start, stop in iter_row_blocks(len(bank)):
+        forms = (stored_row_bytes(rows, None) for rows in (bank.rows(start, stop), bank.dequantized(start, stop)))
         yield from enumerate(zip(*forms, strict=True), start)
 
 

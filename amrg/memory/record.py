@@ -16,7 +16,7 @@ RECORD = "forgotten.jsonl"
 _SHORTEST_KEY = 16  # bytes
 
 
-def read_key(path: Path) -> bytes:
+def read_secret_key(path: Path) -> bytes:
     """Read the secret key of a file.
 
     Raises:
@@ -34,19 +34,19 @@ def read_key(path: Path) -> bytes:
     return key
 
 
-def keyed_hash(key: bytes, text: str) -> str:
+def keyed_text_hash(key: bytes, text: str) -> str:
     """Return the HMAC-SHA256 of a text."""
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def signed(key: bytes, entry: dict[str, Any], record: Path) -> dict[str, Any]:
+def sign_entry(key: bytes, entry: dict[str, Any], record: Path) -> dict[str, Any]:
     """Return an entry with the signature of the last one in the record and its own."""
     lines = record.read_text().splitlines() if record.exists() else []
     entry = entry | {"previous": json.loads(lines[-1])["signature"] if lines else ""}
-    return entry | {"signature": keyed_hash(key, _canonical(entry))}
+    return entry | {"signature": keyed_text_hash(key, _canonical(entry))}
 
 
-def append(record: Path, entry: dict[str, Any]) -> None:
+def append_signed_entry(record: Path, entry: dict[str, Any]) -> None:
     """Append a signed entry, unless it is the last one already."""
     line = json.dumps(entry) + "\n"
     if not record.exists() or not record.read_text().endswith(line):
@@ -54,7 +54,7 @@ def append(record: Path, entry: dict[str, Any]) -> None:
             file.write(line)
 
 
-def verify(key: bytes, record: Path) -> list[dict[str, Any]]:
+def verify_record(key: bytes, record: Path) -> list[dict[str, Any]]:
     """Return the entries of a record.
 
     Raises:
@@ -67,7 +67,9 @@ def verify(key: bytes, record: Path) -> list[dict[str, Any]]:
         try:
             entry = json.loads(line)
             signature = entry.pop("signature")
-            valid = entry["previous"] == previous and hmac.compare_digest(signature, keyed_hash(key, _canonical(entry)))
+            valid = entry["previous"] == previous and hmac.compare_digest(
+                signature, keyed_text_hash(key, _canonical(entry))
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             valid = False
         if not valid:

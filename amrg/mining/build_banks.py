@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from amrg.artifacts import MapFn, set_warning
+from amrg.artifacts import MapFn, add_artifact_warning
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL
 from amrg.config import Config
 from amrg.mining.regions import build_visual_bank
 from amrg.mining.reports import build_report_bank
 
 
-def build_banks(config: Config, data: Path, stage1: Path, folder: Path, each: MapFn = map) -> None:
+def build_memory_banks(config: Config, data: Path, stage1: Path, folder: Path, each: MapFn = map) -> None:
     """Build both banks from ``banks.splits``; finished parts of an interrupted run are kept.
 
     Args:
@@ -24,4 +24,6 @@ def build_banks(config: Config, data: Path, stage1: Path, folder: Path, each: Ma
     build_report_bank(config.banks, data, folder / REPORTS, config.seed, scratch, each)
     held_out = [split for split in config.banks.splits if split != TRAIN]
     if held_out:
-        set_warning(folder, f"the banks hold rows of {' and '.join(held_out)} studies: scores on those mean nothing")
+        add_artifact_warning(
+            folder, f"the banks hold rows of {' and '.join(held_out)} studies: scores on those mean nothing"
+        )

@@ -18,10 +18,10 @@ from amrg import distributed
 from amrg.artifacts import atomic_path
 from amrg.config import Config
 from amrg.data.labels import LABELS, NO_FINDING, POSITIVE
-from amrg.data.stream import Sample, iter_samples, num_studies
+from amrg.data.stream import Sample, iter_split_samples, num_split_studies
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.regions import Regions, find_regions
+from amrg.models.regions import Regions, regions_of_films
 from amrg.precision import autocast
 from amrg.training.collate import collate_images
 
@@ -48,7 +48,7 @@ class RegionMiner:
 
     @cached_property
     def _model(self) -> DiseaseClassifier:
-        return DiseaseClassifier.from_pretrained(self.stage1 / "model").to(distributed.device())
+        return DiseaseClassifier.from_pretrained(self.stage1 / "model").to(distributed.local_device())
 
     @cached_property
     def _thresholds(self) -> dict[str, float]:
@@ -105,9 +105,9 @@ class RegionMiner:
         """Return the probability of each label [B, K] and the regions of all films."""
         images = collate_images(samples, self._model.image_size)
         with torch.no_grad(), autocast(self.config.stage1.dtype):
-            out = self._model(images.images(distributed.device()), kinds=images.kinds)
+            out = self._model(images.images(distributed.local_device()), kinds=images.kinds)
         maps_MKHW = activation_maps(self._model.cam_head, out.fine_BHWC, self.config.banks.mining.method)
-        regions = find_regions(out.projected_BHWD, maps_MKHW)
+        regions = regions_of_films(out.projected_BHWD, maps_MKHW)
         probabilities_BK = out.of_studies(out.scores_BK, images.views).double().sigmoid().cpu()
         return probabilities_BK, Regions(*(part.cpu() for part in regions))
 
@@ -115,8 +115,8 @@ class RegionMiner:
         """Yield the samples with these ascending numbers among those of ``banks.splits``."""
         first = 0
         for split in self.config.banks.splits:
-            size = num_studies(self.data, split)
-            yield from iter_samples(
+            size = num_split_studies(self.data, split)
+            yield from iter_split_samples(
                 self.data, split, [number - first for number in studies if first <= number < first + size]
             )
             first += size

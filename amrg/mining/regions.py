@@ -23,14 +23,14 @@ from amrg.banks.bank import DTYPES, TRAIN
 from amrg.banks.writer import BankWriter
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE
-from amrg.data.stream import load_studies as read_studies
+from amrg.data.stream import load_split_studies as read_studies
 from amrg.data.studies import Study
 from amrg.data.text.cleaning import split_sentences
-from amrg.data.text.statements import Statement, statements
+from amrg.data.text.statements import Statement, find_statements
 from amrg.mining.region_encoder import STUDIES_PER_PART, RegionMiner
-from amrg.models.cam import class_scales
+from amrg.models.cam import map_class_scales
 from amrg.models.classifier import DiseaseClassifier
-from amrg.progress import echo, track
+from amrg.progress import print_on_rank_0, track_progress
 
 STATS = "stats.json"
 
@@ -90,7 +90,7 @@ def build_visual_bank(
         for i, start in enumerate(range(0, len(numbers), STUDIES_PER_PART))
     ]
     files = list(
-        track(
+        track_progress(
             each(encoder.find, parts), f"searching films for regions (parts of {STUDIES_PER_PART} studies)", len(parts)
         )
     )
@@ -110,7 +110,7 @@ def build_visual_bank(
         temporary.write_text(json.dumps({"studies": len(numbers), **about, "findings": findings}, indent=2) + "\n")
     rows, faint = (sum(counts[name][key] for name in LABELS) for key in ("rows", "faint"))
     tokens = f" and {len(LABELS)} disease tokens" if extended is None else ""
-    echo(f"visual bank: {rows} regions{tokens}; {faint} regions were too faint ({STATS})")
+    print_on_rank_0(f"visual bank: {rows} regions{tokens}; {faint} regions were too faint ({STATS})")
 
 
 def _study_numbers(config: Config, data: Path, held: Collection[tuple[str, str]]) -> list[int]:
@@ -128,7 +128,7 @@ def _scales(found: Sequence[Candidate]) -> dict[str, float]:
     peaks: dict[str, list[float]] = {name: [] for name in LABELS}
     for candidate in found:
         peaks[candidate.label].append(candidate.peak)
-    return dict(zip(LABELS, class_scales(list(peaks.values())), strict=True))
+    return dict(zip(LABELS, map_class_scales(list(peaks.values())), strict=True))
 
 
 def _candidates(files: Sequence[Path], counts: dict[str, Counter[str]]) -> list[Candidate]:
@@ -207,15 +207,17 @@ def _region_origin(study: Study, candidate: Candidate, box: list[int], score: fl
         "view": candidate.view,
         "box": box,
         "text": " ".join(
-            normal_sentences(study.report) if candidate.label == NO_FINDING else stating(study.report, candidate.label)
+            normal_sentences(study.report)
+            if candidate.label == NO_FINDING
+            else sentences_stating(study.report, candidate.label)
         ),
         "score": score,
     }
 
 
-def stating(report: str, finding: str) -> list[str]:
+def sentences_stating(report: str, finding: str) -> list[str]:
     """Return the sentences of a report that state a finding."""
-    return [s for s in split_sentences(report) if any(_states(one, finding) for one in statements(s))]
+    return [s for s in split_sentences(report) if any(_states(one, finding) for one in find_statements(s))]
 
 
 def _states(statement: Statement, finding: str) -> bool:
@@ -224,7 +226,7 @@ def _states(statement: Statement, finding: str) -> bool:
 
 def normal_sentences(report: str) -> list[str]:
     """Return the sentences of a report that neither state nor suspect a finding."""
-    return [s for s in split_sentences(report) if all(one.presence == NEGATIVE for one in statements(s))]
+    return [s for s in split_sentences(report) if all(one.presence == NEGATIVE for one in find_statements(s))]
 
 
 def _token_origin(name: str) -> dict[str, Any]:

@@ -13,18 +13,18 @@ import torch
 from amrg import distributed
 from amrg.artifacts import MapFn, atomic_path
 from amrg.banks.bank import DTYPES, HEADER, MemoryBank
-from amrg.banks.sampling import sample_rows
-from amrg.banks.transforms import merge
+from amrg.banks.sampling import sample_bank_rows
+from amrg.banks.transforms import merge_banks
 from amrg.banks.writer import BankWriter
 from amrg.config import BanksConfig
 from amrg.data.labels import POSITIVE
-from amrg.data.stream import load_studies
+from amrg.data.stream import load_split_studies
 from amrg.data.studies import Study
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
-from amrg.progress import track
+from amrg.progress import track_progress
 
 TEXTS_PER_PART = 1000  # texts that are sorted by length and encoded together
 
@@ -62,21 +62,23 @@ def build_report_bank(
         return
     config = banks.reports
     entries = _candidate_rows(
-        [study for split in banks.splits for study in load_studies(data, split)], config.granularity, held
+        [study for split in banks.splits for study in load_split_studies(data, split)], config.granularity, held
     )
-    chosen = [entries[i] for i in sample_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)]
+    chosen = [
+        entries[i] for i in sample_bank_rows([e["findings"] for e in entries], config.rows, config.sampling, seed)
+    ]
     if not chosen:
         if extended is not None:
             return
         raise UserError(f"{folder}: no rows for the bank")
     parts = list(enumerate(chosen[start : start + TEXTS_PER_PART] for start in range(0, len(chosen), TEXTS_PER_PART)))
-    encoded = track(each(_BankPart(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
+    encoded = track_progress(each(_BankPart(banks, scratch).encode, parts), "encoding texts (thousands)", len(parts))
     shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
     finished = [MemoryBank.open(path) for path in encoded]
     if config.centered:
         _join_centered(finished, folder, banks, None if extended is None else extended["mean"])
     else:
-        merge(finished, folder)
+        merge_banks(finished, folder)
 
 
 def _join_centered(parts: Sequence[MemoryBank], folder: Path, banks: BanksConfig, mean: Sequence[float] | None) -> None:
@@ -100,7 +102,7 @@ class _BankPart:
     @cached_property
     def _encoder(self) -> TextEncoder:
         reports = self.banks.reports
-        return TextEncoder(reports.encoder, reports.max_tokens, distributed.device(), reports.pooling)
+        return TextEncoder(reports.encoder, reports.max_tokens, distributed.local_device(), reports.pooling)
 
     def encode(self, part: tuple[int, list[dict[str, Any]]]) -> Path:
         """Encode a part (number, provenance of its texts) into a bank; return its folder. An existing bank is kept."""
@@ -121,7 +123,9 @@ class _BankPart:
         return folder
 
 
-def candidates(chosen: Sequence[Study], unit: str, held: Collection[tuple[str, str]] = ()) -> list[tuple[Study, str]]:
+def candidate_texts(
+    chosen: Sequence[Study], unit: str, held: Collection[tuple[str, str]] = ()
+) -> list[tuple[Study, str]]:
     """Return the candidate texts, each with its study, in the order of the studies' keys.
 
     A text is one candidate per patient group. A sentence has at most two copies, of two patients, so that every query
@@ -142,7 +146,7 @@ def candidates(chosen: Sequence[Study], unit: str, held: Collection[tuple[str, s
 def _candidate_rows(chosen: Sequence[Study], unit: str, held: Collection[tuple[str, str]]) -> list[dict[str, Any]]:
     """Return the provenance of every candidate, with the findings of the sentence, or of the study for a report."""
     entries = []
-    for study, text in candidates(chosen, unit, held):
+    for study, text in candidate_texts(chosen, unit, held):
         labels = label_report(text) if unit == "sentence" else study.labels
         origin = {"key": study.key, "group": study.group, "split": study.split, "source": unit, "text": text}
         entries.append(origin | {"findings": [name for name, v in labels.items() if v == POSITIVE]})

@@ -77,7 +77,7 @@ def _tensor(values: pa.Array) -> Tensor:
     return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy())
 
 
-def heaviest(weights_QJ: Tensor, rows_QJ: Tensor, count: int) -> list[dict[str, Any]]:
+def heaviest_rows(weights_QJ: Tensor, rows_QJ: Tensor, count: int) -> list[dict[str, Any]]:
     """Rows with the largest mean weight over some queries, as ``{"row", "weight"}``, heaviest first."""
     if not len(rows_QJ):
         return []

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from amrg.banks.bank import MemoryBank
 from amrg.data.labels import FINDINGS, NEGATIVE, POSITIVE, UNCERTAIN
-from amrg.data.text.repetition import mentions_prior, says_normal
-from amrg.data.text.statements import Statement, statements
+from amrg.data.text.repetition import mentions_prior, says_normal_anatomy
+from amrg.data.text.statements import Statement, find_statements
 from amrg.errors import UserError
 from amrg.models.detail_heads import detail_values
 
@@ -40,7 +40,7 @@ class BankSentence:
     @property
     def normal(self) -> bool:
         """Whether it describes normal anatomy."""
-        return not (self.states or self.suspects or self.sized) and says_normal(self.text)
+        return not (self.states or self.suspects or self.sized) and says_normal_anatomy(self.text)
 
 
 def open_sentences(folder: Path) -> MemoryBank:
@@ -51,11 +51,11 @@ def open_sentences(folder: Path) -> MemoryBank:
     """
     bank = MemoryBank.open(folder)
     if set(bank.provenance_rows(0, len(bank), ["source"])["source"].to_pylist()) != {"sentence"}:
-        raise UserError(no_sentences(f"{folder} holds whole reports"))
+        raise UserError(no_sentences_error(f"{folder} holds whole reports"))
     return bank
 
 
-def no_sentences(found: str) -> str:
+def no_sentences_error(found: str) -> str:
     """Error text for settings that need a bank of sentences."""
     return (
         f"generate.outline_source retrieved and decoder.use_retrieved_text say sentences of memory, but {found}: "
@@ -78,7 +78,7 @@ def read_sentences(bank: MemoryBank, comparing: bool = False) -> list[BankSenten
 
 
 def _sentence(text: str, rows: Sequence[int], groups: Sequence[int]) -> BankSentence:
-    found: list[Statement] = statements(text)
+    found: list[Statement] = find_statements(text)
 
     def of(presence: float) -> frozenset[str]:
         return frozenset(one.finding for one in found if one.presence == presence)

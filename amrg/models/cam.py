@@ -14,7 +14,7 @@ scores over the cells.
 ================  ==========================================================================================
 
 **Scale.** Maps are never stretched image by image: that would make a threshold relative, and the emptiest film's
-noise as strong as a lesion. ``class_scales`` gives each class one divisor, the median of its maps' maxima over the
+noise as strong as a lesion. ``map_class_scales`` gives each class one divisor, the median of its maps' maxima over the
 train films it is found in. So 1 is the peak of a typical positive film, and τ = 0.5 half of it, on any film.
 """
 
@@ -27,7 +27,7 @@ from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier, LogSumExpHead
 
 
-def cam(model: DiseaseClassifier, images_B3HW: Tensor, method: str = "layercam") -> Tensor:
+def activation_maps_of_images(model: DiseaseClassifier, images_B3HW: Tensor, method: str = "layercam") -> Tensor:
     """Maps of all 14 labels of a batch from one forward pass of the encoder.
 
     Args:
@@ -63,7 +63,7 @@ def activation_maps(head: LogSumExpHead, fine_BHWC: Tensor, method: str = "layer
         return METHODS[method](features_BHWC, weight_KC, p_BKHW).clamp(min=0)
 
 
-def class_scales(peaks: list[list[float]]) -> list[float]:
+def map_class_scales(peaks: list[list[float]]) -> list[float]:
     """One divisor for each class, from the maxima of its maps on the films it is found in; 1 without such a film."""
     medians = [float(torch.tensor(values).median()) if values else 0.0 for values in peaks]
     return [median if median > 0 else 1.0 for median in medians]

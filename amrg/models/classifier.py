@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amrg.config import VisionConfig, read_section, to_dict
+from amrg.config import VisionConfig, config_to_dict, read_config_section
 from amrg.data.film_checks import VIEW_KINDS
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError
@@ -172,7 +172,7 @@ class DiseaseClassifier(nn.Module):
             self.film_weight_KD = nn.Parameter(torch.zeros(len(LABELS), dim))
 
     def forward(self, inputs: Tensor, cached: bool = False, kinds: Sequence[int] | None = None) -> Stage1Output:
-        """Images [B, 3, H, W] in [0, 1] (``to_tensor``) → ``Stage1Output``.
+        """Images [B, 3, H, W] in [0, 1] (``films_to_tensor``) → ``Stage1Output``.
 
         With ``cached``, ``inputs`` are what the encoder's frozen stem gave for the images. (It is an argument because
         ZeRO-3 gathers a module's parameters where its ``forward`` is called, and only there.)
@@ -228,7 +228,9 @@ class DiseaseClassifier(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
-        vision = to_dict(replace(self.config, qformer_init=None))  # what was learned does not depend on where it lay
+        vision = config_to_dict(
+            replace(self.config, qformer_init=None)
+        )  # what was learned does not depend on where it lay
         content: dict[str, Any] = {"model_type": "amrg_disease_classifier", "labels": LABELS, "vision": vision}
         if (description := self.encoder.description) is not None:
             content["encoder"] = description.to_dict()
@@ -243,7 +245,7 @@ class DiseaseClassifier(nn.Module):
         """Read what ``save_pretrained`` wrote; UserError if the folder is something else."""
         try:
             content = json.loads((folder / "config.json").read_text())
-            config, labels = read_section(VisionConfig, content["vision"], "vision"), content["labels"]
+            config, labels = read_config_section(VisionConfig, content["vision"], "vision"), content["labels"]
             description = EncoderDescription.from_dict(content["encoder"]) if "encoder" in content else None
             strengths_KK = torch.zeros(len(labels), len(labels)) if content.get("graph_queries") else None
             weights = load_file(folder / "model.safetensors")

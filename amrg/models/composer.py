@@ -26,12 +26,12 @@ from amrg.data.labels import FINDINGS, LABELS, NEGATIVE, NO_FINDING
 from amrg.data.prior import Prior
 from amrg.data.text.cleaning import normalize_for_dedup, split_sentences
 from amrg.data.text.outline import format_outline, positive_findings
-from amrg.data.text.repetition import excepts, mentions_prior, says_all_is_well
-from amrg.data.text.statements import statements
+from amrg.data.text.repetition import mentions_prior, presupposes_finding, says_all_is_well
+from amrg.data.text.statements import find_statements
 from amrg.models.bank_sentences import BankSentence, read_sentences
-from amrg.models.detail_heads import ATTRIBUTES, AttributeHeads, combine, support
+from amrg.models.detail_heads import ATTRIBUTES, AttributeHeads, combine_distributions, value_support
 from amrg.models.finding_calibration import Certainty
-from amrg.models.graph_guide import GraphGuide, node_rows, stated_nodes
+from amrg.models.graph_guide import GraphGuide, node_indicators, nodes_of_text
 from amrg.models.linked_rows import LinkedRows, Supported
 from amrg.models.regions import PLACES
 from amrg.models.report_generator import Association
@@ -143,7 +143,7 @@ class Composed:
             before: the previous sentences of the report, or of the impression.
             restates: it may state the findings of the composed sentences again, as an impression does.
         """
-        found = statements(sentence)
+        found = find_statements(sentence)
         covered = set() if restates else {label for one in self.sentences for label in one.labels}
         states = {one.finding for one in found if one.presence != NEGATIVE}
         denies = {one.finding for one in found if one.presence == NEGATIVE}
@@ -152,7 +152,7 @@ class Composed:
         return not (
             again
             or states - (set(self.findings) - covered)
-            or denies & contradicted(found_on_film)
+            or denies & incompatible_findings(found_on_film)
             or (mentions_prior(sentence) and not self.compares)
             or (says_all_is_well(sentence) and ACUTE & found_on_film)
         )
@@ -284,12 +284,12 @@ class Composer:
         rows: dict[str, list[set[str]]] = {n: [set() for _ in range(self._length(n))] for n in ("visual", "report")}
         for sentence in self._sentences if rows["report"] else ():
             for row in sentence.rows:
-                rows["report"][row] = stated_nodes(sentence.text)
+                rows["report"][row] = nodes_of_text(sentence.text)
         if self._visual is not None:
             for row, (label, texts) in enumerate(zip(self._visual.label_N.tolist(), self._visual.texts, strict=True)):
                 if label < len(LABELS):
-                    rows["visual"][row] = stated_nodes(" ".join(texts), LABELS[label])
-        return {name: node_rows(of) for name, of in rows.items()}
+                    rows["visual"][row] = nodes_of_text(" ".join(texts), LABELS[label])
+        return {name: node_indicators(of) for name, of in rows.items()}
 
     def _length(self, name: str) -> int:
         if name == "report":
@@ -302,7 +302,7 @@ class Composer:
         if visual_QN is None or self._visual is None:
             return named
         share_F, base_F = self._visual.shares(visual_QN), self._visual.base_F
-        agrees = [share >= least_share(base) - 1e-4 for share, base in zip(share_F, base_F, strict=True)]
+        agrees = [share >= least_confirming_share(base) - 1e-4 for share, base in zip(share_F, base_F, strict=True)]
         return [f for f in named if agrees[FINDINGS.index(f)]]
 
     def _supported(self, vision: VisionOutput, visual_BQN: Tensor | None) -> list[Supported | None]:
@@ -322,7 +322,7 @@ class Composer:
                 finding: {
                     attribute: p
                     for attribute in ATTRIBUTES
-                    if (p := combine([one.get(finding, {}).get(attribute) for one in of_study]))
+                    if (p := combine_distributions([one.get(finding, {}).get(attribute) for one in of_study]))
                 }
                 for finding in FINDINGS
             }
@@ -345,14 +345,14 @@ class Composer:
         for finding in named:
             if finding not in left:
                 continue
-            best = self._best(film, finding, set(named), contradicted(found))
+            best = self._best(film, finding, set(named), incompatible_findings(found))
             if best is None:
                 continue
             sentence = self._sentences[best]
             left -= sentence.states
             regions = self._voters(film, LABELS.index(finding))
             details = [
-                (f, a, v, None if film.supported is None else support(v, film.supported.get(f, {}).get(a)))
+                (f, a, v, None if film.supported is None else value_support(v, film.supported.get(f, {}).get(a)))
                 for f, a, v in sentence.details
             ]
             composed.append(
@@ -452,7 +452,11 @@ class Composer:
         if i < 0 or text in before:
             return -1
         sentence = self._sentences[i]
-        fits = sentence.normal and not sentence.denies & contradicted(named) and (bool(before) or not excepts(text))
+        fits = (
+            sentence.normal
+            and not sentence.denies & incompatible_findings(named)
+            and (bool(before) or not presupposes_finding(text))
+        )
         fits = fits and not (says_all_is_well(text) and ACUTE & set(named))
         return i if fits and film.sees(sentence) else -1
 
@@ -495,12 +499,12 @@ def _unsure(film: _Film, findings: Sequence[str], sentences: Sequence[ComposedSe
     return tuple(Unsure(text, labels, min(film.probability[f] for f in labels)) for text, labels in entries)
 
 
-def contradicted(named: Iterable[str]) -> set[str]:
+def incompatible_findings(named: Iterable[str]) -> set[str]:
     """Findings that must not be denied if some are named: these and those that they imply."""
     return {one for finding in named for one in (finding, *IMPLIES.get(finding, ()))}
 
 
-def least_share(base: float) -> float:
+def least_confirming_share(base: float) -> float:
     """Least share of an association that confirms a finding: twice the chance level, or halfway from it to 1."""
     return min(2 * base, (1 + base) / 2)
 
@@ -528,8 +532,8 @@ def _backing(sentence: BankSentence, supported: Supported) -> float:
     score = -UNSUPPORTED * sentence.sized
     for finding, attribute, value in sentence.details:
         distribution = supported.get(finding, {}).get(attribute)
-        p = support(value, distribution) or 0.0
+        p = value_support(value, distribution) or 0.0
         score += DETAIL * math.log(p + 1e-3) + SAYING[attribute] - UNSUPPORTED * (p < LEAST_SUPPORT)
         if attribute == "device" and distribution:
-            score -= UNSUPPORTED * (p < max(support(other, distribution) or 0.0 for other in distribution))
+            score -= UNSUPPORTED * (p < max(value_support(other, distribution) or 0.0 for other in distribution))
     return score

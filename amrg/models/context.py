@@ -22,7 +22,7 @@ def context_parts(context: Context, fields: Iterable[str]) -> list[tuple[str, st
     return [(name, f"{name.capitalize()}: {text}\n") for name in fields if (text := context.text(name))]
 
 
-def context_text(context: Context, fields: Iterable[str]) -> str:
+def format_context(context: Context, fields: Iterable[str]) -> str:
     """Return the text of some fields as the decoder reads it; fields that are not known leave nothing."""
     return "".join(text for _, text in context_parts(context, fields))
 
@@ -63,7 +63,7 @@ class ContextTokenizer:
         )
 
 
-def drop_fields(context_BC: Tensor, field_BC: Tensor, share: float) -> Tensor:
+def drop_context_fields(context_BC: Tensor, field_BC: Tensor, share: float) -> Tensor:
     """Take out each field of each study with a probability, by torch's random numbers.
 
     The tokens of such a field become padding, so that a study is the same as without it.

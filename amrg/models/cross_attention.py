@@ -63,7 +63,7 @@ class CrossAttention(MemoryLayer):
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
     ) -> RetrievalSteps[MemoryOutput]:  # fmt: skip
-        """``forward`` as steps of ``run_batched``: it asks for nothing."""
+        """``forward`` as steps of ``retrieve_in_lockstep``: it asks for nothing."""
         yield from ()
         out = self.forward(x_BLS, memory_ND, query_group=query_group, memory_group=memory_group)
         bank = self._bank(memory_ND, memory_group)

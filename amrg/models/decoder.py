@@ -27,21 +27,28 @@ from transformers import (
 from amrg import distributed
 from amrg.config import DecoderConfig
 from amrg.errors import UserError, collect_errors
-from amrg.model_files import quiet, reason, weights_files
-from amrg.models.decoder_checks import NO_TASK, DecoderFiles, language_config, open_decoder, read_adapter, stop_tokens
+from amrg.model_files import error_in_one_line, silence_transformers, weights_files
+from amrg.models.decoder_checks import (
+    NO_TASK,
+    DecoderFiles,
+    describe_decoder,
+    language_config,
+    read_adapter_config,
+    stop_token_ids,
+)
 from amrg.models.decoder_files import (
     ADAPTER,
     SMALL_LLAMA,
-    check_hub,
-    gguf_faults,
-    on_disk,
+    check_model_on_hub,
+    decoder_on_disk,
+    find_gguf_faults,
     resolve_model,
 )
-from amrg.models.tensor_parallel import split
+from amrg.models.tensor_parallel import split_decoder
 from amrg.models.tokenizer import train_tokenizer
-from amrg.models.zero3 import Zero3Config, weights_hash, zero3_loading
+from amrg.models.zero3 import Zero3Config, hash_of_weights, zero3_loading
 from amrg.precision import autocast
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 QUANTISED = ("int8", "nf4")
 #: What becomes of the LoRA adapter that ``decoder.model`` may be.
@@ -80,7 +87,7 @@ def build_decoder(
 def build_split_decoder(
     config: DecoderConfig, reports: Sequence[str], seed: int
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Build a decoder of which this rank keeps its part (``distributed.groups``), on its device.
+    """Build a decoder of which this rank keeps its part (``distributed.current_groups``), on its device.
 
     Ranks of a machine build one after the other, as its memory need not hold more than one whole model.
 
@@ -90,11 +97,11 @@ def build_split_decoder(
     Raises:
         UserError: as ``build_decoder``; or the architecture cannot be split, or computes something else then.
     """
-    with distributed.in_turn():
+    with distributed.local_ranks_in_turn():
         model, tokenizer = build_decoder(config, reports, seed)
         expected = _some_logits(model, tokenizer)
-        split(model, distributed.groups())
-    if not _alike(_some_logits(model.to(distributed.device()), tokenizer), expected):
+        split_decoder(model, distributed.current_groups())
+    if not _alike(_some_logits(model.to(distributed.local_device()), tokenizer), expected):
         raise UserError(
             f"decoder.model: {_name(model)} computes something else when it is split over ranks: take zero3.json"
         )
@@ -150,7 +157,7 @@ def load_pretrained(
     if zero is not None:
         refuse_quantised(dtype)
     try:
-        files = open_decoder(Path(resolve_model(name)), download=True)
+        files = describe_decoder(Path(resolve_model(name)), download=True)
     except UserError as error:
         raise UserError(str(error).splitlines()[0]) from None
     assert files is not None  # downloaded
@@ -164,14 +171,16 @@ def load_pretrained(
     model = _load_weights(files, dtype, precision, zero)
     if zero is not None:
         numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-        echo(f"decoder: {numbers / 1e6:,.1f} million weights read in parts, {time.perf_counter() - began:.1f} s")
+        print_on_rank_0(
+            f"decoder: {numbers / 1e6:,.1f} million weights read in parts, {time.perf_counter() - began:.1f} s"
+        )
     for module in model.modules():
         # bitsandbytes on some CPUs reorders 4-bit weights in evaluation for good; training would then go wrong unseen.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     tokenizer = files.tokenizer
     # How to write is said by `generate` alone: what the base model's own file says would clash with it.
-    ends = list(dict.fromkeys([tokenizer.eos_token_id, *stop_tokens(files.folder)]))
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *stop_token_ids(files.folder)]))
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else tokenizer.eos_token_id,
@@ -193,10 +202,12 @@ def _load_weights(files: DecoderFiles, dtype: str, precision: dict[str, Any], ze
         # Safetensors only: a checkpoint in pickles could run code.
         given |= {"pretrained_model_name_or_path": files.folder, "local_files_only": True, "use_safetensors": True}
     try:
-        with quiet(), zero3_loading(zero, dtype):
+        with silence_transformers(), zero3_loading(zero, dtype):
             model, info = files.model_class.from_pretrained(**given, output_loading_info=True)
     except Exception as error:  # attention kernels and quantisers that are not installed refuse in their own ways
-        raise UserError(f"decoder.model: {files.folder} cannot be loaded by transformers ({reason(error)})") from None
+        raise UserError(
+            f"decoder.model: {files.folder} cannot be loaded by transformers ({error_in_one_line(error)})"
+        ) from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"decoder.model: the weights of {files.folder} lack {len(missing)} (first: {missing[0]}): download it again"
@@ -210,9 +221,9 @@ def _load_weights(files: DecoderFiles, dtype: str, precision: dict[str, Any], ze
 def _with_adapter(model: Any, files: DecoderFiles, use: UseAdapter) -> Any:
     """The model with the LoRA of its folder around it, or added to its weights."""
     adapter = str(files.adapter)
-    config = read_adapter(Path(adapter), model.config)
-    echo(f"decoder: going on from the LoRA adapter {adapter} (rank {config.r}) around {files.folder}")
-    with quiet():
+    config = read_adapter_config(Path(adapter), model.config)
+    print_on_rank_0(f"decoder: going on from the LoRA adapter {adapter} (rank {config.r}) around {files.folder}")
+    with silence_transformers():
         tuned = PeftModel.from_pretrained(
             model, adapter, config=config, is_trainable=use == "train", key_mapping=files.key_mapping
         )
@@ -245,10 +256,10 @@ def _report_quantized(files: DecoderFiles, dtype: str) -> None:
     """Print that the weights are quantised in another way than the setting says."""
     same = {"int8": ("bitsandbytes", 8), "nf4": ("bitsandbytes", 4)}
     if files.quantization != same.get(dtype):
-        echo(f"decoder: {files.folder} is {_stored(files)}, whatever decoder.base_dtype says ({dtype})")
+        print_on_rank_0(f"decoder: {files.folder} is {_stored(files)}, whatever decoder.base_dtype says ({dtype})")
 
 
-def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None:
+def smoke_test_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None:
     """Compute and generate two tokens from embeddings, so that a training does not begin that cannot be used.
 
     Args:
@@ -262,7 +273,7 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
     modes = {module: module.training for module in model.modules()}
     ids = torch.full((1, 3), tokenizer.eos_token_id, device=model.device)
     try:
-        with torch.no_grad(), autocast(dtype), quiet():
+        with torch.no_grad(), autocast(dtype), silence_transformers():
             embeddings = model.eval().get_input_embeddings()(ids)
             given = {"logits_to_keep": 2, "use_cache": False}
             logits = model(inputs_embeds=embeddings, **given).logits
@@ -282,8 +293,8 @@ def rehearse(model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> None
             full = model(inputs_embeds=torch.cat([embeddings, first], dim=1), **given).logits
     except Exception as error:  # each architecture fails in its own way
         raise UserError(
-            f"decoder.model: {_name(model)} cannot read or generate from embeddings ({reason(error)}): give a model of "
-            "another architecture, or another decoder.base_dtype"
+            f"decoder.model: {_name(model)} cannot read or generate from embeddings ({error_in_one_line(error)}): "
+            "give a model of another architecture, or another decoder.base_dtype"
         ) from None
     if tuple(logits.shape[:2]) != (1, 2) or not _alike(logits, expected):
         raise UserError(
@@ -361,18 +372,18 @@ def decoder_faults(config: DecoderConfig) -> list[str]:
     faults = collect_errors(lambda: _base_dtype(config), lambda: _precision(config.base_dtype))
     if name == SMALL_LLAMA:
         return faults + collect_errors(lambda: _refuse_heads(config), lambda: _refuse_untrained(config))
-    missing = collect_errors(lambda: on_disk(name))
+    missing = collect_errors(lambda: decoder_on_disk(name))
     if missing:
         return faults + missing
-    found = on_disk(name)
+    found = decoder_on_disk(name)
     if found is None:
-        return faults + collect_errors(lambda: check_hub(name))
+        return faults + collect_errors(lambda: check_model_on_hub(name))
     if found.is_file():
-        return faults + gguf_faults(found)
+        return faults + find_gguf_faults(found)
     use: UseAdapter = "train" if config.tuning == "lora" else "merge"
 
     def check() -> None:
-        files = open_decoder(found)
+        files = describe_decoder(found)
         if files is not None and (unusable := _use_faults(files, config.base_dtype, config.tuning, use)):
             raise UserError("\n".join(unusable))
 
@@ -385,21 +396,23 @@ def find_tokenizer(config: DecoderConfig) -> PreTrainedTokenizerBase | None:
     Raises:
         UserError: the folder cannot serve as a decoder.
     """
-    found = None if config.model == SMALL_LLAMA else on_disk(config.model)
-    files = open_decoder(found) if found is not None and found.is_dir() else None
+    found = None if config.model == SMALL_LLAMA else decoder_on_disk(config.model)
+    files = describe_decoder(found) if found is not None and found.is_dir() else None
     return None if files is None else files.tokenizer
 
 
 def save_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save what training could change: the whole model, or the LoRA adapter alone; with the tokenizer."""
-    with quiet():
+    with silence_transformers():
         if any(parameter.requires_grad for parameter in model.parameters()):
             model.save_pretrained(folder)
             (folder / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
         tokenizer.save_pretrained(folder)
 
 
-def load_decoder(config: DecoderConfig, folder: Path, zero: Zero3Config = None) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_saved_decoder(
+    config: DecoderConfig, folder: Path, zero: Zero3Config = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """What ``save_decoder`` wrote; a base model that was not trained comes from where ``config.model`` says.
 
     Args:
@@ -417,7 +430,7 @@ def load_decoder(config: DecoderConfig, folder: Path, zero: Zero3Config = None) 
     if config.tuning == "lora":
         if not (folder / ADAPTER).is_file():
             raise UserError(f"{folder} holds no LoRA adapter: train it with `amrg stage2`")
-        model = PeftModel.from_pretrained(model, str(folder), config=read_adapter(folder, model.config))
+        model = PeftModel.from_pretrained(model, str(folder), config=read_adapter_config(folder, model.config))
     return model, tokenizer
 
 
@@ -441,7 +454,7 @@ def base_fingerprint(model: Any) -> str:
         for name, parameter in base.named_parameters()
         if not (parameter.requires_grad or ".lora_" in name or ".modules_to_save." in name)
     }
-    return weights_hash(sorted(frozen.items())) if frozen else ""
+    return hash_of_weights(sorted(frozen.items())) if frozen else ""
 
 
 def _refuse_heads(config: DecoderConfig) -> None:
@@ -483,10 +496,10 @@ def _apply_tuning(model: Any, config: DecoderConfig) -> Any:
     model.requires_grad_(False)
     if config.tuning == "frozen":
         return model
-    return get_peft_model(model, lora_config(config, model))
+    return get_peft_model(model, decoder_lora_config(config, model))
 
 
-def lora_config(config: DecoderConfig, model: Any) -> LoraConfig:
+def decoder_lora_config(config: DecoderConfig, model: Any) -> LoraConfig:
     """The LoRA around a causal LM: all linear layers, experts too, except those whose weights are read elsewhere."""
     # The fused kernels of state-space layers read these weights themselves, so that a LoRA would have no effect.
     state_space = any("Mamba" in type(module).__name__ for module in model.modules())
@@ -505,7 +518,7 @@ def lora_config(config: DecoderConfig, model: Any) -> LoraConfig:
     convert_peft_config_for_transformers(converted, model, None)
     if converted.target_parameters and config.lora_dropout:
         lora.lora_dropout = 0.0
-        echo("decoder: a LoRA of stacked experts has no dropout, so decoder.lora_dropout is taken as 0")
+        print_on_rank_0("decoder: a LoRA of stacked experts has no dropout, so decoder.lora_dropout is taken as 0")
     return lora
 
 

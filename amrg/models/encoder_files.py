@@ -21,7 +21,14 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from amrg.errors import UserError, collect_errors
-from amrg.model_files import quiet, read_shapes, reason, safetensors_faults, weights_faults, weights_files
+from amrg.model_files import (
+    error_in_one_line,
+    read_weight_shapes,
+    safetensors_faults,
+    silence_transformers,
+    weights_faults,
+    weights_files,
+)
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _CLIP, _CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -74,7 +81,9 @@ def describe_folder(folder: Path) -> EncoderDescription:
         if isinstance(content.get("model_type"), str):
             return _describe_transformers(folder, content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where} is not described by its JSON files ({reason(error)}): download them again") from None
+        raise UserError(
+            f"{where} is not described by its JSON files ({error_in_one_line(error)}): download them again"
+        ) from None
     raise UserError(f"{where}: {_CONFIG} names neither an architecture (timm) nor a model_type (transformers)")
 
 
@@ -171,7 +180,7 @@ def encoder_weights_faults(folder: Path) -> list[str]:
     def check() -> None:
         description = describe_folder(folder)
         files, prefix = encoder_weights(folder)
-        shapes = read_shapes(files)
+        shapes = read_weight_shapes(files)
         if description.library == "timm":
             named = {name.removeprefix(prefix): value for name, value in shapes.items() if name.startswith(prefix)}
             missing, mismatched = _misfit_timm(description, named)
@@ -189,7 +198,7 @@ def encoder_weights_faults(folder: Path) -> list[str]:
     return [line for fault in collect_errors(check) for line in fault.splitlines()]
 
 
-def timm_options(description: EncoderDescription, size: int) -> dict[str, Any]:
+def timm_model_options(description: EncoderDescription, size: int) -> dict[str, Any]:
     """Arguments of ``timm.create_model`` for a described encoder and films of a size.
 
     Raises:
@@ -213,13 +222,15 @@ def timm_options(description: EncoderDescription, size: int) -> dict[str, Any]:
 
 
 def _misfit_timm(description: EncoderDescription, named: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-    options = timm_options(description, description.image_size)
+    options = timm_model_options(description, description.image_size)
     try:
         with torch.device("meta"):
             model: Any = timm.create_model(pretrained=False, **options)
     except Exception as error:  # each architecture refuses its arguments in its own way
         name = options["model_name"]
-        raise UserError(f"vision.encoder: timm {timm.__version__} cannot build {name} ({reason(error)})") from None
+        raise UserError(
+            f"vision.encoder: timm {timm.__version__} cannot build {name} ({error_in_one_line(error)})"
+        ) from None
     expected = model.state_dict()
     # Renames what older versions of timm, or other libraries, called otherwise.
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
@@ -244,7 +255,8 @@ def vision_config(description: EncoderDescription) -> tuple[PretrainedConfig, An
         config = CONFIG_MAPPING[kind].from_dict(description.config)
     except Exception as error:  # configurations check themselves in their own ways
         raise UserError(
-            f"vision.encoder of type {kind} cannot be used by transformers {version('transformers')} ({reason(error)})"
+            f"vision.encoder of type {kind} cannot be used by transformers {version('transformers')} "
+            f"({error_in_one_line(error)})"
         ) from None
     config = getattr(config, "vision_config", config)
     model_class: Any = MODEL_MAPPING.get(type(config), None)
@@ -261,7 +273,7 @@ def constructor_options(model_class: Any) -> dict[str, Any]:
 def _misfit_transformers(description: EncoderDescription, shapes: dict[str, Tensor]) -> tuple[list[str], list[str]]:
     config, model_class = vision_config(description)
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with silence_transformers(), torch.random.fork_rng(devices=[]):
             _, info = model_class.from_pretrained(
                 None,
                 config=config,
@@ -273,6 +285,6 @@ def _misfit_transformers(description: EncoderDescription, shapes: dict[str, Tens
             )
     except Exception as error:  # each architecture refuses its settings in its own way
         raise UserError(
-            f"vision.encoder cannot be built by transformers {version('transformers')} ({reason(error)})"
+            f"vision.encoder cannot be built by transformers {version('transformers')} ({error_in_one_line(error)})"
         ) from None
     return sorted(info["missing_keys"]), [f"{name} {list(a)} for {list(b)}" for name, a, b in info["mismatched_keys"]]

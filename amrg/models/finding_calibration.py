@@ -61,7 +61,7 @@ class Certainty:
     def probabilities(self, vision: VisionOutput) -> Tensor:
         """Probabilities that each study's report states each finding, float64 [B, F] on the CPU."""
         weight_FX, bias_F = torch.tensor(self.weight).double(), torch.tensor(self.bias).double()
-        return ((features_of(vision) * weight_FX).sum(-1) + bias_F).sigmoid()
+        return ((calibration_features(vision) * weight_FX).sum(-1) + bias_F).sigmoid()
 
     def save(self, folder: Path) -> None:
         """Write ``FILE``."""
@@ -86,7 +86,7 @@ class Certainty:
             raise UserError(f"{folder / FILE} is missing or unreadable: run `amrg stage2` again") from None
 
 
-def features_of(vision: VisionOutput) -> Tensor:
+def calibration_features(vision: VisionOutput) -> Tensor:
     """Return the features of each finding, float64 [B, F, 3] on the CPU.
 
     Returns:

@@ -16,7 +16,7 @@ from torch import Tensor
 from amrg.config import GraphConfig
 from amrg.data.labels import FINDINGS, NO_FINDING
 from amrg.data.text.cleaning import split_sentences
-from amrg.graph.facts import DEVICE_FINDING, LOCATED_AT, NODES, Facts, report_facts
+from amrg.graph.facts import DEVICE_FINDING, LOCATED_AT, NODES, Facts, read_report_facts
 from amrg.graph.knowledge_graph import EXCLUDES, FILE, Edge, KnowledgeGraph
 
 #: Edges of a report that are recorded, the strongest.
@@ -66,7 +66,9 @@ class GraphGuide:
         if self.config.check == "none":
             return list(sections), []
         if self.config.check == "flag":
-            return list(sections), [edge.to_dict() for edge in self.graph.implausible(report_facts(" ".join(sections)))]
+            return list(sections), [
+                edge.to_dict() for edge in self.graph.implausible(read_report_facts(" ".join(sections)))
+            ]
         kept: list[str] = []
         known: list[Edge] = []
         found: list[dict[str, Any]] = []
@@ -75,7 +77,7 @@ class GraphGuide:
         for section in sections:
             before, sentences = len(kept), split_sentences(section)
             for sentence in sentences:
-                edges = self.graph.implausible(report_facts(" ".join([*kept, sentence])))
+                edges = self.graph.implausible(read_report_facts(" ".join([*kept, sentence])))
                 fresh = [edge for edge in edges if edge not in known]
                 left_out = bool(fresh) and number >= composed
                 found += [edge.to_dict() | ({"left_out": True} if left_out else {}) for edge in fresh]
@@ -88,7 +90,7 @@ class GraphGuide:
 
     def record(self, text: str, implausible: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return ``graph``, the edges that a report states, and ``implausible``, if it is, of a line of reports."""
-        edges = [edge.to_dict() for edge in self.graph.stated_edges(report_facts(text))[:RECORDED_EDGES]]
+        edges = [edge.to_dict() for edge in self.graph.stated_edges(read_report_facts(text))[:RECORDED_EDGES]]
         return {"graph": edges} | ({"implausible": list(implausible)} if implausible else {})
 
     @cached_property
@@ -131,7 +133,7 @@ class GraphGuide:
 
         Args:
             weights_BQJ, rows_BQJ: retrieved rows of each query; row −1 is none.
-            nodes_NV: 1 for the nodes of each row (``node_rows``).
+            nodes_NV: 1 for the nodes of each row (``node_indicators``).
             probability_BF: calibrated probabilities of the findings.
         """
         if self.config.retrieval == "none":
@@ -152,7 +154,7 @@ class GraphGuide:
         return torch.where(after_BQ1 > 0, fitted_BQJ * before_BQ1 / after_BQ1.clamp_min(1e-30), weights_BQJ)
 
 
-def node_rows(rows: Iterable[Iterable[str]]) -> Tensor:
+def node_indicators(rows: Iterable[Iterable[str]]) -> Tensor:
     """Return 1 for the nodes of each row, float32 [N, V]."""
     named = [[_NODES.index(node) for node in nodes] for nodes in rows]
     nodes_NV = torch.zeros(len(named), len(_NODES))
@@ -161,14 +163,14 @@ def node_rows(rows: Iterable[Iterable[str]]) -> Tensor:
     return nodes_NV
 
 
-def stated_nodes(text: str, finding: str | None = None) -> set[str]:
+def nodes_of_text(text: str, finding: str | None = None) -> set[str]:
     """Return the positive findings of a text and their sites; of one finding only, if it is given."""
-    facts = report_facts(text)
+    facts = read_report_facts(text)
     findings = facts.stated - {NO_FINDING} if finding is None else {finding}
     return {*findings, *(node for f, relation, node in facts.details if relation == LOCATED_AT and f in findings)}
 
 
-def save_guide(config: GraphConfig, graph: Path | None, folder: Path) -> None:
+def save_graph_guide(config: GraphConfig, graph: Path | None, folder: Path) -> None:
     """Write the counts of a graph, without its studies, beside the reports that it guides."""
     if graph is not None and config.guides_reports and not (folder / FILE).exists():
         KnowledgeGraph.load(graph).save(folder, with_keys=False)
@@ -176,7 +178,7 @@ def save_guide(config: GraphConfig, graph: Path | None, folder: Path) -> None:
 
 @lru_cache(maxsize=65536)
 def _facts(sentence: str) -> Facts:
-    return report_facts(sentence)
+    return read_report_facts(sentence)
 
 
 def _stating(findings: set[str]) -> Facts:

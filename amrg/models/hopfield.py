@@ -14,7 +14,7 @@ from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.blockwise import association_blocks
 from amrg.kernels.hopfield.reference import Operands
 from amrg.models.memory_layer import AnyBank, Block, LocalBank, MemoryLayer
-from amrg.retrieval.attribution import top_k_rows, top_k_rows_sharded
+from amrg.retrieval.attribution import top_k_rows_sharded, top_weighted_rows
 from amrg.retrieval.indexed_bank import IndexedBank
 from amrg.retrieval.sharded_bank import ShardedBank, retrieve_batched
 from amrg.retrieval.types import RetrievalRequest, Shard
@@ -40,7 +40,7 @@ R = TypeVar("R")
 RetrievalSteps = Generator[RetrievalCall, Retrieval, R]
 
 
-def run_batched(memories: Sequence[RetrievalSteps[R]]) -> list[R]:
+def retrieve_in_lockstep(memories: Sequence[RetrievalSteps[R]]) -> list[R]:
     """Run several memories in lockstep, so that those on sharded banks share one exchange per step."""
     results: list[R | None] = [None] * len(memories)
     answers: dict[int, Retrieval | None] = dict.fromkeys(range(len(memories)))
@@ -160,13 +160,13 @@ class HopfieldMemory(MemoryLayer):
         ``memory_ND`` holds normalized rows (``normalise_rows``); by default those of ``set_memory``. ``query_group``
         [B] and ``memory_group`` [N] are int64: rows of a sample's own group are masked; group −1 masks nothing.
         """
-        return run_batched([self.forward_steps(x_BLS, memory_ND, query_group, memory_group)])[0].out_BLO
+        return retrieve_in_lockstep([self.forward_steps(x_BLS, memory_ND, query_group, memory_group)])[0].out_BLO
 
     def forward_steps(
         self, x_BLS: Tensor, memory_ND: Tensor | None = None, query_group: Tensor | None = None,
         memory_group: Tensor | None = None,
     ) -> "RetrievalSteps[MemoryOutput]":  # fmt: skip
-        """Run ``forward`` as a generator of retrieval calls, which ``run_batched`` batches over several memories."""
+        """Run ``forward`` as a generator of retrieval calls, which ``retrieve_in_lockstep`` batches over memories."""
         bank = self._bank(memory_ND, memory_group)
         query_group = self._expand_groups(query_group, bank, x_BLS.shape[1])
         queries, result = yield from self._associate(x_BLS, bank, query_group)
@@ -286,13 +286,13 @@ class HopfieldMemory(MemoryLayer):
         """
         bank = self._bank(memory_ND, memory_group)
         group = self._expand_groups(query_group, bank, x_BLS.shape[1])
-        queries, result = run_batched([self._associate(x_BLS, bank, group)])[0]
+        queries, result = retrieve_in_lockstep([self._associate(x_BLS, bank, group)])[0]
         lse_HM = result.lse_M.view(self.heads, -1)
         group_M = None if group is None else group[: lse_HM.shape[1]]
         query_payload = queries.transpose(0, 1), lse_HM.T, group_M
         if isinstance(bank.backend, ShardedBank):
             weights, indices = top_k_rows_sharded(bank.backend, *query_payload, top_k)
         else:
-            weights, indices = top_k_rows(Shard(bank.rows, bank.scale, bank.group, 0), *query_payload, top_k)
+            weights, indices = top_weighted_rows(Shard(bank.rows, bank.scale, bank.group, 0), *query_payload, top_k)
         shape = (*x_BLS.shape[:2], top_k)
         return weights.view(shape), indices.view(shape)

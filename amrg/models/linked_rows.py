@@ -11,7 +11,7 @@ from torch import Tensor
 from amrg.banks.bank import MemoryBank
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.data.text.cleaning import split_sentences
-from amrg.data.text.statements import statements
+from amrg.data.text.statements import find_statements
 from amrg.models.detail_heads import ATTRIBUTES, Distribution, detail_values
 
 #: Probabilities of the values of a detail, by finding and attribute.
@@ -32,7 +32,7 @@ class LinkedRows:
         self._votes: dict[tuple[str, str], tuple[list[str], Tensor]] = {}
         for k, finding in enumerate(FINDINGS):
             rows = (self.label_N == k).nonzero()[:, 0].tolist()
-            stated = {row: detail_values(statements(" ".join(self.texts[row])), finding) for row in rows}
+            stated = {row: detail_values(find_statements(" ".join(self.texts[row])), finding) for row in rows}
             for attribute in ATTRIBUTES:
                 values = sorted({of[attribute] for of in stated.values() if attribute in of})
                 if values:

@@ -9,14 +9,14 @@ from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.models.memory_layer import AnyBank, LocalBank
 from amrg.retrieval.indexed_bank import IndexedBank, IndexKind
-from amrg.retrieval.layout import ShardLayout, hybrid_group
+from amrg.retrieval.layout import ShardLayout, hybrid_replica_group
 from amrg.retrieval.sharded_bank import ShardedBank
 
 #: Folder of saved indexes, beside the artefacts of a run: an artefact does not change once it is made.
 INDEXES = ".indexes"
 
 
-def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, AnyBank]:
+def open_sharded_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, AnyBank]:
     """Open the visual and the report bank of a banks artefact, complete or sharded according to ``sharding``.
 
     Args:
@@ -35,7 +35,7 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
     if distributed.world_size() == 1:
         return _local(visual), _local(reports)
     layout = ShardLayout(
-        None if sharding.ranks_per_replica is None else hybrid_group(sharding.ranks_per_replica),
+        None if sharding.ranks_per_replica is None else hybrid_replica_group(sharding.ranks_per_replica),
         sharding.ranks_per_node,
     )
     queries = batch_size * len(LABELS) * config.memory.heads
@@ -43,7 +43,7 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
         ShardedBank.open(
             bank,
             layout,
-            device=distributed.device(),
+            device=distributed.local_device(),
             strategy=sharding.strategy,
             replicate_below_bytes=sharding.replicate_below_bytes,
             queries=queries,
@@ -57,14 +57,14 @@ def open_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, 
 
 def _indexed(bank: MemoryBank, kind: IndexKind, saved: Path) -> IndexedBank:
     """Open a bank with its index; the first rank builds and saves the index if it is not there yet."""
-    if distributed.rank():
+    if distributed.global_rank():
         distributed.barrier()
-    device, scale = distributed.device(), bank.scale(0, len(bank))
+    device, scale = distributed.local_device(), bank.scale(0, len(bank))
     opened = IndexedBank(
         bank.load().to(device), scale=None if scale is None else scale.to(device), group=bank.groups.to(device),
         kind=kind, saved=saved, content_hash=bank.content_hash,
     )  # fmt: skip
-    if not distributed.rank():
+    if not distributed.global_rank():
         distributed.barrier()
     return opened
 

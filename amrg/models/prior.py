@@ -68,7 +68,7 @@ class PriorInputs(NamedTuple):
         )
 
 
-def prior_text(prior: Prior | None, parts: Sequence[str]) -> str:
+def format_prior(prior: Prior | None, parts: Sequence[str]) -> str:
     """Return the text of an earlier study as the decoder reads it; empty for none, or if nothing of it is known."""
     if prior is None:
         return ""
@@ -94,13 +94,13 @@ class PriorTokenizer:
 
     def __call__(self, priors: Sequence[Prior | None]) -> Tensor:
         """Return token ids [B, R], padded on the left with ``IGNORE_INDEX``."""
-        texts = [prior_text(prior, self.parts) for prior in priors]
+        texts = [format_prior(prior, self.parts) for prior in priors]
         ids = [self.tokenizer(text, add_special_tokens=False).input_ids[: self.max_tokens] for text in texts]
         rows = [torch.tensor(one, dtype=torch.long) for one in ids]
         return pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX, padding_side="left")
 
 
-def drop_priors(batch: dict[str, Any], dropped_B: Tensor) -> dict[str, Any]:
+def drop_batch_priors(batch: dict[str, Any], dropped_B: Tensor) -> dict[str, Any]:
     """Return a batch of stage 2 in which some studies are as if they had no earlier one, with their reports for that.
 
     Args:

@@ -53,7 +53,7 @@ def stream_faults(settings: DecoderConfig) -> list[str]:
     return faults
 
 
-def chat_text(settings: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+def render_chat_template(settings: DecoderConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     """The prompt inside the tokenizer's chat template, and what the template writes after an answer.
 
     Returns:
@@ -146,7 +146,7 @@ class Prompt:
             tokenizer: of the decoder.
             ends: tokens that the pretrained model ends an answer with, beside the template's.
         """
-        chat = chat_text(settings, tokenizer)
+        chat = render_chat_template(settings, tokenizer)
         prompt = settings.prompt if chat is None else chat[0]
         informed = bool(settings.context or settings.prior)
         if informed and CONTEXT not in prompt:

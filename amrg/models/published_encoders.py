@@ -23,13 +23,13 @@ from transformers import PretrainedConfig
 
 from amrg.config import VisionConfig
 from amrg.errors import UserError
-from amrg.model_files import quiet, reason
+from amrg.model_files import error_in_one_line, silence_transformers
 from amrg.models.encoder_base import STRIDE, VisionEncoder, VisionFeatures
 from amrg.models.encoder_files import (
     EncoderDescription,
     constructor_options,
     encoder_weights,
-    timm_options,
+    timm_model_options,
     vision_config,
 )
 
@@ -152,7 +152,7 @@ class TimmEncoder(PublishedEncoder):
 
 def _create(config: VisionConfig, pretrained: bool, size: int, description: EncoderDescription | None) -> nn.Module:
     if description is not None:
-        options = timm_options(description, size)
+        options = timm_model_options(description, size)
         if pretrained:
             assert config.folder is not None
             options["pretrained_cfg_overlay"]["state_dict"] = _state(config.folder)
@@ -183,7 +183,7 @@ def _options_by_name(config: VisionConfig, pretrained: bool, size: int) -> dict[
         refuse_others(config.weights)
     if pretrained:
         # What lies in the cache is opened there: offline, timm would ask the hub for minutes first.
-        weights = config.weights or cached_weights(repository(config.encoder))
+        weights = config.weights or cached_weights(hub_repository(config.encoder))
         if weights:
             options["pretrained_cfg_overlay"] = {"file": weights}
     return options
@@ -202,7 +202,7 @@ def refuse_others(weights: str) -> None:
         raise UserError(f"vision.weights: {weights} is not a safetensors file")
 
 
-def repository(encoder: str) -> str | None:
+def hub_repository(encoder: str) -> str | None:
     """Where the hub has the weights of a timm model."""
     found = timm.get_pretrained_cfg(encoder)
     return found.hf_hub_id if found else None
@@ -277,8 +277,8 @@ class _Reader:
             raise
         except Exception as error:  # each architecture refuses films in its own way
             raise UserError(
-                f"vision.image_size {self._size}: vision.encoder takes no films of that size ({reason(error)}): give "
-                "its own"
+                f"vision.image_size {self._size}: vision.encoder takes no films of that size "
+                f"({error_in_one_line(error)}): give its own"
             ) from None
         return found._replace(unused=frozenset(name for name, p in net.named_parameters() if p.grad is None))
 
@@ -313,7 +313,7 @@ def _stages(out: Any) -> list[Tensor]:
 
 def _load(config: VisionConfig, architecture: PretrainedConfig, model_class: Any) -> Any:
     try:
-        with quiet():
+        with silence_transformers():
             # Safetensors only: a checkpoint in pickles could run code.
             return model_class.from_pretrained(
                 config.folder,
@@ -324,4 +324,6 @@ def _load(config: VisionConfig, architecture: PretrainedConfig, model_class: Any
                 **constructor_options(model_class),
             )
     except Exception as error:  # whichever part of transformers refuses
-        raise UserError(f"vision.encoder: {config.folder} cannot be loaded by transformers ({reason(error)})") from None
+        raise UserError(
+            f"vision.encoder: {config.folder} cannot be loaded by transformers ({error_in_one_line(error)})"
+        ) from None

@@ -20,7 +20,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer
 
 from amrg.config import VisionConfig
 from amrg.errors import UserError, collect_errors
-from amrg.model_files import pickle_faults, quiet, safetensors_faults, weights_file
+from amrg.model_files import find_weights_file, pickle_faults, safetensors_faults, silence_transformers
 
 #: Of what a part of a layer adds, at first.
 FIRST_SCALE = 0.3
@@ -90,22 +90,22 @@ def build_qformer(config: VisionConfig, pretrained: bool = True) -> nn.Module:
     )
     model = PreNormQFormer(shape) if config.qformer_norm == "pre" else Blip2QFormerModel(shape)
     if pretrained and config.qformer_init:
-        if faults := init_faults(config):
+        if faults := qformer_init_faults(config):
             raise UserError("\n".join(faults))
         _begin_with_bert(model, Path(config.qformer_init))
     return model
 
 
-def init_faults(config: VisionConfig) -> list[str]:
+def qformer_init_faults(config: VisionConfig) -> list[str]:
     """Check the BERT of ``vision.qformer_init`` without loading its weights; return the faults."""
     if not config.qformer_init:
         return []
     if config.qformer_norm != "post":
         return [f"{_INIT}: BERT is normalised after each part: say vision.qformer_norm post, or leave {_INIT} out"]
     folder = Path(config.qformer_init)
-    if faults := collect_errors(lambda: weights_file(folder, _INIT)):
+    if faults := collect_errors(lambda: find_weights_file(folder, _INIT)):
         return faults
-    weights = weights_file(folder, _INIT)
+    weights = find_weights_file(folder, _INIT)
     check = safetensors_faults if weights.suffix == ".safetensors" else pickle_faults
     return [f"{_INIT}: {fault}" for fault in check(weights)] + _misfit(config, folder)
 
@@ -134,7 +134,7 @@ def _misfit(config: VisionConfig, folder: Path) -> list[str]:
 def _begin_with_bert(model: Any, folder: Path) -> None:
     """Copy norms, self-attention and MLPs from the first layers of a BERT; cross-attention stays random."""
     try:
-        with quiet():
+        with silence_transformers():
             loaded: Any = BertModel.from_pretrained(
                 folder, add_pooling_layer=False, local_files_only=True, weights_only=True, dtype=torch.float32,
                 output_loading_info=True,

@@ -44,7 +44,7 @@ class Regions(NamedTuple):
     boxes_BK5: Tensor
 
 
-def find_regions(projected_BHWD: Tensor, maps_BKHW: Tensor) -> Regions:
+def regions_of_films(projected_BHWD: Tensor, maps_BKHW: Tensor) -> Regions:
     """Regions of films.
 
     Args:
@@ -63,10 +63,10 @@ def find_regions(projected_BHWD: Tensor, maps_BKHW: Tensor) -> Regions:
     unit_BKD = F.normalize(features_BKD[..., : features_BKD.shape[-1] - PLACES], dim=-1)
     states_BKD = normalise_rows(torch.cat([unit_BKD, places_BKP.sqrt()], dim=-1))
     states_BKD = states_BKD * (peaks_BK > 0)[..., None]
-    return Regions(states_BKD, places_BKP, peaks_BK, boxes_of(maps_BKHW))
+    return Regions(states_BKD, places_BKP, peaks_BK, boxes_of_regions(maps_BKHW))
 
 
-def of_studies(regions: Regions, views: Sequence[int]) -> Regions:
+def regions_of_studies(regions: Regions, views: Sequence[int]) -> Regions:
     """Regions of films, study after study → of studies: for each label that of the film with the highest peak.
 
     Args:
@@ -90,7 +90,7 @@ def _shares(values: Tensor) -> Tensor:
     return values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
 
 
-def boxes_of(maps_BKHW: Tensor) -> Tensor:
+def boxes_of_regions(maps_BKHW: Tensor) -> Tensor:
     """0, x0, y0, x1, y1 of the cells of each region that are connected (by a corner, too) with its peak, [B, K, 5].
 
     The peak's part grows by a cell a time, H + W times: on the device, without waiting for it.

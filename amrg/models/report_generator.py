@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, read_section, to_dict
+from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, config_to_dict, read_config_section
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.prior import Prior
@@ -36,19 +36,19 @@ from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier, mean_over_views
 from amrg.models.context import ContextTokenizer
 from amrg.models.cross_attention import CrossAttention
-from amrg.models.decoder import base_fingerprint, embedding_size, load_decoder, save_decoder, unpacked_sequences
+from amrg.models.decoder import base_fingerprint, embedding_size, load_saved_decoder, save_decoder, unpacked_sequences
 from amrg.models.decoder_files import SMALL_LLAMA
 from amrg.models.forced_prefix import ForcedPrefix
-from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, run_batched
+from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, retrieve_in_lockstep
 from amrg.models.memory_layer import AnyBank
 from amrg.models.prior import PriorFilms, PriorInputs, PriorTokenizer
 from amrg.models.profiling import DECODER, MEMORY, profile_region
 from amrg.models.prompt import Prompt, drop_positions, stream_faults
-from amrg.models.regions import PLACES, find_regions, of_studies
+from amrg.models.regions import PLACES, regions_of_films, regions_of_studies
 from amrg.models.retrieval_loss import Wanted, association_loss, retrieval_loss, teacher_retrieval
 from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer
-from amrg.models.vision_output import MEMORIES, VisionOutput, pool_tokens
-from amrg.models.zero3 import Zero3Config, gathered
+from amrg.models.vision_output import MEMORIES, VisionOutput, pool_token_grid
+from amrg.models.zero3 import Zero3Config, gathered_parameters
 
 STREAMS = ("visual tokens", "queries", "visual memory", "report memory")
 WEIGHTS = "model.safetensors"
@@ -114,7 +114,7 @@ class ReportGenerator(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         # Streams and position embeddings are initialized with the standard deviation of what words enter with.
         embeddings = decoder.get_input_embeddings().weight
-        with gathered([embeddings]):  # `amrg plan` builds a model on the meta device
+        with gathered_parameters([embeddings]):  # `amrg plan` builds a model on the meta device
             size = 1.0 if embeddings.is_meta else embedding_size(decoder.get_input_embeddings())
         nn.init.constant_(self.norm.weight, size)
         # Position embeddings of the prefix: a decoder trained from scratch could not tell the streams apart otherwise.
@@ -142,12 +142,12 @@ class ReportGenerator(nn.Module):
             kinds: as of ``DiseaseClassifier.forward``.
         """
         output = self.stage1(images_M3HW, kinds=kinds)
-        tokens = pool_tokens(
+        tokens = pool_token_grid(
             output.tokens_BND, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0
         )
-        with gathered(list(self.stage1.cam_head.parameters())):
+        with gathered_parameters(list(self.stage1.cam_head.parameters())):
             maps_MQHW = activation_maps(self.stage1.cam_head, output.fine_BHWC, self.map_method)
-        regions = of_studies(find_regions(output.projected_BHWD, maps_MQHW), views)
+        regions = regions_of_studies(regions_of_films(output.projected_BHWD, maps_MQHW), views)
         film_BD = mean_over_views(output.projected_BHWD.mean((1, 2)), views)
         tokens = output.of_studies(tokens, views, by_label=False)
         queries, logits = (output.of_studies(x, views) for x in (output.queries_BQD, output.scores_BK))
@@ -192,7 +192,7 @@ class ReportGenerator(nn.Module):
         queries, dim = len(LABELS), self.stage1.config.query_dim  # not the parameter's shape: ZeRO 3 empties it
         grid = torch.empty(1, self.stage1.encoder.coarse_grid**2, 1)
         return (
-            pool_tokens(grid, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0).shape[1],
+            pool_token_grid(grid, self.settings.max_visual_tokens if self.settings.use_visual_tokens else 0).shape[1],
             queries,
             dim,
         )
@@ -256,8 +256,8 @@ class ReportGenerator(nn.Module):
                 memory.forward_steps(states[name], query_group=hidden) for name, memory in self.streamed.items()
             ]
             if own_BQD is None or self.report_memory is None:
-                return [reading.out_BLO for reading in run_batched(steps)], None
-            answers: list[Any] = run_batched([*steps, teacher_retrieval(self.report_memory, own_BQD, hidden)])
+                return [reading.out_BLO for reading in retrieve_in_lockstep(steps)], None
+            answers: list[Any] = retrieve_in_lockstep([*steps, teacher_retrieval(self.report_memory, own_BQD, hidden)])
             *readings, target_BQD = answers
             loss_B = retrieval_loss(readings[-1].rows_BLD, target_BQD, own_BQD)
             return [reading.out_BLO for reading in readings], loss_B
@@ -472,8 +472,8 @@ class ReportGenerator(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "model_type": "amrg_report_generator",
-            "memory": to_dict(self.memory_config),
-            "decoder": to_dict(self.settings),
+            "memory": config_to_dict(self.memory_config),
+            "decoder": config_to_dict(self.settings),
             "map_method": self.map_method,
             "base_fingerprint": self.base_fingerprint() if base is None else base,
         }
@@ -499,8 +499,8 @@ class ReportGenerator(nn.Module):
         """
         try:
             content = json.loads((folder / "config.json").read_text())
-            memory = read_section(MemoryConfig, content["memory"], "memory")
-            settings = read_section(DecoderConfig, content["decoder"], "decoder")
+            memory = read_config_section(MemoryConfig, content["memory"], "memory")
+            settings = read_config_section(DecoderConfig, content["decoder"], "decoder")
             base, map_method = content.get("base_fingerprint", ""), content["map_method"]
             weights = load_file(folder / WEIGHTS)
         except (OSError, ValueError, KeyError) as error:
@@ -509,7 +509,7 @@ class ReportGenerator(nn.Module):
             ) from None
         stage1 = DiseaseClassifier.from_pretrained(folder / "stage1")
         settings = settings if base_model is None else replace(settings, model=base_model)
-        decoder, tokenizer = load_decoder(settings, folder / "decoder", zero)
+        decoder, tokenizer = load_saved_decoder(settings, folder / "decoder", zero)
         if base and base_fingerprint(decoder) != base:
             raise UserError(
                 f"{folder} was trained with another base model than what {settings.model} is now: give the folder of "

@@ -27,7 +27,7 @@ TEACHER_BETA = 40.0
 
 
 def teacher_retrieval(memory: MemoryLayer, own_BQD: Tensor, group_B: Tensor | None) -> RetrievalSteps[Tensor]:
-    """Retrieve from the bank with a study's own sentences, [B, Q, D], as steps of ``run_batched``.
+    """Retrieve from the bank with a study's own sentences, [B, Q, D], as steps of ``retrieve_in_lockstep``.
 
     Args:
         memory: holds the report bank.

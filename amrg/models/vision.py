@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from amrg.config import VisionConfig
-from amrg.data.image_ops import letterbox, to_model_input
+from amrg.data.image_ops import letterbox_to_square, to_model_input
 from amrg.errors import UserError, collect_errors
-from amrg.model_files import hub_fault, pickle_faults, safetensors_faults
+from amrg.model_files import find_hub_fault, pickle_faults, safetensors_faults
 from amrg.models.encoder_base import VisionEncoder, VisionFeatures
 from amrg.models.encoder_files import EncoderDescription, describe_folder, encoder_weights_faults
 from amrg.models.published_encoders import (
@@ -36,8 +36,8 @@ from amrg.models.published_encoders import (
     TimmEncoder,
     TransformersEncoder,
     cached_weights,
+    hub_repository,
     refuse_others,
-    repository,
 )
 
 HYBRID = "hybrid_swin"
@@ -50,14 +50,14 @@ logging.getLogger("timm.models._builder").addFilter(
 )
 
 
-def to_tensor(films: list[np.ndarray], size: int) -> Tensor:
-    """Grey uint8 films [H, W] of any size → float images [B, 3, size, size] in [0, 1] (see ``letterbox``)."""
+def films_to_tensor(films: list[np.ndarray], size: int) -> Tensor:
+    """Grey uint8 films [H, W] of any size → float images [B, 3, size, size] in [0, 1] (see ``letterbox_to_square``)."""
     return torch.from_numpy(to_model_input(films, size))[:, None].expand(-1, 3, -1, -1) / 255.0
 
 
-def mask_to_grid(mask_HW: np.ndarray, size: int, cells: int) -> Tensor:
+def mask_to_cell_grid(mask_HW: np.ndarray, size: int, cells: int) -> Tensor:
     """A mask on a film, bool [H, W] → float [cells, cells]: the covered share of each cell of that film's grid."""
-    return F.adaptive_avg_pool2d(torch.from_numpy(letterbox(mask_HW, size)).float()[None], cells)[0]
+    return F.adaptive_avg_pool2d(torch.from_numpy(letterbox_to_square(mask_HW, size)).float()[None], cells)[0]
 
 
 def build_encoder(
@@ -99,15 +99,15 @@ def weights_faults(config: VisionConfig) -> list[str]:
     if config.weights:
         weights = config.weights
         return collect_errors(lambda: refuse_others(weights)) or safetensors_faults(Path(weights))
-    hub_name = repository(config.encoder)
+    hub_name = hub_repository(config.encoder)
     if not hub_name:
         return [f"vision.encoder {config.encoder} has no published weights: say vision.pretrained false"]
-    if cached_weights(hub_name) or not (fault := hub_fault(hub_name)):
+    if cached_weights(hub_name) or not (fault := find_hub_fault(hub_name)):
         return []
     return [f"vision.encoder {config.encoder}: {hub_name} is not in the local cache ({fault}); {OFFLINE}"]
 
 
-def size_faults(encoder: VisionEncoder) -> list[str]:
+def encoder_size_faults(encoder: VisionEncoder) -> list[str]:
     """Whether an encoder that was built on the meta device takes films of its size."""
     size = encoder.image_size
     try:

@@ -74,7 +74,7 @@ class VisionOutput(NamedTuple):
         return loud_BQ
 
 
-def pool_tokens(tokens_BND: Tensor, most: int) -> Tensor:
+def pool_token_grid(tokens_BND: Tensor, most: int) -> Tensor:
     """Mean-pool a square grid of tokens to the largest square grid of at most ``most`` tokens; 0 returns none."""
     if most == 0:
         return tokens_BND[:, :0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from amrg.models.tensor_parallel import cut, join, part_of
+from amrg.models.tensor_parallel import cut_partition, join_partitions, partition_of
 
 #: The ``zero_optimization`` section of a DeepSpeed JSON of stage 3; None: weights are not partitioned.
 Zero3Config = dict[str, Any] | None
@@ -42,7 +42,7 @@ def zero3_loading(zero: Zero3Config, dtype: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def gathered(parameters: Iterable[Tensor], modifier: bool = False) -> Iterator[None]:
+def gathered_parameters(parameters: Iterable[Tensor], modifier: bool = False) -> Iterator[None]:
     """Within the block, the parameters are complete on every rank. Every rank must call this.
 
     Args:
@@ -51,7 +51,7 @@ def gathered(parameters: Iterable[Tensor], modifier: bool = False) -> Iterator[N
             rank keeps its part of its own values).
     """
     parameters = list(parameters)
-    split = {id(one): one for one in parameters if part_of(one) is not None}
+    split = {id(one): one for one in parameters if partition_of(one) is not None}
     partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     with _joined(split.values()):
         if not partitioned:
@@ -67,20 +67,20 @@ def _joined(parameters: Iterable[Any]) -> Iterator[None]:
     """Within the block, parameters that lie in parts on the ranks are complete on each, in its host's memory."""
     parts = [(parameter, parameter.data) for parameter in parameters]
     for parameter, part in parts:
-        parameter.data = join(parameter, part).cpu()
+        parameter.data = join_partitions(parameter, part).cpu()
     try:
         yield
     finally:
         for parameter, part in parts:
-            part.copy_(cut(parameter, parameter.data))
+            part.copy_(cut_partition(parameter, parameter.data))
             parameter.data = part  # the same memory as before, of which DeepSpeed's buffers consist
 
 
-def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+def hash_of_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, shapes, dtypes and contents, one tensor at a time. Every rank must call this."""
     digest = hashlib.sha256()
     for name, weight in weights:
-        with gathered([weight]):
+        with gathered_parameters([weight]):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -18,7 +18,7 @@ Box = tuple[int, int, int, int]
 _OUTLINE = (64, 224, 255, 255)  # cyan: not in the heat scale, and distinct from it for color-blind readers
 
 
-def film_url(film: np.ndarray, size: int | None = None) -> str:
+def film_data_url(film: np.ndarray, size: int | None = None) -> str:
     """Encode a gray film, uint8 [H, W], as a JPEG data URL, scaled to ``size`` pixels on the long side if given."""
     image = Image.fromarray(film)
     if size is not None:
@@ -26,7 +26,7 @@ def film_url(film: np.ndarray, size: int | None = None) -> str:
     return _url(image, "JPEG", quality=82)
 
 
-def heat_url(map_HW: np.ndarray, top: float | None = None) -> str:
+def heat_map_data_url(map_HW: np.ndarray, top: float | None = None) -> str:
     """Encode a non-negative activation map as a transparent PNG on its own grid; the browser interpolates it.
 
     ``top`` has the strongest color; the default is the map's maximum.
@@ -39,14 +39,14 @@ def heat_url(map_HW: np.ndarray, top: float | None = None) -> str:
     return _url(Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8)), "PNG")
 
 
-def outline_url(mask: np.ndarray) -> str:
+def outline_data_url(mask: np.ndarray) -> str:
     """Encode the border of a mask, bool [H, W], as a transparent PNG of twice the size."""
     large = np.kron(mask, np.ones((2, 2), dtype=bool))
     border = large & ~binary_erosion(large, iterations=2)
     return _url(Image.fromarray(border[..., None] * np.array(_OUTLINE, dtype=np.uint8)), "PNG")
 
 
-def boxes_svg(boxes: Sequence[tuple[str, Box]], grid: int) -> Markup:
+def named_boxes_svg(boxes: Sequence[tuple[str, Box]], grid: int) -> Markup:
     """Draw named boxes as an SVG over a square film. It is hidden from screen readers, as the text repeats it.
 
     Names are placed over the upper left corner of their box, inside the film, without overlap.
@@ -79,7 +79,7 @@ def _free_place(
     return x, y, width
 
 
-def crop(film: np.ndarray, box: Box, grid: int, margin: float = 1.0) -> np.ndarray:
+def crop_film_to_box(film: np.ndarray, box: Box, grid: int, margin: float = 1.0) -> np.ndarray:
     """Crop a square film [S, S] to a box (x0, y0, x1, y1 in cells of a ``grid`` × ``grid`` patch grid).
 
     ``margin`` cells are added on each side, since a single patch is not recognizable.
@@ -100,7 +100,7 @@ KINDS = {
 }
 
 
-def marked(text: str, spans: Sequence[tuple[int, int, str, str]]) -> Markup:
+def mark_text_spans(text: str, spans: Sequence[tuple[int, int, str, str]]) -> Markup:
     """Mark spans (start, end, kind, label) of a text; of overlapping spans the first wins."""
     pieces, at = [], 0
     for start, end, kind, label in sorted(spans):

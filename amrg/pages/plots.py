@@ -19,7 +19,7 @@ _STYLES = (
 _ROW, _AXIS, _NAMES, _VALUES = 20, 22, 128, 44
 
 
-def line_chart(
+def line_chart_svg(
     lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str = "epoch", integers: bool = True
 ) -> Markup:
     """Draw named lines, each a sequence of (x, y), with ``integers`` or any numbers on the x axis.
@@ -61,7 +61,7 @@ def line_chart(
     )
 
 
-def forest_plot(
+def forest_plot_svg(
     rows: Mapping[str, tuple[float, float, float]], title: str, reference: float, filled: str | None = None
 ) -> Markup:
     """Draw a value with its interval (value, low, high) per row, and a line at ``reference``.

@@ -14,10 +14,10 @@ from markupsafe import Markup
 
 from amrg.data.labels import LABELS
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE, score_table
-from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.pages.overlays import film_data_url, heat_map_data_url, outline_data_url
 from amrg.pages.plain_summary import plain_summary
-from amrg.pages.plots import forest_plot, line_chart
-from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence, memory_row, recalled
+from amrg.pages.plots import forest_plot_svg, line_chart_svg
+from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence, recalled_sentence_views, retrieved_row_view
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SampleStudy:
         probabilities: classifier's probabilities by shown finding.
         maps: activation map by finding, non-negative, on any grid that covers the film.
         masks: true lesion by finding, bool [H, W].
-        reference, generated: reports with marked findings (``overlays.marked``).
+        reference, generated: reports with marked findings (``overlays.mark_text_spans``).
         verdict: what the generated report gets right and wrong, in counts.
         memory: retrieved rows by bank ("visual", "report"), the most unusual first.
         unusual: by bank, findings on whose rows more of their association lies than for the mean study: name, share
@@ -81,14 +81,14 @@ class Page:
     best: Sequence[SampleStudy] = ()
 
 
-def write_page(page: Page, path: Path) -> None:
+def write_result_page(page: Page, path: Path) -> None:
     """Render the page into one file."""
-    path.write_text(render(page), encoding="utf-8")
+    path.write_text(render_result_page(page), encoding="utf-8")
 
 
-def render(page: Page) -> str:
+def render_result_page(page: Page) -> str:
     """Render the page as text; the same input gives the same bytes."""
-    environment = templates()
+    environment = load_templates()
     environment.filters["number"] = format_number
     environment.filters["odds"] = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
     environment.filters["span"] = lambda pair: f"{format_number(pair[0])} – {format_number(pair[1])}"
@@ -100,26 +100,26 @@ def render(page: Page) -> str:
         embedded=EMBEDDED_DATA_NOTICE if page.scores["source"] == "openi_drr" else None,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        forest=forest_plots(page.scores),
-        scored=score_table.score_rows(page.scores),
+        forest=score_forest_plots(page.scores),
+        scored=score_table.system_score_rows(page.scores),
         data_sets=score_table.data_set_rows(page.scores),
-        sections=score_table.section_rows(page.scores),
-        learned=score_table.learned_rows(page.scores),
+        sections=score_table.section_score_rows(page.scores),
+        learned=score_table.learned_metric_rows(page.scores),
         clinical=score_table.clinical_rows(page.scores),
-        details=score_table.detail_rows(page.scores),
+        details=score_table.detail_score_rows(page.scores),
         detail_findings=score_table.detail_finding_rows(page.scores),
         reliability=score_table.reliability_rows(page.scores),
         confidence_charts=confidence_charts(page.scores["confidence"]),
         odds_missing={f: score_table.why_no_odds_ratio(t) for f, t in page.scores["mentions"].items()},
         relevance={b: found and score_table.relevance_rows(found) for b, found in page.scores["relevance"].items()},
-        wording=score_table.wording_rows(page.scores),
+        wording=score_table.report_wording_rows(page.scores),
         temporal=score_table.temporal_rows(page.scores),
-        copying=score_table.copying_rows(page.scores),
-        sizes=score_table.size_rows(page.scores),
-        unavailable=score_table.unavailable(page.scores),
+        copying=score_table.copy_rate_rows(page.scores),
+        sizes=score_table.lesion_size_rows(page.scores),
+        unavailable=score_table.unavailable_metrics(page.scores),
         labels=LABELS,
-        charts={stage: charts(rows) for stage, rows in page.curves.items()},
-        contact=[(film_url(film, 168), caption) for film, caption in page.contact_sheet],
+        charts={stage: training_charts(rows) for stage, rows in page.curves.items()},
+        contact=[(film_data_url(film, 168), caption) for film, caption in page.contact_sheet],
         samples=[
             (name, [_study(study) for study in studies])
             for name, studies in (("chosen", page.studies), ("worst", page.worst), ("best", page.best))
@@ -127,7 +127,7 @@ def render(page: Page) -> str:
     )
 
 
-def templates() -> Environment:
+def load_templates() -> Environment:
     """Load the templates of all pages; all values are escaped."""
     return Environment(
         loader=PackageLoader("amrg.pages", "."),
@@ -147,7 +147,7 @@ def format_number(value: float | int | None) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
-def charts(rows: list[dict[str, Any]]) -> list[Markup]:
+def training_charts(rows: list[dict[str, Any]]) -> list[Markup]:
     """Draw one chart per quantity; ``train_x`` and ``val_x`` share the chart of ``x``."""
     names = sorted({name for row in rows for name, v in row.items() if isinstance(v, float)})
     groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -155,15 +155,15 @@ def charts(rows: list[dict[str, Any]]) -> list[Markup]:
         part, quantity = next(((p, name.removeprefix(p)) for p in _PARTS if name.startswith(p)), ("", name))
         line = [(row["epoch"], row[name]) for row in rows if name in row]
         groups.setdefault(quantity, {})[_PARTS.get(part, quantity.replace("_", " "))] = line
-    return [line_chart(lines, quantity.replace("_", " ")) for quantity, lines in groups.items()]
+    return [line_chart_svg(lines, quantity.replace("_", " ")) for quantity, lines in groups.items()]
 
 
-def forest_plots(scores: dict[str, Any]) -> list[Markup]:
+def score_forest_plots(scores: dict[str, Any]) -> list[Markup]:
     """Draw each main score of all systems with its intervals; the line is the model's value, or a difference of 0."""
     model = next(iter(scores["systems"]))
     return [
-        forest_plot(rows, title, *((rows[model][0], model) if model in rows else (0.0,)))
-        for title, rows in score_table.forest_rows(scores).items()
+        forest_plot_svg(rows, title, *((rows[model][0], model) if model in rows else (0.0,)))
+        for title, rows in score_table.forest_plot_rows(scores).items()
     ]
 
 
@@ -182,8 +182,12 @@ def confidence_charts(confidence: dict[str, Any] | None) -> list[Markup]:
         "in random order": [(0.0, everything), (1.0, everything)],
     }
     return [
-        line_chart(reliability, "share that the reference states, by probability", "mean probability", integers=False),
-        line_chart(risk, "share of wrong findings, by coverage", "share of the findings that is kept", integers=False),
+        line_chart_svg(
+            reliability, "share that the reference states, by probability", "mean probability", integers=False
+        ),
+        line_chart_svg(
+            risk, "share of wrong findings, by coverage", "share of the findings that is kept", integers=False
+        ),
     ]
 
 
@@ -196,14 +200,14 @@ def _study(study: SampleStudy) -> dict[str, Any]:
             "finding": finding,
             "true": finding in study.findings,
             "probability": study.probabilities.get(finding),
-            "heat": heat_url(map_HW),
-            "outline": outline_url(study.masks[finding]) if finding in study.masks else None,
+            "heat": heat_map_data_url(map_HW),
+            "outline": outline_data_url(study.masks[finding]) if finding in study.masks else None,
         }
         for finding, map_HW in study.maps.items()
     ]
     return {
         "key": study.key,
-        "film": film_url(study.film),
+        "film": film_data_url(study.film),
         "findings": study.findings,
         "shown": shown,
         "reference": study.reference,
@@ -213,6 +217,6 @@ def _study(study: SampleStudy) -> dict[str, Any]:
         "unsure": study.unsure,
         "graph": study.graph,
         "implausible": study.implausible,
-        "memory": {bank: [memory_row(row) for row in rows] for bank, rows in study.memory.items()},
-        "recalled": recalled(study.sentences, study.views, study.grid),
+        "memory": {bank: [retrieved_row_view(row) for row in rows] for bank, rows in study.memory.items()},
+        "recalled": recalled_sentence_views(study.sentences, study.views, study.grid),
     }

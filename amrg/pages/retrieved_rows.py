@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from amrg.pages.overlays import Box, boxes_svg, crop, film_url
+from amrg.pages.overlays import Box, crop_film_to_box, film_data_url, named_boxes_svg
 
 THUMBNAIL = 112  # pixels on a side
 #: Share of the split's studies from which on a row that they retrieve says little about one of them.
@@ -67,11 +67,11 @@ class RecalledSentence:
     details: Sequence[tuple[str, str, str, float | None]] = ()
 
 
-def memory_row(row: MemoryRow) -> dict[str, Any]:
+def retrieved_row_view(row: MemoryRow) -> dict[str, Any]:
     """Convert a row for the template, with a crop of the region."""
     thumbnail = None
     if row.film is not None and row.box is not None:
-        thumbnail = film_url(crop(row.film, row.box, row.grid), THUMBNAIL)
+        thumbnail = film_data_url(crop_film_to_box(row.film, row.box, row.grid), THUMBNAIL)
     return {
         "weight": row.weight,
         "source": row.source.replace("_", " "),
@@ -84,7 +84,7 @@ def memory_row(row: MemoryRow) -> dict[str, Any]:
     }
 
 
-def recalled(
+def recalled_sentence_views(
     sentences: Sequence[RecalledSentence], views: Mapping[int, np.ndarray], grid: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Convert sentences for the template: ``films`` with their numbered boxes, and the sentences in ``groups``.
@@ -127,7 +127,7 @@ def _film(
     if not at:
         return None
     boxes = [(", ".join(map(str, numbers)), box) for box, numbers in at.items()]
-    return {"number": view + 1, "url": film_url(film), "told": captions, "boxes": boxes_svg(boxes, grid)}
+    return {"number": view + 1, "url": film_data_url(film), "told": captions, "boxes": named_boxes_svg(boxes, grid)}
 
 
 def _sentence(number: int, sentence: RecalledSentence, several: bool) -> dict[str, Any]:
@@ -153,5 +153,5 @@ def _voter(row: MemoryRow) -> dict[str, Any]:
     """Convert a row of the visual bank for the template, with its box on the full film."""
     film = None
     if row.film is not None and row.box is not None:
-        film = {"url": film_url(row.film, THUMBNAIL), "boxes": boxes_svg([("", row.box)], row.grid)}
+        film = {"url": film_data_url(row.film, THUMBNAIL), "boxes": named_boxes_svg([("", row.box)], row.grid)}
     return {"number": row.number, "weight": row.weight, "findings": row.findings, "text": row.text, "film": film}

@@ -19,7 +19,7 @@ DIFFERENCE = "difference in clinical F1: model minus this"
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
-def cell(score: dict[str, Any] | float | str | None) -> str:
+def format_score_cell(score: dict[str, Any] | float | str | None) -> str:
     """Format a score with its interval, if it has one; of an unavailable score only "unavailable"."""
     if score is None:
         return "–"
@@ -31,7 +31,7 @@ def cell(score: dict[str, Any] | float | str | None) -> str:
     return f"{score:.3f}"
 
 
-def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def system_score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return column heads and one row per system, the model first, from the content of ``scores.json``."""
     heads = ["", "clinical F1, 13 findings [95%]", *HEADLINES, "… macro", "… 5 findings", *METRICS, "words"]
     rows = []
@@ -42,18 +42,18 @@ def score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 name,
-                cell(headline),
-                *(cell(_known(system["details"][name])) for name in HEADLINES.values()),
-                cell(clinical["macro_13"]["f1"]),
-                cell(clinical["micro_5"]["f1"]),
-                *map(cell, short),
+                format_score_cell(headline),
+                *(format_score_cell(_known(system["details"][name])) for name in HEADLINES.values()),
+                format_score_cell(clinical["macro_13"]["f1"]),
+                format_score_cell(clinical["micro_5"]["f1"]),
+                *map(format_score_cell, short),
                 f"{system['wording']['words_mean']:.0f}",
             ]
         )
     return heads, rows
 
 
-def forest_rows(scores: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
+def forest_plot_rows(scores: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Return value, low and high of the main scores by title and system, without systems that have no value."""
 
     def main(system: dict[str, Any]) -> dict[str, Any]:
@@ -85,13 +85,21 @@ def data_set_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             model, constant = one["systems"]["model"], one["systems"]["best constant"]
             clinical = model["clinical"]
             f1 = {"value": clinical["micro_13"]["f1"], "interval": clinical["intervals"]["micro_13"]}
-            written = [cell(f1), cell(constant["clinical"]["micro_13"]["f1"])]
-            written += [cell(model["language"][metric]["value"]) for metric in metrics]
-        rows.append([name, str(one["studies"]), *written, str(classifier["studies"]), cell(classifier["mean_auroc"])])
+            written = [format_score_cell(f1), format_score_cell(constant["clinical"]["micro_13"]["f1"])]
+            written += [format_score_cell(model["language"][metric]["value"]) for metric in metrics]
+        rows.append(
+            [
+                name,
+                str(one["studies"]),
+                *written,
+                str(classifier["studies"]),
+                format_score_cell(classifier["mean_auroc"]),
+            ]
+        )
     return heads, rows
 
 
-def section_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def section_score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and one row for each section of reports that tell them apart; no rows for others."""
     metrics = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
     heads = ["section", "studies", "reports with it", "clinical F1 [95%]", "nearest neighbour", "best constant"]
@@ -102,14 +110,20 @@ def section_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             model, *others = (one["systems"].get(s) for s in ("model", "nearest neighbour", "best constant"))
             clinical, language = model["clinical"], model["language"]
             f1 = {"value": clinical["micro_13"]["f1"], "interval": clinical["intervals"]["micro_13"]}
-            written = [cell(f1), *(cell(other and other["clinical"]["micro_13"]["f1"]) for other in others)]
-            written += [cell(language[m]["value"] if isinstance(language[m], dict) else language[m]) for m in metrics]
+            written = [
+                format_score_cell(f1),
+                *(format_score_cell(other and other["clinical"]["micro_13"]["f1"]) for other in others),
+            ]
+            written += [
+                format_score_cell(language[m]["value"] if isinstance(language[m], dict) else language[m])
+                for m in metrics
+            ]
             written.append(f"{model['wording']['words_mean']:.0f}")
         rows.append([name, str(one["studies"]), str(one["written"]), *written])
     return [*heads, *metrics, "words"], rows
 
 
-def rows_table(title: str, heads: list[str], rows: list[list[str]]) -> Table:
+def terminal_table(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     """Build a table for a terminal."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for head in heads:
@@ -119,7 +133,7 @@ def rows_table(title: str, heads: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def detail_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def detail_score_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of the detail scores with their number of cases, one system per column.
 
     The references have a column for scores that do not compare with references. Scores without any case are left out.
@@ -161,8 +175,8 @@ def reliability_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]
         [
             f"{one['from']:.1f} – {one['to']:.1f}",
             str(one["findings"]),
-            cell(one["probability"]),
-            f"{cell(one['right'])} ({round(one['right'] * one['findings'])})",
+            format_score_cell(one["probability"]),
+            f"{format_score_cell(one['right'])} ({round(one['right'] * one['findings'])})",
         ]
         for one in (confidence["bins"] if confidence else [])
     ]
@@ -190,10 +204,10 @@ def relevance_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         [
             name,
             str(row["studies"]),
-            *(cell(_known(row[key])) for key in ("with", "without")),
-            cell(row["base"]),
+            *(format_score_cell(_known(row[key])) for key in ("with", "without")),
+            format_score_cell(row["base"]),
             str(row["rows"]),
-            cell(_known(row["side"])),
+            format_score_cell(_known(row["side"])),
             str(row["sided"]),
         ]
         for name, row in rows.items()
@@ -208,7 +222,7 @@ def _known(score: dict[str, Any]) -> dict[str, Any] | None:
 def _with_cases(name: str, score: dict[str, Any] | None) -> str:
     if score is None or score["value"] is None:
         return "–"
-    return cell(score) if name.startswith("F1") else f"{cell(score)} of {score['cases']}"
+    return format_score_cell(score) if name.startswith("F1") else f"{format_score_cell(score)} of {score['cases']}"
 
 
 def clinical_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -220,21 +234,23 @@ def clinical_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             for policy, reading in readings.items():
                 found = [system[policy] for system in scores["systems"].values()]
                 name = f"{kind}_{labels}"
-                f1 = [cell({"value": one[name]["f1"], "interval": one["intervals"][name]}) for one in found]
+                f1 = [
+                    format_score_cell({"value": one[name]["f1"], "interval": one["intervals"][name]}) for one in found
+                ]
                 rows.append([f"{kind}, {labels} labels", reading, *f1])
     return ["F1", "uncertain counts as", *scores["systems"]], rows
 
 
-def learned_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def learned_metric_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of the available metrics with learned weights; no rows if none is available."""
     systems = {name: system["learned"] for name, system in scores["systems"].items()}
     names = sorted({n for found in systems.values() for n, value in found.items() if not isinstance(value, str)})
     return ["", *names], [
-        [name, *(cell(found.get(n)) for n in names)] for name, found in systems.items()
+        [name, *(format_score_cell(found.get(n)) for n in names)] for name, found in systems.items()
     ] if names else []
 
 
-def wording_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def report_wording_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of length and repetition, for the references and each system."""
     shares = {
         "different reports": "different",
@@ -250,7 +266,7 @@ def wording_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name, found in ((name, text["wording"]) for name, text in texts.items()):
         spread = f"{found['words_mean']:.0f} ({found['words_p10']:.0f} – {found['words_p90']:.0f})"
         distinct = [f"{found[key]:.3f}" for key in ("distinct_1", "distinct_4")]
-        rows.append([name, spread, *(percent(found[key]) for key in shares.values()), *distinct])
+        rows.append([name, spread, *(format_percent(found[key]) for key in shares.values()), *distinct])
     return ["", "words, mean (10% – 90%)", *shares, "distinct-1", "distinct-4"], rows
 
 
@@ -268,7 +284,7 @@ def temporal_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["", *found], rows
 
 
-def copying_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def copy_rate_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of the copy rates of generated reports and references."""
     heads = {
         "retrieved rows": "retrieved_{n}",
@@ -277,11 +293,11 @@ def copying_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     }
     columns = [(f"{n} words: {head}", key.format(n=n)) for n in (4, 8) for head, key in heads.items()]
     columns += [("whole: a retrieved row", "whole_retrieved"), ("whole: a train report", "whole_train")]
-    rows = [[name, *(percent(found[key]) for _, key in columns)] for name, found in scores["copying"].items()]
+    rows = [[name, *(format_percent(found[key]) for _, key in columns)] for name, found in scores["copying"].items()]
     return ["", *(head for head, _ in columns)], rows
 
 
-def size_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def lesion_size_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of localization by lesion size."""
     measures = {"inside / whole": "ratio", "IoU": "iou", "pointing": "pointing", "chance": "pointing_chance"}
     found = {name: row["sizes"] for name, row in scores["localisation"].items() if row["sizes"]}
@@ -290,16 +306,16 @@ def size_rows(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, [[n, *(f"{s[z][key]:.3f}" for key in measures.values() for z in sizes)] for n, s in found.items()]
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """Format a share for a table."""
     return "–" if share is None else f"{100 * share:.1f}%"
 
 
-def score_table(scores: dict[str, Any]) -> Table:
+def terminal_score_table(scores: dict[str, Any]) -> Table:
     """Build the score table for a terminal of 80 columns, with one system per column."""
-    heads, rows = score_rows(scores)
+    heads, rows = system_score_rows(scores)
     title = f"{scores['studies']} {scores['split']} studies"
-    reasons = Text("\n".join(unavailable(scores)))  # plain text: brackets are not markup
+    reasons = Text("\n".join(unavailable_metrics(scores)))  # plain text: brackets are not markup
     table = Table(
         title=title, title_justify="left", caption=reasons, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
     )
@@ -308,7 +324,7 @@ def score_table(scores: dict[str, Any]) -> Table:
         table.add_column(system, justify="right", min_width=11)  # an interval on one line
     for i, head in enumerate(heads[1:], start=1):
         table.add_row(head, *(_stacked(row[i]) for row in rows))
-    learned_heads, learned = learned_rows(scores)
+    learned_heads, learned = learned_metric_rows(scores)
     for i, head in enumerate(learned_heads[1:], start=1):
         table.add_row(head, *(_stacked(row[i]) for row in learned))
     return table
@@ -319,7 +335,7 @@ def _stacked(text: str) -> str:
     return text.replace(" [", "\n").removesuffix("]")
 
 
-def unavailable(scores: dict[str, Any]) -> list[str]:
+def unavailable_metrics(scores: dict[str, Any]) -> list[str]:
     """List the reasons of unavailable and undefined metrics, once each."""
     reasons: dict[str, dict[str, None]] = {}
     for system in scores["systems"].values():

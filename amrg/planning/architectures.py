@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from amrg.errors import UserError
-from amrg.models.decoder_files import SMOLLM2, base_of, is_adapter
+from amrg.models.decoder_files import SMOLLM2, base_of_adapter, is_adapter_folder
 
 
 def _llama(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, keys: int, tied: bool = False) -> Any:
@@ -74,8 +74,8 @@ def language_model(name: str) -> tuple[PretrainedConfig, str]:
     Raises:
         UserError: no such folder with a ``config.json``, and no well-known model of that name.
     """
-    if is_adapter(Path(name)):
-        return language_model(base_of(Path(name)))
+    if is_adapter_folder(Path(name)):
+        return language_model(base_of_adapter(Path(name)))
     if (Path(name) / "config.json").is_file():
         try:
             found = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from amrg.artifacts import atomic_path
-from amrg.config import Config, from_dict, to_dict
+from amrg.config import Config, config_from_dict, config_to_dict
 from amrg.errors import UserError
-from amrg.launcher import local_ranks
-from amrg.progress import echo
+from amrg.launcher import local_rank_variables
+from amrg.progress import print_on_rank_0
 
 _WARM = 2  # steps that are not counted
 _ROUNDS = 3  # of training with one worker, with two, and one beside another: what else the machine does meets all alike
@@ -69,7 +69,7 @@ class MeasuredRates:
 
     @classmethod
     def load(cls, path: Path) -> "MeasuredRates":
-        """Read the file of ``measure``; UserError if it holds no rates."""
+        """Read the file of ``measure_rates``; UserError if it holds no rates."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -89,7 +89,7 @@ class MeasuredRates:
         return self.copy if workers == 1 else 2 * (workers - 1) / workers * self.gather
 
 
-def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, kept: Path) -> MeasuredRates:
+def measure_rates(config: Config, inputs: dict[str, Path], samples: int, steps: int, kept: Path) -> MeasuredRates:
     """Measure the parts with one process and with two, then train with one and with two.
 
     Args:
@@ -111,7 +111,7 @@ def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, k
         with ThreadPoolExecutor(2) as both:
             return sum(both.map(train, (1, 1)))
 
-    echo("measuring: reading, step and checkpoint of one process; transfers between two")
+    print_on_rank_0("measuring: reading, step and checkpoint of one process; transfers between two")
     alone = once("calibrate", lambda: _start(1, "calibrate", config, inputs, samples, steps))
     between = once("exchange", lambda: _start(2, "exchange", config, inputs, samples, steps))
     lines: dict[str, Callable[[], float]] = {
@@ -121,7 +121,9 @@ def measure(config: Config, inputs: dict[str, Path], samples: int, steps: int, k
     }
     observed = dict.fromkeys(lines, 0.0)
     for turn in range(_ROUNDS):
-        echo(f"measuring: training with one worker, with two, and one beside another, {turn + 1} of {_ROUNDS}")
+        print_on_rank_0(
+            f"measuring: training with one worker, with two, and one beside another, {turn + 1} of {_ROUNDS}"
+        )
         for name, take in lines.items():
             observed[name] = max(observed[name], once(f"{name}, turn {turn}", take))
     return MeasuredRates(samples=samples, observed=observed, **alone, **between)
@@ -150,7 +152,7 @@ class _ResultFile:
 
 def _job_spec(config: Config, inputs: dict[str, Path], samples: int, steps: int) -> dict[str, Any]:
     paths = {name: str(path) for name, path in inputs.items()}
-    return {"config": to_dict(config), "samples": samples, "steps": steps, "inputs": paths}
+    return {"config": config_to_dict(config), "samples": samples, "steps": steps, "inputs": paths}
 
 
 def _start(
@@ -160,7 +162,7 @@ def _start(
     job = {"what": what} | _job_spec(config, inputs, samples, steps)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "job.json").write_text(json.dumps(job))
-        shared = os.environ | local_ranks(workers) | {"OMP_NUM_THREADS": "1"}
+        shared = os.environ | local_rank_variables(workers) | {"OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "amrg.planning.measured_rates", folder],
@@ -184,12 +186,12 @@ def _work(folder: Path) -> None:
 
     job = json.loads((folder / "job.json").read_text())
     distributed.init_process_group()
-    config = from_dict(job["config"], "measuring")
+    config = config_from_dict(job["config"], "measuring")
     batch = job["samples"] * distributed.world_size()
     config = replace(config, stage2=replace(config.stage2, batch_size=batch))
     inputs = {name: Path(path) for name, path in job["inputs"].items()}
     found = _WORK[job["what"]](config, inputs, job["samples"], job["steps"], folder)
-    if distributed.rank() == 0:
+    if distributed.global_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
     distributed.barrier()
 
@@ -201,15 +203,24 @@ class _Training:
         from amrg.training.association_targets import wanted_rows_of
         from amrg.training.engine import Engine
         from amrg.training.retrieval_targets import build_retrieval_targets
-        from amrg.training.stage2 import build_generator, loss, make_source, optimisation
+        from amrg.training.stage2 import (
+            build_batch_source,
+            build_generator,
+            report_token_loss,
+            stage2_optimizer_settings,
+        )
 
         self.model = build_generator(config, inputs["data"], inputs["stage1"], inputs["banks"])
-        self.source = make_source(config, self.model, inputs["data"], inputs["banks"], folder)
+        self.source = build_batch_source(config, self.model, inputs["data"], inputs["banks"], folder)
         own_reports = build_retrieval_targets(config, inputs["data"], inputs["banks"], folder)
         self.engine = Engine(
             self.model,
-            partial(loss, own_reports=own_reports, wanted_rows=wanted_rows_of(config, inputs["data"], inputs["banks"])),
-            optimisation(config),
+            partial(
+                report_token_loss,
+                own_reports=own_reports,
+                wanted_rows=wanted_rows_of(config, inputs["data"], inputs["banks"]),
+            ),
+            stage2_optimizer_settings(config),
             1000,
         )
         self.model.train()
@@ -282,7 +293,7 @@ def _train(config: Config, inputs: dict[str, Path], samples: int, steps: int, fo
         for _ in range(between):
             run.engine.step(run.next(), 1e-6)
         weights, moments = run.engine.weights(), run.engine.moments()
-        if distributed.rank() == 0:
+        if distributed.global_rank() == 0:
             writer.save(weights, moments, {"step": saved}, is_best=True)
         distributed.barrier()
         best = min(best, time.perf_counter() - began)

@@ -21,11 +21,11 @@ from amrg.models.decoder_files import SMALL_LLAMA
 from amrg.models.memory_layer import LocalBank
 from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.report_generator import ReportGenerator
-from amrg.models.tensor_parallel import split
+from amrg.models.tensor_parallel import split_decoder
 from amrg.models.vision_output import VisionOutput
 from amrg.planning.architectures import encoder_width, language_model
 from amrg.retrieval.communication_cost import BankShape
-from amrg.training.deepspeed_json import tensor_size
+from amrg.training.deepspeed_json import tensor_parallel_size
 from amrg.training.multilabel import multilabel_loss
 from amrg.training.stage2 import freeze_for_stage2
 
@@ -81,7 +81,7 @@ def stage1_skeleton(config: Config) -> MetaModel:
         model = _classifier(config)
 
     def inputs(model: DiseaseClassifier, samples: int) -> Tensor:
-        films = dummy_images(model, samples)
+        films = dummy_image_batch(model, samples)
         return model.encoder.stem(films) if model.encoder.frozen_stem else films
 
     def loss(model: DiseaseClassifier, given: Tensor) -> Tensor:
@@ -113,11 +113,11 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
     if tokenizer is None:
         tokenizer = DummyTokenizer(config.decoder.vocab_size)
         assumed.append("prompt: a token every four characters")
-    rows = bank_rows(config)
+    rows = bank_shapes(config)
     with torch.device("meta"):
         decoder = build_meta_decoder(config.decoder, architecture, tokenizer)
-        if (size := tensor_size(config.stage2.ds_config)) > 1:
-            split(decoder, TensorGroups(size))
+        if (size := tensor_parallel_size(config.stage2.ds_config)) > 1:
+            split_decoder(decoder, TensorGroups(size))
         if config.decoder.base_dtype != "float32":  # quantised weights compute in bfloat16
             for parameter in decoder.parameters():
                 if not parameter.requires_grad:
@@ -132,7 +132,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
         report_BT = torch.zeros(samples, config.stage2.max_report_tokens, dtype=torch.long)
         group_B = torch.zeros(samples, dtype=torch.long)
         if config.stage2.train_vision:
-            return dummy_images(model.stage1, samples * films), group_B, report_BT
+            return dummy_image_batch(model.stage1, samples * films), group_B, report_BT
         return dummy_vision_output(model, samples), group_B, report_BT
 
     def loss(model: ReportGenerator, given: tuple[Any, Tensor, Tensor]) -> Tensor:
@@ -144,7 +144,7 @@ def stage2_skeleton(config: Config, films: int = 1, tokenizer: Any = None) -> Me
         context_BC = None
         if config.decoder.context:
             context_BC = torch.zeros(len(group_B), config.decoder.context_tokens, dtype=torch.long)
-        prior = dummy_prior(model, vision)
+        prior = dummy_prior_inputs(model, vision)
         return model(vision, group_B, report_BT, retrieved_BL=text_BL, context_BC=context_BC, prior=prior).loss_B.mean()
 
     use = config.decoder
@@ -158,7 +158,7 @@ def dummy_vision_output(model: ReportGenerator, samples: int) -> VisionOutput:
     return VisionOutput(*(torch.zeros(samples, *shape) for shape in model.vision_output_shapes))
 
 
-def dummy_prior(model: ReportGenerator, vision: VisionOutput) -> PriorInputs:
+def dummy_prior_inputs(model: ReportGenerator, vision: VisionOutput) -> PriorInputs:
     """Inputs of the earlier studies that a model reads, with the films of the studies themselves and zeros as text."""
     settings, studies = model.settings, len(vision.logits_BQ)
     text_BR = torch.zeros(studies, settings.prior_tokens, dtype=torch.long) if settings.prior else None
@@ -166,7 +166,7 @@ def dummy_prior(model: ReportGenerator, vision: VisionOutput) -> PriorInputs:
     return PriorInputs(text_BR, PriorFilms(*vision[:3], given_B) if "films" in settings.prior else None)
 
 
-def bank_rows(config: Config) -> tuple[BankShape, BankShape]:
+def bank_shapes(config: Config) -> tuple[BankShape, BankShape]:
     """Shapes of the visual and the report bank with the most rows that the configuration allows."""
     element = DTYPES[config.banks.dtype].itemsize
     mining = config.banks.mining
@@ -184,6 +184,6 @@ def _bank(rows: BankShape) -> LocalBank:
     return LocalBank(torch.zeros(rows.rows, rows.dim, dtype=dtype), scale, torch.zeros(rows.rows, dtype=torch.long))
 
 
-def dummy_images(model: DiseaseClassifier, count: int) -> Tensor:
+def dummy_image_batch(model: DiseaseClassifier, count: int) -> Tensor:
     """A batch of a classifier's input, zeros."""
     return torch.zeros(count, 3, *[model.image_size] * 2)

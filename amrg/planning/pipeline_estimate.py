@@ -13,9 +13,16 @@ from amrg.config import Config
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.planning.architectures import Size
-from amrg.planning.meta_models import Base, dummy_images, dummy_vision_output, stage1_skeleton
-from amrg.planning.stage_estimate import Assumptions, Plan, prompt_length, samples_of, skeleton_of, split_size
-from amrg.planning.step_time import StepBytes, step_time
+from amrg.planning.meta_models import Base, dummy_image_batch, dummy_vision_output, stage1_skeleton
+from amrg.planning.stage_estimate import (
+    Assumptions,
+    Plan,
+    build_skeleton,
+    count_train_samples,
+    estimate_split_size,
+    prompt_length,
+)
+from amrg.planning.step_time import StepBytes, roofline_step_time
 from amrg.planning.trace import Tracer
 from amrg.planning.zero_memory import count_parameters
 
@@ -61,7 +68,7 @@ def estimate_pipeline(config: Config, plans: dict[str, Plan], given: Assumptions
         given: what is assumed.
         tokenizer: as for ``plan``.
     """
-    size, film = plans["stage2"].size, film_seconds(config, plans["stage1"], given)
+    size, film = plans["stage2"].size, seconds_per_film(config, plans["stage1"], given)
 
     def step(verb: str, what: str, spent: float) -> Step:
         return Step(verb, what, spent, spent * given.gpus / 3600)
@@ -74,7 +81,7 @@ def estimate_pipeline(config: Config, plans: dict[str, Plan], given: Assumptions
         steps.append(step("stage2", f"{size.films:,} films seen", size.films * film.forward_seconds / given.gpus))
     steps.append(step("stage2", f"{config.stage2.epochs} epochs", plans["stage2"].total_seconds))
     try:
-        held_out = split_size(config, given, config.generate.split)
+        held_out = estimate_split_size(config, given, config.generate.split)
     except UserError as unknown:
         return [*steps, Step("generate", str(unknown), None, None)]
     settings = config.generate
@@ -85,11 +92,11 @@ def estimate_pipeline(config: Config, plans: dict[str, Plan], given: Assumptions
     return [*steps, replace(step("generate", what, spent), origin=held_out.origin)]
 
 
-def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> ImageCost:
+def seconds_per_film(config: Config, stage1: Plan, given: Assumptions) -> ImageCost:
     """From ``stage1``'s plan: what autograd keeps of a film in training is taken to be written and read here, too."""
     tracer = Tracer(stage1_skeleton(config), config.stage1.dtype)
-    flops = tracer.flops(lambda model: model(dummy_images(model, 2))) / 2
-    films = stage1.zero.micro * stage1.size.films / samples_of(config, stage1.size)
+    flops = tracer.flops(lambda model: model(dummy_image_batch(model, 2))) / 2
+    films = stage1.zero.micro * stage1.size.films / count_train_samples(config, stage1.size)
     kept = stage1.parts["activations"].device / films
     encoder: Any = tracer.model.encoder
     labels, features = len(LABELS), encoder.grid**2 * encoder.fine_dim
@@ -103,7 +110,7 @@ def film_seconds(config: Config, stage1: Plan, given: Assumptions) -> ImageCost:
 
 def estimate_mining(config: Config, size: Size, film: ImageCost, given: Assumptions) -> tuple[str, float]:
     """Mining of a train split, in words and seconds; films are divided among the GPUs, as a cluster does."""
-    settings, samples = config.banks.mining, samples_of(config, size)
+    settings, samples = config.banks.mining, count_train_samples(config, size)
     films = size.films * min(settings.max_studies or samples, samples) / samples
     return f"{films:,.0f} films", films * (film.forward_seconds + film.cam_seconds) / given.gpus
 
@@ -117,7 +124,7 @@ def generation_step(config: Config, studies: int, given: Assumptions, tokenizer:
     settings, dtype = config.generate, config.stage2.dtype
     # Ranks that share a model in training hold it whole when it writes.
     config = replace(config, stage2=replace(config.stage2, ds_config="zero0.json"))
-    skeleton = skeleton_of(config, "stage2", split_size(config, given), tokenizer)
+    skeleton = build_skeleton(config, "stage2", estimate_split_size(config, given), tokenizer)
     read = _decoder_bytes(skeleton.model, config.decoder.base_dtype)
     tracer = Tracer(skeleton, dtype)
     batch = min(settings.batch_size, studies)
@@ -146,4 +153,4 @@ def _decoder_bytes(model: Any, base: Base) -> float:
 def _seconds(flops: float, memory: float, dtype: str, given: Assumptions, gathered: float = 0.0) -> float:
     """The roofline of one pass on one device; bytes of its own memory, and of weights gathered from other ranks."""
     bytes_ = StepBytes(0.0, gathered, 0.0, 0.0, 0.0, memory)
-    return step_time(flops, bytes_, given.device, dtype, given.gpus, given.efficiency, given.bandwidth).step
+    return roofline_step_time(flops, bytes_, given.device, dtype, given.gpus, given.efficiency, given.bandwidth).step

@@ -6,9 +6,15 @@ from dataclasses import dataclass, replace
 from amrg.config import Config
 from amrg.data.stream import reader_processes
 from amrg.planning.measured_rates import MeasuredRates
-from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, simulate
-from amrg.planning.stage_estimate import Assumptions, banks_of, estimate_stage, skeleton_of, split_size
-from amrg.planning.step_time import StepBytes, step_bytes, step_time
+from amrg.planning.simulation import Outcome, SimulatedCluster, failure_times, simulate_training
+from amrg.planning.stage_estimate import (
+    Assumptions,
+    bank_estimates,
+    build_skeleton,
+    estimate_split_size,
+    estimate_stage,
+)
+from amrg.planning.step_time import StepBytes, predict_step_bytes, roofline_step_time
 from amrg.planning.zero_memory import ZeroSettings
 
 SIZES = tuple(2**i for i in range(13))  # 1 … 4,096
@@ -41,7 +47,7 @@ def scaling_curve(clusters: Sequence[SimulatedCluster], mean_hours: float | None
 def _point(cluster: SimulatedCluster, mean_hours: float | None, seed: int) -> Point:
     # Whole intervals between checkpoints, so that no share of a checkpoint is missing.
     steps = max(_STEPS // cluster.checkpoint_interval, 2) * cluster.checkpoint_interval
-    steady = simulate(cluster, steps, seed=seed)
+    steady = simulate_training(cluster, steps, seed=seed)
     # A failure goes back to a checkpoint, so the steps between two of them may be one: the time is the same.
     interval = steady.seconds / steps * cluster.checkpoint_interval
     coarse = SimulatedCluster(
@@ -49,7 +55,7 @@ def _point(cluster: SimulatedCluster, mean_hours: float | None, seed: int) -> Po
         checkpoint_interval=1, copy=cluster.copy, write=cluster.write, restart=cluster.restart,
     )  # fmt: skip
     failures = failure_times(cluster.workers, mean_hours, seed)
-    disturbed = simulate(coarse, _INTERVALS, failures, limit=2 * _INTERVALS * interval)
+    disturbed = simulate_training(coarse, _INTERVALS, failures, limit=2 * _INTERVALS * interval)
     return Point(cluster, steady, disturbed.rate / (coarse.samples / interval), disturbed.failures)
 
 
@@ -71,7 +77,7 @@ def clusters_like_measured(
 def predict_two_workers(rates: MeasuredRates, two: SimulatedCluster) -> float:
     """Predict samples per second of two workers that contend for the measured machine."""
     crowded = replace(two, compute=two.compute * rates.contention, read=two.read * rates.contention)
-    return simulate(
+    return simulate_training(
         crowded, _STEPS // two.checkpoint_interval * two.checkpoint_interval or two.checkpoint_interval
     ).rate
 
@@ -95,22 +101,28 @@ def clusters_on_gpus(
     alone = replace(given, gpus=1)
     one = replace(config, stage2=replace(config.stage2, batch_size=micro))
     found = estimate_stage(one, "stage2", alone)
-    skeleton = skeleton_of(one, "stage2", split_size(one, alone))
+    skeleton = build_skeleton(one, "stage2", estimate_split_size(one, alone))
     kept = found.parts["activations"].device
     compute = max(found.seconds.arithmetic, found.seconds.memory)
     saved = 12 * found.weights.trainable
     clusters = []
     for size in sizes:
         there = replace(given, gpus=size)
-        banks = banks_of(replace(one, stage2=replace(one.stage2, batch_size=micro * size)), skeleton, there, micro)
+        banks = bank_estimates(
+            replace(one, stage2=replace(one.stage2, batch_size=micro * size)), skeleton, there, micro
+        )
         zero: ZeroSettings = found.zero
-        traffic = step_bytes(
+        traffic = predict_step_bytes(
             found.weights, zero, size, kept, (banks.near, banks.far), one.stage2.activation_checkpointing
         )
-        spent = step_time(0.0, traffic, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
+        spent = roofline_step_time(
+            0.0, traffic, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth
+        )
         exchange = spent.communication + spent.banks + spent.host
         collected = StepBytes(2 * (size - 1) / size * saved, 0.0, 0.0, 0.0, saved, 0.0)
-        waited = step_time(0.0, collected, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth)
+        waited = roofline_step_time(
+            0.0, collected, given.device, one.stage2.dtype, size, given.efficiency, given.bandwidth
+        )
         clusters.append(
             SimulatedCluster(
                 size, micro, compute, rates.read, reader_processes(config.data.loader_workers), exchange=exchange,

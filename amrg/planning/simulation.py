@@ -95,7 +95,7 @@ def failure_times(workers: int, mean_hours: float | None, seed: int) -> Iterator
         yield now
 
 
-def simulate(
+def simulate_training(
     cluster: SimulatedCluster, steps: int, failures: Iterable[float] = (), seed: int = 0, limit: float = math.inf
 ) -> Outcome:
     """Run until ``steps`` steps are done, or until ``limit`` seconds have passed where failures let it get nowhere.

@@ -6,27 +6,34 @@ from typing import Any
 
 from amrg.config import Config, Stage1Config, Stage2Config
 from amrg.data.labels import LABELS
-from amrg.data.sources import tables_size
-from amrg.data.sources.mix import parts as parts_of_mix
-from amrg.data.stream import epoch_rows, num_views, study_weights
+from amrg.data.sources import published_source_size
+from amrg.data.sources.mix import mixed_data_configs as parts_of_mix
+from amrg.data.stream import draw_epoch_rows, num_films_by_study, study_weights
 from amrg.errors import UserError
 from amrg.planning.architectures import SPLITS, Size
 from amrg.planning.devices import Device
 from amrg.planning.meta_models import Base, MetaModel, stage1_skeleton, stage2_skeleton
-from amrg.planning.step_time import BankPlacement, StepBytes, StepTime, place_banks, step_bytes, step_time
+from amrg.planning.step_time import (
+    BankPlacement,
+    StepBytes,
+    StepTime,
+    place_banks_on_ranks,
+    predict_step_bytes,
+    roofline_step_time,
+)
 from amrg.planning.trace import Tracer
 from amrg.planning.zero_memory import (
     CHECKPOINT,
     MemoryUse,
     ParameterCounts,
     ZeroSettings,
-    check,
+    check_zero_with_base,
     count_parameters,
-    zero_memory,
+    zero_memory_per_rank,
 )
 from amrg.training import deepspeed_config, deepspeed_json, stage1, stage2
 
-_OPTIMISATION = {"stage1": stage1.optimisation, "stage2": stage2.optimisation}
+_OPTIMISATION = {"stage1": stage1.stage1_optimizer_settings, "stage2": stage2.stage2_optimizer_settings}
 #: Sources of the size of a split.
 _PREPARED, _TABLED = "of the prepared data", "at most, by the tables of data.path"
 
@@ -109,7 +116,7 @@ class Plan:
         return self.seconds.step * self.steps * self.epochs
 
 
-def split_size(config: Config, given: Assumptions, split: str = "train", with_wordless: bool = False) -> Size:
+def estimate_split_size(config: Config, given: Assumptions, split: str = "train", with_wordless: bool = False) -> Size:
     """Find the size of a split: given, prepared, from the data set's tables, configured or published, in that order.
 
     Args:
@@ -125,7 +132,7 @@ def split_size(config: Config, given: Assumptions, split: str = "train", with_wo
     renders = config.data.renders_per_study if config.data.source == "openi_drr" and train else 1
     known = None
     if given.data is not None:
-        films = num_views(given.data, split, with_wordless)
+        films = num_films_by_study(given.data, split, with_wordless)
         known = Size(len(films) // renders, sum(films), _PREPARED)
         if requested is None:
             return known
@@ -144,13 +151,13 @@ def _tabled(config: Config, split: str) -> Size | None:
     if config.data.splits != "official":
         return None
     try:
-        sizes = tables_size(config.data)
+        sizes = published_source_size(config.data)
     except UserError:
         return None
     return Size(*sizes[split], _TABLED) if sizes and sizes[split][0] else None
 
 
-def samples_of(config: Config, size: Size) -> int:
+def count_train_samples(config: Config, size: Size) -> int:
     """Count the samples of a train split: each render of the embedded data set is one sample."""
     return size.films if config.data.source == "openi_drr" else size.studies
 
@@ -160,11 +167,11 @@ def _epoch_samples(config: Config, size: Size, given: Assumptions, with_wordless
     weights = config.data.weights
     if weights and size.origin == _PREPARED and given.data is not None:
         weights_N = study_weights(given.data, "train", weights, with_wordless)
-        return len(epoch_rows(size.studies, weights_N, 0, 0))
+        return len(draw_epoch_rows(size.studies, weights_N, 0, 0))
     if weights and size.origin == _TABLED:
-        sizes = {name: tables_size(part) or {} for name, part in parts_of_mix(config.data).items()}
+        sizes = {name: published_source_size(part) or {} for name, part in parts_of_mix(config.data).items()}
         return round(sum(weights[name] * one.get("train", (0, 0))[0] for name, one in sizes.items()))
-    return samples_of(config, size)
+    return count_train_samples(config, size)
 
 
 def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: Any = None) -> Plan:
@@ -175,20 +182,20 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
             of a model are not known.
     """
     settings: Stage1Config | Stage2Config = getattr(config, section)
-    size = split_size(config, given, with_wordless=section == "stage1")
-    samples = samples_of(config, size)
+    size = estimate_split_size(config, given, with_wordless=section == "stage1")
+    samples = count_train_samples(config, size)
     steps = max(_epoch_samples(config, size, given, section == "stage1") // settings.batch_size, 1)
     zero = ZeroSettings.read(
-        deepspeed_config.resolve(
+        deepspeed_config.resolve_ds_config(
             deepspeed_json.load_ds_config(settings.ds_config), _OPTIMISATION[section](config), given.gpus, steps
         )
     )
-    shared = deepspeed_json.tensor_size(settings.ds_config)
+    shared = deepspeed_json.tensor_parallel_size(settings.ds_config)
     ranks = given.gpus // shared
     base: Base = config.decoder.base_dtype if section == "stage2" else "float32"
-    check(zero, base)
+    check_zero_with_base(zero, base)
     checkpointing = section == "stage2" and config.stage2.activation_checkpointing
-    skeleton = skeleton_of(config, section, size, tokenizer)
+    skeleton = build_skeleton(config, section, size, tokenizer)
     weights = count_parameters(skeleton.model, base)
     tracer = Tracer(skeleton, settings.dtype, checkpointing)
     two, three = tracer.trace(2), tracer.trace(3)
@@ -196,9 +203,9 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
     films = size.films / samples if section == "stage1" else 1.0
 
     def parts(micro: int) -> dict[str, MemoryUse]:
-        trace, banks = two.extrapolate(three, micro * films), banks_of(config, skeleton, given, micro)
+        trace, banks = two.extrapolate(three, micro * films), bank_estimates(config, skeleton, given, micro)
         return {
-            **zero_memory(weights, zero, ranks),
+            **zero_memory_per_rank(weights, zero, ranks),
             "activations": MemoryUse(trace.saved + banks.remote_query_bytes),
             "working memory": MemoryUse(trace.workspace_bytes),
             "banks": MemoryUse(banks.held),
@@ -206,9 +213,9 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
             "reserve": MemoryUse(given.reserve * given.memory),
         }
 
-    trace, banks = two.extrapolate(three, zero.micro * films), banks_of(config, skeleton, given, zero.micro)
-    traffic = step_bytes(weights, zero, ranks, trace.saved, (banks.near, banks.far), checkpointing)
-    time = step_time(
+    trace, banks = two.extrapolate(three, zero.micro * films), bank_estimates(config, skeleton, given, zero.micro)
+    traffic = predict_step_bytes(weights, zero, ranks, trace.saved, (banks.near, banks.far), checkpointing)
+    time = roofline_step_time(
         trace.flops * zero.accumulation,
         traffic,
         given.device,
@@ -223,7 +230,7 @@ def estimate_stage(config: Config, section: str, given: Assumptions, tokenizer: 
     )  # fmt: skip
 
 
-def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None) -> MetaModel:
+def build_skeleton(config: Config, section: str, size: Size, tokenizer: Any = None) -> MetaModel:
     """Build the stage's model on the meta device."""
     if section == "stage1":
         return stage1_skeleton(config)
@@ -231,16 +238,18 @@ def skeleton_of(config: Config, section: str, size: Size, tokenizer: Any = None)
     return stage2_skeleton(config, films, tokenizer)
 
 
-def banks_of(config: Config, skeleton: MetaModel, given: Assumptions, micro: int) -> BankPlacement:
+def bank_estimates(config: Config, skeleton: MetaModel, given: Assumptions, micro: int) -> BankPlacement:
     """Place a stage's banks on the ranks, and count the traffic of a micro-batch's retrieval."""
     per_study = len(LABELS) * config.memory.heads
-    return place_banks(
+    return place_banks_on_ranks(
         skeleton.banks,
         config.sharding,
         config.memory.index,
         given.gpus,
         micro * per_study,
-        config.stage2.batch_size // (given.gpus // deepspeed_json.tensor_size(config.stage2.ds_config)) * per_study,
+        config.stage2.batch_size
+        // (given.gpus // deepspeed_json.tensor_parallel_size(config.stage2.ds_config))
+        * per_study,
         given.device.ranks_per_node,
     )
 
@@ -265,7 +274,9 @@ def _cache(config: Config, tracer: Tracer, given: Assumptions) -> tuple[float, i
     settings = config.generate
     sequences = -(-settings.batch_size // given.gpus) * settings.num_beams
     positions = prompt_length(config, tracer.model) + settings.max_new_tokens - 1  # the last token is never read
-    full = tracer.cache_bytes() * deepspeed_json.tensor_size(config.stage2.ds_config)  # shared in training alone
+    full = tracer.cache_bytes() * deepspeed_json.tensor_parallel_size(
+        config.stage2.ds_config
+    )  # shared in training alone
     return full * sequences * positions, sequences
 
 

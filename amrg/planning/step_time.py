@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from amrg.config import ShardingConfig, ShardingStrategy
 from amrg.planning.devices import Device
 from amrg.planning.zero_memory import ParameterCounts, ZeroSettings
-from amrg.retrieval.communication_cost import BankShape, cheapest_strategy, gather_bytes, ring_bytes, two_level_bytes
+from amrg.retrieval.communication_cost import (
+    BankShape,
+    cheapest_strategy,
+    gather_traffic_bytes,
+    ring_traffic_bytes,
+    two_level_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class StepBytes:
     memory: float
 
 
-def step_bytes(
+def predict_step_bytes(
     weights: ParameterCounts,
     zero: ZeroSettings,
     ranks: int,
@@ -40,7 +46,7 @@ def step_bytes(
     """Predict the bytes of a step.
 
     Args:
-        weights, zero, ranks: as for ``zero_memory.zero_memory``.
+        weights, zero, ranks: as for ``zero_memory_per_rank``.
         kept: bytes that autograd keeps of a micro-batch: written once, read once.
         banks: bytes of one micro-batch's retrieval, inside a node and between nodes.
         checkpointing: weights are read (and gathered) once more.
@@ -77,7 +83,7 @@ class BankPlacement:
     far: float
 
 
-def place_banks(
+def place_banks_on_ranks(
     banks: Sequence[BankShape],
     settings: ShardingConfig,
     search: str,
@@ -119,11 +125,11 @@ def place_banks(
         )
         near = inside + header
     elif gathered:
-        flat = sum(gather_bytes(gathered, [queries] * size, 0))
+        flat = sum(gather_traffic_bytes(gathered, [queries] * size, 0))
         near, far = (flat, 0.0) if size <= node else (0.0, flat)
     if passed:
         spans = [[(b.rows * r // size, b.rows * (r + 1) // size) for r in range(size)] for b in passed]
-        ring = 2.0 * ring_bytes(passed, spans, 0)
+        ring = 2.0 * ring_traffic_bytes(passed, spans, 0)
         near, far = (near + ring, far) if size <= node else (near, far + ring)
     query_bytes = size * sum(b.query_bytes(queries) for b in gathered)
     return BankPlacement(tuple(strategies), held, query_bytes, near, far)
@@ -150,7 +156,7 @@ class StepTime:
         return max(vars(self), key=lambda name: getattr(self, name))
 
 
-def step_time(
+def roofline_step_time(
     flops: float, moved: StepBytes, device: Device, dtype: str, ranks: int, efficiency: float, bandwidth: float
 ) -> StepTime:
     """Compute the roofline of one step.

@@ -80,14 +80,14 @@ class Tracer:
     def trace(self, samples: int) -> Trace:
         """Trace a micro-batch."""
         with self._fake:
-            return traced(self.skeleton, self.model, samples, self.dtype)
+            return trace_step(self.skeleton, self.model, samples, self.dtype)
 
     def cache_bytes(self) -> float:
         """Bytes that generation keeps of one position of one sequence: keys and values of all layers."""
         positions = 8
         self.model.eval()
-        with self._fake, torch.no_grad(), autocast(self.dtype):
-            size = cache_bytes(self.model.decoder, positions)
+        with self._fake, torch.no_grad(), engine_autocast(self.dtype):
+            size = decoder_cache_bytes(self.model.decoder, positions)
         self.model.train()
         return size / positions
 
@@ -95,7 +95,7 @@ class Tracer:
         """Operations of ``run(model)``, forwards of the model in use (torch's counter wants gradients nevertheless)."""
         self.model.eval()
         counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
-        with self._fake, autocast(self.dtype), counter:
+        with self._fake, engine_autocast(self.dtype), counter:
             run(self.model)
         self.model.train()
         return float(counter.get_total_flops())
@@ -113,7 +113,7 @@ class Tracer:
         return reading / 2, (both - reading) / 2
 
 
-def cache_bytes(decoder: Any, positions: int, sequences: int = 1) -> int:
+def decoder_cache_bytes(decoder: Any, positions: int, sequences: int = 1) -> int:
     """Bytes of the cache after a forward of a causal LM."""
     width = decoder.get_input_embeddings().embedding_dim
     cache = decoder(inputs_embeds=torch.zeros(sequences, positions, width), use_cache=True).cache
@@ -127,12 +127,12 @@ def checkpoint_layers(model: nn.Module) -> None:
         decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
-def autocast(dtype: str) -> torch.autocast:
+def engine_autocast(dtype: str) -> torch.autocast:
     """Autocast as in the engine."""
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def traced(skeleton: MetaModel, model: nn.Module, samples: int, dtype: str) -> Trace:
+def trace_step(skeleton: MetaModel, model: nn.Module, samples: int, dtype: str) -> Trace:
     """Trace one forward and backward of ``model``, on fake or real tensors."""
     own = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
     with torch.no_grad():
@@ -148,14 +148,14 @@ def traced(skeleton: MetaModel, model: nn.Module, samples: int, dtype: str) -> T
 
     with _passing_gradients(model):
         with live:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(dtype):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), engine_autocast(dtype):
                 loss = skeleton.loss(model, inputs)
             kept = sum(size for size, _ in saved.values())
             saved.clear()
             loss.backward()
         # Apart from the above: the counter holds on to what would be freed.
         with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
-            with autocast(dtype):
+            with engine_autocast(dtype):
                 loss = skeleton.loss(model, inputs)
             loss.backward()
     return Trace(float(kept), float(live.peak), float(counter.get_total_flops()))

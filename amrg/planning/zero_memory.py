@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from amrg.errors import UserError
-from amrg.models.tensor_parallel import part_of
+from amrg.models.tensor_parallel import partition_of
 from amrg.planning.meta_models import Base
 
 #: DeepSpeed's defaults.
@@ -51,7 +51,7 @@ class ZeroSettings:
 
     @classmethod
     def read(cls, resolved: dict[str, Any]) -> "ZeroSettings":
-        """Read the result of ``deepspeed_config.resolve``."""
+        """Read the result of ``deepspeed_config.resolve_ds_config``."""
         zero = resolved.get("zero_optimization", {})
         halves = any((resolved.get(name) or {}).get("enabled") for name in ("bf16", "bfloat16", "fp16"))
 
@@ -120,7 +120,7 @@ def count_parameters(model: nn.Module, base: Base) -> ParameterCounts:
         tuple(p.numel() for _, p in frozen),
         frozen_bytes,
         buffers,
-        sum(p.numel() * (1 if (part := part_of(p)) is None else part.groups.size) for p in trained),
+        sum(p.numel() * (1 if (part := partition_of(p)) is None else part.groups.size) for p in trained),
     )
 
 
@@ -142,7 +142,7 @@ class MemoryUse:
     host: float = 0.0
 
 
-def zero_memory(weights: ParameterCounts, zero: ZeroSettings, ranks: int) -> dict[str, MemoryUse]:
+def zero_memory_per_rank(weights: ParameterCounts, zero: ZeroSettings, ranks: int) -> dict[str, MemoryUse]:
     """Weights, gradients, optimiser and communication buffers of one rank, the fullest one.
 
     Raises:
@@ -215,7 +215,7 @@ def _padded(size: int, ranks: int) -> int:
     return -(-size // (2 * ranks)) * 2 * ranks
 
 
-def check(zero: ZeroSettings, base: Base) -> None:
+def check_zero_with_base(zero: ZeroSettings, base: Base) -> None:
     """Raise UserError if the JSON cannot train with a quantised base."""
     if base in _QUANTISED and (zero.stage == 3 or zero.element == 2):
         raise UserError(f"a {base} base is planned for ZeRO 0 to 2 without DeepSpeed's own bf16 or fp16")

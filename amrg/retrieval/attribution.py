@@ -15,7 +15,7 @@ from amrg.retrieval.strategies import QueryRouter
 from amrg.retrieval.types import Shard
 
 
-def top_k_rows(
+def top_weighted_rows(
     shard: Shard, queries_MHD: Tensor, lse_MH: Tensor, group_M: Tensor | None, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """Return the weights [M, K] and int64 row numbers [M, K] of the K rows with the largest mean weight over heads.
@@ -46,13 +46,13 @@ def top_k_rows(
 def top_k_rows_sharded(
     bank: ShardedBank, queries_MHD: Tensor, lse_MH: Tensor, group_M: Tensor | None, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Run ``top_k_rows`` over all shards of a bank. Every rank of its layout must call this."""
+    """Run ``top_weighted_rows`` over all shards of a bank. Every rank of its layout must call this."""
     group = [] if group_M is None or bank.group is None else [group_M]
     if bank.strategy == "replicate":
-        return top_k_rows(bank.local_shard(), queries_MHD, lse_MH, group_M, top_k)
+        return top_weighted_rows(bank.local_shard(), queries_MHD, lse_MH, group_M, top_k)
     router = QueryRouter(bank.layout.levels, [len(queries_MHD)], queries_MHD.device)
     queries, lse, *rest = router.dispatch([[queries_MHD, lse_MH, *group]])[0]
-    found = top_k_rows(bank.local_shard(), queries, lse, rest[0] if rest else None, top_k)
+    found = top_weighted_rows(bank.local_shard(), queries, lse, rest[0] if rest else None, top_k)
 
     def best(_: int, shards: list[list[Tensor]]) -> list[Tensor]:
         weights, indices = (torch.cat(parts, dim=1) for parts in zip(*shards, strict=True))

@@ -16,13 +16,13 @@ ALIGN = 16  # bytes; a view of a message is then aligned for every dtype, and fo
 TensorSpec = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor to receive
 
 
-def padded_bytes(spec: TensorSpec) -> int:
+def padded_message_bytes(spec: TensorSpec) -> int:
     """Return the size of a tensor in a message, in bytes."""
     shape, dtype = spec
     return -(-torch.Size(shape).numel() * dtype.itemsize // ALIGN) * ALIGN
 
 
-def spec_of(tensor: Tensor) -> TensorSpec:
+def tensor_spec_of(tensor: Tensor) -> TensorSpec:
     """Return shape and dtype of a tensor."""
     return tuple(tensor.shape), tensor.dtype
 
@@ -65,7 +65,7 @@ class CommGroup:
 
     def all_gather(self, local: Sequence[Tensor], specs: Sequence[Sequence[TensorSpec]]) -> list[list[Tensor]]:
         """Gather the tensors of every rank on every rank; ``specs[r]`` describes those of rank r."""
-        length = max(sum(map(padded_bytes, rank_specs)) for rank_specs in specs)
+        length = max(sum(map(padded_message_bytes, rank_specs)) for rank_specs in specs)
         message = _pack(local, length)
         out = message.new_empty(self.size * length)
         distributed.all_gather_into_tensor(out, message, group=self.group)
@@ -77,7 +77,7 @@ class CommGroup:
     ) -> list[list[Tensor]]:
         """Send ``outgoing[r]`` to rank r; receive the tensors of ``specs[r]`` from rank r."""
         messages = [_pack(tensors) for tensors in outgoing]
-        receive_sizes = [sum(map(padded_bytes, rank_specs)) for rank_specs in specs]
+        receive_sizes = [sum(map(padded_message_bytes, rank_specs)) for rank_specs in specs]
         out = messages[0].new_empty(sum(receive_sizes))
         send_sizes = [len(message) for message in messages]
         distributed.all_to_all_single(out, torch.cat(messages), receive_sizes, send_sizes, group=self.group)
@@ -97,7 +97,7 @@ class CommGroup:
             owner = (self.rank - step) % self.size
             arriving = (owner - 1) % self.size
             last = step == self.size - 1
-            receive_buffer = current.new_empty(0 if last else sum(map(padded_bytes, specs[arriving])))
+            receive_buffer = current.new_empty(0 if last else sum(map(padded_message_bytes, specs[arriving])))
             pending = [] if last else self._isend_irecv(current, receive_buffer)
             yield owner, _unpack(current, specs[owner])
             for work in pending:
@@ -118,7 +118,7 @@ class CommGroup:
 
 def _pack(tensors: Sequence[Tensor], length: int | None = None) -> Tensor:
     """Pack tensors into one message, padded to ``length`` bytes."""
-    sizes = [padded_bytes(spec_of(tensor)) for tensor in tensors]
+    sizes = [padded_message_bytes(tensor_spec_of(tensor)) for tensor in tensors]
     length = sum(sizes) if length is None else length
     message = torch.zeros(length, dtype=torch.uint8, device=tensors[0].device)
     for start, tensor in zip(itertools.accumulate(sizes, initial=0), tensors, strict=False):
@@ -132,5 +132,5 @@ def _unpack(message: Tensor, specs: Sequence[TensorSpec]) -> list[Tensor]:
     for shape, dtype in specs:
         size = torch.Size(shape).numel() * dtype.itemsize
         tensors.append(message[start : start + size].view(dtype).view(shape))
-        start += padded_bytes((shape, dtype))
+        start += padded_message_bytes((shape, dtype))
     return tensors

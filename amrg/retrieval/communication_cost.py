@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from amrg.config import ShardingStrategy
-from amrg.retrieval.collectives import TensorSpec, padded_bytes
+from amrg.retrieval.collectives import TensorSpec, padded_message_bytes
 
 COUNT = 8  # bytes of an integer in a header
 
@@ -44,33 +44,35 @@ class BankShape:
         parts: list[TensorSpec] = [((rows, self.dim), _DTYPES[self.element])]
         parts += [((rows,), torch.float32)] if self.element == 1 else []
         parts += [((rows,), torch.int64)] if self.grouped else []
-        return sum(map(padded_bytes, parts))
+        return sum(map(padded_message_bytes, parts))
 
     def query_bytes(self, queries: int) -> int:
         """Return the bytes of a message with this many queries."""
-        group = padded_bytes(((queries,), torch.int64)) if self.grouped else 0
-        return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + group
+        group = padded_message_bytes(((queries,), torch.int64)) if self.grouped else 0
+        return padded_message_bytes(((queries, self.dim), _DTYPES[self.query])) + group
 
     def result_bytes(self, queries: int) -> int:
         """Return the bytes of a partial result: retrieved, lse, mass, and entropy and attribution if requested."""
         parts: list[TensorSpec] = [((queries, self.dim), torch.float32)]
         parts += [((queries,), torch.float32)] * (3 if self.entropy else 2)
         parts += [((queries, self.top_k), torch.float32), ((queries, self.top_k), torch.int64)] if self.top_k else []
-        return sum(map(padded_bytes, parts))
+        return sum(map(padded_message_bytes, parts))
 
     def backward_stats_bytes(self, queries: int) -> int:
         """Return the bytes that the backward dispatches: do, lse, delta, dmass."""
-        return padded_bytes(((queries, self.dim), _DTYPES[self.query])) + 3 * padded_bytes(((queries,), torch.float32))
+        return padded_message_bytes(((queries, self.dim), _DTYPES[self.query])) + 3 * padded_message_bytes(
+            ((queries,), torch.float32)
+        )
 
     def query_grad_bytes(self, queries: int) -> int:
         """Return the bytes of the gradient of the queries."""
-        return padded_bytes(((queries, self.dim), _DTYPES[self.query]))
+        return padded_message_bytes(((queries, self.dim), _DTYPES[self.query]))
 
 
 _DTYPES = {4: torch.float32, 2: torch.bfloat16, 1: torch.int8}
 
 
-def gather_bytes(banks: Sequence[BankShape], queries: Sequence[int], rank: int) -> tuple[int, int]:
+def gather_traffic_bytes(banks: Sequence[BankShape], queries: Sequence[int], rank: int) -> tuple[int, int]:
     """Return the bytes (forward, backward) that a rank sends in one ``gather`` retrieval without levels.
 
     Args:
@@ -98,7 +100,7 @@ def two_level_bytes(banks: Sequence[BankShape], queries: int, nodes: int, ranks_
     return between * (dispatched[0] + combined[0]), inside * (dispatched[1] + combined[1]), header
 
 
-def ring_bytes(banks: Sequence[BankShape], spans: Sequence[Sequence[tuple[int, int]]], rank: int) -> int:
+def ring_traffic_bytes(banks: Sequence[BankShape], spans: Sequence[Sequence[tuple[int, int]]], rank: int) -> int:
     """Return the bytes that a rank sends in one pass of ``ring``: every shard but the next rank's.
 
     Forward and backward are one pass each.
@@ -128,7 +130,11 @@ def cheapest_strategy(
     if ranks == 1 or bank.row_bytes(rows) <= replicate_below_bytes:
         return "replicate"
     spans = [[(rows * r // ranks, rows * (r + 1) // ranks) for r in range(ranks)]]
-    return "gather" if sum(gather_bytes([bank], [queries] * ranks, 0)) <= 2 * ring_bytes([bank], spans, 0) else "ring"
+    return (
+        "gather"
+        if sum(gather_traffic_bytes([bank], [queries] * ranks, 0)) <= 2 * ring_traffic_bytes([bank], spans, 0)
+        else "ring"
+    )
 
 
 #: Bandwidths that the predictions assume, in bytes per second per GPU in one direction.
@@ -137,7 +143,7 @@ NET_RATE = 50e9  # one 400 Gbit/s adapter per GPU between nodes
 NODE_RANKS = 8
 
 
-def table(bank: BankShape, queries: int, ranks: Sequence[int]) -> list[str]:
+def communication_table(bank: BankShape, queries: int, ranks: Sequence[int]) -> list[str]:
     """Return the Markdown table of predictions, one line per number of GPUs and strategy."""
     lines = [
         "| GPUs | way | rows held per GPU | sent per GPU per step | predicted transfer |",
@@ -146,13 +152,13 @@ def table(bank: BankShape, queries: int, ranks: Sequence[int]) -> list[str]:
     for size in ranks:
         shard = bank.row_bytes(-(-bank.rows // size))
         spans = [[(bank.rows * r // size, bank.rows * (r + 1) // size) for r in range(size)]]
-        flat, ring = sum(gather_bytes([bank], [queries] * size, 0)), 2 * ring_bytes([bank], spans, 0)
+        flat, ring = sum(gather_traffic_bytes([bank], [queries] * size, 0)), 2 * ring_traffic_bytes([bank], spans, 0)
         rate = NODE_RATE if size <= NODE_RANKS else NET_RATE
         entries = [("replicate", bank.row_bytes(bank.rows), 0, 0.0), ("gather", shard, flat, flat / rate)]
         if size > NODE_RANKS:
             between, inside, _ = two_level_bytes([bank], queries, size // NODE_RANKS, NODE_RANKS)
             entries.append(("gather, two levels", shard, between + inside, between / NET_RATE + inside / NODE_RATE))
-            own = sum(gather_bytes([bank], [queries] * NODE_RANKS, 0))
+            own = sum(gather_traffic_bytes([bank], [queries] * NODE_RANKS, 0))
             held = bank.row_bytes(-(-bank.rows // NODE_RANKS))
             entries.append(("gather, a copy a node", held, own, own / NODE_RATE))
         entries.append(("ring", shard, ring, ring / rate))
@@ -186,7 +192,7 @@ def main() -> None:
     argparse.ArgumentParser(description="Predicted traffic of sharded retrieval.").parse_args()
     for heading, bank, queries in EXAMPLES:
         print(f"**{heading}**\n")
-        print("\n".join(table(bank, queries, (8, 64, 1024))), end="\n\n")
+        print("\n".join(communication_table(bank, queries, (8, 64, 1024))), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from amrg.artifacts import atomic_path, file_hash
+from amrg.artifacts import atomic_path, sha256_of_file
 from amrg.errors import UserError, collect_errors
 from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.kernels.hopfield.blockwise import compute_dtype, zero_where_neg_inf
 from amrg.kernels.hopfield.reference import NO_GROUP, dropout_keep_mask
-from amrg.model_files import reason
-from amrg.progress import echo
+from amrg.model_files import error_in_one_line
+from amrg.progress import print_on_rank_0
 
 if TYPE_CHECKING:
     import faiss
@@ -208,7 +208,7 @@ class _FaissIndex:
         with atomic_path(folder) as partial:
             partial.mkdir()
             _faiss().write_index(self._cpu_index, str(partial / _INDEX))
-            about = {"bank": content_hash, "index": file_hash(partial / _INDEX)}
+            about = {"bank": content_hash, "index": sha256_of_file(partial / _INDEX)}
             save_file(self.cells, partial / _CELLS, about)
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -223,7 +223,7 @@ class _FaissIndex:
             about, cells = file.metadata(), {name: file.get_tensor(name) for name in ("sizes", "centers", "radii")}
         if about["bank"] != content_hash:
             raise ValueError("it is of other rows")
-        if about["index"] != file_hash(folder / _INDEX):
+        if about["index"] != sha256_of_file(folder / _INDEX):
             raise ValueError(f"{_INDEX} was changed")
         return cls(_faiss().read_index(str(folder / _INDEX)), kind, bank.probes, cells, bank.rows.device)
 
@@ -251,13 +251,16 @@ def _open_index(bank: IndexedBank, kind: IndexKind, saved: Path | None, content_
         try:
             return _FaissIndex.load(saved, bank, kind, content_hash)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            echo(f"memory.index: {saved} cannot be used ({reason(error)}): it is built again")
+            print_on_rank_0(f"memory.index: {saved} cannot be used ({error_in_one_line(error)}): it is built again")
     index = _FaissIndex.build(bank, kind)
     if saved is not None:
         try:
             index.save(saved, content_hash)
         except (OSError, RuntimeError) as error:
-            echo(f"memory.index: {saved} cannot be written ({reason(error)}): the next run builds the index again")
+            print_on_rank_0(
+                f"memory.index: {saved} cannot be written ({error_in_one_line(error)}): the next run builds the index "
+                "again"
+            )
     return index
 
 

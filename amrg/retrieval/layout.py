@@ -12,8 +12,8 @@ class ShardLayout:
     """The process groups of the ranks that share a bank. Creating it is collective over these ranks.
 
     Args:
-        group: the ranks that share one copy of the bank; None is all ranks. ``hybrid_group`` makes groups that hold
-            one copy each.
+        group: the ranks that share one copy of the bank; None is all ranks. ``hybrid_replica_group`` makes groups that
+            hold one copy each.
         ranks_per_node: consecutive ranks of the group on one node; None treats all ranks alike.
 
     Attributes:
@@ -48,7 +48,7 @@ class ShardLayout:
         return self.flat.bytes_sent + sum(level.bytes_sent for level in self.levels if level is not self.flat)
 
 
-def hybrid_group(ranks_per_replica: int) -> distributed.ProcessGroup:
+def hybrid_replica_group(ranks_per_replica: int) -> distributed.ProcessGroup:
     """Return this rank's group of consecutive ranks that share one copy of the bank. All ranks must call this.
 
     Raises:
@@ -62,6 +62,6 @@ def hybrid_group(ranks_per_replica: int) -> distributed.ProcessGroup:
     return local_group
 
 
-def shard_range(rows: int, rank: int, size: int) -> tuple[int, int]:
+def shard_row_range(rows: int, rank: int, size: int) -> tuple[int, int]:
     """Return the rows [start, stop) of one rank. Shards differ by at most one row, and can be empty."""
     return rows * rank // size, rows * (rank + 1) // size

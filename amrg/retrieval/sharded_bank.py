@@ -28,7 +28,7 @@ from amrg.kernels import Retrieval, hopfield_retrieve
 from amrg.retrieval.collectives import CommGroup
 from amrg.retrieval.communication_cost import cheapest_strategy
 from amrg.retrieval.indexed_bank import IndexedBank, IndexKind
-from amrg.retrieval.layout import ShardLayout, shard_range
+from amrg.retrieval.layout import ShardLayout, shard_row_range
 from amrg.retrieval.strategies import retrieve_gather, retrieve_ring
 from amrg.retrieval.types import RetrievalRequest, Shard
 
@@ -89,7 +89,7 @@ class ShardedBank(nn.Module):
             kind: kind of the shard's index, with ``gather``; None for no index.
             saved: folder of the saved indexes, one for each range of rows.
         """
-        start, stop = shard_range(len(bank), layout.flat.rank, layout.flat.size)
+        start, stop = shard_row_range(len(bank), layout.flat.rank, layout.flat.size)
         rows, scale, group = bank.rows(start, stop), bank.scale(start, stop), bank.group_range(start, stop)
         rows, scale, group = rows.to(device), None if scale is None else scale.to(device), group.to(device)
         index = None

@@ -23,16 +23,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from amrg.data.context import Context
 from amrg.data.film_checks import NotAFilm
-from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, read_given_prior, read_study
+from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, read_given_prior, read_own_study
 from amrg.errors import UserError
 from amrg.inference.run import RunArtifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
-from amrg.progress import echo
-from amrg.serving.batching import Batcher, Study, WorkerFailed, place
+from amrg.progress import print_on_rank_0
+from amrg.serving.batching import Batcher, Study, WorkerFailed, error_place
 from amrg.serving.docs_page import FILES, docs_file, docs_page
-from amrg.serving.inputs import JSON, MULTIPART, PRIOR_FIELDS, media_type, parse_study
+from amrg.serving.inputs import JSON, MULTIPART, PRIOR_FIELDS, parse_media_type, parse_study_request
 from amrg.serving.metrics import MEDIA_TYPE, CountRequests, Metrics
-from amrg.serving.outputs import DICOM, FHIR, missing_extra, read_sources, render
+from amrg.serving.outputs import DICOM, FHIR, missing_extra, read_source_headers, render_record
 from amrg.webapp.requests import RequestGuard, ResponseHeaders, without_folders
 
 #: Maximal size of a request. A film of 4,280 × 3,520 pixels in 16 bits has 30 MB.
@@ -71,7 +71,7 @@ class Access:
     any_address: bool = False
 
 
-def create_app(
+def create_serving_app(
     chain: RunArtifacts, batcher: Batcher, metrics: Metrics, access: Access, queue: int, seconds: float
 ) -> ASGIApp:
     """Build the application.
@@ -190,12 +190,12 @@ class Handlers:
         except (HTTPException, UserError, ClientDisconnect):
             raise
         except Exception as error:  # the server would log its message, which could quote a film or a report
-            echo(f"a request failed: {place(error)}")
+            print_on_rank_0(f"a request failed: {error_place(error)}")
             return JSONResponse({"error": f"something went wrong here ({type(error).__name__})"}, 500)
 
     async def _report(self, request: Request) -> Response:
         wanted = _accepted(request.headers.get("accept", "*/*"))
-        if media_type(request.headers.get("content-type", "")) not in (MULTIPART, JSON):
+        if parse_media_type(request.headers.get("content-type", "")) not in (MULTIPART, JSON):
             raise HTTPException(415, f"send a study as {MULTIPART} or {JSON}")
         self._in_work += 1
         try:
@@ -216,7 +216,7 @@ class Handlers:
         record = self._record(study, record)
         if wanted == RECORD:
             return JSONResponse(record)
-        return Response(await to_thread.run_sync(render, wanted, record, study.sources), media_type=wanted)
+        return Response(await to_thread.run_sync(render_record, wanted, record, study.sources), media_type=wanted)
 
     def _record(self, study: _Study, record: dict[str, Any]) -> dict[str, Any]:
         """Add what is known of the study to the record that was written."""
@@ -286,7 +286,7 @@ class Handlers:
             self._held -= size
 
     def _read(self, content_type: str, body: bytearray, wanted: str) -> _Study:
-        received = parse_study(content_type, bytes(body))
+        received = parse_study_request(content_type, bytes(body))
         given = read_given_context(received.context, "")
         report, days = (received.prior.get(name, "").strip() for name in PRIOR_FIELDS)
         earlier = StudyFilms([], [], [])
@@ -296,12 +296,12 @@ class Handlers:
         if prior is not None:
             prior = replace(prior, views=earlier.views)
         read = self._read_films(received.films, received.force)
-        sources = read_sources(received.films) if wanted == DICOM else []
+        sources = read_source_headers(received.films) if wanted == DICOM else []
         return _Study(received.name, read, given.filled(read.context), prior, sources)
 
     def _read_films(self, films: list[tuple[str, bytes]], force: bool) -> StudyFilms:
         try:
-            return read_study(films, self._batcher.image_size, self._chain.frontal_only, force)
+            return read_own_study(films, self._batcher.image_size, self._chain.frontal_only, force)
         except NotAFilm as error:
             raise UserError(f"refused as no chest film for this model: {error}") from None
         except ValueError as error:
@@ -370,7 +370,7 @@ async def _disconnected(request: Request) -> None:
 
 def _accepted(accept: str) -> str:
     """Return the first media type of an Accept header that there is; raises 406 if there is none."""
-    for one in map(media_type, accept.split(",")):
+    for one in map(parse_media_type, accept.split(",")):
         if one in ("*/*", "application/*", RECORD):
             return RECORD
         if one == EVENTS:

@@ -16,7 +16,7 @@ import numpy as np
 from amrg.data.context import Context
 from amrg.data.own_studies import GivenPrior
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 #: Films, uint8 [H, W] each, clinical context, the earlier study, and views of the films.
 Study = tuple[list[np.ndarray], Context, GivenPrior | None, tuple[str, ...]]
@@ -43,7 +43,7 @@ class OpenModel:
     image_size: int
 
 
-def place(error: BaseException) -> str:
+def error_place(error: BaseException) -> str:
     """Return the type of an error and where it was raised, without its message: that could quote a film or a report."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno} ({last.name})"
@@ -138,8 +138,8 @@ class Batcher:
                     opened.set_exception(error)
                     return
                 self.failures += 1
-                reason = str(error) if isinstance(error, UserError) else place(error)
-                echo(f"the worker failed ({reason}) and is started again")
+                reason = str(error) if isinstance(error, UserError) else error_place(error)
+                print_on_rank_0(f"the worker failed ({reason}) and is started again")
             was_ready, self.ready = self.ready, False
             self._fail()
             if not was_ready:

@@ -67,13 +67,13 @@ class _Study(BaseModel):
     prior_films: list[_Film] = Field([], max_length=MAX_FILMS)
 
 
-def parse_study(content_type: str, body: bytes) -> ReceivedStudy:
+def parse_study_request(content_type: str, body: bytes) -> ReceivedStudy:
     """Parse a body of the type ``MULTIPART`` or ``JSON``.
 
     Raises:
         UserError: it is malformed, or has no film, too many films, or an empty one.
     """
-    received = _from_json(body) if media_type(content_type) == JSON else _from_multipart(content_type, body)
+    received = _from_json(body) if parse_media_type(content_type) == JSON else _from_multipart(content_type, body)
     if not received.films:
         raise UserError("no film: give at least one, as a part named `film` or in the list `films`")
     for films in (received.films, received.prior_films):
@@ -85,7 +85,7 @@ def parse_study(content_type: str, body: bytes) -> ReceivedStudy:
     return received
 
 
-def media_type(header: str) -> str:
+def parse_media_type(header: str) -> str:
     """Return the type in a Content-Type header without its parameters, in lower case."""
     return header.partition(";")[0].strip().lower()
 

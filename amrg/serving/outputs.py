@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from amrg.data.image_io import is_dicom
+from amrg.data.image_io import is_dicom_bytes
 from amrg.errors import UserError
 from amrg.pages import NOT_CLINICAL_NOTICE
 
@@ -34,7 +34,7 @@ def missing_extra(wanted: str) -> str | None:
     return None if importlib.util.find_spec(module) else extra
 
 
-def render(wanted: str, record: dict[str, Any], sources: Sequence[Any]) -> bytes:
+def render_record(wanted: str, record: dict[str, Any], sources: Sequence[Any]) -> bytes:
     """Return a record as ``FHIR``, or as ``DICOM`` that refers to ``sources``, its films.
 
     Raises:
@@ -48,7 +48,7 @@ def render(wanted: str, record: dict[str, Any], sources: Sequence[Any]) -> bytes
         raise UserError(f"no {DICOM} can be made of the headers of these films ({type(error).__name__})") from None
 
 
-def read_sources(films: Sequence[tuple[str, bytes]]) -> list[Any]:
+def read_source_headers(films: Sequence[tuple[str, bytes]]) -> list[Any]:
     """Read the headers of the DICOM films that an SR refers to.
 
     Raises:
@@ -59,7 +59,7 @@ def read_sources(films: Sequence[tuple[str, bytes]]) -> list[Any]:
     sources = []
     for number, (name, data) in enumerate(films, 1):
         label = name or f"film {number}"
-        if not is_dicom(data):
+        if not is_dicom_bytes(data):
             raise UserError(f"{label} is no DICOM object: {DICOM} can only be made of DICOM films")
         source = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
         if missing := [element for element in _REQUIRED if not source.get(element)]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from amrg.errors import UserError
 from amrg.inference.run import load_run
-from amrg.progress import echo
-from amrg.serving.batching import OpenModel, Record, Study, place
+from amrg.progress import print_on_rank_0
+from amrg.serving.batching import OpenModel, Record, Study, error_place
 
 
 @contextmanager
@@ -70,5 +70,5 @@ def _work(run: Path, base_model: str | None, banks: Path | None, pipe: Connectio
             films, contexts, priors, views = zip(*studies, strict=True)
             pipe.send(loaded.generate_records(films, contexts, [loaded.read_prior(one) for one in priors], views))
         except Exception as error:
-            echo(f"a batch failed: {place(error)}")
+            print_on_rank_0(f"a batch failed: {error_place(error)}")
             os._exit(1)  # a GPU is of no more use to this process after some errors

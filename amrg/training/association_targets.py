@@ -12,9 +12,9 @@ from amrg import distributed
 from amrg.banks.bank import VISUAL, MemoryBank
 from amrg.config import Config
 from amrg.data.labels import FINDINGS, LABELS, POSITIVE
-from amrg.data.shards import hash_key
-from amrg.data.stream import load_studies
-from amrg.data.text.statements import statements
+from amrg.data.shards import hash_study_key
+from amrg.data.stream import load_split_studies
+from amrg.data.text.statements import find_statements
 from amrg.errors import UserError
 from amrg.models.detail_heads import detail_values
 from amrg.models.retrieval_loss import Wanted
@@ -30,15 +30,15 @@ class WantedRows:
     """
 
     def __init__(self, data: Path, bank: MemoryBank, weight: float) -> None:
-        self.weight, device = weight, distributed.device()
+        self.weight, device = weight, distributed.local_device()
         origins = bank.provenance_rows(0, len(bank), ["findings", "source", "text"]).to_pylist()
         filed = [(o["findings"][0] if o["source"] == "region" else "", o["text"] or "") for o in origins]
-        details = [_side_and_device(detail_values(statements(text), label)) for label, text in filed]
+        details = [_side_and_device(detail_values(find_statements(text), label)) for label, text in filed]
         sets: dict[tuple[str, tuple[str, ...]], int] = {}
         masks: list[list[bool]] = []
         self._set: dict[str, list[int]] = {}
-        for study in load_studies(data, "train"):
-            found, numbers = statements(study.report), [-1] * len(LABELS)
+        for study in load_split_studies(data, "train"):
+            found, numbers = find_statements(study.report), [-1] * len(LABELS)
             for k, finding in enumerate(FINDINGS):
                 if study.labels[finding] != POSITIVE:
                     continue
@@ -49,7 +49,7 @@ class WantedRows:
                     sets[key] = len(masks) if any(own) else -1
                     masks += [same if any(same) else own] if any(own) else []
                 numbers[k] = sets[key]
-            self._set[hash_key(study.key)] = numbers
+            self._set[hash_study_key(study.key)] = numbers
         self._rows_ND, self._group_N = bank.dequantized(0, len(bank)).to(device), bank.groups.to(device)
         self._sets_SN = torch.tensor(masks, dtype=torch.bool, device=device).view(-1, len(bank))
 

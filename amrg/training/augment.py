@@ -18,7 +18,7 @@ BRIGHTNESS = 0.08
 NOISE = 0.015
 
 
-def augment(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
+def augment_films(images_B3HW: Tensor, generator: torch.Generator) -> Tensor:
     """Rotate, shift, zoom, and change exposure and noise; each film by its own draw.
 
     Args:

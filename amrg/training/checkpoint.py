@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import sha256_of_file
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.errors import UserError
-from amrg.models.zero3 import weights_hash
-from amrg.progress import echo
+from amrg.models.zero3 import hash_of_weights
+from amrg.progress import print_on_rank_0
 
 WEIGHTS, OPTIMIZER, BEST, STATE = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 
@@ -60,14 +60,14 @@ class Checkpoint:
             if content["state_sha256"] != _hash(content["state"]):
                 return STATE
             hashes = content["sha256"]
-            return next((name for name, known in hashes.items() if file_hash(self.path / name) != known), None)
+            return next((name for name, known in hashes.items() if sha256_of_file(self.path / name) != known), None)
         except FileNotFoundError as missing:
             return Path(missing.filename).name
         except (OSError, ValueError, KeyError, TypeError):
             return STATE
 
 
-def latest_valid(folder: Path) -> Checkpoint | None:
+def find_latest_valid(folder: Path) -> Checkpoint | None:
     """Return the newest undamaged checkpoint of a folder, None if it has none; damaged ones are reported.
 
     Raises:
@@ -78,7 +78,7 @@ def latest_valid(folder: Path) -> Checkpoint | None:
         damage = checkpoint.first_corrupt_file()
         if damage is None:
             return checkpoint
-        echo(f"{checkpoint.path}: {damage} is damaged; looking for an earlier checkpoint")
+        print_on_rank_0(f"{checkpoint.path}: {damage} is damaged; looking for an earlier checkpoint")
     if found:
         raise UserError(f"all checkpoints in {folder} are damaged: remove the folder to start anew")
     return None
@@ -199,7 +199,7 @@ def _fill(
     best = partial / WEIGHTS if before is None else before / BEST
     if best.exists():
         os.link(best, partial / BEST)
-    hashes = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+    hashes = {path.name: sha256_of_file(path) for path in sorted(partial.iterdir())}
     content = {"state": state, "state_sha256": _hash(state), "sha256": hashes}
     (partial / STATE).write_text(json.dumps(content))
     for path in (*partial.iterdir(), partial):
@@ -218,9 +218,9 @@ def _hash(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def input_hashes(seed: int, batch_size: int, data: Path, banks: Path | None = None) -> dict[str, str]:
+def hashes_of_inputs(seed: int, batch_size: int, data: Path, banks: Path | None = None) -> dict[str, str]:
     """Hashes of the inputs that determine the batches and the memories of a run."""
-    hashes = {"seed": str(seed), "batch size": str(batch_size), "data": file_hash(data / "index.parquet")}
+    hashes = {"seed": str(seed), "batch size": str(batch_size), "data": sha256_of_file(data / "index.parquet")}
     if banks is not None:
         hashes |= {f"rows of the {name} bank": MemoryBank.open(banks / name).content_hash for name in (VISUAL, REPORTS)}
     return hashes
@@ -228,7 +228,7 @@ def input_hashes(seed: int, batch_size: int, data: Path, banks: Path | None = No
 
 def frozen_fingerprint(model: nn.Module) -> str:
     """Hash all frozen weights of a model. Every rank must call this."""
-    return weights_hash((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
+    return hash_of_weights((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
 
 
 def _flush(path: Path) -> None:

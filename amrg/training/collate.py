@@ -12,12 +12,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from amrg.banks.bank import group_id
+from amrg.banks.bank import patient_group_id
 from amrg.config import Stage1Config
-from amrg.data.film_checks import view_kinds
+from amrg.data.film_checks import view_kinds_of_films
 from amrg.data.image_ops import to_model_input
 from amrg.data.prior import Prior
-from amrg.data.shards import hash_key
+from amrg.data.shards import hash_study_key
 from amrg.data.stream import Sample
 from amrg.data.studies import Study
 from amrg.data.text.prior_mentions import without_prior_mentions
@@ -25,7 +25,7 @@ from amrg.data.text.sections import join_sections
 from amrg.models.context import ContextTokenizer
 from amrg.models.prior import ALONE, TEXT, PriorTokenizer
 from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer
-from amrg.training.multilabel import targets
+from amrg.training.multilabel import multilabel_targets
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,14 @@ def collate_images(samples: Iterable[Sample], size: int) -> ImageBatch:
     samples = list(samples)
     views = tuple(len(sample.views) for sample in samples)
     films = torch.from_numpy(to_model_input([view for s in samples for view in s.views], size))
-    return ImageBatch(films, views, tuple(kind for s in samples for kind in view_kinds(s.study.views, len(s.views))))
+    return ImageBatch(
+        films, views, tuple(kind for s in samples for kind in view_kinds_of_films(s.study.views, len(s.views)))
+    )
 
 
-def hashed_keys(studies: Iterable[Study]) -> list[str]:
+def hash_study_keys(studies: Iterable[Study]) -> list[str]:
     """Hash the keys of studies, for messages."""
-    return [hash_key(study.key) for study in studies]
+    return [hash_study_key(study.key) for study in studies]
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class Stage1Collator:
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
         """Collate studies for stage 1."""
         studies = [sample.study for sample in samples]
-        labels = targets(studies, self.config.uncertain_policy, self.config.unmentioned_policy)
-        return {"films": collate_images(samples, self.size), "targets": labels, "study": hashed_keys(studies)}
+        labels = multilabel_targets(studies, self.config.uncertain_policy, self.config.unmentioned_policy)
+        return {"films": collate_images(samples, self.size), "targets": labels, "study": hash_study_keys(studies)}
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,9 @@ class ReportCollator:
             encoded = list(padded[: len(studies)])
         return {
             "report": _padded(encoded),
-            "group": torch.tensor([group_id(study.group) for study in studies]),
+            "group": torch.tensor([patient_group_id(study.group) for study in studies]),
             "counts": torch.ones(len(studies)),
-            "study": hashed_keys(studies),
+            "study": hash_study_keys(studies),
             **context,
             **prior,
         }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from amrg.config import CONFIGS, Stage1Config, Stage2Config, find_config
+from amrg.config import CONFIGS, Stage1Config, Stage2Config, find_config_file
 from amrg.errors import UserError, collect_errors
 from amrg.training.deepspeed_json import AUTO, AUTOTP_SIZE, TENSOR_PARALLEL, load_ds_config
 
@@ -74,9 +74,9 @@ def engine_faults(settings: OptimizerSettings, world_size: int) -> list[str]:
     """Return the contradictions and gaps of a stage's DeepSpeed JSON, before the number of steps is known."""
 
     def check() -> None:
-        config = resolve(_without_steps(load_ds_config(settings.ds_config)), settings, world_size, 1)
+        config = resolve_ds_config(_without_steps(load_ds_config(settings.ds_config)), settings, world_size, 1)
         # Importing DeepSpeed takes seconds, and the files of the package are known to be right.
-        if find_config(settings.ds_config).parent != CONFIGS:
+        if find_config_file(settings.ds_config).parent != CONFIGS:
             refuse_as_deepspeed(config, settings)
 
     return collect_errors(check)
@@ -84,16 +84,16 @@ def engine_faults(settings: OptimizerSettings, world_size: int) -> list[str]:
 
 def refuse_as_deepspeed(config: dict[str, Any], settings: OptimizerSettings) -> None:
     """Raise UserError if DeepSpeed refuses a resolved configuration, or its optimizer or scheduler their parameters."""
-    from amrg.training.deepspeed_internals import try_config
+    from amrg.training.deepspeed_internals import try_ds_config
 
     try:
-        try_config(config, settings.lr)
+        try_ds_config(config, settings.lr)
     except Exception as error:  # pydantic's, assertions, wrong arguments of an optimizer or a scheduler
         reason = " ".join(str(error).split())
         raise UserError(f"{settings.ds_config}: DeepSpeed refuses it: {reason[:300] or type(error).__name__}") from None
 
 
-def is_split(name: str) -> bool:
+def partitions_weights(name: str) -> bool:
     """Whether a DeepSpeed JSON partitions weights over the ranks (ZeRO 3); False if it cannot be read."""
     return not collect_errors(lambda: require_zero3(name))
 
@@ -129,11 +129,11 @@ _ZERO_LEARNED = (
 )  # fmt: skip
 
 
-def learned(content: dict[str, Any], zero: int) -> dict[str, Any]:
+def keys_that_change_training(content: dict[str, Any], zero: int) -> dict[str, Any]:
     """Reduce a DeepSpeed JSON to the keys that change the result of training.
 
     Removed are keys that only affect the computation, disabled sections, keys that the configuration decides
-    (``resolve`` refuses a file that contradicts it), and the default AdamW. Unknown keys are kept.
+    (``resolve_ds_config`` refuses a file that contradicts it), and the default AdamW. Unknown keys are kept.
 
     Args:
         content: the parsed JSON; not changed.
@@ -162,7 +162,9 @@ def _effective(section: dict[str, Any]) -> dict[str, Any]:
     return {} if kept.get("enabled") is False else {k: v for k, v in kept.items() if v not in (AUTO, {})}
 
 
-def resolve(content: dict[str, Any], settings: OptimizerSettings, world_size: int, total_steps: int) -> dict[str, Any]:
+def resolve_ds_config(
+    content: dict[str, Any], settings: OptimizerSettings, world_size: int, total_steps: int
+) -> dict[str, Any]:
     """Build the configuration for ``deepspeed.initialize``.
 
     Args:
@@ -199,7 +201,7 @@ def resolve(content: dict[str, Any], settings: OptimizerSettings, world_size: in
     size = max(1, config.pop(TENSOR_PARALLEL, {}).get(AUTOTP_SIZE, 1))
     if size > 1:
         _refuse_tensor_parallel(config, settings, size, world_size)
-    if is_half(config) and config.setdefault("zero_optimization", {}).get("stage", 0) == 0:
+    if uses_half_weights(config) and config.setdefault("zero_optimization", {}).get("stage", 0) == 0:
         # The same arithmetic on one rank or many; DeepSpeed's own for stage 0 keeps weights that nothing can save.
         config["zero_optimization"]["stage"] = 1
     _batch(config, settings, world_size // size)
@@ -226,7 +228,7 @@ def _refuse_tensor_parallel(config: dict[str, Any], settings: OptimizerSettings,
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device", "none") != "none":
             raise UserError(f"{where} does not go with zero_optimization.{key}: remove one of them")
-    if is_half(config):
+    if uses_half_weights(config):
         raise UserError(f"{where} does not go with DeepSpeed's bf16 and fp16 modes: take dtype bfloat16 without them")
 
 
@@ -276,7 +278,7 @@ def _precision(config: dict[str, Any], settings: OptimizerSettings) -> None:
             raise _conflict(settings, f"{name}.enabled", True, "dtype", settings.dtype)
 
 
-def is_half(config: dict[str, Any]) -> bool:
+def uses_half_weights(config: dict[str, Any]) -> bool:
     """Whether a resolved configuration enables DeepSpeed's bf16 or fp16 mode, in which weights are half precision."""
     return any(config.get(name, {}).get("enabled") for name in ("bf16", "bfloat16", "fp16"))
 

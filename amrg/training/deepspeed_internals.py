@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amrg.distributed import TensorGroups, data_rank, data_ranks, rank, world_size
+from amrg.distributed import TensorGroups, data_parallel_rank, data_parallel_size, global_rank, world_size
 
 
 def import_deepspeed() -> Any:
@@ -50,11 +50,11 @@ class ModelParallelUnit:
 
     def get_data_parallel_rank(self) -> int:
         """Return the number of this rank among those that see other samples."""
-        return data_rank()
+        return data_parallel_rank()
 
     def get_data_parallel_world_size(self) -> int:
         """Return the number of ranks that see different samples."""
-        return data_ranks()
+        return data_parallel_size()
 
     def get_data_parallel_group(self) -> Any:
         """Return the ranks that hold the same part."""
@@ -86,7 +86,7 @@ def _silent_linker() -> Iterator[None]:
             os.close(own)
 
 
-def try_config(config: dict[str, Any], lr: float) -> None:
+def try_ds_config(config: dict[str, Any], lr: float) -> None:
     """Have DeepSpeed read a resolved configuration, and build its optimizer and scheduler for one weight.
 
     Raises whatever they raise. Nothing is compiled, so an Adam of DeepSpeed's own is tried as torch's.
@@ -127,19 +127,19 @@ def has_partitioned_moments(parameter: nn.Parameter) -> bool:
     return has_partitioned_weight(parameter) or hasattr(parameter, "_hp_mapping")
 
 
-def full_dims(parameter: nn.Parameter) -> int:
+def complete_weight_dims(parameter: nn.Parameter) -> int:
     """Number of dimensions of the complete weight; a partitioned one is flat."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def set_shard(parameter: Any, value: Tensor, moment: str | None) -> None:
+def set_zero3_shard(parameter: Any, value: Tensor, moment: str | None) -> None:
     """Set this rank's shard of a ZeRO-3 weight or of a moment (DeepSpeed's own setter fails on a padded last shard)."""
     shard = parameter.ds_tensor.numel()
     flat = nn.functional.pad(value.flatten(), (0, shard * world_size() - value.numel()))
-    parameter._z3_optimizer.set_local_hp_param(flat.narrow(0, shard * rank(), shard), parameter, moment)
+    parameter._z3_optimizer.set_local_hp_param(flat.narrow(0, shard * global_rank(), shard), parameter, moment)
 
 
-def flat_weights(zero: Any) -> list[Tensor]:
+def flat_zero_weights(zero: Any) -> list[Tensor]:
     """Return the tensors that DeepSpeed's inner optimizer steps: this rank's flat float32 groups, or the parameters."""
     flat = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3
     if flat is None:
@@ -156,7 +156,7 @@ def inner_optimizer(zero: Any) -> Any:
     return getattr(zero, "optimizer", zero)
 
 
-def norm_to_host(zero: Any) -> None:
+def move_norm_to_host(zero: Any) -> None:
     """Have ZeRO 1 and 2 copy the gradient norm to the host: they look at it again for each group of parameters."""
     if hasattr(zero, "scaled_global_norm"):
         on_device = zero.scaled_global_norm
@@ -186,7 +186,7 @@ def restore_loss_scale(engine: Any, state: dict[str, float]) -> None:
 _SKIPPED = "skipped_steps"
 
 
-def link_moments(zero: Any) -> None:
+def link_zero_moments(zero: Any) -> None:
     """Make the moments of a ZeRO-1 or -2 optimizer accessible by parameter."""
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._lazy_init_hp_params_optimizer_state()

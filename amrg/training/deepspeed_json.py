@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from amrg.config import find_config
+from amrg.config import find_config_file
 from amrg.errors import UserError
 
 AUTO = "auto"
@@ -36,7 +36,7 @@ def load_ds_config(name: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not a JSON object, or has a value of a wrong type.
     """
-    path = find_config(name)
+    path = find_config_file(name)
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -68,7 +68,7 @@ def load_ds_config(name: str) -> dict[str, Any]:
     return content
 
 
-def tensor_size(name: str) -> int:
+def tensor_parallel_size(name: str) -> int:
     """Return the number of ranks that share a language model, as a DeepSpeed JSON says (``tensor_parallel``)."""
     return max(1, load_ds_config(name).get(TENSOR_PARALLEL, {}).get(AUTOTP_SIZE, 1))
 

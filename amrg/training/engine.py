@@ -11,18 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amrg.distributed import all_reduce_mean, device, groups, init_process_group, tensor_groups, world_size
+from amrg.distributed import (
+    all_reduce_mean,
+    current_groups,
+    init_process_group,
+    local_device,
+    tensor_groups,
+    world_size,
+)
 from amrg.errors import UserError
 from amrg.models.profiling import OPTIMISER, profile_region
-from amrg.models.tensor_parallel import join
+from amrg.models.tensor_parallel import join_partitions
 from amrg.models.zero3 import Zero3Config
 from amrg.precision import autocast, emulates_bfloat16, matmul_precision
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 from amrg.training import deepspeed_internals, zero_state
-from amrg.training.deepspeed_config import OptimizerSettings, is_half, require_zero3, resolve
+from amrg.training.deepspeed_config import OptimizerSettings, require_zero3, resolve_ds_config, uses_half_weights
 from amrg.training.deepspeed_internals import has_partitioned_moments, import_deepspeed, uses_torch_adam
-from amrg.training.deepspeed_json import AUTO, load_ds_config, tensor_size
-from amrg.training.zero_state import trainable
+from amrg.training.deepspeed_json import AUTO, load_ds_config, tensor_parallel_size
+from amrg.training.zero_state import trained_parameters
 
 #: Any input of ``loss``; its tensors have the samples on their first axis.
 Batch = Any
@@ -31,14 +38,16 @@ Loss = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor | float]]]
 
 def refuse_half_without_gpu(settings: OptimizerSettings) -> None:
     """Raise UserError for float16 on CPUs."""
-    if settings.dtype == "float16" and device().type == "cpu":
+    if settings.dtype == "float16" and local_device().type == "cpu":
         raise UserError(f"{settings.section}.dtype float16 needs a GPU: use bfloat16 or float32")
 
 
 def note_emulated_bfloat16(settings: OptimizerSettings) -> None:
     """Print a line where bfloat16 costs time."""
-    if settings.dtype == "bfloat16" and device().type == "cpu" and emulates_bfloat16():
-        echo(f"{settings.section}.dtype bfloat16 is emulated by this CPU: float32 is usually several times as fast")
+    if settings.dtype == "bfloat16" and local_device().type == "cpu" and emulates_bfloat16():
+        print_on_rank_0(
+            f"{settings.section}.dtype bfloat16 is emulated by this CPU: float32 is usually several times as fast"
+        )
 
 
 class _Objective(nn.Module):
@@ -73,7 +82,7 @@ def tensor_parallel(ds_config: str) -> Iterator[None]:
     Raises:
         UserError: the JSON is missing or malformed, or the ranks cannot be grouped so.
     """
-    size = tensor_size(ds_config)
+    size = tensor_parallel_size(ds_config)
     if world_size() % size:
         raise UserError(f"{ds_config}: `tensor_parallel.autotp_size: {size}` does not divide {world_size()} ranks")
     try:
@@ -101,7 +110,7 @@ class Engine:
         init_process_group()
         refuse_half_without_gpu(settings)
         note_emulated_bfloat16(settings)
-        config = resolve(load_ds_config(settings.ds_config), settings, world_size(), total_steps)
+        config = resolve_ds_config(load_ds_config(settings.ds_config), settings, world_size(), total_steps)
         self.model, self.accumulation, self._dtype = model, config["gradient_accumulation_steps"], settings.dtype
         parameters = _parameter_groups(model, settings)
         client = None
@@ -113,16 +122,16 @@ class Engine:
             config["zero_force_ds_cpu_optimizer"] = False
         elif uses_torch_adam():
             config["optimizer"]["params"]["torch_adam"] = True
-        if is_half(config):
+        if uses_half_weights(config):
             _match_norms(model)
         deepspeed = import_deepspeed()
         self._engine, *_ = deepspeed.initialize(
             model=_Objective(model, loss, settings.dtype), optimizer=client, model_parameters=parameters, config=config,
-            mpu=deepspeed_internals.ModelParallelUnit(groups()) if groups().size > 1 else None,
+            mpu=deepspeed_internals.ModelParallelUnit(current_groups()) if current_groups().size > 1 else None,
         )  # fmt: skip
         # Not lazily, because DeepSpeed links the moments of all groups after the first group's first step.
         zero_state.create_moments(self._engine.optimizer, 0)
-        deepspeed_internals.norm_to_host(self._engine.optimizer)
+        deepspeed_internals.move_norm_to_host(self._engine.optimizer)
 
     def step(
         self, batch: Batch, lr: float, with_norms: bool = False, flags: dict[str, float] | None = None
@@ -147,7 +156,7 @@ class Engine:
         self.lr = lr
         sums: dict[str, Tensor | float] = {}
         norms: dict[str, Tensor | float] = {}
-        for micro in split_batch(batch, self.accumulation):
+        for micro in split_global_batch(batch, self.accumulation):
             with matmul_precision(self._dtype):
                 loss, metrics = self._engine(micro)
                 self._engine.backward(loss)
@@ -160,7 +169,7 @@ class Engine:
                 sums[name] = sums.get(name, 0.0) + number / self.accumulation
         if (total_norm := self._engine.get_global_grad_norm()) is not None:
             norms = {"gradient_norm": total_norm, **norms}
-        numbers = to_floats({**sums, **norms})
+        numbers = copy_to_floats({**sums, **norms})
         self.local_loss = numbers["loss"]
         means = all_reduce_mean({**{name: numbers[name] for name in sums}, **(flags or {})})
         return means, {name: numbers[name] for name in norms}
@@ -170,11 +179,11 @@ class Engine:
         from deepspeed.utils import safe_get_full_grad
 
         squares: dict[str, Tensor] = {}
-        for name, parameter in trainable(self.model):
+        for name, parameter in trained_parameters(self.model):
             gradient = safe_get_full_grad(parameter) if has_partitioned_moments(parameter) else parameter.grad
             if gradient is not None:
                 module = f"gradient_norm/{name.split('.')[0]}"
-                square = join(parameter, gradient).float().square().sum().double()
+                square = join_partitions(parameter, gradient).float().square().sum().double()
                 squares[module] = squares[module] + square if module in squares else square
         return {module: square.sqrt() for module, square in squares.items()}
 
@@ -207,10 +216,10 @@ class Engine:
         loss_scale: dict[str, float] | None = None,
     ) -> None:
         """Restore the results of the methods above after ``step`` steps."""
-        zero_state.restore(self.model, self._engine, weights, moments, step, scheduler, loss_scale)
+        zero_state.restore_training_state(self.model, self._engine, weights, moments, step, scheduler, loss_scale)
 
 
-def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+def copy_to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Copy numbers to the host in one go: on a GPU each copy waits for the device."""
     on_device = {n: v.detach().double() for n, v in values.items() if isinstance(v, Tensor) and v.device.type != "cpu"}
     copied = dict(zip(on_device, torch.stack([*on_device.values()]).tolist(), strict=True)) if on_device else {}
@@ -230,7 +239,7 @@ def _match_norms(model: nn.Module) -> None:
             module.register_forward_pre_hook(cast)
 
 
-def zero3(ds_config: str, required: bool = False) -> Zero3Config:
+def zero3_section(ds_config: str, required: bool = False) -> Zero3Config:
     """Return the ZeRO section of a DeepSpeed JSON of stage 3, which partitions weights over the ranks; else None.
 
     Raises:
@@ -245,20 +254,20 @@ def zero3(ds_config: str, required: bool = False) -> Zero3Config:
     return {key: value for key, value in zero.items() if value != AUTO and key != "offload_optimizer"}
 
 
-def partition(module: nn.Module, zero: dict[str, Any]) -> None:
-    """Partition the weights of an inference module over the ranks (``zero3``); a forward gathers it layer by layer."""
+def partition_weights(module: nn.Module, zero: dict[str, Any]) -> None:
+    """Partition an inference module's weights over the ranks (``zero3_section``); a forward gathers them by layer."""
     import_deepspeed().initialize(model=module, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
 
 
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
+def split_global_batch(batch: Batch, parts: int) -> list[Batch]:
     """Split a batch into equal parts along the samples: a tensor or list, or a dict or tuple of those."""
     if parts == 1:
         return [batch]
     if isinstance(batch, dict):
-        cut = {key: split_batch(value, parts) for key, value in batch.items()}
+        cut = {key: split_global_batch(value, parts) for key, value in batch.items()}
         return [{key: pieces[i] for key, pieces in cut.items()} for i in range(parts)]
     if isinstance(batch, tuple):
-        return list(zip(*(split_batch(value, parts) for value in batch), strict=True))
+        return list(zip(*(split_global_batch(value, parts) for value in batch), strict=True))
     size = len(batch) // parts
     return [batch[i * size : (i + 1) * size] for i in range(parts)]
 
@@ -267,9 +276,9 @@ def _parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dic
     """Group parameters by weight decay (matrices only) and learning rate (decoder and Q-Former may differ)."""
     own = settings.own_rates
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in trainable(model):
+    for name, parameter in trained_parameters(model):
         module = name.split(".")[0]
-        vectors = deepspeed_internals.full_dims(parameter) < 2
+        vectors = deepspeed_internals.complete_weight_dims(parameter) < 2
         groups.setdefault((module if module in own else "", vectors), []).append(parameter)
     return [
         {"params": groups[module, vectors], "weight_decay": 0.0 if vectors else settings.weight_decay}

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amrg.distributed import barrier, rank, world_size
-from amrg.progress import track
+from amrg.distributed import barrier, global_rank, world_size
+from amrg.progress import track_progress
 
 ROWS_PER_PART = 256  # rows that one rank computes before its next part
 
@@ -92,7 +92,7 @@ class DistributedFeatureCache:
             return FeatureCache(folder / f"{start:08d}", min(ROWS_PER_PART, rows - start), shape)
 
         starts = range(0, rows, ROWS_PER_PART)
-        local = {start: part(start) for start in starts[rank() :: world_size()]}
+        local = {start: part(start) for start in starts[global_rank() :: world_size()]}
         left = [
             (cache, range(first, min(first + batch_rows, start + len(cache))))
             for start, cache in local.items()
@@ -101,7 +101,7 @@ class DistributedFeatureCache:
         if left:
             total = sum(-(-len(cache) // batch_rows) for cache in local.values())
             computed = compute([numbers for _, numbers in left])
-            for (cache, _), values in track(zip(left, computed, strict=True), label, total, total - len(left)):
+            for (cache, _), values in track_progress(zip(left, computed, strict=True), label, total, total - len(left)):
                 cache.append(values)
         barrier()
         self._parts = [

@@ -18,7 +18,7 @@ from types import FrameType
 import torch
 
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 #: Losses that the median is taken of, and how many are needed before it means something.
 MEDIAN_WINDOW, MIN_HISTORY = 100, 20
@@ -74,7 +74,7 @@ class StopRequest:
             raise KeyboardInterrupt
         if not self._signalled:
             self._signalled, self._since = True, time.monotonic()
-            echo("stopping after this step; once more stops at once")
+            print_on_rank_0("stopping after this step; once more stops at once")
 
 
 def _deepspeed_runner() -> int | None:
@@ -148,7 +148,7 @@ class LossGuard:
 
 
 @contextlib.contextmanager
-def user_errors(section: str, folder: Path) -> Iterator[None]:
+def exhaustion_as_user_errors(section: str, folder: Path) -> Iterator[None]:
     """Convert errors of exhausted memory or disk space to a UserError with advice."""
     try:
         yield

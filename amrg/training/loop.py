@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from amrg.config import CheckpointConfig, TelemetryConfig
-from amrg.distributed import all_gather_list, all_reduce_mean, barrier, data_rank, rank
+from amrg.distributed import all_gather_list, all_reduce_mean, barrier, data_parallel_rank, global_rank
 from amrg.errors import UserError
 from amrg.precision import autocast
-from amrg.progress import echo, track
+from amrg.progress import print_on_rank_0, track_progress
 from amrg.training import checkpoint
 from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.engine import Batch, Engine, Loss
-from amrg.training.interruption import GracefulStop, LossGuard, StopRequest, stop_requests, user_errors
+from amrg.training.interruption import GracefulStop, LossGuard, StopRequest, exhaustion_as_user_errors, stop_requests
 from amrg.training.schedule import warmup_cosine
-from amrg.training.telemetry import Telemetry, profile_step
-from amrg.training.zero_state import load_into
+from amrg.training.telemetry import Telemetry, profile_training_step
+from amrg.training.zero_state import load_weights_into
 
 CURVES, CHECKPOINTS = "curves.jsonl", "checkpoints"
 #: Flags that travel with the metrics of a step.
@@ -65,7 +65,7 @@ class TrainingTask:
     warn: Callable[[dict[str, float]], dict[str, str]] = lambda validation: {}
 
 
-def fit(
+def fit_task(
     task: TrainingTask,
     optimizer: OptimizerSettings,
     *,
@@ -101,8 +101,8 @@ def fit(
     log = Telemetry(folder, telemetry, optimizer.section, optimizer.batch_size, run.step)
     guard = LossGuard(optimizer.section, checkpointing.loss_spike_factor)
     stream: Iterator[Batch] | None = None
-    with stop_requests() as stopping, user_errors(optimizer.section, folder):
-        for step in track(range(run.step, total), f"{optimizer.section}: training", total, run.step):
+    with stop_requests() as stopping, exhaustion_as_user_errors(optimizer.section, folder):
+        for step in track_progress(range(run.step, total), f"{optimizer.section}: training", total, run.step):
             epoch, within = divmod(step, task.steps_per_epoch)
             if stream is None or within == 0:
                 stream = task.batches(epoch, within)
@@ -138,7 +138,7 @@ def _step(
     batch = next(stream)
     waited = time.monotonic() - began
     flags = {_STOP: float(stopping.requested), _SAVE_FAILED: float(run.save_failed())}
-    with profile_step(log.should_profile(step)) as shares:
+    with profile_training_step(log.should_profile(step)) as shares:
         metrics, norms = engine.step(batch, lr, log.should_profile(step), flags)
     seconds = time.monotonic() - began
     # The flags are reduced over the ranks, so that all ranks act in the same step and none waits for another.
@@ -147,7 +147,7 @@ def _step(
     profiled = run.task.step_metrics(engine.model) if log.should_profile(step) else {}
     log.log_step(step + 1, {"lr": engine.lr, **metrics, **norms, **shares.values, **profiled}, seconds, waited)
     if wrong := guard.check(metrics["loss"]):
-        losses = all_gather_list([(rank(), engine.local_loss, _keys(batch))])
+        losses = all_gather_list([(global_rank(), engine.local_loss, _keys(batch))])
         raise guard.stop(wrong, step + 1, losses)
     if unsaved:
         run.wait()
@@ -167,15 +167,15 @@ def _validated(task: TrainingTask, dtype: str) -> dict[str, float]:
 
 def _step_seed(seed: int, step: int) -> int:
     """Derive the seed of one (seed, step, rank); ranks that share a model draw the same numbers."""
-    return int(np.random.SeedSequence([seed, step, data_rank()]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([seed, step, data_parallel_rank()]).generate_state(1, np.uint64)[0])
 
 
 def _latest(folder: Path) -> checkpoint.Checkpoint | None:
     """Return the newest valid checkpoint; the first rank searches, all ranks return its choice or raise its error."""
     chosen: list[tuple[str | None, str | None]] = []
-    if rank() == 0:
+    if global_rank() == 0:
         try:
-            found = checkpoint.latest_valid(folder)
+            found = checkpoint.find_latest_valid(folder)
             chosen = [(found.path.name if found else None, None)]
             if found:
                 checkpoint.remove_newer_than(found)
@@ -203,7 +203,7 @@ class _RunState:
         self, task: TrainingTask, engine: Engine, folder: Path, keep_last: int, input_hashes: dict[str, str]
     ) -> None:
         self.task, self.engine, self.folder, self.input_hashes = task, engine, folder, input_hashes
-        self.writer = checkpoint.AsyncCheckpointWriter(folder / CHECKPOINTS, keep_last) if rank() == 0 else None
+        self.writer = checkpoint.AsyncCheckpointWriter(folder / CHECKPOINTS, keep_last) if global_rank() == 0 else None
         self.step = 0
         self.best: float | None = None
         self.sums: dict[str, float] = {}
@@ -218,7 +218,7 @@ class _RunState:
             engine.restore(found.weights(), found.optimizer(), state["step"], *scalings)
             self.step, self.best = state["step"], state["best"]
             self.sums, self.rows = state["sums"], state["rows"]
-            echo(f"going on from step {self.step}")
+            print_on_rank_0(f"going on from step {self.step}")
 
     def accumulate(self, step: int, metrics: dict[str, float]) -> None:
         self.step = step + 1
@@ -241,10 +241,10 @@ class _RunState:
         row = {"epoch": epoch + 1, "step": self.step, "lr": lr, **trained, **validation, "best": better}
         self.rows.append(row | ({"warnings": warnings} if warnings else {}))
         shown = ", ".join(f"{name} {number:.4f}" for name, number in {**trained, **validation}.items())
-        echo(f"epoch {epoch + 1}: {shown}{' (best so far)' if better else ''}")
+        print_on_rank_0(f"epoch {epoch + 1}: {shown}{' (best so far)' if better else ''}")
         for name, warning in warnings.items():
             if name not in warned:
-                echo(f"WARNING: {warning}")
+                print_on_rank_0(f"WARNING: {warning}")
         self.save(better)
 
     def save(self, is_best: bool = False) -> None:
@@ -281,10 +281,10 @@ class _RunState:
     def finish(self) -> None:
         """Write the curves and load the best weights into the model."""
         self.wait()
-        if rank() == 0:
+        if global_rank() == 0:
             partial = self.folder / f"{CURVES}.partial"
             partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
             os.replace(partial, self.folder / CURVES)
-        load_into(self.task.model, self.start | checkpoint.latest_unverified(self.folder / CHECKPOINTS).best())
+        load_weights_into(self.task.model, self.start | checkpoint.latest_unverified(self.folder / CHECKPOINTS).best())
         self.task.model.eval()
         barrier()

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
-from amrg.config import Config, to_dict
+from amrg.config import Config, config_to_dict
 from amrg.data.data_card import STATISTICS
 from amrg.models.decoder_files import SMALL_LLAMA, SMOLLM2
 from amrg.models.report_generator import ReportGenerator
@@ -22,7 +22,7 @@ _SECTIONS = ("vision", "stage1", "banks", "memory", "decoder", "stage2", "genera
 _KNOWN = {SMOLLM2: ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
-def write_card(
+def write_model_card(
     folder: Path,
     model: ReportGenerator,
     config: Config,
@@ -38,7 +38,7 @@ def write_card(
         model: the model with gathered parameters.
         config: configuration of the training.
         data, banks: artefacts of the training.
-        rows: one row per epoch (``amrg.training.loop.fit``).
+        rows: one row per epoch (``amrg.training.loop.fit_task``).
         failures: what failed in training (``Artifact.failures``).
     """
     parts = (
@@ -160,7 +160,7 @@ def _training(rows: list[dict[str, Any]]) -> str:
 
 def _settings(config: Config) -> str:
     config = replace(config, vision=config.vision.resolved)
-    sections = {name: to_dict(getattr(config, name)) for name in _SECTIONS}
+    sections = {name: config_to_dict(getattr(config, name)) for name in _SECTIONS}
     sections["decoder"]["model"] = _model_name(config)
     for name in ("ds_config", "weights", "encoder"):
         for section in (*sections.values(), sections["banks"]["reports"]):

@@ -23,7 +23,7 @@ MAX_POSITIVE_WEIGHT = 8.0
 BOOTSTRAP_SAMPLES = 500
 
 
-def targets(studies: list[Study], uncertain: Policy, blank: Policy) -> Tensor:
+def multilabel_targets(studies: list[Study], uncertain: Policy, blank: Policy) -> Tensor:
     """Labels → float [N, K]: 1, 0, or NaN where the label is to be ignored.
 
     Args:
@@ -68,7 +68,7 @@ def multilabel_loss(logits_BK: Tensor, targets_BK: Tensor, positive_weight_K: Te
     return (loss_BK * known_BK).mean()
 
 
-def auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float | None:
+def binary_auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float | None:
     """Probability that a positive scores above a negative, ties counting half; None without both kinds."""
     positives = int(positive_N.sum())
     negatives = len(positive_N) - positives
@@ -80,7 +80,7 @@ def auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float | None:
     return float((ranks_N[positive_N].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def f1(predicted_N: np.ndarray, positive_N: np.ndarray) -> float:
+def binary_f1(predicted_N: np.ndarray, positive_N: np.ndarray) -> float:
     """2·TP / (2·TP + FP + FN); 0 where nothing is positive or predicted."""
     hits = int((predicted_N & positive_N).sum())
     total = int(predicted_N.sum() + positive_N.sum())
@@ -103,7 +103,7 @@ def best_threshold(scores_N: np.ndarray, positive_N: np.ndarray) -> float:
     return float(ordered[int(np.argmax(f1_N))])
 
 
-def score_table(
+def class_score_table(
     scores_NK: np.ndarray, targets_NK: np.ndarray, thresholds: dict[str, float]
 ) -> dict[str, dict[str, float | int | None]]:
     """Per class: positives, negatives, AUROC, and F1 at the given thresholds. NaN targets are left out."""
@@ -114,8 +114,8 @@ def score_table(
         table[name] = {
             "positives": int(positive.sum()),
             "negatives": int((~positive).sum()),
-            "auroc": auroc(scores, positive),
-            "f1": f1(scores >= thresholds[name], positive) if positive.any() else None,
+            "auroc": binary_auroc(scores, positive),
+            "f1": binary_f1(scores >= thresholds[name], positive) if positive.any() else None,
         }
     return table
 
@@ -129,7 +129,9 @@ def choose_finding_thresholds(scores_NK: np.ndarray, targets_NK: np.ndarray) -> 
     }
 
 
-def mean_auroc(table: dict[str, dict[str, float | int | None]], labels: tuple[str, ...], least: int) -> float | None:
+def mean_class_auroc(
+    table: dict[str, dict[str, float | int | None]], labels: tuple[str, ...], least: int
+) -> float | None:
     """Mean AUROC over those of ``labels`` with at least ``least`` positives (None if there are none)."""
     found = [row["auroc"] for name, row in table.items() if name in labels and (row["positives"] or 0) >= least]
     values = [value for value in found if value is not None]
@@ -139,12 +141,12 @@ def mean_auroc(table: dict[str, dict[str, float | int | None]], labels: tuple[st
 def mean_auroc_interval(
     scores_NK: np.ndarray, targets_NK: np.ndarray, labels: tuple[str, ...], least: int, seed: int
 ) -> tuple[float, float] | None:
-    """95% interval of ``mean_auroc`` over resampled studies (percentile bootstrap); None without a mean.
+    """95% interval of ``mean_class_auroc`` over resampled studies (percentile bootstrap); None without a mean.
 
     Args:
         scores_NK: scores; only their order in a class matters.
         targets_NK: 1, 0 or NaN.
-        labels, least: as for ``mean_auroc``; the classes are those of the whole split.
+        labels, least: as for ``mean_class_auroc``; the classes are those of the whole split.
         seed: seed of the resampling.
     """
     counted = [k for k, name in enumerate(LABELS) if name in labels and (targets_NK[:, k] == 1).sum() >= least]
@@ -153,7 +155,7 @@ def mean_auroc_interval(
     for _ in range(BOOTSTRAP_SAMPLES):
         rows = generator.integers(len(scores_NK), size=len(scores_NK))
         found = [
-            auroc(scores_NK[known, k], targets_NK[known, k] == 1)
+            binary_auroc(scores_NK[known, k], targets_NK[known, k] == 1)
             for k in counted
             for known in [rows[~np.isnan(targets_NK[rows, k])]]
         ]

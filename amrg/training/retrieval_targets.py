@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from amrg import distributed
-from amrg.banks.bank import REPORTS, MemoryBank, normalise_rows, rows_of
+from amrg.banks.bank import REPORTS, MemoryBank, normalise_rows, normalize_to_rows
 from amrg.config import Config, ReportBankConfig
 from amrg.data.labels import LABELS, POSITIVE
-from amrg.data.shards import hash_key
-from amrg.data.stream import load_studies
+from amrg.data.shards import hash_study_key
+from amrg.data.stream import load_split_studies
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
@@ -43,11 +43,13 @@ class RetrievalTargets:
 
     def __init__(self, config: ReportBankConfig, data: Path, bank: MemoryBank, folder: Path, weight: float) -> None:
         self.weight, self._dim = weight, bank.dim
-        train = load_studies(data, "train")
+        train = load_split_studies(data, "train")
         texts = sorted({sentence for study in train for sentence in split_sentences(study.report)})
         row = {text: i for i, text in enumerate(texts)}
         self._rows = {
-            hash_key(study.key): [[row[s] for s in labelled] for labelled in by_label(study.report).values()]
+            hash_study_key(study.key): [
+                [row[s] for s in labelled] for labelled in sentences_by_label(study.report).values()
+            ]
             for study in train
         }
         self._cache = DistributedFeatureCache(
@@ -58,7 +60,7 @@ class RetrievalTargets:
     def vectors_for(self, keys: Sequence[str]) -> Tensor:
         """Return the vectors of studies by hashed keys, float32 [B, Q, D] on this device; 0 without sentences."""
         vectors_BQD = torch.stack([torch.stack([self._mean(rows) for rows in self._rows[key]]) for key in keys])
-        return vectors_BQD.to(distributed.device(), non_blocking=True)
+        return vectors_BQD.to(distributed.local_device(), non_blocking=True)
 
     def _mean(self, rows: list[int]) -> Tensor:
         if not rows:
@@ -66,7 +68,7 @@ class RetrievalTargets:
         return normalise_rows(self._cache[torch.tensor(rows)].float().mean(0, keepdim=True))[0]
 
 
-def by_label(report: str) -> dict[str, list[str]]:
+def sentences_by_label(report: str) -> dict[str, list[str]]:
     """Sort the sentences of a report by the labels they state, in the order of ``LABELS``."""
     found: dict[str, list[str]] = {label: [] for label in LABELS}
     for sentence in split_sentences(report):
@@ -85,7 +87,7 @@ def build_retrieval_targets(config: Config, data: Path, banks: Path, scratch: Pa
 
 
 def _encode(texts: list[str], config: ReportBankConfig, bank: MemoryBank, batches: list[range]) -> Iterator[Tensor]:
-    encoder = TextEncoder(config.encoder, config.max_tokens, distributed.device(), config.pooling)
+    encoder = TextEncoder(config.encoder, config.max_tokens, distributed.local_device(), config.pooling)
     made_with = bank.header["about"].get("weights_sha256")
     if encoder.fingerprint != made_with:
         raise UserError(
@@ -94,4 +96,4 @@ def _encode(texts: list[str], config: ReportBankConfig, bank: MemoryBank, batche
             "stage2.retrieval_loss_weight needs the same"
         )
     for numbers in batches:
-        yield rows_of(encoder.encode(texts[numbers.start : numbers.stop]), bank)
+        yield normalize_to_rows(encoder.encode(texts[numbers.start : numbers.stop]), bank)

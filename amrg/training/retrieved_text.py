@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from amrg import distributed
-from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, patient_group_id
 from amrg.config import Config
 from amrg.errors import UserError
 from amrg.models.bank_sentences import open_sentences
@@ -23,8 +23,8 @@ from amrg.models.finding_calibration import Certainty
 from amrg.models.report_generator import Association, ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.models.vision_output import MEMORIES, VisionOutput
-from amrg.progress import track
-from amrg.training.calibration import CALIBRATION, calibrate
+from amrg.progress import track_progress
+from amrg.training.calibration import CALIBRATION, calibrate_reports
 from amrg.training.feature_cache import FeatureCache
 from amrg.training.vision_cache import VisionCache
 
@@ -53,7 +53,7 @@ class RetrievedText:
 
         Args:
             vision: stage 1's output for the studies.
-            group_B: ``group_id`` of each study's patient.
+            group_B: ``patient_group_id`` of each study's patient.
             associations: associations of the studies, including those with the visual memory.
         """
         visual = {MEMORIES[0]: associations[MEMORIES[0]]}
@@ -66,10 +66,10 @@ class RetrievedText:
         ids = [self.model.tokenizer(text, add_special_tokens=False).input_ids[:most] for text in texts]
         rows = [torch.tensor(one, dtype=torch.long) for one in ids]
         padded = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX, padding_side="left")
-        return padded.to(distributed.device(), non_blocking=True)
+        return padded.to(distributed.local_device(), non_blocking=True)
 
 
-def open_text(model: ReportGenerator, banks: Path, calibration: Path) -> RetrievedText | None:
+def open_retrieved_text(model: ReportGenerator, banks: Path, calibration: Path) -> RetrievedText | None:
     """Build ``RetrievedText``; None if the decoder reads no text."""
     return RetrievedText(model, banks, calibration) if model.settings.use_retrieved_text else None
 
@@ -89,20 +89,21 @@ class RetrievedTokens:
         starts = range(0, len(cache), _BATCH)
         done = self._cache.done // _BATCH if self._cache.done < len(cache) else len(starts)
         distributed.barrier()  # all ranks have counted before one writes
-        for start in track(starts[done:], "composing retrieved text", len(starts), done):
+        for start in track_progress(starts[done:], "composing retrieved text", len(starts), done):
             # A sharded bank needs equally many queries on every rank.
             rows = torch.arange(start, min(start + _BATCH, len(cache)))
             filled = torch.cat([rows, rows[:1].expand(-len(rows) % distributed.world_size())])
-            local_rows = filled[distributed.rank() :: distributed.world_size()]
+            local_rows = filled[distributed.global_rank() :: distributed.world_size()]
             group_B = torch.tensor(
-                [group_id(cache.studies[row].group) for row in local_rows.tolist()], device=distributed.device()
+                [patient_group_id(cache.studies[row].group) for row in local_rows.tolist()],
+                device=distributed.local_device(),
             )
             vision = cache[local_rows]
             texts = text.compose(vision, group_B, text.model.associations(vision, group_B, ROWS))
             ids_BL = text.encode(texts).cpu()
             ids_BL = F.pad(ids_BL, (most - ids_BL.shape[1], 0), value=IGNORE_INDEX)
             gathered = dict(distributed.all_gather_list(list(zip(local_rows.tolist(), ids_BL, strict=True))))
-            if distributed.rank() == 0:
+            if distributed.global_rank() == 0:
                 self._cache.append(torch.stack([gathered[row] for row in rows.tolist()]))
         distributed.barrier()
 
@@ -122,7 +123,7 @@ def retrieved_tokens_of(
     """
     if not config.decoder.use_retrieved_text:
         return None
-    calibrate(config, model, data, scratch, scratch)
+    calibrate_reports(config, model, data, scratch, scratch)
     text = RetrievedText(model, banks, scratch / CALIBRATION / "val")
     return {split: RetrievedTokens(text, one, scratch / f"text-{split}") for split, one in caches.items()}
 

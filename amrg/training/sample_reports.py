@@ -15,18 +15,18 @@ from torch import Tensor
 from amrg import distributed
 from amrg.config import GenerateConfig
 from amrg.data.labels import FINDINGS, POSITIVE
-from amrg.data.shards import hash_key
-from amrg.data.stream import load_studies
+from amrg.data.shards import hash_study_key
+from amrg.data.stream import load_split_studies
 from amrg.data.text.outline import positive_findings
-from amrg.data.text.repetition import is_repetitive, most_common_share, tokenize
+from amrg.data.text.repetition import is_repetitive, most_common_share, tokenize_words
 from amrg.data.text.sections import join_sections, split_at_mark
-from amrg.models.association_shares import RowLabels, heaviest
+from amrg.models.association_shares import RowLabels, heaviest_rows
 from amrg.models.classifier import query_cosines
 from amrg.models.composer import ROWS
 from amrg.models.prior import PriorInputs
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.vision_output import VisionOutput
-from amrg.models.zero3 import gathered
+from amrg.models.zero3 import gathered_parameters
 
 #: Studies per validation, over all ranks, after which no further batch is analysed (sorting retrievals is expensive).
 STUDIES = 256
@@ -56,8 +56,8 @@ class MemoryWatch:
     def open(cls, model: ReportGenerator, data: Path, banks: Path) -> Self:
         """Build from a generator, the validation split of a data artefact, and the generator's banks."""
         stated = {
-            hash_key(study.key): torch.tensor([study.labels[finding] == POSITIVE for finding in FINDINGS])
-            for study in load_studies(data, "val")
+            hash_study_key(study.key): torch.tensor([study.labels[finding] == POSITIVE for finding in FINDINGS])
+            for study in load_split_studies(data, "val")
         }
         return cls(RowLabels.open(model, banks), stated)
 
@@ -72,12 +72,12 @@ class MemoryWatch:
         if self._watched >= STUDIES:
             return
         count, counted_B = len(batch["study"]), batch["counts"].cpu().bool()
-        self._watched += count * distributed.data_ranks()
+        self._watched += count * distributed.data_parallel_size()
         vision = VisionOutput(*batch["vision"])
         self._sum("query_cosine", query_cosines(vision.queries_BQD).mean(1).cpu(), counted_B)
         stated_BF = torch.stack([self._stated[key] for key in batch["study"]]) & counted_B[:, None]
         # Outside a forward, ZeRO 3 does not gather parameters.
-        with gathered([weight for memory in model.memories.values() for weight in memory.parameters()]):
+        with gathered_parameters([weight for memory in model.memories.values() for weight in memory.parameters()]):
             queries = {name: memory.of_queries(count) for name, memory in model.streamed.items()}
             associations = model.associations(vision, batch["group"], ROWS)
         for name, (weights_BQJ, rows_BQJ) in associations.items():
@@ -110,7 +110,7 @@ class MemoryWatch:
         for name in self._rows:
             rows = [row for _, first in parts for row in first.get(name, [])]
             if rows:
-                metrics[f"{name}_alike"] = alike(rows)
+                metrics[f"{name}_alike"] = share_of_most_frequent(rows)
         return metrics
 
     def _sum(self, name: str, values: Tensor, among: Tensor) -> None:
@@ -123,7 +123,7 @@ class MemoryWatch:
         self._first: dict[str, list[int]] = {}
 
 
-def alike(rows: Sequence[int]) -> float:
+def share_of_most_frequent(rows: Sequence[int]) -> float:
     """Share of films whose heaviest row is the most frequent one; −1 is no row."""
     counts = Counter(row for row in rows if row >= 0)
     return max(counts.values(), default=0) / len(rows)
@@ -131,7 +131,7 @@ def alike(rows: Sequence[int]) -> float:
 
 def _first(weights_QJ: Tensor, rows_QJ: Tensor) -> int:
     """Heaviest row of a film over all its queries, −1 for none."""
-    return next((int(row["row"]) for row in heaviest(weights_QJ, rows_QJ, 1)), -1)
+    return next((int(row["row"]) for row in heaviest_rows(weights_QJ, rows_QJ, 1)), -1)
 
 
 #: Advice for a collapsed memory.
@@ -141,7 +141,7 @@ _HELP = {
 }
 
 
-def collapses(validation: Mapping[str, float]) -> dict[str, str]:
+def detect_collapses(validation: Mapping[str, float]) -> dict[str, str]:
     """Detect collapses in the metrics of a validation (``MemoryWatch.result``).
 
     Returns:
@@ -179,13 +179,13 @@ def greedy_reports(
     Returns:
         (hashed key, report) of each study, the same on every rank; padding is left out.
     """
-    local_count = -(-count // distributed.data_ranks())
+    local_count = -(-count // distributed.data_parallel_size())
     vision = VisionOutput(*(x[:local_count] for x in batch["vision"]))
     decoding = GenerateConfig(num_beams=1, max_new_tokens=max_tokens)
     # Outside a forward, ZeRO 3 does not gather parameters; all but the language model's are small enough to gather.
     small = [parameter for name, parameter in model.named_parameters() if not name.startswith("decoder.")]
     # Eager, because compiling the decoder for generation would take longer than the generation.
-    with gathered(small), torch.compiler.set_stance("force_eager"):
+    with gathered_parameters(small), torch.compiler.set_stance("force_eager"):
         text_BL, context_BC = (
             batch[name][:local_count] if name in batch else None for name in ("retrieved", "context")
         )
@@ -203,7 +203,7 @@ def greedy_reports(
     studies, counted = batch["study"][:local_count], batch["counts"][:local_count].tolist()
     local_reports = [(key, text) for key, text, one in zip(studies, written, counted, strict=True) if one]
     # Ranks that share a model have written the same.
-    return distributed.all_gather_list(local_reports if distributed.groups().part == 0 else [])
+    return distributed.all_gather_list(local_reports if distributed.current_groups().part == 0 else [])
 
 
 def failure_rates(texts: Sequence[str]) -> dict[str, float]:
@@ -211,11 +211,11 @@ def failure_rates(texts: Sequence[str]) -> dict[str, float]:
 
     The latter is the share of reports that equal the most frequent one.
     """
-    looping = sum(is_repetitive(tokenize(text)) for text in texts) / len(texts)
+    looping = sum(is_repetitive(tokenize_words(text)) for text in texts) / len(texts)
     return {"watched_loops": looping, "watched_generic": most_common_share(texts)}
 
 
-def clinical_f1(generated: Sequence[str], references: Sequence[str]) -> float:
+def clinical_micro_f1(generated: Sequence[str], references: Sequence[str]) -> float:
     """Micro-F1 of the findings that the reports state (13 findings, the rules of ``amrg.data.text.labeler``)."""
     both = zip(generated, references, strict=True)
     stated = [(set(positive_findings(report)), set(positive_findings(reference))) for report, reference in both]

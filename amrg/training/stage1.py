@@ -18,42 +18,42 @@ import torch
 from torch import Tensor
 
 from amrg import distributed
-from amrg.artifacts import add_failure
+from amrg.artifacts import add_artifact_failure
 from amrg.config import Config
-from amrg.data.film_checks import view_kinds
+from amrg.data.film_checks import view_kinds_of_films
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import (
     Stream,
-    epoch_rows,
-    iter_samples,
-    load_studies,
-    num_studies,
-    num_views,
+    draw_epoch_rows,
+    iter_split_samples,
+    load_split_studies,
+    num_films_by_study,
+    num_split_studies,
     reader_processes,
     study_weights,
 )
 from amrg.errors import UserError
 from amrg.graph.knowledge_graph import KnowledgeGraph
 from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views, query_cosines
-from amrg.models.zero3 import gathered
+from amrg.models.zero3 import gathered_parameters
 from amrg.precision import autocast
-from amrg.progress import echo, track
+from amrg.progress import print_on_rank_0, track_progress
 from amrg.training import engine
-from amrg.training.augment import augment
-from amrg.training.checkpoint import input_hashes
-from amrg.training.collate import ImageBatch, Stage1Collator, collate_images, hashed_keys
+from amrg.training.augment import augment_films
+from amrg.training.checkpoint import hashes_of_inputs
+from amrg.training.collate import ImageBatch, Stage1Collator, collate_images, hash_study_keys
 from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.feature_cache import FeatureCache
-from amrg.training.loop import TrainingTask, fit
+from amrg.training.loop import TrainingTask, fit_task
 from amrg.training.multilabel import (
     choose_finding_thresholds,
     class_counts,
-    mean_auroc,
+    class_score_table,
     mean_auroc_interval,
+    mean_class_auroc,
     multilabel_loss,
+    multilabel_targets,
     positive_weights,
-    score_table,
-    targets,
 )
 
 T = TypeVar("T")
@@ -78,15 +78,15 @@ def train_stage1(config: Config, data: Path, folder: Path, graph: Path | None = 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         strengths_KK = None if graph is None else torch.from_numpy(KnowledgeGraph.load(graph).label_strengths())
-        model = DiseaseClassifier(config.vision, strengths_KK=strengths_KK).to(distributed.device())
+        model = DiseaseClassifier(config.vision, strengths_KK=strengths_KK).to(distributed.local_device())
     films = (_CachedFilms if model.encoder.frozen_stem else _StreamedFilms)(config, data, folder, model)
     counts = class_counts(films.targets["train"], films.weights)  # as the classes are seen in training
     weight_K = positive_weights(*counts) if config.stage1.class_weighting else torch.ones_like(counts[0])
     _start_biases(model, *counts, weight_K)
-    weight_K = weight_K.to(distributed.device())
+    weight_K = weight_K.to(distributed.local_device())
 
     def loss(model: DiseaseClassifier, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        inputs, targets_BK = batch["films"], batch["targets"].to(distributed.device(), non_blocking=True)
+        inputs, targets_BK = batch["films"], batch["targets"].to(distributed.local_device(), non_blocking=True)
         out = films.predict(model, inputs)
         query_loss = multilabel_loss(out.of_studies(out.logits_BK, inputs.views), targets_BK, weight_K)
         cam_loss = multilabel_loss(out.of_studies(out.cam_logits_BK, inputs.views), targets_BK, weight_K)
@@ -100,8 +100,8 @@ def train_stage1(config: Config, data: Path, folder: Path, graph: Path | None = 
 
     def validate(model: DiseaseClassifier) -> dict[str, float]:
         scores_NK, targets_NK = films.scores(model, "val"), films.targets["val"].numpy()
-        table = score_table(scores_NK, targets_NK, choose_finding_thresholds(scores_NK, targets_NK))
-        found = [mean_auroc(table, FINDINGS, least) for least in (MIN_POSITIVES, 1)]
+        table = class_score_table(scores_NK, targets_NK, choose_finding_thresholds(scores_NK, targets_NK))
+        found = [mean_class_auroc(table, FINDINGS, least) for least in (MIN_POSITIVES, 1)]
         return {"val_auroc": next((value for value in found if value is not None), 0.5)}
 
     task = TrainingTask(
@@ -111,20 +111,20 @@ def train_stage1(config: Config, data: Path, folder: Path, graph: Path | None = 
         steps_per_epoch=films.steps_per_epoch,
         validate=validate,
         selection_metric=("val_auroc", True),
-        input_hashes=input_hashes(config.seed, config.stage1.batch_size, data),
+        input_hashes=hashes_of_inputs(config.seed, config.stage1.batch_size, data),
     )
-    fit(
+    fit_task(
         task,
-        optimisation(config),
+        stage1_optimizer_settings(config),
         folder=folder,
         seed=config.seed,
         telemetry=config.telemetry,
         checkpointing=config.checkpoint,
     )
-    with gathered(model.parameters()), torch.no_grad(), autocast(config.stage1.dtype):
+    with gathered_parameters(model.parameters()), torch.no_grad(), autocast(config.stage1.dtype):
         model.eval()
         probabilities = {split: films.scores(model, split) for split in ("val", "test")}
-        if distributed.rank() == 0:
+        if distributed.global_rank() == 0:
             model.save_pretrained(folder / "model")
             truth = {split: films.targets[split].numpy() for split in probabilities}
             _write_scores(probabilities, truth, films.datasets, folder)
@@ -133,7 +133,7 @@ def train_stage1(config: Config, data: Path, folder: Path, graph: Path | None = 
     distributed.barrier()
 
 
-def optimisation(config: Config) -> OptimizerSettings:
+def stage1_optimizer_settings(config: Config) -> OptimizerSettings:
     """Optimizer settings of stage 1."""
     return OptimizerSettings.of("stage1", config.stage1)
 
@@ -161,14 +161,14 @@ def _write_scores(
                 for name, rows in of.items()
             }
         shown = f"{mean:.3f}" if mean is not None else "none has so many"
-        echo(f"{split}: mean AUROC of the findings with at least {MIN_POSITIVES} positives: {shown}")
+        print_on_rank_0(f"{split}: mean AUROC of the findings with at least {MIN_POSITIVES} positives: {shown}")
     for name, content in (("thresholds", thresholds), ("scores", scores)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _scores(probabilities_NK: np.ndarray, truth_NK: np.ndarray, thresholds: dict[str, float]) -> dict[str, Any]:
-    table = score_table(probabilities_NK, truth_NK, thresholds)
-    mean = mean_auroc(table, FINDINGS, MIN_POSITIVES)
+    table = class_score_table(probabilities_NK, truth_NK, thresholds)
+    mean = mean_class_auroc(table, FINDINGS, MIN_POSITIVES)
     return {"mean_auroc": mean, "least_positives": MIN_POSITIVES, "per_label": table}
 
 
@@ -176,7 +176,7 @@ def _record_chance_level(probabilities_NK: np.ndarray, truth_NK: np.ndarray, see
     """Record a failure if the interval of the mean AUROC on validation includes 0.5."""
     interval = mean_auroc_interval(probabilities_NK, truth_NK, FINDINGS, MIN_POSITIVES, seed)
     if interval is not None and interval[0] <= 0.5:
-        add_failure(
+        add_artifact_failure(
             folder,
             f"stage 1 is at chance on validation: the interval of its mean AUROC, {interval[0]:.3f} to "
             f"{interval[1]:.3f}, includes 0.5; check the labels and the films, or give it more epochs or studies",
@@ -191,9 +191,9 @@ class _Films:
     def __init__(self, config: Config, data: Path, folder: Path, model: DiseaseClassifier) -> None:
         self.config, self.data, self.image_size = config, data, model.image_size
         settings = config.stage1
-        studies = {split: load_studies(data, split, with_wordless=True) for split in ("train", "val", "test")}
+        studies = {split: load_split_studies(data, split, with_wordless=True) for split in ("train", "val", "test")}
         self.targets = {
-            split: targets(some, settings.uncertain_policy, settings.unmentioned_policy)
+            split: multilabel_targets(some, settings.uncertain_policy, settings.unmentioned_policy)
             for split, some in studies.items()
         }
         self.datasets = {split: np.array([study.dataset for study in some]) for split, some in studies.items()}
@@ -217,7 +217,7 @@ class _Films:
 
         In the last round, a rank without a batch repeats that of another, because ZeRO-3 needs equally many forwards.
         """
-        world, me = distributed.world_size(), distributed.rank()
+        world, me = distributed.world_size(), distributed.global_rank()
         local_scores: list[tuple[int, np.ndarray]] = []
         for number, turn in enumerate(_batched(self.inputs(split), world)):
             inputs = turn[min(me, len(turn) - 1)]
@@ -246,18 +246,20 @@ class _CachedFilms(_Films):
                 f"the split `train` has {size} studies, less than one batch of {batch}: lower the batch size"
             )
         self.copies = config.stage1.augmented_copies
-        self.keys = hashed_keys(load_studies(data, "train", with_wordless=True))
+        self.keys = hash_study_keys(load_split_studies(data, "train", with_wordless=True))
         # A row of a cache is a film; the offsets are the first rows of the studies.
-        films = {split: num_views(data, split, with_wordless=True) for split in self.targets}
+        films = {split: num_films_by_study(data, split, with_wordless=True) for split in self.targets}
         self.film_offsets = {split: [0, *accumulate(counts)] for split, counts in films.items()}
         self.kinds = {
-            split: [view_kinds(*one) for one in zip(self.projections[split], counts, strict=True)]
+            split: [view_kinds_of_films(*one) for one in zip(self.projections[split], counts, strict=True)]
             for split, counts in films.items()
         }
         with torch.no_grad():
-            shape = model.encoder.stem(torch.zeros(1, 3, *[self.image_size] * 2, device=distributed.device())).shape[1:]
+            shape = model.encoder.stem(
+                torch.zeros(1, 3, *[self.image_size] * 2, device=distributed.local_device())
+            ).shape[1:]
         files = [(split, copy) for split in self.targets for copy in range(self.copies if split == "train" else 1)]
-        for split, copy in files[distributed.rank() :: distributed.world_size()]:
+        for split, copy in files[distributed.global_rank() :: distributed.world_size()]:
             self._fill(model, split, copy, shape)
         distributed.barrier()
         self.caches = {
@@ -272,21 +274,21 @@ class _CachedFilms(_Films):
         cache = self._cache(split, copy, shape)
         if cache.done < len(cache):
             start = self.film_offsets[split].index(cache.done)
-            batches = _batched(islice(iter_samples(self.data, split, with_wordless=True), start, None), _BATCH)
+            batches = _batched(islice(iter_split_samples(self.data, split, with_wordless=True), start, None), _BATCH)
             cache.fill(self._stem(model, batches, split, copy, start))
 
     def _stem(self, model: DiseaseClassifier, batches: Any, split: str, copy: int, start: int) -> Iterator[Tensor]:
         total = len(range(0, len(self.targets[split]), _BATCH))
         label = f"stage1: frozen features of {split}, copy {copy + 1}"
-        for number, samples in enumerate(track(batches, label, total, start // _BATCH), start // _BATCH):
-            images = collate_images(samples, self.image_size).images(distributed.device())
+        for number, samples in enumerate(track_progress(batches, label, total, start // _BATCH), start // _BATCH):
+            images = collate_images(samples, self.image_size).images(distributed.local_device())
             if split == "train":
-                images = augment(images, _generator(self.config.seed, copy, number))
+                images = augment_films(images, _generator(self.config.seed, copy, number))
             with torch.no_grad(), autocast(self.config.stage1.dtype):
                 yield model.encoder.stem(images).cpu()
 
     def predict(self, model: DiseaseClassifier, inputs: ImageBatch) -> Stage1Output:
-        features = inputs.values_M.to(distributed.device(), non_blocking=True).float()
+        features = inputs.values_M.to(distributed.local_device(), non_blocking=True).float()
         return model.from_stem(features, inputs.kinds)
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -296,7 +298,7 @@ class _CachedFilms(_Films):
         copy_of = torch.randint(self.copies, (len(self.targets["train"]),), generator=generator)
         size = self.config.stage1.batch_size
         for step in range(start, self.steps_per_epoch):
-            rows = order[step * size : (step + 1) * size][distributed.rank() :: distributed.world_size()]
+            rows = order[step * size : (step + 1) * size][distributed.global_rank() :: distributed.world_size()]
             parts = [self._features_of_study("train", row, int(copy_of[row])) for row in rows.tolist()]
             yield {
                 "films": self._batch("train", rows.tolist(), parts),
@@ -305,7 +307,7 @@ class _CachedFilms(_Films):
             }
 
     def _rows(self, epoch: int) -> np.ndarray:
-        return epoch_rows(len(self.targets["train"]), self.weights, self.config.seed, epoch)
+        return draw_epoch_rows(len(self.targets["train"]), self.weights, self.config.seed, epoch)
 
     def inputs(self, split: str) -> Iterator[ImageBatch]:
         for rows in _batched(range(len(self.targets[split])), _BATCH):
@@ -335,7 +337,7 @@ class _StreamedFilms(_Films):
             "train",
             size,
             config.seed,
-            distributed.rank(),
+            distributed.global_rank(),
             distributed.world_size(),
             readers=reader_processes(config.data.loader_workers),
             collate=Stage1Collator(self.image_size, config.stage1),
@@ -349,19 +351,19 @@ class _StreamedFilms(_Films):
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
         for step, batch in enumerate(self.stream.epoch(epoch, start), start):
-            generator = _generator(self.config.seed, epoch, step, distributed.rank())
+            generator = _generator(self.config.seed, epoch, step, distributed.global_rank())
             films = batch["films"]
-            images = augment(films.images(distributed.device()), generator)
+            images = augment_films(films.images(distributed.local_device()), generator)
             yield {**batch, "films": replace(films, values_M=images)}
 
     def inputs(self, split: str) -> Iterator[ImageBatch]:
         films, total = (
-            iter_samples(self.data, split, with_wordless=True),
-            num_studies(self.data, split, with_wordless=True),
+            iter_split_samples(self.data, split, with_wordless=True),
+            num_split_studies(self.data, split, with_wordless=True),
         )
-        for samples in _batched(track(films, f"films of {split}", total), _BATCH):
+        for samples in _batched(track_progress(films, f"films of {split}", total), _BATCH):
             inputs = collate_images(samples, self.image_size)
-            yield replace(inputs, values_M=inputs.images(distributed.device()))
+            yield replace(inputs, values_M=inputs.images(distributed.local_device()))
 
 
 def _generator(*seeds: int) -> torch.Generator:

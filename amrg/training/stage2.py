@@ -17,49 +17,49 @@ import torch
 from torch import Tensor
 
 from amrg import distributed
-from amrg.artifacts import add_failure, open_artifact
+from amrg.artifacts import add_artifact_failure, open_artifact
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.config import Config, DecoderConfig
 from amrg.data.prior import Prior, choose_priors
-from amrg.data.shards import hash_key
-from amrg.data.splits import hash_uniform
+from amrg.data.shards import hash_study_key
+from amrg.data.splits import uniform_from_hash
 from amrg.data.stream import (
     Stream,
-    epoch_rows,
+    draw_epoch_rows,
     group_by_length,
-    iter_samples,
-    load_studies,
-    num_studies,
+    iter_split_samples,
+    load_split_studies,
+    num_split_studies,
     reader_processes,
     study_weights,
 )
 from amrg.errors import UserError, collect_errors
-from amrg.models.bank_sentences import no_sentences
+from amrg.models.bank_sentences import no_sentences_error
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.context import context_text, drop_fields, refuse_lacking_context
-from amrg.models.decoder import QUANTISED, build_decoder, build_split_decoder, refuse_quantised, rehearse
-from amrg.models.open_banks import open_banks, refuse_ring_of_indexes
-from amrg.models.prior import ALONE, FILMS, PriorInputs, drop_priors, prior_text, refuse_lacking_priors
+from amrg.models.context import drop_context_fields, format_context, refuse_lacking_context
+from amrg.models.decoder import QUANTISED, build_decoder, build_split_decoder, refuse_quantised, smoke_test_decoder
+from amrg.models.open_banks import open_sharded_banks, refuse_ring_of_indexes
+from amrg.models.prior import ALONE, FILMS, PriorInputs, drop_batch_priors, format_prior, refuse_lacking_priors
 from amrg.models.prompt import stream_faults
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX, training_text
 from amrg.models.vision_output import VisionOutput
-from amrg.models.zero3 import gathered
-from amrg.progress import echo
+from amrg.models.zero3 import gathered_parameters
+from amrg.progress import print_on_rank_0
 from amrg.retrieval.indexed_bank import search_faults
 from amrg.training import deepspeed_config, engine
 from amrg.training.association_targets import WantedRows, refuse_no_hopfield, wanted_rows_of
-from amrg.training.calibration import calibrate, fit_training_distance
-from amrg.training.checkpoint import input_hashes
+from amrg.training.calibration import calibrate_reports, fit_training_distance
+from amrg.training.checkpoint import hashes_of_inputs
 from amrg.training.collate import ReportCollator, Stage2Collator
 from amrg.training.deepspeed_config import OptimizerSettings
-from amrg.training.deepspeed_json import tensor_size
-from amrg.training.loop import TrainingTask, fit
-from amrg.training.model_card import write_card
+from amrg.training.deepspeed_json import tensor_parallel_size
+from amrg.training.loop import TrainingTask, fit_task
+from amrg.training.model_card import write_model_card
 from amrg.training.retrieval_targets import RetrievalTargets, build_retrieval_targets
 from amrg.training.retrieved_text import refuse_changing_text, retrieved_tokens_of
-from amrg.training.sample_reports import MemoryWatch, clinical_f1, collapses, failure_rates, greedy_reports
-from amrg.training.vision_cache import VisionCache, encode_films
+from amrg.training.sample_reports import MemoryWatch, clinical_micro_f1, detect_collapses, failure_rates, greedy_reports
+from amrg.training.vision_cache import VisionCache, encode_study_films
 
 MODEL = "model"
 SCRATCH = "scratch"  # removed when the artefact is complete
@@ -92,55 +92,60 @@ def _train(config: Config, data: Path, stage1: Path, banks: Path, folder: Path) 
     settings = config.stage2
     check_no_held_out_rows(config, banks)
     refuse_changing_text(config)
-    model = build_generator(config, data, stage1, banks).to(distributed.device())
-    if engine.zero3(settings.ds_config) is None:  # split weights cannot be used before there is an engine
-        rehearse(model.decoder, model.tokenizer, settings.dtype)
+    model = build_generator(config, data, stage1, banks).to(distributed.local_device())
+    if engine.zero3_section(settings.ds_config) is None:  # split weights cannot be used before there is an engine
+        smoke_test_decoder(model.decoder, model.tokenizer, settings.dtype)
     model.refuse_too_long("stage2.max_report_tokens", settings.max_report_tokens)
     if settings.activation_checkpointing:
         model.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if settings.compile:
         model.decoder.compile(dynamic=True)
-    source = make_source(config, model, data, banks, folder / SCRATCH)
+    source = build_batch_source(config, model, data, banks, folder / SCRATCH)
     own_reports = build_retrieval_targets(config, data, banks, folder / SCRATCH)
     wanted_rows = wanted_rows_of(config, data, banks)
     task = TrainingTask(
         model=model,
-        loss=partial(loss, own_reports=own_reports, wanted_rows=wanted_rows, context_dropout=settings.context_dropout),
+        loss=partial(
+            report_token_loss,
+            own_reports=own_reports,
+            wanted_rows=wanted_rows,
+            context_dropout=settings.context_dropout,
+        ),
         batches=source.batches,
         steps_per_epoch=source.steps_per_epoch,
         validate=partial(source.validate, watch=MemoryWatch.open(model, data, banks)),
         selection_metric=(settings.selection_metric, settings.selection_metric == "val_f1"),
-        input_hashes=input_hashes(config.seed, settings.batch_size, data, banks),
+        input_hashes=hashes_of_inputs(config.seed, settings.batch_size, data, banks),
         step_metrics=association_metrics,
-        warn=collapses,
+        warn=detect_collapses,
     )
     base = model.base_fingerprint()  # before DeepSpeed's half precision casts the weights
-    rows = fit(
+    rows = fit_task(
         task,
-        optimisation(config),
+        stage2_optimizer_settings(config),
         folder=folder,
         seed=config.seed,
         telemetry=config.telemetry,
         checkpointing=config.checkpoint,
     )
-    with gathered(model.saved_parameters()):
-        if distributed.rank() == 0:
+    with gathered_parameters(model.saved_parameters()):
+        if distributed.global_rank() == 0:
             model.save_pretrained(folder / MODEL, base)
             if not settings.train_vision:  # as stage 1 has left it, whatever its weights were cast to
                 shutil.copytree(stage1 / "model", folder / MODEL / "stage1", dirs_exist_ok=True)
             collapsed = next(row.get("warnings", {}) for row in reversed(rows) if row["best"])
             for failure in collapsed.values():
-                add_failure(folder, failure)
+                add_artifact_failure(folder, failure)
             failures = [*open_artifact(banks, "banks").failures, *collapsed.values()]
-            write_card(folder / MODEL, model, config, data, banks, rows, failures)
+            write_model_card(folder / MODEL, model, config, data, banks, rows, failures)
     distributed.barrier()
     final = folder / SCRATCH / ("trained" if settings.train_vision else "")
     fit_training_distance(config, model, data, folder, final)
     if config.decoder.predict_outline or config.decoder.use_retrieved_text:
-        calibrate(config, model, data, folder, final)
+        calibrate_reports(config, model, data, folder, final)
 
 
-def optimisation(config: Config) -> OptimizerSettings:
+def stage2_optimizer_settings(config: Config) -> OptimizerSettings:
     """Optimizer settings of stage 2."""
     return OptimizerSettings.of("stage2", config.stage2)
 
@@ -148,25 +153,27 @@ def optimisation(config: Config) -> OptimizerSettings:
 def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> ReportGenerator:
     """Build the generator before training, as a function of the artefacts, the configuration and its seed."""
     classifier = freeze_for_stage2(DiseaseClassifier.from_pretrained(stage1 / "model"), config.stage2.train_vision)
-    studies = load_studies(data, "train")
+    studies = load_split_studies(data, "train")
     outline, separate = config.decoder.predict_outline, config.decoder.separate_sections
     if separate and not any(study.impression for study in studies):
         raise UserError(_NO_SECTIONS)
     texts = [training_text(study.report, study.impression, outline, separate) for study in studies]
     if config.decoder.context:
         refuse_lacking_context(config.decoder.context, studies)
-        texts += [context_text(study.context, config.decoder.context) for study in studies if study.context]
+        texts += [format_context(study.context, config.decoder.context) for study in studies if study.context]
     if config.decoder.prior:
-        priors = read_priors(config.decoder, data, "train")
+        priors = read_split_priors(config.decoder, data, "train")
         refuse_lacking_priors(priors, config.decoder.prior)
-        texts += [prior_text(prior, config.decoder.prior) for prior in priors.values()]
-    if distributed.groups().size > 1:
+        texts += [format_prior(prior, config.decoder.prior) for prior in priors.values()]
+    if distributed.current_groups().size > 1:
         decoder, tokenizer = build_split_decoder(config.decoder, texts, config.seed)
     else:
-        decoder, tokenizer = build_decoder(config.decoder, texts, config.seed, engine.zero3(config.stage2.ds_config))
+        decoder, tokenizer = build_decoder(
+            config.decoder, texts, config.seed, engine.zero3_section(config.stage2.ds_config)
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        memories = open_banks(config, banks, config.stage2.batch_size // distributed.data_ranks())
+        memories = open_sharded_banks(config, banks, config.stage2.batch_size // distributed.data_parallel_size())
         method = MemoryBank.open(banks / VISUAL).header["about"]["method"]
         model = ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder, method)
     if not config.stage2.association_loss_weight:
@@ -174,11 +181,11 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
     return model
 
 
-def read_priors(settings: DecoderConfig, data: Path, split: str) -> dict[str, Prior]:
+def read_split_priors(settings: DecoderConfig, data: Path, split: str) -> dict[str, Prior]:
     """Choose the earlier study of each study of a split that has one of which the decoder reads anything."""
     if not settings.prior:
         return {}
-    found = choose_priors(load_studies(data, split, with_wordless=True), settings.prior_study)
+    found = choose_priors(load_split_studies(data, split, with_wordless=True), settings.prior_study)
     return {key: prior for key, prior in found.items() if "films" in settings.prior or prior.report}
 
 
@@ -201,13 +208,13 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
         lambda: refuse_changing_text(config),
         lambda: _refuse_split(config),
     ]
-    if deepspeed_config.is_split(settings.ds_config):
+    if deepspeed_config.partitions_weights(settings.ds_config):
         checks.append(lambda: refuse_quantised(config.decoder.base_dtype))
     if settings.train_vision and "films" in config.decoder.prior:
         checks.append(_refuse_trained_prior)
     faults = [*stream_faults(config.decoder), *search_faults(memory.index), *collect_errors(*checks)]
     if config.decoder.use_retrieved_text and config.banks.reports.granularity != "sentence":
-        faults.append(no_sentences("banks.reports.granularity report makes whole reports"))
+        faults.append(no_sentences_error("banks.reports.granularity report makes whole reports"))
     if config.decoder.separate_sections and "separate" not in (
         config.data.sections, *(part.sections for part in config.data.mix),
     ):  # fmt: skip
@@ -224,7 +231,7 @@ def stage2_faults(config: Config, ranks: int) -> list[str]:
 
 def _refuse_split(config: Config) -> None:
     """Raise UserError for what does not go with a language model that ranks share, if they are to share it."""
-    size = tensor_size(config.stage2.ds_config)
+    size = tensor_parallel_size(config.stage2.ds_config)
     if size == 1:
         return
     what = f"{config.stage2.ds_config}: `tensor_parallel.autotp_size: {size}` does not go with"
@@ -263,7 +270,7 @@ def check_no_held_out_rows(config: Config, folder: Path) -> None:
             raise UserError(_leak(folder / name, sorted(held_out)))
 
 
-def loss(
+def report_token_loss(
     model: ReportGenerator,
     batch: dict[str, Any],
     own_reports: RetrievalTargets | None = None,
@@ -275,12 +282,12 @@ def loss(
     ``own_reports`` and ``wanted_rows`` add the losses of the memories (``amrg.models.retrieval_loss``).
     ``context_dropout`` is the share of the fields of the context that are left out.
     """
-    vision = encode_films(model, batch["films"]) if "films" in batch else VisionOutput(*batch["vision"])
+    vision = encode_study_films(model, batch["films"]) if "films" in batch else VisionOutput(*batch["vision"])
     own_BQD = None if own_reports is None else own_reports.vectors_for(batch["study"])
     wanted = None if wanted_rows is None else wanted_rows.of(batch["study"])
     context_BC = batch.get("context")
     if context_BC is not None and context_dropout:
-        context_BC = drop_fields(context_BC, batch["context_field"], context_dropout)
+        context_BC = drop_context_fields(context_BC, batch["context_field"], context_dropout)
     predicted = model(
         vision,
         batch["group"],
@@ -311,7 +318,7 @@ def association_metrics(model: ReportGenerator) -> dict[str, float]:
     return recorded
 
 
-def make_source(config: Config, model: ReportGenerator, data: Path, banks: Path, scratch: Path) -> "_Source":
+def build_batch_source(config: Config, model: ReportGenerator, data: Path, banks: Path, scratch: Path) -> "_Source":
     """Build the batches of stage 2: films if vision is trained, otherwise stage 1's output, cached in ``scratch``."""
     if config.stage2.train_vision:
         return _Streamed(config, model, data)
@@ -326,7 +333,7 @@ class _Source:
     def __init__(self, config: Config, model: ReportGenerator, data: Path) -> None:
         self.model, self.data = model, data
         self.seed, self.batch_size, self.settings = config.seed, config.stage2.batch_size, config.stage2
-        self.priors = {split: read_priors(config.decoder, data, split) for split in ("train", "val")}
+        self.priors = {split: read_split_priors(config.decoder, data, split) for split in ("train", "val")}
         self.reports = ReportCollator(
             model.report_encoder(config.stage2.max_report_tokens),
             model.context_encoder(),
@@ -334,12 +341,14 @@ class _Source:
             self.priors["train"] | self.priors["val"],
         )
         for split in ("train", "val"):
-            if not num_studies(data, split):
+            if not num_split_studies(data, split):
                 raise UserError(f"the split `{split}` of {data} has no studies: stage 2 needs some")
         # Validation reports by hashed key, if the best epoch is chosen by what reports state.
         selected_by_reports = self.settings.selection_metric == "val_f1"
         self._references = (
-            {hash_key(study.key): study.report for study in load_studies(data, "val")} if selected_by_reports else {}
+            {hash_study_key(study.key): study.report for study in load_split_studies(data, "val")}
+            if selected_by_reports
+            else {}
         )
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
@@ -357,12 +366,12 @@ class _Source:
         seconds = 0.0
         for number, batch in enumerate(map(self.as_trained, self.validation())):
             if "films" in batch:
-                batch["vision"] = encode_films(model, batch.pop("films"))
+                batch["vision"] = encode_study_films(model, batch.pop("films"))
             if (wanted := self._wanted_reports(number) - len(reports)) > 0:
                 began = time.perf_counter()
                 reports += greedy_reports(model, batch, wanted, self.settings.max_report_tokens)
                 seconds += time.perf_counter() - began
-            summed, _ = loss(model, {**batch, "weight": batch["counts"]})
+            summed, _ = report_token_loss(model, {**batch, "weight": batch["counts"]})
             watch.add(model, batch)
             sums["loss"] += float(summed) * len(batch["counts"])
             sums["tokens"] += float(((batch["report"] != IGNORE_INDEX).sum(1) * batch["counts"]).sum())
@@ -370,8 +379,8 @@ class _Source:
         found = {"val_loss": mean["loss"] / mean["tokens"]}
         texts = [text for _, text in reports]
         if self._references:
-            found["val_f1"] = clinical_f1(texts, [self._references[key] for key, _ in reports])
-            echo(f"stage2: val_f1 of {len(texts)} validation reports, written in {seconds:.0f} s")
+            found["val_f1"] = clinical_micro_f1(texts, [self._references[key] for key, _ in reports])
+            print_on_rank_0(f"stage2: val_f1 of {len(texts)} validation reports, written in {seconds:.0f} s")
         watched = failure_rates(texts[: self.settings.num_sample_reports]) if self.settings.num_sample_reports else {}
         return {**found, **watched, **watch.result()}
 
@@ -385,22 +394,24 @@ class _Source:
         """Token counts of the train reports; None unless batches are grouped by length."""
         if not config.stage2.group_by_length:
             return None
-        return [len(self.reports.encode(study.report, study.impression)) for study in load_studies(self.data, "train")]
+        return [
+            len(self.reports.encode(study.report, study.impression)) for study in load_split_studies(self.data, "train")
+        ]
 
     def with_some_priors(self, packed: dict[str, Any], epoch: int) -> dict[str, Any]:
         """Leave out the priors of a share of the studies; which ones depends on seed, epoch and study only."""
         share = self.settings.prior_dropout
         if ALONE not in packed or not share:
             return packed
-        drawn = [hash_uniform(self.seed, f"prior {epoch}", key) for key in packed["study"]]
-        return drop_priors(packed, torch.tensor(drawn) < share)
+        drawn = [uniform_from_hash(self.seed, f"prior {epoch}", key) for key in packed["study"]]
+        return drop_batch_priors(packed, torch.tensor(drawn) < share)
 
     def as_trained(self, packed: dict[str, Any]) -> dict[str, Any]:
         """Leave out the contexts and the priors of a validation batch where every training batch lacks them."""
         if "context" in packed and self.settings.context_dropout == 1:
             packed = {**packed, "context": torch.full_like(packed["context"], IGNORE_INDEX)}
         if ALONE in packed and self.settings.prior_dropout == 1:
-            packed = drop_priors(packed, torch.ones_like(packed["report"][:, 0], dtype=torch.bool))
+            packed = drop_batch_priors(packed, torch.ones_like(packed["report"][:, 0], dtype=torch.bool))
         return packed
 
     def with_token_weights(self, packed: dict[str, Any]) -> dict[str, Any]:
@@ -420,28 +431,28 @@ class _Cached(_Source):
         both = {"train": self.train, "val": self.val}
         self._text = retrieved_tokens_of(config, model, data, banks, both, folder)
         self._weights = study_weights(data, "train", config.data.weights)
-        samples = len(epoch_rows(len(self.train), self._weights, self.seed, 0))
+        samples = len(draw_epoch_rows(len(self.train), self._weights, self.seed, 0))
         self.steps_per_epoch = samples // self.batch_size
         self._lengths = self.lengths(config)
-        if not self.steps_per_epoch or self.batch_size % distributed.data_ranks():
+        if not self.steps_per_epoch or self.batch_size % distributed.data_parallel_size():
             raise UserError(
                 f"stage2.batch_size {self.batch_size} does not fit {samples} train studies on "
-                f"{distributed.data_ranks()} ranks: take a multiple of the ranks, at most the studies"
+                f"{distributed.data_parallel_size()} ranks: take a multiple of the ranks, at most the studies"
             )
 
     def batches(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
-        drawn = epoch_rows(len(self.train), self._weights, self.seed, epoch)
+        drawn = draw_epoch_rows(len(self.train), self._weights, self.seed, epoch)
         drawn = drawn[np.random.default_rng([self.seed, epoch]).permutation(len(drawn))]
         if self._lengths is not None:
             drawn = group_by_length(drawn, np.array(self._lengths), self.batch_size, [self.seed, epoch])
         order = torch.from_numpy(drawn)
         for step in range(start, self.steps_per_epoch):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            batch = self._batch("train", rows[distributed.data_rank() :: distributed.data_ranks()])
+            batch = self._batch("train", rows[distributed.data_parallel_rank() :: distributed.data_parallel_size()])
             yield self.with_token_weights(self.with_some_priors(batch, epoch))
 
     def validation(self) -> Iterator[dict[str, Any]]:
-        for rows, counted in rank_batches(len(self.val), self.batch_size):
+        for rows, counted in iter_rank_batches(len(self.val), self.batch_size):
             yield _to_device(self._batch("val", rows) | {"counts": counted})
 
     def _batch(self, split: str, rows: Tensor) -> dict[str, Any]:
@@ -464,8 +475,8 @@ class _Streamed(_Source):
             "train",
             self.batch_size,
             self.seed,
-            distributed.data_rank(),
-            distributed.data_ranks(),
+            distributed.data_parallel_rank(),
+            distributed.data_parallel_size(),
             readers=reader_processes(config.data.loader_workers),
             collate=self._pack,
             lengths=self.lengths(config),
@@ -478,8 +489,10 @@ class _Streamed(_Source):
             yield self.with_token_weights(self.with_some_priors(batch, epoch))
 
     def validation(self) -> Iterator[dict[str, Any]]:
-        samples = iter_samples(self.data, "val")
-        for number, (rows, counted) in enumerate(rank_batches(num_studies(self.data, "val"), self.batch_size)):
+        samples = iter_split_samples(self.data, "val")
+        for number, (rows, counted) in enumerate(
+            iter_rank_batches(num_split_studies(self.data, "val"), self.batch_size)
+        ):
             batch = list(islice(samples, self.batch_size))
             local = [batch[row - number * self.batch_size] for row in rows.tolist()]
             yield _to_device(self._pack(local) | {"counts": counted})
@@ -487,18 +500,18 @@ class _Streamed(_Source):
 
 def _to_device(batch: dict[str, Any]) -> dict[str, Any]:
     """Move tensors to this rank's device; films are moved when they are encoded."""
-    device = distributed.device()
+    device = distributed.local_device()
     return {name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
-def rank_batches(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def iter_rank_batches(total: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield this rank's rows of each batch of 0 … total - 1, and 1 for a real row, 0 for padding.
 
     Every rank gets equally many batches of equal size, because the model contains collectives.
     """
-    world = distributed.data_ranks()
+    world = distributed.data_parallel_size()
     for start in range(0, total, batch_size):
         rows = torch.arange(start, min(start + batch_size, total))
         padded = torch.cat([rows, rows[:1].expand(-len(rows) % world)])
         counts = (torch.arange(len(padded)) < len(rows)).float()
-        yield padded[distributed.data_rank() :: world], counts[distributed.data_rank() :: world]
+        yield padded[distributed.data_parallel_rank() :: world], counts[distributed.data_parallel_rank() :: world]

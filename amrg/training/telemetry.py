@@ -21,7 +21,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from amrg.config import TelemetryConfig
-from amrg.distributed import rank
+from amrg.distributed import global_rank
 from amrg.errors import UserError, collect_errors
 from amrg.models.profiling import REGION_PREFIX
 
@@ -65,7 +65,7 @@ class Telemetry:
         self._every, self._batch_size = config.profile_interval, batch_size
         self._writers: list[Any] = []
         self._epochs: list[Any] = []
-        if rank() != 0:
+        if global_rank() != 0:
             return
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -103,14 +103,14 @@ class Telemetry:
 
 
 class TimeShares:
-    """Shares of the time of one step; ``values`` is set when the block of ``profile_step`` ends."""
+    """Shares of the time of one step; ``values`` is set when the block of ``profile_training_step`` ends."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
 
 @contextmanager
-def profile_step(wanted: bool) -> Iterator[TimeShares]:
+def profile_training_step(wanted: bool) -> Iterator[TimeShares]:
     """If ``wanted``, profile the block: the share of each part of the model in its time, as ``share/<part>``."""
     found = TimeShares()
     if not wanted:

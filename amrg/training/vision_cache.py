@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amrg import distributed
 from amrg.data.prior import Prior
-from amrg.data.stream import iter_samples, load_studies
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.models.prior import PriorFilms
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.vision_output import VisionOutput
@@ -22,9 +22,9 @@ from amrg.training.feature_cache import DistributedFeatureCache
 _BATCH = 32  # studies per forward
 
 
-def encode_films(model: ReportGenerator, films: ImageBatch) -> VisionOutput:
+def encode_study_films(model: ReportGenerator, films: ImageBatch) -> VisionOutput:
     """Encode the films of studies with stage 1."""
-    return model.encode_images(films.images(distributed.device()), films.views, films.kinds)
+    return model.encode_images(films.images(distributed.local_device()), films.views, films.kinds)
 
 
 def round_like_cache(vision: VisionOutput) -> VisionOutput:
@@ -46,7 +46,7 @@ class VisionCache:
 
     def __init__(self, model: ReportGenerator, data: Path, split: str, folder: Path, dtype: str) -> None:
         self._with_wordless = "films" in model.settings.prior
-        encoded = load_studies(data, split, self._with_wordless)
+        encoded = load_split_studies(data, split, self._with_wordless)
         self.studies = [study for study in encoded if study.report != ""]
         self._row_of = {study.key: row for row, study in enumerate(encoded)}
         self._rows = torch.tensor([self._row_of[study.key] for study in self.studies])
@@ -68,15 +68,15 @@ class VisionCache:
     def prior_films(self, priors: Sequence[Prior | None]) -> PriorFilms:
         """Return the output for the films of earlier studies, on this rank's device."""
         rows = torch.tensor([0 if prior is None else self._row_of[prior.key] for prior in priors])
-        given_B = torch.tensor([prior is not None for prior in priors], device=distributed.device())
+        given_B = torch.tensor([prior is not None for prior in priors], device=distributed.local_device())
         return PriorFilms(*self._encoded(rows)[:3], given_B)
 
     def _encoded(self, rows: Tensor) -> VisionOutput:
-        parts = self._cache[rows].float().to(distributed.device(), non_blocking=True).split(self._sizes, dim=1)
+        parts = self._cache[rows].float().to(distributed.local_device(), non_blocking=True).split(self._sizes, dim=1)
         return VisionOutput(*(part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)))
 
     def _encode(self, model: ReportGenerator, data: Path, split: str, batches: list[range]) -> Iterator[Tensor]:
-        samples = iter_samples(data, split, list(chain(*batches)), self._with_wordless)
+        samples = iter_split_samples(data, split, list(chain(*batches)), self._with_wordless)
         for numbers in batches:
-            vision = encode_films(model, collate_images(islice(samples, len(numbers)), model.stage1.image_size))
+            vision = encode_study_films(model, collate_images(islice(samples, len(numbers)), model.stage1.image_size))
             yield torch.cat([part.flatten(1) for part in vision], dim=1).cpu()

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amrg.distributed import rank
-from amrg.models.tensor_parallel import cut, join
-from amrg.models.zero3 import gathered
+from amrg.distributed import global_rank
+from amrg.models.tensor_parallel import cut_partition, join_partitions
+from amrg.models.zero3 import gathered_parameters
 from amrg.training import deepspeed_internals
 from amrg.training.deepspeed_internals import has_partitioned_moments, has_partitioned_weight
 
 
-def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """List the parameters that are trained, with their names."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def moment_names(optimizer: Any) -> tuple[str, ...]:
+def optimizer_moment_names(optimizer: Any) -> tuple[str, ...]:
     """Names of the moments of the DeepSpeed engine's optimizer: those of Adam, or of SGD, which may have none."""
     base = deepspeed_internals.inner_optimizer(optimizer)
     if isinstance(base, torch.optim.SGD):
@@ -44,7 +44,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
         return parameter if found is None else found
 
     kept = model.state_dict().keys()
-    trained = ((name, join(parameter, full(parameter))) for name, parameter in trainable(model))
+    trained = ((name, join_partitions(parameter, full(parameter))) for name, parameter in trained_parameters(model))
     buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
     return _on_first_rank(chain(trained, buffers))
 
@@ -65,12 +65,14 @@ def gather_moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
             return safe_get_full_optimizer_state(parameter, moment)
         return optimizer.state[parameter][moment]
 
-    names = moment_names(optimizer)
-    trained = trainable(model)
-    return _on_first_rank((f"{name}.{m}", join(weight, full(weight, m))) for name, weight in trained for m in names)
+    names = optimizer_moment_names(optimizer)
+    trained = trained_parameters(model)
+    return _on_first_rank(
+        (f"{name}.{m}", join_partitions(weight, full(weight, m))) for name, weight in trained for m in names
+    )
 
 
-def restore(
+def restore_training_state(
     model: nn.Module,
     engine: Any,
     weights: dict[str, Tensor],
@@ -91,18 +93,18 @@ def restore(
     """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    load_into(model, weights)
+    load_weights_into(model, weights)
     # Adam has not counted the steps that fp16 skipped because a gradient was not finite.
     create_moments(engine.optimizer, step - int(loss_scale["skipped_steps"] if loss_scale else 0))
-    for name, parameter in trainable(model):
+    for name, parameter in trained_parameters(model):
         values: dict[str | None, Tensor] = {
             None: weights[name],
-            **{moment: moments[f"{name}.{moment}"] for moment in moment_names(engine.optimizer)},
+            **{moment: moments[f"{name}.{moment}"] for moment in optimizer_moment_names(engine.optimizer)},
         }
         for moment, full in values.items():
-            value = cut(parameter, full)
+            value = cut_partition(parameter, full)
             if has_partitioned_weight(parameter):
-                deepspeed_internals.set_shard(parameter, value, moment)
+                deepspeed_internals.set_zero3_shard(parameter, value, moment)
             elif not has_partitioned_moments(parameter):
                 if moment:
                     engine.optimizer.state[parameter][moment].copy_(value)
@@ -126,25 +128,29 @@ def create_moments(optimizer: Any, step: int) -> None:
         step: number of optimizer steps taken.
     """
     base = deepspeed_internals.inner_optimizer(optimizer)
-    for parameter in deepspeed_internals.flat_weights(optimizer):
+    for parameter in deepspeed_internals.flat_zero_weights(optimizer):
         # Existing moments stay the same tensors, because ZeRO 1 and 2 hold views of them.
-        moments = base.state.get(parameter) or {name: torch.zeros_like(parameter) for name in moment_names(optimizer)}
+        moments = base.state.get(parameter) or {
+            name: torch.zeros_like(parameter) for name in optimizer_moment_names(optimizer)
+        }
         base.state[parameter] = moments
         if not isinstance(base, torch.optim.SGD):
             torchs = isinstance(base, torch.optim.Adam)
             moments["step"] = torch.tensor(float(step), device=parameter.device) if torchs else step
-    deepspeed_internals.link_moments(optimizer)
+    deepspeed_internals.link_zero_moments(optimizer)
 
 
-def load_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_weights_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy weights (a subset of the state) into a model, one tensor at a time, partitioned or not."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, value in weights.items():
-        with gathered([named[name]], modifier=True), torch.no_grad():
+        with gathered_parameters([named[name]], modifier=True), torch.no_grad():
             named[name].copy_(value)
 
 
 def _on_first_rank(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Copy tensors to the CPU; the other ranks iterate over them too, but keep none: a node has memory for one copy."""
-    copies = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in tensors if rank() == 0)
+    copies = (
+        (name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in tensors if global_rank() == 0
+    )
     return dict(copies)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from amrg.data.stream import load_studies
+from amrg.data.stream import load_split_studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors, finding_segments
@@ -118,7 +118,7 @@ def _reported(chain: RunArtifacts) -> tuple[dict[str, GeneratedReport], dict[str
     """Return the reports of a run and their studies, by key."""
     assert chain.reports is not None
     reports = parse_reports(chain.reports.path / FILE)
-    studies = {study.key: study for study in load_studies(chain.data.path, chain.config.generate.split)}
+    studies = {study.key: study for study in load_split_studies(chain.data.path, chain.config.generate.split)}
     return {key: report for key, report in reports.items() if key in studies}, studies
 
 

@@ -12,16 +12,16 @@ import numpy as np
 
 from amrg.artifacts import Artifact
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
-from amrg.data.image_ops import letterbox
-from amrg.data.stream import Sample, SampleLookup, load_studies
+from amrg.data.image_ops import letterbox_to_square
+from amrg.data.stream import Sample, SampleLookup, load_split_studies
 from amrg.data.studies import SPLITS, Study
 from amrg.errors import UserError
 from amrg.evaluation.confidence import StatedFindings
 from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
 from amrg.evaluation.retrieval_lift import MeanRetrieval
-from amrg.inference.run import RunArtifacts, is_unwritten
-from amrg.pages.overlays import crop, film_url
+from amrg.inference.run import RunArtifacts, holds_no_reports
+from amrg.pages.overlays import crop_film_to_box, film_data_url
 from amrg.pages.retrieved_rows import USUAL
 
 BANKS = {"visual": VISUAL, "report": REPORTS}
@@ -62,10 +62,10 @@ class RunStore:
         self._data, self._size, self._grid = chain.data.path, size, grid
         self._banks = {name: MemoryBank.open(chain.banks.path / folder) for name, folder in BANKS.items()}
         # Listing and index of a split are read once. The lock is there because parquet readers are not thread-safe.
-        self._studies = cache(lambda split: {study.key: study for study in load_studies(self._data, split)})
+        self._studies = cache(lambda split: {study.key: study for study in load_split_studies(self._data, split)})
         self._lookup = cache(lambda split: SampleLookup(self._data, split, online))
         self._lock = threading.Lock()
-        written = chain.reports is not None and not is_unwritten(chain.reports.path)
+        written = chain.reports is not None and not holds_no_reports(chain.reports.path)
         self.reports = parse_reports(chain.reports.path / FILE) if chain.reports and written else {}
         retrieved = [report for report in self.reports.values() if any(report.memory.values())]
         # Other banks than those of the reports have other rows under the same numbers.
@@ -212,7 +212,9 @@ class RunStore:
             film = self.study(origin["split"], origin["key"]).views[origin["view"]]
         except (UserError, IndexError):  # the bank comes from other data, or the film is damaged
             return None
-        return film_url(crop(letterbox(film, self._size), tuple(origin["box"]), self._grid), 144)
+        return film_data_url(
+            crop_film_to_box(letterbox_to_square(film, self._size), tuple(origin["box"]), self._grid), 144
+        )
 
     def _split(self, split: str) -> dict[str, Study]:
         if split not in SPLITS:

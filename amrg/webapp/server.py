@@ -23,13 +23,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from amrg.banks.bank import NO_GROUP, group_id
+from amrg.banks.bank import NO_GROUP, patient_group_id
 from amrg.data.context import CONTEXT_FIELDS, Context
 from amrg.data.film_checks import NotAFilm
-from amrg.data.image_io import FORMATS, MAX_SIDE, FilmLevels, read_levels
-from amrg.data.image_ops import letterbox
+from amrg.data.image_io import FORMATS, MAX_SIDE, FilmLevels, decode_film_levels
+from amrg.data.image_ops import letterbox_to_square
 from amrg.data.labels import FINDINGS
-from amrg.data.own_studies import read_given_context, read_study
+from amrg.data.own_studies import read_given_context, read_own_study
 from amrg.data.studies import SPLITS, Study
 from amrg.data.text.sections import mark_impression
 from amrg.errors import UserError
@@ -37,7 +37,7 @@ from amrg.evaluation.highlight import FindingErrors, finding_segments
 from amrg.inference.run import RunArtifacts
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
-from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.pages.overlays import film_data_url, heat_map_data_url, outline_data_url
 from amrg.pages.retrieved_rows import USUAL
 from amrg.webapp.comparison import ComparedRun, describe_comparison
 from amrg.webapp.requests import RequestGuard, ResponseHeaders, without_folders
@@ -85,7 +85,7 @@ class Entry(NamedTuple):
         return sum(film.index.nbytes for film in self.films)
 
 
-def create_app(
+def create_viewer_app(
     chain: RunArtifacts,
     hosts: Collection[str],
     any_address: bool = False,
@@ -193,8 +193,8 @@ class Handlers:
     def _drop(self, data: bytes) -> dict[str, Any]:
         try:
             with self._decoding:
-                read = read_study([("", data)], SHOWN_SIZE, self._chain.frontal_only)
-                stored = _pixel_levels(read_levels(data, MAX_SIDE))
+                read = read_own_study([("", data)], SHOWN_SIZE, self._chain.frontal_only)
+                stored = _pixel_levels(decode_film_levels(data, MAX_SIDE))
         except NotAFilm as error:
             raise UserError(f"This file is refused as no chest film for this model: {error}.") from None
         except ValueError as error:
@@ -332,7 +332,7 @@ class Handlers:
         if found := self._reader.find_prior(place, name):
             earlier = self._store.sample(place, found.key)
             prior = self._reader.read_prior(found, earlier.views, earlier.study.views)
-        analysis = self._reader.analyze(sample.views, group_id(study.group), study.context, study.views, prior)
+        analysis = self._reader.analyze(sample.views, patient_group_id(study.group), study.context, study.views, prior)
         films = [FilmLevels.of_gray(film) for film in sample.views]
         return self._cache((place, name), Entry(analysis, films, study, sample.masks))
 
@@ -382,14 +382,16 @@ class Handlers:
         maps = {
             finding: {
                 "cells": np.round(analysis.map(number, finding), 3).tolist(),
-                "heat": heat_url(analysis.map(number, finding).clip(max=1.0), top=1.0),
-                "lesion": outline_url(letterbox(masks[finding], SHOWN_SIZE // 2)) if finding in masks else None,
+                "heat": heat_map_data_url(analysis.map(number, finding).clip(max=1.0), top=1.0),
+                "lesion": outline_data_url(letterbox_to_square(masks[finding], SHOWN_SIZE // 2))
+                if finding in masks
+                else None,
             }
             for finding in FINDINGS
         }
         height, width = levels.index.shape
         return {
-            "image": film_url(analysis.films[number]),
+            "image": film_data_url(analysis.films[number]),
             "width": width,
             "height": height,
             "levels": len(levels.gray),

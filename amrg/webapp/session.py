@@ -21,8 +21,8 @@ from transformers.generation.streamers import BaseStreamer
 from amrg import distributed
 from amrg.banks.bank import VISUAL, MemoryBank
 from amrg.data.context import NO_CONTEXT, Context
-from amrg.data.film_checks import view_kinds
-from amrg.data.image_ops import letterbox
+from amrg.data.film_checks import view_kinds_of_films
+from amrg.data.image_ops import letterbox_to_square
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.prior import Prior
 from amrg.data.text.outline import positive_findings
@@ -36,10 +36,10 @@ from amrg.models.cross_attention import CrossAttention
 from amrg.models.hopfield import HopfieldMemory
 from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.training_distance import TrainingDistance
-from amrg.models.vision import to_tensor
+from amrg.models.vision import films_to_tensor
 from amrg.models.vision_output import VisionOutput
 from amrg.precision import autocast
-from amrg.training.stage2 import read_priors
+from amrg.training.stage2 import read_split_priors
 from amrg.training.vision_cache import round_like_cache
 from amrg.webapp.attention import Association, record_attention
 from amrg.webapp.transcript import Transcript
@@ -134,14 +134,14 @@ class InferenceSession:
         self.config = chain.config
         self.model, self._composer, self._text = open_generator(chain, 1)
         self.model.decoder.set_attn_implementation("eager")
-        self.classifier = DiseaseClassifier.from_pretrained(chain.stage1.path / "model").to(distributed.device())
+        self.classifier = DiseaseClassifier.from_pretrained(chain.stage1.path / "model").to(distributed.local_device())
         self.thresholds = _thresholds(chain.stage1.path / "thresholds.json")
         self._distance = TrainingDistance.load(chain.stage2.path)
         about = MemoryBank.open(chain.banks.path / VISUAL).header["about"]
         self._scale_K = np.array([about.get("scales", {}).get(label, 1.0) for label in LABELS])
         # Beam search cannot stream words, so the page decodes with one beam.
         self.decoding = dataclasses.replace(self.config.generate, num_beams=1)
-        self._priors = cache(lambda split: read_priors(self.model.settings, chain.data.path, split))
+        self._priors = cache(lambda split: read_split_priors(self.model.settings, chain.data.path, split))
         self._lock = threading.Lock()
 
     @property
@@ -170,9 +170,9 @@ class InferenceSession:
         """
         if "films" not in self.model.settings.prior:
             return EarlierStudy(prior, None)
-        images = to_tensor(list(films), self.classifier.image_size).to(distributed.device())
+        images = films_to_tensor(list(films), self.classifier.image_size).to(distributed.local_device())
         with self._lock, autocast(self.config.stage2.dtype):
-            encoded = self.model.encode_images(images, [len(films)], view_kinds(views, len(films)))
+            encoded = self.model.encode_images(images, [len(films)], view_kinds_of_films(views, len(films)))
         return EarlierStudy(prior, round_like_cache(encoded))
 
     @torch.no_grad()
@@ -193,9 +193,9 @@ class InferenceSession:
             views: view of each film; empty: unknown.
             prior: earlier study; None: none is known.
         """
-        kinds = view_kinds(views, len(films))
+        kinds = view_kinds_of_films(views, len(films))
         size = self.classifier.image_size
-        images = to_tensor(films, size).to(distributed.device())
+        images = films_to_tensor(films, size).to(distributed.local_device())
         group_1 = torch.tensor([group], device=images.device)
         with self._lock:
             with autocast(self.config.stage2.dtype):
@@ -208,7 +208,7 @@ class InferenceSession:
             }
         probability_K = outputs.of_studies(outputs.scores_BK.double(), [len(films)])[0].sigmoid().tolist()
         return StudyAnalysis(
-            films=[letterbox(film, SHOWN_SIZE) for film in films],
+            films=[letterbox_to_square(film, SHOWN_SIZE) for film in films],
             group=group,
             vision=vision,
             probabilities={name: probability_K[LABELS.index(name)] for name in FINDINGS},
@@ -223,8 +223,8 @@ class InferenceSession:
     def patches(
         self, analysis: StudyAnalysis, film: int, finding: str, threshold: float
     ) -> list[tuple[int, int, float]]:
-        """Return (row, column, activation) of a map's strongest patches above a threshold; see ``strongest``."""
-        return strongest(analysis.map(film, finding), threshold)
+        """Return (row, column, activation) of a map's patches above a threshold; see ``strongest_patches``."""
+        return strongest_patches(analysis.map(film, finding), threshold)
 
     def write(self, analysis: StudyAnalysis, disabled: set[str], on_event: OnEvent) -> None:
         """Write the report of a study, and report its progress.
@@ -242,7 +242,7 @@ class InferenceSession:
                 It may raise ``ClientGone``.
         """
         hidden = [MEMORIES[name] for name in sorted(disabled) if name in analysis.association]
-        group_1 = torch.tensor([analysis.group], device=distributed.device())
+        group_1 = torch.tensor([analysis.group], device=distributed.local_device())
         with self._lock, autocast(self.config.stage2.dtype), record_attention(self.model.decoder) as steps:
             found = {
                 name: report_generator.Association(*(part[None] for part in one))
@@ -278,7 +278,7 @@ class InferenceSession:
         if "films" not in self.model.settings.prior:
             return None
         vision = None if earlier is None else earlier.vision
-        given_1 = torch.tensor([vision is not None], device=distributed.device())
+        given_1 = torch.tensor([vision is not None], device=distributed.local_device())
         return PriorFilms.scattered(vision, given_1, self.model.vision_output_shapes)
 
     def sentence_attribution(
@@ -367,7 +367,7 @@ class _EventStreamer(BaseStreamer):
         self._reported = max(self._reported, finished)
 
 
-def strongest(map_HW: np.ndarray, threshold: float, most: int = 6) -> list[tuple[int, int, float]]:
+def strongest_patches(map_HW: np.ndarray, threshold: float, most: int = 6) -> list[tuple[int, int, float]]:
     """Return (row, column, activation) of the strongest patches of a map, without those adjacent to a stronger one."""
     taken: list[tuple[int, int, float]] = []
     for cell in np.argsort(-map_HW, axis=None, kind="stable")[: int((map_HW > threshold).sum())]:

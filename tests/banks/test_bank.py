@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amrg.banks.bank import PROVENANCE, MemoryBank, group_id, normalise_rows
-from amrg.banks.writer import BankWriter, concatenate
+from amrg.banks.bank import PROVENANCE, MemoryBank, normalise_rows, patient_group_id
+from amrg.banks.writer import BankWriter, concatenate_parts
 from amrg.errors import UserError
 
 D = 12
@@ -81,20 +81,20 @@ def test_provenance_says_where_each_row_came_from(tmp_path):
     assert {name: table[0][name] for name in full} == full
     assert {name: table[1][name] for name in token} == token
     assert [row["row"] for row in table] == [0, 1, 2]
-    assert [row["group_id"] for row in table] == [group_id("p0"), -1, group_id("p2")]
+    assert [row["group_id"] for row in table] == [patient_group_id("p0"), -1, patient_group_id("p2")]
     assert table[2]["findings"] is None
-    assert bank.groups.tolist() == [group_id("p0"), -1, group_id("p2")]
+    assert bank.groups.tolist() == [patient_group_id("p0"), -1, patient_group_id("p2")]
     assert bank.groups.dtype == torch.int64
     assert bank.header["splits"] == {"train": 3}
     assert bank.header["about"] == {"encoder": "e"}
 
 
 def test_group_ids_are_stable_distinct_and_never_the_reserved_one():
-    ids = [group_id(f"patient {number}") for number in range(10_000)]
+    ids = [patient_group_id(f"patient {number}") for number in range(10_000)]
     assert len(set(ids)) == len(ids)
     assert min(ids) >= 0
     assert max(ids) < 2**63
-    assert group_id("") == -1
+    assert patient_group_id("") == -1
 
 
 @pytest.mark.parametrize(("position", "value"), [(3, float("nan")), (6, float("inf")), (22, -float("inf"))])
@@ -252,7 +252,7 @@ def test_parts_written_side_by_side_join_to_the_same_bank(tmp_path):
     for name, (start, stop) in {"a": (0, 8), "b": (8, 9), "c": (9, 23)}.items():
         with BankWriter(tmp_path / name, D, chunk_rows=8) as writer:
             writer.add(vectors(23)[start:stop], [origin(number) for number in range(start, stop)])
-    joined = concatenate([tmp_path / name for name in "abc"], tmp_path / "joined")
+    joined = concatenate_parts([tmp_path / name for name in "abc"], tmp_path / "joined")
     joined.verify()
     assert joined.content_hash == whole.content_hash
     assert joined.load().equal(whole.load())

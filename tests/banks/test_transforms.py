@@ -9,8 +9,8 @@ import torch
 
 from amrg.banks import transforms
 from amrg.banks.bank import MemoryBank
-from amrg.banks.sampling import k_center
-from amrg.banks.transforms import RowSelection, merge, subset
+from amrg.banks.sampling import k_center_sample
+from amrg.banks.transforms import RowSelection, merge_banks, write_bank_subset
 from amrg.banks.writer import BankWriter
 from amrg.errors import UserError
 
@@ -45,7 +45,7 @@ def keys(bank: MemoryBank) -> list[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_merging_keeps_every_row_bit_by_bit(tmp_path, dtype) -> None:
     banks = [make(tmp_path / str(n), rows, n, dtype=dtype) for n, rows in enumerate((19, 3, 8))]
-    merged = merge(banks, tmp_path / "merged")
+    merged = merge_banks(banks, tmp_path / "merged")
     merged.verify()
     assert merged.load().equal(torch.cat([bank.load() for bank in banks]))
     assert keys(merged) == [key for bank in banks for key in keys(bank)]
@@ -56,27 +56,27 @@ def test_merging_keeps_every_row_bit_by_bit(tmp_path, dtype) -> None:
 def test_unlike_banks_do_not_merge(tmp_path) -> None:
     one = make(tmp_path / "one", 5, about={"encoder": "a"})
     with pytest.raises(UserError, match=r"two.*int8"):
-        merge([one, make(tmp_path / "two", 5, dtype=torch.int8)], tmp_path / "out")
+        merge_banks([one, make(tmp_path / "two", 5, dtype=torch.int8)], tmp_path / "out")
     with pytest.raises(UserError, match="another encoder"):
-        merge([one, make(tmp_path / "three", 5, about={"encoder": "b"})], tmp_path / "out")
+        merge_banks([one, make(tmp_path / "three", 5, about={"encoder": "b"})], tmp_path / "out")
     with pytest.raises(UserError, match="is not empty"):
-        merge([one, one], tmp_path / "one")
+        merge_banks([one, one], tmp_path / "one")
 
 
 def test_conditions_choose_rows_in_their_order(tmp_path) -> None:
     bank = make(tmp_path / "bank", 30)
-    part = subset(bank, RowSelection(findings=("Edema",), sources=("region",)), tmp_path / "part")
+    part = write_bank_subset(bank, RowSelection(findings=("Edema",), sources=("region",)), tmp_path / "part")
     part.verify()
     expected = [i for i in range(30) if i % 4 and i % 3 == 0 and i % 2]
     assert keys(part) == [f"k0-{i}" for i in expected]
     assert part.load().equal(bank.load()[expected])
     with pytest.raises(UserError, match="no row"):
-        subset(bank, RowSelection(splits=("test",)), tmp_path / "none")
+        write_bank_subset(bank, RowSelection(splits=("test",)), tmp_path / "none")
 
 
 def test_quantising_is_within_half_a_step(tmp_path) -> None:
     bank = make(tmp_path / "bank", 30)
-    small = subset(bank, RowSelection(), tmp_path / "small", torch.int8)
+    small = write_bank_subset(bank, RowSelection(), tmp_path / "small", torch.int8)
     step = small.scale(0, 30)
     assert step is not None
     assert bool(((small.dequantized(0, 30) - bank.load()).abs() <= step[:, None] * 0.5001).all())
@@ -94,14 +94,16 @@ def test_near_duplicates_go_and_the_first_stays(tmp_path) -> None:
         if not any(float(unit[i] @ unit[j]) >= 0.999 for j in expected):
             expected.append(i)
     assert not {10, 11, 12} & set(expected)
-    assert keys(subset(bank, RowSelection(duplicate_cosine=0.999), tmp_path / "part")) == [f"k0-{i}" for i in expected]
+    assert keys(write_bank_subset(bank, RowSelection(duplicate_cosine=0.999), tmp_path / "part")) == [
+        f"k0-{i}" for i in expected
+    ]
 
 
 @pytest.mark.parametrize("sampling", ["proportional", "uniform", "stratified", "k-center"])
 def test_samples_have_their_size_and_follow_the_seed(tmp_path, sampling) -> None:
     bank = make(tmp_path / "bank", 40)
     first, again, other = (
-        subset(bank, RowSelection(rows=11, sampling=sampling, seed=seed), tmp_path / name)
+        write_bank_subset(bank, RowSelection(rows=11, sampling=sampling, seed=seed), tmp_path / name)
         for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert len(first) == 11
@@ -112,7 +114,7 @@ def test_k_center_takes_the_farthest_each_time() -> None:
     points = torch.tensor([[0.0], [1.0], [10.0], [11.0], [4.0], [4.0]])
     seed = next(s for s in range(50) if np.random.default_rng(s).integers(6) == 0)
     for rows, expected in ((1, [0]), (2, [0, 3]), (3, [0, 3, 4]), (6, [0, 1, 2, 3, 4, 5]), (9, [0, 1, 2, 3, 4, 5])):
-        assert k_center(lambda: points.split(4), 6, rows, seed).tolist() == expected
+        assert k_center_sample(lambda: points.split(4), 6, rows, seed).tolist() == expected
 
 
 def test_a_range_is_read_without_the_rest(tmp_path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import ray
 
-from amrg.cluster.task_map import ray_map
+from amrg.cluster.task_map import map_over_ray_tasks
 from amrg.mining import regions, reports
-from amrg.mining.build_banks import build_banks
+from amrg.mining.build_banks import build_memory_banks
 from tests.cluster.fault_injection import processes
 from tests.synthetic_dataset import CONFIG
 
@@ -28,12 +28,12 @@ def kill_one() -> None:
 
 
 def main(data: Path, stage1: Path, folder: Path) -> None:
-    build_banks(BANKS, data, stage1, folder / "whole")
+    build_memory_banks(BANKS, data, stage1, folder / "whole")
     regions.STUDIES_PER_PART = reports.TEXTS_PER_PART = 32  # of one batch each; who asks for parts cuts them
-    build_banks(BANKS, data, stage1, folder / "parts")
+    build_memory_banks(BANKS, data, stage1, folder / "parts")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     threading.Thread(target=kill_one, daemon=True).start()
-    build_banks(BANKS, data, stage1, folder / "tasks", ray_map({"CPU": 1.0}))
+    build_memory_banks(BANKS, data, stage1, folder / "tasks", map_over_ray_tasks({"CPU": 1.0}))
 
 
 if __name__ == "__main__":

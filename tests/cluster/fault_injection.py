@@ -21,7 +21,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import sha256_of_file
 
 SCRIPT = Path(__file__).with_name("stage2_worker.py")
 #: A machine with room for one worker and one reader.
@@ -75,7 +75,7 @@ class Losses:
         steps = [json.loads(line)["step"] for line in self.steps()]
         row = {"losses": losses, "code": code, "before": self.before, "back": back, "steps": steps, "said": said}
         for made in self.root.glob("stage2-*[0-9a-f]"):
-            row["hashes"] = {path: file_hash(made / path) for path in TRAINED}
+            row["hashes"] = {path: sha256_of_file(made / path) for path in TRAINED}
             shutil.rmtree(made)
         return row | {"left": self.left()}
 

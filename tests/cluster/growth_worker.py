@@ -10,8 +10,8 @@ from pathlib import Path
 
 import ray
 
-from amrg.cli import parse, run_cli
-from amrg.cluster.pipeline import ray_session
+from amrg.cli import parse_config_arguments, run_command_line
+from amrg.cluster.pipeline import open_ray_session
 from amrg.cluster.workers import train_with_ray
 from tests.cluster.stage2_worker import TINY
 
@@ -40,8 +40,8 @@ def leave(occupant: object, runs: Path) -> None:
 
 
 def run(runs: str) -> None:
-    config = parse([str(TINY), *SETTINGS.split(), "--runs", runs], "growth_worker.py")
-    with ray_session(config, local=True):
+    config = parse_config_arguments([str(TINY), *SETTINGS.split(), "--runs", runs], "growth_worker.py")
+    with open_ray_session(config, local=True):
         spare = int(ray.cluster_resources()["CPU"]) - 1
         occupant = Occupant.options(num_cpus=spare).remote()  # type: ignore[attr-defined]
         ray.get(occupant.here.remote())
@@ -50,4 +50,4 @@ def run(runs: str) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(lambda: run(sys.argv[1]))
+    run_command_line(lambda: run(sys.argv[1]))

@@ -16,7 +16,7 @@ import ray
 from amrg.cluster.metrics import WorkerMetrics
 from amrg.cluster.readers import PrefetchingFetch, start_readers
 from amrg.config import ClusterConfig
-from amrg.data.stream import RankBatch, Sample, Stream, fetch_sequentially, use_fetcher
+from amrg.data.stream import RankBatch, Sample, Stream, fetch_sequentially, use_shard_fetcher
 from amrg.errors import UserError
 
 BATCH, SEED = 4, 3
@@ -53,7 +53,7 @@ def batches(data: Path, world: int, fetch: Callable[[int], Any]) -> list[list[An
     """What every rank sees in epochs 0, from batch 1 on, and 1."""
     found = []
     for rank in range(world):
-        with use_fetcher(fetch(rank)):
+        with use_shard_fetcher(fetch(rank)):
             stream = Stream(data, "train", BATCH, SEED, rank, world)
             found += [digest(s) for epoch, start in ((0, 1), (1, 0)) for s in stream.epoch(epoch, start)]
     return found

@@ -4,17 +4,17 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from amrg.cluster.pipeline import ray_session
+from amrg.cluster.pipeline import open_ray_session
 from amrg.cluster.workers import train_with_ray
-from amrg.config import CONFIGS, ClusterConfig, Config, load
-from amrg.pipeline import recipe, root
+from amrg.config import CONFIGS, ClusterConfig, Config, load_config
+from amrg.pipeline import artifact_root, step_recipe
 
 TINY = CONFIGS / "tiny.yaml"
 
 
 def configuration(runs: str, workers: int, way: str, stage: str) -> Config:
     """No dropout: what is drawn depends on who holds which rows."""
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     return dataclasses.replace(
         config,
         runs=runs,
@@ -29,12 +29,12 @@ def configuration(runs: str, workers: int, way: str, stage: str) -> Config:
 
 
 def main(runs: str, *names: str) -> None:
-    with ray_session(configuration(runs, 2, "auto", "1")):
+    with open_ray_session(configuration(runs, 2, "auto", "1")):
         for name in names:
             workers, way, stage = name.split("-")
             config = configuration(runs, int(workers), way, stage)
             train_with_ray("stage2", config, config.stage2.batch_size, [])
-            recipe("stage2", config).path(root(config)).rename(Path(runs) / name)
+            step_recipe("stage2", config).path(artifact_root(config)).rename(Path(runs) / name)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import sys
 
-from amrg.cli import parse, run_cli
-from amrg.cluster.pipeline import ray_session
+from amrg.cli import parse_config_arguments, run_command_line
+from amrg.cluster.pipeline import open_ray_session
 from amrg.cluster.readers import start_readers
 from amrg.cluster.workers import train_with_ray
 from amrg.config import CONFIGS
@@ -17,10 +17,10 @@ SETTINGS = """
 
 
 def run(runs: str, *changes: str) -> None:
-    config = parse([str(TINY), *SETTINGS.split(), "--runs", runs, *changes], "stage2_worker.py")
-    with ray_session(config):
+    config = parse_config_arguments([str(TINY), *SETTINGS.split(), "--runs", runs, *changes], "stage2_worker.py")
+    with open_ray_session(config):
         train_with_ray("stage2", config, config.stage2.batch_size, start_readers(config.cluster))
 
 
 if __name__ == "__main__":
-    run_cli(lambda: run(*sys.argv[1:]))
+    run_command_line(lambda: run(*sys.argv[1:]))

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from amrg.artifacts import content_hash
+from amrg.artifacts import folder_content_hash
 from amrg.banks.bank import MemoryBank
 from amrg.data.labels import LABELS
-from amrg.mining.build_banks import build_banks
+from amrg.mining.build_banks import build_memory_banks
 from amrg.models.classifier import DiseaseClassifier
 from tests import synthetic_dataset
 from tests.cluster import linux_namespaces
@@ -39,7 +39,7 @@ def test_parts_and_a_killed_task_change_no_byte(inputs: tuple[Path, Path], tmp_p
     for name in ("whole", "parts", "tasks"):
         for path in sorted((tmp_path / name / "scratch").rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()  # as sealing does
-        hashes.add(content_hash(tmp_path / name))
+        hashes.add(folder_content_hash(tmp_path / name))
     assert len(hashes) == 1
     assert len(MemoryBank.open(tmp_path / "whole" / "visual")) > 32 + len(LABELS)
 
@@ -52,8 +52,8 @@ def test_finished_parts_are_kept(inputs: tuple[Path, Path], tmp_path: Path, monk
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_banks(BANKS, *inputs, tmp_path, one_and_no_more)
+        build_memory_banks(BANKS, *inputs, tmp_path, one_and_no_more)
     (first,) = (tmp_path / "scratch").iterdir()
     before = first.stat().st_mtime_ns
-    build_banks(BANKS, *inputs, tmp_path)
+    build_memory_banks(BANKS, *inputs, tmp_path)
     assert first.stat().st_mtime_ns == before

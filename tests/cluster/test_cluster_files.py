@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from amrg.cli import parse
+from amrg.cli import parse_config_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOUDS = [ROOT / "configs" / "cluster" / f"{name}.yaml" for name in ("aws", "gcp")]
@@ -59,6 +59,6 @@ def _container(group: dict[str, Any]) -> dict[str, Any]:
 def test_the_commands_they_name_are_understood(path: Path) -> None:
     text = re.sub(r"\n#? +", " ", path.read_text())
     (arguments,) = re.findall(r"launchers/pipeline.py ([\w ./-]*\breader)\b(?!-)", text)
-    config = parse([word for word in arguments.split() if word != "--"], "launchers/pipeline.py")
+    config = parse_config_arguments([word for word in arguments.split() if word != "--"], "launchers/pipeline.py")
     assert config.cluster.workers == 16
     assert config.cluster.reader_resource == "reader"

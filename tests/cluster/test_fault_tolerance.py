@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from amrg.config import Config, load
-from amrg.planning.simulation import simulate
+from amrg.config import Config, load_config
+from amrg.planning.simulation import simulate_training
 from benchmarks.fault_tolerance import Step, Trace, calibrated, on_average
 from tests.conftest import TINY
 
@@ -16,7 +16,7 @@ def steps(began: float, first: int, last: int) -> list[Step]:
 
 
 def saving_every(steps: int) -> Config:
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, interval=steps))
 
 
@@ -39,9 +39,9 @@ def test_the_simulation_of_what_it_was_calibrated_on_is_what_was_seen() -> None:
     config = saving_every(4)
     cluster = calibrated(config, calm, hit)
     assert cluster.workers * cluster.samples == config.stage2.batch_size
-    again = simulate(cluster, 12, hit.failures)
+    again = simulate_training(cluster, 12, hit.failures)
     assert (again.seconds, again.repeated) == (pytest.approx(hit.seconds), 2 * config.stage2.batch_size)
-    assert simulate(cluster, 12).seconds == pytest.approx(calm.seconds)
+    assert simulate_training(cluster, 12).seconds == pytest.approx(calm.seconds)
 
 
 def test_on_average_failures_cost_what_they_cost_and_come_as_often_as_was_said() -> None:

@@ -11,11 +11,11 @@ from amrg.errors import UserError
 
 _TELL = """
 import json, psutil
-from amrg.cluster.pipeline import cluster_address, ray_session
+from amrg.cluster.pipeline import cluster_address, open_ray_session
 from amrg.config import Config
 import ray
 
-with ray_session(Config(), local=True):
+with open_ray_session(Config(), local=True):
     processes = psutil.Process().children(recursive=True)
     found = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     print(json.dumps([found, cluster_address() == ray.get_runtime_context().gcs_address]))

@@ -9,8 +9,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
 from amrg.cluster.ray_internals import LOSSES
-from amrg.cluster.workers import _diagnose, _log_with_rank_and_step, divides_batch, scaling
-from amrg.data.stream import MAX_LANES, num_lanes
+from amrg.cluster.workers import _diagnose, _log_with_rank_and_step, divides_batch, scaling_config
+from amrg.data.stream import MAX_LANES, num_batch_lanes
 from amrg.errors import UserError
 from amrg.kernels.hopfield import backends
 
@@ -19,7 +19,7 @@ TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1\n'
 
 def test_a_smaller_group_must_share_the_lanes() -> None:
     assert [size for size in range(1, 13) if divides_batch(12, size)] == [1, 2, 3, 4, 6, 12]
-    assert num_lanes(96) == 48
+    assert num_batch_lanes(96) == 48
     assert not divides_batch(96, 32)  # divides the batch, not its lanes
     assert divides_batch(2 * 96, 96)  # more ranks than any stream has lanes: features come from a cache
     assert MAX_LANES < 96
@@ -27,7 +27,7 @@ def test_a_smaller_group_must_share_the_lanes() -> None:
 
 @pytest.mark.parametrize(("each", "uses"), [({"CPU": 2.0, "GPU": 1.0}, True), ({"CPU": 2.0}, False)])
 def test_workers_with_a_gpu_are_described_as_ray_wants(each: dict[str, float], uses: bool) -> None:
-    found = scaling(2, each)  # Ray raises where a GPU is reserved and not used
+    found = scaling_config(2, each)  # Ray raises where a GPU is reserved and not used
     assert (found.num_workers, found.use_gpu, found.resources_per_worker) == (2, uses, each)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import ray
 
-from amrg.cluster.writers import ray_tasks
+from amrg.cluster.writers import write_shards_on_ray
 from amrg.config import DataConfig
-from amrg.data.shards import prepare
+from amrg.data.shards import prepare_shards
 from tests.cluster.fault_injection import processes
 from tests.data.test_shards import TinySource
 
@@ -28,4 +28,4 @@ def kill_one() -> None:
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     threading.Thread(target=kill_one, daemon=True).start()
-    prepare(TinySource(*SIZES, delay=0.05), CONFIG, Path(sys.argv[1]), 0, ray_tasks)
+    prepare_shards(TinySource(*SIZES, delay=0.05), CONFIG, Path(sys.argv[1]), 0, write_shards_on_ray)

@@ -38,7 +38,7 @@ def test_a_wrong_back_end_fails_and_the_other_stages_still_run(tmp_path, monkeyp
         raise RuntimeError("an illegal memory access was encountered")
 
     monkeypatch.setattr(kernel_checks, "_back_ends", lambda given: {"blockwise": lambda: Wrong(given)})
-    monkeypatch.setattr(kernel_checks, "random_bits", broken)
+    monkeypatch.setattr(kernel_checks, "check_random_bits", broken)
     out = tmp_path / "gpu.json"
     with pytest.raises(SystemExit, match="1"):
         gpu_check.main(["--dry-run", "--stage", "kernels", "random_bits", "modules", "--out", str(out)])
@@ -55,7 +55,7 @@ def test_no_stage_starts_after_the_time(tmp_path):
 
 
 def test_a_gradient_that_is_wrong_is_seen():
-    given = kernel_checks.operands(9, 70, 64, torch.bfloat16, CPU, grouped=True, dropout=0.1)
+    given = kernel_checks.random_operands(9, 70, 64, torch.bfloat16, CPU, grouped=True, dropout=0.1)
     truth, grads = kernel_checks._truth(given)
     errors = kernel_checks._errors(kernel_checks._Blockwise(given), given, truth, [1.1 * grads[0], *grads[1:]])
     assert errors["output"] < kernel_checks.OUTPUT_TOLERANCE

@@ -16,7 +16,7 @@ import pytest
 
 from amrg.artifacts import Artifact
 from amrg.cli import main
-from amrg.data.stream import iter_samples
+from amrg.data.stream import iter_split_samples
 
 REAL = Path(os.environ.get("AMRG_OPENI3", Path(__file__).parents[3] / "shared" / "data" / "openi3"))
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="the three real studies are not here")
@@ -70,7 +70,7 @@ def test_prepare_reads_all_films(copy: Any, tmp_path: Path) -> None:
     settings = ["--data.source", source, "--data.path", str(root), "--data.splits", "patient", "--seed", SEED]
     main(["prepare", "tiny", *settings, "--runs", str(tmp_path / "runs")])
     (data,) = (tmp_path / "runs" / "tiny").glob("data-*")
-    samples = {one.study.key: one for split in ("train", "val", "test") for one in iter_samples(data, split)}
+    samples = {one.study.key: one for split in ("train", "val", "test") for one in iter_split_samples(data, split)}
     assert {key: len(sample.views) for key, sample in samples.items()} == FILMS
     assert all(sample.study.report for sample in samples.values())
     for sample in samples.values():

@@ -5,7 +5,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from amrg.commands.view import listen, main
+from amrg.commands.view import bind_server_socket, main
 from amrg.errors import UserError
 
 
@@ -20,7 +20,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path, folder):
 
 
 def test_ipv6_addresses_can_be_listened_on():
-    with listen("::1", 0) as listening, socket.create_connection(listening.getsockname()[:2], timeout=5):
+    with bind_server_socket("::1", 0) as listening, socket.create_connection(listening.getsockname()[:2], timeout=5):
         assert listening.family is socket.AF_INET6
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from amrg.artifacts import Artifact
 from amrg.cli import main
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import iter_samples
-from amrg.inference.generate import generate
-from amrg.inference.run import RunArtifacts, open_run
+from amrg.data.stream import iter_split_samples
+from amrg.inference.generate import generate_reports_file
+from amrg.inference.run import RunArtifacts, find_run_artifacts
 from amrg.models.training_distance import TrainingDistance
 from tests.data.test_image_io import dicom
 from tests.made_films import chest_film, encoded
@@ -32,12 +32,12 @@ def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     folder = tmp_path_factory.mktemp("run")
     found = make_run(folder, request.param)
     data, stage1, banks, stage2 = (found[kind].path for kind in ("data", "stage1", "banks", "stage2"))
-    chain = open_run(found["reports"].path)
+    chain = find_run_artifacts(found["reports"].path)
     (folder / "again").mkdir()
-    generate(chain.config, data, stage1, banks, stage2, folder / "again")
+    generate_reports_file(chain.config, data, stage1, banks, stage2, folder / "again")
     expected = [json.loads(line) for line in (folder / "again" / "reports.jsonl").read_text().splitlines()]
     paths = []
-    for sample in iter_samples(data, "test"):
+    for sample in iter_split_samples(data, "test"):
         paths.append(folder / "films" / sample.study.key)
         paths[-1].mkdir(parents=True)
         for number, view in enumerate(sample.views):
@@ -418,7 +418,7 @@ def test_a_lateral_film_is_used_as_one(run: Any, capfd: Any, tmp_path: Path, mon
     ],
 )
 def test_which_runs_have_frontal_films_only(run: Any, settings: dict[str, Any], frontal_only: bool) -> None:
-    chain = open_run(run[0])
+    chain = find_run_artifacts(run[0])
     data = Artifact(chain.data.path, {**chain.data.manifest, "config": settings})
     assert replace(chain, data=data).frontal_only is frontal_only
 

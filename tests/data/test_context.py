@@ -5,12 +5,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from amrg.config import ColumnsConfig, Config, DataConfig, to_dict
-from amrg.data.context import Context, read_age, read_sex
+from amrg.config import ColumnsConfig, Config, DataConfig, config_to_dict
+from amrg.data.context import Context, parse_age_in_years, parse_patient_sex
 from amrg.data.labels import LABELS
-from amrg.data.shards import prepare, read_index
-from amrg.data.sources import open_source
-from amrg.data.stream import iter_samples, load_studies
+from amrg.data.shards import prepare_shards, read_split_index
+from amrg.data.sources import open_data_source
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.sections import context_sections, split_sections
 from amrg.pipeline import STEPS
@@ -53,9 +53,9 @@ def test_marks_of_deidentification_are_taken_out(text, indication, age, sex) -> 
 
 def test_ages_and_sexes_in_every_form() -> None:
     ages = {"063Y": 63, "018M": 1, "010D": 0, "63.0": 63, " 63 years": 63, "63": 63, "300": None, "": None, "old": None}
-    assert {text: read_age(text) for text in ages} == ages
+    assert {text: parse_age_in_years(text) for text in ages} == ages
     sexes = {"F": "female", "m": "male", "Woman": "female", "male": "male", "O": "", "unknown": "", "": ""}
-    assert {text: read_sex(text) for text in sexes} == sexes
+    assert {text: parse_patient_sex(text) for text in sexes} == sexes
     assert Context.read({"age": 0, "sex": None}) == Context(age=0)
     told = Context.read({"indication": "64-year-old male", "age": "065Y", "sex": "F"})
     assert (told.age, told.sex) == (65, "female")  # a field of its own counts before the indication
@@ -135,11 +135,11 @@ def test_columns_of_a_table_of_ones_own_and_tags_of_its_films(tmp_path) -> None:
     save_csv(tmp_path / "chest.csv", heads, [dict(zip(heads, row, strict=True)) for row in rows], list)
     columns = ColumnsConfig(images="file", report="text", study="file", indication="why", age="years")
     config = DataConfig(source="table", path=str(tmp_path), columns=columns, workers=1, image_size=48)
-    prepare(open_source(config, 0), config, tmp_path / "out", 0)
+    prepare_shards(open_data_source(config, 0), config, tmp_path / "out", 0)
     found = {
         s.key.split("-")[0]: s.context
         for part in ("train", "val", "test")
-        for s in load_studies(tmp_path / "out", part)
+        for s in load_split_studies(tmp_path / "out", part)
     }
     assert found["1"] == Context("Fever.", "Chest PA and lateral.", "Chest radiograph.", 70, "male")
     assert found["2"].indication.startswith("F with new onset")
@@ -164,11 +164,11 @@ class _Two:
 
 def test_the_index_and_the_samples_keep_it(tmp_path) -> None:
     config = DataConfig(image_size=24, workers=1)
-    prepare(_Two(), config, tmp_path, 0)
+    prepare_shards(_Two(), config, tmp_path, 0)
     expected = {study.key: study.context for study in _Two().studies() if study.split == "train"}
-    assert {study.key: study.context for study in load_studies(tmp_path, "train")} == expected
-    assert {sample.study.key: sample.study.context for sample in iter_samples(tmp_path, "train")} == expected
-    rows = read_index(tmp_path, "train", ["key", "context"]).to_pylist()
+    assert {study.key: study.context for study in load_split_studies(tmp_path, "train")} == expected
+    assert {sample.study.key: sample.study.context for sample in iter_split_samples(tmp_path, "train")} == expected
+    rows = read_split_index(tmp_path, "train", ["key", "context"]).to_pylist()
     assert {row["key"]: row["context"] for row in rows} == {"atrain": asdict(expected["atrain"]), "b": None}
     assert '"age": 1' in (tmp_path / "statistics.json").read_text()  # counts alone
     assert "Cough" not in (tmp_path / "card.md").read_text() + (tmp_path / "statistics.json").read_text()
@@ -184,4 +184,4 @@ def test_no_artefact_changes_its_name() -> None:
     assert STEPS["stage2"].settings(reading) != STEPS["stage2"].settings(config)
     assert STEPS["prepare"].settings(reading) == STEPS["prepare"].settings(config)
     own = ColumnsConfig(images="film", report="text")
-    assert not {"indication", "technique", "comparison", "age", "sex"} & to_dict(own).keys()
+    assert not {"indication", "technique", "comparison", "age", "sex"} & config_to_dict(own).keys()

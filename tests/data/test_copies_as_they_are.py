@@ -18,14 +18,14 @@ from amrg.cli import _dispatch
 from amrg.config import DataConfig
 from amrg.data.dataset_checks import check_dataset
 from amrg.data.labels import LABELS
-from amrg.data.shards import hash_key, prepare
-from amrg.data.sources import indiana_views, open_source
-from amrg.data.sources.tables import decode, is_added, labels_of, moment, read_csv
-from amrg.data.splits import hash_patient
-from amrg.data.stream import load_studies
+from amrg.data.shards import hash_study_key, prepare_shards
+from amrg.data.sources import indiana_views, open_data_source
+from amrg.data.sources.tables import decode_text, is_system_file, labels_of_row, parse_moment, read_csv_columns
+from amrg.data.splits import hash_patient_group
+from amrg.data.stream import load_split_studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.training.multilabel import targets
+from amrg.training.multilabel import multilabel_targets
 from tests.data.dataset_fixtures import (
     CHEXPERT,
     MIMIC,
@@ -43,7 +43,7 @@ def config(source, root, **more):
 
 
 def studies(source, root, **more):
-    return {study.key: study for study in open_source(config(source, root, **more), 0).studies()}
+    return {study.key: study for study in open_data_source(config(source, root, **more), 0).studies()}
 
 
 def wrong(root):
@@ -146,7 +146,7 @@ def test_the_frontal_film_is_first_as_far_as_the_table_tells(tmp_path, views, co
         table(root, "metadata"),
         lambda rows: [row | {"ViewCodeSequence_CodeMeaning": code.get(row["dicom_id"], "")} for row in rows],
     )
-    source = open_source(config("mimic_cxr", root), 0)
+    source = open_data_source(config("mimic_cxr", root), 0)
     study = next(study for study in source.studies() if study.key == "s50414267")
     assert study.views[0] == first
     assert np.abs(source.films(study).views[0].astype(int) - film(1).astype(int)).max() <= 4
@@ -173,19 +173,19 @@ def test_a_table_without_codes_of_views_is_read(tmp_path) -> None:
     ],
 )  # fmt: skip
 def test_times_are_numbers_or_dates_from_the_year_on(cell, expected) -> None:
-    assert moment(cell) == expected
+    assert parse_moment(cell) == expected
 
 
 @pytest.mark.parametrize(
     ("cell", "expected"), [("1,0", 1.0), ("-1,0", -1.0), ("True", 1.0), (False, 0.0), ("nan", None), (math.nan, None)]
 )
 def test_labels_with_decimal_commas_and_truth_values(cell, expected) -> None:
-    assert (labels_of({"Edema": cell})[0]["Edema"], labels_of({"Edema": cell})[1]) == (expected, "")
+    assert (labels_of_row({"Edema": cell})[0]["Edema"], labels_of_row({"Edema": cell})[1]) == (expected, "")
 
 
 @pytest.mark.parametrize("cell", ["yes", "2", "0,5", "inf", math.inf, "1,000,0"])
 def test_other_labels_are_faults(cell) -> None:
-    assert labels_of({"Edema": cell})[1] == "a label that is not 1, 0, -1 or empty"
+    assert labels_of_row({"Edema": cell})[1] == "a label that is not 1, 0, -1 or empty"
 
 
 # ---- joins of MIMIC-CXR ----
@@ -258,9 +258,11 @@ def edit_reports(root, change):
 def test_the_same_studies_are_read(tmp_path, what) -> None:
     root = make_mimic(tmp_path / "copy")
     before = studies("mimic_cxr", root)
-    films = {key: len(open_source(config("mimic_cxr", root), 0).films(study).views) for key, study in before.items()}
+    films = {
+        key: len(open_data_source(config("mimic_cxr", root), 0).films(study).views) for key, study in before.items()
+    }
     HARMLESS[what](root)
-    source = open_source(config("mimic_cxr", root), 0)
+    source = open_data_source(config("mimic_cxr", root), 0)
     assert {study.key: study for study in source.studies()} == before
     assert {study.key: len(source.films(study).views) for study in source.studies()} == films
     assert wrong(root) == set()
@@ -269,7 +271,7 @@ def test_the_same_studies_are_read(tmp_path, what) -> None:
 def test_films_named_twice_are_counted_and_told(tmp_path) -> None:
     root = make_mimic(tmp_path / "copy")
     edit_table(table(root, "metadata"), lambda rows: rows + rows[:3])
-    source = open_source(config("mimic_cxr", root), 0)
+    source = open_data_source(config("mimic_cxr", root), 0)
     assert source.left_out["rows of a film twice: counted once"] == 3
     assert "rows of one film twice" in told(root)
 
@@ -282,18 +284,18 @@ def test_a_study_without_a_row_of_labels_is_counted_and_never_negative(tmp_path,
     root = make_mimic(tmp_path / "copy")
     cut_labels(root)
     ours = config("mimic_cxr", root, image_size=48)
-    source = open_source(ours, 0)
+    source = open_data_source(ours, 0)
     cause = "no row in the table of labels: not used in stage 1"
-    prepare(source, ours, tmp_path / "data", 0)
+    prepare_shards(source, ours, tmp_path / "data", 0)
     assert source.left_out[cause] == 1
     assert json.loads((tmp_path / "data" / "statistics.json").read_text())["lacking"][cause] == 1
     assert f"1 with {cause}" in " ".join(capsys.readouterr().err.split())
     assert "studies without labels" in wrong(root)
-    train = load_studies(tmp_path / "data", "train")
+    train = load_split_studies(tmp_path / "data", "train")
     unlabelled = [study.key == "s53189527" for study in train]
     assert sum(unlabelled) == 1
     for uncertain in ("zeros", "ones"):
-        rows = targets(train, uncertain, "zeros").numpy()
+        rows = multilabel_targets(train, uncertain, "zeros").numpy()
         assert [bool(np.isnan(row).all()) for row in rows] == unlabelled
         assert not np.isnan(rows[np.logical_not(unlabelled)]).any()
 
@@ -302,7 +304,7 @@ def test_labels_of_another_release_are_refused(tmp_path) -> None:
     root = make_mimic(tmp_path / "copy")
     edit_table(table(root, "chexpert"), replace_cells("study_id", lambda number: f"9{number}"))
     with pytest.raises(UserError, match=r"chexpert\.csv\.gz has labels of none of the 5 studies"):
-        open_source(config("mimic_cxr", root), 0)
+        open_data_source(config("mimic_cxr", root), 0)
     assert {"labels without a study", "studies without labels"} <= wrong(root)
     assert len(studies("mimic_cxr", root, labels="rules")) == 4
 
@@ -319,7 +321,7 @@ def test_rows_that_contradict_each_other_are_no_labels(tmp_path) -> None:
 def test_a_study_in_two_splits_is_left_out_of_the_published_ones(tmp_path) -> None:
     root = make_mimic(tmp_path / "copy")
     edit_table(table(root, "split"), lambda rows: [rows[0] | {"split": "test"}, *rows[1:]])
-    source = open_source(config("mimic_cxr", root), 0)
+    source = open_data_source(config("mimic_cxr", root), 0)
     assert "s50414267" not in {study.key for study in source.studies()}
     assert source.left_out["no split: left out"] == 1
 
@@ -328,7 +330,7 @@ def test_ids_that_join_nothing_are_named(tmp_path) -> None:
     root = make_mimic(tmp_path / "copy")
     edit_table(table(root, "split"), replace_cells("study_id", lambda number: f"x{number}"))
     with pytest.raises(UserError, match=r"none of 5 studies can be used \(5 with no split: left out\)"):
-        open_source(config("mimic_cxr", root), 0)
+        open_data_source(config("mimic_cxr", root), 0)
 
 
 # ---- one bad file ----
@@ -375,8 +377,8 @@ def test_a_report_that_cannot_be_read_leaves_out_its_study_alone(tmp_path, what,
     before = studies("mimic_cxr", root)
     damage(root)
     ours = config("mimic_cxr", root, image_size=48)
-    source = open_source(ours, 0)
-    prepare(source, ours, tmp_path / "data", 0)
+    source = open_data_source(ours, 0)
+    prepare_shards(source, ours, tmp_path / "data", 0)
     assert {study.key for study in source.studies()} == before.keys() - {"s50414267"}
     assert source.left_out["a report that cannot be read: left out"] == 1
     assert "reports that cannot be read" in wrong(root)
@@ -387,7 +389,7 @@ def test_a_report_that_cannot_be_read_leaves_out_its_study_alone(tmp_path, what,
         assert name not in said
     (line,) = [row for row in read_list(tmp_path / "list.tsv") if row["check"] == "reports that cannot be read"]
     assert line["exact"].endswith("files/p10/p10000032/s50414267.txt")
-    assert line["hashed"] == hash_key("s50414267")
+    assert line["hashed"] == hash_study_key("s50414267")
     assert line["reason"]
 
 
@@ -410,7 +412,7 @@ def test_a_report_in_latin_1_is_decoded(tmp_path, archive) -> None:
 def test_reports_twice_with_other_texts_are_said(tmp_path, capsys) -> None:
     root = make_mimic(tmp_path / "copy")
     add_reports(root, {"other/p10/p10000032/s50414267.txt": b"FINDINGS: Another text."})
-    source = open_source(config("mimic_cxr", root), 0)
+    source = open_data_source(config("mimic_cxr", root), 0)
     assert {study.key: study for study in source.studies()}["s50414267"].report == "The lungs are clear."
     assert source.left_out["two reports that differ: the first is used"] == 1
     assert "1 with two reports that differ" in capsys.readouterr().err
@@ -430,7 +432,7 @@ def test_the_list_names_every_fault_exactly_and_is_its_owners_alone(tmp_path, ca
     films = {row["exact"]: row for row in read_list(target) if row["check"] == "films"}
     assert films.keys() == {str(path) for path in (lost, *bad)}
     assert films[str(lost)]["reason"] == "not there"
-    assert films[str(bad[0])]["hashed"] == hash_key("s59000007")
+    assert films[str(bad[0])]["hashed"] == hash_study_key("s59000007")
     assert target.stat().st_mode & 0o077 == 0
     said = "".join(capsys.readouterr())
     assert "59000007" not in said
@@ -453,16 +455,16 @@ def test_a_shard_without_a_sample_is_not_written(tmp_path) -> None:
         path.write_bytes(b"")
     for number in range(9):
         (root / f"files/p19/p1900{number:04d}/s5900{number:04d}/x{number}.jpg").write_bytes(b"")
-    source, more = open_source(ours, 0), config("mimic_cxr", root, image_size=48, max_corrupt_fraction=1.0)
-    prepare(source, more, tmp_path / "data", 0)
+    source, more = open_data_source(ours, 0), config("mimic_cxr", root, image_size=48, max_corrupt_fraction=1.0)
+    prepare_shards(source, more, tmp_path / "data", 0)
     names = {path.stem for path in (tmp_path / "data" / "shards").iterdir()}
     assert "test-000000" not in names
     assert 1 <= sum(name.startswith("train") for name in names) <= 3
     first = {path.name: path.read_bytes() for path in (tmp_path / "data" / "shards").iterdir()}
-    prepare(source, more, tmp_path / "data", 0)  # shards that were finished are not written again
+    prepare_shards(source, more, tmp_path / "data", 0)  # shards that were finished are not written again
     assert {path.name: path.read_bytes() for path in (tmp_path / "data" / "shards").iterdir()} == first
     with pytest.raises(UserError, match=r"more than data\.max_corrupt_fraction"):
-        prepare(source, ours, tmp_path / "other", 0)
+        prepare_shards(source, ours, tmp_path / "other", 0)
 
 
 # ---- CheXpert Plus ----
@@ -508,7 +510,7 @@ def test_the_same_studies_of_chexpert_are_read(tmp_path, what) -> None:
     before = studies("chexpert_plus", root, splits="patient")
     assert before["train-patient00001-study1"].views == ("PA", "LATERAL")
     HARMLESS_CHEXPERT[what](root)
-    source = open_source(config("chexpert_plus", root, splits="patient"), 0)
+    source = open_data_source(config("chexpert_plus", root, splits="patient"), 0)
     assert {study.key: study for study in source.studies()} == before
     frontal, lateral = source.films(before["train-patient00001-study1"]).views
     assert (frontal == film(0)).all()
@@ -544,12 +546,12 @@ def test_chexpert_without_rows_of_labels(tmp_path) -> None:
     root = make_chexpert(tmp_path / "copy")
     path = root / "chexbert_labels" / "findings_fixed.json"
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "patient00001/study2" not in line))
-    source = open_source(config("chexpert_plus", root, splits="patient"), 0)
+    source = open_data_source(config("chexpert_plus", root, splits="patient"), 0)
     assert source.left_out["no row in the table of labels: not used in stage 1"] == 1
     assert "studies without findings_fixed.json" in wrong(root)
     edit_labels(root, lambda d: d.replace(b"train/", b"images/"))
     with pytest.raises(UserError, match=r"findings_fixed\.json has labels of none of the 61 studies"):
-        open_source(config("chexpert_plus", root, splits="patient"), 0)
+        open_data_source(config("chexpert_plus", root, splits="patient"), 0)
 
 
 def test_bad_rows_of_chexpert_are_left_out_and_counted(tmp_path) -> None:
@@ -561,7 +563,7 @@ def test_bad_rows_of_chexpert_are_left_out_and_counted(tmp_path) -> None:
         return [r | next((c for p, c in changed.items() if p in r["path_to_image"]), {}) for r in rows]
 
     edit_table(root / "df_chexpert_plus_240401.csv", damage)
-    source = open_source(config("chexpert_plus", root, splits="patient"), 0)
+    source = open_data_source(config("chexpert_plus", root, splits="patient"), 0)
     assert len(source.studies()) == len(CHEXPERT) - 2
     assert source.left_out["no patient, study or film named: left out"] == 2
     groups = [study.group for study in source.studies()]
@@ -601,7 +603,7 @@ def test_the_same_studies_of_r2gen_are_read(tmp_path, what) -> None:
     root = make_iu_xray(tmp_path / "copy")
     before = studies("iu_xray", root)
     HARMLESS_R2GEN[what](root)
-    source = open_source(config("iu_xray", root), 0)
+    source = open_data_source(config("iu_xray", root), 0)
     assert {study.key: study for study in source.studies()} == before
     assert [len(source.films(study).views) for study in source.studies()] == [2, 1, 3, 2]
     if "report" in what:
@@ -629,7 +631,7 @@ def test_the_doctor_knows_r2gens_selection_of_mimic(tmp_path, folder) -> None:
     source, checks = check_dataset(root)
     assert source == "mimic_cxr"
     assert [check.what for check in checks if not check.ok] == []
-    assert studies("mimic_cxr", root)["ab"].group == hash_patient("mimic 10000032")
+    assert studies("mimic_cxr", root)["ab"].group == hash_patient_group("mimic 10000032")
     content["test"].append(content["train"][0] | {"id": "zz"})
     (root / "annotation.json").write_text(json.dumps(content))
     assert wrong(root) == {"patients in two splits"}
@@ -657,7 +659,7 @@ def test_frontal_films_of_the_indiana_collection_are_first(tmp_path, name, numbe
         Image.fromarray(film(k)).save(root / "images" / path)
     entry = {"id": name, "report": "Lungs are clear.", "image_path": paths, "split": "train"}
     edit_annotation(root, lambda content: content | {"train": [*content["train"], entry]})
-    source = open_source(config("iu_xray", root), 0)
+    source = open_data_source(config("iu_xray", root), 0)
     study = next(study for study in source.studies() if study.key == name)
     found = [k for view in source.films(study).views for k in range(3) if (view == film(k)).all()]
     assert (found[0], sorted(found)) == (first, list(range(len(numbers))))
@@ -670,7 +672,7 @@ def test_frontal_films_of_the_indiana_collection_are_first(tmp_path, name, numbe
     uid = name.split("_")[0]
     text = OPENI.format(number=uid[3:], findings="Lungs are clear.", images=images)
     (root / "ecgen-radiology" / f"{uid}.xml").write_text(text)
-    source = open_source(config("openi", root, splits="patient"), 0)
+    source = open_data_source(config("openi", root, splits="patient"), 0)
     study = next(study for study in source.studies() if study.key == uid)
     found = [k for view in source.films(study).views for k in range(3) if (view == film(k)).all()]
     assert (found[0], sorted(found)) == (first, list(range(len(numbers))))
@@ -680,12 +682,12 @@ def test_without_the_wheel_films_stay_in_their_order(monkeypatch) -> None:
     def missing(*file):
         raise UserError("not installed")
 
-    monkeypatch.setattr(indiana_views, "wheel_file", missing)
+    monkeypatch.setattr(indiana_views, "find_wheel_file", missing)
     for known in (indiana_views._ranks, indiana_views._by_study):
         known.cache_clear()
     try:
         paths = ["CXR1347_IM-0225/0.png", "CXR1347_IM-0225/1.png"]
-        assert indiana_views.frontal_first(indiana_views.film_names("CXR1347_IM-0225", paths)) == [0, 1]
+        assert indiana_views.frontal_first(indiana_views.open_i_film_names("CXR1347_IM-0225", paths)) == [0, 1]
     finally:
         for known in (indiana_views._ranks, indiana_views._by_study):
             known.cache_clear()
@@ -743,7 +745,7 @@ def test_the_same_studies_of_openi_are_read(tmp_path, what) -> None:
     root = make_openi(tmp_path / "copy")
     before = studies("openi", root, splits="patient")
     HARMLESS_OPENI[what](root)
-    source = open_source(config("openi", root, splits="patient"), 0)
+    source = open_data_source(config("openi", root, splits="patient"), 0)
     assert {study.key: study for study in source.studies()} == before
     views = source.films(before["CXR7"]).views
     assert len(views) == (1 if what == "a film twice" else 2)
@@ -778,7 +780,7 @@ def test_what_lacks_is_said_where_no_study_is_left(tmp_path) -> None:
     for path in (root / "NLMCXR_png").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"none of 60 studies can be used \(60 with no film: left out\)"):
-        open_source(config("openi", root, splits="patient"), 0)
+        open_data_source(config("openi", root, splits="patient"), 0)
 
 
 # ---- what the readers share ----
@@ -803,7 +805,7 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch) -> None:
     ],
 )
 def test_texts_are_decoded(data, text) -> None:
-    assert decode(data) == text
+    assert decode_text(data) == text
 
 
 @pytest.mark.parametrize(
@@ -815,34 +817,34 @@ def test_texts_are_decoded(data, text) -> None:
     ],
 )  # fmt: skip
 def test_files_that_systems_add_are_known(name, added) -> None:
-    assert bool(is_added(name)) is added
+    assert bool(is_system_file(name)) is added
 
 
 def test_rows_of_nothing_and_missing_cells(tmp_path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b'\xef\xbb\xbf"study_id",text,more\n12.0, a ,x\n\n,NaN,x\n7,n/a,x\n007,"b\nc",x\n')
-    assert read_csv(path, ("study_id", "text"), optional=("not there",), multiline=True).to_pylist() == [
+    assert read_csv_columns(path, ("study_id", "text"), optional=("not there",), multiline=True).to_pylist() == [
         {"study_id": "12", "text": "a", "not there": None},
         {"study_id": "7", "text": None, "not there": None},
         {"study_id": "007", "text": "b\nc", "not there": None},
     ]
     with pytest.raises(UserError, match=r"t\.csv has no column other"):
-        read_csv(path, ("other",))
+        read_csv_columns(path, ("other",))
     path.write_bytes(b"a,b\n1,2\n1\n")
     with pytest.raises(UserError, match=r"t\.csv: row 3 has 1 cells and the header 2"):
-        read_csv(path, ("a",))
+        read_csv_columns(path, ("a",))
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"t\.csv"):
-        read_csv(path, ("a",))
+        read_csv_columns(path, ("a",))
 
 
 def test_a_study_without_labels_is_ignored_whatever_blanks_mean() -> None:
     nothing = Study("a", "g", "train", "Report.", dict.fromkeys(LABELS))
     one = Study("b", "g", "train", "Report.", dict.fromkeys(LABELS) | {"Edema": 0.0})
-    rows = targets([nothing, one], "zeros", "zeros")
+    rows = multilabel_targets([nothing, one], "zeros", "zeros")
     assert rows[0].isnan().all()
     assert rows[1].tolist() == [0.0] * 14
-    assert not targets([], "zeros", "zeros").numel()
+    assert not multilabel_targets([], "zeros", "zeros").numel()
 
 
 def test_films_of_another_format_are_joined_by_stem(tmp_path) -> None:
@@ -850,6 +852,6 @@ def test_films_of_another_format_are_joined_by_stem(tmp_path) -> None:
     path = root / "files/p10/p10000032/s53189527/ab.jpg"
     Image.open(path).save(path.with_suffix(".png"))
     path.unlink()
-    source = open_source(config("mimic_cxr", root), 0)
+    source = open_data_source(config("mimic_cxr", root), 0)
     study = next(study for study in source.studies() if study.key == "s53189527")
     assert source.films(study).views[0].shape == (60, 48)

@@ -19,15 +19,15 @@ from amrg.data.film_checks import (
     MIN_CONTRAST,
     NotAFilm,
     Structure,
-    check_film,
-    check_pixels,
-    is_lateral,
+    check_chest_film,
+    check_film_pixels,
+    is_lateral_dicom,
     is_lateral_view,
     measure_color,
     measure_structure,
 )
-from amrg.data.image_io import read_film
-from amrg.data.sources.openi_drr.film import render
+from amrg.data.image_io import decode_film_bytes
+from amrg.data.sources.openi_drr.film import render_film
 from tests.data.test_image_io import dicom
 from tests.made_films import chest_film, encoded
 
@@ -152,7 +152,7 @@ NON_FILMS = non_films()
 
 
 def check(data: bytes) -> None:
-    check_film(data, read_film(data, 224))
+    check_chest_film(data, decode_film_bytes(data, 224))
 
 
 @pytest.mark.parametrize("name", NON_FILMS)
@@ -206,7 +206,7 @@ def variants(film: np.ndarray) -> dict[str, np.ndarray]:
 FILMS = {
     **{f"made up {seed}": chest_film(seed) for seed in range(4)},
     "made up, wide": chest_film(4, 300, 400),
-    **{f"rendered {seed}": render((), (0, seed), 224)[0] for seed in range(3)},
+    **{f"rendered {seed}": render_film((), (0, seed), 224)[0] for seed in range(3)},
 }
 
 
@@ -327,16 +327,16 @@ def test_dicom_of_the_chest_or_of_unknown_kind_passes(tmp_path, modality, part):
     ],
 )
 def test_a_lateral_film_is_known_by_its_tags(tmp_path, tags, lateral):
-    assert is_lateral(dicom(tmp_path / "film.dcm", chest_film(0), **tags).read_bytes()) is lateral
+    assert is_lateral_dicom(dicom(tmp_path / "film.dcm", chest_film(0), **tags).read_bytes()) is lateral
 
 
 def test_names_of_projections():
     assert all(map(is_lateral_view, ("LATERAL", "LL", "XTABLE LATERAL", "lateral")))
     assert not any(map(is_lateral_view, ("PA", "AP", "AP LLD", "LATERAL DECUBITUS", "", "LORDOTIC")))
-    assert not is_lateral(encoded(chest_film(0)))
+    assert not is_lateral_dicom(encoded(chest_film(0)))
 
 
 def test_arrays_are_checked_without_a_file():
-    check_pixels(chest_film(0))
+    check_film_pixels(chest_film(0))
     with pytest.raises(NotAFilm, match="noise"):
-        check_pixels(np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8))
+        check_film_pixels(np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8))

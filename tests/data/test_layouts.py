@@ -14,14 +14,14 @@ from PIL import Image
 from amrg.config import ColumnsConfig, Config, DataConfig
 from amrg.data.dataset_checks import check_dataset
 from amrg.data.labels import LABELS
-from amrg.data.own_studies import find_studies
-from amrg.data.shards import prepare
-from amrg.data.sources import open_part, open_source, source_faults
+from amrg.data.own_studies import find_own_studies
+from amrg.data.shards import prepare_shards
+from amrg.data.sources import open_data_source, open_mixed_source, source_faults
 from amrg.data.sources.padchest import labels_of_names
-from amrg.data.splits import hash_patient
-from amrg.data.stream import iter_samples, load_studies
+from amrg.data.splits import hash_patient_group
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.errors import UserError
-from amrg.pipeline import run_step
+from amrg.pipeline import run_pipeline_step
 from tests.data.dataset_fixtures import film, make_openi, save_csv
 from tests.data.test_image_io import dicom as save_dicom
 
@@ -32,7 +32,9 @@ def save_film(path: Path, number: int = 0) -> None:
 
 
 def studies_of(source: str, root: Path, **more):
-    return {study.key: study for study in open_part(DataConfig(source=source, path=str(root), **more), 0).studies()}
+    return {
+        study.key: study for study in open_mixed_source(DataConfig(source=source, path=str(root), **more), 0).studies()
+    }
 
 
 def labels(**marked: float) -> dict[str, float | None]:
@@ -68,14 +70,14 @@ def test_a_table_of_ones_own(tmp_path) -> None:
         "e1": ("train", "Clear lungs."), "e2": ("train", "Small effusion."), "e3": ("val", "Heart is enlarged."),
         "e4": ("test", ""),  # no findings: its labels are of use
     }  # fmt: skip
-    assert found["e1"].group == found["e2"].group == hash_patient("table 7") != found["e3"].group
+    assert found["e1"].group == found["e2"].group == hash_patient_group("table 7") != found["e3"].group
     assert (found["e1"].views, found["e2"].views, found["e3"].views) == (("PA", "LATERAL"), ("AP",), ())
     assert (found["e1"].prior, found["e2"].prior) == ("e2", "")  # by the day, not by the row
     assert found["e1"].labels == labels(Edema=0.0)
     assert found["e3"].labels == labels(Pleural_Effusion=-1.0)
     unknown = tuple(label for label in LABELS if label not in ("Edema", "Pleural Effusion"))
     assert {study.unlabelled for study in found.values()} == {unknown}
-    source = open_part(DataConfig(source="table", path=str(tmp_path), columns=COLUMNS), 0)
+    source = open_mixed_source(DataConfig(source="table", path=str(tmp_path), columns=COLUMNS), 0)
     assert source.left_out == {"no findings text: stage 1 alone": 1, "no split: left out": 1}
     first = source.films(found["e1"])
     assert np.array_equal(first.views[0], film(1))  # the frontal film, which the row names second
@@ -108,12 +110,15 @@ def test_a_table_in_parquet_with_a_row_for_each_film_lists_and_no_labels(tmp_pat
     assert len(found) == 62
     assert set(of.values()) == {1}
     assert {study.split for study in found.values()} == {"train", "val", "test"}  # by patient
-    both = next(study for study in found.values() if study.group == hash_patient("table 5"))
+    both = next(study for study in found.values() if study.group == hash_patient_group("table 5"))
     assert both.report == "Small left pleural effusion."
     assert both.labels["Pleural Effusion"] == 1.0
     assert both.unlabelled == ()
-    assert len(open_part(DataConfig(source="table", path=str(tmp_path), columns=columns), 0).films(both).views) == 2
-    alone = next(study for study in found.values() if study.group == hash_patient("table 6"))
+    assert (
+        len(open_mixed_source(DataConfig(source="table", path=str(tmp_path), columns=columns), 0).films(both).views)
+        == 2
+    )
+    alone = next(study for study in found.values() if study.group == hash_patient_group("table 6"))
     assert alone.report == "Lungs are clear."  # a text without headings is taken whole
     assert alone.key != both.key  # though both patients have a study 1
 
@@ -134,7 +139,7 @@ def test_a_table_in_parquet_with_a_row_for_each_film_lists_and_no_labels(tmp_pat
 def test_a_wrong_column_is_one_line_with_the_columns_there(tmp_path, columns, message) -> None:
     config = DataConfig(source="table", path=str(make_own(tmp_path)), columns=ColumnsConfig(**columns))
     with pytest.raises(UserError) as caught:
-        open_source(config, 0)
+        open_data_source(config, 0)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     if "split" not in columns:
@@ -171,7 +176,7 @@ def test_a_table_as_programs_save_it(tmp_path, change) -> None:
     assert [(key, study.prior) for key, study in found.items()] == [("s2", ""), ("s1", "s2"), ("s0", "s1")]
     assert {study.report for study in found.values()} == {"Größere Effusion."}
     assert not any(study.load_error for study in found.values())
-    source = open_part(DataConfig(source="table", path=str(tmp_path), columns=SMALL), 0)
+    source = open_mixed_source(DataConfig(source="table", path=str(tmp_path), columns=SMALL), 0)
     assert np.array_equal(source.films(found["s0"]).views[0], film(0))
 
 
@@ -224,21 +229,21 @@ def test_rows_that_contradict_each_other_and_paths_that_leave_are_left_out_and_c
     ]  # fmt: skip
     root = make_own(tmp_path / "copy", rows)
     config = DataConfig(source="table", path=str(root), columns=COLUMNS, workers=1, max_corrupt_fraction=0.5)
-    prepare(open_source(config, 0), config, tmp_path / "out", 0)
+    prepare_shards(open_data_source(config, 0), config, tmp_path / "out", 0)
     skipped = json.loads((tmp_path / "out" / "statistics.json").read_text())["skipped"]
     assert skipped == {
         "a path of a film that leaves the folder": 1,
         "its rows do not agree on its findings; its rows do not agree on its labels": 1,
     }
     assert "unlabelled" in pq.read_schema(tmp_path / "out" / "index.parquet").names
-    (kept,) = load_studies(tmp_path / "out", "train")
+    (kept,) = load_split_studies(tmp_path / "out", "train")
     assert (kept.key, "Cardiomegaly" in kept.unlabelled, "Edema" in kept.unlabelled) == ("f0", True, False)
-    assert next(iter_samples(tmp_path / "out", "train")).study == kept
+    assert next(iter_split_samples(tmp_path / "out", "train")).study == kept
 
 
 def test_an_index_without_them_has_no_new_columns(tmp_path) -> None:
     config = DataConfig(source="openi", path=str(make_openi(tmp_path / "copy")), splits="patient", workers=1)
-    prepare(open_source(config, 0), config, tmp_path / "out", 0)
+    prepare_shards(open_data_source(config, 0), config, tmp_path / "out", 0)
     assert not {"dataset", "unlabelled"} & set(pq.read_schema(tmp_path / "out" / "index.parquet").names)
 
 
@@ -275,9 +280,9 @@ def test_kaggles_iu_x_ray(tmp_path) -> None:
     assert set(found) == {"CXR1", "CXR2"}  # the third has no findings, and no film
     assert found["CXR1"].report == "There is a left pleural effusion."
     assert found["CXR1"].labels["Pleural Effusion"] == 1.0
-    assert found["CXR1"].group == hash_patient("iu CXR1")  # the patient of Open-i's release
+    assert found["CXR1"].group == hash_patient_group("iu CXR1")  # the patient of Open-i's release
     assert (found["CXR1"].views, found["CXR2"].views) == (("FRONTAL", "LATERAL"), ("FRONTAL",))
-    source = open_part(DataConfig(source="iu_kaggle", path=str(root)), 0)
+    source = open_mixed_source(DataConfig(source="iu_kaggle", path=str(root)), 0)
     assert np.array_equal(source.films(found["CXR1"]).views[0], film(1))
     assert studies_of("iu_kaggle", root, sections="both")["CXR1"].report.endswith("Normal chest x-ray.")
     assert check_dataset(root)[0] == "iu_kaggle"
@@ -306,7 +311,7 @@ def test_films_by_open_is_dicom_names(tmp_path, file, named) -> None:
                 save_dicom(path, film(n + k))
             else:
                 save_film(path, n + k)
-    source = open_part(DataConfig(source="openi", path=str(tmp_path)), 0)
+    source = open_mixed_source(DataConfig(source="openi", path=str(tmp_path)), 0)
     assert [study.key for study in source.studies()] == ["CXR1", "CXR11"]
     assert [len(source.films(study).views) for study in source.studies()] == [2, 2]
     assert check_dataset(tmp_path)[0] == "openi"
@@ -318,7 +323,7 @@ def test_films_of_indiana_in_one_folder_are_studies(tmp_path) -> None:
         save_film(tmp_path / "kaggle" / f"{name.removeprefix('CXR')}.dcm.png")
     save_film(tmp_path / "others" / "25_left.png")
     save_film(tmp_path / "others" / "54_IM-2145-1001.png")
-    found, skipped = find_studies([tmp_path / name for name in ("open-i", "kaggle", "others")])
+    found, skipped = find_own_studies([tmp_path / name for name in ("open-i", "kaggle", "others")])
     assert [(study.name.removeprefix(f"{tmp_path}/"), len(study.films)) for study in found] == [
         ("open-i/CXR25", 1), ("open-i/CXR54", 2), ("kaggle/CXR25", 1), ("kaggle/CXR54", 2), ("others", 2),
     ]  # fmt: skip
@@ -354,14 +359,14 @@ def make_rexgradient(root: Path) -> Path:
 def test_rexgradient(tmp_path) -> None:
     root = make_rexgradient(tmp_path)
     config = DataConfig(source="rexgradient", path=str(root))
-    source = open_source(config, 0)
+    source = open_data_source(config, 0)
     found = {study.key: study for study in source.studies()}
     assert {key: (s.split, s.report, s.views) for key, s in found.items()} == {
         "s1": ("train", "Clear lungs.", ("PA", "LATERAL")), "s2": ("train", "Small effusion.", ("AP",)),
         "s3": ("val", "Heart is enlarged.", ("PA", "UNKNOWN")), "s5": ("test", "Lungs are clear.", ("PA",)),
     }  # fmt: skip
     assert (found["s1"].prior, found["s2"].prior) == ("s2", "")
-    assert found["s1"].group == found["s2"].group == hash_patient("rexgradient p1")
+    assert found["s1"].group == found["s2"].group == hash_patient_group("rexgradient p1")
     assert found["s2"].labels["Pleural Effusion"] == 1.0  # by our rules
     assert np.array_equal(source.films(found["s1"]).views[0], film(1))
     impressions = studies_of("rexgradient", root, sections="impression")
@@ -372,7 +377,7 @@ def test_rexgradient(tmp_path) -> None:
     assert (name, [check.what for check in checks if not check.ok]) == ("rexgradient", [])
     (root / "metadata" / "test_metadata_view_position.json").write_text('{"a": {"ImagePath": ["x.png"]}}')
     with pytest.raises(UserError, match=r"test_metadata_view_position\.json is not as published"):
-        open_source(config, 0)
+        open_data_source(config, 0)
 
 
 PADCHEST_HEADS = (
@@ -435,7 +440,7 @@ def test_names_of_padchest_are_our_labels(names, positive, others) -> None:
 @pytest.mark.parametrize("flat", [False, True])
 def test_padchest(tmp_path, flat) -> None:
     root = make_padchest(tmp_path, flat)
-    source = open_part(DataConfig(source="padchest", path=str(root)), 0)
+    source = open_mixed_source(DataConfig(source="padchest", path=str(root)), 0)
     found = {study.key: study for study in source.studies()}
     absent = dict.fromkeys(LABELS, 0.0)
     assert {key: study.labels for key, study in found.items()} == {
@@ -482,14 +487,14 @@ def test_padchest_gr(tmp_path, zipped) -> None:
         (tmp_path / "master_table.csv").unlink()
     for number, study in enumerate(sentences):
         save_film(tmp_path / "Padchest_GR_files" / "PadChest_GR" / f"{study}_a.png", number)
-    source = open_source(DataConfig(source="padchest_gr", path=str(tmp_path)), 0)
+    source = open_data_source(DataConfig(source="padchest_gr", path=str(tmp_path)), 0)
     absent = dict.fromkeys(LABELS, 0.0)
     assert {s.key: (s.split, s.report, s.labels) for s in source.studies()} == {
         "10": ("train", "Left pleural effusion. Heart size is normal.", absent | {"Pleural Effusion": 1.0}),
         "11": ("val", "Lungs are clear.", absent | {"No Finding": 1.0}),
         "12": ("test", "Pacemaker in place.", absent | {"Support Devices": 1.0}),
     }
-    assert source.studies()[0].group == hash_patient("padchest p0")
+    assert source.studies()[0].group == hash_patient_group("padchest p0")
     assert np.array_equal(source.films(source.studies()[1]).views[0], film(1))
     name, checks = check_dataset(tmp_path)
     assert (name, [check.what for check in checks if not check.ok]) == ("padchest_gr", [])
@@ -525,7 +530,7 @@ def make_vindr(root: Path) -> Path:
 
 def test_vindr_cxr(tmp_path) -> None:
     root = make_vindr(tmp_path)
-    source = open_part(DataConfig(source="vindr_cxr", path=str(root)), 0)
+    source = open_mixed_source(DataConfig(source="vindr_cxr", path=str(root)), 0)
     found = {study.key: study for study in source.studies()}
     assert {key: study.split for key, study in found.items()} == {"aa": "train", "bb": "train", "cc": "test"}
     assert {study.unlabelled for study in found.values()} == {("Enlarged Cardiomediastinum", "Support Devices")}
@@ -535,7 +540,7 @@ def test_vindr_cxr(tmp_path) -> None:
     assert found["cc"].labels == here | {"Pleural Other": 1.0}
     assert (len(source.films(found["cc"]).views), found["cc"].views) == (1, ("PA",))
     with pytest.raises(UserError, match=r"the split `val` has no studies: data\.splits patient"):
-        open_source(DataConfig(source="vindr_cxr", path=str(root)), 0)
+        open_data_source(DataConfig(source="vindr_cxr", path=str(root)), 0)
     name, checks = check_dataset(root)
     assert (name, [check.what for check in checks if not check.ok]) == ("vindr_cxr", [])
 
@@ -562,12 +567,12 @@ def test_doctor_proposes_the_columns_of_a_table(tmp_path) -> None:
 def test_a_table_that_changes_after_it_was_prepared_is_noticed(tmp_path, capsys) -> None:
     root = make_own(tmp_path / "own")
     config = Config(runs=str(tmp_path / "runs"), data=DataConfig("table", str(root), columns=COLUMNS, sections="both"))
-    made = run_step("prepare", config)
-    run_step("prepare", config)
+    made = run_pipeline_step("prepare", config)
+    run_pipeline_step("prepare", config)
     assert "WARNING" not in capsys.readouterr().err
     table = root / "chest.csv"
     table.write_text(table.read_text().replace("clear", "hazy"))
-    assert run_step("prepare", config).path == made.path
+    assert run_pipeline_step("prepare", config).path == made.path
     assert "WARNING: chest.csv has changed since this was made; delete the folder" in capsys.readouterr().err
     table.unlink()
-    run_step("prepare", config)  # a cluster may hold the shards alone
+    run_pipeline_step("prepare", config)  # a cluster may hold the shards alone

@@ -10,7 +10,7 @@ from amrg.data.labels import POSITIVE
 from amrg.data.prior import choose_priors
 from amrg.data.sources.openi_drr import OpeniDrr
 from amrg.data.sources.openi_drr.earlier import LARGER, SEVERITY, SMALLER, earlier_state
-from amrg.data.sources.openi_drr.film import render
+from amrg.data.sources.openi_drr.film import render_film
 from amrg.data.sources.openi_drr.findings import Finding
 
 SIZE, SEED = 112, (0, 11)
@@ -61,22 +61,22 @@ def test_a_side_selects_the_finding_and_findings_that_differ_have_no_truth() -> 
 def test_a_lesion_that_was_smaller_or_larger_was_at_the_same_place(kind: str, label: str) -> None:
     """In the anatomy: on films of one pose the smaller lies in the larger, and areas are ordered."""
     finding = Finding(kind, ("right",), number=0)
-    masks = [render((replace(finding, scale=scale),), SEED, SIZE)[1][label] for scale in (SMALLER, 1.0, LARGER)]
+    masks = [render_film((replace(finding, scale=scale),), SEED, SIZE)[1][label] for scale in (SMALLER, 1.0, LARGER)]
     small, usual, large = masks
     assert small.sum() < usual.sum() < large.sum()
     assert (small & large).sum() > 0.9 * small.sum()
-    film, moved = render((finding,), SEED, SIZE, visit=1)
-    same, _ = render((finding,), SEED, SIZE)
+    film, moved = render_film((finding,), SEED, SIZE, visit=1)
+    same, _ = render_film((finding,), SEED, SIZE)
     assert np.abs(film.astype(float) - same).mean() > 3  # another pose and exposure
     centers = [np.argwhere(mask).mean(0) for mask in (moved[label], usual)]
     assert np.abs(centers[0] - centers[1]).max() < 0.15 * SIZE
-    assert np.array_equal(render((finding,), SEED, SIZE, visit=1)[0], film)
+    assert np.array_equal(render_film((finding,), SEED, SIZE, visit=1)[0], film)
 
 
 def test_a_finding_more_leaves_the_others_where_they_are() -> None:
     mass = replace(MASS, number=0)
-    _, alone = render((mass,), SEED, SIZE)
-    _, both = render((replace(EFFUSION, number=1), mass), SEED, SIZE)
+    _, alone = render_film((mass,), SEED, SIZE)
+    _, both = render_film((replace(EFFUSION, number=1), mass), SEED, SIZE)
     overlap = (alone["Lung Lesion"] & both["Lung Lesion"]).sum() / (alone["Lung Lesion"] | both["Lung Lesion"]).sum()
     assert overlap > 0.95
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from amrg.config import DataConfig, to_dict
+from amrg.config import DataConfig, config_to_dict
 from amrg.data.sources.openi_drr import OpeniDrr
-from amrg.data.sources.openi_drr.anatomy import load
+from amrg.data.sources.openi_drr.anatomy import load_anatomy
 from amrg.data.sources.openi_drr.canvas import Canvas
-from amrg.data.sources.openi_drr.film import render, render_two_views
+from amrg.data.sources.openi_drr.film import render_film, render_two_views
 from amrg.data.sources.openi_drr.findings import Finding
 from amrg.data.sources.openi_drr.lateral import render_lateral
 from amrg.data.sources.openi_drr.projection import Pose
@@ -26,7 +26,7 @@ def lateral(findings: tuple[Finding, ...]) -> np.ndarray:
 def test_the_frontal_film_is_what_it_was() -> None:
     findings = (Finding("consolidation", ("left",)),)
     (film, side), masks = render_two_views(findings, SEED, SIZE)
-    alone, masks_alone = render(findings, SEED, SIZE)
+    alone, masks_alone = render_film(findings, SEED, SIZE)
     assert np.array_equal(film, alone)
     assert masks.keys() == masks_alone.keys()
     assert side.shape == film.shape
@@ -40,7 +40,7 @@ def test_a_lesion_is_seen_at_its_depth_and_height(place: tuple[float, float], fr
     depth, row = place
     films = []
     for painted in (False, True):
-        canvas = Canvas(load(), np.random.default_rng(0), Pose())
+        canvas = Canvas(load_anatomy(), np.random.default_rng(0), Pose())
         if painted:
             box = canvas.box((depth, row, canvas.anatomy.midline + 50), (12.0, 12.0, 20.0))
             canvas.paint(box, np.ones([part.stop - part.start for part in box]))
@@ -91,4 +91,4 @@ def test_an_earlier_study_has_a_frontal_film_alone() -> None:
 
 
 def test_without_the_settings_the_data_have_the_identity_that_they_had() -> None:
-    assert not {"lateral_films", "listed_films"} & to_dict(SMALL).keys()
+    assert not {"lateral_films", "listed_films"} & config_to_dict(SMALL).keys()

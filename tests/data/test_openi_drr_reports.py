@@ -10,8 +10,8 @@ from amrg.config import DataConfig
 from amrg.data.context import Context
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.sources.openi_drr import OpeniDrr
-from amrg.data.sources.openi_drr.findings import interpret, kind_of, labels_of
-from amrg.data.sources.openi_drr.reports import Annotation, Report, deduplicate, parse
+from amrg.data.sources.openi_drr.findings import findings_to_render, kind_of_annotation, labels_of_findings
+from amrg.data.sources.openi_drr.reports import Annotation, Report, deduplicate_reports, parse_report
 from amrg.data.text.cleaning import normalize_for_dedup
 from amrg.errors import UserError
 
@@ -29,15 +29,15 @@ def xml(*mesh: str, findings: str = "Small left effusion is seen.", number: int 
 
 
 def report(*mesh: str, findings: str = "Small left effusion is seen.") -> Report:
-    parsed = parse(xml(*mesh, findings=findings))
+    parsed = parse_report(xml(*mesh, findings=findings))
     assert parsed is not None
     return parsed
 
 
 def positives(*mesh: str) -> set[str]:
-    findings = interpret(report(*mesh))
+    findings = findings_to_render(report(*mesh))
     assert findings is not None
-    return {label for label, value in labels_of(findings).items() if value == 1.0}
+    return {label for label, value in labels_of_findings(findings).items() if value == 1.0}
 
 
 def test_parse() -> None:
@@ -56,11 +56,11 @@ def test_parse() -> None:
     ids=["no findings", "nothing readable", "not indexed", "no image"],
 )
 def test_unusable_reports_are_left_out(content: bytes) -> None:
-    assert parse(content) is None
+    assert parse_report(content) is None
 
 
 def test_side_zone_and_severity() -> None:
-    findings = interpret(
+    findings = findings_to_render(
         report(
             "Opacity/lung/lingula/patchy", "Pleural Effusion/bilateral/small", "Nodule/lung/upper lobe/right/multiple"
         )
@@ -82,7 +82,7 @@ def test_side_zone_and_severity() -> None:
     ],
 )
 def test_the_device_is_named_by_the_text(words: str, heading: str, device: str) -> None:
-    findings = interpret(report(heading, findings=words))
+    findings = findings_to_render(report(heading, findings=words))
     assert findings is not None
     assert findings[0].device == device
 
@@ -108,19 +108,19 @@ def test_labels(mesh: tuple[str, ...], expected: set[str]) -> None:
 
 
 def test_doubtful_findings_are_uncertain_unless_certain_elsewhere() -> None:
-    doubtful = interpret(report("Costophrenic Angle/left/blunted", "Cardiomegaly/borderline"))
-    certain = interpret(report("Costophrenic Angle/left/blunted", "Pleural Effusion/left"))
+    doubtful = findings_to_render(report("Costophrenic Angle/left/blunted", "Cardiomegaly/borderline"))
+    certain = findings_to_render(report("Costophrenic Angle/left/blunted", "Pleural Effusion/left"))
     assert doubtful is not None
     assert certain is not None
-    assert labels_of(doubtful)["Pleural Effusion"] == labels_of(doubtful)["Cardiomegaly"] == -1.0
-    assert labels_of(certain)["Pleural Effusion"] == 1.0
+    assert labels_of_findings(doubtful)["Pleural Effusion"] == labels_of_findings(doubtful)["Cardiomegaly"] == -1.0
+    assert labels_of_findings(certain)["Pleural Effusion"] == 1.0
 
 
 @pytest.mark.parametrize("term", ["No Indexing", "Fractures, Bone/ribs/left", "Hernia, Hiatal", "Density/round"])
 def test_what_cannot_be_rendered_is_refused(term: str) -> None:
     heading, *qualifiers = term.split("/")
-    assert kind_of(Annotation(heading, tuple(qualifiers))) is None
-    assert interpret(report("normal", term)) is None
+    assert kind_of_annotation(Annotation(heading, tuple(qualifiers))) is None
+    assert findings_to_render(report("normal", term)) is None
 
 
 def test_duplicates_keep_their_first() -> None:
@@ -129,7 +129,7 @@ def test_duplicates_keep_their_first() -> None:
         Report("CXR2", "clear LUNGS", "No change.", ()),
         Report("CXR3", "No", "", ()),
     )
-    assert deduplicate([first, again, other]) == [first, other]
+    assert deduplicate_reports([first, again, other]) == [first, other]
 
 
 def test_a_missing_wheel_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

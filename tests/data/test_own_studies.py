@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amrg.data.film_checks import check_film
-from amrg.data.image_io import read_film
-from amrg.data.own_studies import find_studies, printable
+from amrg.data.film_checks import check_chest_film
+from amrg.data.image_io import decode_film_bytes
+from amrg.data.own_studies import find_own_studies, printable_file_name
 from tests.made_films import chest_film
 
 
 def test_a_film_that_is_named_twice_is_used_once(tmp_path):
     (tmp_path / "table.csv").write_text("study,film\ns,b.png\ns,a.png\ns,./b.png\ns,x/../a.png\nt,a.png\n")
-    first, second = find_studies([tmp_path / "table.csv"])[0]
+    first, second = find_own_studies([tmp_path / "table.csv"])[0]
     assert first.films == (tmp_path / "b.png", tmp_path / "a.png")
     assert second.films == (tmp_path / "a.png",)
 
@@ -23,7 +23,7 @@ def test_a_name_is_one_line(tmp_path):
     (tmp_path / "a\nb").mkdir()
     (tmp_path / "a\nb/film.png").touch()
     (tmp_path / "no\rfilm").touch()
-    (study,), skipped = find_studies([tmp_path])
+    (study,), skipped = find_own_studies([tmp_path])
     assert study.name == f"{tmp_path}/a\\nb"
     assert study.films == (tmp_path / "a\nb/film.png",)
     assert skipped == ["no\\rfilm"]
@@ -34,7 +34,7 @@ def test_a_name_is_one_line(tmp_path):
     [("Thorax für Ärzte.png", "Thorax für Ärzte.png"), ("a\x1b[2J", "a\\x1b[2J"), ("a\u2028b", "a\\u2028b")],
 )
 def test_only_control_characters_are_escaped(name, shown):
-    assert printable(name) == shown
+    assert printable_file_name(name) == shown
 
 
 def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
@@ -44,6 +44,6 @@ def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
     data = (tmp_path / "film.png").read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pixels = read_film(data, 224)
-        check_film(data, pixels)
+        pixels = decode_film_bytes(data, 224)
+        check_chest_film(data, pixels)
     np.testing.assert_array_equal(pixels, film)

@@ -8,8 +8,8 @@ import pytest
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
 from amrg.data.prior import EarlierStudies, Prior, choose_priors, days_between
-from amrg.data.shards import OPTIONAL, prepare, read_index
-from amrg.data.stream import iter_samples, load_studies
+from amrg.data.shards import OPTIONAL, prepare_shards, read_split_index
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.data.studies import Study
 from amrg.data.text.prior_mentions import without_prior_mentions
 from tests.conftest import RandomSource
@@ -75,17 +75,17 @@ class Visited(RandomSource):
 
 
 def test_the_index_and_the_samples_keep_what_is_known(tmp_path: Path) -> None:
-    prepare(Visited(), DataConfig(shard_size=4, workers=1), tmp_path, 0)
-    names = read_index(tmp_path, "train").column_names
+    prepare_shards(Visited(), DataConfig(shard_size=4, workers=1), tmp_path, 0)
+    names = read_split_index(tmp_path, "train").column_names
     assert {"prior_days", "prior_report", "changes"} <= {*names}
     expected = {one.key: one for one in Visited().studies() if one.split == "train"}
-    assert {one.key: one for one in load_studies(tmp_path, "train")} == expected
-    assert {sample.study.key: sample.study for sample in iter_samples(tmp_path, "train")} == expected
+    assert {one.key: one for one in load_split_studies(tmp_path, "train")} == expected
+    assert {sample.study.key: sample.study for sample in iter_split_samples(tmp_path, "train")} == expected
 
 
 def test_data_without_earlier_studies_are_indexed_as_before(tmp_path: Path) -> None:
-    prepare(RandomSource(), DataConfig(shard_size=4, workers=1), tmp_path, 0)
-    assert not {*OPTIONAL.names} & {*read_index(tmp_path, "train").column_names}
+    prepare_shards(RandomSource(), DataConfig(shard_size=4, workers=1), tmp_path, 0)
+    assert not {*OPTIONAL.names} & {*read_split_index(tmp_path, "train").column_names}
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
-from amrg.data.projection import FEWEST, ByProjection, cross_validate, film_features, fit_logistic
-from amrg.data.shards import prepare
-from amrg.data.stream import iter_samples
+from amrg.data.projection import FEWEST, ByProjection, cross_validate, film_features, fit_balanced_logistic
+from amrg.data.shards import prepare_shards
+from amrg.data.stream import iter_split_samples
 from amrg.data.studies import Study, StudyImages
 from tests.made_films import chest_film
 
@@ -67,13 +67,13 @@ def stored(folder):
     return {
         sample.study.key: ("".join(kinds[film.shape] for film in sample.views), sample.study.views)
         for split in ("train", "val", "test")
-        for sample in iter_samples(folder, split)
+        for sample in iter_split_samples(folder, split)
     }
 
 
 def written(source, folder):
     folder.mkdir()
-    prepare(source, CONFIG, folder, 0)
+    prepare_shards(source, CONFIG, folder, 0)
     return stored(folder), json.loads((folder / "statistics.json").read_text())
 
 
@@ -167,7 +167,7 @@ def test_the_regression_agrees_with_scikit_learn():
     chance = np.random.default_rng(0)
     x = chance.normal(size=(80, 5))
     y = (x[:, 0] + chance.normal(size=80) > 0.8).astype(float)
-    ours = fit_logistic(x, y, 0.05)
+    ours = fit_balanced_logistic(x, y, 0.05)
     # 80 balanced losses of mean 1, and half a squared norm by C: l2 = 1 / (2 · 80 · C)
     theirs = LogisticRegression(C=1 / (2 * 80 * 0.05), class_weight="balanced", tol=1e-8).fit(x, y)
     assert np.allclose(ours, [*theirs.coef_[0], theirs.intercept_[0]], atol=1e-3)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from amrg.artifacts import content_hash
+from amrg.artifacts import folder_content_hash
 from amrg.config import DataConfig
 from amrg.data import shard_cache
-from amrg.data.shard_cache import ShardFiles, mirror
-from amrg.data.shards import prepare, read_index
-from amrg.data.stream import SampleLookup, Stream, iter_samples, load_studies
+from amrg.data.shard_cache import ShardFiles, mirror_shards
+from amrg.data.shards import prepare_shards, read_split_index
+from amrg.data.stream import SampleLookup, Stream, iter_split_samples, load_split_studies
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
 
@@ -20,7 +20,7 @@ from tests.data.test_shards import TinySource
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    prepare(TinySource(53, 3, 2), DataConfig(image_size=8, shard_size=7, workers=1), folder, seed=0)
+    prepare_shards(TinySource(53, 3, 2), DataConfig(image_size=8, shard_size=7, workers=1), folder, seed=0)
     return folder
 
 
@@ -61,9 +61,9 @@ def emptied(data, tmp_path, url):
     (tmp_path / "full").mkdir()
     shutil.copytree(data / "shards", tmp_path / "full" / "shards")
     shutil.copy(data / "index.parquet", tmp_path / "full")
-    before = content_hash(tmp_path / "full")
-    mirror(tmp_path / "full", url)
-    assert content_hash(tmp_path / "full") == before  # where a copy lies is no part of the data
+    before = folder_content_hash(tmp_path / "full")
+    mirror_shards(tmp_path / "full", url)
+    assert folder_content_hash(tmp_path / "full") == before  # where a copy lies is no part of the data
     shutil.rmtree(tmp_path / "full" / "shards")
     return tmp_path / "full"
 
@@ -77,7 +77,7 @@ def test_a_stream_from_s3_is_the_stream_from_disk(data, bucket, cache, tmp_path,
     away = emptied(data, tmp_path, f"{bucket}/{readers}")
     found = keys(Stream(away, "train", 8, 1, readers=readers))
     assert found == keys(Stream(data, "train", 8, 1))
-    local, remote = list(iter_samples(data, "val")), list(iter_samples(away, "val"))
+    local, remote = list(iter_split_samples(data, "val")), list(iter_split_samples(away, "val"))
     assert [dataclasses.replace(s.study) for s in remote] == [s.study for s in local]
     assert all((a.views[0] == b.views[0]).all() for a, b in zip(local, remote, strict=True))
     assert not list(cache.glob("*.partial"))
@@ -104,7 +104,7 @@ def test_the_cache_stays_below_its_bound_and_keeps_what_was_read_last(data, cach
 
 def test_a_mirror_is_not_read_unless_it_may_be(data, cache, tmp_path, monkeypatch):
     away = emptied(data, tmp_path, f"file://{tmp_path}/mirror")
-    key = load_studies(data, "val")[0].key
+    key = load_split_studies(data, "val")[0].key
     monkeypatch.setattr(shard_cache._Cache, "_fetch", lambda *_: pytest.fail("it was asked"))
     with pytest.raises(UserError, match=r"val-000000.tar is not on this machine, but at file:.*: --online reads it"):
         SampleLookup(away, "val", online=False)[key]
@@ -114,18 +114,18 @@ def test_a_mirror_is_not_read_unless_it_may_be(data, cache, tmp_path, monkeypatc
 def test_mirroring_again_copies_only_what_is_not_there(data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     copy = tmp_path / "mirror"
-    mirror(tmp_path / "data", f"file://{copy}")
+    mirror_shards(tmp_path / "data", f"file://{copy}")
     first, second = sorted(copy.iterdir())[:2]
     first.write_bytes(b"cut")
     second_time = second.stat().st_mtime_ns
-    mirror(tmp_path / "data", f"file://{copy}")
+    mirror_shards(tmp_path / "data", f"file://{copy}")
     assert first.read_bytes() == (data / "shards" / first.name).read_bytes()
     assert second.stat().st_mtime_ns == second_time
 
 
 def test_damage_in_the_mirror_is_met_like_damage_on_disk(data, cache, tmp_path):
     away = emptied(data, tmp_path, f"file://{tmp_path}/mirror")
-    row = read_index(away, "train").to_pylist()[20]
+    row = read_split_index(away, "train").to_pylist()[20]
     path = tmp_path / "mirror" / f"{row['shard']}.tar"
     content = bytearray(path.read_bytes())
     content[row["offset"] + row["size"] // 2] ^= 0x40
@@ -151,10 +151,10 @@ def test_what_can_go_wrong_is_one_line(data, cache, tmp_path, monkeypatch, url, 
     Path(away / "logs" / "mirror").write_text(url.format(tmp_path))
     monkeypatch.setenv("AMRG_CACHE_GB", limit)
     with pytest.raises(UserError, match=message) as caught:
-        next(iter_samples(away, "train"))
+        next(iter_split_samples(away, "train"))
     assert "\n" not in str(caught.value)
 
 
 def test_an_artefact_without_shards_cannot_be_mirrored(tmp_path):
     with pytest.raises(UserError, match="no shards of its own"):
-        mirror(tmp_path, f"file://{tmp_path}/x")
+        mirror_shards(tmp_path, f"file://{tmp_path}/x")

@@ -15,11 +15,11 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from amrg.artifacts import content_hash
+from amrg.artifacts import folder_content_hash
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
-from amrg.data.shards import hash_key, prepare, read_index
-from amrg.data.stream import iter_samples, load_studies, num_studies
+from amrg.data.shards import hash_study_key, prepare_shards, read_split_index
+from amrg.data.stream import iter_split_samples, load_split_studies, num_split_studies
 from amrg.data.studies import Study, StudyImages
 from amrg.errors import UserError
 
@@ -57,7 +57,7 @@ class TinySource:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, writer_processes):
     folder = tmp_path_factory.mktemp("data")
-    prepare(TinySource(), CONFIG, folder, 5, writer_processes)
+    prepare_shards(TinySource(), CONFIG, folder, 5, writer_processes)
     return folder
 
 
@@ -73,10 +73,10 @@ def test_every_study_comes_back_as_it_went_in(prepared):
     source = TinySource()
     for split, number in (("train", 10), ("val", 3), ("test", 2)):
         wanted = {item.key: item for item in source.studies() if item.split == split}
-        samples = list(iter_samples(prepared, split))
+        samples = list(iter_split_samples(prepared, split))
         assert {sample.study.key: sample.study for sample in samples} == wanted
-        assert [sample.study for sample in samples] == load_studies(prepared, split)
-        assert num_studies(prepared, split) == len(samples) == number
+        assert [sample.study for sample in samples] == load_split_studies(prepared, split)
+        assert num_split_studies(prepared, split) == len(samples) == number
         for sample in samples:
             films = source.films(sample.study)
             assert len(sample.views) == len(films.views)
@@ -112,7 +112,7 @@ def test_shards_are_webdataset_tars_of_bounded_size(prepared):
 
 def test_index_says_where_each_sample_lies(prepared):
     for split in ("train", "val", "test"):
-        for row in read_index(prepared, split).to_pylist():
+        for row in read_split_index(prepared, split).to_pylist():
             data = (prepared / "shards" / f"{row['shard']}.tar").read_bytes()
             part = data[row["offset"] : row["offset"] + row["size"]]
             assert hashlib.sha256(part).hexdigest() == row["sha256"]
@@ -123,20 +123,20 @@ def test_index_says_where_each_sample_lies(prepared):
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(prepared, tmp_path, writer_processes):
-    prepare(TinySource(), replace(CONFIG, workers=1), tmp_path, 5, writer_processes)
+    prepare_shards(TinySource(), replace(CONFIG, workers=1), tmp_path, 5, writer_processes)
     assert bytes_of(tmp_path) == bytes_of(prepared)
     for folder in (prepared, tmp_path):
         for path in (folder / "scratch").iterdir():  # sealing an artefact removes it
             path.unlink()
-    assert content_hash(tmp_path) == content_hash(prepared)
+    assert folder_content_hash(tmp_path) == folder_content_hash(prepared)
 
 
 def test_another_seed_deals_the_studies_anew_and_films_have_the_configured_short_side(prepared, tmp_path):
-    prepare(TinySource(), replace(CONFIG, image_size=12), tmp_path, seed=6)
-    order = [[item.key for item in load_studies(folder, "train")] for folder in (prepared, tmp_path)]
+    prepare_shards(TinySource(), replace(CONFIG, image_size=12), tmp_path, seed=6)
+    order = [[item.key for item in load_split_studies(folder, "train")] for folder in (prepared, tmp_path)]
     assert order[0] != order[1]
     assert sorted(order[0]) == sorted(order[1])
-    for sample in iter_samples(tmp_path, "train"):
+    for sample in iter_split_samples(tmp_path, "train"):
         assert sample.views[0].shape == (12, 15)
         assert all(mask.shape == (12, 15) for mask in sample.masks.values())
 
@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_without_redoing_whole_shards(prepared, tmp_path):
     broken = next(iter(finished)).stem  # a finished shard that was damaged since is made again
     (folder / "shards" / f"{broken}.tar").write_bytes(b"cut")
     (folder / "shards" / "train-000099.tar").write_bytes(b"of studies that are gone")
-    prepare(TinySource(), CONFIG, folder, seed=5)
+    prepare_shards(TinySource(), CONFIG, folder, seed=5)
     assert bytes_of(folder) == bytes_of(prepared)
     kept = [path for path, written in finished.items() if path.stat().st_mtime_ns == written]
     assert sorted(kept) == sorted(path for path in finished if path.stem != broken)
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_without_redoing_whole_shards(prepared, tmp_path):
 )
 def test_what_a_user_can_put_right_is_one_line_without_names(source, message, tmp_path, writer_processes):
     with pytest.raises(UserError, match=message) as caught:
-        prepare(source, replace(CONFIG, workers=1), tmp_path, 0, writer_processes)
+        prepare_shards(source, replace(CONFIG, workers=1), tmp_path, 0, writer_processes)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "s-004" not in str(caught.value)
@@ -186,17 +186,17 @@ def test_what_a_user_can_put_right_is_one_line_without_names(source, message, tm
 
 
 def test_films_that_cannot_be_read_are_left_out_and_counted(prepared, tmp_path, capsys):
-    prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_corrupt_fraction=0.1), tmp_path, seed=5)
-    keys = [[item.key for item in load_studies(folder, "train")] for folder in (prepared, tmp_path)]
+    prepare_shards(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_corrupt_fraction=0.1), tmp_path, seed=5)
+    keys = [[item.key for item in load_split_studies(folder, "train")] for folder in (prepared, tmp_path)]
     assert keys[1] == [key for key in keys[0] if key != "s-004"]
-    assert [sample.study.key for sample in iter_samples(tmp_path, "train")] == keys[1]
+    assert [sample.study.key for sample in iter_split_samples(tmp_path, "train")] == keys[1]
     statistics = json.loads((tmp_path / "statistics.json").read_text())
     assert sum(statistics["skipped"].values()) == 1
-    assert statistics["skipped_studies"] == [hash_key("s-004")]
+    assert statistics["skipped_studies"] == [hash_study_key("s-004")]
     assert statistics["splits"]["train"]["studies"] == len(keys[1])
-    assert hash_key("s-004") in capsys.readouterr().err
+    assert hash_study_key("s-004") in capsys.readouterr().err
     before = bytes_of(tmp_path)
-    prepare(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_corrupt_fraction=0.1), tmp_path, seed=5)
+    prepare_shards(TinySource(fail="s-004"), replace(CONFIG, workers=1, max_corrupt_fraction=0.1), tmp_path, seed=5)
     assert bytes_of(tmp_path) == before
     assert "| train | 9 |" in (tmp_path / "card.md").read_text()
 
@@ -205,17 +205,17 @@ def test_keys_must_be_unique(tmp_path):
     source = TinySource()
     source.items.append(source.items[0])
     with pytest.raises(UserError, match="more than one study"):
-        prepare(source, replace(CONFIG, workers=1), tmp_path, seed=0)
+        prepare_shards(source, replace(CONFIG, workers=1), tmp_path, seed=0)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "shards").write_text("")
     with pytest.raises(UserError, match="cannot write shards"):
-        prepare(TinySource(), CONFIG, tmp_path, seed=0)
+        prepare_shards(TinySource(), CONFIG, tmp_path, seed=0)
 
 
 def test_labels_are_stored_by_name(prepared):
-    for item in load_studies(prepared, "train"):
+    for item in load_split_studies(prepared, "train"):
         number = int(item.key[2:])
         assert item.labels == study(number, "train").labels
     record = json.loads(next(iter(wds.WebDataset(str(prepared / "shards/val-000000.tar"), shardshuffle=False)))["json"])

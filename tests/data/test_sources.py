@@ -11,10 +11,10 @@ import pytest
 
 from amrg.config import DataConfig
 from amrg.data.labels import LABELS
-from amrg.data.shards import prepare
-from amrg.data.sources import open_source
-from amrg.data.splits import assign_splits, hash_patient
-from amrg.data.stream import iter_samples, load_studies
+from amrg.data.shards import prepare_shards
+from amrg.data.sources import open_data_source
+from amrg.data.splits import assign_splits, hash_patient_group
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.data.studies import Study
 from amrg.errors import UserError
 from tests.data import dataset_fixtures
@@ -40,19 +40,19 @@ def mimic(tmp_path_factory):
 
 def test_mimic_becomes_shards_with_what_was_put_in(mimic, tmp_path) -> None:
     ours = config("mimic_cxr", mimic, image_size=48)
-    prepare(pickle.loads(pickle.dumps(open_source(ours, 0))), ours, tmp_path, 0)
-    found = {study.key: study for split in ("train", "val", "test") for study in load_studies(tmp_path, split)}
+    prepare_shards(pickle.loads(pickle.dumps(open_data_source(ours, 0))), ours, tmp_path, 0)
+    found = {study.key: study for split in ("train", "val", "test") for study in load_split_studies(tmp_path, split)}
     assert len(found) == 4  # the fifth has no findings
     for subject, number, split, _, _, views, findings, _, marked in MIMIC[:4]:
         study = found[f"s{number}"]
         assert (study.split, study.report) == ({"validate": "val"}.get(split, split), findings)
         assert study.labels == labels(marked)
-        assert study.group == hash_patient(f"mimic {subject}")
+        assert study.group == hash_patient_group(f"mimic {subject}")
         assert subject not in repr(study)
         assert sorted(study.views) == sorted(view for _, view in views)
     assert found["s50414267"].views == ("PA", "LATERAL")
     assert [found[key].prior for key in ("s50414267", "s53189527", "s57375967")] == ["", "s50414267", ""]
-    sample = next(s for s in iter_samples(tmp_path, "train") if s.study.key == "s50414267")
+    sample = next(s for s in iter_split_samples(tmp_path, "train") if s.study.key == "s50414267")
     for view, number in zip(sample.views, (1, 0), strict=True):  # the frontal film first
         assert np.abs(view.astype(int) - film(number).astype(int)).max() <= 4
 
@@ -60,7 +60,7 @@ def test_mimic_becomes_shards_with_what_was_put_in(mimic, tmp_path) -> None:
 def test_mimic_columns_in_any_order_and_unpacked_reports_give_the_same(mimic, tmp_path) -> None:
     other = make_mimic(tmp_path / "copy", shuffled, archive=False)
     for more in ({}, {"labels": "negbio"}):
-        first, second = (open_source(config("mimic_cxr", root, **more), 0) for root in (mimic, other))
+        first, second = (open_data_source(config("mimic_cxr", root, **more), 0) for root in (mimic, other))
         assert first.studies() == second.studies()
 
 
@@ -94,17 +94,19 @@ def mute(tmp_path, monkeypatch):
 
 def test_labelled_studies_without_the_section_are_for_stage_1_alone(mimic, mute, tmp_path, capsys) -> None:
     ours = config("mimic_cxr", mute, image_size=48)
-    source = open_source(ours, 0)
-    prepare(source, ours, tmp_path / "data", 0)
-    with_text = {split: {s.key for s in load_studies(tmp_path / "data", split)} for split in ("train", "val", "test")}
-    before = open_source(config("mimic_cxr", mimic, image_size=48), 0).studies()
+    source = open_data_source(ours, 0)
+    prepare_shards(source, ours, tmp_path / "data", 0)
+    with_text = {
+        split: {s.key for s in load_split_studies(tmp_path / "data", split)} for split in ("train", "val", "test")
+    }
+    before = open_data_source(config("mimic_cxr", mimic, image_size=48), 0).studies()
     assert with_text == {split: {s.key for s in before if s.split == split} for split in with_text}
     assert {s.key: s.prior for s in source.studies() if s.report} == {s.key: s.prior for s in before}
-    every = {s.key: s for s in load_studies(tmp_path / "data", "train", with_wordless=True)}
+    every = {s.key: s for s in load_split_studies(tmp_path / "data", "train", with_wordless=True)}
     assert every.keys() - with_text["train"] == {"s50999999"}
     assert every["s50999999"].labels["Pleural Effusion"] == 1.0
-    assert [s.study.key for s in iter_samples(tmp_path / "data", "train", with_wordless=True)] == list(every)
-    assert [s.study.key for s in iter_samples(tmp_path / "data", "train")] == [
+    assert [s.study.key for s in iter_split_samples(tmp_path / "data", "train", with_wordless=True)] == list(every)
+    assert [s.study.key for s in iter_split_samples(tmp_path / "data", "train")] == [
         key for key in every if every[key].report
     ]
     counted = {
@@ -120,21 +122,21 @@ def test_labelled_studies_without_the_section_are_for_stage_1_alone(mimic, mute,
 
 
 def test_only_the_wanted_views_are_films_of_a_study(mimic, tmp_path) -> None:
-    source = open_source(config("mimic_cxr", mimic, views=("PA", "AP")), 0)
+    source = open_data_source(config("mimic_cxr", mimic, views=("PA", "AP")), 0)
     found = {study.key: study.views for study in source.studies()}
     assert found == {"s50414267": ("PA",), "s53189527": ("AP",), "s57375967": ("AP",), "s50771383": ("PA",)}
     first = next(study for study in source.studies() if study.key == "s50414267")
     (only,) = source.films(first).views
     assert np.abs(only.astype(int) - film(1).astype(int)).max() <= 4
     chexpert = make_chexpert(tmp_path / "chexpert")
-    source = open_source(config("chexpert_plus", chexpert, views=("AP",), splits="patient"), 0)
+    source = open_data_source(config("chexpert_plus", chexpert, views=("AP",), splits="patient"), 0)
     assert len(source.studies()) == len(CHEXPERT) - 1
     assert source.left_out["no film of data.views: left out"] == 1
-    source = open_source(config("chexpert_plus", chexpert, views=("AP", "LATERAL"), splits="patient"), 0)
+    source = open_data_source(config("chexpert_plus", chexpert, views=("AP", "LATERAL"), splits="patient"), 0)
     lateral = next(study for study in source.studies() if study.key == "train-patient00001-study1")
     assert [(view == film(1)).all() for view in source.films(lateral).views] == [True]
     with pytest.raises(UserError, match=r"data\.views PA: iu_xray does not tell the view"):
-        open_source(config("iu_xray", make_iu_xray(tmp_path / "i"), views=("PA",)), 0)
+        open_data_source(config("iu_xray", make_iu_xray(tmp_path / "i"), views=("PA",)), 0)
 
 
 def test_a_label_out_of_range_leaves_its_study_out_and_is_counted(tmp_path) -> None:
@@ -147,23 +149,27 @@ def test_a_label_out_of_range_leaves_its_study_out_and_is_counted(tmp_path) -> N
     rows[broken] = ",".join([*cells[:column], "7.0", *cells[column + 1 :]])
     path.write_bytes(gzip.compress("\n".join([header, *rows]).encode()))
     ours = config("mimic_cxr", root, image_size=48, max_corrupt_fraction=0.3)
-    prepare(open_source(ours, 0), ours, tmp_path / "data", 0)
+    prepare_shards(open_data_source(ours, 0), ours, tmp_path / "data", 0)
     told = json.loads((tmp_path / "data" / "statistics.json").read_text())
     assert told["skipped"] == {"a label that is not 1, 0, -1 or empty": 1}
-    assert "s50414267" not in {s.key for s in load_studies(tmp_path / "data", "train")}
+    assert "s50414267" not in {s.key for s in load_split_studies(tmp_path / "data", "train")}
     with pytest.raises(UserError, match=r"1 of 4 studies cannot be read.*a label that is not"):
-        prepare(open_source(ours, 0), dataclasses.replace(ours, max_corrupt_fraction=0.1), tmp_path / "again", 0)
+        prepare_shards(
+            open_data_source(ours, 0), dataclasses.replace(ours, max_corrupt_fraction=0.1), tmp_path / "again", 0
+        )
 
 
 def test_mimic_sections_and_rules(mimic) -> None:
     def texts(**more):
-        return {s.key: s.report for s in open_source(config("mimic_cxr", mimic, splits="patient", **more), 6).studies()}
+        return {
+            s.key: s.report for s in open_data_source(config("mimic_cxr", mimic, splits="patient", **more), 6).studies()
+        }
 
     both = texts(sections="both")
     assert both["s50414267"] == "The lungs are clear. No acute process."
     assert both["s57375967"] == "Heart is enlarged."
     assert both["s50578979"] == "Nothing to add."
-    ruled = open_source(config("mimic_cxr", mimic, labels="rules"), 0).studies()
+    ruled = open_data_source(config("mimic_cxr", mimic, labels="rules"), 0).studies()
     effusion = next(study for study in ruled if study.key == "s53189527")
     assert effusion.labels["Pleural Effusion"] == 1.0
     assert effusion.labels["Edema"] is None
@@ -178,9 +184,9 @@ def test_r2gens_selection_of_mimic(tmp_path) -> None:
         entry = {"id": views[0][0], "study_id": int(number), "subject_id": int(subject), "report": findings}
         content[name].append(entry | {"image_path": [path], "split": name})
     (root / "annotation.json").write_text(json.dumps(content))
-    source = open_source(config("mimic_cxr", root), 0)
+    source = open_data_source(config("mimic_cxr", root), 0)
     found = {study.key: study for study in source.studies()}
-    assert found["aa-lat"].group == hash_patient("mimic 10000032")
+    assert found["aa-lat"].group == hash_patient_group("mimic 10000032")
     assert found["ab"].labels["Pleural Effusion"] == 1.0
     assert source.films(found["aa-lat"]).views[0].shape == (60, 48)
 
@@ -188,7 +194,7 @@ def test_r2gens_selection_of_mimic(tmp_path) -> None:
 @pytest.mark.parametrize("index_column", [False, True])
 def test_chexpert_plus(tmp_path, index_column) -> None:
     root = make_chexpert(tmp_path / "copy", shuffled if index_column else list, index_column)
-    source = open_source(config("chexpert_plus", root, splits="patient"), 0)
+    source = open_data_source(config("chexpert_plus", root, splits="patient"), 0)
     found = {study.key: study for study in source.studies()}
     assert len(found) == len(CHEXPERT)
     mute = found["train-patient00002-study1"]  # no findings: its label is of use
@@ -201,20 +207,20 @@ def test_chexpert_plus(tmp_path, index_column) -> None:
     assert first.report == "Clear lungs. Normal heart."
     assert second.labels == labels({"Pleural Effusion": 1, "Edema": -1})
     assert second.prior == first.key
-    assert first.group == second.group == hash_patient("chexpert patient00001")
+    assert first.group == second.group == hash_patient_group("chexpert patient00001")
     frontal, lateral = source.films(first).views
     assert (frontal == film(0)).all()
     assert (lateral == film(1)).all()
     both = {
         s.key: s.report
-        for s in open_source(config("chexpert_plus", root, splits="patient", sections="both"), 0).studies()
+        for s in open_data_source(config("chexpert_plus", root, splits="patient", sections="both"), 0).studies()
     }
     assert both["train-patient00002-study1"] == "Enlarged heart."
     assert both["train-patient00001-study2"] == "Small effusion. Effusion."
 
 
 def test_iu_xray(tmp_path) -> None:
-    source = open_source(config("iu_xray", make_iu_xray(tmp_path)), 0)
+    source = open_data_source(config("iu_xray", make_iu_xray(tmp_path)), 0)
     found = {study.key: study for study in source.studies()}
     assert [study.split for study in found.values()] == ["train", "train", "val", "test"]
     study = found["CXR2384_IM-0942"]
@@ -226,18 +232,18 @@ def test_iu_xray(tmp_path) -> None:
 
 def test_openis_own_release(tmp_path) -> None:
     root = make_openi(tmp_path / "copy")
-    source = open_source(config("openi", root, splits="patient"), 0)
+    source = open_data_source(config("openi", root, splits="patient"), 0)
     found = {study.key: study for study in source.studies()}
     assert sorted(found) == sorted(f"CXR{n}" for n in range(1, 61) if n not in (3, 4))
     assert found["CXR7"].report == "Effusion number 7."
     assert found["CXR7"].labels["Pleural Effusion"] == 1.0
     assert [(view == film(k)).all() for k, view in enumerate(source.films(found["CXR7"]).views)] == [True, True]
-    both = open_source(config("openi", root, splits="patient", sections="both"), 0)
+    both = open_data_source(config("openi", root, splits="patient", sections="both"), 0)
     assert next(s for s in both.studies() if s.key == "CXR7").report == "Effusion number 7. Normal."
     with pytest.raises(UserError, match=r"val.*data\.splits patient"):
-        open_source(config("openi", root), 0)
+        open_data_source(config("openi", root), 0)
     (root / "ecgen-radiology" / "5.xml").write_text("<cut")
-    damaged = open_source(config("openi", root, splits="patient"), 0)
+    damaged = open_data_source(config("openi", root, splits="patient"), 0)
     assert sorted(s.key for s in damaged.studies()) == sorted(key for key in found if key != "CXR5")
     assert damaged.left_out["a report that cannot be read: left out"] == 1
 
@@ -317,7 +323,7 @@ def test_a_broken_copy_is_one_line(tmp_path, damage, message) -> None:
     root = make_mimic(tmp_path / "copy")
     damage(root)
     with pytest.raises(UserError, match=message) as caught:
-        open_source(config("mimic_cxr", root), 0)
+        open_data_source(config("mimic_cxr", root), 0)
     assert "\n" not in str(caught.value)
 
 
@@ -326,9 +332,9 @@ def test_patients_in_two_published_splits_and_empty_splits_are_refused(tmp_path)
     with pytest.raises(UserError, match="1 patients are in more than one"):
         assign_splits(torn, DataConfig(), 0)
     with pytest.raises(UserError, match="the split `val` has no studies"):
-        open_source(config("chexpert_plus", make_chexpert(tmp_path / "copy")), 0)
+        open_data_source(config("chexpert_plus", make_chexpert(tmp_path / "copy")), 0)
     with pytest.raises(UserError, match="is not a folder"):
-        open_source(config("mimic_cxr", tmp_path / "nowhere"), 0)
+        open_data_source(config("mimic_cxr", tmp_path / "nowhere"), 0)
 
 
 @pytest.mark.parametrize("entry", [{"id": "a"}, {"id": "a", "report": "x", "image_path": ["../../etc/passwd"]}])
@@ -338,4 +344,4 @@ def test_a_wrong_annotation_is_one_line(tmp_path, entry) -> None:
     content["val"] = [entry]
     (root / "annotation.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"annotation\.json, entry 2"):
-        open_source(config("iu_xray", root), 0)
+        open_data_source(config("iu_xray", root), 0)

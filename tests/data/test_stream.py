@@ -15,8 +15,15 @@ from PIL import Image
 from amrg.config import DataConfig
 from amrg.data import image_ops, stream
 from amrg.data.shard_cache import ShardFiles
-from amrg.data.shards import INDEX, exit_with_parent, prepare, read_index
-from amrg.data.stream import MAX_READERS, Stream, iter_samples, load_studies, num_studies, reader_processes
+from amrg.data.shards import INDEX, exit_with_parent, prepare_shards, read_split_index
+from amrg.data.stream import (
+    MAX_READERS,
+    Stream,
+    iter_split_samples,
+    load_split_studies,
+    num_split_studies,
+    reader_processes,
+)
 from amrg.errors import UserError
 from tests.data.test_shards import TinySource
 
@@ -25,7 +32,7 @@ from tests.data.test_shards import TinySource
 def data(tmp_path_factory):
     """53 train studies in 8 shards."""
     folder = tmp_path_factory.mktemp("data")
-    prepare(TinySource(53, 3, 2), DataConfig(image_size=8, shard_size=7, workers=1), folder, seed=0)
+    prepare_shards(TinySource(53, 3, 2), DataConfig(image_size=8, shard_size=7, workers=1), folder, seed=0)
     return folder
 
 
@@ -75,7 +82,7 @@ def test_any_world_sees_the_same_global_batches(data, batch_size):
 
 def test_each_study_at_most_once_an_epoch_and_other_ones_left_out_each_time(data):
     stream = Stream(data, "train", 8, seed=0)
-    everything = {study.key for study in load_studies(data, "train")}
+    everything = {study.key for study in load_split_studies(data, "train")}
     left_out = []
     for epoch in range(4):
         seen = flat(stream.epoch(epoch))
@@ -104,7 +111,7 @@ def test_resumes_at_any_batch_with_another_world_size(data):
 
 @pytest.mark.parametrize(("world", "readers", "start"), [(1, 1, 0), (2, 3, 2)])
 def test_reader_processes_change_nothing(copy, world, readers, start):
-    damage(copy, read_index(copy, "train").to_pylist()[20], flip)
+    damage(copy, read_split_index(copy, "train").to_pylist()[20], flip)
     for rank in range(world):
         plain, ahead = (Stream(copy, "train", 8, 1, rank, world, 0.05, readers=n) for n in (0, readers))
         for epoch in range(3 if world == 1 else 1):
@@ -156,7 +163,7 @@ def mutate(content, generator):
 
 def test_two_hundred_mutated_shards_lose_nothing_silently(copy):
     """Every sample of the index is read as it was written, or refused."""
-    rows = [row for row in read_index(copy, "train").to_pylist() if row["shard"] == "train-000000"]
+    rows = [row for row in read_split_index(copy, "train").to_pylist() if row["shard"] == "train-000000"]
     path = copy / "shards" / "train-000000.tar"
     original = path.read_bytes()
     truth = {row["key"]: stream._load(ShardFiles(copy), row) for row in rows}
@@ -184,7 +191,7 @@ def test_two_hundred_mutated_shards_lose_nothing_silently(copy):
 
 
 def test_a_lane_reads_shard_after_shard(data):
-    shard = {row["key"]: row["shard"] for row in read_index(data, "train").to_pylist()}
+    shard = {row["key"]: row["shard"] for row in read_split_index(data, "train").to_pylist()}
     lane = [batch[0] for batch in keys(Stream(data, "train", 2, seed=0).epoch(0))]
     changes = sum(shard[a] != shard[b] for a, b in pairwise(lane))
     assert changes <= 4  # 26 samples of shards of 7
@@ -207,7 +214,7 @@ def test_less_than_one_batch_is_refused(data):
 
 
 def test_a_damaged_sample_is_skipped_counted_named_and_replaced(copy, caplog):
-    row = read_index(copy, "train").to_pylist()[20]
+    row = read_split_index(copy, "train").to_pylist()[20]
     damage(copy, row, flip)
     clean = {world: [] for world in (1, 2)}
     for world in clean:
@@ -225,7 +232,7 @@ def test_a_damaged_sample_is_skipped_counted_named_and_replaced(copy, caplog):
 
 
 def test_above_the_tolerated_fraction_the_run_stops(copy):
-    for row in read_index(copy, "train").to_pylist()[:10]:
+    for row in read_split_index(copy, "train").to_pylist()[:10]:
         damage(copy, row, flip)
     stream = Stream(copy, "train", 8, 0, max_corrupt_fraction=0.051)
     with pytest.raises(UserError, match=r"more than the 2\.7 tolerated.*amrg prepare") as caught:
@@ -239,9 +246,9 @@ def cut(content, offset, size):
 
 @pytest.mark.parametrize("change", [flip, cut])
 def test_sequential_reading_stops_at_damage_and_names_the_shard(copy, change):
-    row = read_index(copy, "val").to_pylist()[1]
+    row = read_split_index(copy, "val").to_pylist()[1]
     damage(copy, row, change)
-    samples = iter_samples(copy, "val")
+    samples = iter_split_samples(copy, "val")
     next(samples)
     with pytest.raises(UserError, match=r"val-000000\.tar: .*amrg prepare") as caught:
         next(samples)
@@ -250,30 +257,30 @@ def test_sequential_reading_stops_at_damage_and_names_the_shard(copy, change):
 
 
 def test_two_samples_swapped_inside_a_shard_are_noticed(copy):
-    first, second = read_index(copy, "test").to_pylist()
+    first, second = read_split_index(copy, "test").to_pylist()
     path = copy / "shards" / f"{first['shard']}.tar"
     content = path.read_bytes()
     middle, end = second["offset"], second["offset"] + second["size"]
     path.write_bytes(content[middle:end] + content[:middle] + content[end:])
     with pytest.raises(UserError, match="sha256"):
-        list(iter_samples(copy, "test"))
+        list(iter_split_samples(copy, "test"))
 
 
 def test_a_missing_shard_or_index_is_one_clear_line(copy):
     (copy / "shards" / "test-000000.tar").unlink()
     with pytest.raises(UserError, match="test-000000"):
-        list(iter_samples(copy, "test"))
+        list(iter_split_samples(copy, "test"))
     (copy / "index.parquet").write_bytes(b"PAR1 not a table")
     with pytest.raises(UserError, match="no readable index"):
-        num_studies(copy, "test")
+        num_split_studies(copy, "test")
     (copy / "index.parquet").unlink()
     with pytest.raises(UserError, match="no readable index"):
-        load_studies(copy, "train")
+        load_split_studies(copy, "train")
 
 
 def test_an_unknown_split_is_refused(data):
     with pytest.raises(UserError, match="split `validation` has no studies"):
-        num_studies(data, "validation")
+        num_split_studies(data, "validation")
 
 
 def _foreign(folder, members):
@@ -297,15 +304,15 @@ def _foreign(folder, members):
 
 
 def _members(data):
-    sample = next(iter_samples(data, "val"))
+    sample = next(iter_split_samples(data, "val"))
     record = {name: getattr(sample.study, name) for name in ("group", "split", "report", "labels")}
     record |= {"key": "a", "masks": {}}
-    return {"a.0.jpg": image_ops.encode_film(sample.views[0]), "a.json": json.dumps(record).encode()}
+    return {"a.0.jpg": image_ops.encode_film_jpeg(sample.views[0]), "a.json": json.dumps(record).encode()}
 
 
 def test_foreign_shards_are_read_when_they_follow_the_format(data, tmp_path):
     _foreign(tmp_path, _members(data))
-    assert [sample.study.key for sample in iter_samples(tmp_path, "val")] == ["a"]
+    assert [sample.study.key for sample in iter_split_samples(tmp_path, "val")] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -325,7 +332,7 @@ def test_foreign_shards_with_broken_members_are_one_clear_line(data, tmp_path, n
         members = {"b.json": members["a.json"], "b.0.jpg": members["a.0.jpg"]}
     _foreign(tmp_path, {name: content for name, content in members.items() if content is not None})
     with pytest.raises(UserError, match=message) as caught:
-        list(iter_samples(tmp_path, "val"))
+        list(iter_split_samples(tmp_path, "val"))
     assert "\n" not in str(caught.value)
 
 
@@ -334,27 +341,27 @@ def test_an_image_bomb_is_refused_before_it_is_decoded():
     Image.new("1", (9_000, 9_000)).save(file, "PNG")
     assert len(file.getvalue()) < 100_000
     with pytest.raises(ValueError, match="9000 × 9000"):
-        image_ops.decode_film(file.getvalue())
+        image_ops.decode_film_jpeg(file.getvalue())
 
 
 def test_a_truncated_jpeg_is_refused():
-    data = image_ops.encode_film(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
+    data = image_ops.encode_film_jpeg(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
     for stop in (0, 10, len(data) // 2, len(data) - 20):
         with pytest.raises(ValueError, match="not a readable image"):
-            image_ops.decode_film(data[:stop])
+            image_ops.decode_film_jpeg(data[:stop])
 
 
 def test_letterbox_keeps_the_whole_film_and_its_proportions():
     film = np.full((20, 40), 200, np.uint8)
-    square = image_ops.letterbox(film, 20)
+    square = image_ops.letterbox_to_square(film, 20)
     assert square.shape == (20, 20)
     np.testing.assert_array_equal(square[5:15], 200)
     assert square.sum() == 200 * 10 * 20
     same = np.random.default_rng(0).integers(0, 256, (20, 20), np.uint8)
-    np.testing.assert_array_equal(image_ops.letterbox(same, 20), same)
+    np.testing.assert_array_equal(image_ops.letterbox_to_square(same, 20), same)
     mask = np.zeros((40, 20), np.bool_)
     mask[:20] = True
-    np.testing.assert_array_equal(np.flatnonzero(image_ops.letterbox(mask, 20).any(1)), np.arange(10))
+    np.testing.assert_array_equal(np.flatnonzero(image_ops.letterbox_to_square(mask, 20).any(1)), np.arange(10))
     views = image_ops.to_model_input([film, film.T], 10)
     assert views.shape == (2, 10, 10)
     assert views.dtype == np.uint8
@@ -362,8 +369,8 @@ def test_letterbox_keeps_the_whole_film_and_its_proportions():
 
 @pytest.mark.parametrize(("shape", "stored"), [((30, 20), (15, 10)), ((20, 33), (10, 16)), ((8, 9), (8, 9))])
 def test_shrink_sets_the_short_side_and_never_enlarges(shape, stored):
-    assert image_ops.downscale(np.zeros(shape, np.uint8), 10).shape == stored
-    assert image_ops.downscale(np.zeros(shape, np.bool_), 10).shape == stored
+    assert image_ops.downscale_short_side(np.zeros(shape, np.uint8), 10).shape == stored
+    assert image_ops.downscale_short_side(np.zeros(shape, np.bool_), 10).shape == stored
 
 
 @pytest.mark.parametrize(

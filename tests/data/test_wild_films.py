@@ -24,14 +24,14 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from amrg.data.film_checks import NotAFilm, check_film, is_lateral
-from amrg.data.image_io import is_dicom, load_film, read_film, to_8_bit
-from amrg.data.own_studies import read_study
+from amrg.data.film_checks import NotAFilm, check_chest_film, is_lateral_dicom
+from amrg.data.image_io import decode_film_bytes, is_dicom_bytes, load_film_file, scale_to_8_bit
+from amrg.data.own_studies import read_own_study
 from tests.data.test_image_io import GREY, dicom
 from tests.made_films import chest_film, encoded
 
 RAMP = GREY.astype(np.uint16) * 10  # 0 … 2160
-SHOWN = to_8_bit(RAMP)
+SHOWN = scale_to_8_bit(RAMP)
 
 
 def film(tmp_path, pixels=RAMP, without=(), **tags) -> np.ndarray:
@@ -42,7 +42,7 @@ def film(tmp_path, pixels=RAMP, without=(), **tags) -> np.ndarray:
         for name in without:
             delattr(record, name)
         record.save_as(path)
-    return load_film(path, 40)
+    return load_film_file(path, 40)
 
 
 def refused(tmp_path, message, pixels=RAMP, **tags) -> None:
@@ -62,7 +62,7 @@ def with_text(tmp_path, pixels=RAMP, **texts) -> np.ndarray:
         assert data.count(old) == 1, name
         data = data.replace(old, tag + b"DS" + struct.pack("<H", len(text)) + text.encode())
     path.write_bytes(data)
-    return load_film(path, 40)
+    return load_film_file(path, 40)
 
 
 def linear(center, width) -> np.ndarray:
@@ -262,34 +262,34 @@ def test_old_archives_without_preamble_or_meta_information(tmp_path, syntax, pre
     tags = {"WindowCenter": 1000, "WindowWidth": 500, "ViewPosition": "LL", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}
     record = pydicom.dcmread(dicom(tmp_path / "film.dcm", RAMP, **tags))
     data = rewritten(record, syntax, preamble, meta)
-    assert is_dicom(data)
-    assert close(read_film(data, 40), linear(1000, 500))
-    assert is_lateral(data)
+    assert is_dicom_bytes(data)
+    assert close(decode_film_bytes(data, 40), linear(1000, 500))
+    assert is_lateral_dicom(data)
     (tmp_path / "old.dcm").write_bytes(data)
-    assert close(load_film(tmp_path / "old.dcm", 40), linear(1000, 500))
+    assert close(load_film_file(tmp_path / "old.dcm", 40), linear(1000, 500))
 
 
 def test_the_content_tells_the_format_whatever_the_name(tmp_path):
     for kind in ("PNG", "JPEG", "TIFF"):
         (tmp_path / "film.dcm").write_bytes(encoded(GREY, kind))
-        assert (load_film(tmp_path / "film.dcm", 40) == read_film(encoded(GREY, kind), 40)).all()
+        assert (load_film_file(tmp_path / "film.dcm", 40) == decode_film_bytes(encoded(GREY, kind), 40)).all()
     path = dicom(tmp_path / "film.png", RAMP)
-    assert (load_film(path, 40) == SHOWN).all()
+    assert (load_film_file(path, 40) == SHOWN).all()
 
 
 def test_what_begins_otherwise_is_not_dicom():
     for start in (b"II*\0\x08\0\0\0", b"BM\x08\0\0\0\0\0", b"\x08\0\0\x10aaaa", b"\0\x08abcdef"):
-        assert not is_dicom(start + bytes(200))
-    assert not any(map(is_dicom, (b"", b"\x08\0", b"\x08\0\x05\0")))
+        assert not is_dicom_bytes(start + bytes(200))
+    assert not any(map(is_dicom_bytes, (b"", b"\x08\0", b"\x08\0\x05\0")))
 
 
 def test_deflated(tmp_path):
     record = pydicom.dcmread(dicom(tmp_path / "film.dcm", RAMP, WindowCenter=1000, WindowWidth=500, ViewPosition="LL"))
     data = rewritten(record, DeflatedExplicitVRLittleEndian)
-    assert close(read_film(data, 40), linear(1000, 500))
-    assert is_lateral(data)
+    assert close(decode_film_bytes(data, 40), linear(1000, 500))
+    assert is_lateral_dicom(data)
     with pytest.raises(ValueError, match="not a readable DICOM film"):
-        read_film(data[:-100], 40)
+        decode_film_bytes(data[:-100], 40)
 
 
 def lossless_jpeg(pixels, predictor=1) -> bytes:
@@ -326,7 +326,7 @@ def test_lossless_jpeg_is_decoded(tmp_path, syntax, predictor):
     pytest.importorskip("libjpeg")
     window = {"WindowCenter": 1000, "WindowWidth": 500}
     path = compressed(tmp_path, syntax, lossless_jpeg(RAMP, predictor), **window)
-    assert close(load_film(path, 40), linear(1000, 500))
+    assert close(load_film_file(path, 40), linear(1000, 500))
 
 
 def test_jpeg_ls_is_decoded():
@@ -334,7 +334,7 @@ def test_jpeg_ls_is_decoded():
     pytest.importorskip("libjpeg")
     plain, packed = (get_testdata_file(f"MR_small{name}.dcm", read=False) for name in ("", "_jpeg_ls_lossless"))
     with open(plain, "rb") as one, open(packed, "rb") as two:
-        assert (read_film(one.read(), 40) == read_film(two.read(), 40)).all()
+        assert (decode_film_bytes(one.read(), 40) == decode_film_bytes(two.read(), 40)).all()
 
 
 def test_what_to_install_for_compressed_films(tmp_path):
@@ -346,9 +346,9 @@ def test_what_to_install_for_compressed_films(tmp_path):
     script = (
         "import sys, pathlib\n"
         "for name in ('pylibjpeg', 'libjpeg', 'openjpeg', 'gdcm', 'jpeg_ls'): sys.modules[name] = None\n"
-        "from amrg.data.image_io import load_film\n"
+        "from amrg.data.image_io import load_film_file\n"
         "for path in sys.argv[1:]:\n"
-        "    try: load_film(pathlib.Path(path), 40)\n"
+        "    try: load_film_file(pathlib.Path(path), 40)\n"
         "    except ValueError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, *map(str, paths)], capture_output=True, text=True, check=True)
@@ -366,7 +366,7 @@ def test_damaged_compressed_films_are_refused(tmp_path):
         (RLELossless, b"\1\0\0\0" * 16),
     ):
         with pytest.raises(ValueError, match=r"not a readable DICOM film|cut off"):
-            load_film(compressed(tmp_path, syntax, stream), 40)
+            load_film_file(compressed(tmp_path, syntax, stream), 40)
 
 
 def test_sizes_are_refused_before_the_pixels_are_decoded(tmp_path):
@@ -378,10 +378,10 @@ def test_sizes_are_refused_before_the_pixels_are_decoded(tmp_path):
     # a stream larger than its tags say
     large = struct.pack(">HHHBHHB3B", 0xFFD8, 0xFFC3, 11, 16, 60_000, 60_000, 1, 1, 0x11, 0) + b"\xff\xd9"
     with pytest.raises(ValueError, match="60000 × 60000 pixels"):
-        load_film(compressed(tmp_path, JPEGLosslessSV1, large), 40)
+        load_film_file(compressed(tmp_path, JPEGLosslessSV1, large), 40)
     scans = lossless_jpeg(RAMP)[:-2] + struct.pack(">HHB2B3B", 0xFFDA, 8, 1, 1, 0, 1, 0, 0) * 200 + b"\xff\xd9"
     with pytest.raises(ValueError, match="more than 100 scans"):
-        load_film(compressed(tmp_path, JPEGLosslessSV1, scans), 40)
+        load_film_file(compressed(tmp_path, JPEGLosslessSV1, scans), 40)
 
 
 def png(image, **options) -> bytes:
@@ -398,17 +398,17 @@ def test_a_png_with_a_long_text(packed, unicode):
     (words.add_itxt if unicode else words.add_text)("comment", text, zip=packed)
     data = png(Image.fromarray(GREY), pnginfo=words)
     assert len(data) > 1_000_000
-    assert (read_film(data, 40) == GREY).all()
+    assert (decode_film_bytes(data, 40) == GREY).all()
 
 
 def test_repeated_scans_of_a_jpeg_are_refused():
     with io.BytesIO() as file:
         Image.fromarray(chest_film(0)).save(file, "JPEG", progressive=True)
         data = file.getvalue()
-    assert read_film(data, 224).shape == chest_film(0).shape
+    assert decode_film_bytes(data, 224).shape == chest_film(0).shape
     last = data[data.rindex(b"\xff\xda") : -2]
     with pytest.raises(ValueError, match="more than 100 scans"):
-        read_film(data[:-2] + last * 200 + data[-2:], 224)
+        decode_film_bytes(data[:-2] + last * 200 + data[-2:], 224)
 
 
 def test_a_flat_film_is_refused(tmp_path):
@@ -421,10 +421,10 @@ def test_a_flat_film_is_refused(tmp_path):
     for image in (flat, spot, np.zeros((400, 400), np.uint8)):
         Image.fromarray(image).save(tmp_path / "flat.png")
         with pytest.raises(ValueError, match="a flat image"):
-            load_film(tmp_path / "flat.png", 40)
+            load_film_file(tmp_path / "flat.png", 40)
     with pytest.raises(NotAFilm, match="one grey value"):  # `amrg write` says so itself, and --force writes its report
-        read_study([("flat", np.zeros((400, 400), np.uint8))], 64)
-    check_film(png(Image.fromarray(chest_film(0))), chest_film(0))
+        read_own_study([("flat", np.zeros((400, 400), np.uint8))], 64)
+    check_chest_film(png(Image.fromarray(chest_film(0))), chest_film(0))
 
 
 def deep_png(width, height) -> bytes:
@@ -466,15 +466,15 @@ def test_decoder_bombs_take_no_memory(tmp_path):
     """In a process of its own, as ``prepare`` and as ``write`` read them; its peak against that of a small film."""
     script = (
         "import sys, pathlib\n"
-        "from amrg.data.image_io import load_film\n"
-        "from amrg.data.own_studies import read_study\n"
+        "from amrg.data.image_io import load_film_file\n"
+        "from amrg.data.own_studies import read_own_study\n"
         "status = pathlib.Path('/proc/self/status')\n"  # ru_maxrss would begin with that of the parent process
         "peak = lambda: int(status.read_text().split('VmHWM:')[1].split()[0]) / 1024\n"
         "small, *bombs = map(pathlib.Path, sys.argv[1:])\n"
-        "load_film(small, 40), read_study([('', small)], 40, force=True)\n"
+        "load_film_file(small, 40), read_own_study([('', small)], 40, force=True)\n"
         "before = peak()\n"
         "for path in bombs:\n"
-        "    for read in (lambda: load_film(path, 224), lambda: read_study([('', path)], 224, force=True)):\n"
+        "    for read in (lambda: load_film_file(path, 224), lambda: read_own_study([('', path)], 224, force=True)):\n"
         "        try: read(); print('read')\n"
         "        except ValueError as error: print(path.name, round(peak() - before), error)\n"
     )

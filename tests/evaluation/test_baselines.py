@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amrg.errors import UserError
-from amrg.evaluation.baselines import best_constant, most_frequent_normal, nearest_neighbor, random_train
+from amrg.evaluation.baselines import best_constant, draw_train_studies, most_frequent_normal, nearest_neighbor
 
 
 def test_most_frequent_normal_report() -> None:
@@ -31,8 +31,8 @@ def test_nearest_neighbor_is_by_angle_and_another_patient() -> None:
 
 
 def test_random_is_seeded() -> None:
-    assert (random_train(50, 7, 1) == random_train(50, 7, 1)).all()
-    assert set(random_train(200, 7, 1)) == set(range(7))
+    assert (draw_train_studies(50, 7, 1) == draw_train_studies(50, 7, 1)).all()
+    assert set(draw_train_studies(200, 7, 1)) == set(range(7))
 
 
 def test_best_constant_is_the_one_with_the_best_micro_f1() -> None:

@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.evaluation.clinical import CHEXPERT_5, ClinicalScores, binarize, label_matrix
-from amrg.evaluation.statistics import bootstrap_counts, contingency_table, interval
+from amrg.evaluation.clinical import CHEXPERT_5, ClinicalScores, binarize_labels, label_matrix_of_texts
+from amrg.evaluation.statistics import bootstrap_counts, contingency_table, percentile_interval
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def test_weights_repeat_studies(matrices: tuple[np.ndarray, np.ndarray]) -> None
 
 
 def test_policies_for_blank_and_uncertain() -> None:
-    matrix = label_matrix(["Small effusion. Possible pneumonia. No pneumothorax.", ""])
+    matrix = label_matrix_of_texts(["Small effusion. Possible pneumonia. No pneumothorax.", ""])
     effusion, pneumonia, pneumothorax = (LABELS.index(n) for n in ("Pleural Effusion", "Pneumonia", "Pneumothorax"))
-    assert binarize(matrix)[0].nonzero()[0].tolist() == [effusion]
-    assert set(binarize(matrix, "present")[0].nonzero()[0]) == {effusion, pneumonia}
+    assert binarize_labels(matrix)[0].nonzero()[0].tolist() == [effusion]
+    assert set(binarize_labels(matrix, "present")[0].nonzero()[0]) == {effusion, pneumonia}
     assert matrix[0, pneumothorax] == 0
     assert np.isnan(matrix[1]).all()
-    assert not binarize(matrix)[1].any()
-    assert label_matrix([]).shape == (0, 14)
+    assert not binarize_labels(matrix)[1].any()
+    assert label_matrix_of_texts([]).shape == (0, 14)
 
 
 def test_resample_keeps_patients_together() -> None:
@@ -76,9 +76,9 @@ def test_resample_keeps_patients_together() -> None:
 def test_interval_of_a_mean_matches_its_standard_error() -> None:
     values = np.random.default_rng(0).normal(size=400)
     weights = bootstrap_counts([str(i) for i in range(400)], 4000, seed=0)
-    low, high = interval(weights @ values / 400)
+    low, high = percentile_interval(weights @ values / 400)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
-    assert np.isnan(interval(np.array([np.nan]))).all()
+    assert np.isnan(percentile_interval(np.array([np.nan]))).all()
 
 
 def test_two_by_two() -> None:

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from amrg.artifacts import Recipe, build, open_artifact
+from amrg.artifacts import Recipe, build_artifact, open_artifact
 from amrg.commands.compare import main
 from amrg.errors import UserError
 from amrg.evaluation.clinical import ClinicalScores
-from amrg.evaluation.comparison import compare, holm, read_run, run_name, scores_of
+from amrg.evaluation.comparison import (
+    bootstrap_run_scores,
+    compare_with_first,
+    holm_correction,
+    read_run_reports,
+    run_display_name,
+)
 from amrg.evaluation.radeval_metrics import NAMES, LearnedScores
 
 SICK, WELL = "Small left pleural effusion.", "No pleural effusion."
@@ -30,17 +36,17 @@ def write(path, rows):
 
 
 def test_a_better_run_and_the_same_run(tmp_path):
-    silent = read_run(write(tmp_path / "silent.jsonl", lines([WELL] * 40)))
-    perfect = read_run(write(tmp_path / "perfect.jsonl", lines([SICK, WELL] * 20)))
-    again = read_run(write(tmp_path / "again.jsonl", lines([WELL] * 40)))
-    found = compare(silent, [perfect, again], samples=400, seed=0)
+    silent = read_run_reports(write(tmp_path / "silent.jsonl", lines([WELL] * 40)))
+    perfect = read_run_reports(write(tmp_path / "perfect.jsonl", lines([SICK, WELL] * 20)))
+    again = read_run_reports(write(tmp_path / "again.jsonl", lines([WELL] * 40)))
+    found = compare_with_first(silent, [perfect, again], samples=400, seed=0)
     better, same = (found[name]["F1 micro-13"] for name in (perfect.name, again.name))
     assert (better.baseline, better.candidate, better.interval) == (0, 1, (1, 1))
     assert better.p == pytest.approx(1 / 401)
     assert (same.candidate - same.baseline, same.interval, same.p, same.holm) == (0, (0, 0), 1, 1)
     assert found[perfect.name]["ROUGE-L"].p == pytest.approx(1 / 401)
     assert better.holm == pytest.approx(min(1, len(found) * len(found[again.name]) / 401))
-    assert compare(silent, [perfect, again], samples=400, seed=0) == found
+    assert compare_with_first(silent, [perfect, again], samples=400, seed=0) == found
 
 
 def test_p_is_that_of_scipys_exact_permutation_test(tmp_path):
@@ -50,10 +56,10 @@ def test_p_is_that_of_scipys_exact_permutation_test(tmp_path):
     texts = [[" ".join(rng.choice(words, 6)) for _ in range(9)] for _ in range(3)]
     groups = [f"p{i}" for i in range(9)]
     one, two = (
-        read_run(write(tmp_path / f"{name}.jsonl", lines(said, texts[0], groups)))
+        read_run_reports(write(tmp_path / f"{name}.jsonl", lines(said, texts[0], groups)))
         for name, said in (("one", texts[1]), ("two", texts[2]))
     )
-    found = compare(one, [two], samples=20_000, seed=0)[two.name]["ROUGE-L"]
+    found = compare_with_first(one, [two], samples=20_000, seed=0)[two.name]["ROUGE-L"]
     from pycocoevalcap.rouge.rouge import Rouge
 
     each = [
@@ -67,10 +73,10 @@ def test_p_is_that_of_scipys_exact_permutation_test(tmp_path):
 def test_silence_is_compared_as_what_it_is(tmp_path):
     """Two runs without a word are the same; against one that says something nothing is missing or no number."""
     silent, mute, loud = (
-        read_run(write(tmp_path / f"{name}.jsonl", lines(said)))
+        read_run_reports(write(tmp_path / f"{name}.jsonl", lines(said)))
         for name, said in (("silent", [""] * 12), ("mute", [" . "] * 12), ("loud", [SICK, WELL] * 6))
     )
-    found = compare(silent, [mute, loud], samples=50, seed=0)
+    found = compare_with_first(silent, [mute, loud], samples=50, seed=0)
     assert all((d.candidate - d.baseline, d.interval, d.p) == (0, (0, 0), 1) for d in found[mute.name].values())
     assert all(
         np.isfinite([d.baseline, d.candidate, *d.interval, d.p, d.holm]).all() for d in found[loud.name].values()
@@ -82,10 +88,10 @@ def test_details_are_compared_where_both_runs_have_a_case(tmp_path):
     """Side exact is 1 and 0; the run that is silent has no sides, so it is not tested in them."""
     other_side = "Small right pleural effusion."
     right, wrong, silent = (
-        read_run(write(tmp_path / f"{name}.jsonl", lines(said)))
+        read_run_reports(write(tmp_path / f"{name}.jsonl", lines(said)))
         for name, said in (("right", [SICK, WELL] * 20), ("wrong", [other_side, WELL] * 20), ("silent", [WELL] * 40))
     )
-    found = compare(right, [wrong, silent], samples=200, seed=0)
+    found = compare_with_first(right, [wrong, silent], samples=200, seed=0)
     side, f1, plain = (found[wrong.name][n] for n in ("side exact", "F1 micro-13 with details", "F1 micro-13"))
     assert (side.baseline, side.candidate, side.interval) == (1, 0, (-1, -1))
     assert side.p == pytest.approx(1 / 201)
@@ -95,7 +101,7 @@ def test_details_are_compared_where_both_runs_have_a_case(tmp_path):
     assert "zone exact" not in found[wrong.name]
     assert "side exact" not in found[silent.name]
     assert found[silent.name]["contradicting reports"].p == 1
-    scores = scores_of(silent, 50, 0)
+    scores = bootstrap_run_scores(silent, 50, 0)
     assert np.isnan(scores["side exact"][0])
     assert scores["F1 micro-13 with details"] == (0, (0, 0))
 
@@ -103,17 +109,17 @@ def test_details_are_compared_where_both_runs_have_a_case(tmp_path):
 def test_patients_are_swapped_and_drawn_whole(tmp_path):
     """All studies are one patient's: nothing can be told from two labels of one unit."""
     groups = ["p"] * 8
-    first = read_run(write(tmp_path / "a.jsonl", lines([WELL] * 8, groups=groups)))
-    other = read_run(write(tmp_path / "b.jsonl", lines([SICK, WELL] * 4, groups=groups)))
-    found = compare(first, [other], samples=50, seed=0)[other.name]["F1 micro-13"]
+    first = read_run_reports(write(tmp_path / "a.jsonl", lines([WELL] * 8, groups=groups)))
+    other = read_run_reports(write(tmp_path / "b.jsonl", lines([SICK, WELL] * 4, groups=groups)))
+    found = compare_with_first(first, [other], samples=50, seed=0)[other.name]["F1 micro-13"]
     assert found.p == 1
     assert found.interval == (1, 1)
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm_correction([0.5, 0.9]) == [1.0, 1.0]
+    assert holm_correction([]) == []
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,7 @@ def test_what_cannot_be_paired_is_refused_in_one_line(tmp_path, other, message):
 
 def make(runs, kind, name, write_into, inputs=None):
     recipe = Recipe(kind, 1, {"name": name}, inputs or {}, 0)
-    with build(runs, recipe) as folder:
+    with build_artifact(runs, recipe) as folder:
         write_into(folder)
     return open_artifact(recipe.path(runs), kind)
 
@@ -158,7 +164,7 @@ def test_learned_scores_are_compared_where_both_runs_have_them(tmp_path):
     truth[:, 9] = True
     right, wrong = ClinicalScores.from_labels(truth, truth), ClinicalScores.from_labels(truth, ~truth)
     one, two, three, bare = (
-        read_run(scored(tmp_path, name, learned))
+        read_run_reports(scored(tmp_path, name, learned))
         for name, learned in (
             ("one", LearnedScores({"GREEN": values[0]}, right, "2.2.1")),
             ("two", LearnedScores({"GREEN": values[1], "RaTEScore": values[0]}, wrong, "2.2.1")),
@@ -166,7 +172,7 @@ def test_learned_scores_are_compared_where_both_runs_have_them(tmp_path):
             ("bare", None),
         )
     )
-    both = compare(one, [two, bare], samples=20_000, seed=0)
+    both = compare_with_first(one, [two, bare], samples=20_000, seed=0)
     found = both[two.name]
     exact = stats.permutation_test(
         values, lambda x, y: y.mean() - x.mean(), permutation_type="samples", n_resamples=1e9
@@ -181,7 +187,7 @@ def test_learned_scores_are_compared_where_both_runs_have_them(tmp_path):
     assert not set(NAMES) & set(both[bare.name])
     assert found["GREEN"].holm >= found["GREEN"].p
     with pytest.raises(UserError, match=r"was scored by radeval 2\.2\.1 and .* by 2\.3: evaluate one of them again"):
-        compare(one, [three], samples=5, seed=0)
+        compare_with_first(one, [three], samples=5, seed=0)
 
 
 def test_learned_scores_of_other_studies(tmp_path):
@@ -189,7 +195,7 @@ def test_learned_scores_of_other_studies(tmp_path):
     file = path / "learned.json"
     file.write_text(file.read_text().replace("s000", "s999"))
     with pytest.raises(UserError, match="does not fit the reports"):
-        read_run(path)
+        read_run_reports(path)
 
 
 def test_command(tmp_path, capsys):
@@ -208,7 +214,7 @@ def test_command(tmp_path, capsys):
     assert "uncertain" not in printed
     assert "effusion" not in printed
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["runs"][run_name(scores.path)]["F1 micro-13"]["candidate"] == 1
+    assert written["runs"][run_display_name(scores.path)]["F1 micro-13"]["candidate"] == 1
     assert (written["studies"], written["patients"]) == (12, 6)
 
     for arguments, message in (

@@ -10,11 +10,11 @@ from amrg.evaluation.details import (
     MICRO,
     RATIOS,
     DetailScores,
-    conflicts,
-    contradicted,
-    details_of,
+    detail_conflicts,
+    finding_details_of,
+    self_contradictions,
 )
-from amrg.evaluation.lesion_place import lesion_sides, lesion_zones
+from amrg.evaluation.lesion_place import lesion_sides_of_mask, lesion_zones_of_mask
 from amrg.evaluation.statistics import bootstrap_counts
 
 LEFT, RIGHT = "Small left pleural effusion.", "Small right pleural effusion."
@@ -64,8 +64,8 @@ def test_f1_with_details_turns_a_conflict_into_two_errors():
     plain = {"tp": 5, "fp": 1, "fn": 1}
     assert {n: int(getattr(scores.clinical, n)[:, k].sum()) for n in plain} == {"tp": 3, "fp": 3, "fn": 3}
     assert values(PAIRS)[MICRO] == values(PAIRS)[MACRO] == pytest.approx(0.5)
-    assert conflicts(LEFT, RIGHT) == conflicts(BOTH, LEFT) == {"Pleural Effusion"}
-    assert conflicts(LEFT, BARE) == conflicts(BARE, LEFT) == conflicts(LEFT, LEFT) == frozenset()
+    assert detail_conflicts(LEFT, RIGHT) == detail_conflicts(BOTH, LEFT) == {"Pleural Effusion"}
+    assert detail_conflicts(LEFT, BARE) == detail_conflicts(BARE, LEFT) == detail_conflicts(LEFT, LEFT) == frozenset()
 
 
 def test_a_kind_of_device_conflicts():
@@ -74,16 +74,16 @@ def test_a_kind_of_device_conflicts():
     assert found["device kind"] == 0.5
     assert found["side exact"] == 1
     assert found[MICRO] == pytest.approx(0.5)
-    assert conflicts(pacemaker, catheter) == {"Support Devices"}
+    assert detail_conflicts(pacemaker, catheter) == {"Support Devices"}
 
 
 def test_details_unite_over_sentences():
     text = "Left pleural effusion. There is also a small right pleural effusion."
-    details = details_of(text)["Pleural Effusion"]
+    details = finding_details_of(text)["Pleural Effusion"]
     assert details.sides == {"left", "right"}
     assert details.values() == {("sides", "left"), ("sides", "right"), ("severities", "mild")}
     assert values([(BOTH, text)])["side exact"] == 1
-    assert not details_of("No effusion. Possible pneumonia.")
+    assert not finding_details_of("No effusion. Possible pneumonia.")
 
 
 def test_unsupported_details_by_hand():
@@ -96,11 +96,11 @@ def test_unsupported_details_by_hand():
 
 
 def test_contradictions():
-    assert contradicted("Small left pleural effusion. No pleural effusion.") == {"Pleural Effusion"}
-    assert not contradicted("Small left pleural effusion. No right pleural effusion.")
-    assert not contradicted("Small left pleural effusion. Lungs are clear. No pneumothorax.")
-    assert contradicted("Left base opacity. The lungs are clear.") == {"Lung Opacity"}
-    assert not contradicted("Left base opacity. The lungs are otherwise clear.")
+    assert self_contradictions("Small left pleural effusion. No pleural effusion.") == {"Pleural Effusion"}
+    assert not self_contradictions("Small left pleural effusion. No right pleural effusion.")
+    assert not self_contradictions("Small left pleural effusion. Lungs are clear. No pneumothorax.")
+    assert self_contradictions("Left base opacity. The lungs are clear.") == {"Lung Opacity"}
+    assert not self_contradictions("Left base opacity. The lungs are otherwise clear.")
     assert values([(LEFT, LEFT + " No effusion."), (LEFT, LEFT)])[CONTRADICTING] == 0.5
 
 
@@ -117,17 +117,17 @@ def test_stated_places_against_the_film():
 
 
 def test_sides_and_zones_of_a_mask():
-    assert lesion_sides(film(left=80 // 2, right=9)) == {"left"}
-    assert lesion_sides(film(left=40, right=10)) == {"left", "right"}  # 20 % on the right half
-    assert lesion_sides(np.ones((3, 3), bool)) == {"left", "right"}
-    assert [lesion_zones(film(9, row=row)) for row in (10, 40, 60, 90)] == [
+    assert lesion_sides_of_mask(film(left=80 // 2, right=9)) == {"left"}
+    assert lesion_sides_of_mask(film(left=40, right=10)) == {"left", "right"}  # 20 % on the right half
+    assert lesion_sides_of_mask(np.ones((3, 3), bool)) == {"left", "right"}
+    assert [lesion_zones_of_mask(film(9, row=row)) for row in (10, 40, 60, 90)] == [
         {"upper"},
         {"upper", "middle", "lower"},
         {"middle", "lower"},
         {"lower"},
     ]
     nothing = np.zeros((3, 3), bool)
-    assert lesion_sides(nothing) == lesion_zones(nothing) == frozenset()
+    assert lesion_sides_of_mask(nothing) == lesion_zones_of_mask(nothing) == frozenset()
 
 
 def test_weights_repeat_studies():

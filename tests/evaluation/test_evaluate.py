@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from amrg.artifacts import Recipe, build, open_artifact
+from amrg.artifacts import Recipe, build_artifact, open_artifact
 from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
 from amrg.config import Config, DataConfig, EvaluateConfig, VisionConfig
 from amrg.data.labels import LABELS
-from amrg.data.shards import prepare
-from amrg.data.stream import Sample, SampleLookup, load_studies
+from amrg.data.shards import prepare_shards
+from amrg.data.stream import Sample, SampleLookup, load_split_studies
 from amrg.data.studies import Study, StudyImages
 from amrg.errors import UserError
-from amrg.evaluation.evaluate import evaluate
+from amrg.evaluation.evaluate import evaluate_reports
 from amrg.evaluation.page_samples import _views, choose_extreme_studies, choose_page_studies
 from amrg.evaluation.reports import GeneratedReport, Sentence
 from amrg.models.classifier import DiseaseClassifier
@@ -66,7 +66,7 @@ def artefacts(tmp_path_factory):
 
     def make(kind, write, config=None):
         recipe = Recipe(kind, 1, config or {}, dict(made), 0)
-        with build(root, recipe) as folder:
+        with build_artifact(root, recipe) as folder:
             write(folder)
         made[kind] = open_artifact(recipe.path(root), kind)
 
@@ -90,11 +90,11 @@ def artefacts(tmp_path_factory):
         memory = {"visual": [{"row": 1, "weight": 0.7}], "report": [{"row": 0, "weight": 0.4}]}
         lines = [
             json.dumps({"key": s.key, "generated": s.report, "memory": memory})
-            for s in load_studies(made["data"].path, "test")
+            for s in load_split_studies(made["data"].path, "test")
         ]
         (folder / "reports.jsonl").write_text("\n".join(lines) + "\n")
 
-    make("data", lambda folder: prepare(Blobs(), CONFIG.data, folder, 0))
+    make("data", lambda folder: prepare_shards(Blobs(), CONFIG.data, folder, 0))
     make("stage1", stage1)
     make("banks", banks)
     make("stage2", lambda folder: (folder / "curves.jsonl").write_text('{"epoch": 1, "val_loss": 2.0}\n'))
@@ -104,7 +104,7 @@ def artefacts(tmp_path_factory):
 
 def run(artefacts, folder, config=CONFIG):
     folder.mkdir()
-    evaluate(config, *(artefacts[k] for k in ("data", "stage1", "banks", "stage2", "reports")), folder)
+    evaluate_reports(config, *(artefacts[k] for k in ("data", "stage1", "banks", "stage2", "reports")), folder)
     return json.loads((folder / "scores.json").read_text()), (folder / "index.html").read_text()
 
 
@@ -308,7 +308,7 @@ def test_probabilities_of_sentences_are_scored_and_what_is_left_out_is_shown(art
 
 
 def test_a_box_on_a_further_film_is_drawn_on_that_film(artefacts, tmp_path, monkeypatch):
-    study = load_studies(artefacts["data"], "test")[0]
+    study = load_split_studies(artefacts["data"], "test")[0]
     second = np.full((224, 224), 200, np.uint8)
     monkeypatch.setattr(SampleLookup, "__getitem__", lambda self, key: Sample(study, [second // 2, second], {}))
     boxes = [(1, 3, 4, 8, 9), (1, 0, 0, 1, 1)]

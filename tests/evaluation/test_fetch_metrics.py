@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from safetensors.numpy import save
 
 from amrg import cli, model_files
-from amrg.evaluation.scorers import SCORERS, missing, weights_table
+from amrg.evaluation.scorers import SCORERS, missing_metric_files, weights_table
 
 COMMIT = "a" * 40
 CONFIG = b'{"model_type": "bert"}'
@@ -127,7 +127,7 @@ def test_files_land_where_radeval_looks(hub, caches, capsys):
     for repository in ("models--bert-base-uncased", "models--some--encoder"):
         found = caches / "hub" / repository / "snapshots" / COMMIT
         assert {file.name for file in found.iterdir()} == {"config.json", "vocab.txt"}
-    assert not missing(["CheXbert", "RadGraph"])
+    assert not missing_metric_files(["CheXbert", "RadGraph"])
 
     hub.asked.clear()
     capsys.readouterr()
@@ -164,7 +164,7 @@ def test_what_is_only_half_there_is_missing(hub, caches):
     cli.main(["fetch-metrics", "BERTScore"])
     found = caches / "hub" / "models--distilbert-base-uncased" / "snapshots" / COMMIT / "model.safetensors"
     found.resolve().write_bytes(TENSORS[:-1])
-    assert [weights.repository for weights in missing(["BERTScore"])] == ["distilbert-base-uncased"]
+    assert [weights.repository for weights in missing_metric_files(["BERTScore"])] == ["distilbert-base-uncased"]
 
 
 def test_a_dry_run_asks_nobody(hub, capsys):
@@ -184,7 +184,7 @@ def test_a_silent_hub_is_asked_once(caches, capsys, monkeypatch):
         server.accept()[0].close()
         with pytest.raises(BlockingIOError):
             server.accept()
-    assert len(lines) == len(missing(["RadCliQ"])) == 4
+    assert len(lines) == len(missing_metric_files(["RadCliQ"])) == 4
     assert all("the hub does not answer" in line for line in lines)
 
 

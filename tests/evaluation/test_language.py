@@ -7,9 +7,9 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from amrg.data.text.repetition import tokenize
+from amrg.data.text.repetition import tokenize_words
 from amrg.errors import UserError
-from amrg.evaluation.language import corpus_bleu, meteor, score_language
+from amrg.evaluation.language import corpus_bleu_scores, run_meteor_jar, score_language
 from benchmarks.labeler import openi_reports
 
 
@@ -26,8 +26,8 @@ def pairs() -> tuple[dict[str, str], dict[str, str]]:
 def test_equal_to_pycocoevalcap_on_real_reports(pairs: tuple[dict[str, str], dict[str, str]]) -> None:
     references, generated = pairs
     keys = sorted(references)
-    truth = {k: [" ".join(tokenize(references[k]))] for k in keys}
-    said = {k: [" ".join(tokenize(generated[k]))] for k in keys}
+    truth = {k: [" ".join(tokenize_words(references[k]))] for k in keys}
+    said = {k: [" ".join(tokenize_words(generated[k]))] for k in keys}
     scores = score_language(references, generated)
     corpus = {name: float(value[0]) for name, value in scores.corpus().items()}
     bleu = Bleu(4).compute_score(truth, said, verbose=0)[0]
@@ -62,7 +62,7 @@ def test_bleu_by_hand() -> None:
     scores = score_language({"a": "The heart size is normal."}, {"a": "The heart is normal."}).corpus()
     assert scores["BLEU-1"][0] == pytest.approx(np.exp(-0.25))
     assert scores["BLEU-2"][0] == pytest.approx(np.exp(-0.25) * np.sqrt(2 / 3))
-    assert corpus_bleu(np.array([[5, 4, 3, 2, 5, 4, 3, 2, 5, 5]])) == pytest.approx(np.ones((1, 4)))
+    assert corpus_bleu_scores(np.array([[5, 4, 3, 2, 5, 4, 3, 2, 5, 5]])) == pytest.approx(np.ones((1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -81,22 +81,22 @@ def test_bad_input(references: dict[str, str], generated: dict[str, str], messag
 
 def test_meteor_equals_pycocoevalcap_on_real_reports(pairs: tuple[dict[str, str], dict[str, str]]) -> None:
     references, generated = (list(texts.values()) for texts in pairs)
-    scores = meteor(references, {"real": generated, "empty": [""] * 500}, timeout=120)
+    scores = run_meteor_jar(references, {"real": generated, "empty": [""] * 500}, timeout=120)
     assert isinstance(scores, dict)
-    truth, said = ({i: [" ".join(tokenize(t))] for i, t in enumerate(texts)} for texts in (references, generated))
+    truth, said = ({i: [" ".join(tokenize_words(t))] for i, t in enumerate(texts)} for texts in (references, generated))
     assert scores["real"] == pytest.approx(Meteor().compute_score(truth, said)[0], abs=1e-6)
     assert scores["empty"] == 0
 
 
 def test_meteor_in_a_country_with_decimal_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = (["The heart is normal in size.", "Small effusion."], {"a": ["Heart size is normal.", "No effusion."]})
-    plain = meteor(*asked, timeout=120)
+    plain = run_meteor_jar(*asked, timeout=120)
     german = "-Duser.language=de -Duser.country=DE -Duser.language.format=de -Duser.country.format=DE"
     for name in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"):
         monkeypatch.setenv(name, german)
     assert isinstance(plain, dict)
     assert 0 < plain["a"] < 1
-    assert meteor(*asked, timeout=120) == plain
+    assert run_meteor_jar(*asked, timeout=120) == plain
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,6 @@ def test_cider_of_equal_references_is_undefined(references: list[str]) -> None:
 
 def test_why_there_is_no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = (["The heart is normal in size."], {"a": ["Heart size is normal."]})
-    assert meteor(*asked, timeout=0.01) == "unavailable: METEOR took longer than 0.01 s"
+    assert run_meteor_jar(*asked, timeout=0.01) == "unavailable: METEOR took longer than 0.01 s"
     monkeypatch.setenv("PATH", "")
-    assert meteor(*asked, timeout=1) == "unavailable: no Java on this machine"
+    assert run_meteor_jar(*asked, timeout=1) == "unavailable: no Java on this machine"

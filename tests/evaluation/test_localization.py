@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amrg.evaluation.localization import Localization, localization_scores, upsample_to
+from amrg.evaluation.localization import Localization, localization_scores, upsample_maps
 
 
 def _square(x: int, y: int, size: int = 16) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_lesions_of_several_findings_together() -> None:
 def test_enlarge_keeps_cell_centers() -> None:
     grid = np.zeros((1, 7, 7), dtype=np.float32)
     grid[0, 2, 5] = 1
-    large = upsample_to(grid, (224, 224))[0]
+    large = upsample_maps(grid, (224, 224))[0]
     y, x = np.unravel_index(large.argmax(), large.shape)
     assert (y // 32, x // 32) == (2, 5)
     weights = large / large.sum()

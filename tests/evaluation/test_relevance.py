@@ -10,7 +10,7 @@ from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
-from amrg.evaluation.relevance import base_rates, relevance
+from amrg.evaluation.relevance import association_base_rates, retrieval_relevance
 from amrg.evaluation.reports import Association, GeneratedReport, parse_reports
 
 HEART, LESION = FINDINGS.index("Cardiomegaly"), FINDINGS.index("Lung Lesion")
@@ -54,7 +54,7 @@ def test_by_hand(banks):
     present[:3, LESION] = present[0, HEART] = True
     masks = [half("left"), half("right"), {"Lung Lesion": np.ones((8, 8), bool)}, {}]
     weights = np.array([[1.0, 1, 1, 1], [2.0, 0, 0, 2]])
-    found = relevance(banks, reports, present, ~present, masks, weights)
+    found = retrieval_relevance(banks, reports, present, ~present, masks, weights)
     assert found["report"] is None
     visual = found["visual"]
     heart, lesion = (visual["findings"][finding] for finding in ("Cardiomegaly", "Lung Lesion"))
@@ -83,11 +83,11 @@ def test_by_hand(banks):
 def test_without_lists_or_findings(banks):
     nothing = np.zeros((2, 13), bool)
     silent = [report(0.5), GeneratedReport("k", "")]
-    assert relevance(banks, silent, nothing, ~nothing, [{}, {}], np.ones((3, 2)))["visual"] is None
-    found = relevance(banks, [report(0.5)] * 2, nothing, ~nothing, [{}, {}], np.ones((3, 2)))["visual"]
+    assert retrieval_relevance(banks, silent, nothing, ~nothing, [{}, {}], np.ones((3, 2)))["visual"] is None
+    found = retrieval_relevance(banks, [report(0.5)] * 2, nothing, ~nothing, [{}, {}], np.ones((3, 2)))["visual"]
     assert (found["all"], found["findings"]) == (None, {})
     everyone = np.ones((2, 13), bool)
-    found = relevance(banks, [report(0.5)] * 2, everyone, ~everyone, [{}, {}], np.ones((3, 2)))["visual"]
+    found = retrieval_relevance(banks, [report(0.5)] * 2, everyone, ~everyone, [{}, {}], np.ones((3, 2)))["visual"]
     assert found["all"]["without"] == {"value": None, "interval": None}
     assert found["findings"]["Fracture"]["rows"] == 0
 
@@ -97,13 +97,13 @@ def test_a_finding_that_is_unknown_is_not_absent(banks):
     present, absent = np.zeros((3, 13), bool), np.ones((3, 13), bool)
     present[0, LESION], absent[[0, 2], LESION] = True, False
     reports = [report(0.9), report(0.2), report(0.7)]
-    found = relevance(banks, reports, present, absent, [{}] * 3, np.ones((2, 3)))["visual"]
+    found = retrieval_relevance(banks, reports, present, absent, [{}] * 3, np.ones((2, 3)))["visual"]
     for means in (found["all"], found["findings"]["Lung Lesion"]):
         assert (means["with"]["value"], means["without"]["value"]) == (0.9, 0.2)
 
 
 def test_base_rates(banks):
-    rates = base_rates(MemoryBank.open(banks / VISUAL))
+    rates = association_base_rates(MemoryBank.open(banks / VISUAL))
     assert rates[LESION] == pytest.approx(0.4)
     assert rates[HEART] == pytest.approx(0.1)
     assert rates.sum() == pytest.approx(0.5)

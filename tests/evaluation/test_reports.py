@@ -7,7 +7,7 @@ import pytest
 from amrg.data.labels import LABELS
 from amrg.data.studies import Study
 from amrg.errors import UserError
-from amrg.evaluation.reports import Detail, Sentence, Unsure, read_reports
+from amrg.evaluation.reports import Detail, Sentence, Unsure, read_generated_reports
 
 BLANK = dict.fromkeys(LABELS)
 STUDIES = [Study(f"s{i}", f"p{i}", "test", f"Report {i}.", BLANK) for i in (2, 0, 1)]
@@ -37,10 +37,10 @@ def write(path, lines):
 def test_order_is_that_of_the_studies_and_empty_texts_are_kept(tmp_path):
     memory = {"visual": [{"row": 3, "weight": 0.5}], "report": []}
     lines = [LINES[0], {"key": "s1", "generated": "", "memory": memory}, LINES[2]]
-    found = read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+    found = read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
     assert [r.text for r in found] == ["Text 2.", "Text 0.", ""]
     assert found[2].memory == memory
-    assert read_reports(tmp_path, STUDIES) == found
+    assert read_generated_reports(tmp_path, STUDIES) == found
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_order_is_that_of_the_studies_and_empty_texts_are_kept(tmp_path):
 )
 def test_empty_last_lines_and_a_bom_change_nothing(tmp_path, change):
     path = write(tmp_path / "reports.jsonl", LINES)
-    before = read_reports(path, STUDIES)
+    before = read_generated_reports(path, STUDIES)
     path.write_bytes(change(path.read_bytes()))
-    assert read_reports(path, STUDIES) == before
+    assert read_generated_reports(path, STUDIES) == before
 
 
 def test_sentences_keep_what_they_stand_on(tmp_path):
     lines = [LINES[0], LINES[1] | {"sentences": [SENTENCE, NORMAL]}, LINES[2] | {"sentences": []}]
-    found = {r.key: r.sentences for r in read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
+    found = {r.key: r.sentences for r in read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
     details = (Detail("Pleural Effusion", "side", "left", 0.93), Detail("Pleural Effusion", "severity", "mild", None))
     probabilities = SENTENCE["probabilities"]
     effusion = Sentence(
@@ -67,18 +67,18 @@ def test_sentences_keep_what_they_stand_on(tmp_path):
 def test_what_was_left_out_is_read(tmp_path):
     entry = {"text": "Small effusion.", "labels": ["Pleural Effusion"], "probability": 0.4}
     lines = [LINES[0] | {"unsure": [entry]}, *LINES[1:]]
-    found = read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+    found = read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
     assert [r.unsure for r in found] == [(), (Unsure("Small effusion.", ("Pleural Effusion",), 0.4),), ()]
     for wrong in ({"probability": None}, {"probability": 1.2}, {"labels": []}, {"labels": ["No Finding"]}, {"text": 1}):
         with pytest.raises(UserError, match="line 1 is not a report"):
-            read_reports(
+            read_generated_reports(
                 write(tmp_path / "reports.jsonl", [LINES[0] | {"unsure": [entry | wrong]}, *lines[1:]]), STUDIES
             )
 
 
 def test_a_map_that_is_zero_everywhere_has_no_region(tmp_path):
     lines = [line | {"sentences": [SENTENCE | {"box": [0, 0, 0, 0, 0]}]} for line in LINES]
-    found = read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+    found = read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
     assert [r.sentences[0].box for r in found] == [None] * 3
 
 
@@ -115,7 +115,7 @@ def test_a_map_that_is_zero_everywhere_has_no_region(tmp_path):
 def test_a_malformed_sentence_is_no_report(tmp_path, changed):
     lines = [LINES[0], LINES[1] | {"sentences": [NORMAL, SENTENCE | changed]}, LINES[2]]
     with pytest.raises(UserError, match="line 2 is not a report") as error:
-        read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+        read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
     assert "\n" not in str(error.value)
     assert SENTENCE["text"] not in str(error.value)
 
@@ -125,7 +125,7 @@ def test_a_sentence_has_every_entry(tmp_path, missing):
     short = {name: value for name, value in SENTENCE.items() if name != missing}
     lines = [line | {"sentences": [short]} for line in LINES]
     with pytest.raises(UserError, match="line 1 is not a report"):
-        read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+        read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_sentence_has_every_entry(tmp_path, missing):
 )
 def test_what_is_wrong_is_named(tmp_path, lines, message):
     with pytest.raises(UserError, match=message) as error:
-        read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+        read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
     assert "\n" not in str(error.value)
 
 
@@ -159,15 +159,15 @@ def test_line_ends_inside_a_text_end_no_line(tmp_path):
     lines = [json.dumps(line | {"generated": "a\u2028b\x85c"}, ensure_ascii=False) for line in LINES]
     file = tmp_path / "reports.jsonl"
     file.write_bytes("\r\n".join(lines).encode())
-    assert [r.text for r in read_reports(file, STUDIES)] == ["a\u2028b\x85c"] * 3
+    assert [r.text for r in read_generated_reports(file, STUDIES)] == ["a\u2028b\x85c"] * 3
 
 
 def test_missing_or_binary_file(tmp_path):
     with pytest.raises(UserError, match="make it with `amrg generate`"):
-        read_reports(tmp_path / "none.jsonl", STUDIES)
+        read_generated_reports(tmp_path / "none.jsonl", STUDIES)
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot read"):
-        read_reports(tmp_path / "binary.jsonl", STUDIES)
+        read_generated_reports(tmp_path / "binary.jsonl", STUDIES)
 
 
 EDGE = {"head": "Edema", "relation": "co_occurs_with", "tail": "Cardiomegaly", "count": 24, "expected": 4.4}
@@ -176,7 +176,7 @@ EDGE = {"head": "Edema", "relation": "co_occurs_with", "tail": "Cardiomegaly", "
 def test_edges_of_the_graph_are_read_as_texts(tmp_path):
     curated = {"head": "Edema", "relation": "excludes", "tail": "Fracture", "weight": 1.5, "left_out": True}
     lines = [LINES[0], LINES[1] | {"graph": [EDGE], "implausible": [curated]}, LINES[2]]
-    found = {r.key: r for r in read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
+    found = {r.key: r for r in read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
     assert found["s0"].graph == found["s0"].implausible == ()
     assert found["s1"].graph == ("Edema co occurs with Cardiomegaly (24 train studies, 4.4 by chance)",)
     assert found["s1"].implausible == ("Edema excludes Fracture (curated, weight 1.5; left out)",)
@@ -186,15 +186,17 @@ def test_edges_of_the_graph_are_read_as_texts(tmp_path):
 def test_a_wrong_edge_is_one_line(tmp_path, change):
     lines = [LINES[0] | {"graph": [EDGE | change]}, *LINES[1:]]
     with pytest.raises(UserError, match="line 1 is not a report"):
-        read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
+        read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)
 
 
 def test_sections_are_read_and_lines_of_former_versions_have_none(tmp_path):
     apart = {"findings": "Text 0.", "impression": ""}
     lines = [LINES[0] | {"sections": apart, "reference_sections": apart}, *LINES[1:]]
-    found = {r.key: r for r in read_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
+    found = {r.key: r for r in read_generated_reports(write(tmp_path / "reports.jsonl", lines), STUDIES)}
     assert (found["s0"].sections, found["s0"].reference_sections) == (apart, apart)
     assert (found["s1"].sections, found["s1"].reference_sections) == ({}, {})
     for wrong in ({"findings": "Text."}, {"findings": "Text.", "impression": None}, "text"):
         with pytest.raises(UserError, match="line 1 is not a report"):
-            read_reports(write(tmp_path / "reports.jsonl", [LINES[0] | {"sections": wrong}, *LINES[1:]]), STUDIES)
+            read_generated_reports(
+                write(tmp_path / "reports.jsonl", [LINES[0] | {"sections": wrong}, *LINES[1:]]), STUDIES
+            )

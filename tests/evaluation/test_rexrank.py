@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from amrg.artifacts import Recipe, build, open_artifact
+from amrg.artifacts import Recipe, build_artifact, open_artifact
 from amrg.commands.export import main
 from amrg.errors import UserError
 from amrg.evaluation.reports import GeneratedReport
-from amrg.evaluation.rexrank import fill_test_set, to_rexrank
+from amrg.evaluation.rexrank import fill_test_set, rexrank_submission
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def reports(tmp_path):
     made = {}
     for kind, config in (("data", {"sections": "findings"}), ("reports", {})):
         recipe = Recipe(kind, 1, config, dict(made), 0)
-        with build(tmp_path, recipe) as folder:
+        with build_artifact(tmp_path, recipe) as folder:
             rows = [
                 {
                     "key": f"s{i}",
@@ -55,7 +55,7 @@ def test_sections_that_are_told_apart_are_both_there():
         GeneratedReport("b", "G.", reference="F.", sections={"findings": "G.", "impression": ""},
                         reference_sections={"findings": "F.", "impression": ""}),
     ]  # fmt: skip
-    written = to_rexrank(reports, "separate")
+    written = rexrank_submission(reports, "separate")
     assert written["a"] == {
         "section_findings": "F.",
         "section_impression": "I.",

@@ -48,11 +48,11 @@ def test_cider_of_one_study_is_null_with_a_reason():
         assert system["language"]["BLEU-1"]["value"] is not None
     assert "NaN" not in json.dumps({name: system["language"] for name, system in systems.items()})
     scores = {"systems": {n: s | {"learned": {}} for n, s in systems.items()}, "studies": 1, "split": "test"}
-    heads, rows = score_table.score_rows(scores)
+    heads, rows = score_table.system_score_rows(scores)
     assert [row[heads.index("CIDEr")] for row in rows] == ["–", "–"]
-    assert f"CIDEr {reason}" in score_table.unavailable(scores)
+    assert f"CIDEr {reason}" in score_table.unavailable_metrics(scores)
     with io.StringIO() as terminal:
-        Console(file=terminal, width=80).print(score_table.score_table(scores))
+        Console(file=terminal, width=80).print(score_table.terminal_score_table(scores))
         shown = terminal.getvalue()
     assert re.search(r"CIDEr +– +–", shown)
     assert "CIDEr undefined" in shown

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amrg.evaluation.temporal import CHANCE, INVENTED, TEMPORAL, TemporalScores, changes_of, truth_counts
+from amrg.evaluation.temporal import CHANCE, INVENTED, TEMPORAL, TemporalScores, count_true_changes, stated_changes
 from amrg.pages.score_table import temporal_rows
 
 WORSE, STABLE = "The left pleural effusion has increased.", "Cardiomegaly is unchanged."
@@ -11,10 +11,10 @@ BETTER, NEW, PLAIN = "Left pleural effusion has decreased.", "New right pneumoth
 
 
 def test_the_changes_that_texts_state() -> None:
-    assert changes_of(f"{WORSE} {STABLE}") == {("Pleural Effusion", "worse"), ("Cardiomegaly", "unchanged")}
-    assert changes_of(NEW) == {("Pneumothorax", "new")}
-    assert changes_of("Resolved interstitial edema.") == {("Edema", "improved")}
-    assert changes_of("No new consolidation.") == changes_of(PLAIN) == frozenset()
+    assert stated_changes(f"{WORSE} {STABLE}") == {("Pleural Effusion", "worse"), ("Cardiomegaly", "unchanged")}
+    assert stated_changes(NEW) == {("Pneumothorax", "new")}
+    assert stated_changes("Resolved interstitial edema.") == {("Edema", "improved")}
+    assert stated_changes("No new consolidation.") == stated_changes(PLAIN) == frozenset()
 
 
 def test_f1_chance_and_inventions_by_hand() -> None:
@@ -32,7 +32,7 @@ def test_f1_chance_and_inventions_by_hand() -> None:
     assert found["temporal F1 worse"] == 1.0
     assert found["temporal F1 unchanged"] == found["temporal F1 new"] == found["temporal F1 improved"] == 0.0
     assert found[INVENTED] == 1.0  # both of the studies without a prior
-    assert truth_counts(generated, [{"Pleural Effusion": "improved"}, {}, {"Cardiomegaly": "unchanged"}, {}]) == {
+    assert count_true_changes(generated, [{"Pleural Effusion": "improved"}, {}, {"Cardiomegaly": "unchanged"}, {}]) == {
         "stated": 2, "true": 1,
     }  # fmt: skip
 

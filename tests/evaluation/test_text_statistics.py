@@ -8,7 +8,7 @@ import torch
 from amrg.banks.bank import REPORTS
 from amrg.banks.writer import BankWriter
 from amrg.evaluation.reports import GeneratedReport
-from amrg.evaluation.text_statistics import copy_rates, num_distinct_retrievals, retrieved_texts, text_statistics
+from amrg.evaluation.text_statistics import num_distinct_retrievals, report_copy_rates, retrieved_texts, text_statistics
 
 
 def test_length_and_repetition() -> None:
@@ -32,7 +32,7 @@ def test_copying() -> None:
     said = "a b c d e f g h i"  # 6 runs of 4 words, 2 of 8
     other = "p q r s t u v w x"
     train = ["z a b c d z", other, "The report."]
-    found = copy_rates(
+    found = report_copy_rates(
         [said, "the REPORT", "x y z w"],
         [["a b c d e. f g h i", "e f g h"], ["The report."], []],
         train,
@@ -49,10 +49,10 @@ def test_copying() -> None:
 
 def test_the_control_is_another_patient() -> None:
     rows = [["a b c d"], ["a b c d"], ["k l m n"]]
-    same, other = (copy_rates(["a b c d"] * 3, rows, [], groups)["others_4"] for groups in ("ppq", "pqr"))
+    same, other = (report_copy_rates(["a b c d"] * 3, rows, [], groups)["others_4"] for groups in ("ppq", "pqr"))
     assert same == pytest.approx(1 / 3)  # of one patient's two studies both look at the other patient's row
     assert other == pytest.approx(2 / 3)
-    nothing = copy_rates(["a b c d"], [[]], ["x"], ["p"])
+    nothing = report_copy_rates(["a b c d"], [[]], ["x"], ["p"])
     assert nothing["retrieved_4"] is None
     assert nothing["whole_retrieved"] is None
 

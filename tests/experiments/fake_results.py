@@ -11,7 +11,7 @@ from amrg.experiments.aggregate import DETAILS, REPORTED_METRICS, Judged, Row, S
 from amrg.experiments.localization import Lesions, iou_by_threshold, sample_overlays
 from amrg.experiments.registry import EXPERIMENTS, THRESHOLDS, Experiment
 from amrg.experiments.result import Result
-from amrg.pages.overlays import film_url, heat_url, outline_url
+from amrg.pages.overlays import film_data_url, heat_map_data_url, outline_data_url
 
 SIZE = 56  # pixels on a side of a film
 RELEVANCE = ("visual relevance", "visual relevance, absent", "visual true side", "report relevance")
@@ -23,11 +23,12 @@ def write_results(config: Config):
         rows, overlays = (rendered(), overlaid()) if experiment.maps == "thresholds" else (made(experiment, number), [])
         panels = PANELS.get(experiment.name, PANELS[""])
         told = Result(
-            experiment.name, experiment.title, experiment.question, "", conclusions.conclusions(experiment.name, rows),
-            result.as_table(rows), "Intervals: 95%.", result.plot(rows, panels, experiment.x_label), overlays, "Heat.",
+            experiment.name, experiment.title, experiment.question, "",
+            conclusions.experiment_conclusions(experiment.name, rows), result.result_table(rows), "Intervals: 95%.",
+            result.plot_result(rows, panels, experiment.x_label), overlays, "Heat.",
         )  # fmt: skip
-        result.write(config, told, rows)
-    return result.write_all(config, result.read_all(config, list(EXPERIMENTS)))
+        result.write_experiment(config, told, rows)
+    return result.write_results_page(config, result.read_results(config, list(EXPERIMENTS)))
 
 
 def made(experiment: Experiment, number: int) -> list[Row]:
@@ -76,9 +77,9 @@ def overlaid() -> list[dict[str, str]]:
     found = lesions()
     return [
         {
-            "film": film_url(found.films[i]),
-            "heat": heat_url(found.maps_LHW[i], top=1.0),
-            "outline": outline_url(found.masks[i]),
+            "film": film_data_url(found.films[i]),
+            "heat": heat_map_data_url(found.maps_LHW[i], top=1.0),
+            "outline": outline_data_url(found.masks[i]),
             "finding": found.findings[i],
         }
         for i in sample_overlays(found, 0)

@@ -19,17 +19,17 @@ from amrg.experiments.aggregate import (
     Judged,
     Row,
     Score,
-    class_f1,
-    epochs_to,
+    epochs_to_loss,
+    f1_by_finding,
     paired_t_test,
-    pool_seeds,
+    pool_seed_reports,
     with_differences,
 )
 from amrg.experiments.localization import Lesions, iou_by_threshold, scores_of_method
 from amrg.experiments.markdown import write_markdown
 from amrg.experiments.registry import DETAILED, HEADLINE
-from amrg.experiments.result import Result, as_csv, as_table, plot, render
-from amrg.experiments.retrieval_relevance import most_typical
+from amrg.experiments.result import Result, plot_result, render_results_page, result_csv, result_table
+from amrg.experiments.retrieval_relevance import most_typical_text
 
 EFFUSION, NORMAL = "There is a large left pleural effusion.", "The lungs are clear. No pleural effusion."
 
@@ -49,7 +49,10 @@ def row(name, value, seeds=(), difference=None, over=None, judged=(HEADLINE,), *
 
 
 def test_paired_tests_take_all_seeds_of_a_patient_together():
-    pools = [pool_seeds("base", [run("a", 2), run("b", 3)]), pool_seeds("good", [run("c", 12), run("d", 11)])]
+    pools = [
+        pool_seed_reports("base", [run("a", 2), run("b", 3)]),
+        pool_seed_reports("good", [run("c", 12), run("d", 11)]),
+    ]
     assert len({report.key for report in pools[0].reports}) == 24
     assert len({report.group for report in pools[0].reports}) == 12
     rows = with_differences(
@@ -62,17 +65,23 @@ def test_paired_tests_take_all_seeds_of_a_patient_together():
     assert good.interval[0] > 0
     assert good.p < 0.01
     assert good.holm == pytest.approx(2 * good.p)
-    assert verdicts.verdict(rows[1]) == "better"
-    assert verdicts.verdict(rows[2]) == "the same"
+    assert verdicts.score_verdict(rows[1]) == "better"
+    assert verdicts.score_verdict(rows[2]) == "the same"
     assert again.p == 1
 
 
 def test_seeds_repeated_do_not_make_a_difference_surer():
     once = with_differences(
-        [row("a", 0), row("b", 0)], [pool_seeds("a", [run("x", 4)]), pool_seeds("b", [run("y", 6)])], 400, 0
+        [row("a", 0), row("b", 0)],
+        [pool_seed_reports("a", [run("x", 4)]), pool_seed_reports("b", [run("y", 6)])],
+        400,
+        0,
     )
     many = with_differences(
-        [row("a", 0), row("b", 0)], [pool_seeds("a", [run("x", 4)] * 3), pool_seeds("b", [run("y", 6)] * 3)], 400, 0
+        [row("a", 0), row("b", 0)],
+        [pool_seed_reports("a", [run("x", 4)] * 3), pool_seed_reports("b", [run("y", 6)] * 3)],
+        400,
+        0,
     )
     assert once[1].tested().difference == many[1].tested().difference
 
@@ -102,20 +111,24 @@ def test_seeds_that_change_nothing_are_no_evidence():
     for found, gap in ((constant, 0.033), (shifted, 0.1)):
         assert (found.p, found.interval) == (1.0, pytest.approx((gap, gap)))
     patients = Difference(0.695, 0.728, (0.014, 0.054), 0.003, 0.048)
-    text = verdicts.compared(row("queries", 0.728, [0.728] * 3, patients, constant), row("none", 0.695, [0.695] * 3))
+    text = verdicts.compare_with_sentence(
+        row("queries", 0.728, [0.728] * 3, patients, constant), row("none", 0.695, [0.695] * 3)
+    )
     assert "scored higher than" in text
     assert "; the same in each of 3 seeds, which is no evidence for other trainings" in text
 
 
 def test_over_seeds_p_is_corrected_and_what_is_the_same_is_no_difference():
-    pools = [pool_seeds(name, [run(str(i), right) for i, right in enumerate((2, 3, 2))]) for name in "abc"]
+    pools = [pool_seed_reports(name, [run(str(i), right) for i, right in enumerate((2, 3, 2))]) for name in "abc"]
     rows = [row(name, 0.3, seeds) for name, seeds in
             (("a", [0.3, 0.35, 0.28]), ("b", [0.52, 0.55, 0.51]), ("c", [0.3, 0.35, 0.28]))]  # fmt: skip
     first, other, same = with_differences(rows, pools, 50, 0)
     assert first.tested().over_seeds is None
     assert other.tested().over_seeds.holm == pytest.approx(2 * by_hand([0.3, 0.35, 0.28], [0.52, 0.55, 0.51])[2])
     assert (same.tested().over_seeds.interval, same.tested().over_seeds.p) == ((0, 0), 1)
-    single = with_differences([row("a", 0.3), row("b", 0.3)], [pool_seeds(name, [run("x", 2)]) for name in "ab"], 50, 0)
+    single = with_differences(
+        [row("a", 0.3), row("b", 0.3)], [pool_seed_reports(name, [run("x", 2)]) for name in "ab"], 50, 0
+    )
     assert single[1].tested().over_seeds is None
 
 
@@ -129,7 +142,10 @@ def sided(name, right):
 
 def test_each_judged_score_is_tested_and_p_is_corrected_for_all_of_them():
     """A wrong side is no miss of the headline; a hit with details it is not."""
-    pools = [pool_seeds("a", [sided("x", 12), sided("y", 12)]), pool_seeds("b", [sided("z", 3), sided("w", 2)])]
+    pools = [
+        pool_seed_reports("a", [sided("x", 12), sided("y", 12)]),
+        pool_seed_reports("b", [sided("z", 3), sided("w", 2)]),
+    ]
     rows = [row(name, 0, seeds, judged=(HEADLINE, DETAILED)) for name, seeds in (("a", (1, 1)), ("b", (0.25, 1 / 6)))]
     plain, detailed = (with_differences(rows, pools, 400, 0)[1].tested(name) for name in (HEADLINE, DETAILED))
     assert (plain.difference.baseline, plain.difference.candidate, plain.difference.p) == (1, 1, 1)
@@ -160,7 +176,7 @@ def test_over_patients_three_seeds_are_swapped_together():
         a, b = np.where(swapped, said[1], said[0]), np.where(swapped, said[0], said[1])
         gaps.append(f1(b) - f1(a))
     exact = np.mean([abs(gap) >= abs(gaps[0]) - 1e-12 for gap in gaps])
-    pools = [pool_seeds(name, [reports(str(i), of_seed) for i, of_seed in enumerate(of_run)])
+    pools = [pool_seed_reports(name, [reports(str(i), of_seed) for i, of_seed in enumerate(of_run)])
              for name, of_run in zip("ab", said, strict=True)]  # fmt: skip
     found = with_differences([row("a", 0), row("b", 0)], pools, 20_000, 0)[1].tested().difference
     assert found.candidate - found.baseline == pytest.approx(gaps[0])
@@ -174,29 +190,31 @@ def test_better_is_said_only_where_patients_and_seeds_show_it():
                               (0.01, 0.2, "scored higher than")):  # fmt: skip
         over = Difference(0.3, other, (-0.2, 0.6), holm, holm)
         one = row("both off", 0.5, [0.4, 0.5, 0.6], patients, over)
-        text = verdicts.compared(one, first)
+        text = verdicts.compare_with_sentence(one, first)
         assert f"“both off” {word} “first”" in text
         assert f"; over 3 seeds 95% -0.200 to +0.600, corrected p {holm:.3f})" in text
         rows = [replace(one, name=name) for name in ("visual memory off", "report memory off", "both off")]
-        said = conclusions.conclusions("memory-ablation", [first, *rows, replace(one, name="mismatched memory")])
+        said = conclusions.experiment_conclusions(
+            "memory-ablation", [first, *rows, replace(one, name="mismatched memory")]
+        )
         assert ("that it holds for other seeds is not shown" in said[0]) == ("higher" in word)
         assert "A test of 3 seeds sees only what is large beside their spread" in said[-1]
 
 
 def test_class_f1_of_what_references_state():
-    assert class_f1(run("x", 6)) == {"Pleural Effusion": pytest.approx(2 / 3)}
+    assert f1_by_finding(run("x", 6)) == {"Pleural Effusion": pytest.approx(2 / 3)}
 
 
 def test_epochs_to_a_loss():
     curve = [{"epoch": i + 1, "val_loss": loss} for i, loss in enumerate((3.0, 2.0, 1.0))]
-    assert epochs_to(curve, 3.5) == 1.0
-    assert epochs_to(curve, 1.25) == pytest.approx(2.75)
-    assert np.isnan(epochs_to(curve, 0.5))
+    assert epochs_to_loss(curve, 3.5) == 1.0
+    assert epochs_to_loss(curve, 1.25) == pytest.approx(2.75)
+    assert np.isnan(epochs_to_loss(curve, 0.5))
 
 
 def test_the_most_typical_text():
-    assert most_typical(["a b", "x y", "a b c"]) == "a b"
-    assert most_typical([]) == ""
+    assert most_typical_text(["a b", "x y", "a b c"]) == "a b"
+    assert most_typical_text([]) == ""
 
 
 def test_localisation_of_a_made_up_lesion():
@@ -228,29 +246,31 @@ def ablation(off, mismatched):
 def test_words_say_what_holds_and_what_does_not():
     worse = differing("both off", 0.2, 0.01, (-0.15, -0.05))
     unclear = differing("mismatched memory", 0.29, 0.6, (-0.05, 0.03))
-    text = " ".join(conclusions.conclusions("memory-ablation", ablation(worse, unclear)))
+    text = " ".join(conclusions.experiment_conclusions("memory-ablation", ablation(worse, unclear)))
     assert "memory helps here" in text
     assert "is not shown to do harm" in text
     assert "“both off” scored lower than “both memories” in clinical micro-F1: -0.100 (95% -0.150 to -0.050" in text
     assert "One training each" in text
-    none = " ".join(conclusions.conclusions("memory-ablation", ablation(replace(unclear, name="both off"), unclear)))
+    none = " ".join(
+        conclusions.experiment_conclusions("memory-ablation", ablation(replace(unclear, name="both off"), unclear))
+    )
     assert "That memory helps is not shown here" in none
     zero = [
         replace(r, scores=dict.fromkeys(REPORTED_METRICS, Score(0.0, (0.0, 0.0)))) for r in ablation(worse, unclear)
     ]
-    assert "nothing can be concluded" in conclusions.conclusions("memory-ablation", zero)[0]
+    assert "nothing can be concluded" in conclusions.experiment_conclusions("memory-ablation", zero)[0]
 
 
 def test_words_of_the_leak():
     rows = [row("train", 0.3), differing("seen", 0.3, 1.0, (-0.1, 0.1)), differing("hidden", 0.31, 1.0, (-0.1, 0.1)),
             differing("leaked", 0.8, 0.001, (0.4, 0.6))]  # fmt: skip
-    assert "worth +0.500" in conclusions.conclusions("leakage", rows)[0]
-    assert "Hiding a patient's own rows" in conclusions.conclusions("leakage", rows)[0]
+    assert "worth +0.500" in conclusions.experiment_conclusions("leakage", rows)[0]
+    assert "Hiding a patient's own rows" in conclusions.experiment_conclusions("leakage", rows)[0]
     rows[3] = differing("leaked", 0.31, 0.8, (-0.1, 0.1))
-    assert "not shown here" in conclusions.conclusions("leakage", rows)[0]
-    assert "does not visibly copy" in conclusions.conclusions("leakage", rows)[0]
+    assert "not shown here" in conclusions.experiment_conclusions("leakage", rows)[0]
+    assert "does not visibly copy" in conclusions.experiment_conclusions("leakage", rows)[0]
     rows[0].scores["ROUGE-L"], rows[3].scores["ROUGE-L"] = Score(0.31, (0.30, 0.32)), Score(0.36, (0.35, 0.38))
-    text = conclusions.conclusions("leakage", rows)[0]
+    text = conclusions.experiment_conclusions("leakage", rows)[0]
     assert "not shown here. The answer is quoted: ROUGE-L 0.360 [0.350, 0.380] in place of 0.310 [0.300" in text
 
 
@@ -259,7 +279,7 @@ def test_a_leak_that_shows_in_details_alone_is_told():
     better = Difference(0.3, 0.6, (0.2, 0.4), 0.001, 0.004)
     rows[3] = replace(rows[3], tests={**rows[3].tests, DETAILED: Judged([0.6], better)})
     rows[:3] = [differing(one.name, 0.3, 1.0, (-0.1, 0.1), (HEADLINE, DETAILED)) for one in rows[:3]]
-    assert "worth +0.300 clinical micro-F1 with details" in conclusions.conclusions("leakage", rows)[0]
+    assert "worth +0.300 clinical micro-F1 with details" in conclusions.experiment_conclusions("leakage", rows)[0]
 
 
 def test_words_of_details_and_relevance():
@@ -269,7 +289,7 @@ def test_words_of_details_and_relevance():
     first = replace(first, scores={**first.scores, **said})
     off = [differing(f"{bank} memory off", 0.2, 0.01, (-0.15, -0.05), both) for bank in ("visual", "report")]
     others = [differing(name, 0.3, 0.9, (-0.1, 0.1), both) for name in ("both off", "mismatched memory")]
-    text = "\n".join(conclusions.conclusions("memory-ablation", [first, *off, *others]))
+    text = "\n".join(conclusions.experiment_conclusions("memory-ablation", [first, *off, *others]))
     assert "Details are worse without the visual memory" in text
     assert "another patient's do no visible harm" in text
     assert (
@@ -277,18 +297,21 @@ def test_words_of_details_and_relevance():
     )
     assert "“both memories” reaches a clinical micro-F1 with details of 0.300" in text
     assert "report memory that falls" not in text
-    asked = conclusions.conclusions("region-query", [first, replace(off[0], name="Q-Former queries")])
+    asked = conclusions.experiment_conclusions("region-query", [first, replace(off[0], name="Q-Former queries")])
     assert "visual memory that falls on rows of that finding" in asked[0]
     sides = {"side exact": Score(0.8, (0.7, 0.9))}
     supported = [replace(first, name="region memory", scores={**first.scores, **sides}), off[0]]
-    assert conclusions.conclusions("grounding", supported)[0] == "Side exact: “region memory” 0.800 [0.700, 0.900]."
+    assert (
+        conclusions.experiment_conclusions("grounding", supported)[0]
+        == "Side exact: “region memory” 0.800 [0.700, 0.900]."
+    )
 
 
 def test_copies_that_could_not_be_had_are_said():
     rows = [row("Hopfield, 1 step", 0.3), differing("copy", 0.2, 0.9, (-0.2, 0.1))]
-    assert not any("could not be copied" in text for text in conclusions.conclusions("retrieval", rows))
+    assert not any("could not be copied" in text for text in conclusions.experiment_conclusions("retrieval", rows))
     rows[1] = replace(rows[1], diagnostics={LOST: 3.0})
-    assert "3 of “copy”" in conclusions.conclusions("retrieval", rows)[-1]
+    assert "3 of “copy”" in conclusions.experiment_conclusions("retrieval", rows)[-1]
 
 
 def test_words_of_beta_name_the_fastest_and_the_best():
@@ -297,15 +320,15 @@ def test_words_of_beta_name_the_fastest_and_the_best():
         row("β = 0.5", 0.3, x=0.5, diagnostics=facts[0]),
         replace(differing("β = 8", 0.2, 0.4, (-0.2, 0.1)), x=8.0, diagnostics=facts[1]),
     ]
-    text = conclusions.conclusions("beta", rows)[0]
+    text = conclusions.experiment_conclusions("beta", rows)[0]
     assert "reached first by β = 8 (after 1.5 epochs) and last by β = 0.5 (3.0)" in text
     assert "Not the fastest but β = 0.5 has" in text
     assert "from 90.0 to 8.0 rows (report bank)" in text
 
 
 def test_words_over_time_compare_intervals():
-    assert "intervals overlapping" in conclusions.conclusions("temporal", [row("a", 0.3), row("b", 0.28)])[0]
-    assert "intervals apart" in conclusions.conclusions("temporal", [row("a", 0.5), row("b", 0.2)])[0]
+    assert "intervals overlapping" in conclusions.experiment_conclusions("temporal", [row("a", 0.3), row("b", 0.28)])[0]
+    assert "intervals apart" in conclusions.experiment_conclusions("temporal", [row("a", 0.5), row("b", 0.2)])[0]
 
 
 def test_csv_and_table_hold_every_number():
@@ -313,27 +336,29 @@ def test_csv_and_table_hold_every_number():
         row("base", 0.3, diagnostics={"report rows": 1000.0}),
         differing("other, with a comma", 0.4, 0.02, (0.05, 0.15)),
     ]
-    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    read = list(csv.DictReader(io.StringIO(result_csv(rows))))
     assert read[1]["variant"] == "other, with a comma"
     assert float(read[1]["difference"]) == pytest.approx(0.1)
     assert float(read[0][f"{HEADLINE} low"]) == pytest.approx(0.25)
     assert read[1]["report rows"] == ""
     both = [row("base", 0.3, judged=(HEADLINE, DETAILED)), differing("b", 0.4, 0.02, (0, 0.2), (HEADLINE, DETAILED))]
-    read = list(csv.DictReader(io.StringIO(as_csv(both))))
+    read = list(csv.DictReader(io.StringIO(result_csv(both))))
     assert float(read[1][f"{DETAILED}: p corrected"]) == float(read[1]["p corrected"]) == pytest.approx(0.02)
     assert float(read[0][f"{DETAILED} seed 0"]) == pytest.approx(0.3)
-    assert f"{DETAILED}: corrected p" in as_table(both)[0]
-    heads, cells = as_table(rows)
+    assert f"{DETAILED}: corrected p" in result_table(both)[0]
+    heads, cells = result_table(rows)
     assert all(len(line) == len(heads) for line in cells)
     assert "+0.100 [+0.050, +0.150]" in cells[1]
 
 
 def test_the_page_is_the_same_every_time_and_markup_stays_text():
     rows = [row("<b>base</b>", 0.3, x=1.0), replace(differing("b", 0.4, 0.02, (0.05, 0.15)), x=16.0)]
-    told = Result("beta", "β", "?", "", ["<script>"], as_table(rows), "", plot(rows, (HEADLINE, "none"), "β"))
-    pages = [render(Config(), [told, Result("temporal", "Time", "?", "no films")]) for _ in range(2)]
+    told = Result(
+        "beta", "β", "?", "", ["<script>"], result_table(rows), "", plot_result(rows, (HEADLINE, "none"), "β")
+    )
+    pages = [render_results_page(Config(), [told, Result("temporal", "Time", "?", "no films")]) for _ in range(2)]
     assert pages[0] == pages[1]
-    assert plot(rows, (HEADLINE,), "β") == plot(rows, (HEADLINE,), "β")
+    assert plot_result(rows, (HEADLINE,), "β") == plot_result(rows, (HEADLINE,), "β")
     assert "<script>" not in pages[0]
     assert "&lt;b&gt;base&lt;/b&gt;" in pages[0]
     assert "Not run:</b> no films" in pages[0]
@@ -349,7 +374,7 @@ def test_as_markdown_a_table_is_narrower_and_a_plot_is_a_file(tmp_path):
         ["said"],
         (heads, [["a|b", "1", "2", "3", "4", "9", "8"], ["c", "1", "2", "3", "4", "9", "7"]]),
         "note",
-        plot([row("a", 0.3)], (HEADLINE,), "β"),
+        plot_result([row("a", 0.3)], (HEADLINE,), "β"),
     )
     write_markdown([told, Result("temporal", "Time", "?", "no films")], tmp_path / "results.md", "plots")
     lines = (tmp_path / "results.md").read_text().splitlines()

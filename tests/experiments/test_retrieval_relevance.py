@@ -11,12 +11,17 @@ from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.banks.writer import BankWriter
 from amrg.config import Config, DataConfig, EvaluateConfig
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.shards import prepare
-from amrg.data.stream import load_studies
+from amrg.data.shards import prepare_shards
+from amrg.data.stream import load_split_studies
 from amrg.data.studies import Study, StudyImages
 from amrg.evaluation.comparison import ReportSet
 from amrg.evaluation.reports import Association, GeneratedReport
-from amrg.experiments.retrieval_relevance import copies, most_typical, relevance_facts, relevance_scores
+from amrg.experiments.retrieval_relevance import (
+    copy_retrieved_reports,
+    most_typical_text,
+    relevance_facts,
+    relevance_scores,
+)
 from amrg.inference.report_writer import TOP_ROWS
 
 SIZE = 32
@@ -46,7 +51,7 @@ def made(data: Path, banks: Path) -> SimpleNamespace:
 def halves(tmp_path_factory):
     """Data, and banks of four rows each, one of them of an effusion."""
     folder = tmp_path_factory.mktemp("halves")
-    prepare(Halves(), DataConfig(image_size=SIZE, workers=1), folder / "data", 0)
+    prepare_shards(Halves(), DataConfig(image_size=SIZE, workers=1), folder / "data", 0)
     known = {"key": "t", "group": "q", "split": "train", "source": "region", "view": 0, "box": [0, 0, 1, 1]}
     for name in (VISUAL, REPORTS):
         with BankWriter(folder / "banks" / name, 8) as writer:
@@ -95,19 +100,21 @@ def retrieved(key: str, *rows: int) -> GeneratedReport:
 def test_a_copy_is_the_whole_report_behind_a_sentence(artefacts):
     origins = MemoryBank.open(artefacts.banks / REPORTS).provenance.to_pylist()
     assert {origin["source"] for origin in origins} == {"sentence"}
-    whole = {study.key: study.report for study in load_studies(artefacts.data, "train")}
+    whole = {study.key: study.report for study in load_split_studies(artefacts.data, "train")}
     run = ReportSet("x", [retrieved("a", 3, 0), retrieved("b"), retrieved("c", *range(TOP_ROWS))])
-    copied, lost = copies(run, made(artefacts.data, artefacts.banks), 1)
+    copied, lost = copy_retrieved_reports(run, made(artefacts.data, artefacts.banks), 1)
     assert copied.reports[0].text == whole[origins[3]["key"]]
     assert origins[3]["text"] in copied.reports[0].text != origins[3]["text"]
     assert (copied.reports[1].text, lost) == ("", 1)
-    several, _ = copies(run, made(artefacts.data, artefacts.banks), TOP_ROWS)
+    several, _ = copy_retrieved_reports(run, made(artefacts.data, artefacts.banks), TOP_ROWS)
     of = dict.fromkeys(origins[row]["key"] for row in range(TOP_ROWS))
     assert len(of) < TOP_ROWS  # sentences of one report are one report
-    assert several.reports[2].text == most_typical([whole[key] for key in of])
+    assert several.reports[2].text == most_typical_text([whole[key] for key in of])
 
 
 def test_what_is_not_in_the_data_cannot_be_copied(artefacts, halves):
     """Rows of a bank that was filled from elsewhere."""
-    copied, lost = copies(ReportSet("x", [retrieved("a", 0)]), made(halves.path("data"), artefacts.banks), 1)
+    copied, lost = copy_retrieved_reports(
+        ReportSet("x", [retrieved("a", 0)]), made(halves.path("data"), artefacts.banks), 1
+    )
     assert (copied.reports[0].text, lost) == ("", 1)

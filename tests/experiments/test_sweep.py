@@ -13,7 +13,15 @@ from amrg.config import Config
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import _vision_fingerprint
 from amrg.experiments.registry import DETAILED, EXPERIMENTS, HEADLINE, Experiment
-from amrg.experiments.sweep import Forecast, Sweep, Variant, experiments_dir, show_forecast, with_overrides, with_seed
+from amrg.experiments.sweep import (
+    Forecast,
+    Sweep,
+    Variant,
+    config_with_seed,
+    experiments_dir,
+    show_forecast,
+    with_overrides,
+)
 
 SMALL = {
     "memory.beta": 200.0,
@@ -34,16 +42,18 @@ def test_changes_reach_their_setting_and_nothing_else():
 
 
 def test_seed_0_is_the_run_as_configured():
-    assert with_seed(Config(), Variant("own"), 0) == Config()
-    assert with_seed(Config(seed=4), Variant("own"), 2).stage2.seed == 6
-    assert with_seed(Config(seed=4), Variant("own"), 2).seed == 4
+    assert config_with_seed(Config(), Variant("own"), 0) == Config()
+    assert config_with_seed(Config(seed=4), Variant("own"), 2).stage2.seed == 6
+    assert config_with_seed(Config(seed=4), Variant("own"), 2).seed == 4
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS.keys())
 def test_every_variant_is_a_configuration_of_its_own(experiment: Experiment):
     config = Config()
     variants = experiment.variants(config, 9000)
-    found = [(repr(with_seed(config, variant, 0)), variant.copy_top_k, repr(variant.added)) for variant in variants]
+    found = [
+        (repr(config_with_seed(config, variant, 0)), variant.copy_top_k, repr(variant.added)) for variant in variants
+    ]
     assert len(set(found)) == len(found)
     assert len({variant.name for variant in variants}) == len(variants)
 
@@ -63,23 +73,23 @@ def test_what_asks_the_visual_memory_is_varied_with_and_without_its_loss():
     assert [tuple(variant.changes.values()) for variant in variants] == [
         (query, loss) for query in ("placed_regions", "regions", "queries") for loss in (0.0, 1.0)
     ]
-    assert with_seed(Config(), variants[0], 0) == Config()
+    assert config_with_seed(Config(), variants[0], 0) == Config()
 
 
 def test_what_supports_the_words_is_varied_after_one_training():
     variants = EXPERIMENTS["grounding"].variants(Config(), 9000)
     assert [variant.changes["generate.support"] for variant in variants] == ["memory", "none", "map", "head", "all"]
-    configs = [with_seed(Config(), variant, 1) for variant in variants]
+    configs = [config_with_seed(Config(), variant, 1) for variant in variants]
     assert len({repr(replace(one, generate=Config().generate)) for one in configs}) == 1
     assert all(one.generate.outline_source == "retrieved" and one.decoder.predict_outline for one in configs)
     recalling = with_overrides(Config(), {"decoder.predict_outline": True, "generate.outline_source": "retrieved"})
-    assert with_seed(recalling, variants[0], 0) == recalling
+    assert config_with_seed(recalling, variants[0], 0) == recalling
 
 
 def test_retrieved_text_is_given_beside_vectors_instead_of_them_and_not_at_all():
     config = with_overrides(Config(), {"decoder.prompt": "{image}Findings:"})
     names = ("use_visual_memory", "use_report_memory", "use_retrieved_text")
-    given = {v.name: with_seed(config, v, 0) for v in EXPERIMENTS["retrieved-text"].variants(config, 9000)}
+    given = {v.name: config_with_seed(config, v, 0) for v in EXPERIMENTS["retrieved-text"].variants(config, 9000)}
     assert {name: tuple(getattr(one.decoder, n) for n in names) for name, one in given.items()} == {
         "vectors and text": (True, True, True),
         "vectors": (True, True, False),
@@ -92,7 +102,7 @@ def test_retrieved_text_is_given_beside_vectors_instead_of_them_and_not_at_all()
 
 
 def test_two_films_are_compared_with_one_and_weights_with_the_mean():
-    given = {v.name: with_seed(Config(), v, 0) for v in EXPERIMENTS["views"].variants(Config(), 9000)}
+    given = {v.name: config_with_seed(Config(), v, 0) for v in EXPERIMENTS["views"].variants(Config(), 9000)}
     assert {one.data.listed_films for one in given.values()} == {2}
     assert [name for name, one in given.items() if not one.data.lateral_films] == ["one film"]
     assert [one.vision.film_fusion for one in given.values()] == ["mean", "mean", "attention", "attention", "mean"]
@@ -102,30 +112,30 @@ def test_two_films_are_compared_with_one_and_weights_with_the_mean():
 
 
 def test_the_context_is_own_anothers_or_none_and_one_decoder_sees_no_film():
-    given = {v.name: with_seed(Config(), v, 0) for v in EXPERIMENTS["context"].variants(Config(), 9000)}
+    given = {v.name: config_with_seed(Config(), v, 0) for v in EXPERIMENTS["context"].variants(Config(), 9000)}
     assert {one.decoder.context for one in given.values()} == {("indication",)}
     assert [one.generate.context for one in given.values()] == ["own", "shuffled", "none", "none", "own"]
     assert [one.stage2.context_dropout for one in given.values()] == [0.3, 0.3, 0.3, 1.0, 0.3]
     films = [one.decoder.use_queries or one.decoder.use_visual_tokens for one in given.values()]
     assert films == [True] * 4 + [False]
     reading = with_overrides(Config(), {"decoder.context": ["age", "sex"]})
-    assert with_seed(reading, EXPERIMENTS["context"].variants(reading, 9000)[0], 0) == reading
+    assert config_with_seed(reading, EXPERIMENTS["context"].variants(reading, 9000)[0], 0) == reading
 
 
 def test_the_earlier_study_is_own_anothers_or_none_and_each_part_is_read_alone():
-    given = {v.name: with_seed(Config(), v, 0) for v in EXPERIMENTS["prior"].variants(Config(), 9000)}
+    given = {v.name: config_with_seed(Config(), v, 0) for v in EXPERIMENTS["prior"].variants(Config(), 9000)}
     assert [one.decoder.prior for one in given.values()] == [("report", "films")] * 4 + [("report",), ("films",)]
     assert [one.generate.prior for one in given.values()] == ["own", "shuffled", "none", "none", "own", "own"]
     assert [one.stage2.prior_dropout for one in given.values()] == [0.3, 0.3, 0.3, 1.0, 0.3, 0.3]
     assert all(one.data.earlier_states for one in given.values())
     dated = with_overrides(Config(), {"data.source": "mimic_cxr", "data.path": "mimic", "decoder.prior": ["report"]})
-    assert with_seed(dated, EXPERIMENTS["prior"].variants(dated, 9000)[0], 0) == dated
+    assert config_with_seed(dated, EXPERIMENTS["prior"].variants(dated, 9000)[0], 0) == dated
 
 
 def test_no_limit_leaves_out_rows_of_a_bank_that_leaks():
     limited = with_overrides(Config(), {"banks.mining.max_studies": 10, "banks.mining.regions_per_finding": 3})
     for variant in EXPERIMENTS["leakage"].variants(limited, 9000):
-        mining = with_seed(limited, variant, 0).banks.mining
+        mining = config_with_seed(limited, variant, 0).banks.mining
         assert (mining.max_studies, mining.regions_per_finding, mining.normal_regions) == (None, 36000, 36000)
 
 
@@ -134,7 +144,7 @@ def test_cross_attention_is_not_taught_what_only_hopfield_networks_learn():
         return next(v for v in EXPERIMENTS["retrieval"].variants(config, 9000) if "attention" in v.name)
 
     taught = with_overrides(Config(), {"stage2.association_loss_weight": 1.0})
-    assert with_seed(taught, attention(taught), 0).stage2.association_loss_weight == 0.0
+    assert config_with_seed(taught, attention(taught), 0).stage2.association_loss_weight == 0.0
     assert attention(taught).name == "cross-attention, no association loss"
     assert attention(Config()).changes == {"memory.retrieval": "cross_attention"}
 
@@ -173,7 +183,7 @@ def config(artefacts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(config):
-    return experiment.run(config, [ABLATION], seeds=1)
+    return experiment.run_experiments(config, [ABLATION], seeds=1)
 
 
 def test_counts_what_is_to_be_made(config):
@@ -213,10 +223,10 @@ def test_an_experiment_leaves_table_and_page(config, pages):
 
 
 def test_done_again_nothing_is_made(config, pages, capsys):
-    before = {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")}
+    before = {path: path.stat().st_mtime_ns for path in pipeline.artifact_root(config).glob("*-*/*")}
     page = pages[0].read_bytes()
-    assert experiment.run(config, [ABLATION], seeds=1) == pages
-    assert {path: path.stat().st_mtime_ns for path in pipeline.root(config).glob("*-*/*")} == before
+    assert experiment.run_experiments(config, [ABLATION], seeds=1) == pages
+    assert {path: path.stat().st_mtime_ns for path in pipeline.artifact_root(config).glob("*-*/*")} == before
     assert pages[0].read_bytes() == page
     assert "making" not in capsys.readouterr().err
     sweep = Sweep(config, [some(config, 16)], [3])
@@ -242,7 +252,9 @@ def test_copies_come_from_the_rows_retrieved(config):
     retrieval = EXPERIMENTS["retrieval"]
     chosen = [v for v in retrieval.variants(config, 16) if v.copy_top_k or v.name == "Hopfield, 1 step"]
     assert [variant.copy_top_k for variant in chosen] == [0, 1, 5]
-    page = experiment.run(config, [replace(retrieval, variants=lambda config, texts: chosen)], seeds=1)[0].read_text()
+    page = experiment.run_experiments(config, [replace(retrieval, variants=lambda config, texts: chosen)], seeds=1)[
+        0
+    ].read_text()
     table = (experiments_dir(config) / "retrieval" / "table.csv").read_text()
     assert table.count("\n") == 4
     assert "over seeds" not in table
@@ -254,9 +266,11 @@ def test_details_are_supported_after_one_training(config):
     grounding = EXPERIMENTS["grounding"]
     sweep = Sweep(config, [grounding.variants(config, 16)], [1])
     assert (sweep.pending_counts()["stage2"], sweep.pending_counts()["generate"]) == (1, 5)
-    before = {path.name for path in pipeline.root(config).glob("*-*")}
-    page = experiment.run(config, [grounding], seeds=1)[0]
-    made = sorted(path.name.split("-")[0] for path in pipeline.root(config).glob("*-*") if path.name not in before)
+    before = {path.name for path in pipeline.artifact_root(config).glob("*-*")}
+    page = experiment.run_experiments(config, [grounding], seeds=1)[0]
+    made = sorted(
+        path.name.split("-")[0] for path in pipeline.artifact_root(config).glob("*-*") if path.name not in before
+    )
     assert made == ["reports"] * 5 + ["stage2"]
     assert "Not run" not in page.read_text()
     with (experiments_dir(config) / "grounding" / "table.csv").open() as file:
@@ -273,13 +287,13 @@ def test_what_memory_gives_is_asked_of_three_seeds_the_rest_of_as_many_as_told()
 
 def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
     bad = replace(EXPERIMENTS["temporal"], variants=lambda c, s: [Variant("no", {"stage2.batch_size": 999})])
-    page = experiment.run(config, [bad], seeds=1)[0].read_text()
+    page = experiment.run_experiments(config, [bad], seeds=1)[0].read_text()
     assert "Not run:</b> stage2.batch_size 999 does not fit" in page
 
 
 def test_a_dry_run_makes_no_data(tmp_path, capsys):
     config = Config(name="tiny", runs=str(tmp_path / "runs"))
-    assert experiment.run(config, [EXPERIMENTS["beta"]], 1, dry_run=True) == []
+    assert experiment.run_experiments(config, [EXPERIMENTS["beta"]], 1, dry_run=True) == []
     assert "prepare: would make" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 

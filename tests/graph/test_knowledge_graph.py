@@ -13,9 +13,9 @@ from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.data.studies import Study
 from amrg.data.text.sites import finding_sites
 from amrg.errors import UserError
-from amrg.graph.build import graph_of, permuted_findings
-from amrg.graph.curated import read_curated
-from amrg.graph.facts import Facts, report_facts
+from amrg.graph.build import count_report_graph, permuted_findings
+from amrg.graph.curated import read_curated_edges
+from amrg.graph.facts import Facts, read_report_facts
 from amrg.graph.knowledge_graph import CO_OCCURS, EXCLUDES, FILE, LEAST_EXPECTED, WITHOUT, Edge, KnowledgeGraph
 from tests.conftest import Artefacts
 
@@ -34,7 +34,7 @@ def studies(texts: tuple[str, ...] = REPORTS) -> list[Study]:
 
 
 def counted(texts: tuple[str, ...] = REPORTS, config: GraphConfig | None = None) -> KnowledgeGraph:
-    return graph_of(studies(texts), config or GraphConfig(), 0)
+    return count_report_graph(studies(texts), config or GraphConfig(), 0)
 
 
 def edge(graph: KnowledgeGraph, head: str, relation: str, tail: str) -> Edge:
@@ -43,21 +43,21 @@ def edge(graph: KnowledgeGraph, head: str, relation: str, tail: str) -> Edge:
 
 
 def test_facts_of_a_report() -> None:
-    facts = report_facts(REPORTS[1])
+    facts = read_report_facts(REPORTS[1])
     assert facts.stated == {HEART, EFFUSION, DEVICES}
     assert facts.devices == {"pacemaker"}
     expected = {(EFFUSION, "located_at", "right"), (EFFUSION, "located_at", "pleura"), (HEART, "located_at", "heart")}
     assert facts.details == expected | {(EFFUSION, "has_qualifier", "mild")}
-    nodule = report_facts("There is a 1.2 cm nodule in the right upper lobe.").details
+    nodule = read_report_facts("There is a 1.2 cm nodule in the right upper lobe.").details
     assert {node for _, _, node in nodule} == {"right", "upper", "right upper lobe", "1 to 3 cm"}
-    assert report_facts(REPORTS[4]) == Facts(
+    assert read_report_facts(REPORTS[4]) == Facts(
         frozenset({NO_FINDING}), frozenset({"Pneumothorax"} | _clear()), frozenset(), frozenset()
     )
 
 
 def _clear() -> set[str]:
     """Findings that "The lungs are clear" denies."""
-    return set(report_facts("The lungs are clear.").denied)
+    return set(read_report_facts("The lungs are clear.").denied)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_counts_and_mutual_information_by_hand() -> None:
     pacemaker = edge(graph, HEART, "with_device", "pacemaker")
     assert (pacemaker.count, pacemaker.expected, pacemaker.keys) == (1, pytest.approx(3 / 5), ("s1",))
     without = edge(graph, HEART, WITHOUT, EFFUSION)  # 3 studies state the one, 1 or 2 deny the other
-    denying = sum(EFFUSION in report_facts(text).denied for text in REPORTS)
+    denying = sum(EFFUSION in read_report_facts(text).denied for text in REPORTS)
     assert (without.count, without.expected, without.keys) == (1, pytest.approx(3 * denying / 5), ("s2",))
 
 
 def test_two_films_of_one_report_count_once() -> None:
     twice = [replace(study, key=f"{study.key}-r{i}") for study in studies() for i in range(2)]
-    graph = graph_of(twice, GraphConfig(), 0)
+    graph = count_report_graph(twice, GraphConfig(), 0)
     assert graph.num_studies == 5
     assert edge(graph, HEART, CO_OCCURS, EFFUSION).keys == ("s0-r0", "s1-r0")
 
@@ -110,29 +110,29 @@ def test_pairs_that_exclude_each_other_and_sites_that_are_never_stated() -> None
     graph = exclusive()
     never = edge(graph, HEART, EXCLUDES, EFFUSION)
     assert (never.count, never.expected, never.pmi) == (0, 20.0, None)
-    found = graph.implausible(report_facts("The heart is enlarged. Small pleural effusion."))
+    found = graph.implausible(read_report_facts("The heart is enlarged. Small pleural effusion."))
     assert found == [never]
     assert found[0].to_dict() == {"head": HEART, "relation": EXCLUDES, "tail": EFFUSION, "count": 0, "expected": 20.0}
-    assert graph.implausible(report_facts("Small left pleural effusion.")) == []
+    assert graph.implausible(read_report_facts("Small left pleural effusion.")) == []
     odd = Facts(frozenset({HEART}), frozenset(), frozenset(), frozenset({(HEART, "located_at", "left")}))
     (place,) = graph.implausible(odd)
     assert (place.relation, place.tail, place.count, place.expected) == ("located_at", "left", 0, 20.0)
     few = counted(("The heart is enlarged.", "Small left pleural effusion."))  # 0 of ½ says nothing
-    assert few.implausible(report_facts("The heart is enlarged. Small pleural effusion.")) == []
+    assert few.implausible(read_report_facts("The heart is enlarged. Small pleural effusion.")) == []
     assert all(e.count or e.expected >= LEAST_EXPECTED for e in few.edges)
 
 
 def test_a_graph_without_some_studies_is_the_graph_of_the_others() -> None:
     """Also what is stored is: no key of a removed study stays."""
     graph, others = counted().without(["s1", "unknown"]), [s for s in studies() if s.key != "s1"]
-    assert graph == graph_of(others, GraphConfig(), 0)
-    assert graph.edges == graph_of(others, GraphConfig(), 0).edges
+    assert graph == count_report_graph(others, GraphConfig(), 0)
+    assert graph.edges == count_report_graph(others, GraphConfig(), 0).edges
 
 
 @pytest.mark.parametrize("with_keys", [True, False])
 def test_saved_and_loaded(tmp_path: Path, with_keys: bool) -> None:
     curated = (Edge(HEART, "causes", EDEMA, weight=2.0), Edge(HEART, EXCLUDES, "Fracture", weight=1.5))
-    graph = KnowledgeGraph.of_studies({s.key: report_facts(s.report) for s in studies()}, curated)
+    graph = KnowledgeGraph.of_studies({s.key: read_report_facts(s.report) for s in studies()}, curated)
     graph.save(tmp_path, with_keys)
     loaded = KnowledgeGraph.load(tmp_path)
     assert loaded.curated == curated
@@ -156,7 +156,7 @@ def test_a_curated_graph_is_merged_and_decides(tmp_path: Path) -> None:
     facts = Facts(frozenset({EFFUSION}), frozenset(), frozenset(), frozenset({(EFFUSION, "located_at", "lingula")}))
     assert [e.relation for e in graph.implausible(facts)] == [EXCLUDES]
     allowed = KnowledgeGraph(exclusive().counts, {}, (Edge(HEART, "with", EFFUSION, weight=1.0),))
-    assert allowed.implausible(report_facts("The heart is enlarged. Small pleural effusion.")) == []
+    assert allowed.implausible(read_report_facts("The heart is enlarged. Small pleural effusion.")) == []
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_curated_graph_is_merged_and_decides(tmp_path: Path) -> None:
 def test_a_wrong_curated_graph_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        read_curated(tmp_path / "c.csv")
+        read_curated_edges(tmp_path / "c.csv")
     assert "\n" not in str(caught.value)
 
 
@@ -189,13 +189,13 @@ def test_a_shuffled_graph_has_the_same_edges_at_other_findings() -> None:
 
 def test_the_chain_and_its_identities_are_as_before_without_a_setting_of_the_graph(artefacts: Artefacts) -> None:
     config = artefacts.config
-    assert pipeline.chain(config) == list(pipeline.STEPS)
+    assert pipeline.verbs_up_to(config) == list(pipeline.STEPS)
     guided = replace(config, graph=GraphConfig(check="flag"))
-    assert pipeline.chain(guided)[:3] == ["prepare", "graph", "stage1"]
-    assert pipeline.chain(guided, "prepare") == ["prepare"]
+    assert pipeline.verbs_up_to(guided)[:3] == ["prepare", "graph", "stage1"]
+    assert pipeline.verbs_up_to(guided, "prepare") == ["prepare"]
     for verb in ("prepare", "stage1", "banks", "stage2"):  # the check is of reports alone
         assert pipeline.STEPS[verb].settings(guided) == pipeline.STEPS[verb].settings(config)
-    assert pipeline.recipe("stage1", guided).identity == pipeline.recipe("stage1", config).identity
+    assert pipeline.step_recipe("stage1", guided).identity == pipeline.step_recipe("stage1", config).identity
 
 
 def test_the_command_makes_prints_and_draws_it(
@@ -210,7 +210,7 @@ def test_the_command_makes_prints_and_draws_it(
     assert plot.read_bytes().startswith(b"\x89PNG")
     (made,) = run.glob("graph-*")
     config = replace(artefacts.config, graph=GraphConfig(check="flag"))
-    assert pipeline.recipe("graph", config).path(run) == made  # the folder and the configuration name the same one
+    assert pipeline.step_recipe("graph", config).path(run) == made  # the folder and the configuration name the same one
     cli.main(["graph", "show", str(made), "--plot", str(tmp_path / "g.svg")])
     assert "Cardiomegaly" in (tmp_path / "g.svg").read_text()
     with pytest.raises(SystemExit) as stop:

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from amrg.inference.generate import generate, generate_faults
-from amrg.inference.run import open_run
+from amrg.inference.generate import generate_faults, generate_reports_file
+from amrg.inference.run import find_run_artifacts
 from tests.conftest import report
 
 
 @pytest.mark.parametrize("whose", ["own", "shuffled", "none"])
 def test_reports_are_written_with_the_chosen_context(informed: Path, tmp_path: Path, whose: str) -> None:
     """The decoder has learned report 0 for a cough, which studies of even number have, and report 1 for no context."""
-    chain = open_run(informed)
+    chain = find_run_artifacts(informed)
     config = replace(chain.config, generate=replace(chain.config.generate, context=whose))
-    generate(config, *(getattr(chain, kind).path for kind in ("data", "stage1", "banks", "stage2")), tmp_path)
+    generate_reports_file(
+        config, *(getattr(chain, kind).path for kind in ("data", "stage1", "banks", "stage2")), tmp_path
+    )
     text = (tmp_path / "reports.jsonl").read_text()
     found = {line["key"]: line["generated"] for line in map(json.loads, text.splitlines())}
     coughs = {
@@ -29,6 +31,6 @@ def test_reports_are_written_with_the_chosen_context(informed: Path, tmp_path: P
 
 
 def test_a_decoder_without_context_has_none_to_change(informed: Path) -> None:
-    config = open_run(informed).config  # of which the decoder's settings are in the model alone
+    config = find_run_artifacts(informed).config  # of which the decoder's settings are in the model alone
     changed = replace(config, generate=replace(config.generate, context="shuffled"))
     assert "generate.context shuffled changes the context" in " ".join(generate_faults(changed))

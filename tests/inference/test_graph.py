@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 
 from amrg import pipeline
 from amrg.artifacts import Artifact
-from amrg.config import Config, GraphConfig, load
-from amrg.data.stream import iter_samples
+from amrg.config import Config, GraphConfig, load_config
+from amrg.data.stream import iter_split_samples
 from amrg.graph.knowledge_graph import FILE
 from amrg.inference.generate import generate_faults
-from amrg.inference.run import LoadedRun, open_run
+from amrg.inference.run import LoadedRun, find_run_artifacts
 from tests.conftest import TINY
 from tests.webapp.tiny_run import make_run
 
@@ -24,7 +24,7 @@ def lines(artifact: Artifact) -> list[dict[str, Any]]:
 
 def test_a_guided_run(tmp_path: Path) -> None:
     """A flag changes nothing but what is told; retrieval changes the weights of the rows; the graph goes along."""
-    made, tiny = make_run(tmp_path, "retrieved"), load(str(TINY))
+    made, tiny = make_run(tmp_path, "retrieved"), load_config(str(TINY))
     config = replace(
         tiny,
         runs=str(tmp_path),
@@ -35,8 +35,8 @@ def test_a_guided_run(tmp_path: Path) -> None:
     def written(graph: GraphConfig) -> Artifact:
         guided: Config = replace(config, graph=graph)
         if graph.used:
-            pipeline.run_step(pipeline.GRAPH, guided)
-        return pipeline.run_step("generate", guided)
+            pipeline.run_pipeline_step(pipeline.GRAPH, guided)
+        return pipeline.run_pipeline_step("generate", guided)
 
     plain, flagged = written(GraphConfig()), written(GraphConfig(check="flag"))
     assert plain.manifest["inputs"].keys() == {"data", "stage1", "banks", "stage2"}
@@ -51,14 +51,14 @@ def test_a_guided_run(tmp_path: Path) -> None:
     weighted = written(GraphConfig(retrieval="weight", retrieval_weight=3.0))
     assert [one["association"] for one in lines(weighted)] != [one["association"] for one in with_graph]
 
-    loaded = LoadedRun(open_run(flagged.path))
+    loaded = LoadedRun(find_run_artifacts(flagged.path))
     assert loaded.artifacts.config.graph == GraphConfig(check="flag")
-    films = [sample.views for sample in iter_samples(made["data"].path, "test")][:2]
+    films = [sample.views for sample in iter_split_samples(made["data"].path, "test")][:2]
     assert all("graph" in record for record in loaded.generate_records(films))
 
 
 def test_retrieval_without_a_composer_is_refused() -> None:
-    weighted = replace(load(str(TINY)), graph=GraphConfig(retrieval="weight"))
+    weighted = replace(load_config(str(TINY)), graph=GraphConfig(retrieval="weight"))
     assert weighted.generate.outline_source == "decoder"
     (fault,) = generate_faults(weighted)
     assert fault.startswith("graph.retrieval weight acts on composed reports")

@@ -11,7 +11,7 @@ from transformers import AutoModel
 from amrg import load_run
 from amrg.banks.bank import REPORTS, MemoryBank
 from amrg.cli import main
-from amrg.data.stream import iter_samples
+from amrg.data.stream import iter_split_samples
 from amrg.data.text.cleaning import split_sentences
 from amrg.errors import UserError
 from tests.webapp.tiny_run import make_run
@@ -25,7 +25,7 @@ def retrieved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studies(retrieved):
-    return [list(sample.views) for sample in iter_samples(retrieved["data"].path, "test")]
+    return [list(sample.views) for sample in iter_split_samples(retrieved["data"].path, "test")]
 
 
 def export(run, folder, *options):
@@ -52,7 +52,7 @@ def test_the_folder_writes_the_reports_of_the_run(retrieved, studies, tmp_path, 
 def test_without_reports_no_text_study_or_patient_is_left(retrieved, studies, tmp_path):
     folder = export(retrieved, tmp_path / "hub", "--without-reports")
     bank = MemoryBank.open(retrieved["banks"].path / REPORTS)
-    texts = [text for study in iter_samples(retrieved["data"].path, "train") for text in [study.study.report]]
+    texts = [text for study in iter_split_samples(retrieved["data"].path, "train") for text in [study.study.report]]
     sentences = {sentence for text in texts for sentence in split_sentences(text)}
     secrets = {*sentences, *texts, *bank.provenance["key"].to_pylist(), *bank.provenance["group"].to_pylist()} - {""}
     assert len(secrets) > 20

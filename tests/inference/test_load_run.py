@@ -9,7 +9,7 @@ from PIL import Image
 
 import amrg
 from amrg.cli import main
-from amrg.data.stream import iter_samples
+from amrg.data.stream import iter_split_samples
 from amrg.errors import UserError
 
 
@@ -21,7 +21,7 @@ def test_importing_the_package_imports_no_torch():
 
 
 def test_reports_are_those_of_amrg_write(run, folder, tmp_path, capfd):
-    studies = [sample.views for sample in iter_samples(run["data"].path, "test")]
+    studies = [sample.views for sample in iter_split_samples(run["data"].path, "test")]
     assert len({len(views) for views in studies}) > 1  # studies with one film and with several
     paths = []
     for number, views in enumerate(studies):

@@ -9,17 +9,19 @@ import pytest
 import amrg
 from amrg.data.film_checks import VIEW_KINDS
 from amrg.data.own_studies import GivenPrior
-from amrg.data.stream import iter_samples, load_studies
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.errors import UserError
-from amrg.inference.generate import generate, generate_faults, given_priors
-from amrg.inference.run import open_run
+from amrg.inference.generate import choose_prior_studies, generate_faults, generate_reports_file
+from amrg.inference.run import find_run_artifacts
 from tests.conftest import report
 
 
 def lines(comparing: Path, folder: Path, whose: str) -> dict[str, dict]:
-    chain = open_run(comparing)
+    chain = find_run_artifacts(comparing)
     config = replace(chain.config, generate=replace(chain.config.generate, prior=whose))
-    generate(config, *(getattr(chain, kind).path for kind in ("data", "stage1", "banks", "stage2")), folder)
+    generate_reports_file(
+        config, *(getattr(chain, kind).path for kind in ("data", "stage1", "banks", "stage2")), folder
+    )
     return {line["key"]: line for line in map(json.loads, (folder / "reports.jsonl").read_text().splitlines())}
 
 
@@ -35,27 +37,27 @@ def test_reports_are_written_with_the_chosen_prior(comparing: Path, tmp_path: Pa
 
 
 def test_another_patients_prior_is_given_in_place_of_the_own_one(comparing: Path) -> None:
-    chain = open_run(comparing)
+    chain = find_run_artifacts(comparing)
     config = replace(chain.config, generate=replace(chain.config.generate, prior="shuffled"))
     decoder = replace(config.decoder, prior=("report",))
-    assert {key: prior.key for key, prior in given_priors(config, decoder, chain.data.path).items()} == {
+    assert {key: prior.key for key, prior in choose_prior_studies(config, decoder, chain.data.path).items()} == {
         "test-1": "test-2",
         "test-3": "test-0",
     }
     own = replace(config, generate=replace(config.generate, prior="own"))
-    assert {key: prior.key for key, prior in given_priors(own, decoder, chain.data.path).items()} == {
+    assert {key: prior.key for key, prior in choose_prior_studies(own, decoder, chain.data.path).items()} == {
         "test-1": "test-0",
         "test-3": "test-2",
     }
-    assert given_priors(own, replace(decoder, prior=()), chain.data.path) == {}
+    assert choose_prior_studies(own, replace(decoder, prior=()), chain.data.path) == {}
     assert "generate.prior shuffled changes the earlier study" in " ".join(generate_faults(config))
 
 
 def test_a_prior_that_a_user_gives_is_read_as_that_of_a_split(comparing: Path, tmp_path: Path) -> None:
     found = lines(comparing, tmp_path, "own")
-    data = open_run(comparing).data.path
-    films = {sample.study.key: sample.views for sample in iter_samples(data, "test")}
-    reports = {study.key: study.report for study in load_studies(data, "test")}
+    data = find_run_artifacts(comparing).data.path
+    films = {sample.study.key: sample.views for sample in iter_split_samples(data, "test")}
+    reports = {study.key: study.report for study in load_split_studies(data, "test")}
     loaded = amrg.load_run(str(comparing))
     assert loaded.prior_parts == ("report", "films")
     given = [GivenPrior(reports[f"test-{n - 1}"], films[f"test-{n - 1}"], 30) if n % 2 else None for n in range(5)]
@@ -71,7 +73,7 @@ def test_a_prior_that_a_user_gives_is_read_as_that_of_a_split(comparing: Path, t
 
 def test_films_of_a_prior_are_encoded_with_their_views(comparing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = amrg.load_run(str(comparing))
-    film = next(iter(iter_samples(open_run(comparing).data.path, "test"))).views[0]
+    film = next(iter(iter_split_samples(find_run_artifacts(comparing).data.path, "test"))).views[0]
     asked = []
     encode = loaded._model.encode_images
 

@@ -7,12 +7,12 @@ import shutil
 import pytest
 
 from amrg.errors import UserError
-from amrg.inference.run import open_run
+from amrg.inference.run import find_run_artifacts
 
 
 @pytest.mark.parametrize("kind", ["scores", "reports", "stage2"])
 def test_each_artefact_leads_to_the_chain(run, kind):
-    chain = open_run(run[kind].path)
+    chain = find_run_artifacts(run[kind].path)
     for name in ("data", "stage1", "banks", "stage2"):
         assert getattr(chain, name).hash == run[name].hash
     assert (chain.reports is None) == (kind == "stage2")
@@ -30,12 +30,12 @@ def test_a_folder_leads_to_its_newest_scores(run, folder, tmp_path):
     del manifest["inputs"]["reports"]
     (newer / "manifest.json").write_text(json.dumps(manifest))
     os.utime(newer / "manifest.json", ns=(2**62, 2**62))
-    assert open_run(copy).reports is None
+    assert find_run_artifacts(copy).reports is None
     shutil.rmtree(newer)
-    assert open_run(copy).reports is not None
+    assert find_run_artifacts(copy).reports is not None
     for path in [*copy.glob("scores-*"), *copy.glob("reports-*")]:
         shutil.rmtree(path)
-    assert open_run(copy).stage2.hash == run["stage2"].hash
+    assert find_run_artifacts(copy).stage2.hash == run["stage2"].hash
 
 
 @pytest.mark.parametrize("kind", ["scores", "reports"])
@@ -54,27 +54,27 @@ def test_of_several_the_newest_that_is_no_control_is_used_and_named(folder, tmp_
         manifest["inputs"]["reports"]["path"] = "reports-control"
         (newer / "manifest.json").write_text(json.dumps(manifest))
     os.utime(copy / f"{kind}-control/manifest.json", ns=(2**62, 2**62))
-    chain = open_run(copy)
+    chain = find_run_artifacts(copy)
     assert chain.reports.path.name == usual.name
     output = " ".join(capfd.readouterr().err.split())
     used = next(path.name for path in copy.glob(f"{kind}-*") if "control" not in path.name)
     assert f"has 2 {kind} artefacts: {used} is used" in output
     shutil.rmtree(usual)
     if kind == "reports":
-        assert open_run(copy).reports.path.name == "reports-control"
+        assert find_run_artifacts(copy).reports.path.name == "reports-control"
 
 
 def test_what_is_no_whole_run_is_refused(run, folder, tmp_path):
     with pytest.raises(UserError, match="no run at"):
-        open_run(tmp_path / "nowhere")
+        find_run_artifacts(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no report generator"):
-        open_run(tmp_path)
+        find_run_artifacts(tmp_path)
     with pytest.raises(UserError, match="holds a data artefact: give one of scores, reports, stage2"):
-        open_run(run["data"].path)
+        find_run_artifacts(run["data"].path)
     copy = shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(next(copy.glob("banks-*")))
     with pytest.raises(UserError, match="make it with `amrg banks"):
-        open_run(copy)
+        find_run_artifacts(copy)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_inputs_elsewhere_or_changed_are_not_opened(folder, tmp_path, changes, m
     manifest["inputs"]["data"] |= changes
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=message):
-        open_run(copy)
+        find_run_artifacts(copy)
 
 
 def test_a_link_out_of_the_run_is_not_followed(folder, tmp_path):
@@ -101,4 +101,4 @@ def test_a_link_out_of_the_run_is_not_followed(folder, tmp_path):
     shutil.move(data, tmp_path / "away")
     data.symlink_to(tmp_path / "away")
     with pytest.raises(UserError, match="outside the folder of its run"):
-        open_run(copy)
+        find_run_artifacts(copy)

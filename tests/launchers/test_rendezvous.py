@@ -12,7 +12,7 @@ import pytest
 from amrg import pipeline
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.launcher import first_host, local_ranks
+from amrg.launcher import first_slurm_host, local_rank_variables
 from tests.launchers.test_launchers import BIN, ENVIRONMENT, ROOT, below, wait_for
 from tests.launchers.test_slurm import MEET
 from tests.training.test_loop import STEPS, steps
@@ -59,7 +59,7 @@ def test_a_launcher_that_starts_ranks_again_goes_on_from_the_checkpoint(tmp_path
 
 
 def meet(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    script = f"from amrg.cli import run_cli\nrun_cli(lambda: exec({MEET!r}))"
+    script = f"from amrg.cli import run_command_line\nrun_cli(lambda: exec({MEET!r}))"
     environment = BARE | {"AMRG_RENDEZVOUS_TIMEOUT": "2"} | variables
     return subprocess.run(
         [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
@@ -70,7 +70,7 @@ def meet(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     ("variables", "said"),
     [
         ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "nobody listens there"),
-        ({**local_ranks(2), "RANK": "0"}, "the other ranks did not come within 2 s"),
+        ({**local_rank_variables(2), "RANK": "0"}, "the other ranks did not come within 2 s"),
         ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "no-such-host.invalid"}, "cannot meet the others"),
     ],
 )  # fmt: skip
@@ -109,7 +109,7 @@ def test_what_another_job_has_left_in_the_environment_is_one_line(
         if name not in variables:
             monkeypatch.delenv(name)
     with pytest.raises(UserError) as error:
-        pipeline.check((), Config())  # what each command does first
+        pipeline.check_before_start((), Config())  # what each command does first
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -147,4 +147,4 @@ def test_tasks_of_srun_are_ranks_without_a_script(tmp_path: Path) -> None:
     [("node1", "node1"), ("gpu[003-005,9],cpu1", "gpu003"), ("a,b[1-2]", "a"), ("r[1-2]n[07,9]-ib", "r1n07-ib")],
 )
 def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
-    assert first_host(nodes) == first
+    assert first_slurm_host(nodes) == first

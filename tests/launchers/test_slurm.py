@@ -29,9 +29,10 @@ MEET = """
 import torch
 from amrg import distributed
 distributed.init_process_group()
-total = torch.tensor([float(distributed.rank() + 1)])
+total = torch.tensor([float(distributed.global_rank() + 1)])
 torch.distributed.all_reduce(total)
-open(f"met-{distributed.rank()}", "w").write(f"{distributed.all_gather_list([distributed.rank()])} {total.item()}")
+rank = distributed.global_rank()
+open(f"met-{rank}", "w").write(f"{distributed.all_gather_list([rank])} {total.item()}")
 """
 
 

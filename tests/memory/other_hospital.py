@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from amrg.artifacts import Artifact, Recipe, build, open_artifact
+from amrg.artifacts import Artifact, Recipe, build_artifact, open_artifact
 from amrg.config import DataConfig
-from amrg.data.shards import prepare
+from amrg.data.shards import prepare_shards
 from amrg.data.studies import Study, StudyImages
 from tests.conftest import ChestSource
 from tests.made_films import chest_film
@@ -33,6 +33,6 @@ def _study(study: Study, number: int) -> Study:
 def prepare_other_hospital(folder: Path) -> Artifact:
     """The data artefact of these studies in a folder of its own."""
     plan = Recipe("data", 3, {"source": "table"}, {}, 0)
-    with build(folder, plan) as partial:
-        prepare(OtherHospital(), DataConfig(shard_size=2, workers=1), partial, 0)
+    with build_artifact(folder, plan) as partial:
+        prepare_shards(OtherHospital(), DataConfig(shard_size=2, workers=1), partial, 0)
     return open_artifact(plan.path(folder), "data")

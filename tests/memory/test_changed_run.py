@@ -13,15 +13,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from amrg.artifacts import Artifact, open_artifact
-from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, patient_group_id
 from amrg.commands import bank as command
 from amrg.commands import serve, view
 from amrg.config import Config
-from amrg.data.stream import iter_samples
+from amrg.data.stream import iter_split_samples
 from amrg.errors import UserError
-from amrg.inference.run import LoadedRun, open_run
-from amrg.memory.changes import mix_banks
-from amrg.pipeline import recipe, root, run_step
+from amrg.inference.run import LoadedRun, find_run_artifacts
+from amrg.memory.changes import mix_bank_folders
+from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe
 from tests.made_films import chest_film, encoded
 from tests.memory.other_hospital import WORDS, prepare_other_hospital
 from tests.webapp.tiny_run import make_run, run_config
@@ -75,14 +75,14 @@ def weights_of(line: dict[str, Any], memory: str) -> dict[int, float]:
 
 def test_the_pipeline_writes_and_scores_with_the_banks_that_are_named(hospital: Hospital, tmp_path: Path) -> None:
     hospital = hospital.copy(tmp_path)
-    chain = open_run(hospital.run)
-    mixed = mix_banks(chain, [hospital.own, hospital.alone])
-    films = {sample.study.key: sample.views for sample in iter_samples(chain.data.path, "test")}
+    chain = find_run_artifacts(hospital.run)
+    mixed = mix_bank_folders(chain, [hospital.own, hospital.alone])
+    films = {sample.study.key: sample.views for sample in iter_split_samples(chain.data.path, "test")}
     made = set()
     for banks in (hospital.alone, mixed):
         config = with_setting(hospital.runs, banks.path)
-        reports, scores = run_step("generate", config), run_step("evaluate", config)
-        made |= {reports.path, scores.path, recipe("generate", config).path(root(config))}
+        reports, scores = run_pipeline_step("generate", config), run_pipeline_step("evaluate", config)
+        made |= {reports.path, scores.path, step_recipe("generate", config).path(artifact_root(config))}
         assert {one.manifest["inputs"]["banks"]["hash"] for one in (reports, scores)} == {banks.hash}
         assert scores.manifest["inputs"]["reports"]["hash"] == reports.hash
         loaded, rows = LoadedRun(replace(chain, banks=banks)), len(MemoryBank.open(banks.path / REPORTS))
@@ -96,11 +96,11 @@ def test_the_pipeline_writes_and_scores_with_the_banks_that_are_named(hospital: 
                 assert found == pytest.approx(expected, abs=2e-3)  # batches of three, and of one
             assert all(row["row"] < rows for row in line["memory"]["report"])
     assert len(made) == 4
-    assert recipe("generate", run_config(hospital.runs)).path(hospital.run) not in made
+    assert step_recipe("generate", run_config(hospital.runs)).path(hospital.run) not in made
 
     strange = shutil.copytree(hospital.alone.path, tmp_path / "elsewhere" / hospital.alone.path.name)
     with pytest.raises(UserError, match="`amrg bank swap` copies it there") as refused:
-        run_step("generate", with_setting(hospital.runs, strange))
+        run_pipeline_step("generate", with_setting(hospital.runs, strange))
     assert "\n" not in str(refused.value)
 
 
@@ -129,7 +129,7 @@ def test_the_server_answers_from_the_banks_that_it_is_given(
         arguments,
         lambda client: client.post("/v1/reports", files=[("film", ("a.png", encoded(film)))]).json(),
     )
-    chain = open_run(hospital.run)
+    chain = find_run_artifacts(hospital.run)
     assert record["model"] == f"{chain.model}+{hospital.alone.path.name}"
     (expected,) = LoadedRun(replace(chain, banks=hospital.alone)).generate_records([[film]])
     (own,) = LoadedRun(chain).generate_records([[film]])
@@ -169,7 +169,7 @@ def test_the_pipeline_after_forgetting_writes_as_before_what_never_retrieved_the
     hospital = hospital.copy(tmp_path)
     run = hospital.run
     command.main(["add", str(run), str(hospital.data.path)])
-    chain = open_run(run)
+    chain = find_run_artifacts(run)
     config = with_setting(tmp_path, chain.banks.path)
     kept = {
         name: [n for n, row in enumerate(MemoryBank.open(chain.banks.path / name).provenance.to_pylist())
@@ -178,21 +178,21 @@ def test_the_pipeline_after_forgetting_writes_as_before_what_never_retrieved_the
     }  # fmt: skip
     with monkeypatch.context() as patch:
         # The patient's rows are invisible to all films, as they are to its own.
-        patch.setattr("amrg.inference.generate.group_id", lambda group: group_id(GONE))
-        before, scores = run_step("generate", config), run_step("evaluate", config)
+        patch.setattr("amrg.inference.generate.group_id", lambda group: patient_group_id(GONE))
+        before, scores = run_pipeline_step("generate", config), run_pipeline_step("evaluate", config)
         lines, scored = lines_of(before), (scores.path / "scores.json").read_text()
     (tmp_path / "key").write_bytes(bytes(range(32)))
     command.main(["forget", str(run), "--patient", GONE, "--key", str(tmp_path / "key")])
     assert not before.path.exists()
     assert not scores.path.exists()
 
-    after, scores = run_step("generate", config), run_step("evaluate", config)
+    after, scores = run_pipeline_step("generate", config), run_pipeline_step("evaluate", config)
     for line, again in zip(lines, lines_of(after), strict=True):
         assert (again["key"], again["generated"]) == (line["key"], line["generated"])
         for memory, name in (("visual", VISUAL), ("report", REPORTS)):
             found = {kept[name][row]: weight for row, weight in weights_of(again, memory).items()}
             assert found == pytest.approx(weights_of(line, memory), abs=1e-5)
-    assert scores.manifest["inputs"]["banks"]["hash"] == open_run(run).banks.hash != chain.banks.hash
+    assert scores.manifest["inputs"]["banks"]["hash"] == find_run_artifacts(run).banks.hash != chain.banks.hash
     assert json.loads((scores.path / "scores.json").read_text()).keys() == json.loads(scored).keys()
     # What was made anew does not bring the patient back.
     words = re.compile(rb"(?<![\w-])(" + b"|".join([GONE.encode(), b"train-101", b"Nummer 101"]) + rb")(?![\w-])")

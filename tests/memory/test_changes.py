@@ -13,11 +13,11 @@ from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank
 from amrg.commands import bank as command
 from amrg.commands import write
 from amrg.data.labels import LABELS, NO_FINDING
-from amrg.data.stream import iter_samples, load_studies
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.errors import UserError
-from amrg.inference.run import LoadedRun, open_generator, open_run
+from amrg.inference.run import LoadedRun, find_run_artifacts, open_generator
 from amrg.models.composer import ROWS
-from amrg.models.vision import to_tensor
+from amrg.models.vision import films_to_tensor
 from tests.made_films import chest_film, encoded
 from tests.memory.other_hospital import WORDS, prepare_other_hospital
 from tests.webapp.tiny_run import make_run
@@ -39,14 +39,14 @@ def test_added_studies_follow_the_rows_that_were_there_and_are_retrieved(
     run = made["stage2"].path.parent
     command.main(["add", str(run), str(other.path)])
     assert "from now on" in capsys.readouterr().out
-    chain = open_run(run)
+    chain = find_run_artifacts(run)
     assert chain.banks.path != made["banks"].path
     assert {name: chain.banks.manifest["inputs"][name]["hash"] for name in ("made_from", "added", "stage1")} == {
         "made_from": made["banks"].hash, "added": other.hash, "stage1": made["stage1"].hash,
     }  # fmt: skip
     assert chain.reports is not None
     assert chain.reports.manifest["inputs"]["banks"]["hash"] == chain.banks.hash
-    keys = {one.key for one in load_studies(other.path, "train")}
+    keys = {one.key for one in load_split_studies(other.path, "train")}
     for name in (VISUAL, REPORTS):
         before, after = rows_of(made["banks"].path, name), rows_of(chain.banks.path, name)
         after.verify()
@@ -60,10 +60,10 @@ def test_added_studies_follow_the_rows_that_were_there_and_are_retrieved(
     assert texts.count("No pneumothorax.") == 2
 
     # The film of an added study finds its own region, whose state is the same.
-    sample = next(iter_samples(other.path, "train"))
+    sample = next(iter_split_samples(other.path, "train"))
     model, _, _ = open_generator(chain, 1)
     with torch.no_grad():
-        vision = model.encode_images(to_tensor(sample.views, model.stage1.image_size), [1])
+        vision = model.encode_images(films_to_tensor(sample.views, model.stage1.image_size), [1])
         found = model.associations(vision, torch.tensor([NO_GROUP]), ROWS)["visual"]
     normal = LABELS.index(NO_FINDING)
     heaviest = int(found.rows_BQJ[0, normal, int(found.weights_BQJ[0, normal].argmax())])
@@ -79,36 +79,36 @@ def test_added_studies_follow_the_rows_that_were_there_and_are_retrieved(
 def test_held_out_studies_leave_a_mark(tmp_path: Path, other: Artifact) -> None:
     run = make_run(tmp_path)["stage2"].path.parent
     command.main(["add", str(run), str(other.path), "--splits", "train", "test"])
-    assert any("rows of test studies" in warning for warning in open_run(run).warnings)
+    assert any("rows of test studies" in warning for warning in find_run_artifacts(run).warnings)
     own = next(run.glob("data-*"))
     run = make_run(tmp_path / "again")["stage2"].path.parent
     command.main(["add", str(run), str(own), "--splits", "val"])
-    assert any("rows of val studies" in warning for warning in open_run(run).warnings)
+    assert any("rows of val studies" in warning for warning in find_run_artifacts(run).warnings)
 
 
 def test_banks_of_the_added_studies_alone_are_swapped_in_and_out(tmp_path: Path, other: Artifact) -> None:
     made = make_run(tmp_path)
     run = made["stage2"].path.parent
     command.main(["add", str(run), str(other.path), "--alone"])
-    assert open_run(run).banks.path == made["banks"].path
+    assert find_run_artifacts(run).banks.path == made["banks"].path
     (alone,) = {path.resolve() for path in run.glob("banks-*")} - {made["banks"].path.resolve()}
     assert {row["key"] for row in rows_of(alone, REPORTS).provenance.to_pylist()} == {
-        one.key for one in load_studies(other.path, "train")
+        one.key for one in load_split_studies(other.path, "train")
     }
     elsewhere = tmp_path / "elsewhere" / alone.name
     shutil.copytree(alone, elsewhere)
     shutil.rmtree(alone)
     command.main(["swap", str(run), str(elsewhere)])
-    swapped = open_run(run)
+    swapped = find_run_artifacts(run)
     assert swapped.banks.path.resolve() == alone
     assert swapped.banks.hash == open_artifact(elsewhere, "banks").hash
-    sample = next(iter_samples(made["data"].path, "test"))
+    sample = next(iter_split_samples(made["data"].path, "test"))
     (line,) = LoadedRun(swapped).generate_records([sample.views])
     assert all(row["row"] < len(rows_of(alone, REPORTS)) for row in line["memory"]["report"])
     command.main(["swap", str(run), str(made["banks"].path)])
-    assert open_run(run).banks.path == made["banks"].path
+    assert find_run_artifacts(run).banks.path == made["banks"].path
     command.main(["swap", str(run), str(elsewhere)])  # the same head is the newest again
-    assert open_run(run).banks.path.resolve() == alone
+    assert find_run_artifacts(run).banks.path.resolve() == alone
 
 
 def test_banks_of_another_stage_1_or_width_are_refused_in_one_line(tmp_path: Path) -> None:

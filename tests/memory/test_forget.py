@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from amrg.artifacts import Artifact, content_hash
-from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.artifacts import Artifact, folder_content_hash
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, patient_group_id
 from amrg.commands import bank as command
-from amrg.config import GenerateConfig, read_section
-from amrg.data.stream import iter_samples, load_studies
+from amrg.config import GenerateConfig, read_config_section
+from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.errors import UserError
-from amrg.inference.run import LoadedRun, is_unwritten, open_run
+from amrg.inference.run import LoadedRun, find_run_artifacts, holds_no_reports
 from amrg.memory import forget as forgetting
 from amrg.pipeline import STEPS
 from tests.memory.other_hospital import WORDS, prepare_other_hospital
@@ -34,7 +34,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = make_run(tmp_path_factory.mktemp("run"))["stage2"].path.parent
     other = prepare_other_hospital(run)
     command.main(["add", str(run), str(other.path)])
-    chain = open_run(run)
+    chain = find_run_artifacts(run)
     (chain.stage2.path / "logs").mkdir(exist_ok=True)
     (chain.stage2.path / "logs" / "samples.jsonl").write_text(json.dumps({"reference": SENTENCE}) + "\n")
     (run / "experiments" / "seen").mkdir(parents=True)
@@ -67,7 +67,7 @@ def removed_bytes(run: Path) -> list[bytes]:
     """Vectors of the patient's rows, as they are stored, and one film."""
     found = []
     for name in (VISUAL, REPORTS):
-        folder = open_run(run).banks.path / name
+        folder = find_run_artifacts(run).banks.path / name
         table = pq.read_table(folder / "provenance.parquet").to_pylist()
         rows = load_file(folder / "rows-00000.safetensors")["rows"]
         own = [number for number, row in enumerate(table) if row["group"] == GONE]
@@ -93,7 +93,7 @@ def everything(run: Path) -> dict[str, bytes]:
 def test_nothing_of_the_patient_is_left(
     run: Path, key: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = open_run(run)
+    before = find_run_artifacts(run)
     banks = {name: MemoryBank.open(before.banks.path / name) for name in (VISUAL, REPORTS)}
     kept = {
         name: [n for n, row in enumerate(bank.provenance.to_pylist()) if row["group"] != GONE]
@@ -106,8 +106,10 @@ def test_nothing_of_the_patient_is_left(
     patterns = [SENTENCE.encode(), json.dumps(SENTENCE)[1:-1].encode(), GONE.encode(), *vectors]
     whole = b"".join(everything(run).values())
     assert all(pattern in whole for pattern in patterns)
-    films = [sample.views for sample in iter_samples(before.data.path, "test")]
-    monkeypatch.setattr("amrg.inference.run.NO_GROUP", group_id(GONE))  # the patient's rows are invisible to all films
+    films = [sample.views for sample in iter_split_samples(before.data.path, "test")]
+    monkeypatch.setattr(
+        "amrg.inference.run.NO_GROUP", patient_group_id(GONE)
+    )  # the patient's rows are invisible to all films
     lines = LoadedRun(before).generate_records(films)
     scored = [path.name for kind in ("scores", "reports") for path in run.glob(f"{kind}-*")]
 
@@ -119,13 +121,13 @@ def test_nothing_of_the_patient_is_left(
     assert not (run / ".forget").exists()
     assert not list(run.glob(".indexes/*"))
     assert [path.name for path in (run / "experiments").iterdir()] == ["other.html"]
-    chain = open_run(run)
-    assert chain.reports is not None and is_unwritten(chain.reports.path)  # noqa: PT018
+    chain = find_run_artifacts(run)
+    assert chain.reports is not None and holds_no_reports(chain.reports.path)  # noqa: PT018
     # Reports and scores that were made without the patient's rows stay.
     assert {path.name for kind in ("scores", "reports") for path in run.glob(f"{kind}-*")} == set(scored)
     for path in run.glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
-        assert content_hash(path.parent) == manifest["content_hash"], path
+        assert folder_content_hash(path.parent) == manifest["content_hash"], path
     for name in (VISUAL, REPORTS):
         bank = MemoryBank.open(chain.banks.path / name)
         bank.verify()
@@ -133,8 +135,8 @@ def test_nothing_of_the_patient_is_left(
     # A sentence that another patient shares stays as that patient's row.
     texts = [row["text"] for row in MemoryBank.open(chain.banks.path / REPORTS).provenance.to_pylist()]
     assert texts.count(f"{WORDS} und symmetrisch.") == 1
-    other = next(path for path in run.glob("data-*") if len(load_studies(path, "train")) == 3)
-    assert [sample.study.key for sample in iter_samples(other, "train")]
+    other = next(path for path in run.glob("data-*") if len(load_split_studies(path, "train")) == 3)
+    assert [sample.study.key for sample in iter_split_samples(other, "train")]
     assert "train-101" not in capsys.readouterr().out
 
     # What never retrieved the rows is written as before, from the same rows with the same weights.
@@ -149,7 +151,7 @@ def test_nothing_of_the_patient_is_left(
 def test_every_way_to_hold_the_banks_agrees_afterwards(run: Path, key: Path) -> None:
     """Exact, and with indexes that propose all rows; those of before are gone, and new ones are made."""
     shutil.rmtree(run / ".indexes")
-    banks = open_run(run).banks.path
+    banks = find_run_artifacts(run).banks.path
     finish(start_ranks(2, "tests.memory.ways_worker", banks))
     saved = {path.relative_to(run) for path in (run / ".indexes").rglob("index.faiss")}
     assert len(saved) == 2 * 2 * (2 + 2)  # memories, kinds, and shards or ranks with a copy
@@ -182,20 +184,20 @@ def test_an_interrupted_call_is_finished_by_the_next(
         forget(run, key)
     monkeypatch.undo()
     with pytest.raises(UserError, match="give the same command again"):
-        open_run(run)
+        find_run_artifacts(run)
     forget(run, key)
     assert not any(SENTENCE.encode() in content for content in everything(run).values())
     assert len((run / "forgotten.jsonl").read_text().splitlines()) == 1
-    assert open_run(run).banks.hash
+    assert find_run_artifacts(run).banks.hash
 
 
 def test_what_was_trained_keeps_its_place_in_the_pipeline(run: Path, key: Path) -> None:
     """`amrg run` finds the cleaned artefacts under their names, and trains nothing."""
     named = {kind: {path.name for path in run.glob(f"{kind}-*")} for kind in ("data", "stage1", "banks", "stage2")}
-    before = open_run(run).data.hash
+    before = find_run_artifacts(run).data.hash
     forget(run, key, "--study", "train-3")
     assert {kind: {path.name for path in run.glob(f"{kind}-*")} for kind in named} == named
-    chain = open_run(run)
+    chain = find_run_artifacts(run)
     assert chain.data.hash != before
     assert chain.data.identity_hash == before
     assert chain.stage1.manifest["inputs"]["data"]["hash"] == chain.data.hash
@@ -207,9 +209,9 @@ def test_reports_with_a_forgotten_row_are_deleted_and_their_settings_kept(key: P
     run = made["stage2"].path.parent
     forget(run, key, "--study", "train-3")
     assert not list(run.glob("scores-*"))
-    chain = open_run(run)
+    chain = find_run_artifacts(run)
     assert chain.reports is not None
-    assert is_unwritten(chain.reports.path)
+    assert holds_no_reports(chain.reports.path)
     assert chain.config.generate == open_config(made["reports"])
     assert chain.banks.path.name == made["banks"].path.name
     assert chain.banks.hash != made["banks"].hash
@@ -219,7 +221,7 @@ def test_reports_with_a_forgotten_row_are_deleted_and_their_settings_kept(key: P
 
 
 def open_config(reports: Artifact) -> GenerateConfig:
-    return read_section(GenerateConfig, reports.manifest["config"], "generate")
+    return read_config_section(GenerateConfig, reports.manifest["config"], "generate")
 
 
 def test_the_record_is_signed_and_names_no_patient(run: Path, key: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ EVERY_ROW = {"candidates": 10**6, "probes": 10**6, "exact_below": 0}
 
 
 def compare(bank: MemoryBank) -> None:
-    generator = torch.Generator().manual_seed(distributed.rank())
+    generator = torch.Generator().manual_seed(distributed.global_rank())
     queries = torch.randn(3, bank.dim, generator=generator)
     group = bank.groups[:3].clone()
     rows, device = bank.load(), torch.device("cpu")
@@ -39,7 +39,7 @@ def compare(bank: MemoryBank) -> None:
         )  # fmt: skip
         torch.testing.assert_close(memory.retrieve(queries, query_group=group)[0], truth, rtol=1e-4, atol=1e-5)
     for kind in ("ivf", "hnsw"):
-        saved = place(bank, f"{kind}-whole-{distributed.rank()}")
+        saved = place(bank, f"{kind}-whole-{distributed.global_rank()}")
         whole = IndexedBank(rows, group=bank.groups, kind=kind, saved=saved, content_hash=bank.content_hash)
         torch.testing.assert_close(whole.retrieve(queries, query_group=group)[0], truth, rtol=1e-4, atol=1e-5)
 

@@ -9,13 +9,20 @@ import torch
 
 from amrg.banks.bank import MemoryBank, normalise_rows
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
-from amrg.data.stream import iter_samples
+from amrg.data.stream import iter_split_samples
 from amrg.errors import UserError
-from amrg.mining.regions import STATS, Candidate, build_visual_bank, limit_per_finding, normal_sentences, stating
-from amrg.models.cam import cam
+from amrg.mining.regions import (
+    STATS,
+    Candidate,
+    build_visual_bank,
+    limit_per_finding,
+    normal_sentences,
+    sentences_stating,
+)
+from amrg.models.cam import activation_maps_of_images
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.regions import find_regions
-from amrg.models.vision import to_tensor
+from amrg.models.regions import regions_of_films
+from amrg.models.vision import films_to_tensor
 from tests.synthetic_dataset import CONFIG as BFLOAT16
 from tests.synthetic_dataset import FINDING, SIZES, prepare_squares, report
 
@@ -45,10 +52,10 @@ def test_regions_of_a_label_are_drawn_up_to_its_limit_and_kept_in_order():
 
 def test_a_report_is_divided_into_what_states_a_finding_and_what_is_normal():
     text = "Mild cardiomegaly. Small left effusion and cardiomegaly. Possible pneumonia. No pneumothorax. Clear lungs."
-    assert stating(text, "Cardiomegaly") == ["Mild cardiomegaly.", "Small left effusion and cardiomegaly."]
-    assert stating(text, "Pleural Effusion") == ["Small left effusion and cardiomegaly."]
-    assert stating(text, "Pneumothorax") == []
-    assert stating(text, "Pneumonia") == []
+    assert sentences_stating(text, "Cardiomegaly") == ["Mild cardiomegaly.", "Small left effusion and cardiomegaly."]
+    assert sentences_stating(text, "Pleural Effusion") == ["Small left effusion and cardiomegaly."]
+    assert sentences_stating(text, "Pneumothorax") == []
+    assert sentences_stating(text, "Pneumonia") == []
     assert normal_sentences(text) == ["No pneumothorax.", "Clear lungs."]
 
 
@@ -72,7 +79,7 @@ def regions_of(folder, label):
 @pytest.mark.parametrize("label", [FINDING, NO_FINDING])
 def test_a_row_is_the_region_of_its_film(mined, label):
     root, data, model = mined
-    bank, films = MemoryBank.open(root / "bank"), {s.study.key: s for s in iter_samples(data, "train")}
+    bank, films = MemoryBank.open(root / "bank"), {s.study.key: s for s in iter_split_samples(data, "train")}
     rows = regions_of(root / "bank", label)
     scale = json.loads((root / "bank" / STATS).read_text())["scales"][label]
     k, method = LABELS.index(label), CONFIG.banks.mining.method
@@ -81,9 +88,9 @@ def test_a_row_is_the_region_of_its_film(mined, label):
     for row in rows:
         sample = films[row["key"]]
         assert row["group"] == sample.study.group
-        image = to_tensor([sample.views[row["view"]]], 64)
+        image = films_to_tensor([sample.views[row["view"]]], 64)
         with torch.no_grad():
-            expected = find_regions(model(image).projected_BHWD, cam(model, image, method))
+            expected = regions_of_films(model(image).projected_BHWD, activation_maps_of_images(model, image, method))
         found = bank.rows(row["row"], row["row"] + 1)[0]
         # together with other films in the miner, alone here
         assert float(torch.nn.functional.cosine_similarity(found, expected.states_BKD[0, k], dim=0)) > 0.9999
@@ -94,7 +101,7 @@ def test_a_row_is_the_region_of_its_film(mined, label):
 
 def test_rows_are_linked_to_what_their_own_report_says_of_them(mined):
     root, data, _ = mined
-    reports = {s.study.key: s.study.report for s in iter_samples(data, "train")}
+    reports = {s.study.key: s.study.report for s in iter_split_samples(data, "train")}
     found, normal = (regions_of(root / "bank", label) for label in (FINDING, NO_FINDING))
     assert len(found) == CONFIG.banks.mining.regions_per_finding
     assert len(normal) == CONFIG.banks.mining.normal_regions

@@ -5,7 +5,7 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
-from amrg.banks.bank import MemoryBank, normalise_rows, rows_of
+from amrg.banks.bank import MemoryBank, normalise_rows, normalize_to_rows
 from amrg.config import BanksConfig, ReportBankConfig
 from amrg.data.labels import LABELS
 from amrg.data.shards import INDEX
@@ -118,7 +118,7 @@ def test_a_centered_bank_is_without_what_all_rows_share_and_its_encoder_meets_it
     expected = normalise_rows(before - before.mean(0))
     assert torch.corrcoef(expected).min() < 0.0
     torch.testing.assert_close(bank.load().float(), expected, atol=1e-4 if dtype == "float32" else 0.02, rtol=1e-3)
-    torch.testing.assert_close(rows_of(given, bank), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(normalize_to_rows(given, bank), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_sentences_are_rows_of_their_own_and_the_bytes_are_reproducible(data, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from amrg.banks.bank import MemoryBank
 from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.models.association_shares import RowLabels, heaviest
+from amrg.models.association_shares import RowLabels, heaviest_rows
 
 GRID = 14
 EDEMA, FRACTURE, HEART = (LABELS.index(f) for f in ("Edema", "Fracture", "Cardiomegaly"))
@@ -74,9 +74,9 @@ def test_there_is_a_value_for_each_finding(bank: MemoryBank) -> None:
 def test_heaviest_rows_are_those_of_the_mean_over_queries() -> None:
     weights = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2]])
     rows = torch.tensor([[7, 2, -1], [2, 9, 7]])
-    found = heaviest(weights, rows, 2)
+    found = heaviest_rows(weights, rows, 2)
     assert [one["row"] for one in found] == [2, 7]
     assert [one["weight"] for one in found] == pytest.approx([0.45, 0.4])
-    assert [one["row"] for one in heaviest(weights, rows, 9)] == [2, 7, 9]
-    assert heaviest(torch.zeros(2, 1), torch.full((2, 1), -1), 5) == []
-    assert heaviest(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), 5) == []
+    assert [one["row"] for one in heaviest_rows(weights, rows, 9)] == [2, 7, 9]
+    assert heaviest_rows(torch.zeros(2, 1), torch.full((2, 1), -1), 5) == []
+    assert heaviest_rows(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), 5) == []

@@ -3,7 +3,7 @@ import torch
 
 from amrg.config import VisionConfig
 from amrg.errors import UserError
-from amrg.models.cam import METHODS, activation_maps, cam, class_scales
+from amrg.models.cam import METHODS, activation_maps, activation_maps_of_images, map_class_scales
 from amrg.models.classifier import DiseaseClassifier, LogSumExpHead
 
 
@@ -67,7 +67,7 @@ def test_maps_are_absolute(head, fine_BHWC):
     """A film with half the evidence has a map of half the size; nothing is stretched to 1."""
     whole, half = (activation_maps(head, fine_BHWC * scale, "gradcam") for scale in (1.0, 0.5))
     torch.testing.assert_close(half, whole * 0.5, rtol=1e-5, atol=1e-6)
-    assert class_scales([[1.0, 8.0, 2.0], [], [0.0]]) == [2.0, 1.0, 1.0]
+    assert map_class_scales([[1.0, 8.0, 2.0], [], [0.0]]) == [2.0, 1.0, 1.0]
 
 
 def test_from_images(head):
@@ -77,7 +77,7 @@ def test_from_images(head):
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         fine_BHWC = model(images).fine_BHWC
-    maps = cam(model, images, "layercam")
+    maps = activation_maps_of_images(model, images, "layercam")
     assert maps.shape == (2, 14, 4, 4)
     assert torch.equal(maps, activation_maps(model.cam_head, fine_BHWC, "layercam"))
     assert all(p.grad is None for p in model.parameters())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from amrg.banks.bank import NO_GROUP, MemoryBank, group_id
+from amrg.banks.bank import NO_GROUP, MemoryBank, patient_group_id
 from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.models.composer import Composed, ComposedSentence, Composer, Support, Unsure, head_features
@@ -183,8 +183,8 @@ def test_what_stage_1_does_not_find_is_not_named_whatever_the_memory_retrieves(t
 def test_the_own_patients_sentences_are_never_said(tmp_path: Path) -> None:
     composer = of_effusions(tmp_path, "memory", [LEFT, RIGHT])
     heavy = {EFFUSION: {0: 1.0}}
-    assert texts(compose(composer, [EFFUSION], ON_THE_LEFT, heavy, group_id("p0"))) == [RIGHT]
-    assert texts(compose(composer, [EFFUSION], ON_THE_LEFT, heavy, group_id("p1"))) == [LEFT]
+    assert texts(compose(composer, [EFFUSION], ON_THE_LEFT, heavy, patient_group_id("p0"))) == [RIGHT]
+    assert texts(compose(composer, [EFFUSION], ON_THE_LEFT, heavy, patient_group_id("p1"))) == [LEFT]
     assert texts(compose(composer, [EFFUSION], ON_THE_LEFT, heavy)) == [LEFT]
 
 
@@ -193,9 +193,9 @@ def test_a_sentence_that_others_say_too_is_said_as_theirs(tmp_path: Path) -> Non
     rows = [(LEFT, "me"), (LEFT, "you"), ("The lungs are clear.", "me"), ("The lungs are clear.", "you")]
     composer = Composer(EVEN, visual, report_bank(tmp_path, rows))
     weights = {NO_FINDING: {0: 1.0}, EFFUSION: {1: 1.0}}
-    mine = compose(composer, [EFFUSION], weights, {EFFUSION: {0: 1.0}}, group_id("me"))
+    mine = compose(composer, [EFFUSION], weights, {EFFUSION: {0: 1.0}}, patient_group_id("me"))
     assert [said.row for said in mine.sentences] == [1, 3]
-    theirs = compose(composer, [EFFUSION], weights, {EFFUSION: {0: 1.0}}, group_id("you"))
+    theirs = compose(composer, [EFFUSION], weights, {EFFUSION: {0: 1.0}}, patient_group_id("you"))
     assert [said.row for said in theirs.sentences] == [0, 2]
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amrg.config import DecoderConfig, to_dict
+from amrg.config import DecoderConfig, config_to_dict
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.studies import Study
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.context import ContextTokenizer, context_text, drop_fields, refuse_lacking_context
+from amrg.models.context import ContextTokenizer, drop_context_fields, format_context, refuse_lacking_context
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.training.collate import ReportCollator
@@ -46,7 +46,7 @@ def test_the_context_of_a_study_by_hand() -> None:
     assert field_BC[0].tolist() == [place for place, length in lengths.items() for _ in range(length)]
     cut, _ = ContextTokenizer(Letters(), ("sex", "age"), 15)(CONTEXTS[:1])
     assert "".join(map(chr, cut[0])) == "Sex: female\nAge"  # from the right
-    assert context_text(CONTEXTS[0], ("age", "technique")) == "Age: 63\nTechnique: Two views.\n"
+    assert format_context(CONTEXTS[0], ("age", "technique")) == "Age: 63\nTechnique: Two views.\n"
 
 
 def test_the_prompt_of_a_study_by_hand(classifier: DiseaseClassifier) -> None:  # noqa: F811
@@ -89,9 +89,9 @@ def test_dropped_fields_are_absent_ones_and_the_dropout_is_seeded(classifier: Di
     sight, groups, report_BT = inputs(model)
     full, field = model.context_encoder()(CONTEXTS[:1] * 3)
     torch.manual_seed(1)
-    dropped = drop_fields(full, field, 0.5)
+    dropped = drop_context_fields(full, field, 0.5)
     torch.manual_seed(1)
-    assert torch.equal(drop_fields(full, field, 0.5), dropped)
+    assert torch.equal(drop_context_fields(full, field, 0.5), dropped)
     assert not torch.equal(dropped[0], dropped[1]) or not torch.equal(dropped[0], dropped[2])
     found = model(sight, groups, report_BT, context_BC=dropped).loss_B
     for i in range(3):
@@ -100,9 +100,9 @@ def test_dropped_fields_are_absent_ones_and_the_dropout_is_seeded(classifier: Di
         alone = model.encode_context([kept])
         loss = model(one(sight, i), groups[i : i + 1], report_BT[i : i + 1], context_BC=alone).loss_B
         torch.testing.assert_close(found[i], loss[0], rtol=1e-4, atol=1e-4)
-    assert torch.equal(drop_fields(full, field, 0.0), full)
-    assert (drop_fields(full, field, 1.0) == IGNORE_INDEX).all()
-    shares = [(drop_fields(full, field, 0.3)[0, 0] == IGNORE_INDEX).float() for _ in range(400)]
+    assert torch.equal(drop_context_fields(full, field, 0.0), full)
+    assert (drop_context_fields(full, field, 1.0) == IGNORE_INDEX).all()
+    shares = [(drop_context_fields(full, field, 0.3)[0, 0] == IGNORE_INDEX).float() for _ in range(400)]
     assert 0.2 < torch.stack(shares).mean() < 0.4
 
 
@@ -113,7 +113,7 @@ def test_a_decoder_that_reads_none_is_as_before(classifier: DiseaseClassifier) -
     assert torch.equal(model(sight, groups, report_BT).loss_B, plain(sight, groups, report_BT).loss_B)
     assert model.generate(sight, groups, DECODING) == plain.generate(sight, groups, DECODING)
     assert model.encode_context(CONTEXTS) is None
-    assert not {"context", "context_tokens"} & to_dict(DecoderConfig()).keys()
+    assert not {"context", "context_tokens"} & config_to_dict(DecoderConfig()).keys()
 
 
 def test_the_place_of_the_context_where_the_prompt_has_none(classifier: DiseaseClassifier) -> None:  # noqa: F811

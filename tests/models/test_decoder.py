@@ -8,7 +8,7 @@ import torch
 
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
-from amrg.models.decoder import base_fingerprint, build_decoder, load_decoder, save_decoder
+from amrg.models.decoder import base_fingerprint, build_decoder, load_saved_decoder, save_decoder
 from amrg.models.tokenizer import train_tokenizer
 
 REPORTS = [
@@ -63,7 +63,7 @@ def test_saved_and_loaded_it_gives_the_same_logits(tmp_path: Path, tuning: str) 
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
     save_decoder(model, tokenizer, tmp_path / "saved")
     assert (tmp_path / "saved" / "model.safetensors").exists() == (tuning == "full")  # no copy of a frozen base
-    loaded, _ = load_decoder(config, tmp_path / "saved")
+    loaded, _ = load_saved_decoder(config, tmp_path / "saved")
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
     assert torch.equal(logits(model), untrained) == (tuning == "frozen")
 
@@ -103,7 +103,7 @@ def test_lora_is_float32_on_a_base_of_any_dtype(tmp_path: Path, dtype: str) -> N
         assert parameter.requires_grad == (parameter.grad is not None) == (".lora_" in name)
         assert not parameter.requires_grad or parameter.dtype == torch.float32
     save_decoder(tuned, tokenizer, tmp_path / "saved")
-    loaded, _ = load_decoder(config, tmp_path / "saved")
+    loaded, _ = load_saved_decoder(config, tmp_path / "saved")
     assert base_fingerprint(loaded) == base_fingerprint(tuned) == before
     torch.testing.assert_close(logits(loaded), logits(tuned), rtol=0, atol=0)
 

@@ -21,9 +21,9 @@ from amrg.models.decoder import (
     build_decoder,
     decoder_faults,
     embedding_size,
-    load_decoder,
-    rehearse,
+    load_saved_decoder,
     save_decoder,
+    smoke_test_decoder,
 )
 from benchmarks.architectures import make_folder, make_tokenizer
 
@@ -183,7 +183,7 @@ def test_padding_beyond_the_embeddings_is_the_end_token(made: Any, tmp_path: Pat
     tokenizer.save_pretrained(folder)
     model, found = build_decoder(replace(LORA, model=str(folder)), [], 0)
     assert found.pad_token_id == found.eos_token_id == model.generation_config.pad_token_id == 1
-    rehearse(model, found, "float32")
+    smoke_test_decoder(model, found, "float32")
 
 
 def test_an_end_token_is_taken_from_the_generation_config(made: Any, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_of_a_multimodal_model_the_language_model_is_used(made: Any, tmp_path: P
     save_decoder(model, tokenizer, tmp_path)
     assert not any("vision" in name or "visual" in name for name in load_file(tmp_path / "model.safetensors"))
     assert "vision_config" not in json.loads((tmp_path / "config.json").read_text())
-    loaded, _ = load_decoder(config, tmp_path)
+    loaded, _ = load_saved_decoder(config, tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
 
@@ -228,7 +228,7 @@ def test_an_architecture_that_cannot_generate_from_embeddings_is_refused(tmp_pat
 def test_a_rehearsal_finds_what_signatures_do_not_tell(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = build_decoder(replace(LORA, model=str(made("llama"))), [], 0)
     modes = [module.training for module in model.modules()]
-    rehearse(model, tokenizer, "float32")
+    smoke_test_decoder(model, tokenizer, "float32")
     assert [module.training for module in model.modules()] == modes
     base = model.get_base_model()
     forward = type(base.model).forward
@@ -240,7 +240,7 @@ def test_a_rehearsal_finds_what_signatures_do_not_tell(made: Any, monkeypatch: p
 
     monkeypatch.setattr(type(base.model), "forward", scaled)
     with pytest.raises(UserError, match="LlamaForCausalLM does not compute the same from embeddings as from tokens"):
-        rehearse(model, tokenizer, "float32")
+        smoke_test_decoder(model, tokenizer, "float32")
 
 
 @pytest.mark.parametrize(
@@ -272,12 +272,12 @@ def test_quantised_weights_are_not_trained_in_full(made: Any, tmp_path: Path, mo
     with pytest.raises(UserError, match="take `lora`"):
         build_decoder(full, [], 0)
     told: list[str] = []
-    monkeypatch.setattr(decoder_module, "echo", told.append)
+    monkeypatch.setattr(decoder_module, "print_on_rank_0", told.append)
     config = replace(full, tuning="lora", base_dtype="int8")
     assert decoder_faults(config) == []
     model, tokenizer = build_decoder(config, [], 0)
     assert any("4 bits" in line and "int8" in line for line in told)
-    rehearse(model, tokenizer, "float32")
+    smoke_test_decoder(model, tokenizer, "float32")
     told.clear()
     build_decoder(replace(config, base_dtype="nf4"), [], 0)
     assert told == []
@@ -326,7 +326,7 @@ def test_an_adapter_is_gone_on_from(made: Any, tmp_path: Path, tuning: str, more
             if name in trained:
                 weight.mul_(1.1)
     save_decoder(model, tokenizer, tmp_path / "saved")
-    loaded, _ = load_decoder(config, tmp_path / "saved")
+    loaded, _ = load_saved_decoder(config, tmp_path / "saved")
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
     if tuning == "lora":
         assert base_fingerprint(loaded) == base_fingerprint(model)

@@ -24,10 +24,10 @@ from amrg.models.detail_heads import (
     Details,
     _folds,
     _Stated,
-    combine,
+    combine_distributions,
     detail_values,
     report_details,
-    support,
+    value_support,
 )
 
 LESION = FINDINGS.index("Lung Lesion")
@@ -74,16 +74,16 @@ def test_details_of_a_report() -> None:
 
 
 def test_combination_by_hand() -> None:
-    combined = combine([{"left": 0.9, "right": 0.1}, None, {"left": 0.5, "left+right": 0.5}], floor=0.1)
+    combined = combine_distributions([{"left": 0.9, "right": 0.1}, None, {"left": 0.5, "left+right": 0.5}], floor=0.1)
     weights = {"left": 1.0 * 0.6, "right": 0.2 * 0.1, "left+right": 0.1 * 0.6}
     assert combined == pytest.approx({v: w / 0.68 for v, w in weights.items()})
-    assert combine([None, None]) is None
-    assert combine([]) is None
+    assert combine_distributions([None, None]) is None
+    assert combine_distributions([]) is None
 
 
 def test_a_certain_source_does_not_decide_alone() -> None:
     certain, others = {"left": 1.0}, {"left": 0.01, "right": 0.99}
-    one, two = combine([certain, others]), combine([certain, others, others])
+    one, two = combine_distributions([certain, others]), combine_distributions([certain, others, others])
     assert one is not None
     assert two is not None
     assert one["left"] > 0.5 > two["left"]
@@ -94,13 +94,13 @@ def test_a_certain_source_does_not_decide_alone() -> None:
     [("left", 0.5 + 0.5 * 0.2), ("left+right", 0.2), ("right", 0.3 + 0.5 * 0.2), ("upper", 0.0)],
 )
 def test_support_of_a_side(value: str, expected: float) -> None:
-    assert support(value, {"left": 0.5, "right": 0.3, "left+right": 0.2}) == pytest.approx(expected)
-    assert support(value, None) is None
+    assert value_support(value, {"left": 0.5, "right": 0.3, "left+right": 0.2}) == pytest.approx(expected)
+    assert value_support(value, None) is None
 
 
 def test_a_word_inside_another_is_no_part_of_a_set() -> None:
-    assert support("line", {"central line": 0.6, "central line+port": 0.4}) == 0.0
-    assert support("central line", {"central line": 0.6, "central line+port": 0.4}) == pytest.approx(0.8)
+    assert value_support("line", {"central line": 0.6, "central line+port": 0.4}) == 0.0
+    assert value_support("central line", {"central line": 0.6, "central line+port": 0.4}) == pytest.approx(0.8)
 
 
 def test_the_regression_is_the_one_of_scikit_learn() -> None:

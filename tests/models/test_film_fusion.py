@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from amrg.config import VisionConfig, to_dict
-from amrg.data.film_checks import VIEW_KINDS, view_kinds
+from amrg.config import VisionConfig, config_to_dict
+from amrg.data.film_checks import VIEW_KINDS, view_kinds_of_films
 from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views
 
 MEAN = VisionConfig(image_size=64, embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=1, qformer_heads=2)
@@ -81,10 +81,10 @@ def test_gradients_of_the_attention(by_label: bool) -> None:
 
 def test_views_by_name() -> None:
     names = ("PA", "LATERAL", "", "AP SUPINE", "LL", "XTABLE LATERAL", "FRONTAL", "LAO")
-    found = [VIEW_KINDS[kind] for kind in view_kinds(names, len(names))]
+    found = [VIEW_KINDS[kind] for kind in view_kinds_of_films(names, len(names))]
     assert found == ["frontal", "lateral", "unknown", "frontal", "lateral", "lateral", "frontal", "unknown"]
-    assert view_kinds((), 2) == (0, 0)
-    assert view_kinds(("PA",), 2) == (1, 0)
+    assert view_kinds_of_films((), 2) == (0, 0)
+    assert view_kinds_of_films(("PA",), 2) == (1, 0)
 
 
 def test_a_new_classifier_gives_what_it_gave_before(images: Tensor) -> None:
@@ -146,5 +146,5 @@ def test_saved_and_loaded_it_knows_views_and_former_classifiers_load(tmp_path: P
         fused = [one.of_studies(getattr(one, name), VIEWS) for one in (found, expected)]
         assert torch.equal(*fused)
     build(MEAN).save_pretrained(tmp_path / "old")
-    assert not {"view_embeddings", "film_fusion"} & to_dict(MEAN).keys()
+    assert not {"view_embeddings", "film_fusion"} & config_to_dict(MEAN).keys()
     assert DiseaseClassifier.from_pretrained(tmp_path / "old").config.film_fusion == "mean"

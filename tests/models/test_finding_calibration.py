@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
-from amrg.models.finding_calibration import FILE, Certainty, features_of
+from amrg.models.finding_calibration import FILE, Certainty, calibration_features
 from tests.models.vision_outputs import sight_of
 
 F = len(FINDINGS)
@@ -117,11 +117,11 @@ def test_probabilities_of_a_sight_by_hand() -> None:
 
 
 def test_a_film_that_shows_nothing_has_a_finite_peak() -> None:
-    features = features_of(sight_of({}, peak=0.0))
+    features = calibration_features(sight_of({}, peak=0.0))
     assert features.isfinite().all()
     assert features.dtype == torch.float64
-    assert torch.equal(features[..., 2], features_of(sight_of({}, peak=1e-4))[..., 2])
-    assert (features[..., 2] < features_of(sight_of({}, peak=0.01))[..., 2]).all()
+    assert torch.equal(features[..., 2], calibration_features(sight_of({}, peak=1e-4))[..., 2])
+    assert (features[..., 2] < calibration_features(sight_of({}, peak=0.01))[..., 2]).all()
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

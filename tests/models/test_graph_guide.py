@@ -11,10 +11,10 @@ from amrg.banks.bank import NO_GROUP
 from amrg.config import GraphConfig
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.studies import Study
-from amrg.graph.build import graph_of
-from amrg.graph.facts import NODES, report_facts
+from amrg.graph.build import count_report_graph
+from amrg.graph.facts import NODES, read_report_facts
 from amrg.models.composer import Composer
-from amrg.models.graph_guide import GraphGuide, node_rows, save_guide, stated_nodes
+from amrg.models.graph_guide import GraphGuide, node_indicators, nodes_of_text, save_graph_guide
 from amrg.models.vision_output import MEMORIES
 from tests.models.test_composer import EFFUSION, EVEN, HEART, associate, compose, report_bank, texts, visual_bank
 from tests.models.vision_outputs import sight_of
@@ -29,7 +29,7 @@ def guided(check: Literal["none", "flag", "drop"], reports: tuple[str, ...] = (E
         Study(f"s{i}", f"p{i}", "train", reports[i % len(reports)], dict.fromkeys(LABELS))
         for i in range(40 * len(reports))
     ]
-    return GraphGuide(graph_of(train, GraphConfig(), 0), GraphConfig(check=check))
+    return GraphGuide(count_report_graph(train, GraphConfig(), 0), GraphConfig(check=check))
 
 
 def test_flagged_or_dropped() -> None:
@@ -89,7 +89,7 @@ def test_another_sentence_is_chosen_where_one_states_an_implausible_site(tmp_pat
     chosen = {}
     for check in ("flag", "drop"):
         guide = guided(check, (LEFT, fracture))
-        assert len(guide.graph.implausible(report_facts(RIGHT))) == 1
+        assert len(guide.graph.implausible(read_report_facts(RIGHT))) == 1
         chosen[check] = texts(
             compose(Composer(EVEN, visual, reports, source="none", guide=guide), [EFFUSION], *weights)
         )
@@ -104,9 +104,9 @@ def test_the_copy_beside_the_reports_has_no_studies(tmp_path: Path) -> None:
     guide = guided("flag")
     (tmp_path / "graph").mkdir()
     guide.graph.save(tmp_path / "graph")
-    save_guide(GraphConfig(), tmp_path / "graph", tmp_path)
+    save_graph_guide(GraphConfig(), tmp_path / "graph", tmp_path)
     assert GraphGuide.open(GraphConfig(), tmp_path) is None
-    save_guide(guide.config, tmp_path / "graph", tmp_path)
+    save_graph_guide(guide.config, tmp_path / "graph", tmp_path)
     opened = GraphGuide.open(guide.config, tmp_path)
     assert opened is not None
     assert opened.graph == replace(guide.graph, keys={})
@@ -150,7 +150,7 @@ def test_probabilities_spread_one_step() -> None:
 
 def test_rows_that_fit_the_film_gain_and_each_query_keeps_its_sum() -> None:
     """Two rows, of an effusion and of edema, on a film with an effusion alone."""
-    nodes = node_rows([[EFFUSION], [EDEMA], []])
+    nodes = node_indicators([[EFFUSION], [EDEMA], []])
     weights, found = torch.tensor([[[0.2, 0.3, 0.1, 0.0], [0.0, 0.5, 0.0, 0.0]]]), probabilities(PleuralEffusion=1.0)
     rows = torch.tensor([0, 1, 2, -1]).expand(1, 2, -1)
     usual = {EFFUSION: 1 - (1 - 0.5) * (1 - 0.25 * 0.5), EDEMA: 1 - (1 - 0.25) * (1 - 0.5 * 0.25)}
@@ -166,9 +166,9 @@ def test_rows_that_fit_the_film_gain_and_each_query_keeps_its_sum() -> None:
 
 
 def test_nodes_of_rows() -> None:
-    assert stated_nodes(LEFT) == {EFFUSION, "left", "pleura"}
-    assert stated_nodes(f"{LEFT} {ENLARGED}", HEART) == {HEART, "heart"}
-    assert stated_nodes("The lungs are clear.") == set()
+    assert nodes_of_text(LEFT) == {EFFUSION, "left", "pleura"}
+    assert nodes_of_text(f"{LEFT} {ENLARGED}", HEART) == {HEART, "heart"}
+    assert nodes_of_text("The lungs are clear.") == set()
 
 
 def test_a_restricted_composer_words_the_side_that_the_graph_knows(tmp_path: Path) -> None:

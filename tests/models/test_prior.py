@@ -6,13 +6,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amrg.config import DecoderConfig, GenerateConfig, Stage2Config, to_dict
+from amrg.config import DecoderConfig, GenerateConfig, Stage2Config, config_to_dict
 from amrg.data.labels import LABELS
 from amrg.data.prior import Prior
 from amrg.data.studies import Study
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.prior import ALONE, FILMS, TEXT, PriorFilms, PriorInputs, PriorTokenizer, drop_priors, prior_text
+from amrg.models.prior import (
+    ALONE,
+    FILMS,
+    TEXT,
+    PriorFilms,
+    PriorInputs,
+    PriorTokenizer,
+    drop_batch_priors,
+    format_prior,
+)
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.training.collate import ReportCollator
@@ -44,11 +53,13 @@ def study_of(prior: PriorInputs, i: int) -> PriorInputs:
 
 
 def test_the_text_of_an_earlier_study_by_hand() -> None:
-    assert prior_text(PRIORS[0], BOTH) == "Earlier report (30 days before): Small effusion.\n"
-    assert prior_text(PRIORS[2], BOTH) == "Earlier report: Clear.\n"
-    assert prior_text(PRIORS[0], ("films",)) == "Earlier film (30 days before)\n"
-    assert prior_text(Prior("a", "", 1), BOTH) == "Earlier film (1 day before)\n"
-    assert prior_text(PRIORS[2], ("films",)) == prior_text(None, BOTH) == prior_text(Prior("a"), ("report",)) == ""
+    assert format_prior(PRIORS[0], BOTH) == "Earlier report (30 days before): Small effusion.\n"
+    assert format_prior(PRIORS[2], BOTH) == "Earlier report: Clear.\n"
+    assert format_prior(PRIORS[0], ("films",)) == "Earlier film (30 days before)\n"
+    assert format_prior(Prior("a", "", 1), BOTH) == "Earlier film (1 day before)\n"
+    assert (
+        format_prior(PRIORS[2], ("films",)) == format_prior(None, BOTH) == format_prior(Prior("a"), ("report",)) == ""
+    )
     ids_BR = PriorTokenizer(Letters(), ("report",), 14)(PRIORS)
     assert "".join(map(chr, ids_BR[0])) == "Earlier report"  # cut on the right
     assert (ids_BR[1] == IGNORE_INDEX).all()
@@ -120,7 +131,7 @@ def test_a_decoder_that_reads_none_is_as_before(classifier: DiseaseClassifier) -
     assert torch.equal(
         plain(sight, groups, report_BT).loss_B, plain(sight, groups, report_BT, prior=PriorInputs()).loss_B
     )
-    settings = to_dict(DecoderConfig()) | to_dict(Stage2Config()) | to_dict(GenerateConfig())
+    settings = config_to_dict(DecoderConfig()) | config_to_dict(Stage2Config()) | config_to_dict(GenerateConfig())
     assert not {"prior", "prior_study", "prior_tokens", "prior_dropout"} & settings.keys()
 
 
@@ -156,11 +167,11 @@ def test_targets_have_words_of_change_only_with_a_prior(classifier: DiseaseClass
     assert (batch["report"][2] == IGNORE_INDEX).all()  # not even an end is learned of a report of change alone
     assert batch["report"].shape == batch[ALONE].shape
     batch[FILMS] = given(model, [PRIORS[0], None, None]).films
-    dropped = drop_priors(batch, torch.tensor([True, False, False]))
+    dropped = drop_batch_priors(batch, torch.tensor([True, False, False]))
     assert torch.equal(dropped["report"], batch[ALONE])
     assert (dropped[TEXT] == IGNORE_INDEX).all()
     assert not dropped[FILMS].given_B.any()
-    kept = drop_priors(batch, torch.tensor([False, True, True]))
+    kept = drop_batch_priors(batch, torch.tensor([False, True, True]))
     assert all(torch.equal(kept[name], batch[name]) for name in ("report", TEXT))
     assert kept[FILMS].given_B.tolist() == [True, False, False]
 

@@ -15,9 +15,9 @@ from transformers import AutoModel
 
 from amrg.config import VisionConfig
 from amrg.errors import UserError
-from amrg.models.cam import cam
+from amrg.models.cam import activation_maps_of_images
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.regions import find_regions
+from amrg.models.regions import regions_of_films
 from amrg.models.vision import build_encoder, weights_faults
 from tests.encoder_folders import FOLDERS, MEAN, STD, make_folder
 
@@ -109,7 +109,7 @@ def test_gradcam_of_a_vit_by_hand(folders: Callable[[str], Path]) -> None:
     torch.manual_seed(0)
     model = DiseaseClassifier(of(folders("rad_dino"))).eval()
     images = films(70)
-    found = cam(model, images, "gradcam")
+    found = activation_maps_of_images(model, images, "gradcam")
     assert found.shape == (2, 14, 5, 5)
     for k in (0, 7):
         fine = model.fine_norm(model.encoder(images).fine_BHWC).detach().requires_grad_()
@@ -120,7 +120,7 @@ def test_gradcam_of_a_vit_by_hand(folders: Callable[[str], Path]) -> None:
             for channel in range(24):
                 expected += fine.grad[b, :, :, channel].mean() * fine[b, :, :, channel].detach()
             torch.testing.assert_close(found[b, k], expected.clamp(min=0), rtol=1e-4, atol=1e-7)
-    regions = find_regions(model(images).projected_BHWD, found)
+    regions = regions_of_films(model(images).projected_BHWD, found)
     assert regions.boxes_BK5.max() <= 5
 
 

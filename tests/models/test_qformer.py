@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from amrg.config import VisionConfig, to_dict
+from amrg.config import VisionConfig, config_to_dict
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier, query_cosines
-from amrg.models.qformer import build_qformer, init_faults
+from amrg.models.qformer import build_qformer, qformer_init_faults
 from amrg.models.text_encoder import WHEELS
-from amrg.pipeline import recipe
+from amrg.pipeline import step_recipe
 
 SMALL = VisionConfig(image_size=64, embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=2, qformer_heads=2)
 PRE = replace(SMALL, qformer_norm="pre")
@@ -188,18 +188,18 @@ def test_a_bert_that_cannot_be_taken_is_told_in_a_line(
     config = replace(SMALL, **{"qformer_init": str(bert), **change})  # type: ignore[arg-type]
     if damage:
         damaged(bert, damage)
-    (fault,) = init_faults(config)
+    (fault,) = qformer_init_faults(config)
     with pytest.raises(UserError, match=line) as told:
         build_qformer(config)
     assert str(told.value) == fault
-    assert not init_faults(replace(config, qformer_init=None))
+    assert not qformer_init_faults(replace(config, qformer_init=None))
     build_qformer(config, pretrained=False)
 
 
 def test_what_a_bert_holds_identifies_stage_1_and_not_where_it_lies(bert: Path, artefacts: Any) -> None:
     def identity(**vision: Any) -> str:
         changed = replace(artefacts.config, vision=replace(artefacts.config.vision, **vision))
-        return recipe("stage1", changed).identity
+        return step_recipe("stage1", changed).identity
 
     plain, begun = identity(), identity(qformer_init=str(bert))
     assert len({plain, begun, identity(qformer_norm="pre")}) == 3
@@ -213,5 +213,5 @@ def test_what_a_bert_holds_identifies_stage_1_and_not_where_it_lies(bert: Path, 
 
 
 def test_artefacts_from_before_there_were_these_settings_keep_their_names() -> None:
-    assert not {"qformer_norm", "qformer_init"} & to_dict(VisionConfig()).keys()
-    assert to_dict(PRE) == to_dict(SMALL) | {"qformer_norm": "pre"}
+    assert not {"qformer_norm", "qformer_init"} & config_to_dict(VisionConfig()).keys()
+    assert config_to_dict(PRE) == config_to_dict(SMALL) | {"qformer_norm": "pre"}

@@ -6,14 +6,14 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from amrg.models.regions import EXTENT, GRID, PLACES, Regions, boxes_of, find_regions, of_studies
+from amrg.models.regions import EXTENT, GRID, PLACES, Regions, boxes_of_regions, regions_of_films, regions_of_studies
 
 D = 24  # of a state: 8 numbers of what the region looks like, 16 of where it is
 
 
 def box_of(map_HW: np.ndarray) -> tuple[int, ...]:
     """Of one map, without the number of the film."""
-    return tuple(boxes_of(torch.from_numpy(map_HW)[None, None])[0, 0, 1:].int().tolist())
+    return tuple(boxes_of_regions(torch.from_numpy(map_HW)[None, None])[0, 0, 1:].int().tolist())
 
 
 def some(*shape: int, seed: int = 0) -> Tensor:
@@ -47,7 +47,7 @@ def state_by_hand(features_HWD: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
 
 def test_states_are_those_of_a_slow_loop() -> None:
     features, maps = films()
-    found = find_regions(features, maps)
+    found = regions_of_films(features, maps)
     for b in range(3):
         for k in range(2):
             expected = state_by_hand(features[b].double().numpy(), maps[b, k].double().numpy())
@@ -59,7 +59,7 @@ def test_places_by_hand() -> None:
     """A map of 8 × 8 cells: 3 in the upper left place, 1 in the last place of the second row."""
     maps = torch.zeros(1, 1, 8, 8)
     maps[0, 0, 0, 0], maps[0, 0, 1, 1], maps[0, 0, 2, 7] = 2.0, 1.0, 1.0
-    found = find_regions(some(1, 8, 8, D), maps)
+    found = regions_of_films(some(1, 8, 8, D), maps)
     expected = torch.zeros(PLACES)
     expected[0], expected[GRID + 3] = 0.75, 0.25
     torch.testing.assert_close(found.places_BKP[0, 0], expected)
@@ -69,7 +69,7 @@ def test_both_sides_of_a_bilateral_finding_have_their_share() -> None:
     maps = torch.zeros(1, 1, 8, 8)
     maps[0, 0, 6, 0], maps[0, 0, 6, 7] = 1.0, 0.9
     features = some(1, 8, 8, D)
-    found = find_regions(features, maps)
+    found = regions_of_films(features, maps)
     expected = torch.zeros(PLACES)
     expected[3 * GRID], expected[3 * GRID + 3] = 1 / 1.9, 0.9 / 1.9
     torch.testing.assert_close(found.places_BKP[0, 0], expected)
@@ -82,16 +82,16 @@ def test_both_sides_of_a_bilateral_finding_have_their_share() -> None:
 def test_a_map_of_zeros_has_no_region() -> None:
     features, maps = films()
     maps[1, 0] = 0.0
-    found = find_regions(features, maps)
+    found = regions_of_films(features, maps)
     for part in found:
         assert part.isfinite().all()
         assert not part[1, 0].any()
     assert all(part[1, 1].any() for part in found[:3])
-    torch.testing.assert_close(found.states_BKD[0], find_regions(*films()).states_BKD[0])
+    torch.testing.assert_close(found.states_BKD[0], regions_of_films(*films()).states_BKD[0])
 
 
 def test_a_map_that_is_alike_everywhere_has_a_place_and_no_look() -> None:
-    found = find_regions(some(1, 8, 8, D), torch.ones(1, 1, 8, 8))
+    found = regions_of_films(some(1, 8, 8, D), torch.ones(1, 1, 8, 8))
     assert found.states_BKD.isfinite().all()
     torch.testing.assert_close(found.places_BKP[0, 0], torch.full((PLACES,), 1 / PLACES))
     assert found.boxes_BK5[0, 0].tolist() == [0, 0, 0, 8, 8]
@@ -99,8 +99,8 @@ def test_a_map_that_is_alike_everywhere_has_a_place_and_no_look() -> None:
 
 def test_scale_of_a_map_and_what_the_whole_film_shares_do_not_count() -> None:
     features, maps = films()
-    found = find_regions(features, maps)
-    scaled = find_regions(features + some(3, 1, 1, D, seed=9) * 3, maps * 7)
+    found = regions_of_films(features, maps)
+    scaled = regions_of_films(features + some(3, 1, 1, D, seed=9) * 3, maps * 7)
     torch.testing.assert_close(scaled.states_BKD, found.states_BKD, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(scaled.places_BKP, found.places_BKP)
     torch.testing.assert_close(scaled.peaks_BK, 7 * found.peaks_BK)
@@ -113,21 +113,21 @@ def test_what_lies_outside_the_region_changes_nothing_but_the_place() -> None:
     looks = [
         torch.nn.functional.normalize(state - state.mean(), dim=0)
         for changed in (maps, torch.where(faint, 0.0, maps))
-        for state in [find_regions(features, changed).states_BKD[0, 0, :-PLACES]]
+        for state in [regions_of_films(features, changed).states_BKD[0, 0, :-PLACES]]
     ]
     assert faint.any()
     torch.testing.assert_close(*looks)
-    assert not torch.allclose(find_regions(features, torch.where(faint, 0.0, maps)).places_BKP, found_places(maps))
+    assert not torch.allclose(regions_of_films(features, torch.where(faint, 0.0, maps)).places_BKP, found_places(maps))
 
 
 def found_places(maps: Tensor) -> Tensor:
-    return find_regions(torch.zeros(*maps.shape[:1], *maps.shape[2:], D), maps).places_BKP
+    return regions_of_films(torch.zeros(*maps.shape[:1], *maps.shape[2:], D), maps).places_BKP
 
 
 def test_the_product_of_two_states_is_look_and_place() -> None:
     """cos(x, y) of the rows without their mean: (u·v + BC(h, g) − D m_x m_y) / (…); BC is Bhattacharyya's."""
     features, maps = films(2, 1, seed=3)
-    found = find_regions(features, maps)
+    found = regions_of_films(features, maps)
     raw = []
     for b in range(2):
         weights_N = torch.where(maps[b, 0] > EXTENT * maps[b, 0].max(), maps[b, 0].square(), 0.0).flatten()
@@ -148,24 +148,24 @@ def test_the_product_of_two_states_is_look_and_place() -> None:
 def test_odd_grids(shape: tuple[int, int]) -> None:
     """Cells that lie in two places are shared, and a map of one place still fills a place."""
     features, maps = some(2, *shape, D), some(2, 3, *shape, seed=1).abs() + 0.1
-    found = find_regions(features, maps)
+    found = regions_of_films(features, maps)
     assert found.states_BKD.isfinite().all()
     torch.testing.assert_close(found.places_BKP.sum(-1), torch.ones(2, 3))
     assert (found.boxes_BK5[..., 3] <= shape[1]).all()
     assert (found.boxes_BK5[..., 4] <= shape[0]).all()
-    mirrored = find_regions(features.flip(2), maps.flip(3)).places_BKP.unflatten(2, (GRID, GRID)).flip(3)
+    mirrored = regions_of_films(features.flip(2), maps.flip(3)).places_BKP.unflatten(2, (GRID, GRID)).flip(3)
     torch.testing.assert_close(mirrored, found.places_BKP.unflatten(2, (GRID, GRID)))
 
 
 def test_bfloat16_films_have_nearly_the_same_regions() -> None:
     features, maps = films(side=14)
-    whole, rounded = find_regions(features, maps), find_regions(features.bfloat16(), maps.bfloat16())
+    whole, rounded = regions_of_films(features, maps), regions_of_films(features.bfloat16(), maps.bfloat16())
     assert all(part.dtype == torch.float32 for part in rounded)
     cosine = torch.nn.functional.cosine_similarity(whole.states_BKD, rounded.states_BKD, dim=-1)
     assert float(cosine.min()) > 0.99
     torch.testing.assert_close(rounded.places_BKP, whole.places_BKP, rtol=0.02, atol=2e-3)
     with torch.autocast("cpu", torch.bfloat16):
-        under = find_regions(features, maps)
+        under = regions_of_films(features, maps)
     assert all(torch.equal(a, b) for a, b in zip(under, whole, strict=True))  # autocast rounds nothing
     assert torch.equal(whole.boxes_BK5.bfloat16().float(), whole.boxes_BK5)
 
@@ -186,7 +186,7 @@ def test_a_box_holds_the_connected_part_with_the_peak(seed: int) -> None:
                     edge.append((v, u))
     ys, xs = zip(*reached, strict=True)
     assert box_of(map_HW) == (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
-    boxes = find_regions(some(1, 14, 14, D), torch.from_numpy(map_HW)[None, None]).boxes_BK5
+    boxes = regions_of_films(some(1, 14, 14, D), torch.from_numpy(map_HW)[None, None]).boxes_BK5
     assert boxes[0, 0].tolist() == [0, *box_of(map_HW)]
 
 
@@ -200,8 +200,8 @@ def test_a_study_has_the_region_of_the_film_with_the_highest_peak() -> None:
     features, maps = films(5)
     maps *= torch.tensor([1.0, 3.0, 2.0, 0.5, 4.0])[:, None, None, None]
     maps[1, 1], maps[4, 0] = maps[1, 1] * 0.01, 0.0
-    regions = find_regions(features, maps)
-    found = of_studies(regions, [3, 2])
+    regions = regions_of_films(features, maps)
+    found = regions_of_studies(regions, [3, 2])
     peaks = regions.peaks_BK
     chosen = [[0 + int(peaks[:3, k].argmax()) for k in range(2)], [3 + int(peaks[3:, k].argmax()) for k in range(2)]]
     assert chosen[0] == [1, 2]
@@ -215,8 +215,8 @@ def test_a_study_has_the_region_of_the_film_with_the_highest_peak() -> None:
 
 
 def test_studies_of_one_film_are_their_films() -> None:
-    regions = find_regions(*films(3))
-    found = of_studies(regions, [1, 1, 1])
+    regions = regions_of_films(*films(3))
+    found = regions_of_studies(regions, [1, 1, 1])
     assert all(torch.equal(a, b) for a, b in zip(found, regions, strict=True))
     assert not found.boxes_BK5[..., 0].any()
     assert isinstance(found, Regions)

@@ -18,10 +18,10 @@ from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.decoder import build_decoder
 from amrg.models.memory_layer import LocalBank
-from amrg.models.regions import PLACES, find_regions, of_studies
+from amrg.models.regions import PLACES, regions_of_films, regions_of_studies
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
-from amrg.models.vision_output import NORMAL_LOUDNESS, VisionOutput, pool_tokens
+from amrg.models.vision_output import NORMAL_LOUDNESS, VisionOutput, pool_token_grid
 
 REPORTS = ["The heart is large. Clear lungs.", "Small left effusion.", "Normal."]
 SETTINGS = DecoderConfig(
@@ -245,9 +245,9 @@ def test_settings_that_make_no_sense(classifier: DiseaseClassifier) -> None:
 
 def test_pooling_keeps_the_mean_and_the_order() -> None:
     tokens = torch.arange(16.0).view(1, 16, 1)
-    torch.testing.assert_close(pool_tokens(tokens, 5), torch.tensor([2.5, 4.5, 10.5, 12.5]).view(1, 4, 1))
-    assert pool_tokens(tokens, 16) is tokens
-    assert pool_tokens(tokens, 0).shape == (1, 0, 1)
+    torch.testing.assert_close(pool_token_grid(tokens, 5), torch.tensor([2.5, 4.5, 10.5, 12.5]).view(1, 4, 1))
+    assert pool_token_grid(tokens, 16) is tokens
+    assert pool_token_grid(tokens, 0).shape == (1, 0, 1)
 
 
 def test_a_cut_report_has_no_end(classifier: DiseaseClassifier) -> None:
@@ -332,7 +332,7 @@ def test_a_film_is_asked_for_by_its_own_regions(classifier: DiseaseClassifier) -
     for method in ("layercam", "gradcam"):
         model.map_method = method
         maps = activation_maps(classifier.cam_head, seen.fine_BHWC, method)
-        expected = of_studies(find_regions(seen.projected_BHWD, maps), [2, 1])
+        expected = regions_of_studies(regions_of_films(seen.projected_BHWD, maps), [2, 1])
         for part, truth in zip(model.encode_images(images, [2, 1]).regions, expected, strict=True):
             torch.testing.assert_close(part, truth)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from amrg.models.cross_attention import CrossAttention
-from amrg.models.hopfield import HopfieldMemory, run_batched
+from amrg.models.hopfield import HopfieldMemory, retrieve_in_lockstep
 from amrg.models.memory_layer import LocalBank
 from amrg.models.retrieval_loss import TEACHER_BETA, retrieval_loss, teacher_retrieval
 
@@ -37,7 +37,7 @@ def own_memory() -> HopfieldMemory:
 def test_own_sentences_retrieve_by_cosine_what_it_may_see(hide: bool) -> None:
     rows_ND, own_BQD = rows_of(some(ROWS, DIM, seed=0)), rows_of(some(STUDIES, LABELS, DIM, seed=1))
     group_B = torch.tensor([0, 9, 4])
-    found = run_batched([teacher_retrieval(own_memory(), own_BQD, group_B if hide else None)])[0]
+    found = retrieve_in_lockstep([teacher_retrieval(own_memory(), own_BQD, group_B if hide else None)])[0]
     seen_BN = GROUPS[None] != group_B[:, None] if hide else torch.ones(STUDIES, ROWS, dtype=torch.bool)
     torch.testing.assert_close(found, expected_teaching(own_BQD, rows_ND, seen_BN), rtol=1e-4, atol=1e-5)
 
@@ -54,7 +54,7 @@ def test_a_reading_tells_the_mean_of_the_rows_that_were_retrieved(
     rows_ND, states_BLS = rows_of(some(ROWS, DIM, seed=0)), some(STUDIES, 4, 8, seed=3)
     group_B = torch.tensor([0, 9, 4])
     memory.set_bank(LocalBank(rows_ND, None, GROUPS))
-    reading = run_batched([memory.forward_steps(states_BLS, query_group=group_B)])[0]
+    reading = retrieve_in_lockstep([memory.forward_steps(states_BLS, query_group=group_B)])[0]
     torch.testing.assert_close(reading.out_BLO, memory(states_BLS, query_group=group_B), rtol=1e-5, atol=1e-6)
     weights_BLK, numbers_BLK = memory.attribution(states_BLS, query_group=group_B, top_k=ROWS)
     assert weights_BLK[:, :, 0].max() > 0.3
@@ -92,7 +92,7 @@ def test_what_is_not_said_costs_and_teaches_nothing_whatever_was_retrieved() -> 
 def test_the_teacher_learns_nothing_and_a_study_without_sentences_has_none() -> None:
     own_BQD = some(2, LABELS, DIM, seed=1)
     own_BQD[1] = 0.0
-    found = run_batched([teacher_retrieval(own_memory(), own_BQD.requires_grad_(), None)])[0]
+    found = retrieve_in_lockstep([teacher_retrieval(own_memory(), own_BQD.requires_grad_(), None)])[0]
     assert not found.requires_grad
     assert not found[1].any()
     assert found[0].any(-1).all()

@@ -8,7 +8,7 @@ import torch
 from amrg.config import VisionConfig
 from amrg.errors import UserError
 from amrg.models import vision
-from amrg.models.vision import build_encoder, mask_to_grid, to_tensor
+from amrg.models.vision import build_encoder, films_to_tensor, mask_to_cell_grid
 
 SMALL = VisionConfig(image_size=64, embed_dim=32, depths=(1, 2))
 
@@ -129,7 +129,7 @@ def test_foreign_weights_are_refused(tmp_path):
 
 def test_films_of_any_size_become_square_images_and_masks_follow():
     film = np.full((40, 20), 255, np.uint8)
-    images_B3HW = to_tensor([film, np.zeros((64, 64), np.uint8)], 64)
+    images_B3HW = films_to_tensor([film, np.zeros((64, 64), np.uint8)], 64)
     assert images_B3HW.shape == (2, 3, 64, 64)
     assert images_B3HW[0, :, :, 16:48].min() == 1
     assert images_B3HW[0, :, :, :16].max() == images_B3HW[0, :, :, 48:].max() == images_B3HW[1].max() == 0
@@ -137,4 +137,4 @@ def test_films_of_any_size_become_square_images_and_masks_follow():
     mask[16:32, 40:64] = True
     expected = torch.zeros(4, 4)
     expected[1, 2:] = torch.tensor([0.5, 1.0])
-    assert torch.equal(mask_to_grid(mask, 64, 4), expected)
+    assert torch.equal(mask_to_cell_grid(mask, 64, 4), expected)

@@ -10,7 +10,7 @@ from amrg.evaluation.localization import localization_scores
 from amrg.evaluation.relevance import Relevance
 from amrg.evaluation.scores import mention_tables, score_systems
 from amrg.evaluation.statistics import bootstrap_counts
-from amrg.evaluation.text_statistics import copy_rates, text_statistics
+from amrg.evaluation.text_statistics import report_copy_rates, text_statistics
 from amrg.pages.result_page import Page, SampleStudy
 from amrg.pages.retrieved_rows import MemoryRow, RecalledSentence
 
@@ -95,7 +95,7 @@ def scores_of(made):
         "localisation": located(made),
         "systems": systems(references, generated, lesions(made)),
         "references": {"wording": text_statistics(references), "details": own_details(made)},
-        "copying": {name: copy_rates(some, rows, references, GROUPS) for name, some in texts.items()},
+        "copying": {name: report_copy_rates(some, rows, references, GROUPS) for name, some in texts.items()},
         "retrieved_sets": {"report": 40, "visual": 12},
         "relevance": {"visual": remembered(made), "report": None},
         "unlike_training": {"studies": 120, "unlike": 3, "false_alarm_rate": 0.02},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from amrg.pages.result_page import write_page
+from amrg.pages.result_page import write_result_page
 from tests.browser import WIDTH, Keys, Page, chromium
 from tests.pages.fake_page import page as content
 
@@ -14,7 +14,7 @@ COUNTS = "#findings tbody tr td:nth-child(2)"
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     address = tmp_path_factory.mktemp("page") / "index.html"
-    write_page(content(), address)
+    write_result_page(content(), address)
     with chromium(tmp_path_factory.mktemp("profile")) as driver:
         driver.get(address.as_uri())
         yield driver

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from amrg.data.labels import LABELS
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
-from amrg.pages.overlays import boxes_svg, crop, heat_url, marked, outline_url
+from amrg.pages.overlays import crop_film_to_box, heat_map_data_url, mark_text_spans, named_boxes_svg, outline_data_url
 from amrg.pages.plain_summary import plain_summary
-from amrg.pages.plots import forest_plot, line_chart
-from amrg.pages.result_page import Page, charts, render
-from amrg.pages.retrieved_rows import RecalledSentence, recalled
-from amrg.pages.score_table import forest_rows, score_table, why_no_odds_ratio
+from amrg.pages.plots import forest_plot_svg, line_chart_svg
+from amrg.pages.result_page import Page, render_result_page, training_charts
+from amrg.pages.retrieved_rows import RecalledSentence, recalled_sentence_views
+from amrg.pages.score_table import forest_plot_rows, terminal_score_table, why_no_odds_ratio
 from tests.pages.fake_page import page
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -50,7 +50,7 @@ class Checker(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html():
-    return render(page())
+    return render_result_page(page())
 
 
 def picture(url):
@@ -60,7 +60,7 @@ def picture(url):
 def test_learned_metrics_are_in_the_printed_table():
     """With their intervals, on 80 columns; why one could not be asked stands below."""
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(score_table(page().scores))
+    console.print(terminal_score_table(page().scores))
     told = console.export_text()
     assert re.search(r"CheXbert F1 micro-14 +0\.500 +0\.500 +0\.500 *\n +0\.250–0\.750", told)
     assert "GREEN unavailable: <no> GPU" in told
@@ -94,7 +94,7 @@ def test_says_what_it_must(html):
     other.scores["source"] = "mimic_cxr"
     other.scores["marks"] = ["bank holds <test> rows"]
     other.scores["failures"] = ["the reports have collapsed"]
-    text = render(other)
+    text = render_result_page(other)
     assert EMBEDDED_DATA_NOTICE not in text
     assert "bank holds &lt;test&gt; rows" in text
     assert "Failed: the reports have collapsed" in text
@@ -117,7 +117,7 @@ def test_says_what_it_must(html):
         assert f'<section id="{section}">' in html
     assert "3 of 120 studies have films that are unlike the training films; the threshold allows 2 %" in html
     other.scores["unlike_training"] = None
-    assert "unlike the training films" not in render(other)
+    assert "unlike the training films" not in render_result_page(other)
 
 
 def test_texts_are_escaped(html):
@@ -126,7 +126,7 @@ def test_texts_are_escaped(html):
 
 
 def test_same_bytes_again(html):
-    assert render(page()) == html
+    assert render_result_page(page()) == html
 
 
 def test_details_and_memories(html):
@@ -148,7 +148,7 @@ def test_confidence_is_drawn_and_tabled(html):
     assert re.search(r"<td>0.6 – 0.7</td><td>\d+</td><td>0.650</td><td>0.000 \(0\)</td>", section)
     without = page()
     without.scores["confidence"] = None
-    text = render(without)
+    text = render_result_page(without)
     assert "confidence" not in text.split("<main>")[1].split('id="chosen"')[0]
     assert 'href="#confidence"' not in text
 
@@ -188,7 +188,9 @@ def test_nothing_is_claimed_of_what_was_never_mentioned():
         "present_mentioned": 0, "absent_mentioned": 0, "odds_ratio": None, "interval": None
     }  # fmt: skip
     bare.scores["systems"]["model"]["clinical"]["per_label"]["Cardiomegaly"] |= {"generated": 0, "reference": 9}
-    row = re.search(r"<tr><td>Cardiomegaly</td><td>\d.*?</tr>", render(bare), re.DOTALL)[0]  # of the first table
+    row = re.search(r"<tr><td>Cardiomegaly</td><td>\d.*?</tr>", render_result_page(bare), re.DOTALL)[
+        0
+    ]  # of the first table
     assert row.endswith('<td title="no report mentions the finding">–</td></tr>')
     assert re.search(r"<td>9</td><td>0</td><td>–</td><td>\d\.\d{3}</td>", row)  # no precision of nothing
 
@@ -288,7 +290,7 @@ def test_recalled_sentences_are_told_with_what_they_stand_on(html):
 
 
 def test_boxes_are_drawn_where_they_are():
-    svg = boxes_svg([("1, 2", (9, 8, 12, 13)), ("<3>", (0, 0, 14, 14)), ("", (1, 1, 2, 2))], 14)
+    svg = named_boxes_svg([("1, 2", (9, 8, 12, 13)), ("<3>", (0, 0, 14, 14)), ("", (1, 1, 2, 2))], 14)
     places = re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', svg)
     expected = [("9", "8", "3", "5"), ("0", "0", "14", "14"), ("1", "1", "1", "1")]
     assert places[::2] == places[1::2] == expected  # black below white
@@ -297,7 +299,7 @@ def test_boxes_are_drawn_where_they_are():
 
 @pytest.mark.parametrize("box", [(0, 0, 5, 5), (6, 6, 9, 9), (13, 0, 14, 2), (12, 12, 14, 14)])
 def test_names_of_boxes_are_inside_the_film_and_beside_each_other(box):
-    svg = boxes_svg([(str(number), box) for number in range(10, 16)], 14)
+    svg = named_boxes_svg([(str(number), box) for number in range(10, 16)], 14)
     pattern = r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)" fill="#fff"'
     names = [tuple(map(float, found)) for found in re.findall(pattern, svg)]
     assert len(names) == 6
@@ -311,7 +313,9 @@ def test_sentences_of_one_region_share_its_box_and_what_has_no_film_is_told_with
     """Two sentences of the same box; a third lies on a film that is not at hand; a fourth has no region."""
     views = {0: np.zeros((28, 28), np.uint8)}
     boxes = [(0, 1, 2, 3, 4), (0, 1, 2, 3, 4), (2, 1, 2, 3, 4), None]
-    told = recalled([RecalledSentence(str(i), ["Edema"], i, box=box) for i, box in enumerate(boxes)], views, 14)
+    told = recalled_sentence_views(
+        [RecalledSentence(str(i), ["Edema"], i, box=box) for i, box in enumerate(boxes)], views, 14
+    )
     (film,) = told["films"]
     assert (film["number"], film["told"]) == (1, ["1: Edema", "2: Edema"])
     assert re.findall(r">([^<>]+)</text>", film["boxes"]) == ["1, 2"]
@@ -321,7 +325,7 @@ def test_sentences_of_one_region_share_its_box_and_what_has_no_film_is_told_with
 def test_without_probe_masks_or_studies():
     bare = page()
     bare.scores.update(probe=None, localisation={})
-    text = render(type(bare)(bare.scores, {}, [], []))
+    text = render_result_page(type(bare)(bare.scores, {}, [], []))
     assert 'id="probe"' not in text
     assert "no lesion masks" in text
     assert "No study is shown: <code>evaluate.num_page_studies</code> is 0." in text
@@ -351,16 +355,16 @@ def test_retrieved_rows_are_shown_with_what_is_unusual_about_them(html):
 def test_a_study_whose_memory_is_not_recorded_says_so():
     bare = page()
     bare.studies[0].memory.clear()
-    text = render(Page(bare.scores, bare.curves, [], bare.studies[:1]))
+    text = render_result_page(Page(bare.scores, bare.curves, [], bare.studies[:1]))
     assert "What the memories gave is not recorded" not in text  # it has recalled sentences
-    text = render(Page(bare.scores, bare.curves, [], [replace(bare.studies[0], sentences=())]))
+    text = render_result_page(Page(bare.scores, bare.curves, [], [replace(bare.studies[0], sentences=())]))
     assert "What the memories gave is not recorded" in text
 
 
 def test_forest_plots_leave_out_what_has_no_value():
     scores = page().scores
     scores["systems"]["normal"]["language"]["CIDEr"] = {"value": None, "interval": None, "reason": "undefined"}
-    rows = forest_rows(scores)
+    rows = forest_plot_rows(scores)
     assert list(rows["CIDEr"]) == ["model", "nearest neighbour"]
     assert "GREEN" not in rows  # unavailable in words
     difference = rows["difference in clinical F1: model minus this"]
@@ -370,7 +374,7 @@ def test_forest_plots_leave_out_what_has_no_value():
 
 
 def test_forest_plot_places_intervals_by_value():
-    svg = forest_plot({"a <b>": (0.5, 0.25, 1.0), "c": (0.0, 0.0, 0.0)}, "F1", 0.5, "a <b>")
+    svg = forest_plot_svg({"a <b>": (0.5, 0.25, 1.0), "c": (0.0, 0.0, 0.0)}, "F1", 0.5, "a <b>")
     assert "a &lt;b&gt; 0.500, interval 0.250 to 1.000; c 0.000" in svg
     numbers = {float(t): float(x) for x, t in re.findall(r'<text x="([\d.]+)" [^>]*middle">([\d.]+)<', svg)}
     step = numbers[1.0] - numbers[0.0]
@@ -384,7 +388,7 @@ def test_forest_plot_places_intervals_by_value():
 
 def test_marked_spans():
     spans = [(0, 5, "hit", "Heart"), (3, 8, "miss", "Overlap"), (10, 13, "unsure", 'A "quote"')]
-    html = marked("heart <b> and\nmore", spans)
+    html = mark_text_spans("heart <b> and\nmore", spans)
     assert html == (
         '<mark class="hit" title="Heart: in both reports">heart</mark> &lt;b&gt; '
         '<mark class="unsure" title="A &quot;quote&quot;: uncertain">and</mark><br>more'
@@ -392,16 +396,16 @@ def test_marked_spans():
 
 
 def test_heat_is_clear_where_nothing_is_active():
-    alpha = np.asarray(picture(heat_url(np.array([[0.0, 1.0], [2.0, 4.0]]))))[..., 3]
+    alpha = np.asarray(picture(heat_map_data_url(np.array([[0.0, 1.0], [2.0, 4.0]]))))[..., 3]
     assert alpha[0, 0] == 0
     assert alpha[0, 1] < alpha[1, 0] < alpha[1, 1]
-    assert not np.asarray(picture(heat_url(np.zeros((3, 3)))))[..., 3].any()
+    assert not np.asarray(picture(heat_map_data_url(np.zeros((3, 3)))))[..., 3].any()
 
 
 def test_outline_is_the_border_alone():
     mask = np.zeros((20, 20), bool)
     mask[5:15, 5:15] = True
-    alpha = np.asarray(picture(outline_url(mask)))[..., 3] > 0
+    alpha = np.asarray(picture(outline_data_url(mask)))[..., 3] > 0
     assert alpha.shape == (40, 40)
     assert alpha[10, 10:30].all()
     assert not alpha[14:26, 14:26].any()
@@ -410,14 +414,14 @@ def test_outline_is_the_border_alone():
 
 def test_crop_stays_inside():
     film = np.arange(196 * 196, dtype=np.uint32).reshape(196, 196)
-    assert crop(film, (0, 0, 1, 1), grid=14).shape == (28, 28)
-    assert crop(film, (5, 6, 6, 7), grid=14)[0, 0] == film[70, 56]
-    assert crop(film, (13, 13, 14, 14), grid=14).shape == (28, 28)
+    assert crop_film_to_box(film, (0, 0, 1, 1), grid=14).shape == (28, 28)
+    assert crop_film_to_box(film, (5, 6, 6, 7), grid=14)[0, 0] == film[70, 56]
+    assert crop_film_to_box(film, (13, 13, 14, 14), grid=14).shape == (28, 28)
 
 
 def test_axis_numbers_tell_near_values_apart():
     for low, high in ((133.9899, 133.9903), (0.0, 1.25), (1e-5, 9e-4), (0, 5000)):
-        svg = line_chart({"x": [(1, low), (2, high)]}, "x")
+        svg = line_chart_svg({"x": [(1, low), (2, high)]}, "x")
         numbers = re.findall(r'text-anchor="end">([^<]+)<', svg)
         assert len(set(numbers)) == len(numbers) >= 2
         steps = np.diff([float(n) for n in numbers])
@@ -427,18 +431,18 @@ def test_axis_numbers_tell_near_values_apart():
 
 
 def test_training_and_validation_share_a_chart():
-    (chart,) = charts([{"epoch": 1, "train_loss": 2.0, "val_loss": 3.0}, {"epoch": 2, "train_loss": 1.0}])
+    (chart,) = training_charts([{"epoch": 1, "train_loss": 2.0, "val_loss": 3.0}, {"epoch": 2, "train_loss": 1.0}])
     assert chart.count("<polyline") == 2
     assert "training" in chart
     assert "validation" in chart
 
 
 def test_chart_places_points_by_value():
-    svg = line_chart({"loss": [(1, 0.0), (2, 1.0), (3, float("nan"))]}, "a < b")
+    svg = line_chart_svg({"loss": [(1, 0.0), (2, 1.0), (3, float("nan"))]}, "a < b")
     assert "a &lt; b" in svg
     (points,) = re.findall(r'points="([^"]+)"', svg)
     (x1, y1), (x2, y2) = (map(float, p.split(",")) for p in points.split())
     assert x1 < x2
     assert y1 > y2
-    assert line_chart({"flat": [(1, 2.0), (2, 2.0)]}, "flat")
-    assert line_chart({"none": []}, "none") == ""
+    assert line_chart_svg({"flat": [(1, 2.0), (2, 2.0)]}, "flat")
+    assert line_chart_svg({"none": []}, "none") == ""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from amrg.commands.simulate import main
-from amrg.config import load
+from amrg.config import load_config
 from amrg.errors import UserError
-from amrg.planning.measured_rates import MeasuredRates, _start, _timed, measure
+from amrg.planning.measured_rates import MeasuredRates, _start, _timed, measure_rates
 from amrg.planning.scaling import clusters_like_measured, predict_two_workers, scaling_curve
 from amrg.training.stage2 import build_generator
 from tests.conftest import TINY
@@ -45,7 +45,7 @@ def test_two_workers_train_and_are_timed(artefacts: Any) -> None:
 def test_a_process_that_fails_is_told(artefacts: Any, tmp_path: Path) -> None:
     inputs = {"data": tmp_path, "stage1": artefacts.stage1, "banks": artefacts.banks}
     with pytest.raises(UserError, match="exit codes"):
-        measure(artefacts.config, inputs, 3, 1, tmp_path / "kept.json")
+        measure_rates(artefacts.config, inputs, 3, 1, tmp_path / "kept.json")
 
 
 def test_measuring_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,18 +67,18 @@ def test_measuring_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
         return calibrated if what == "calibrate" else between
 
     monkeypatch.setattr("amrg.planning.measured_rates._start", start)
-    config, kept = load(str(TINY)), tmp_path / "kept.json"
+    config, kept = load_config(str(TINY)), tmp_path / "kept.json"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            measure(config, {}, 8, 1, kept)
-    found = measure(config, {}, 8, 1, kept)
+            measure_rates(config, {}, 8, 1, kept)
+    found = measure_rates(config, {}, 8, 1, kept)
     assert taken == [(1, "calibrate"), (2, "exchange"), *[(1, "train"), (2, "train"), (1, "train"), (1, "train")] * 3]
     assert found == dataclasses.replace(RATES, observed={"1": 18, "2": 19, "1+1": 20 + 21})
     count = len(taken)
-    assert measure(config, {}, 8, 1, kept) == found
+    assert measure_rates(config, {}, 8, 1, kept) == found
     assert len(taken) == count
     with pytest.raises(StopIteration):
-        measure(config, {}, 9, 1, kept)  # of another training nothing counts
+        measure_rates(config, {}, 9, 1, kept)  # of another training nothing counts
 
 
 @pytest.mark.parametrize(("stretch", "least"), [(1, 1.0), (2, 2.5), (5, 4.0)])

@@ -8,15 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from amrg.config import Config, load
+from amrg.config import Config, load_config
 from amrg.models.classifier import DiseaseClassifier
 from amrg.planning.architectures import Size
 from amrg.planning.devices import Device
-from amrg.planning.pipeline_estimate import ImageCost, estimate_mining, estimate_pipeline, film_seconds, generation_step
+from amrg.planning.pipeline_estimate import (
+    ImageCost,
+    estimate_mining,
+    estimate_pipeline,
+    generation_step,
+    seconds_per_film,
+)
 from amrg.planning.stage_estimate import Assumptions, estimate_stage
 from tests.conftest import TINY
 
-CONFIG = load(str(TINY))
+CONFIG = load_config(str(TINY))
 SLOW = Device("slow", 80e9, {"float32": 1e9, "bfloat16": 1e9}, 1e30, 1e30, 1e30, 1e30)  # arithmetic alone takes time
 NARROW = Device("narrow", 80e9, {"float32": 1e30, "bfloat16": 1e30}, 1e9, 1e30, 1e30, 1e30)  # own memory alone does
 
@@ -72,7 +78,7 @@ def real_flops(model: DiseaseClassifier) -> float:
 def test_a_film_costs_the_arithmetic_of_the_real_classifier_and_of_its_maps() -> None:
     model = DiseaseClassifier(CONFIG.vision, pretrained=False).eval()
     sums = 2 * 196 * 32 * 14  # of all cells and labels over 32 features: scores, maps, and what regions look like
-    film = film_seconds(CONFIG, estimate_stage(CONFIG, "stage1", given(SLOW)), given(SLOW))
+    film = seconds_per_film(CONFIG, estimate_stage(CONFIG, "stage1", given(SLOW)), given(SLOW))
     assert film.forward_seconds * 0.5e9 == pytest.approx(real_flops(model), rel=0.01)
     assert film.cam_seconds * 0.5e9 == pytest.approx(3 * sums)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amrg.planning.simulation import SimulatedCluster, failure_times, simulate
+from amrg.planning.simulation import SimulatedCluster, failure_times, simulate_training
 
 BASE = SimulatedCluster(
     workers=3, samples=5, compute=0.7, read=0.02, exchange=0.11, checkpoint_interval=4, copy=0.3, write=0.9
@@ -22,47 +22,47 @@ def change(**values: object) -> SimulatedCluster:
 
 @pytest.mark.parametrize("workers", [1, 2, 4096])
 def test_reading_in_between_takes_the_sum_of_all_parts(workers: int) -> None:
-    found = simulate(change(workers=workers), 14)
+    found = simulate_training(change(workers=workers), 14)
     assert found.seconds == pytest.approx(14 * (5 * 0.02 + 0.7 + 0.11) + 3 * 0.3)
     assert found.rate == pytest.approx(14 * 5 * workers / found.seconds)
     assert found.bottleneck == "compute"
 
 
 def test_readers_that_keep_up_cost_the_first_batch_only() -> None:
-    assert simulate(change(readers=1), 14).seconds == pytest.approx(0.1 + 14 * (0.7 + 0.11) + 3 * 0.3)
+    assert simulate_training(change(readers=1), 14).seconds == pytest.approx(0.1 + 14 * (0.7 + 0.11) + 3 * 0.3)
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3])
 def test_slow_readers_set_the_pace(readers: int) -> None:
-    found = simulate(change(read=1.0, readers=readers, copy=0.0), 12)
+    found = simulate_training(change(read=1.0, readers=readers, copy=0.0), 12)
     assert found.seconds == pytest.approx(12 / readers * 5 + (0.81 * readers))  # the last batches come together
     assert found.bottleneck == "data"
 
 
 def test_a_checkpoint_waits_for_the_one_before_it() -> None:
-    found = simulate(change(checkpoint_interval=1, write=2.0), 3)
+    found = simulate_training(change(checkpoint_interval=1, write=2.0), 3)
     assert found.seconds == pytest.approx(0.91 + 0.3 + 2 * (2.0 + 0.3))
 
 
 def test_a_failure_costs_what_was_not_on_disk() -> None:
     """Checkpoint of step 4 at 3.94 s, whole at 4.84 s; a failure before that starts from nothing, one after from 4."""
     step = 0.91
-    early = simulate(change(restart=10.0), 6, [4.8])
+    early = simulate_training(change(restart=10.0), 6, [4.8])
     assert early.seconds == pytest.approx(4.8 + 10 + 6 * step + 0.3)
     assert (early.failures, early.repeated) == (1, 4 * 15)
-    late = simulate(change(restart=10.0), 6, [5.0])
+    late = simulate_training(change(restart=10.0), 6, [5.0])
     assert late.seconds == pytest.approx(5.0 + 10 + 2 * step)
     assert (late.repeated, late.trained) == (15, 6 * 15)
 
 
 def test_failures_while_it_comes_back_hold_it_up() -> None:
-    assert simulate(change(restart=10.0), 1, [0.5, 3.0, 12.0]).seconds == pytest.approx(22.0 + 0.91)
+    assert simulate_training(change(restart=10.0), 1, [0.5, 3.0, 12.0]).seconds == pytest.approx(22.0 + 0.91)
 
 
 def test_noise_makes_the_slowest_of_many_workers_slow() -> None:
-    rates = [simulate(change(workers=w, noise=0.1), 50, seed=2).rate / w for w in (1, 16, 256)]
+    rates = [simulate_training(change(workers=w, noise=0.1), 50, seed=2).rate / w for w in (1, 16, 256)]
     assert rates[0] > rates[1] > rates[2]
-    again = [simulate(change(noise=0.1), 50, seed=s).seconds for s in (2, 2, 3)]
+    again = [simulate_training(change(noise=0.1), 50, seed=s).seconds for s in (2, 2, 3)]
     assert again[0] == again[1] != again[2]
 
 
@@ -95,7 +95,7 @@ def test_one_more_failure_never_helps(
     cluster: SimulatedCluster, times: list[float], extra: float, noise: float
 ) -> None:
     cluster = dataclasses.replace(cluster, noise=noise)
-    few, more = (simulate(cluster, 13, sorted(t), seed=1) for t in (times, [*times, extra]))
+    few, more = (simulate_training(cluster, 13, sorted(t), seed=1) for t in (times, [*times, extra]))
     assert more.seconds >= few.seconds - 1e-9
     for found in (few, more):
         assert sum(found.spent.values()) == pytest.approx(found.seconds)
@@ -106,7 +106,7 @@ def test_one_more_failure_never_helps(
 @given(CLUSTERS, st.lists(st.floats(0.1, 40), max_size=3))
 def test_it_is_what_events_one_by_one_give(cluster: SimulatedCluster, times: list[float]) -> None:
     """Time and samples, counted one by one: what is read is what is trained on, repeated or dropped."""
-    found = simulate(cluster, 11, sorted(times))
+    found = simulate_training(cluster, 11, sorted(times))
     reference = Reference(cluster, 11, sorted(times))
     reference.run()
     assert found.seconds == pytest.approx(reference.now)

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from amrg import cli
-from amrg.cli_config import parse
-from amrg.config import MixPart, load
+from amrg.cli_config import parse_config_arguments
+from amrg.config import MixPart, load_config
 from amrg.data.shards import INDEX, OPTIONAL
 from amrg.errors import UserError
-from amrg.pipeline import recipe, root
+from amrg.pipeline import artifact_root, step_recipe
 from amrg.planning.devices import DEVICES
-from amrg.planning.stage_estimate import Assumptions, estimate_stage, max_micro_batch, split_size
+from amrg.planning.stage_estimate import Assumptions, estimate_split_size, estimate_stage, max_micro_batch
 from amrg.planning.zero_memory import MemoryUse
 from tests.conftest import TINY
 from tests.data.dataset_fixtures import make_iu_xray, make_mimic
@@ -40,10 +40,12 @@ def prepared(folder: Path, **studies: list[tuple[int, str]]) -> Path:
 def test_studies_that_are_really_there_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Stage 1 learns from 11 labelled studies, 19 films; 9 studies of 13 films have a text; 2 reports are written."""
     arguments = ["--data.source", "iu_xray", "--runs", str(tmp_path)]
-    config = parse([str(TINY), *arguments], "test")
+    config = parse_config_arguments([str(TINY), *arguments], "test")
     text = "The lungs are clear."
     train = [(1, text)] * 5 + [(2, text)] * 4 + [(3, "")] * 2
-    prepared(recipe("prepare", config).path(root(config)), train=train, test=[(1, text), (2, text), (1, "")])
+    prepared(
+        step_recipe("prepare", config).path(artifact_root(config)), train=train, test=[(1, text), (2, text), (1, "")]
+    )
     file = tmp_path / "plan.json"
     cli.main(["plan", str(TINY), *arguments, "--json", str(file)])
     told = json.loads(file.read_text())
@@ -54,15 +56,17 @@ def test_studies_that_are_really_there_are_counted(capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "2 reports of 12 tokens: of the prepared data" in said
     assert "11 studies (of the prepared data), 1 steps an epoch" in said
-    assert list((tmp_path / "tiny").iterdir()) == [recipe("prepare", config).path(root(config))]  # nothing was made
+    assert list((tmp_path / "tiny").iterdir()) == [
+        step_recipe("prepare", config).path(artifact_root(config))
+    ]  # nothing was made
 
 
 def test_renders_of_the_embedded_data_are_samples_of_one_study(tmp_path: Path) -> None:
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, renders_per_study=2))
     given = dataclasses.replace(GIVEN, data=prepared(tmp_path / "data", train=[(1, "Clear.")] * 6))
-    assert split_size(config, given)[:2] == (3, 6)
-    assert split_size(config, GIVEN)[:2] == (24, 48)
+    assert estimate_split_size(config, given)[:2] == (3, 6)
+    assert estimate_split_size(config, GIVEN)[:2] == (24, 48)
 
 
 def test_studies_of_a_mix_are_seen_by_their_weights(tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_studies_of_a_mix_are_seen_by_their_weights(tmp_path: Path) -> None:
     pq.write_table(table.append_column("dataset", names), folder / "index.parquet")
 
     def found(given: Assumptions, *parts: MixPart) -> tuple[int, int]:
-        config = load(str(TINY))
+        config = load_config(str(TINY))
         data = dataclasses.replace(config.data, source="mix", splits="official", train_studies=None, mix=parts)
         settings = dataclasses.replace(config.stage1, batch_size=2)
         plan = estimate_stage(dataclasses.replace(config, data=data, stage1=settings), "stage1", given)
@@ -90,8 +94,10 @@ def test_who_says_how_many_studies_there_are(tmp_path: Path) -> None:
     """``make_mimic``: two train studies of three films together, one of val, two of test; one has no findings."""
 
     def size(given: Assumptions = GIVEN, split: str = "train", **data: Any) -> tuple[int, int, str]:
-        config = load("mimic_cxr")
-        return split_size(dataclasses.replace(config, data=dataclasses.replace(config.data, **data)), given, split)
+        config = load_config("mimic_cxr")
+        return estimate_split_size(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, **data)), given, split
+        )
 
     copy = str(make_mimic(tmp_path / "copy"))
     tables = "at most, by the tables of data.path"
@@ -111,7 +117,7 @@ def test_who_says_how_many_studies_there_are(tmp_path: Path) -> None:
 def test_checkpoints_are_copied_to_the_host_and_memory_is_told_as_given(capsys: pytest.CaptureFixture[str]) -> None:
     """12 bytes of each trained number: its float32 value and two moments."""
     for stage in ("stage1", "stage2"):
-        found = estimate_stage(load(str(TINY)), stage, GIVEN)
+        found = estimate_stage(load_config(str(TINY)), stage, GIVEN)
         assert found.parts["copies for checkpoints"] == MemoryUse(0, 12 * found.weights.trainable)
     cli.main(["plan", str(TINY), "--stage", "stage1", "--gpu-memory", "16"])
     assert "1 × H100 SXM of 16 GB" in capsys.readouterr().out
@@ -153,7 +159,7 @@ def test_command_plans_one_stage_without_the_chain(capsys: pytest.CaptureFixture
 
 
 def test_offloading_moves_weights_and_optimiser_to_the_host() -> None:
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     here, away = (
         estimate_stage(
             dataclasses.replace(config, stage2=dataclasses.replace(config.stage2, ds_config=f"{name}.json")),
@@ -192,7 +198,7 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], said: str, capsys: 
 
 
 def test_unknown_size_of_a_data_set_is_asked_for() -> None:
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, source="openi", train_studies=None))
     with pytest.raises(UserError, match="give --studies"):
         estimate_stage(unknown, "stage2", GIVEN)

@@ -12,7 +12,7 @@ from amrg.config import DecoderConfig, ShardingConfig
 from amrg.models.decoder import build_decoder, save_decoder
 from amrg.planning.devices import DEVICES
 from amrg.planning.stage_estimate import Assumptions, estimate_stage
-from amrg.planning.step_time import place_banks
+from amrg.planning.step_time import place_banks_on_ranks
 from amrg.retrieval.communication_cost import BankShape
 from tests.conftest import Artefacts, report
 from tests.planning.zero_memory_worker import configure
@@ -54,5 +54,5 @@ def test_every_part_is_within_two_percent_of_what_deepspeed_holds(case: str, mad
 def test_banks_weigh_what_their_rows_do(measured: Any, artefacts: Artefacts) -> None:
     reports = MemoryBank.open(artefacts.banks / REPORTS)
     rows = (BankShape(16, 32, 4), BankShape(len(reports), 384, 4))
-    held = place_banks(rows, ShardingConfig(), "exact", 2, queries=1, expected=1, node=8).held
+    held = place_banks_on_ranks(rows, ShardingConfig(), "exact", 2, queries=1, expected=1, node=8).held
     assert {found["banks"] for found in measured.values()} == {held}

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from amrg import distributed
-from amrg.config import CONFIGS, Config, load
+from amrg.config import CONFIGS, Config, load_config
 from amrg.planning.meta_models import dummy_vision_output
 from amrg.training import engine
 from amrg.training.engine import Engine
-from amrg.training.stage2 import build_generator, loss, optimisation
+from amrg.training.stage2 import build_generator, report_token_loss, stage2_optimizer_settings
 
 TINY = CONFIGS / "tiny.yaml"
 SAMPLES = 8
@@ -29,9 +29,9 @@ def configure(runs: Path, case: str) -> Config:
     """The tiny configuration with the tuning, the accumulation and the DeepSpeed JSON of a case."""
     tuning, accumulation, name = case.split("-")
     content = json.loads((CONFIGS / f"{name}.json").read_text()) | {"gradient_accumulation_steps": int(accumulation)}
-    path = runs / f"{case}-{distributed.rank()}.json"
+    path = runs / f"{case}-{distributed.global_rank()}.json"
     path.write_text(json.dumps(content))
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     decoder: dict[str, Any] = {"tuning": tuning, "lora_rank": 3}
     if tuning != "full":
         decoder["model"] = str(runs / "decoder")
@@ -57,13 +57,13 @@ def measure(config: Config, runs: Path) -> dict[str, int]:
     model = build_generator(config, data, stage1, banks)
     samples = SAMPLES // distributed.world_size()
     sight = tuple(dummy_vision_output(model, samples))  # while the parameters are whole
-    ours = Engine(model, loss, optimisation(config), 10)
+    ours = Engine(model, report_token_loss, stage2_optimizer_settings(config), 10)
     deep = ours._engine
     report_BT = torch.randint(0, 50, (samples, 9), generator=torch.Generator().manual_seed(0))
     ones_B = torch.ones(samples)
     batch = {"vision": sight, "group": ones_B.long(), "report": report_BT, "weight": ones_B}
     gradients = 0
-    for micro in engine.split_batch(batch, ours.accumulation):
+    for micro in engine.split_global_batch(batch, ours.accumulation):
         deep.backward(deep(micro)[0])
         gradients = max(gradients, held_gradients(model, deep.optimizer))
         deep.step()
@@ -105,4 +105,4 @@ if __name__ == "__main__":
     distributed.init_process_group()
     place, out = Path(sys.argv[1]), sys.argv[2]
     told = {case: measure(configure(place, case), place) for case in sys.argv[3:]}
-    Path(f"{out}-{distributed.rank()}.json").write_text(json.dumps(told))
+    Path(f"{out}-{distributed.global_rank()}.json").write_text(json.dumps(told))

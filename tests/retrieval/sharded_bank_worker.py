@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from amrg.banks.bank import MemoryBank, group_id, normalise_rows
-from amrg.banks.writer import BankWriter, concatenate
+from amrg.banks.bank import MemoryBank, normalise_rows, patient_group_id
+from amrg.banks.writer import BankWriter, concatenate_parts
 from amrg.errors import UserError
 from amrg.kernels import hopfield_retrieve, quantize_rows
 from amrg.models.hopfield import HopfieldMemory
-from amrg.retrieval.communication_cost import BankShape, gather_bytes, ring_bytes, two_level_bytes
+from amrg.retrieval.communication_cost import BankShape, gather_traffic_bytes, ring_traffic_bytes, two_level_bytes
 from amrg.retrieval.indexed_bank import IndexedBank
-from amrg.retrieval.layout import ShardLayout, hybrid_group, shard_range
+from amrg.retrieval.layout import ShardLayout, hybrid_replica_group, shard_row_range
 from amrg.retrieval.sharded_bank import ShardedBank, retrieve_batched
 from amrg.retrieval.types import RetrievalRequest
 from tests.tolerances import TOLERANCES, relative_error
@@ -47,7 +47,7 @@ def questions(count: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
 def shard(
     rows: Tensor, group: Tensor | None, layout: ShardLayout, way: str, scale: Tensor | None = None
 ) -> ShardedBank:
-    start, stop = shard_range(len(rows), layout.flat.rank, layout.flat.size)
+    start, stop = shard_row_range(len(rows), layout.flat.rank, layout.flat.size)
     return ShardedBank(
         rows[start:stop], start=start, total=len(rows), layout=layout, strategy=way,
         scale=None if scale is None else scale[start:stop], group=None if group is None else group[start:stop],
@@ -136,7 +136,7 @@ def check_int8(layout: ShardLayout) -> None:
 def check_index(layout: ShardLayout) -> None:
     """An index on each rank: with all rows as candidates exactly as the whole bank, with some nearly."""
     rows, group = bank(400, WIDTHS[0], 3)
-    start, stop = shard_range(400, layout.flat.rank, layout.flat.size)
+    start, stop = shard_row_range(400, layout.flat.rank, layout.flat.size)
     part = {"scale": None, "group": group[start:stop]}
     whole, (queries, query_group) = {"rows": rows, "memory_group": group}, questions(4, WIDTHS[0], 6)
     for candidates, kind in ((400, "ivf"), (80, "hnsw")):
@@ -178,9 +178,9 @@ def check_together_and_bytes(layout: ShardLayout) -> None:
         if layout.levels != [layout.flat]:
             continue
         if way == "gather":
-            expected = gather_bytes(shapes, counts, rank)
+            expected = gather_traffic_bytes(shapes, counts, rank)
         else:
-            expected = (ring_bytes(shapes, [memory.spans for memory in memories], rank),) * 2
+            expected = (ring_traffic_bytes(shapes, [memory.spans for memory in memories], rank),) * 2
         assert (forward, total - forward) == expected, (way, forward, total - forward, expected)
 
 
@@ -252,17 +252,17 @@ def check_disk(layout: ShardLayout, folder: Path) -> None:
             writer.add(vectors[start:stop], origins[start:stop])
 
     if rank < writers:
-        write(folder / f"part-{rank}", *shard_range(41, rank, writers))
+        write(folder / f"part-{rank}", *shard_row_range(41, rank, writers))
     distributed.barrier()
     if rank == 0:
         write(folder / "alone", 0, 41)
-        concatenate([folder / f"part-{r}" for r in range(writers)], folder / "joined")
+        concatenate_parts([folder / f"part-{r}" for r in range(writers)], folder / "joined")
     distributed.barrier()
     alone, joined = (MemoryBank.open(folder / name) for name in ("alone", "joined"))
     joined.verify()
     assert joined.content_hash == alone.content_hash
     queries, _ = questions(3, WIDTHS[0], 4)
-    group = torch.tensor([group_id(f"p{i}") for i in range(3)])
+    group = torch.tensor([patient_group_id(f"p{i}") for i in range(3)])
     whole = {"rows": alone.load(), "scale": alone.scale(0, 41), "memory_group": alone.groups}
     for way in ("replicate", "gather", "ring"):
         compare(ShardedBank.open(joined, layout, strategy=way), whole, queries, group, top_k=4)
@@ -272,7 +272,7 @@ def check_refusals(layout: ShardLayout) -> None:
     """A row dropped, doubled, beyond the end, or of another bank: the same error everywhere, naming the rank."""
     rank, last = layout.flat.rank, layout.flat.size - 1
     rows, _ = bank(40, WIDTHS[0], 1)
-    start, stop = shard_range(40, rank, layout.flat.size)
+    start, stop = shard_row_range(40, rank, layout.flat.size)
     wrong = rank == last
     cases = {
         f"rank {last} skips rows": {"rows": rows[start + wrong : stop], "start": start + wrong},
@@ -324,7 +324,7 @@ def check_all(layout: ShardLayout, folder: Path) -> None:
     check_disk(layout, folder)
     if layout.flat.size == 4:
         check_levels(ShardLayout(ranks_per_node=2))
-        check_ways(ShardLayout(hybrid_group(2)))
+        check_ways(ShardLayout(hybrid_replica_group(2)))
 
 
 if __name__ == "__main__":

@@ -26,16 +26,16 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation
 from starlette.testclient import TestClient
 
 from amrg.commands.serve import main
-from amrg.commands.write import write
+from amrg.commands.write import write_own_studies
 from amrg.data.context import Context
 from amrg.data.own_studies import GivenPrior, StudyFiles
 from amrg.errors import UserError
-from amrg.inference.run import LoadedRun, open_run
+from amrg.inference.run import LoadedRun, find_run_artifacts
 from amrg.models.training_distance import TrainingDistance
 from amrg.serving import api, docs_page
-from amrg.serving.api import MAX_BYTES, OPENAPI, PATHS, Access, create_app
+from amrg.serving.api import MAX_BYTES, OPENAPI, PATHS, Access, create_serving_app
 from amrg.serving.batching import Batcher, OpenModel
-from amrg.serving.inputs import parse_study
+from amrg.serving.inputs import parse_study_request
 from amrg.serving.metrics import Metrics
 from amrg.serving.outputs import UNLIKE
 from tests.asgi import post as asgi_post
@@ -50,7 +50,7 @@ DOCUMENT = json.loads(OPENAPI.read_text())
 
 @pytest.fixture(scope="module")
 def chain(folder):
-    return open_run(folder)
+    return find_run_artifacts(folder)
 
 
 class Gate:
@@ -100,7 +100,7 @@ def make(chain, batcher):
     with ExitStack() as clients:  # entered, as all requests of a server are in one event loop
 
         def made(access=HOSTS, queue=64, seconds=60.0, metrics=None):
-            app = create_app(chain, batcher, metrics or Metrics(PATHS), access, queue, seconds)
+            app = create_serving_app(chain, batcher, metrics or Metrics(PATHS), access, queue, seconds)
             return clients.enter_context(TestClient(app, raise_server_exceptions=False))
 
         yield made
@@ -123,7 +123,7 @@ def expected(chain, tmp_path, *films):
     for number, film in enumerate(films):
         paths.append(tmp_path / f"{number}.png")
         paths[-1].write_bytes(film)
-    (record,) = write(chain, [StudyFiles("", tuple(paths))])
+    (record,) = write_own_studies(chain, [StudyFiles("", tuple(paths))])
     return record
 
 
@@ -268,7 +268,7 @@ def test_bytes_of_films_pass_a_form_unchanged():
     films = [bytes(chance.choice(list(b"\r\n-b\0\xff"), 5000).astype(np.uint8)) for _ in range(3)]
     films = [film.replace(b"\r\n--b", b"") for film in films]
     sent = form(*((PART + b'; filename="f\xc3\xbc.png"', film) for film in films))
-    received = parse_study(sent["headers"]["content-type"], sent["content"])
+    received = parse_study_request(sent["headers"]["content-type"], sent["content"])
     assert received.films == [("fü.png", film) for film in films]
 
 
@@ -368,7 +368,7 @@ def test_an_error_of_the_server_says_no_more_than_its_type(client, monkeypatch, 
     def read(*_):
         raise RuntimeError("Doe^John")
 
-    monkeypatch.setattr(api, "read_study", read)
+    monkeypatch.setattr(api, "read_own_study", read)
     response = post(client, FILMS[0])
     assert (response.status_code, response.json()) == (500, {"error": "something went wrong here (RuntimeError)"})
     assert "Doe" not in capfd.readouterr().err + caplog.text

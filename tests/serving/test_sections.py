@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from amrg.serving.outputs import DICOM, FHIR, read_sources, render
+from amrg.serving.outputs import DICOM, FHIR, read_source_headers, render_record
 from tests.data.test_image_io import dicom
 from tests.made_films import chest_film
 
@@ -22,12 +22,12 @@ RECORD: dict[str, Any] = {
 
 def test_the_conclusion_is_the_impression() -> None:
     pytest.importorskip("fhir.resources.R4B.diagnosticreport")
-    content = json.loads(render(FHIR, RECORD, ()))
+    content = json.loads(render_record(FHIR, RECORD, ()))
     assert content["conclusion"] == "Normal."
     text = base64.b64decode(content["presentedForm"][0]["data"]).decode()
     assert text.splitlines()[:2] == ["Findings: Clear lungs.", "Impression: Normal."]
     without = {**RECORD, "generated": "Clear lungs.", "sections": {"findings": "Clear lungs.", "impression": ""}}
-    assert json.loads(render(FHIR, without, ()))["conclusion"] == "Clear lungs."
+    assert json.loads(render_record(FHIR, without, ()))["conclusion"] == "Clear lungs."
 
 
 def test_the_impression_has_a_container_of_its_own(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_the_impression_has_a_container_of_its_own(tmp_path: Path) -> None:
     identifiers = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "SOPInstanceUID": "1.2.3.4.5"}
     tags = {**identifiers, "SOPClassUID": DigitalXRayImageStorageForPresentation, "PatientID": "p"}
     film = dicom(tmp_path / "film.dcm", chest_film(0), **tags).read_bytes()
-    written = pydicom.dcmread(io.BytesIO(render(DICOM, RECORD, read_sources([("", film)]))))
+    written = pydicom.dcmread(io.BytesIO(render_record(DICOM, RECORD, read_source_headers([("", film)]))))
     findings, impressions, notice, *_ = written.ContentSequence
     assert findings.ContentSequence[0].TextValue == "Clear lungs."
     assert impressions.ConceptNameCodeSequence[0].CodeMeaning == "Impressions"

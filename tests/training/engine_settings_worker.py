@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from amrg import distributed, pipeline
-from amrg.config import CONFIGS, Config, load
+from amrg.config import CONFIGS, Config, load_config
 from amrg.training import engine, loop
 from amrg.training.interruption import GracefulStop
 
@@ -27,7 +27,7 @@ ENGINES: tuple[tuple[dict[str, Any], int | None], ...] = (
 
 def configuration(runs: str, change: dict[str, Any]) -> Config:
     """Three epochs of four steps without dropout, of which ranks would draw their own."""
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     stage2 = dataclasses.replace(config.stage2, dtype="float32", batch_size=4, epochs=3)
     return dataclasses.replace(
         config,
@@ -52,10 +52,10 @@ class Stopping(engine.Engine):
 if __name__ == "__main__":
     distributed.init_process_group()
     loop.Engine = Stopping
-    pipeline.run_step("stage2", configuration(sys.argv[1], {}))
+    pipeline.run_pipeline_step("stage2", configuration(sys.argv[1], {}))
     for settings, Stopping.at in ENGINES:
         try:
-            pipeline.run_step("stage2", configuration(sys.argv[2], settings))
+            pipeline.run_pipeline_step("stage2", configuration(sys.argv[2], settings))
         except GracefulStop:
             distributed.barrier()
         else:

@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from amrg.cli import run_cli
-from amrg.launcher import local_ranks
+from amrg.cli import run_command_line
+from amrg.launcher import local_rank_variables
 from amrg.training import checkpoint
 from tests import preloaded  # noqa: F401  # so that no rank imports it
 from tests.training.toy_training_worker import main as train
@@ -30,7 +30,7 @@ def start(
     dropout: float = 0.2,
 ) -> list[int]:  # fmt: skip
     """Process ids of the ranks."""
-    os.environ.update(local_ranks(ranks))
+    os.environ.update(local_rank_variables(ranks))
     started = []
     for rank in range(ranks):
         child = os.fork()
@@ -40,7 +40,7 @@ def start(
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
         if slow_saves:
             checkpoint._flush = lambda path: (time.sleep(0.03), _flush(path))  # type: ignore[assignment]
-        run_cli(lambda: train(folder, pause, [config], epochs, dropout))
+        run_command_line(lambda: train(folder, pause, [config], epochs, dropout))
         sys.exit(0)
     return started
 
@@ -110,7 +110,7 @@ def stop(folder: Path, config: str, dropout: float) -> dict[str, object]:
     wait_for(lambda: lines(folder / config) >= 4, ranks)
     os.kill(ranks[1], signal.SIGTERM)
     codes, done = end(ranks), lines(folder / config)
-    found = checkpoint.latest_valid(folder / config / "checkpoints")
+    found = checkpoint.find_latest_valid(folder / config / "checkpoints")
     assert found is not None
     return {"codes": codes, "steps": done, "saved": found.state["step"]}
 

@@ -26,7 +26,7 @@ from amrg.models.vision_output import VisionOutput
 from amrg.retrieval.layout import ShardLayout
 from amrg.retrieval.sharded_bank import ShardedBank
 from amrg.training.sample_reports import MemoryWatch
-from amrg.training.stage2 import rank_batches
+from amrg.training.stage2 import iter_rank_batches
 
 VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=1, qformer_heads=2, image_size=64)
 DECODER = DecoderConfig(hidden_size=16, layers=1, heads=2, vocab_size=60, max_visual_tokens=4)
@@ -84,7 +84,7 @@ def validate(model: ReportGenerator, watch: MemoryWatch) -> dict[str, float]:
     """As stage 2 does, without a loss."""
     seen = sight(STUDIES)
     with torch.no_grad():
-        for rows, counts in rank_batches(STUDIES, BATCH):
+        for rows, counts in iter_rank_batches(STUDIES, BATCH):
             batch = {
                 "vision": VisionOutput(*(part[rows] for part in seen)),
                 "group": rows,
@@ -103,5 +103,5 @@ if __name__ == "__main__":
         found = validate(generator, MemoryWatch(RowLabels.open(generator, Path(sys.argv[1])), stated()))
         every = distributed.all_gather_list([found])
         assert all(one == found for one in every)
-        if distributed.rank() == 0:
+        if distributed.global_rank() == 0:
             (Path(sys.argv[1]) / f"{distributed.world_size()}-{name}.json").write_text(json.dumps(found))

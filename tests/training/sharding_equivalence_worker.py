@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from amrg import distributed
-from amrg.config import CONFIGS, load
-from amrg.inference.generate import generate
+from amrg.config import CONFIGS, load_config
+from amrg.inference.generate import generate_reports_file
 from amrg.training import feature_cache
 from amrg.training.stage2 import train_stage2
 
@@ -15,7 +15,7 @@ TINY = CONFIGS / "tiny.yaml"
 
 def run(runs: Path, folder: Path, way: str, stage: str) -> None:
     """No dropout: what is drawn depends on who holds which rows."""
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     config = dataclasses.replace(
         config,
         memory=dataclasses.replace(config.memory, dropout=0.0),
@@ -40,7 +40,7 @@ def run(runs: Path, folder: Path, way: str, stage: str) -> None:
     )
     data, stage1, banks = (next((runs / config.name).glob(f"{kind}-*")) for kind in ("data", "stage1", "banks"))
     train_stage2(config, data, stage1, banks, folder / "stage2")
-    generate(config, data, stage1, banks, folder / "stage2", folder)
+    generate_reports_file(config, data, stage1, banks, folder / "stage2", folder)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amrg import distributed, pipeline
-from amrg.config import CONFIGS, Config, load
+from amrg.config import CONFIGS, Config, load_config
 from amrg.training import loop
 from amrg.training.interruption import GracefulStop
 from benchmarks.architectures import make_folder
@@ -37,7 +37,7 @@ def write_decoders(folder: Path) -> None:
 
 def configuration(runs: Path, decoders: Path, tuning: Any, ds_config: str = "zero1.json") -> Config:
     """An epoch of four steps without dropout, of which ranks would draw their own."""
-    config = load(str(CONFIGS / "tiny.yaml"))
+    config = load_config(str(CONFIGS / "tiny.yaml"))
     return dataclasses.replace(
         config,
         runs=str(runs),
@@ -64,14 +64,14 @@ def main(runs: Path, decoders: Path) -> None:
                 config.stage2, activation_checkpointing=len(engines) > 1 and Stopping.at is None
             )
             try:
-                pipeline.run_step("stage2", dataclasses.replace(config, stage2=again))
+                pipeline.run_pipeline_step("stage2", dataclasses.replace(config, stage2=again))
             except GracefulStop:
                 distributed.barrier()
             else:
                 assert Stopping.at is None
         if tuning != "frozen":
             sharded = dataclasses.replace(config.generate, ds_config="zero3.json")
-            pipeline.run_step("generate", dataclasses.replace(config, generate=sharded))
+            pipeline.run_pipeline_step("generate", dataclasses.replace(config, generate=sharded))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from amrg.models.finding_calibration import FEATURES, FILE, Certainty
 from amrg.models.training_distance import TrainingDistance
 from amrg.models.vision_output import VisionOutput
 from amrg.training import calibration
-from amrg.training.calibration import CALIBRATION, calibrate
+from amrg.training.calibration import CALIBRATION, calibrate_reports
 from amrg.training.stage2 import build_generator
 from amrg.training.vision_cache import VisionCache
 from tests.models.vision_outputs import sight_of
@@ -57,13 +57,13 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Te
 
     monkeypatch.setattr(calibration.Certainty, "fit", fit)
     monkeypatch.setattr(calibration, "VisionCache", MadeUp)
-    monkeypatch.setattr(calibration, "num_studies", lambda data, split: len(SAID[split]))
+    monkeypatch.setattr(calibration, "num_split_studies", lambda data, split: len(SAID[split]))
     MadeUp.asked = []
     return given
 
 
 def run(folder: Path, config: Any) -> None:
-    calibrate(config, None, None, folder, folder / "scratch")  # type: ignore[arg-type]
+    calibrate_reports(config, None, None, folder, folder / "scratch")  # type: ignore[arg-type]
 
 
 def truth_of(splits: Sequence[str]) -> list[list[bool]]:
@@ -99,7 +99,7 @@ def test_enough_validation_studies_calibrate_alone_and_no_more_than_enough(
 def test_only_the_first_rank_writes(
     fitted: Any, tmp_path: Path, artefacts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration.distributed, "rank", lambda: 1)
+    monkeypatch.setattr(calibration.distributed, "global_rank", lambda: 1)
     run(tmp_path, artefacts.config)
     assert not (tmp_path / CALIBRATION).exists()
 
@@ -107,10 +107,10 @@ def test_only_the_first_rank_writes(
 def test_of_real_films_it_is_the_calibration_of_what_stage_1_sees(artefacts: Any, tmp_path: Path) -> None:
     """And it does not change with the reports of the split that it is for, or with those of test."""
     model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
-    calibrate(artefacts.config, model, artefacts.data, tmp_path, tmp_path / "scratch")
+    calibrate_reports(artefacts.config, model, artefacts.data, tmp_path, tmp_path / "scratch")
     seen = VisionCache(model, artefacts.data, "train", tmp_path / "scratch", artefacts.config.stage2.dtype)
-    features = calibration.features_of(seen[torch.arange(len(seen))])
-    reports = [study.report for study in stream.load_studies(artefacts.data, "train")]
+    features = calibration.calibration_features(seen[torch.arange(len(seen))])
+    reports = [study.report for study in stream.load_split_studies(artefacts.data, "train")]
     truth = torch.tensor([[finding in positive_findings(report) for finding in FINDINGS] for report in reports])
     assert Certainty.load(tmp_path / CALIBRATION / "val") == Certainty.fit(features, truth)
     written = json.loads((tmp_path / CALIBRATION / "test" / FILE).read_text())

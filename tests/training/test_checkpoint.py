@@ -16,7 +16,7 @@ from amrg import distributed
 from amrg.config import CheckpointConfig, TelemetryConfig
 from amrg.errors import UserError
 from amrg.training import checkpoint, loop
-from amrg.training.interruption import LossGuard, user_errors
+from amrg.training.interruption import LossGuard, exhaustion_as_user_errors
 from tests.cluster import linux_namespaces
 from tests.processes import finish, start
 from tests.training.test_loop import steps
@@ -38,7 +38,7 @@ def test_the_last_k_stay_and_the_best_goes_along(tmp_path):
     for step in range(1, 6):
         write(tmp_path, step, value=step, keep=3, is_best=step == 2)
     assert names(tmp_path) == [f"step-0000000{n}" for n in (3, 4, 5)]
-    newest = checkpoint.latest_valid(tmp_path)
+    newest = checkpoint.find_latest_valid(tmp_path)
     assert (newest.state["step"], newest.weights()["a"][0], newest.best()["a"][0]) == (5, 5, 2)
 
 
@@ -47,14 +47,14 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, capsys):
         write(tmp_path, step)
     path = tmp_path / "step-00000002" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
-    assert checkpoint.latest_valid(tmp_path).state["step"] == 1
+    assert checkpoint.find_latest_valid(tmp_path).state["step"] == 1
     assert "optimizer.safetensors is damaged" in capsys.readouterr().err
     write(tmp_path, 2)  # trained again
-    assert checkpoint.latest_valid(tmp_path).state["step"] == 2
+    assert checkpoint.find_latest_valid(tmp_path).state["step"] == 2
     for step in (1, 2):
         (tmp_path / f"step-0000000{step}" / "state.json").write_text("{")
     with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
-        checkpoint.latest_valid(tmp_path)
+        checkpoint.find_latest_valid(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path):
@@ -71,7 +71,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path):
     assert done.stdout.startswith("cannot write the checkpoint of step 2 to "), done.stderr
     assert done.stdout.count("\n") == 1
     assert names(tmp_path) == ["step-00000001"]
-    assert checkpoint.latest_valid(tmp_path).state["step"] == 1
+    assert checkpoint.find_latest_valid(tmp_path).state["step"] == 1
 
 
 class Adapted(nn.Module):
@@ -108,7 +108,7 @@ def fit(folder, model, loss=None, batches=None, safety=None, made_from=None):
         input_hashes=made_from or {"data": "d" * 64},
     )
     checkpointing = safety or CheckpointConfig()
-    return loop.fit(
+    return loop.fit_task(
         task, optimisation("zero1.json", 8), folder=folder, seed=3, telemetry=QUIET, checkpointing=checkpointing
     )
 
@@ -116,7 +116,7 @@ def fit(folder, model, loss=None, batches=None, safety=None, made_from=None):
 def test_size_is_that_of_trained_weights_and_their_moments(tmp_path):
     model = Adapted()
     fit(tmp_path, model)
-    newest = checkpoint.latest_valid(tmp_path / "checkpoints").path
+    newest = checkpoint.find_latest_valid(tmp_path / "checkpoints").path
     trained = sum(parameter.numel() for parameter in model.small.parameters()) * 4
     size = sum(path.stat().st_size for path in newest.iterdir() if path.name != checkpoint.BEST)  # of another epoch
     assert size == pytest.approx(3 * trained, rel=0.1)
@@ -144,7 +144,7 @@ def test_a_loss_that_is_no_number_names_step_rank_and_studies(tmp_path):
         fit(tmp_path, Adapted(), poisoned)
     distributed.barrier()
     time.sleep(0.5)  # the checkpoint of the first epoch is written while training went on
-    assert checkpoint.latest_valid(tmp_path / "checkpoints").state["step"] == 3
+    assert checkpoint.find_latest_valid(tmp_path / "checkpoints").state["step"] == 3
 
 
 def test_an_explosion_is_told_from_noise():
@@ -164,22 +164,25 @@ def test_an_explosion_is_told_from_noise():
     "error", [torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_no_memory_left_says_what_helps(error, tmp_path):
-    with pytest.raises(UserError, match="train_micro_batch_size_per_gpu") as caught, user_errors("stage2", tmp_path):
+    with (
+        pytest.raises(UserError, match="train_micro_batch_size_per_gpu") as caught,
+        exhaustion_as_user_errors("stage2", tmp_path),
+    ):
         raise error
     assert "\n" not in str(caught.value)
-    with pytest.raises(RuntimeError, match="something else"), user_errors("stage2", tmp_path):
+    with pytest.raises(RuntimeError, match="something else"), exhaustion_as_user_errors("stage2", tmp_path):
         raise RuntimeError("something else")
 
 
 def test_a_small_dev_shm_is_one_line(tmp_path):
     """A megabyte, as containers have 64: readers cannot hand a batch on."""
     script = (
-        "import pathlib, torch; from torch.utils.data import DataLoader; from amrg.cli import run_cli\n"
-        "from amrg.training.interruption import user_errors\n"
+        "import pathlib, torch; from torch.utils.data import DataLoader; from amrg.cli import run_command_line\n"
+        "from amrg.training.interruption import exhaustion_as_user_errors\n"
         "def read():\n"
-        "    with user_errors('stage1', pathlib.Path('.')):\n"
+        "    with exhaustion_as_user_errors('stage1', pathlib.Path('.')):\n"
         "        for batch in DataLoader([torch.zeros(2**20)], num_workers=1): pass\n"
-        "run_cli(read)"
+        "run_command_line(read)"
     )
     small = "mount -t tmpfs -o size=1m none /dev/shm"
     done = linux_namespaces.run(tmp_path, "-c", script, before=small)
@@ -240,12 +243,12 @@ def test_what_is_gone_on_from_is_the_newest(tmp_path):
     for step in (1, 2, 3):
         write(tmp_path, step, keep=3)
     (tmp_path / "step-00000003" / "weights.safetensors").unlink()
-    found = checkpoint.latest_valid(tmp_path)
+    found = checkpoint.find_latest_valid(tmp_path)
     checkpoint.remove_newer_than(found)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
     state = tmp_path / "step-00000002" / "state.json"
     state.write_text(state.read_text().replace('"step": 2', '"step": 5'))
-    assert checkpoint.latest_valid(tmp_path).state["step"] == 1
+    assert checkpoint.find_latest_valid(tmp_path).state["step"] == 1
 
 
 class Counting(nn.Module):
@@ -263,7 +266,7 @@ class Counting(nn.Module):
 
 def test_only_buffers_that_training_changes_are_kept(tmp_path):
     fit(tmp_path, Counting())
-    kept = checkpoint.latest_valid(tmp_path / "checkpoints").weights()
+    kept = checkpoint.find_latest_valid(tmp_path / "checkpoints").weights()
     assert "norm.running_mean" in kept
     assert "table" not in kept
 
@@ -285,5 +288,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch):
     monkeypatch.undo()
     fit(tmp_path, Adapted())
     fit(tmp_path / "straight", Adapted())
-    ours, theirs = (checkpoint.latest_valid(f / "checkpoints").weights() for f in (tmp_path, tmp_path / "straight"))
+    ours, theirs = (
+        checkpoint.find_latest_valid(f / "checkpoints").weights() for f in (tmp_path, tmp_path / "straight")
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from amrg.banks.bank import group_id
+from amrg.banks.bank import patient_group_id
 from amrg.config import Stage1Config
 from amrg.data.labels import LABELS
-from amrg.data.shards import hash_key
-from amrg.data.stream import Sample, Stream, group_by_length, iter_samples
+from amrg.data.shards import hash_study_key
+from amrg.data.stream import Sample, Stream, group_by_length, iter_split_samples
 from amrg.data.studies import Study
 from amrg.models.classifier import DiseaseClassifier, mean_over_views
 from amrg.models.tokenizer import IGNORE_INDEX, ReportTokenizer, train_tokenizer
-from amrg.models.vision import to_tensor
+from amrg.models.vision import films_to_tensor
 from amrg.training.collate import ImageBatch, ReportCollator, Stage1Collator, Stage2Collator, collate_images
-from amrg.training.engine import split_batch
+from amrg.training.engine import split_global_batch
 from amrg.training.stage1 import _CachedFilms
 
 TEXTS = ["The lungs are clear.", "Small effusion.", "The heart is enlarged. No effusion. The lungs are clear."]
@@ -36,12 +36,12 @@ def samples():
 def test_films_of_studies_are_cut_by_study_and_become_the_same_images():
     packed = collate_images(samples(), 16)
     assert (len(packed), packed.values_M.shape, packed.views) == (3, (6, 16, 16), (2, 1, 3))
-    expected = to_tensor([view for sample in samples() for view in sample.views], 16)
+    expected = films_to_tensor([view for sample in samples() for view in sample.views], 16)
     torch.testing.assert_close(packed.images(torch.device("cpu")), expected)
     for part, views, rows in ((packed[:1], (2,), [0, 1]), (packed[1:3], (1, 3), [2, 3, 4, 5]), (packed[3:], (), [])):
         assert part.views == views
         assert torch.equal(part.values_M, packed.values_M[rows])
-    assert [piece.views for piece in split_batch((ImageBatch(torch.zeros(4, 2), (3, 1)),), 2)[1]] == [(1,)]
+    assert [piece.views for piece in split_global_batch((ImageBatch(torch.zeros(4, 2), (3, 1)),), 2)[1]] == [(1,)]
 
 
 def test_a_study_is_the_mean_of_its_films():
@@ -61,10 +61,10 @@ def test_packers_travel_to_other_processes_and_give_padded_batches():
     for row, text, length in zip(batch["report"], TEXTS, lengths, strict=True):
         assert row[:length].tolist() == encode(text)
         assert (row[length:] == IGNORE_INDEX).all()
-    assert batch["group"].tolist() == [group_id(f"p{n}") for n in range(3)]
+    assert batch["group"].tolist() == [patient_group_id(f"p{n}") for n in range(3)]
     first = Stage1Collator(16, Stage1Config())(samples())
     films, targets_BK = first["films"], first["targets"]
-    assert first["study"] == batch["study"] == [hash_key(f"s{n}") for n in range(3)]
+    assert first["study"] == batch["study"] == [hash_study_key(f"s{n}") for n in range(3)]
     assert films.views == (2, 1, 3)
     assert targets_BK.sum(1).tolist() == [0, 14, 0]
 
@@ -130,7 +130,7 @@ def test_stage_1_judges_a_study_by_all_its_films(artefacts, tmp_path):
     ours = dataclasses.replace(artefacts.config.stage1, augmented_copies=1, dtype="float32")
     model = DiseaseClassifier.from_pretrained(artefacts.stage1 / "model")
     cached = _CachedFilms(dataclasses.replace(artefacts.config, stage1=ours), artefacts.data, tmp_path, model)
-    packed = [collate_images([sample], 224) for sample in iter_samples(artefacts.data, "test")]
+    packed = [collate_images([sample], 224) for sample in iter_split_samples(artefacts.data, "test")]
     assert sorted(films.views for films in packed) == [(1,), (1,), (1,), (2,), (2,)]
     with torch.no_grad():
         found = cached.scores(model, "test")

@@ -16,7 +16,7 @@ import pytest
 
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.pipeline import check, run_step
+from amrg.pipeline import check_before_start, run_pipeline_step
 from benchmarks.architectures import make_folder
 from tests.conftest import Artefacts
 
@@ -81,7 +81,7 @@ def test_every_pair_of_values_is_tried() -> None:
 def test_what_cannot_work_is_refused_in_a_line(artefacts: Artefacts, base: Path) -> None:
     for one in REFUSED:
         with pytest.raises(UserError) as caught:
-            check(["stage2"], configured(artefacts, base, *one))
+            check_before_start(["stage2"], configured(artefacts, base, *one))
         assert all("decoder.base_dtype" in line or "float16 needs" in line for line in str(caught.value).splitlines())
 
 
@@ -90,9 +90,9 @@ def test_what_is_not_refused_ends_with_written_reports(
     artefacts: Artefacts, base: Path, one: Any, tmp_path: Path
 ) -> None:
     config = configured(artefacts.linked(tmp_path), base, *one)
-    check(["stage2"], config)
-    run_step("stage2", config)
-    made = run_step("generate", config)
+    check_before_start(["stage2"], config)
+    run_pipeline_step("stage2", config)
+    made = run_pipeline_step("generate", config)
     lines = [json.loads(line) for line in (made.path / "reports.jsonl").read_text().splitlines()]
     assert len(lines) == 5
     assert all(line["generated"] is not None for line in lines)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amrg.errors import UserError
-from amrg.training.deepspeed_config import OptimizerSettings, engine_faults, resolve
+from amrg.training.deepspeed_config import OptimizerSettings, engine_faults, resolve_ds_config
 from amrg.training.deepspeed_internals import uses_torch_adam
 from amrg.training.deepspeed_json import load_ds_config
 
@@ -68,7 +68,7 @@ def written(folder: Path, content: Any) -> OptimizerSettings:
 def test_published_files_are_filled_in_and_deepspeed_takes_them(name: str, tmp_path: Path) -> None:
     ours = written(tmp_path, PUBLISHED[name])
     assert engine_faults(ours, 2) == []
-    resolved = resolve(load_ds_config(ours.ds_config), ours, 2, 30)
+    resolved = resolve_ds_config(load_ds_config(ours.ds_config), ours, 2, 30)
     assert "auto" not in json.dumps(resolved)
     assert "amp" not in resolved
     if "scheduler" in resolved:
@@ -142,10 +142,10 @@ def test_adam_is_torchs_where_deepspeed_could_not_compile_its_own(
 def test_half_precision_of_deepspeed_is_never_of_stage_0() -> None:
     """Stage 0 keeps float32 copies of which checkpoints know nothing; stage 1 computes the same."""
     ours = settings(Path("mine.json"))
-    assert resolve({"bf16": {"enabled": True}}, ours, 2, 30)["zero_optimization"]["stage"] == 1
-    assert resolve({"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}, ours, 2, 30)[
+    assert resolve_ds_config({"bf16": {"enabled": True}}, ours, 2, 30)["zero_optimization"]["stage"] == 1
+    assert resolve_ds_config({"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}, ours, 2, 30)[
         "zero_optimization"
     ] == {"stage": 3}
-    assert "zero_optimization" not in resolve({}, ours, 2, 30)
+    assert "zero_optimization" not in resolve_ds_config({}, ours, 2, 30)
     with pytest.raises(UserError, match="float32"):
-        resolve({"bf16": {"enabled": True}}, OptimizerSettings(**{**vars(ours), "dtype": "float32"}), 2, 30)
+        resolve_ds_config({"bf16": {"enabled": True}}, OptimizerSettings(**{**vars(ours), "dtype": "float32"}), 2, 30)

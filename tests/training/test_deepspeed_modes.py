@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from amrg.training import engine, loop
-from amrg.training.checkpoint import latest_valid
+from amrg.training.checkpoint import find_latest_valid
 from amrg.training.interruption import GracefulStop
 from amrg.training.stage2 import train_stage2
 from tests.processes import finish, start_ranks
@@ -42,7 +42,7 @@ def same_stopped(
     monkeypatch.setattr(Stopping, "at", 3)
     with pytest.raises(GracefulStop):
         run(folder / "stopped", str(file), dtype=dtype)
-    saved = latest_valid(folder / "stopped" / "checkpoints")
+    saved = find_latest_valid(folder / "stopped" / "checkpoints")
     assert saved is not None
     assert saved.state["step"] < STEPS
     monkeypatch.setattr(Stopping, "at", None)
@@ -53,7 +53,7 @@ def same_stopped(
     )
     assert one == other
     assert all(torch.equal(left, right) for left, right in zip(whole.parameters(), again.parameters(), strict=True))
-    ends = [latest_valid(folder / name / "checkpoints") for name in ("whole", "stopped")]
+    ends = [find_latest_valid(folder / name / "checkpoints") for name in ("whole", "stopped")]
     moments = [end.optimizer() for end in ends if end is not None]
     assert moments[0].keys() == moments[1].keys()
     assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
@@ -114,7 +114,7 @@ def test_optimizers_and_offloading_train_and_go_on(
 ) -> None:
     log, _ = same_stopped(content, tmp_path, monkeypatch)
     assert log[-1]["loss"] < log[0]["loss"]
-    saved = latest_valid(tmp_path / "whole" / "checkpoints")
+    saved = find_latest_valid(tmp_path / "whole" / "checkpoints")
     assert saved is not None
     assert {name.rpartition(".")[2] for name in saved.optimizer()} == moments
 
@@ -126,7 +126,7 @@ def test_bf16_mode_keeps_float32_in_its_checkpoints(
     log, model = same_stopped({"bf16": {"enabled": True}, **zero(stage)}, tmp_path, monkeypatch, "bfloat16")
     assert log[-1]["loss"] < log[0]["loss"]
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
-    saved = latest_valid(tmp_path / "whole" / "checkpoints")
+    saved = find_latest_valid(tmp_path / "whole" / "checkpoints")
     assert saved is not None
     weights = saved.weights()
     assert {value.dtype for value in weights.values()} == {torch.float32}
@@ -172,7 +172,7 @@ def test_fp16_goes_on_with_its_loss_scale_and_without_the_steps_that_it_skipped(
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     fp16 = {"enabled": True, "initial_scale_power": 18, "loss_scale_window": 3, "hysteresis": 1}
     same_stopped({"fp16": fp16, **zero(stage)}, tmp_path, monkeypatch, "float16")
-    saved = latest_valid(tmp_path / "stopped" / "checkpoints")
+    saved = find_latest_valid(tmp_path / "stopped" / "checkpoints")
     assert saved is not None
     state = saved.state["loss_scale"]
     assert 0 < state["skipped_steps"] < STEPS

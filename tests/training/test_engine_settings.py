@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from amrg.pipeline import STEPS, recipe
-from amrg.training.deepspeed_config import learned
+from amrg.pipeline import STEPS, step_recipe
+from amrg.training.deepspeed_config import keys_that_change_training
 from amrg.training.deepspeed_json import load_ds_config
 from tests.training.engine_settings_worker import ENGINES, configuration
 from tests.training.test_sharding_equivalence import lines, start
 
 
 def identity(verb: str, config: Any) -> str:
-    return recipe(verb, config).identity
+    return step_recipe(verb, config).identity
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -35,7 +35,7 @@ def test_a_training_goes_on_under_another_engine_in_the_same_folder(artefacts: A
     manifest = json.loads((other / "manifest.json").read_text())  # tells the engine that ended it
     assert manifest["config"]["stage2"]["ds_config"] == load_ds_config("zero1.json")
     for change, _ in ENGINES:  # whatever the flags, reports are written by this one
-        assert recipe("generate", configuration(str(changing), change)).inputs["stage2"].path == other
+        assert step_recipe("generate", configuration(str(changing), change)).inputs["stage2"].path == other
 
 
 @pytest.mark.parametrize("verb", ["stage1", "stage2"])
@@ -76,6 +76,6 @@ def test_only_what_is_learned_identifies_a_training(artefacts: Any, tmp_path: Pa
 @pytest.mark.parametrize(("verb", "zero"), [("stage1", 0), ("stage2", 1)])
 def test_artefacts_of_the_default_engine_keep_their_names(artefacts: Any, verb: str, zero: int) -> None:
     """The identity was that of all settings, with the whole JSON."""
-    assert learned(load_ds_config("zero3.json"), zero) == load_ds_config(f"zero{zero}.json")
-    step, plan = STEPS[verb], recipe(verb, artefacts.config)
+    assert keys_that_change_training(load_ds_config("zero3.json"), zero) == load_ds_config(f"zero{zero}.json")
+    step, plan = STEPS[verb], step_recipe(verb, artefacts.config)
     assert plan.config == plan.entry == step.settings(artefacts.config)

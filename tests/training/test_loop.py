@@ -27,7 +27,7 @@ def steps(folder: Path) -> list[dict[str, float]]:
 
 def saved_and_told(folder: Path) -> tuple[int, list[dict[str, float]]]:
     """The step of the last checkpoint, and the steps that are logged."""
-    found = checkpoint.latest_valid(folder / "checkpoints")
+    found = checkpoint.find_latest_valid(folder / "checkpoints")
     return (found.state["step"] if found else 0), steps(folder)
 
 
@@ -60,7 +60,7 @@ def test_killed_and_resumed_run_ends_in_the_same_bits(
     assert (broken / config / "model.safetensors").read_bytes() == (
         straight / config / "model.safetensors"
     ).read_bytes()
-    mine, theirs = (checkpoint.latest_valid(folder / config / "checkpoints") for folder in (broken, straight))
+    mine, theirs = (checkpoint.find_latest_valid(folder / config / "checkpoints") for folder in (broken, straight))
     assert mine is not None
     assert theirs is not None
     for left, right in ((mine.weights(), theirs.weights()), (mine.optimizer(), theirs.optimizer())):
@@ -107,13 +107,13 @@ def test_a_partitioned_module_computes_what_it_did(monkeypatch: pytest.MonkeyPat
     )
     expected = module(inputs)
     with pytest.raises(UserError, match="stage 1: only stage 3"):
-        engine.zero3("zero1.json", required=True)
-    assert engine.zero3("zero1.json") is None
-    zero = engine.zero3("zero3.json", required=True)
+        engine.zero3_section("zero1.json", required=True)
+    assert engine.zero3_section("zero1.json") is None
+    zero = engine.zero3_section("zero3.json", required=True)
     assert zero is not None
     before = torch.nn.functional.linear
     with engine.restore_functional_linear():
-        engine.partition(module, zero)
+        engine.partition_weights(module, zero)
         assert all(parameter.numel() == 0 for parameter in module.parameters())  # apart until a layer is computed
         for _ in range(2):
             torch.testing.assert_close(module(inputs), expected)

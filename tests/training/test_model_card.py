@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.config import Config
-from amrg.training.model_card import write_card
+from amrg.training.model_card import write_model_card
 from amrg.training.stage2 import build_generator, train_stage2
 
 ROWS = [
@@ -45,7 +45,7 @@ def test_training_leaves_a_card_with_what_is_known(artefacts: Any, tmp_path: Pat
 def write(artefacts: Any, folder: Path, config: Config) -> str:
     model = build_generator(config, artefacts.data, artefacts.stage1, artefacts.banks)
     model.save_pretrained(folder)
-    write_card(folder, model, config, artefacts.data, artefacts.banks, ROWS)
+    write_model_card(folder, model, config, artefacts.data, artefacts.banks, ROWS)
     return (folder / "README.md").read_text()
 
 
@@ -90,5 +90,5 @@ def test_banks_that_leak_are_told(artefacts: Any, tmp_path: Path) -> None:
 def test_what_failed_in_training_stands_in_the_card(artefacts: Any, tmp_path: Path) -> None:
     model = build_generator(artefacts.config, artefacts.data, artefacts.stage1, artefacts.banks)
     model.save_pretrained(tmp_path)
-    write_card(tmp_path, model, artefacts.config, artefacts.data, artefacts.banks, ROWS, ["stage 1 is at chance"])
+    write_model_card(tmp_path, model, artefacts.config, artefacts.data, artefacts.banks, ROWS, ["stage 1 is at chance"])
     assert "## Failures\n\n- **stage 1 is at chance**" in (tmp_path / "README.md").read_text()

@@ -7,21 +7,21 @@ import torch
 
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.studies import Study
-from amrg.training.augment import augment
+from amrg.training.augment import augment_films
 from amrg.training.feature_cache import FeatureCache
 from amrg.training.multilabel import (
     MAX_POSITIVE_WEIGHT,
-    auroc,
     best_threshold,
+    binary_auroc,
+    binary_f1,
     choose_finding_thresholds,
     class_counts,
-    f1,
-    mean_auroc,
+    class_score_table,
     mean_auroc_interval,
+    mean_class_auroc,
     multilabel_loss,
+    multilabel_targets,
     positive_weights,
-    score_table,
-    targets,
 )
 
 
@@ -33,7 +33,7 @@ def study(**values):
 @pytest.mark.parametrize(("uncertain", "blank"), product(("ignore", "zeros", "ones"), repeat=2))
 def test_policies(uncertain, blank):
     value = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0}
-    row = targets([study(Edema=1.0, Fracture=0.0, Pneumonia=-1.0)], uncertain, blank)[0]
+    row = multilabel_targets([study(Edema=1.0, Fracture=0.0, Pneumonia=-1.0)], uncertain, blank)[0]
     expected = [value[blank]] * 14
     expected[LABELS.index("Edema")], expected[LABELS.index("Fracture")] = 1.0, 0.0
     expected[LABELS.index("Pneumonia")] = value[uncertain]
@@ -89,9 +89,9 @@ def test_auroc_counts_pairs(seed):
     scores, positive = generator.integers(0, 6, 31) / 5, generator.random(31) < 0.3
     positive[:2] = True, False
     pairs = [(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
-    assert auroc(scores, positive) == pytest.approx(np.mean(pairs))
-    assert auroc(scores, np.zeros(31, bool)) is None
-    assert auroc(scores, np.ones(31, bool)) is None
+    assert binary_auroc(scores, positive) == pytest.approx(np.mean(pairs))
+    assert binary_auroc(scores, np.zeros(31, bool)) is None
+    assert binary_auroc(scores, np.ones(31, bool)) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -101,31 +101,31 @@ def test_best_threshold_beats_every_other(seed):
     positive[0] = True
     found = best_threshold(scores, positive)
     assert found in scores
-    assert f1(scores >= found, positive) == max(f1(scores >= t, positive) for t in scores)
+    assert binary_f1(scores >= found, positive) == max(binary_f1(scores >= t, positive) for t in scores)
     assert best_threshold(scores, np.zeros(40, bool)) == 1.0
 
 
 def test_f1_by_hand():
     predicted, positive = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 1], bool)
-    assert f1(predicted, positive) == pytest.approx(2 / 3)
-    assert f1(~positive & False, positive & False) == 0.0
+    assert binary_f1(predicted, positive) == pytest.approx(2 / 3)
+    assert binary_f1(~positive & False, positive & False) == 0.0
 
 
 def test_table_leaves_out_unknown_targets():
     truth, scores = np.full((6, 14), np.nan), np.zeros((6, 14))
     truth[:4, 4], scores[:, 4] = [1, 1, 0, 0], [0.9, 0.4, 0.5, 0.1, 1.0, 0.0]
     thresholds = choose_finding_thresholds(scores, truth)
-    table = score_table(scores, truth, thresholds)
+    table = class_score_table(scores, truth, thresholds)
     assert table["Edema"] == {"positives": 2, "negatives": 2, "auroc": 0.75, "f1": pytest.approx(0.8)}
     assert table["Fracture"] == {"positives": 0, "negatives": 0, "auroc": None, "f1": None}
-    assert mean_auroc(table, LABELS, 2) == 0.75
-    assert mean_auroc(table, LABELS, 3) is None
+    assert mean_class_auroc(table, LABELS, 2) == 0.75
+    assert mean_class_auroc(table, LABELS, 3) is None
 
 
 def test_augmentation_moves_but_never_mirrors():
     films = torch.zeros(16, 1, 64, 64)
     films[:, :, 28:36, 8:16] = 1.0  # a blob far on the left
-    changed = augment(films.expand(-1, 3, -1, -1), torch.Generator().manual_seed(0))
+    changed = augment_films(films.expand(-1, 3, -1, -1), torch.Generator().manual_seed(0))
     assert changed.shape == (16, 3, 64, 64)
     assert changed.min() >= 0
     assert changed.max() <= 1
@@ -133,7 +133,7 @@ def test_augmentation_moves_but_never_mirrors():
     column = (bright.clamp(min=0.2).sum(1) * torch.arange(64)).sum(1) / bright.clamp(min=0.2).sum(1).sum(1)
     assert (column < 32).all()
     assert len({round(float(c), 3) for c in column}) == 16
-    assert torch.equal(changed, augment(films.expand(-1, 3, -1, -1), torch.Generator().manual_seed(0)))
+    assert torch.equal(changed, augment_films(films.expand(-1, 3, -1, -1), torch.Generator().manual_seed(0)))
 
 
 def test_a_cache_that_was_interrupted_goes_on(tmp_path):

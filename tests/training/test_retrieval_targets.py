@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from amrg.artifacts import file_hash
+from amrg.artifacts import sha256_of_file
 from amrg.banks.bank import REPORTS, MemoryBank, normalise_rows
 from amrg.data.labels import LABELS, POSITIVE
-from amrg.data.shards import hash_key
-from amrg.data.stream import load_studies
+from amrg.data.shards import hash_study_key
+from amrg.data.stream import load_split_studies
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 from amrg.models.text_encoder import TextEncoder
-from amrg.training.retrieval_targets import RetrievalTargets, by_label
+from amrg.training.retrieval_targets import RetrievalTargets, sentences_by_label
 from amrg.training.stage2 import train_stage2
 
 
 def test_sentences_are_divided_by_the_labels_they_state() -> None:
     text = "Cardiomegaly and edema. Possible pneumonia. Clear lungs. Mild edema. A pacemaker is in place."
-    said = by_label(text)
+    said = sentences_by_label(text)
     assert list(said) == list(LABELS)
     assert {label: of for label, of in said.items() if of} == {
         "Cardiomegaly": ["Cardiomegaly and edema."],
@@ -36,7 +36,7 @@ def test_sentences_are_divided_by_the_labels_they_state() -> None:
 def test_each_study_gets_the_mean_vector_of_its_sentences_by_label(artefacts: Any, tmp_path: Path) -> None:
     settings, bank = artefacts.config.banks.reports, MemoryBank.open(artefacts.banks / REPORTS)
     own = RetrievalTargets(settings, artefacts.data, bank, tmp_path, 1.0)
-    chosen = load_studies(artefacts.data, "train")[::-3]
+    chosen = load_split_studies(artefacts.data, "train")[::-3]
     encoder = TextEncoder(settings.encoder, settings.max_tokens)
     expected = torch.zeros(len(chosen), len(LABELS), bank.dim)
     for number, study in enumerate(chosen):
@@ -45,13 +45,13 @@ def test_each_study_gets_the_mean_vector_of_its_sentences_by_label(artefacts: An
                 expected[number, LABELS.index(label)] += normalise_rows(encoder.encode([sentence]))[0]
     said = expected.any(-1)
     expected[said] = normalise_rows(expected[said])
-    found = own.vectors_for([hash_key(study.key) for study in chosen])
+    found = own.vectors_for([hash_study_key(study.key) for study in chosen])
     assert torch.equal(found.any(-1), said)
     assert 0 < said.float().mean() < 1
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)  # kept in bfloat16
-    written = {path: file_hash(path) for path in (tmp_path / "own-reports").iterdir()}
+    written = {path: sha256_of_file(path) for path in (tmp_path / "own-reports").iterdir()}
     RetrievalTargets(settings, artefacts.data, bank, tmp_path, 1.0)
-    assert {path: file_hash(path) for path in (tmp_path / "own-reports").iterdir()} == written
+    assert {path: sha256_of_file(path) for path in (tmp_path / "own-reports").iterdir()} == written
 
 
 def test_another_encoder_than_that_of_the_bank_is_refused(artefacts: Any, tmp_path: Path) -> None:

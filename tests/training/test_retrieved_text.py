@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, group_id
+from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, patient_group_id
 from amrg.config import Config
 from amrg.errors import UserError
-from amrg.inference.generate import generate, mismatched_permutation
+from amrg.inference.generate import generate_reports_file, mismatched_permutation
 from amrg.models.composer import ROWS, Composer
 from amrg.models.finding_calibration import Certainty
-from amrg.models.open_banks import open_banks
+from amrg.models.open_banks import open_sharded_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.training.calibration import CALIBRATION
@@ -43,15 +43,15 @@ def stage2(artefacts: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
 def test_reports_are_written_from_the_text_that_the_film_retrieves(stage2: tuple[Any, Path], tmp_path: Path) -> None:
     """The text of the line is composed here again, study by study, from the visual memory alone."""
     ours, folder = stage2
-    generate(ours.config, ours.data, ours.stage1, ours.banks, folder, tmp_path / "own")
+    generate_reports_file(ours.config, ours.data, ours.stage1, ours.banks, folder, tmp_path / "own")
     lines = [json.loads(line) for line in (tmp_path / "own" / "reports.jsonl").read_text().splitlines()]
-    model = ReportGenerator.from_pretrained(folder / "model", open_banks(ours.config, ours.banks, 1))
+    model = ReportGenerator.from_pretrained(folder / "model", open_sharded_banks(ours.config, ours.banks, 1))
     banks = [MemoryBank.open(ours.banks / name) for name in (VISUAL, REPORTS)]
     composer = Composer(Certainty.load(folder / CALIBRATION / "test"), *banks)
     seen = VisionCache(model, ours.data, "test", tmp_path / "seen", ours.config.stage2.dtype)
     texts = {}
     for row, study in enumerate(seen.studies):
-        sight, group_1 = seen[torch.tensor([row])], torch.tensor([group_id(study.group)])
+        sight, group_1 = seen[torch.tensor([row])], torch.tensor([patient_group_id(study.group)])
         visual = {"visual": model.associations(sight, group_1, ROWS)["visual"]}
         (composed,) = composer.compose(sight, visual, group_1)
         texts[study.key] = " ".join(sentence.text for sentence in composed.sentences)
@@ -59,7 +59,7 @@ def test_reports_are_written_from_the_text_that_the_film_retrieves(stage2: tuple
     assert any(texts.values())
     mismatched = dataclasses.replace(ours.config.generate, memory="shuffled")
     config = dataclasses.replace(ours.config, generate=mismatched)
-    generate(config, ours.data, ours.stage1, ours.banks, folder, tmp_path / "other")
+    generate_reports_file(config, ours.data, ours.stage1, ours.banks, folder, tmp_path / "other")
     other = [json.loads(line) for line in (tmp_path / "other" / "reports.jsonl").read_text().splitlines()]
     of = mismatched_permutation([study.group for study in seen.studies]).tolist()
     assert len(set(texts.values())) > 1
@@ -78,7 +78,7 @@ def test_the_text_of_a_train_study_is_none_of_its_own_patients(stage2: tuple[Any
     rows = torch.arange(len(seen["train"]))
     ids_BL = tokens["train"][rows]
     sight = seen["train"][rows]
-    groups = torch.tensor([group_id(study.group) for study in seen["train"].studies])
+    groups = torch.tensor([patient_group_id(study.group) for study in seen["train"].studies])
     text = RetrievedText(model, ours.banks, tmp_path / CALIBRATION / "val")
     composed = text.compose(sight, groups, model.associations(sight, groups, ROWS))
     longest = 0
@@ -92,7 +92,7 @@ def test_the_text_of_a_train_study_is_none_of_its_own_patients(stage2: tuple[Any
     for said, group in zip(bank.provenance["text"].to_pylist(), bank.groups.tolist(), strict=True):
         owners.setdefault(said, set()).add(group)
     for study, said in zip(seen["train"].studies, composed, strict=True):
-        alone = [one for one, of in owners.items() if of == {group_id(study.group)}]
+        alone = [one for one, of in owners.items() if of == {patient_group_id(study.group)}]
         assert not any(one in said for one in alone)
     cache = tmp_path / "text-train"
     FeatureCache(cache, len(rows), (12,), torch.int32).rows_N[:] = 0

@@ -16,8 +16,14 @@ from amrg.models.association_shares import RowLabels
 from amrg.models.report_generator import Association
 from amrg.models.vision_output import VisionOutput
 from amrg.training import sample_reports as watching
-from amrg.training.loop import TrainingTask, fit
-from amrg.training.sample_reports import MemoryWatch, alike, clinical_f1, collapses, failure_rates
+from amrg.training.loop import TrainingTask, fit_task
+from amrg.training.sample_reports import (
+    MemoryWatch,
+    clinical_micro_f1,
+    detect_collapses,
+    failure_rates,
+    share_of_most_frequent,
+)
 from tests.training.sample_reports_worker import STUDIES, build, sight, stated, validate, write_banks
 from tests.training.test_sharding_equivalence import start
 from tests.training.toy_training_worker import optimisation
@@ -42,13 +48,13 @@ def test_clinical_f1_by_hand() -> None:
     """2 of 3 stated findings are in the references, which have 4: 2 · 2 / (3 + 4)."""
     generated = ["Cardiomegaly. Small pleural effusion.", "Pneumothorax.", "Clear lungs."]
     references = ["Cardiomegaly.", "Left pneumothorax and atelectasis.", "Pulmonary edema."]
-    assert clinical_f1(generated, references) == pytest.approx(4 / 7)
-    assert clinical_f1(["Clear."], ["Normal."]) == 1.0
+    assert clinical_micro_f1(generated, references) == pytest.approx(4 / 7)
+    assert clinical_micro_f1(["Clear."], ["Normal."]) == 1.0
 
 
 def test_alike_is_the_share_of_the_most_frequent_row() -> None:
-    assert alike([4, 4, 7, -1]) == 0.5
-    assert alike([-1, -1]) == 0.0
+    assert share_of_most_frequent([4, 4, 7, -1]) == 0.5
+    assert share_of_most_frequent([-1, -1]) == 0.0
 
 
 class Retrieving(nn.Module):
@@ -133,7 +139,7 @@ def test_a_memory_that_gives_text_alone_is_watched_without_perplexity(banks: Pat
     found = validate(model, MemoryWatch(RowLabels.open(model, banks), stated()))
     assert found.keys() == {"query_cosine", "visual_relevance", "visual_alike"}
     assert 0 < found["visual_relevance"] < 1
-    assert collapses(found) == {}
+    assert detect_collapses(found) == {}
 
 
 def test_no_more_studies_than_needed_are_watched(banks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,17 +169,17 @@ def test_ranks_tell_the_same_together(banks: Path) -> None:
 
 
 def test_only_a_collapse_is_warned_of() -> None:
-    assert collapses(WELL) == {}
-    assert collapses({}) == {}
-    visual = collapses(WELL | {"visual_alike": 0.91})
+    assert detect_collapses(WELL) == {}
+    assert detect_collapses({}) == {}
+    visual = detect_collapses(WELL | {"visual_alike": 0.91})
     assert visual.keys() == {"visual"}
     for told in ("visual memory", "91%", "1.2 rows", "memory.sharpness", "stage2.association_loss_weight"):
         assert told in visual["visual"]
-    assert collapses(WELL | {"visual_alike": 0.91, "visual_least_perplexity": 2.1}) == {}  # spread over several
-    report = collapses(WELL | {"report_least_perplexity": 1.0})
+    assert detect_collapses(WELL | {"visual_alike": 0.91, "visual_least_perplexity": 2.1}) == {}  # spread over several
+    report = detect_collapses(WELL | {"report_least_perplexity": 1.0})
     assert report.keys() == {"report"}
     assert "stage2.retrieval_loss_weight" in report["report"]
-    queries = collapses(WELL | {"query_cosine": 0.96})
+    queries = detect_collapses(WELL | {"query_cosine": 0.96})
     assert queries.keys() == {"queries"}
     assert "0.96" in queries["queries"]
 
@@ -183,7 +189,7 @@ def test_a_memory_made_to_collapse_is_one(banks: Path, monkeypatch: pytest.Monke
     loud = MemoryConfig(heads=2, head_dim=16, beta=8.0, sharpness=200.0)
     model = build(banks, "whole", loud)
     rows = RowLabels.open(model, banks)
-    assert collapses(validate(model, MemoryWatch(rows, stated()))) == {}
+    assert detect_collapses(validate(model, MemoryWatch(rows, stated()))) == {}
     row_D = model.memories["visual"].bank.rows[3]
     states = model.memory_states
 
@@ -194,7 +200,7 @@ def test_a_memory_made_to_collapse_is_one(banks: Path, monkeypatch: pytest.Monke
     found = validate(model, MemoryWatch(rows, stated()))
     assert found["visual_alike"] == 1.0
     assert found["visual_perplexity"] < 2
-    assert collapses(found).keys() == {"visual"}
+    assert detect_collapses(found).keys() == {"visual"}
 
 
 def train(folder: Path, validations: list[dict[str, float]], epochs: int) -> list[dict[str, Any]]:
@@ -210,10 +216,12 @@ def train(folder: Path, validations: list[dict[str, float]], epochs: int) -> lis
         validate=lambda model: next(results),
         selection_metric=("val_loss", False),
         input_hashes={},
-        warn=collapses,
+        warn=detect_collapses,
     )
     optimizer = replace(optimisation("zero1.json", 4), epochs=epochs)
-    return fit(task, optimizer, folder=folder, seed=3, telemetry=TelemetryConfig(), checkpointing=CheckpointConfig())
+    return fit_task(
+        task, optimizer, folder=folder, seed=3, telemetry=TelemetryConfig(), checkpointing=CheckpointConfig()
+    )
 
 
 def test_training_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.shards import prepare
-from amrg.data.stream import iter_samples, num_studies
+from amrg.data.shards import prepare_shards
+from amrg.data.stream import iter_split_samples, num_split_studies
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier, query_cosines
-from amrg.models.vision import to_tensor
+from amrg.models.vision import films_to_tensor
 from amrg.training import checkpoint
-from amrg.training.multilabel import auroc
+from amrg.training.multilabel import binary_auroc
 from amrg.training.stage1 import _CachedFilms, _StreamedFilms, train_stage1
 from tests.conftest import RandomSource
 from tests.processes import finish, start_ranks
@@ -58,7 +58,7 @@ def test_the_diversity_loss_keeps_queries_apart_in_training(trained, data, tmp_p
     row = json.loads((tmp_path / "curves.jsonl").read_text().splitlines()[-1])
     parts = row["train_query_loss"] + row["train_cam_loss"] + 10 * row["train_diversity_loss"]
     assert row["train_loss"] == pytest.approx(parts, rel=1e-5)
-    images = to_tensor(next(iter(iter_samples(data, "val"))).views, 64)
+    images = films_to_tensor(next(iter(iter_split_samples(data, "val"))).views, 64)
     with torch.no_grad():
         models = [DiseaseClassifier.from_pretrained(folder / "model") for folder in (tmp_path, trained)]
         apart, alike = (float(query_cosines(model(images).queries_BQD).square().mean()) for model in models)
@@ -71,13 +71,15 @@ def test_it_learns_and_its_scores_are_those_of_the_saved_model(trained, data):
     assert list(thresholds) == list(LABELS)
     assert thresholds["Edema"] == 1.0  # no positive to choose by: never called
     for split in ("val", "test"):
-        samples = list(iter_samples(data, split))
+        samples = list(iter_split_samples(data, split))
         with torch.no_grad():
-            found_N = np.array([model(to_tensor(s.views, 64)).scores_BK[:, K].mean().sigmoid() for s in samples])
+            found_N = np.array([model(films_to_tensor(s.views, 64)).scores_BK[:, K].mean().sigmoid() for s in samples])
         positive_N = np.array([s.study.labels[FINDING] == 1 for s in samples])
         row = scores[split]["per_label"][FINDING]
         assert row["positives"] == row["negatives"] == SIZES[split] / 2
-        assert row["auroc"] == pytest.approx(auroc(found_N, positive_N), abs=0.05)  # bfloat16 there, float32 here
+        assert row["auroc"] == pytest.approx(
+            binary_auroc(found_N, positive_N), abs=0.05
+        )  # bfloat16 there, float32 here
         assert row["auroc"] > 0.9
         assert scores[split]["mean_auroc"] is None  # fewer than 10 positives
         assert all(scores[split]["per_label"][name]["auroc"] is None for name in FINDINGS if name != FINDING)
@@ -138,7 +140,7 @@ class Rare(Squares):
 
 def test_class_weighting_can_be_switched_off(tmp_path):
     """Practically without learning: weighted, 6 positives of weight 3 balance 18 negatives."""
-    prepare(Rare(), CONFIG.data, tmp_path / "data", 0)
+    prepare_shards(Rare(), CONFIG.data, tmp_path / "data", 0)
     losses = {}
     for weighting, bias in ((True, math.log(19 / 19)), (False, math.log(7 / 19))):
         folder = tmp_path / str(weighting)
@@ -159,8 +161,8 @@ class HalfMute(RandomSource):
 
 @pytest.mark.parametrize("kind", [_CachedFilms, _StreamedFilms])
 def test_studies_without_a_report_train_too(tmp_path, kind):
-    prepare(HalfMute(), dataclasses.replace(CONFIG.data, workers=1), tmp_path / "data", 0)
-    assert num_studies(tmp_path / "data", "train") == 8
+    prepare_shards(HalfMute(), dataclasses.replace(CONFIG.data, workers=1), tmp_path / "data", 0)
+    assert num_split_studies(tmp_path / "data", "train") == 8
     model = DiseaseClassifier(CONFIG.vision, pretrained=False)
     films = kind(changed(batch_size=4), tmp_path / "data", tmp_path, model)
     assert {split: len(rows) for split, rows in films.targets.items()} == {"train": 16, "val": 3, "test": 5}

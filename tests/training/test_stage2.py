@@ -14,20 +14,20 @@ from amrg.banks.bank import REPORTS as REPORT_BANK
 from amrg.banks.bank import MemoryBank
 from amrg.config import Config
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import load_studies
+from amrg.data.stream import load_split_studies
 from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
 from amrg.inference import generate as generation
-from amrg.inference.generate import generate, mismatched_permutation, open_composer
+from amrg.inference.generate import generate_reports_file, mismatched_permutation, open_composer
 from amrg.inference.report_writer import TOP_ROWS
 from amrg.mining.reports import build_report_bank
 from amrg.models.finding_calibration import Certainty
-from amrg.models.open_banks import open_banks
+from amrg.models.open_banks import open_sharded_banks
 from amrg.models.report_generator import GeneratorOutput, ReportGenerator
 from amrg.models.vision_output import VisionOutput
 from amrg.pipeline import STEPS
 from amrg.training.calibration import CALIBRATION
-from amrg.training.stage2 import loss, rank_batches, train_stage2
+from amrg.training.stage2 import iter_rank_batches, report_token_loss, train_stage2
 
 
 def trained(artefacts: Any, folder: Path, **changes: Any) -> Config:
@@ -51,7 +51,7 @@ def test_training_writes_curves_and_a_model_that_loads(artefacts: Any, stage2: t
     assert rows[1]["val_loss"] < rows[0]["val_loss"]
     assert rows[0]["train_loss"] == pytest.approx(math.log(200), abs=0.6)  # about uniform at first
     assert all(row["watched_generic"] in (1 / 3, 2 / 3, 1.0) for row in rows)  # of three validation studies
-    model = ReportGenerator.from_pretrained(folder / "model", open_banks(artefacts.config, artefacts.banks, 8))
+    model = ReportGenerator.from_pretrained(folder / "model", open_sharded_banks(artefacts.config, artefacts.banks, 8))
     assert model.decoder.config.hidden_size == 32
 
 
@@ -75,7 +75,9 @@ def test_again_with_the_same_seed_it_is_the_same(artefacts: Any, stage2: tuple[C
 
 def test_vision_trains_too_when_asked(artefacts: Any, tmp_path: Path) -> None:
     trained(artefacts, tmp_path, train_vision=True, dtype="float32")
-    model = ReportGenerator.from_pretrained(tmp_path / "model", open_banks(artefacts.config, artefacts.banks, 8))
+    model = ReportGenerator.from_pretrained(
+        tmp_path / "model", open_sharded_banks(artefacts.config, artefacts.banks, 8)
+    )
     before = type(model.stage1).from_pretrained(artefacts.stage1 / "model").state_dict()
     changed = {name for name, value in model.stage1.state_dict().items() if not torch.equal(value, before[name])}
     assert "disease_queries" in changed
@@ -115,9 +117,9 @@ def test_ways_to_save_time_or_memory_learn_the_same(artefacts: Any, tmp_path: Pa
 
 def test_reports_cover_the_split_once_in_order(artefacts: Any, stage2: tuple[Config, Path], tmp_path: Path) -> None:
     config, folder = stage2
-    generate(config, artefacts.data, artefacts.stage1, artefacts.banks, folder, tmp_path)
+    generate_reports_file(config, artefacts.data, artefacts.stage1, artefacts.banks, folder, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
-    expected = sorted(load_studies(artefacts.data, "test"), key=lambda study: study.key)
+    expected = sorted(load_split_studies(artefacts.data, "test"), key=lambda study: study.key)
     assert [(row["key"], row["group"], row["reference"]) for row in rows] == [
         (s.key, s.group, s.report) for s in expected
     ]
@@ -139,14 +141,14 @@ def test_interrupted_generation_goes_on(
     config, folder = stage2
     inputs = (config, artefacts.data, artefacts.stage1, artefacts.banks, folder)
     (tmp_path / "whole").mkdir()
-    generate(*inputs, tmp_path / "whole")
+    generate_reports_file(*inputs, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     (tmp_path / "broken" / "reports.jsonl").unlink()
     (tmp_path / "broken" / "scratch" / "parts" / "000001.json").unlink()
     written = []
     write = generation._generate_lines
     monkeypatch.setattr(generation, "_generate_lines", lambda *arguments: written.append(1) or write(*arguments))
-    generate(*inputs, tmp_path / "broken")
+    generate_reports_file(*inputs, tmp_path / "broken")
     assert len(written) == 1  # of two batches
     whole, broken = (tmp_path / name / "reports.jsonl" for name in ("whole", "broken"))
     assert broken.read_bytes() == whole.read_bytes()
@@ -162,11 +164,11 @@ def test_reports_begin_in_the_words_of_memory(artefacts: Any, tmp_path: Path, sp
         generate=dataclasses.replace(artefacts.config.generate, **changes),
     )
     trained(dataclasses.replace(artefacts, config=config), tmp_path / "stage2")
-    generate(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path / "stage2", tmp_path)
+    generate_reports_file(config, artefacts.data, artefacts.stage1, artefacts.banks, tmp_path / "stage2", tmp_path)
     assert 0 < Certainty.load(tmp_path / "stage2" / CALIBRATION / split).threshold < 1
     texts = MemoryBank.open(artefacts.banks / REPORT_BANK).provenance["text"].to_pylist()
     rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
-    assert len(rows) == len(load_studies(artefacts.data, split))
+    assert len(rows) == len(load_split_studies(artefacts.data, split))
     for row in rows:
         assert row["recalled"] == [said["row"] for said in row["sentences"]] != []
         left = row["generated"]
@@ -234,17 +236,17 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
         "report": report,
         "weight": torch.full((4,), 4 / lengths.sum()),
     }
-    whole, _ = loss(Fake(), batch)  # type: ignore[arg-type]
+    whole, _ = report_token_loss(Fake(), batch)  # type: ignore[arg-type]
     assert whole == pytest.approx(report.sum() / lengths.sum())
     halves = [
-        loss(Fake(), {**batch, "report": report[rows], "weight": batch["weight"][rows]})[0]  # type: ignore[arg-type, index]
+        report_token_loss(Fake(), {**batch, "report": report[rows], "weight": batch["weight"][rows]})[0]  # type: ignore[arg-type, index]
         for rows in (slice(0, 2), slice(2, 4))
     ]
     assert sum(halves) / 2 == pytest.approx(whole)
 
 
 def test_shares_alone() -> None:
-    found = [(rows.tolist(), counts.tolist()) for rows, counts in rank_batches(5, 3)]
+    found = [(rows.tolist(), counts.tolist()) for rows, counts in iter_rank_batches(5, 3)]
     assert found == [([0, 1, 2], [1.0, 1.0, 1.0]), ([3, 4], [1.0, 1.0])]
 
 

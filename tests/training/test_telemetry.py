@@ -15,7 +15,7 @@ from amrg.errors import UserError
 from amrg.models.profiling import REGION_PREFIX, profile_region
 from amrg.training.engine import Engine
 from amrg.training.stage2 import train_stage2
-from amrg.training.telemetry import Telemetry, profile_step, telemetry_faults, time_by_region
+from amrg.training.telemetry import Telemetry, profile_training_step, telemetry_faults, time_by_region
 from tests.training.toy_training_worker import build, data, loss, optimisation
 
 
@@ -44,10 +44,10 @@ def test_time_is_told_by_part_forward_and_backward():
     model(x).backward()  # warm
     looks = []
     for _ in range(7):
-        with profile_step(True) as whole:
+        with profile_training_step(True) as whole:
             model(x).backward()
         looks.append(whole.values)
-    with profile_step(True) as forward, torch.no_grad():
+    with profile_training_step(True) as forward, torch.no_grad():
         model(x)
     # Whatever else the machine does, it rarely meets the same part again: the median is of the work.
     shares = {name: statistics.median(values[name] for values in looks) for name in looks[0]}
@@ -57,7 +57,7 @@ def test_time_is_told_by_part_forward_and_backward():
     assert shares["share/heavy"] > 3 * (shares["share/inner"] + shares["share/light"])
     # A backward of matrix products costs twice its forward: it is counted where it belongs.
     assert shares["share/heavy"] > forward.values["share/heavy"]
-    with profile_step(False) as nothing:
+    with profile_training_step(False) as nothing:
         model(x)
     assert nothing.values == {}
 

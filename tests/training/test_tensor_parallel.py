@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 from amrg.cluster import pipeline as cluster
 from amrg.distributed import TensorGroups
 from amrg.errors import UserError
-from amrg.models.tensor_parallel import split
-from amrg.pipeline import run_step
+from amrg.models.tensor_parallel import split_decoder
+from amrg.pipeline import run_pipeline_step
 from amrg.planning.meta_models import stage2_skeleton
 from amrg.planning.zero_memory import count_parameters
-from amrg.preflight import Run, examine
+from amrg.preflight import Run, examine_steps
 from benchmarks.architectures import make_folder
 from tests.training.tensor_parallel_worker import DECODERS, configuration, write_decoders
 from tests.training.test_sharding_equivalence import lines, start
@@ -36,7 +36,7 @@ def test_ranks_that_share_a_model_learn_and_save_what_one_does(artefacts: Any, t
     write_decoders(decoders)
     start(RANKS, shared, decoders, script="tensor_parallel_worker")
     for tuning in DECODERS:
-        expected = run_step("stage2", configuration(alone, decoders, tuning)).path
+        expected = run_pipeline_step("stage2", configuration(alone, decoders, tuning)).path
         found = shared / "tiny" / expected.name
         for file, keys in (("logs/steps.jsonl", ("loss", "gradient_norm")), ("curves.jsonl", ("val_loss",))):
             rows, wanted = (lines(folder / file) for folder in (found, expected))
@@ -57,7 +57,7 @@ def test_ranks_that_share_a_model_learn_and_save_what_one_does(artefacts: Any, t
         assert (found / config).read_text() == (expected / config).read_text()  # with the fingerprint of the base
         # Frozen, one process reads what was saved; else the ranks have read it in parts.
         reports, wanted = (
-            lines(run_step("generate", configuration(runs, decoders, tuning)).path / "reports.jsonl")
+            lines(run_pipeline_step("generate", configuration(runs, decoders, tuning)).path / "reports.jsonl")
             for runs in (shared, alone)
         )
         assert len(reports) == 5
@@ -97,7 +97,7 @@ def test_what_ranks_cannot_share_is_refused_in_a_line(
         decoder=replace(config.decoder, model=str(tmp_path / family), tuning="lora", **changes),
         stage2=replace(config.stage2, ds_config=str(path), dtype=dtype),
     )
-    faults, _ = examine(["stage2"], Run(config, artefacts.data, 4, None))
+    faults, _ = examine_steps(["stage2"], Run(config, artefacts.data, 4, None))
     assert any(line in fault for fault in faults)
     assert all("\n" not in fault for fault in faults)
 
@@ -112,11 +112,11 @@ def test_stage_1_compilation_and_ray_are_refused_in_a_line(artefacts: Any, tmp_p
         ("stage2", compiled, "does not go with stage2.compile"),
         ("stage1", classifier, "stage1 has none: take another"),
     ):
-        faults, _ = examine([verb], Run(changed, artefacts.data, 2, None))
+        faults, _ = examine_steps([verb], Run(changed, artefacts.data, 2, None))
         assert len(faults) == 1, faults
         assert line in faults[0]
     with pytest.raises(UserError, match="workers of a Ray cluster do not share a language model"):
-        cluster.run(config)
+        cluster.run_on_ray(config)
 
 
 def test_a_dora_is_refused_where_a_lora_is_split(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_a_dora_is_refused_where_a_lora_is_split(tmp_path: Path) -> None:
         tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", use_dora=dora))
         if dora:
             with pytest.raises(UserError, match="_proj has a DoRA, which is not split"):
-                split(tuned, TensorGroups(2))
+                split_decoder(tuned, TensorGroups(2))
         else:
-            split(tuned, TensorGroups(2))
+            split_decoder(tuned, TensorGroups(2))
 
 
 def test_a_plan_counts_the_part_of_a_rank(artefacts: Any, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from amrg.data.stream import iter_samples
+from amrg.data.stream import iter_split_samples
 from amrg.models.report_generator import ReportGenerator
-from amrg.models.vision import to_tensor
+from amrg.models.vision import films_to_tensor
 from amrg.training import feature_cache, vision_cache
 from amrg.training.stage2 import build_generator
 from amrg.training.vision_cache import VisionCache
@@ -25,9 +25,9 @@ def expected(artefacts: Any, model: ReportGenerator) -> list[torch.Tensor]:
     """Of the train studies, looked at one by one."""
     found = []
     with torch.no_grad():
-        for sample in iter_samples(artefacts.data, "train"):
+        for sample in iter_split_samples(artefacts.data, "train"):
             sight = model.eval().encode_images(
-                to_tensor(sample.views, model.stage1.config.image_size), [len(sample.views)]
+                films_to_tensor(sample.views, model.stage1.config.image_size), [len(sample.views)]
             )
             found.append(sight)
     return [torch.cat(values) for values in zip(*found, strict=True)]
@@ -48,7 +48,7 @@ def test_what_was_stopped_goes_on_on_another_number_of_ranks(
 ) -> None:
     """The second of two ranks finishes its part; alone, one is stopped in its first part; then it does the rest."""
     looked: list[int] = []
-    look = vision_cache.encode_films
+    look = vision_cache.encode_study_films
 
     def counted(model: Any, films: Any) -> Any:
         if len(looked) == 3:
@@ -56,9 +56,9 @@ def test_what_was_stopped_goes_on_on_another_number_of_ranks(
         looked.append(len(films.views))
         return look(model, films)
 
-    monkeypatch.setattr(vision_cache, "encode_films", counted)
+    monkeypatch.setattr(vision_cache, "encode_study_films", counted)
     with monkeypatch.context() as second:
-        second.setattr(feature_cache, "rank", lambda: 1)
+        second.setattr(feature_cache, "global_rank", lambda: 1)
         second.setattr(feature_cache, "world_size", lambda: 2)
         second.setattr(feature_cache, "barrier", lambda: None)
         VisionCache(model, artefacts.data, "train", tmp_path, "float32")
@@ -68,5 +68,5 @@ def test_what_was_stopped_goes_on_on_another_number_of_ranks(
     looked.clear()
     cache = VisionCache(model, artefacts.data, "train", tmp_path, "float32")
     assert looked == [2, 4]  # the rest of the first part, and the third
-    monkeypatch.setattr(vision_cache, "encode_films", look)
+    monkeypatch.setattr(vision_cache, "encode_study_films", look)
     check(cache, expected(artefacts, model))

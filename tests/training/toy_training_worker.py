@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from amrg import distributed
 from amrg.config import CheckpointConfig, TelemetryConfig
-from amrg.models.zero3 import gathered
+from amrg.models.zero3 import gathered_parameters
 from amrg.training.deepspeed_config import OptimizerSettings
 from amrg.training.engine import restore_functional_linear
-from amrg.training.loop import TrainingTask, fit
+from amrg.training.loop import TrainingTask, fit_task
 
 FEATURES, SAMPLES, STEPS = 5, 24, 3
 EPOCHS = 3
@@ -78,7 +78,9 @@ def run(
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(100 + epoch))
         for step in range(start, STEPS):
             time.sleep(pause)
-            rows = order[step * batch_size : (step + 1) * batch_size][distributed.rank() :: distributed.world_size()]
+            rows = order[step * batch_size : (step + 1) * batch_size][
+                distributed.global_rank() :: distributed.world_size()
+            ]
             yield inputs[rows], targets[rows]
 
     def validate(model: nn.Module) -> dict[str, float]:
@@ -87,15 +89,15 @@ def run(
     task = TrainingTask(model, loss, batches, STEPS, validate, selection_metric=("val_loss", False), input_hashes={})
     optimizer = dataclasses.replace(optimisation(ds_config, batch_size=batch_size), epochs=epochs, dtype=dtype)
     telemetry, checkpointing = TelemetryConfig(tensorboard=False), CheckpointConfig(interval=2)
-    fit(task, optimizer, folder=folder, seed=3, telemetry=telemetry, checkpointing=checkpointing)
+    fit_task(task, optimizer, folder=folder, seed=3, telemetry=telemetry, checkpointing=checkpointing)
     return model
 
 
 def main(folder: Path, pause: float, configs: list[str], epochs: int = EPOCHS, dropout: float = 0.2) -> None:
     for config in configs:
         trained = run(folder / config, config, pause=pause, epochs=epochs, dropout=dropout)
-        with gathered(trained.parameters()):
-            if distributed.rank() == 0:
+        with gathered_parameters(trained.parameters()):
+            if distributed.global_rank() == 0:
                 save_file(trained.state_dict(), folder / config / "model.safetensors")
         distributed.barrier()
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from amrg import distributed
 from amrg.banks.bank import VISUAL, MemoryBank
-from amrg.config import CONFIGS, Config, load
-from amrg.inference.generate import generate
+from amrg.config import CONFIGS, Config, load_config
+from amrg.inference.generate import generate_reports_file
 from amrg.models.decoder import load_pretrained
-from amrg.models.zero3 import weights_hash
+from amrg.models.zero3 import hash_of_weights
 from amrg.training import engine
 from amrg.training.stage2 import build_generator, train_stage2
 
@@ -36,7 +36,7 @@ TUNINGS = {
 
 def configuration(base: Path, name: str, ds_config: str) -> Config:
     """A few steps without dropout, of which ranks would draw their own."""
-    config = load(str(TINY))
+    config = load_config(str(TINY))
     return dataclasses.replace(
         config,
         memory=dataclasses.replace(config.memory, dropout=0.0),
@@ -59,7 +59,7 @@ def train(config: Config, runs: Path, folder: Path) -> None:
     data, stage1, banks = (artefact(runs, kind) for kind in ("data", "stage1", "banks"))
     folder.mkdir(parents=True, exist_ok=True)
     train_stage2(config, data, stage1, banks, folder / "stage2")
-    generate(config, data, stage1, banks, folder / "stage2", folder)
+    generate_reports_file(config, data, stage1, banks, folder / "stage2", folder)
 
 
 @contextlib.contextmanager
@@ -89,9 +89,9 @@ def load_large(small: Path, folder: Path, ds_config: str) -> dict[str, int]:
     """Loads a small model first, so that what is set up once does not count."""
     for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
         ctypes.CDLL(None).mallopt(threshold, 65536)  # what is freed goes back at once, and is not counted
-    load_pretrained(str(small), zero=engine.zero3(ds_config))
+    load_pretrained(str(small), zero=engine.zero3_section(ds_config))
     with peak_of_memory() as told:
-        model, _ = load_pretrained(str(folder), zero=engine.zero3(ds_config))
+        model, _ = load_pretrained(str(folder), zero=engine.zero3_section(ds_config))
     whole = sum(parameter.ds_numel for parameter in model.parameters())
     held = sum(parameter.ds_tensor.numel() for parameter in model.parameters())
     return {"elements": whole, "held": held, **told}
@@ -105,7 +105,9 @@ def as_built(runs: Path, base: Path, ds_config: str) -> dict[str, Any]:
     assert model.visual_memory is not None
     rows = model.visual_memory.memory
     return {
-        "hashes": {name: weights_hash([(name, weight)]) for name, weight in model.state_dict(keep_vars=True).items()},
+        "hashes": {
+            name: hash_of_weights([(name, weight)]) for name, weight in model.state_dict(keep_vars=True).items()
+        },
         "apart": [name for name, weight in model.named_parameters() if hasattr(weight, "ds_id")],
         "bank": (list(rows.shape), hasattr(rows, "ds_id"), len(MemoryBank.open(banks / VISUAL))),
     }
@@ -116,7 +118,7 @@ def main(runs: Path, base: Path, large: Path, folder: Path) -> None:
     seen |= {ds_config: as_built(runs, base, ds_config) for ds_config in ("zero0.json", "zero3.json")}
     for name, (_, ds_config) in TUNINGS.items():
         train(configuration(base, name, ds_config), runs, folder / name)
-    (folder / f"seen-{distributed.rank()}.json").write_text(json.dumps(seen))
+    (folder / f"seen-{distributed.global_rank()}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

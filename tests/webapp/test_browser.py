@@ -16,13 +16,13 @@ from sklearn.datasets import load_sample_image
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
-from amrg.inference.run import open_generator, open_run
+from amrg.inference.run import find_run_artifacts, open_generator
 from amrg.models.composer import Composed, ComposedSentence, Composer
 from amrg.models.finding_calibration import Certainty
 from amrg.models.training_distance import TrainingDistance
 from amrg.webapp.comparison import ComparedRun
 from amrg.webapp.run_store import NotFound, RunStore
-from amrg.webapp.server import Handlers, create_app
+from amrg.webapp.server import Handlers, create_viewer_app
 from amrg.webapp.session import InferenceSession
 from tests.browser import PATIENCE, WIDTH, ActionChains, Keys, Page, ScrollOrigin, chromium
 from tests.conftest import report
@@ -105,8 +105,10 @@ class Viewer(Page):
 
 @contextlib.contextmanager
 def served(folder, other=None):
-    chain = open_run(folder)
-    app = create_app(chain, {"127.0.0.1"}, compared=ComparedRun.open(chain, open_run(other)) if other else None)
+    chain = find_run_artifacts(folder)
+    app = create_viewer_app(
+        chain, {"127.0.0.1"}, compared=ComparedRun.open(chain, find_run_artifacts(other)) if other else None
+    )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -8,13 +8,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from amrg.commands.view import main as view
-from amrg.data.stream import load_studies
+from amrg.data.stream import load_split_studies
 from amrg.errors import UserError
-from amrg.inference.run import open_run
+from amrg.inference.run import find_run_artifacts
 from amrg.webapp import comparison
 from amrg.webapp.comparison import ComparedRun
 from amrg.webapp.run_store import RunStore
-from amrg.webapp.server import create_app
+from amrg.webapp.server import create_viewer_app
 from tests.webapp.tiny_run import copy_with_reports
 
 #: By key. Both findings of the first text are invented: its references state Cardiomegaly or nothing.
@@ -36,12 +36,12 @@ def folders(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(folders):
-    first, other = map(open_run, folders)
-    return TestClient(create_app(first, ["testserver"], compared=ComparedRun.open(first, other)))
+    first, other = map(find_run_artifacts, folders)
+    return TestClient(create_viewer_app(first, ["testserver"], compared=ComparedRun.open(first, other)))
 
 
 def test_only_common_studies_are_compared_which_is_said(folders):
-    compared = ComparedRun.open(*map(open_run, folders))
+    compared = ComparedRun.open(*map(find_run_artifacts, folders))
     assert compared.names == ("first", "other")
     assert set(compared.reports) == {"test-0", "test-1"}
     assert compared.note == (
@@ -52,14 +52,14 @@ def test_only_common_studies_are_compared_which_is_said(folders):
 
 def test_a_study_with_another_reference_is_no_common_one(folders, monkeypatch):
     """Its key alone does not make it the same: the other data set has another report under it."""
-    first, other = map(open_run, folders)
+    first, other = map(find_run_artifacts, folders)
     changed = iter((False, True))
 
     def studies(folder, split):
-        found, change = load_studies(folder, split), next(changed)
+        found, change = load_split_studies(folder, split), next(changed)
         return [replace(s, report="Other.") if change and s.key == "test-1" else s for s in found]
 
-    monkeypatch.setattr(comparison, "load_studies", studies)
+    monkeypatch.setattr(comparison, "load_split_studies", studies)
     compared = ComparedRun.open(first, other)
     assert set(compared.reports) == {"test-0"}
     assert "1 with another reference." in compared.note
@@ -114,7 +114,7 @@ def test_what_a_film_retrieves_is_compared_with_the_means_over_the_reports(clien
 
 
 def test_other_banks_than_those_of_the_reports_are_not_compared(folders):
-    chain = open_run(folders[0])
+    chain = find_run_artifacts(folders[0])
     assert RunStore(chain, 224, 14).averaged == 3
     chain.reports.manifest["inputs"]["banks"]["hash"] = "of other banks"
     store = RunStore(chain, 224, 14)
@@ -159,5 +159,5 @@ def test_two_reports_of_one_run_are_named_by_their_artefacts(folders, tmp_path):
     shutil.copytree(folders[0], tmp_path / "first")
     reports = next((tmp_path / "first").glob("reports-*"))
     shutil.copytree(reports, reports.with_name("reports-0123456789"))
-    one, two = open_run(reports), open_run(reports.with_name("reports-0123456789"))
+    one, two = find_run_artifacts(reports), find_run_artifacts(reports.with_name("reports-0123456789"))
     assert ComparedRun.open(one, two).names == (f"first/{reports.name}", "first/reports-0123456789")

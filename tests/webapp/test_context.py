@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from amrg.inference.run import open_run
-from amrg.webapp.server import MAX_CONTEXT_BYTES, create_app
+from amrg.inference.run import find_run_artifacts
+from amrg.webapp.server import MAX_CONTEXT_BYTES, create_viewer_app
 from tests.conftest import report
 from tests.data.test_image_io import dicom
 from tests.made_films import chest_film
@@ -21,7 +21,9 @@ BYTES = {"content-type": "application/octet-stream"}
 
 @pytest.fixture(scope="module")
 def client(informed):
-    return TestClient(create_app(open_run(informed), ["testserver"]), raise_server_exceptions=False, headers=BYTES)
+    return TestClient(
+        create_viewer_app(find_run_artifacts(informed), ["testserver"]), raise_server_exceptions=False, headers=BYTES
+    )
 
 
 def written(client, look):
@@ -82,7 +84,7 @@ def test_a_wrong_context_is_refused_without_its_text(client, content, code, mess
 
 
 def test_a_run_without_context_has_no_fields(folder):
-    client = TestClient(create_app(open_run(folder), ["testserver"]), headers=BYTES)
+    client = TestClient(create_viewer_app(find_run_artifacts(folder), ["testserver"]), headers=BYTES)
     assert 'id="context"' not in client.get("/").text
     with io.BytesIO() as file:
         Image.fromarray(chest_film(0)).save(file, "PNG")

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from amrg.inference.run import open_run
-from amrg.webapp.server import create_app
+from amrg.inference.run import find_run_artifacts
+from amrg.webapp.server import create_viewer_app
 from amrg.webapp.session import PRIOR
 from tests.conftest import report
 
 
 @pytest.fixture(scope="module")
 def client(comparing: Path) -> TestClient:
-    return TestClient(create_app(open_run(comparing), ["testserver"]), raise_server_exceptions=False)
+    return TestClient(create_viewer_app(find_run_artifacts(comparing), ["testserver"]), raise_server_exceptions=False)
 
 
 def written(client: TestClient, key: str, off: str = "") -> tuple[str, list[dict[str, float]]]:

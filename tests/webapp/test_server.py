@@ -20,25 +20,25 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank, group_id
-from amrg.data.image_io import read_film
-from amrg.data.image_ops import letterbox
+from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank, patient_group_id
+from amrg.data.image_io import decode_film_bytes
+from amrg.data.image_ops import letterbox_to_square
 from amrg.data.labels import FINDINGS
-from amrg.data.stream import SampleLookup, load_studies
+from amrg.data.stream import SampleLookup, load_split_studies
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import GeneratedReport, Sentence
-from amrg.inference.run import LoadedRun, open_run
+from amrg.inference.run import LoadedRun, find_run_artifacts
 from amrg.models.composer import Composed, ComposedSentence, Unsure
-from amrg.models.open_banks import open_banks
+from amrg.models.open_banks import open_sharded_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
-from amrg.pages.overlays import crop, film_url
+from amrg.pages.overlays import crop_film_to_box, film_data_url
 from amrg.webapp.requests import RequestGuard
 from amrg.webapp.run_store import RunStore
-from amrg.webapp.server import MAX_BYTES, Handlers, create_app
+from amrg.webapp.server import MAX_BYTES, Handlers, create_viewer_app
 from amrg.webapp.session import ClientGone, InferenceSession
 from tests.asgi import post as asgi_post
 from tests.conftest import report
@@ -52,7 +52,7 @@ FILM = chest_film(0)
 
 @pytest.fixture(scope="module")
 def app(folder):
-    return create_app(open_run(folder), ["testserver"])
+    return create_viewer_app(find_run_artifacts(folder), ["testserver"])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def handlers(app):
 
 @pytest.fixture(scope="module")
 def reader(folder):
-    return InferenceSession(open_run(folder))
+    return InferenceSession(find_run_artifacts(folder))
 
 
 def png(pixels=FILM):
@@ -103,7 +103,7 @@ def test_the_page_needs_nothing_else_and_says_what_it_must(client):
 
 def test_studies_are_listed_and_searched(client, run):
     found = client.get("/api/studies", params={"split": "test"}).json()
-    keys = [study.key for study in load_studies(run["data"].path, "test")]
+    keys = [study.key for study in load_split_studies(run["data"].path, "test")]
     assert [row["key"] for row in found["studies"]] == keys
     assert (found["total"], found["found"]) == (5, 5)
     some = client.get("/api/studies", params={"split": "train", "words": "TRAIN-1 no"}).json()
@@ -112,7 +112,7 @@ def test_studies_are_listed_and_searched(client, run):
 
 def test_the_worklist_tells_and_sorts_by_the_errors_of_the_runs_reports(client, handlers, run, monkeypatch):
     """The first report is right, the second misses what its reference states and invents a fracture."""
-    first, second, *rest = load_studies(run["data"].path, "test")
+    first, second, *rest = load_split_studies(run["data"].path, "test")
     texts = {first.key: first.report, second.key: "Rib fracture."} | {study.key: "" for study in rest[:-1]}
     monkeypatch.setattr(handlers._store, "reports", {key: GeneratedReport(key, text) for key, text in texts.items()})
     monkeypatch.setattr(handlers._store, "_errors", {})
@@ -137,7 +137,7 @@ def test_the_worklist_tells_and_sorts_by_the_errors_of_the_runs_reports(client, 
 def test_the_worklist_has_pages(client, run, monkeypatch):
     monkeypatch.setattr("amrg.webapp.run_store.MAX_LISTED", 2)
     pages = [client.get("/api/studies", params={"start": start}).json()["studies"] for start in (0, 2, 4, 6, -1)]
-    keys = [study.key for study in load_studies(run["data"].path, "test")]
+    keys = [study.key for study in load_split_studies(run["data"].path, "test")]
     assert [[row["key"] for row in page] for page in pages] == [keys[:2], keys[2:4], keys[4:], [], keys[:2]]
 
 
@@ -156,7 +156,7 @@ def test_the_end_of_a_report_tells_its_errors(client, run):
 def test_a_look_tells_what_the_models_see(client, run, reader):
     told = client.get(f"/api/looks/test/{KEY}").json()
     sample = SampleLookup(run["data"].path, "test")[KEY]
-    look = reader.analyze(sample.views, group_id(sample.study.group))
+    look = reader.analyze(sample.views, patient_group_id(sample.study.group))
     assert len(told["films"]) == len(sample.views) == 2
     assert told["reference"] == sample.study.report
     assert [row["name"] for row in told["findings"]] == list(FINDINGS)
@@ -210,7 +210,7 @@ def test_values_that_are_no_whole_numbers_are_sent_as_gray_values(client):
     data = encoded(Image.fromarray(FILM.astype(np.float32) / 7), "TIFF")
     values, gray = levels_of(client, client.post("/api/looks", content=data).json())
     assert (values == gray).all()
-    assert (gray == read_film(data, 224)).all()
+    assert (gray == decode_film_bytes(data, 224)).all()
 
 
 def test_held_films_have_a_size(handlers, client, monkeypatch):
@@ -239,7 +239,7 @@ def test_patches_are_the_strongest_and_none_beside_a_stronger_one(client):
 def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, run):
     """Bank by bank the shares of all rows sum to 1; a train study does not see its own."""
     sample = SampleLookup(run["data"].path, "train")["train-1"]
-    look = reader.analyze(sample.views, group_id(sample.study.group))
+    look = reader.analyze(sample.views, patient_group_id(sample.study.group))
     for name, folder in (("visual", VISUAL), ("report", REPORTS)):
         bank = MemoryBank.open(run["banks"].path / folder)
         found = look.association[name].top_rows(torch.full((14,), 1 / 14), len(bank))
@@ -253,7 +253,7 @@ def test_rows_retrieved_are_the_banks_whole_and_never_the_patients_own(reader, r
 
 def test_a_film_retrieves_what_is_written_beside_its_report(reader, folder):
     """The rows of the page are those of ``amrg write --json``: the reports of a run can be compared with them."""
-    (record,) = LoadedRun(open_run(folder)).generate_records([[FILM]])
+    (record,) = LoadedRun(find_run_artifacts(folder)).generate_records([[FILM]])
     look = reader.analyze([FILM], NO_GROUP)
     assert 0 < look.loud_Q.sum() < 14
     assert look.retrieved() == record["memory"]
@@ -261,7 +261,7 @@ def test_a_film_retrieves_what_is_written_beside_its_report(reader, folder):
 
 def test_words_for_probabilities_are_told_with_how_often_they_were_right(run, reader):
     """The references of test-0 and test-2 state Cardiomegaly, that of test-1 does not; nothing is stated at 0.5."""
-    store = RunStore(open_run(run["scores"].path), 224, reader.grid)
+    store = RunStore(find_run_artifacts(run["scores"].path), 224, reader.grid)
     probabilities = {"test-0": 0.9, "test-1": 0.8, "test-2": 0.3, "test-3": None}
     store.reports = {
         key: GeneratedReport(
@@ -277,7 +277,7 @@ def test_words_for_probabilities_are_told_with_how_often_they_were_right(run, re
             {"word": "unlikely", "least": 0.0, "findings": 1, "right": 1.0},
         ],
     }
-    store = RunStore(open_run(run["scores"].path), 224, reader.grid)
+    store = RunStore(find_run_artifacts(run["scores"].path), 224, reader.grid)
     store.reports = {}
     assert [word["findings"] for word in store.certainty["words"]] == [0, 0, 0]
 
@@ -291,7 +291,10 @@ def test_a_row_is_told_with_its_text_or_region(client, run, reader):
     region = client.get(f"/api/banks/visual/{number}").json()
     assert (region["key"], region["view"], region["findings"]) == ("train-3", 1, ["Edema"])
     size = reader.classifier.config.image_size
-    shown = [film_url(crop(letterbox(film, size), (3, 3, 4, 4), reader.grid), 144) for film in films]
+    shown = [
+        film_data_url(crop_film_to_box(letterbox_to_square(film, size), (3, 3, 4, 4), reader.grid), 144)
+        for film in films
+    ]
     assert region["image"] == shown[1] != shown[0]
 
 
@@ -305,10 +308,12 @@ def test_the_report_is_what_the_generator_writes(client, reader, run, off):
     assert len(texts) > 5
     assert all(len(a) <= len(b) for a, b in pairwise(texts))
 
-    chain = open_run(run["scores"].path)
-    model = ReportGenerator.from_pretrained(chain.stage2.path / "model", open_banks(chain.config, chain.banks.path, 1))
+    chain = find_run_artifacts(run["scores"].path)
+    model = ReportGenerator.from_pretrained(
+        chain.stage2.path / "model", open_sharded_banks(chain.config, chain.banks.path, 1)
+    )
     sample = SampleLookup(run["data"].path, "test")[KEY]
-    group = group_id(sample.study.group)
+    group = patient_group_id(sample.study.group)
     look = reader.analyze(sample.views, group)
     hidden = [f"{name} memory" for name in off]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -333,7 +338,7 @@ def test_switching_a_memory_off_changes_the_report(client):
 
 def test_a_report_begins_in_the_words_of_memory_unless_it_is_off(tmp_path):
     found = make_run(tmp_path, "retrieved")
-    client = TestClient(create_app(open_run(found["reports"].path), ["testserver"]))
+    client = TestClient(create_viewer_app(find_run_artifacts(found["reports"].path), ["testserver"]))
     both, without = (events(client, f"/api/looks/test/{KEY}/report{off}") for off in ("", "?off=report"))
     for told in (both, without):
         plans = [content["plan"] for kind, content in told if kind == "text"]
@@ -388,7 +393,7 @@ def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeyp
 def test_of_all_the_rows_that_are_kept_few_are_told(client, reader, run):
     """Each query keeps every row of these banks; the page gets the heaviest five of each memory."""
     sample = SampleLookup(run["data"].path, "test")[KEY]
-    look = reader.analyze(sample.views, group_id(sample.study.group))
+    look = reader.analyze(sample.views, patient_group_id(sample.study.group))
     for name, folder in (("visual", VISUAL), ("report", REPORTS)):
         assert look.association[name].rows_QK.shape == (14, len(MemoryBank.open(run["banks"].path / folder)))
     told = events(client, f"/api/looks/test/{KEY}/report")
@@ -617,7 +622,7 @@ def test_when_nobody_reads_on_the_writing_ends(reader, run):
 
 
 def test_a_reader_who_leaves_stops_the_writer(folder):
-    desk = Handlers(open_run(folder))
+    desk = Handlers(find_run_artifacts(folder))
     look = desk._find("test", KEY).analysis
     stopped = []
     write = desk._reader.write

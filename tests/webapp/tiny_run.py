@@ -11,22 +11,22 @@ from typing import Any, Literal
 
 import torch
 
-from amrg.artifacts import Artifact, build, open_artifact
-from amrg.config import Config, PriorPart, load
+from amrg.artifacts import Artifact, build_artifact, open_artifact
+from amrg.config import Config, PriorPart, load_config
 from amrg.data.context import Context
 from amrg.data.labels import FINDINGS
 from amrg.data.prior import Prior
-from amrg.data.stream import Sample, iter_samples, load_studies
+from amrg.data.stream import Sample, iter_split_samples, load_split_studies
 from amrg.models.finding_calibration import Certainty
 from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.training_distance import TrainingDistance
-from amrg.pipeline import recipe, root
+from amrg.pipeline import artifact_root, step_recipe
 from amrg.precision import autocast
 from amrg.training.calibration import CALIBRATION
 from amrg.training.collate import ReportCollator, Stage2Collator, collate_images
 from amrg.training.stage2 import MODEL, build_generator
-from amrg.training.vision_cache import encode_films, round_like_cache
+from amrg.training.vision_cache import encode_study_films, round_like_cache
 from tests.conftest import TINY, ChestSource, InformedSource, VisitedSource, make_artefacts, report
 
 STEPS = 200
@@ -68,7 +68,7 @@ def run_config(
     prior: tuple[PriorPart, ...] = (),
 ) -> Config:  # fmt: skip
     """The configuration whose steps ``make_run`` finds made in ``runs``."""
-    config = replace(load(str(TINY)), runs=str(runs))
+    config = replace(load_config(str(TINY)), runs=str(runs))
     return replace(
         config,
         decoder=replace(
@@ -99,7 +99,7 @@ def _made(
 
     def stage2(partial: Path) -> None:
         model = build_generator(config, made.data, made.stage1, made.banks)
-        _learn_by_heart(model, list(iter_samples(made.data, "train")), steps)
+        _learn_by_heart(model, list(iter_split_samples(made.data, "train")), steps)
         model.save_pretrained(partial / MODEL)
         (partial / "curves.jsonl").write_text('{"epoch": 1, "val_loss": 2.0}\n')
         (partial / MODEL / "README.md").write_text("---\nlanguage: en\n---\n\n# A tiny model\n")
@@ -113,7 +113,8 @@ def _made(
 
     def reports(partial: Path) -> None:
         lines = [
-            json.dumps({"key": s.key, "generated": s.report, "memory": {}}) for s in load_studies(made.data, "test")
+            json.dumps({"key": s.key, "generated": s.report, "memory": {}})
+            for s in load_split_studies(made.data, "test")
         ]
         (partial / "reports.jsonl").write_text("\n".join(lines))
 
@@ -121,17 +122,17 @@ def _made(
         (partial / "scores.json").write_text("{}")
 
     for verb, make in (("stage2", stage2), ("generate", reports), ("evaluate", scores)):
-        plan = recipe(verb, config)
-        with build(root(config), plan) as partial:
+        plan = step_recipe(verb, config)
+        with build_artifact(artifact_root(config), plan) as partial:
             make(partial)
-        found[plan.kind] = open_artifact(plan.path(root(config)), plan.kind)
+        found[plan.kind] = open_artifact(plan.path(artifact_root(config)), plan.kind)
     return found
 
 
 @torch.no_grad()
 def _film_vectors(model: ReportGenerator, data: Path, split: str) -> torch.Tensor:
-    films = collate_images(list(iter_samples(data, split)), model.stage1.config.image_size)
-    return round_like_cache(encode_films(model.eval(), films)).film_BD
+    films = collate_images(list(iter_split_samples(data, split)), model.stage1.config.image_size)
+    return round_like_cache(encode_study_films(model.eval(), films)).film_BD
 
 
 def _learn_by_heart(model: ReportGenerator, samples: list[Sample], steps: int) -> None:
@@ -142,7 +143,7 @@ def _learn_by_heart(model: ReportGenerator, samples: list[Sample], steps: int) -
     """
     batch = Stage2Collator(model.stage1.config.image_size, ReportCollator(model.report_encoder(40)))(samples)
     with torch.no_grad():
-        sight = encode_films(model.eval(), batch["films"])
+        sight = encode_study_films(model.eval(), batch["films"])
     first, second = (next(n for n, sample in enumerate(samples) if sample.study.report == report(k)) for k in (0, 1))
     before, after = len(model.prompt.before), len(model.prompt.after)
     seen = torch.ones(before + model.prefix_length + after + batch["report"].shape[1], 1)

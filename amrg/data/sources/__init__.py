@@ -1,9 +1,9 @@
 """Readers of data sets: each turns a user's copy of a data set into studies.
 
-A reader is a module with three functions. ``open_source(config, seed)`` opens it, ``needs(config)`` returns one check
-per file and folder it reads, and ``counted(config)`` returns the numbers of studies and films per split in its tables,
-or None without a table. Readers that ``amrg doctor`` checks by reading have ``recognize(root)``, which tells whether a
-folder holds their data set.
+A reader is a module with three functions. ``open_source(config, seed)`` opens it, ``required_files(config)`` returns
+one check per file and folder it reads, and ``published_counts(config)`` returns the numbers of studies and films per
+split in its tables, or None without a table. Readers that ``amrg doctor`` checks by reading have
+``recognize_folder(root)``, which tells whether a folder holds their data set.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ from typing import Any
 from amrg.config import ColumnsConfig, DataConfig
 from amrg.data.studies import SPLITS, Source
 from amrg.errors import UserError, collect_errors
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 #: Module of each reader, imported on use: some need packages that others do not. A folder is recognised by the first:
 #: Open-i's reports may lie at any depth, and a table may be of any data set.
@@ -33,14 +33,14 @@ SOURCES = {
 }
 
 
-def open_source(config: DataConfig, seed: int) -> Source:
+def open_data_source(config: DataConfig, seed: int) -> Source:
     """Open the reader named by ``config.source``.
 
     Raises:
         UserError: the reader is unknown, does not find its data, or a split has no study with a text; in a data set of
             labels alone, no study.
     """
-    source: Source = open_part(config, seed)
+    source: Source = open_mixed_source(config, seed)
     studies = source.studies()
     wordless = not any(study.report for study in studies)
     patients = len({study.group for study in studies})
@@ -51,11 +51,11 @@ def open_source(config: DataConfig, seed: int) -> Source:
                 f"three if there are patients enough (here {patients}; another seed draws others)"
             )
     if wordless:
-        echo(f"{config.source}: no study has a text, so stage 1 alone can use them")
+        print_on_rank_0(f"{config.source}: no study has a text, so stage 1 alone can use them")
     return source
 
 
-def open_part(config: DataConfig, seed: int) -> Source:
+def open_mixed_source(config: DataConfig, seed: int) -> Source:
     """Open a reader that may lack a split, as a part of ``data.mix``.
 
     Raises:
@@ -68,24 +68,26 @@ def open_part(config: DataConfig, seed: int) -> Source:
 def source_faults(config: DataConfig) -> list[str]:
     """Return an error text per missing file or folder of the reader; only names are checked, so this is fast."""
     try:
-        return collect_errors(*_reader(config).needs(config))
+        return collect_errors(*_reader(config).required_files(config))
     except UserError as error:  # no such reader, or not even the folder
         return [str(error)]
 
 
-def source_size(config: DataConfig) -> tuple[int, int] | None:
+def configured_source_size(config: DataConfig) -> tuple[int, int] | None:
     """Return the largest numbers of studies and films to prepare; None without a table and limits.
 
     Raises:
         UserError: a table cannot be read.
     """
     if config.mix:  # a limit is of each data set
-        sizes = [source_size(part) for part in import_module(SOURCES["mix"]).parts(config).values()]
+        sizes = [
+            configured_source_size(part) for part in import_module(SOURCES["mix"]).mixed_data_configs(config).values()
+        ]
         known = [size for size in sizes if size is not None]
         return (sum(size[0] for size in known), sum(size[1] for size in known)) if len(known) == len(sizes) else None
     limits = (config.train_studies, config.val_studies, config.test_studies)
     limit = None if None in limits else sum(filter(None, limits))
-    tables = tables_size(config)
+    tables = published_source_size(config)
     if tables is None:
         if limit is not None:  # each render of a train study is a sample
             limit += (config.train_studies or 0) * (config.renders_per_study - 1)
@@ -95,19 +97,19 @@ def source_size(config: DataConfig) -> tuple[int, int] | None:
     return kept, films * kept // max(studies, 1)
 
 
-def tables_size(config: DataConfig) -> dict[str, tuple[int, int]] | None:
+def published_source_size(config: DataConfig) -> dict[str, tuple[int, int]] | None:
     """Return the numbers of studies and films per published split, without limits; None if no table has them.
 
     Raises:
         UserError: a table cannot be read.
     """
-    size: dict[str, tuple[int, int]] | None = _reader(config).counted(config)
+    size: dict[str, tuple[int, int]] | None = _reader(config).published_counts(config)
     return size
 
 
-def recognize(root: Path) -> str | None:
+def recognize_source(root: Path) -> str | None:
     """Return the source whose data set a folder holds, among those that ``amrg doctor`` checks by reading."""
-    checks = {name: getattr(import_module(module), "recognize", None) for name, module in SOURCES.items()}
+    checks = {name: getattr(import_module(module), "recognize_folder", None) for name, module in SOURCES.items()}
     return next((name for name, check in checks.items() if check is not None and check(root)), None)
 
 

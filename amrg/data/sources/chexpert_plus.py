@@ -12,8 +12,18 @@ from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.prior import EarlierStudies
 from amrg.data.sources.study_films import load_study_films
-from amrg.data.sources.tables import Need, Tally, data_root, decode, find, join_labels, number, present, read_csv
-from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.sources.tables import (
+    Need,
+    Tally,
+    check_data_root,
+    decode_text,
+    find_first_existing,
+    join_label_rows,
+    parse_number,
+    present_text,
+    read_csv_columns,
+)
+from amrg.data.splits import assign_splits, hash_patient_group
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
 from amrg.data.text.sections import select_impression, select_sections
@@ -43,25 +53,25 @@ def open_source(config: DataConfig, seed: int) -> "ChexpertPlus":
     return ChexpertPlus(config, seed)
 
 
-def counted(config: DataConfig) -> None:
+def published_counts(config: DataConfig) -> None:
     """Return None: only ``ChexpertPlus`` reads the full table."""
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    root = data_root(config)
+    root = check_data_root(config)
     labels = [] if config.labels == "rules" else [partial(_label_file, root, config)]
-    films = partial(find, root, *_IMAGE_FOLDERS[:-1], *("train", "valid"), why="the films")
+    films = partial(find_first_existing, root, *_IMAGE_FOLDERS[:-1], *("train", "valid"), why="the films")
     return [partial(_table, root), *labels, films]
 
 
 def _table(root: Path) -> Path:
-    return find(root, TABLE, why="reports of CheXpert Plus")
+    return find_first_existing(root, TABLE, why="reports of CheXpert Plus")
 
 
 def _label_file(root: Path, config: DataConfig) -> Path:
     name = LABEL_FILES[config.sections]
-    return find(root, f"chexbert_labels/{name}", name, why="labels; data.labels rules does without")
+    return find_first_existing(root, f"chexbert_labels/{name}", name, why="labels; data.labels rules does without")
 
 
 class ChexpertPlus:
@@ -78,7 +88,7 @@ class ChexpertPlus:
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
-        self._root, self._config = data_root(config), config
+        self._root, self._config = check_data_root(config), config
         self._films: dict[str, list[str]] = {}
         self._studies = assign_splits(self._read(), config, seed)
 
@@ -98,13 +108,13 @@ class ChexpertPlus:
 
     def _read(self) -> list[Study]:
         path, tally = _table(self._root), Tally(self._config.sections)
-        rows = self._rows(read_csv(path, COLUMNS, optional=_CONTEXT_COLUMNS, multiline=True).to_pylist(), tally)
-        labels = self._labels({film_name(row["path_to_image"]) for row in rows})
+        rows = self._rows(read_csv_columns(path, COLUMNS, optional=_CONTEXT_COLUMNS, multiline=True).to_pylist(), tally)
+        labels = self._labels({film_path_stem(row["path_to_image"]) for row in rows})
         wanted = {view.upper() for view in self._config.views}
         views: dict[str, list[str]] = {}
         for row in sorted(rows, key=lambda row: _SIDES.index(_side(row))):
             if not wanted or _view(row) in wanted:
-                key = study_key(row["path_to_image"])
+                key = study_key_of_film(row["path_to_image"])
                 self._films.setdefault(key, []).append(row["path_to_image"])
                 views.setdefault(key, []).append(_view(row))
         studies: list[Study] = []
@@ -115,13 +125,16 @@ class ChexpertPlus:
             if not (split and key in self._films):
                 tally.counts[tally.no_film if split else tally.no_split] += 1
                 continue
-            name = film_name(row["path_to_image"])
+            name = film_path_stem(row["path_to_image"])
             given, fault = labels.get(name, (dict.fromkeys(LABELS), ""))
             if self._config.labels == "rules":
                 given = label_report(text) if text else dict.fromkeys(LABELS)
             if not (fault or tally.keeps(text, given, self._config.labels == "rules" or name in labels)):
                 continue
-            group, place = hash_patient(f"chexpert {patient(row)}"), number(row["patient_report_date_order"])
+            group, place = (
+                hash_patient_group(f"chexpert {patient_of_row(row)}"),
+                parse_number(row["patient_report_date_order"]),
+            )
             prior = "" if place is None else earlier.find(group, place)[0]
             studies.append(
                 Study(
@@ -142,15 +155,15 @@ class ChexpertPlus:
         """Return one row for each film, in order of patient and time; count those left out."""
         films: dict[str, dict[str, Any]] = {}
         for row in rows:
-            if not is_inside(row["path_to_image"]):
+            if not is_film_path_inside(row["path_to_image"]):
                 tally.counts[tally.no_id] += 1
                 continue
-            name = film_name(row["path_to_image"])
+            name = film_path_stem(row["path_to_image"])
             tally.counts.update([tally.film_twice] if name in films else [])
             films.setdefault(name, row)
         return sorted(
             films.values(),
-            key=lambda r: (patient(r), number(r["patient_report_date_order"]) or 0.0, r["path_to_image"]),
+            key=lambda r: (patient_of_row(r), parse_number(r["patient_report_date_order"]) or 0.0, r["path_to_image"]),
         )
 
     def _texts(self, rows: list[dict[str, str]]) -> dict[str, tuple[dict[str, str], str]]:
@@ -158,20 +171,22 @@ class ChexpertPlus:
         texts: dict[str, tuple[dict[str, str], str]] = {}
         for row in rows:
             text = select_sections(row["section_findings"], row["section_impression"], self._config.sections)
-            key = study_key(row["path_to_image"])
+            key = study_key_of_film(row["path_to_image"])
             if key not in texts or (text and not texts[key][1]):
                 texts[key] = row, text
         return texts
 
     def _labels(self, films: set[str]) -> dict[str, tuple[dict[str, float | None], str]]:
-        """Map each film (``film_name``) to the result of ``labels_of`` for its line."""
+        """Map each film (``film_path_stem``) to the result of ``labels_of_row`` for its line."""
         if self._config.labels == "rules":
             return {}
         path = _label_file(self._root, self._config)
-        return join_labels(((film_name(row["path_to_image"]), row) for row in read_labels(path)), films, path)
+        return join_label_rows(
+            ((film_path_stem(row["path_to_image"]), row) for row in read_chexpert_labels(path)), films, path
+        )
 
 
-def read_labels(path: Path) -> list[dict[str, Any]]:
+def read_chexpert_labels(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines of labels with the text ``path_to_image``; empty lines are left out.
 
     Raises:
@@ -179,7 +194,7 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
     """
     rows = []
     try:
-        lines = decode(path.read_bytes()).split("\n")
+        lines = decode_text(path.read_bytes()).split("\n")
     except OSError as error:
         raise UserError(f"{path} is not readable ({type(error).__name__})") from None
     for place, line in enumerate(lines, 1):
@@ -187,7 +202,7 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            good = bool(present(row["path_to_image"]))
+            good = bool(present_text(row["path_to_image"]))
         except (ValueError, KeyError, TypeError):
             good = False
         if not good:
@@ -196,17 +211,17 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def is_inside(name: str | None) -> bool:
+def is_film_path_inside(name: str | None) -> bool:
     """Return whether a cell holds a path of a film in the data set's folder."""
     return bool(name) and not (".." in Path(name or "").parts or Path(name or "").is_absolute())
 
 
-def film_name(path: str) -> str:
+def film_path_stem(path: str) -> str:
     """Return a film's path without its suffix, which differs between the table, the labels and the films."""
     return re.sub(r"\.\w+$", "", str(PurePosixPath(path.strip().replace("\\", "/"))))
 
 
-def patient(row: Mapping[str, str | None]) -> str:
+def patient_of_row(row: Mapping[str, str | None]) -> str:
     """Return the patient of a row: as it says, or else as the path of its film does."""
     return row["deid_patient_id"] or str(Path(row["path_to_image"] or "").parent.parent)
 
@@ -226,7 +241,7 @@ def _view(row: dict[str, str]) -> str:
     return (row["ap_pa"] or _side(row)).upper()
 
 
-def study_key(path: str) -> str:
+def study_key_of_film(path: str) -> str:
     """Study key of a film: ``train/patient00001/study1/view1_frontal.jpg`` → ``train-patient00001-study1``."""
     return re.sub(r"[^\w-]", "-", str(Path(path).parent), flags=re.ASCII)
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import PurePosixPath
 
 from amrg.data.film_checks import is_lateral_view
-from amrg.data.sources.tables import read_csv, wheel_file
+from amrg.data.sources.tables import find_wheel_file, read_csv_columns
 from amrg.errors import UserError
 
 #: Files of the wheel: package, version, name.
@@ -29,7 +29,7 @@ def frontal_first(names: Sequence[str]) -> list[int]:
     return sorted(range(len(names)), key=lambda place: ranks.get(names[place], _UNKNOWN))
 
 
-def film_names(study: str, paths: Sequence[str]) -> list[str]:
+def open_i_film_names(study: str, paths: Sequence[str]) -> list[str]:
     """Return the names in Open-i of the films of one of R2Gen's studies; its own paths where there are none.
 
     Args:
@@ -46,16 +46,18 @@ def film_names(study: str, paths: Sequence[str]) -> list[str]:
 def _ranks() -> dict[str, int]:
     """Map each film to a number, less for films that are more surely frontal; empty without the wheel."""
     try:
-        tags, listed = wheel_file(*_TAGS), wheel_file(*_APPEARANCE)
+        tags, listed = find_wheel_file(*_TAGS), find_wheel_file(*_APPEARANCE)
     except UserError:  # the wheel is of an extra
         return {}
-    appearance = {row["imageid"]: row["tsne-view"] for row in read_csv(listed, ("imageid", "tsne-view")).to_pylist()}
+    appearance = {
+        row["imageid"]: row["tsne-view"] for row in read_csv_columns(listed, ("imageid", "tsne-view")).to_pylist()
+    }
     columns = ("imageid", "View Position", "Patient Orientation")
     return {
         row["imageid"]: _rank(
             appearance.get(row["imageid"], ""), row["View Position"] or "", row["Patient Orientation"] or ""
         )
-        for row in read_csv(tags, columns, multiline=True).to_pylist()
+        for row in read_csv_columns(tags, columns, multiline=True).to_pylist()
     }
 
 

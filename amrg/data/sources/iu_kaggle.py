@@ -6,8 +6,8 @@ from pathlib import Path
 
 from amrg.config import DataConfig
 from amrg.data.sources.rows import Row, RowSource
-from amrg.data.sources.tables import Need, data_root, find, read_csv
-from amrg.progress import echo
+from amrg.data.sources.tables import Need, check_data_root, find_first_existing, read_csv_columns
+from amrg.progress import print_on_rank_0
 
 REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
 _CONTEXT = ("indication", "comparison")
@@ -23,18 +23,18 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     Raises:
         UserError: a table, a column or the folder of films is missing.
     """
-    root = data_root(config)
+    root = check_data_root(config)
     folder = _films(root)
     there = set(os.listdir(folder))
     films: dict[str, list[tuple[str, str]]] = {}
     missing = 0
-    for row in read_csv(_table(root, PROJECTIONS), ("uid", "filename", "projection")).to_pylist():
+    for row in read_csv_columns(_table(root, PROJECTIONS), ("uid", "filename", "projection")).to_pylist():
         missing += row["filename"] not in there
         if row["filename"] in there:
             films.setdefault(row["uid"], []).append((row["filename"], row["projection"] or ""))
     if missing:
-        echo(f"{missing} films of {PROJECTIONS} are not in {folder.name}")
-    reports = read_csv(
+        print_on_rank_0(f"{missing} films of {PROJECTIONS} are not in {folder.name}")
+    reports = read_csv_columns(
         _table(root, REPORTS), ("uid", "findings", "impression"), optional=_CONTEXT, multiline=True
     ).to_pylist()
     rows = (
@@ -52,24 +52,24 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     return RowSource(rows, config, seed, folder.joinpath, "iu")
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    root = data_root(config)
+    root = check_data_root(config)
     return [*(partial(_table, root, name) for name in (REPORTS, PROJECTIONS)), partial(_films, root)]
 
 
-def counted(config: DataConfig) -> None:
+def published_counts(config: DataConfig) -> None:
     """Return None: the tables have no split."""
 
 
-def recognize(root: Path) -> bool:
+def recognize_folder(root: Path) -> bool:
     """Return whether a folder holds one of the two tables."""
     return any((root / name).exists() for name in (REPORTS, PROJECTIONS))
 
 
 def _table(root: Path, name: str) -> Path:
-    return find(root, name, why="Kaggle's raddar/chest-xrays-indiana-university")
+    return find_first_existing(root, name, why="Kaggle's raddar/chest-xrays-indiana-university")
 
 
 def _films(root: Path) -> Path:
-    return find(root, *_FOLDERS, why="the films of Kaggle's raddar/chest-xrays-indiana-university")
+    return find_first_existing(root, *_FOLDERS, why="the films of Kaggle's raddar/chest-xrays-indiana-university")

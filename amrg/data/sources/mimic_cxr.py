@@ -18,13 +18,23 @@ from amrg.data.prior import EarlierStudies, days_between
 from amrg.data.sources import r2gen
 from amrg.data.sources.r2gen import ANNOTATION, R2Gen
 from amrg.data.sources.study_films import load_study_films
-from amrg.data.sources.tables import Need, Tally, data_root, decode, find, is_added, join_labels, moment, read_csv
-from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.sources.tables import (
+    Need,
+    Tally,
+    check_data_root,
+    decode_text,
+    find_first_existing,
+    is_system_file,
+    join_label_rows,
+    parse_moment,
+    read_csv_columns,
+)
+from amrg.data.splits import assign_splits, hash_patient_group
 from amrg.data.studies import Study, StudyImages
 from amrg.data.text.labeler import label_report
 from amrg.data.text.sections import context_sections, select_impression, select_sections, split_sections
 from amrg.errors import UserError
-from amrg.progress import track
+from amrg.progress import track_progress
 
 PUBLISHED_SPLITS = {"train": "train", "validate": "val", "test": "test"}
 #: Views of films whose ``ViewPosition`` is empty, by the meaning of their code.
@@ -35,7 +45,7 @@ _SUFFIXES = (".jpg", ".png", ".dcm")
 
 def open_source(config: DataConfig, seed: int) -> "MimicCxr | R2Gen":
     """Open the reader of the data set in ``data.path``: that of R2Gen's selection if its annotation exists."""
-    root = data_root(config)
+    root = check_data_root(config)
     return R2Gen(config, seed, "mimic") if (root / ANNOTATION).exists() else MimicCxr(config, seed)
 
 
@@ -46,24 +56,24 @@ CODE = "ViewCodeSequence_CodeMeaning"
 _METADATA, _SPLIT = ("metadata", "views and order of studies"), ("split", "the published split")
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    root = data_root(config)
+    root = check_data_root(config)
     if (root / ANNOTATION).exists():
-        return r2gen.needs(config)
+        return r2gen.required_files(config)
     tables = [_METADATA, _SPLIT, *([] if config.labels == "rules" else [_label_table(config)])]
     return [
         *(partial(_table, root, *table) for table in tables),
         lambda: _archive(root) or _report_folder(root),
-        partial(find, root, "files", why="the films"),
+        partial(find_first_existing, root, "files", why="the films"),
     ]
 
 
-def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
+def published_counts(config: DataConfig) -> dict[str, tuple[int, int]]:
     """Return the numbers of studies and films per published split, including those without text or labels."""
-    root = data_root(config)
+    root = check_data_root(config)
     if (root / ANNOTATION).exists():
-        return r2gen.counted(config)
+        return r2gen.published_counts(config)
     films: dict[str, set[str]] = defaultdict(set)
     for study, dicom in _rows(_table(root, *_METADATA), ("study_id", "dicom_id")):
         films[study].add(dicom)
@@ -88,7 +98,7 @@ class MimicCxr:
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
-        self._root, self._config = data_root(config), config
+        self._root, self._config = check_data_root(config), config
         self._films: dict[str, list[Path]] = {}
         self._studies = assign_splits(self._read(), config, seed)
         self._films = {study.key: self._films[study.key] for study in self._studies}
@@ -108,7 +118,7 @@ class MimicCxr:
         studies: list[Study] = []
         earlier = EarlierStudies()
         wanted = {view.upper() for view in self._config.views}
-        for (subject, study), views in track(sorted(films.items(), key=_time), "reading reports"):
+        for (subject, study), views in track_progress(sorted(films.items(), key=_time), "reading reports"):
             split = splits.get(study, "" if self._config.splits == "official" else "train")
             chosen = [view for view in views if not wanted or view["view"] in wanted]
             if not (split and chosen):
@@ -131,7 +141,7 @@ class MimicCxr:
             folder = self._root / "files" / f"p{subject[:2]}" / f"p{subject}" / key
             ordered = sorted(chosen, key=lambda view: (_view_rank(view["view"]), view["dicom"]))
             self._films[key] = [folder / view["dicom"] for view in ordered]
-            group = hash_patient(f"mimic {subject}")
+            group = hash_patient_group(f"mimic {subject}")
             projections = tuple(view["view"] for view in ordered)
             context = Context.read(context_sections(raw) if raw else {}, found.values())
             time = min((view["date"], view["time"]) for view in views)
@@ -153,13 +163,13 @@ class MimicCxr:
         """Map (subject, study) to its films with view, date and time; a film that is named twice is one."""
         path = _table(self._root, *_METADATA)
         films: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
-        for row in read_csv(path, METADATA, optional=(CODE,)).to_pylist():
+        for row in read_csv_columns(path, METADATA, optional=(CODE,)).to_pylist():
             study, dicom = (row["subject_id"] or "", row["study_id"] or ""), row["dicom_id"] or ""
             if not (all(study) and dicom):
                 tally.counts[tally.no_id] += 1
                 continue
             tally.counts.update([tally.film_twice] if dicom in films[study] else [])
-            film = {"dicom": dicom, "view": film_view(row), "date": _clock(row["StudyDate"])}
+            film = {"dicom": dicom, "view": view_of_film_row(row), "date": _clock(row["StudyDate"])}
             films[study].setdefault(dicom, film | {"time": _clock(row["StudyTime"])})
         return {study: list(found.values()) for study, found in films.items()}
 
@@ -177,12 +187,12 @@ class MimicCxr:
         return splits
 
     def _labels(self, films: Iterable[tuple[str, str]]) -> dict[str, tuple[dict[str, float | None], str]]:
-        """Map each study to the result of ``labels_of`` for its row."""
+        """Map each study to the result of ``labels_of_row`` for its row."""
         if self._config.labels == "rules":
             return {}
         path = _table(self._root, *_label_table(self._config))
-        rows = read_csv(path, ("study_id", *LABELS)).to_pylist()
-        return join_labels(((row.pop("study_id"), row) for row in rows), {study for _, study in films}, path)
+        rows = read_csv_columns(path, ("study_id", *LABELS)).to_pylist()
+        return join_label_rows(((row.pop("study_id"), row) for row in rows), {study for _, study in films}, path)
 
 
 def _label_table(config: DataConfig) -> tuple[str, str]:
@@ -191,11 +201,11 @@ def _label_table(config: DataConfig) -> tuple[str, str]:
 
 
 def _table(root: Path, name: str, why: str) -> Path:
-    return find(root, f"mimic-cxr-2.0.0-{name}.csv.gz", f"mimic-cxr-2.0.0-{name}.csv", why=why)
+    return find_first_existing(root, f"mimic-cxr-2.0.0-{name}.csv.gz", f"mimic-cxr-2.0.0-{name}.csv", why=why)
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> "zip[tuple[Any, ...]]":
-    table = read_csv(path, columns)
+    table = read_csv_columns(path, columns)
     return zip(*(table[name].to_pylist() for name in columns), strict=True)
 
 
@@ -207,11 +217,11 @@ def _time(entry: tuple[tuple[str, str], list[dict[str, Any]]]) -> tuple[str, flo
 
 def _clock(cell: str | None) -> float:
     """Return a date or time as a number, whatever decimals and separators it was printed with; -1 without one."""
-    found = moment(cell)
+    found = parse_moment(cell)
     return -1.0 if found is None else found
 
 
-def film_view(row: dict[str, str | None]) -> str:
+def view_of_film_row(row: dict[str, str | None]) -> str:
     """Return the view of a row of the metadata in capitals: ``ViewPosition``, or what its code means; or empty."""
     return (row["ViewPosition"] or _CODED_VIEWS.get(re.sub("[^a-z]", "", (row[CODE] or "").lower()), "")).upper()
 
@@ -258,24 +268,24 @@ def _reports(root: Path, tally: Tally) -> Callable[[str, str], str | None]:
     if archive is not None:
         in_doubt = sum(file.differs for file in archive.values())
         tally.counts.update({tally.reports_differ: in_doubt} if in_doubt else {})
-        return lambda _, study: read_report(archive[f"s{study}"].read) if f"s{study}" in archive else None
+        return lambda _, study: decode_report_file(archive[f"s{study}"].read) if f"s{study}" in archive else None
     folder = _report_folder(root)
 
     def read(subject: str, study: str) -> str | None:
         path = folder / f"p{subject[:2]}" / f"p{subject}" / f"s{study}.txt"
-        return read_report(path.read_bytes) if os.path.lexists(path) else None  # Path.exists may raise
+        return decode_report_file(path.read_bytes) if os.path.lexists(path) else None  # Path.exists may raise
 
     return read
 
 
-def read_report(read: Callable[[], bytes]) -> str:
+def decode_report_file(read: Callable[[], bytes]) -> str:
     """Read and decode a report.
 
     Raises:
         ValueError: it cannot be read, or is no text.
     """
     try:
-        text = decode(read())
+        text = decode_text(read())
     except Exception as error:  # a damaged archive raises errors of any type: BadZipFile, zlib.error, EOFError, …
         raise ValueError(f"not readable ({type(error).__name__})") from None
     if "\0" in text:
@@ -283,7 +293,7 @@ def read_report(read: Callable[[], bytes]) -> str:
     return text
 
 
-def report_files(root: Path) -> dict[str, ReportFile]:
+def report_files_by_study(root: Path) -> dict[str, ReportFile]:
     """Return the report of each ``s<study>`` that has one. Walks an unpacked folder.
 
     Raises:
@@ -306,7 +316,7 @@ def _archive(root: Path) -> dict[str, ReportFile] | None:
     # The root inside the archive differs between releases, so a report is found by its study.
     members: dict[str, list[zipfile.ZipInfo]] = defaultdict(list)
     for name, member in {member.filename: member for member in file.infolist()}.items():
-        if name.endswith(".txt") and not is_added(name):
+        if name.endswith(".txt") and not is_system_file(name):
             members[Path(name).stem].append(member)
     return {
         key: ReportFile(same[0].filename, partial(file.read, same[0]), len({one.CRC for one in same}) > 1)
@@ -315,7 +325,7 @@ def _archive(root: Path) -> dict[str, ReportFile] | None:
 
 
 def _report_folder(root: Path) -> Path:
-    return find(
+    return find_first_existing(
         root, "mimic-cxr-reports/files", "mimic-cxr-reports", "reports/files", "reports", "files",
         why="reports: mimic-cxr-reports.zip, or its folder",
     )  # fmt: skip

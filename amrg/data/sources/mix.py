@@ -8,7 +8,7 @@ from functools import partial
 from amrg.config import DataConfig, MixPart
 from amrg.data import sources
 from amrg.data.sources.tables import Need
-from amrg.data.splits import hash_patient
+from amrg.data.splits import hash_patient_group
 from amrg.data.studies import Source, Study, StudyImages
 from amrg.errors import UserError
 
@@ -18,14 +18,14 @@ def open_source(config: DataConfig, seed: int) -> "Mix":
     return Mix(config, seed)
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that a data set needs."""
-    return [partial(_check, part, name) for name, part in parts(config).items()]
+    return [partial(_check, part, name) for name, part in mixed_data_configs(config).items()]
 
 
-def counted(config: DataConfig) -> dict[str, tuple[int, int]] | None:
+def published_counts(config: DataConfig) -> dict[str, tuple[int, int]] | None:
     """Return the numbers of studies and films per split, if the tables of all data sets tell them."""
-    found = [sources.tables_size(part) for part in parts(config).values()]
+    found = [sources.published_source_size(part) for part in mixed_data_configs(config).values()]
     total: dict[str, tuple[int, int]] = {}
     for one in found:
         if one is None:
@@ -36,7 +36,7 @@ def counted(config: DataConfig) -> dict[str, tuple[int, int]] | None:
     return total
 
 
-def parts(config: DataConfig) -> dict[str, DataConfig]:
+def mixed_data_configs(config: DataConfig) -> dict[str, DataConfig]:
     """Return the settings of each data set of ``data.mix`` by its name.
 
     Raises:
@@ -71,10 +71,10 @@ class Mix:
         self._original: dict[str, Study] = {}
         self.left_out: dict[str, int] = {}
         splits: dict[str, set[str]] = defaultdict(set)
-        for name, part in parts(config).items():
-            source = self._sources[name] = sources.open_part(part, seed)
+        for name, part in mixed_data_configs(config).items():
+            source = self._sources[name] = sources.open_mixed_source(part, seed)
             for study in source.studies():
-                group = hash_patient(f"{name} {study.group}") if part.source == "table" else study.group
+                group = hash_patient_group(f"{name} {study.group}") if part.source == "table" else study.group
                 prior = f"{name}-{study.prior}" if study.prior else ""
                 mixed = replace(study, key=f"{name}-{study.key}", group=group, prior=prior, dataset=name)
                 splits[group].add(study.split)

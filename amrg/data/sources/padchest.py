@@ -12,8 +12,8 @@ from pathlib import Path
 
 from amrg.config import DataConfig
 from amrg.data.labels import FINDINGS, NO_FINDING
-from amrg.data.sources.rows import Row, RowSource, film_file
-from amrg.data.sources.tables import Need, data_root, find, read_csv
+from amrg.data.sources.rows import Row, RowSource, find_film_file
+from amrg.data.sources.tables import Need, check_data_root, find_first_existing, read_csv_columns
 
 TABLES = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
 COLUMNS = ("ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "Projection", "Labels")
@@ -46,20 +46,20 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     Raises:
         UserError: the table or a column of it is missing.
     """
-    root = data_root(config)
+    root = check_data_root(config)
     return RowSource(_rows(_table(root)), config, seed, partial(_film, root), "padchest")
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    return [partial(_table, data_root(config))]
+    return [partial(_table, check_data_root(config))]
 
 
-def counted(config: DataConfig) -> None:
+def published_counts(config: DataConfig) -> None:
     """Return None: the table has no split."""
 
 
-def recognize(root: Path) -> bool:
+def recognize_folder(root: Path) -> bool:
     """Return whether a folder holds the table."""
     return any((root / f"{name}{suffix}").exists() for name in TABLES for suffix in ("", ".gz"))
 
@@ -80,17 +80,19 @@ def labels_of_names(names: Iterable[str]) -> dict[str, float]:
 
 
 def _table(root: Path) -> Path:
-    return find(root, *(f"{name}{suffix}" for name in TABLES for suffix in ("", ".gz")), why="the labels of PadChest")
+    return find_first_existing(
+        root, *(f"{name}{suffix}" for name in TABLES for suffix in ("", ".gz")), why="the labels of PadChest"
+    )
 
 
 def _film(root: Path, name: str) -> Path:
     """Return the file of ``<ImageDir>/<ImageID>``: releases keep the numbered folders, or have all films in one."""
-    numbered = film_file(root, _FOLDERS, name)
-    return numbered if numbered.is_file() else film_file(root, _FOLDERS, Path(name).name)
+    numbered = find_film_file(root, _FOLDERS, name)
+    return numbered if numbered.is_file() else find_film_file(root, _FOLDERS, Path(name).name)
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    for row in read_csv(path, COLUMNS, multiline=True).to_pylist():
+    for row in read_csv_columns(path, COLUMNS, multiline=True).to_pylist():
         if not row["ImageID"] or row["Projection"] == "EXCLUDE":
             continue
         yield Row(

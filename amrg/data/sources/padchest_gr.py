@@ -11,8 +11,8 @@ from typing import Any
 
 from amrg.config import DataConfig
 from amrg.data.sources.padchest import labels_of_names
-from amrg.data.sources.rows import Row, RowSource, film_file
-from amrg.data.sources.tables import Need, data_root, find
+from amrg.data.sources.rows import Row, RowSource, find_film_file
+from amrg.data.sources.tables import Need, check_data_root, find_first_existing
 from amrg.errors import UserError
 
 REPORTS, MASTER = "grounded_reports_20240819.json", "master_table.csv"
@@ -28,31 +28,31 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     Raises:
         UserError: a file is missing or not as published.
     """
-    root = data_root(config)
-    return RowSource(_rows(root), config, seed, partial(film_file, root, _FOLDERS), "padchest")
+    root = check_data_root(config)
+    return RowSource(_rows(root), config, seed, partial(find_film_file, root, _FOLDERS), "padchest")
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    root = data_root(config)
+    root = check_data_root(config)
     return [partial(_reports, root), partial(_master, root)]
 
 
-def counted(config: DataConfig) -> None:
+def published_counts(config: DataConfig) -> None:
     """Return None: only the reader opens the files."""
 
 
-def recognize(root: Path) -> bool:
+def recognize_folder(root: Path) -> bool:
     """Return whether a folder holds the grounded reports."""
     return (root / REPORTS).exists()
 
 
 def _reports(root: Path) -> Path:
-    return find(root, REPORTS, why="the sentences of PadChest-GR")
+    return find_first_existing(root, REPORTS, why="the sentences of PadChest-GR")
 
 
 def _master(root: Path) -> Path:
-    return find(root, MASTER, f"{MASTER}.zip", why="patients and splits of PadChest-GR")
+    return find_first_existing(root, MASTER, f"{MASTER}.zip", why="patients and splits of PadChest-GR")
 
 
 def _rows(root: Path) -> Iterator[Row]:

@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from amrg.config import DataConfig
-from amrg.data.sources.indiana_views import film_names, frontal_first
+from amrg.data.sources.indiana_views import frontal_first, open_i_film_names
 from amrg.data.sources.study_films import load_study_films
-from amrg.data.sources.tables import Need, Tally, data_root, decode, find, present, refuse_views
-from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.sources.tables import (
+    Need,
+    Tally,
+    check_data_root,
+    decode_text,
+    find_first_existing,
+    present_text,
+    refuse_views,
+)
+from amrg.data.splits import assign_splits, hash_patient_group
 from amrg.data.studies import SPLITS, Study, StudyImages
-from amrg.data.text.cleaning import clean
+from amrg.data.text.cleaning import clean_report_text
 from amrg.data.text.labeler import label_report
 from amrg.errors import UserError
 
@@ -24,19 +32,19 @@ def open_source(config: DataConfig, seed: int) -> "R2Gen":
     return R2Gen(config, seed, "iu_xray")
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    root = data_root(config)
-    return [partial(films_folder, root), partial(_annotation, root), partial(refuse_views, config)]
+    root = check_data_root(config)
+    return [partial(find_films_folder, root), partial(_annotation, root), partial(refuse_views, config)]
 
 
-def films_folder(root: Path) -> Path:
+def find_films_folder(root: Path) -> Path:
     """Return the folder of films. Raises UserError if there is none."""
-    return find(root, "images", "files", why="films of the annotation")
+    return find_first_existing(root, "images", "files", why="films of the annotation")
 
 
 def _annotation(root: Path) -> Path:
-    return find(root, ANNOTATION, why="R2Gen's selection of studies")
+    return find_first_existing(root, ANNOTATION, why="R2Gen's selection of studies")
 
 
 def read_annotation(path: Path) -> list[tuple[str, Any]]:
@@ -46,16 +54,16 @@ def read_annotation(path: Path) -> list[tuple[str, Any]]:
         UserError: the file is no annotation.
     """
     try:
-        content = json.loads(decode(path.read_bytes()))
+        content = json.loads(decode_text(path.read_bytes()))
         return [(split, entry) for split in SPLITS for entry in content[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no R2Gen annotation ({type(error).__name__}): lists train, val, test") from None
 
 
-def counted(config: DataConfig) -> dict[str, tuple[int, int]]:
+def published_counts(config: DataConfig) -> dict[str, tuple[int, int]]:
     """Return the numbers of studies and films per split in the annotation."""
     films: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for split, entry in read_annotation(_annotation(data_root(config))):
+    for split, entry in read_annotation(_annotation(check_data_root(config))):
         films[split].append(len(entry.get("image_path", ())) if isinstance(entry, dict) else 0)
     return {split: (len(views), sum(views)) for split, views in films.items()}
 
@@ -76,9 +84,9 @@ class R2Gen:
 
     def __init__(self, config: DataConfig, seed: int, data_set: str) -> None:
         refuse_views(config)
-        root = data_root(config)
+        root = check_data_root(config)
         self._size, self._data_set = config.image_size, data_set
-        self._images, path = films_folder(root), _annotation(root)
+        self._images, path = find_films_folder(root), _annotation(root)
         entries = read_annotation(path)
         self._films: dict[str, list[Path]] = {}
         studies, tally = [], Tally(config.sections)
@@ -106,8 +114,8 @@ class R2Gen:
     def _study(self, split: str, entry: Any, where: str) -> Study | None:
         """Return the study of an entry; None if there was one of its key."""
         try:
-            name, report, paths = str(entry["id"]), entry["report"], film_paths(entry)
-            patient = f"mimic {subject(entry)}" if self._data_set == "mimic" else f"iu {name.split('_')[0]}"
+            name, report, paths = str(entry["id"]), entry["report"], film_paths_of_entry(entry)
+            patient = f"mimic {subject_of_entry(entry)}" if self._data_set == "mimic" else f"iu {name.split('_')[0]}"
         except (KeyError, TypeError):
             raise UserError(f"{where}: id, report and image_path expected (for MIMIC-CXR subject_id too)") from None
         key = re.sub(r"[^\w-]", "-", name, flags=re.ASCII)
@@ -116,18 +124,18 @@ class R2Gen:
         if key in self._films:
             return None
         if self._data_set == "iu_xray":
-            paths = [paths[place] for place in frontal_first(film_names(name, paths))]
+            paths = [paths[place] for place in frontal_first(open_i_film_names(name, paths))]
         self._films[key] = [self._images / path for path in paths]
-        text = clean(present(report))
-        return Study(key, hash_patient(patient), split, text, label_report(text))
+        text = clean_report_text(present_text(report))
+        return Study(key, hash_patient_group(patient), split, text, label_report(text))
 
 
-def subject(entry: Any) -> str:
+def subject_of_entry(entry: Any) -> str:
     """Return the patient of an entry of MIMIC-CXR, a whole number also where it was printed as a float."""
     return re.sub(r"\.0*$", "", str(entry["subject_id"]))
 
 
-def film_paths(entry: Any) -> list[str]:
+def film_paths_of_entry(entry: Any) -> list[str]:
     """Return the paths of an entry's films below the folder of films; each once.
 
     Raises:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from amrg.config import DataConfig
-from amrg.data.sources.rows import Row, RowSource, film_file
-from amrg.data.sources.tables import Need, data_root, find
+from amrg.data.sources.rows import Row, RowSource, find_film_file
+from amrg.data.sources.tables import Need, check_data_root, find_first_existing
 from amrg.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -25,21 +25,24 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     Raises:
         UserError: a file is missing or not as published.
     """
-    root = data_root(config)
-    return RowSource(_rows(root), config, seed, partial(film_file, root, _FOLDERS), "rexgradient")
+    root = check_data_root(config)
+    return RowSource(_rows(root), config, seed, partial(find_film_file, root, _FOLDERS), "rexgradient")
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    root = data_root(config)
-    return [*(partial(_studies, root, split) for split in SPLITS), partial(find, root, "deid_png", why="the films")]
+    root = check_data_root(config)
+    return [
+        *(partial(_studies, root, split) for split in SPLITS),
+        partial(find_first_existing, root, "deid_png", why="the films"),
+    ]
 
 
-def counted(config: DataConfig) -> None:
+def published_counts(config: DataConfig) -> None:
     """Return None: only the reader opens the large files."""
 
 
-def recognize(root: Path) -> bool:
+def recognize_folder(root: Path) -> bool:
     """Return whether a folder holds the studies of a split."""
     return any((root / place / _name(split)).exists() for place in ("metadata", ".") for split in SPLITS)
 
@@ -49,7 +52,7 @@ def _name(split: str) -> str:
 
 
 def _studies(root: Path, split: str) -> Path:
-    return find(root, f"metadata/{_name(split)}", _name(split), why=f"the studies of {split}")
+    return find_first_existing(root, f"metadata/{_name(split)}", _name(split), why=f"the studies of {split}")
 
 
 def _rows(root: Path) -> Iterator[Row]:

@@ -17,14 +17,14 @@ from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.prior import EarlierStudies, days_between
 from amrg.data.sources.study_films import load_study_films
-from amrg.data.sources.tables import Tally, labels_of, moment
-from amrg.data.splits import assign_splits, hash_patient
+from amrg.data.sources.tables import Tally, labels_of_row, parse_moment
+from amrg.data.splits import assign_splits, hash_patient_group
 from amrg.data.studies import Study, StudyImages
-from amrg.data.text.cleaning import clean
+from amrg.data.text.cleaning import clean_report_text
 from amrg.data.text.labeler import label_report
 from amrg.data.text.sections import context_sections, select_impression, select_sections, split_sections
 from amrg.errors import UserError
-from amrg.progress import track
+from amrg.progress import track_progress
 
 #: Split by its published name.
 SPLIT_NAMES = {
@@ -53,7 +53,7 @@ class Row:
         findings, impression: sections, where they are given one by one.
         labels: published labels by name: empty ones are not mentioned, others without a name unknown; None: there are
             none.
-        time: of the study, as ``moment`` reads it.
+        time: of the study, as ``parse_moment`` reads it.
         context: texts by field of ``amrg.data.context``, where they are given one by one.
     """
 
@@ -131,9 +131,9 @@ class RowSource:
         earlier = EarlierStudies()
         # Studies of a patient in order of time; those without one stay in the order of the rows, before the others.
         ordered = sorted(studies.items(), key=lambda item: (item[0][0], _place(item[1])))
-        for (patient, name), rows in track(ordered, "reading reports"):
+        for (patient, name), rows in track_progress(ordered, "reading reports"):
             key = _key(name, patient if name in repeated else "")
-            study = self._study(key, hash_patient(f"{self._family} {patient}"), rows)
+            study = self._study(key, hash_patient_group(f"{self._family} {patient}"), rows)
             if key not in self._films:
                 tally.counts[tally.no_film if self._config.views else tally.no_file] += 1
             elif split_needed and not any(row.split for row in rows):
@@ -166,7 +166,7 @@ class RowSource:
         both = findings or parts.get("findings"), impression or parts.get("impression")
         text, ending = (select(*both, self._config.sections) for select in (select_sections, select_impression))
         if report and not parts:
-            text = clean(report)  # one text without headings
+            text = clean_report_text(report)  # one text without headings
         labels, unlabelled = self._labels(rows, text, faults)
         shown = [pair for row in rows for pair in zip(row.films, _views(row), strict=True)]
         ordered = sorted(dict(shown).items(), key=lambda film: _rank(film[1]))  # a film once, frontal ones first
@@ -189,7 +189,7 @@ class RowSource:
             return (label_report(text), ()) if text else (dict.fromkeys(LABELS), LABELS)
         labels: dict[str, float | None] = dict.fromkeys(LABELS)
         for one in given:
-            values, fault = labels_of(dict(one))
+            values, fault = labels_of_row(dict(one))
             faults += [fault] if fault else []
             if any(labels[name] not in (None, value) for name, value in values.items() if value is not None):
                 faults.append("its rows do not agree on its labels")
@@ -199,13 +199,13 @@ class RowSource:
         return labels, LABELS if nothing else unknown
 
 
-def view_name(view: str) -> str:
+def normalize_view_name(view: str) -> str:
     """Return the name of a view in the form of ``data.views``: capitals, PA, AP and LATERAL for their other names."""
     name = re.sub(r"[\s_-]+", " ", view).strip().upper()
     return _VIEWS.get(name, name)
 
 
-def film_file(root: Path, folders: Sequence[str], name: str) -> Path:
+def find_film_file(root: Path, folders: Sequence[str], name: str) -> Path:
     """Return the file of a film in the first folder that has it, with its own suffix or another; else the first guess.
 
     Args:
@@ -222,7 +222,7 @@ def _views(row: Row) -> tuple[str, ...]:
     """Return the view of each film of a row; empty texts unless every film has one."""
     if len(row.views) != len(row.films):
         return ("",) * len(row.films)
-    return tuple(map(view_name, row.views))
+    return tuple(map(normalize_view_name, row.views))
 
 
 def _rank(view: str) -> int:
@@ -245,7 +245,7 @@ def _key(study: str, patient: str) -> str:
 
 def _time(rows: list[Row]) -> float | None:
     """Return the first time of some rows, or None."""
-    return min((time for row in rows if (time := moment(row.time)) is not None), default=None)
+    return min((time for row in rows if (time := parse_moment(row.time)) is not None), default=None)
 
 
 def _place(rows: list[Row]) -> tuple[bool, float]:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from amrg.config import ColumnsConfig, DataConfig
 from amrg.data.context import CONTEXT_FIELDS
 from amrg.data.labels import LABELS
-from amrg.data.sources.rows import Row, RowSource, film_file
-from amrg.data.sources.tables import Need, data_root, read_csv, read_header
+from amrg.data.sources.rows import Row, RowSource, find_film_file
+from amrg.data.sources.tables import Need, check_data_root, read_csv_columns, read_csv_header
 from amrg.errors import UserError
 
 _SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -62,36 +62,36 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     Raises:
         UserError: the table or one of its columns is not there.
     """
-    root, path = data_root(config), table_file(config)
+    root, path = check_data_root(config), find_table_file(config)
     labels = _label_columns(config, path)
     rows = _rows(path, config.columns, labels, f"{os.path.abspath(root)}/")
-    return RowSource(rows, config, seed, partial(film_file, root, (".",)), "table")
+    return RowSource(rows, config, seed, partial(find_film_file, root, (".",)), "table")
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    data_root(config)
-    return [lambda: _label_columns(config, table_file(config))]
+    check_data_root(config)
+    return [lambda: _label_columns(config, find_table_file(config))]
 
 
-def counted(config: DataConfig) -> None:
+def published_counts(config: DataConfig) -> None:
     """Return None: only the reader groups the rows."""
 
 
-def recognize(root: Path) -> bool:
+def recognize_folder(root: Path) -> bool:
     """Return whether a folder holds one table and nothing says that it is another data set."""
     return len(_tables(root)) == 1
 
 
 def suggest_columns(root: Path) -> ColumnsConfig:
     """Guess the columns of the only table in a folder by their names, as a proposal to the user."""
-    names = column_names(_tables(root)[0])
+    names = read_column_names(_tables(root)[0])
     by_name = {name.lower(): name for name in reversed(names)}
     found = {field: next((by_name[c] for c in common if c in by_name), None) for field, common in _COMMON.items()}
     return ColumnsConfig(**found, labels="" if set(LABELS) & set(names) else None)
 
 
-def column_names(path: Path) -> list[str]:
+def read_column_names(path: Path) -> list[str]:
     """Return the names of a table's columns.
 
     Raises:
@@ -100,7 +100,7 @@ def column_names(path: Path) -> list[str]:
     try:
         if path.suffix == ".parquet":
             return list(pq.read_schema(path).names)
-        names = list(read_header(path)[2])
+        names = list(read_csv_header(path)[2])
     except (OSError, EOFError, ValueError) as error:  # Arrow's errors of content are ValueErrors
         raise UserError(f"{path} is not a readable table ({type(error).__name__})") from None
     if not names:
@@ -112,13 +112,13 @@ def _tables(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.name.endswith(_SUFFIXES) and not path.name.startswith("."))
 
 
-def table_file(config: DataConfig) -> Path:
+def find_table_file(config: DataConfig) -> Path:
     """Return the table that is read.
 
     Raises:
         UserError: it is not there, or there are several.
     """
-    root = data_root(config)
+    root = check_data_root(config)
     if config.columns.table is not None:
         path = root / config.columns.table
         if not path.is_file():
@@ -139,7 +139,7 @@ def _label_columns(config: DataConfig, path: Path) -> dict[str, str]:
     Raises:
         UserError: a column is not in the table, a line for each; or the necessary ones are not named.
     """
-    columns, names = config.columns, column_names(path)
+    columns, names = config.columns, read_column_names(path)
     wanted = {f"data.columns.{name}": getattr(columns, name) for name in _SINGLE if getattr(columns, name)}
     labels: dict[str, str] = {}
     if isinstance(columns.labels, dict):
@@ -166,7 +166,11 @@ def _label_columns(config: DataConfig, path: Path) -> dict[str, str]:
 def _rows(path: Path, columns: ColumnsConfig, labels: dict[str, str], root: str) -> Iterator[Row]:
     single = {name: getattr(columns, name) for name in _SINGLE if getattr(columns, name)}
     wanted = list(dict.fromkeys([*single.values(), *labels.values()]))
-    table = pq.read_table(path, columns=wanted) if path.suffix == ".parquet" else read_csv(path, wanted, multiline=True)
+    table = (
+        pq.read_table(path, columns=wanted)
+        if path.suffix == ".parquet"
+        else read_csv_columns(path, wanted, multiline=True)
+    )
     for number, record in enumerate(table.to_pylist(), 1):
         found = {name: record[column] for name, column in single.items()}
         films = tuple(name.replace("\\", "/").removeprefix(root) for name in _cells(found.pop("images")))

@@ -21,7 +21,7 @@ from pyarrow import csv as arrow_csv
 from amrg.config import INSTALL_DATA_WHEELS, DataConfig
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
-from amrg.progress import echo
+from amrg.progress import print_on_rank_0
 
 #: A check of one file or folder that a reader needs; it raises UserError if it is missing.
 Need = Callable[[], object]
@@ -39,7 +39,7 @@ _CLOCK = re.compile(_TIME)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def data_root(config: DataConfig) -> Path:
+def check_data_root(config: DataConfig) -> Path:
     """Return ``data.path``. Raises UserError if it is not a folder."""
     root = Path(config.path).expanduser() if config.path else None
     if root is None or not root.is_dir():
@@ -98,7 +98,7 @@ class Tally:
     def report(self, total: int) -> None:
         """Print one line if anything was counted."""
         if self.counts:
-            echo(f"of {total} studies: {self}")
+            print_on_rank_0(f"of {total} studies: {self}")
 
     def refuse_nothing(self, kept: int, total: int, root: Path) -> None:
         """Raise UserError if no study of the data set in ``root`` is kept."""
@@ -110,7 +110,7 @@ class Tally:
         return "; ".join(f"{count} with {lack}" for lack, count in self.counts.items())
 
 
-def find(root: Path, *names: str, why: str) -> Path:
+def find_first_existing(root: Path, *names: str, why: str) -> Path:
     """Return the first of some files or folders that exists.
 
     Raises:
@@ -122,7 +122,7 @@ def find(root: Path, *names: str, why: str) -> Path:
     raise UserError(f"{root} has no {' or '.join(names)} ({why}): set data.path to the folder that holds it")
 
 
-def wheel_file(package: str, version: str, name: str) -> Path:
+def find_wheel_file(package: str, version: str, name: str) -> Path:
     """Return the path of a data file in an installed package, without importing the package.
 
     Raises:
@@ -138,12 +138,12 @@ def wheel_file(package: str, version: str, name: str) -> Path:
     )
 
 
-def is_added(name: str) -> bool:
+def is_system_file(name: str) -> bool:
     """Return whether a name or path is of a file that systems add: hidden, ``Thumbs.db``, or in ``__MACOSX``."""
     return any(part.lower() in _ADDED or (part[:1] == "." and part.strip(".")) for part in name.split("/"))
 
 
-def walk_files(root: Path) -> Iterator[Path]:
+def walk_data_files(root: Path) -> Iterator[Path]:
     """Yield all files below a folder in the order of their paths, through links, without those that systems add."""
     visited: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -152,11 +152,11 @@ def walk_files(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not is_added(name))
-        yield from (Path(folder, name) for name in sorted(names) if not is_added(name))
+        folders[:] = sorted(name for name in folders if not is_system_file(name))
+        yield from (Path(folder, name) for name in sorted(names) if not is_system_file(name))
 
 
-def decode(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     """Decode a text: UTF-8 with or without BOM, UTF-16 with BOM, or else Windows-1252, which has Latin-1's letters."""
     if data.startswith(_UTF_16):
         return data.decode("utf-16", errors="replace")
@@ -166,13 +166,13 @@ def decode(data: bytes) -> str:
         return data.decode("cp1252", errors="replace")
 
 
-def present(value: object) -> str:
+def present_text(value: object) -> str:
     """Return the stripped text of a value; empty if it is none, or one of ``MISSING``."""
     text = value.strip() if isinstance(value, str) else ""
     return "" if text.lower() in MISSING else text
 
 
-def number(value: str | None) -> float | None:
+def parse_number(value: str | None) -> float | None:
     """Return the number that a cell holds, with a decimal point or comma, or None."""
     try:
         found = float(_DECIMAL_COMMA.sub(r"\1.\2", value or ""))
@@ -181,7 +181,7 @@ def number(value: str | None) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def moment(value: str | None) -> float | None:
+def parse_moment(value: str | None) -> float | None:
     """Return a number that orders times: a number as it is, a date from the year on, or a time of day; or None.
 
     ``2020-01-31 12:00`` is 20200131.5 and ``08:05:56`` is 80556, so that both sort among the numbers of DICOM.
@@ -192,14 +192,16 @@ def moment(value: str | None) -> float | None:
     if found := _CLOCK.fullmatch((value or "").strip()):
         hours, minutes, seconds = (float(part or 0) for part in found.groups())
         return hours * 1e4 + minutes * 100 + seconds
-    return number(value)
+    return parse_number(value)
 
 
-def read_csv(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), multiline: bool = False) -> pa.Table:
+def read_csv_columns(
+    path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), multiline: bool = False
+) -> pa.Table:
     """Read some columns of a CSV (also ``.gz``) as text without spaces around it.
 
     ``MISSING`` cells are null, rows of nothing else are left out. Identifiers (columns ``…id``) that were printed as
-    floats are whole numbers again. A file that is not UTF-8 is decoded as ``decode`` does.
+    floats are whole numbers again. A file that is not UTF-8 is decoded as ``decode_text`` does.
 
     Args:
         path: the file.
@@ -211,7 +213,7 @@ def read_csv(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
         UserError: the file is unreadable, or a column is missing.
     """
     try:
-        encoding, delimiter, names = read_header(path)
+        encoding, delimiter, names = read_csv_header(path)
         lacking = [name for name in columns if name not in names]
         if lacking:
             raise UserError(f"{path} has no column {lacking[0]}: is it the published file?")
@@ -228,7 +230,7 @@ def read_csv(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
     return result.filter(filled)
 
 
-def read_header(path: Path) -> tuple[str, str, dict[str, str]]:
+def read_csv_header(path: Path) -> tuple[str, str, dict[str, str]]:
     """Return the encoding of a CSV, as far as its start tells, its delimiter, and its columns by their stripped names.
 
     Raises:
@@ -237,7 +239,7 @@ def read_header(path: Path) -> tuple[str, str, dict[str, str]]:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         start = file.read(1 << 16)
     utf_16 = start.startswith(_UTF_16)  # which may end within a character
-    text = start.decode("utf-16", errors="ignore") if utf_16 else decode(re.split(b"[\r\n]", start, maxsplit=1)[0])
+    text = start.decode("utf-16", errors="ignore") if utf_16 else decode_text(re.split(b"[\r\n]", start, maxsplit=1)[0])
     header = re.split("[\r\n]", text, maxsplit=1)[0]
     delimiter = max(",;\t", key=header.count)
     names = {name.strip(): name for name in next(csv.reader([header], delimiter=delimiter), [])}
@@ -279,7 +281,7 @@ def _read_columns(path: Path, names: list[str], delimiter: str, multiline: bool,
             table = read(other)
         except (UnicodeDecodeError, pa.ArrowInvalid):
             continue
-        echo(f"{path.name} is not UTF-8: read as {other}")
+        print_on_rank_0(f"{path.name} is not UTF-8: read as {other}")
         return table
     raise ValueError("an unknown encoding")
 
@@ -303,10 +305,10 @@ def _cleaned(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(column, r"^(\d+)\.0*$", r"\1") if name.lower().endswith("id") else column
 
 
-def join_labels(
+def join_label_rows(
     rows: Iterable[tuple[str, Mapping[str, Any]]], known: Set[str], path: Path
 ) -> dict[str, tuple[dict[str, float | None], str]]:
-    """Map each name to the result of ``labels_of`` for its row; rows that contradict each other are an error of it.
+    """Map each name to the result of ``labels_of_row`` for its row; rows that contradict each other are an error of it.
 
     Args:
         rows: name of a study or film, and its row.
@@ -318,7 +320,7 @@ def join_labels(
     """
     found: dict[str, tuple[dict[str, float | None], str]] = {}
     for name, row in rows:
-        labels = labels_of(row)
+        labels = labels_of_row(row)
         first = found.setdefault(name, labels)
         if first[0] != labels[0]:
             found[name] = dict.fromkeys(LABELS), "two rows of labels that differ"
@@ -327,7 +329,7 @@ def join_labels(
     return found
 
 
-def labels_of(row: Mapping[str, Any]) -> tuple[dict[str, float | None], str]:
+def labels_of_row(row: Mapping[str, Any]) -> tuple[dict[str, float | None], str]:
     """Return the 14 labels of a row by name (``Pleural Effusion`` etc.), in the order of ``LABELS``, and an error text.
 
     A label is 1, 0, −1 or empty. Any other value becomes None and is an error of the study; without errors the text is
@@ -341,9 +343,9 @@ def labels_of(row: Mapping[str, Any]) -> tuple[dict[str, float | None], str]:
 
 def _label(value: Any) -> float | None:
     """Convert a published value to a number; an empty value to None, a text that is no number to infinity."""
-    if value is None or (isinstance(value, str) and not present(value)):
+    if value is None or (isinstance(value, str) and not present_text(value)):
         return None
-    found = _BOOLEANS.get(str(value).strip().lower(), number(str(value)))
+    found = _BOOLEANS.get(str(value).strip().lower(), parse_number(str(value)))
     if found is None:
         return None if isinstance(value, float) and math.isnan(value) else math.inf
     return found

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from amrg.config import DataConfig
-from amrg.data.sources.rows import Row, RowSource, film_file
-from amrg.data.sources.tables import Need, data_root, find, read_csv
+from amrg.data.sources.rows import Row, RowSource, find_film_file
+from amrg.data.sources.tables import Need, check_data_root, find_first_existing, read_csv_columns
 
 SPLITS = ("train", "test")
 #: Our label: columns of the label tables. The data set has no others of ours.
@@ -37,23 +37,23 @@ def open_source(config: DataConfig, seed: int) -> RowSource:
     Raises:
         UserError: a table, a column or a folder of films is missing.
     """
-    root = data_root(config)
+    root = check_data_root(config)
     rows = (row for split in SPLITS for row in _rows(root, split))
-    return RowSource(rows, config, seed, partial(film_file, root, (".",)), "vindr")
+    return RowSource(rows, config, seed, partial(find_film_file, root, (".",)), "vindr")
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file or folder that the reader needs in ``data.path``."""
-    root = data_root(config)
-    films = [partial(find, root, split, why=f"the films of {split}") for split in SPLITS]
+    root = check_data_root(config)
+    films = [partial(find_first_existing, root, split, why=f"the films of {split}") for split in SPLITS]
     return [*(partial(_table, root, split) for split in SPLITS), *films]
 
 
-def counted(config: DataConfig) -> None:
+def published_counts(config: DataConfig) -> None:
     """Return None: the tables have a row for each reader."""
 
 
-def recognize(root: Path) -> bool:
+def recognize_folder(root: Path) -> bool:
     """Return whether a folder holds a table of labels of films."""
     return any(
         (root / place / f"image_labels_{split}.csv").exists() for place in ("annotations", ".") for split in SPLITS
@@ -62,13 +62,13 @@ def recognize(root: Path) -> bool:
 
 def _table(root: Path, split: str) -> Path:
     name = f"image_labels_{split}.csv"
-    return find(root, f"annotations/{name}", name, why="labels of VinDr-CXR")
+    return find_first_existing(root, f"annotations/{name}", name, why="labels of VinDr-CXR")
 
 
 def _rows(root: Path, split: str) -> Iterator[Row]:
     names = [name for columns in COLUMNS.values() for name in columns]
     readings: dict[str, list[dict[str, str | None]]] = defaultdict(list)
-    for row in read_csv(_table(root, split), ("image_id", *names)).to_pylist():
+    for row in read_csv_columns(_table(root, split), ("image_id", *names)).to_pylist():
         readings[row["image_id"] or ""].append(row)
     for film, rows in readings.items():
         labels = {}

@@ -71,14 +71,14 @@ _PLEURAL = frozenset({"Pleural Effusion", "Pneumothorax"})
 _BY_SIZE = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "Edema"})
 
 
-def blanked(text: str, found: list[Detail]) -> str:
+def blank_out_details(text: str, found: list[Detail]) -> str:
     """Replace the details by as many spaces."""
     for detail in found:
         text = text[: detail.start] + " " * (detail.end - detail.start) + text[detail.end :]
     return text
 
 
-def attach(detail: Detail, anchors: list[Anchor], sentence: str) -> None:
+def attach_detail(detail: Detail, anchors: list[Anchor], sentence: str) -> None:
     """Attach a detail to the anchor that contains it, else to the neighbor of lower cost."""
     inside = [a for a in anchors if a.start < detail.end and detail.start < a.end]
     if inside:
@@ -162,7 +162,7 @@ def _link(first: Anchor, second: Anchor, text: str) -> str:
     return "list" if _LIST.fullmatch(gap) or _JOIN.search(gap) else ""
 
 
-def share(anchors: list[Anchor], text: str) -> None:
+def propagate_places(anchors: list[Anchor], text: str) -> None:
     """Propagate places through lists and interpretations, first backward from the last anchor, then forward.
 
     ``text`` is the sentence with the details blanked.

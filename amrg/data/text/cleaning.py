@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from amrg.data.text.lines import stop_lines
+from amrg.data.text.lines import add_line_stops
 
 #: Stored with every prepared data set; increase it when a rule changes the text.
 VERSION = 3
@@ -58,13 +58,13 @@ _SENTENCE_END = re.compile(
 )
 
 
-def plain(text: str) -> str:
+def to_plain_characters(text: str) -> str:
     """Replace typographic quotes, hyphens, ligatures, invisible characters and line ends by plain ones."""
     text = _LIGATURES.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     return re.sub(r"\r\n?", "\n", text).translate(_PLAIN).replace("\u2026", "...")
 
 
-def markup(text: str) -> str:
+def strip_markup(text: str) -> str:
     """Resolve entities (``&lt;``) and drop tags; ``<br>`` and ``<p>`` end a line."""
     while (resolved := re.sub(r"&(?:#\w+|[a-zA-Z]+);", lambda match: html.unescape(match[0]), text)) != text:
         text = resolved
@@ -72,18 +72,18 @@ def markup(text: str) -> str:
     return re.sub(r"</?(?:b|i|u|em|strong|span|font|ul|ol)(?:\s[^<>]*)?/?>", "", text, flags=re.I)
 
 
-def lines(text: str) -> str:
+def end_lines_with_stops(text: str) -> str:
     """End the statements that only a line break or a bullet ends, with a full stop."""
-    return stop_lines(_BULLET.sub("\n\n", text))
+    return add_line_stops(_BULLET.sub("\n\n", text))
 
 
-def mask_token(text: str) -> str:
+def unify_mask_tokens(text: str) -> str:
     """Replace every de-identification mark, and runs of them, by one ``XXXX``."""
     text = re.sub(r"\[\*\*.*?\*\*\]|_{2,}|(?<!\w)_(?!\w)|\b[Xx]{3,}\b", _MASK, text)
     return re.sub(rf"{_MASK}(?:[\s/]+{_MASK})+", _MASK, text)
 
 
-def whitespace(text: str) -> str:
+def normalize_whitespace(text: str) -> str:
     """Normalise to one space between words, none before punctuation and one after."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([,;:?!]|\.(?!\d))", r"\1", text)
@@ -92,7 +92,7 @@ def whitespace(text: str) -> str:
     return re.sub(r"(?<=[a-z)])\.(?=[A-Z])|(?<=[A-Za-z]{3})\.(?=[A-Za-z]{2}|\d)", ". ", text).strip()
 
 
-def numbering(text: str) -> str:
+def drop_list_numbers(text: str) -> str:
     """Drop the numbers of a list (``1. Clear lungs. 2. …``), never a measurement (``1.5 cm``).
 
     In a list that begins with 1 they end statements without a full stop.
@@ -105,7 +105,7 @@ def numbering(text: str) -> str:
     return re.sub(rf"(?:(?<=^)|(?<=[.;:]\s)){_NUMBER.pattern}", "", text)
 
 
-def known_words(text: str) -> str:
+def restore_known_words(text: str) -> str:
     """Restore masked words that have only one possible reading."""
     text = re.sub(rf"\b([Xx])-{_MASK}\b", r"\1-ray", text)
     return re.sub(rf"\b{_MASK}-[Aa]-{_MASK}\b", "port-a-cath", text)
@@ -127,7 +127,7 @@ def masked_phrases(text: str) -> str:
     )
 
 
-def masked_words(text: str) -> str:
+def drop_masked_words(text: str) -> str:
     """Drop a masked modifier (``no XXXX infiltrate``); drop the sentence if it needs the masked word."""
     return " ".join(kept for sentence in split_sentences(text) if (kept := _unmask(sentence)))
 
@@ -146,7 +146,7 @@ def _unmask(sentence: str) -> str:
     return sentence
 
 
-def capitals(text: str) -> str:
+def capitalize_sentences(text: str) -> str:
     """Start every sentence with a capital and end it with a full stop."""
     kept = [
         re.sub(r"^\W*[a-z]", lambda first: first[0].upper(), part)
@@ -158,21 +158,21 @@ def capitals(text: str) -> str:
 
 #: The rules in the order in which they are applied.
 RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("markup", markup),
-    ("plain", plain),
-    ("lines", lines),
-    ("mask_token", mask_token),
-    ("whitespace", whitespace),
-    ("numbering", numbering),
-    ("known_words", known_words),
+    ("markup", strip_markup),
+    ("plain", to_plain_characters),
+    ("lines", end_lines_with_stops),
+    ("mask_token", unify_mask_tokens),
+    ("whitespace", normalize_whitespace),
+    ("numbering", drop_list_numbers),
+    ("known_words", restore_known_words),
     ("masked_phrases", masked_phrases),
-    ("masked_words", masked_words),
-    ("whitespace", whitespace),
-    ("capitals", capitals),
+    ("masked_words", drop_masked_words),
+    ("whitespace", normalize_whitespace),
+    ("capitals", capitalize_sentences),
 )
 
 
-def clean(text: str) -> str:
+def clean_report_text(text: str) -> str:
     """Apply all ``RULES`` until they change nothing; the result may be empty."""
     for _ in range(_ROUNDS):
         before = text
@@ -190,4 +190,4 @@ def split_sentences(text: str) -> list[str]:
 
 def normalize_for_dedup(text: str) -> str:
     """Reduce a text to its lower-case words; reports with equal results are duplicates."""
-    return " ".join(re.findall(r"[a-z0-9]+", plain(text).lower()))
+    return " ".join(re.findall(r"[a-z0-9]+", to_plain_characters(text).lower()))

@@ -43,7 +43,7 @@ def _blank(pattern: re.Pattern[str], text: str) -> str:
     return pattern.sub(lambda m: "\0" * len(m[0]), text)
 
 
-def read_details(sentence: str) -> list[Detail]:
+def read_sentence_details(sentence: str) -> list[Detail]:
     """Return every detail of a lower-case sentence, in order; adjacent words of place are one detail."""
     found = []
     for match in _SEVERITY.finditer(_blank(_NO_SEVERITY, sentence)):

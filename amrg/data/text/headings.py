@@ -149,12 +149,12 @@ def find_headings(report: str) -> Iterator[Heading]:
         start += len(line) + 1
 
 
-def spelled_name(heading: Heading) -> str:
+def normalize_heading(heading: Heading) -> str:
     """Return the words of a heading in capitals, spelled right and in the singular."""
     return " ".join(map(_spelled, _words(heading.name.upper())))
 
 
-def is_view(text: str) -> bool:
+def is_view_description(text: str) -> bool:
     """Whether a text only names projections, times and dates."""
     words = _words(text.upper())
     name = " ".join(words)
@@ -226,7 +226,7 @@ def _kind(name: str, lenient: bool) -> Kind | None:
     section = _section(words, plain, lenient)
     if section:
         return section
-    if is_view(name):
+    if is_view_description(name):
         return "view"
     if lenient and re.fullmatch(_CLOSING_CAPITALS, plain):
         return "closing"

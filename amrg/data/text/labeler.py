@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from amrg.data.labels import BLANK, FINDINGS, LABELS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN
 from amrg.data.text import labeler_patterns
-from amrg.data.text.cleaning import plain
-from amrg.data.text.lines import unwrap
+from amrg.data.text.cleaning import to_plain_characters
+from amrg.data.text.lines import unwrap_lines
 
 #: Stored with every score; increase it whenever a phrase or rule changes the labels.
 VERSION = "4"
@@ -86,7 +86,7 @@ def label_report(text: str) -> dict[str, float | None]:
     uncertain; otherwise it is blank, as in CheXpert. An empty text gets 14 blanks.
     """
     labels: dict[str, float | None] = dict.fromkeys(LABELS, BLANK)
-    for mention in mentions(normalise(text)):
+    for mention in find_mentions(normalize_report(text)):
         if _STRENGTH[mention.value] > _STRENGTH[labels[mention.label]]:
             labels[mention.label] = mention.value
     abnormal = any(labels[f] in (POSITIVE, UNCERTAIN) for f in FINDINGS if f != "Support Devices")
@@ -108,7 +108,7 @@ _ITEM = re.compile(r"(?<!\S)\(?(?:\d{1,2}|[a-h])\)\s+(?=[a-z])", re.I)
 _LIST_OF_ITEMS = re.compile(r"(?<!\S)\(?[1a]\)\s.*\s\(?[2b]\)\s", re.I | re.S)
 
 
-def known_forms(text: str) -> str:
+def rewrite_known_forms(text: str) -> str:
     """Return the text in forms that the patterns know: ``Effusion? None.`` → ``Effusion: None.``.
 
     Its length stays, so that positions in the result are positions in the text.
@@ -122,16 +122,16 @@ def _padded(first: str, found: re.Match[str]) -> str:
     return first.ljust(len(found[0]))
 
 
-def normalise(text: str) -> str:
-    """Normalise a text to one space between words and one line per statement or paragraph, as ``mentions`` expects."""
-    lines = (" ".join(line.split()) for line in unwrap(plain(text)).split("\n"))
+def normalize_report(text: str) -> str:
+    """Normalise a text for ``find_mentions``: one space between words, one line per statement or paragraph."""
+    lines = (" ".join(line.split()) for line in unwrap_lines(to_plain_characters(text)).split("\n"))
     return "\n".join(line for line in lines if line)
 
 
-def mentions(text: str) -> list[Mention]:
+def find_mentions(text: str) -> list[Mention]:
     """Return every mention in a normalised text, sentence by sentence, with its position in the text."""
     found = []
-    for sentence in SENTENCE.finditer(known_forms(text.lower())):
+    for sentence in SENTENCE.finditer(rewrite_known_forms(text.lower())):
         offset = sentence.start()
         found += [m._replace(start=m.start + offset, end=m.end + offset) for m in label_sentence(sentence[0])]
     return found

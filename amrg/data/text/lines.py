@@ -44,7 +44,7 @@ _NAME = re.compile(
 _STOP = re.compile(r"[.;:?!]$")
 
 
-def unwrap(text: str) -> str:
+def unwrap_lines(text: str) -> str:
     """Return the text, of the same length, with line feeds only where a statement or paragraph ends, else spaces."""
     lines = text.replace("\r\n", " \n").translate(_BREAKS).split("\n")
     stripped = [line.strip() for line in lines]
@@ -57,9 +57,9 @@ def unwrap(text: str) -> str:
     return joined
 
 
-def stop_lines(text: str) -> str:
+def add_line_stops(text: str) -> str:
     """Return the text with a full stop after each line that ends a statement without one."""
-    lines = [line.rstrip() for line in unwrap(text).split("\n")]
+    lines = [line.rstrip() for line in unwrap_lines(text).split("\n")]
     ended = [
         line if not line or _STOP.search(line) or _OPEN.search(line) else line.rstrip(",") + "." for line in lines[:-1]
     ]

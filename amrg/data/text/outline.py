@@ -14,7 +14,7 @@ from amrg.data.text.labeler import label_report
 _REPORT = "Report:"
 
 
-def add_outline(report: str, section: str | None = None) -> str:
+def prepend_outline(report: str, section: str | None = None) -> str:
     """Return ``cardiomegaly, edema. Report: …``; sentences that state a finding come first, in the outline's order.
 
     Args:

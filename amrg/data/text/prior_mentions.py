@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.repetition import mentions_prior
-from amrg.data.text.statements import Statement, statements
+from amrg.data.text.statements import Statement, find_statements
 
 #: Words of change before a word that they describe, without which the sentence reads on. Not before a conjunction or
 #: preposition, where they are the predicate: "is unchanged in size".
@@ -39,7 +39,7 @@ def _without(sentence: str) -> str:
     stated = _states(sentence)
     described = _DESCRIBES.sub("", sentence)
     for shorter in (described, _ENDS.sub("", described)) if stated else (described,):
-        changed = any(one.change for one in statements(shorter))
+        changed = any(one.change for one in find_statements(shorter))
         if not (mentions_prior(shorter) or changed) and _states(shorter) == stated:
             return shorter[:1].upper() + shorter[1:]
     return ""
@@ -47,5 +47,5 @@ def _without(sentence: str) -> str:
 
 def _states(sentence: str) -> set[tuple[str, float, frozenset[str], frozenset[str], str, str]]:
     """Return what a sentence states beside change."""
-    found: list[Statement] = statements(sentence)
+    found: list[Statement] = find_statements(sentence)
     return {(one.finding, one.presence, one.sides, one.zones, one.severity, one.device) for one in found}

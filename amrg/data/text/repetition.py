@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from amrg.data.text.cleaning import normalize_for_dedup, plain
+from amrg.data.text.cleaning import normalize_for_dedup, to_plain_characters
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['/-][^\W_]+)*")
 
@@ -89,22 +89,22 @@ _EXCEPTS = re.compile(r"\b(?:otherwise|remainder|remaining|apart from|aside from
 LOOP_NGRAM, LOOP_TIMES = 4, 3
 
 
-def tokenize(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     """Return the lower-case words and numbers of a text (close to PTB tokens without punctuation).
 
     Typographic quotes, hyphens and ligatures count as plain ones.
     """
-    return _TOKEN.findall(plain(text).lower())
+    return _TOKEN.findall(to_plain_characters(text).lower())
 
 
-def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def ngrams_of_words(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """Return all n-grams of the words, in order."""
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def is_repetitive(words: Sequence[str]) -> bool:
     """Whether an n-gram occurs ``LOOP_TIMES`` times or more."""
-    return max(Counter(ngrams(words, LOOP_NGRAM)).values(), default=0) >= LOOP_TIMES
+    return max(Counter(ngrams_of_words(words, LOOP_NGRAM)).values(), default=0) >= LOOP_TIMES
 
 
 def mentions_prior(text: str) -> bool:
@@ -112,7 +112,7 @@ def mentions_prior(text: str) -> bool:
     return _COMPARES.search(_ADVICE.sub(" ", text)) is not None
 
 
-def says_normal(sentence: str) -> bool:
+def says_normal_anatomy(sentence: str) -> bool:
     """Whether a sentence without a finding describes normal anatomy and no abnormality."""
     return _NORMAL.search(sentence) is not None and (
         _ABNORMAL.search(sentence) is None or _DENIED.match(sentence) is not None
@@ -124,7 +124,7 @@ def says_all_is_well(sentence: str) -> bool:
     return _WELL.search(sentence) is not None
 
 
-def excepts(sentence: str) -> bool:
+def presupposes_finding(sentence: str) -> bool:
     """Whether a sentence presupposes a finding ("otherwise clear")."""
     return _EXCEPTS.search(sentence) is not None
 

@@ -4,8 +4,8 @@ import re
 from functools import lru_cache
 from typing import Literal
 
-from amrg.data.text.cleaning import clean, markup, plain, split_sentences
-from amrg.data.text.headings import Heading, find_headings, is_view, spelled_name
+from amrg.data.text.cleaning import clean_report_text, split_sentences, strip_markup, to_plain_characters
+from amrg.data.text.headings import Heading, find_headings, is_view_description, normalize_heading
 
 Sections = Literal["findings", "impression", "both", "separate"]
 
@@ -20,7 +20,7 @@ _PREFACE = re.compile(
     r"comparisons?\b.*|.*\b(?:is|are|was|were) (?:submitted|obtained|acquired|provided|performed|reviewed)\b.*",
     re.I | re.S,
 )
-#: Fields of ``amrg.data.context`` by their headings (``spelled_name``); the findings of an earlier film are none.
+#: Fields of ``amrg.data.context`` by their headings (``normalize_heading``); the findings of an earlier film are none.
 _CONTEXT = {
     "technique": re.compile(r"(?:EXAM |EXAMINATION |STUDY )?TECHNIQUE"),
     "comparison": re.compile(r"(?:COMPARISON|PRIORS?)(?: (?:EXAM|EXAMINATION|STUDY|STUDIES|FILMS?))?"),
@@ -51,7 +51,7 @@ class _Part:
 def split_sections(report: str) -> dict[str, str]:
     """Return ``findings`` and ``impression`` of a report; missing ones are absent.
 
-    The text is that of the report but for markup and characters that only print differently (``cleaning.plain``).
+    The text is that of the report but for markup and characters that only print differently (``to_plain_characters``).
 
     - A combined section (``FINDINGS AND IMPRESSION:``) is both; beside an impression of its own it is findings.
     - Repeated sections are joined. The sections of an addendum replace those of the report.
@@ -82,7 +82,11 @@ def context_sections(report: str) -> dict[str, str]:
 
 def unknown_headings(report: str) -> list[str]:
     """Return the headings of a report that no rule names."""
-    return [heading.name for heading in find_headings(plain(markup(report))) if heading.kind == "unknown"]
+    return [
+        heading.name
+        for heading in find_headings(to_plain_characters(strip_markup(report)))
+        if heading.kind == "unknown"
+    ]
 
 
 def select_sections(findings: str | None, impression: str | None, sections: Sections) -> str:
@@ -92,16 +96,18 @@ def select_sections(findings: str | None, impression: str | None, sections: Sect
     reports with findings; ``select_impression`` tells where the impression begins.
     """
     if sections == "separate":
-        text, ending = clean(findings or ""), select_impression(findings, impression, sections)
+        text, ending = clean_report_text(findings or ""), select_impression(findings, impression, sections)
         return join_sections(text, ending)
     parts = {"findings": [findings], "impression": [impression], "both": [findings, impression]}[sections]
-    return " ".join(dict.fromkeys(text for text in (clean(part) for part in parts if part) if text))
+    return " ".join(dict.fromkeys(text for text in (clean_report_text(part) for part in parts if part) if text))
 
 
-def target_text(report: str, sections: Sections) -> str:
+def report_target_text(report: str, sections: Sections) -> str:
     """Return the cleaned target text of a report with or without headings; ``separate`` reads one as ``both`` does."""
     parts, joined = split_sections(report), "both" if sections == "separate" else sections
-    return select_sections(parts.get("findings"), parts.get("impression"), joined) if parts else clean(report)
+    return (
+        select_sections(parts.get("findings"), parts.get("impression"), joined) if parts else clean_report_text(report)
+    )
 
 
 def select_impression(findings: str | None, impression: str | None, sections: Sections) -> str:
@@ -111,7 +117,7 @@ def select_impression(findings: str | None, impression: str | None, sections: Se
     """
     if sections != "separate":
         return ""
-    text, ending = clean(findings or ""), clean(impression or "")
+    text, ending = clean_report_text(findings or ""), clean_report_text(impression or "")
     return ending if text and text != ending else ""
 
 
@@ -139,7 +145,7 @@ def split_at_mark(text: str) -> tuple[str, str]:
 @lru_cache(maxsize=1)  # a report is asked for its sections and for its context
 def _parts(text: str) -> list[_Part]:
     """Collect the sections of a report by part; a rule or ``FINAL REPORT`` ends an addendum."""
-    report = _PAGE.sub("", plain(markup(text)))
+    report = _PAGE.sub("", to_plain_characters(strip_markup(text)))
     part, parts = _Part(False), []
     state, start, field = "other", 0, ""
     stop: int | None = None  # a heading inside the section, behind which nothing is context
@@ -190,7 +196,7 @@ def _next_state(heading: Heading, state: str, before: str, after_gap: bool, part
 
 def _context_field(heading: Heading) -> str:
     """Return the field of the context that a heading names; empty if it names none."""
-    name = spelled_name(heading)
+    name = normalize_heading(heading)
     return next((field for field, pattern in _CONTEXT.items() if pattern.fullmatch(name)), "")
 
 
@@ -214,7 +220,7 @@ def _newest(parts: list[_Part], name: str) -> str:
 def _last_paragraphs(section: str) -> str:
     """Return the paragraphs after the first one, without names of views."""
     paragraphs = re.split(r"\n[ \t]*(?:\n[ \t]*)+", section.strip())[1:]
-    return _without_preface("\n\n".join(part for part in paragraphs if not is_view(part)).strip())
+    return _without_preface("\n\n".join(part for part in paragraphs if not is_view_description(part)).strip())
 
 
 def _without_preface(text: str) -> str:
@@ -223,4 +229,4 @@ def _without_preface(text: str) -> str:
         if not _PREFACE.fullmatch(sentence):
             break
         text = text.replace(sentence, "", 1).strip()
-    return "" if is_view(text) or re.fullmatch("[A-Z]+", text) else text
+    return "" if is_view_description(text) or re.fullmatch("[A-Z]+", text) else text

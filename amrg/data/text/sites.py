@@ -11,9 +11,9 @@ from functools import lru_cache
 
 from amrg.data.labels import POSITIVE
 from amrg.data.text import detail_patterns
-from amrg.data.text.cleaning import plain
-from amrg.data.text.labeler import SENTENCE, known_forms, label_sentence
-from amrg.data.text.lines import unwrap
+from amrg.data.text.cleaning import to_plain_characters
+from amrg.data.text.labeler import SENTENCE, label_sentence, rewrite_known_forms
+from amrg.data.text.lines import unwrap_lines
 
 #: Increase it whenever a rule changes the sites.
 VERSION = "1"
@@ -56,8 +56,8 @@ _BREAK = re.compile(r"[,;:.]|\b(?:but|with|without|although|while|which|however)
 def finding_sites(text: str) -> dict[str, frozenset[str]]:
     """Return the sites of each positive finding of a text; a finding without any is left out."""
     found: dict[str, frozenset[str]] = {}
-    for sentence in SENTENCE.finditer(known_forms(unwrap(text))):
-        for finding, site in _read(" ".join(plain(sentence[0]).lower().split())):
+    for sentence in SENTENCE.finditer(rewrite_known_forms(unwrap_lines(text))):
+        for finding, site in _read(" ".join(to_plain_characters(sentence[0]).lower().split())):
             found[finding] = found.get(finding, frozenset()) | {site}
     return found
 

@@ -10,11 +10,11 @@ from functools import lru_cache
 
 from amrg.data.labels import NEGATIVE
 from amrg.data.text import detail_patterns
-from amrg.data.text.attachment import Anchor, attach, blanked, share
-from amrg.data.text.cleaning import plain
-from amrg.data.text.detail_reader import read_details
-from amrg.data.text.labeler import SENTENCE, known_forms, label_sentence, without_denied_sides
-from amrg.data.text.lines import unwrap
+from amrg.data.text.attachment import Anchor, attach_detail, blank_out_details, propagate_places
+from amrg.data.text.cleaning import to_plain_characters
+from amrg.data.text.detail_reader import read_sentence_details
+from amrg.data.text.labeler import SENTENCE, label_sentence, rewrite_known_forms, without_denied_sides
+from amrg.data.text.lines import unwrap_lines
 
 #: Stored with every score; increase it whenever a rule changes the statements.
 VERSION = "3"
@@ -77,17 +77,19 @@ _SHARING = frozenset(
 _NO_ZONES = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "Fracture", "Support Devices"})
 
 
-def statements(text: str) -> list[Statement]:
+def find_statements(text: str) -> list[Statement]:
     """Return every statement of a text, in order; two places of a finding in one sentence give two statements."""
     found = []
-    flat = known_forms(unwrap(text))
+    flat = rewrite_known_forms(unwrap_lines(text))
     for sentence in SENTENCE.finditer(flat):
         content = sentence[0].strip()
         if content:
             start = sentence.start() + len(sentence[0]) - len(sentence[0].lstrip())
             end = start + len(content)
             end += flat[end : end + 1] in (".", "?", "!")
-            found += [replace(s, start=start, end=end) for s in _read(" ".join(plain(content).lower().split()))]
+            found += [
+                replace(s, start=start, end=end) for s in _read(" ".join(to_plain_characters(content).lower().split()))
+            ]
     return found
 
 
@@ -97,10 +99,10 @@ def _read(sentence: str) -> tuple[Statement, ...]:
     anchors = _anchors(sentence)
     if not any(anchor.labels for anchor in anchors):
         return ()
-    found = read_details(sentence)
+    found = read_sentence_details(sentence)
     for detail in found:
-        attach(detail, anchors, sentence)
-    share(anchors, blanked(sentence, found))
+        attach_detail(detail, anchors, sentence)
+    propagate_places(anchors, blank_out_details(sentence, found))
     return tuple(
         _merge([s for anchor in _devices_joined(anchors, sentence) for s in _anchor_statements(anchor, sentence)])
     )

@@ -5,8 +5,8 @@ import textwrap
 
 import pytest
 
-from amrg.data.text.cleaning import RULES, clean, normalize_for_dedup, numbering, split_sentences
-from amrg.data.text.repetition import tokenize
+from amrg.data.text.cleaning import RULES, clean_report_text, drop_list_numbers, normalize_for_dedup, split_sentences
+from amrg.data.text.repetition import tokenize_words
 
 SENTENCES = (
     "A right PICC ends in the low SVC near the cavoatrial junction, unchanged since the earlier film of the same day.",
@@ -70,21 +70,21 @@ SENTENCES = (
     ],
 )
 def test_clean(raw: str, expected: str) -> None:
-    assert clean(raw) == expected
+    assert clean_report_text(raw) == expected
 
 
 @pytest.mark.parametrize("raw", ["No XXXX mass of the XXXX lobe. 2. XXXX/XXXX seen", "x-XXXX of XXXX, XXXX and XXXX"])
 def test_no_mask_is_left_and_cleaning_again_changes_nothing(raw: str) -> None:
-    once = clean(raw)
+    once = clean_report_text(raw)
     assert "XXXX" not in once
-    assert clean(once) == once
+    assert clean_report_text(once) == once
 
 
 @pytest.mark.parametrize("change", [str, str.upper])
 def test_wrapped_text_is_one_paragraph(change) -> None:
     text = change(" ".join(SENTENCES))
     for width in range(60, 90):
-        assert clean(textwrap.fill(text, width, break_on_hyphens=False)) == clean(text)
+        assert clean_report_text(textwrap.fill(text, width, break_on_hyphens=False)) == clean_report_text(text)
 
 
 def test_cleaning_again_changes_nothing() -> None:
@@ -104,11 +104,11 @@ def test_cleaning_again_changes_nothing() -> None:
     generator = random.Random(0)
     for _ in range(500):
         raw = generator.choice([" ", "\n", ""]).join(generator.choices(pieces, k=6))
-        assert clean(clean(raw)) == clean(raw)
+        assert clean_report_text(clean_report_text(raw)) == clean_report_text(raw)
 
 
 def test_measurements_are_not_list_numbers() -> None:
-    assert numbering("There are 2 nodules. 3 mm each.") == "There are 2 nodules. 3 mm each."
+    assert drop_list_numbers("There are 2 nodules. 3 mm each.") == "There are 2 nodules. 3 mm each."
     assert split_sentences("A 1.5 cm nodule. Dr. Smith was told.") == ["A 1.5 cm nodule.", "Dr. Smith was told."]
 
 
@@ -119,7 +119,13 @@ def test_fold_ignores_case_and_punctuation_only() -> None:
 
 
 def test_tokens_of_typographic_text() -> None:
-    assert tokenize("Can\u2019t exclude \ufb01brosis, 4\u20135 mm") == ["can't", "exclude", "fibrosis", "4-5", "mm"]
+    assert tokenize_words("Can\u2019t exclude \ufb01brosis, 4\u20135 mm") == [
+        "can't",
+        "exclude",
+        "fibrosis",
+        "4-5",
+        "mm",
+    ]
 
 
 def test_rules_are_named() -> None:

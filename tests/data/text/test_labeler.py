@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from amrg.data.labels import FINDINGS, LABELS
-from amrg.data.text.labeler import label_report, mentions, normalise
+from amrg.data.text.labeler import find_mentions, label_report, normalize_report
 from benchmarks.labeler import VALUES, against_mesh, against_radlabels, rates
 
 P, N, U = 1.0, 0.0, -1.0
@@ -248,8 +248,8 @@ def test_rates_by_hand() -> None:
 
 
 def test_mentions_say_where() -> None:
-    text = normalise("Heart  size is normal.\nSmall left\npleural effusion; no pneumothorax.")
-    found = {(m.label, m.value): text[m.start : m.end] for m in mentions(text)}
+    text = normalize_report("Heart  size is normal.\nSmall left\npleural effusion; no pneumothorax.")
+    found = {(m.label, m.value): text[m.start : m.end] for m in find_mentions(text)}
     assert found == {
         ("Cardiomegaly", N): "Heart size is normal",
         ("Pleural Effusion", P): "effusion",

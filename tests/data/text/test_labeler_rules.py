@@ -2,7 +2,7 @@
 
 import pytest
 
-from amrg.data.text.cleaning import clean
+from amrg.data.text.cleaning import clean_report_text
 from amrg.data.text.labeler import label_report
 
 P, N, U, B = 1.0, 0.0, -1.0, None
@@ -372,5 +372,5 @@ def test_rule(text: str, expected: dict[str, float | None]) -> None:
 def test_rule_after_cleaning(text: str, expected: dict[str, float | None]) -> None:
     if "XXXX" in text or "___" in text:
         pytest.skip("cleaning drops or completes the sentence")
-    labels = label_report(clean(text))
+    labels = label_report(clean_report_text(text))
     assert {k: labels[k] for k in expected} == expected

@@ -2,8 +2,8 @@
 
 import pytest
 
-from amrg.data.text.lines import stop_lines, unwrap
-from amrg.data.text.statements import statements
+from amrg.data.text.lines import add_line_stops, unwrap_lines
+from amrg.data.text.statements import find_statements
 
 
 @pytest.mark.parametrize(
@@ -38,20 +38,20 @@ from amrg.data.text.statements import statements
     ],
 )
 def test_unwrap(text: str, expected: str) -> None:
-    assert unwrap(text) == expected
-    assert len(unwrap(text)) == len(text)
+    assert unwrap_lines(text) == expected
+    assert len(unwrap_lines(text)) == len(text)
 
 
 def test_every_statement_of_a_line_gets_a_stop() -> None:
-    assert stop_lines("No edema\nSmall effusion\nClear lungs.") == "No edema.\nSmall effusion.\nClear lungs."
-    assert stop_lines("Findings:\n\nNo edema,\nSmall effusion") == "Findings:\n\nNo edema.\nSmall effusion"
+    assert add_line_stops("No edema\nSmall effusion\nClear lungs.") == "No edema.\nSmall effusion.\nClear lungs."
+    assert add_line_stops("Findings:\n\nNo edema,\nSmall effusion") == "Findings:\n\nNo edema.\nSmall effusion"
 
 
 def test_statements_say_where_in_the_text_with_its_lines() -> None:
     text = "No edema\nSmall left\neffusion."
-    assert [text[s.start : s.end] for s in statements(text)] == ["No edema", "Small left\neffusion."]
+    assert [text[s.start : s.end] for s in find_statements(text)] == ["No edema", "Small left\neffusion."]
 
 
 def test_a_denied_side_is_no_side_of_the_finding() -> None:
-    (found,) = statements("Small right and no left pleural effusion.")
+    (found,) = find_statements("Small right and no left pleural effusion.")
     assert (found.presence, set(found.sides), found.severity) == (1.0, {"right"}, "mild")

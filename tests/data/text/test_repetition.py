@@ -1,13 +1,13 @@
 import pytest
 
-from amrg.data.text.repetition import is_repetitive, mentions_prior, most_common_share, tokenize
+from amrg.data.text.repetition import is_repetitive, mentions_prior, most_common_share, tokenize_words
 
 
 def test_tokenize() -> None:
-    assert tokenize("A 1.5 cm nodule; patient's X-ray, T1/T2. No change.") == (
+    assert tokenize_words("A 1.5 cm nodule; patient's X-ray, T1/T2. No change.") == (
         ["a", "1.5", "cm", "nodule", "patient's", "x-ray", "t1/t2", "no", "change"]
     )
-    assert tokenize(" .,; ") == []
+    assert tokenize_words(" .,; ") == []
 
 
 def test_loops() -> None:

@@ -9,11 +9,11 @@ from amrg.data.text.sections import (
     findings_section,
     join_sections,
     mark_impression,
+    report_target_text,
     select_impression,
     select_sections,
     split_at_mark,
     split_sections,
-    target_text,
     unknown_headings,
 )
 from tests.data.dataset_fixtures import REPORT
@@ -209,9 +209,9 @@ def test_sections_that_are_kept_apart(findings: str | None, impression: str | No
 
 def test_a_report_that_a_user_gives_is_read_whole() -> None:
     report = "FINDINGS: heart is normal\n\nIMPRESSION: Clear"
-    assert target_text(report, "separate") == target_text(report, "both") == "Heart is normal. Clear."
-    assert target_text(report, "findings") == "Heart is normal."
-    assert target_text("IMPRESSION: Clear", "separate") == target_text("Clear", "separate") == "Clear."
+    assert report_target_text(report, "separate") == report_target_text(report, "both") == "Heart is normal. Clear."
+    assert report_target_text(report, "findings") == "Heart is normal."
+    assert report_target_text("IMPRESSION: Clear", "separate") == report_target_text("Clear", "separate") == "Clear."
 
 
 def test_the_mark_divides_what_is_written() -> None:

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from amrg.data.labels import FINDINGS
-from amrg.data.text.labeler import mentions, normalise
-from amrg.data.text.statements import DEVICES, Statement, statements
+from amrg.data.text.labeler import find_mentions, normalize_report
+from amrg.data.text.statements import DEVICES, Statement, find_statements
 from benchmarks.labeler import openi_reports
 from benchmarks.statements import cases, count, outcome, qualified, rates
 
@@ -208,7 +208,7 @@ def order(statement):
 
 @pytest.mark.parametrize(("text", "expected"), SENTENCES, ids=[text[:60] or "empty" for text, _ in SENTENCES])
 def test_sentences(text, expected):
-    assert sorted(bare(statements(text)), key=order) == sorted(expected, key=order)
+    assert sorted(bare(find_statements(text)), key=order) == sorted(expected, key=order)
 
 
 def test_there_are_sixty_sentences_and_more():
@@ -217,7 +217,7 @@ def test_there_are_sixty_sentences_and_more():
 
 def test_places_in_the_text_are_those_of_its_sentences():
     text = "  The heart is\nlarge.\n\n1. A 2.5 cm left mass.  No effusion"
-    found = statements(text)
+    found = find_statements(text)
     assert [(s.finding, text[s.start : s.end]) for s in found] == [
         (CARDIO, "The heart is\nlarge."),
         (LESION, "A 2.5 cm left mass."),
@@ -227,8 +227,10 @@ def test_places_in_the_text_are_those_of_its_sentences():
 
 def test_statements_say_what_the_labeler_says():
     for _, text, _ in openi_reports()[::20]:
-        found = statements(text)
-        assert {(s.finding, s.presence) for s in found} == {(m.label, m.value) for m in mentions(normalise(text))}
+        found = find_statements(text)
+        assert {(s.finding, s.presence) for s in found} == {
+            (m.label, m.value) for m in find_mentions(normalize_report(text))
+        }
         assert all(s.finding in FINDINGS and s.device in ("", *DEVICES) for s in found)
         assert all(bool(s.device) <= (s.finding == DEVICE) for s in found)
         assert [s.start for s in found] == sorted(s.start for s in found)
@@ -239,7 +241,7 @@ def test_mirrored_texts_have_mirrored_sides():
     for text, expected in SENTENCES:
         if any(word in text.lower() for word in ("atri", "heart", "lingula", "middle", "rll")):
             continue
-        found = statements(re.sub("left|right", lambda m: swap[m[0]], text.lower()))
+        found = find_statements(re.sub("left|right", lambda m: swap[m[0]], text.lower()))
         sides = [sorted(swap[side] for side in s.sides) for s in expected]
         assert sorted(sorted(s.sides) for s in found) == sorted(sides), text
 

@@ -4,10 +4,10 @@ Scores on it have no clinical meaning: see ``docs/embedded-data.md``.
 """
 
 from amrg.config import DataConfig
-from amrg.data.sources.openi_drr.reports import needs
+from amrg.data.sources.openi_drr.reports import required_files
 from amrg.data.sources.openi_drr.source import OpeniDrr
 
-__all__ = ["OpeniDrr", "counted", "needs", "open_source"]
+__all__ = ["OpeniDrr", "published_counts", "required_files", "open_source"]
 
 
 def open_source(config: DataConfig, seed: int) -> OpeniDrr:
@@ -15,5 +15,5 @@ def open_source(config: DataConfig, seed: int) -> OpeniDrr:
     return OpeniDrr(config, seed)
 
 
-def counted(config: DataConfig) -> None:
+def published_counts(config: DataConfig) -> None:
     """Return None: there is no table."""

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from amrg.data.sources.openi_drr.reports import CT
-from amrg.data.sources.tables import wheel_file
+from amrg.data.sources.tables import find_wheel_file
 from amrg.errors import UserError
 
 #: Size of a voxel along Y, R, C in mm.
@@ -74,7 +74,7 @@ class Anatomy:
 
 
 @cache
-def load() -> Anatomy:
+def load_anatomy() -> Anatomy:
     """Read and prepare the CT (a few seconds); once per process.
 
     Raises:
@@ -101,7 +101,7 @@ def load() -> Anatomy:
 
 def _read() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Read Hounsfield units float32 and labels uint8, both [R, Y, C] at the CT's resolution, and the labels' names."""
-    ct, mask, table = (wheel_file(*file) for file in CT)
+    ct, mask, table = (find_wheel_file(*file) for file in CT)
     try:
         import nibabel
     except ImportError:

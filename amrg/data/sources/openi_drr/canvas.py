@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from amrg.data.sources.openi_drr import anatomy
 from amrg.data.sources.openi_drr.anatomy import SPACING, Anatomy
-from amrg.data.sources.openi_drr.projection import Box, Pose, cumulative, project
+from amrg.data.sources.openi_drr.projection import Box, Pose, cumulative_path, project_volume
 
 TISSUE = 1.03  # water-equivalent of fluid, pus and soft tissue
 _SHOWN = 0.06  # a lesion is visible where it changes the line integral by this fraction
@@ -74,23 +74,23 @@ class Canvas:
         if target > 0:
             np.maximum(change, 0, out=change)
         self._water[box] = old + change
-        total = cumulative(change)
+        total = cumulative_path(change)
         self._changes.append((box, total))
         for label in labels:
-            counted = total if extent is None else cumulative(extent.astype(np.float32))
+            counted = total if extent is None else cumulative_path(extent.astype(np.float32))
             self._extents.setdefault(label, []).append((box, counted))
 
     def paths(self) -> np.ndarray:
         """Return the line integrals of soft tissue and lesions in mm of water, [R, C]."""
         depth = self.anatomy.water.shape[0]
-        plane = project(healthy_water(), self.pose, depth)
+        plane = project_volume(healthy_water(), self.pose, depth)
         for box, total in self._changes:
-            project(total, self.pose, depth, box, plane)
+            project_volume(total, self.pose, depth, box, plane)
         return plane
 
     def bones(self) -> np.ndarray:
         """Return the line integrals of the excess of bone in mm of water, [R, C]."""
-        return project(healthy_bone(), self.pose, self.anatomy.water.shape[0])
+        return project_volume(healthy_bone_path(), self.pose, self.anatomy.water.shape[0])
 
     def extents(self, path: np.ndarray) -> dict[str, np.ndarray]:
         """Return the visibility [R, C] of each label's lesions on a film with line integrals ``path``; 1 is visible."""
@@ -98,7 +98,7 @@ class Canvas:
         for label, parts in self._extents.items():
             plane = np.zeros_like(path)
             for box, total in parts:
-                project(total, self.pose, self.anatomy.water.shape[0], box, plane)
+                project_volume(total, self.pose, self.anatomy.water.shape[0], box, plane)
             planes[label] = np.abs(plane) / (_SHOWN * path)
         return planes
 
@@ -106,13 +106,13 @@ class Canvas:
 @cache
 def healthy_water() -> np.ndarray:
     """Return the cumulative water path of the healthy anatomy."""
-    return cumulative(anatomy.load().water)
+    return cumulative_path(anatomy.load_anatomy().water)
 
 
 @cache
-def healthy_bone() -> np.ndarray:
+def healthy_bone_path() -> np.ndarray:
     """Return the cumulative bone path of the healthy anatomy."""
-    return cumulative(anatomy.load().bone)
+    return cumulative_path(anatomy.load_anatomy().bone)
 
 
 @cache
@@ -124,7 +124,7 @@ def _noise_block(scale_mm: float) -> np.ndarray:
     return smooth / smooth.std()
 
 
-def noise(rng: np.random.Generator, box: Box, scale_mm: float) -> np.ndarray:
+def draw_smooth_noise(rng: np.random.Generator, box: Box, scale_mm: float) -> np.ndarray:
     """Return smooth noise of unit variance with a grain of about ``scale_mm``, in the shape of a box."""
     block = _noise_block(scale_mm)
     sizes = [part.stop - part.start for part in box]
@@ -133,6 +133,6 @@ def noise(rng: np.random.Generator, box: Box, scale_mm: float) -> np.ndarray:
     return part[:, :, ::-1] if rng.random() < 0.5 else part
 
 
-def edge(distance: np.ndarray, width: float) -> np.ndarray:
+def smooth_edge_step(distance: np.ndarray, width: float) -> np.ndarray:
     """Return a smooth step of ``width``: 1 where ``distance`` is well above 0, 0 well below."""
     return 1 / (1 + np.exp(np.clip(-distance / width, -30, 30)))

@@ -4,12 +4,12 @@ import numpy as np
 from scipy import interpolate
 
 from amrg.data.sources.openi_drr.anatomy import SPACING
-from amrg.data.sources.openi_drr.canvas import Canvas, edge
+from amrg.data.sources.openi_drr.canvas import Canvas, smooth_edge_step
 
 Point = tuple[float, float]  # row, column
 
 
-def draw(canvas: Canvas, kind: str, side: str) -> np.ndarray:
+def draw_device(canvas: Canvas, kind: str, side: str) -> np.ndarray:
     """Draw one device on a plane [R, C], in mm of water.
 
     Args:
@@ -32,7 +32,7 @@ def _stroke(plane: np.ndarray, points: list[Point], width_mm: float, density: fl
     squared = np.full(part.shape, 1e4, np.float32)
     for row, column in zip(r, c, strict=True):
         np.minimum(squared, (grid_r - row) ** 2 + (grid_c - column) ** 2, out=squared)
-    part += density * edge(width_mm / 2 / SPACING[1] - np.sqrt(squared), 0.25)
+    part += density * smooth_edge_step(width_mm / 2 / SPACING[1] - np.sqrt(squared), 0.25)
 
 
 def _disc(plane: np.ndarray, center: Point, radii_mm: Point, angle: float, power: float, density: float) -> None:
@@ -41,7 +41,7 @@ def _disc(plane: np.ndarray, center: Point, radii_mm: Point, angle: float, power
     dr, dc = (r - center[0]) * SPACING[1], (c - center[1]) * SPACING[2]
     a, b = dr * np.cos(angle) - dc * np.sin(angle), dr * np.sin(angle) + dc * np.cos(angle)
     level = (np.abs(a) / radii_mm[0]) ** power + (np.abs(b) / radii_mm[1]) ** power
-    plane += (density * edge(1 - level, 0.12)).astype(np.float32)
+    plane += (density * smooth_edge_step(1 - level, 0.12)).astype(np.float32)
 
 
 def _cava(canvas: Canvas) -> list[Point]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from amrg.data.labels import NEGATIVE
 from amrg.data.sources.openi_drr.findings import KIND_LABELS, Finding
 from amrg.data.text.repetition import mentions_prior
-from amrg.data.text.statements import Statement, statements
+from amrg.data.text.statements import Statement, find_statements
 
 #: How much the size of a lesion, and the severity of what has no size, differ where a finding is worse or improved.
 SMALLER, LARGER, SEVERITY = 0.6, 1.6, 0.8
@@ -48,7 +48,7 @@ def earlier_state(findings: tuple[Finding, ...], text: str) -> EarlierState | No
     """Return the earlier state of a study with these findings and this report; None if the report does not compare."""
     if not mentions_prior(text):
         return None
-    stated = [one for one in statements(text) if one.change]
+    stated = [one for one in find_statements(text) if one.change]
     now = tuple(replace(finding, number=number) for number, finding in enumerate(findings))
     before: list[Finding] = []
     changed: dict[str, set[str]] = {}

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from amrg.data.sources.openi_drr import devices, lesions, pleura, projection
-from amrg.data.sources.openi_drr.anatomy import SPACING, load
+from amrg.data.sources.openi_drr.anatomy import SPACING, load_anatomy
 from amrg.data.sources.openi_drr.canvas import Canvas
 from amrg.data.sources.openi_drr.findings import KIND_LABELS, Finding
 from amrg.data.sources.openi_drr.lateral import render_lateral
@@ -18,7 +18,7 @@ _HEARTS = {"cardiomegaly", "large heart?"}
 _PARENCHYMA = {"consolidation", "pneumonia", "atelectasis"}
 
 
-def render(
+def render_film(
     findings: tuple[Finding, ...], seed: tuple[int, ...], size: int, visit: int = 0
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Render a film, uint8 [size, size], and the projected extent of each label's lesions, bool [size, size].
@@ -34,7 +34,7 @@ def render(
 def render_two_views(
     findings: tuple[Finding, ...], seed: tuple[int, ...], size: int
 ) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """Render the film of ``render`` and the lateral film of the same chest; the extents are those on the first."""
+    """Render the film of ``render_film`` and the lateral film of the same chest; the extents are those on the first."""
     film, masks, canvas, drawn = _render(findings, seed, size)
     return [film, render_lateral(canvas, drawn, seed, size)], masks
 
@@ -42,25 +42,25 @@ def render_two_views(
 def _render(
     findings: tuple[Finding, ...], seed: tuple[int, ...], size: int, visit: int = 0
 ) -> tuple[np.ndarray, dict[str, np.ndarray], Canvas, np.ndarray]:
-    """Return the results of ``render``, the painted chest, and the attenuation of devices in mm of water, [R, C]."""
+    """Return the results of ``render_film``, the painted chest, and the devices in mm of water, [R, C]."""
     patient, places, exposure = (np.random.default_rng((*seed, part)) for part in range(3))
-    pose = projection.draw_pose(patient)
+    pose = projection.draw_patient_pose(patient)
     if visit:
         other, exposure = (np.random.default_rng((*seed, part, visit)) for part in (0, 2))
-        pose = replace(projection.draw_pose(other), breadth=pose.breadth, scoliosis=pose.scoliosis)
-    canvas = Canvas(load(), places, _posed(pose, findings, places))
+        pose = replace(projection.draw_patient_pose(other), breadth=pose.breadth, scoliosis=pose.scoliosis)
+    canvas = Canvas(load_anatomy(), places, _posed(pose, findings, places))
     usual_heart = patient.uniform(0, 4)
     if not any(finding.kind in _HEARTS for finding in findings):
         lesions.habitus_heart(canvas, usual_heart)
     drawn = _paint_all(canvas, findings, seed)
     path = canvas.paths() + patient.uniform(0.65, 1.05) * canvas.bones()
     path += _habitus(canvas, patient) + drawn
-    wobble = np.stack([projection.smooth_field(patient, size, 5, 2.0) for _ in range(2)])
-    grid = projection.film_grid(canvas.pose, size, canvas.anatomy.midline, wobble)
-    film = projection.apply_detector(projection.sample(path, grid, 3), exposure)
-    masks = {label: projection.sample(plane, grid, 1) >= 1 for label, plane in canvas.extents(path).items()}
+    wobble = np.stack([projection.draw_smooth_field(patient, size, 5, 2.0) for _ in range(2)])
+    grid = projection.film_pixel_grid(canvas.pose, size, canvas.anatomy.midline, wobble)
+    film = projection.apply_detector(projection.interpolate_plane(path, grid, 3), exposure)
+    masks = {label: projection.interpolate_plane(plane, grid, 1) >= 1 for label, plane in canvas.extents(path).items()}
     if drawn.any():
-        masks["Support Devices"] = projection.sample(drawn, grid, 1) > 3
+        masks["Support Devices"] = projection.interpolate_plane(drawn, grid, 1) > 3
     return film, {label: mask for label, mask in masks.items() if mask.any()}, canvas, drawn
 
 
@@ -90,11 +90,13 @@ def _paint_all(canvas: Canvas, findings: tuple[Finding, ...], seed: tuple[int, .
         if finding.number >= 0:
             canvas.rng = np.random.default_rng((*seed, 1, finding.number))
         if finding.kind == "device":
-            drawn += devices.draw(canvas, finding.device, _side(canvas, finding, finding.device == "pacemaker")[0])
+            drawn += devices.draw_device(
+                canvas, finding.device, _side(canvas, finding, finding.device == "pacemaker")[0]
+            )
         elif finding.kind == "edema":
-            lesions.edema(canvas, finding.severity, labels)
+            lesions.paint_edema(canvas, finding.severity, labels)
         elif finding.kind in _HEARTS:
-            lesions.cardiomegaly(canvas, finding.severity - (finding.kind == "large heart?"), labels)
+            lesions.paint_cardiomegaly(canvas, finding.severity - (finding.kind == "large heart?"), labels)
         else:
             for side in _side(canvas, finding):
                 # an opacity with another airspace lesion on that side names the same shadow
@@ -117,20 +119,20 @@ def _paint(canvas: Canvas, finding: Finding, side: str, labels: tuple[str, ...])
     if finding.kind in ("consolidation", "pneumonia"):
         lesions.consolidation(canvas, site, labels)
     elif finding.kind == "opacity":
-        lesions.opacity(canvas, site, labels)
+        lesions.paint_opacity(canvas, site, labels)
     elif finding.kind == "interstitial":
-        lesions.interstitial(canvas, site, labels)
+        lesions.paint_interstitial(canvas, site, labels)
     elif finding.kind == "atelectasis":
-        lesions.atelectasis(canvas, replace(site, zone=site.zone or "base"), labels)
+        lesions.paint_atelectasis(canvas, replace(site, zone=site.zone or "base"), labels)
     elif finding.kind in ("nodule", "mass", "granuloma"):
         for _ in range(canvas.rng.integers(2, 5) if finding.several else 1):
-            lesions.round_lesion(canvas, site, labels, finding.kind)
+            lesions.paint_round_lesion(canvas, site, labels, finding.kind)
     elif finding.kind == "effusion":
-        pleura.effusion(canvas, side, finding.severity, labels)
+        pleura.paint_effusion(canvas, side, finding.severity, labels)
     elif finding.kind == "blunted angle":
-        pleura.effusion(canvas, side, -0.4, labels)
+        pleura.paint_effusion(canvas, side, -0.4, labels)
     elif finding.kind == "pneumothorax":
-        pleura.pneumothorax(canvas, side, finding.severity, labels)
+        pleura.paint_pneumothorax(canvas, side, finding.severity, labels)
 
 
 def _habitus(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:

