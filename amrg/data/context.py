@@ -40,6 +40,10 @@ _OBSERVATION = re.compile(
     re.I,
 )
 _FEWEST_WORDS = 3  # of a sentence that may be one of the report
+#: A comparison of nothing but dates and their marks. In Open-i 52 % of reports with such a one compare with an earlier
+#: film, 46 % of those with a comparison in words and 8 % of those without an earlier study.
+_DATES = re.compile(rf"(?=.*(?:{_MASK}|\d))[\W_]*(?:(?:{_MASK}|\d+|and|from|dated|at|[ap]\.?m)\b[\W_]*)+", re.I)
+_EARLIER_STUDY = "Earlier study."
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Context:
     Attributes:
         indication: reason for the examination, or the patient's history.
         technique: of the examination.
-        comparison: earlier studies, or that there are none.
+        comparison: earlier studies, or that there are none; ``Earlier study.`` where nothing but a date stands.
         age: of the patient, in whole years.
         sex: ``female``, ``male`` or empty.
     """
@@ -79,7 +83,10 @@ class Context:
         if patient is not None:
             age = parse_age_in_years(patient["age"]) if age is None else age
             sex = sex or parse_patient_sex(patient["sex"])
-        return cls(**{name: _clean(text, sentences) for name, text in raw.items()}, age=age, sex=sex)
+        cleaned = {name: _clean(text, sentences) for name, text in raw.items()}
+        if _DATES.fullmatch(unify_mask_tokens(to_plain_characters(raw["comparison"]))):
+            cleaned["comparison"] = _EARLIER_STUDY
+        return cls(**cleaned, age=age, sex=sex)
 
     def filled(self, other: "Context") -> Self:
         """Return the context with what it lacks from another."""

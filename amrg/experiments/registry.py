@@ -127,7 +127,7 @@ def _retrieved_text(config: Config, texts: int) -> list[Variant]:
 def _context(config: Config, texts: int) -> list[Variant]:
     # As in ``_retrieved_text`` the decoder writes everything. The variant without context keeps tokenizer and prompt.
     own: dict[str, Any] = {
-        "decoder.context": list(config.decoder.context or ("indication",)),
+        "decoder.context": list(config.decoder.context or ("indication", "comparison", "sex")),
         "generate.outline_source": "decoder",
     }
     streams = ("visual_tokens", "queries", "visual_memory", "report_memory")

@@ -51,6 +51,27 @@ def test_marks_of_deidentification_are_taken_out(text, indication, age, sex) -> 
     assert Context.read({"indication": text}) == Context(indication=indication, age=age, sex=sex)
 
 
+@pytest.mark.parametrize(
+    ("text", "comparison"),
+    [
+        ("XXXX", "Earlier study."),
+        ("XXXX, XXXX.", "Earlier study."),
+        ("___.", "Earlier study."),
+        ("[**2101-2-3**] and [**2101-2-5**]", "Earlier study."),
+        ("12/03/2015.", "Earlier study."),
+        ("2015-03-12 at 10:32 a.m.", "Earlier study."),
+        ("Chest x-XXXX dated XXXX.", "Chest x-ray."),
+        ("None.", "None."),
+        ("", ""),
+        (".", ""),
+        ("Heart size is normal.", ""),
+    ],
+)  # fmt: skip
+def test_a_comparison_of_dates_alone_tells_that_there_is_an_earlier_study(text, comparison) -> None:
+    assert Context.read({"comparison": text}) == Context(comparison=comparison)
+    assert Context.read({"indication": text}).comparison == ""
+
+
 def test_ages_and_sexes_in_every_form() -> None:
     ages = {"063Y": 63, "018M": 1, "010D": 0, "63.0": 63, " 63 years": 63, "63": 63, "300": None, "": None, "old": None}
     assert {text: parse_age_in_years(text) for text in ages} == ages

@@ -113,7 +113,7 @@ def test_two_films_are_compared_with_one_and_weights_with_the_mean():
 
 def test_the_context_is_own_anothers_or_none_and_one_decoder_sees_no_film():
     given = {v.name: config_with_seed(Config(), v, 0) for v in EXPERIMENTS["context"].variants(Config(), 9000)}
-    assert {one.decoder.context for one in given.values()} == {("indication",)}
+    assert {one.decoder.context for one in given.values()} == {("indication", "comparison", "sex")}
     assert [one.generate.context for one in given.values()] == ["own", "shuffled", "none", "none", "own"]
     assert [one.stage2.context_dropout for one in given.values()] == [0.3, 0.3, 0.3, 1.0, 0.3]
     films = [one.decoder.use_queries or one.decoder.use_visual_tokens for one in given.values()]
