@@ -291,7 +291,7 @@ class Handlers:
         report, days = (received.prior.get(name, "").strip() for name in PRIOR_FIELDS)
         earlier = StudyFilms([], [], [])
         if received.prior_films:
-            earlier = self._read_films(received.prior_films, received.force)
+            earlier = self._read_films(received.prior_films, received.force, "the earlier study: ")
         prior = read_given_prior(report, tuple(earlier.films), days, "prior_days")
         if prior is not None:
             prior = replace(prior, views=earlier.views)
@@ -299,13 +299,13 @@ class Handlers:
         sources = read_source_headers(received.films) if wanted == DICOM else []
         return _Study(received.name, read, given.filled(read.context), prior, sources)
 
-    def _read_films(self, films: list[tuple[str, bytes]], force: bool) -> StudyFilms:
+    def _read_films(self, films: list[tuple[str, bytes]], force: bool, where: str = "") -> StudyFilms:
         try:
             return read_own_study(films, self._batcher.image_size, self._chain.frontal_only, force)
         except NotAFilm as error:
-            raise UserError(f"refused as no chest film for this model: {error}") from None
+            raise UserError(f"{where}refused as no chest film for this model: {error}") from None
         except ValueError as error:
-            raise UserError(f"no film that can be read: {error}") from None
+            raise UserError(f"{where}no film that can be read: {error}") from None
 
     async def _write(self, request: Request, study: Study) -> dict[str, Any]:
         """Wait for the report, or until the client has gone."""

@@ -173,6 +173,10 @@ def test_films_of_the_earlier_study_are_read_like_those_of_the_study(client, gat
     for films, message in (([{"data": ""}], "film 1 is empty"), (one * 5, "prior_films: List should have at most 8")):
         response = client.post("/v1/reports", json={"films": one[:1], "prior_films": films})
         assert (response.status_code, message in response.text) == (422, True), response.text
+    no_film = [{"data": base64.b64encode(b"no film").decode()}]
+    for body, begins in (({"films": one, "prior_films": no_film}, True), ({"films": no_film}, False)):
+        error = client.post("/v1/reports", json=body).json()["error"]
+        assert ("no film that can be read" in error, error.startswith("the earlier study: ")) == (True, begins), error
 
 
 def test_json_and_a_form_are_answered_alike(client, tmp_path):

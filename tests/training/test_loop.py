@@ -153,5 +153,5 @@ def test_a_cpu_without_bfloat16_is_named_before_the_training(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     settings = OptimizerSettings("stage1", 1, 4, 0.05, 0.1, 0.0, 1e9, dtype, ds_config="zero1.json")
     engine.note_emulated_bfloat16(settings)
-    expected = "stage1.dtype bfloat16 is emulated by this CPU: float32 is usually several times as fast\n"
+    expected = "stage1.dtype bfloat16 is emulated by this CPU: float32 is usually faster\n"
     assert capsys.readouterr().err == (expected if noted else "")
