@@ -35,6 +35,7 @@ PANELS = {
     "grounding": ("side exact", "zone exact", "unsupported details", DETAILED),
     "retrieved-text": (HEADLINE, DETAILED, "side exact", "ROUGE-L"),
     "knowledge-graph": (HEADLINE, DETAILED, "classifier AUROC", "visual relevance"),
+    "views": (HEADLINE, "classifier AUROC"),
     "leakage": (HEADLINE, DETAILED, "BLEU-4"),
 }
 

@@ -342,8 +342,8 @@ _ALL = (
     ),
     Experiment(
         "context", "Clinical context",
-        "Does a decoder write better with the indication, does it matter whose it is, and what does it tell without a "
-        "film?",
+        "Does a decoder write better with the clinical context, does it matter whose it is, and what does it tell "
+        "without a film?",
         _context, judged=(HEADLINE, "CIDEr", "BLEU-4"), seeds=3,
     ),
     Experiment(
@@ -361,7 +361,7 @@ _ALL = (
     Experiment(
         "views", "Films of a study",
         "Do two films of a study tell more than one, and does it help to know their views or to weigh them by label?",
-        _views, seeds=3,
+        _views, classifier=True, seeds=3,
     ),
     Experiment(
         "bank-size", "Size of the banks",
