@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from amrg.data.image_io import is_dicom_bytes, open_raster_image, parse_dicom
+from amrg.data.dicom_io import is_dicom_bytes, parse_dicom
+from amrg.data.image_io import open_raster_image
 
 #: Pixels of the short side: less shows no ribs, and no film that we know of is stored so small.
 MIN_SIDE = 64

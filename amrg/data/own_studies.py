@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from amrg.data.context import CONTEXT_FIELDS, NO_CONTEXT, Context, parse_age_in_years, parse_patient_sex
+from amrg.data.dicom_io import is_dicom_bytes, read_dicom_patient
 from amrg.data.film_checks import (
     MIN_SIDE,
     NotAFilm,
@@ -20,7 +21,7 @@ from amrg.data.film_checks import (
     is_lateral_dicom,
     recorded_view,
 )
-from amrg.data.image_io import FORMATS, SIGNATURES, decode_film_bytes, is_dicom_bytes, read_dicom_patient
+from amrg.data.image_io import FORMATS, SIGNATURES, decode_film_bytes
 from amrg.errors import UserError
 
 #: Films of a study without ``one_study``. Studies of the chest have one to four.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from amrg.data.image_io import is_dicom_bytes
+from amrg.data.dicom_io import is_dicom_bytes
 from amrg.errors import UserError
 from amrg.pages import NOT_CLINICAL_NOTICE
 

@@ -45,9 +45,7 @@ def refuse_half_without_gpu(settings: OptimizerSettings) -> None:
 def note_emulated_bfloat16(settings: OptimizerSettings) -> None:
     """Print a line where bfloat16 costs time."""
     if settings.dtype == "bfloat16" and local_device().type == "cpu" and emulates_bfloat16():
-        print_on_rank_0(
-            f"{settings.section}.dtype bfloat16 is emulated by this CPU: float32 is usually faster"
-        )
+        print_on_rank_0(f"{settings.section}.dtype bfloat16 is emulated by this CPU: float32 is usually faster")
 
 
 class _Objective(nn.Module):

@@ -26,7 +26,9 @@ from starlette.types import ASGIApp
 from amrg.banks.bank import NO_GROUP, patient_group_id
 from amrg.data.context import CONTEXT_FIELDS, Context
 from amrg.data.film_checks import NotAFilm
-from amrg.data.image_io import FORMATS, MAX_SIDE, FilmLevels, decode_film_levels
+from amrg.data.gray_levels import FilmLevels
+from amrg.data.image_io import FORMATS, decode_film_levels
+from amrg.data.image_limits import MAX_SIDE
 from amrg.data.image_ops import letterbox_to_square
 from amrg.data.labels import FINDINGS
 from amrg.data.own_studies import read_given_context, read_own_study

@@ -13,7 +13,8 @@ from PIL import Image, TiffImagePlugin
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-from amrg.data.image_io import decode_film_bytes, load_film_file, scale_to_8_bit
+from amrg.data.gray_levels import scale_to_8_bit
+from amrg.data.image_io import decode_film_bytes, load_film_file
 from tests.made_films import chest_film
 
 GREY = np.add.outer(np.arange(40), 3 * np.arange(60)).astype(np.uint8)  # 40 × 60, 0 … 216

@@ -24,8 +24,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from amrg.data.dicom_io import is_dicom_bytes
 from amrg.data.film_checks import NotAFilm, check_chest_film, is_lateral_dicom
-from amrg.data.image_io import decode_film_bytes, is_dicom_bytes, load_film_file, scale_to_8_bit
+from amrg.data.gray_levels import scale_to_8_bit
+from amrg.data.image_io import decode_film_bytes, load_film_file
 from amrg.data.own_studies import read_own_study
 from tests.data.test_image_io import GREY, dicom
 from tests.made_films import chest_film, encoded

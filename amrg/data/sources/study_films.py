@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from amrg.data.context import Context
-from amrg.data.image_io import load_film_file, read_dicom_patient
+from amrg.data.dicom_io import read_dicom_patient
+from amrg.data.image_io import load_film_file
 from amrg.data.studies import StudyImages
 
 _DICOM = (".dcm", ".dicom")
