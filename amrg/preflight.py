@@ -187,7 +187,7 @@ def _context(run: Run) -> list[str]:
     from amrg.data.stream import load_split_studies
     from amrg.models.context import refuse_lacking_context
     from amrg.models.prior import refuse_lacking_priors
-    from amrg.training.stage2 import read_split_priors
+    from amrg.training.stage2_batches import read_split_priors
 
     settings, data = run.config.decoder, run.data
     if data is None:

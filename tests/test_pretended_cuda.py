@@ -15,8 +15,10 @@ from transformers.generation.streamers import BaseStreamer
 from amrg import distributed
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.retrieval_loss import Wanted
-from amrg.training import engine, stage2
+from amrg.training import engine
 from amrg.training.deepspeed_config import OptimizerSettings
+from amrg.training.report_loss import report_token_loss
+from amrg.training.stage2_batches import BatchSource
 from tests.models import test_report_generator as small
 from tests.pretended_cuda import CUDA, MixedDevicesError, PretendedCuda
 from tests.pretended_run import WAYS
@@ -69,7 +71,7 @@ def test_a_training_step_reads_from_the_gpu_at_most_twice(model, ds_config):
         rows_ND, sets_SN = model.visual_memory.memory, torch.ones(1, 7, dtype=torch.bool).to(CUDA)
         wanted = Wanted(rows_ND, model.visual_memory.memory_group, sets_SN, set_BQ)
         loss = partial(
-            stage2.report_token_loss,
+            report_token_loss,
             own_reports=SimpleNamespace(
                 weight=1.0, vectors_for=lambda keys: small.own_reports().to(CUDA, non_blocking=True)
             ),
@@ -81,7 +83,7 @@ def test_a_training_step_reads_from_the_gpu_at_most_twice(model, ds_config):
             pretended.syncs.clear()
             pretended.uploads.clear()
             vision = tuple(part.to(CUDA, non_blocking=True) for part in seen)
-            batch = stage2._Source.with_token_weights(None, {**packed, "vision": vision})
+            batch = BatchSource.with_token_weights(None, {**packed, "vision": vision})
             numbers, _ = training.step(batch, 1e-3)
     print(f"{ds_config}: synchronizations of a step: {dict(pretended.syncs)}")
     assert numbers.keys() == {"loss", "retrieval_loss", "association_loss"}

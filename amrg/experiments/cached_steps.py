@@ -11,7 +11,7 @@ from pathlib import Path
 from amrg import pipeline
 from amrg.artifacts import open_artifact
 from amrg.config import Config
-from amrg.training.stage2 import SCRATCH
+from amrg.training.stage2_batches import SCRATCH
 
 #: Cache folder in the folder of all experiments; may be removed at any time.
 CACHE_DIR = "seen"

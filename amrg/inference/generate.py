@@ -31,7 +31,8 @@ from amrg.training import engine
 from amrg.training.calibration import CALIBRATION
 from amrg.training.deepspeed_config import require_zero3
 from amrg.training.retrieved_text import open_retrieved_text
-from amrg.training.stage2 import MODEL, SCRATCH, iter_rank_batches, read_split_priors
+from amrg.training.stage2 import MODEL
+from amrg.training.stage2_batches import SCRATCH, iter_rank_batches, read_split_priors
 from amrg.training.vision_cache import VisionCache
 
 REPORTS = "reports.jsonl"

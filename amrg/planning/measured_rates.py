@@ -202,13 +202,10 @@ class _Training:
     def __init__(self, config: Config, inputs: dict[str, Path], folder: Path) -> None:
         from amrg.training.association_targets import wanted_rows_of
         from amrg.training.engine import Engine
+        from amrg.training.report_loss import report_token_loss
         from amrg.training.retrieval_targets import build_retrieval_targets
-        from amrg.training.stage2 import (
-            build_batch_source,
-            build_generator,
-            report_token_loss,
-            stage2_optimizer_settings,
-        )
+        from amrg.training.stage2 import build_generator, stage2_optimizer_settings
+        from amrg.training.stage2_batches import build_batch_source
 
         self.model = build_generator(config, inputs["data"], inputs["stage1"], inputs["banks"])
         self.source = build_batch_source(config, self.model, inputs["data"], inputs["banks"], folder)

@@ -39,7 +39,7 @@ from amrg.models.training_distance import TrainingDistance
 from amrg.models.vision import films_to_tensor
 from amrg.models.vision_output import VisionOutput
 from amrg.precision import autocast
-from amrg.training.stage2 import read_split_priors
+from amrg.training.stage2_batches import read_split_priors
 from amrg.training.vision_cache import round_like_cache
 from amrg.webapp.attention import Association, record_attention
 from amrg.webapp.transcript import Transcript

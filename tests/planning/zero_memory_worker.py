@@ -19,7 +19,8 @@ from amrg.config import CONFIGS, Config, load_config
 from amrg.planning.meta_models import dummy_vision_output
 from amrg.training import engine
 from amrg.training.engine import Engine
-from amrg.training.stage2 import build_generator, report_token_loss, stage2_optimizer_settings
+from amrg.training.report_loss import report_token_loss
+from amrg.training.stage2 import build_generator, stage2_optimizer_settings
 
 TINY = CONFIGS / "tiny.yaml"
 SAMPLES = 8

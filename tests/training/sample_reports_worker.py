@@ -26,7 +26,7 @@ from amrg.models.vision_output import VisionOutput
 from amrg.retrieval.layout import ShardLayout
 from amrg.retrieval.sharded_bank import ShardedBank
 from amrg.training.sample_reports import MemoryWatch
-from amrg.training.stage2 import iter_rank_batches
+from amrg.training.stage2_batches import iter_rank_batches
 
 VISION = VisionConfig(embed_dim=32, depths=(1, 1), query_dim=24, qformer_layers=1, qformer_heads=2, image_size=64)
 DECODER = DecoderConfig(hidden_size=16, layers=1, heads=2, vocab_size=60, max_visual_tokens=4)

@@ -13,7 +13,8 @@ from amrg.errors import UserError
 from amrg.models.prior import ALONE, FILMS, TEXT
 from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe
-from amrg.training.stage2 import build_batch_source, build_generator, read_split_priors, stage2_faults
+from amrg.training.stage2 import build_generator, stage2_faults
+from amrg.training.stage2_batches import build_batch_source, read_split_priors
 from tests.conftest import Artefacts, VisitedSource, make_artefacts
 
 

@@ -27,7 +27,9 @@ from amrg.models.report_generator import GeneratorOutput, ReportGenerator
 from amrg.models.vision_output import VisionOutput
 from amrg.pipeline import STEPS
 from amrg.training.calibration import CALIBRATION
-from amrg.training.stage2 import iter_rank_batches, report_token_loss, train_stage2
+from amrg.training.report_loss import report_token_loss
+from amrg.training.stage2 import train_stage2
+from amrg.training.stage2_batches import iter_rank_batches
 
 
 def trained(artefacts: Any, folder: Path, **changes: Any) -> Config:
