@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
 from amrg.model_files import silence_transformers
-from amrg.models.decoder import build_decoder, decoder_faults, load_saved_decoder, save_decoder, smoke_test_decoder
+from amrg.models.decoder import build_decoder, decoder_faults, load_saved_decoder, save_decoder
+from amrg.models.decoder_smoke_test import smoke_test_decoder
 
 #: Sizes of a tiny decoder by the names that most configurations use.
 SIZES: dict[str, Any] = {

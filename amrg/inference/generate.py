@@ -20,7 +20,7 @@ from amrg.errors import UserError, collect_errors
 from amrg.inference.report_writer import Recorder, ReportWriter
 from amrg.models.bank_sentences import no_sentences_error, open_sentences
 from amrg.models.composer import Composer, head_features
-from amrg.models.decoder import refuse_quantised
+from amrg.models.decoder_loading import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
 from amrg.models.graph_guide import GraphGuide, save_graph_guide

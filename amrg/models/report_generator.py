@@ -36,8 +36,9 @@ from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier, mean_over_views
 from amrg.models.context import ContextTokenizer
 from amrg.models.cross_attention import CrossAttention
-from amrg.models.decoder import base_fingerprint, embedding_size, load_saved_decoder, save_decoder, unpacked_sequences
+from amrg.models.decoder import base_fingerprint, embedding_size, load_saved_decoder, save_decoder
 from amrg.models.decoder_files import SMALL_LLAMA
+from amrg.models.decoder_smoke_test import unpacked_sequences
 from amrg.models.forced_prefix import ForcedPrefix
 from amrg.models.hopfield import HopfieldMemory, RetrievalSteps, retrieve_in_lockstep
 from amrg.models.memory_layer import AnyBank

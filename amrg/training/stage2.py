@@ -22,7 +22,9 @@ from amrg.errors import UserError, collect_errors
 from amrg.models.bank_sentences import no_sentences_error
 from amrg.models.classifier import DiseaseClassifier
 from amrg.models.context import format_context, refuse_lacking_context
-from amrg.models.decoder import QUANTISED, build_decoder, build_split_decoder, refuse_quantised, smoke_test_decoder
+from amrg.models.decoder import build_decoder, build_split_decoder
+from amrg.models.decoder_loading import QUANTISED, refuse_quantised
+from amrg.models.decoder_smoke_test import smoke_test_decoder
 from amrg.models.open_banks import open_sharded_banks, refuse_ring_of_indexes
 from amrg.models.prior import format_prior, refuse_lacking_priors
 from amrg.models.prompt import stream_faults

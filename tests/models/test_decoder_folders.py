@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
-from amrg.models import decoder as decoder_module
+from amrg.models import decoder_loading
 from amrg.models.decoder import (
     base_fingerprint,
     build_decoder,
@@ -23,8 +23,8 @@ from amrg.models.decoder import (
     embedding_size,
     load_saved_decoder,
     save_decoder,
-    smoke_test_decoder,
 )
+from amrg.models.decoder_smoke_test import smoke_test_decoder
 from benchmarks.architectures import make_folder, make_tokenizer
 
 LORA = DecoderConfig(tuning="lora", lora_rank=2)
@@ -272,7 +272,7 @@ def test_quantised_weights_are_not_trained_in_full(made: Any, tmp_path: Path, mo
     with pytest.raises(UserError, match="take `lora`"):
         build_decoder(full, [], 0)
     told: list[str] = []
-    monkeypatch.setattr(decoder_module, "print_on_rank_0", told.append)
+    monkeypatch.setattr(decoder_loading, "print_on_rank_0", told.append)
     config = replace(full, tuning="lora", base_dtype="int8")
     assert decoder_faults(config) == []
     model, tokenizer = build_decoder(config, [], 0)

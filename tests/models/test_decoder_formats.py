@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from amrg.config import DecoderConfig
 from amrg.errors import UserError
-from amrg.models.decoder import build_decoder, load_pretrained, save_decoder
+from amrg.models.decoder import build_decoder, save_decoder
 from amrg.models.decoder_files import resolve_model
+from amrg.models.decoder_loading import load_pretrained
 
 SENTENCES = ["The heart is enlarged.", "The lungs are clear.", "There is a small left pleural effusion.", "No edema."]
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}

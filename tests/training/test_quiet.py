@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from amrg.config import DecoderConfig
-from amrg.models.decoder import build_decoder, load_pretrained
+from amrg.models.decoder import build_decoder
+from amrg.models.decoder_loading import load_pretrained
 from tests.conftest import report
 
 

@@ -17,7 +17,7 @@ from amrg import distributed
 from amrg.banks.bank import VISUAL, MemoryBank
 from amrg.config import CONFIGS, Config, load_config
 from amrg.inference.generate import generate_reports_file
-from amrg.models.decoder import load_pretrained
+from amrg.models.decoder_loading import load_pretrained
 from amrg.models.zero3 import hash_of_weights
 from amrg.training import engine
 from amrg.training.stage2 import build_generator, train_stage2
