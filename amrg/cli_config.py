@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 import tyro
 
-from amrg import config as configuration
 from amrg.config import Config
 from amrg.config_aliases import rename_old_flags
+from amrg.config_files import config_from_dict, config_to_dict, load_config
 from amrg.errors import UserError
 
 #: Spellings of a switch on the command line.
@@ -36,7 +36,7 @@ def parse_config_arguments(arguments: list[str], prog: str) -> Config:
     name = "demo"
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
-    base, arguments = configuration.load_config(name), rename_old_flags(arguments)
+    base, arguments = load_config(name), rename_old_flags(arguments)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -52,7 +52,7 @@ def parse_config_arguments(arguments: list[str], prog: str) -> Config:
             raise
         raise UserError(_one_line(messages.getvalue())) from None
     # Once more through the strict checks, now with what the command line said.
-    return configuration.config_from_dict(configuration.config_to_dict(config), "command line")
+    return config_from_dict(config_to_dict(config), "command line")
 
 
 def _spell_out_switches(arguments: list[str]) -> list[str]:

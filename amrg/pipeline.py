@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from amrg.artifacts import MANIFEST, Artifact, Recipe, build_artifact, find_artifact, open_artifact, sha256_of_file
-from amrg.config import Config, Stage1Config, Stage2Config, config_to_dict
+from amrg.config import Config, Stage1Config, Stage2Config
+from amrg.config_files import config_to_dict
 from amrg.data.text import cleaning, labeler, sections, sites, statements
 from amrg.errors import TrainingFailure, UserError, collect_errors
 from amrg.launcher import check_launcher

@@ -34,7 +34,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from amrg.artifacts import add_artifact_warning, build_artifact
 from amrg.banks.bank import DTYPES, REPORTS, VISUAL
-from amrg.config import Config, config_from_dict
+from amrg.config import Config
+from amrg.config_files import config_from_dict
 from amrg.data.stream import load_split_studies
 from amrg.models.tokenizer import train_tokenizer
 from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe

@@ -16,7 +16,8 @@ import torch
 from amrg.artifacts import build_artifact
 from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
-from amrg.config import CONFIGS, Config, DataConfig, load_config
+from amrg.config import CONFIGS, Config, DataConfig
+from amrg.config_files import load_config
 from amrg.data import shards, stream
 from amrg.data.context import Context
 from amrg.data.labels import LABELS

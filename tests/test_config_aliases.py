@@ -6,8 +6,9 @@ from functools import reduce
 import pytest
 
 from amrg.cli_config import parse_config_arguments
-from amrg.config import Config, DecoderConfig, config_from_dict, config_to_dict, read_config_section
+from amrg.config import Config, DecoderConfig
 from amrg.config_aliases import KEYS, VALUES, rename_old_flags, rename_old_keys
+from amrg.config_files import config_from_dict, config_to_dict, read_config_section
 from amrg.errors import UserError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amrg import cli, commands, config, pipeline
+from amrg import cli, commands, config, config_files, pipeline
 from amrg.config import Config
 from amrg.errors import UserError
 
@@ -50,12 +50,12 @@ def test_a_switch_takes_no_other_value():
 
 def test_a_configuration_survives_its_dictionary():
     changed = dataclasses.replace(Config(), vision=dataclasses.replace(Config().vision, depths=(1, 2, 3)))
-    assert config.config_from_dict(config.config_to_dict(changed), "x") == changed
+    assert config_files.config_from_dict(config_files.config_to_dict(changed), "x") == changed
 
 
 @pytest.mark.parametrize("path", sorted(config.CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_load(path):
-    loaded = config.load_config(path.name)
+    loaded = config_files.load_config(path.name)
     assert loaded.runs == "runs"
     if loaded.decoder.tuning == "lora" and loaded.data.source != "openi_drr":  # for GPUs: what their kernels read
         assert loaded.banks.dtype == loaded.decoder.base_dtype == "bfloat16"
@@ -76,7 +76,7 @@ def test_shipped_configurations_load(path):
 )
 def test_a_bad_file_is_one_line_with_the_path_of_the_key(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
-        config.load_config(write(tmp_path, text))
+        config_files.load_config(write(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ import yaml
 from amrg.cli import COMMANDS, STEPS
 from amrg.cli_config import parse_config_arguments
 from amrg.commands import plan
-from amrg.config import config_from_dict
+from amrg.config_files import config_from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "mimic-from-zero.md"

@@ -9,7 +9,8 @@ import pytest
 
 from amrg.artifacts import build_artifact
 from amrg.banks.bank import VISUAL, MemoryBank
-from amrg.config import Config, VisionConfig, load_config
+from amrg.config import Config, VisionConfig
+from amrg.config_files import load_config
 from amrg.data.shards import prepare_shards
 from amrg.data.stream import iter_split_samples
 from amrg.data.studies import Study

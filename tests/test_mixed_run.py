@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amrg.config import ColumnsConfig, Config, DataConfig, MixPart, VisionConfig, load_config
+from amrg.config import ColumnsConfig, Config, DataConfig, MixPart, VisionConfig
+from amrg.config_files import load_config
 from amrg.data.stream import load_split_studies
 from amrg.evaluation.clinical import binarize_labels, label_matrix_of_texts
 from amrg.pipeline import artifact_root, run_pipeline

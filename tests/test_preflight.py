@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from amrg import cli, model_files, pipeline, preflight
-from amrg.config import config_from_dict, config_to_dict, load_config
+from amrg.config_files import config_from_dict, config_to_dict, load_config
 from amrg.errors import UserError
 from amrg.preflight import Machine
 from benchmarks.architectures import make_tokenizer

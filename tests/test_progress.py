@@ -5,7 +5,11 @@ import pytest
 
 from amrg import progress
 
-CODE = "from amrg.progress import echo, track; echo('[bold] a line'); print(list(track(range(3), 'counting', done=2)))"
+CODE = """
+from amrg.progress import print_on_rank_0, track_progress
+print_on_rank_0('[bold] a line')
+print(list(track_progress(range(3), 'counting', done=2)))
+"""
 
 
 def run(**environment):

@@ -11,7 +11,8 @@ import yaml
 
 from amrg.artifacts import Artifact, build_artifact, open_artifact
 from amrg.cli import main
-from amrg.config import Config, config_to_dict
+from amrg.config import Config
+from amrg.config_files import config_to_dict
 from amrg.data.labels import LABELS, NO_FINDING
 from amrg.data.shards import prepare_shards
 from amrg.data.studies import Study, StudyImages

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from amrg import cli
-from amrg.config import ColumnsConfig, Config, DataConfig, VisionConfig, load_config
+from amrg.config import ColumnsConfig, Config, DataConfig, VisionConfig
+from amrg.config_files import load_config
 from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.inference.run import find_run_artifacts
 from amrg.models.classifier import DiseaseClassifier

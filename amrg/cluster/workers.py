@@ -31,7 +31,8 @@ from amrg.artifacts import ArtifactLocked, find_artifact
 from amrg.cluster.metrics import WorkerMetrics
 from amrg.cluster.ray_internals import LOSSES
 from amrg.cluster.readers import PrefetchingFetch
-from amrg.config import ClusterConfig, Config, config_from_dict, config_to_dict
+from amrg.config import ClusterConfig, Config
+from amrg.config_files import config_from_dict, config_to_dict
 from amrg.data.stream import MAX_LANES, num_batch_lanes, use_shard_fetcher
 from amrg.errors import UserError
 from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe

@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from amrg.config import Config, config_to_dict
+from amrg.config import Config
+from amrg.config_files import config_to_dict
 from amrg.errors import UserError
 from amrg.progress import print_on_rank_0
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from amrg import pipeline
 from amrg.artifacts import Artifact, find_artifact, open_artifact
-from amrg.config import Config, config_from_dict, config_to_dict
+from amrg.config import Config
+from amrg.config_files import config_from_dict, config_to_dict
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import run_step_with_vision_cache
 from amrg.experiments.jobs import Jobs

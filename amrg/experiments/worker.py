@@ -13,7 +13,7 @@ import traceback
 from queue import SimpleQueue
 
 from amrg import progress
-from amrg.config import config_from_dict
+from amrg.config_files import config_from_dict
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import run_step_with_vision_cache
 

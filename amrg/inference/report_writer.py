@@ -14,7 +14,8 @@ from amrg.data.context import Context
 from amrg.data.prior import Prior
 from amrg.data.text.sections import join_sections, split_at_mark
 from amrg.models.association_shares import RowLabels, heaviest_rows
-from amrg.models.composer import ROWS, Composed, Composer
+from amrg.models.composed import Composed
+from amrg.models.composer import ROWS, Composer
 from amrg.models.graph_guide import GraphGuide
 from amrg.models.prior import PriorFilms, PriorInputs
 from amrg.models.report_generator import Association, ReportGenerator
@@ -86,11 +87,11 @@ class ReportWriter:
         """Generate the reports of some studies, with the entries of their lines of ``reports.jsonl``.
 
         A line is ``{generated, memory, association, recalled, sentences}``: ``memory`` and ``association`` are those
-        of ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composer.ComposedSentence``), with
+        of ``Recorder.record``, ``sentences`` are the recalled ones (``amrg.models.composed.ComposedSentence``), with
         which ``generated`` begins, and ``recalled`` their rows of the report bank. If the decoder reads earlier
         studies, ``prior`` is whether one was given. The line also has the entries of ``TrainingDistance.records``;
         with ``generate.abstain``, ``unsure``, the findings that the report leaves out
-        (``amrg.models.composer.Unsure``); if the decoder reads retrieved text, ``retrieved_text``; if the sections are
+        (``amrg.models.composed.Unsure``); if the decoder reads retrieved text, ``retrieved_text``; if the sections are
         separate, ``sections``: the ``findings`` and the ``impression`` of which ``generated`` consists; and, with a
         knowledge graph, the entries of ``GraphGuide.record``.
 

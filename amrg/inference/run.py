@@ -13,16 +13,8 @@ from pydantic import ValidationError
 from amrg import distributed
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_artifact_input
 from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank
-from amrg.config import (
-    BanksConfig,
-    Config,
-    DataConfig,
-    GenerateConfig,
-    GraphConfig,
-    MemoryConfig,
-    Stage2Config,
-    read_config_section,
-)
+from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, GraphConfig, MemoryConfig, Stage2Config
+from amrg.config_files import read_config_section
 from amrg.data.context import Context
 from amrg.data.film_checks import is_lateral_view, view_kinds_of_films
 from amrg.data.labels import FINDINGS, LABELS

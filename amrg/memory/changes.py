@@ -19,7 +19,8 @@ from amrg.artifacts import (
 )
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
 from amrg.banks.transforms import RowSelection, merge_banks, selected_rows_of, write_bank_subset
-from amrg.config import BanksConfig, Config, Stage1Config, read_config_section
+from amrg.config import BanksConfig, Config, Stage1Config
+from amrg.config_files import read_config_section
 from amrg.data.stream import load_split_studies
 from amrg.errors import UserError
 from amrg.inference.run import UNWRITTEN, RunArtifacts, refuse_other_banks

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amrg.config import VisionConfig, config_to_dict, read_config_section
+from amrg.config import VisionConfig
+from amrg.config_files import config_to_dict, read_config_section
 from amrg.data.film_checks import VIEW_KINDS
 from amrg.data.labels import FINDINGS, LABELS
 from amrg.errors import UserError

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig, config_to_dict, read_config_section
+from amrg.config import DecoderConfig, GenerateConfig, MemoryConfig
+from amrg.config_files import config_to_dict, read_config_section
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.prior import Prior

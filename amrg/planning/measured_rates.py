@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from amrg.artifacts import atomic_path
-from amrg.config import Config, config_from_dict, config_to_dict
+from amrg.config import Config
+from amrg.config_files import config_from_dict, config_to_dict
 from amrg.errors import UserError
 from amrg.launcher import local_rank_variables
 from amrg.progress import print_on_rank_0

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from amrg.config import CONFIGS, Stage1Config, Stage2Config, find_config_file
+from amrg.config import CONFIGS, Stage1Config, Stage2Config
+from amrg.config_files import find_config_file
 from amrg.errors import UserError, collect_errors
 from amrg.training.deepspeed_json import AUTO, AUTOTP_SIZE, TENSOR_PARALLEL, load_ds_config
 

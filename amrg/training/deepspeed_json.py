@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from amrg.config import find_config_file
+from amrg.config_files import find_config_file
 from amrg.errors import UserError
 
 AUTO = "auto"

@@ -10,7 +10,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from amrg.banks.bank import REPORTS, TRAIN, VISUAL, MemoryBank
-from amrg.config import Config, config_to_dict
+from amrg.config import Config
+from amrg.config_files import config_to_dict
 from amrg.data.data_card import STATISTICS
 from amrg.models.decoder_files import SMALL_LLAMA, SMOLLM2
 from amrg.models.report_generator import ReportGenerator

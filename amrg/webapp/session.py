@@ -31,7 +31,8 @@ from amrg.inference.run import RunArtifacts, open_generator
 from amrg.models import report_generator
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier
-from amrg.models.composer import ROWS, Composed, ComposedSentence
+from amrg.models.composed import Composed, ComposedSentence
+from amrg.models.composer import ROWS
 from amrg.models.cross_attention import CrossAttention
 from amrg.models.hopfield import HopfieldMemory
 from amrg.models.prior import PriorFilms, PriorInputs

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from amrg.cluster.pipeline import open_ray_session
 from amrg.cluster.workers import train_with_ray
-from amrg.config import CONFIGS, ClusterConfig, Config, load_config
+from amrg.config import CONFIGS, ClusterConfig, Config
+from amrg.config_files import load_config
 from amrg.pipeline import artifact_root, step_recipe
 
 TINY = CONFIGS / "tiny.yaml"

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from amrg.config import Config, load_config
+from amrg.config import Config
+from amrg.config_files import load_config
 from amrg.planning.simulation import simulate_training
 from benchmarks.fault_tolerance import Step, Trace, calibrated, on_average
 from tests.conftest import TINY

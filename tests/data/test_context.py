@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from amrg.config import ColumnsConfig, Config, DataConfig, config_to_dict
+from amrg.config import ColumnsConfig, Config, DataConfig
+from amrg.config_files import config_to_dict
 from amrg.data.context import Context, parse_age_in_years, parse_patient_sex
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare_shards, read_split_index

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from amrg.config import ColumnsConfig, Config, DataConfig, MixPart, config_from_dict, load_config
+from amrg.config import ColumnsConfig, Config, DataConfig, MixPart
+from amrg.config_files import config_from_dict, load_config
 from amrg.data.labels import LABELS
 from amrg.data.shards import prepare_shards
 from amrg.data.sources import configured_source_size, open_data_source, source_faults

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from amrg.config import DataConfig, config_to_dict
+from amrg.config import DataConfig
+from amrg.config_files import config_to_dict
 from amrg.data.sources.openi_drr import OpeniDrr
 from amrg.data.sources.openi_drr.anatomy import load_anatomy
 from amrg.data.sources.openi_drr.canvas import Canvas

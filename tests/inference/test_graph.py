@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from amrg import pipeline
 from amrg.artifacts import Artifact
-from amrg.config import Config, GraphConfig, load_config
+from amrg.config import Config, GraphConfig
+from amrg.config_files import load_config
 from amrg.data.stream import iter_split_samples
 from amrg.graph.knowledge_graph import FILE
 from amrg.inference.generate import generate_faults

@@ -178,7 +178,7 @@ def test_the_pipeline_after_forgetting_writes_as_before_what_never_retrieved_the
     }  # fmt: skip
     with monkeypatch.context() as patch:
         # The patient's rows are invisible to all films, as they are to its own.
-        patch.setattr("amrg.inference.generate.group_id", lambda group: patient_group_id(GONE))
+        patch.setattr("amrg.inference.generate.patient_group_id", lambda group: patient_group_id(GONE))
         before, scores = run_pipeline_step("generate", config), run_pipeline_step("evaluate", config)
         lines, scored = lines_of(before), (scores.path / "scores.json").read_text()
     (tmp_path / "key").write_bytes(bytes(range(32)))

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from amrg.artifacts import Artifact, folder_content_hash
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank, patient_group_id
 from amrg.commands import bank as command
-from amrg.config import GenerateConfig, read_config_section
+from amrg.config import GenerateConfig
+from amrg.config_files import read_config_section
 from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.errors import UserError
 from amrg.inference.run import LoadedRun, find_run_artifacts, holds_no_reports

@@ -10,7 +10,8 @@ import torch
 from amrg.banks.bank import NO_GROUP, MemoryBank, patient_group_id
 from amrg.banks.writer import BankWriter
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
-from amrg.models.composer import Composed, ComposedSentence, Composer, Support, Unsure, head_features
+from amrg.models.composed import Composed, ComposedSentence, Unsure
+from amrg.models.composer import Composer, Support, head_features
 from amrg.models.detail_heads import AttributeHeads, Head
 from amrg.models.finding_calibration import Certainty
 from amrg.models.regions import PLACES

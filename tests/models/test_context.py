@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amrg.config import DecoderConfig, config_to_dict
+from amrg.config import DecoderConfig
+from amrg.config_files import config_to_dict
 from amrg.data.context import Context
 from amrg.data.labels import LABELS
 from amrg.data.studies import Study

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from amrg.config import VisionConfig, config_to_dict
+from amrg.config import VisionConfig
+from amrg.config_files import config_to_dict
 from amrg.data.film_checks import VIEW_KINDS, view_kinds_of_films
 from amrg.models.classifier import DiseaseClassifier, Stage1Output, mean_over_views
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amrg.config import DecoderConfig, GenerateConfig, Stage2Config, config_to_dict
+from amrg.config import DecoderConfig, GenerateConfig, Stage2Config
+from amrg.config_files import config_to_dict
 from amrg.data.labels import LABELS
 from amrg.data.prior import Prior
 from amrg.data.studies import Study

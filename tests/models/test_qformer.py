@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from amrg.config import VisionConfig, config_to_dict
+from amrg.config import VisionConfig
+from amrg.config_files import config_to_dict
 from amrg.data.labels import LABELS
 from amrg.errors import UserError
 from amrg.models.classifier import DiseaseClassifier, query_cosines

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amrg.commands.simulate import main
-from amrg.config import load_config
+from amrg.config_files import load_config
 from amrg.errors import UserError
 from amrg.planning.measured_rates import MeasuredRates, _start, _timed, measure_rates
 from amrg.planning.scaling import clusters_like_measured, predict_two_workers, scaling_curve

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from amrg.config import Config, load_config
+from amrg.config import Config
+from amrg.config_files import load_config
 from amrg.models.classifier import DiseaseClassifier
 from amrg.planning.architectures import Size
 from amrg.planning.devices import Device

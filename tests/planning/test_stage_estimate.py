@@ -11,7 +11,8 @@ import pytest
 
 from amrg import cli
 from amrg.cli_config import parse_config_arguments
-from amrg.config import MixPart, load_config
+from amrg.config import MixPart
+from amrg.config_files import load_config
 from amrg.data.shards import INDEX, OPTIONAL
 from amrg.errors import UserError
 from amrg.pipeline import artifact_root, step_recipe

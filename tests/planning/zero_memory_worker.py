@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from amrg import distributed
-from amrg.config import CONFIGS, Config, load_config
+from amrg.config import CONFIGS, Config
+from amrg.config_files import load_config
 from amrg.planning.meta_models import dummy_vision_output
 from amrg.training import engine
 from amrg.training.engine import Engine

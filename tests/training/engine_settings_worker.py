@@ -9,7 +9,8 @@ import sys
 from typing import Any
 
 from amrg import distributed, pipeline
-from amrg.config import CONFIGS, Config, load_config
+from amrg.config import CONFIGS, Config
+from amrg.config_files import load_config
 from amrg.training import engine, loop
 from amrg.training.interruption import GracefulStop
 

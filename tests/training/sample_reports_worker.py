@@ -1,6 +1,6 @@
 """What is watched of a validation split on as many ranks: arguments: FOLDER WAY...; writes WAY.json each.
 
-``whole``: every rank holds the whole banks; else ``amrg.retrieval.sharded_bank.Way``.
+``whole``: every rank holds the whole banks; else ``amrg.config.ShardingStrategy``.
 """
 
 import json

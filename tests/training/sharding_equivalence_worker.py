@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from amrg import distributed
-from amrg.config import CONFIGS, load_config
+from amrg.config import CONFIGS
+from amrg.config_files import load_config
 from amrg.inference.generate import generate_reports_file
 from amrg.training import feature_cache
 from amrg.training.stage2 import train_stage2

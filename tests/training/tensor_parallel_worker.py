@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from amrg import distributed, pipeline
-from amrg.config import CONFIGS, Config, load_config
+from amrg.config import CONFIGS, Config
+from amrg.config_files import load_config
 from amrg.training import loop
 from amrg.training.interruption import GracefulStop
 from benchmarks.architectures import make_folder

@@ -8,7 +8,7 @@ import torch
 
 from amrg.config import Config
 from amrg.inference.report_writer import ReportWriter
-from amrg.models.composer import Composed
+from amrg.models.composed import Composed
 from amrg.models.report_generator import ReportGenerator
 from tests.models.vision_outputs import sight_of
 

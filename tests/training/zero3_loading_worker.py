@@ -15,7 +15,8 @@ from typing import Any
 
 from amrg import distributed
 from amrg.banks.bank import VISUAL, MemoryBank
-from amrg.config import CONFIGS, Config, load_config
+from amrg.config import CONFIGS, Config
+from amrg.config_files import load_config
 from amrg.inference.generate import generate_reports_file
 from amrg.models.decoder_loading import load_pretrained
 from amrg.models.zero3 import hash_of_weights

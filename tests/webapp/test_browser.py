@@ -17,7 +17,8 @@ from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
 from amrg.inference.run import find_run_artifacts, open_generator
-from amrg.models.composer import Composed, ComposedSentence, Composer
+from amrg.models.composed import Composed, ComposedSentence
+from amrg.models.composer import Composer
 from amrg.models.finding_calibration import Certainty
 from amrg.models.training_distance import TrainingDistance
 from amrg.webapp.comparison import ComparedRun

@@ -31,7 +31,7 @@ from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import GeneratedReport, Sentence
 from amrg.inference.run import LoadedRun, find_run_artifacts
-from amrg.models.composer import Composed, ComposedSentence, Unsure
+from amrg.models.composed import Composed, ComposedSentence, Unsure
 from amrg.models.open_banks import open_sharded_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE

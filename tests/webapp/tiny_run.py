@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from amrg.artifacts import Artifact, build_artifact, open_artifact
-from amrg.config import Config, PriorPart, load_config
+from amrg.config import Config, PriorPart
+from amrg.config_files import load_config
 from amrg.data.context import Context
 from amrg.data.labels import FINDINGS
 from amrg.data.prior import Prior
