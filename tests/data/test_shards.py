@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_without_redoing_whole_shards(prepared, tmp_path):
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
         "from test_shards import *\n"
-        "if __name__ == '__main__': prepare(TinySource(hang='s-006'), CONFIG, Path(sys.argv[1]), seed=5)\n"
+        "if __name__ == '__main__': prepare_shards(TinySource(hang='s-006'), CONFIG, Path(sys.argv[1]), seed=5)\n"
     )
     (tmp_path / "run.py").write_text(script)
     folder = tmp_path / "data"

@@ -111,7 +111,7 @@ def restore_known_words(text: str) -> str:
     return re.sub(rf"\b{_MASK}-[Aa]-{_MASK}\b", "port-a-cath", text)
 
 
-def masked_phrases(text: str) -> str:
+def drop_masked_phrases(text: str) -> str:
     """Drop a first or final phrase whose content is masked, such as ``, compared to XXXX``."""
     text = re.sub(
         rf"(?:^|(?<=[.;?!]\s))(?:When |As )?[Cc]ompar(?:ed|ison)(?: is made)? (?:to|with) (?:the )?"
@@ -157,18 +157,18 @@ def capitalize_sentences(text: str) -> str:
 
 
 #: The rules in the order in which they are applied.
-RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("markup", strip_markup),
-    ("plain", to_plain_characters),
-    ("lines", end_lines_with_stops),
-    ("mask_token", unify_mask_tokens),
-    ("whitespace", normalize_whitespace),
-    ("numbering", drop_list_numbers),
-    ("known_words", restore_known_words),
-    ("masked_phrases", masked_phrases),
-    ("masked_words", drop_masked_words),
-    ("whitespace", normalize_whitespace),
-    ("capitals", capitalize_sentences),
+RULES: tuple[Callable[[str], str], ...] = (
+    strip_markup,
+    to_plain_characters,
+    end_lines_with_stops,
+    unify_mask_tokens,
+    normalize_whitespace,
+    drop_list_numbers,
+    restore_known_words,
+    drop_masked_phrases,
+    drop_masked_words,
+    normalize_whitespace,
+    capitalize_sentences,
 )
 
 
@@ -176,7 +176,7 @@ def clean_report_text(text: str) -> str:
     """Apply all ``RULES`` until they change nothing; the result may be empty."""
     for _ in range(_ROUNDS):
         before = text
-        for _, rule in RULES:
+        for rule in RULES:
             text = rule(text)
         if text == before:
             break

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from amrg.data.text.cleaning import RULES, clean_report_text, drop_list_numbers, normalize_for_dedup, split_sentences
+from amrg.data.text.cleaning import clean_report_text, drop_list_numbers, normalize_for_dedup, split_sentences
 from amrg.data.text.repetition import tokenize_words
 
 SENTENCES = (
@@ -126,7 +126,3 @@ def test_tokens_of_typographic_text() -> None:
         "4-5",
         "mm",
     ]
-
-
-def test_rules_are_named() -> None:
-    assert all(rule.__name__ == name for name, rule in RULES)
