@@ -59,7 +59,7 @@ def test_a_launcher_that_starts_ranks_again_goes_on_from_the_checkpoint(tmp_path
 
 
 def meet(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    script = f"from amrg.cli import run_command_line\nrun_cli(lambda: exec({MEET!r}))"
+    script = f"from amrg.cli import run_command_line\nrun_command_line(lambda: exec({MEET!r}))"
     environment = BARE | {"AMRG_RENDEZVOUS_TIMEOUT": "2"} | variables
     return subprocess.run(
         [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
