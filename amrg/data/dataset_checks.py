@@ -20,7 +20,7 @@ from amrg.data.image_io import load_film_file
 from amrg.data.labels import LABELS
 from amrg.data.sources import chexpert_plus, mimic_cxr, open_mixed_source, openi, r2gen, recognize_source, source_faults
 from amrg.data.sources.table import suggest_columns
-from amrg.data.sources.tables import labels_of_row, present_text, read_csv_columns
+from amrg.data.sources.tables import labels_of_row, read_csv_columns, stripped_text
 from amrg.data.text.sections import split_sections, unknown_headings
 from amrg.errors import UserError
 from amrg.progress import track_progress
@@ -227,7 +227,7 @@ def _annotated(root: Path, report: Report) -> str:
         try:
             name, paths = str(entry["id"]), r2gen.film_paths_of_entry(entry)
             patient = r2gen.subject_of_entry(entry) if mimic else name.split("_")[0]
-            entries.append((name, split, paths, patient, present_text(entry["report"])))
+            entries.append((name, split, paths, patient, stripped_text(entry["report"])))
         except (KeyError, TypeError):
             wrong.append(f"entry {number}")
     report.expect_none("entries without id, report or films", wrong, len(content), advice)

@@ -24,7 +24,7 @@ from amrg.models.decoder_loading import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
 from amrg.models.graph_guide import GraphGuide, save_graph_guide
-from amrg.models.open_banks import open_sharded_banks
+from amrg.models.open_banks import open_memory_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.progress import track_progress
 from amrg.training import engine
@@ -64,7 +64,7 @@ def generate_reports_file(
     decoding = config.generate
     if not num_split_studies(data, decoding.split):
         raise UserError(f"the split `{decoding.split}` of {data} has no studies to write reports for")
-    memories = open_sharded_banks(config, banks, decoding.batch_size)
+    memories = open_memory_banks(config, banks, decoding.batch_size)
     zero = None if decoding.ds_config is None else engine.zero3_section(decoding.ds_config, required=True)
     model = ReportGenerator.from_pretrained(stage2 / MODEL, memories, zero, config.decoder.model).to(
         distributed.local_device()

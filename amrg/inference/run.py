@@ -27,7 +27,7 @@ from amrg.inference.report_writer import Recorder, ReportWriter
 from amrg.models.composer import Composer
 from amrg.models.detail_heads import AttributeHeads
 from amrg.models.graph_guide import GraphGuide
-from amrg.models.open_banks import open_sharded_banks
+from amrg.models.open_banks import open_memory_banks
 from amrg.models.prior import PriorFilms
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.training_distance import FILE as DISTANCE_FILE
@@ -184,7 +184,7 @@ def open_generator(
         UserError: an artefact is damaged or of another kind.
     """
     config = chain.config
-    memories = open_sharded_banks(config, chain.banks.path, batch_size)
+    memories = open_memory_banks(config, chain.banks.path, batch_size)
     model = ReportGenerator.from_pretrained(chain.stage2.path / MODEL, memories, base_model=chain.base_model)
     model = model.to(distributed.local_device())
     calibration = chain.stage2.path / CALIBRATION / config.generate.split

@@ -16,7 +16,7 @@ from amrg.retrieval.sharded_bank import ShardedBank
 INDEXES = ".indexes"
 
 
-def open_sharded_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, AnyBank]:
+def open_memory_banks(config: Config, folder: Path, batch_size: int) -> tuple[AnyBank, AnyBank]:
     """Open the visual and the report bank of a banks artefact, complete or sharded according to ``sharding``.
 
     Args:

@@ -25,7 +25,7 @@ from amrg.models.context import format_context, refuse_lacking_context
 from amrg.models.decoder import build_decoder, build_split_decoder
 from amrg.models.decoder_loading import QUANTISED, refuse_quantised
 from amrg.models.decoder_smoke_test import smoke_test_decoder
-from amrg.models.open_banks import open_sharded_banks, refuse_ring_of_indexes
+from amrg.models.open_banks import open_memory_banks, refuse_ring_of_indexes
 from amrg.models.prior import format_prior, refuse_lacking_priors
 from amrg.models.prompt import stream_faults
 from amrg.models.report_generator import ReportGenerator
@@ -157,7 +157,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        memories = open_sharded_banks(config, banks, config.stage2.batch_size // distributed.data_parallel_size())
+        memories = open_memory_banks(config, banks, config.stage2.batch_size // distributed.data_parallel_size())
         method = MemoryBank.open(banks / VISUAL).header["about"]["method"]
         model = ReportGenerator(classifier, decoder, tokenizer, memories, config.memory, config.decoder, method)
     if not config.stage2.association_loss_weight:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from amrg.artifacts import open_artifact
-from amrg.models.open_banks import open_sharded_banks
+from amrg.models.open_banks import open_memory_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.training import checkpoint
 
@@ -118,7 +118,7 @@ def test_deepspeed_with_two_ranks_under_zero_3(artefacts: Any, tmp_path: Path) -
     assert (done.stdout + done.stderr).count("banks: making") == 1
     manifest = open_artifact(made, "stage2").manifest
     assert manifest["config"]["stage2"]["ds_config"]["zero_optimization"]["stage"] == 3
-    model = ReportGenerator.from_pretrained(made / "model", open_sharded_banks(artefacts.config, banks, 8))
+    model = ReportGenerator.from_pretrained(made / "model", open_memory_banks(artefacts.config, banks, 8))
     assert all(parameter.numel() and parameter.isfinite().all() for parameter in model.parameters())
     again = call(tmp_path, sys.executable, script, config, "--ds_config", "zero3.json", "--runs", runs)
     assert again.returncode == 0, again.stderr

@@ -14,7 +14,7 @@ from amrg.errors import UserError
 from amrg.inference.generate import generate_reports_file, mismatched_permutation
 from amrg.models.composer import ROWS, Composer
 from amrg.models.finding_calibration import Certainty
-from amrg.models.open_banks import open_sharded_banks
+from amrg.models.open_banks import open_memory_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.models.tokenizer import IGNORE_INDEX
 from amrg.training.calibration import CALIBRATION
@@ -45,7 +45,7 @@ def test_reports_are_written_from_the_text_that_the_film_retrieves(stage2: tuple
     ours, folder = stage2
     generate_reports_file(ours.config, ours.data, ours.stage1, ours.banks, folder, tmp_path / "own")
     lines = [json.loads(line) for line in (tmp_path / "own" / "reports.jsonl").read_text().splitlines()]
-    model = ReportGenerator.from_pretrained(folder / "model", open_sharded_banks(ours.config, ours.banks, 1))
+    model = ReportGenerator.from_pretrained(folder / "model", open_memory_banks(ours.config, ours.banks, 1))
     banks = [MemoryBank.open(ours.banks / name) for name in (VISUAL, REPORTS)]
     composer = Composer(Certainty.load(folder / CALIBRATION / "test"), *banks)
     seen = VisionCache(model, ours.data, "test", tmp_path / "seen", ours.config.stage2.dtype)

@@ -22,7 +22,7 @@ from amrg.inference.generate import generate_reports_file, mismatched_permutatio
 from amrg.inference.report_writer import TOP_ROWS
 from amrg.mining.reports import build_report_bank
 from amrg.models.finding_calibration import Certainty
-from amrg.models.open_banks import open_sharded_banks
+from amrg.models.open_banks import open_memory_banks
 from amrg.models.report_generator import GeneratorOutput, ReportGenerator
 from amrg.models.vision_output import VisionOutput
 from amrg.pipeline import STEPS
@@ -53,7 +53,7 @@ def test_training_writes_curves_and_a_model_that_loads(artefacts: Any, stage2: t
     assert rows[1]["val_loss"] < rows[0]["val_loss"]
     assert rows[0]["train_loss"] == pytest.approx(math.log(200), abs=0.6)  # about uniform at first
     assert all(row["watched_generic"] in (1 / 3, 2 / 3, 1.0) for row in rows)  # of three validation studies
-    model = ReportGenerator.from_pretrained(folder / "model", open_sharded_banks(artefacts.config, artefacts.banks, 8))
+    model = ReportGenerator.from_pretrained(folder / "model", open_memory_banks(artefacts.config, artefacts.banks, 8))
     assert model.decoder.config.hidden_size == 32
 
 
@@ -77,9 +77,7 @@ def test_again_with_the_same_seed_it_is_the_same(artefacts: Any, stage2: tuple[C
 
 def test_vision_trains_too_when_asked(artefacts: Any, tmp_path: Path) -> None:
     trained(artefacts, tmp_path, train_vision=True, dtype="float32")
-    model = ReportGenerator.from_pretrained(
-        tmp_path / "model", open_sharded_banks(artefacts.config, artefacts.banks, 8)
-    )
+    model = ReportGenerator.from_pretrained(tmp_path / "model", open_memory_banks(artefacts.config, artefacts.banks, 8))
     before = type(model.stage1).from_pretrained(artefacts.stage1 / "model").state_dict()
     changed = {name for name, value in model.stage1.state_dict().items() if not torch.equal(value, before[name])}
     assert "disease_queries" in changed

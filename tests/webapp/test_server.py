@@ -32,7 +32,7 @@ from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import GeneratedReport, Sentence
 from amrg.inference.run import LoadedRun, find_run_artifacts
 from amrg.models.composed import Composed, ComposedSentence, Unsure
-from amrg.models.open_banks import open_sharded_banks
+from amrg.models.open_banks import open_memory_banks
 from amrg.models.report_generator import ReportGenerator
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import crop_film_to_box, film_data_url
@@ -310,7 +310,7 @@ def test_the_report_is_what_the_generator_writes(client, reader, run, off):
 
     chain = find_run_artifacts(run["scores"].path)
     model = ReportGenerator.from_pretrained(
-        chain.stage2.path / "model", open_sharded_banks(chain.config, chain.banks.path, 1)
+        chain.stage2.path / "model", open_memory_banks(chain.config, chain.banks.path, 1)
     )
     sample = SampleLookup(run["data"].path, "test")[KEY]
     group = patient_group_id(sample.study.group)

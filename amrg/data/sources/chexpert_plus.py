@@ -20,8 +20,8 @@ from amrg.data.sources.tables import (
     find_first_existing,
     join_label_rows,
     parse_number,
-    present_text,
     read_csv_columns,
+    stripped_text,
 )
 from amrg.data.splits import assign_splits, hash_patient_group
 from amrg.data.studies import Study, StudyImages
@@ -202,7 +202,7 @@ def read_chexpert_labels(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            good = bool(present_text(row["path_to_image"]))
+            good = bool(stripped_text(row["path_to_image"]))
         except (ValueError, KeyError, TypeError):
             good = False
         if not good:

@@ -15,8 +15,8 @@ from amrg.data.sources.tables import (
     Tally,
     check_data_root,
     decode_text,
-    present_text,
     refuse_views,
+    stripped_text,
     walk_data_files,
 )
 from amrg.data.splits import assign_splits, hash_patient_group
@@ -92,7 +92,7 @@ def read_sections(content: ET.Element) -> dict[str, str]:
     """Return the texts of a report by their labels in capitals."""
     found: dict[str, str] = {}
     for node in content.iter("AbstractText"):
-        label, text = node.get("Label", "").strip().upper(), present_text("".join(node.itertext()))
+        label, text = node.get("Label", "").strip().upper(), stripped_text("".join(node.itertext()))
         found[label] = f"{found.get(label, '')} {text}".strip()
     return found
 

@@ -15,8 +15,8 @@ from amrg.data.sources.tables import (
     check_data_root,
     decode_text,
     find_first_existing,
-    present_text,
     refuse_views,
+    stripped_text,
 )
 from amrg.data.splits import assign_splits, hash_patient_group
 from amrg.data.studies import SPLITS, Study, StudyImages
@@ -126,7 +126,7 @@ class R2Gen:
         if self._data_set == "iu_xray":
             paths = [paths[place] for place in frontal_first(open_i_film_names(name, paths))]
         self._films[key] = [self._images / path for path in paths]
-        text = clean_report_text(present_text(report))
+        text = clean_report_text(stripped_text(report))
         return Study(key, hash_patient_group(patient), split, text, label_report(text))
 
 

@@ -166,7 +166,7 @@ def decode_text(data: bytes) -> str:
         return data.decode("cp1252", errors="replace")
 
 
-def present_text(value: object) -> str:
+def stripped_text(value: object) -> str:
     """Return the stripped text of a value; empty if it is none, or one of ``MISSING``."""
     text = value.strip() if isinstance(value, str) else ""
     return "" if text.lower() in MISSING else text
@@ -343,7 +343,7 @@ def labels_of_row(row: Mapping[str, Any]) -> tuple[dict[str, float | None], str]
 
 def _label(value: Any) -> float | None:
     """Convert a published value to a number; an empty value to None, a text that is no number to infinity."""
-    if value is None or (isinstance(value, str) and not present_text(value)):
+    if value is None or (isinstance(value, str) and not stripped_text(value)):
         return None
     found = _BOOLEANS.get(str(value).strip().lower(), parse_number(str(value)))
     if found is None:
