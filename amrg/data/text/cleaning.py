@@ -1,4 +1,4 @@
-"""Cleaning of report text by named rules.
+"""Cleaning of report text by rules, each a function.
 
 De-identification replaced words by ``XXXX`` (Open-i), ``___`` or ``[**…**]`` (MIMIC). A masked phrase or word is
 removed if the sentence is complete without it; otherwise the sentence is removed, as is one whose masked word may have
