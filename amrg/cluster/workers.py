@@ -92,7 +92,7 @@ def train_with_ray(verb: str, config: Config, batch_size: int, readers: list[Any
                     lost_at = time.time()
             except TrainingFailedError as error:
                 lost_at = time.time()
-                what, accident = _diagnose(error)
+                what, accident = _diagnose_loss(error)
                 if not accident:
                     logger.error("%s", error)
                 before, progress = progress, _progress(verb, config)
@@ -211,7 +211,7 @@ def _progress(verb: str, config: Config) -> set[str]:
     return {path.name for pattern in ("checkpoints/*", "scratch/**/*") for path in partial.glob(pattern)}
 
 
-def _diagnose(error: TrainingFailedError) -> tuple[str, bool]:
+def _diagnose_loss(error: TrainingFailedError) -> tuple[str, bool]:
     """What happened in one line, and whether a process or its connections were lost (else our code failed).
 
     Raises:

@@ -107,7 +107,7 @@ class ReportWriter:
         composed = [Composed("")] * len(group_B)
         if self.composer is not None:
             # If a patient's own rows may be retrieved, so may their sentences.
-            unsaid_B = model.masked_groups(group_B)
+            unsaid_B = model.hidden_groups(group_B)
             associations = self.composer.fitted(vision, associations)
             recall = "report" in associations
             composed = self.composer.compose(vision, associations, unsaid_B, recall=recall, priors=given)

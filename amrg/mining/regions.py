@@ -28,7 +28,7 @@ from amrg.data.studies import Study
 from amrg.data.text.cleaning import split_sentences
 from amrg.data.text.statements import Statement, find_statements
 from amrg.mining.region_encoder import STUDIES_PER_PART, RegionMiner
-from amrg.models.cam import map_class_scales
+from amrg.models.cam import activation_scales
 from amrg.models.classifier import DiseaseClassifier
 from amrg.progress import print_on_rank_0, track_progress
 
@@ -128,7 +128,7 @@ def _scales(found: Sequence[Candidate]) -> dict[str, float]:
     peaks: dict[str, list[float]] = {name: [] for name in LABELS}
     for candidate in found:
         peaks[candidate.label].append(candidate.peak)
-    return dict(zip(LABELS, map_class_scales(list(peaks.values())), strict=True))
+    return dict(zip(LABELS, activation_scales(list(peaks.values())), strict=True))
 
 
 def _candidates(files: Sequence[Path], counts: dict[str, Counter[str]]) -> list[Candidate]:

@@ -14,7 +14,7 @@ scores over the cells.
 ================  ==========================================================================================
 
 **Scale.** Maps are never stretched image by image: that would make a threshold relative, and the emptiest film's
-noise as strong as a lesion. ``map_class_scales`` gives each class one divisor, the median of its maps' maxima over the
+noise as strong as a lesion. ``activation_scales`` gives each class one divisor, the median of its maps' maxima over the
 train films it is found in. So 1 is the peak of a typical positive film, and τ = 0.5 half of it, on any film.
 """
 
@@ -63,7 +63,7 @@ def activation_maps(head: LogSumExpHead, fine_BHWC: Tensor, method: str = "layer
         return METHODS[method](features_BHWC, weight_KC, p_BKHW).clamp(min=0)
 
 
-def map_class_scales(peaks: list[list[float]]) -> list[float]:
+def activation_scales(peaks: list[list[float]]) -> list[float]:
     """One divisor for each class, from the maxima of its maps on the films it is found in; 1 without such a film."""
     medians = [float(torch.tensor(values).median()) if values else 0.0 for values in peaks]
     return [median if median > 0 else 1.0 for median in medians]

@@ -249,7 +249,7 @@ class Composer:
             i
             for i in self._candidates[finding]
             for s in [self._sentences[i]]
-            if s.states <= named and not s.denies & undenied and not s.suspects - named and film.sees(s)
+            if s.states <= named and not s.denies & undenied and not s.suspects - named and film.may_state(s)
         ]
         if not allowed:
             return None
@@ -265,7 +265,7 @@ class Composer:
         if voted_D is not None:
             score_C += LIKENESS * (self._vectors_UD[allowed] @ voted_D)
         if film.supported is not None:
-            score_C += torch.tensor([_backing(self._sentences[i], film.supported) for i in allowed])
+            score_C += torch.tensor([_detail_score(self._sentences[i], film.supported) for i in allowed])
         return allowed[int(score_C.argmax())]
 
     def _voted_vector(self, film: "_Film", query: int) -> Tensor | None:
@@ -333,7 +333,7 @@ class Composer:
             and (bool(before) or not presupposes_finding(text))
         )
         fits = fits and not (says_all_is_well(text) and ACUTE & set(named))
-        return i if fits and film.sees(sentence) else -1
+        return i if fits and film.may_state(sentence) else -1
 
     @cached_property
     def _groups(self) -> list[int]:
@@ -351,7 +351,7 @@ class _Film:
     group: int
     prior: Prior | None = None
 
-    def sees(self, sentence: BankSentence) -> bool:
+    def may_state(self, sentence: BankSentence) -> bool:
         """Whether a row with the sentence belongs to another patient, and what it says of change may be true."""
         return (self.group == NO_GROUP or bool(sentence.groups - {self.group})) and self._may_compare(sentence)
 
@@ -394,7 +394,7 @@ def _spread(association: Association, length: int) -> Tensor:
     return torch.zeros(*rows.shape[:2], length).scatter_add_(2, rows.clamp_min(0), kept)
 
 
-def _backing(sentence: BankSentence, supported: Supported) -> float:
+def _detail_score(sentence: BankSentence, supported: Supported) -> float:
     """Score of the details of a sentence, given the support by the film; a size always counts as unsupported.
 
     Few rows show a device, so hardly any kind reaches ``LEAST_SUPPORT``; the most probable kind has a smaller penalty.

@@ -252,7 +252,7 @@ class ReportGenerator(nn.Module):
         self, query_vision: VisionOutput, group_B: Tensor, own_BQD: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
         """Retrieve from each memory, [B, Q, D]; with the studies' own sentences also the ``retrieval_loss``, [B]."""
-        states, hidden = self.memory_states(query_vision), self.masked_groups(group_B)
+        states, hidden = self.memory_states(query_vision), self.hidden_groups(group_B)
         with profile_region(MEMORY):
             steps: list[RetrievalSteps[Any]] = [
                 memory.forward_steps(states[name], query_group=hidden) for name, memory in self.streamed.items()
@@ -296,7 +296,7 @@ class ReportGenerator(nn.Module):
         embedding = self.decoder.get_input_embeddings()
         return self.prompt.embed(embedding, streams_BPE, retrieved_BL, self.training, context_BC, prior_BPE, prior_B)
 
-    def masked_groups(self, group_B: Tensor) -> Tensor | None:
+    def hidden_groups(self, group_B: Tensor) -> Tensor | None:
         """Groups whose rows both memories mask for each study; None if masking is off."""
         return group_B if self.memory_config.mask_same_patient else None
 
@@ -344,7 +344,7 @@ class ReportGenerator(nn.Module):
         association_B = None
         if wanted is not None and isinstance(self.visual_memory, HopfieldMemory):
             states_BQD = self.memory_states(vision)[MEMORIES[0]]
-            association_B = association_loss(self.visual_memory, states_BQD, self.masked_groups(group_B), wanted)
+            association_B = association_loss(self.visual_memory, states_BQD, self.hidden_groups(group_B), wanted)
         return GeneratorOutput(losses.sum(1), retrieval_B, association_B)
 
     @torch.no_grad()
@@ -410,7 +410,7 @@ class ReportGenerator(nn.Module):
             query_vision, group_B: as for ``embed_streams``.
             count: most rows per query, heaviest first.
         """
-        states, hidden = self.memory_states(query_vision), self.masked_groups(group_B)
+        states, hidden = self.memory_states(query_vision), self.hidden_groups(group_B)
         return {
             name: Association(
                 *memory.attribution(states[name], query_group=hidden, top_k=min(count, memory.bank.rows_in_all))

@@ -57,7 +57,7 @@ class RetrievedText:
             associations: associations of the studies, including those with the visual memory.
         """
         visual = {MEMORIES[0]: associations[MEMORIES[0]]}
-        composed = self._composer.compose(vision, visual, self.model.masked_groups(group_B))
+        composed = self._composer.compose(vision, visual, self.model.hidden_groups(group_B))
         return [" ".join(sentence.text for sentence in one.sentences) for one in composed]
 
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -254,7 +254,7 @@ class InferenceSession:
             given = [None if earlier is None else earlier.prior]
             composed = Composed("")
             if self._composer:
-                unsaid_1 = self.model.masked_groups(group_1)
+                unsaid_1 = self.model.hidden_groups(group_1)
                 fitted = self._composer.fitted(analysis.vision, found)
                 recall = "report" in found
                 (composed,) = self._composer.compose(analysis.vision, fitted, unsaid_1, recall=recall, priors=given)

@@ -9,7 +9,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
 from amrg.cluster.ray_internals import LOSSES
-from amrg.cluster.workers import _diagnose, _log_with_rank_and_step, divides_batch, scaling_config
+from amrg.cluster.workers import _diagnose_loss, _log_with_rank_and_step, divides_batch, scaling_config
 from amrg.data.stream import MAX_LANES, num_batch_lanes
 from amrg.errors import UserError
 from amrg.kernels.hopfield import backends
@@ -56,22 +56,22 @@ def _group_error(raised: dict[int, Exception]) -> WorkerGroupError:
 def test_a_users_mistake_in_a_worker_ends_the_run_in_its_own_words() -> None:
     failures = {0: RuntimeError("connection closed by peer"), 1: UserError("stage2.lr is odd: choose another")}
     with pytest.raises(UserError, match=r"^stage2.lr is odd: choose another$"):
-        _diagnose(_group_error(failures))
+        _diagnose_loss(_group_error(failures))
 
 
 def test_a_lost_worker_counts_for_more_than_what_its_peers_say() -> None:
     peer = RuntimeError("Connection closed by peer [10.0.0.3]:4321")
-    assert _diagnose(_group_error({0: peer, 1: RayActorError()})) == ("lost the worker of rank 1", True)
-    assert _diagnose(_group_error({1: WorkerHealthCheckFailedError("gone", peer)})) == (
+    assert _diagnose_loss(_group_error({0: peer, 1: RayActorError()})) == ("lost the worker of rank 1", True)
+    assert _diagnose_loss(_group_error({1: WorkerHealthCheckFailedError("gone", peer)})) == (
         "lost the worker of rank 1",
         True,
     )
     # The death of rank 1 may not have been noticed yet.
-    assert _diagnose(_group_error({0: peer})) == ("rank 0 lost a peer", True)
+    assert _diagnose_loss(_group_error({0: peer})) == ("rank 0 lost a peer", True)
 
 
 def test_an_error_of_ours_is_no_accident() -> None:
-    assert _diagnose(_group_error({0: ZeroDivisionError("first line\ndivision by zero")})) == (
+    assert _diagnose_loss(_group_error({0: ZeroDivisionError("first line\ndivision by zero")})) == (
         "rank 0 failed: ZeroDivisionError: division by zero",
         False,
     )

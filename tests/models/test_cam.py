@@ -3,7 +3,7 @@ import torch
 
 from amrg.config import VisionConfig
 from amrg.errors import UserError
-from amrg.models.cam import METHODS, activation_maps, activation_maps_of_images, map_class_scales
+from amrg.models.cam import METHODS, activation_maps, activation_maps_of_images, activation_scales
 from amrg.models.classifier import DiseaseClassifier, LogSumExpHead
 
 
@@ -67,7 +67,7 @@ def test_maps_are_absolute(head, fine_BHWC):
     """A film with half the evidence has a map of half the size; nothing is stretched to 1."""
     whole, half = (activation_maps(head, fine_BHWC * scale, "gradcam") for scale in (1.0, 0.5))
     torch.testing.assert_close(half, whole * 0.5, rtol=1e-5, atol=1e-6)
-    assert map_class_scales([[1.0, 8.0, 2.0], [], [0.0]]) == [2.0, 1.0, 1.0]
+    assert activation_scales([[1.0, 8.0, 2.0], [], [0.0]]) == [2.0, 1.0, 1.0]
 
 
 def test_from_images(head):

@@ -25,7 +25,7 @@ def test_own_sentences_are_said_where_own_rows_are_seen(hide):
     model = SimpleNamespace(
         memory_config=memory,
         settings=SimpleNamespace(separate_sections=False),
-        masked_groups=lambda group_B: ReportGenerator.masked_groups(SimpleNamespace(memory_config=memory), group_B),
+        hidden_groups=lambda group_B: ReportGenerator.hidden_groups(SimpleNamespace(memory_config=memory), group_B),
         associations=lambda *_: {},
         generate=lambda *_, **__: ["Clear.", "Clear."],
     )
