@@ -249,7 +249,7 @@ class Composer:
             i
             for i in self._candidates[finding]
             for s in [self._sentences[i]]
-            if s.states <= named and not s.denies & undenied and not s.suspects - named and film.may_state(s)
+            if s.states <= named and not s.denies & undenied and not s.suspects - named and film.may_recall(s)
         ]
         if not allowed:
             return None
@@ -333,7 +333,7 @@ class Composer:
             and (bool(before) or not presupposes_finding(text))
         )
         fits = fits and not (says_all_is_well(text) and ACUTE & set(named))
-        return i if fits and film.may_state(sentence) else -1
+        return i if fits and film.may_recall(sentence) else -1
 
     @cached_property
     def _groups(self) -> list[int]:
@@ -351,7 +351,7 @@ class _Film:
     group: int
     prior: Prior | None = None
 
-    def may_state(self, sentence: BankSentence) -> bool:
+    def may_recall(self, sentence: BankSentence) -> bool:
         """Whether a row with the sentence belongs to another patient, and what it says of change may be true."""
         return (self.group == NO_GROUP or bool(sentence.groups - {self.group})) and self._may_compare(sentence)
 
