@@ -1,7 +1,6 @@
 """The language model that writes: any causal LM of transformers, or a small Llama made from scratch."""
 
 import copy
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,6 @@ from amrg.models.tensor_parallel import split_decoder
 from amrg.models.tokenizer import train_tokenizer
 from amrg.models.zero3 import Zero3Config, hash_of_weights
 from amrg.progress import print_on_rank_0
-
-# peft asks by a name that transformers has given up.
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def build_decoder(

@@ -1,6 +1,7 @@
 """Weights of a published causal LM or adapter: in which precision they are loaded, and what refuses them."""
 
 import time
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,9 @@ from amrg.models.decoder_files import (
 )
 from amrg.models.zero3 import Zero3Config, zero3_loading
 from amrg.progress import print_on_rank_0
+
+# peft asks by a name that transformers has given up.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 QUANTISED = ("int8", "nf4")
 #: What becomes of the LoRA adapter that ``decoder.model`` may be.
