@@ -13,6 +13,7 @@ from amrg.cli_config import ArgumentParser, parse_config_arguments
 from amrg.config import Config
 from amrg.data.stream import load_split_studies
 from amrg.errors import UserError
+from amrg.evaluation.temporal import TEMPORAL
 from amrg.experiments import conclusions, localization, result
 from amrg.experiments.aggregate import Row, score_variants
 from amrg.experiments.jobs import Jobs
@@ -34,6 +35,8 @@ PANELS = {
     "region-query": ("visual relevance", "visual true side", "side exact", DETAILED),
     "grounding": ("side exact", "zone exact", "unsupported details", DETAILED),
     "retrieved-text": (HEADLINE, DETAILED, "side exact", "ROUGE-L"),
+    "context": (HEADLINE, "CIDEr", "BLEU-4"),
+    "prior": (HEADLINE, TEMPORAL, "CIDEr"),
     "knowledge-graph": (HEADLINE, DETAILED, "classifier AUROC", "visual relevance"),
     "views": (HEADLINE, "classifier AUROC"),
     "leakage": (HEADLINE, DETAILED, "BLEU-4"),
