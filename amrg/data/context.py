@@ -40,7 +40,7 @@ _OBSERVATION = re.compile(
     re.I,
 )
 _FEWEST_WORDS = 3  # of a sentence that may be one of the report
-#: A comparison of nothing but dates and their marks. In Open-i 52 % of reports with such a one compare with an earlier
+#: A comparison of nothing but dates and their marks. In Open-i 51 % of reports with such a one compare with an earlier
 #: film, 46 % of those with a comparison in words and 8 % of those without an earlier study.
 _DATES = re.compile(rf"(?=.*(?:{_MASK}|\d))[\W_]*(?:(?:{_MASK}|\d+|and|from|dated|at|[ap]\.?m)\b[\W_]*)+", re.I)
 _EARLIER_STUDY = "Earlier study."
