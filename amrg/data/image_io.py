@@ -93,8 +93,8 @@ def open_raster_image(data: bytes) -> Image.Image:
     """Open an image that is not DICOM; only its header is read.
 
     Raises:
-        ValueError: it is of no known format, holds several images, or is too large (``MAX_PIXELS``, ``MAX_SIDE``,
-            `amrg.data.image_limits`).
+        ValueError: it is of no known format, holds several images, or is too large
+            (`amrg.data.image_limits`).
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_PILLOW)

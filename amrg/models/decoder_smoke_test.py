@@ -1,4 +1,4 @@
-"""A decoder computes and generates before a training begins that could not use it."""
+"""Test that a decoder computes and generates from embeddings, before a training begins."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import (
-    PreTrainedTokenizerBase,
-    masking_utils,
-)
+from transformers import PreTrainedTokenizerBase, masking_utils
 
 from amrg.errors import UserError
 from amrg.model_files import error_in_one_line, silence_transformers
