@@ -467,7 +467,7 @@ def _without_engine(stage: Stage1Config | Stage2Config, zero: int) -> dict[str, 
 STEPS: dict[str, Step] = {
     "prepare": Step("data", 4, _data_settings, (), _prepare),
     "stage1": Step("stage1", 2, _stage1_settings, ("data",), _stage1, True, _stage1_learned, lambda c: c.graph.queries),
-    "banks": Step("banks", 4, _banks_settings, ("data", "stage1"), _banks),
+    "banks": Step("banks", 5, _banks_settings, ("data", "stage1"), _banks),
     "stage2": Step("stage2", 5, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step(
         "reports",

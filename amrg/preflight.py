@@ -184,22 +184,28 @@ def _split(run: Run) -> list[str]:
 
 def _context(run: Run) -> list[str]:
     """Whether the data, where they are made, have what the decoder is to read beside the films."""
-    from amrg.data.stream import load_split_studies
-    from amrg.models.context import refuse_lacking_context
     from amrg.models.prior import refuse_lacking_priors
     from amrg.training.stage2_batches import read_split_priors
 
     settings, data = run.config.decoder, run.data
     if data is None:
         return []
-    faults = []
-    if settings.context:
-        faults += collect_errors(lambda: refuse_lacking_context(settings.context, load_split_studies(data, "train")))
+    faults = _lacking_context(run, "decoder.context", settings.context)
     if settings.prior:
         faults += collect_errors(
             lambda: refuse_lacking_priors(read_split_priors(settings, data, "train"), settings.prior)
         )
     return faults
+
+
+def _lacking_context(run: Run, setting: str, fields: Sequence[str]) -> list[str]:
+    """Whether train studies, where the data are made, have the fields of the context that a setting names."""
+    from amrg.data.stream import load_split_studies
+    from amrg.models.context import refuse_lacking_context
+
+    if run.data is None or not fields:
+        return []
+    return collect_errors(partial(refuse_lacking_context, setting, fields, load_split_studies(run.data, "train")))
 
 
 def _generate(run: Run) -> list[str]:
@@ -208,8 +214,10 @@ def _generate(run: Run) -> list[str]:
 
     config = run.config
     base = [] if config.decoder.tuning == "full" else decoder_faults(config.decoder)
-    return (base or _positions(run, {"generate.max_new_tokens": config.generate.max_new_tokens})) + generate_faults(
-        config
+    return (
+        (base or _positions(run, {"generate.max_new_tokens": config.generate.max_new_tokens}))
+        + generate_faults(config)
+        + _lacking_context(run, "generate.recall_context", config.generate.recall_context)
     )
 
 

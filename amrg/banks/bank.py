@@ -29,11 +29,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from amrg.artifacts import sha256_of_file
+from amrg.data.context import CONTEXT_FIELDS
 from amrg.errors import UserError
 from amrg.kernels.hopfield import reference
 
 NO_GROUP: int = reference.NO_GROUP  # group of a row without a patient
-FORMAT = 3
+FORMAT = 4
 HEADER = "bank.json"
 TABLE = "provenance.parquet"
 
@@ -42,8 +43,8 @@ VISUAL, REPORTS = "visual", "reports"
 
 #: Provenance of a row. ``key`` and ``group`` are the study's, and empty for a row without a patient (a disease token).
 #: ``box`` is x0, y0, x1, y1 on the encoder's patch grid, on film number ``view`` of the study. ``source`` is one of
-#: ``SOURCES``. Retrieval compares ``patient_group_id``; ``hash`` covers the vector and ``USER_COLUMNS``
-#: (``bank_row_hash``).
+#: ``SOURCES``. ``context`` is the study's (``amrg.data.context``). Retrieval compares ``patient_group_id``; ``hash``
+#: covers the vector and ``USER_COLUMNS`` (``bank_row_hash``).
 PROVENANCE = pa.schema(
     {
         "row": pa.int64(),
@@ -56,12 +57,13 @@ PROVENANCE = pa.schema(
         "box": pa.list_(pa.int32(), 4),
         "text": pa.string(),
         "score": pa.float32(),
+        "context": pa.struct([(name, pa.string()) for name in CONTEXT_FIELDS]),
         "group_id": pa.int64(),
         "hash": pa.int64(),
     }
 )
 #: Columns that the caller gives; the other columns are computed.
-USER_COLUMNS = ("key", "group", "split", "findings", "source", "view", "box", "text", "score")
+USER_COLUMNS = ("key", "group", "split", "findings", "source", "view", "box", "text", "score", "context")
 SOURCES = ("region", "report", "sentence", "disease_token")
 
 #: One row's provenance as a dictionary of ``USER_COLUMNS`` or of all columns; pyarrow gives and takes it untyped.
@@ -116,6 +118,7 @@ def bank_row_hash(vector: bytes, origin: Provenance) -> int:
         values["score"] = float(np.float32(values["score"]))
     if values["box"] is not None:
         values["box"] = [int(edge) for edge in values["box"]]
+    values["context"] = {name: text for name, text in (values["context"] or {}).items() if text}
     text = json.dumps(values, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(vector + text, digest_size=8).digest(), signed=True)
 

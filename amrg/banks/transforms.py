@@ -39,13 +39,14 @@ def merge_banks(banks: Sequence[MemoryBank], folder: Path) -> MemoryBank:
 
 
 def without_texts(bank: MemoryBank, folder: Path) -> MemoryBank:
-    """Copy a bank without the texts, study keys and patient groups of its rows.
+    """Copy a bank without the texts, contexts, study keys and patient groups of its rows.
 
     Rows of a study's own patient can no longer be hidden from it.
     """
     with _writer(bank, folder, bank.dtype, list(bank.header["splits"])) as out:
         for start, stop in iter_row_blocks(len(bank)):
-            origins = [{**origin, "text": None, "key": "", "group": ""} for origin in _origins(bank, start, stop)]
+            kept = {"text": None, "context": None, "key": "", "group": ""}
+            origins = [{**origin, **kept} for origin in _origins(bank, start, stop)]
             out.add_raw(bank.rows(start, stop), bank.scale(start, stop), origins)
     return MemoryBank.open(folder)
 

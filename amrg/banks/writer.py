@@ -99,7 +99,7 @@ class BankWriter:
         Args:
             rows_ND: [N, D].
             provenance: N entries with ``key``, ``group``, ``split``, ``source`` and, if known, ``findings``, ``view``,
-                ``box``, ``text``, ``score`` (see ``PROVENANCE``).
+                ``box``, ``text``, ``score``, ``context`` (see ``PROVENANCE``).
 
         Raises:
             UserError: a row has another length, NaN or infinity, or a split that is not allowed; names the row.

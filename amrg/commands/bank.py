@@ -365,6 +365,7 @@ def _lines(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 def _checked(row: Any, path: Path, number: int) -> dict[str, Any]:
     from amrg.banks.bank import SOURCES, USER_COLUMNS
+    from amrg.data.context import CONTEXT_FIELDS
 
     if not isinstance(row, dict):
         raise UserError(f"{path}: row {number} is no object with the columns {', '.join(USER_COLUMNS)}")
@@ -374,4 +375,11 @@ def _checked(row: Any, path: Path, number: int) -> dict[str, Any]:
             raise UserError(f"{path}: row {number} has no text in `{name}`")
     if values["source"] not in SOURCES:
         raise UserError(f"{path}: row {number}: source {values['source']!r} is none of {', '.join(SOURCES)}")
+    context = values["context"] if values["context"] is not None else {}
+    if not isinstance(context, dict) or context.keys() - CONTEXT_FIELDS or not all(map(_is_text, context.values())):
+        raise UserError(f"{path}: row {number}: `context` may have texts of {', '.join(CONTEXT_FIELDS)}")
     return values
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)

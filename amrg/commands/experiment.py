@@ -36,6 +36,7 @@ PANELS = {
     "grounding": ("side exact", "zone exact", "unsupported details", DETAILED),
     "retrieved-text": (HEADLINE, DETAILED, "side exact", "ROUGE-L"),
     "context": (HEADLINE, "CIDEr", "BLEU-4"),
+    "context-recall": (HEADLINE, "CIDEr", "BLEU-4"),
     "prior": (HEADLINE, TEMPORAL, "CIDEr"),
     "knowledge-graph": (HEADLINE, DETAILED, "classifier AUROC", "visual relevance"),
     "views": (HEADLINE, "classifier AUROC"),

@@ -139,7 +139,8 @@ def _write_with(run: LoadedRun, studies: Sequence[StudyFiles], force: bool) -> I
     given = [name for name in CONTEXT_FIELDS if any(study.context.text(name) for study in studies)]
     if unread := [name for name in given if name not in run.context_fields]:
         print_on_rank_0(
-            f"this run does not read {', '.join(unread)}, which is left out (decoder.context of its training)"
+            f"this run does not read {', '.join(unread)}, which is left out (decoder.context of its training, "
+            "generate.recall_context of its reports)"
         )
     if any(study.prior for study in studies) and not run.prior_parts:
         print_on_rank_0("this run does not read an earlier study, which is left out (decoder.prior of its training)")

@@ -98,8 +98,12 @@ class Context:
         value = getattr(self, field)
         return "" if value is None else str(value)
 
+    def known(self) -> dict[str, str]:
+        """Return the fields that are known, as text."""
+        return {name: text for name in CONTEXT_FIELDS if (text := self.text(name))}
+
     def __bool__(self) -> bool:
-        return any(self.text(name) for name in CONTEXT_FIELDS)
+        return bool(self.known())
 
 
 NO_CONTEXT = Context()

@@ -140,6 +140,22 @@ def _context(config: Config, texts: int) -> list[Variant]:
     ]
 
 
+def _context_recall(config: Config, texts: int) -> list[Variant]:
+    fields = config.generate.recall_context or ("indication", "comparison")
+    own: dict[str, Any] = {
+        "decoder.predict_outline": True,
+        "generate.outline_source": "retrieved",
+        "generate.recall_context": list(fields),
+    }
+    return [
+        Variant("own context", own),
+        Variant("another patient's", {**own, "generate.context": "shuffled"}),
+        Variant("none", {**own, "generate.recall_context": []}),
+        *(Variant(f"{name} alone", {**own, "generate.recall_context": [name]}) for name in fields if len(fields) > 1),
+        Variant("context without the film", {**own, "generate.memory": "uniform"}),
+    ]
+
+
 def _prior(config: Config, texts: int) -> list[Variant]:
     # As in ``_context``. On the embedded data the earlier states must be rendered.
     own: dict[str, Any] = {
@@ -345,6 +361,12 @@ _ALL = (
         "Does a decoder write better with the clinical context, does it matter whose it is, and what does it tell "
         "without a film?",
         _context, judged=(HEADLINE, "CIDEr", "BLEU-4"), seeds=3,
+    ),
+    Experiment(
+        "context-recall", "Clinical context as a query of the memories",
+        "Do composed reports come closer to the radiologist's if the context asks the memories too, does it matter "
+        "whose it is, and what does it recall without the film?",
+        _context_recall, judged=(HEADLINE, "CIDEr", "BLEU-4"), grounded=True, seeds=3,
     ),
     Experiment(
         "prior", "The earlier study",

@@ -20,6 +20,7 @@ from amrg.errors import UserError, collect_errors
 from amrg.inference.report_writer import Recorder, ReportWriter
 from amrg.models.bank_sentences import no_sentences_error, open_sentences
 from amrg.models.composer import Composer, head_features
+from amrg.models.context import refuse_lacking_context
 from amrg.models.decoder_loading import refuse_quantised
 from amrg.models.detail_heads import AttributeHeads, report_details
 from amrg.models.finding_calibration import Certainty
@@ -173,15 +174,25 @@ def open_composer(
     Raises:
         UserError: the report bank does not hold sentences, or the calibration is missing.
     """
-    outline = config.generate.outline_source
-    if outline == "decoder":
+    settings = config.generate
+    if settings.outline_source == "decoder":
         return None
     certainty = Certainty.load(calibration)
-    visual, abstain = MemoryBank.open(banks / VISUAL), config.generate.abstain
-    if outline == "classifier":
-        return Composer(certainty, visual, abstain=abstain, guide=guide)
-    reports = open_sentences(banks / REPORT_BANK)
-    return Composer(certainty, visual, reports, heads, config.generate.support, abstain, guide, comparing)
+    visual = MemoryBank.open(banks / VISUAL)
+    if settings.outline_source == "classifier":
+        return Composer(certainty, visual, abstain=settings.abstain, guide=guide)
+    return Composer(
+        certainty,
+        visual,
+        open_sentences(banks / REPORT_BANK),
+        heads,
+        settings.support,
+        settings.abstain,
+        guide,
+        comparing,
+        settings.recall_context,
+        settings.context_sharpness,
+    )
 
 
 def generate_faults(config: Config) -> list[str]:
@@ -201,8 +212,18 @@ def generate_faults(config: Config) -> list[str]:
             f"graph.retrieval {config.graph.retrieval} acts on composed reports, and outline_source decoder composes "
             "none: say generate.outline_source retrieved or classifier, or graph.retrieval none"
         )
-    if settings.context != "own" and not config.decoder.context:
-        faults.append(f"generate.context {settings.context} changes the context, which this decoder does not read")
+    if settings.memory == "uniform" and settings.outline_source != "retrieved":
+        faults.append("generate.memory uniform is a control of composed reports: say generate.outline_source retrieved")
+    if settings.recall_context and settings.outline_source != "retrieved":
+        faults.append(
+            "generate.recall_context acts on the words of composed reports: say generate.outline_source retrieved, or "
+            "leave it out"
+        )
+    if settings.context != "own" and not (config.decoder.context or settings.recall_context):
+        faults.append(
+            f"generate.context {settings.context} changes the context, which neither this decoder reads "
+            "(decoder.context) nor the memories (generate.recall_context)"
+        )
     if settings.prior != "own" and not config.decoder.prior:
         faults.append(f"generate.prior {settings.prior} changes the earlier study, of which this decoder reads nothing")
     if settings.min_new_tokens > settings.max_new_tokens:
@@ -248,6 +269,8 @@ def _composer(
                 _fit_heads(config, model, features, folder, name)
             distributed.barrier()
             heads[name] = AttributeHeads.load(folder / name)
+    if recalled := config.generate.recall_context:
+        refuse_lacking_context("generate.recall_context", recalled, load_split_studies(data, "train"))
     calibration = stage2 / CALIBRATION / config.generate.split
     return open_composer(config, banks, calibration, heads, guide, bool(model.settings.prior))
 

@@ -98,7 +98,8 @@ class ReportWriter:
         Args:
             vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many
                 studies.
-            contexts: clinical context of each study, of which the decoder reads what it knows; None: no context.
+            contexts: clinical context of each study, of which decoder and composer read what they know; None: no
+                context.
             priors: earlier study of each study and its films, if the decoder reads them; None: no earlier study.
         """
         model, query = self.model, query_vision or vision
@@ -108,9 +109,13 @@ class ReportWriter:
         if self.composer is not None:
             # If a patient's own rows may be retrieved, so may their sentences.
             unsaid_B = model.hidden_groups(group_B)
+            if self.config.generate.memory == "uniform":
+                associations = self.composer.uniform_associations(len(group_B))
             associations = self.composer.fitted(vision, associations)
             recall = "report" in associations
-            composed = self.composer.compose(vision, associations, unsaid_B, recall=recall, priors=given)
+            composed = self.composer.compose(
+                vision, associations, unsaid_B, recall=recall, priors=given, contexts=contexts
+            )
         retrieved = [] if self.text is None else self.text.compose(query, group_B, associations)
         with torch.no_grad(), autocast(self.config.stage2.dtype):
             texts = model.generate(

@@ -13,7 +13,16 @@ from pydantic import ValidationError
 from amrg import distributed
 from amrg.artifacts import MANIFEST, Artifact, open_artifact, open_artifact_input
 from amrg.banks.bank import NO_GROUP, REPORTS, VISUAL, MemoryBank
-from amrg.config import BanksConfig, Config, DataConfig, GenerateConfig, GraphConfig, MemoryConfig, Stage2Config
+from amrg.config import (
+    BanksConfig,
+    Config,
+    DataConfig,
+    DecoderConfig,
+    GenerateConfig,
+    GraphConfig,
+    MemoryConfig,
+    Stage2Config,
+)
 from amrg.config_files import read_config_section
 from amrg.data.context import Context
 from amrg.data.film_checks import is_lateral_view, view_kinds_of_films
@@ -198,6 +207,11 @@ def open_generator(
     return model, open_composer(config, chain.banks.path, calibration, heads, guide, comparing), text
 
 
+def read_context_fields(decoder: DecoderConfig, generate: GenerateConfig) -> tuple[str, ...]:
+    """Return the fields of the context that the decoder reads, and those that only ask the memories."""
+    return tuple(dict.fromkeys((*decoder.context, *generate.recall_context)))
+
+
 class LoadedRun:
     """The report generator of a run, ready to write. Not for clinical use.
 
@@ -222,8 +236,8 @@ class LoadedRun:
 
     @property
     def context_fields(self) -> tuple[str, ...]:
-        """Fields of the clinical context that the run reads (``decoder.context``)."""
-        return self._model.settings.context
+        """Fields of the clinical context that the run reads (``read_context_fields``)."""
+        return read_context_fields(self._model.settings, self._config.generate)
 
     @property
     def prior_parts(self) -> tuple[str, ...]:

@@ -212,6 +212,7 @@ def _region_origin(study: Study, candidate: Candidate, box: list[int], score: fl
             else sentences_stating(study.report, candidate.label)
         ),
         "score": score,
+        "context": study.context.known(),
     }
 
 

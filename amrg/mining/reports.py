@@ -148,6 +148,15 @@ def _candidate_rows(chosen: Sequence[Study], unit: str, held: Collection[tuple[s
     entries = []
     for study, text in candidate_texts(chosen, unit, held):
         labels = label_report(text) if unit == "sentence" else study.labels
-        origin = {"key": study.key, "group": study.group, "split": study.split, "source": unit, "text": text}
-        entries.append(origin | {"findings": [name for name, v in labels.items() if v == POSITIVE]})
+        entries.append(
+            {
+                "key": study.key,
+                "group": study.group,
+                "split": study.split,
+                "source": unit,
+                "text": text,
+                "context": study.context.known(),
+                "findings": [name for name, v in labels.items() if v == POSITIVE],
+            }
+        )
     return entries

@@ -5,7 +5,8 @@ the share of its region's association on regions of that finding is at least twi
 visual bank is linked to the sentences of its report about the finding. The rows that a region retrieves therefore vote
 for the sentence and for each detail (side, zone, severity, device) that it states. A sentence with unsupported details
 is replaced by a supported one, or by one that omits the detail. The region of No Finding selects sentences of normal
-anatomy in the same way. ``docs/memory-banks.md`` has the formulas.
+anatomy in the same way. With ``generate.recall_context`` the clinical context has a say in whose words these are, but
+not in the findings and details. ``docs/memory-banks.md`` has the formulas.
 
 Shape legend: B studies, Q = 14 labels, F = 13 findings, J retrieved rows, N rows of the visual bank, M of the report
 bank, U distinct sentences, D width of the report bank, C candidates.
@@ -22,12 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amrg.banks.bank import NO_GROUP, MemoryBank
+from amrg.data.context import Context
 from amrg.data.labels import FINDINGS, LABELS, NO_FINDING
 from amrg.data.prior import Prior
 from amrg.data.text.outline import format_outline, positive_findings
 from amrg.data.text.repetition import presupposes_finding, says_all_is_well
 from amrg.models.bank_sentences import BankSentence, read_sentences
 from amrg.models.composed import ACUTE, Composed, ComposedSentence, Unsure, incompatible_findings
+from amrg.models.context_recall import ContextIndex
 from amrg.models.detail_heads import ATTRIBUTES, AttributeHeads, combine_distributions, value_support
 from amrg.models.finding_calibration import Certainty
 from amrg.models.graph_guide import GraphGuide, node_indicators, nodes_of_text
@@ -61,6 +64,8 @@ class Composer:
         abstain: findings with a lower probability are left out and listed as unsure.
         guide: knowledge graph; None: no graph.
         comparing: studies with an earlier one may have sentences that compare.
+        contexts: fields of the clinical context that weigh the rows whose words are recalled; they need all banks.
+        sharpness: β of the contexts (``ContextIndex.weigh``).
     """
 
     def __init__(
@@ -73,7 +78,12 @@ class Composer:
         abstain: float = 0.0,
         guide: GraphGuide | None = None,
         comparing: bool = False,
+        contexts: Sequence[str] = (),
+        sharpness: float = 0.0,
     ) -> None:
+        banks = {"visual": visual, "report": reports}
+        self._contexts = {name: ContextIndex(bank, contexts) for name, bank in banks.items() if bank and contexts}
+        self._sharpness = sharpness
         self._guide = guide
         self.certainty, self.source, self.abstain, self._heads = certainty, source, abstain, heads or {}
         self._reports = reports
@@ -103,6 +113,7 @@ class Composer:
         group_B: Tensor | None,
         recall: bool = True,
         priors: Sequence[Prior | None] = (),
+        contexts: Sequence[Context] | None = None,
     ) -> list[Composed]:
         """Compose the beginning of each report.
 
@@ -113,18 +124,22 @@ class Composer:
             group_B: patients whose sentences are excluded; None or ``NO_GROUP`` excludes none.
             recall: compose sentences; otherwise the decoder words the findings of the outline.
             priors: earlier study of each study, if any is known.
+            contexts: clinical context of each study; None: no context.
         """
         probability_BF = self.certainty.probabilities(vision)
         lengths = {name: self._length(name) for name in associations}
         weights = {name: _spread(associations[name], length) for name, length in lengths.items() if length}
         supported_B = self._supported(vision, weights.get("visual"))
+        worded = weights
+        if contexts is not None and self._contexts:
+            worded = {n: self._contexts[n].weigh(of, contexts, self._sharpness) for n, of in weights.items()}
         composed = []
         for b, probability_F in enumerate(probability_BF.tolist()):
-            own = {name: one[b] for name, one in weights.items()}
+            own = {name: one[b] for name, one in worded.items()}
             group = NO_GROUP if group_B is None else int(group_B[b])
             prior = priors[b] if priors else None
             film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group, prior)
-            found = self._named(probability_F, own.get("visual"))
+            found = self._named(probability_F, weights["visual"][b] if "visual" in weights else None)
             implausible = self._guide.less_probable(found, film.probability) if self._guide else ()
             unsure = [f for f in found if film.probability[f] < self.abstain or f in implausible]
             named = [finding for finding in found if finding not in unsure]
@@ -152,6 +167,15 @@ class Composer:
             weights = self._guide.weigh(*given, self._nodes[name], probability_BF) if known else given[0]
             fitted[name] = Association(weights, given[1])
         return fitted
+
+    def uniform_associations(self, count: int) -> dict[str, Association]:
+        """Return associations of ``count`` studies in which all rows weigh the same."""
+        uniform = {}
+        for name in ("visual", "report"):
+            rows = self._length(name)
+            rows_BQJ = torch.arange(rows).expand(count, len(LABELS), rows)
+            uniform[name] = Association(torch.full(rows_BQJ.shape, 1 / rows), rows_BQJ)
+        return uniform
 
     @cached_property
     def _nodes(self) -> dict[str, Tensor]:
@@ -343,7 +367,7 @@ class Composer:
 
 @dataclass(frozen=True)
 class _Film:
-    """Probabilities, support of details, association weights [Q, rows] by memory, patient and prior of one study."""
+    """Probabilities, support of details, weights of words [Q, rows] by memory, patient and prior of one study."""
 
     probability: dict[str, float]
     supported: Supported | None

@@ -76,8 +76,8 @@ def drop_context_fields(context_BC: Tensor, field_BC: Tensor, share: float) -> T
     return context_BC.masked_fill(dropped_BF.gather(1, field_BC), IGNORE_INDEX)
 
 
-def refuse_lacking_context(fields: Sequence[str], studies: Iterable[Study]) -> None:
-    """Raise UserError if no train study has one of the fields that the decoder is to read."""
+def refuse_lacking_context(setting: str, fields: Sequence[str], studies: Iterable[Study]) -> None:
+    """Raise UserError if no train study has one of the fields that a setting names."""
     lacking = set(fields)
     for study in studies:
         lacking -= {name for name in lacking if study.context.text(name)}
@@ -85,6 +85,6 @@ def refuse_lacking_context(fields: Sequence[str], studies: Iterable[Study]) -> N
             return
     names = ", ".join(name for name in fields if name in lacking)
     raise UserError(
-        f"decoder.context {names}: no train study has it. Leave it out; or, if a former version prepared the data, "
+        f"{setting} {names}: no train study has it. Leave it out; or, if a former version prepared the data, "
         "delete the data artefact and make it again with `amrg prepare CONFIG`"
     )

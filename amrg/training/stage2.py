@@ -143,7 +143,7 @@ def build_generator(config: Config, data: Path, stage1: Path, banks: Path) -> Re
         raise UserError(_NO_SECTIONS)
     texts = [training_text(study.report, study.impression, outline, separate) for study in studies]
     if config.decoder.context:
-        refuse_lacking_context(config.decoder.context, studies)
+        refuse_lacking_context("decoder.context", config.decoder.context, studies)
         texts += [format_context(study.context, config.decoder.context) for study in studies if study.context]
     if config.decoder.prior:
         priors = read_split_priors(config.decoder, data, "train")

@@ -166,7 +166,7 @@ class Handlers:
                 beams=config.generate.num_beams,
                 memories=list(self._reader.memories),
                 compared=self._compared,
-                context=self._reader.model.settings.context,
+                context=self._reader.context_fields,
                 prior=PRIOR if self._reader.model.settings.prior else None,
                 averaged=self._store.averaged,
                 usual=USUAL,
@@ -227,7 +227,7 @@ class Handlers:
 
     def _context(self, context: Context) -> dict[str, str]:
         """Return the fields that the run reads."""
-        return {name: context.text(name) for name in self._reader.model.settings.context}
+        return {name: context.text(name) for name in self._reader.context_fields}
 
     def _prior(self, earlier: EarlierStudy) -> dict[str, Any]:
         """Return what the run reads of an earlier study."""

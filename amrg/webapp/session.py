@@ -27,7 +27,7 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.prior import Prior
 from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
-from amrg.inference.run import RunArtifacts, open_generator
+from amrg.inference.run import RunArtifacts, open_generator, read_context_fields
 from amrg.models import report_generator
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier
@@ -151,6 +151,11 @@ class InferenceSession:
         return self.model.memories
 
     @property
+    def context_fields(self) -> tuple[str, ...]:
+        """Fields of the clinical context that the run reads."""
+        return read_context_fields(self.model.settings, self.config.generate)
+
+    @property
     def grid(self) -> int:
         """Cells per side of the maps, and of the grid of the visual bank's boxes."""
         return self.classifier.encoder.grid
@@ -257,7 +262,9 @@ class InferenceSession:
                 unsaid_1 = self.model.hidden_groups(group_1)
                 fitted = self._composer.fitted(analysis.vision, found)
                 recall = "report" in found
-                (composed,) = self._composer.compose(analysis.vision, fitted, unsaid_1, recall=recall, priors=given)
+                (composed,) = self._composer.compose(
+                    analysis.vision, fitted, unsaid_1, recall=recall, priors=given, contexts=[analysis.context]
+                )
             if composed.unsure:
                 on_event("unsure", {"texts": [one.text for one in composed.unsure]})
             text_1L = None
