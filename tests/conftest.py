@@ -139,7 +139,9 @@ def _banks(config: Config, data: Path, partial: Path) -> None:
     about = {"method": config.banks.mining.method, "scales": dict.fromkeys(LABELS, 1.0)}
     with BankWriter(partial / VISUAL, config.vision.query_dim, encoder_info=about) as writer:
         origins = [
-            {"key": s.key, "group": s.group, "split": s.split} | region | {"view": films - 1}
+            {"key": s.key, "group": s.group, "split": s.split, "context": s.context.known()}
+            | region
+            | {"view": films - 1}
             for s, films in zip(train, num_films_by_study(data, "train"), strict=True)
         ]
         writer.add(torch.randn(len(train), config.vision.query_dim, generator=generator), origins)

@@ -45,10 +45,11 @@ class ContextIndex:
 
     def weigh(self, weight_BQN: Tensor, contexts: Sequence[Context], sharpness: float) -> Tensor:
         """Multiply retrieval weights by exp(``sharpness`` · similarity); each query's sum is kept."""
-        fit_BN = (sharpness * self.similarities(contexts)).exp()
-        weighed_BQN = weight_BQN * fit_BN[:, None]
-        before_BQ1, after_BQ1 = (of.sum(-1, keepdim=True) for of in (weight_BQN, weighed_BQN))
-        return weighed_BQN * (before_BQ1 / after_BQ1.clamp_min(torch.finfo(after_BQ1.dtype).tiny))
+        similarity_B1N = self.similarities(contexts)[:, None]
+        total_BQ1 = weight_BQN.sum(-1, keepdim=True)
+        weighed_BQN = (weight_BQN.log() + sharpness * similarity_B1N).softmax(-1) * total_BQ1
+        changed_BQ1 = similarity_B1N.any(-1, keepdim=True) & (total_BQ1 > 0)
+        return torch.where(changed_BQ1, weighed_BQN, weight_BQN)
 
 
 class _FieldIndex:

@@ -111,6 +111,7 @@ def test_search_by_text_finds_the_report_that_says_so(tmp_path, capsys) -> None:
         (["build", "p.jsonl", "p.jsonl", "c"], "p.jsonl holds no vectors"),
         (["build", "v.npy", "short.jsonl", "c"], "v.npy has 12 rows, short.jsonl tells of 1"),
         (["build", "v.npy", "wrong.jsonl", "c"], "row 0: source 'dream' is none of"),
+        (["build", "v.npy", "asked.jsonl", "c"], "row 0: `context` may have texts of indication, technique"),
         (["build", "v.npy", "test.jsonl", "c"], "row 0 comes from the split `test`"),
     ],
 )
@@ -121,6 +122,7 @@ def test_mistakes_are_one_line(given, monkeypatch, arguments, message) -> None:
     line = json.loads((folder / "p.jsonl").read_text().splitlines()[0])
     (folder / "short.jsonl").write_text(json.dumps(line) + "\n")
     (folder / "wrong.jsonl").write_text(json.dumps(line | {"source": "dream"}) + "\n")
+    (folder / "asked.jsonl").write_text(json.dumps(line | {"context": {"question": "Cough."}}) + "\n")
     (folder / "test.jsonl").write_text(json.dumps(line | {"split": "test"}) + "\n")
     with pytest.raises(UserError) as caught:
         bank(*arguments)

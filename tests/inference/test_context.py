@@ -1,14 +1,21 @@
 """``generate.context``: the reports of a split with the own context, another patient's and none."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from amrg.banks.bank import REPORTS, VISUAL
+from amrg.banks.writer import BankWriter
+from amrg.config import DecoderConfig, GenerateConfig
+from amrg.config_files import load_config
 from amrg.inference.generate import generate_faults, generate_reports_file
-from amrg.inference.run import find_run_artifacts
-from tests.conftest import report
+from amrg.inference.run import find_run_artifacts, read_context_fields
+from amrg.models.text_encoder import TextEncoder
+from tests.conftest import TINY, report
+from tests.webapp.tiny_run import make_run, run_config
 
 
 @pytest.mark.parametrize("whose", ["own", "shuffled", "none"])
@@ -34,3 +41,54 @@ def test_a_decoder_without_context_has_none_to_change(informed: Path) -> None:
     config = find_run_artifacts(informed).config  # of which the decoder's settings are in the model alone
     changed = replace(config, generate=replace(config.generate, context="shuffled"))
     assert "generate.context shuffled changes the context" in " ".join(generate_faults(changed))
+
+
+EFFUSION, OTHER_WORDS = "There is a small left pleural effusion.", "Small left effusion."
+
+
+@pytest.mark.parametrize("coughed", [EFFUSION, OTHER_WORDS])
+def test_the_context_asks_the_memories_for_their_words(tmp_path: Path, coughed: str) -> None:
+    """Studies of even number have a cough, and say the effusion in the words of the row with one."""
+    chain = find_run_artifacts(make_run(tmp_path, "retrieved", informed=True, steps=0)["stage2"].path)
+    banks = tmp_path / "banks"
+    shutil.copytree(chain.banks.path / VISUAL, banks / VISUAL)
+    encoder = TextEncoder(chain.config.banks.reports.encoder, 64)
+    origins = [
+        {"key": f"train-{i}", "group": f"other-{i}", "split": "train", "source": "sentence", "text": text}
+        | {"context": {"indication": "Productive cough." if text == coughed else "Fall."}}
+        for i, text in enumerate((EFFUSION, OTHER_WORDS))
+    ]
+    with BankWriter(banks / REPORTS, encoder.dim) as writer:
+        writer.add(encoder.encode([EFFUSION, OTHER_WORDS]), origins)
+    said = {}
+    for whose in ("own", "shuffled", "none"):
+        generate = replace(
+            run_config(tmp_path, "retrieved", informed=True).generate,
+            num_beams=1, context=whose, recall_context=("indication",), context_sharpness=100.0,
+        )  # fmt: skip
+        folder = tmp_path / whose
+        folder.mkdir()
+        paths = chain.data.path, chain.stage1.path, banks, chain.stage2.path
+        generate_reports_file(replace(chain.config, generate=generate), *paths, folder)
+        lines = map(json.loads, (folder / "reports.jsonl").read_text().splitlines())
+        said[whose] = [[one["text"] for one in line["sentences"]] for line in lines]
+    without = said["none"][1]  # the film decides, for each of these films of noise alike
+    assert said["none"] == [without] * 5
+    assert said["own"] == [[coughed], without, [coughed], without, [coughed]]
+    assert said["shuffled"] == [[coughed], without, [coughed], [coughed], without]
+
+
+def test_settings_of_the_recall_that_contradict_each_other() -> None:
+    config = load_config(str(TINY))
+    recall = replace(config, generate=replace(config.generate, recall_context=("age",)))
+    (fault,) = generate_faults(recall)
+    assert fault.startswith("generate.recall_context acts on the words of composed reports")
+    uniform = replace(config, generate=replace(config.generate, memory="uniform"))
+    assert "generate.memory uniform is a control of composed reports" in " ".join(generate_faults(uniform))
+
+
+def test_fields_of_the_decoder_come_first_and_once() -> None:
+    decoder, generate = DecoderConfig(context=("sex", "indication")), GenerateConfig()
+    assert read_context_fields(decoder, generate) == ("sex", "indication")
+    asking = replace(generate, recall_context=("indication", "comparison"))
+    assert read_context_fields(decoder, asking) == ("sex", "indication", "comparison")

@@ -165,6 +165,6 @@ def test_studies_are_collated_with_their_context(classifier: DiseaseClassifier) 
     assert torch.equal(batch["context"], model.encode_context(CONTEXTS))
     assert batch["context"].shape == batch["context_field"].shape
     assert "context" not in ReportCollator(model.report_encoder(9))(studies)
-    refuse_lacking_context(FIELDS, studies)
+    refuse_lacking_context("decoder.context", FIELDS, studies)
     with pytest.raises(UserError, match=r"decoder\.context technique: no train study has it"):
-        refuse_lacking_context(("technique", "sex"), studies[1:])
+        refuse_lacking_context("decoder.context", ("technique", "sex"), studies[1:])
