@@ -366,7 +366,7 @@ _ALL = (
         "context-recall", "Clinical context as a query of the memories",
         "Do composed reports come closer to the radiologist's if the context asks the memories too, does it matter "
         "whose it is, and what does it recall without the film?",
-        _context_recall, judged=(HEADLINE, "CIDEr", "BLEU-4"), grounded=True, seeds=3,
+        _context_recall, judged=(HEADLINE, DETAILED, "CIDEr", "BLEU-4"), grounded=True, seeds=3,
     ),
     Experiment(
         "prior", "The earlier study",

@@ -122,6 +122,22 @@ def test_the_context_is_own_anothers_or_none_and_one_decoder_sees_no_film():
     assert config_with_seed(reading, EXPERIMENTS["context"].variants(reading, 9000)[0], 0) == reading
 
 
+def test_the_context_asks_the_memories_after_one_training():
+    variants = EXPERIMENTS["context-recall"].variants(Config(), 9000)
+    given = [config_with_seed(Config(), variant, 1) for variant in variants]
+    assert len({repr(replace(one, generate=Config().generate)) for one in given}) == 1
+    assert all(one.generate.outline_source == "retrieved" and one.decoder.predict_outline for one in given)
+    both = ("indication", "comparison")
+    assert [one.generate.recall_context for one in given] == [both, both, (), both[:1], both[1:], both]
+    assert [one.generate.context for one in given] == ["own", "shuffled", "own", "own", "own", "own"]
+    assert [one.generate.memory for one in given] == ["own"] * 5 + ["uniform"]
+    single = with_overrides(Config(), {"generate.recall_context": ["age"]})
+    assert [v.name for v in EXPERIMENTS["context-recall"].variants(single, 9000)][2:] == [
+        "none",
+        "context without the film",
+    ]
+
+
 def test_the_earlier_study_is_own_anothers_or_none_and_each_part_is_read_alone():
     given = {v.name: config_with_seed(Config(), v, 0) for v in EXPERIMENTS["prior"].variants(Config(), 9000)}
     assert [one.decoder.prior for one in given.values()] == [("report", "films")] * 4 + [("report",), ("films",)]
@@ -151,8 +167,9 @@ def test_cross_attention_is_not_taught_what_only_hopfield_networks_learn():
 
 def test_scores_of_details_are_judged_where_memory_gives_words():
     detailed = {name for name, one in EXPERIMENTS.items() if DETAILED in one.judged}
-    assert detailed == {"memory-ablation", "region-query", "grounding", "retrieved-text", "knowledge-graph", "leakage"}
-    assert {name for name, one in EXPERIMENTS.items() if one.grounded} == detailed - {"leakage"}
+    asked = {"memory-ablation", "region-query", "grounding", "retrieved-text", "context-recall", "knowledge-graph"}
+    assert detailed == asked | {"leakage"}
+    assert {name for name, one in EXPERIMENTS.items() if one.grounded} == asked
     assert all(one.judged[0] == HEADLINE for one in EXPERIMENTS.values())
 
 
@@ -282,7 +299,14 @@ def test_details_are_supported_after_one_training(config):
 
 def test_what_memory_gives_is_asked_of_three_seeds_the_rest_of_as_many_as_told():
     several = {name: one.seeds for name, one in EXPERIMENTS.items() if one.seeds > 1}
-    assert several == {"memory-ablation": 3, "context": 3, "prior": 3, "views": 3, "knowledge-graph": 3}
+    assert several == {
+        "memory-ablation": 3,
+        "context": 3,
+        "context-recall": 3,
+        "prior": 3,
+        "views": 3,
+        "knowledge-graph": 3,
+    }
 
 
 def test_what_cannot_be_had_is_said_on_the_page(config, capsys):
