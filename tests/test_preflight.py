@@ -241,6 +241,19 @@ def test_what_is_made_needs_nothing_of_what_only_it_needed(
         pipeline.check_before_start(["banks"], config_from_dict(content, "here"))
 
 
+def test_a_context_that_no_train_study_has_is_refused_where_the_data_are_made(artefacts: Any) -> None:
+    config = artefacts.config
+    asking = replace(
+        config,
+        decoder=replace(config.decoder, predict_outline=True, context=("age",)),
+        generate=replace(config.generate, outline_source="retrieved", recall_context=("comparison",)),
+    )
+    with pytest.raises(UserError) as refused:
+        pipeline.check_before_start(["stage2", "generate"], asking)
+    for setting in ("decoder.context age", "generate.recall_context comparison"):
+        assert f"{setting}: no train study has it" in str(refused.value)
+
+
 def test_no_java_is_a_warning(site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(pipeline, "print_on_rank_0", lambda line: warned.append(line))
