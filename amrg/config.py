@@ -372,15 +372,15 @@ class GenerateConfig:
     max_new_tokens: PositiveInt = 100
     repetition_penalty: PositiveFloat = 1.0
     length_penalty: float = 1.0
-    # Controls: shuffled retrieves for another patient's study; uniform composes reports of all rows alike, so that the
-    # film has no say in them (``outline_source retrieved``).
+    # Controls: shuffled retrieves for another patient's study; uniform composes reports that name no finding,
+    # of all rows alike, so that only the context asks (``outline_source retrieved``).
     memory: Literal["own", "shuffled", "uniform"] = "own"
     # Whose clinical context is read (``decoder.context``, ``recall_context``): shuffled and none are controls.
     context: Annotated[Literal["own", "shuffled", "none"], Field(exclude_if=lambda whose: whose == "own")] = "own"
     # Fields of the context that ask both memories: in composed reports (``outline_source retrieved``) the words of
     # studies with a like context weigh more, by β (`amrg.models.context_recall`). None: the film alone asks.
     recall_context: Annotated[tuple[ContextField, ...], Field(exclude_if=lambda fields: not fields)] = ()
-    context_sharpness: Annotated[PositiveFloat, Field(exclude_if=lambda beta: beta == 5.0)] = 5.0
+    context_sharpness: Annotated[float, Field(gt=0, le=1000, exclude_if=lambda beta: beta == 5.0)] = 5.0
     # Whose earlier study a decoder reads that knows any (``decoder.prior``): shuffled and none are controls.
     prior: Annotated[Literal["own", "shuffled", "none"], Field(exclude_if=lambda whose: whose == "own")] = "own"
     # Which part decides the findings that an outline names (``decoder.predict_outline``): the decoder, or the

@@ -378,6 +378,10 @@ def _checked(row: Any, path: Path, number: int) -> dict[str, Any]:
     context = values["context"] if values["context"] is not None else {}
     if not isinstance(context, dict) or context.keys() - CONTEXT_FIELDS or not all(map(_is_text, context.values())):
         raise UserError(f"{path}: row {number}: `context` may have texts of {', '.join(CONTEXT_FIELDS)}")
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: row {number} holds half of a surrogate pair, which is no character") from None
     return values
 
 

@@ -214,12 +214,10 @@ def generate_faults(config: Config) -> list[str]:
         )
     if settings.memory == "uniform" and settings.outline_source != "retrieved":
         faults.append("generate.memory uniform is a control of composed reports: say generate.outline_source retrieved")
-    if settings.recall_context and settings.outline_source != "retrieved":
-        faults.append(
-            "generate.recall_context acts on the words of composed reports: say generate.outline_source retrieved, or "
-            "leave it out"
-        )
-    if settings.context != "own" and not (config.decoder.context or settings.recall_context):
+    recalled = settings.recall_context if settings.outline_source == "retrieved" else ()
+    if len(set(recalled)) < len(recalled):
+        faults.append(f"generate.recall_context {' '.join(recalled)} names a field twice")
+    if settings.context != "own" and not (config.decoder.context or recalled):
         faults.append(
             f"generate.context {settings.context} changes the context, which neither this decoder reads "
             "(decoder.context) nor the memories (generate.recall_context)"
@@ -263,14 +261,14 @@ def _composer(
     """Build the composer for the split of ``generate``; attribute heads are fitted on train once, then stored."""
     heads = {}
     if config.generate.outline_source == "retrieved":
+        if recalled := config.generate.recall_context:
+            refuse_lacking_context("generate.recall_context", recalled, load_split_studies(data, "train"))
         for name in HEADS.get(config.generate.support, ()):
             features = VisionCache(model, data, "train", folder / SCRATCH, config.stage2.dtype)
             if distributed.global_rank() == 0 and not (folder / name).is_dir():
                 _fit_heads(config, model, features, folder, name)
             distributed.barrier()
             heads[name] = AttributeHeads.load(folder / name)
-    if recalled := config.generate.recall_context:
-        refuse_lacking_context("generate.recall_context", recalled, load_split_studies(data, "train"))
     calibration = stage2 / CALIBRATION / config.generate.split
     return open_composer(config, banks, calibration, heads, guide, bool(model.settings.prior))
 
@@ -294,19 +292,22 @@ def _generate_lines(
     studies = [features.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([patient_group_id(study.group) for study in studies], device=distributed.local_device())
     query_vision, whose = None, writer.config.generate
-    informed = studies if whose.context == "own" else []
+    informed = asking = studies
     if "shuffled" in (whose.memory, whose.context):
         others = mismatched_permutation([study.group for study in features.studies])[rows]
+        asking = [features.studies[row] for row in others.tolist()]
         if whose.memory == "shuffled":
             query_vision = features[others]
         if whose.context == "shuffled":
-            informed = [features.studies[row] for row in others.tolist()]
-    contexts = [study.context for study in informed] or None
+            informed = asking
+    contexts = None if whose.context == "none" else [study.context for study in informed]
+    query_contexts = None if whose.context == "none" else [study.context for study in asking]
     given = None
     if settings.prior:
         own = [priors.get(study.key) for study in studies]
         given = own, features.prior_films(own) if "films" in settings.prior else None
-    lines = writer.write(features[rows], group_B, query_vision, contexts, given)
+    blind = whose.memory == "uniform"
+    lines = writer.write(features[rows], group_B, query_vision, contexts, given, query_contexts, blind)
     return [
         {
             "key": study.key,

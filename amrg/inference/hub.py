@@ -138,7 +138,9 @@ def _let_the_decoder_write(path: Path) -> None:
     """Change the settings of generation to those that need no texts of memory, and mark the artefact."""
     manifest = json.loads(path.read_text())
     if manifest["config"]["outline_source"] == "retrieved":
-        manifest["config"] |= {"outline_source": "classifier"}
+        manifest["config"] |= {"outline_source": "classifier", "memory": "own"}
+        for name in ("recall_context", "context_sharpness"):
+            manifest["config"].pop(name, None)
         manifest["mark"] = "; ".join([*([manifest["mark"]] if manifest.get("mark") else []), _NO_TEXTS])
     path.write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -150,7 +152,7 @@ def _card(chain: RunArtifacts, without_reports: bool) -> str:
     memory = (
         "The folder holds vectors and hashes of the memory's rows, without texts, studies and patients."
         if without_reports
-        else "The memory holds the texts of train reports: share it only with those who may read the data."
+        else "The memory holds texts and contexts of train reports: share it only with those who may read the data."
     )
     use = (
         "## Use\n\nNot for clinical use.\n\n```\npip install amrg\namrg write FOLDER film.png\n```\n\n"

@@ -83,6 +83,8 @@ class ReportWriter:
         query_vision: VisionOutput | None = None,
         contexts: Sequence[Context] | None = None,
         priors: tuple[Sequence[Prior | None], PriorFilms | None] | None = None,
+        query_contexts: Sequence[Context] | None = None,
+        blind: bool = False,
     ) -> list[dict[str, Any]]:
         """Generate the reports of some studies, with the entries of their lines of ``reports.jsonl``.
 
@@ -98,9 +100,10 @@ class ReportWriter:
         Args:
             vision, group_B, query_vision: as for ``ReportGenerator.embed_streams``; every rank needs equally many
                 studies.
-            contexts: clinical context of each study, of which decoder and composer read what they know; None: no
-                context.
+            contexts: clinical context of each study, of which the decoder reads what it knows; None: no context.
             priors: earlier study of each study and its films, if the decoder reads them; None: no earlier study.
+            query_contexts: clinical context that asks the memories; None: ``contexts``.
+            blind: as for ``Composer.compose``.
         """
         model, query = self.model, query_vision or vision
         given, films = ([None] * len(group_B), None) if priors is None else priors
@@ -109,12 +112,15 @@ class ReportWriter:
         if self.composer is not None:
             # If a patient's own rows may be retrieved, so may their sentences.
             unsaid_B = model.hidden_groups(group_B)
-            if self.config.generate.memory == "uniform":
-                associations = self.composer.uniform_associations(len(group_B))
             associations = self.composer.fitted(vision, associations)
-            recall = "report" in associations
             composed = self.composer.compose(
-                vision, associations, unsaid_B, recall=recall, priors=given, contexts=contexts
+                vision,
+                associations,
+                unsaid_B,
+                recall="report" in associations,
+                priors=given,
+                contexts=contexts if query_contexts is None else query_contexts,
+                blind=blind,
             )
         retrieved = [] if self.text is None else self.text.compose(query, group_B, associations)
         with torch.no_grad(), autocast(self.config.stage2.dtype):

@@ -48,6 +48,7 @@ LIKENESS, RECALLED, DETAIL = 20.0, 0.5, 2.0
 SAYING = {"side": 1.0, "zone": 0.3, "severity": 0.2, "device": 0.5}
 LEAST_SUPPORT = 0.5  # a detail with a lower probability is unsupported
 UNSUPPORTED = 5.0  # penalty in the score for an unsupported detail
+_VOTING_ROWS = 256  # heaviest rows whose reports vote for sentences of normal anatomy
 #: Two sentences with at most this cosine have different meanings.
 UNLIKE = 0.25
 
@@ -81,8 +82,9 @@ class Composer:
         contexts: Sequence[str] = (),
         sharpness: float = 0.0,
     ) -> None:
-        banks = {"visual": visual, "report": reports}
-        self._contexts = {name: ContextIndex(bank, contexts) for name, bank in banks.items() if bank and contexts}
+        given = {"visual": visual, "report": reports}
+        self._banks = {name: bank for name, bank in given.items() if bank is not None}
+        self._contexts = {name: ContextIndex(bank, contexts) for name, bank in self._banks.items() if contexts}
         self._sharpness = sharpness
         self._guide = guide
         self.certainty, self.source, self.abstain, self._heads = certainty, source, abstain, heads or {}
@@ -114,6 +116,7 @@ class Composer:
         recall: bool = True,
         priors: Sequence[Prior | None] = (),
         contexts: Sequence[Context] | None = None,
+        blind: bool = False,
     ) -> list[Composed]:
         """Compose the beginning of each report.
 
@@ -125,10 +128,13 @@ class Composer:
             recall: compose sentences; otherwise the decoder words the findings of the outline.
             priors: earlier study of each study, if any is known.
             contexts: clinical context of each study; None: no context.
+            blind: a control. No finding is named, and all rows of other patients weigh the same before the context.
         """
         probability_BF = self.certainty.probabilities(vision)
         lengths = {name: self._length(name) for name in associations}
         weights = {name: _spread(associations[name], length) for name, length in lengths.items() if length}
+        if blind:
+            weights = {name: self._even_weights(name, of.shape, group_B) for name, of in weights.items()}
         supported_B = self._supported(vision, weights.get("visual"))
         worded = weights
         if contexts is not None and self._contexts:
@@ -139,7 +145,7 @@ class Composer:
             group = NO_GROUP if group_B is None else int(group_B[b])
             prior = priors[b] if priors else None
             film = _Film(dict(zip(FINDINGS, probability_F, strict=True)), supported_B[b], own, group, prior)
-            found = self._named(probability_F, weights["visual"][b] if "visual" in weights else None)
+            found = [] if blind else self._named(probability_F, weights["visual"][b] if "visual" in weights else None)
             implausible = self._guide.less_probable(found, film.probability) if self._guide else ()
             unsure = [f for f in found if film.probability[f] < self.abstain or f in implausible]
             named = [finding for finding in found if finding not in unsure]
@@ -168,15 +174,6 @@ class Composer:
             fitted[name] = Association(weights, given[1])
         return fitted
 
-    def uniform_associations(self, count: int) -> dict[str, Association]:
-        """Return associations of ``count`` studies in which all rows weigh the same."""
-        uniform = {}
-        for name in ("visual", "report"):
-            rows = self._length(name)
-            rows_BQJ = torch.arange(rows).expand(count, len(LABELS), rows)
-            uniform[name] = Association(torch.full(rows_BQJ.shape, 1 / rows), rows_BQJ)
-        return uniform
-
     @cached_property
     def _nodes(self) -> dict[str, Tensor]:
         """Nodes of the knowledge graph of the rows of each bank, [rows, V]."""
@@ -189,6 +186,14 @@ class Composer:
                 if label < len(LABELS):
                     rows["visual"][row] = nodes_of_text(" ".join(texts), LABELS[label])
         return {name: node_indicators(of) for name, of in rows.items()}
+
+    def _even_weights(self, name: str, shape: torch.Size, group_B: Tensor | None) -> Tensor:
+        """Return equal weights of the rows of other patients, [B, Q, rows]."""
+        weight_BQN = torch.ones(shape)
+        if group_B is not None:
+            own_BN = (group_B.cpu()[:, None] == self._banks[name].groups) & (group_B.cpu()[:, None] != NO_GROUP)
+            weight_BQN.masked_fill_(own_BN[:, None], 0.0)
+        return weight_BQN / weight_BQN.sum(-1, keepdim=True).clamp_min(1)
 
     def _length(self, name: str) -> int:
         if name == "report":
@@ -320,9 +325,10 @@ class Composer:
         votes: dict[int, float] = {}
         total = length = 0.0
         rows_N = film.weights["visual"][query] * (self._visual.label_N == query)
-        for row in rows_N.topk(min(256, len(rows_N))).indices.tolist():
-            weight = float(rows_N[row])
-            if weight == 0.0:  # rows are sorted: the following ones have no weight either
+        weights, rows = rows_N.sort(descending=True, stable=True)
+        least = weights[:_VOTING_ROWS].min()  # rows as heavy as the last one vote, too
+        for weight, row in zip(weights.tolist(), rows.tolist(), strict=True):
+            if weight == 0.0 or weight < least:
                 break
             usable = [i for text in self._visual.texts[row] if (i := self._usable(text, film, named, before)) >= 0]
             total, length = total + weight, length + weight * len(self._visual.texts[row])

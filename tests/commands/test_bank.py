@@ -112,6 +112,7 @@ def test_search_by_text_finds_the_report_that_says_so(tmp_path, capsys) -> None:
         (["build", "v.npy", "short.jsonl", "c"], "v.npy has 12 rows, short.jsonl tells of 1"),
         (["build", "v.npy", "wrong.jsonl", "c"], "row 0: source 'dream' is none of"),
         (["build", "v.npy", "asked.jsonl", "c"], "row 0: `context` may have texts of indication, technique"),
+        (["build", "v.npy", "half.jsonl", "c"], "row 0 holds half of a surrogate pair"),
         (["build", "v.npy", "test.jsonl", "c"], "row 0 comes from the split `test`"),
     ],
 )
@@ -123,6 +124,7 @@ def test_mistakes_are_one_line(given, monkeypatch, arguments, message) -> None:
     (folder / "short.jsonl").write_text(json.dumps(line) + "\n")
     (folder / "wrong.jsonl").write_text(json.dumps(line | {"source": "dream"}) + "\n")
     (folder / "asked.jsonl").write_text(json.dumps(line | {"context": {"question": "Cough."}}) + "\n")
+    (folder / "half.jsonl").write_text(json.dumps(line | {"context": {"indication": "\ud800"}}) + "\n")
     (folder / "test.jsonl").write_text(json.dumps(line | {"split": "test"}) + "\n")
     with pytest.raises(UserError) as caught:
         bank(*arguments)

@@ -11,6 +11,8 @@ from amrg.banks.bank import REPORTS, VISUAL
 from amrg.banks.writer import BankWriter
 from amrg.config import DecoderConfig, GenerateConfig
 from amrg.config_files import load_config
+from amrg.errors import UserError
+from amrg.experiments.sweep import with_overrides
 from amrg.inference.generate import generate_faults, generate_reports_file
 from amrg.inference.run import find_run_artifacts, read_context_fields
 from amrg.models.text_encoder import TextEncoder
@@ -61,28 +63,38 @@ def test_the_context_asks_the_memories_for_their_words(tmp_path: Path, coughed: 
     with BankWriter(banks / REPORTS, encoder.dim) as writer:
         writer.add(encoder.encode([EFFUSION, OTHER_WORDS]), origins)
     said = {}
-    for whose in ("own", "shuffled", "none"):
+    controls = [("own", "shuffled"), ("none", "shuffled"), ("own", "uniform")]
+    for whose, memory in [("own", "own"), ("shuffled", "own"), ("none", "own"), *controls]:
         generate = replace(
             run_config(tmp_path, "retrieved", informed=True).generate,
-            num_beams=1, context=whose, recall_context=("indication",), context_sharpness=100.0,
+            num_beams=1, memory=memory, context=whose, recall_context=("indication",), context_sharpness=100.0,
         )  # fmt: skip
-        folder = tmp_path / whose
+        folder = tmp_path / f"{whose} {memory}"
         folder.mkdir()
         paths = chain.data.path, chain.stage1.path, banks, chain.stage2.path
         generate_reports_file(replace(chain.config, generate=generate), *paths, folder)
         lines = map(json.loads, (folder / "reports.jsonl").read_text().splitlines())
-        said[whose] = [[one["text"] for one in line["sentences"]] for line in lines]
-    without = said["none"][1]  # the film decides, for each of these films of noise alike
-    assert said["none"] == [without] * 5
-    assert said["own"] == [[coughed], without, [coughed], without, [coughed]]
-    assert said["shuffled"] == [[coughed], without, [coughed], [coughed], without]
+        said[whose, memory] = [[one["text"] for one in line["sentences"]] for line in lines]
+    without = said["none", "own"][1]  # the film decides, for each of these films of noise alike
+    assert said["none", "own"] == [without] * 5
+    assert said["own", "own"] == [[coughed], without, [coughed], without, [coughed]]
+    assert said["shuffled", "own"] == [[coughed], without, [coughed], [coughed], without]
+    assert said["own", "shuffled"] == said["shuffled", "own"]  # film and context that ask are of one study
+    assert said["none", "shuffled"] == [without] * 5
+    assert said["own", "uniform"] == [[]] * 5  # nothing is named
 
 
 def test_settings_of_the_recall_that_contradict_each_other() -> None:
     config = load_config(str(TINY))
     recall = replace(config, generate=replace(config.generate, recall_context=("age",)))
-    (fault,) = generate_faults(recall)
-    assert fault.startswith("generate.recall_context acts on the words of composed reports")
+    assert generate_faults(recall) == []  # as a shipped file says it, where the decoder writes the report
+    shuffled = replace(recall, generate=replace(recall.generate, context="shuffled"))
+    assert "which neither this decoder reads" in " ".join(generate_faults(shuffled))
+    twice = replace(recall.generate, recall_context=("age", "age"), outline_source="retrieved")
+    assert "generate.recall_context age age names a field twice" in generate_faults(replace(recall, generate=twice))
+    for sharpness in ("inf", "nan", "0", "1e39"):
+        with pytest.raises(UserError, match="context_sharpness"):
+            with_overrides(config, {"generate.context_sharpness": float(sharpness)})
     uniform = replace(config, generate=replace(config.generate, memory="uniform"))
     assert "generate.memory uniform is a control of composed reports" in " ".join(generate_faults(uniform))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from amrg.banks.bank import MemoryBank
+from amrg.banks.bank import MemoryBank, patient_group_id
 from amrg.banks.transforms import merge_banks, without_texts
 from amrg.banks.writer import BankWriter
 from amrg.data.context import Context
@@ -128,15 +128,27 @@ def test_findings_and_details_are_the_film_s(tmp_path: Path) -> None:
         assert texts(one)[0] == LEFT
 
 
-def test_all_rows_alike_name_nothing_and_are_worded_by_the_context(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memories", [("visual", "report"), ("visual",)])
+def test_a_blind_report_names_nothing_and_is_worded_by_the_context(tmp_path: Path, memories: tuple[str, ...]) -> None:
     composer = recalling(tmp_path, Context("Fever."), Context("Cough."))
-    uniform = composer.uniform_associations(1)
-    assert {name: one.weights_BQJ.shape for name, one in uniform.items()} == dict.fromkeys(
-        ("visual", "report"), (1, len(LABELS), 4)
-    )
+    found = {name: associate(EVENLY) for name in memories}
     for asked, words in (("Cough.", CALM), ("Fever.", CLEAR)):
-        (one,) = composer.compose(sight_of({EFFUSION: 2.0}), uniform, None, contexts=[Context(asked)])
+        (one,) = composer.compose(sight_of({EFFUSION: 2.0}), found, None, contexts=[Context(asked)], blind=True)
         assert (one.findings, texts(one)) == ((), [words])
+
+
+def test_a_blind_report_counts_every_row_but_the_patient_s_own(tmp_path: Path) -> None:
+    """Of 600 equal rows a third says one thing, two thirds another, wherever they stand in the bank."""
+    rows = [(NO_FINDING, CLEAR)] * 200 + [(NO_FINDING, CALM)] * 400
+    visual = bank(tmp_path / "v", rows, [Context()] * len(rows))
+    said = [(NO_FINDING, CLEAR), (EFFUSION, CALM)]  # of different vectors
+    composer = Composer(EVEN, visual, bank(tmp_path / "r", said, [Context()] * 2, visual=False))
+    (one,) = composer.compose(sight_of({}), {"visual": associate({})}, None, blind=True)
+    assert texts(one) == [CALM]
+    own = torch.tensor([patient_group_id("p0")])
+    weight_BQN = composer._even_weights("visual", torch.Size((1, len(LABELS), len(rows))), own)
+    assert (weight_BQN[..., 0] == 0).all()
+    torch.testing.assert_close(weight_BQN[..., 1:], torch.full((1, len(LABELS), 599), 1 / 599))
 
 
 def test_a_bank_keeps_the_contexts_and_drops_them_with_the_texts(told: MemoryBank, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.models.vision_outputs import sight_of
 def test_own_sentences_are_said_where_own_rows_are_seen(hide):
     asked = []
 
-    def compose(sight, associations, group_B, recall, priors, contexts):
+    def compose(sight, associations, group_B, recall, **_):
         asked.append((group_B, recall))
         return [Composed("")] * 2
 
