@@ -475,7 +475,7 @@ STEPS: dict[str, Step] = {
     "stage2": Step("stage2", 5, _stage2_settings, ("data", "stage1", "banks"), _stage2, True, _stage2_learned),
     "generate": Step(
         "reports",
-        5,
+        6,
         _generate_settings,
         ("data", "stage1", "banks", "stage2"),
         _generate,
