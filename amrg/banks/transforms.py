@@ -45,8 +45,8 @@ def without_texts(bank: MemoryBank, folder: Path) -> MemoryBank:
     """
     with _writer(bank, folder, bank.dtype, list(bank.header["splits"])) as out:
         for start, stop in iter_row_blocks(len(bank)):
-            kept = {"text": None, "context": None, "key": "", "group": ""}
-            origins = [{**origin, **kept} for origin in _origins(bank, start, stop)]
+            emptied = {"text": None, "context": None, "key": "", "group": ""}
+            origins = [{**origin, **emptied} for origin in _origins(bank, start, stop)]
             out.add_raw(bank.rows(start, stop), bank.scale(start, stop), origins)
     return MemoryBank.open(folder)
 

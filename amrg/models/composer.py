@@ -196,9 +196,7 @@ class Composer:
         return weight_BQN / weight_BQN.sum(-1, keepdim=True).clamp_min(1)
 
     def _length(self, name: str) -> int:
-        if name == "report":
-            return 0 if self._reports is None else len(self._reports)
-        return 0 if self._visual is None else len(self._visual.texts)
+        return len(self._banks[name]) if name in self._banks else 0
 
     def _named(self, probability_F: Sequence[float], visual_QN: Tensor | None) -> list[str]:
         """Findings above the threshold that the visual memory, if there is one, confirms."""
