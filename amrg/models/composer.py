@@ -315,7 +315,8 @@ class Composer:
         """Choose sentences of normal anatomy that cover those of the retrieved films, in their usual order.
 
         Greedy maximum coverage: a sentence weighs as much as the retrieved films that have it, and covers sentences of
-        similar meaning (by cosine). The number of sentences is the mean over the retrieved films.
+        similar meaning (by cosine). A sentence is left out if sentences before it deny half of what it denies. The
+        number of sentences is the mean over the retrieved films.
         """
         query = LABELS.index(NO_FINDING)
         if self._visual is None or "visual" not in film.weights:
@@ -338,16 +339,24 @@ class Composer:
         vectors = self._vectors_UD[chosen]
         covers = ((vectors @ vectors.T - UNLIKE) / (1 - UNLIKE)).clamp_min(0)
         covered, picked = torch.zeros(len(chosen)), []
+        denied = {finding for text in before for finding in self._sentences[self._index[text]].denies}
         for _ in range(round(length / total)):
             gain = (torch.maximum(covers, covered) - covered) @ worth
+            gain[torch.tensor([self._repeats(i, denied) for i in chosen])] = 0.0
             if float(gain.max()) <= 1e-9:
                 break
             picked.append(int(gain.argmax()))
             covered = torch.maximum(covered, covers[picked[-1]])
+            denied |= self._sentences[chosen[picked[-1]]].denies
         picked.sort(key=lambda j: self._visual.usual_place(self._sentences[chosen[j]].text))  # type: ignore[union-attr]
         regions = self._voters(film, query)
         found = [self._sentences[chosen[j]] for j in picked]
         return [ComposedSentence(s.text, (NO_FINDING,), film.row_of(s, self._groups), regions) for s in found]
+
+    def _repeats(self, i: int, denied: set[str]) -> bool:
+        """Whether half or more of what a sentence denies is denied already."""
+        denies = self._sentences[i].denies
+        return bool(denies) and 2 * len(denies & denied) >= len(denies)
 
     def _usable(self, text: str, film: "_Film", named: Sequence[str], before: set[str]) -> int:
         """Number of a sentence that may be used as normal; −1 for any other."""
