@@ -49,6 +49,8 @@ SAYING = {"side": 1.0, "zone": 0.3, "severity": 0.2, "device": 0.5}
 LEAST_SUPPORT = 0.5  # a detail with a lower probability is unsupported
 UNSUPPORTED = 5.0  # penalty in the score for an unsupported detail
 _VOTING_ROWS = 256  # heaviest rows whose reports vote for sentences of normal anatomy
+#: “The lungs are clear” denies this alone, and repeats nothing beside “No consolidation or opacity”.
+_GENERAL = {"Lung Opacity"}
 #: Two sentences with at most this cosine have different meanings.
 UNLIKE = 0.25
 
@@ -354,8 +356,8 @@ class Composer:
         return [ComposedSentence(s.text, (NO_FINDING,), film.row_of(s, self._groups), regions) for s in found]
 
     def _repeats(self, i: int, denied: set[str]) -> bool:
-        """Whether half or more of what a sentence denies is denied already."""
-        denies = self._sentences[i].denies
+        """Whether half or more of what a sentence denies is denied already, apart from opacities."""
+        denies = self._sentences[i].denies - _GENERAL
         return bool(denies) and 2 * len(denies & denied) >= len(denies)
 
     def _usable(self, text: str, film: "_Film", named: Sequence[str], before: set[str]) -> int:

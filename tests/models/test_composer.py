@@ -308,14 +308,14 @@ def test_normal_sentences_deny_nothing_that_is_named_and_repeat_nothing(tmp_path
 
 def test_a_sentence_that_mostly_denies_again_gives_way_to_the_next(tmp_path: Path) -> None:
     both, three, two = (
-        "No pleural effusion or pneumothorax.", "No pneumothorax, pleural effusion or consolidation.",
+        "No pleural effusion, opacity or pneumothorax.", "No pneumothorax, pleural effusion or consolidation.",
         "No consolidation or pneumothorax.",
     )  # fmt: skip
     said = [f"{both} {three} {CLEAR}", f"{both} {three} {two}", f"{both} {BONES}"]
     visual = visual_bank(tmp_path, [(NO_FINDING, text) for text in said])
     composer = Composer(EVEN, visual, report_bank(tmp_path, [(t, t) for t in (both, three, two, CLEAR, BONES)]))
     weights = {NO_FINDING: {0: 0.4, 1: 0.35, 2: 0.25}}  # 2.75 sentences on average
-    # Of the second two thirds are denied by the first, of the third one half.
+    # Of the second two thirds are denied by the first, of the third one half; clear lungs are no repetition of opacities.
     assert texts(compose(composer, [], weights, {})) == [both, BONES, CLEAR]
 
 
