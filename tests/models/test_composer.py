@@ -315,7 +315,7 @@ def test_a_sentence_that_mostly_denies_again_gives_way_to_the_next(tmp_path: Pat
     visual = visual_bank(tmp_path, [(NO_FINDING, text) for text in said])
     composer = Composer(EVEN, visual, report_bank(tmp_path, [(t, t) for t in (both, three, two, CLEAR, BONES)]))
     weights = {NO_FINDING: {0: 0.4, 1: 0.35, 2: 0.25}}  # 2.75 sentences on average
-    # Of the second two thirds are denied by the first, of the third one half; clear lungs are no repetition of opacities.
+    # Of the second two thirds are denied by the first, of the third one half. Clear lungs repeat no opacities.
     assert texts(compose(composer, [], weights, {})) == [both, BONES, CLEAR]
 
 
