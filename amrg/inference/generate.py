@@ -292,16 +292,16 @@ def _generate_lines(
     studies = [features.studies[row] for row in rows.tolist()]
     group_B = torch.tensor([patient_group_id(study.group) for study in studies], device=distributed.local_device())
     query_vision, whose = None, writer.config.generate
-    informed = asking = studies
+    informed = queried = studies
     if "shuffled" in (whose.memory, whose.context):
         others = mismatched_permutation([study.group for study in features.studies])[rows]
-        asking = [features.studies[row] for row in others.tolist()]
+        queried = [features.studies[row] for row in others.tolist()]
         if whose.memory == "shuffled":
             query_vision = features[others]
         if whose.context == "shuffled":
-            informed = asking
+            informed = queried
     contexts = None if whose.context == "none" else [study.context for study in informed]
-    query_contexts = None if whose.context == "none" else [study.context for study in asking]
+    query_contexts = None if whose.context == "none" else [study.context for study in queried]
     given = None
     if settings.prior:
         own = [priors.get(study.key) for study in studies]

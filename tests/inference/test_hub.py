@@ -14,6 +14,7 @@ from amrg.cli import main
 from amrg.data.stream import iter_split_samples
 from amrg.data.text.cleaning import split_sentences
 from amrg.errors import UserError
+from amrg.inference import hub
 from tests.webapp.tiny_run import make_run
 
 
@@ -46,7 +47,7 @@ def test_the_folder_writes_the_reports_of_the_run(retrieved, studies, tmp_path, 
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n")
     assert "Not for clinical use" in card
-    assert "The memory holds the texts of train reports" in card
+    assert "The memory holds texts and contexts of train reports" in card
 
 
 def test_without_reports_no_text_study_or_patient_is_left(retrieved, studies, tmp_path):
@@ -70,6 +71,15 @@ def test_without_reports_no_text_study_or_patient_is_left(retrieved, studies, tm
     assert all(record["generated"] and not record["sentences"] for record in records)
     assert "every sentence is the decoder's own" in "".join(load_run(folder).artifacts.warnings)
     assert "every sentence is the decoder's own" in (folder / "README.md").read_text()
+
+
+def test_without_reports_no_context_asks_for_words(tmp_path):
+    """Nothing is said to read a context that no row has any longer."""
+    manifest = {"config": {"outline_source": "retrieved", "memory": "uniform", "recall_context": ["age"]}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    hub._let_the_decoder_write(tmp_path / "manifest.json")
+    settings = json.loads((tmp_path / "manifest.json").read_text())["config"]
+    assert settings == {"outline_source": "classifier", "memory": "own"}
 
 
 def test_what_cannot_be_exported_is_one_line(retrieved, tmp_path, monkeypatch, capsys):

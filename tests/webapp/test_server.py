@@ -370,7 +370,7 @@ def test_a_recalled_sentence_is_told_with_what_it_stands_on(reader, run, monkeyp
         def fitted(self, sight, associations):
             return associations
 
-        def compose(self, sight, associations, group, recall, priors):
+        def compose(self, sight, associations, group, recall, priors, contexts):
             asked.append((associations, group.tolist(), recall))
             return [Composed(text, ("Pleural Effusion",), (said,), (Unsure("Mild edema.", ("Edema",), 0.4),))]
 
