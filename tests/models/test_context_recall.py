@@ -37,26 +37,26 @@ def bank(folder: Path, rows: Sequence[tuple[str, str]], contexts: Sequence[Conte
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> MemoryBank:
+def indexed(tmp_path: Path) -> MemoryBank:
     contexts = [Context(a, "", b) for a, b in zip(INDICATIONS, COMPARISONS, strict=True)]
-    return bank(tmp_path / "told", [(EFFUSION, LEFT)] * len(contexts), contexts)
+    return bank(tmp_path / "indexed", [(EFFUSION, LEFT)] * len(contexts), contexts)
 
 
-def test_the_similarity_is_the_cosine_of_scikit_learn_s_tf_idf(told: MemoryBank) -> None:
-    asked = [Context("Pain in the chest", "", "None"), Context("", "", "films, none"), Context()]
+def test_the_similarity_is_the_cosine_of_scikit_learn_s_tf_idf(indexed: MemoryBank) -> None:
+    given = [Context("Pain in the chest", "", "None"), Context("", "", "films, none"), Context()]
     expected = 0
     for name, rows in (("indication", INDICATIONS), ("comparison", COMPARISONS)):
         vectorizer = TfidfVectorizer(token_pattern=r"\w+", binary=True)
-        # What no row has counts in the length of a text; scikit-learn is told of it by a row that is then left out.
+        # What no row has counts in the length of a text, with the weight of a word in none of the rows.
         fitted = vectorizer.fit([*rows])
-        unseen = {w for c in asked for w in vectorizer.build_analyzer()(c.text(name))} - set(fitted.vocabulary_)
+        unseen = {w for c in given for w in vectorizer.build_analyzer()(c.text(name))} - set(fitted.vocabulary_)
         vocabulary = [*fitted.vocabulary_, *unseen]
         weight = {word: fitted.idf_[i] for word, i in fitted.vocabulary_.items()}
         whole = TfidfVectorizer(token_pattern=r"\w+", binary=True, vocabulary=vocabulary)
         whole.idf_ = torch.tensor([weight.get(word, math.log(1 + len(rows)) + 1) for word in vocabulary]).numpy()
-        product = whole.transform([c.text(name) for c in asked]) @ whole.transform(rows).T
+        product = whole.transform([c.text(name) for c in given]) @ whole.transform(rows).T
         expected = expected + torch.from_numpy(product.toarray()).float()
-    found = ContextIndex(told, ("indication", "comparison")).similarities(asked)
+    found = ContextIndex(indexed, ("indication", "comparison")).similarities(given)
     torch.testing.assert_close(found, expected)
     assert found[0].argmax() == 0
     assert not found[2].any()  # nothing is known
@@ -67,20 +67,20 @@ def test_the_similarity_by_hand(tmp_path: Path) -> None:
     rows = bank(tmp_path / "b", [(EFFUSION, LEFT)] * 2, [Context("cough"), Context("dry cough")])
     found = ContextIndex(rows, ["indication"]).similarities([Context("Cough!"), Context("cough dyspnea")])
     cough, dry, unknown = 1.0, math.log(3 / 2) + 1, math.log(3) + 1
-    long, asked = math.hypot(cough, dry), math.hypot(cough, unknown)
-    torch.testing.assert_close(found, torch.tensor([[1.0, cough / long], [cough / asked, cough / (long * asked)]]))
+    long, given = math.hypot(cough, dry), math.hypot(cough, unknown)
+    torch.testing.assert_close(found, torch.tensor([[1.0, cough / long], [cough / given, cough / (long * given)]]))
 
 
-def test_weights_are_the_softmax_over_the_sum_of_both_scores(told: MemoryBank) -> None:
+def test_weights_are_the_softmax_over_the_sum_of_both_scores(indexed: MemoryBank) -> None:
     generator = torch.Generator().manual_seed(1)
-    score_BQN = torch.randn(2, 3, len(told), generator=generator)
-    index, asked = ContextIndex(told, ("indication",)), [Context("Cough"), Context("Trauma")]
-    found = index.weigh(score_BQN.softmax(-1), asked, 5.0)
-    torch.testing.assert_close(found, (score_BQN + 5 * index.similarities(asked)[:, None]).softmax(-1))
+    score_BQN = torch.randn(2, 3, len(indexed), generator=generator)
+    index, given = ContextIndex(indexed, ("indication",)), [Context("Cough"), Context("Trauma")]
+    found = index.weigh(score_BQN.softmax(-1), given, 5.0)
+    torch.testing.assert_close(found, (score_BQN + 5 * index.similarities(given)[:, None]).softmax(-1))
     torch.testing.assert_close(found[1], score_BQN[1].softmax(-1))  # no row is like it
-    partial = index.weigh(0.3 * score_BQN.softmax(-1), asked, 5.0)
+    partial = index.weigh(0.3 * score_BQN.softmax(-1), given, 5.0)
     torch.testing.assert_close(partial.sum(-1), torch.full((2, 3), 0.3))
-    nothing = index.weigh(torch.zeros(2, 3, len(told)), asked, 5.0)
+    nothing = index.weigh(torch.zeros(2, 3, len(indexed)), given, 5.0)
     assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
@@ -89,10 +89,10 @@ CLEAR, CALM = "The lungs are clear.", "Lungs are clear bilaterally."
 
 def recalling(folder: Path, first: Context, second: Context, sharpness: float = 5.0) -> Composer:
     """Regions of an effusion and of normal anatomy in two wordings; the studies of each have a context of their own."""
-    said = [(EFFUSION, LEFT), (EFFUSION, "A left effusion is seen."), (NO_FINDING, CLEAR), (NO_FINDING, CALM)]
+    worded = [(EFFUSION, LEFT), (EFFUSION, "A left effusion is seen."), (NO_FINDING, CLEAR), (NO_FINDING, CALM)]
     contexts = [first, second] * 2
-    visual = bank(folder / "v", said, contexts)
-    reports = bank(folder / "r", said, contexts, visual=False)
+    visual = bank(folder / "v", worded, contexts)
+    reports = bank(folder / "r", worded, contexts, visual=False)
     return Composer(EVEN, visual, reports, contexts=("indication",), sharpness=sharpness)
 
 
@@ -132,8 +132,8 @@ def test_findings_and_details_are_the_film_s(tmp_path: Path) -> None:
 def test_a_blind_report_names_nothing_and_is_worded_by_the_context(tmp_path: Path, memories: tuple[str, ...]) -> None:
     composer = recalling(tmp_path, Context("Fever."), Context("Cough."))
     found = {name: associate(EVENLY) for name in memories}
-    for asked, words in (("Cough.", CALM), ("Fever.", CLEAR)):
-        (one,) = composer.compose(sight_of({EFFUSION: 2.0}), found, None, contexts=[Context(asked)], blind=True)
+    for given, words in (("Cough.", CALM), ("Fever.", CLEAR)):
+        (one,) = composer.compose(sight_of({EFFUSION: 2.0}), found, None, contexts=[Context(given)], blind=True)
         assert (one.findings, texts(one)) == ((), [words])
 
 
@@ -141,8 +141,8 @@ def test_a_blind_report_counts_every_row_but_the_patient_s_own(tmp_path: Path) -
     """Of 600 equal rows a third says one thing, two thirds another, wherever they stand in the bank."""
     rows = [(NO_FINDING, CLEAR)] * 200 + [(NO_FINDING, CALM)] * 400
     visual = bank(tmp_path / "v", rows, [Context()] * len(rows))
-    said = [(NO_FINDING, CLEAR), (EFFUSION, CALM)]  # of different vectors
-    composer = Composer(EVEN, visual, bank(tmp_path / "r", said, [Context()] * 2, visual=False))
+    worded = [(NO_FINDING, CLEAR), (EFFUSION, CALM)]  # of different vectors
+    composer = Composer(EVEN, visual, bank(tmp_path / "r", worded, [Context()] * 2, visual=False))
     (one,) = composer.compose(sight_of({}), {"visual": associate({})}, None, blind=True)
     assert texts(one) == [CALM]
     own = torch.tensor([patient_group_id("p0")])
@@ -151,16 +151,16 @@ def test_a_blind_report_counts_every_row_but_the_patient_s_own(tmp_path: Path) -
     torch.testing.assert_close(weight_BQN[..., 1:], torch.full((1, len(LABELS), 599), 1 / 599))
 
 
-def test_a_bank_keeps_the_contexts_and_drops_them_with_the_texts(told: MemoryBank, tmp_path: Path) -> None:
+def test_a_bank_keeps_the_contexts_and_drops_them_with_the_texts(indexed: MemoryBank, tmp_path: Path) -> None:
     def contexts(of: MemoryBank) -> list[object]:
         return of.provenance_rows(0, len(of), ["context"])["context"].to_pylist()
 
-    known = [{k: v for k, v in one.items() if v} for one in contexts(told)]
+    known = [{k: v for k, v in one.items() if v} for one in contexts(indexed)]
     assert known[1] == {"indication": "chest pain, cough", "comparison": "None available."}
-    told.verify()
-    joined = merge_banks([told, told], tmp_path / "joined")
+    indexed.verify()
+    joined = merge_banks([indexed, indexed], tmp_path / "joined")
     joined.verify()
-    assert contexts(joined) == contexts(told) * 2
-    assert contexts(without_texts(told, tmp_path / "bare")) == [None] * len(told)
+    assert contexts(joined) == contexts(indexed) * 2
+    assert contexts(without_texts(indexed, tmp_path / "bare")) == [None] * len(indexed)
     other = bank(tmp_path / "other", [(EFFUSION, LEFT)] * 6, [Context("Fall.")] * 6)
-    assert other.content_hash != told.content_hash  # a row's hash covers its context
+    assert other.content_hash != indexed.content_hash  # a row's hash covers its context
