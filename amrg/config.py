@@ -399,6 +399,11 @@ class GenerateConfig:
     # Compile the decoder's step from token to token, with a cache of fixed size; on a GPU, without beams
     compile: bool = False
 
+    @property
+    def query_context(self) -> tuple[ContextField, ...]:
+        """Fields of the context that ask the memories: none unless reports are composed of recalled sentences."""
+        return self.recall_context if self.outline_source == "retrieved" else ()
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:

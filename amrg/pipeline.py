@@ -428,10 +428,9 @@ def _generate_settings(config: Config) -> dict[str, Any]:
     for name in ("ds_config", "compile"):  # decide how weights are held and what runs, not what is written
         del settings[name]
     settings.pop("banks", None)  # an input tells them
-    if config.generate.outline_source != "retrieved":
-        settings.pop("recall_context", None)  # only composed reports have recalled words
-    if "recall_context" not in settings:
-        settings.pop("context_sharpness", None)
+    if not config.generate.query_context:
+        for name in ("recall_context", "context_sharpness"):  # only composed reports have recalled words
+            settings.pop(name, None)
     if not settings["abstain"]:
         del settings["abstain"]  # every finding is stated, as before there was the setting
     if config.generate.outline_source != "decoder":

@@ -214,11 +214,10 @@ def _generate(run: Run) -> list[str]:
 
     config = run.config
     base = [] if config.decoder.tuning == "full" else decoder_faults(config.decoder)
-    recalled = config.generate.recall_context if config.generate.outline_source == "retrieved" else ()
     return (
         (base or _positions(run, {"generate.max_new_tokens": config.generate.max_new_tokens}))
         + generate_faults(config)
-        + _lacking_context(run, "generate.recall_context", recalled)
+        + _lacking_context(run, "generate.recall_context", config.generate.query_context)
     )
 
 

@@ -214,10 +214,9 @@ def generate_faults(config: Config) -> list[str]:
         )
     if settings.memory == "uniform" and settings.outline_source != "retrieved":
         faults.append("generate.memory uniform is a control of composed reports: say generate.outline_source retrieved")
-    recalled = settings.recall_context if settings.outline_source == "retrieved" else ()
-    if len(set(recalled)) < len(recalled):
-        faults.append(f"generate.recall_context {' '.join(recalled)} names a field twice")
-    if settings.context != "own" and not (config.decoder.context or recalled):
+    if len(set(settings.query_context)) < len(settings.query_context):
+        faults.append(f"generate.recall_context {' '.join(settings.query_context)} names a field twice")
+    if settings.context != "own" and not (config.decoder.context or settings.query_context):
         faults.append(
             f"generate.context {settings.context} changes the context, which neither this decoder reads "
             "(decoder.context) nor the memories (generate.recall_context)"

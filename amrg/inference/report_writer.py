@@ -110,13 +110,11 @@ class ReportWriter:
         associations = model.associations(query, group_B, ROWS)
         composed = [Composed("")] * len(group_B)
         if self.composer is not None:
-            # If a patient's own rows may be retrieved, so may their sentences.
-            unsaid_B = model.hidden_groups(group_B)
             associations = self.composer.fitted(vision, associations)
             composed = self.composer.compose(
                 vision,
                 associations,
-                unsaid_B,
+                model.hidden_groups(group_B),  # if a patient's own rows may be retrieved, so may their sentences
                 recall="report" in associations,
                 priors=given,
                 contexts=contexts if query_contexts is None else query_contexts,

@@ -62,7 +62,7 @@ def test_the_context_asks_the_memories_for_their_words(tmp_path: Path, coughed: 
     ]
     with BankWriter(banks / REPORTS, encoder.dim) as writer:
         writer.add(encoder.encode([EFFUSION, OTHER_WORDS]), origins)
-    said = {}
+    sentences = {}
     controls = [("own", "shuffled"), ("none", "shuffled"), ("own", "uniform")]
     for whose, memory in [("own", "own"), ("shuffled", "own"), ("none", "own"), *controls]:
         generate = replace(
@@ -74,14 +74,16 @@ def test_the_context_asks_the_memories_for_their_words(tmp_path: Path, coughed: 
         paths = chain.data.path, chain.stage1.path, banks, chain.stage2.path
         generate_reports_file(replace(chain.config, generate=generate), *paths, folder)
         lines = map(json.loads, (folder / "reports.jsonl").read_text().splitlines())
-        said[whose, memory] = [[one["text"] for one in line["sentences"]] for line in lines]
-    without = said["none", "own"][1]  # the film decides, for each of these films of noise alike
-    assert said["none", "own"] == [without] * 5
-    assert said["own", "own"] == [[coughed], without, [coughed], without, [coughed]]
-    assert said["shuffled", "own"] == [[coughed], without, [coughed], [coughed], without]
-    assert said["own", "shuffled"] == said["shuffled", "own"]  # film and context that ask are of one study
-    assert said["none", "shuffled"] == [without] * 5
-    assert said["own", "uniform"] == [[]] * 5  # nothing is named
+        sentences[whose, memory] = [[one["text"] for one in line["sentences"]] for line in lines]
+    without = sentences["none", "own"][1]  # the film decides, for each of these films of noise alike
+    assert sentences["none", "own"] == [without] * 5
+    assert sentences["own", "own"] == [[coughed], without, [coughed], without, [coughed]]
+    assert sentences["shuffled", "own"] == [[coughed], without, [coughed], [coughed], without]
+    assert (
+        sentences["own", "shuffled"] == sentences["shuffled", "own"]
+    )  # film and context of the query are of one study
+    assert sentences["none", "shuffled"] == [without] * 5
+    assert sentences["own", "uniform"] == [[]] * 5  # nothing is named
 
 
 def test_settings_of_the_recall_that_contradict_each_other() -> None:
