@@ -226,8 +226,10 @@ def add_artifact_warning(folder: Path, warning: str) -> None:
 def add_artifact_failure(folder: Path, failure: str) -> None:
     """Print that a step has failed although it ended, and record it in its artefact and all that is made from it."""
     print_on_rank_0(f"WARNING: {failure}")
-    with (folder / _FAILURES).open("a") as file:
-        file.write(failure + "\n")
+    path = folder / _FAILURES
+    if not path.exists() or failure not in path.read_text().splitlines():  # else an interrupted run has recorded it
+        with path.open("a") as file:
+            file.write(failure + "\n")
 
 
 def _finalize(partial: Path, final: Path, recipe: Recipe) -> None:

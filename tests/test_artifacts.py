@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+from contextlib import suppress
 
 import pytest
 import torch
@@ -129,6 +130,19 @@ def test_failures_are_told_kept_and_inherited_once(tmp_path, capfd):
     stage2 = open_artifact(next(tmp_path.glob("stage2-*")), "stage2")
     assert stage2.failures == ["at chance", "collapsed", "one text"]
     assert make(tmp_path, recipe("data")).failures == []
+
+
+def test_a_failure_that_an_interrupted_run_has_recorded_leaves_the_same_bytes(tmp_path):
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    with suppress(KeyboardInterrupt), build_artifact(disturbed, recipe("stage1")) as folder:
+        add_artifact_failure(folder, "at chance")
+        raise KeyboardInterrupt
+    for root in (disturbed, undisturbed):
+        with build_artifact(root, recipe("stage1")) as folder:
+            add_artifact_failure(folder, "at chance")
+    found, expected = (open_artifact(recipe("stage1").path(root), "stage1") for root in (disturbed, undisturbed))
+    assert found.failures == ["at chance"]
+    assert found.manifest["content_hash"] == expected.manifest["content_hash"]
 
 
 @pytest.mark.parametrize(
