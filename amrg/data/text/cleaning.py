@@ -9,6 +9,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 from amrg.data.text.lines import add_line_stops
 
@@ -47,6 +48,7 @@ _PLAIN = str.maketrans(
 _LIGATURES = re.compile("[\ufb00-\ufb06\uff01-\uff5e]+")  # and the letters of full width
 _BULLET = re.compile("(?m)^[ \\t]*[-*]+[ \\t]+|[ \\t]*[\u2022\u25aa\u25cf]+[ \\t]*")
 _NUMBER = re.compile(r"\(?\d{1,2}[.)]\s*(?=[A-Za-z])")
+_LIST_NUMBER = re.compile(rf"(?:(?<=^)|(?<=[.;:]\s)){_NUMBER.pattern}")
 #: Words before a number that is no item of a list.
 _COUNTED = ")(?<!".join(rf"\b{word}" for word in ("rib", "ribs", "level", "grade", "type", "stage", "lead", "no"))
 #: Abbreviations whose full stop does not end a sentence; one of single letters (``a.m.``) may, before a capital.
@@ -66,6 +68,8 @@ def to_plain_characters(text: str) -> str:
 
 def strip_markup(text: str) -> str:
     """Resolve entities (``&lt;``) and drop tags; ``<br>`` and ``<p>`` end a line."""
+    if "&" not in text and "<" not in text:
+        return text
     while (resolved := re.sub(r"&(?:#\w+|[a-zA-Z]+);", lambda match: html.unescape(match[0]), text)) != text:
         text = resolved
     text = re.sub(r"</?(?:br|p|div|li)(?:\s[^<>]*)?/?>", "\n", text, flags=re.I)
@@ -97,22 +101,28 @@ def drop_list_numbers(text: str) -> str:
 
     In a list that begins with 1 they end statements without a full stop.
     """
+    if not _NUMBER.search(text):
+        return text
     number = 2 if re.match(r"\(?1[.)]", text) else 0
     while number:
         item = rf"(?<=[a-zA-Z)])(?i:(?<!{_COUNTED}))\s+\(?{number}(?:\.\s*(?=[A-Z])|\)\s*(?=[A-Za-z]))"
         text, found = re.subn(item, ". ", text, count=1)
         number = number + 1 if found or re.search(rf"[.;:]\s\(?{number}[.)]", text) else 0
-    return re.sub(rf"(?:(?<=^)|(?<=[.;:]\s)){_NUMBER.pattern}", "", text)
+    return _LIST_NUMBER.sub("", text)
 
 
 def restore_known_words(text: str) -> str:
     """Restore masked words that have only one possible reading."""
+    if _MASK not in text:
+        return text
     text = re.sub(rf"\b([Xx])-{_MASK}\b", r"\1-ray", text)
     return re.sub(rf"\b{_MASK}-[Aa]-{_MASK}\b", "port-a-cath", text)
 
 
 def drop_masked_phrases(text: str) -> str:
     """Drop a first or final phrase whose content is masked, such as ``, compared to XXXX``."""
+    if _MASK not in text:
+        return text
     text = re.sub(
         rf"(?:^|(?<=[.;?!]\s))(?:When |As )?[Cc]ompar(?:ed|ison)(?: is made)? (?:to|with) (?:the )?"
         rf"(?:prior |previous )?{_MASK}[.,;:]\s*",
@@ -172,6 +182,7 @@ RULES: tuple[Callable[[str], str], ...] = (
 )
 
 
+@lru_cache(maxsize=2**13)  # a section is cleaned where it is read, and again where it becomes part of a target text
 def clean_report_text(text: str) -> str:
     """Apply all ``RULES`` until they change nothing; the result may be empty."""
     for _ in range(_ROUNDS):
