@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import gc
 import importlib
 import logging
 import os
@@ -92,6 +93,8 @@ def run_command_line(action: Callable[[], None]) -> None:
     except BrokenPipeError:  # whoever reads has read enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at the end goes nowhere
         sys.exit(128 + signal.SIGPIPE)
+    finally:
+        gc.freeze()  # Python would look through a million objects of the imports once more when it ends
 
 
 class _EchoHandler(logging.Handler):
@@ -145,7 +148,10 @@ def _dispatch(arguments: list[str]) -> None:
         return
     verb, *rest = arguments
     if verb in COMMANDS:
-        importlib.import_module(COMMANDS[verb]).main(rest)  # imported when it is asked for: `--help` is instant
+        gc.disable()  # an import makes a million objects, none of which is garbage
+        command = importlib.import_module(COMMANDS[verb])  # when it is asked for: `--help` is instant
+        gc.enable()
+        command.main(rest)
         return
     if verb not in STEPS:
         raise UserError(f"unknown verb `{verb}`; one of {', '.join((*STEPS, *COMMANDS))}")

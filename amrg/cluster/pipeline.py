@@ -20,9 +20,7 @@ from amrg.config import Config
 from amrg.data.shards import prepare_shards
 from amrg.data.sources import open_data_source
 from amrg.errors import UserError
-from amrg.evaluation.evaluate import evaluate_reports
 from amrg.launcher import is_port_answering
-from amrg.mining.build_banks import build_memory_banks
 from amrg.pipeline import (
     ALL_STEPS,
     STEPS,
@@ -84,12 +82,16 @@ def _prepare(config: Config, inputs: dict[str, Path], folder: Path) -> None:
 
 
 def _banks(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    from amrg.mining.build_banks import build_memory_banks
+
     build_memory_banks(
         config, inputs["data"], inputs["stage1"], folder, map_over_ray_tasks(worker_resources(config.cluster))
     )
 
 
 def _evaluate(config: Config, inputs: dict[str, Path], folder: Path) -> None:
+    from amrg.evaluation.evaluate import evaluate_reports
+
     data, stage1, banks, stage2, reports = (inputs[kind] for kind in STEPS["evaluate"].inputs)
     evaluate_reports(
         config, data, stage1, banks, stage2, reports, folder, map_over_ray_tasks(worker_resources(config.cluster))

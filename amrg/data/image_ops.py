@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 JPEG_QUALITY = 95
 
@@ -31,6 +30,8 @@ def decode_film_jpeg(data: bytes) -> np.ndarray:
     image = _open(data)
     if image.format != "JPEG":
         return np.asarray(_load(image).convert("L"))
+    from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and most processes decode no film
+
     try:  # a third faster than PIL, bit-identical, and without a copy
         return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.GRAY)[0].numpy()
     except RuntimeError:

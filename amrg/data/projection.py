@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
 from amrg.data.film_checks import is_lateral_view
 from amrg.data.image_ops import letterbox_to_square
@@ -79,6 +78,8 @@ def fit_balanced_logistic(x: np.ndarray, y: np.ndarray, l2: float) -> np.ndarray
     Returns:
         The coefficients, then the intercept, [D + 1].
     """
+    from scipy.optimize import minimize  # takes a third of a second
+
     balance = np.where(y == 1, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
     sign = 2 * y - 1
 
@@ -88,7 +89,7 @@ def fit_balanced_logistic(x: np.ndarray, y: np.ndarray, l2: float) -> np.ndarray
         value = np.mean(balance * np.logaddexp(0, -margin)) + l2 * np.sum(weights[:-1] ** 2)
         return value, np.append(x.T @ slope + 2 * l2 * weights[:-1], slope.sum())
 
-    return optimize.minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    return minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
 
 
 def cross_validate(features: np.ndarray, frontal: np.ndarray, groups: Sequence[str]) -> float:

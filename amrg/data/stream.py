@@ -38,7 +38,7 @@ MAX_LANES = 64
 MAX_LOGGED = 10
 
 #: Modules that the server of reader processes imports before it forks them.
-READER_IMPORTS = [__name__]
+READER_IMPORTS = [__name__, "torchvision.io"]
 #: Most reader processes that ``auto`` takes for a rank.
 MAX_READERS = 16
 #: Number of consecutive batches whose samples are sorted by length together.

@@ -1,13 +1,10 @@
 """The language model that writes: any causal LM of transformers, or a small Llama made from scratch."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -21,24 +18,20 @@ from amrg.config import DecoderConfig
 from amrg.errors import UserError, collect_errors
 from amrg.model_files import silence_transformers
 from amrg.models.decoder_checks import (
-    NO_TASK,
     describe_decoder,
     language_config,
-    read_adapter_config,
 )
 from amrg.models.decoder_files import (
-    ADAPTER,
     SMALL_LLAMA,
     check_model_on_hub,
     decoder_on_disk,
     find_gguf_faults,
 )
 from amrg.models.decoder_loading import UseAdapter, load_pretrained, precision_arguments, use_faults
-from amrg.models.decoder_smoke_test import decoder_name, logits_agree
+from amrg.models.decoder_smoke_test import decoder_name, logits_agree, without_lora
 from amrg.models.tensor_parallel import split_decoder
 from amrg.models.tokenizer import train_tokenizer
 from amrg.models.zero3 import Zero3Config, hash_of_weights
-from amrg.progress import print_on_rank_0
 
 
 def build_decoder(
@@ -191,9 +184,9 @@ def load_saved_decoder(
     model, tokenizer = load_pretrained(config.model, _base_dtype(config), zero, use)
     model.requires_grad_(False)
     if config.tuning == "lora":
-        if not (folder / ADAPTER).is_file():
-            raise UserError(f"{folder} holds no LoRA adapter: train it with `amrg stage2`")
-        model = PeftModel.from_pretrained(model, str(folder), config=read_adapter_config(folder, model.config))
+        from amrg.models.lora import load_trained_lora
+
+        model = load_trained_lora(model, folder)
     return model, tokenizer
 
 
@@ -211,7 +204,7 @@ def base_fingerprint(model: Any) -> str:
 
     The same for a base model with and without a LoRA adapter around it. Every rank must call this (ZeRO 3).
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = without_lora(model)
     frozen = {
         name.replace(".base_layer.", ".").replace(".original_module.", "."): parameter
         for name, parameter in base.named_parameters()
@@ -254,36 +247,11 @@ def _apply_tuning(model: Any, config: DecoderConfig) -> Any:
         return model
     if config.model == SMALL_LLAMA:
         _refuse_untrained(config)
-    if isinstance(model, PeftModel):
+    if without_lora(model) is not model:
         return model  # goes on from an adapter, which alone is trained
     model.requires_grad_(False)
     if config.tuning == "frozen":
         return model
-    return get_peft_model(model, decoder_lora_config(config, model))
+    from amrg.models.lora import add_lora
 
-
-def decoder_lora_config(config: DecoderConfig, model: Any) -> LoraConfig:
-    """The LoRA around a causal LM: all linear layers, experts too, except those whose weights are read elsewhere."""
-    # The fused kernels of state-space layers read these weights themselves, so that a LoRA would have no effect.
-    state_space = any("Mamba" in type(module).__name__ for module in model.modules())
-    excluded = ["out_proj", "dt_proj"] if state_space else []
-    # A router that is a linear layer by its class gives more than a layer's output.
-    excluded += sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_router(module)})
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules="all-linear",
-        exclude_modules=excluded or None,
-        task_type=None if model.config.model_type in NO_TASK else "CAUSAL_LM",
-    )
-    converted = copy.deepcopy(lora)
-    convert_peft_config_for_transformers(converted, model, None)
-    if converted.target_parameters and config.lora_dropout:
-        lora.lora_dropout = 0.0
-        print_on_rank_0("decoder: a LoRA of stacked experts has no dropout, so decoder.lora_dropout is taken as 0")
-    return lora
-
-
-def _is_router(module: Any) -> bool:
-    return isinstance(module, torch.nn.Linear) and "Router" in type(module).__name__
+    return add_lora(model, config)

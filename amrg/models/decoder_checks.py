@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
@@ -35,7 +33,7 @@ from amrg.model_files import (
     silence_transformers,
     weights_files,
 )
-from amrg.models.decoder_files import ADAPTER, ADAPTER_WEIGHTS, find_adapter_base, is_adapter_folder
+from amrg.models.decoder_files import ADAPTER_WEIGHTS, find_adapter_base, is_adapter_folder
 
 #: Language models of multimodal ones that transformers has no causal LM for, by the one that computes the same for
 #: text: positions of three axes are equal there.
@@ -112,7 +110,9 @@ def describe_decoder(found: Path, download: bool = False) -> DecoderFiles | None
         holder = adapter if adapter is not None and has_tokenizer(adapter) else folder
         tokenizer = read_tokenizer(holder, embeddings, stop_token_ids(folder))
         if adapter is not None:
-            _refuse_adapter(adapter, folder, model, key_mapping)
+            from amrg.models.lora import refuse_unfit_lora
+
+            refuse_unfit_lora(adapter, folder, model, key_mapping)
     return DecoderFiles(folder, config, tokenizer, adapter, key_mapping, model)
 
 
@@ -273,59 +273,6 @@ def stop_token_ids(folder: Path) -> list[int]:
         if found := [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]:
             return found
     return []
-
-
-def _refuse_adapter(adapter: Path, base: Path, model: Any, key_mapping: dict[str, str] | None) -> None:
-    """Raise UserError unless a folder holds a LoRA adapter of the base; the meta model gets a LoRA around."""
-    where = f"decoder.model: the adapter {adapter}"
-    weights = adapter / ADAPTER_WEIGHTS
-    if not weights.is_file():
-        raise UserError(f"{where} has no {ADAPTER_WEIGHTS} (others are not read: they could run code)")
-    if faults := safetensors_faults(weights):
-        raise UserError(f"decoder.model: {faults[0]}")
-    model.name_or_path = str(base)  # peft takes it over
-    try:
-        config = read_adapter_config(adapter, model.config)
-        if str(config.peft_type).rpartition(".")[2] != "LORA":
-            raise UserError(f"{where} is a {config.peft_type} of peft: only LoRA can be gone on from")
-        with torch.device("meta"):
-            expected = get_peft_model_state_dict(get_peft_model(model, config), save_embedding_layers=False)
-    except (ValueError, TypeError, KeyError, RuntimeError, HFValidationError) as error:
-        raise UserError(f"{where} does not fit its base {base} ({error_in_one_line(error)})") from None
-    found = {_renamed(name, key_mapping): value for name, value in read_weight_shapes([weights]).items()}
-    wrong = sorted(
-        name
-        for name in expected.keys() | found.keys()
-        if name not in expected or name not in found or expected[name].shape != found[name].shape
-    )
-    if wrong:
-        raise UserError(
-            f"{where} does not fit its base {base}: {len(wrong)} of their weights are lacking, surplus or of other "
-            f"shapes (first: {wrong[0]}): correct base_model_name_or_path in {ADAPTER}"
-        )
-
-
-def read_adapter_config(adapter: Path, base: PretrainedConfig) -> Any:
-    """The configuration of an adapter, as peft can use it around a base."""
-    config = PeftConfig.from_pretrained(str(adapter))
-    if base.model_type in NO_TASK:
-        config.task_type = None
-    return config
-
-
-#: peft's class for causal LMs refuses embeddings for these, which its plain class passes on.
-NO_TASK = ("mpt",)
-
-_PEFT_PREFIX = "base_model.model."
-
-
-def _renamed(name: str, key_mapping: dict[str, str] | None) -> str:
-    """The name of an adapter's weight around the language model alone."""
-    inner = name.removeprefix(_PEFT_PREFIX)
-    for pattern, target in (key_mapping or {}).items():
-        if re.match(pattern, inner):
-            return _PEFT_PREFIX + re.sub(pattern, target, inner, count=1)
-    return name
 
 
 def _quantization(config: PretrainedConfig) -> tuple[str, int | None] | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
     BitsAndBytesConfig,
@@ -20,7 +19,6 @@ from amrg.model_files import error_in_one_line, silence_transformers, weights_fi
 from amrg.models.decoder_checks import (
     DecoderFiles,
     describe_decoder,
-    read_adapter_config,
     stop_token_ids,
 )
 from amrg.models.decoder_files import (
@@ -92,7 +90,9 @@ def load_pretrained(
         pad_token_id=tokenizer.pad_token_id,
     )
     if files.adapter is not None and use_adapter != "leave":
-        model = _with_adapter(model, files, use_adapter)
+        from amrg.models.lora import load_published_lora
+
+        model = load_published_lora(model, files, use_adapter == "train")
     return model, tokenizer
 
 
@@ -121,18 +121,6 @@ def _load_weights(files: DecoderFiles, dtype: str, precision: dict[str, Any], ze
         model._weight_conversions = None
     model.name_or_path = str(files.folder)
     return model
-
-
-def _with_adapter(model: Any, files: DecoderFiles, use: UseAdapter) -> Any:
-    """The model with the LoRA of its folder around it, or added to its weights."""
-    adapter = str(files.adapter)
-    config = read_adapter_config(Path(adapter), model.config)
-    print_on_rank_0(f"decoder: going on from the LoRA adapter {adapter} (rank {config.r}) around {files.folder}")
-    with silence_transformers():
-        tuned = PeftModel.from_pretrained(
-            model, adapter, config=config, is_trainable=use == "train", key_mapping=files.key_mapping
-        )
-        return tuned if use == "train" else tuned.merge_and_unload().requires_grad_(True)
 
 
 def use_faults(

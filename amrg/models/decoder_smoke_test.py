@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, masking_utils
 
@@ -81,6 +80,11 @@ def logits_agree(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= 0.05 * expected.abs().max())  # several times bfloat16's rounding
 
 
+def without_lora(model: Any) -> Any:
+    """Return the model that peft has put a LoRA around; the model itself where there is none."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def decoder_name(model: Any) -> str:
     """Return the name of a decoder's class, without a LoRA around it."""
-    return type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+    return type(without_lora(model)).__name__

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Self
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
-from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -128,6 +127,8 @@ def _tuned(net: Any, config: VisionConfig, unused: frozenset[str]) -> Any:
         raise UserError(
             f"vision.tuning lora: vision.encoder {config.encoder} has no linear layers: take full or frozen"
         )
+    from peft import LoraConfig, inject_adapter_in_model  # takes a second
+
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=linear)
     return inject_adapter_in_model(lora, net)
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from amrg.distributed import TensorGroups
 from amrg.errors import UserError
+from amrg.models.decoder_smoke_test import without_lora
 
 COLUMN, ROW, SHARED = "colwise", "rowwise", "replicated_with_grad_allreduce"
 #: Styles of layers that may as well stay whole, as their inputs and outputs are whole.
@@ -124,7 +123,9 @@ def split_decoder(model: Any, groups: TensorGroups) -> None:
     Raises:
         UserError: the architecture cannot be split over so many ranks.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    from peft.tuners.lora import LoraLayer  # takes a second
+
+    base = without_lora(model)
     layers = _planned(base, groups.size)
     for name, (style, layer) in layers.items():
         if style == SHARED:
