@@ -18,11 +18,9 @@ TRAINED := --stage2.epochs 5 --stage2.batch_size 16 --stage2.group_by_length
 experiments: $(INSTALLED)
 	$(BIN)/amrg experiment all $(CONFIG) --seeds $(SEEDS) --jobs $(JOBS) $(TRAINED)
 
-# Ray by itself: two of its clusters at a time have hung. The rest two files at a time, one thread each, in the order of
-# tests/scheduling.py.
+# Two files at a time, one thread each, in the order of tests/scheduling.py.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests/cluster
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The pages of `amrg view`, `amrg experiment` and `amrg evaluate` in a real Chromium (Debian's, installed where it is missing; that needs root).
 # Where it cannot be installed they are skipped, in a line that says so. Of axe-playwright-python only the axe-core inside is used.

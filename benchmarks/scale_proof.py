@@ -68,7 +68,9 @@ def settings(folder: Path, rows: int, tokens: int) -> dict[str, Any]:
     return {
         "name": "scale_proof",
         "runs": str(folder / "runs"),
-        "data": {"train_studies": RANKS, "val_studies": 1, "test_studies": 1, "abnormal_fraction": 0.5},
+        "data": {
+            "train_studies": RANKS, "val_studies": 1, "test_studies": 1, "abnormal_fraction": 0.5, "workers": 1,
+        },
         "vision": {"embed_dim": 32, "depths": [1, 1], "query_dim": 32, "qformer_layers": 1},
         "stage1": {"epochs": 1, "batch_size": RANKS, "augmented_copies": 1},
         "banks": {"dtype": "int8", "reports": {"encoder": "bio_clinicalbert", "rows": rows}},

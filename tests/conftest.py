@@ -28,9 +28,9 @@ from amrg.mining.reports import build_report_bank
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import artifact_root, step_recipe
 from tests.made_films import chest_film
-from tests.scheduling import pytest_collection_modifyitems
+from tests.scheduling import pytest_collection_finish, pytest_collection_modifyitems, pytest_xdist_make_scheduler
 
-__all__ = ["pytest_collection_modifyitems"]  # a hook
+__all__ = ["pytest_collection_finish", "pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]  # hooks
 
 TINY = CONFIGS / "tiny.yaml"
 SIZES = {"train": 16, "val": 3, "test": 5}
@@ -106,20 +106,25 @@ class Artefacts:
         return Artefacts(replace(self.config, runs=str(runs)), *places)
 
 
+def make_data(folder: Path, source: Source | None = None) -> tuple[Config, Path]:
+    """The configuration and data of the tiny pipeline, at the place where it looks for them; of noise if no source."""
+    config = replace(load_config(str(TINY)), runs=str(folder))
+    plan = step_recipe("prepare", config)
+    with build_artifact(artifact_root(config), plan) as partial:
+        prepare_shards(source or RandomSource(), DataConfig(shard_size=4), partial, 0, write_shards_here)
+    return config, plan.path(artifact_root(config))
+
+
 def make_artefacts(folder: Path, source: Source | None = None) -> Artefacts:
     """The three artefacts at the places where the pipeline looks for them; of noise if there is no source."""
-    config = load_config(str(TINY))
-    config = Config(**{**vars(config), "runs": str(folder)})
+    config, data = make_data(folder, source)
     made = {}
-    for verb in ("prepare", "stage1", "banks"):
+    for verb, make in (("stage1", _stage1), ("banks", _banks)):
         plan = step_recipe(verb, config)
         with build_artifact(artifact_root(config), plan) as partial:
-            if verb == "prepare":
-                prepare_shards(source or RandomSource(), DataConfig(shard_size=4, workers=1), partial, 0)
-            else:
-                _MAKE[verb](config, made["prepare"], partial)
+            make(config, data, partial)
         made[verb] = plan.path(artifact_root(config))
-    return Artefacts(config, made["prepare"], made["stage1"], made["banks"])
+    return Artefacts(config, data, **made)
 
 
 def _stage1(config: Config, data: Path, partial: Path) -> None:
@@ -147,9 +152,6 @@ def _banks(config: Config, data: Path, partial: Path) -> None:
         writer.add(torch.randn(len(train), config.vision.query_dim, generator=generator), origins)
     build_report_bank(config.banks, data, partial / REPORTS, config.seed, partial / "scratch")
     shutil.rmtree(partial / "scratch")
-
-
-_MAKE = {"stage1": _stage1, "banks": _banks}
 
 
 @contextmanager

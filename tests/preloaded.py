@@ -1,5 +1,6 @@
 """What processes of tests import, imported once: the server of ``tests.processes`` imports this module."""
 
+import gc
 import importlib
 
 from amrg.training.deepspeed_internals import import_deepspeed
@@ -12,3 +13,4 @@ for name in (
     "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer",  # what each training imports when it starts
 ):  # fmt: skip
     importlib.import_module(name)
+gc.freeze()  # no process looks through what was imported

@@ -1,4 +1,4 @@
-"""The tiny chain on a pretended GPU, then stage 2 and writing again in other ways: python -m tests.pretended_run RUNS.
+"""The tiny chain on a pretended GPU from stage 1 on, then stage 2 and writing in other ways; argument: RUNS.
 
 Prints what each way synchronizes with the host.
 """
@@ -15,6 +15,7 @@ from amrg.training import engine
 from amrg.training.deepspeed_internals import import_deepspeed
 from amrg.training.interruption import GracefulStop, stopping_when
 from benchmarks.architectures import make_folder
+from tests.conftest import ChestSource, make_data
 from tests.pretended_cuda import PretendedCuda
 
 RESUMED, LORA = "stopped and resumed", "--decoder.model {runs}/llama --decoder.tuning lora"
@@ -41,9 +42,10 @@ def main(runs: str) -> None:
     import_deepspeed().get_accelerator().is_fp16_supported = lambda: True  # the CPU, on which it really runs
     IndexedBank.__init__.__kwdefaults__["exact_below"] = 0
     make_folder("llama", Path(runs) / "llama")
+    make_data(Path(runs), ChestSource())
     for name, options in {"chain": "--stage2.epochs 2", **WAYS}.items():
         given = ["--stage2.epochs", "1", *options.format(runs=runs).split()]
-        config = parse_config_arguments(["tiny", "--runs", runs, "--data.workers", "1", *given], "tests.pretended_run")
+        config = parse_config_arguments(["tiny", "--runs", runs, *given], "tests.pretended_run")
         with PretendedCuda() as pretended:
             if RESUMED in name:
                 with suppress(GracefulStop), stopping_when(lambda: True):

@@ -33,7 +33,8 @@ ARCHIVE = "mimic-cxr-reports.zip"
 #: in a minute, films of its size, batches and numbers of steps for 72 studies. Memories and banks are the page's.
 SMALL = (
     "--vision.encoder test_resnet --vision.image-size 64 --data.image-size 64 "
-    "--stage1.epochs 24 --stage1.batch-size 8 --stage1.lr 2e-3 --stage2.epochs 9 --stage2.batch-size 8 "
+    "--stage1.epochs 24 --stage1.batch-size 8 --stage1.lr 2e-3 --stage1.dtype float32 "
+    "--stage2.dtype float32 --stage2.epochs 9 --stage2.batch-size 8 "
     "--generate.max-new-tokens 40 --evaluate.bootstrap_samples 50"
 )
 

@@ -20,6 +20,17 @@ from amrg.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+#: 80 steps of 16 studies, with few validations.
+LONG = (
+    "--stage2.epochs",
+    "10",
+    "--stage2.batch-size",
+    "2",
+    "--stage2.num-sample-reports",
+    "0",
+    "--stage2.dtype",
+    "float32",
+)
 
 
 ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
@@ -62,7 +73,7 @@ def saved_step(run: Path) -> int:
 def test_a_signal_to_plain_python_saves_and_ends_with_130(artefacts: Any, tmp_path: Path) -> None:
     made = shutil.copytree(artefacts.data.parent, tmp_path / "runs" / "tiny")
     command = [sys.executable, str(ROOT / "launchers" / "stage2.py"), "tiny"]
-    command += ["--runs", str(tmp_path / "runs"), "--stage2.epochs", "40"]
+    command += ["--runs", str(tmp_path / "runs"), *LONG]
     one = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(steps_of(made)) >= 5)
     one.send_signal(signal.SIGTERM)
@@ -80,7 +91,7 @@ def test_a_signal_to_the_deepspeed_command_saves_and_leaves_nobody(
     """The command passes nothing on: its ranks notice that it is gone. Then the run goes on, here on one rank."""
     made = shutil.copytree(artefacts.data.parent, tmp_path / "runs" / "tiny")
     script, config = str(ROOT / "launchers" / "stage2.py"), "tiny"
-    arguments = [script, config, "--runs", str(tmp_path / "runs"), "--stage2.epochs", "40"]
+    arguments = [script, config, "--runs", str(tmp_path / "runs"), *LONG]
     command = ["deepspeed", "--num_accelerators", "2", *arguments, "--ds_config", "zero2.json"]
     runner = subprocess.Popen(
         command,
