@@ -245,7 +245,7 @@ def _existing(kind: str, config: Config) -> Artifact:
 
 def _changed_banks(config: Config, inputs: dict[str, Artifact]) -> Artifact:
     """Open the banks of ``generate.banks``."""
-    from amrg.inference.run import RunArtifacts, refuse_other_banks
+    from amrg.inference.run_artifacts import RunArtifacts, refuse_other_banks
 
     banks = open_artifact(Path(config.generate.banks or ""), "banks")
     if banks.path.resolve().parent != artifact_root(config).resolve():

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from amrg.data.stream import iter_split_samples
-from amrg.inference.run import find_run_artifacts
+from amrg.inference.run_artifacts import find_run_artifacts
 
 REQUESTS, CONCURRENCY, FILMS = 200, 16, 40
 

@@ -14,7 +14,8 @@ from amrg.config_files import load_config
 from amrg.data.shards import prepare_shards
 from amrg.data.stream import iter_split_samples
 from amrg.data.studies import Study
-from amrg.inference.run import find_run_artifacts, load_run
+from amrg.inference.run import load_run
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe
 from amrg.webapp.session import InferenceSession

@@ -12,7 +12,8 @@ from amrg.cli import main
 from amrg.config import Config
 from amrg.data.stream import iter_split_samples
 from amrg.errors import UserError
-from amrg.inference.run import find_run_artifacts, open_generator
+from amrg.inference.run import open_generator
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.models.decoder import build_decoder
 from amrg.pipeline import STEPS, artifact_root, run_pipeline_step, step_recipe
 from amrg.training.stage2 import MODEL, build_generator

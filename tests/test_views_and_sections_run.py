@@ -13,7 +13,7 @@ from amrg import cli
 from amrg.config import ColumnsConfig, Config, DataConfig, VisionConfig
 from amrg.config_files import load_config
 from amrg.data.stream import iter_split_samples, load_split_studies
-from amrg.inference.run import find_run_artifacts
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pipeline import artifact_root, run_pipeline
 from amrg.training.stage2 import stage2_faults

@@ -111,7 +111,7 @@ def _add_run_commands(command: _Command) -> None:
 
 def _add(options: argparse.Namespace) -> None:
     from amrg.artifacts import open_artifact
-    from amrg.inference.run import find_run_artifacts
+    from amrg.inference.run_artifacts import find_run_artifacts
     from amrg.memory.changes import add_studies_to_banks, write_memory_head
 
     chain = find_run_artifacts(options.run)
@@ -125,7 +125,7 @@ def _add(options: argparse.Namespace) -> None:
 
 def _swap(options: argparse.Namespace) -> None:
     from amrg.artifacts import open_artifact
-    from amrg.inference.run import find_run_artifacts
+    from amrg.inference.run_artifacts import find_run_artifacts
     from amrg.memory.changes import swap_run_banks
 
     chain = find_run_artifacts(options.run)

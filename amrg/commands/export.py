@@ -16,8 +16,7 @@ from amrg.artifacts import Artifact, open_artifact, open_artifact_input
 from amrg.errors import UserError
 from amrg.evaluation import rexrank
 from amrg.evaluation.reports import FILE, parse_reports
-from amrg.inference.hub import export_hub_folder, push_hub_folder
-from amrg.inference.run import find_run_artifacts
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.progress import print_on_rank_0
 
 
@@ -44,6 +43,8 @@ def main(arguments: list[str]) -> None:
     if options.hub:
         if options.onto:
             parser.error("--onto belongs to FILE, not to --hub")
+        from amrg.inference.hub import export_hub_folder, push_hub_folder
+
         export_hub_folder(find_run_artifacts(options.reports), options.hub, options.without_reports)
         print_on_rank_0(f"the model is in {options.hub}; its README.md says what it is")
         if options.push:

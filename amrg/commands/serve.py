@@ -14,7 +14,7 @@ from pathlib import Path
 
 from amrg.commands.view import LOOPBACK, bind_server_socket, is_loopback_host
 from amrg.errors import UserError
-from amrg.inference.run import BANKS, BASE_MODEL, find_run_artifacts
+from amrg.inference.run_artifacts import BANKS, BASE_MODEL, find_run_artifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import print_on_rank_0
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from amrg.errors import UserError
-from amrg.inference.run import BANKS, BASE_MODEL, find_run_artifacts
+from amrg.inference.run_artifacts import BANKS, BASE_MODEL, find_run_artifacts
 from amrg.progress import print_on_rank_0
 
 PORT = 8017

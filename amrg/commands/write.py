@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amrg.artifacts import Artifact, open_artifact
 from amrg.data.context import CONTEXT_FIELDS
@@ -34,10 +34,12 @@ from amrg.data.own_studies import (
 )
 from amrg.data.text.sections import IMPRESSION_MARK
 from amrg.errors import UserError
-from amrg.inference.run import BASE_MODEL, LoadedRun, RunArtifacts, find_run_artifacts, refuse_other_banks
-from amrg.memory.changes import mix_bank_folders
+from amrg.inference.run_artifacts import BASE_MODEL, RunArtifacts, find_run_artifacts, refuse_other_banks
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import print_on_rank_0, track_progress
+
+if TYPE_CHECKING:
+    from amrg.inference.run import LoadedRun
 
 UNLIKE_TRAINING = (
     "unlike the films that this model was trained on (distance {training_distance:.1f}, threshold "
@@ -127,13 +129,15 @@ def write_own_studies(
         read), ``context``, the names of the fields that were known and read, if the run reads any, and with ``force``
         for what would have been refused ``forced``: why.
     """
+    from amrg.inference.run import LoadedRun
+
     chosen = {"": chain.banks} if memories is None else memories
     load = cache(lambda name: LoadedRun(replace(chain, banks=chosen[name])))
     for name, some in groupby(studies, lambda study: study.memory if memories else ""):
         yield from _write_with(load(name), list(some), force)
 
 
-def _write_with(run: LoadedRun, studies: Sequence[StudyFiles], force: bool) -> Iterator[dict[str, Any]]:
+def _write_with(run: "LoadedRun", studies: Sequence[StudyFiles], force: bool) -> Iterator[dict[str, Any]]:
     """Generate the records of ``write_own_studies`` with one memory."""
     chain = run.artifacts
     given = [name for name in CONTEXT_FIELDS if any(study.context.text(name) for study in studies)]
@@ -181,6 +185,8 @@ def _open_memories(chain: RunArtifacts, given: Sequence[str], chosen: set[str]) 
     banks = {name: open_artifact(path, "banks") for name, path in named.items()}
     for one in banks.values():
         refuse_other_banks(chain, one)
+    from amrg.memory.changes import mix_bank_folders
+
     everything = "+".join(named)
     found = {}
     for name in chosen:
@@ -230,7 +236,7 @@ def _report(given: str | None) -> str:
 
 
 def _read(
-    study: StudyFiles, run: LoadedRun, chain: RunArtifacts, force: bool
+    study: StudyFiles, run: "LoadedRun", chain: RunArtifacts, force: bool
 ) -> tuple[StudyFilms, GivenPrior | None] | None:
     """Read a study and its earlier one; None, with the reason printed, if it is left out."""
     named = [

@@ -23,7 +23,7 @@ from amrg.config_files import config_from_dict, config_to_dict
 from amrg.errors import UserError
 from amrg.experiments.cached_steps import run_step_with_vision_cache
 from amrg.experiments.jobs import Jobs
-from amrg.inference.run import RunArtifacts
+from amrg.inference.run_artifacts import RunArtifacts
 from amrg.memory.changes import add_studies_to_banks
 from amrg.planning.format import format_duration
 from amrg.progress import print_on_rank_0

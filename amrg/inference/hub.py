@@ -17,7 +17,8 @@ from amrg.artifacts import MANIFEST, Artifact, atomic_path, open_artifact, open_
 from amrg.banks.bank import REPORTS, VISUAL, MemoryBank
 from amrg.banks.transforms import without_texts
 from amrg.errors import UserError
-from amrg.inference.run import Film, LoadedRun, RunArtifacts, load_run
+from amrg.inference.run import Film, LoadedRun, load_run
+from amrg.inference.run_artifacts import RunArtifacts
 
 #: What inference reads of each artefact, besides its manifest.
 _FILES = {

@@ -23,7 +23,7 @@ from amrg.config import BanksConfig, Config, Stage1Config
 from amrg.config_files import read_config_section
 from amrg.data.stream import load_split_studies
 from amrg.errors import UserError
-from amrg.inference.run import UNWRITTEN, RunArtifacts, refuse_other_banks
+from amrg.inference.run_artifacts import UNWRITTEN, RunArtifacts, refuse_other_banks
 from amrg.mining.regions import build_visual_bank
 from amrg.mining.reports import build_report_bank
 from amrg.models.text_encoder import encoder_faults

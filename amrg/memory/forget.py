@@ -28,7 +28,7 @@ from amrg.data.removal import TABLE, copy_without_studies, film_fingerprints, li
 from amrg.data.splits import patient_groups
 from amrg.data.text.cleaning import split_sentences
 from amrg.errors import UserError
-from amrg.inference.run import HEAD_KINDS, find_run_artifacts, holds_no_reports
+from amrg.inference.run_artifacts import HEAD_KINDS, find_run_artifacts, holds_no_reports
 from amrg.memory.changes import write_memory_head
 from amrg.memory.record import RECORD, append_signed_entry, keyed_text_hash, sign_entry
 from amrg.memory.traces import Traces

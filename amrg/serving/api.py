@@ -25,7 +25,7 @@ from amrg.data.context import Context
 from amrg.data.film_checks import NotAFilm
 from amrg.data.own_studies import GivenPrior, StudyFilms, read_given_context, read_given_prior, read_own_study
 from amrg.errors import UserError
-from amrg.inference.run import RunArtifacts
+from amrg.inference.run_artifacts import RunArtifacts
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.progress import print_on_rank_0
 from amrg.serving.batching import Batcher, Study, WorkerFailed, error_place

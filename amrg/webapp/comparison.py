@@ -10,7 +10,7 @@ from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors, finding_segments
 from amrg.evaluation.language import language_faults, score_language
 from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
-from amrg.inference.run import RunArtifacts
+from amrg.inference.run_artifacts import RunArtifacts
 from amrg.webapp.run_store import BANKS, RunStore
 from amrg.webapp.session import SHOWN
 

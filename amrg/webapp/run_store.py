@@ -20,7 +20,7 @@ from amrg.evaluation.confidence import StatedFindings
 from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import FILE, GeneratedReport, parse_reports
 from amrg.evaluation.retrieval_lift import MeanRetrieval
-from amrg.inference.run import RunArtifacts, holds_no_reports
+from amrg.inference.run_artifacts import RunArtifacts, holds_no_reports
 from amrg.pages.overlays import crop_film_to_box, film_data_url
 from amrg.pages.retrieved_rows import USUAL
 

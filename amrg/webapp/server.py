@@ -36,7 +36,7 @@ from amrg.data.studies import SPLITS, Study
 from amrg.data.text.sections import mark_impression
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors, finding_segments
-from amrg.inference.run import RunArtifacts
+from amrg.inference.run_artifacts import RunArtifacts
 from amrg.models.classifier import DiseaseClassifier
 from amrg.pages import EMBEDDED_DATA_NOTICE, NOT_CLINICAL_NOTICE
 from amrg.pages.overlays import film_data_url, heat_map_data_url, outline_data_url

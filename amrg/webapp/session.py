@@ -27,7 +27,8 @@ from amrg.data.labels import FINDINGS, LABELS
 from amrg.data.prior import Prior
 from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
-from amrg.inference.run import RunArtifacts, open_generator, read_context_fields
+from amrg.inference.run import open_generator, read_context_fields
+from amrg.inference.run_artifacts import RunArtifacts
 from amrg.models import report_generator
 from amrg.models.cam import activation_maps
 from amrg.models.classifier import DiseaseClassifier

@@ -17,7 +17,7 @@ from amrg.cli import main
 from amrg.data.labels import FINDINGS
 from amrg.data.stream import iter_split_samples
 from amrg.inference.generate import generate_reports_file
-from amrg.inference.run import RunArtifacts, find_run_artifacts
+from amrg.inference.run_artifacts import RunArtifacts, find_run_artifacts
 from amrg.models.training_distance import TrainingDistance
 from tests.data.test_image_io import dicom
 from tests.made_films import chest_film, encoded

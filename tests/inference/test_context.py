@@ -14,7 +14,8 @@ from amrg.config_files import load_config
 from amrg.errors import UserError
 from amrg.experiments.sweep import with_overrides
 from amrg.inference.generate import generate_faults, generate_reports_file
-from amrg.inference.run import find_run_artifacts, read_context_fields
+from amrg.inference.run import read_context_fields
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.models.text_encoder import TextEncoder
 from tests.conftest import TINY, report
 from tests.webapp.tiny_run import make_run, run_config

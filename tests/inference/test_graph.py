@@ -14,7 +14,8 @@ from amrg.config_files import load_config
 from amrg.data.stream import iter_split_samples
 from amrg.graph.knowledge_graph import FILE
 from amrg.inference.generate import generate_faults
-from amrg.inference.run import LoadedRun, find_run_artifacts
+from amrg.inference.run import LoadedRun
+from amrg.inference.run_artifacts import find_run_artifacts
 from tests.conftest import TINY
 from tests.webapp.tiny_run import make_run
 

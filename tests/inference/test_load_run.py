@@ -17,6 +17,7 @@ import sys
 def refuse(*names): assert not (found := sys.modules.keys() & set(names)), found
 import amrg
 refuse("torch")
+import amrg.commands.export, amrg.commands.serve, amrg.commands.view, amrg.commands.write
 import amrg.cluster.pipeline
 refuse("torchvision", "transformers", "timm", "peft", "scipy.optimize")
 from amrg import load_run

@@ -12,7 +12,7 @@ from amrg.data.own_studies import GivenPrior
 from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.errors import UserError
 from amrg.inference.generate import choose_prior_studies, generate_faults, generate_reports_file
-from amrg.inference.run import find_run_artifacts
+from amrg.inference.run_artifacts import find_run_artifacts
 from tests.conftest import report
 
 

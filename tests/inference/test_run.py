@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from amrg.errors import UserError
-from amrg.inference.run import find_run_artifacts
+from amrg.inference.run_artifacts import find_run_artifacts
 
 
 @pytest.mark.parametrize("kind", ["scores", "reports", "stage2"])

@@ -19,7 +19,8 @@ from amrg.commands import serve, view
 from amrg.config import Config
 from amrg.data.stream import iter_split_samples
 from amrg.errors import UserError
-from amrg.inference.run import LoadedRun, find_run_artifacts
+from amrg.inference.run import LoadedRun
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.memory.changes import mix_bank_folders
 from amrg.pipeline import artifact_root, run_pipeline_step, step_recipe
 from tests.made_films import chest_film, encoded

@@ -15,7 +15,8 @@ from amrg.commands import write
 from amrg.data.labels import LABELS, NO_FINDING
 from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.errors import UserError
-from amrg.inference.run import LoadedRun, find_run_artifacts, open_generator
+from amrg.inference.run import LoadedRun, open_generator
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.models.composer import ROWS
 from amrg.models.vision import films_to_tensor
 from tests.made_films import chest_film, encoded

@@ -18,7 +18,8 @@ from amrg.config import GenerateConfig
 from amrg.config_files import read_config_section
 from amrg.data.stream import iter_split_samples, load_split_studies
 from amrg.errors import UserError
-from amrg.inference.run import LoadedRun, find_run_artifacts, holds_no_reports
+from amrg.inference.run import LoadedRun
+from amrg.inference.run_artifacts import find_run_artifacts, holds_no_reports
 from amrg.memory import forget as forgetting
 from amrg.pipeline import STEPS
 from tests.memory.other_hospital import WORDS, prepare_other_hospital

@@ -30,7 +30,8 @@ from amrg.commands.write import write_own_studies
 from amrg.data.context import Context
 from amrg.data.own_studies import GivenPrior, StudyFiles
 from amrg.errors import UserError
-from amrg.inference.run import LoadedRun, find_run_artifacts
+from amrg.inference.run import LoadedRun
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.models.training_distance import TrainingDistance
 from amrg.serving import api, docs_page
 from amrg.serving.api import MAX_BYTES, OPENAPI, PATHS, Access, create_serving_app

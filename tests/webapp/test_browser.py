@@ -16,7 +16,8 @@ from sklearn.datasets import load_sample_image
 from amrg.data.labels import FINDINGS
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
-from amrg.inference.run import find_run_artifacts, open_generator
+from amrg.inference.run import open_generator
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.models.composed import Composed, ComposedSentence
 from amrg.models.composer import Composer
 from amrg.models.finding_calibration import Certainty

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from amrg.commands.view import main as view
 from amrg.data.stream import load_split_studies
 from amrg.errors import UserError
-from amrg.inference.run import find_run_artifacts
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.webapp import comparison
 from amrg.webapp.comparison import ComparedRun
 from amrg.webapp.run_store import RunStore

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from amrg.inference.run import find_run_artifacts
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.webapp.server import MAX_CONTEXT_BYTES, create_viewer_app
 from tests.conftest import report
 from tests.data.test_image_io import dicom

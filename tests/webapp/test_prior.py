@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from amrg.inference.run import find_run_artifacts
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.webapp.server import create_viewer_app
 from amrg.webapp.session import PRIOR
 from tests.conftest import report

@@ -30,7 +30,8 @@ from amrg.data.text.outline import positive_findings
 from amrg.errors import UserError
 from amrg.evaluation.highlight import FindingErrors
 from amrg.evaluation.reports import GeneratedReport, Sentence
-from amrg.inference.run import LoadedRun, find_run_artifacts
+from amrg.inference.run import LoadedRun
+from amrg.inference.run_artifacts import find_run_artifacts
 from amrg.models.composed import Composed, ComposedSentence, Unsure
 from amrg.models.open_banks import open_memory_banks
 from amrg.models.report_generator import ReportGenerator
