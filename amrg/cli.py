@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import atexit
 import gc
 import importlib
 import logging
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command_line(action: Callable[[], None]) -> None:
     """Run a command; turn a UserError into its lines and exit code 2, and an interruption into a promise."""
+    atexit.register(gc.freeze)  # else Python looks through a million objects of the imports once more when it ends
     _show_log()
     try:
         action()
@@ -93,8 +95,6 @@ def run_command_line(action: Callable[[], None]) -> None:
     except BrokenPipeError:  # whoever reads has read enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at the end goes nowhere
         sys.exit(128 + signal.SIGPIPE)
-    finally:
-        gc.freeze()  # Python would look through a million objects of the imports once more when it ends
 
 
 class _EchoHandler(logging.Handler):
