@@ -19,7 +19,7 @@ LONGEST = (
 
 
 class _FileScheduling(LoadFileScheduling):
-    """Gives each file to one worker of pytest-xdist, and all of Ray's to the same: two clusters at a time have hung."""
+    """Scheduling by file, with all of Ray's files for one worker of pytest-xdist: two clusters at a time have hung."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "tests/cluster" if nodeid.startswith("tests/cluster/") else super()._split_scope(nodeid)

@@ -74,11 +74,11 @@ class RunArtifacts:
     @property
     def warnings(self) -> list[str]:
         """Warnings that everything made from the artefacts carries."""
+        from amrg.models.training_distance import FILE  # takes a second, and a mistyped path is told without it
+
         artifacts = [self.data, self.stage1, self.banks, self.stage2, *([self.reports] if self.reports else [])]
         found = {one.warning for one in artifacts if one.warning}
         found |= {f"WARNING: {failure}" for one in artifacts for failure in one.failures}
-        from amrg.models.training_distance import FILE  # takes a second, and a mistyped path is told without it
-
         if not (self.stage2.path / FILE).exists():
             found.add("stage 2 was made by a former version: films that are unlike the training films are not told")
         return sorted(found)
@@ -141,13 +141,11 @@ def find_run_artifacts(run: Path, base_model: str | None = None, banks: Path | N
     chain = RunArtifacts(
         found["data"], found["stage1"], found["banks"], found["stage2"], found.get("reports"), base_model
     )
-    return chain if banks is None else chain_with_banks(chain, open_artifact(banks, "banks"))
-
-
-def chain_with_banks(chain: RunArtifacts, banks: Artifact) -> RunArtifacts:
-    """Return a run that retrieves from other banks; raises UserError if its stage 1 did not make them."""
-    refuse_other_banks(chain, banks)
-    return replace(chain, banks=banks)
+    if banks is None:
+        return chain
+    other = open_artifact(banks, "banks")
+    refuse_other_banks(chain, other)
+    return replace(chain, banks=other)
 
 
 def _newest(run: Path) -> Path:

@@ -12,7 +12,7 @@ from tests.conftest import make_artefacts
 
 SCRIPT = Path(__file__).with_name("fault_injection.py")
 RUNS = ("nothing", "reader+worker", "node+driver+patience")
-#: Weights that overflow at the first step.
+#: Weights that overflow at the first step, whoever reads the films.
 DIVERGING = "nothing --stage2.lr 1e30 --stage2.warmup-fraction 0 --cluster.readers 0"
 
 

@@ -80,9 +80,7 @@ def test_the_context_asks_the_memories_for_their_words(tmp_path: Path, coughed: 
     assert sentences["none", "own"] == [without] * 5
     assert sentences["own", "own"] == [[coughed], without, [coughed], without, [coughed]]
     assert sentences["shuffled", "own"] == [[coughed], without, [coughed], [coughed], without]
-    assert (
-        sentences["own", "shuffled"] == sentences["shuffled", "own"]
-    )  # film and context of the query are of one study
+    assert sentences["own", "shuffled"] == sentences["shuffled", "own"]  # what asks is of one study
     assert sentences["none", "shuffled"] == [without] * 5
     assert sentences["own", "uniform"] == [[]] * 5  # nothing is named
 

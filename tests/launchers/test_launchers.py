@@ -22,15 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 #: 80 steps of 16 studies, with few validations.
 LONG = (
-    "--stage2.epochs",
-    "10",
-    "--stage2.batch-size",
-    "2",
-    "--stage2.num-sample-reports",
-    "0",
-    "--stage2.dtype",
-    "float32",
-)
+    "--stage2.epochs", "10", "--stage2.batch-size", "2", "--stage2.num-sample-reports", "0",
+    "--stage2.dtype", "float32",
+)  # fmt: skip
 
 
 ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
